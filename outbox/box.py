@@ -1,0 +1,520 @@
+"""Outbox: the public face of the store.  Validates and encodes calls, then makes them durable in one commit.
+
+Everything that can be refused is refused here, before a write transaction begins; what passes is on disk when
+`enqueue` returns.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import codec, environment, verify
+from .clock import Clock, SystemClock
+from .config import OutboxConfig
+from .counters import Counters
+from .entry import Entry
+from .envelope import Record, from_us, to_us
+from .errors import ConfigError, DurabilityError, InvalidEntry, StoreCorrupt, StoreLocked, StoreMissing
+from .group_commit import GroupCommit
+from .locks import Role, RoleLock, holder
+from .operation import (
+    Operation,
+    caller_key,
+    check_operation_name,
+    idempotency_hash,
+    operations_by_name,
+    ordering_key,
+    payload_hash,
+    shape_hash,
+)
+from .state_file import StateFile
+from .status import OutboxStatus, RelayStatus
+from .store import COUNTERS_KEY, Append, Store
+
+_log = logging.getLogger("outbox")
+
+_MAX_GROUP = 10_000
+# Stands for every operation of an outbox that was opened without declarations.
+_ANY = Operation("any", table="any")
+# A record without its sequence number, and the caller's key to retry it with.
+_Prepared = tuple[Record, str | None]
+
+
+class Outbox:
+    """A durable local outbox.  Thread-safe; one engine process at a time; not usable after a fork.
+
+    Open with `Outbox.open` (the engine: may enqueue) or `Outbox.attach` (an observer or a relay: may not), close
+    with `close` or a `with` block.
+    """
+
+    def __init__(self, store: Store, config: OutboxConfig, operations: Iterable[Operation], clock: Clock) -> None:
+        """Use `open` or `attach` instead."""
+        self.store = store
+        self.config = config
+        self.clock = clock
+        self.operations = operations_by_name(operations)
+        self._namespace = config.namespace or str(store.identity.store_id)
+        self._commit = GroupCommit(store.append)
+        self._access: RoleLock | None = None
+        self._engine: RoleLock | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    # -- opening and closing
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        config: OutboxConfig | None = None,
+        operations: Iterable[Operation] = (),
+        *,
+        clock: Clock | None = None,
+    ) -> Outbox:
+        """Open the outbox at `path` (default: `config.dir`) as its engine, creating it atomically if it is absent.
+
+        With `operations`, names that are not declared and arguments that do not fit are refused at enqueue.  After
+        an unclean shutdown the store is verified first.  Raises `StoreLocked` (another engine, with its pid),
+        `StoreCorrupt`, `StoreFormatError`, `ConfigError` or OSError.
+        """
+        return cls._open(path, config, operations, clock, engine=True)
+
+    @classmethod
+    def attach(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        config: OutboxConfig | None = None,
+        operations: Iterable[Operation] = (),
+        *,
+        clock: Clock | None = None,
+    ) -> Outbox:
+        """Open an existing outbox beside its engine: to look, to relay, to answer dead letters.
+
+        Cannot enqueue.  Raises `StoreMissing` where there is none, else as `open`.
+        """
+        return cls._open(path, config, operations, clock, engine=False)
+
+    @classmethod
+    def _open(
+        cls,
+        path: str | os.PathLike[str] | None,
+        config: OutboxConfig | None,
+        operations: Iterable[Operation],
+        clock: Clock | None,
+        *,
+        engine: bool,
+    ) -> Outbox:
+        config = config or OutboxConfig()
+        clock = clock or SystemClock()
+        declared = tuple(operations)
+        operations_by_name(declared)
+        directory = Path(os.path.abspath(os.fspath(path if path is not None else config.dir)))
+        if engine:
+            _create_if_vacant(directory, clock)
+        environment.read_identity(directory)
+        environment.refuse_remote(directory)
+        locks: list[RoleLock] = []
+        try:
+            if engine:
+                locks.append(RoleLock(directory, Role.ENGINE))
+            access = RoleLock(directory, Role.ACCESS, shared=True)
+            locks.append(access)
+            _verify_if_unclean(directory, access)
+            store = Store(
+                environment.Environment(directory),
+                max_bytes=config.max_size_mb << 20,
+                reserve_bytes=(config.min_free_mb << 20) // 16,
+                now_us=lambda: to_us(clock.now()),
+            )
+        except BaseException:
+            for lock in locks:
+                lock.release()
+            raise
+        box = cls(store, config, declared, clock)
+        box._access = access
+        if engine:
+            box._engine = locks[0]
+            store.on_halt = box._publish_halt
+            box._publish_halt(None)
+        store.reader_check()
+        return box
+
+    def _publish_halt(self, reason: str | None) -> None:
+        """Make the halt latch visible to other processes; best effort, since the disk may be the reason."""
+        try:
+            StateFile(self.path / "engine.state").write({"pid": os.getpid(), "halted": reason})
+        except OSError as exc:
+            _log.warning("halt state could not be published", extra={"error": str(exc)})
+
+    def close(self) -> None:
+        """Close the store and let go of the roles; may be called twice.  Stop the relay first."""
+        if self._access is None:
+            return
+        self.store.close()
+        try:
+            self._access.make_exclusive()
+            if self.store.halt_reason is None:
+                environment.mark_clean(self.path)
+        except (StoreLocked, OSError):
+            pass  # somebody else has it open, and leaves the mark
+        for lock in (self._access, self._engine):
+            if lock is not None:
+                lock.release()
+        self._access = self._engine = None
+
+    def __enter__(self) -> Outbox:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def path(self) -> Path:
+        """The store's directory, absolute."""
+        return self.store.directory
+
+    # -- enqueueing
+
+    def enqueue(
+        self, operation: str, args: Mapping[str, Any], *, key: str | None = None, order_by: str | int | None = None
+    ) -> Entry:
+        """Record one call; it is on disk when this returns.
+
+        `key` names the intent: the same key with the same arguments returns the first entry, with others it raises
+        `IdempotencyConflict`.  Without it the operation's identity counts, or else every call is its own intent.
+        `order_by` overrides the operation's ordering key.  Raises `InvalidEntry` (nothing was written), or
+        `DurabilityError` (in doubt: retry with the same key, see `DurabilityError.keys`).
+        """
+        return self._submit([self._prepare(operation, args, key, order_by)])[0]
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Several entries in one LMDB commit, and later in one PostgreSQL transaction.
+
+        They are committed when the block ends; an exception inside records nothing.  `tx.entries` holds them
+        afterwards.  Raises at the end of the block what `enqueue` raises.
+        """
+        transaction = Transaction(self)
+        yield transaction
+        transaction._close()
+        if transaction._prepared:
+            transaction.entries = self._submit(transaction._prepared)
+
+    def _prepare(self, name: str, args: Mapping[str, Any], key: str | None, order_by: str | int | None) -> _Prepared:
+        """Validate and encode one call.  Raises `InvalidEntry`, or what the operation's `validate` raises."""
+        if self._engine is None:
+            raise StoreLocked(
+                f"the outbox at {self.path} was attached, not opened, and cannot enqueue",
+                hint="use Outbox.open in the engine's process",
+            )
+        self.store.check_not_halted()
+        check_operation_name(name)
+        operation = self.operations.get(name) if self.operations else _ANY
+        if operation is None:
+            raise InvalidEntry(f"operation {name!r} is not declared", hint=f"declared: {', '.join(self.operations)}")
+        if not isinstance(args, Mapping) or not all(type(field) is str and field for field in args):
+            raise InvalidEntry(f"args of {name!r} is {args!r:.200}", hint="allowed: a mapping with text keys")
+        plain, types = codec.encode(dict(args))
+        if len(plain) + len(types) > self.config.max_entry_kb << 10:
+            raise InvalidEntry(
+                f"args of {name!r} take {(len(plain) + len(types)) >> 10} KiB", hint=f"at most {self.config.max_entry_kb}"
+            )
+        operation.check(args)
+        order = ordering_key(operation.order_of(args) if order_by is None else order_by)
+        id_ = self.clock.new_id().bytes
+        declared = operation.identity_of(args) if key is None else None
+        if declared is None:
+            # A call without identity gets a fresh key, which the caller learns of if it must retry.
+            key = id_.hex() if key is None else key
+            kind, identity = "key", caller_key(key)
+        else:
+            kind, identity = "identity", b"".join(codec.encode(declared, what="identity"))
+        record = Record(
+            seq=0,
+            key=idempotency_hash(self._namespace, name, kind, identity),
+            id=id_,
+            operation=name,
+            order_by=order,
+            payload_hash=payload_hash(name, plain, types),
+            shape=shape_hash(args),
+            args=plain,
+            types=types,
+            captured_us=to_us(self.clock.now()),
+        )
+        return record, key
+
+    def _submit(self, prepared: list[_Prepared]) -> list[Entry]:
+        submission = Append([record for record, _ in prepared])
+        try:
+            self._commit.submit(submission)
+        except DurabilityError as exc:
+            # Several threads share one failed commit; each gets an error of its own, with its own key.
+            raise type(exc)(exc.message, hint=exc.hint, keys=tuple(key for _, key in prepared)) from exc
+        if submission.error is not None:
+            raise submission.error
+        for listener in self._listeners:
+            listener()
+        return [record.entry() for record in submission.stored]
+
+    def on_enqueue(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after every durable enqueue, from the enqueueing thread; it must be quick and not raise."""
+        self._listeners.append(listener)
+
+    def off_enqueue(self, listener: Callable[[], None]) -> None:
+        """Undo `on_enqueue`."""
+        self._listeners.remove(listener)
+
+    # -- looking
+
+    def pending(self) -> Iterator[Entry]:
+        """Pending entries, oldest first, in bounded memory."""
+        return (record.entry(strict=False) for record in self.store.records("pending"))
+
+    def ledger(self) -> Iterator[Entry]:
+        """Settled entries and audit records, oldest first, in bounded memory; dead letters are FAILED."""
+        return (record.entry(strict=False) for record in self.store.records("ledger"))
+
+    def dead_letters(self) -> Iterator[Entry]:
+        """Entries that PostgreSQL rejected and that wait for an operator, oldest first."""
+        for seq, _ in self.store.dead():
+            record = self.store.record("ledger", seq)
+            if record is not None:
+                yield record.entry(strict=False)
+
+    def status(self) -> OutboxStatus:
+        """A snapshot for operators, in time independent of the backlog.  Raises `StoreClosed`."""
+        figures = self.store.figures()
+        relay_state = StateFile(self.path / "relay.state").read() or {}
+        engine_state = StateFile(self.path / "engine.state").read() or {}
+        engine_pid = os.getpid() if self._engine is not None else holder(self.path, Role.ENGINE)
+        relay_pid = holder(self.path, Role.RELAY)
+        halt = self.store.halt_reason
+        if halt is None and engine_pid is not None and engine_state.get("pid") == engine_pid:
+            halt = engine_state.get("halted")
+        counters = figures.counters
+        oldest = self.clock.now() if figures.oldest_us is None else from_us(figures.oldest_us)
+        held_back = min(int(relay_state.get("held_back") or 0), figures.pending) if counters.dead else 0
+        relay = self._relay_status(relay_state, relay_pid, figures.pending - held_back)
+        status = OutboxStatus(
+            path=str(self.path),
+            store_id=str(self.store.identity.store_id),
+            pending=figures.pending,
+            held_back=held_back,
+            dead_letters=counters.dead,
+            completed=counters.completed,
+            acknowledged=counters.acknowledged,
+            discarded=counters.discarded,
+            quarantined=counters.quarantined,
+            unledgered=counters.unledgered,
+            ledger=figures.ledger,
+            lag_s=max(0.0, (self.clock.now() - oldest).total_seconds()),
+            watermark=counters.next_seq - 1 if figures.first_pending is None else figures.first_pending - 1,
+            last_seq=counters.next_seq - 1,
+            relay=relay,
+            engine_pid=engine_pid,
+            halted=halt is not None,
+            halt_reason=halt,
+            live_bytes=figures.live_bytes,
+            file_bytes=figures.file_bytes,
+            max_bytes=self.config.max_size_mb << 20,
+            map_bytes=figures.map_bytes,
+            free_disk_bytes=figures.free_disk_bytes,
+        )
+        return replace(status, needs_operator=_needs_operator(status), degraded=_degraded(status, self.config))
+
+    def _relay_status(self, state: Mapping[str, Any], pid: int | None, waiting: int) -> RelayStatus:
+        moved, applied = state.get("moved_at"), state.get("last_applied_at")
+        idle = None if moved is None else max(0.0, self.clock.monotonic() - float(moved))
+        alive = pid is not None
+        breaker = str(state.get("breaker", "unknown"))
+        stuck = alive and waiting > 0 and breaker == "closed" and (idle or 0.0) > self.config.stuck_after
+        return RelayStatus(
+            alive=alive,
+            pid=pid or None,
+            breaker=breaker,
+            stopped=bool(state.get("stopped")),
+            stuck=stuck,
+            died=state.get("died"),
+            last_error=state.get("last_error"),
+            idle_s=idle,
+            last_applied_at=None if not applied else datetime.fromisoformat(applied),
+        )
+
+    # -- the operator's answers
+
+    def requeue(self, seq: int) -> list[Entry]:
+        """Try dead letter `seq` again, at its old place in the order, together with the group it belongs to.
+
+        Recorded in the ledger.  Raises `EntryNotFound`.
+        """
+        return self._answer("requeue", seq, {})
+
+    def discard(self, seq: int, reason: str) -> list[Entry]:
+        """Give up dead letter `seq`, together with the group it belongs to; later entries of its key go on.
+
+        It stays in the ledger with `reason`, which must not be empty.  Raises `EntryNotFound` or `InvalidEntry`.
+        """
+        if not isinstance(reason, str) or not reason.strip():
+            raise InvalidEntry(f"reason is {reason!r}", hint="say why this entry may be given up")
+        return self._answer("discard", seq, {"reason": reason})
+
+    def _answer(self, action: str, seq: int, extra: dict[str, Any]) -> list[Entry]:
+        if not isinstance(seq, int) or isinstance(seq, bool):
+            raise InvalidEntry(f"seq is {seq!r}", hint="allowed: a sequence number")
+        name = f"outbox.{action}"
+        args = {"seq": seq, **extra}
+        plain, types = codec.encode(args)
+        id_ = self.clock.new_id().bytes
+        audit = Record(
+            seq=0,
+            key=id_,
+            id=id_,
+            operation=name,
+            order_by=None,
+            payload_hash=payload_hash(name, plain, types),
+            shape=shape_hash(args),
+            args=plain,
+            types=types,
+        )
+        if action == "requeue":
+            released = self.store.requeue(seq, audit)
+        else:
+            released = self.store.discard(seq, extra["reason"], audit)
+        _log.warning("dead letter answered", extra={"action": action, "seq": seq, "entries": len(released)})
+        for listener in self._listeners:
+            listener()
+        return [record.entry(strict=False) for record in released]
+
+    # -- retention
+
+    def compact(self, retention: timedelta | None = None, vacuum: bool = False) -> int:
+        """Prune settled entries older than `retention` (default: the configured hours); returns how many.
+
+        With `vacuum` the file is also rewritten compactly and swapped, which needs this process to be the only one
+        with the store open and no relay running: raises `StoreLocked` otherwise, having changed nothing.
+        """
+        keep = timedelta(hours=self.config.retention_hours) if retention is None else retention
+        if not isinstance(keep, timedelta) or keep < timedelta(0):
+            raise ConfigError(f"retention is {retention!r}", hint="allowed: a timedelta of zero or more")
+        if not vacuum:
+            return self.store.prune(to_us(self.clock.now() - keep))
+        with self._alone():
+            pruned = self.store.prune(to_us(self.clock.now() - keep))
+            self.store.swap(self._vacuum)
+            return pruned
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold every role: nobody else has the store open, nor opens it meanwhile."""
+        assert self._access is not None
+        roles: list[RoleLock] = []
+        try:
+            roles.append(RoleLock(self.path, Role.RELAY))
+            if self._engine is None:
+                roles.append(RoleLock(self.path, Role.ENGINE))
+            self._access.make_exclusive()
+            try:
+                yield
+            finally:
+                self._access.make_shared()
+        finally:
+            for role in roles:
+                role.release()
+
+    def _vacuum(self) -> None:
+        """Rewrite the closed data file compactly and swap it in one rename."""
+        with tempfile.TemporaryDirectory(prefix=".vacuum-", dir=self.path) as name:
+            temporary = Path(name)
+            environment.copy_compact(self.path, temporary)
+            found = environment.structural_problems(temporary)
+            if found:
+                raise StoreCorrupt(f"the compact copy is damaged: {found[0]}", hint="the store was left as it was")
+            os.rename(temporary / "data.mdb", self.path / "data.mdb")
+            environment.flush_directory(self.path)
+
+
+class Transaction:
+    """Collects entries for one commit; see `Outbox.transaction`.  Use it on one thread."""
+
+    def __init__(self, box: Outbox) -> None:
+        self._box = box
+        self._prepared: list[_Prepared] = []
+        self._open = True
+        # The stored entries, in order, once the block has ended.
+        self.entries: list[Entry] = []
+
+    def enqueue(
+        self, operation: str, args: Mapping[str, Any], *, key: str | None = None, order_by: str | int | None = None
+    ) -> None:
+        """Add one call; validated now, stored when the block ends.  Raises `InvalidEntry`."""
+        if not self._open:
+            raise InvalidEntry("the transaction has ended", hint="enqueue inside its with block")
+        if len(self._prepared) >= _MAX_GROUP:
+            raise InvalidEntry(f"a transaction takes at most {_MAX_GROUP} entries", hint="use several")
+        self._prepared.append(self._box._prepare(operation, args, key, order_by))
+
+    def _close(self) -> None:
+        self._open = False
+
+
+def _create_if_vacant(directory: Path, clock: Clock) -> None:
+    try:
+        environment.read_identity(directory)
+    except StoreMissing:
+        environment.create(directory, clock.new_id(), {COUNTERS_KEY: Counters().pack()})
+        _log.info("outbox created", extra={"path": str(directory)})
+
+
+def _verify_if_unclean(directory: Path, access: RoleLock) -> None:
+    """Verify in a child process unless the last user closed properly, or somebody has verified and is using it."""
+    try:
+        access.make_exclusive()
+    except StoreLocked:
+        return
+    try:
+        if not environment.take_clean_mark(directory):
+            verify.check(directory)
+    finally:
+        access.make_shared()
+
+
+def _needs_operator(status: OutboxStatus) -> list[str]:
+    relay, said = status.relay, []
+    if status.halted:
+        said.append(f"enqueueing is halted: the store {status.halt_reason}")
+    if status.quarantined:
+        said.append(f"{status.quarantined} damaged entries are quarantined")
+    if status.dead_letters:
+        said.append(f"{status.dead_letters} dead letters hold back {status.held_back} entries")
+    if status.live_bytes > 0.85 * status.max_bytes:
+        said.append(f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB")
+    if relay.died and not relay.alive:
+        said.append(f"the relay died: {relay.died}")
+    if relay.stuck:
+        said.append(f"the relay is stuck: no progress for {relay.idle_s or 0:.0f} s while entries wait")
+    if relay.stopped:
+        said.append(f"the line is stopped: {relay.last_error}")
+    return said
+
+
+def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
+    relay, said = status.relay, []
+    if relay.alive and relay.breaker != "closed" and relay.breaker != "unknown":
+        said.append(f"PostgreSQL is unavailable: {relay.last_error}")
+    if status.pending and not relay.alive:
+        said.append(f"no relay is running and {status.pending} entries wait")
+    if status.pending > config.alert_pending:
+        said.append(f"{status.pending} entries wait, more than OUTBOX_ALERT_PENDING={config.alert_pending}")
+    if status.free_disk_bytes < config.min_free_mb << 20:
+        said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
+    if status.unledgered:
+        said.append(f"{status.unledgered} entries were completed without a ledger copy")
+    return said

@@ -1,0 +1,288 @@
+"""Exact round trip of arguments through JSON that PostgreSQL can read as it stands.
+
+An encoded value is two byte strings: *plain* JSON, which `json_to_recordset` casts to a table's columns without
+any help from Python, and a *types* tree, which restores the Python types that JSON lacks.  The types tree names
+no code: decoding never imports, never executes, and enum classes must have been registered by the program.
+
+What PostgreSQL would refuse later (NaN, NUL in text, lone surrogates, numbers beyond `numeric`) is refused here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from .errors import ConfigError, InvalidEntry
+
+# numeric: "up to 131072 digits before the decimal point; up to 16383 digits after the decimal point"
+# (PostgreSQL documentation, 8.1 Numeric Types).
+_MAX_INTEGER_DIGITS = 131_072
+_MAX_FRACTION_DIGITS = 16_383
+_MAX_DEPTH = 64
+_INT64 = 2**63
+
+_enums: dict[str, type[Enum]] = {}
+
+
+def register_enum(cls: type[Enum]) -> type[Enum]:
+    """Allow members of `cls` as arguments; usable as a class decorator.
+
+    Members are stored by class and member name; PostgreSQL sees their value.  Raises `ConfigError` when another
+    class of the same module and name is registered already.
+    """
+    name = _enum_name(cls)
+    known = _enums.setdefault(name, cls)
+    if known is not cls:
+        raise ConfigError(f"enum {name} is already registered as another class", hint="give one of them another name")
+    return cls
+
+
+def encode(value: Any, *, what: str = "args") -> tuple[bytes, bytes]:
+    """`(plain, types)` for `value`; `types` is empty where JSON alone is exact.
+
+    Keys are sorted, so equal values give equal bytes.  Raises `InvalidEntry` naming the path (`what` is its root),
+    the value and what is allowed.
+    """
+    plain, types = _lower(value, what, 0)
+    try:
+        return (
+            orjson.dumps(plain, option=orjson.OPT_SORT_KEYS),
+            b"" if types is None else orjson.dumps(types, option=orjson.OPT_SORT_KEYS),
+        )
+    except orjson.JSONEncodeError as exc:
+        raise InvalidEntry(f"{what} cannot be encoded: {exc}") from exc
+
+
+def decode(plain: bytes, types: bytes = b"", *, strict: bool = True) -> Any:
+    """The value that `encode` was given.
+
+    An enum class that this process has not registered raises `ConfigError`; with `strict=False` (for display) its
+    plain value is given instead.
+    """
+    value = orjson.loads(plain)
+    return _lift(value, orjson.loads(types), strict) if types else value
+
+
+def encode_result(value: Any) -> bytes:
+    """JSON of what a handler returned; a value that cannot be encoded is kept as its `repr`.
+
+    An effect that has been applied must not be rejected because of its return value.
+    """
+    try:
+        plain, types = encode(value, what="result")
+    except InvalidEntry:
+        plain, types = encode({"repr": repr(value).replace("\0", "")[:500]}, what="result")
+    if not types:
+        return plain
+    return b'{"$value":' + plain + b',"$types":' + types + b"}"
+
+
+def decode_result(data: bytes) -> Any:
+    """The inverse of `encode_result`; unknown enum classes give their plain value."""
+    value = orjson.loads(data)
+    if isinstance(value, dict) and value.keys() == {"$value", "$types"}:
+        return _lift(value["$value"], value["$types"], False)
+    return value
+
+
+def to_json(value: Any) -> bytes:
+    """Compact JSON of plain values and datetimes, for state files and `--json` output."""
+    return orjson.dumps(value)
+
+
+def from_json(data: bytes) -> Any:
+    """Parse JSON; raises `ValueError` when it is none."""
+    return orjson.loads(data)
+
+
+def field_names(plain: bytes) -> tuple[str, ...]:
+    """The names of the top-level arguments of an encoded argument object."""
+    return tuple(orjson.loads(plain))
+
+
+def _enum_name(cls: type[Enum]) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _check_text(value: str, path: str) -> str:
+    if "\0" in value:
+        raise InvalidEntry(f"{path} contains a NUL character, which PostgreSQL text cannot hold", hint="remove it")
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidEntry(f"{path} contains a lone surrogate at index {exc.start}", hint="pass valid Unicode") from exc
+    return value
+
+
+def _check_decimal(value: Decimal, path: str) -> str:
+    if not value.is_finite():
+        raise InvalidEntry(f"{path} is {value}, which is not a finite number", hint="pass a finite Decimal or None")
+    exponent = value.as_tuple().exponent
+    assert isinstance(exponent, int)
+    if (value and value.adjusted() >= _MAX_INTEGER_DIGITS) or -exponent > _MAX_FRACTION_DIGITS:
+        raise InvalidEntry(
+            f"{path} has exponent {exponent}, beyond PostgreSQL's numeric",
+            hint=f"at most {_MAX_INTEGER_DIGITS} digits before and {_MAX_FRACTION_DIGITS} after the decimal point",
+        )
+    if exponent > _MAX_INTEGER_DIGITS:
+        raise InvalidEntry(f"{path} has exponent {exponent}, beyond PostgreSQL's numeric", hint="normalize the zero")
+    return str(value)
+
+
+def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
+    """Split `value` into its plain JSON form and its type tag (None where JSON is exact)."""
+    kind = type(value)
+    if value is None or kind is bool:
+        return value, None
+    if kind is str:
+        return _check_text(value, path), None
+    if kind is int:
+        if -_INT64 <= value < _INT64:
+            return value, None
+        try:
+            text = str(value)
+        except ValueError as exc:  # Python's limit on digits of int -> str
+            raise InvalidEntry(f"{path} has too many digits: {exc}") from exc
+        return text, "int"
+    if kind is float:
+        if not math.isfinite(value):
+            raise InvalidEntry(f"{path} is {value}, which is not a finite number", hint="pass a finite number or None")
+        return value, None
+    if kind is Decimal:
+        return _check_decimal(value, path), "decimal"
+    if kind is datetime:
+        return _lower_datetime(value)
+    if kind in (dict, list, tuple, set, frozenset):
+        return _lower_container(value, path, depth)
+    if isinstance(value, Enum):
+        return _lower_enum(value, path, depth)
+    if kind is date:
+        return value.isoformat(), "date"
+    if kind is time:
+        return value.isoformat(), "time"
+    if kind is timedelta:
+        # PostgreSQL reads "N days M microseconds" as an interval.
+        seconds = value.seconds * 1_000_000 + value.microseconds
+        return f"{value.days} days {seconds} microseconds", "interval"
+    if kind is UUID:
+        return str(value), "uuid"
+    if kind in (bytes, bytearray):
+        return "\\x" + bytes(value).hex(), "bytes"
+    return _lower(_coerce_foreign(value, path), path, depth + 1)
+
+
+def _lower_datetime(value: datetime) -> tuple[Any, Any]:
+    offset = value.utcoffset()
+    if offset is None:
+        return value.isoformat(), "naive"
+    # In UTC, because PostgreSQL ignores an offset that is given to a column without time zone.
+    plain = value.astimezone(UTC).isoformat()
+    return plain, ["aware", offset.total_seconds()] if offset else "aware"
+
+
+def _lower_enum(value: Enum, path: str, depth: int) -> tuple[Any, Any]:
+    name = _enum_name(type(value))
+    if _enums.get(name) is not type(value):
+        raise InvalidEntry(
+            f"{path} is {value!r} of the unregistered enum {name}",
+            hint="register the class with outbox.register_enum",
+        )
+    plain = value.value if isinstance(value.value, (str, int, float, Decimal)) else value.name
+    return _lower(plain if not isinstance(plain, Enum) else value.name, path, depth + 1)[0], ["enum", name, value.name]
+
+
+def _lower_container(value: Any, path: str, depth: int) -> tuple[Any, Any]:
+    if depth > _MAX_DEPTH:
+        raise InvalidEntry(f"{path[:80]}... is nested deeper than {_MAX_DEPTH} levels, or contains itself")
+    if type(value) is dict:
+        if all(type(key) is str for key in value):
+            plain: dict[str, Any] = {}
+            tags: dict[str, Any] = {}
+            for key, item in value.items():
+                plain[_check_text(key, f"{path} key {key!r}")], tag = _lower(item, f"{path}.{key}", depth + 1)
+                if tag is not None:
+                    tags[key] = tag
+            return plain, {"dict": tags} if tags else None
+        # JSON objects have text keys only; a list of pairs keeps the others exact.
+        pairs, tag = _lower_container([list(pair) for pair in value.items()], path, depth + 1)
+        return pairs, {"pairs": (tag or {"list": {}})["list"]}
+    items = [_lower(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
+    if type(value) in (set, frozenset):
+        # Equal sets must give equal bytes, whatever their iteration order.
+        items.sort(key=lambda pair: orjson.dumps(pair, option=orjson.OPT_SORT_KEYS))
+    marks = {str(index): tag for index, (_, tag) in enumerate(items) if tag is not None}
+    name = type(value).__name__
+    return [plain for plain, _ in items], {name: marks} if marks or name != "list" else None
+
+
+def _coerce_foreign(value: Any, path: str) -> Any:
+    """numpy scalars and pandas timestamps become the Python value they stand for; everything else is refused."""
+    module = type(value).__module__.partition(".")[0]
+    if module == "numpy" and hasattr(value, "item") and not getattr(value, "shape", ()):
+        item = value.item()
+        temporal = type(value).__name__ in ("datetime64", "timedelta64")
+        if type(item).__module__ != "numpy" and not (temporal and isinstance(item, int)) and item is not None:
+            return item
+    elif module == "pandas" and isinstance(value, datetime) and value == value and hasattr(value, "to_pydatetime"):
+        if not getattr(value, "nanosecond", 0):
+            return value.to_pydatetime()
+    raise InvalidEntry(
+        f"{path} has type {type(value).__module__}.{type(value).__qualname__}, which cannot be stored exactly",
+        hint="allowed: None, bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes, "
+        "registered Enums, numpy scalars, and dict, list, tuple, set, frozenset of these",
+    )
+
+
+def _lift(plain: Any, tag: Any, strict: bool) -> Any:
+    """The inverse of `_lower`."""
+    if tag is None:
+        return plain
+    if isinstance(tag, str):
+        return _SCALARS[tag](plain)
+    if isinstance(tag, list):
+        if tag[0] == "aware":
+            return datetime.fromisoformat(plain).astimezone(timezone(timedelta(seconds=tag[1])))
+        _, name, member = tag
+        cls = _enums.get(name)
+        if cls is not None:
+            return cls[member]
+        if strict:
+            raise ConfigError(f"enum {name} is not registered in this process", hint="call outbox.register_enum on it")
+        return plain
+    ((name, marks),) = tag.items()
+    if name == "dict":
+        return {key: _lift(item, marks.get(key), strict) for key, item in plain.items()}
+    items = [_lift(item, marks.get(str(index)), strict) for index, item in enumerate(plain)]
+    return _CONTAINERS[name](items)
+
+
+def _interval(text: str) -> timedelta:
+    days, _, microseconds, _ = text.split()
+    return timedelta(days=int(days), microseconds=int(microseconds))
+
+
+_SCALARS: Mapping[str, Any] = {
+    "int": int,
+    "decimal": Decimal,
+    "aware": datetime.fromisoformat,
+    "naive": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "interval": _interval,
+    "uuid": UUID,
+    "bytes": lambda text: bytes.fromhex(text[2:]),
+}
+_CONTAINERS: Mapping[str, Any] = {
+    "list": list,
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "pairs": lambda pairs: {key: item for key, item in pairs},
+}

@@ -1,0 +1,157 @@
+"""OutboxConfig: every setting, validated at birth.  The environment is read by `from_env` and nowhere else."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .errors import ConfigError
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+# (lowest, highest) allowed, both included.
+_RANGES: Mapping[str, tuple[float, float]] = {
+    "sync_interval": (0.001, 3600),
+    "max_retries": (0, 1_000_000),
+    "retention_hours": (0, 24 * 3660),
+    "alert_pending": (1, 10**12),
+    "min_free_mb": (0, 10**9),
+    "max_size_mb": (1, 64 * 1024),
+    "batch_size": (1, 100_000),
+    "connect_timeout": (1, 3600),
+    "stall_timeout": (0.05, 86_400),
+    "backoff_base": (0.001, 3600),
+    "backoff_cap": (0.001, 86_400),
+    "stuck_after": (0.01, 86_400),
+    "max_entry_kb": (1, 65_536),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutboxConfig:
+    """All settings.  Each field is `OUTBOX_<NAME>` in the environment (`database_url` is `DATABASE_URL`).
+
+    A value that is not allowed raises `ConfigError` with the field, the value and what is allowed.
+    """
+
+    # False: integrations leave the engine exactly as it was.
+    enabled: bool = True
+    # Directory of the store; made on first use, mode 0700.
+    dir: str = "data/outbox"
+    # Seconds: upper bound on noticing work that another process enqueued.
+    sync_interval: float = 5.0
+    # How often one entry may be rejected for a reason that could pass before it becomes a dead letter.
+    max_retries: int = 10
+    # Hours that settled entries stay in the ledger.
+    retention_hours: float = 168.0
+    # `status` is degraded above this many pending entries.
+    alert_pending: int = 10_000
+    # MiB: `status` is degraded below this much free disk; a sixteenth of it is kept for draining.
+    min_free_mb: int = 256
+    # MiB: quota of the store.  Enqueueing stops at 85 % of it, draining does not.
+    max_size_mb: int = 8192
+    # Entries per PostgreSQL transaction; a group is never split.
+    batch_size: int = 500
+    # libpq or SQLAlchemy URL of PostgreSQL.  Kept out of repr: it may hold a password.
+    database_url: str | None = field(default=None, repr=False)
+    # Scope of idempotency keys; None: the store's own id.  Stores that share it share their keys.
+    namespace: str | None = None
+    # Seconds for one connection attempt to one host.
+    connect_timeout: float = 5.0
+    # Seconds for one batch before the socket is shut: a stalled server can still acknowledge TCP.
+    stall_timeout: float = 30.0
+    # Seconds: full-jitter backoff after the n-th failure is uniform in [0, min(cap, base * 2**n)].
+    backoff_base: float = 0.1
+    backoff_cap: float = 15.0
+    # Seconds without progress, while entries wait and PostgreSQL answers, before the relay counts as stuck.
+    stuck_after: float = 60.0
+    # KiB: largest encoded entry.
+    max_entry_kb: int = 1024
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in _RANGES:
+                self._check_number(item.name, value, whole=item.type == "int")
+        if not isinstance(self.enabled, bool):
+            raise ConfigError(f"enabled is {self.enabled!r}", hint="allowed: true or false")
+        if not isinstance(self.dir, (str, os.PathLike)) or not str(self.dir) or "\0" in str(self.dir):
+            raise ConfigError(f"dir is {self.dir!r}", hint="allowed: a path")
+        object.__setattr__(self, "dir", os.fspath(self.dir))
+        if self.namespace is not None and not 0 < len(self.namespace) <= 200:
+            raise ConfigError(f"namespace is {self.namespace!r}", hint="allowed: 1 to 200 characters")
+        if self.database_url is not None:
+            check_database_url(self.database_url)
+        if self.backoff_base > self.backoff_cap:
+            raise ConfigError(
+                f"backoff_base is {self.backoff_base}", hint=f"allowed: at most backoff_cap ({self.backoff_cap})"
+            )
+
+    def _check_number(self, name: str, value: Any, *, whole: bool) -> None:
+        low, high = _RANGES[name]
+        kind = "a whole number" if whole else "a number"
+        right = isinstance(value, int) if whole else isinstance(value, (int, float))
+        if not right or isinstance(value, bool) or not math.isfinite(value) or not low <= value <= high:
+            raise ConfigError(f"{name} is {value!r}", hint=f"allowed: {kind} from {low:g} to {high:g}")
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> OutboxConfig:
+        """Settings from the environment (`os.environ` unless given); `overrides` win.
+
+        Unset and empty variables keep their default.  Raises `ConfigError` naming the variable, its value and what
+        is allowed; also for an `OUTBOX_*` variable that no setting has, since it is most likely misspelt.
+        """
+        env = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        known = {"OUTBOX_OPERATIONS"}  # read by the CLI: where the host declares its operations
+        for item in fields(cls):
+            variable = variable_name(item.name)
+            known.add(variable)
+            text = env.get(variable, "").strip()
+            if text and item.name not in overrides:
+                values[item.name] = _parse(variable, text, str(item.type))
+        unknown = sorted(name for name in env if name.startswith("OUTBOX_") and name not in known)
+        if unknown:
+            raise ConfigError(f"unknown setting {unknown[0]}", hint=f"allowed: {', '.join(sorted(known))}")
+        try:
+            return cls(**values, **overrides)
+        except ConfigError as exc:
+            name = exc.message.partition(" ")[0]
+            if name in values:
+                raise ConfigError(exc.message.replace(name, variable_name(name), 1), hint=exc.hint) from None
+            raise
+
+
+def variable_name(setting: str) -> str:
+    """The environment variable of a setting."""
+    return "DATABASE_URL" if setting == "database_url" else f"OUTBOX_{setting.upper()}"
+
+
+def check_database_url(url: object) -> str:
+    """`url` if it names a PostgreSQL database; raises `ConfigError`, without repeating a password."""
+    scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
+    if not separator or scheme not in ("postgresql", "postgres", "postgresql+psycopg2") or not rest:
+        raise ConfigError(
+            f"database_url has scheme {scheme or 'none'!r}",
+            hint="allowed: postgresql://user:password@host:port/database",
+        )
+    assert isinstance(url, str)
+    return url
+
+
+def _parse(variable: str, text: str, kind: str) -> Any:
+    if kind == "bool":
+        if text.lower() not in _TRUE | _FALSE:
+            raise ConfigError(f"{variable} is {text!r}", hint="allowed: true or false")
+        return text.lower() in _TRUE
+    if kind in ("int", "float"):
+        try:
+            return int(text) if kind == "int" else float(text)
+        except ValueError:
+            wanted = "a whole number" if kind == "int" else "a number"
+            raise ConfigError(f"{variable} is {text!r}", hint=f"allowed: {wanted}") from None
+    return text

@@ -1,0 +1,182 @@
+"""The record format: how an entry lies in the `pending` and `ledger` sub-databases.
+
+One fixed header, then the variable parts.  LMDB has no page checksums, so a CRC covers the whole record including
+its sequence number and idempotency key: a record that is found under another key, or with one bit changed, is
+recognised.  Format 1, big-endian:
+
+    magic 2s, format B, status B, crc32 I, seq Q, captured_us Q, settled_us Q, group Q, key 16s, id 16s,
+    payload_hash 16s, shape 8s, attempts I, then the lengths of operation, order_by (0xFFFF: none), error H each,
+    types, args, result I each; then those parts in that order.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from . import codec
+from .entry import Entry, EntryStatus
+from .errors import StoreCorrupt
+
+FORMAT = 1
+_MAGIC = b"OX"
+_HEAD = struct.Struct(">2sBBI")
+_BODY = struct.Struct(">QQQQ16s16s16s8sIHHHIII")
+_NO_ORDER = 0xFFFF
+_MAX_ERROR_BYTES = 2000
+_STATUS = {EntryStatus.PENDING: 1, EntryStatus.COMPLETED: 2, EntryStatus.FAILED: 3}
+_STATUS_OF = {number: status for status, number in _STATUS.items()}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_KEY = struct.Struct(">Q")
+
+OVERHEAD = _HEAD.size + _BODY.size
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An entry as stored: arguments still encoded.  `group` 0 means none; times are microseconds since 1970 UTC."""
+
+    seq: int
+    key: bytes
+    id: bytes
+    operation: str
+    order_by: str | None
+    payload_hash: bytes
+    shape: bytes
+    args: bytes
+    types: bytes
+    captured_us: int = 0
+    group: int = 0
+    attempts: int = 0
+    status: EntryStatus = EntryStatus.PENDING
+    error: str | None = None
+    settled_us: int = 0
+    result: bytes = b""
+
+    def settled(
+        self, status: EntryStatus, at_us: int, *, result: bytes = b"", error: str | None = None, attempts: int = 0
+    ) -> Record:
+        """The ledger's copy of this record."""
+        return replace(
+            self, status=status, settled_us=at_us, result=result, error=error, attempts=attempts or self.attempts
+        )
+
+    def entry(self, *, strict: bool = True) -> Entry:
+        """Decode; `strict` as in `codec.decode`."""
+        return Entry(
+            seq=self.seq,
+            id=UUID(bytes=self.id),
+            key=self.key.hex(),
+            operation=self.operation,
+            args=codec.decode(self.args, self.types, strict=strict),
+            order_by=self.order_by,
+            group=self.group or None,
+            attempts=self.attempts,
+            captured_at=from_us(self.captured_us),
+            status=self.status,
+            error=self.error,
+            result=codec.decode_result(self.result) if self.result else None,
+            settled_at=from_us(self.settled_us) if self.settled_us else None,
+        )
+
+
+def seq_key(seq: int) -> bytes:
+    """The 8-byte big-endian key of a sequence number, so that LMDB's order is the order of entries."""
+    return _KEY.pack(seq)
+
+
+def key_seq(key: bytes) -> int:
+    """The inverse of `seq_key`; raises `StoreCorrupt` for a key of another length."""
+    if len(key) != 8:
+        raise StoreCorrupt(f"found a key of {len(key)} bytes where a sequence number belongs: {key[:16].hex()}")
+    return int(_KEY.unpack(key)[0])
+
+
+def pack(record: Record) -> bytes:
+    """The bytes of a record."""
+    operation = record.operation.encode()
+    order = b"" if record.order_by is None else record.order_by.encode()
+    error = b"" if record.error is None else record.error.encode("utf-8", "replace")[:_MAX_ERROR_BYTES]
+    body = b"".join(
+        (
+            _BODY.pack(
+                record.seq,
+                record.captured_us,
+                record.settled_us,
+                record.group,
+                record.key,
+                record.id,
+                record.payload_hash,
+                record.shape,
+                record.attempts,
+                len(operation),
+                _NO_ORDER if record.order_by is None else len(order),
+                len(error),
+                len(record.types),
+                len(record.args),
+                len(record.result),
+            ),
+            operation,
+            order,
+            error,
+            record.types,
+            record.args,
+            record.result,
+        )
+    )
+    status = _STATUS[record.status]
+    return _HEAD.pack(_MAGIC, FORMAT, status, zlib.crc32(body, status)) + body
+
+
+def unpack(seq: int, data: bytes) -> Record:
+    """The record stored under `seq`; raises `StoreCorrupt` saying what is wrong with it."""
+    if len(data) < OVERHEAD:
+        raise StoreCorrupt(f"entry {seq} is damaged: {len(data)} bytes, a header has {OVERHEAD}")
+    magic, version, status, crc = _HEAD.unpack_from(data)
+    if magic != _MAGIC or version != FORMAT:
+        raise StoreCorrupt(f"entry {seq} is damaged: magic {magic!r}, format {version}, expected {_MAGIC!r}, {FORMAT}")
+    if zlib.crc32(memoryview(data)[_HEAD.size :], status) != crc or status not in _STATUS_OF:
+        raise StoreCorrupt(f"entry {seq} is damaged: its checksum does not match")
+    (own, captured, settled, group, key, id_, payload, shape, attempts, n_op, n_order, n_error, n_types, n_args, n_res) = (
+        _BODY.unpack_from(data, _HEAD.size)
+    )
+    if own != seq:
+        raise StoreCorrupt(f"entry {seq} is damaged: its record says {own}")
+    parts: list[bytes] = []
+    at = OVERHEAD
+    for size in (n_op, 0 if n_order == _NO_ORDER else n_order, n_error, n_types, n_args, n_res):
+        parts.append(data[at : at + size])
+        at += size
+    if at != len(data):
+        raise StoreCorrupt(f"entry {seq} is damaged: {len(data)} bytes, its parts add up to {at}")
+    return Record(
+        seq=seq,
+        key=key,
+        id=id_,
+        operation=parts[0].decode(),
+        order_by=None if n_order == _NO_ORDER else parts[1].decode(),
+        payload_hash=payload,
+        shape=shape,
+        args=parts[4],
+        types=parts[3],
+        captured_us=captured,
+        group=group,
+        attempts=attempts,
+        status=_STATUS_OF[status],
+        error=parts[2].decode("utf-8", "replace") or None,
+        settled_us=settled,
+        result=parts[5],
+    )
+
+
+def to_us(moment: datetime) -> int:
+    """Microseconds since 1970 of an aware datetime, exact."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def from_us(microseconds: int) -> datetime:
+    """The aware UTC datetime of `microseconds` since 1970."""
+    return _EPOCH + timedelta(microseconds=microseconds)

@@ -1,0 +1,318 @@
+"""The LMDB environment: its directory, its creation, its flags, its handles.  The only importer of lmdb.
+
+It promises the store above it that an environment which opens is a complete one of ours: creation is atomic
+(built in a temporary directory, flushed, renamed), a missing or foreign data file is an error and never becomes a
+new empty store, and the flags are those under which a returned commit survives power loss.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import lmdb
+from lmdb.verify import VerifyError
+from lmdb.verify import verify as _verify_structure
+
+from . import codec
+from .envelope import FORMAT
+from .errors import ConfigError, StoreCorrupt, StoreFormatError, StoreMissing
+
+_log = logging.getLogger("outbox.environment")
+
+SUB_DATABASES = (b"pending", b"idempotency", b"ledger")
+IDENTITY_KEY = b"outbox:store"
+_IDENTITY_FILE = "outbox.json"
+_CLEAN_FILE = "clean"
+_DATA_FILE = "data.mdb"
+# The map is address space, not disk: sparse, and never resized while open.
+_MAP_SIZES = tuple(gib << 30 for gib in (64, 16, 4, 1))
+_MAX_READERS = 512
+# Local semantics of flock and mmap are needed; these do not give them (man 2 flock; LMDB's "Caveats").
+_REMOTE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "afs"})
+_OURS = frozenset({"engine.lock", "relay.lock", "access.lock", "engine.state", "relay.state", _CLEAN_FILE})
+
+WriteError: tuple[type[Exception], ...] = (lmdb.Error, OSError)
+PanicError: type[Exception] = lmdb.PanicError
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the identity file says of a store; the same is kept inside the data file."""
+
+    store_id: UUID
+    format: int
+
+    def to_json(self) -> bytes:
+        return codec.to_json({"format": self.format, "store_id": str(self.store_id)})
+
+    @classmethod
+    def parse(cls, data: bytes, where: Path) -> Identity:
+        """Raises `StoreCorrupt` or, for another format version, `StoreFormatError`."""
+        try:
+            state = codec.from_json(data)
+            identity = cls(UUID(state["store_id"]), int(state["format"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise StoreCorrupt(f"{where} is not readable as a store's identity: {exc}") from exc
+        if identity.format != FORMAT:
+            raise StoreFormatError(
+                f"{where.parent} has format {identity.format}, this version reads {FORMAT}",
+                hint="use the version of lmdb-outbox that wrote it",
+            )
+        return identity
+
+
+class Environment:
+    """An open LMDB environment with its three sub-databases.
+
+    One per process and directory.  `pending`, `idempotency`, `ledger` are handles; `env` is the py-lmdb object.
+    """
+
+    def __init__(self, directory: Path, *, readonly: bool = False) -> None:
+        """Open what `create` made.  Raises `StoreCorrupt`, `StoreMissing`, `StoreFormatError` or OSError."""
+        self.directory = directory
+        self.identity = read_identity(directory)
+        self.env = _open(directory, readonly=readonly)
+        try:
+            handles = self._open_handles(readonly)
+            self.pending, self.idempotency, self.ledger = handles
+            self._check_identity()
+        except lmdb.Error as exc:
+            self.env.close()
+            raise StoreCorrupt(f"{directory} cannot be opened as an outbox: {exc}", hint="restore a backup") from exc
+        except BaseException:
+            self.env.close()
+            raise
+
+    def _open_handles(self, readonly: bool) -> list[Any]:
+        if readonly:
+            return [self.env.open_db(name, create=False) for name in SUB_DATABASES]
+        # All in one committed write transaction before any thread starts: a handle from an aborted or read
+        # transaction dies with it and its slot is reused.
+        with self.env.begin(write=True) as txn:
+            return [self.env.open_db(name, txn=txn, create=False) for name in SUB_DATABASES]
+
+    def _check_identity(self) -> None:
+        with self.env.begin() as txn:
+            inside = txn.get(IDENTITY_KEY)
+        if inside is None or Identity.parse(bytes(inside), self.directory / _DATA_FILE) != self.identity:
+            raise StoreCorrupt(
+                f"{self.directory / _DATA_FILE} belongs to another store than {_IDENTITY_FILE} beside it",
+                hint="restore both from one backup",
+            )
+
+    def file_bytes(self) -> int:
+        """Size of the data file; by stat, since opening it would drop LMDB's locks."""
+        return os.stat(self.directory / _DATA_FILE).st_size
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def _open(directory: Path, *, readonly: bool) -> Any:
+    last: Exception | None = None
+    for size in _MAP_SIZES:
+        try:
+            return lmdb.open(
+                os.fspath(directory),
+                map_size=size,
+                max_dbs=len(SUB_DATABASES),
+                max_readers=_MAX_READERS,
+                mode=0o600,
+                sync=True,
+                metasync=True,
+                writemap=False,
+                readonly=readonly,
+                create=not readonly,
+                # py-lmdb 3 also bundles LMDB 1.0, whose files a stock mdb_stat refuses.
+                lib_version=0,
+            )
+        except lmdb.MemoryError as exc:
+            last = exc
+        except lmdb.Error as exc:
+            code = getattr(exc, "code", 0)
+            if code == errno.ENOMEM:
+                last = exc
+            elif code == errno.EACCES:
+                raise PermissionError(errno.EACCES, "no access to the store's files", str(directory)) from exc
+            else:
+                raise StoreCorrupt(f"{directory} cannot be opened as an outbox: {exc}", hint="run a verification") from exc
+    raise ConfigError(f"no address space for a map of {_MAP_SIZES[-1] >> 30} GiB: {last}", hint="raise ulimit -v")
+
+
+def read_identity(directory: Path) -> Identity:
+    """The identity of the store in `directory`, after checking that its files are there.
+
+    Raises `StoreMissing`, `StoreFormatError`, `StoreCorrupt` or PermissionError; changes nothing.
+    """
+    path = directory / _IDENTITY_FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        if not directory.exists():
+            raise StoreMissing(f"there is no outbox at {directory}", hint="check OUTBOX_DIR") from None
+        if not is_vacant(directory):
+            raise StoreFormatError(
+                f"{directory} is not an outbox store: it has no {_IDENTITY_FILE}", hint="check OUTBOX_DIR"
+            ) from None
+        raise StoreMissing(f"there is no outbox in {directory}, it is empty", hint="check OUTBOX_DIR") from None
+    except NotADirectoryError:
+        raise StoreFormatError(f"{directory} is not a directory", hint="check OUTBOX_DIR") from None
+    identity = Identity.parse(data, path)
+    try:
+        size = os.stat(directory / _DATA_FILE).st_size
+    except FileNotFoundError:
+        raise StoreCorrupt(f"{directory / _DATA_FILE} is missing", hint="restore a backup of the directory") from None
+    if size == 0:
+        raise StoreCorrupt(f"{directory / _DATA_FILE} is empty", hint="restore a backup of the directory")
+    return identity
+
+
+def is_vacant(directory: Path) -> bool:
+    """Whether a store may be created at `directory`: absent, or holding nothing but lock and state files."""
+    try:
+        return all(entry.name in _OURS for entry in os.scandir(directory))
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+
+
+def create(directory: Path, store_id: UUID, records: dict[bytes, bytes]) -> None:
+    """Create a complete store at `directory` in one rename, or leave no trace.
+
+    `records` are put into the main database.  When another process wins the race, its store stays.  Raises OSError.
+    """
+    parent = directory.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    refuse_remote(parent)
+    identity = Identity(store_id, FORMAT)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.creating-", dir=parent))  # mkdtemp gives 0700
+    try:
+        env = _open(temporary, readonly=False)
+        try:
+            with env.begin(write=True) as txn:
+                for name in SUB_DATABASES:
+                    env.open_db(name, txn=txn)
+                txn.put(IDENTITY_KEY, identity.to_json())
+                for key, value in records.items():
+                    txn.put(key, value)
+        finally:
+            env.close()
+        fd = os.open(temporary / _IDENTITY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(identity.to_json())
+            file.flush()
+            os.fsync(file.fileno())
+        mark_clean(temporary)
+        flush_directory(temporary)
+        _move_into_place(temporary, directory)
+        flush_directory(parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_into_place(temporary: Path, directory: Path) -> None:
+    try:
+        os.rename(temporary, directory)
+        return
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    if (directory / _IDENTITY_FILE).exists():
+        return  # another process was first; its store is opened
+    # Lock files lie there already.  The identity goes last: a store without it is not one.
+    for name in (_DATA_FILE, "lock.mdb", _CLEAN_FILE, _IDENTITY_FILE):
+        os.rename(temporary / name, directory / name)
+    flush_directory(directory)
+    os.chmod(directory, 0o700)
+
+
+def flush_directory(directory: Path) -> None:
+    """fsync a directory, so that renames in it survive power loss."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def refuse_remote(path: Path) -> None:
+    """Raise `ConfigError` on a network file system; warn on tmpfs, which no power cut survives."""
+    kind = _filesystem_of(path)
+    if kind in _REMOTE_FILESYSTEMS:
+        raise ConfigError(f"{path} is on a network file system ({kind})", hint="put OUTBOX_DIR on a local disk")
+    if kind in ("tmpfs", "ramfs"):
+        _log.warning("outbox directory is in memory and will not survive a power cut", extra={"path": str(path)})
+
+
+def _filesystem_of(path: Path) -> str:
+    """The type of the file system that holds `path`; empty where the platform does not tell."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    resolved, best, kind = os.path.realpath(path), "", ""
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        mount = left.split()[4].encode().decode("unicode_escape")
+        inside = mount == "/" or resolved == mount or resolved.startswith(mount + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, right.split()[0]
+    return kind
+
+
+def structural_problems(directory: Path) -> list[str]:
+    """What LMDB's offline verifier finds wrong with the data file.  Must not run beside an open environment."""
+    try:
+        return [str(problem) for problem in _verify_structure(os.fspath(directory))]  # type: ignore[no-untyped-call]
+    except (VerifyError, OSError) as exc:
+        return [f"the data file cannot be verified: {exc}"]
+
+
+def copy_compact(source: Path, target: Path) -> None:
+    """Write a compact copy of the closed environment `source` into the empty directory `target`, flushed, 0600."""
+    env = _open(source, readonly=True)
+    try:
+        env.copy(os.fspath(target), compact=True)
+    finally:
+        env.close()
+    os.chmod(target / _DATA_FILE, 0o600)
+    fd = os.open(target / _DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def mark_clean(directory: Path) -> None:
+    """Note that the store was closed properly by its last user, with the data file as it is now."""
+    fd = os.open(directory / _CLEAN_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, _fingerprint(directory))
+    finally:
+        os.close(fd)
+
+
+def take_clean_mark(directory: Path, *, keep: bool = False) -> bool:
+    """Whether the last shutdown was clean and the file unchanged since; removes the mark unless `keep`."""
+    path = directory / _CLEAN_FILE
+    try:
+        clean = path.read_bytes() == _fingerprint(directory)
+    except FileNotFoundError:
+        return False
+    if not keep:
+        path.unlink(missing_ok=True)
+    return clean
+
+
+def _fingerprint(directory: Path) -> bytes:
+    info = os.stat(directory / _DATA_FILE)
+    return b"%d %d %d\n" % (info.st_size, info.st_mtime_ns, info.st_ino)

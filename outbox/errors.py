@@ -1,0 +1,123 @@
+"""Every error of this library, grouped by what the caller can do about it.
+
+A leaf module: the whole line raises from here and nothing is imported here.  All errors share
+`OutboxError`; each message names the thing, the value and the way out.
+
+- *Rejected*, nothing was stored, mend the call: `InvalidEntry`, `IdempotencyConflict`, `ConfigError`,
+  `EntryNotFound`.
+- *Halted*, stop opening positions: `DurabilityError` (in doubt: retry with the same key after a verified
+  reopen) and `StoreFull` (certainly not stored).
+- *Cannot open*: `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`.
+- *Delivery*, seen by the relay only: `TargetUnavailable` (retried for ever), `TargetMisconfigured` (retried for
+  ever and alarmed), `EntryRejected` (dead letter).
+"""
+
+from __future__ import annotations
+
+
+class OutboxError(Exception):
+    """Root of every error raised by this library.
+
+    `hint` is the way out in one sentence; it is part of `str(error)`.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(f"{message} ({hint})" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidEntry(OutboxError, ValueError):
+    """The operation, its arguments or its key cannot be recorded.  Nothing was written."""
+
+
+class IdempotencyConflict(OutboxError):
+    """The key is already used by an entry with other arguments.  Nothing was written."""
+
+
+class ConfigError(OutboxError, ValueError):
+    """A setting, an operation's declaration or an environment variable has a value that is not allowed."""
+
+
+class EntryNotFound(OutboxError, LookupError):
+    """No entry of that sequence number is in the state that the call needs."""
+
+
+class DurabilityError(OutboxError):
+    """The store cannot promise durability any more: trading must halt.
+
+    Sticky: after the first failed durable write every later enqueue raises this until the store is closed and
+    opened again (which verifies it).  The entry that met the failure is *in doubt*: it may be found after a
+    restart, so a retry must use the same key.  `keys` has one for each entry of the failed call, in order: pass it as
+    `key=` (None: repeat the call as it was, its declared identity is the key).
+    """
+
+    def __init__(self, message: str, *, hint: str = "", keys: tuple[str | None, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.keys = keys
+
+    @property
+    def key(self) -> str | None:
+        """The key to retry a single entry with; see `keys`."""
+        return self.keys[0] if self.keys else None
+
+
+class StoreFull(DurabilityError):
+    """The size quota or the free-space reserve is reached; the entry is certainly not stored.
+
+    Not sticky: draining goes on, and enqueueing works again as soon as there is room.
+    """
+
+
+class StoreMissing(OutboxError):
+    """There is no outbox store at the given path."""
+
+
+class StoreLocked(OutboxError):
+    """Another process (or another object of this one) holds the role that was asked for.
+
+    `holder_pid` is the process that holds it, or None where that could not be read.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", holder_pid: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.holder_pid = holder_pid
+
+
+class StoreCorrupt(OutboxError):
+    """The store's files are damaged or incomplete; nothing was changed."""
+
+
+class StoreFormatError(OutboxError):
+    """The directory was written by another format version, or is not an outbox store at all."""
+
+
+class StoreClosed(OutboxError):
+    """The store was closed, or it is used in a forked child of the process that opened it."""
+
+
+class TargetUnavailable(OutboxError):
+    """PostgreSQL cannot take writes now (away, starting, read-only, full, deadlock, timeout).
+
+    An outage: it never consumes an entry's retries.  `stalled` is true where a batch took too long, so that
+    the relay tries a smaller one.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", stalled: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.stalled = stalled
+
+
+class TargetMisconfigured(OutboxError):
+    """PostgreSQL refuses for a reason that a person must mend (schema, privileges, unknown operation).
+
+    The line stops and alarms; no entry is rejected.
+    """
+
+
+class EntryRejected(OutboxError):
+    """One entry's data was refused.  `permanent` is false where a later try may succeed."""
+
+    def __init__(self, message: str, *, permanent: bool) -> None:
+        super().__init__(message)
+        self.permanent = permanent

@@ -1,0 +1,63 @@
+"""What a failure at PostgreSQL means for the line: classified by phase, connection state and SQLSTATE.
+
+Never by message text, which is translated and changes between versions.  What is not listed is UNKNOWN, and unknown
+never means drop.  Codes: PostgreSQL documentation, appendix A.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Verdict(Enum):
+    """UNAVAILABLE: an outage, retried for ever.  MISCONFIGURED: the same, and a person is called.
+
+    REJECTED: this entry's data is refused for good.  UNKNOWN: this entry failed for a reason that may pass.
+    """
+
+    UNAVAILABLE = "unavailable"
+    MISCONFIGURED = "misconfigured"
+    REJECTED = "rejected"
+    UNKNOWN = "unknown"
+
+
+# Whole codes first, then classes (the first two characters).
+_VERDICTS = {
+    "25006": Verdict.UNAVAILABLE,  # read_only_sql_transaction: a standby, or a full disk's read-only mode
+    "25P03": Verdict.UNAVAILABLE,  # idle_in_transaction_session_timeout
+    "25P04": Verdict.UNAVAILABLE,  # transaction_timeout
+    "55P03": Verdict.UNAVAILABLE,  # lock_not_available
+    "55006": Verdict.UNAVAILABLE,  # object_in_use
+    "44000": Verdict.REJECTED,  # with_check_option_violation
+    "08": Verdict.UNAVAILABLE,  # connection exception
+    "40": Verdict.UNAVAILABLE,  # transaction rollback: serialisation, deadlock, statement completion unknown
+    "53": Verdict.UNAVAILABLE,  # insufficient resources: disk full, out of memory, too many connections
+    "57": Verdict.UNAVAILABLE,  # operator intervention: shutdown, cannot connect now, query canceled
+    "58": Verdict.UNAVAILABLE,  # system error: I/O error
+    "28": Verdict.MISCONFIGURED,  # invalid authorization
+    "3D": Verdict.MISCONFIGURED,  # no such database
+    "3F": Verdict.MISCONFIGURED,  # no such schema
+    "42": Verdict.MISCONFIGURED,  # undefined table or column, insufficient privilege, syntax
+    "0A": Verdict.MISCONFIGURED,  # feature not supported
+    "F0": Verdict.MISCONFIGURED,  # configuration file error
+    "22": Verdict.REJECTED,  # data exception
+    "23": Verdict.REJECTED,  # integrity constraint violation
+}
+# Server-side timeouts: the batch may have been too large.
+STALLS = frozenset({"57014", "25P04"})
+
+
+def classify(sqlstate: str | None, *, connected: bool, data_error: bool) -> Verdict:
+    """The verdict on one failure.
+
+    `sqlstate` is None where the driver gave none, as it does for connection failures of all kinds and for values it
+    cannot send.  `connected`: whether the connection still works.  `data_error`: whether the failure is a Python
+    `ValueError`, `TypeError` or arithmetic error of the one who applies the entry.
+    """
+    if not connected:
+        return Verdict.UNAVAILABLE
+    if data_error:
+        return Verdict.REJECTED
+    if sqlstate is None:
+        return Verdict.UNKNOWN
+    return _VERDICTS.get(sqlstate) or _VERDICTS.get(sqlstate[:2]) or Verdict.UNKNOWN

@@ -1,0 +1,133 @@
+"""Roles: which process may do what with a store.  Advisory flocks on files of our own, one per role.
+
+LMDB's own files are never touched here: closing any descriptor of `lock.mdb` in a process that has the
+environment open drops LMDB's protection.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import weakref
+from enum import Enum
+from pathlib import Path
+from threading import Event
+
+from .errors import StoreLocked
+
+# An observer probes a lock by taking it shared for an instant, and a verification holds ACCESS whole for longer.
+_PROBE_RETRIES = 5
+_ACCESS_RETRIES = 3000
+_RETRY_S = 0.01
+
+
+class Role(Enum):
+    """One lock file each.  ENGINE enqueues, RELAY drains; every opener shares ACCESS, and a vacuum takes it whole."""
+
+    ENGINE = "engine"
+    RELAY = "relay"
+    ACCESS = "access"
+
+
+class RoleLock:
+    """A flock on `<directory>/<role>.lock`, which names its holder's pid.
+
+    Released by `release` or by the end of the process, however it ends.  Two objects exclude each other in one
+    process too.
+    """
+
+    def __init__(self, directory: Path, role: Role, *, shared: bool = False) -> None:
+        """Take the lock at once.  Raises `StoreLocked` with the holder's pid, or OSError."""
+        self.role = role
+        self._retries = _ACCESS_RETRIES if shared else _PROBE_RETRIES
+        self._path = directory / f"{role.value}.lock"
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._flock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        if not shared:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+        _held.add(self)
+
+    def make_exclusive(self) -> None:
+        """Turn a shared lock into an exclusive one; raises `StoreLocked` and stays shared when others hold it.
+
+        The kernel drops the old lock before it takes the new one, so another opener may come in between; then the
+        shared lock is taken back.
+        """
+        try:
+            self._flock(fcntl.LOCK_EX, retries=0)
+        except StoreLocked:
+            fcntl.flock(self._fd, fcntl.LOCK_SH)
+            raise
+
+    def make_shared(self) -> None:
+        """Turn an exclusive lock back into a shared one."""
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Let go; may be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _flock(self, mode: int, retries: int | None = None) -> None:
+        left = self._retries if retries is None else retries
+        while True:
+            try:
+                return fcntl.flock(self._fd, mode | fcntl.LOCK_NB)
+            except OSError as exc:
+                if exc.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise
+            if left == 0:
+                break
+            left -= 1
+            Event().wait(_RETRY_S)
+        pid = _read_pid(self._fd)
+        who = f"process {pid}" if pid else "another process"
+        raise StoreLocked(
+            f"the {self.role.value} role of {self._path.parent} is held by {who}",
+            hint="stop that process, or use another directory",
+            holder_pid=pid,
+        )
+
+
+def holder(directory: Path, role: Role) -> int | None:
+    """Pid of the process that holds `role` now, 0 where it is held by an unknown one, or None when it is free.
+
+    Raises PermissionError where the lock file belongs to another user.
+    """
+    try:
+        fd = os.open(directory / f"{role.value}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        # A shared probe, so that two observers do not see each other as the holder.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return _read_pid(fd) or 0
+    finally:
+        os.close(fd)
+    return None
+
+
+def _read_pid(fd: int) -> int | None:
+    text = os.pread(fd, 32, 0).strip()
+    return int(text) if text.isdigit() else None
+
+
+# A forked child shares its parent's descriptors, and a flock lives until the last of them is closed: without this,
+# a child that outlives a killed engine would keep its successor out.
+_held: weakref.WeakSet[RoleLock] = weakref.WeakSet()
+
+
+def _forget_after_fork() -> None:
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

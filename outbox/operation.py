@@ -1,0 +1,219 @@
+"""Operation: the declaration of one kind of write, and what makes a call of it valid, unique and ordered."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from . import codec
+from .errors import ConfigError, InvalidEntry
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}\Z")
+_MAX_ORDER_BYTES = 255
+_MAX_KEY_CHARS = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One kind of write.  Immutable; raises `ConfigError` at declaration where it could never work.
+
+    `name`: what entries are stored under; letters, digits and `_.:-`, at most 128.
+    `table`: its arguments are a row of this table, columns by name: `"trades"`, `"schema.trades"`, or a
+        `sqlalchemy.Table`, whose column types and NOT NULLs are then checked when an entry is enqueued.
+    `handler`: or else `handler(conn, entry)` applies it on a SQLAlchemy Connection inside the relay's transaction
+        (it must not commit, roll back or close it); what it returns is kept in the receipt.
+    `identity`: names of the arguments that make two calls the same intent, or a callable `f(args)`.  Where one of
+        them is None, or `f` returns None, the call gets a fresh key.
+    `order_by`: the argument whose value is the ordering key, or a callable `f(args)`; None for no order.
+    `validate`: `validate(args)` raises for input that must not be stored.
+    `best_effort`: a rejection of this operation never holds back others and needs no operator.
+    """
+
+    name: str
+    table: Any = None
+    handler: Callable[..., Any] | None = None
+    identity: tuple[str, ...] | Callable[[Mapping[str, Any]], Any] = ()
+    order_by: str | Callable[[Mapping[str, Any]], Any] | None = None
+    validate: Callable[[Mapping[str, Any]], Any] | None = None
+    best_effort: bool = False
+
+    def __post_init__(self) -> None:
+        check_operation_name(self.name)
+        if (self.table is None) == (self.handler is None):
+            raise ConfigError(
+                f"operation {self.name!r} must have exactly one effect", hint="give either table=... or handler=..."
+            )
+        if self.handler is not None and not callable(self.handler):
+            raise ConfigError(f"operation {self.name!r}: handler {self.handler!r} is not callable")
+        if self.validate is not None and not callable(self.validate):
+            raise ConfigError(f"operation {self.name!r}: validate {self.validate!r} is not callable")
+        if isinstance(self.identity, str):
+            object.__setattr__(self, "identity", (self.identity,))
+        elif not callable(self.identity):
+            object.__setattr__(self, "identity", tuple(self.identity))
+        if self.table is not None and not hasattr(self.table, "columns"):
+            parts = self.table.split(".") if isinstance(self.table, str) else []
+            if len(parts) not in (1, 2) or not all(parts):
+                raise ConfigError(
+                    f"operation {self.name!r}: table {self.table!r} is not a table's name",
+                    hint="allowed: 'table', 'schema.table' or a sqlalchemy.Table",
+                )
+        names = [*(() if callable(self.identity) else self.identity)]
+        names += [self.order_by] if isinstance(self.order_by, str) else []
+        columns = getattr(self.table, "columns", None)
+        for name in names:
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"operation {self.name!r}: {name!r} is not an argument's name")
+            if columns is not None and name not in columns:
+                raise ConfigError(
+                    f"operation {self.name!r}: {name!r} is not a column of {self.table_name}",
+                    hint=f"columns: {', '.join(sorted(column.name for column in columns))}",
+                )
+
+    @property
+    def table_name(self) -> str | None:
+        """`table` or `schema.table`, unquoted; None for an operation with a handler."""
+        if self.table is None or isinstance(self.table, str):
+            return self.table
+        return f"{self.table.schema}.{self.table.name}" if self.table.schema else str(self.table.name)
+
+    def check(self, args: Mapping[str, Any]) -> None:
+        """Raise for arguments that must not be stored: `InvalidEntry`, or whatever `validate` raises."""
+        columns = getattr(self.table, "columns", None)
+        if columns is not None:
+            _check_row(self.name, columns, args)
+        if self.validate is not None:
+            self.validate(args)
+
+    def identity_of(self, args: Mapping[str, Any]) -> Any:
+        """The value that identifies this intent, or None where every call is an intent of its own."""
+        if callable(self.identity):
+            return self.identity(args)
+        if not self.identity:
+            return None
+        values = [self._argument(args, name, "identity") for name in self.identity]
+        return None if any(value is None for value in values) else values
+
+    def order_of(self, args: Mapping[str, Any]) -> Any:
+        """The ordering key that `args` give, before `ordering_key` checks it."""
+        if callable(self.order_by):
+            return self.order_by(args)
+        return None if self.order_by is None else self._argument(args, self.order_by, "ordering key")
+
+    def _argument(self, args: Mapping[str, Any], name: str, use: str) -> Any:
+        if name not in args:
+            raise InvalidEntry(
+                f"operation {self.name!r} needs argument {name!r} as its {use}, and it is missing",
+                hint=f"given: {', '.join(map(repr, args)) or 'none'}; pass None to do without",
+            )
+        return args[name]
+
+
+def operations_by_name(operations: Iterable[Operation]) -> dict[str, Operation]:
+    """Index declarations by name.  Raises `ConfigError` for a duplicate or for something that is no Operation."""
+    table: dict[str, Operation] = {}
+    for operation in operations:
+        if not isinstance(operation, Operation):
+            raise ConfigError(f"operations contains {operation!r}", hint="allowed: Operation(...) instances")
+        if operation.name in table:
+            raise ConfigError(f"operation {operation.name!r} is declared twice", hint="names must be unique")
+        table[operation.name] = operation
+    return table
+
+
+def check_operation_name(name: object) -> str:
+    """`name` if it can name an operation; raises `InvalidEntry`."""
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise InvalidEntry(
+            f"operation {name!r} is not a valid name", hint="allowed: letters, digits and _.:- , at most 128 characters"
+        )
+    return name
+
+
+def ordering_key(value: Any) -> str | None:
+    """`value` as the text of an ordering key; None stays None.
+
+    Allowed: non-empty text, integers and UUIDs, at most 255 bytes.  Raises `InvalidEntry`.
+    """
+    if value is None:
+        return None
+    if hasattr(value, "item") and type(value).__module__ == "numpy":
+        value = value.item()
+    text = str(value) if isinstance(value, (str, int, UUID)) and not isinstance(value, bool) else ""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= _MAX_ORDER_BYTES or "\0" in text:
+        raise InvalidEntry(
+            f"order_by is {value!r}", hint=f"allowed: text of 1 to {_MAX_ORDER_BYTES} bytes, an integer, a UUID or None"
+        )
+    return text
+
+
+def idempotency_hash(namespace: str, operation: str, kind: str, identity: bytes) -> bytes:
+    """16 bytes over namespace, operation, kind of identity and its canonical bytes, each length-prefixed."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (namespace.encode(), operation.encode(), kind.encode(), identity):
+        digest.update(len(part).to_bytes(4, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
+def payload_hash(operation: str, plain: bytes, types: bytes) -> bytes:
+    """16 bytes that tell two payloads of one key apart."""
+    digest = hashlib.blake2b(operation.encode(), digest_size=16)
+    digest.update(b"\0%d\0" % len(plain))
+    digest.update(plain)
+    digest.update(types)
+    return digest.digest()
+
+
+def shape_hash(args: Mapping[str, Any]) -> bytes:
+    """8 bytes over the argument names, so that rows with the same columns can be inserted together."""
+    return hashlib.blake2b(codec.to_json(sorted(args)), digest_size=8).digest()
+
+
+def caller_key(key: object) -> bytes:
+    """The bytes of a caller's `key`; raises `InvalidEntry` where it is not usable text."""
+    if not isinstance(key, str) or not 0 < len(key) <= _MAX_KEY_CHARS:
+        raise InvalidEntry(f"key is {key!r}", hint=f"allowed: text of 1 to {_MAX_KEY_CHARS} characters, or None")
+    try:
+        return key.encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidEntry(f"key {key!r} is not valid Unicode") from exc
+
+
+def _check_row(operation: str, columns: Any, args: Mapping[str, Any]) -> None:
+    for name in args:
+        if name not in columns:
+            raise InvalidEntry(
+                f"operation {operation!r} has no column {name!r}",
+                hint=f"columns: {', '.join(sorted(column.name for column in columns))}",
+            )
+    for column in columns:
+        value = args.get(column.name)
+        if value is None:
+            generated = column.primary_key or column.server_default is not None or column.identity is not None
+            if not column.nullable and not (generated and column.name not in args):
+                raise InvalidEntry(f"operation {operation!r}: column {column.name!r} must not be empty")
+            continue
+        precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
+        if isinstance(precision, int) and isinstance(value, (int, float, Decimal)) and isinstance(scale, int):
+            # PostgreSQL rounds to `scale` first, so the largest value that fits is half a unit below the limit.
+            limit = Decimal(10) ** (precision - scale) - Decimal(5).scaleb(-scale - 1)
+            exact = value if isinstance(value, Decimal) else Decimal(str(value))
+            if not abs(exact) < limit:
+                raise InvalidEntry(
+                    f"operation {operation!r}: {column.name!r} is {value}, beyond numeric({precision},{scale})"
+                )
+        length = getattr(column.type, "length", None)
+        if isinstance(length, int) and isinstance(value, str) and len(value) > length:
+            raise InvalidEntry(
+                f"operation {operation!r}: {column.name!r} has {len(value)} characters", hint=f"at most {length}"
+            )

@@ -1,0 +1,327 @@
+"""PostgresTarget: applies batches to PostgreSQL, receipts and effects in one transaction.  The driver's only importer.
+
+It promises the relay that an entry's effect and its receipt commit together, so that a lost COMMIT reply is settled
+by the receipt at the next try; that a group is never split; and that every failure is translated into an `Outcome`
+and attributed to the line or to one entry, never dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+from uuid import UUID
+
+import psycopg2
+import psycopg2.extensions
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from . import codec
+from .clock import Clock, SystemClock
+from .config import OutboxConfig, check_database_url
+from .entry import EntryStatus
+from .envelope import Record
+from .errors import ConfigError, EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable
+from .failures import STALLS, Verdict, classify
+from .operation import Operation, operations_by_name
+from .receipts import RowWriter, ensure_table, fence, find, keep_results, record
+from .target import Outcome, Unit, ordering_keys, units
+from .watchdog import Watchdog
+
+_log = logging.getLogger("outbox.postgres")
+
+_DATA_ERRORS = (ValueError, TypeError, ArithmeticError)
+_BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
+
+
+class _UnitFailed(Exception):
+    """A unit of the batch was refused: `position` is its place, or None where only bisecting can tell."""
+
+    def __init__(self, error: EntryRejected, position: int | None) -> None:
+        super().__init__(str(error))
+        self.error, self.position = error, position
+
+
+class PostgresTarget:
+    """PostgreSQL as the relay's target.
+
+    `operations` declare how entries are applied; an entry of another operation stops the line.  Used by one thread at
+    a time (`interrupt` excepted); holds at most one connection.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        operations: Iterable[Operation],
+        *,
+        config: OutboxConfig | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`url` is a libpq or SQLAlchemy URL, several hosts included.  Connects at the first `apply`.
+
+        Raises `ConfigError` for a bad URL (without repeating it) or bad operations.
+        """
+        settings = config or OutboxConfig()
+        self._clock = clock or SystemClock()
+        self.operations = operations_by_name(operations)
+        self._dsn = _libpq_url(url)
+        self._connect_timeout_s = settings.connect_timeout
+        self._stall_timeout_s = settings.stall_timeout
+        self._engine: Engine = create_engine("postgresql+psycopg2://", creator=self._connect_raw, poolclass=NullPool)
+        self._connection: Connection | None = None
+        self._watchdog = Watchdog(settings.stall_timeout, self._clock.monotonic)
+        self._rows = RowWriter()
+        self._shapes: dict[bytes, tuple[str, ...]] = {}
+
+    # -- the target's port
+
+    def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
+        """See `Target.apply`.  A refused entry is isolated by splitting its batch, in order."""
+        outcome = Outcome()
+        blocked: set[str] = set()
+        todo: list[list[Unit]] = [list(units(records))]
+        while todo:
+            part = _without_blocked(todo.pop(), blocked)
+            if not part:
+                continue
+            try:
+                outcome.completed += self._transact(store_id, part)
+            except (TargetUnavailable, TargetMisconfigured) as exc:
+                outcome.interruption = exc
+                break
+            except _UnitFailed as exc:
+                self._rows.forget()
+                if len(part) == 1:
+                    outcome.rejected += [(item, exc.error) for item in part[0]]
+                    if not all(self.operations[item.operation].best_effort for item in part[0]):
+                        blocked |= ordering_keys(part[0])
+                else:
+                    todo += reversed(_split(part, exc.position))
+        tried = outcome.rejected if outcome.interruption is None and not outcome.completed else []
+        if len({item.group or item.seq for item, _ in tried}) > 1 and not any(error.permanent for _, error in tried):
+            # Everything failed and nothing says that it is the data: that is the database, not the entries.
+            first = tried[0][1]
+            outcome.interruption = TargetMisconfigured(f"every entry of the batch fails: {first}")
+            outcome.rejected = []
+        return outcome
+
+    def interrupt(self) -> None:
+        """Shut the connection's socket, so that a running `apply` fails soon."""
+        self._watchdog.shut()
+
+    def close(self) -> None:
+        self._disconnect()
+        self._watchdog.close()
+
+    # -- one transaction
+
+    def _transact(self, store_id: UUID, part: list[Unit]) -> list[tuple[Record, bytes]]:
+        """Apply units in one transaction.  Raises `TargetUnavailable`, `TargetMisconfigured` or `_UnitFailed`."""
+        records = [item for unit in part for item in unit]
+        for item in records:
+            if item.operation not in self.operations:
+                raise TargetMisconfigured(
+                    f"entry {item.seq} is of operation {item.operation!r}, which is not declared here",
+                    hint=f"declared: {', '.join(self.operations) or 'none'}",
+                )
+        position = {item.seq: index for index, unit in enumerate(part) for item in unit}
+        with self._translated():
+            connection = self._connection or self._connect()
+            with self._watchdog.guard(), connection.begin() as transaction:
+                cursor = _cursor(connection)
+                if not fence(cursor, str(store_id)):
+                    raise TargetUnavailable("another relay of this store is at work in PostgreSQL")
+                fresh = record(cursor, str(store_id), records)
+                known = find(cursor, [item for item in records if item.seq not in fresh]) if len(fresh) < len(records) else {}
+                for item in records:
+                    if item.seq not in fresh and item.key in known and known[item.key][0] != item.payload_hash:
+                        message = f"a receipt for key {item.key.hex()} exists with other arguments"
+                        raise _UnitFailed(EntryRejected(message, permanent=True), position[item.seq])
+                results = self._effects(connection, transaction, [r for r in records if r.seq in fresh], position)
+                keep_results(cursor, [(item, results[item.seq]) for item in records if item.seq in results])
+        return [(item, results.get(item.seq) or known.get(item.key, (b"", b""))[1]) for item in records]
+
+    def _effects(
+        self, connection: Connection, transaction: Any, fresh: list[Record], position: dict[int, int]
+    ) -> dict[int, bytes]:
+        """Run the effects in order, table rows in runs.  Returns what handlers returned, encoded, by seq."""
+        results: dict[int, bytes] = {}
+        for (name, shape), run in groupby(fresh, key=lambda item: (item.operation, item.shape)):
+            operation = self.operations[name]
+            table = operation.table_name
+            if table is not None:
+                self._insert(connection, table, shape, list(run), position)
+                continue
+            for item in run:
+                value = self._handle(connection, transaction, operation, item, position[item.seq])
+                if value is not None:
+                    results[item.seq] = codec.encode_result(value)
+        return results
+
+    def _insert(
+        self, connection: Connection, table: str, shape: bytes, run: list[Record], position: dict[int, int]
+    ) -> None:
+        names = self._shapes.get(shape)
+        if names is None:
+            names = self._shapes[shape] = codec.field_names(run[0].args)
+        try:
+            self._rows.insert(_cursor(connection), table, names, shape, run)
+        except psycopg2.Error as exc:
+            raise self._verdict(exc, position[run[0].seq] if len(run) == 1 else None) from exc
+
+    def _handle(self, connection: Connection, transaction: Any, operation: Operation, item: Record, position: int) -> Any:
+        assert operation.handler is not None
+        try:
+            entry = replace(item.entry(), status=EntryStatus.SYNCING)
+        except ConfigError as exc:
+            raise TargetMisconfigured(f"entry {item.seq} cannot be decoded: {exc}") from exc
+        try:
+            value = operation.handler(connection, entry)
+        except (TargetUnavailable, TargetMisconfigured):
+            raise
+        except Exception as exc:
+            raise self._verdict(exc, position) from exc
+        if not transaction.is_active or connection.get_transaction() is not transaction:
+            message = f"the handler of {operation.name!r} ended the relay's transaction; it must not commit or roll back"
+            raise TargetMisconfigured(message)
+        if _raw(connection).info.transaction_status == _BROKEN:
+            message = f"the handler of {operation.name!r} swallowed a database error"
+            raise _UnitFailed(EntryRejected(message, permanent=False), position)
+        return value
+
+    def _verdict(self, exc: Exception, position: int | None) -> Exception:
+        """What to raise for a failure while an entry was applied."""
+        error: BaseException = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
+        raw = None if self._connection is None or self._connection.closed else _raw(self._connection)
+        alive = raw is not None and not raw.closed and not self._watchdog.fired
+        sqlstate = getattr(error, "pgcode", None) if isinstance(error, psycopg2.Error) else None
+        data_error = isinstance(error, _DATA_ERRORS) and not isinstance(error, psycopg2.Error)
+        verdict = classify(sqlstate, connected=alive, data_error=data_error)
+        text = f"{sqlstate or type(error).__name__}: {_first_line(error)}"
+        if verdict is Verdict.UNAVAILABLE:
+            return TargetUnavailable(text, stalled=self._watchdog.fired or sqlstate in STALLS)
+        if verdict is Verdict.MISCONFIGURED:
+            return TargetMisconfigured(text)
+        return _UnitFailed(EntryRejected(text, permanent=verdict is Verdict.REJECTED), position)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """The border: everything raised inside leaves in our words, and a connection that failed is dropped."""
+        try:
+            yield
+        except (TargetUnavailable, TargetMisconfigured, _UnitFailed) as exc:
+            if not isinstance(exc, _UnitFailed):
+                self._disconnect()
+            raise
+        except (DBAPIError, psycopg2.Error) as exc:
+            failure = self._verdict(exc, None)
+            if not isinstance(failure, _UnitFailed):
+                self._disconnect()
+            raise failure from exc
+
+    # -- the connection
+
+    def _connect(self) -> Connection:
+        try:
+            connection = self._engine.connect()
+        except (DBAPIError, psycopg2.Error) as exc:
+            raise self._verdict(exc, None) from exc
+        self._connection = connection
+        raw = _raw(connection)
+        self._watchdog.watch(raw.fileno())
+        with self._watchdog.guard(), connection.begin():
+            ensure_table(_cursor(connection))
+        _log.info("connected to PostgreSQL", extra={"host": raw.info.host, "database": raw.info.dbname})
+        return connection
+
+    def _connect_raw(self) -> Any:
+        given = psycopg2.extensions.parse_dsn(self._dsn)
+        limit_ms = max(1, int(self._stall_timeout_s * 1000))
+        defaults: dict[str, Any] = {
+            "connect_timeout": max(1, round(self._connect_timeout_s)),
+            "application_name": "lmdb-outbox",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": limit_ms,
+        }
+        raw = psycopg2.connect(self._dsn, **{name: value for name, value in defaults.items() if name not in given})
+        try:
+            with raw.cursor() as cursor:
+                # A commit that is acknowledged must be on PostgreSQL's disk, whatever the server's default says; and a
+                # server left alone by a dead relay must let go of its locks.
+                cursor.execute(
+                    "SET synchronous_commit = on; SET TIME ZONE 'UTC'; SET statement_timeout = %s; "
+                    "SET idle_in_transaction_session_timeout = %s",
+                    (limit_ms, 2 * limit_ms),
+                )
+            raw.commit()
+        except BaseException:
+            raw.close()
+            raise
+        return raw
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        self._rows.forget()
+        if connection is None:
+            return
+        try:
+            connection.invalidate()
+            connection.close()
+        except (DBAPIError, psycopg2.Error, OutboxError) as exc:
+            _log.debug("closing a broken connection failed", extra={"error": str(exc)})
+
+
+def _libpq_url(url: str) -> str:
+    scheme, _, rest = check_database_url(url).partition("://")
+    del scheme
+    dsn = f"postgresql://{rest}"
+    try:
+        psycopg2.extensions.parse_dsn(dsn)
+    except psycopg2.ProgrammingError:
+        raise ConfigError(
+            "database_url cannot be parsed", hint="allowed: postgresql://user:password@host:port/database?option=value"
+        ) from None
+    return dsn
+
+
+def _raw(connection: Connection) -> Any:
+    """The driver's connection, or None after it was invalidated."""
+    return None if connection.invalidated else connection.connection.dbapi_connection
+
+
+def _cursor(connection: Connection) -> Any:
+    """A plain driver cursor inside the connection's transaction: our own few statements need nothing more."""
+    return _raw(connection).cursor()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
+
+
+def _without_blocked(part: list[Unit], blocked: set[str]) -> list[Unit]:
+    """The units that are not behind a refused one; what they in turn would have preceded is blocked too."""
+    if not blocked:
+        return part
+    free = []
+    for unit in part:
+        keys = ordering_keys(unit)
+        if keys & blocked:
+            blocked |= keys
+        else:
+            free.append(unit)
+    return free
+
+
+def _split(part: list[Unit], position: int | None) -> list[list[Unit]]:
+    """Halves, or what lies before, at and behind the culprit."""
+    if position is None:
+        middle = len(part) // 2
+        return [part[:middle], part[middle:]]
+    return [part[:position], part[position : position + 1], part[position + 1 :]]

@@ -1,0 +1,146 @@
+"""The receipts table, and inserting rows straight from stored JSON: all the SQL that the relay itself speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from .envelope import Record
+from .errors import TargetMisconfigured
+
+TABLE = "outbox_receipts"
+# Distinguishes our advisory locks from the host's: the ASCII codes of "obx".
+_LOCK_CLASS = 0x6F6278
+
+CREATE = f"""
+CREATE TABLE IF NOT EXISTS {TABLE} (
+    idempotency_key uuid PRIMARY KEY,
+    store_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    operation text NOT NULL,
+    payload_hash uuid NOT NULL,
+    result json,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+)"""
+
+FENCE = "SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))"
+
+_RECORD = f"""
+INSERT INTO {TABLE} (idempotency_key, store_id, seq, operation, payload_hash)
+SELECT key, %s::uuid, seq, operation, payload
+FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::uuid[]) AS new (key, seq, operation, payload)
+ON CONFLICT DO NOTHING RETURNING seq"""
+
+_FIND = f"SELECT idempotency_key::text, payload_hash::text, result::text FROM {TABLE} WHERE idempotency_key = ANY(%s::uuid[])"
+
+_KEEP_RESULTS = f"""
+UPDATE {TABLE} AS receipt SET result = new.result
+FROM unnest(%s::uuid[], %s::json[]) AS new (key, result) WHERE receipt.idempotency_key = new.key"""
+
+_COLUMNS = """
+SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
+
+
+class Cursor(Protocol):
+    """What is needed of a DB-API cursor inside the relay's transaction."""
+
+    def execute(self, query: str, vars: Any = ..., /) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+    def fetchone(self) -> Any: ...
+
+
+def fence(cursor: Cursor, store_id: str) -> bool:
+    """Keep other relays of the same store out until the transaction ends; False where one is in."""
+    cursor.execute(FENCE, (_LOCK_CLASS, store_id))
+    return bool(cursor.fetchone()[0])
+
+
+def ensure_table(cursor: Cursor) -> None:
+    """Create the receipts table unless it is there; needs no privilege in the latter case."""
+    cursor.execute("SELECT to_regclass(%s) IS NULL", (TABLE,))
+    if cursor.fetchone()[0]:
+        cursor.execute(CREATE)
+
+
+def record(cursor: Cursor, store_id: str, records: Sequence[Record]) -> set[int]:
+    """Write receipts; returns the sequence numbers that had none before, whose effects must now be applied."""
+    cursor.execute(
+        _RECORD,
+        (
+            store_id,
+            [item.key.hex() for item in records],
+            [item.seq for item in records],
+            [item.operation for item in records],
+            [item.payload_hash.hex() for item in records],
+        ),
+    )
+    return {row[0] for row in cursor.fetchall()}
+
+
+def find(cursor: Cursor, records: Sequence[Record]) -> dict[bytes, tuple[bytes, bytes]]:
+    """`key -> (payload hash, result)` of the receipts that exist for `records`."""
+    cursor.execute(_FIND, ([item.key.hex() for item in records],))
+    return {
+        bytes.fromhex(key.replace("-", "")): (bytes.fromhex(payload.replace("-", "")), (result or "").encode())
+        for key, payload, result in cursor.fetchall()
+    }
+
+
+def keep_results(cursor: Cursor, results: Sequence[tuple[Record, bytes]]) -> None:
+    """Store what handlers returned in their receipts."""
+    if results:
+        cursor.execute(_KEEP_RESULTS, ([item.key.hex() for item, _ in results], [result.decode() for _, result in results]))
+
+
+class RowWriter:
+    """Inserts the arguments of entries as rows of tables.  Caches what the catalog says until `forget`."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, dict[str, str]] = {}
+        self._statements: dict[tuple[str, bytes], str] = {}
+
+    def forget(self) -> None:
+        """Ask the catalog again: after any error the schema may have changed."""
+        self._columns.clear()
+        self._statements.clear()
+
+    def insert(self, cursor: Cursor, table: str, names: Sequence[str], shape: bytes, records: Sequence[Record]) -> None:
+        """Insert one row for each record, all of which have exactly the arguments `names`, in order.
+
+        PostgreSQL casts the stored JSON bytes itself.  Raises `TargetMisconfigured` for a missing table or column.
+        """
+        if not names:
+            for _ in records:
+                cursor.execute(f"INSERT INTO {_quote_table(table)} DEFAULT VALUES")
+            return
+        statement = self._statements.get((table, shape))
+        if statement is None:
+            statement = self._statements[table, shape] = self._statement(cursor, table, names)
+        rows = b"[" + b",".join(item.args for item in records) + b"]"
+        cursor.execute(statement, (rows.decode(),))
+
+    def _statement(self, cursor: Cursor, table: str, names: Sequence[str]) -> str:
+        known = self._columns.get(table)
+        if known is None:
+            cursor.execute(_COLUMNS, (_quote_table(table),))
+            known = self._columns[table] = dict(cursor.fetchall())
+        if not known:
+            raise TargetMisconfigured(f"table {table!r} does not exist", hint="create it; the entries wait")
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise TargetMisconfigured(f"table {table!r} has no column {missing[0]!r}", hint="add it; the entries wait")
+        columns = ", ".join(quote(name) for name in names)
+        types = ", ".join(f"{quote(name)} {known[name]}" for name in names)
+        # json, not jsonb: it keeps each number's text, and is not parsed twice.
+        before = f"INSERT INTO {_quote_table(table)} ({columns}) SELECT {columns} FROM json_to_recordset("
+        return before.replace("%", "%%") + "%s" + f") AS row ({types})".replace("%", "%%")
+
+
+def quote(name: str) -> str:
+    """`name` as a quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _quote_table(table: str) -> str:
+    return ".".join(quote(part) for part in table.split("."))

@@ -1,0 +1,365 @@
+"""Relay: moves pending entries to the target, in order, once per key.
+
+`Relay.step(now)` is the whole of it: peek, apply, settle, schedule.  It sleeps never and reads no clock; the thread
+that `start` begins only calls it and waits on an event.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+
+from .box import Outbox
+from .breaker import CLOSED, Breaker
+from .envelope import Record, to_us
+from .errors import DurabilityError, OutboxError, TargetMisconfigured, TargetUnavailable
+from .locks import Role, RoleLock
+from .state_file import StateFile
+from .store import Settlement
+from .target import Outcome, Target, ordering_keys, units
+
+_log = logging.getLogger("outbox.relay")
+
+_BATCH_BYTES = 8 << 20
+_HOUSEKEEPING_S = 60.0
+_PRUNE_ROWS = 2500
+_PUBLISH_S = 1.0
+# While somebody waits in `drain`, the longest pause between two tries.
+_HURRY_S = 1.0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What a step works on: the records to apply, and how many it passed over behind dead letters."""
+
+    records: list[Record]
+    held: int
+    last_seq: int
+    newest_seq: int
+
+
+class Relay:
+    """Drains one outbox into one target.  One relay per store: the second gets `StoreLocked`.
+
+    Either `start` and `stop` a thread, or call `drain`, or drive `step` yourself; all public methods are thread-safe,
+    except that `step` must not run beside the thread.
+    """
+
+    def __init__(self, box: Outbox, target: Target) -> None:
+        """`box` may be opened or attached.  Settings come from `box.config`, time and randomness from `box.clock`."""
+        self._box, self._target = box, target
+        self._config, self._clock = box.config, box.clock
+        self._breaker = Breaker(self._config.backoff_base, self._config.backoff_cap, self._clock.random)
+        self._role: RoleLock | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._lifecycle = threading.Lock()
+        self._moved = threading.Condition()
+        self._limit = self._config.batch_size
+        # Where the scan stands: all that is pending up to `_cursor` is held back or waits for its retry.
+        self._cursor = 0
+        self._held = 0
+        self._blocked: set[str] = set()
+        self._releases = -1
+        # When an entry that was rejected for a passing reason is due again, by sequence number.
+        self._due: dict[int, float] = {}
+        self._seen_seq = -1
+        self._caught_up = False
+        self._draining = 0
+        self._next_housekeeping = 0.0
+        self._stopped_line = False
+        self._last_error: str | None = None
+        self._moved_at = self._clock.monotonic()
+        self._last_applied_at: str | None = None
+        self._published: dict[str, object] = {}
+        self._publish_at = 0.0
+        # Why the thread died, or None.
+        self.died: str | None = None
+
+    # -- one step
+
+    def step(self, now: float) -> float:
+        """Move one batch.  `now` is monotonic seconds; returns the seconds until the next step is due, 0 for at once.
+
+        Takes the relay's role at the first call.  Raises `StoreLocked`, or what reading the store raises.
+        """
+        self._take_role()
+        pause = self._breaker.wait(now)
+        if pause > 0:
+            return pause
+        batch = self._peek(now)
+        outcome = self._target.apply(self._box.store.identity.store_id, batch.records) if batch.records else Outcome()
+        settled = self._settle(batch, outcome, now)
+        return self._schedule(batch, outcome, settled, now)
+
+    def _peek(self, now: float) -> _Batch:
+        """The next batch: the oldest records that are not behind a dead letter or a rejected one."""
+        due = [seq for seq, at in self._due.items() if at <= now]
+        if due:
+            for seq in due:
+                del self._due[seq]
+            self._look_again()
+        peeked = self._box.store.peek(self._cursor, self._limit, max_bytes=_BATCH_BYTES)
+        if peeked.releases != self._releases:
+            self._releases = peeked.releases
+            self._look_again()
+            peeked = self._box.store.peek(self._cursor, self._limit, max_bytes=_BATCH_BYTES)
+        if peeked.damaged:
+            self._box.store.quarantine(peeked.damaged)
+        free: list[Record] = []
+        held = 0
+        for unit in units(peeked.records):
+            keys = ordering_keys(unit)
+            if keys & self._blocked or any(record.seq in self._due for record in unit):
+                self._blocked |= keys
+                held += len(unit)
+            else:
+                free += unit
+        return _Batch(free, held, peeked.last_seq, peeked.newest_seq)
+
+    def _look_again(self) -> None:
+        """Scan from the oldest entry on: something may have become deliverable."""
+        self._cursor = self._held = 0
+        self._blocked = {key for _, key in self._box.store.dead() if key is not None}
+        self._caught_up = False
+
+    def _settle(self, batch: _Batch, outcome: Outcome, now: float) -> bool:
+        """Record the outcome in one commit.  False when the store could not be written: the batch comes again."""
+        settlement = Settlement(completed=outcome.completed)
+        operations = getattr(self._target, "operations", {})
+        for record, error in outcome.rejected:
+            operation = operations.get(record.operation)
+            if not error.permanent and record.attempts < self._config.max_retries:
+                settlement.retried.append((record, str(error)))
+            elif operation is not None and operation.best_effort:
+                settlement.dropped.append((record, str(error)))
+            else:
+                settlement.dead.append((record, str(error)))
+        if settlement:
+            try:
+                self._box.store.settle(settlement)
+            except DurabilityError as exc:
+                self._fail(exc, now)
+                return False
+        for record, _ in settlement.retried:
+            self._due[record.seq] = now + self._breaker.backoff(record.attempts + 1)
+        for record, why in settlement.dead:
+            _log.error("entry became a dead letter", extra={"seq": record.seq, "operation": record.operation, "why": why})
+        refused = settlement.dead + settlement.retried
+        self._blocked |= {record.order_by for record, _ in refused if record.order_by is not None}
+        if outcome.interruption is None:
+            done = len(outcome.completed) + len(outcome.rejected)
+            self._cursor = max(self._cursor, batch.last_seq)
+            self._held += batch.held + len(batch.records) - done
+        return True
+
+    def _schedule(self, batch: _Batch, outcome: Outcome, settled: bool, now: float) -> float:
+        """Note how the step went; returns the wait until the next one."""
+        if outcome.completed or outcome.rejected:
+            self._moved_at = now
+        if outcome.completed:
+            self._last_applied_at = self._clock.now().isoformat()
+        if outcome.interruption is not None:
+            self._fail(outcome.interruption, now)
+        elif settled and batch.records:
+            self._recover()
+        exhausted = batch.last_seq >= batch.newest_seq or (not batch.records and not batch.held)
+        self._caught_up = settled and outcome.interruption is None and exhausted and not self._due
+        if self._caught_up:
+            self._seen_seq = batch.newest_seq
+            self._moved_at = now
+        self._housekeep(now, idle=self._caught_up)
+        self._publish(now)
+        with self._moved:
+            self._moved.notify_all()
+        if outcome.interruption is not None or not settled:
+            return self._breaker.wait(now)
+        if not exhausted:
+            return 0.0
+        soonest = min(self._due.values(), default=now + self._config.sync_interval)
+        return max(0.0, min(self._config.sync_interval, soonest - now))
+
+    def _fail(self, exc: OutboxError, now: float) -> None:
+        delay = self._breaker.failed(now)
+        stopped = isinstance(exc, TargetMisconfigured)
+        if isinstance(exc, TargetUnavailable) and exc.stalled:
+            self._limit = max(1, self._limit // 2)
+        if str(exc) != self._last_error or stopped != self._stopped_line:
+            level = logging.ERROR if stopped or isinstance(exc, DurabilityError) else logging.WARNING
+            _log.log(level, "delivery failed", extra={"error": str(exc), "retry_in_s": round(delay, 3)})
+        self._last_error, self._stopped_line = str(exc), stopped
+        if self._draining:
+            self._breaker.hurry(now, _HURRY_S)
+
+    def _recover(self) -> None:
+        if self._last_error is not None:
+            _log.info("delivery works again", extra={"after": self._last_error})
+        self._breaker.succeeded()
+        self._last_error, self._stopped_line = None, False
+        self._limit = min(self._config.batch_size, self._limit * 2)
+
+    def _housekeep(self, now: float, *, idle: bool) -> None:
+        """Every minute: clear killed readers; when idle, prune a little of the ledger's expired part."""
+        if now < self._next_housekeeping:
+            return
+        self._next_housekeeping = now + _HOUSEKEEPING_S
+        self._box.store.reader_check()
+        if idle and self._box.store.halt_reason is None:
+            keep = timedelta(hours=self._config.retention_hours)
+            self._box.store.prune(to_us(self._clock.now() - keep), most=_PRUNE_ROWS)
+
+    def _publish(self, now: float) -> None:
+        """Tell other processes how it goes: at once when something changed, else every second."""
+        state: dict[str, object] = {
+            "pid": os.getpid(),
+            "breaker": self._breaker.state,
+            "stopped": self._stopped_line,
+            "last_error": self._last_error,
+            "died": self.died,
+            "held_back": self._held,
+        }
+        if state == self._published and now < self._publish_at:
+            return
+        self._published, self._publish_at = state, now + _PUBLISH_S
+        moving = {"moved_at": self._moved_at, "last_applied_at": self._last_applied_at}
+        try:
+            StateFile(self._box.path / "relay.state").write({**state, **moving})
+        except OSError as exc:
+            _log.warning("relay state could not be published", extra={"error": str(exc)})
+
+    # -- lifecycle
+
+    def start(self) -> None:
+        """Take the relay's role and start the thread.  Raises `StoreLocked`; a second call does nothing."""
+        with self._lifecycle:
+            if self.running:
+                return
+            self._take_role()
+            self._stop.clear()
+            self.died = None
+            self._thread = threading.Thread(target=self._run, name="outbox-relay", daemon=True)
+            self._box.on_enqueue(self._wake.set)
+            self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> bool:
+        """Stop the thread and let go of the role and the connection; may be called twice.
+
+        A batch in flight gets half of `timeout` seconds, then its connection is shut: nothing is lost, the receipts
+        tell at the next start.  Returns whether the thread has ended.
+        """
+        with self._lifecycle:
+            thread = self._thread
+            self._stop.set()
+            self._wake.set()
+            if thread is not None:
+                self._box.off_enqueue(self._wake.set)
+                thread.join(timeout / 2)
+                if thread.is_alive():
+                    self._target.interrupt()
+                    thread.join(timeout / 2)
+                if thread.is_alive():
+                    return False
+                self._thread = None
+            self._target.close()
+            self._leave_role()
+            return True
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread is alive."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def __enter__(self) -> Relay:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def drain(self, timeout: float = 30.0) -> bool:
+        """Relay until nothing that was acknowledged before the call can be delivered any more.
+
+        True when that is so (dead letters and what they hold back may remain: see the status), False after `timeout`
+        seconds or when the relay's thread died.  Uses the running thread, or the calling one.
+        """
+        goal = self._box.store.figures().counters.next_seq - 1
+        deadline = self._clock.monotonic() + timeout
+        with self._hurrying():
+            if self.running:
+                return self._await(goal, deadline)
+            owned = self._role is not None
+            try:
+                return self._drain_here(goal, deadline)
+            finally:
+                if not owned:
+                    self._target.close()
+                    self._leave_role()
+
+    def _drain_here(self, goal: int, deadline: float) -> bool:
+        pause = threading.Event()
+        while True:
+            now = self._clock.monotonic()
+            wait = self.step(now)
+            if self._caught_up and self._seen_seq >= goal:
+                return True
+            now = self._clock.monotonic()
+            if now >= deadline:
+                return False
+            pause.wait(min(wait, deadline - now))
+
+    def _await(self, goal: int, deadline: float) -> bool:
+        self._wake.set()
+        with self._moved:
+            while self.running:
+                if self._caught_up and self._seen_seq >= goal:
+                    return True
+                left = deadline - self._clock.monotonic()
+                if left <= 0:
+                    return False
+                self._moved.wait(min(left, _HURRY_S))
+        return False
+
+    @contextmanager
+    def _hurrying(self) -> Iterator[None]:
+        self._draining += 1
+        self._breaker.hurry(self._clock.monotonic(), 0.0)
+        try:
+            yield
+        finally:
+            self._draining -= 1
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._wake.clear()
+                wait = self.step(self._clock.monotonic())
+                if wait <= 0:
+                    continue
+                # During an outage new work is no reason to try earlier; somebody waiting in `drain` is.
+                outage = self._breaker.state != CLOSED and not self._draining
+                (self._stop if outage else self._wake).wait(min(wait, _HURRY_S) if outage else wait)
+        except BaseException as exc:
+            self.died = f"{type(exc).__name__}: {exc}"
+            _log.critical("relay thread died", exc_info=exc)
+        finally:
+            self._publish(self._clock.monotonic() + _PUBLISH_S)
+            if self.died is not None:
+                self._leave_role()
+            with self._moved:
+                self._moved.notify_all()
+
+    def _take_role(self) -> None:
+        if self._role is None:
+            self._role = RoleLock(self._box.path, Role.RELAY)
+
+    def _leave_role(self) -> None:
+        if self._role is not None:
+            self._role.release()
+            self._role = None

@@ -1,0 +1,96 @@
+"""OutboxStatus: what an operator and a monitor see of an outbox, from any process."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+
+class Health(int, Enum):
+    """The exit code of `atb outbox status`."""
+
+    HEALTHY = 0
+    DEGRADED = 1
+    NEEDS_OPERATOR = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayStatus:
+    """What the relay last said of itself, and whether its process still holds the relay's role."""
+
+    # Whether some process holds the relay's role now.
+    alive: bool = False
+    pid: int | None = None
+    # closed, open or half-open; unknown where no relay ever reported.
+    breaker: str = "unknown"
+    # True while PostgreSQL refuses for a reason that a person must mend.
+    stopped: bool = False
+    # True when it is alive, PostgreSQL answers and entries wait, but nothing moved for `stuck_after` seconds.
+    stuck: bool = False
+    # Why its thread died, or None.
+    died: str | None = None
+    last_error: str | None = None
+    # Seconds since it last settled or found nothing to do; None where unknown.
+    idle_s: float | None = None
+    last_applied_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutboxStatus:
+    """A snapshot, taken in time independent of the backlog.  Sizes in bytes, durations in seconds."""
+
+    path: str
+    store_id: str
+    # Acknowledged and not yet settled, held back ones included.
+    pending: int
+    # Pending behind a dead letter of the same ordering key, as of the relay's last look.
+    held_back: int
+    dead_letters: int
+    # Settled since the store was created.
+    completed: int
+    acknowledged: int
+    discarded: int
+    quarantined: int
+    # Completed without a ledger copy because the disk was full.
+    unledgered: int
+    ledger: int
+    # Age of the oldest pending entry; 0 when there is none.
+    lag_s: float
+    # Highest sequence number with nothing unsettled at or below it.
+    watermark: int
+    last_seq: int
+    relay: RelayStatus
+    # Process that may enqueue, or None when no engine is running.
+    engine_pid: int | None
+    # The halt latch: set after a failed durable write until the store is reopened.
+    halted: bool
+    halt_reason: str | None
+    live_bytes: int
+    file_bytes: int
+    max_bytes: int
+    map_bytes: int
+    free_disk_bytes: int
+    # One sentence each: what is wrong, worst first.
+    needs_operator: list[str] = field(default_factory=list)
+    degraded: list[str] = field(default_factory=list)
+
+    @property
+    def breaker(self) -> str:
+        """State of the relay's circuit breaker: closed, open, half-open or unknown."""
+        return self.relay.breaker
+
+    @property
+    def health(self) -> Health:
+        """HEALTHY, DEGRADED or NEEDS_OPERATOR."""
+        if self.needs_operator:
+            return Health.NEEDS_OPERATOR
+        return Health.DEGRADED if self.degraded else Health.HEALTHY
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; times as ISO 8601 in UTC."""
+        values = asdict(self)
+        applied = self.relay.last_applied_at
+        values["relay"]["last_applied_at"] = None if applied is None else applied.isoformat()
+        return {**values, "breaker": self.breaker, "health": self.health.name.lower()}

@@ -1,0 +1,578 @@
+"""Store: everything that is ever written to or read from the LMDB environment, in ACID transactions.
+
+It promises the outbox above it that `append` has reached the disk when it returns, that after the first failed
+durable write no `append` succeeds until the store is reopened (the halt latch), and that what the relay settles
+moves from `pending` to `ledger` in one commit.  No callback, no I/O and no PostgreSQL work happens inside a
+write transaction.
+
+Locking: public methods may be called from any thread; those that touch LMDB pass the gate, so that `close` and
+`vacuum` never pull the environment from under another thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from . import codec
+from .counters import Counters
+from .entry import EntryStatus
+from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
+from .environment import Environment, PanicError, WriteError
+from .errors import (
+    DurabilityError,
+    EntryNotFound,
+    IdempotencyConflict,
+    InvalidEntry,
+    OutboxError,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFull,
+)
+
+_log = logging.getLogger("outbox.store")
+
+COUNTERS_KEY = b"outbox:counters"
+_DEAD_PREFIX = b"outbox:dead:"
+_QUARANTINE_PREFIX = b"outbox:quarantine:"
+_META_PREFIX = b"outbox:meta:"
+# Rows of one maintenance transaction: each row call releases the GIL, and a writer waits for the whole of it.
+_CHUNK = 250
+_QUOTA_SHARE = 0.85
+_RESERVE_SHARE = 16
+# An entry costs its record, its idempotency key and its share of half-empty pages.
+_ENTRY_COST = 4
+_REOPEN_HINT = "halt trading, free or replace the disk, then restart: reopening verifies the store"
+
+
+@dataclass(slots=True)
+class Append:
+    """One submission to `Store.append`: its records become one group (more than one) and are stored or refused whole.
+
+    After the commit either `error` is set, or `stored` holds the records in the order given: new ones, or for a key
+    that was used before the first one.
+    """
+
+    records: list[Record]
+    stored: list[Record] = field(default_factory=list)
+    error: OutboxError | None = None
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What a relay's step found out about a batch; settled in one commit."""
+
+    completed: list[tuple[Record, bytes]] = field(default_factory=list)
+    dead: list[tuple[Record, str]] = field(default_factory=list)
+    dropped: list[tuple[Record, str]] = field(default_factory=list)
+    retried: list[tuple[Record, str]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.completed or self.dead or self.dropped or self.retried)
+
+
+@dataclass(frozen=True, slots=True)
+class Peeked:
+    """Oldest pending records after some sequence number, and the damaged ones met on the way, raw."""
+
+    records: list[Record]
+    damaged: list[tuple[int, bytes, str]]
+    # Highest sequence number looked at, or the one asked for when there was none.
+    last_seq: int
+    # Of the same snapshot: the newest sequence number of the store, and `Counters.releases`.
+    newest_seq: int
+    releases: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A snapshot of the store's size and state, taken in one read transaction in time independent of the backlog."""
+
+    counters: Counters
+    pending: int
+    idempotency: int
+    ledger: int
+    first_pending: int | None
+    oldest_us: int | None
+    live_bytes: int
+    file_bytes: int
+    map_bytes: int
+    free_disk_bytes: int
+
+
+class Store:
+    """The durable half of the outbox.  Thread-safe; not usable in a forked child."""
+
+    def __init__(self, environment: Environment, *, max_bytes: int, reserve_bytes: int, now_us: Callable[[], int]) -> None:
+        """`max_bytes` is the quota, `reserve_bytes` the free disk kept for draining, `now_us` the wall clock."""
+        self._environment: Environment | None = environment
+        self.directory: Path = environment.directory
+        self.identity = environment.identity
+        self._max_bytes = max_bytes
+        self._reserve_bytes = reserve_bytes
+        self._now_us = now_us
+        self._pid = os.getpid()
+        self._gate = threading.Condition()
+        self._inside = 0
+        self.halt_reason: str | None = None
+        self.on_halt: Callable[[str], None] = lambda reason: None
+        figures = self.figures()
+        known = figures.counters
+        found = figures.pending + known.completed + known.dead + known.discarded + known.quarantined
+        if known.acknowledged != found:
+            environment.close()
+            raise StoreCorrupt(
+                f"{self.directory} acknowledged {known.acknowledged} entries and accounts for {found}",
+                hint="restore a backup",
+            )
+
+    # -- transactions
+
+    @contextmanager
+    def _open(self) -> Iterator[Environment]:
+        """Pass the gate: the environment stays open until the block ends."""
+        if os.getpid() != self._pid:
+            raise StoreClosed(
+                f"{self.directory} was opened by process {self._pid} and cannot be used after a fork",
+                hint="open the outbox in the process that uses it",
+            )
+        with self._gate:
+            environment = self._environment
+            if environment is None:
+                raise StoreClosed(f"the outbox at {self.directory} is closed", hint="open it again")
+            self._inside += 1
+        try:
+            yield environment
+        finally:
+            with self._gate:
+                self._inside -= 1
+                if not self._inside:
+                    self._gate.notify_all()
+
+    @contextmanager
+    def _read(self) -> Iterator[tuple[Environment, Any]]:
+        with self._open() as environment, environment.env.begin() as txn:
+            yield environment, txn
+
+    @contextmanager
+    def _write(self, purpose: str) -> Iterator[tuple[Environment, Any]]:
+        """A durable write transaction.  Its first failure sets the halt latch and is raised as `DurabilityError`."""
+        with self._open() as environment:
+            try:
+                with environment.env.begin(write=True) as txn:
+                    yield environment, txn
+            except WriteError as exc:
+                self._latch(purpose, exc)
+                raise DurabilityError(f"the store could not {purpose}: {exc}", hint=_REOPEN_HINT) from exc
+
+    def _latch(self, purpose: str, exc: Exception) -> None:
+        if self.halt_reason is not None:
+            return
+        self.halt_reason = f"could not {purpose}: {exc}"
+        _log.critical("durable write failed, enqueueing is halted", extra={"purpose": purpose, "error": str(exc)})
+        self.on_halt(self.halt_reason)
+
+    def check_not_halted(self) -> None:
+        """Raise `DurabilityError` when the halt latch is set."""
+        if self.halt_reason is not None:
+            raise DurabilityError(f"enqueueing is halted: the store {self.halt_reason}", hint=_REOPEN_HINT)
+
+    # -- enqueueing
+
+    def append(self, submissions: list[Append]) -> None:
+        """Store all submissions in one commit.  Outcomes are left in them; only a failed write raises.
+
+        Raises `DurabilityError` (all are in doubt) or `StoreFull` (none was stored).
+        """
+        self.check_not_halted()
+        size = sum(OVERHEAD + len(r.args) + len(r.types) for sub in submissions for r in sub.records)
+        rows = sum(len(sub.records) for sub in submissions)
+        self._check_free_disk(size)
+        with self._write("enqueue") as (environment, txn):
+            # Another thread's write may have failed while this one waited for LMDB's writer lock.
+            self.check_not_halted()
+            self._check_quota(environment, txn, size, rows)
+            counters = Counters.unpack(txn.get(COUNTERS_KEY))
+            stored = False
+            for submission in submissions:
+                stored |= self._append_one(environment, txn, counters, submission)
+            if stored:
+                txn.put(COUNTERS_KEY, counters.pack())
+
+    def _append_one(self, environment: Environment, txn: Any, counters: Counters, submission: Append) -> bool:
+        first: dict[bytes, Record] = {}
+        fresh: list[Record] = []
+        submission.stored, submission.error = [], None
+        for record in submission.records:
+            known = first.get(record.key) or self._by_key(environment, txn, record)
+            if known is not None and known.payload_hash != record.payload_hash:
+                submission.error = IdempotencyConflict(
+                    f"key {record.key.hex()} of operation {record.operation!r} is used by entry {known.seq or 'above'} "
+                    "with other arguments",
+                    hint="one intent, one key: use another key for another write",
+                )
+                return False
+            if known is None:
+                fresh.append(record)
+            first.setdefault(record.key, known or record)
+        group = counters.next_seq if len(fresh) > 1 else 0
+        for record in fresh:
+            counters.last_us = max(counters.last_us + 1, record.captured_us)
+            new = replace(record, seq=counters.next_seq, captured_us=counters.last_us, group=group)
+            if not txn.put(seq_key(new.seq), pack(new), db=environment.pending, append=True):
+                raise StoreCorrupt(f"{self.directory}: sequence number {new.seq} is already behind the last pending one")
+            txn.put(new.key, seq_key(new.seq) + new.payload_hash, db=environment.idempotency)
+            counters.next_seq += 1
+            counters.acknowledged += 1
+            first[new.key] = new
+        submission.stored = [first[record.key] for record in submission.records]
+        return bool(fresh)
+
+    def _by_key(self, environment: Environment, txn: Any, record: Record) -> Record | None:
+        """The first record stored under `record`'s key, or None."""
+        value = txn.get(record.key, db=environment.idempotency)
+        if value is None:
+            return None
+        if len(value) != 24:
+            raise StoreCorrupt(f"the idempotency record of key {record.key.hex()} has {len(value)} bytes, expected 24")
+        seq = key_seq(value[:8])
+        for handle in (environment.pending, environment.ledger):
+            data = txn.get(value[:8], db=handle)
+            if data is not None:
+                return unpack(seq, data)
+        # Settled without a ledger copy: all that is left of it is that it was completed.
+        return replace(record, seq=seq, payload_hash=value[8:], status=EntryStatus.COMPLETED)
+
+    def _check_free_disk(self, size: int) -> None:
+        if not self._reserve_bytes:
+            return
+        free = self._free_disk_bytes()
+        if free < self._reserve_bytes + size * _ENTRY_COST:
+            raise StoreFull(
+                f"{free >> 20} MiB are free at {self.directory}, {self._reserve_bytes >> 20} MiB are kept for draining",
+                hint="halt trading and free disk space",
+            )
+
+    def _check_quota(self, environment: Environment, txn: Any, size: int, rows: int) -> None:
+        limit = int(self._max_bytes * _QUOTA_SHARE)
+        used = _live_bytes(environment, txn)
+        if used + size + rows * OVERHEAD > limit:
+            raise StoreFull(
+                f"the store uses {used >> 20} MiB, enqueueing stops at {limit >> 20} MiB, "
+                f"85 % of OUTBOX_MAX_SIZE_MB={self._max_bytes >> 20}",
+                hint="halt trading; drain and compact, or raise OUTBOX_MAX_SIZE_MB",
+            )
+
+    # -- reading
+
+    def peek(self, after_seq: int, limit: int, *, max_bytes: int = 1 << 62) -> Peeked:
+        """Up to `limit` oldest pending records after `after_seq`, and all the rest of the last one's group."""
+        records: list[Record] = []
+        damaged: list[tuple[int, bytes, str]] = []
+        last, size = after_seq, 0
+        with self._read() as (environment, txn), txn.cursor(db=environment.pending) as cursor:
+            counters = Counters.unpack(txn.get(COUNTERS_KEY))
+            for key, value in cursor.iternext() if cursor.set_range(seq_key(after_seq + 1)) else ():
+                seq = key_seq(key)
+                full = len(records) >= limit or size >= max_bytes
+                try:
+                    record = unpack(seq, value)
+                except StoreCorrupt as exc:
+                    damaged.append((seq, bytes(value), str(exc)))
+                    last = seq
+                    continue
+                if full and not (record.group and record.group == records[-1].group):
+                    break
+                records.append(record)
+                size += len(value)
+                last = seq
+        return Peeked(records, damaged, last, counters.next_seq - 1, counters.releases)
+
+    def records(self, name: str, *, first: int = 0) -> Iterator[Record]:
+        """All records of sub-database `name` from sequence number `first` on, oldest first, in bounded memory.
+
+        Raises `StoreCorrupt` at a damaged one.
+        """
+        while True:
+            with self._read() as (environment, txn), txn.cursor(db=getattr(environment, name)) as cursor:
+                rows = list(islice(cursor.iternext(), _CHUNK)) if cursor.set_range(seq_key(first)) else []
+            for key, value in rows:
+                yield unpack(key_seq(key), value)
+            if len(rows) < _CHUNK:
+                return
+            first = key_seq(rows[-1][0]) + 1
+
+    def dead(self) -> list[tuple[int, str | None]]:
+        """`(seq, ordering key)` of every dead letter, oldest first."""
+        return [(seq, codec.from_json(value)) for seq, value in self._prefixed(_DEAD_PREFIX)]
+
+    def quarantined(self) -> list[tuple[int, bytes]]:
+        """`(seq, raw bytes)` of every damaged record that was set aside."""
+        return self._prefixed(_QUARANTINE_PREFIX)
+
+    def record(self, name: str, seq: int) -> Record | None:
+        """One record of sub-database `name`, or None.  Raises `StoreCorrupt`."""
+        with self._read() as (environment, txn):
+            data = txn.get(seq_key(seq), db=getattr(environment, name))
+        return None if data is None else unpack(seq, data)
+
+    def _prefixed(self, prefix: bytes) -> list[tuple[int, bytes]]:
+        found = []
+        with self._read() as (_, txn), txn.cursor() as cursor:
+            if cursor.set_range(prefix):
+                for key, value in cursor.iternext():
+                    if not key.startswith(prefix):
+                        break
+                    found.append((key_seq(key[len(prefix) :]), bytes(value)))
+        return found
+
+    def figures(self) -> Figures:
+        """Sizes and counts, in constant time."""
+        with self._read() as (environment, txn):
+            counters = Counters.unpack(txn.get(COUNTERS_KEY))
+            with txn.cursor(db=environment.pending) as cursor:
+                first = (key_seq(cursor.key()), bytes(cursor.value())) if cursor.first() else None
+            try:
+                oldest = unpack(*first).captured_us if first else None
+            except StoreCorrupt:
+                oldest = None  # the relay will quarantine it; a status must not fail on it
+            return Figures(
+                counters=counters,
+                pending=txn.stat(environment.pending)["entries"],
+                idempotency=txn.stat(environment.idempotency)["entries"],
+                ledger=txn.stat(environment.ledger)["entries"],
+                first_pending=first[0] if first else None,
+                oldest_us=oldest,
+                live_bytes=_live_bytes(environment, txn),
+                file_bytes=environment.file_bytes(),
+                map_bytes=environment.env.info()["map_size"],
+                free_disk_bytes=self._free_disk_bytes(),
+            )
+
+    def _free_disk_bytes(self) -> int:
+        info = os.statvfs(self.directory)
+        return info.f_bavail * info.f_frsize
+
+    # -- settling
+
+    def settle(self, settlement: Settlement) -> None:
+        """Record what PostgreSQL did with a batch, in one commit.  Entries that are no longer pending are left alone.
+
+        When even this write fails because there is no room, completed entries are deleted without their ledger copy,
+        so that a full store still drains.  Raises `DurabilityError`; settling again later is harmless, since the
+        receipts in PostgreSQL keep the effect from being repeated.
+        """
+        try:
+            self._settle(settlement, keep_ledger=True)
+        except DurabilityError as exc:
+            if isinstance(exc.__cause__, PanicError) or not settlement.completed:
+                raise
+            _log.warning("settling without ledger copies", extra={"entries": len(settlement.completed), "why": str(exc)})
+            self._settle(Settlement(completed=settlement.completed), keep_ledger=False)
+
+    def _settle(self, settlement: Settlement, *, keep_ledger: bool) -> None:
+        now = self._now_us()
+        with self._write("settle") as (environment, txn):
+            counters = Counters.unpack(txn.get(COUNTERS_KEY))
+            last = _last_key(txn, environment.ledger)
+            for record, result in settlement.completed:
+                if not txn.delete(seq_key(record.seq), db=environment.pending):
+                    continue
+                counters.completed += 1
+                if keep_ledger:
+                    last = _to_ledger(txn, environment, last, record.settled(EntryStatus.COMPLETED, now, result=result))
+                else:
+                    counters.unledgered += 1
+            for record, error in settlement.dead:
+                if txn.delete(seq_key(record.seq), db=environment.pending):
+                    counters.dead += 1
+                    failed = record.settled(EntryStatus.FAILED, now, error=error, attempts=record.attempts + 1)
+                    last = _to_ledger(txn, environment, last, failed)
+                    txn.put(_DEAD_PREFIX + seq_key(record.seq), codec.to_json(record.order_by))
+            for record, error in settlement.dropped:
+                if txn.delete(seq_key(record.seq), db=environment.pending):
+                    counters.discarded += 1
+                    failed = record.settled(EntryStatus.FAILED, now, error=error, attempts=record.attempts + 1)
+                    last = _to_ledger(txn, environment, last, failed)
+            for record, error in settlement.retried:
+                if txn.get(seq_key(record.seq), db=environment.pending) is not None:
+                    again = replace(record, attempts=record.attempts + 1, error=error)
+                    txn.put(seq_key(record.seq), pack(again), db=environment.pending)
+            txn.put(COUNTERS_KEY, counters.pack())
+
+    def quarantine(self, damaged: Iterable[tuple[int, bytes, str]]) -> None:
+        """Set damaged pending records aside with their raw bytes.  Raises `DurabilityError`."""
+        with self._write("quarantine damaged entries") as (environment, txn):
+            counters = Counters.unpack(txn.get(COUNTERS_KEY))
+            for seq, raw, reason in damaged:
+                if txn.delete(seq_key(seq), db=environment.pending):
+                    txn.put(_QUARANTINE_PREFIX + seq_key(seq), raw)
+                    counters.quarantined += 1
+                    _log.critical("damaged entry quarantined", extra={"seq": seq, "reason": reason})
+            txn.put(COUNTERS_KEY, counters.pack())
+
+    # -- the operator's answers
+
+    def requeue(self, seq: int, audit: Record) -> list[Record]:
+        """Put dead letter `seq`, and the group it belongs to, back at its old place in `pending`.
+
+        `audit` becomes a ledger record of its own.  Raises `EntryNotFound` or `DurabilityError`.
+        """
+        with self._write("requeue") as (environment, txn):
+            counters = Counters.unpack(txn.get(COUNTERS_KEY))
+            released = [replace(r, status=EntryStatus.PENDING, settled_us=0, attempts=0) for r in _dead(txn, environment, seq)]
+            for record in released:
+                txn.delete(seq_key(record.seq), db=environment.ledger)
+                txn.put(seq_key(record.seq), pack(record), db=environment.pending)
+            self._release(environment, txn, counters, released, audit)
+        return released
+
+    def discard(self, seq: int, reason: str, audit: Record) -> list[Record]:
+        """Give up dead letter `seq`, and the group it belongs to; it stays in the ledger with `reason`.
+
+        Raises `EntryNotFound` or `DurabilityError`.
+        """
+        with self._write("discard") as (environment, txn):
+            counters = Counters.unpack(txn.get(COUNTERS_KEY))
+            released = [replace(r, error=f"discarded: {reason}; was: {r.error}") for r in _dead(txn, environment, seq)]
+            for record in released:
+                txn.put(seq_key(record.seq), pack(record), db=environment.ledger)
+            counters.discarded += len(released)
+            self._release(environment, txn, counters, released, audit)
+        return released
+
+    def _release(
+        self, environment: Environment, txn: Any, counters: Counters, released: list[Record], audit: Record
+    ) -> None:
+        for record in released:
+            txn.delete(_DEAD_PREFIX + seq_key(record.seq))
+        counters.dead -= len(released)
+        counters.releases += 1
+        counters.last_us = max(counters.last_us + 1, self._now_us())
+        note = replace(
+            audit.settled(EntryStatus.COMPLETED, counters.last_us), seq=counters.next_seq, captured_us=counters.last_us
+        )
+        counters.next_seq += 1
+        txn.put(seq_key(note.seq), pack(note), db=environment.ledger)
+        txn.put(COUNTERS_KEY, counters.pack())
+
+    # -- retention
+
+    def prune(self, before_us: int, *, most: int | None = None) -> int:
+        """Delete ledger records settled before `before_us` with their idempotency keys; returns how many.
+
+        Dead letters stay.  Small transactions, so that enqueueing goes on; stops after about `most` rows.  Raises
+        `DurabilityError`.
+        """
+        pruned, first = 0, 0
+        while True:
+            with self._write("prune the ledger") as (environment, txn):
+                with txn.cursor(db=environment.ledger) as cursor:
+                    rows = list(islice(cursor.iternext(), _CHUNK)) if cursor.set_range(seq_key(first)) else []
+                for key, value in rows:
+                    record = unpack(key_seq(key), value)
+                    if record.captured_us > before_us:
+                        return pruned
+                    if record.settled_us <= before_us and txn.get(_DEAD_PREFIX + key) is None:
+                        txn.delete(key, db=environment.ledger)
+                        owner = txn.get(record.key, db=environment.idempotency)
+                        if owner is not None and owner[:8] == key:
+                            txn.delete(record.key, db=environment.idempotency)
+                        pruned += 1
+            if len(rows) < _CHUNK or (most is not None and pruned >= most):
+                return pruned
+            first = key_seq(rows[-1][0]) + 1
+
+    # -- small records for those above
+
+    def get_meta(self, name: str) -> bytes | None:
+        """A small durable record of an integration (id reserves, snapshots), or None."""
+        with self._read() as (_, txn):
+            value = txn.get(_META_PREFIX + name.encode())
+        return None if value is None else bytes(value)
+
+    def put_meta(self, name: str, value: bytes) -> None:
+        """Store a small record durably.  Raises `DurabilityError` or, for a name or value too large, `InvalidEntry`."""
+        if not 0 < len(name.encode()) <= 400 or len(value) > 1 << 20:
+            raise InvalidEntry(f"meta record {name!r} has {len(value)} bytes", hint="allowed: at most 1 MiB")
+        self.check_not_halted()
+        with self._write(f"store {name!r}") as (_, txn):
+            txn.put(_META_PREFIX + name.encode(), value)
+
+    # -- lifecycle
+
+    def reader_check(self) -> None:
+        """Clear the slots of killed readers, which would pin freed pages."""
+        with self._open() as environment:
+            environment.env.reader_check()
+
+    def swap(self, action: Callable[[], None]) -> None:
+        """Close the environment, run `action`, open it again; other threads wait at the gate meanwhile."""
+        with self._gate:
+            self._gate.wait_for(lambda: not self._inside)
+            if self._environment is None:
+                raise StoreClosed(f"the outbox at {self.directory} is closed", hint="open it again")
+            self._environment.close()
+            self._environment = None
+            try:
+                action()
+            finally:
+                self._environment = Environment(self.directory)
+
+    def close(self) -> None:
+        """Close the environment after the threads inside have left; may be called twice."""
+        if os.getpid() != self._pid:
+            return
+        with self._gate:
+            environment, self._environment = self._environment, None
+            self._gate.wait_for(lambda: not self._inside)
+            if environment is not None:
+                environment.close()
+
+
+def _live_bytes(environment: Environment, txn: Any) -> int:
+    """Bytes of pages in use: freed pages are reused and do not count."""
+    pages = page_size = 0
+    for handle in (environment.pending, environment.idempotency, environment.ledger):
+        stat = txn.stat(handle)
+        pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        page_size = stat["psize"]
+    return int(pages * page_size)
+
+
+def _last_key(txn: Any, handle: Any) -> bytes:
+    with txn.cursor(db=handle) as cursor:
+        return bytes(cursor.key()) if cursor.last() else b""
+
+
+def _to_ledger(txn: Any, environment: Environment, last: bytes, record: Record) -> bytes:
+    """Put a settled record; appending keeps pages full.  Returns the ledger's new last key."""
+    key = seq_key(record.seq)
+    txn.put(key, pack(record), db=environment.ledger, append=key > last)
+    return max(key, last)
+
+
+def _dead(txn: Any, environment: Environment, seq: int) -> list[Record]:
+    """Dead letter `seq` and the dead letters of its group."""
+    if not 0 < seq < 1 << 64 or txn.get(_DEAD_PREFIX + seq_key(seq)) is None:
+        raise EntryNotFound(f"entry {seq} is not a dead letter", hint="list the dead letters first")
+    record = unpack(seq, txn.get(seq_key(seq), db=environment.ledger))
+    if not record.group:
+        return [record]
+    members = []
+    with txn.cursor(db=environment.ledger) as cursor:
+        cursor.set_range(seq_key(record.group))
+        for key, value in cursor.iternext():
+            member = unpack(key_seq(key), value)
+            if member.group != record.group:
+                break
+            if txn.get(_DEAD_PREFIX + key) is not None:
+                members.append(member)
+    return members

