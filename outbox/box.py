@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +36,7 @@ from .operation import (
     shape_hash,
 )
 from .state_file import StateFile
-from .status import OutboxStatus, RelayStatus
+from .status import OutboxStatus, RelayStatus, assess
 from .store import COUNTERS_KEY, Append, Store
 
 _log = logging.getLogger("outbox")
@@ -225,7 +224,8 @@ class Outbox:
         plain, types = codec.encode(dict(args))
         if len(plain) + len(types) > self.config.max_entry_kb << 10:
             raise InvalidEntry(
-                f"args of {name!r} take {(len(plain) + len(types)) >> 10} KiB", hint=f"at most {self.config.max_entry_kb}"
+                f"args of {name!r} take {(len(plain) + len(types)) >> 10} KiB",
+                hint=f"at most {self.config.max_entry_kb}",
             )
         operation.check(args)
         order = ordering_key(operation.order_of(args) if order_by is None else order_by)
@@ -328,7 +328,7 @@ class Outbox:
             map_bytes=figures.map_bytes,
             free_disk_bytes=figures.free_disk_bytes,
         )
-        return replace(status, needs_operator=_needs_operator(status), degraded=_degraded(status, self.config))
+        return assess(status, self.config)
 
     def _relay_status(self, state: Mapping[str, Any], pid: int | None, waiting: int) -> RelayStatus:
         moved, applied = state.get("moved_at"), state.get("last_applied_at")
@@ -484,37 +484,3 @@ def _verify_if_unclean(directory: Path, access: RoleLock) -> None:
             verify.check(directory)
     finally:
         access.make_shared()
-
-
-def _needs_operator(status: OutboxStatus) -> list[str]:
-    relay, said = status.relay, []
-    if status.halted:
-        said.append(f"enqueueing is halted: the store {status.halt_reason}")
-    if status.quarantined:
-        said.append(f"{status.quarantined} damaged entries are quarantined")
-    if status.dead_letters:
-        said.append(f"{status.dead_letters} dead letters hold back {status.held_back} entries")
-    if status.live_bytes > 0.85 * status.max_bytes:
-        said.append(f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB")
-    if relay.died and not relay.alive:
-        said.append(f"the relay died: {relay.died}")
-    if relay.stuck:
-        said.append(f"the relay is stuck: no progress for {relay.idle_s or 0:.0f} s while entries wait")
-    if relay.stopped:
-        said.append(f"the line is stopped: {relay.last_error}")
-    return said
-
-
-def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
-    relay, said = status.relay, []
-    if relay.alive and relay.breaker != "closed" and relay.breaker != "unknown":
-        said.append(f"PostgreSQL is unavailable: {relay.last_error}")
-    if status.pending and not relay.alive:
-        said.append(f"no relay is running and {status.pending} entries wait")
-    if status.pending > config.alert_pending:
-        said.append(f"{status.pending} entries wait, more than OUTBOX_ALERT_PENDING={config.alert_pending}")
-    if status.free_disk_bytes < config.min_free_mb << 20:
-        said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
-    if status.unledgered:
-        said.append(f"{status.unledgered} entries were completed without a ledger copy")
-    return said

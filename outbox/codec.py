@@ -21,8 +21,7 @@ import orjson
 
 from .errors import ConfigError, InvalidEntry
 
-# numeric: "up to 131072 digits before the decimal point; up to 16383 digits after the decimal point"
-# (PostgreSQL documentation, 8.1 Numeric Types).
+# Digits of a numeric before and after the decimal point: PostgreSQL documentation, section 8.1.
 _MAX_INTEGER_DIGITS = 131_072
 _MAX_FRACTION_DIGITS = 16_383
 _MAX_DEPTH = 64
@@ -230,9 +229,8 @@ def _coerce_foreign(value: Any, path: str) -> Any:
         temporal = type(value).__name__ in ("datetime64", "timedelta64")
         if type(item).__module__ != "numpy" and not (temporal and isinstance(item, int)) and item is not None:
             return item
-    elif module == "pandas" and isinstance(value, datetime) and value == value and hasattr(value, "to_pydatetime"):
-        if not getattr(value, "nanosecond", 0):
-            return value.to_pydatetime()
+    elif module == "pandas" and hasattr(value, "to_pydatetime") and value == value and not value.nanosecond:
+        return value.to_pydatetime()  # value == value: not NaT
     raise InvalidEntry(
         f"{path} has type {type(value).__module__}.{type(value).__qualname__}, which cannot be stored exactly",
         hint="allowed: None, bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes, "
@@ -284,5 +282,5 @@ _CONTAINERS: Mapping[str, Any] = {
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
-    "pairs": lambda pairs: {key: item for key, item in pairs},
+    "pairs": dict,
 }

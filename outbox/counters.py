@@ -18,7 +18,10 @@ _CRC = struct.Struct(">I")
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the store was created.  Always: acknowledged = pending + completed + dead + discarded + quarantined."""
+    """Totals since the store was created.
+
+    Always: acknowledged = pending + completed + dead + discarded + quarantined.
+    """
 
     # Sequence number that the next entry gets.
     next_seq: int = 1

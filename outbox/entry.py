@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 
-class EntryStatus(str, Enum):
+class EntryStatus(StrEnum):
     """Where an entry is on its way.  SYNCING exists only in the relay's memory, never on disk."""
 
     PENDING = "PENDING"

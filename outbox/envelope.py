@@ -140,14 +140,30 @@ def unpack(seq: int, data: bytes) -> Record:
         raise StoreCorrupt(f"entry {seq} is damaged: magic {magic!r}, format {version}, expected {_MAGIC!r}, {FORMAT}")
     if zlib.crc32(memoryview(data)[_HEAD.size :], status) != crc or status not in _STATUS_OF:
         raise StoreCorrupt(f"entry {seq} is damaged: its checksum does not match")
-    (own, captured, settled, group, key, id_, payload, shape, attempts, n_op, n_order, n_error, n_types, n_args, n_res) = (
-        _BODY.unpack_from(data, _HEAD.size)
-    )
+    (
+        own,
+        captured,
+        settled,
+        group,
+        key,
+        id_,
+        payload,
+        shape,
+        attempts,
+        n_op,
+        n_order,
+        n_error,
+        n_types,
+        n_args,
+        n_res,
+    ) = _BODY.unpack_from(data, _HEAD.size)
     if own != seq:
         raise StoreCorrupt(f"entry {seq} is damaged: its record says {own}")
     parts: list[bytes] = []
     at = OVERHEAD
-    for size in (n_op, 0 if n_order == _NO_ORDER else n_order, n_error, n_types, n_args, n_res):
+    ordered = sizes[1] != _NO_ORDER
+    sizes[1] = sizes[1] if ordered else 0
+    for size in sizes:
         parts.append(data[at : at + size])
         at += size
     if at != len(data):
@@ -157,7 +173,7 @@ def unpack(seq: int, data: bytes) -> Record:
         key=key,
         id=id_,
         operation=parts[0].decode(),
-        order_by=None if n_order == _NO_ORDER else parts[1].decode(),
+        order_by=parts[1].decode() if ordered else None,
         payload_hash=payload,
         shape=shape,
         args=parts[4],

@@ -36,7 +36,9 @@ _DATA_FILE = "data.mdb"
 _MAP_SIZES = tuple(gib << 30 for gib in (64, 16, 4, 1))
 _MAX_READERS = 512
 # Local semantics of flock and mmap are needed; these do not give them (man 2 flock; LMDB's "Caveats").
-_REMOTE_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "afs"})
+_REMOTE_FILESYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "afs"}
+)
 _OURS = frozenset({"engine.lock", "relay.lock", "access.lock", "engine.state", "relay.state", _CLEAN_FILE})
 
 WriteError: tuple[type[Exception], ...] = (lmdb.Error, OSError)
@@ -143,7 +145,9 @@ def _open(directory: Path, *, readonly: bool) -> Any:
             elif code == errno.EACCES:
                 raise PermissionError(errno.EACCES, "no access to the store's files", str(directory)) from exc
             else:
-                raise StoreCorrupt(f"{directory} cannot be opened as an outbox: {exc}", hint="run a verification") from exc
+                raise StoreCorrupt(
+                    f"{directory} cannot be opened as an outbox: {exc}", hint="run a verification"
+                ) from exc
     raise ConfigError(f"no address space for a map of {_MAP_SIZES[-1] >> 30} GiB: {last}", hint="raise ulimit -v")
 
 

@@ -137,7 +137,11 @@ class PostgresTarget:
                 if not fence(cursor, str(store_id)):
                     raise TargetUnavailable("another relay of this store is at work in PostgreSQL")
                 fresh = record(cursor, str(store_id), records)
-                known = find(cursor, [item for item in records if item.seq not in fresh]) if len(fresh) < len(records) else {}
+                known = (
+                    find(cursor, [item for item in records if item.seq not in fresh])
+                    if len(fresh) < len(records)
+                    else {}
+                )
                 for item in records:
                     if item.seq not in fresh and item.key in known and known[item.key][0] != item.payload_hash:
                         message = f"a receipt for key {item.key.hex()} exists with other arguments"
@@ -174,7 +178,9 @@ class PostgresTarget:
         except psycopg2.Error as exc:
             raise self._verdict(exc, position[run[0].seq] if len(run) == 1 else None) from exc
 
-    def _handle(self, connection: Connection, transaction: Any, operation: Operation, item: Record, position: int) -> Any:
+    def _handle(
+        self, connection: Connection, transaction: Any, operation: Operation, item: Record, position: int
+    ) -> Any:
         assert operation.handler is not None
         try:
             entry = replace(item.entry(), status=EntryStatus.SYNCING)
@@ -187,7 +193,9 @@ class PostgresTarget:
         except Exception as exc:
             raise self._verdict(exc, position) from exc
         if not transaction.is_active or connection.get_transaction() is not transaction:
-            message = f"the handler of {operation.name!r} ended the relay's transaction; it must not commit or roll back"
+            message = (
+                f"the handler of {operation.name!r} ended the relay's transaction; it must not commit or roll back"
+            )
             raise TargetMisconfigured(message)
         if _raw(connection).info.transaction_status == _BROKEN:
             message = f"the handler of {operation.name!r} swallowed a database error"

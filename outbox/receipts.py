@@ -12,7 +12,7 @@ TABLE = "outbox_receipts"
 # Distinguishes our advisory locks from the host's: the ASCII codes of "obx".
 _LOCK_CLASS = 0x6F6278
 
-CREATE = f"""
+_CREATE = f"""
 CREATE TABLE IF NOT EXISTS {TABLE} (
     idempotency_key uuid PRIMARY KEY,
     store_id uuid NOT NULL,
@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS {TABLE} (
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )"""
 
-FENCE = "SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))"
+_FENCE = "SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))"
 
 _RECORD = f"""
 INSERT INTO {TABLE} (idempotency_key, store_id, seq, operation, payload_hash)
@@ -31,7 +31,9 @@ SELECT key, %s::uuid, seq, operation, payload
 FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::uuid[]) AS new (key, seq, operation, payload)
 ON CONFLICT DO NOTHING RETURNING seq"""
 
-_FIND = f"SELECT idempotency_key::text, payload_hash::text, result::text FROM {TABLE} WHERE idempotency_key = ANY(%s::uuid[])"
+_FIND = f"""
+SELECT idempotency_key::text, payload_hash::text, result::text FROM {TABLE}
+WHERE idempotency_key = ANY(%s::uuid[])"""
 
 _KEEP_RESULTS = f"""
 UPDATE {TABLE} AS receipt SET result = new.result
@@ -45,14 +47,14 @@ WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
 class Cursor(Protocol):
     """What is needed of a DB-API cursor inside the relay's transaction."""
 
-    def execute(self, query: str, vars: Any = ..., /) -> Any: ...
+    def execute(self, query: str, parameters: Any = ..., /) -> Any: ...
     def fetchall(self) -> list[Any]: ...
     def fetchone(self) -> Any: ...
 
 
 def fence(cursor: Cursor, store_id: str) -> bool:
     """Keep other relays of the same store out until the transaction ends; False where one is in."""
-    cursor.execute(FENCE, (_LOCK_CLASS, store_id))
+    cursor.execute(_FENCE, (_LOCK_CLASS, store_id))
     return bool(cursor.fetchone()[0])
 
 
@@ -60,7 +62,7 @@ def ensure_table(cursor: Cursor) -> None:
     """Create the receipts table unless it is there; needs no privilege in the latter case."""
     cursor.execute("SELECT to_regclass(%s) IS NULL", (TABLE,))
     if cursor.fetchone()[0]:
-        cursor.execute(CREATE)
+        cursor.execute(_CREATE)
 
 
 def record(cursor: Cursor, store_id: str, records: Sequence[Record]) -> set[int]:
@@ -90,7 +92,9 @@ def find(cursor: Cursor, records: Sequence[Record]) -> dict[bytes, tuple[bytes, 
 def keep_results(cursor: Cursor, results: Sequence[tuple[Record, bytes]]) -> None:
     """Store what handlers returned in their receipts."""
     if results:
-        cursor.execute(_KEEP_RESULTS, ([item.key.hex() for item, _ in results], [result.decode() for _, result in results]))
+        cursor.execute(
+            _KEEP_RESULTS, ([item.key.hex() for item, _ in results], [result.decode() for _, result in results])
+        )
 
 
 class RowWriter:

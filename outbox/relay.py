@@ -19,9 +19,9 @@ from .box import Outbox
 from .breaker import CLOSED, Breaker
 from .envelope import Record, to_us
 from .errors import DurabilityError, OutboxError, TargetMisconfigured, TargetUnavailable
+from .ledger import Settlement
 from .locks import Role, RoleLock
 from .state_file import StateFile
-from .store import Settlement
 from .target import Outcome, Target, ordering_keys, units
 
 _log = logging.getLogger("outbox.relay")
@@ -151,7 +151,9 @@ class Relay:
         for record, _ in settlement.retried:
             self._due[record.seq] = now + self._breaker.backoff(record.attempts + 1)
         for record, why in settlement.dead:
-            _log.error("entry became a dead letter", extra={"seq": record.seq, "operation": record.operation, "why": why})
+            _log.error(
+                "entry became a dead letter", extra={"seq": record.seq, "operation": record.operation, "why": why}
+            )
         refused = settlement.dead + settlement.retried
         self._blocked |= {record.order_by for record, _ in refused if record.order_by is not None}
         if outcome.interruption is None:
@@ -345,7 +347,7 @@ class Relay:
                 # During an outage new work is no reason to try earlier; somebody waiting in `drain` is.
                 outage = self._breaker.state != CLOSED and not self._draining
                 (self._stop if outage else self._wake).wait(min(wait, _HURRY_S) if outage else wait)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - a thread has no caller: its death is logged and shown in the status
             self.died = f"{type(exc).__name__}: {exc}"
             _log.critical("relay thread died", exc_info=exc)
         finally:

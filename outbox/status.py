@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from enum import Enum
+from enum import IntEnum
 from typing import Any
 
+from .config import OutboxConfig
 
-class Health(int, Enum):
+
+class Health(IntEnum):
     """The exit code of `atb outbox status`."""
 
     HEALTHY = 0
@@ -94,3 +96,42 @@ class OutboxStatus:
         applied = self.relay.last_applied_at
         values["relay"]["last_applied_at"] = None if applied is None else applied.isoformat()
         return {**values, "breaker": self.breaker, "health": self.health.name.lower()}
+
+
+def assess(status: OutboxStatus, config: OutboxConfig) -> OutboxStatus:
+    """`status` with its findings filled in: what needs an operator and what is degraded."""
+    return replace(status, needs_operator=_needs_operator(status), degraded=_degraded(status, config))
+
+
+def _needs_operator(status: OutboxStatus) -> list[str]:
+    relay, said = status.relay, []
+    if status.halted:
+        said.append(f"enqueueing is halted: the store {status.halt_reason}")
+    if status.quarantined:
+        said.append(f"{status.quarantined} damaged entries are quarantined")
+    if status.dead_letters:
+        said.append(f"{status.dead_letters} dead letters hold back {status.held_back} entries")
+    if status.live_bytes > 0.85 * status.max_bytes:
+        said.append(f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB")
+    if relay.died and not relay.alive:
+        said.append(f"the relay died: {relay.died}")
+    if relay.stuck:
+        said.append(f"the relay is stuck: no progress for {relay.idle_s or 0:.0f} s while entries wait")
+    if relay.stopped:
+        said.append(f"the line is stopped: {relay.last_error}")
+    return said
+
+
+def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
+    relay, said = status.relay, []
+    if relay.alive and relay.breaker != "closed" and relay.breaker != "unknown":
+        said.append(f"PostgreSQL is unavailable: {relay.last_error}")
+    if status.pending and not relay.alive:
+        said.append(f"no relay is running and {status.pending} entries wait")
+    if status.pending > config.alert_pending:
+        said.append(f"{status.pending} entries wait, more than OUTBOX_ALERT_PENDING={config.alert_pending}")
+    if status.free_disk_bytes < config.min_free_mb << 20:
+        said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
+    if status.unledgered:
+        said.append(f"{status.unledgered} entries were completed without a ledger copy")
+    return said

@@ -21,14 +21,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from . import codec
+from . import codec, ledger
 from .counters import Counters
 from .entry import EntryStatus
 from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
 from .environment import Environment, PanicError, WriteError
 from .errors import (
     DurabilityError,
-    EntryNotFound,
     IdempotencyConflict,
     InvalidEntry,
     OutboxError,
@@ -36,12 +35,11 @@ from .errors import (
     StoreCorrupt,
     StoreFull,
 )
+from .ledger import Settlement
 
 _log = logging.getLogger("outbox.store")
 
 COUNTERS_KEY = b"outbox:counters"
-_DEAD_PREFIX = b"outbox:dead:"
-_QUARANTINE_PREFIX = b"outbox:quarantine:"
 _META_PREFIX = b"outbox:meta:"
 # Rows of one maintenance transaction: each row call releases the GIL, and a writer waits for the whole of it.
 _CHUNK = 250
@@ -63,19 +61,6 @@ class Append:
     records: list[Record]
     stored: list[Record] = field(default_factory=list)
     error: OutboxError | None = None
-
-
-@dataclass(slots=True)
-class Settlement:
-    """What a relay's step found out about a batch; settled in one commit."""
-
-    completed: list[tuple[Record, bytes]] = field(default_factory=list)
-    dead: list[tuple[Record, str]] = field(default_factory=list)
-    dropped: list[tuple[Record, str]] = field(default_factory=list)
-    retried: list[tuple[Record, str]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.completed or self.dead or self.dropped or self.retried)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +95,9 @@ class Figures:
 class Store:
     """The durable half of the outbox.  Thread-safe; not usable in a forked child."""
 
-    def __init__(self, environment: Environment, *, max_bytes: int, reserve_bytes: int, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self, environment: Environment, *, max_bytes: int, reserve_bytes: int, now_us: Callable[[], int]
+    ) -> None:
         """`max_bytes` is the quota, `reserve_bytes` the free disk kept for draining, `now_us` the wall clock."""
         self._environment: Environment | None = environment
         self.directory: Path = environment.directory
@@ -122,7 +109,8 @@ class Store:
         self._gate = threading.Condition()
         self._inside = 0
         self.halt_reason: str | None = None
-        self.on_halt: Callable[[str], None] = lambda reason: None
+        # Told once when the halt latch is set.
+        self.on_halt: Callable[[str], None] = _ignore
         figures = self.figures()
         known = figures.counters
         found = figures.pending + known.completed + known.dead + known.discarded + known.quarantined
@@ -171,6 +159,14 @@ class Store:
             except WriteError as exc:
                 self._latch(purpose, exc)
                 raise DurabilityError(f"the store could not {purpose}: {exc}", hint=_REOPEN_HINT) from exc
+
+    @contextmanager
+    def _counted(self, purpose: str) -> Iterator[tuple[Environment, Any, Counters]]:
+        """A durable write transaction that changes the counters."""
+        with self._write(purpose) as (environment, txn):
+            counters = Counters.unpack(txn.get(COUNTERS_KEY))
+            yield environment, txn, counters
+            txn.put(COUNTERS_KEY, counters.pack())
 
     def _latch(self, purpose: str, exc: Exception) -> None:
         if self.halt_reason is not None:
@@ -227,7 +223,9 @@ class Store:
             counters.last_us = max(counters.last_us + 1, record.captured_us)
             new = replace(record, seq=counters.next_seq, captured_us=counters.last_us, group=group)
             if not txn.put(seq_key(new.seq), pack(new), db=environment.pending, append=True):
-                raise StoreCorrupt(f"{self.directory}: sequence number {new.seq} is already behind the last pending one")
+                raise StoreCorrupt(
+                    f"{self.directory}: sequence number {new.seq} is already behind the last pending one"
+                )
             txn.put(new.key, seq_key(new.seq) + new.payload_hash, db=environment.idempotency)
             counters.next_seq += 1
             counters.acknowledged += 1
@@ -311,11 +309,11 @@ class Store:
 
     def dead(self) -> list[tuple[int, str | None]]:
         """`(seq, ordering key)` of every dead letter, oldest first."""
-        return [(seq, codec.from_json(value)) for seq, value in self._prefixed(_DEAD_PREFIX)]
+        return [(seq, codec.from_json(value)) for seq, value in self._prefixed(ledger.DEAD_PREFIX)]
 
     def quarantined(self) -> list[tuple[int, bytes]]:
         """`(seq, raw bytes)` of every damaged record that was set aside."""
-        return self._prefixed(_QUARANTINE_PREFIX)
+        return self._prefixed(ledger.QUARANTINE_PREFIX)
 
     def record(self, name: str, seq: int) -> Record | None:
         """One record of sub-database `name`, or None.  Raises `StoreCorrupt`."""
@@ -374,96 +372,35 @@ class Store:
         except DurabilityError as exc:
             if isinstance(exc.__cause__, PanicError) or not settlement.completed:
                 raise
-            _log.warning("settling without ledger copies", extra={"entries": len(settlement.completed), "why": str(exc)})
+            _log.warning(
+                "settling without ledger copies", extra={"entries": len(settlement.completed), "why": str(exc)}
+            )
             self._settle(Settlement(completed=settlement.completed), keep_ledger=False)
 
     def _settle(self, settlement: Settlement, *, keep_ledger: bool) -> None:
-        now = self._now_us()
-        with self._write("settle") as (environment, txn):
-            counters = Counters.unpack(txn.get(COUNTERS_KEY))
-            last = _last_key(txn, environment.ledger)
-            for record, result in settlement.completed:
-                if not txn.delete(seq_key(record.seq), db=environment.pending):
-                    continue
-                counters.completed += 1
-                if keep_ledger:
-                    last = _to_ledger(txn, environment, last, record.settled(EntryStatus.COMPLETED, now, result=result))
-                else:
-                    counters.unledgered += 1
-            for record, error in settlement.dead:
-                if txn.delete(seq_key(record.seq), db=environment.pending):
-                    counters.dead += 1
-                    failed = record.settled(EntryStatus.FAILED, now, error=error, attempts=record.attempts + 1)
-                    last = _to_ledger(txn, environment, last, failed)
-                    txn.put(_DEAD_PREFIX + seq_key(record.seq), codec.to_json(record.order_by))
-            for record, error in settlement.dropped:
-                if txn.delete(seq_key(record.seq), db=environment.pending):
-                    counters.discarded += 1
-                    failed = record.settled(EntryStatus.FAILED, now, error=error, attempts=record.attempts + 1)
-                    last = _to_ledger(txn, environment, last, failed)
-            for record, error in settlement.retried:
-                if txn.get(seq_key(record.seq), db=environment.pending) is not None:
-                    again = replace(record, attempts=record.attempts + 1, error=error)
-                    txn.put(seq_key(record.seq), pack(again), db=environment.pending)
-            txn.put(COUNTERS_KEY, counters.pack())
+        with self._counted("settle") as (environment, txn, counters):
+            ledger.settle(environment, txn, counters, settlement, self._now_us(), keep_ledger=keep_ledger)
 
     def quarantine(self, damaged: Iterable[tuple[int, bytes, str]]) -> None:
         """Set damaged pending records aside with their raw bytes.  Raises `DurabilityError`."""
-        with self._write("quarantine damaged entries") as (environment, txn):
-            counters = Counters.unpack(txn.get(COUNTERS_KEY))
-            for seq, raw, reason in damaged:
-                if txn.delete(seq_key(seq), db=environment.pending):
-                    txn.put(_QUARANTINE_PREFIX + seq_key(seq), raw)
-                    counters.quarantined += 1
-                    _log.critical("damaged entry quarantined", extra={"seq": seq, "reason": reason})
-            txn.put(COUNTERS_KEY, counters.pack())
-
-    # -- the operator's answers
+        with self._counted("quarantine damaged entries") as (environment, txn, counters):
+            ledger.quarantine(environment, txn, counters, damaged)
 
     def requeue(self, seq: int, audit: Record) -> list[Record]:
         """Put dead letter `seq`, and the group it belongs to, back at its old place in `pending`.
 
         `audit` becomes a ledger record of its own.  Raises `EntryNotFound` or `DurabilityError`.
         """
-        with self._write("requeue") as (environment, txn):
-            counters = Counters.unpack(txn.get(COUNTERS_KEY))
-            released = [replace(r, status=EntryStatus.PENDING, settled_us=0, attempts=0) for r in _dead(txn, environment, seq)]
-            for record in released:
-                txn.delete(seq_key(record.seq), db=environment.ledger)
-                txn.put(seq_key(record.seq), pack(record), db=environment.pending)
-            self._release(environment, txn, counters, released, audit)
-        return released
+        with self._counted("requeue") as (environment, txn, counters):
+            return ledger.requeue(environment, txn, counters, seq, audit, self._now_us())
 
     def discard(self, seq: int, reason: str, audit: Record) -> list[Record]:
         """Give up dead letter `seq`, and the group it belongs to; it stays in the ledger with `reason`.
 
         Raises `EntryNotFound` or `DurabilityError`.
         """
-        with self._write("discard") as (environment, txn):
-            counters = Counters.unpack(txn.get(COUNTERS_KEY))
-            released = [replace(r, error=f"discarded: {reason}; was: {r.error}") for r in _dead(txn, environment, seq)]
-            for record in released:
-                txn.put(seq_key(record.seq), pack(record), db=environment.ledger)
-            counters.discarded += len(released)
-            self._release(environment, txn, counters, released, audit)
-        return released
-
-    def _release(
-        self, environment: Environment, txn: Any, counters: Counters, released: list[Record], audit: Record
-    ) -> None:
-        for record in released:
-            txn.delete(_DEAD_PREFIX + seq_key(record.seq))
-        counters.dead -= len(released)
-        counters.releases += 1
-        counters.last_us = max(counters.last_us + 1, self._now_us())
-        note = replace(
-            audit.settled(EntryStatus.COMPLETED, counters.last_us), seq=counters.next_seq, captured_us=counters.last_us
-        )
-        counters.next_seq += 1
-        txn.put(seq_key(note.seq), pack(note), db=environment.ledger)
-        txn.put(COUNTERS_KEY, counters.pack())
-
-    # -- retention
+        with self._counted("discard") as (environment, txn, counters):
+            return ledger.discard(environment, txn, counters, seq, reason, audit, self._now_us())
 
     def prune(self, before_us: int, *, most: int | None = None) -> int:
         """Delete ledger records settled before `before_us` with their idempotency keys; returns how many.
@@ -471,24 +408,14 @@ class Store:
         Dead letters stay.  Small transactions, so that enqueueing goes on; stops after about `most` rows.  Raises
         `DurabilityError`.
         """
-        pruned, first = 0, 0
+        total, first = 0, 0
         while True:
             with self._write("prune the ledger") as (environment, txn):
-                with txn.cursor(db=environment.ledger) as cursor:
-                    rows = list(islice(cursor.iternext(), _CHUNK)) if cursor.set_range(seq_key(first)) else []
-                for key, value in rows:
-                    record = unpack(key_seq(key), value)
-                    if record.captured_us > before_us:
-                        return pruned
-                    if record.settled_us <= before_us and txn.get(_DEAD_PREFIX + key) is None:
-                        txn.delete(key, db=environment.ledger)
-                        owner = txn.get(record.key, db=environment.idempotency)
-                        if owner is not None and owner[:8] == key:
-                            txn.delete(record.key, db=environment.idempotency)
-                        pruned += 1
-            if len(rows) < _CHUNK or (most is not None and pruned >= most):
-                return pruned
-            first = key_seq(rows[-1][0]) + 1
+                pruned, go_on = ledger.prune(environment, txn, first, _CHUNK, before_us)
+            total += pruned
+            if go_on is None or (most is not None and total >= most):
+                return total
+            first = go_on
 
     # -- small records for those above
 
@@ -547,32 +474,5 @@ def _live_bytes(environment: Environment, txn: Any) -> int:
     return int(pages * page_size)
 
 
-def _last_key(txn: Any, handle: Any) -> bytes:
-    with txn.cursor(db=handle) as cursor:
-        return bytes(cursor.key()) if cursor.last() else b""
-
-
-def _to_ledger(txn: Any, environment: Environment, last: bytes, record: Record) -> bytes:
-    """Put a settled record; appending keeps pages full.  Returns the ledger's new last key."""
-    key = seq_key(record.seq)
-    txn.put(key, pack(record), db=environment.ledger, append=key > last)
-    return max(key, last)
-
-
-def _dead(txn: Any, environment: Environment, seq: int) -> list[Record]:
-    """Dead letter `seq` and the dead letters of its group."""
-    if not 0 < seq < 1 << 64 or txn.get(_DEAD_PREFIX + seq_key(seq)) is None:
-        raise EntryNotFound(f"entry {seq} is not a dead letter", hint="list the dead letters first")
-    record = unpack(seq, txn.get(seq_key(seq), db=environment.ledger))
-    if not record.group:
-        return [record]
-    members = []
-    with txn.cursor(db=environment.ledger) as cursor:
-        cursor.set_range(seq_key(record.group))
-        for key, value in cursor.iternext():
-            member = unpack(key_seq(key), value)
-            if member.group != record.group:
-                break
-            if txn.get(_DEAD_PREFIX + key) is not None:
-                members.append(member)
-    return members
+def _ignore(reason: str) -> None:
+    """No listener."""

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _log = logging.getLogger("outbox.watchdog")
 
@@ -62,10 +62,8 @@ class Watchdog:
             if self._socket is None:
                 return
             self.fired = True
-            try:
+            with suppress(OSError):  # it is down already
                 self._socket.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # it is down already
 
     def close(self) -> None:
         """Forget the socket and end the thread; `watch` starts anew."""

@@ -1,0 +1,177 @@
+"""The moves between `pending` and `ledger`: what happens inside the store's write transactions after delivery.
+
+Each function is the body of one transaction of `Store`, which opens it, guards it with the halt latch and writes the
+counters back.  Assumes that the caller holds the transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+from . import codec
+from .counters import Counters
+from .entry import EntryStatus
+from .envelope import Record, key_seq, pack, seq_key, unpack
+from .environment import Environment
+from .errors import EntryNotFound
+
+_log = logging.getLogger("outbox.ledger")
+
+DEAD_PREFIX = b"outbox:dead:"
+QUARANTINE_PREFIX = b"outbox:quarantine:"
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What a relay's step found out about a batch; settled in one commit."""
+
+    # With what the handler returned, encoded.
+    completed: list[tuple[Record, bytes]] = field(default_factory=list)
+    # Rejected for good, with the reason: dead letters.
+    dead: list[tuple[Record, str]] = field(default_factory=list)
+    # Rejected best-effort entries: kept in the ledger, no operator needed.
+    dropped: list[tuple[Record, str]] = field(default_factory=list)
+    # Rejected for a reason that may pass: one attempt more, still pending.
+    retried: list[tuple[Record, str]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.completed or self.dead or self.dropped or self.retried)
+
+
+def settle(
+    environment: Environment, txn: Any, counters: Counters, settlement: Settlement, now_us: int, *, keep_ledger: bool
+) -> None:
+    """Move a batch out of `pending`.  Entries that are no longer there are left alone: they were settled before."""
+    last = _last_key(txn, environment.ledger)
+
+    def move(record: Record, settled: Record) -> bool:
+        nonlocal last
+        key = seq_key(record.seq)
+        if not txn.delete(key, db=environment.pending):
+            return False
+        if keep_ledger:
+            # Appending keeps pages full.
+            txn.put(key, pack(settled), db=environment.ledger, append=key > last)
+            last = max(key, last)
+        return True
+
+    for record, result in settlement.completed:
+        if move(record, record.settled(EntryStatus.COMPLETED, now_us, result=result)):
+            counters.completed += 1
+            counters.unledgered += not keep_ledger
+    for record, error in settlement.dead:
+        if move(record, record.settled(EntryStatus.FAILED, now_us, error=error, attempts=record.attempts + 1)):
+            counters.dead += 1
+            txn.put(DEAD_PREFIX + seq_key(record.seq), codec.to_json(record.order_by))
+    for record, error in settlement.dropped:
+        if move(record, record.settled(EntryStatus.FAILED, now_us, error=error, attempts=record.attempts + 1)):
+            counters.discarded += 1
+    for record, error in settlement.retried:
+        if txn.get(seq_key(record.seq), db=environment.pending) is not None:
+            again = replace(record, attempts=record.attempts + 1, error=error)
+            txn.put(seq_key(record.seq), pack(again), db=environment.pending)
+
+
+def quarantine(
+    environment: Environment, txn: Any, counters: Counters, damaged: Iterable[tuple[int, bytes, str]]
+) -> None:
+    """Set damaged pending records aside with their raw bytes."""
+    for seq, raw, reason in damaged:
+        if txn.delete(seq_key(seq), db=environment.pending):
+            txn.put(QUARANTINE_PREFIX + seq_key(seq), raw)
+            counters.quarantined += 1
+            _log.critical("damaged entry quarantined", extra={"seq": seq, "reason": reason})
+
+
+def requeue(
+    environment: Environment, txn: Any, counters: Counters, seq: int, audit: Record, now_us: int
+) -> list[Record]:
+    """Put dead letter `seq` and its group back at their old places in `pending`.  Raises `EntryNotFound`."""
+    released = [
+        replace(record, status=EntryStatus.PENDING, settled_us=0, attempts=0) for record in _dead(txn, environment, seq)
+    ]
+    for record in released:
+        txn.delete(seq_key(record.seq), db=environment.ledger)
+        txn.put(seq_key(record.seq), pack(record), db=environment.pending)
+    _release(environment, txn, counters, released, audit, now_us)
+    return released
+
+
+def discard(
+    environment: Environment, txn: Any, counters: Counters, seq: int, reason: str, audit: Record, now_us: int
+) -> list[Record]:
+    """Give up dead letter `seq` and its group; they stay in the ledger with the reason.  Raises `EntryNotFound`."""
+    released = [
+        replace(record, error=f"discarded: {reason}; was: {record.error}") for record in _dead(txn, environment, seq)
+    ]
+    for record in released:
+        txn.put(seq_key(record.seq), pack(record), db=environment.ledger)
+    counters.discarded += len(released)
+    _release(environment, txn, counters, released, audit, now_us)
+    return released
+
+
+def _release(
+    environment: Environment, txn: Any, counters: Counters, released: list[Record], audit: Record, now_us: int
+) -> None:
+    """Forget the dead letters, and keep `audit` as a ledger record of its own."""
+    for record in released:
+        txn.delete(DEAD_PREFIX + seq_key(record.seq))
+    counters.dead -= len(released)
+    counters.releases += 1
+    counters.last_us = max(counters.last_us + 1, now_us)
+    note = replace(
+        audit.settled(EntryStatus.COMPLETED, counters.last_us), seq=counters.next_seq, captured_us=counters.last_us
+    )
+    counters.next_seq += 1
+    txn.put(seq_key(note.seq), pack(note), db=environment.ledger)
+
+
+def prune(environment: Environment, txn: Any, first: int, rows: int, before_us: int) -> tuple[int, int | None]:
+    """Delete expired records among `rows` ledger rows from `first` on, with their idempotency keys.
+
+    Returns how many, and where to go on, or None at the end of what can be expired.  Dead letters stay.
+    """
+    with txn.cursor(db=environment.ledger) as cursor:
+        found = list(islice(cursor.iternext(), rows)) if cursor.set_range(seq_key(first)) else []
+    pruned = 0
+    for key, value in found:
+        record = unpack(key_seq(key), value)
+        if record.captured_us > before_us:
+            return pruned, None  # nothing later can have been settled earlier
+        if record.settled_us <= before_us and txn.get(DEAD_PREFIX + key) is None:
+            txn.delete(key, db=environment.ledger)
+            owner = txn.get(record.key, db=environment.idempotency)
+            if owner is not None and owner[:8] == key:
+                txn.delete(record.key, db=environment.idempotency)
+            pruned += 1
+    return pruned, key_seq(found[-1][0]) + 1 if len(found) == rows else None
+
+
+def _last_key(txn: Any, handle: Any) -> bytes:
+    with txn.cursor(db=handle) as cursor:
+        return bytes(cursor.key()) if cursor.last() else b""
+
+
+def _dead(txn: Any, environment: Environment, seq: int) -> list[Record]:
+    """Dead letter `seq` and the dead letters of its group."""
+    if not 0 < seq < 1 << 64 or txn.get(DEAD_PREFIX + seq_key(seq)) is None:
+        raise EntryNotFound(f"entry {seq} is not a dead letter", hint="list the dead letters first")
+    record = unpack(seq, txn.get(seq_key(seq), db=environment.ledger))
+    if not record.group:
+        return [record]
+    members = []
+    with txn.cursor(db=environment.ledger) as cursor:
+        cursor.set_range(seq_key(record.group))
+        for key, value in cursor.iternext():
+            member = unpack(key_seq(key), value)
+            # Audit records and other entries may lie in between only behind the group, which is contiguous.
+            if member.group != record.group:
+                break
+            if txn.get(DEAD_PREFIX + key) is not None:
+                members.append(member)
+    return members
