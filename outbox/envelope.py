@@ -140,23 +140,7 @@ def unpack(seq: int, data: bytes) -> Record:
         raise StoreCorrupt(f"entry {seq} is damaged: magic {magic!r}, format {version}, expected {_MAGIC!r}, {FORMAT}")
     if zlib.crc32(memoryview(data)[_HEAD.size :], status) != crc or status not in _STATUS_OF:
         raise StoreCorrupt(f"entry {seq} is damaged: its checksum does not match")
-    (
-        own,
-        captured,
-        settled,
-        group,
-        key,
-        id_,
-        payload,
-        shape,
-        attempts,
-        n_op,
-        n_order,
-        n_error,
-        n_types,
-        n_args,
-        n_res,
-    ) = _BODY.unpack_from(data, _HEAD.size)
+    own, captured, settled, group, key, id_, payload, shape, attempts, *sizes = _BODY.unpack_from(data, _HEAD.size)
     if own != seq:
         raise StoreCorrupt(f"entry {seq} is damaged: its record says {own}")
     parts: list[bytes] = []
