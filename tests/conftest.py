@@ -1,0 +1,59 @@
+"""Fixtures for tests that need a store's folder or a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from outbox.testing import PostgresServer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """Fail the run if a server that it started, or a file of one, survives it."""
+    yield
+    mark = f"outbox-pg-{os.getpid()}-"
+    alive = []
+    for one in psutil.process_iter():
+        try:
+            if mark in one.cwd():
+                alive.append(f"{one.pid} {one.name()}")
+        except (psutil.Error, OSError):
+            continue
+    folders = [str(folder) for folder in Path(tempfile.gettempdir()).glob(f"{mark}*")]
+    assert not alive, f"PostgreSQL processes survived the tests: {alive}"
+    assert not folders, f"PostgreSQL left files behind: {folders}"
+
+
+@pytest.fixture(scope="session")
+def postgres_server(no_leftovers: None) -> Iterator[PostgresServer]:
+    """A server for the whole session, one per xdist worker. It must not be stopped: see `own_postgres`."""
+    with PostgresServer(fsync=False) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """The URL of an empty database, which is dropped after the test."""
+    name = f"test_{uuid.uuid4().hex}"
+    yield postgres_server.create_database(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def own_postgres(no_leftovers: None) -> Iterator[PostgresServer]:
+    """A running server of the test's own, to be stopped, killed or paused as it likes."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def outbox_dir(tmp_path: Path) -> Path:
+    """Where to create a store; does not exist yet."""
+    return tmp_path / "outbox"
