@@ -233,7 +233,7 @@ def _assign_id(factory: sessionmaker[Session], table: str, new_id: int) -> None:
     left = [new_id]
 
     @event.listens_for(factory.class_, "before_flush")
-    def assign(session: Session, context: Any, instances: Any) -> None:
+    def assign(session: Session, *_: Any) -> None:
         for row in session.new:
             if left and getattr(row, "__tablename__", None) == table:
                 row.id = left.pop()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -16,15 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import codec, environment, verify
+from . import codec
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
-from .counters import Counters
 from .entry import Entry
 from .envelope import Record, from_us, to_us
-from .errors import ConfigError, DurabilityError, InvalidEntry, StoreCorrupt, StoreLocked, StoreMissing
+from .errors import ConfigError, DurabilityError, InvalidEntry, StoreLocked
 from .group_commit import GroupCommit
-from .locks import Role, RoleLock, holder
+from .locks import Role, holder
+from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import (
     Operation,
     caller_key,
@@ -37,7 +36,7 @@ from .operation import (
 )
 from .state_file import StateFile
 from .status import OutboxStatus, RelayStatus, assess
-from .store import COUNTERS_KEY, Append, Store
+from .store import Append
 
 _log = logging.getLogger("outbox")
 
@@ -55,16 +54,15 @@ class Outbox:
     with `close` or a `with` block.
     """
 
-    def __init__(self, store: Store, config: OutboxConfig, operations: Iterable[Operation], clock: Clock) -> None:
+    def __init__(self, opened: OpenStore, config: OutboxConfig, operations: Iterable[Operation], clock: Clock) -> None:
         """Use `open` or `attach` instead."""
-        self.store = store
+        self._opened = opened
+        self.store = opened.store
         self.config = config
         self.clock = clock
         self.operations = operations_by_name(operations)
-        self._namespace = config.namespace or str(store.identity.store_id)
-        self._commit = GroupCommit(store.append)
-        self._access: RoleLock | None = None
-        self._engine: RoleLock | None = None
+        self._namespace = config.namespace or str(self.store.identity.store_id)
+        self._commit = GroupCommit(self.store.append)
         self._listeners: list[Callable[[], None]] = []
 
     # -- opening and closing
@@ -116,34 +114,11 @@ class Outbox:
         declared = tuple(operations)
         operations_by_name(declared)
         directory = Path(os.path.abspath(os.fspath(path if path is not None else config.dir)))
+        opened = open_store(directory, config, clock, engine=engine)
+        box = cls(opened, config, declared, clock)
         if engine:
-            _create_if_vacant(directory, clock)
-        environment.read_identity(directory)
-        environment.refuse_remote(directory)
-        locks: list[RoleLock] = []
-        try:
-            if engine:
-                locks.append(RoleLock(directory, Role.ENGINE))
-            access = RoleLock(directory, Role.ACCESS, shared=True)
-            locks.append(access)
-            _verify_if_unclean(directory, access)
-            store = Store(
-                environment.Environment(directory),
-                max_bytes=config.max_size_mb << 20,
-                reserve_bytes=(config.min_free_mb << 20) // 16,
-                now_us=lambda: to_us(clock.now()),
-            )
-        except BaseException:
-            for lock in locks:
-                lock.release()
-            raise
-        box = cls(store, config, declared, clock)
-        box._access = access
-        if engine:
-            box._engine = locks[0]
-            store.on_halt = box._publish_halt
+            box.store.on_halt = box._publish_halt
             box._publish_halt(None)
-        store.reader_check()
         return box
 
     def _publish_halt(self, reason: str | None) -> None:
@@ -155,19 +130,7 @@ class Outbox:
 
     def close(self) -> None:
         """Close the store and let go of the roles; may be called twice.  Stop the relay first."""
-        if self._access is None:
-            return
-        self.store.close()
-        try:
-            self._access.make_exclusive()
-            if self.store.halt_reason is None:
-                environment.mark_clean(self.path)
-        except (StoreLocked, OSError):
-            pass  # somebody else has it open, and leaves the mark
-        for lock in (self._access, self._engine):
-            if lock is not None:
-                lock.release()
-        self._access = self._engine = None
+        self._opened.close()
 
     def __enter__(self) -> Outbox:
         return self
@@ -209,7 +172,7 @@ class Outbox:
 
     def _prepare(self, name: str, args: Mapping[str, Any], key: str | None, order_by: str | int | None) -> _Prepared:
         """Validate and encode one call.  Raises `InvalidEntry`, or what the operation's `validate` raises."""
-        if self._engine is None:
+        if not self._opened.is_engine:
             raise StoreLocked(
                 f"the outbox at {self.path} was attached, not opened, and cannot enqueue",
                 hint="use Outbox.open in the engine's process",
@@ -294,7 +257,7 @@ class Outbox:
         figures = self.store.figures()
         relay_state = StateFile(self.path / "relay.state").read() or {}
         engine_state = StateFile(self.path / "engine.state").read() or {}
-        engine_pid = os.getpid() if self._engine is not None else holder(self.path, Role.ENGINE)
+        engine_pid = os.getpid() if self._opened.is_engine else holder(self.path, Role.ENGINE)
         relay_pid = holder(self.path, Role.RELAY)
         halt = self.store.halt_reason
         if halt is None and engine_pid is not None and engine_state.get("pid") == engine_pid:
@@ -406,39 +369,10 @@ class Outbox:
             raise ConfigError(f"retention is {retention!r}", hint="allowed: a timedelta of zero or more")
         if not vacuum:
             return self.store.prune(to_us(self.clock.now() - keep))
-        with self._alone():
+        with self._opened.alone():
             pruned = self.store.prune(to_us(self.clock.now() - keep))
-            self.store.swap(self._vacuum)
+            self.store.swap(lambda: rewrite_compactly(self.path))
             return pruned
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold every role: nobody else has the store open, nor opens it meanwhile."""
-        assert self._access is not None
-        roles: list[RoleLock] = []
-        try:
-            roles.append(RoleLock(self.path, Role.RELAY))
-            if self._engine is None:
-                roles.append(RoleLock(self.path, Role.ENGINE))
-            self._access.make_exclusive()
-            try:
-                yield
-            finally:
-                self._access.make_shared()
-        finally:
-            for role in roles:
-                role.release()
-
-    def _vacuum(self) -> None:
-        """Rewrite the closed data file compactly and swap it in one rename."""
-        with tempfile.TemporaryDirectory(prefix=".vacuum-", dir=self.path) as name:
-            temporary = Path(name)
-            environment.copy_compact(self.path, temporary)
-            found = environment.structural_problems(temporary)
-            if found:
-                raise StoreCorrupt(f"the compact copy is damaged: {found[0]}", hint="the store was left as it was")
-            os.rename(temporary / "data.mdb", self.path / "data.mdb")
-            environment.flush_directory(self.path)
 
 
 class Transaction:
@@ -463,24 +397,3 @@ class Transaction:
 
     def _close(self) -> None:
         self._open = False
-
-
-def _create_if_vacant(directory: Path, clock: Clock) -> None:
-    try:
-        environment.read_identity(directory)
-    except StoreMissing:
-        environment.create(directory, clock.new_id(), {COUNTERS_KEY: Counters().pack()})
-        _log.info("outbox created", extra={"path": str(directory)})
-
-
-def _verify_if_unclean(directory: Path, access: RoleLock) -> None:
-    """Verify in a child process unless the last user closed properly, or somebody has verified and is using it."""
-    try:
-        access.make_exclusive()
-    except StoreLocked:
-        return
-    try:
-        if not environment.take_clean_mark(directory):
-            verify.check(directory)
-    finally:
-        access.make_shared()

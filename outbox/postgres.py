@@ -18,7 +18,7 @@ from uuid import UUID
 import psycopg2
 import psycopg2.extensions
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from . import codec
@@ -26,7 +26,7 @@ from .clock import Clock, SystemClock
 from .config import OutboxConfig, check_database_url
 from .entry import EntryStatus
 from .envelope import Record
-from .errors import ConfigError, EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable
+from .errors import ConfigError, EntryRejected, TargetMisconfigured, TargetUnavailable
 from .failures import STALLS, Verdict, classify
 from .operation import Operation, operations_by_name
 from .receipts import RowWriter, ensure_table, fence, find, keep_results, record
@@ -192,6 +192,8 @@ class PostgresTarget:
             raise
         except Exception as exc:
             raise self._verdict(exc, position) from exc
+        if not _usable(connection):
+            raise TargetUnavailable(f"the connection was lost while {operation.name!r} was applied")
         if not transaction.is_active or connection.get_transaction() is not transaction:
             message = (
                 f"the handler of {operation.name!r} ended the relay's transaction; it must not commit or roll back"
@@ -205,8 +207,7 @@ class PostgresTarget:
     def _verdict(self, exc: Exception, position: int | None) -> Exception:
         """What to raise for a failure while an entry was applied."""
         error: BaseException = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
-        raw = None if self._connection is None or self._connection.closed else _raw(self._connection)
-        alive = raw is not None and not raw.closed and not self._watchdog.fired
+        alive = self._connection is not None and _usable(self._connection) and not self._watchdog.fired
         sqlstate = getattr(error, "pgcode", None) if isinstance(error, psycopg2.Error) else None
         data_error = isinstance(error, _DATA_ERRORS) and not isinstance(error, psycopg2.Error)
         verdict = classify(sqlstate, connected=alive, data_error=data_error)
@@ -222,22 +223,25 @@ class PostgresTarget:
         """The border: everything raised inside leaves in our words, and a connection that failed is dropped."""
         try:
             yield
-        except (TargetUnavailable, TargetMisconfigured, _UnitFailed) as exc:
-            if not isinstance(exc, _UnitFailed):
-                self._disconnect()
+        except (TargetUnavailable, TargetMisconfigured):
+            self._disconnect()
             raise
-        except (DBAPIError, psycopg2.Error) as exc:
+        except (SQLAlchemyError, psycopg2.Error) as exc:
             failure = self._verdict(exc, None)
             if not isinstance(failure, _UnitFailed):
                 self._disconnect()
             raise failure from exc
+        finally:
+            # SQLAlchemy would quietly reconnect, without the watchdog.
+            if self._connection is not None and not _usable(self._connection):
+                self._disconnect()
 
     # -- the connection
 
     def _connect(self) -> Connection:
         try:
             connection = self._engine.connect()
-        except (DBAPIError, psycopg2.Error) as exc:
+        except (SQLAlchemyError, psycopg2.Error) as exc:
             raise self._verdict(exc, None) from exc
         self._connection = connection
         raw = _raw(connection)
@@ -282,7 +286,7 @@ class PostgresTarget:
         try:
             connection.invalidate()
             connection.close()
-        except (DBAPIError, psycopg2.Error, OutboxError) as exc:
+        except (SQLAlchemyError, psycopg2.Error) as exc:
             _log.debug("closing a broken connection failed", extra={"error": str(exc)})
 
 
@@ -302,6 +306,12 @@ def _libpq_url(url: str) -> str:
 def _raw(connection: Connection) -> Any:
     """The driver's connection, or None after it was invalidated."""
     return None if connection.invalidated else connection.connection.dbapi_connection
+
+
+def _usable(connection: Connection) -> bool:
+    """Whether the driver's connection is there and not known to be broken."""
+    raw = None if connection.closed else _raw(connection)
+    return raw is not None and not raw.closed
 
 
 def _cursor(connection: Connection) -> Any:

@@ -95,9 +95,19 @@ class Relay:
         if pause > 0:
             return pause
         batch = self._peek(now)
-        outcome = self._target.apply(self._box.store.identity.store_id, batch.records) if batch.records else Outcome()
+        outcome = self._apply(batch)
         settled = self._settle(batch, outcome, now)
         return self._schedule(batch, outcome, settled, now)
+
+    def _apply(self, batch: _Batch) -> Outcome:
+        if not batch.records:
+            return Outcome()
+        try:
+            return self._target.apply(self._box.store.identity.store_id, batch.records)
+        except Exception as exc:  # noqa: BLE001 - a defect must not end the deliveries
+            # A defect there must neither drop an entry nor end the deliveries: the line stops, alarms and tries again.
+            _log.exception("target failed unexpectedly")
+            return Outcome(interruption=TargetMisconfigured(f"unexpected {type(exc).__name__}: {exc}"))
 
     def _peek(self, now: float) -> _Batch:
         """The next batch: the oldest records that are not behind a dead letter or a rejected one."""

@@ -44,8 +44,8 @@ _PROOFS: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
         {name: name for name in ("position_id", "session_id", "symbol", "side", "entry_price", "quantity")},
     ),
     "trade": (
-        "SELECT t.position_id, t.exit_order_id, t.session_id, t.side, t.entry_price, t.exit_price, t.quantity, t.pnl,"
-        " p.status AS position_status FROM trades t LEFT JOIN positions p ON p.id = t.position_id",
+        """SELECT t.position_id, t.exit_order_id, t.session_id, t.side, t.entry_price, t.exit_price, t.quantity, t.pnl,
+        p.status AS position_status FROM trades t LEFT JOIN positions p ON p.id = t.position_id""",
         ("exit_order_id",),
         {name: name for name in ("position_id", "session_id", "side", "entry_price", "exit_price", "quantity", "pnl")},
     ),
@@ -141,7 +141,7 @@ def _check(report: Report, kind: str, record: Mapping[str, Any], rows: Mapping[_
 
 def _check_stops(report: Report, stops: Mapping[Any, Mapping[str, Any]], engine: Engine) -> None:
     with engine.connect() as connection:
-        found = dict(connection.execute(text("SELECT id, stop_loss FROM positions")).tuples().all())
+        found = {row.id: row.stop_loss for row in connection.execute(text("SELECT id, stop_loss FROM positions"))}
     for position_id, record in stops.items():
         report.acknowledged += 1
         if _same(record["stop_loss"], found.get(position_id)):

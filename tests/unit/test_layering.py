@@ -26,6 +26,7 @@ LINE = [
     "ledger",
     "store",
     "verify",
+    "opening",
     "status",
     "box",
     "failures",

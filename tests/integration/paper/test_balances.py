@@ -66,7 +66,9 @@ def test_update_balance_answers_false_without_a_session_and_for_an_unknown_one(m
 
 def test_balance_change_tells_old_new_and_change(manager: DatabaseManager, session_id: int) -> None:
     with manager.atomic_balance_update("-12.5", "fee", "test", correlation_id="x") as change:
-        assert (change.old_balance, change.new_balance, change.change) == (1000, Decimal("987.5"), Decimal("-12.5"))
+        assert change.old_balance == 1000
+        assert change.new_balance == Decimal("987.5")
+        assert change.change == Decimal("-12.5")
     row = one(manager, "SELECT * FROM account_balances")
     assert (row["total_balance"], row["change"], row["correlation_id"]) == (Decimal("987.5"), Decimal("-12.5"), "x")
 
@@ -107,7 +109,9 @@ def test_reconciliation_writes_balance_trade_and_close_in_one(manager: DatabaseM
     extra = {"exit_time": MOMENT, "exit_order_id": "x-9", "commission": 1}
     with manager.atomic_position_reconciliation(position_id, 20, 110, "found closed", extra) as result:
         assert rows(manager, "SELECT id FROM trades") == []
-    assert (result.position_id, result.old_balance, result.new_balance) == (position_id, 1000, 1020)
+    assert result.position_id == position_id
+    assert result.old_balance == 1000
+    assert result.new_balance == 1020
     row = one(manager, "SELECT * FROM trades")
     assert (row["id"], row["pnl"], row["exit_time"], row["exit_order_id"]) == (result.trade_id, 20, MOMENT, "x-9")
     assert manager.get_active_positions() == []

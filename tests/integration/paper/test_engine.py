@@ -115,15 +115,16 @@ def test_trailing_stops_in_postgresql_are_those_of_the_engine(manager: DatabaseM
 
 
 def test_two_runs_trade_alike(manager: DatabaseManager) -> None:
-    runs: list[list[Any]] = []
-    for _ in range(2):
+    def outcome() -> list[tuple[Any, ...]]:
         acks: Acks = []
-        engine = PaperEngine(manager, on_ack=lambda kind, record, acks=acks: acks.append((kind, record)))
+        engine = PaperEngine(manager, on_ack=lambda kind, record: acks.append((kind, record)))
         engine.start(resume=False)
         engine.run(BARS[:80])
-        runs.append([(one["strategy_name"], one["pnl"], one["exit_reason"]) for one in kinds(acks, "trade")])
-    assert runs[0]
-    assert runs[0] == runs[1]
+        return [(one["strategy_name"], one["pnl"], one["exit_reason"]) for one in kinds(acks, "trade")]
+
+    first = outcome()
+    assert first
+    assert outcome() == first
 
 
 def test_entry_is_journalled_before_it_is_filled(manager: DatabaseManager) -> None:

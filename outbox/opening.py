@@ -1,0 +1,131 @@
+"""Opening, closing and rewriting a store: roles, atomic creation, verification after an unclean shutdown."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from . import environment, verify
+from .clock import Clock
+from .config import OutboxConfig
+from .counters import Counters
+from .envelope import to_us
+from .errors import StoreCorrupt, StoreLocked, StoreMissing
+from .locks import Role, RoleLock
+from .store import COUNTERS_KEY, Store
+
+_log = logging.getLogger("outbox.opening")
+
+
+class OpenStore:
+    """A store and the roles that this process holds in it.  Closed once; not thread-safe itself."""
+
+    def __init__(self, store: Store, access: RoleLock, engine: RoleLock | None) -> None:
+        self.store = store
+        self._access: RoleLock | None = access
+        self._engine = engine
+
+    @property
+    def is_engine(self) -> bool:
+        """Whether this process may enqueue."""
+        return self._engine is not None
+
+    def close(self) -> None:
+        """Close the store, note a clean shutdown, let go of the roles; may be called twice."""
+        if self._access is None:
+            return
+        self.store.close()
+        # When somebody else has it open, the last one leaves the mark.
+        with suppress(StoreLocked, OSError):
+            self._access.make_exclusive()
+            if self.store.halt_reason is None:
+                environment.mark_clean(self.store.directory)
+        for lock in (self._access, self._engine):
+            if lock is not None:
+                lock.release()
+        self._access = self._engine = None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold every role: nobody else has the store open, nor opens it meanwhile.  Raises `StoreLocked`."""
+        assert self._access is not None
+        roles: list[RoleLock] = []
+        try:
+            roles.append(RoleLock(self.store.directory, Role.RELAY))
+            if self._engine is None:
+                roles.append(RoleLock(self.store.directory, Role.ENGINE))
+            self._access.make_exclusive()
+            try:
+                yield
+            finally:
+                self._access.make_shared()
+        finally:
+            for role in roles:
+                role.release()
+
+
+def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: bool) -> OpenStore:
+    """Open the store in `directory`; the engine's role also creates it.
+
+    Raises `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`, `ConfigError` or OSError.
+    """
+    if engine:
+        _create_if_vacant(directory, clock)
+    environment.read_identity(directory)
+    environment.refuse_remote(directory)
+    locks: list[RoleLock] = []
+    try:
+        role = RoleLock(directory, Role.ENGINE) if engine else None
+        locks += [role] if role is not None else []
+        access = RoleLock(directory, Role.ACCESS, shared=True)
+        locks.append(access)
+        _verify_if_unclean(directory, access)
+        store = Store(
+            environment.Environment(directory),
+            max_bytes=config.max_size_mb << 20,
+            reserve_bytes=(config.min_free_mb << 20) // 16,
+            now_us=lambda: to_us(clock.now()),
+        )
+        store.reader_check()
+    except BaseException:
+        for lock in locks:
+            lock.release()
+        raise
+    return OpenStore(store, access, role)
+
+
+def rewrite_compactly(directory: Path) -> None:
+    """Rewrite the data file of a closed store and swap it in one rename.  Raises `StoreCorrupt` or OSError."""
+    with tempfile.TemporaryDirectory(prefix=".vacuum-", dir=directory) as name:
+        temporary = Path(name)
+        environment.copy_compact(directory, temporary)
+        found = environment.structural_problems(temporary)
+        if found:
+            raise StoreCorrupt(f"the compact copy is damaged: {found[0]}", hint="the store was left as it was")
+        os.rename(temporary / "data.mdb", directory / "data.mdb")
+        environment.flush_directory(directory)
+
+
+def _create_if_vacant(directory: Path, clock: Clock) -> None:
+    try:
+        environment.read_identity(directory)
+    except StoreMissing:
+        environment.create(directory, clock.new_id(), {COUNTERS_KEY: Counters().pack()})
+        _log.info("outbox created", extra={"path": str(directory)})
+
+
+def _verify_if_unclean(directory: Path, access: RoleLock) -> None:
+    """Verify in a child process unless the last user closed properly, or somebody has verified and is using it."""
+    try:
+        access.make_exclusive()
+    except StoreLocked:
+        return
+    try:
+        if not environment.take_clean_mark(directory):
+            verify.check(directory)
+    finally:
+        access.make_shared()
