@@ -10,9 +10,10 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from outbox.integrations.paper import DatabaseManager
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
+
+from outbox.integrations.paper import DatabaseManager
 
 MOMENT = datetime.fromisoformat("2024-05-01T16:00:00")
 

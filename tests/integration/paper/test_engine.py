@@ -9,9 +9,9 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from outbox.integrations.paper import Bar, DatabaseManager, MovingAverageCrossover, PaperEngine, load
 from sqlalchemy import text
 
+from outbox.integrations.paper import Bar, DatabaseManager, MovingAverageCrossover, PaperEngine, load
 from outbox.testing import PostgresServer
 
 BARS = load()[:200]

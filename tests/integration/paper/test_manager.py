@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from outbox.integrations.paper import DatabaseManager
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
+
+from outbox.integrations.paper import DatabaseManager
 
 ENTRY = datetime.fromisoformat("2024-05-01T09:30:00")
 EXIT = datetime.fromisoformat("2024-05-01T16:00:00")

@@ -6,6 +6,7 @@ from datetime import date
 from decimal import Decimal
 
 import pytest
+
 from outbox.integrations.paper import MovingAverageCrossover, Signal, load
 from outbox.integrations.paper.market import parse
 
