@@ -42,6 +42,7 @@ _REMOTE_FILESYSTEMS = frozenset(
 _OURS = frozenset({"engine.lock", "relay.lock", "access.lock", "engine.state", "relay.state", _CLEAN_FILE})
 
 WriteError: tuple[type[Exception], ...] = (lmdb.Error, OSError)
+LmdbError: type[Exception] = lmdb.Error
 PanicError: type[Exception] = lmdb.PanicError
 
 

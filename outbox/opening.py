@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ from .locks import Role, RoleLock
 from .store import COUNTERS_KEY, Store
 
 _log = logging.getLogger("outbox.opening")
+
+_VACUUM_PREFIX = ".vacuum-"
 
 
 class OpenStore:
@@ -36,7 +39,7 @@ class OpenStore:
 
     def close(self) -> None:
         """Close the store, note a clean shutdown, let go of the roles; may be called twice."""
-        if self._access is None:
+        if self._access is None or self.store.forked:
             return
         self.store.close()
         # When somebody else has it open, the last one leaves the mark.
@@ -100,7 +103,9 @@ def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: b
 
 def rewrite_compactly(directory: Path) -> None:
     """Rewrite the data file of a closed store and swap it in one rename.  Raises `StoreCorrupt` or OSError."""
-    with tempfile.TemporaryDirectory(prefix=".vacuum-", dir=directory) as name:
+    for leftover in directory.glob(f"{_VACUUM_PREFIX}*"):  # of a process that was killed here
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_VACUUM_PREFIX, dir=directory) as name:
         temporary = Path(name)
         environment.copy_compact(directory, temporary)
         found = environment.structural_problems(temporary)

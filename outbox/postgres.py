@@ -239,16 +239,16 @@ class PostgresTarget:
     # -- the connection
 
     def _connect(self) -> Connection:
-        try:
-            connection = self._engine.connect()
-        except (SQLAlchemyError, psycopg2.Error) as exc:
-            raise self._verdict(exc, None) from exc
-        self._connection = connection
-        raw = _raw(connection)
-        self._watchdog.watch(raw.fileno())
-        with self._watchdog.guard(), connection.begin():
-            ensure_table(_cursor(connection))
-        _log.info("connected to PostgreSQL", extra={"host": raw.info.host, "database": raw.info.dbname})
+        with self._watchdog.guard():
+            try:
+                connection = self._engine.connect()
+            except (SQLAlchemyError, psycopg2.Error) as exc:
+                raise self._verdict(exc, None) from exc
+            self._connection = connection
+            with connection.begin():
+                ensure_table(_cursor(connection))
+        info = _raw(connection).info
+        _log.info("connected to PostgreSQL", extra={"host": info.host, "database": info.dbname})
         return connection
 
     def _connect_raw(self) -> Any:
@@ -264,6 +264,7 @@ class PostgresTarget:
         }
         raw = psycopg2.connect(self._dsn, **{name: value for name, value in defaults.items() if name not in given})
         try:
+            self._watchdog.watch(raw.fileno())
             with raw.cursor() as cursor:
                 # A commit that is acknowledged must be on PostgreSQL's disk, whatever the server's default says; and a
                 # server left alone by a dead relay must let go of its locks.

@@ -94,10 +94,16 @@ class Relay:
         pause = self._breaker.wait(now)
         if pause > 0:
             return pause
-        batch = self._peek(now)
-        outcome = self._apply(batch)
-        settled = self._settle(batch, outcome, now)
-        return self._schedule(batch, outcome, settled, now)
+        try:
+            batch = self._peek(now)
+            outcome = self._apply(batch)
+            self._settle(batch, outcome, now)
+            return self._schedule(batch, outcome, now)
+        except DurabilityError as exc:
+            # The batch comes again, and its receipts keep the effects from being repeated.
+            self._fail(exc, now)
+            self._publish(now)
+            return self._breaker.wait(now)
 
     def _apply(self, batch: _Batch) -> Outcome:
         if not batch.records:
@@ -140,8 +146,8 @@ class Relay:
         self._blocked = {key for _, key in self._box.store.dead() if key is not None}
         self._caught_up = False
 
-    def _settle(self, batch: _Batch, outcome: Outcome, now: float) -> bool:
-        """Record the outcome in one commit.  False when the store could not be written: the batch comes again."""
+    def _settle(self, batch: _Batch, outcome: Outcome, now: float) -> None:
+        """Record the outcome in one commit.  Raises `DurabilityError`."""
         settlement = Settlement(completed=outcome.completed)
         operations = getattr(self._target, "operations", {})
         for record, error in outcome.rejected:
@@ -153,11 +159,7 @@ class Relay:
             else:
                 settlement.dead.append((record, str(error)))
         if settlement:
-            try:
-                self._box.store.settle(settlement)
-            except DurabilityError as exc:
-                self._fail(exc, now)
-                return False
+            self._box.store.settle(settlement)
         for record, _ in settlement.retried:
             self._due[record.seq] = now + self._breaker.backoff(record.attempts + 1)
         for record, why in settlement.dead:
@@ -170,9 +172,8 @@ class Relay:
             done = len(outcome.completed) + len(outcome.rejected)
             self._cursor = max(self._cursor, batch.last_seq)
             self._held += batch.held + len(batch.records) - done
-        return True
 
-    def _schedule(self, batch: _Batch, outcome: Outcome, settled: bool, now: float) -> float:
+    def _schedule(self, batch: _Batch, outcome: Outcome, now: float) -> float:
         """Note how the step went; returns the wait until the next one."""
         if outcome.completed or outcome.rejected:
             self._moved_at = now
@@ -180,10 +181,10 @@ class Relay:
             self._last_applied_at = self._clock.now().isoformat()
         if outcome.interruption is not None:
             self._fail(outcome.interruption, now)
-        elif settled and batch.records:
+        elif batch.records:
             self._recover()
         exhausted = batch.last_seq >= batch.newest_seq or (not batch.records and not batch.held)
-        self._caught_up = settled and outcome.interruption is None and exhausted and not self._due
+        self._caught_up = outcome.interruption is None and exhausted and not self._due
         if self._caught_up:
             self._seen_seq = batch.newest_seq
             self._moved_at = now
@@ -191,7 +192,7 @@ class Relay:
         self._publish(now)
         with self._moved:
             self._moved.notify_all()
-        if outcome.interruption is not None or not settled:
+        if outcome.interruption is not None:
             return self._breaker.wait(now)
         if not exhausted:
             return 0.0

@@ -125,7 +125,7 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
 def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
     relay, said = status.relay, []
     if relay.alive and relay.breaker != "closed" and relay.breaker != "unknown":
-        said.append(f"PostgreSQL is unavailable: {relay.last_error}")
+        said.append(f"delivery fails and is tried again: {relay.last_error}")
     if status.pending and not relay.alive:
         said.append(f"no relay is running and {status.pending} entries wait")
     if status.pending > config.alert_pending:

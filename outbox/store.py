@@ -25,7 +25,7 @@ from . import codec, ledger
 from .counters import Counters
 from .entry import EntryStatus
 from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
-from .environment import Environment, PanicError, WriteError
+from .environment import Environment, LmdbError, PanicError, WriteError
 from .errors import (
     DurabilityError,
     IdempotencyConflict,
@@ -126,7 +126,7 @@ class Store:
     @contextmanager
     def _open(self) -> Iterator[Environment]:
         """Pass the gate: the environment stays open until the block ends."""
-        if os.getpid() != self._pid:
+        if self.forked:
             raise StoreClosed(
                 f"{self.directory} was opened by process {self._pid} and cannot be used after a fork",
                 hint="open the outbox in the process that uses it",
@@ -146,8 +146,13 @@ class Store:
 
     @contextmanager
     def _read(self) -> Iterator[tuple[Environment, Any]]:
-        with self._open() as environment, environment.env.begin() as txn:
-            yield environment, txn
+        """A snapshot.  Raises `DurabilityError` where even reading fails, as after a panic of LMDB."""
+        with self._open() as environment:
+            try:
+                with environment.env.begin() as txn:
+                    yield environment, txn
+            except LmdbError as exc:
+                raise DurabilityError(f"the store could not be read: {exc}", hint=_REOPEN_HINT) from exc
 
     @contextmanager
     def _write(self, purpose: str) -> Iterator[tuple[Environment, Any]]:
@@ -453,10 +458,13 @@ class Store:
             finally:
                 self._environment = Environment(self.directory)
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a forked copy, which must not touch the environment."""
+        return os.getpid() != self._pid
+
     def close(self) -> None:
         """Close the environment after the threads inside have left; may be called twice."""
-        if os.getpid() != self._pid:
-            return
         with self._gate:
             environment, self._environment = self._environment, None
             self._gate.wait_for(lambda: not self._inside)
