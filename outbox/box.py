@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -232,8 +232,9 @@ class Outbox:
         self._listeners.append(listener)
 
     def off_enqueue(self, listener: Callable[[], None]) -> None:
-        """Undo `on_enqueue`."""
-        self._listeners.remove(listener)
+        """Undo `on_enqueue`; may be called twice."""
+        with suppress(ValueError):
+            self._listeners.remove(listener)
 
     # -- looking
 

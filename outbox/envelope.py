@@ -4,9 +4,9 @@ One fixed header, then the variable parts.  LMDB has no page checksums, so a CRC
 its sequence number and idempotency key: a record that is found under another key, or with one bit changed, is
 recognised.  Format 1, big-endian:
 
-    magic 2s, format B, status B, crc32 I, seq Q, captured_us Q, settled_us Q, group Q, key 16s, id 16s,
-    payload_hash 16s, shape 8s, attempts I, then the lengths of operation, order_by (0xFFFF: none), error H each,
-    types, args, result I each; then those parts in that order.
+    magic 2s, format B, status B, crc32 I, seq Q, captured_us Q, settled_us Q, group Q, members I,
+    key 16s, id 16s, payload_hash 16s, shape 8s, attempts I, then the lengths of operation, order_by (0xFFFF: none),
+    error H each, types, args, result I each; then those parts in that order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .errors import StoreCorrupt
 FORMAT = 1
 _MAGIC = b"OX"
 _HEAD = struct.Struct(">2sBBI")
-_BODY = struct.Struct(">QQQQ16s16s16s8sIHHHIII")
+_BODY = struct.Struct(">QQQQI16s16s16s8sIHHHIII")
 _NO_ORDER = 0xFFFF
 _MAX_ERROR_BYTES = 2000
 _STATUS = {EntryStatus.PENDING: 1, EntryStatus.COMPLETED: 2, EntryStatus.FAILED: 3}
@@ -37,7 +37,11 @@ OVERHEAD = _HEAD.size + _BODY.size
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An entry as stored: arguments still encoded.  `group` 0 means none; times are microseconds since 1970 UTC."""
+    """An entry as stored: arguments still encoded.  Times are microseconds since 1970 UTC.
+
+    `group` is the first sequence number of its transaction, 0 for none; `members` how many entries that has, so that a
+    missing one is noticed.
+    """
 
     seq: int
     key: bytes
@@ -50,6 +54,7 @@ class Record:
     types: bytes
     captured_us: int = 0
     group: int = 0
+    members: int = 0
     attempts: int = 0
     status: EntryStatus = EntryStatus.PENDING
     error: str | None = None
@@ -107,6 +112,7 @@ def pack(record: Record) -> bytes:
                 record.captured_us,
                 record.settled_us,
                 record.group,
+                record.members,
                 record.key,
                 record.id,
                 record.payload_hash,
@@ -140,7 +146,9 @@ def unpack(seq: int, data: bytes) -> Record:
         raise StoreCorrupt(f"entry {seq} is damaged: magic {magic!r}, format {version}, expected {_MAGIC!r}, {FORMAT}")
     if zlib.crc32(memoryview(data)[_HEAD.size :], status) != crc or status not in _STATUS_OF:
         raise StoreCorrupt(f"entry {seq} is damaged: its checksum does not match")
-    own, captured, settled, group, key, id_, payload, shape, attempts, *sizes = _BODY.unpack_from(data, _HEAD.size)
+    own, captured, settled, group, members, key, id_, payload, shape, attempts, *sizes = _BODY.unpack_from(
+        data, _HEAD.size
+    )
     if own != seq:
         raise StoreCorrupt(f"entry {seq} is damaged: its record says {own}")
     parts: list[bytes] = []
@@ -164,6 +172,7 @@ def unpack(seq: int, data: bytes) -> Record:
         types=parts[3],
         captured_us=captured,
         group=group,
+        members=members,
         attempts=attempts,
         status=_STATUS_OF[status],
         error=parts[2].decode("utf-8", "replace") or None,

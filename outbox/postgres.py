@@ -8,7 +8,7 @@ and attributed to the line or to one entry, never dropped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
@@ -68,7 +68,7 @@ class PostgresTarget:
         """
         settings = config or OutboxConfig()
         self._clock = clock or SystemClock()
-        self.operations = operations_by_name(operations)
+        self.operations: Mapping[str, Operation] = operations_by_name(operations)
         self._dsn = _libpq_url(url)
         self._connect_timeout_s = settings.connect_timeout
         self._stall_timeout_s = settings.stall_timeout

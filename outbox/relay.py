@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 
@@ -21,27 +20,17 @@ from .envelope import Record, to_us
 from .errors import DurabilityError, OutboxError, TargetMisconfigured, TargetUnavailable
 from .ledger import Settlement
 from .locks import Role, RoleLock
+from .scan import Batch, Retry, Scan
 from .state_file import StateFile
-from .target import Outcome, Target, ordering_keys, units
+from .target import Outcome, Target
 
 _log = logging.getLogger("outbox.relay")
 
-_BATCH_BYTES = 8 << 20
 _HOUSEKEEPING_S = 60.0
 _PRUNE_ROWS = 2500
 _PUBLISH_S = 1.0
 # While somebody waits in `drain`, the longest pause between two tries.
 _HURRY_S = 1.0
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What a step works on: the records to apply, and how many it passed over behind dead letters."""
-
-    records: list[Record]
-    held: int
-    last_seq: int
-    newest_seq: int
 
 
 class Relay:
@@ -63,13 +52,7 @@ class Relay:
         self._lifecycle = threading.Lock()
         self._moved = threading.Condition()
         self._limit = self._config.batch_size
-        # Where the scan stands: all that is pending up to `_cursor` is held back or waits for its retry.
-        self._cursor = 0
-        self._held = 0
-        self._blocked: set[str] = set()
-        self._releases = -1
-        # When an entry that was rejected for a passing reason is due again, by sequence number.
-        self._due: dict[int, float] = {}
+        self._scan = Scan(box.store)
         self._seen_seq = -1
         self._caught_up = False
         self._draining = 0
@@ -95,17 +78,18 @@ class Relay:
         if pause > 0:
             return pause
         try:
-            batch = self._peek(now)
+            batch = self._scan.next_batch(now, self._limit)
             outcome = self._apply(batch)
             self._settle(batch, outcome, now)
             return self._schedule(batch, outcome, now)
         except DurabilityError as exc:
             # The batch comes again, and its receipts keep the effects from being repeated.
+            self._scan.distrust()
             self._fail(exc, now)
             self._publish(now)
             return self._breaker.wait(now)
 
-    def _apply(self, batch: _Batch) -> Outcome:
+    def _apply(self, batch: Batch) -> Outcome:
         if not batch.records:
             return Outcome()
         try:
@@ -115,67 +99,38 @@ class Relay:
             _log.exception("target failed unexpectedly")
             return Outcome(interruption=TargetMisconfigured(f"unexpected {type(exc).__name__}: {exc}"))
 
-    def _peek(self, now: float) -> _Batch:
-        """The next batch: the oldest records that are not behind a dead letter or a rejected one."""
-        due = [seq for seq, at in self._due.items() if at <= now]
-        if due:
-            for seq in due:
-                del self._due[seq]
-            self._look_again()
-        peeked = self._box.store.peek(self._cursor, self._limit, max_bytes=_BATCH_BYTES)
-        if peeked.releases != self._releases:
-            self._releases = peeked.releases
-            self._look_again()
-            peeked = self._box.store.peek(self._cursor, self._limit, max_bytes=_BATCH_BYTES)
-        if peeked.damaged:
-            self._box.store.quarantine(peeked.damaged)
-        free: list[Record] = []
-        held = 0
-        for unit in units(peeked.records):
-            keys = ordering_keys(unit)
-            if keys & self._blocked or any(record.seq in self._due for record in unit):
-                self._blocked |= keys
-                held += len(unit)
-            else:
-                free += unit
-        return _Batch(free, held, peeked.last_seq, peeked.newest_seq)
-
-    def _look_again(self) -> None:
-        """Scan from the oldest entry on: something may have become deliverable."""
-        self._cursor = self._held = 0
-        self._blocked = {key for _, key in self._box.store.dead() if key is not None}
-        self._caught_up = False
-
-    def _settle(self, batch: _Batch, outcome: Outcome, now: float) -> None:
+    def _settle(self, batch: Batch, outcome: Outcome, now: float) -> None:
         """Record the outcome in one commit.  Raises `DurabilityError`."""
         settlement = Settlement(completed=outcome.completed)
-        operations = getattr(self._target, "operations", {})
+        settlement.dead += [(record, "another entry of its transaction is damaged") for record in batch.broken]
         for record, error in outcome.rejected:
-            operation = operations.get(record.operation)
             if not error.permanent and record.attempts < self._config.max_retries:
                 settlement.retried.append((record, str(error)))
-            elif operation is not None and operation.best_effort:
+            elif self._is_best_effort(record):
                 settlement.dropped.append((record, str(error)))
             else:
                 settlement.dead.append((record, str(error)))
         if settlement:
             self._box.store.settle(settlement)
-        for record, _ in settlement.retried:
-            self._due[record.seq] = now + self._breaker.backoff(record.attempts + 1)
+        retries = {
+            record.seq: Retry(now + self._breaker.backoff(record.attempts + 1), not self._is_best_effort(record))
+            for record, _ in settlement.retried
+        }
+        self._scan.refused(settlement, retries)
         for record, why in settlement.dead:
-            _log.error(
-                "entry became a dead letter", extra={"seq": record.seq, "operation": record.operation, "why": why}
-            )
-        refused = settlement.dead + settlement.retried
-        self._blocked |= {record.order_by for record, _ in refused if record.order_by is not None}
+            fields = {"seq": record.seq, "operation": record.operation, "why": why}
+            _log.error("entry became a dead letter", extra=fields)
         if outcome.interruption is None:
-            done = len(outcome.completed) + len(outcome.rejected)
-            self._cursor = max(self._cursor, batch.last_seq)
-            self._held += batch.held + len(batch.records) - done
+            done = {record.seq for record, _ in outcome.completed} | {record.seq for record, _ in outcome.rejected}
+            self._scan.passed(batch, done)
 
-    def _schedule(self, batch: _Batch, outcome: Outcome, now: float) -> float:
+    def _is_best_effort(self, record: Record) -> bool:
+        operation = self._target.operations.get(record.operation)
+        return operation is not None and operation.best_effort
+
+    def _schedule(self, batch: Batch, outcome: Outcome, now: float) -> float:
         """Note how the step went; returns the wait until the next one."""
-        if outcome.completed or outcome.rejected:
+        if outcome.completed or outcome.rejected or batch.broken:
             self._moved_at = now
         if outcome.completed:
             self._last_applied_at = self._clock.now().isoformat()
@@ -183,8 +138,8 @@ class Relay:
             self._fail(outcome.interruption, now)
         elif batch.records:
             self._recover()
-        exhausted = batch.last_seq >= batch.newest_seq or (not batch.records and not batch.held)
-        self._caught_up = outcome.interruption is None and exhausted and not self._due
+        next_retry = self._scan.next_retry
+        self._caught_up = outcome.interruption is None and batch.exhausted and next_retry is None
         if self._caught_up:
             self._seen_seq = batch.newest_seq
             self._moved_at = now
@@ -194,10 +149,10 @@ class Relay:
             self._moved.notify_all()
         if outcome.interruption is not None:
             return self._breaker.wait(now)
-        if not exhausted:
+        if not batch.exhausted:
             return 0.0
-        soonest = min(self._due.values(), default=now + self._config.sync_interval)
-        return max(0.0, min(self._config.sync_interval, soonest - now))
+        wait = self._config.sync_interval
+        return wait if next_retry is None else max(0.0, min(wait, next_retry - now))
 
     def _fail(self, exc: OutboxError, now: float) -> None:
         delay = self._breaker.failed(now)
@@ -236,7 +191,7 @@ class Relay:
             "stopped": self._stopped_line,
             "last_error": self._last_error,
             "died": self.died,
-            "held_back": self._held,
+            "held_back": self._scan.held,
         }
         if state == self._published and now < self._publish_at:
             return
@@ -257,6 +212,9 @@ class Relay:
             self._take_role()
             self._stop.clear()
             self.died = None
+            # A first batch that hangs must be seen from outside, so the relay speaks before it.
+            self._moved_at = self._clock.monotonic()
+            self._publish(self._moved_at + _PUBLISH_S)
             self._thread = threading.Thread(target=self._run, name="outbox-relay", daemon=True)
             self._box.on_enqueue(self._wake.set)
             self._thread.start()

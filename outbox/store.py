@@ -223,10 +223,10 @@ class Store:
             if known is None:
                 fresh.append(record)
             first.setdefault(record.key, known or record)
-        group = counters.next_seq if len(fresh) > 1 else 0
+        group, members = (counters.next_seq, len(fresh)) if len(fresh) > 1 else (0, 0)
         for record in fresh:
             counters.last_us = max(counters.last_us + 1, record.captured_us)
-            new = replace(record, seq=counters.next_seq, captured_us=counters.last_us, group=group)
+            new = replace(record, seq=counters.next_seq, captured_us=counters.last_us, group=group, members=members)
             if not txn.put(seq_key(new.seq), pack(new), db=environment.pending, append=True):
                 raise StoreCorrupt(
                     f"{self.directory}: sequence number {new.seq} is already behind the last pending one"

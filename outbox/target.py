@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol
@@ -10,6 +10,7 @@ from uuid import UUID
 
 from .envelope import Record
 from .errors import EntryRejected, OutboxError
+from .operation import Operation
 
 
 @dataclass(slots=True)
@@ -24,6 +25,11 @@ class Outcome:
 
 class Target(Protocol):
     """Applies entries once per idempotency key.  Used by one thread at a time, but for `interrupt`."""
+
+    @property
+    def operations(self) -> Mapping[str, Operation]:
+        """What it can apply, by name."""
+        ...
 
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
         """Apply `records` in order.  A group is applied whole or not at all.  Never raises for the database's state."""

@@ -35,6 +35,7 @@ LINE = [
     "target",
     "watchdog",
     "postgres",
+    "scan",
     "relay",
     "__init__",
     "__main__",

@@ -1,0 +1,129 @@
+"""Scan: which pending entries may be delivered now.  The memory of the relay's walk through `pending`.
+
+Behind its cursor lies only what must wait: entries behind a dead letter of the same ordering key, and entries that
+were rejected for a passing reason, with what comes behind those.  So a step never walks over the whole backlog, and
+each waiting entry is looked at once per release.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .envelope import Record
+from .ledger import Settlement
+from .store import Store
+from .target import Unit, ordering_keys, units
+
+_BATCH_BYTES = 8 << 20
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one step works on."""
+
+    # Highest sequence number looked at, and the newest of the store at that moment.
+    last_seq: int
+    newest_seq: int
+    # Whether nothing lies behind `last_seq`.
+    exhausted: bool
+    # To be applied.
+    records: list[Record] = field(default_factory=list)
+    # Members of groups of which another one is damaged: never to be applied.
+    broken: list[Record] = field(default_factory=list)
+    # How many are passed over because they are behind dead letters.
+    held: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a rejected entry is due again (monotonic seconds), and whether its ordering key waits for it."""
+
+    at: float
+    holds: bool
+
+
+class Scan:
+    """Belongs to one relay's step; not thread-safe."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._cursor = 0
+        self._releases = -1
+        # Ordering keys behind a dead letter, and behind an entry that waits for its retry.
+        self._dead_keys: set[str] = set()
+        self._waiting_keys: set[str] = set()
+        self._retries: dict[int, Retry] = {}
+        # Entries behind dead letters, of those up to the cursor.
+        self.held = 0
+
+    @property
+    def next_retry(self) -> float | None:
+        """When the first rejected entry is due again (monotonic seconds), or None when none waits."""
+        return min((retry.at for retry in self._retries.values()), default=None)
+
+    def next_batch(self, now: float, limit: int) -> Batch:
+        """The oldest entries that need not wait, about `limit` of them; groups whole.
+
+        Damaged entries met on the way are quarantined.  Raises `DurabilityError` or `StoreCorrupt`.
+        """
+        due = [seq for seq, retry in self._retries.items() if retry.at <= now]
+        if due:
+            for seq in due:
+                del self._retries[seq]
+            self.restart()
+        peeked = self._store.peek(self._cursor, limit, max_bytes=_BATCH_BYTES)
+        if peeked.releases != self._releases:
+            self._releases = peeked.releases
+            self.restart()
+            peeked = self._store.peek(self._cursor, limit, max_bytes=_BATCH_BYTES)
+        if peeked.damaged:
+            self._store.quarantine(peeked.damaged)
+        end = not peeked.records and not peeked.damaged
+        batch = Batch(peeked.last_seq, peeked.newest_seq, end or peeked.last_seq >= peeked.newest_seq)
+        for unit in units(peeked.records):
+            if self._must_wait(unit, batch):
+                continue
+            if unit[0].group and len(unit) != unit[0].members:
+                batch.broken += unit
+                self._dead_keys |= ordering_keys(unit)
+            else:
+                batch.records += unit
+        return batch
+
+    def restart(self) -> None:
+        """Look again from the oldest entry on: something may have become deliverable."""
+        self._cursor = self.held = 0
+        self._dead_keys = {key for _, key in self._store.dead() if key is not None}
+        self._waiting_keys = set()
+
+    def distrust(self) -> None:
+        """Forget what was assumed of a batch that could not be settled: the next one starts from the oldest entry."""
+        self._releases = -1
+
+    def refused(self, settlement: Settlement, retries: dict[int, Retry]) -> None:
+        """Note what was rejected: dead letters, and entries to try again with their `retries` by sequence number."""
+        self._retries |= retries
+        self._dead_keys |= {record.order_by for record, _ in settlement.dead if record.order_by is not None}
+        for record, _ in settlement.retried:
+            if retries[record.seq].holds and record.order_by is not None:
+                self._waiting_keys.add(record.order_by)
+
+    def passed(self, batch: Batch, settled: set[int]) -> None:
+        """Move behind a batch that was tried to its end.  What the target left out of it waits, with its keys."""
+        for unit in units(record for record in batch.records if record.seq not in settled):
+            self._must_wait(unit, batch)
+        self._cursor = max(self._cursor, batch.last_seq)
+        self.held += batch.held
+
+    def _must_wait(self, unit: Unit, batch: Batch) -> bool:
+        """Whether a unit must wait; whatever comes behind it in any of its keys must wait too."""
+        keys = ordering_keys(unit)
+        retries = [self._retries[record.seq] for record in unit if record.seq in self._retries]
+        if keys & self._dead_keys:
+            self._dead_keys |= keys
+            batch.held += len(unit)
+            return True
+        if keys & self._waiting_keys or any(retry.holds for retry in retries):
+            self._waiting_keys |= keys
+            return True
+        return bool(retries)
