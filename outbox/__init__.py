@@ -4,6 +4,8 @@ A write is durable in a local LMDB environment when `Outbox.enqueue` returns; a 
 a receipt in the same transaction: delivered at least once, one effect per key, in order.
 """
 
+import logging
+
 from .box import Outbox, Transaction
 from .clock import Clock, SystemClock
 from .codec import register_enum
@@ -62,3 +64,6 @@ __all__ = [
     "Transaction",
     "register_enum",
 ]
+
+# A library logs; whether anything is shown is the program's decision.
+logging.getLogger("outbox").addHandler(logging.NullHandler())

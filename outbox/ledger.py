@@ -6,8 +6,7 @@ counters back.  Assumes that the caller holds the transaction.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -18,8 +17,6 @@ from .entry import EntryStatus
 from .envelope import Record, key_seq, pack, seq_key, unpack
 from .environment import Environment
 from .errors import EntryNotFound
-
-_log = logging.getLogger("outbox.ledger")
 
 DEAD_PREFIX = b"outbox:dead:"
 QUARANTINE_PREFIX = b"outbox:quarantine:"
@@ -77,14 +74,13 @@ def settle(
 
 
 def quarantine(
-    environment: Environment, txn: Any, counters: Counters, damaged: Iterable[tuple[int, bytes, str]]
+    environment: Environment, txn: Any, counters: Counters, damaged: Sequence[tuple[int, bytes, str]]
 ) -> None:
     """Set damaged pending records aside with their raw bytes."""
-    for seq, raw, reason in damaged:
+    for seq, raw, _ in damaged:
         if txn.delete(seq_key(seq), db=environment.pending):
             txn.put(QUARANTINE_PREFIX + seq_key(seq), raw)
             counters.quarantined += 1
-            _log.critical("damaged entry quarantined", extra={"seq": seq, "reason": reason})
 
 
 def requeue(

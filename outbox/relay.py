@@ -117,9 +117,10 @@ class Relay:
             for record, _ in settlement.retried
         }
         self._scan.refused(settlement, retries)
-        for record, why in settlement.dead:
-            fields = {"seq": record.seq, "operation": record.operation, "why": why}
-            _log.error("entry became a dead letter", extra=fields)
+        if settlement.dead:
+            record, why = settlement.dead[0]
+            fields = {"entries": len(settlement.dead), "seq": record.seq, "operation": record.operation, "why": why}
+            _log.error("entries became dead letters", extra=fields)
         if outcome.interruption is None:
             done = {record.seq for record, _ in outcome.completed} | {record.seq for record, _ in outcome.rejected}
             self._scan.passed(batch, done)

@@ -10,11 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .envelope import Record
+from .errors import StoreCorrupt
 from .ledger import Settlement
 from .store import Store
 from .target import Unit, ordering_keys, units
 
 _BATCH_BYTES = 8 << 20
+# So many damaged entries in a row, and no sound one, are not set aside but stop the relay.
+_ALL_DAMAGED = 16
 
 
 @dataclass(slots=True)
@@ -76,6 +79,11 @@ class Scan:
             self._releases = peeked.releases
             self.restart()
             peeked = self._store.peek(self._cursor, limit, max_bytes=_BATCH_BYTES)
+        if len(peeked.damaged) >= _ALL_DAMAGED and not peeked.records:
+            raise StoreCorrupt(
+                f"the oldest {len(peeked.damaged)} pending entries are all damaged, first: {peeked.damaged[0][2]}",
+                hint="nothing was changed; this is no single fault: restore a backup, or use the version that wrote them",
+            )
         if peeked.damaged:
             self._store.quarantine(peeked.damaged)
         end = not peeked.records and not peeked.damaged

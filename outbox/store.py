@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -288,6 +288,8 @@ class Store:
                 try:
                     record = unpack(seq, value)
                 except StoreCorrupt as exc:
+                    if full or len(damaged) >= limit:
+                        break
                     damaged.append((seq, bytes(value), str(exc)))
                     last = seq
                     continue
@@ -386,10 +388,12 @@ class Store:
         with self._counted("settle") as (environment, txn, counters):
             ledger.settle(environment, txn, counters, settlement, self._now_us(), keep_ledger=keep_ledger)
 
-    def quarantine(self, damaged: Iterable[tuple[int, bytes, str]]) -> None:
+    def quarantine(self, damaged: Sequence[tuple[int, bytes, str]]) -> None:
         """Set damaged pending records aside with their raw bytes.  Raises `DurabilityError`."""
         with self._counted("quarantine damaged entries") as (environment, txn, counters):
             ledger.quarantine(environment, txn, counters, damaged)
+        fields = {"entries": len(damaged), "first_seq": damaged[0][0], "why": damaged[0][2]}
+        _log.critical("damaged entries quarantined", extra=fields)
 
     def requeue(self, seq: int, audit: Record) -> list[Record]:
         """Put dead letter `seq`, and the group it belongs to, back at its old place in `pending`.

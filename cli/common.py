@@ -1,0 +1,82 @@
+"""What the commands share: their options, and one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import click
+
+from outbox import OutboxConfig, OutboxError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PASSWORD = re.compile(r"(://[^:/@\s]*):[^@\s]*@")
+
+directory_option = click.option(
+    "--dir", "directory", metavar="PATH", help="The store's directory; default: OUTBOX_DIR, else data/outbox."
+)
+
+
+class Refused(click.ClickException):
+    """An error that ends a command with exit code 2."""
+
+    exit_code = 2
+
+
+def settings(directory: str | None, **overrides: Any) -> OutboxConfig:
+    """Settings from the environment, with the options that were given.  Raises `ConfigError`."""
+    given = {name: value for name, value in {"dir": directory, **overrides}.items() if value is not None}
+    return OutboxConfig.from_env(**given)
+
+
+def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
+    """Errors of the outbox and of the operating system become one sentence on stderr and exit code 2."""
+
+    @functools.wraps(command)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except OutboxError as exc:
+            _refuse(str(exc), exc)
+        except PermissionError as exc:
+            where = exc.filename if exc.filename is not None else "the store"
+            _refuse(f"no permission for {where}: run this as the user who owns the outbox", exc)
+        except OSError as exc:
+            where = f" ({exc.filename})" if exc.filename is not None else ""
+            _refuse(f"{exc.strerror or exc}{where}", exc)
+
+    return guarded
+
+
+def without_password(text: str) -> str:
+    """`text` with the password of any URL in it blotted out."""
+    return _PASSWORD.sub(r"\1:***@", text)
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    amount, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while amount >= 1024 and len(units) > 1:
+        amount /= 1024
+        units.pop(0)
+    return f"{amount:.0f} {units[0]}" if units[0] == "B" else f"{amount:.1f} {units[0]}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds // 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _refuse(message: str, cause: Exception) -> NoReturn:
+    raise Refused(without_password(message)) from cause

@@ -1,0 +1,35 @@
+"""`atb outbox compact`: forget what was settled long ago, and give disk space back."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import click
+
+from outbox import Outbox, StoreLocked
+
+from .common import Refused, directory_option, in_one_sentence, settings, size
+
+
+@click.command()
+@directory_option
+@click.option("--retention-hours", type=float, help="Keep settled entries this long; default: OUTBOX_RETENTION_HOURS.")
+@click.option("--vacuum", is_flag=True, help="Also rewrite the file compactly; nobody else may have the store open.")
+@in_one_sentence
+def compact(directory: str | None, retention_hours: float | None, vacuum: bool) -> None:
+    """Prune settled entries from the ledger, and with --vacuum shrink the file.
+
+    Without --vacuum it works beside a running engine; freed pages are reused, the file keeps its size.  Pending
+    entries and dead letters are never touched.
+    """
+    config = settings(directory, retention_hours=retention_hours)
+    with Outbox.attach(config=config) as box:
+        before = box.status()
+        try:
+            pruned = box.compact(timedelta(hours=config.retention_hours), vacuum=vacuum)
+        except StoreLocked as exc:
+            raise Refused(f"the store is in use, nothing was changed: {exc}") from exc
+        after = box.status()
+    click.echo(f"pruned {pruned} of {before.ledger} settled entries older than {config.retention_hours:g} hours")
+    click.echo(f"file: {size(before.file_bytes)} before, {size(after.file_bytes)} after")
+    click.echo(f"in use: {size(before.live_bytes)} before, {size(after.live_bytes)} after")

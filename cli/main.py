@@ -1,0 +1,35 @@
+"""`atb` and its group `outbox`; each command has a file of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import click
+
+from .compact import compact
+from .demo import demo
+from .drain import drain
+from .status import status
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("lmdb-outbox"), prog_name="atb")
+def atb() -> None:
+    """Tools of the lmdb-outbox library."""
+
+
+@atb.group()
+def outbox() -> None:
+    """Look at an outbox, drain it, compact it.
+
+    Settings come from the environment (OUTBOX_DIR, DATABASE_URL, ...); options win.
+    """
+
+
+for _command in (status, drain, compact, demo):
+    outbox.add_command(_command)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    atb(prog_name="atb")
