@@ -107,10 +107,10 @@ def _until(done: Callable[[], bool], box: Outbox, timeout: float, progress: _Pro
 
 def _report(context: click.Context, now: OutboxStatus, done: bool, timeout: float) -> None:
     if now.dead_letters:
-        click.echo(
-            f"{now.dead_letters} dead letters need an operator, {now.held_back} entries are held back behind them"
-        )
-    if done and now.pending == 0:
+        click.echo(f"{now.dead_letters} dead letters need an operator; held back behind them: {now.held_back}")
+    if now.quarantined:
+        click.echo(f"{now.quarantined} damaged entries are quarantined and were not delivered")
+    if done and now.pending == now.dead_letters == now.quarantined == 0:
         click.echo(f"drained: {now.completed} entries completed, none pending")
         return
     if not done:

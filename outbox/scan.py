@@ -82,7 +82,7 @@ class Scan:
         if len(peeked.damaged) >= _ALL_DAMAGED and not peeked.records:
             raise StoreCorrupt(
                 f"the oldest {len(peeked.damaged)} pending entries are all damaged, first: {peeked.damaged[0][2]}",
-                hint="nothing was changed; this is no single fault: restore a backup, or use the version that wrote them",
+                hint="nothing was changed; restore a backup, or use the version that wrote them",
             )
         if peeked.damaged:
             self._store.quarantine(peeked.damaged)
