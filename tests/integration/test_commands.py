@@ -1,0 +1,347 @@
+"""The commands as an operator meets them: real processes, real stores, real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
+from outbox.testing import PostgresServer
+
+OPERATIONS = (Operation("note", table="notes", order_by="who"),)
+_DECLARED = """
+from outbox import Operation
+OPERATIONS = [Operation("note", table="notes", order_by="who")]
+NOT_SOME = 7
+def declare():
+    return OPERATIONS
+"""
+
+Atb = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def _declare(tmp_path: Path) -> Path:
+    """A host's folder with its declarations, where the commands are run."""
+    work = tmp_path / "host"
+    work.mkdir()
+    (work / "declared.py").write_text(_DECLARED)
+    return work
+
+
+@pytest.fixture
+def atb(tmp_path: Path, outbox_dir: Path) -> Atb:
+    work = _declare(tmp_path)
+
+    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOX_", "DATABASE_URL"))}
+        env |= {"OUTBOX_DIR": str(outbox_dir), **settings}
+        done = subprocess.run(
+            [sys.executable, "-m", "outbox", "outbox", *arguments],
+            env=env,
+            cwd=work,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def database(postgres_url: str) -> str:
+    _execute(postgres_url, "CREATE TABLE notes (id serial PRIMARY KEY, who text, what text NOT NULL)")
+    return postgres_url
+
+
+def _execute(url: str, statement: str) -> list[tuple[object, ...]]:
+    connection = psycopg2.connect(url)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
+
+
+def _fill(folder: Path, count: int = 3) -> None:
+    with Outbox.open(folder, operations=OPERATIONS) as box:
+        for number in range(count):
+            box.enqueue("note", {"who": "a", "what": str(number)})
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name in ("data.mdb", "outbox.json")}
+
+
+# -- status
+
+
+def test_an_empty_outbox_is_healthy(atb: Atb, outbox_dir: Path) -> None:
+    Outbox.open(outbox_dir).close()
+    done = atb("status")
+    assert done.returncode == 0
+    for word in ("healthy", "pending", "dead letters", "watermark", "breaker", "relay", "halt latch", "disk free"):
+        assert word in done.stdout
+
+
+def test_a_backlog_without_a_relay_is_degraded_and_json_says_why(atb: Atb, outbox_dir: Path) -> None:
+    _fill(outbox_dir)
+    done = atb("status", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert (found["pending"], found["acknowledged"], found["health"], found["halted"]) == (3, 3, "degraded", False)
+    assert found["degraded"] == ["no relay is running and 3 entries wait"]
+
+
+def test_a_dead_letter_needs_an_operator(atb: Atb, outbox_dir: Path, database: str) -> None:
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        box.enqueue("note", {"who": "a", "what": None})
+        box.enqueue("note", {"who": "a", "what": "x"})
+        assert Relay(box, PostgresTarget(database, OPERATIONS)).drain()
+    done = atb("status")
+    assert done.returncode == 2
+    assert "needs an operator" in done.stdout
+    assert "1 (held back behind them: 1)" in done.stdout
+
+
+@pytest.fixture
+def engine(outbox_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that enqueues, has a relay against a dead server, and waits for its end."""
+    program = (
+        "import sys\n"
+        "from outbox import *\n"
+        "ops = [Operation('note', table='notes')]\n"
+        "box = Outbox.open(sys.argv[1], operations=ops)\n"
+        "relay = Relay(box, PostgresTarget('postgresql://trader:s3cret@127.0.0.1:1/x', ops)); relay.start()\n"
+        "box.enqueue('note', {'who': 'a', 'what': 'x'})\n"
+        "relay.drain(timeout=0.5)\n"
+        "print('ready', flush=True); sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(outbox_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_status_works_beside_a_running_engine_and_shows_the_outage(atb: Atb, engine: subprocess.Popen[str]) -> None:
+    done = atb("status", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert found["engine_pid"] == found["relay"]["pid"] == engine.pid
+    assert found["relay"]["alive"]
+    assert found["breaker"] in ("open", "half-open", "closed")
+    assert "Connection refused" in found["relay"]["last_error"]
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_a_killed_engine_leaves_a_store_that_status_verifies_and_shows(atb: Atb, engine: subprocess.Popen[str]) -> None:
+    engine.send_signal(signal.SIGKILL)
+    engine.wait()
+    found = json.loads(atb("status", "--json").stdout)
+    assert (found["pending"], found["engine_pid"], found["relay"]["alive"]) == (1, None, False)
+
+
+@pytest.mark.parametrize("command", ["status", "drain", "compact"])
+def test_an_absent_or_foreign_directory_is_one_sentence(atb: Atb, tmp_path: Path, command: str) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "something").write_text("else")
+    for where, words in ((tmp_path / "absent", "there is no outbox"), (foreign, "is not an outbox store")):
+        done = atb(command, "--dir", str(where))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "absent").exists()
+    assert [path.name for path in foreign.iterdir()] == ["something"]
+
+
+def test_a_truncated_store_is_one_sentence(atb: Atb, outbox_dir: Path) -> None:
+    _fill(outbox_dir, 200)
+    os.truncate(outbox_dir / "data.mdb", 20_000)
+    done = atb("status")
+    assert done.returncode == 2
+    assert "is damaged" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_users_directory_is_one_sentence(tmp_path: Path, outbox_dir: Path) -> None:
+    _fill(outbox_dir)
+    tmp_path.chmod(0o755)
+    env = {**os.environ, "OUTBOX_DIR": str(outbox_dir)}
+    # The interpreter's own imports must be done before the rights are given up.
+    program = "from outbox.cli import main\nimport os\nos.setgid(65534); os.setuid(65534)\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "outbox", "status"], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "no permission" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("OUTBOX_BATCH_SIZE", "many", "a whole number"),
+        ("OUTBOX_ENABLED", "perhaps", "true or false"),
+        ("OUTBOX_RETENTION_HOURS", "-1", "0 to"),
+        ("OUTBOX_MAX_RETRY", "1", "OUTBOX_MAX_RETRIES"),
+        ("DATABASE_URL", "mysql://u:s3cret@h/d", "postgresql://"),
+    ],
+)
+def test_a_bad_setting_names_itself_its_value_and_what_is_allowed(
+    atb: Atb, outbox_dir: Path, variable: str, value: str, allowed: str
+) -> None:
+    _fill(outbox_dir)
+    before = _files(outbox_dir)
+    done = atb("status", **{variable: value})
+    assert done.returncode == 2
+    assert allowed in done.stderr
+    assert "s3cret" not in done.stderr
+    assert variable in done.stderr or "database_url" in done.stderr or variable == "DATABASE_URL"
+    assert _files(outbox_dir) == before
+
+
+# -- drain
+
+
+@pytest.mark.parametrize("declared", ["declared:OPERATIONS", "declared:declare"])
+def test_drain_delivers_everything(atb: Atb, outbox_dir: Path, database: str, declared: str) -> None:
+    _fill(outbox_dir)
+    done = atb("drain", "--operations", declared, DATABASE_URL=database)
+    assert done.returncode == 0, done.stderr
+    assert "drained: 3 entries completed, none pending" in done.stdout
+    assert _execute(database, "SELECT what FROM notes ORDER BY id") == [("0",), ("1",), ("2",)]
+    assert "nothing is pending" in atb("drain").stdout
+
+
+def test_drain_against_a_stopped_server_says_so_in_time(atb: Atb, outbox_dir: Path) -> None:
+    _fill(outbox_dir)
+    url = "postgresql://trader:s3cret@127.0.0.1:1/x"
+    done = atb("drain", "--operations", "declared:OPERATIONS", "--timeout", "1", "--database-url", url)
+    assert done.returncode == 1
+    assert "not drained within 1 s, 3 entries are pending" in done.stderr
+    assert "Connection refused" in done.stderr
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_drain_with_a_wrong_password_rejects_nothing_and_hides_it(atb: Atb, outbox_dir: Path) -> None:
+    _fill(outbox_dir)
+    with PostgresServer(fsync=False, password="right") as server:
+        url = server.url(password="wr0ng")
+        done = atb("drain", "--operations", "declared:OPERATIONS", "--timeout", "1", "--database-url", url)
+    assert done.returncode == 1
+    assert "3 entries are pending" in done.stderr
+    assert "wr0ng" not in done.stdout + done.stderr
+    assert json.loads(atb("status", "--json").stdout)["dead_letters"] == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("nonsense", "MODULE:NAME"),
+        ("no_such_module:X", "no_such_module"),
+        ("declared:MISSING", "has no MISSING"),
+        ("declared:NOT_SOME", "an iterable of Operation"),
+    ],
+)
+def test_drain_names_what_is_wrong_with_the_operations(atb: Atb, outbox_dir: Path, where: str, words: str) -> None:
+    _fill(outbox_dir)
+    done = atb("drain", "--operations", where, "--database-url", "postgresql://127.0.0.1:1/x")
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_drain_without_operations_or_database_says_what_to_give(atb: Atb, outbox_dir: Path) -> None:
+    _fill(outbox_dir)
+    assert "--operations" in atb("drain").stderr
+    assert "DATABASE_URL" in atb("drain", "--operations", "declared:OPERATIONS").stderr
+
+
+def test_drain_reports_what_an_operator_must_answer(atb: Atb, outbox_dir: Path, database: str) -> None:
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        box.enqueue("note", {"who": "a", "what": None})
+        box.enqueue("note", {"who": "a", "what": "behind"})
+        box.enqueue("note", {"who": "b", "what": "free"})
+    done = atb("drain", "--operations", "declared:OPERATIONS", DATABASE_URL=database)
+    assert done.returncode == 1
+    assert "1 dead letters need an operator; held back behind them: 1" in done.stdout
+    assert _execute(database, "SELECT what FROM notes") == [("free",)]
+
+
+def test_drain_waits_for_the_relay_of_a_running_engine(atb: Atb, engine: subprocess.Popen[str]) -> None:
+    done = atb("drain", "--timeout", "0.5")
+    assert done.returncode == 1
+    assert f"the relay of process {engine.pid} is at work" in done.stderr
+    assert "1 entries are pending" in done.stderr
+
+
+def test_interrupting_drain_is_safe(outbox_dir: Path, tmp_path: Path) -> None:
+    _fill(outbox_dir)
+    work = _declare(tmp_path)
+    command = [sys.executable, "-m", "outbox", "outbox", "drain", "--operations", "declared:OPERATIONS"]
+    env = {**os.environ, "OUTBOX_DIR": str(outbox_dir), "DATABASE_URL": "postgresql://127.0.0.1:1/x"}
+    process = subprocess.Popen(
+        command, env=env, cwd=work, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    state = outbox_dir / "relay.state"
+    for _ in range(600):
+        if state.exists() and b"Connection refused" in state.read_bytes():
+            break
+        assert process.poll() is None
+        signal.sigtimedwait([], 0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130, stderr
+    assert "3 entries are still pending, nothing is lost" in stderr
+
+
+# -- compact
+
+
+def test_compact_prunes_and_vacuum_shrinks_the_file(atb: Atb, outbox_dir: Path, database: str) -> None:
+    _fill(outbox_dir, 2000)
+    assert atb("drain", "--operations", "declared:OPERATIONS", DATABASE_URL=database).returncode == 0
+    before = (outbox_dir / "data.mdb").stat().st_size
+
+    done = atb("compact", "--retention-hours", "0", "--vacuum")
+
+    assert done.returncode == 0, done.stderr
+    assert "pruned 2000 of 2000 settled entries" in done.stdout
+    assert (outbox_dir / "data.mdb").stat().st_size < before / 4
+    assert (outbox_dir / "data.mdb").stat().st_mode & 0o777 == 0o600
+    assert json.loads(atb("status", "--json").stdout)["completed"] == 2000
+
+
+def test_vacuum_beside_a_running_engine_changes_nothing_and_says_so(
+    atb: Atb, engine: subprocess.Popen[str], outbox_dir: Path
+) -> None:
+    inode = (outbox_dir / "data.mdb").stat().st_ino
+    done = atb("compact", "--vacuum")
+    assert done.returncode == 2
+    assert "nothing was changed" in done.stderr
+    assert str(engine.pid) in done.stderr
+    assert (outbox_dir / "data.mdb").stat().st_ino == inode
+    assert atb("compact").returncode == 0
+
+
+def test_settings_reach_the_store(outbox_dir: Path) -> None:
+    config = OutboxConfig.from_env({"OUTBOX_DIR": str(outbox_dir), "OUTBOX_MAX_SIZE_MB": "5"})
+    with Outbox.open(config=config) as box:
+        assert (box.path, box.status().max_bytes) == (outbox_dir, 5 << 20)

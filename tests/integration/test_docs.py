@@ -1,0 +1,251 @@
+"""The documents tell the truth: their code runs, their tables are complete, their links resolve."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import psycopg2
+import pytest
+
+import outbox
+from outbox import ConfigError, Operation, Outbox, OutboxConfig, OutboxStatus, PostgresTarget, Relay, RelayStatus
+from outbox.cli import atb
+from outbox.config import variable_name
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+MANUAL = ROOT / "docs" / "outbox.md"
+DOCUMENTS = [README, MANUAL, ROOT / "docs" / "architecture.md", ROOT / "CHANGELOG.md"]
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The fenced code blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def without_blocks(document: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def section(document: Path, heading: str) -> str:
+    """What stands below `heading`, up to the next heading of the same or a higher level."""
+    level = heading.index(" ")
+    found = re.search(
+        rf"^{re.escape(heading)}$(.*?)(?=^#{{1,{level}}} |\Z)",
+        document.read_text(encoding="utf-8"),
+        re.DOTALL | re.MULTILINE,
+    )
+    assert found is not None, f"{document.name} has no heading {heading!r}"
+    return found[1]
+
+
+def run(code: str, folder: Path, url: str) -> str:
+    """The output of `code` run as a program in `folder`; it must succeed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**environment, "DATABASE_URL": url},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def query(url: str, sql: str) -> list[tuple[object, ...]]:
+    connection = psycopg2.connect(url)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(sql)
+            return list(cursor.fetchall()) if cursor.description else []
+    finally:
+        connection.close()
+
+
+# -- code
+
+
+def test_the_example_of_the_readme_runs_twice(postgres_url: str, tmp_path: Path) -> None:
+    (tables,), (example,) = blocks(README, "sql"), blocks(README, "python")
+    assert len(example.splitlines()) <= 21
+    query(postgres_url, tables)
+    promised = re.search(r"first run prints `(.*?)`.*prints `(.*?)`", README.read_text(encoding="utf-8"))
+    assert promised is not None
+    assert run(example, tmp_path, postgres_url) == f"{promised[1]}\n"
+    assert run(example, tmp_path, postgres_url) == f"{promised[2]}\n"
+    assert query(postgres_url, "SELECT client_order_id, price::text FROM trades ORDER BY 1") == [
+        ("A-1", "64250.10000000"),
+        ("A-2", "64250.10000000"),
+    ]
+    assert query(postgres_url, "SELECT count(*), min(fee)::text FROM fees") == [(2, "0.05000000")]
+
+
+def test_the_answers_to_dead_letters_run(postgres_url: str, tmp_path: Path) -> None:
+    query(postgres_url, "CREATE TABLE trades (number int CHECK (number < 100))")
+    declared = [Operation("log_trade", table="trades", order_by="number")]
+    with Outbox.open(tmp_path / "data" / "outbox", operations=declared) as box:
+        for number in (1, 200, 300):
+            box.enqueue("log_trade", {"number": number})
+        assert Relay(box, PostgresTarget(postgres_url, declared)).drain()
+    looking, answering = [code for code in blocks(MANUAL, "python") if "Outbox.attach" in code]
+    assert [line.split()[:2] for line in run(looking, tmp_path, postgres_url).splitlines()] == [
+        ["2", "log_trade"],
+        ["3", "log_trade"],
+    ]
+    run(answering, tmp_path, postgres_url)
+    with Outbox.attach(tmp_path / "data" / "outbox") as box:
+        assert [entry.seq for entry in box.pending()] == [2]
+        discarded = next(entry.error for entry in box.ledger() if entry.seq == 3)
+        assert discarded is not None
+        assert discarded.startswith("discarded: entered by hand")
+        assert [entry.operation for entry in box.ledger() if entry.seq > 3] == ["outbox.requeue", "outbox.discard"]
+
+
+def test_all_python_of_the_documents_compiles() -> None:
+    for document in DOCUMENTS:
+        for number, code in enumerate(blocks(document, "python")):
+            compile(code, f"{document.name} block {number}", "exec")
+
+
+def test_the_receipts_table_is_the_one_that_the_relay_makes(postgres_url: str, tmp_path: Path) -> None:
+    create, *looks = blocks(MANUAL, "sql")
+    columns = """SELECT column_name::text, data_type::text, is_nullable::text, column_default::text
+        FROM information_schema.columns WHERE table_name = 'outbox_receipts' ORDER BY ordinal_position"""
+    query(postgres_url, create)
+    by_hand = query(postgres_url, columns)
+    query(postgres_url, "DROP TABLE outbox_receipts; CREATE TABLE trades (number int)")
+    operations = [Operation("log_trade", table="trades")]
+    with Outbox.open(tmp_path / "outbox", operations=operations) as box:
+        box.enqueue("log_trade", {"number": 1})
+        assert Relay(box, PostgresTarget(postgres_url, operations)).drain()
+    assert query(postgres_url, columns) == by_hand
+    described = section(MANUAL, "## Receipts")
+    for name, *_ in by_hand:
+        assert f"| `{name}` |" in described
+    assert looks
+    for look in looks:
+        assert len(query(postgres_url, look)) == 1
+
+
+# -- settings
+
+
+def settings() -> dict[str, list[str]]:
+    """The rows of the settings' table, by field: variable, field, default, allowed, meaning."""
+    rows = [re.split(r" \| ", line.strip("| ")) for line in section(MANUAL, "## Settings").splitlines() if "|" in line]
+    return {row[1].strip("`"): row for row in rows[2:]}
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(OutboxConfig), ids=lambda field: field.name)
+def test_every_setting_is_documented(field: dataclasses.Field[object]) -> None:
+    variable, _, default, allowed, meaning = settings()[field.name]
+    assert variable == f"`{variable_name(field.name)}`"
+    expected = {None: "none", True: "`true`"}.get(field.default, f"`{field.default}`")  # type: ignore[call-overload]
+    assert default == expected
+    assert meaning
+    bounds = re.match(r"([\d.]+) to ([\d.]+)\b(?! characters)", allowed)
+    if bounds is None:
+        assert field.type not in ("int", "float")
+        return
+    number = int if field.type == "int" else float
+    # The two that are compared with each other get room.
+    room = {"backoff_base": {"backoff_cap": 86_400.0}, "backoff_cap": {"backoff_base": 0.001}}.get(field.name, {})
+    for text in bounds.groups():
+        OutboxConfig(**{**room, field.name: number(text)})  # type: ignore[arg-type]
+    low, high = (float(text) for text in bounds.groups())
+    for beyond in (low - 1 if number is int else low - 0.0005, high + 1):
+        with pytest.raises(ConfigError):
+            OutboxConfig(**{**room, field.name: number(beyond)})  # type: ignore[arg-type]
+
+
+def test_no_setting_is_documented_that_does_not_exist() -> None:
+    assert list(settings()) == [field.name for field in dataclasses.fields(OutboxConfig)]
+
+
+# -- commands
+
+
+def commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    """`command` and all below it, with the words that call them."""
+    if isinstance(command, click.Group):
+        for name, below in command.commands.items():
+            yield from commands(below, f"{path} {name}")
+    else:
+        yield path, command
+
+
+COMMANDS = dict(commands(atb, "atb"))
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_every_command_and_option_is_documented(path: str) -> None:
+    described = section(MANUAL, f"### {path}")
+    for parameter in COMMANDS[path].params:
+        for name in [*parameter.opts, *parameter.secondary_opts]:
+            shown = name if name.startswith("-") else name.upper()
+            assert re.search(rf"`{re.escape(shown)}\b", described), f"{path} {shown} is not documented"
+    assert "Exit code" in described
+
+
+def test_the_options_of_the_program_itself_are_documented() -> None:
+    described = section(MANUAL, "## Commands")
+    for name in [name for parameter in atb.params for name in parameter.opts]:
+        assert f"`atb {name}`" in described
+
+
+def test_no_command_is_documented_that_does_not_exist() -> None:
+    assert set(re.findall(r"^### (atb .*)$", MANUAL.read_text(encoding="utf-8"), re.MULTILINE)) == set(COMMANDS)
+
+
+def test_every_field_of_the_status_is_documented() -> None:
+    described = section(MANUAL, "## Monitoring")
+    names = [field.name for field in dataclasses.fields(OutboxStatus) if field.name != "relay"]
+    names += [f"relay.{field.name}" for field in dataclasses.fields(RelayStatus)] + ["breaker", "health"]
+    assert [name for name in names if f"`{name}`" not in described] == []
+
+
+# -- names and links
+
+
+def test_every_file_of_the_line_is_described() -> None:
+    described = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = sorted(path.name for path in (ROOT / "outbox").glob("*.py"))
+    assert [name for name in files if f"| `{name}` |" not in described] == []
+
+
+def test_every_error_is_described() -> None:
+    # Seen by the relay only: users meet their text, without their name.
+    inner = {"OutboxError", "EntryRejected", "TargetMisconfigured", "TargetUnavailable"}
+    public = {name for name in outbox.__all__ if isinstance(getattr(outbox, name), type)}
+    errors = {name for name in public if issubclass(getattr(outbox, name), Exception)}
+    text = section(MANUAL, "## Troubleshooting")
+    assert sorted(name for name in errors - inner if name not in text) == []
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that a heading gets on the usual sites."""
+    headings = re.findall(r"^#+ (.*)$", without_blocks(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_resolve(document: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(document)):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []

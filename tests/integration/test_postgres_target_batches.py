@@ -1,0 +1,187 @@
+"""Batches with something wrong in them: the culprit is found with few transactions, everything else is applied."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import outbox.postgres
+from outbox import Operation, TargetMisconfigured
+from outbox.receipts import fence
+from tests.unit.fakes.audit import query
+from tests.unit.fakes.bench import Bench, completed, rejected
+
+
+class Transactions:
+    """Counts the transactions of a target: each takes the fence once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        monkeypatch.setattr(outbox.postgres, "fence", self._fence)
+
+    def _fence(self, cursor: outbox.receipts.Cursor, store_id: str) -> bool:
+        self.count += 1
+        return fence(cursor, store_id)
+
+
+@pytest.fixture
+def transactions(monkeypatch: pytest.MonkeyPatch) -> Transactions:
+    return Transactions(monkeypatch)
+
+
+@pytest.fixture
+def url(postgres_url: str) -> str:
+    query(postgres_url, "CREATE TABLE effects (id serial PRIMARY KEY, n int UNIQUE)")
+    return postgres_url
+
+
+def rows(directory: Path, url: str) -> Bench:
+    return Bench(
+        directory, url, Operation("row", table="effects"), Operation("note", table="effects", best_effort=True)
+    )
+
+
+def effects(bench: Bench) -> list[int]:
+    return [row[0] for row in bench.query("SELECT n FROM effects ORDER BY id")]
+
+
+def test_a_good_batch_is_one_transaction(url: str, outbox_dir: Path, transactions: Transactions) -> None:
+    with rows(outbox_dir, url) as bench:
+        for number in range(100):
+            bench.enqueue("row", {"n": number})
+        bench.apply()
+        assert transactions.count == 1
+        assert bench.query("SELECT count(DISTINCT xmin::text) FROM effects") == [(1,)]
+
+
+@pytest.mark.parametrize("bad", [0, 499, 999])
+def test_one_bad_row_among_a_thousand_is_found_with_few_transactions(
+    url: str, outbox_dir: Path, transactions: Transactions, bad: int
+) -> None:
+    with rows(outbox_dir, url) as bench:
+        for number in range(1000):
+            bench.enqueue("row", {"n": "seven" if number == bad else number})
+        outcome = bench.apply()
+        assert rejected(outcome) == [bad + 1]
+        assert outcome.rejected[0][1].permanent
+        assert str(outcome.rejected[0][1]).startswith("22P02")
+        assert completed(outcome) == [seq for seq in range(1, 1001) if seq != bad + 1]
+        # Halving 1000 takes 10 steps, with a good half beside each.
+        assert transactions.count <= 21
+        assert effects(bench) == [number for number in range(1000) if number != bad]
+
+
+def test_several_bad_rows_are_all_found_and_order_is_kept(
+    url: str, outbox_dir: Path, transactions: Transactions
+) -> None:
+    with rows(outbox_dir, url) as bench:
+        for number in range(60):
+            bench.enqueue("row", {"n": number - 1 if number % 20 == 10 else number})
+        outcome = bench.apply()
+        assert rejected(outcome) == [11, 31, 51]
+        assert effects(bench) == [number for number in range(60) if number % 20 != 10]
+        assert transactions.count < 45
+
+
+def test_a_constraint_that_is_checked_at_commit_finds_its_culprit(
+    url: str, outbox_dir: Path, transactions: Transactions
+) -> None:
+    query(url, "ALTER TABLE effects ADD COLUMN parent int REFERENCES effects (n) DEFERRABLE INITIALLY DEFERRED")
+    with rows(outbox_dir, url) as bench:
+        for number in range(64):
+            bench.enqueue("row", {"n": number, "parent": 9999 if number == 40 else 0}, order_by=str(number % 2))
+        outcome = bench.apply()
+        assert rejected(outcome) == [41]
+        assert outcome.rejected[0][1].permanent
+        assert str(outcome.rejected[0][1]).startswith("23503")
+        # All of its ordering key that comes later is left for the relay to hold back.
+        left = [seq for seq in range(42, 65) if seq % 2]
+        assert completed(outcome) == [seq for seq in range(1, 65) if seq not in (41, *left)]
+        assert transactions.count <= 13
+        assert bench.receipts() == completed(outcome)
+
+
+def test_behind_a_refused_entry_its_key_waits_and_the_groups_that_span_it(url: str, outbox_dir: Path) -> None:
+    with rows(outbox_dir, url) as bench:
+        bench.enqueue("row", {"n": 1}, order_by="a")
+        bad = bench.enqueue("row", {"n": 1}, order_by="a")
+        with bench.box.transaction() as transaction:
+            transaction.enqueue("row", {"n": 3}, order_by="a")
+            transaction.enqueue("row", {"n": 4}, order_by="b")
+        bench.enqueue("row", {"n": 5}, order_by="b")
+        free = bench.enqueue("row", {"n": 6}, order_by="c")
+        unordered = bench.enqueue("row", {"n": 7})
+        outcome = bench.apply()
+        assert rejected(outcome) == [bad]
+        assert completed(outcome) == [1, free, unordered]
+        assert effects(bench) == [1, 6, 7]
+
+
+def test_a_refused_best_effort_entry_holds_nobody(url: str, outbox_dir: Path) -> None:
+    with rows(outbox_dir, url) as bench:
+        note = bench.enqueue("note", {"n": "seven"}, order_by="a")
+        behind = bench.enqueue("row", {"n": 2}, order_by="a")
+        outcome = bench.apply()
+        assert (rejected(outcome), completed(outcome)) == ([note], [behind])
+
+
+def test_a_stopped_line_keeps_what_was_applied_before_in_the_same_call(url: str, outbox_dir: Path) -> None:
+    with Bench(outbox_dir, url, Operation("row", table="effects"), Operation("lost", table="absent")) as bench:
+        bad = bench.enqueue("row", {"n": "seven"})
+        bench.enqueue("lost", {"n": 2})
+        outcome = bench.apply()
+        # The first half is refused, the second stops the line.
+        assert rejected(outcome) in ([bad], [])
+        assert isinstance(outcome.interruption, TargetMisconfigured)
+        assert bench.receipts() == []
+
+
+def test_the_same_key_twice_in_a_batch_has_one_effect(url: str, outbox_dir: Path) -> None:
+    with rows(outbox_dir, url) as bench:
+        bench.enqueue("row", {"n": 1})
+        [record] = bench.box.store.peek(0, 1).records
+        outcome = bench.target.apply(bench.box.store.identity.store_id, [record, replace(record, seq=2)])
+        assert completed(outcome) == [1, 2]
+        assert effects(bench) == [1]
+        assert bench.receipts() == [1]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_receipt_with_other_arguments_makes_a_dead_letter(url: str, outbox_dir: Path, together: bool) -> None:
+    with rows(outbox_dir, url) as bench:
+        bench.enqueue("row", {"n": 1})
+        bench.enqueue("row", {"n": 2})
+        first, second = bench.box.store.peek(0, 2).records
+        impostor = replace(second, key=first.key)
+        store_id = bench.box.store.identity.store_id
+        if together:
+            outcome = bench.target.apply(store_id, [first, impostor])
+            assert completed(outcome) == [1]
+        else:
+            bench.target.apply(store_id, [first])
+            outcome = bench.target.apply(store_id, [impostor])
+        [(record, error)] = outcome.rejected
+        assert (record.seq, error.permanent) == (2, True)
+        assert "with other arguments" in str(error)
+        assert effects(bench) == [1]
+
+
+def test_two_stores_with_one_namespace_share_their_keys(url: str, tmp_path: Path) -> None:
+    operation = Operation("row", table="effects", identity=("n",))
+    with (
+        Bench(tmp_path / "one", url, operation, namespace="desk") as one,
+        Bench(tmp_path / "two", url, operation, namespace="desk") as two,
+    ):
+        one.enqueue("row", {"n": 1})
+        two.enqueue("row", {"n": 1})
+        assert completed(one.apply()) == completed(two.apply()) == [1]
+        assert effects(one) == [1]
+
+
+def test_nothing_to_apply_is_nothing_done(url: str, outbox_dir: Path, transactions: Transactions) -> None:
+    with rows(outbox_dir, url) as bench:
+        outcome = bench.apply()
+        assert (outcome.completed, outcome.rejected, outcome.interruption) == ([], [], None)
+        assert transactions.count == 0

@@ -1,0 +1,192 @@
+"""One step of the relay: what it takes, in which order, how much at once, and what it does when there is nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from outbox import DurabilityError, EntryStatus, Health, StoreLocked
+from tests.unit.fakes.rig import Rig, damage, permanent
+
+
+def test_entries_are_applied_in_the_order_of_their_enqueueing(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=7) as rig:
+        seqs = rig.enqueue(*(f"k{number % 3}" for number in range(50)))
+        rig.settle()
+        assert rig.target.applied == seqs
+        assert rig.pending() == []
+        assert rig.box.status().completed == 50
+
+
+def test_a_batch_is_bounded_and_the_next_is_due_at_once(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=4) as rig:
+        seqs = rig.enqueue(*[None] * 10)
+        assert rig.step() == 0
+        assert rig.target.calls == [seqs[:4]]
+        rig.settle()
+        assert rig.target.calls == [seqs[:4], seqs[4:8], seqs[8:]]
+
+
+def test_a_batch_extends_to_the_whole_group(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=2) as rig:
+        first = rig.enqueue(None)
+        group = rig.group(*[None] * 5)
+        after = rig.enqueue(None, None)
+        rig.settle()
+        assert rig.target.calls == [first + group, after]
+
+
+def test_a_caught_up_relay_waits_for_the_sync_interval_and_leaves_the_target_alone(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, sync_interval=42.0) as rig:
+        assert rig.step() == 42.0
+        rig.enqueue(None)
+        assert rig.settle() == 42.0
+        assert rig.step() == 42.0
+        assert rig.target.calls == [[1]]
+
+
+def test_entries_enqueued_later_are_found_by_the_next_step(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        rig.enqueue(None)
+        rig.settle()
+        late = rig.enqueue("k", "k")
+        rig.settle()
+        assert rig.target.applied == [1, *late]
+
+
+def test_status_tells_when_it_last_applied(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        rig.settle()
+        assert rig.box.status().relay.last_applied_at is None
+        rig.clock.advance(2)
+        rig.enqueue(None)
+        applied_at = rig.clock.now()
+        rig.settle()
+        relay = rig.box.status().relay
+        assert relay.last_applied_at == applied_at
+        assert relay.idle_s == 0
+        assert relay.alive
+        assert relay.breaker == "closed"
+
+
+def test_a_second_relay_is_refused_while_the_first_holds_the_role(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        rig.step()
+        other = type(rig.relay)(rig.box, rig.target)
+        with pytest.raises(StoreLocked, match="relay role"):
+            other.step(0.0)
+        rig.relay.stop()
+        other.step(0.0)
+        other.stop()
+
+
+def test_a_damaged_entry_is_quarantined_and_reported_and_the_others_go_on(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=2) as rig:
+        seqs = rig.enqueue("k", "k", "k", "k")
+        damage(outbox_dir, seqs[0], seqs[2])
+        rig.settle()
+        assert rig.target.applied == [seqs[1], seqs[3]]
+        status = rig.box.status()
+        assert (status.quarantined, status.pending, status.completed) == (2, 0, 2)
+        assert status.health is Health.NEEDS_OPERATOR
+        assert [seq for seq, _ in rig.box.store.quarantined()] == [seqs[0], seqs[2]]
+
+
+def test_a_group_with_a_damaged_member_is_not_delivered_in_part(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        group = rig.group("a", "a", "a")
+        damage(outbox_dir, group[1])
+        behind, free = rig.enqueue("a", "b")
+        rig.settle()
+        assert rig.target.applied == [free]
+        assert rig.pending() == [behind]
+        # The rest of it waits for an operator, who can only discard it.
+        assert rig.dead() == [group[0], group[2]]
+        assert rig.box.status().quarantined == 1
+        rig.box.requeue(group[0])
+        rig.settle()
+        assert rig.dead() == [group[0], group[2]]
+        rig.box.discard(group[0], "booked by hand")
+        rig.settle()
+        assert rig.target.applied == [free, behind]
+
+
+def test_quarantine_that_fails_is_tried_again(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rig(outbox_dir) as rig:
+        seqs = rig.enqueue("k", "k")
+        damage(outbox_dir, seqs[0])
+        with monkeypatch.context() as patched:
+            patched.setattr(rig.box.store, "quarantine", full_disk)
+            rig.step()
+        rig.run(60.0)
+        assert rig.target.applied == [seqs[1]]
+        assert rig.box.status().quarantined == 1
+
+
+def full_disk(*args: object, **kwargs: object) -> None:
+    raise DurabilityError("the store could not write: no space left on device")
+
+
+def test_housekeeping_prunes_what_is_older_than_the_retention(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, retention_hours=1) as rig:
+        rig.enqueue(None, None)
+        rig.settle()
+        rig.clock.advance(1800)
+        kept = rig.enqueue(None)
+        rig.settle()
+        assert rig.box.status().ledger == 3
+        rig.clock.advance(1801)
+        rig.settle()
+        assert [entry.seq for entry in rig.box.ledger()] == kept
+        rig.clock.advance(1800)
+        rig.settle()
+        assert rig.box.status().ledger == 0
+        assert rig.box.status().completed == 3
+
+
+def test_housekeeping_keeps_dead_letters(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, retention_hours=1) as rig:
+        [seq] = rig.enqueue(None)
+        rig.target.refuse[seq] = permanent()
+        rig.settle()
+        rig.clock.advance(7200)
+        rig.settle()
+        assert [(entry.seq, entry.status) for entry in rig.box.ledger()] == [(seq, EntryStatus.FAILED)]
+
+
+def test_housekeeping_does_not_prune_while_work_waits(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, retention_hours=1, batch_size=1) as rig:
+        rig.enqueue(None)
+        rig.settle()
+        rig.clock.advance(7200)
+        rig.enqueue(None, None)
+        assert rig.step() == 0
+        assert [entry.seq for entry in rig.box.ledger()] == [1, 2]
+        rig.settle()
+        rig.clock.advance(61)
+        rig.settle()
+        assert [entry.seq for entry in rig.box.ledger()] == [2, 3]
+
+
+def test_housekeeping_that_cannot_write_does_not_stop_delivery(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Rig(outbox_dir) as rig:
+        monkeypatch.setattr(rig.box.store, "prune", full_disk)
+        rig.step()
+        seqs = rig.enqueue(None)
+        rig.run(60.0)
+        assert rig.target.applied == seqs
+
+
+def test_a_state_file_that_cannot_be_written_does_not_stop_delivery(
+    outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Rig(outbox_dir) as rig:
+        (outbox_dir / "relay.state").mkdir()
+        seqs = rig.enqueue(None)
+        rig.settle()
+        assert rig.target.applied == seqs
+        assert "relay state could not be published" in caplog.text
+        (outbox_dir / "relay.state").rmdir()

@@ -1,0 +1,450 @@
+"""The relay's thread: starting, waking, stopping, draining, dying, and being seen to hang."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from outbox import Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnavailable
+from outbox.envelope import Record
+from tests.unit.fakes.rig import OPERATIONS, FakeClock, FakeTarget, passing, permanent
+
+LONG = 20.0
+
+
+class Signals:
+    """Says when `apply` is entered, and keeps it inside while `gate` is shut."""
+
+    def __init__(self, target: FakeTarget) -> None:
+        self.entered = threading.Semaphore(0)
+        self.gate = threading.Event()
+        self.gate.set()
+        target.before = self.enter
+
+    def enter(self, _: Sequence[Record]) -> None:
+        self.entered.release()
+        assert self.gate.wait(LONG)
+
+    def wait(self) -> None:
+        assert self.entered.acquire(timeout=LONG), "apply was not called"
+
+
+@pytest.fixture
+def box(outbox_dir: Path) -> Iterator[Outbox]:
+    # Nothing may happen here because a long pause ended.
+    with Outbox.open(outbox_dir, OutboxConfig(sync_interval=3600), OPERATIONS) as box:
+        yield box
+
+
+@pytest.fixture
+def target() -> FakeTarget:
+    return FakeTarget()
+
+
+@pytest.fixture
+def relay(box: Outbox, target: FakeTarget) -> Iterator[Relay]:
+    relay = Relay(box, target)
+    yield relay
+    assert relay.stop()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread does after its last signal."""
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.002)
+
+
+def write(box: Outbox, number: int, order_by: str | None = None) -> int:
+    return box.enqueue("write", {"number": number}, order_by=order_by).seq
+
+
+def test_an_enqueue_wakes_the_thread_long_before_the_sync_interval(
+    box: Outbox, target: FakeTarget, relay: Relay
+) -> None:
+    signals = Signals(target)
+    relay.start()
+    assert relay.drain(LONG)
+    for number in range(3):
+        write(box, number)
+        signals.wait()
+    assert relay.drain(LONG)
+    assert target.applied == [1, 2, 3]
+
+
+def test_work_of_another_process_is_noticed_after_the_sync_interval(outbox_dir: Path, target: FakeTarget) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(sync_interval=0.01), OPERATIONS) as box:
+        signals = Signals(target)
+        with Relay(box, target) as relay:
+            assert relay.drain(LONG)
+            # An enqueue in another process calls no listener of ours.
+            box.off_enqueue(relay._wake.set)
+            write(box, 1)
+            signals.wait()
+            box.on_enqueue(relay._wake.set)
+
+
+def test_stop_is_fast_and_may_be_called_twice(box: Outbox, target: FakeTarget, relay: Relay) -> None:
+    relay.start()
+    assert relay.drain(LONG)
+    began = time.monotonic()
+    assert relay.stop()
+    assert time.monotonic() - began < 2
+    assert relay.stop()
+    assert not relay.running
+    assert target.interrupted == 0
+    assert target.closed == 2
+    assert not box.status().relay.alive
+
+
+def test_stop_before_start_does_no_harm(relay: Relay, target: FakeTarget) -> None:
+    assert relay.stop()
+    assert target.interrupted == 0
+
+
+def test_stop_during_an_outage_does_not_wait_for_the_backoff(outbox_dir: Path, target: FakeTarget) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(backoff_base=3600, backoff_cap=3600), OPERATIONS) as box:
+        signals = Signals(target)
+        target.down = TargetUnavailable("connection refused")
+        write(box, 1)
+        relay = Relay(box, target)
+        relay.start()
+        signals.wait()
+        began = time.monotonic()
+        assert relay.stop()
+        assert time.monotonic() - began < 2
+
+
+def test_stop_lets_a_batch_in_flight_end(box: Outbox, target: FakeTarget, relay: Relay) -> None:
+    signals = Signals(target)
+    signals.gate.clear()
+    write(box, 1)
+    relay.start()
+    signals.wait()
+    stopper = threading.Thread(target=relay.stop)
+    stopper.start()
+    signals.gate.set()
+    stopper.join(LONG)
+    assert target.applied == [1]
+    assert list(box.pending()) == []
+    assert target.interrupted == 0
+
+
+def test_stop_interrupts_a_batch_that_does_not_end(
+    box: Outbox, target: FakeTarget, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = Signals(target)
+    signals.gate.clear()
+    monkeypatch.setattr(target, "interrupt", signals.gate.set)
+    write(box, 1)
+    relay.start()
+    signals.wait()
+    assert relay.stop(timeout=0.2)
+    assert not relay.running
+
+
+def test_stop_says_so_when_the_thread_cannot_be_ended(box: Outbox, target: FakeTarget) -> None:
+    relay = Relay(box, target)
+    signals = Signals(target)
+    signals.gate.clear()
+    write(box, 1)
+    relay.start()
+    signals.wait()
+    assert not relay.stop(timeout=0.1)
+    assert relay.running
+    assert target.interrupted == 1
+    # It still holds its role: nobody else may work on the same batch.
+    with pytest.raises(StoreLocked):
+        Relay(box, FakeTarget()).start()
+    signals.gate.set()
+    until(lambda: not relay.running)
+
+
+def test_stop_may_be_repeated_after_it_gave_up(box: Outbox, target: FakeTarget) -> None:
+    relay = Relay(box, target)
+    signals = Signals(target)
+    signals.gate.clear()
+    write(box, 1)
+    relay.start()
+    signals.wait()
+    assert not relay.stop(timeout=0.1)
+    signals.gate.set()
+    until(lambda: not relay.running)
+    assert relay.stop()
+    assert not box.status().relay.alive
+
+
+def test_start_twice_has_one_thread(box: Outbox, target: FakeTarget, relay: Relay) -> None:
+    relay.start()
+    relay.start()
+    assert [thread.name for thread in threading.enumerate()].count("outbox-relay") == 1
+
+
+def test_start_after_stop_goes_on(box: Outbox, target: FakeTarget, relay: Relay) -> None:
+    relay.start()
+    relay.stop()
+    write(box, 1)
+    relay.start()
+    assert relay.drain(LONG)
+    assert target.applied == [1]
+
+
+def test_a_second_relay_is_refused_and_names_the_holder(box: Outbox, relay: Relay) -> None:
+    relay.start()
+    other = Relay(box, FakeTarget())
+    with pytest.raises(StoreLocked, match="relay role"):
+        other.start()
+    with pytest.raises(StoreLocked):
+        other.drain(1.0)
+    assert not other.running
+    relay.stop()
+    other.start()
+    assert other.stop()
+
+
+def test_drain_without_a_thread_uses_the_calling_one_and_lets_go(box: Outbox, target: FakeTarget, relay: Relay) -> None:
+    for number in range(5):
+        write(box, number)
+    assert relay.drain(LONG)
+    assert target.applied == [1, 2, 3, 4, 5]
+    assert target.closed == 1
+    assert not box.status().relay.alive
+
+
+def test_drain_without_a_thread_keeps_a_role_that_was_taken_before(
+    box: Outbox, target: FakeTarget, relay: Relay
+) -> None:
+    relay.step(0.0)
+    assert relay.drain(LONG)
+    assert target.closed == 0
+    assert box.status().relay.alive
+
+
+def test_drain_of_an_empty_outbox_is_done_at_once(relay: Relay, target: FakeTarget) -> None:
+    assert relay.drain(0.0)
+    relay.start()
+    assert relay.drain(LONG)
+    assert target.calls == []
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_drain_does_not_wait_for_what_is_enqueued_after_it(
+    box: Outbox, target: FakeTarget, relay: Relay, threaded: bool
+) -> None:
+    seqs = [write(box, number) for number in range(3)]
+
+    def enqueue_more(records: Sequence[Record]) -> None:
+        write(box, records[-1].seq)
+
+    # An engine that never stops enqueueing.
+    target.before = enqueue_more
+    if threaded:
+        relay.start()
+    assert relay.drain(LONG)
+    assert target.applied[:3] == seqs
+    target.before = None
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_drain_gives_up_at_its_timeout(box: Outbox, target: FakeTarget, relay: Relay, threaded: bool) -> None:
+    target.down = TargetUnavailable("connection refused")
+    write(box, 1)
+    if threaded:
+        relay.start()
+    began = time.monotonic()
+    assert not relay.drain(0.3)
+    assert 0.3 <= time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_drain_does_not_wait_for_what_is_held_back(
+    box: Outbox, target: FakeTarget, relay: Relay, threaded: bool
+) -> None:
+    bad, behind = write(box, 1, "a"), write(box, 2, "a")
+    target.refuse[bad] = permanent()
+    if threaded:
+        relay.start()
+    assert relay.drain(LONG)
+    assert [entry.seq for entry in box.pending()] == [behind]
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_drain_waits_for_the_retries_of_a_rejection_that_may_pass(
+    box: Outbox, target: FakeTarget, relay: Relay, threaded: bool
+) -> None:
+    bad = write(box, 1, "a")
+    target.refuse[bad] = passing()
+
+    def heal(records: Sequence[Record]) -> None:
+        if len(target.calls) == 3:
+            target.refuse.clear()
+
+    target.before = heal
+    if threaded:
+        relay.start()
+    assert relay.drain(LONG)
+    assert target.applied == [bad]
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_drain_hurries_a_long_backoff(outbox_dir: Path, target: FakeTarget, threaded: bool) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(backoff_base=600, backoff_cap=600), OPERATIONS) as box:
+        signals = Signals(target)
+        target.down = TargetUnavailable("connection refused")
+        write(box, 1)
+        relay = Relay(box, target)
+        if threaded:
+            relay.start()
+            signals.wait()
+            until(lambda: box.status().relay.last_error is not None)
+        else:
+            relay.step(box.clock.monotonic())
+        target.down = None
+        assert relay.drain(LONG)
+        assert target.applied == [1]
+        assert relay.stop()
+
+
+def test_a_target_that_raises_stops_the_line_and_not_the_thread(
+    box: Outbox, target: FakeTarget, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    signals = Signals(target)
+
+    def boom(records: Sequence[Record]) -> None:
+        signals.enter(records)
+        raise RuntimeError("boom")
+
+    target.before = boom
+    seq = write(box, 1)
+    relay.start()
+    signals.wait()
+    until(lambda: box.status().relay.stopped)
+    status = box.status()
+    assert relay.running
+    assert status.health is Health.NEEDS_OPERATOR
+    assert "RuntimeError: boom" in status.needs_operator[0]
+    assert "target failed unexpectedly" in caplog.text
+    assert [(entry.seq, entry.attempts) for entry in box.pending()] == [(seq, 0)]
+    target.before = None
+    assert relay.drain(LONG)
+    assert target.applied == [seq]
+    assert box.status().health is Health.HEALTHY
+
+
+def broken_peek(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("boom")
+
+
+def test_the_death_of_the_thread_is_visible_and_a_new_start_goes_on(
+    box: Outbox, target: FakeTarget, relay: Relay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(box.store, "peek", broken_peek)
+        seq = write(box, 1)
+        relay.start()
+        until(lambda: not relay.running)
+    assert relay.died == "RuntimeError: boom"
+    status = box.status()
+    assert status.relay.died == "RuntimeError: boom"
+    assert not status.relay.alive
+    assert status.health is Health.NEEDS_OPERATOR
+    assert "the relay died: RuntimeError: boom" in status.needs_operator
+    assert "relay thread died" in caplog.text
+    relay.start()
+    assert relay.drain(LONG)
+    assert target.applied == [seq]
+    assert box.status().relay.died is None
+    assert box.status().health is Health.HEALTHY
+
+
+def test_drain_says_no_when_the_thread_dies_meanwhile(
+    box: Outbox, target: FakeTarget, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = Signals(target)
+    signals.gate.clear()
+    write(box, 1)
+    relay.start()
+    signals.wait()
+    monkeypatch.setattr(box.store, "settle", broken_peek)
+    answers: list[bool] = []
+    drainer = threading.Thread(target=lambda: answers.append(relay.drain(LONG)))
+    drainer.start()
+    until(lambda: relay._draining == 1)
+    signals.gate.set()
+    drainer.join(LONG)
+    assert answers == [False]
+    assert not relay.running
+    monkeypatch.undo()
+    assert relay.drain(LONG)
+    assert target.applied == [1]
+
+
+def test_another_relay_may_take_over_from_a_dead_one(
+    box: Outbox, target: FakeTarget, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(box.store, "peek", broken_peek)
+        relay.start()
+        until(lambda: not relay.running)
+    write(box, 1)
+    healthy = FakeTarget()
+    with Relay(box, healthy) as other:
+        assert other.drain(LONG)
+    assert healthy.applied == [1]
+
+
+def test_a_batch_that_hangs_is_shown_as_stuck(outbox_dir: Path, target: FakeTarget) -> None:
+    clock = FakeClock()
+    config = OutboxConfig(sync_interval=3600, stuck_after=60)
+    with Outbox.open(outbox_dir, config, OPERATIONS, clock=clock) as box:
+        signals = Signals(target)
+        with Relay(box, target) as relay:
+            write(box, 1)
+            signals.wait()
+            until(lambda: relay._caught_up and box.status().completed == 1)
+            signals.gate.clear()
+            write(box, 2)
+            signals.wait()
+            clock.advance(59)
+            assert not box.status().relay.stuck
+            clock.advance(2)
+            status = box.status()
+            assert status.relay.stuck
+            assert status.health is Health.NEEDS_OPERATOR
+            assert "stuck" in status.needs_operator[0]
+            signals.gate.set()
+            until(lambda: box.status().completed == 2)
+            assert not box.status().relay.stuck
+
+
+def test_a_relay_whose_first_batch_hangs_is_shown_as_stuck(outbox_dir: Path, target: FakeTarget) -> None:
+    clock = FakeClock()
+    with Outbox.open(outbox_dir, OutboxConfig(stuck_after=60), OPERATIONS, clock=clock) as box:
+        signals = Signals(target)
+        signals.gate.clear()
+        write(box, 1)
+        with Relay(box, target):
+            signals.wait()
+            clock.advance(3600)
+            try:
+                assert box.status().relay.stuck
+            finally:
+                signals.gate.set()
+
+
+def test_a_caught_up_relay_is_not_stuck(outbox_dir: Path, target: FakeTarget) -> None:
+    clock = FakeClock()
+    with (
+        Outbox.open(outbox_dir, OutboxConfig(sync_interval=3600), OPERATIONS, clock=clock) as box,
+        Relay(box, target) as relay,
+    ):
+        write(box, 1)
+        assert relay.drain(LONG)
+        clock.advance(7200)
+        assert not box.status().relay.stuck
+        assert box.status().health is Health.HEALTHY
