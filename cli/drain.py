@@ -44,8 +44,11 @@ def drain(
     config = settings(directory, database_url=database_url)
     with Outbox.attach(config=config, operations=[]) as box:
         before = box.status()
-        if before.pending == 0:
+        if before.pending == 0 and before.dead_letters == before.quarantined == 0:
             click.echo("nothing is pending")
+            return
+        if before.pending == 0:
+            _report(context, before, True, timeout)
             return
         progress = _Progress(before.pending)
         try:
@@ -59,8 +62,15 @@ def drain(
 
 
 def _drain_or_wait(box: Outbox, operations: str | None, timeout: float, progress: _Progress) -> bool:
+    """Whether nothing is left to deliver, by this process's relay or another's."""
+    deadline = time.monotonic() + timeout
     if box.status().relay.alive:
-        return _wait_for_other(box, timeout, progress)
+        if _wait_for_other(box, timeout, progress):
+            return True
+        if box.status().relay.alive:
+            return False
+        click.echo("that relay has ended, going on without it", err=True)
+        timeout = max(0.0, deadline - time.monotonic())
     config = box.config
     if operations is None:
         raise ConfigError(
@@ -92,14 +102,17 @@ def _wait_for_other(box: Outbox, timeout: float, progress: _Progress) -> bool:
         now = box.status()
         return now.watermark >= goal or now.pending <= now.held_back
 
-    return _until(passed, box, timeout, progress)
+    return _until(passed, box, timeout, progress, needs_relay=True)
 
 
-def _until(done: Callable[[], bool], box: Outbox, timeout: float, progress: _Progress) -> bool:
+def _until(
+    done: Callable[[], bool], box: Outbox, timeout: float, progress: _Progress, *, needs_relay: bool = False
+) -> bool:
     deadline = time.monotonic() + timeout
     while not done():
-        progress.show(box.status())
-        if time.monotonic() >= deadline:
+        now = box.status()
+        progress.show(now)
+        if time.monotonic() >= deadline or (needs_relay and not now.relay.alive):
             return False
     progress.show(box.status())
     return True

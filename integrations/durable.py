@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,13 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from .. import DurabilityError, Entry, Operation, Outbox, OutboxError
 from .id_reserve import IdReserve
+
+_log = logging.getLogger("outbox.integrations")
 
 # Ids that are kept in reserve, by table.
 _RESERVE = {"trading_sessions": 100, "positions": 5000}
@@ -93,6 +97,7 @@ class DurableDatabaseManager:
         """`manager` must be connected: ids are reserved from its sequences.  Raises `SQLAlchemyError`."""
         self._manager, self._outbox, self._on_halt = manager, outbox, on_halt
         self._lock = threading.RLock()
+        self._filling = threading.Lock()
         self._session_id: int | None = getattr(manager, "_current_session_id", None)
         self._balances: dict[int, Decimal] = {}
         self._calls = {call.method: call for call in CALLS if hasattr(manager, call.method)}
@@ -116,8 +121,7 @@ class DurableDatabaseManager:
 
         def durable(*args: Any, **kwargs: Any) -> Any:
             with self._lock:
-                new_id = self._reserves[call.creates].take() if call.creates else None
-                entry = self._enqueue(call, self._bind(method, args, kwargs), new_id)
+                entry = self._enqueue(call, self._bind(method, args, kwargs))
                 result = _new_id(entry) if call.creates else call.returns
                 if call.method == "create_trading_session":
                     self._session_id = result
@@ -143,7 +147,7 @@ class DurableDatabaseManager:
             if old + change < 0:
                 raise ValueError(f"the balance of session {session_id} is {old} and cannot change by {change}")
             yield LocalBalanceChange(old, old + change, change)
-            self._enqueue(_BALANCE, bound, None)
+            self._enqueue(_BALANCE, bound)
             self._balances[session_id] = old + change
 
     def _balance(self, session_id: int) -> Decimal:
@@ -159,15 +163,32 @@ class DurableDatabaseManager:
             bound["session_id"] = bound.get("session_id") or self._session_id
         return dict(bound)
 
-    def _enqueue(self, call: Call, bound: dict[str, Any], new_id: int | None) -> Entry:
-        session = bound.get("session_id") or self._session_id or new_id
-        arguments = {"call": bound, "id": new_id, "session": session}
+    def _enqueue(self, call: Call, bound: dict[str, Any]) -> Entry:
         try:
-            return self._outbox.enqueue(call.method, arguments)
+            new_id = self._take_id(call.creates) if call.creates else None
+            session = bound.get("session_id") or self._session_id or new_id
+            return self._outbox.enqueue(call.method, {"call": bound, "id": new_id, "session": session})
         except DurabilityError as exc:
             if self._on_halt is not None:
                 self._on_halt(str(exc))
             raise
+
+    def _take_id(self, table: str) -> int:
+        reserve = self._reserves[table]
+        if reserve.left() < _RESERVE[table] // 2 and not self._filling.locked():
+            # Beside the engine: fetching ids must not hold up a trade, and fails while PostgreSQL is away.
+            threading.Thread(target=self._fill_again, name="outbox-id-reserve", daemon=True).start()
+        return reserve.take()
+
+    def _fill_again(self) -> None:
+        if not self._filling.acquire(blocking=False):
+            return
+        try:
+            self.fill_reserves()
+        except (SQLAlchemyError, OutboxError) as exc:
+            _log.warning("id reserves could not be filled", extra={"error": str(exc)})
+        finally:
+            self._filling.release()
 
 
 def _identity(call: Call) -> Callable[[Any], Any]:

@@ -172,6 +172,7 @@ class Outbox:
 
     def _prepare(self, name: str, args: Mapping[str, Any], key: str | None, order_by: str | int | None) -> _Prepared:
         """Validate and encode one call.  Raises `InvalidEntry`, or what the operation's `validate` raises."""
+        self.store.check_open()
         if not self._opened.is_engine:
             raise StoreLocked(
                 f"the outbox at {self.path} was attached, not opened, and cannot enqueue",

@@ -27,6 +27,9 @@ _MAX_FRACTION_DIGITS = 16_383
 _MAX_DEPTH = 64
 _INT64 = 2**63
 
+# The form of a result that JSON alone cannot express.
+_WRAPPER = {"$value", "$types"}
+
 _enums: dict[str, type[Enum]] = {}
 
 
@@ -77,18 +80,27 @@ def encode_result(value: Any) -> bytes:
     try:
         plain, types = encode(value, what="result")
     except InvalidEntry:
-        plain, types = encode({"repr": repr(value).replace("\0", "")[:500]}, what="result")
-    if not types:
+        plain, types = encode({"repr": _repr(value)}, what="result")
+    if not types and not (isinstance(value, dict) and value.keys() == _WRAPPER):
         return plain
-    return b'{"$value":' + plain + b',"$types":' + types + b"}"
+    return b'{"$value":' + plain + b',"$types":' + (types or b"null") + b"}"
 
 
 def decode_result(data: bytes) -> Any:
     """The inverse of `encode_result`; unknown enum classes give their plain value."""
     value = orjson.loads(data)
-    if isinstance(value, dict) and value.keys() == {"$value", "$types"}:
+    if isinstance(value, dict) and value.keys() == _WRAPPER:
         return _lift(value["$value"], value["$types"], False)
     return value
+
+
+def _repr(value: Any) -> str:
+    """`repr(value)` as text that can be stored, whatever the class does."""
+    try:
+        text = repr(value)
+    except Exception as exc:  # noqa: BLE001 - a foreign class's defect must not undo an applied effect
+        text = f"<{type(value).__name__}, whose repr raises {type(exc).__name__}>"
+    return text.replace("\0", "").encode("utf-8", "replace").decode()[:500]
 
 
 def to_json(value: Any) -> bytes:
@@ -157,7 +169,7 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
     if kind is Decimal:
         return _check_decimal(value, path), "decimal"
     if kind is datetime:
-        return _lower_datetime(value)
+        return _lower_datetime(value, path)
     if kind in (dict, list, tuple, set, frozenset):
         return _lower_container(value, path, depth)
     if isinstance(value, Enum):
@@ -177,12 +189,15 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
     return _lower(_coerce_foreign(value, path), path, depth + 1)
 
 
-def _lower_datetime(value: datetime) -> tuple[Any, Any]:
+def _lower_datetime(value: datetime, path: str) -> tuple[Any, Any]:
     offset = value.utcoffset()
     if offset is None:
         return value.isoformat(), "naive"
     # In UTC, because PostgreSQL ignores an offset that is given to a column without time zone.
-    plain = value.astimezone(UTC).isoformat()
+    try:
+        plain = value.astimezone(UTC).isoformat()
+    except OverflowError:
+        raise InvalidEntry(f"{path} is {value.isoformat()}, which UTC cannot express") from None
     return plain, ["aware", offset.total_seconds()] if offset else "aware"
 
 
@@ -193,6 +208,8 @@ def _lower_enum(value: Enum, path: str, depth: int) -> tuple[Any, Any]:
             f"{path} is {value!r} of the unregistered enum {name}",
             hint="register the class with outbox.register_enum",
         )
+    if value.name is None or type(value).__members__.get(value.name) is not value:
+        raise InvalidEntry(f"{path} is {value!r}, which is no single member of {name}", hint="pass one member")
     plain = value.value if isinstance(value.value, (str, int, float, Decimal)) else value.name
     return _lower(plain if not isinstance(plain, Enum) else value.name, path, depth + 1)[0], ["enum", name, value.name]
 
@@ -210,15 +227,24 @@ def _lower_container(value: Any, path: str, depth: int) -> tuple[Any, Any]:
                     tags[key] = tag
             return plain, {"dict": tags} if tags else None
         # JSON objects have text keys only; a list of pairs keeps the others exact.
-        pairs, tag = _lower_container([list(pair) for pair in value.items()], path, depth + 1)
-        return pairs, {"pairs": (tag or {"list": {}})["list"]}
+        pairs = enumerate(value.items())
+        items = [_lower_container(list(pair), f"{path}[{index}]", depth + 1) for index, pair in pairs]
+        return _tagged("pairs", sorted(items, key=_canonical))
     items = [_lower(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
     if type(value) in (set, frozenset):
-        # Equal sets must give equal bytes, whatever their iteration order.
-        items.sort(key=lambda pair: orjson.dumps(pair, option=orjson.OPT_SORT_KEYS))
+        items.sort(key=_canonical)
+    return _tagged(type(value).__name__, items)
+
+
+def _tagged(name: str, items: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """A JSON list and its type tag, from the items' forms and tags."""
     marks = {str(index): tag for index, (_, tag) in enumerate(items) if tag is not None}
-    name = type(value).__name__
     return [plain for plain, _ in items], {name: marks} if marks or name != "list" else None
+
+
+def _canonical(item: tuple[Any, Any]) -> bytes:
+    """Sort key of what has no order of its own: equal values must give equal bytes."""
+    return orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
 
 
 def _coerce_foreign(value: Any, path: str) -> Any:

@@ -64,7 +64,7 @@ class OutboxConfig:
     connect_timeout: float = 5.0
     # Seconds for one batch before the socket is shut: a stalled server can still acknowledge TCP.
     stall_timeout: float = 30.0
-    # Seconds: full-jitter backoff after the n-th failure is uniform in [0, min(cap, base * 2**n)].
+    # Seconds: full-jitter backoff after the n-th failure is uniform in [0, min(cap, base * 2**(n-1))].
     backoff_base: float = 0.1
     backoff_cap: float = 15.0
     # Seconds without progress, while entries wait and PostgreSQL answers, before the relay counts as stuck.

@@ -23,7 +23,7 @@ from lmdb.verify import verify as _verify_structure
 
 from . import codec
 from .envelope import FORMAT
-from .errors import ConfigError, StoreCorrupt, StoreFormatError, StoreMissing
+from .errors import ConfigError, StoreCorrupt, StoreFormatError, StoreLocked, StoreMissing
 
 _log = logging.getLogger("outbox.environment")
 
@@ -40,6 +40,9 @@ _REMOTE_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "afs"}
 )
 _OURS = frozenset({"engine.lock", "relay.lock", "access.lock", "engine.state", "relay.state", _CLEAN_FILE})
+
+# Real paths of the environments that this process has open.
+_open_here: set[str] = set()
 
 WriteError: tuple[type[Exception], ...] = (lmdb.Error, OSError)
 LmdbError: type[Exception] = lmdb.Error
@@ -82,16 +85,23 @@ class Environment:
         """Open what `create` made.  Raises `StoreCorrupt`, `StoreMissing`, `StoreFormatError` or OSError."""
         self.directory = directory
         self.identity = read_identity(directory)
+        self._real = os.path.realpath(directory)
+        if self._real in _open_here:
+            # LMDB's locks belong to the process: closing one of two environments would drop those of the other.
+            raise StoreLocked(
+                f"{directory} is already open in this process", hint="share that Outbox", holder_pid=os.getpid()
+            )
         self.env = _open(directory, readonly=readonly)
+        _open_here.add(self._real)
         try:
             handles = self._open_handles(readonly)
             self.pending, self.idempotency, self.ledger = handles
             self._check_identity()
         except lmdb.Error as exc:
-            self.env.close()
+            self.close()
             raise StoreCorrupt(f"{directory} cannot be opened as an outbox: {exc}", hint="restore a backup") from exc
         except BaseException:
-            self.env.close()
+            self.close()
             raise
 
     def _open_handles(self, readonly: bool) -> list[Any]:
@@ -117,6 +127,7 @@ class Environment:
 
     def close(self) -> None:
         self.env.close()
+        _open_here.discard(self._real)
 
 
 def _open(directory: Path, *, readonly: bool) -> Any:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import weakref
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from threading import Event
@@ -69,9 +70,11 @@ class RoleLock:
         """Turn an exclusive lock back into a shared one."""
         fcntl.flock(self._fd, fcntl.LOCK_SH)
 
-    def release(self) -> None:
-        """Let go; may be called twice."""
+    def release(self, *, clean: bool = False) -> None:
+        """Let go; may be called twice.  `clean` erases the holder's pid, so that a later look knows of no crash."""
         if self._fd >= 0:
+            if clean:
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1
 
@@ -113,6 +116,21 @@ def holder(directory: Path, role: Role) -> int | None:
     finally:
         os.close(fd)
     return None
+
+
+def died_holding(directory: Path, role: Role) -> bool:
+    """Whether the last holder of `role` did not release it cleanly.  Only meaningful while nobody holds it."""
+    try:
+        return (directory / f"{role.value}.lock").stat().st_size > 0
+    except FileNotFoundError:
+        return False
+
+
+def forget_holders(directory: Path) -> None:
+    """After a verification: whoever died holding a role has left no damage."""
+    for role in (Role.ENGINE, Role.RELAY):
+        with suppress(FileNotFoundError):
+            os.truncate(directory / f"{role.value}.lock", 0)
 
 
 def _read_pid(fd: int) -> int | None:

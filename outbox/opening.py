@@ -16,7 +16,7 @@ from .config import OutboxConfig
 from .counters import Counters
 from .envelope import to_us
 from .errors import StoreCorrupt, StoreLocked, StoreMissing
-from .locks import Role, RoleLock
+from .locks import Role, RoleLock, died_holding, forget_holders
 from .store import COUNTERS_KEY, Store
 
 _log = logging.getLogger("outbox.opening")
@@ -43,13 +43,14 @@ class OpenStore:
             return
         self.store.close()
         # When somebody else has it open, the last one leaves the mark.
+        if self._engine is not None:
+            self._engine.release(clean=self.store.halt_reason is None)
+        directory = self.store.directory
         with suppress(StoreLocked, OSError):
             self._access.make_exclusive()
-            if self.store.halt_reason is None:
-                environment.mark_clean(self.store.directory)
-        for lock in (self._access, self._engine):
-            if lock is not None:
-                lock.release()
+            if not any(died_holding(directory, role) for role in (Role.ENGINE, Role.RELAY)):
+                environment.mark_clean(directory)
+        self._access.release()
         self._access = self._engine = None
 
     @contextmanager
@@ -68,7 +69,7 @@ class OpenStore:
                 self._access.make_shared()
         finally:
             for role in roles:
-                role.release()
+                role.release(clean=True)
 
 
 def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: bool) -> OpenStore:
@@ -86,7 +87,7 @@ def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: b
         locks += [role] if role is not None else []
         access = RoleLock(directory, Role.ACCESS, shared=True)
         locks.append(access)
-        _verify_if_unclean(directory, access)
+        _verify_if_unclean(directory, access, role)
         store = Store(
             environment.Environment(directory),
             max_bytes=config.max_size_mb << 20,
@@ -123,7 +124,7 @@ def _create_if_vacant(directory: Path, clock: Clock) -> None:
         _log.info("outbox created", extra={"path": str(directory)})
 
 
-def _verify_if_unclean(directory: Path, access: RoleLock) -> None:
+def _verify_if_unclean(directory: Path, access: RoleLock, engine: RoleLock | None) -> None:
     """Verify in a child process unless the last user closed properly, or somebody has verified and is using it."""
     try:
         access.make_exclusive()
@@ -132,5 +133,7 @@ def _verify_if_unclean(directory: Path, access: RoleLock) -> None:
     try:
         if not environment.take_clean_mark(directory):
             verify.check(directory)
+            if engine is None:
+                forget_holders(directory)
     finally:
         access.make_shared()

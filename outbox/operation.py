@@ -6,7 +6,8 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, localcontext
+from numbers import Number
 from typing import Any
 from uuid import UUID
 
@@ -43,7 +44,10 @@ class Operation:
     best_effort: bool = False
 
     def __post_init__(self) -> None:
-        check_operation_name(self.name)
+        try:
+            check_operation_name(self.name)
+        except InvalidEntry as exc:
+            raise ConfigError(exc.message, hint=exc.hint) from None
         if (self.table is None) == (self.handler is None):
             raise ConfigError(
                 f"operation {self.name!r} must have exactly one effect", hint="give either table=... or handler=..."
@@ -54,8 +58,18 @@ class Operation:
             raise ConfigError(f"operation {self.name!r}: validate {self.validate!r} is not callable")
         if isinstance(self.identity, str):
             object.__setattr__(self, "identity", (self.identity,))
-        elif not callable(self.identity):
+        elif isinstance(self.identity, Iterable):
             object.__setattr__(self, "identity", tuple(self.identity))
+        elif not callable(self.identity):
+            raise ConfigError(
+                f"operation {self.name!r}: identity is {self.identity!r}",
+                hint="allowed: names of arguments, or a callable",
+            )
+        if self.order_by is not None and not isinstance(self.order_by, str) and not callable(self.order_by):
+            raise ConfigError(
+                f"operation {self.name!r}: order_by is {self.order_by!r}",
+                hint="allowed: an argument's name, a callable or None",
+            )
         if self.table is not None and not hasattr(self.table, "columns"):
             parts = self.table.split(".") if isinstance(self.table, str) else []
             if len(parts) not in (1, 2) or not all(parts):
@@ -204,16 +218,25 @@ def _check_row(operation: str, columns: Any, args: Mapping[str, Any]) -> None:
                 raise InvalidEntry(f"operation {operation!r}: column {column.name!r} must not be empty")
             continue
         precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
-        if isinstance(precision, int) and isinstance(value, (int, float, Decimal)) and isinstance(scale, int):
-            # PostgreSQL rounds to `scale` first, so the largest value that fits is half a unit below the limit.
-            limit = Decimal(10) ** (precision - scale) - Decimal(5).scaleb(-scale - 1)
-            exact = value if isinstance(value, Decimal) else Decimal(str(value))
-            if not abs(exact) < limit:
-                raise InvalidEntry(
-                    f"operation {operation!r}: {column.name!r} is {value}, beyond numeric({precision},{scale})"
-                )
+        if isinstance(precision, int) and isinstance(scale, int) and _is_beyond(value, precision, scale):
+            raise InvalidEntry(
+                f"operation {operation!r}: {column.name!r} is {value}, beyond numeric({precision},{scale})"
+            )
+        if isinstance(precision, int) and isinstance(value, bool):
+            raise InvalidEntry(f"operation {operation!r}: {column.name!r} is {value}, which is no number")
         length = getattr(column.type, "length", None)
         if isinstance(length, int) and isinstance(value, str) and len(value) > length:
             raise InvalidEntry(
                 f"operation {operation!r}: {column.name!r} has {len(value)} characters", hint=f"at most {length}"
             )
+
+
+def _is_beyond(value: Any, precision: int, scale: int) -> bool:
+    """Whether a number does not fit numeric(precision, scale) after PostgreSQL has rounded it."""
+    if isinstance(value, bool) or not isinstance(value, Number):
+        return False
+    with localcontext() as context:
+        context.prec = precision + scale + 2
+        limit = Decimal(10) ** (precision - scale) - Decimal(5).scaleb(-scale - 1)
+        # Compared exactly: copying and comparing do not round.
+        return not (value if isinstance(value, Decimal) else Decimal(str(value))).copy_abs() < limit

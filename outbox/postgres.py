@@ -17,7 +17,7 @@ from uuid import UUID
 
 import psycopg2
 import psycopg2.extensions
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -28,6 +28,7 @@ from .entry import EntryStatus
 from .envelope import Record
 from .errors import ConfigError, EntryRejected, TargetMisconfigured, TargetUnavailable
 from .failures import STALLS, Verdict, classify
+from .login_probe import sqlstate_of_login
 from .operation import Operation, operations_by_name
 from .receipts import RowWriter, ensure_table, fence, find, keep_results, record
 from .target import Outcome, Unit, ordering_keys, units
@@ -74,6 +75,9 @@ class PostgresTarget:
         self._stall_timeout_s = settings.stall_timeout
         self._engine: Engine = create_engine("postgresql+psycopg2://", creator=self._connect_raw, poolclass=NullPool)
         self._connection: Connection | None = None
+        # What to raise when a commit is tried meanwhile; set while a handler runs.
+        self._handling: TargetMisconfigured | None = None
+        event.listen(self._engine, "commit", self._refuse_commit)
         self._watchdog = Watchdog(settings.stall_timeout, self._clock.monotonic)
         self._rows = RowWriter()
         self._shapes: dict[bytes, tuple[str, ...]] = {}
@@ -84,6 +88,7 @@ class PostgresTarget:
         """See `Target.apply`.  A refused entry is isolated by splitting its batch, in order."""
         outcome = Outcome()
         blocked: set[str] = set()
+        self._rows.new_batch()
         todo: list[list[Unit]] = [list(units(records))]
         while todo:
             part = _without_blocked(todo.pop(), blocked)
@@ -95,8 +100,10 @@ class PostgresTarget:
                 outcome.interruption = exc
                 break
             except _UnitFailed as exc:
-                self._rows.forget()
-                if len(part) == 1:
+                if self._rows.forget():
+                    # The table may have changed since its columns were looked up: once more with a fresh look.
+                    todo.append(part)
+                elif len(part) == 1:
                     outcome.rejected += [(item, exc.error) for item in part[0]]
                     if not all(self.operations[item.operation].best_effort for item in part[0]):
                         blocked |= ordering_keys(part[0])
@@ -133,22 +140,42 @@ class PostgresTarget:
         with self._translated():
             connection = self._connection or self._connect()
             with self._watchdog.guard(), connection.begin() as transaction:
-                cursor = _cursor(connection)
-                if not fence(cursor, str(store_id)):
+                if not fence(_cursor(connection), str(store_id)):
                     raise TargetUnavailable("another relay of this store is at work in PostgreSQL")
-                fresh = record(cursor, str(store_id), records)
-                known = (
-                    find(cursor, [item for item in records if item.seq not in fresh])
-                    if len(fresh) < len(records)
-                    else {}
-                )
-                for item in records:
-                    if item.seq not in fresh and item.key in known and known[item.key][0] != item.payload_hash:
-                        message = f"a receipt for key {item.key.hex()} exists with other arguments"
-                        raise _UnitFailed(EntryRejected(message, permanent=True), position[item.seq])
-                results = self._effects(connection, transaction, [r for r in records if r.seq in fresh], position)
-                keep_results(cursor, [(item, results[item.seq]) for item in records if item.seq in results])
-        return [(item, results.get(item.seq) or known.get(item.key, (b"", b""))[1]) for item in records]
+                results: dict[int, bytes] = {}
+                for run in self._runs(records):
+                    results |= self._apply_run(connection, transaction, str(store_id), run, position)
+        return [(item, results.get(item.seq, b"")) for item in records]
+
+    def _runs(self, records: list[Record]) -> Iterator[list[Record]]:
+        """What gets its receipts in one statement: all rows, but each entry with a handler on its own.
+
+        A handler that commits behind our back must not commit receipts of entries whose effect has not run.
+        """
+        if all(self.operations[item.operation].handler is None for item in records):
+            yield records
+            return
+        for is_row, run in groupby(records, key=lambda item: self.operations[item.operation].handler is None):
+            if is_row:
+                yield list(run)
+            else:
+                yield from ([item] for item in run)
+
+    def _apply_run(
+        self, connection: Connection, transaction: Any, store_id: str, run: list[Record], position: dict[int, int]
+    ) -> dict[int, bytes]:
+        """Write receipts and effects.  Returns what the handlers returned, now or at an earlier try, by seq."""
+        cursor = _cursor(connection)
+        fresh = record(cursor, store_id, run)
+        repeated = [item for item in run if item.seq not in fresh]
+        known = find(cursor, repeated) if repeated else {}
+        for item in repeated:
+            if item.key in known and known[item.key][0] != item.payload_hash:
+                message = f"a receipt for key {item.key.hex()} exists with other arguments"
+                raise _UnitFailed(EntryRejected(message, permanent=True), position[item.seq])
+        results = self._effects(connection, transaction, [item for item in run if item.seq in fresh], position)
+        keep_results(cursor, [(item, results[item.seq]) for item in run if item.seq in results])
+        return results | {item.seq: known[item.key][1] for item in repeated if item.key in known}
 
     def _effects(
         self, connection: Connection, transaction: Any, fresh: list[Record], position: dict[int, int]
@@ -186,23 +213,32 @@ class PostgresTarget:
             entry = replace(item.entry(), status=EntryStatus.SYNCING)
         except ConfigError as exc:
             raise TargetMisconfigured(f"entry {item.seq} cannot be decoded: {exc}") from exc
+        ended = TargetMisconfigured(
+            f"the handler of {operation.name!r} ended the relay's transaction", hint="it must not commit or roll back"
+        )
+        self._handling = ended
         try:
             value = operation.handler(connection, entry)
         except (TargetUnavailable, TargetMisconfigured):
             raise
         except Exception as exc:
+            if _usable(connection) and not transaction.is_active:
+                raise ended from exc
             raise self._verdict(exc, position) from exc
+        finally:
+            self._handling = None
         if not _usable(connection):
             raise TargetUnavailable(f"the connection was lost while {operation.name!r} was applied")
         if not transaction.is_active or connection.get_transaction() is not transaction:
-            message = (
-                f"the handler of {operation.name!r} ended the relay's transaction; it must not commit or roll back"
-            )
-            raise TargetMisconfigured(message)
+            raise ended
         if _raw(connection).info.transaction_status == _BROKEN:
             message = f"the handler of {operation.name!r} swallowed a database error"
             raise _UnitFailed(EntryRejected(message, permanent=False), position)
         return value
+
+    def _refuse_commit(self, _: Connection) -> None:
+        if self._handling is not None:
+            raise self._handling
 
     def _verdict(self, exc: Exception, position: int | None) -> Exception:
         """What to raise for a failure while an entry was applied."""
@@ -243,13 +279,27 @@ class PostgresTarget:
             try:
                 connection = self._engine.connect()
             except (SQLAlchemyError, psycopg2.Error) as exc:
-                raise self._verdict(exc, None) from exc
+                raise self._login_verdict(exc) from exc
             self._connection = connection
-            with connection.begin():
-                ensure_table(_cursor(connection))
+            try:
+                with connection.begin():
+                    ensure_table(_cursor(connection))
+            except (SQLAlchemyError, psycopg2.Error) as exc:
+                failure = self._verdict(exc, None)
+                # Nothing here is any entry's fault; losing a race to create the table is not even a fault.
+                raise TargetUnavailable(str(failure)) if isinstance(failure, _UnitFailed) else failure from exc
         info = _raw(connection).info
         _log.info("connected to PostgreSQL", extra={"host": info.host, "database": info.dbname})
         return connection
+
+    def _login_verdict(self, exc: Exception) -> Exception:
+        """What a failed connection means: an outage, unless the server itself refuses the login."""
+        failure = self._verdict(exc, None)
+        given = psycopg2.extensions.parse_dsn(self._dsn)
+        sqlstate = None if self._watchdog.fired else sqlstate_of_login(given, self._connect_timeout_s)
+        if classify(sqlstate, connected=True, data_error=False) is Verdict.MISCONFIGURED:
+            return TargetMisconfigured(str(failure), hint="check DATABASE_URL and the server's pg_hba.conf")
+        return failure
 
     def _connect_raw(self) -> Any:
         given = psycopg2.extensions.parse_dsn(self._dsn)
@@ -282,6 +332,7 @@ class PostgresTarget:
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         self._rows.forget()
+        self._watchdog.forget()
         if connection is None:
             return
         try:

@@ -39,8 +39,9 @@ _KEEP_RESULTS = f"""
 UPDATE {TABLE} AS receipt SET result = new.result
 FROM unnest(%s::uuid[], %s::json[]) AS new (key, result) WHERE receipt.idempotency_key = new.key"""
 
+# Types without their modifiers: numeric(18,8) is enforced by the insert into the column, where it cannot be outdated.
 _COLUMNS = """
-SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+SELECT attname, format_type(atttypid, -1) FROM pg_attribute
 WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
 
 
@@ -101,13 +102,24 @@ class RowWriter:
     """Inserts the arguments of entries as rows of tables.  Caches what the catalog says until `forget`."""
 
     def __init__(self) -> None:
+        # Whether anything in the cache was looked up before the batch at hand.
+        self._old = False
         self._columns: dict[str, dict[str, str]] = {}
         self._statements: dict[tuple[str, bytes], str] = {}
 
-    def forget(self) -> None:
-        """Ask the catalog again: after any error the schema may have changed."""
+    def forget(self) -> bool:
+        """Ask the catalog again, since the schema may have changed.
+
+        Returns whether anything was known from before the last `new_batch`.
+        """
+        was_old, self._old = self._old, False
         self._columns.clear()
         self._statements.clear()
+        return was_old
+
+    def new_batch(self) -> None:
+        """What is known from here on may be outdated."""
+        self._old = bool(self._columns)
 
     def insert(self, cursor: Cursor, table: str, names: Sequence[str], shape: bytes, records: Sequence[Record]) -> None:
         """Insert one row for each record, all of which have exactly the arguments `names`, in order.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -17,12 +17,12 @@ from types import TracebackType
 from .box import Outbox
 from .breaker import CLOSED, Breaker
 from .envelope import Record, to_us
-from .errors import DurabilityError, OutboxError, TargetMisconfigured, TargetUnavailable
+from .errors import DurabilityError, OutboxError, StoreCorrupt, TargetMisconfigured, TargetUnavailable
 from .ledger import Settlement
 from .locks import Role, RoleLock
 from .scan import Batch, Retry, Scan
 from .state_file import StateFile
-from .target import Outcome, Target
+from .target import Outcome, Target, units
 
 _log = logging.getLogger("outbox.relay")
 
@@ -103,17 +103,18 @@ class Relay:
         """Record the outcome in one commit.  Raises `DurabilityError`."""
         settlement = Settlement(completed=outcome.completed)
         settlement.dead += [(record, "another entry of its transaction is damaged") for record in batch.broken]
+        lenient = self._best_effort(record for record, _ in outcome.rejected)
         for record, error in outcome.rejected:
             if not error.permanent and record.attempts < self._config.max_retries:
                 settlement.retried.append((record, str(error)))
-            elif self._is_best_effort(record):
+            elif record.seq in lenient:
                 settlement.dropped.append((record, str(error)))
             else:
                 settlement.dead.append((record, str(error)))
         if settlement:
             self._box.store.settle(settlement)
         retries = {
-            record.seq: Retry(now + self._breaker.backoff(record.attempts + 1), not self._is_best_effort(record))
+            record.seq: Retry(now + self._breaker.backoff(record.attempts + 1), record.seq not in lenient)
             for record, _ in settlement.retried
         }
         self._scan.refused(settlement, retries)
@@ -125,9 +126,15 @@ class Relay:
             done = {record.seq for record, _ in outcome.completed} | {record.seq for record, _ in outcome.rejected}
             self._scan.passed(batch, done)
 
-    def _is_best_effort(self, record: Record) -> bool:
-        operation = self._target.operations.get(record.operation)
-        return operation is not None and operation.best_effort
+    def _best_effort(self, records: Iterable[Record]) -> set[int]:
+        """Sequence numbers of those that need no operator: a group does not count unless all of it is best effort."""
+        operations = self._target.operations
+        return {
+            record.seq
+            for unit in units(records)
+            if all(item.operation in operations and operations[item.operation].best_effort for item in unit)
+            for record in unit
+        }
 
     def _schedule(self, batch: Batch, outcome: Outcome, now: float) -> float:
         """Note how the step went; returns the wait until the next one."""
@@ -182,9 +189,13 @@ class Relay:
         self._box.store.reader_check()
         if idle and self._box.store.halt_reason is None:
             keep = timedelta(hours=self._config.retention_hours)
-            self._box.store.prune(to_us(self._clock.now() - keep), most=_PRUNE_ROWS)
+            try:
+                self._box.store.prune(to_us(self._clock.now() - keep), most=_PRUNE_ROWS)
+            except StoreCorrupt as exc:
+                # An old record that cannot be read is no reason to stop deliveries.
+                _log.error("the ledger cannot be pruned", extra={"error": str(exc)})
 
-    def _publish(self, now: float) -> None:
+    def _publish(self, now: float, *, force: bool = False) -> None:
         """Tell other processes how it goes: at once when something changed, else every second."""
         state: dict[str, object] = {
             "pid": os.getpid(),
@@ -194,7 +205,7 @@ class Relay:
             "died": self.died,
             "held_back": self._scan.held,
         }
-        if state == self._published and now < self._publish_at:
+        if state == self._published and now < self._publish_at and not force:
             return
         self._published, self._publish_at = state, now + _PUBLISH_S
         moving = {"moved_at": self._moved_at, "last_applied_at": self._last_applied_at}
@@ -215,7 +226,7 @@ class Relay:
             self.died = None
             # A first batch that hangs must be seen from outside, so the relay speaks before it.
             self._moved_at = self._clock.monotonic()
-            self._publish(self._moved_at + _PUBLISH_S)
+            self._publish(self._moved_at, force=True)
             self._thread = threading.Thread(target=self._run, name="outbox-relay", daemon=True)
             self._box.on_enqueue(self._wake.set)
             self._thread.start()
@@ -271,6 +282,7 @@ class Relay:
                 return self._drain_here(goal, deadline)
             finally:
                 if not owned:
+                    self._publish(self._clock.monotonic(), force=True)
                     self._target.close()
                     self._leave_role()
 
@@ -321,7 +333,7 @@ class Relay:
             self.died = f"{type(exc).__name__}: {exc}"
             _log.critical("relay thread died", exc_info=exc)
         finally:
-            self._publish(self._clock.monotonic() + _PUBLISH_S)
+            self._publish(self._clock.monotonic(), force=True)
             if self.died is not None:
                 self._leave_role()
             with self._moved:
@@ -333,5 +345,5 @@ class Relay:
 
     def _leave_role(self) -> None:
         if self._role is not None:
-            self._role.release()
+            self._role.release(clean=True)
             self._role = None

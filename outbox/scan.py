@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from .envelope import Record
 from .errors import StoreCorrupt
 from .ledger import Settlement
-from .store import Store
+from .store import MANY_DAMAGED, Store
 from .target import Unit, ordering_keys, units
 
 _BATCH_BYTES = 8 << 20
-# So many damaged entries in a row, and no sound one, are not set aside but stop the relay.
-_ALL_DAMAGED = 16
 
 
 @dataclass(slots=True)
@@ -79,7 +77,7 @@ class Scan:
             self._releases = peeked.releases
             self.restart()
             peeked = self._store.peek(self._cursor, limit, max_bytes=_BATCH_BYTES)
-        if len(peeked.damaged) >= _ALL_DAMAGED and not peeked.records:
+        if len(peeked.damaged) >= MANY_DAMAGED and not peeked.records:
             raise StoreCorrupt(
                 f"the oldest {len(peeked.damaged)} pending entries are all damaged, first: {peeked.damaged[0][2]}",
                 hint="nothing was changed; restore a backup, or use the version that wrote them",

@@ -117,7 +117,7 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
         said.append(f"the relay died: {relay.died}")
     if relay.stuck:
         said.append(f"the relay is stuck: no progress for {relay.idle_s or 0:.0f} s while entries wait")
-    if relay.stopped:
+    if relay.stopped and relay.alive:
         said.append(f"the line is stopped: {relay.last_error}")
     return said
 

@@ -43,6 +43,8 @@ COUNTERS_KEY = b"outbox:counters"
 _META_PREFIX = b"outbox:meta:"
 # Rows of one maintenance transaction: each row call releases the GIL, and a writer waits for the whole of it.
 _CHUNK = 250
+# So many damaged entries in a row, and no sound one, are no single fault.
+MANY_DAMAGED = 16
 _QUOTA_SHARE = 0.85
 _RESERVE_SHARE = 16
 # An entry costs its record, its idempotency key and its share of half-empty pages.
@@ -288,7 +290,7 @@ class Store:
                 try:
                     record = unpack(seq, value)
                 except StoreCorrupt as exc:
-                    if full or len(damaged) >= limit:
+                    if full or len(damaged) >= max(limit, MANY_DAMAGED):
                         break
                     damaged.append((seq, bytes(value), str(exc)))
                     last = seq
@@ -461,6 +463,11 @@ class Store:
                 action()
             finally:
                 self._environment = Environment(self.directory)
+
+    def check_open(self) -> None:
+        """Raise `StoreClosed` after `close`, or in a forked copy."""
+        with self._open():
+            pass
 
     @property
     def forked(self) -> bool:

@@ -30,7 +30,7 @@ class Watchdog:
         self._deadline: float | None = None
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        # Whether it shut the current socket.
+        # Whether it shut the socket of the guarded block at hand, or of the last one.
         self.fired = False
 
     def watch(self, descriptor: int) -> None:
@@ -40,6 +40,9 @@ class Watchdog:
             if self._socket is not None:
                 self._socket.close()
             self._socket, self.fired = duplicate, False
+            if self._deadline is not None:
+                # Connecting has a time limit of its own; what comes then has this one.
+                self._deadline = self._monotonic() + self._limit_s
             if self._thread is None:
                 self._closing = threading.Event()
                 self._thread = threading.Thread(
@@ -47,10 +50,19 @@ class Watchdog:
                 )
                 self._thread.start()
 
+    def forget(self) -> None:
+        """Let go of the socket: while a duplicate is open, the server does not see that the connection was closed."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """The block must end within the limit."""
-        self._deadline = self._monotonic() + self._limit_s
+        """The block must end within the limit; `fired` tells afterwards whether it did."""
+        with self._lock:
+            self.fired = False
+            self._deadline = self._monotonic() + self._limit_s
         try:
             yield
         finally:
@@ -59,9 +71,12 @@ class Watchdog:
     def shut(self) -> None:
         """Shut the socket now."""
         with self._lock:
-            if self._socket is None:
-                return
-            self.fired = True
+            self._shut()
+
+    def _shut(self) -> None:
+        """Assumes the lock."""
+        self.fired = True
+        if self._socket is not None:
             with suppress(OSError):  # it is down already
                 self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -80,7 +95,6 @@ class Watchdog:
         # Looking a few times per limit costs less than waking a thread for every batch.
         while not closing.wait(self._limit_s / 4):
             deadline = self._deadline
-            if deadline is not None and self._monotonic() > deadline:
+            if deadline is not None and self._monotonic() > deadline and not self.fired:
                 _log.error("PostgreSQL is silent, shutting the connection", extra={"limit_s": self._limit_s})
-                self._deadline = None
                 self.shut()

@@ -173,9 +173,6 @@ def test_a_role_that_may_not_create_tables_uses_the_receipts_table_that_exists(
         assert completed(bench.apply()) == [1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="losing the race for CREATE TABLE rejects the only entry of the batch", raises=AssertionError
-)
 def test_two_stores_that_make_the_receipts_table_at_once_lose_no_entry(url: str, outbox_dir: Path) -> None:
     with Bench(outbox_dir, url, ROW) as bench, closing(psycopg2.connect(url)) as other:
         other.cursor().execute("CREATE TABLE outbox_receipts (LIKE effects)")
@@ -280,9 +277,6 @@ def test_a_wrong_password_rejects_nothing_and_is_alarmed(
         assert bench.box.status().health is Health.HEALTHY
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a refused login counts as an outage: degraded, and nobody is called", raises=AssertionError
-)
 def test_a_wrong_password_stops_the_line_and_calls_an_operator(locked: PostgresServer, outbox_dir: Path) -> None:
     with wrong_password(locked, outbox_dir) as bench:
         relay = Relay(bench.box, bench.target)
@@ -300,15 +294,7 @@ def test_a_wrong_password_stops_the_line_and_calls_an_operator(locked: PostgresS
         (False, 0.0),
         (False, 0.7),
         (True, 0.0),
-        pytest.param(
-            True,
-            0.7,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="a watchdog that fires while the driver still connects does not guard what comes then",
-                raises=AssertionError,
-            ),
-        ),
+        (True, 0.7),
     ],
 )
 def test_a_server_that_falls_silent_right_after_the_login_is_given_up(
@@ -335,9 +321,6 @@ def test_a_server_that_falls_silent_right_after_the_login_is_given_up(
         assert isinstance(outcomes[0].interruption, TargetUnavailable)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="what the watchdog did to the last connection is held against the next", raises=AssertionError
-)
 def test_a_refused_connection_after_a_stall_is_no_stall(url: str, outbox_dir: Path) -> None:
     with Bench(outbox_dir, url, ROW, stall_timeout=0.2) as bench:
         with Proxy(url) as proxy:

@@ -30,6 +30,7 @@ LINE = [
     "status",
     "box",
     "failures",
+    "login_probe",
     "breaker",
     "receipts",
     "target",

@@ -260,11 +260,6 @@ def test_requeue_of_a_group_applies_it_whole_again(outbox_dir: Path) -> None:
         assert rig.target.calls[-1] == group
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="its best-effort member is dropped, and then the rest counts as a damaged group for ever",
-    raises=AssertionError,
-)
 def test_a_mixed_group_is_dead_as_a_whole_and_can_be_requeued(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         with rig.box.transaction() as transaction:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from outbox import DurabilityError, EntryStatus, Health, StoreLocked
+from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked
+from outbox.store import MANY_DAMAGED
 from tests.unit.fakes.rig import Rig, damage, permanent
 
 
@@ -110,6 +111,16 @@ def test_a_group_with_a_damaged_member_is_not_delivered_in_part(outbox_dir: Path
         rig.box.discard(group[0], "booked by hand")
         rig.settle()
         assert rig.target.applied == [free, behind]
+
+
+def test_a_backlog_that_is_damaged_as_a_whole_is_left_alone(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        seqs = rig.enqueue(*[None] * MANY_DAMAGED)
+        damage(outbox_dir, *seqs)
+        with pytest.raises(StoreCorrupt, match="are all damaged"):
+            rig.step()
+        assert rig.box.status().pending == len(seqs)
+        assert rig.box.status().quarantined == 0
 
 
 def test_quarantine_that_fails_is_tried_again(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,10 +87,9 @@ class Proxy:
                 if state.committing:
                     # The server has committed, and nobody will ever hear of it.
                     assert b"COMMIT\0" in data
-                    _shut(server)
-                    _shut(client)
                     self.cut.set()
-                    return
+                    _shut(server)
+                    break
                 # Before the client can answer to what it is about to get.
                 state.logged_in = state.logged_in or _READY in data
                 client.sendall(data)

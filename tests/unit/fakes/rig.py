@@ -62,7 +62,7 @@ class FakeTarget:
         self.interrupted = self.closed = 0
         self._receipts: set[bytes] = set()
 
-    def apply(self, store_id: uuid.UUID, records: Sequence[Record]) -> Outcome:  # noqa: ARG002 - the target's port
+    def apply(self, store_id: uuid.UUID, records: Sequence[Record]) -> Outcome:
         self.calls.append([record.seq for record in records])
         if self.before is not None:
             self.before(records)

@@ -1,0 +1,69 @@
+"""The audit that ends every outage scenario can fail: each kind of loss, doubling and disorder is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from outbox import EntryRejected
+from outbox.ledger import Settlement
+from tests.unit.fakes.audit import query
+from tests.unit.fakes.scene import Scene
+
+
+@pytest.fixture
+def scene(postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
+    scene = Scene(outbox_dir, postgres_url)
+    scene.create()
+    scene.trade(6, accounts=2)
+    scene.audit.group(scene.box, 3)
+    scene.trade(2, operation="booking")
+    scene.finish()
+    yield scene
+    scene.relay.stop()
+    scene.box.close()
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        ("DELETE FROM trades WHERE number = 3", "entry 4 is completed and has 0 rows and 1 receipts"),
+        (
+            "INSERT INTO trades (number, account) SELECT number, account FROM trades WHERE number = 10",
+            "entry 11 is completed and has 2 rows and 1 receipts",
+        ),
+        ("DELETE FROM outbox_receipts WHERE seq = 2", "entry 2 is completed and has 1 rows and 0 receipts"),
+        ("UPDATE outbox_receipts SET seq = 99 WHERE seq = 2", "entry 2 is completed and has 1 rows and 0 receipts"),
+        ("INSERT INTO trades (number, account) VALUES (77, 'nobody')", "row 77 belongs to no acknowledged entry"),
+        ("UPDATE trades SET id = 1000 WHERE number = 0", "account-0: 0 came after 8"),
+    ],
+)
+def test_harm_done_in_postgresql_is_reported(scene: Scene, harm: str, problem: str) -> None:
+    query(scene.url, harm)
+    found = scene.audit.problems(scene.box)
+    assert any(one.startswith(problem.rpartition(" after ")[0] or problem) for one in found), found
+
+
+def test_an_entry_that_the_store_forgot_is_reported(scene: Scene) -> None:
+    scene.audit.acknowledged.append(scene.audit.acknowledged[0])
+    assert "acknowledged 12, the store counts 11" in scene.audit.problems(scene.box)
+
+
+def test_an_entry_that_was_never_acknowledged_is_reported(scene: Scene) -> None:
+    scene.audit.acknowledged.pop()
+    assert "entry 11 was never acknowledged" in scene.audit.problems(scene.box)
+
+
+def test_a_dead_letter_with_a_row_is_reported(scene: Scene) -> None:
+    scene.trade(1)
+    [record] = scene.box.store.peek(0, 1).records
+    query(scene.url, "INSERT INTO trades (number, account) VALUES (11, 'account-0')")
+    scene.box.store.settle(Settlement(dead=[(record, str(EntryRejected("refused", permanent=True)))]))
+    assert f"entry {record.seq} is dead and has 1 rows and 0 receipts" in scene.audit.problems(scene.box)
+
+
+def test_what_is_pending_is_no_problem(scene: Scene) -> None:
+    scene.trade(3)
+    assert scene.audit.problems(scene.box) == []

@@ -1,0 +1,160 @@
+"""The whole server away, killed, restarted, frozen or full: the relay rides it out and nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from outbox import Health, TargetUnavailable
+from outbox.testing import PostgresServer
+from tests.unit.fakes.scene import Scene, until
+
+
+def test_down_at_start(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    with Scene(outbox_dir, own_postgres.url()) as scene:
+        scene.create()
+        own_postgres.stop()
+        scene.trade(15)
+        scene.relay.start()
+        scene.target.wait_for_interruptions(3)
+        until(lambda: scene.box.status().breaker == "open")
+        scene.trade(15)
+        scene.audit.group(scene.box, 12)
+        status = scene.box.status()
+        assert status.health is Health.DEGRADED
+        assert (status.pending, status.completed) == (42, 0)
+        assert {entry.attempts for entry in scene.box.pending()} == {0}
+        own_postgres.start()
+
+
+def test_a_sigkill_while_a_batch_is_in_flight(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    with Scene(outbox_dir, own_postgres.url()) as scene:
+        scene.create()
+        scene.trade(25)
+        assert scene.relay.drain()
+        with scene.batch_in_flight():
+            own_postgres.kill()
+            scene.target.wait_for_interruptions(1)
+        scene.trade(25, operation="booking")
+        assert {entry.attempts for entry in scene.box.pending()} == {0}
+        own_postgres.start()
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_restarts_while_trading_goes_on(own_postgres: PostgresServer, outbox_dir: Path, mode: Any) -> None:
+    with Scene(outbox_dir, own_postgres.url()) as scene:
+        scene.create()
+        scene.relay.start()
+        for _ in range(2):
+            scene.trade(30)
+            scene.audit.group(scene.box, 5)
+            scene.relay.drain(0.02)
+            own_postgres.restart(mode)
+        scene.trade(5)
+
+
+def test_the_store_is_closed_during_the_outage_and_opened_after_it(
+    own_postgres: PostgresServer, outbox_dir: Path
+) -> None:
+    with Scene(outbox_dir, own_postgres.url()) as scene:
+        scene.create()
+        scene.trade(12)
+        assert scene.relay.drain()
+        own_postgres.kill()
+        scene.trade(12)
+        scene.relay.start()
+        scene.target.wait_for_interruptions(1)
+        scene.relay.stop()
+        scene.box.close()
+        own_postgres.start()
+        with Scene(outbox_dir, own_postgres.url()) as later:
+            later.audit = scene.audit
+            assert later.box.status().pending == 12
+            later.trade(3)
+        scene.box, scene.relay = later.box, later.relay
+        scene.finish = lambda: None  # type: ignore[method-assign]
+
+
+def test_a_frozen_server_is_given_up_by_the_watchdog_and_delivery_goes_on(
+    own_postgres: PostgresServer, outbox_dir: Path
+) -> None:
+    with Scene(outbox_dir, own_postgres.url(), stall_timeout=0.5) as scene:
+        scene.create()
+        scene.trade(5)
+        scene.relay.start()
+        assert scene.relay.drain()
+        own_postgres.pause()
+        began = time.monotonic()
+        scene.trade(20)
+        scene.target.wait_for_interruptions(1)
+        # A quarter more than the limit, and some patience with a busy machine.
+        assert time.monotonic() - began < 3
+        error = scene.target.interruptions()[0]
+        assert isinstance(error, TargetUnavailable)
+        assert error.stalled
+        assert scene.box.status().completed == 5
+        own_postgres.resume()
+
+
+def test_stop_is_fast_while_the_server_hangs_in_a_batch(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    with Scene(outbox_dir, own_postgres.url(), stall_timeout=600) as scene:
+        scene.create()
+        with scene.batch_in_flight():
+            own_postgres.pause()
+            began = time.monotonic()
+            assert scene.relay.stop(timeout=1.0)
+            assert time.monotonic() - began < 3
+            assert not scene.relay.running
+            own_postgres.resume()
+
+
+def test_stop_is_bounded_while_the_server_hangs_at_the_door(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    with Scene(outbox_dir, own_postgres.url(), connect_timeout=2) as scene:
+        scene.create()
+        scene.trade(5)
+        own_postgres.pause()
+        scene.relay.start()
+        began = time.monotonic()
+        assert scene.relay.stop(timeout=8.0)
+        assert time.monotonic() - began < 6
+        own_postgres.resume()
+
+
+def test_too_many_clients(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    own_postgres.options |= {"max_connections": 4, "superuser_reserved_connections": 0}
+    own_postgres.restart()
+    with Scene(outbox_dir, own_postgres.url()) as scene:
+        scene.create()
+        scene.trade(15)
+        others = [psycopg2.connect(own_postgres.url()) for _ in range(4)]
+        scene.relay.start()
+        scene.target.wait_for_interruptions(3)
+        assert "too many clients" in str(scene.target.interruptions()[-1])
+        assert {entry.attempts for entry in scene.box.pending()} == {0}
+        for other in others:
+            other.close()
+
+
+def test_a_port_where_something_else_answers(postgres_url: str, outbox_dir: Path) -> None:
+    with (
+        closing(socket.create_server(("127.0.0.1", 0))) as stranger,
+        Scene(outbox_dir, postgres_url, relay_url=f"postgresql://u@127.0.0.1:{stranger.getsockname()[1]}/db") as scene,
+    ):
+        scene.create()
+        scene.trade(3)
+        scene.relay.start()
+        other, _ = stranger.accept()
+        other.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        other.close()
+        scene.target.wait_for_interruptions(1)
+        assert isinstance(scene.target.interruptions()[0], TargetUnavailable)
+        assert scene.box.status().dead_letters == 0
+        stranger.close()
+        scene.relay.stop()
+        scene.target, scene.relay = scene.new_relay(postgres_url)

@@ -1,0 +1,186 @@
+"""The server is there, but this session, this batch or this relay is not so lucky."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy import Connection, text
+
+from outbox import Entry, Health, Operation, TargetMisconfigured, TargetUnavailable
+from tests.unit.fakes.audit import book, query
+from tests.unit.fakes.proxy import Proxy
+from tests.unit.fakes.scene import LONG, Scene, until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def scene(postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
+    with Scene(outbox_dir, postgres_url) as scene:
+        scene.create()
+        yield scene
+
+
+def test_the_session_is_terminated_between_batches(scene: Scene) -> None:
+    scene.relay.start()
+    for _ in range(3):
+        scene.trade(5)
+        assert scene.relay.drain()
+        assert scene.terminate() == 1
+
+
+def test_the_session_is_terminated_in_the_middle_of_a_batch(scene: Scene) -> None:
+    with scene.batch_in_flight():
+        assert scene.terminate() == 1
+        scene.target.wait_for_interruptions(1)
+        assert isinstance(scene.target.interruptions()[0], TargetUnavailable)
+
+
+def test_a_batch_that_waits_too_long_for_a_lock_is_given_up_and_made_smaller(
+    postgres_url: str, outbox_dir: Path
+) -> None:
+    with Scene(outbox_dir, postgres_url, stall_timeout=0.2) as scene:
+        scene.create()
+        with scene.batch_in_flight():
+            scene.target.wait_for_interruptions(2)
+            assert all(error.stalled for error in scene.target.interruptions())
+            assert {entry.attempts for entry in scene.box.pending()} == {0}
+
+
+def test_a_database_that_is_read_only(scene: Scene) -> None:
+    database = scene.url.rpartition("/")[2]
+    query(scene.url, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    scene.trade(15)
+    scene.relay.start()
+    scene.target.wait_for_interruptions(3)
+    assert str(scene.target.interruptions()[-1]).startswith("25006")
+    assert {entry.attempts for entry in scene.box.pending()} == {0}
+    until(lambda: scene.box.status().health is Health.DEGRADED)
+    writable = f"{scene.url}?options=-cdefault_transaction_read_only%3Doff"
+    query(writable, f"ALTER DATABASE {database} RESET default_transaction_read_only")
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "kind"),
+    [
+        ("53100", TargetUnavailable),  # disk full
+        ("53200", TargetUnavailable),  # out of memory
+        ("40001", TargetUnavailable),  # serialisation failure
+        ("55P03", TargetUnavailable),  # lock not available
+        ("57P03", TargetUnavailable),  # cannot connect now
+        ("58030", TargetUnavailable),  # I/O error
+        ("42501", TargetMisconfigured),  # insufficient privilege
+        ("XX000", TargetMisconfigured),  # internal error, of every entry
+    ],
+)
+def test_a_server_that_cannot_write_consumes_no_attempts(scene: Scene, sqlstate: str, kind: type[Exception]) -> None:
+    query(
+        scene.url,
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '{sqlstate}'; END $$;"
+        "CREATE TRIGGER fail BEFORE INSERT ON trades FOR EACH ROW EXECUTE FUNCTION fail()",
+    )
+    scene.trade(7)
+    scene.audit.group(scene.box, 3)
+    scene.relay.start()
+    scene.target.wait_for_interruptions(3)
+    assert {type(error) for error in scene.target.interruptions()} == {kind}
+    assert sqlstate in str(scene.target.interruptions()[-1])
+    until(lambda: scene.box.status().relay.stopped is (kind is TargetMisconfigured))
+    assert {entry.attempts for entry in scene.box.pending()} == {0}
+    query(scene.url, "DROP TRIGGER fail ON trades")
+
+
+def test_a_deadlock_is_tried_again(postgres_url: str, outbox_dir: Path) -> None:
+    holds_first, go = threading.Event(), threading.Event()
+
+    def transfer(connection: Connection, entry: Entry) -> None:
+        # The relay's session finds the deadlock, and is its victim.
+        connection.execute(text("SET LOCAL deadlock_timeout = '50ms'"))
+        connection.execute(text("UPDATE accounts SET n = n + 1 WHERE id = 1"))
+        holds_first.set()
+        assert go.wait(LONG)
+        connection.execute(text("UPDATE accounts SET n = n + 1 WHERE id = 2"))
+        book(connection, entry)
+
+    operation = Operation("transfer", handler=transfer, order_by="account")
+    with Scene(outbox_dir, postgres_url, operation) as scene, closing(psycopg2.connect(postgres_url)) as other:
+        scene.create()
+        query(
+            postgres_url, "CREATE TABLE accounts (id int PRIMARY KEY, n int); INSERT INTO accounts VALUES (1,0), (2,0)"
+        )
+        scene.trade(1, operation="transfer")
+        scene.relay.start()
+        assert holds_first.wait(LONG)
+        cursor = other.cursor()
+        cursor.execute("SET deadlock_timeout = '1h'; UPDATE accounts SET n = n + 10 WHERE id = 2")
+        waiting = threading.Thread(target=cursor.execute, args=("UPDATE accounts SET n = n + 10 WHERE id = 1",))
+        waiting.start()
+        until(lambda: bool(query(postgres_url, "SELECT 1 FROM pg_locks WHERE NOT granted")))
+        go.set()
+        scene.target.wait_for_interruptions(1)
+        assert str(scene.target.interruptions()[0]).startswith("40P01")
+        waiting.join(LONG)
+        other.commit()
+        scene.finish()
+        # Once by the relay, although it began twice.
+        assert query(postgres_url, "SELECT n FROM accounts ORDER BY id") == [(11,), (11,)]
+
+
+def test_a_commit_that_nobody_heard_of_is_not_repeated(postgres_url: str, outbox_dir: Path) -> None:
+    with Proxy(postgres_url) as proxy, Scene(outbox_dir, postgres_url, relay_url=proxy.url) as scene:
+        scene.create()
+        scene.trade(3)
+        assert scene.relay.drain()
+        proxy.cut_at_commit.set()
+        scene.trade(8, operation="booking")
+        scene.relay.start()
+        assert proxy.cut.wait(LONG)
+        scene.finish()
+        assert len(scene.target.interruptions()) == 1
+        # What the handler returned the first time is kept, although the second try took it from the receipt.
+        results = [entry.result for entry in scene.box.ledger() if entry.operation == "booking"]
+        assert results == [row[0] for row in query(postgres_url, "SELECT id FROM trades ORDER BY id OFFSET 3")]
+
+
+_RELAY = """
+import os, signal, sys
+import outbox.postgres
+from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
+from outbox.store import Store
+from tests.unit.fakes.audit import OPERATIONS
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[3] == "before the COMMIT":
+    outbox.postgres.keep_results = die
+else:
+    Store.settle = die
+with Outbox.attach(sys.argv[1], OutboxConfig(batch_size=4)) as box:
+    Relay(box, PostgresTarget(sys.argv[2], OPERATIONS)).drain(20)
+"""
+
+
+@pytest.mark.parametrize(("moment", "applied"), [("before the COMMIT", 0), ("between COMMIT and ledger", 4)])
+def test_the_relay_process_is_killed(scene: Scene, outbox_dir: Path, moment: str, applied: int) -> None:
+    scene.trade(10)
+    for _ in range(2):
+        command = [sys.executable, "-c", _RELAY, str(outbox_dir), scene.url, moment]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, timeout=60)
+        assert done.returncode == -signal.SIGKILL
+        # PostgreSQL has them, or not, and the store knows of nothing.
+        assert query(scene.url, "SELECT count(*) FROM trades") == [(applied,)]
+        status = scene.box.status()
+        assert (status.pending, status.completed) == (10, 0)
+        assert not status.relay.alive
+        assert scene.audit.problems(scene.box) == []

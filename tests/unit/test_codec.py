@@ -1,0 +1,389 @@
+"""Arguments come back exactly as they went in, in bytes that PostgreSQL can read; what it would refuse is refused."""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from outbox import ConfigError, InvalidEntry, codec, register_enum
+
+
+@register_enum
+class Side(enum.Enum):
+    BUY = "buy"
+    SELL = 2
+    AMOUNT = Decimal("1.50")
+    ODD = (1, 2)
+    NESTED = enum.Enum("Inner", "ONE").ONE  # type: ignore[attr-defined]
+
+
+@register_enum
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Stranger(enum.Enum):
+    ONE = 1
+
+
+bounded = settings(max_examples=100, deadline=None, database=None)
+
+
+def exact(value: Any) -> Any:
+    """Something comparable that differs wherever type or content of two values differ."""
+    kind = type(value).__name__
+    if isinstance(value, dict):
+        return kind, frozenset((exact(key), exact(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return kind, tuple(map(exact, value))
+    if isinstance(value, (set, frozenset)):
+        return kind, frozenset(map(exact, value))
+    if isinstance(value, datetime):
+        return kind, value.replace(tzinfo=None).isoformat(), value.utcoffset()
+    if isinstance(value, Decimal):
+        return kind, value.as_tuple()
+    return kind, repr(value)
+
+
+def round_trip(value: Any) -> Any:
+    return codec.decode(*codec.encode(value))
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+offsets = st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, minutes=59)).map(timezone)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    texts,
+    st.decimals(allow_nan=False, allow_infinity=False),
+    st.builds(
+        lambda sign, digits, exponent: Decimal((sign, digits, exponent)),
+        st.integers(0, 1),
+        st.lists(st.integers(0, 9), min_size=1, max_size=30).map(tuple),
+        st.integers(-400, 400),
+    ),
+    st.datetimes(),
+    st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=offsets),  # noqa: DTZ001 - bounds are naive
+    st.dates(),
+    # Not `fold`: values that differ in it alone are equal, and no offset of ours needs it.
+    st.times().map(lambda value: value.replace(fold=0)),
+    st.times(timezones=offsets).map(lambda value: value.replace(fold=0)),
+    st.timedeltas(),
+    st.uuids(),
+    st.binary(max_size=8),
+    st.sampled_from([*Side, *Level]),
+)
+
+
+@st.composite
+def scalars(draw: st.DrawFn) -> Any:
+    return draw(SCALARS)
+
+
+@st.composite
+def hashables(draw: st.DrawFn) -> Any:
+    items = draw(st.lists(scalars(), max_size=3))
+    kind = draw(st.sampled_from([tuple, frozenset, None]))
+    return draw(scalars()) if kind is None else kind(items)
+
+
+values = st.recursive(
+    st.one_of(scalars(), st.sets(hashables(), max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(texts, inner, max_size=3),
+        st.dictionaries(hashables(), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+@bounded
+@given(values)
+def test_every_value_comes_back_with_its_type_and_content(value: Any) -> None:
+    plain, types = codec.encode(value)
+    back = codec.decode(plain, types)
+    assert exact(back) == exact(value)
+    assert codec.encode(back) == (plain, types)
+    json.loads(plain, parse_constant=refuse_constant)
+
+
+@bounded
+@given(st.dictionaries(texts, st.one_of(scalars(), st.sets(hashables(), max_size=4)), max_size=6))
+def test_equal_arguments_give_equal_bytes_whatever_their_order(args: dict[str, Any]) -> None:
+    shuffled = {name: args[name] for name in reversed(args)}
+    for name, value in shuffled.items():
+        if isinstance(value, set):
+            shuffled[name] = {*reversed(list(value))}
+    assert codec.encode(shuffled) == codec.encode(args)
+
+
+def test_equal_dicts_with_integer_keys_give_equal_bytes() -> None:
+    assert codec.encode({1: "a", 2: "b"}) == codec.encode({2: "b", 1: "a"})
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (Decimal("1.50"), b'"1.50"'),
+        (Decimal("1E+5"), b'"1E+5"'),
+        (2**63, b'"9223372036854775808"'),
+        (2**63 - 1, b"9223372036854775807"),
+        (-(2**63), b"-9223372036854775808"),
+        (datetime(2024, 3, 1, 12, 30), b'"2024-03-01T12:30:00"'),  # noqa: DTZ001 - naive on purpose
+        (datetime(2024, 3, 1, 12, 30, tzinfo=UTC), b'"2024-03-01T12:30:00+00:00"'),
+        (datetime(2024, 3, 1, 12, 30, tzinfo=timezone(timedelta(hours=2))), b'"2024-03-01T10:30:00+00:00"'),
+        (date(2024, 3, 1), b'"2024-03-01"'),
+        (time(1, 2, 3), b'"01:02:03"'),
+        (timedelta(days=-1, seconds=1), b'"-1 days 1000000 microseconds"'),
+        (UUID(int=1), b'"00000000-0000-0000-0000-000000000001"'),
+        (b"\x00\xff", b'"\\\\x00ff"'),
+        (Side.BUY, b'"buy"'),
+        (Side.SELL, b"2"),
+        (Side.AMOUNT, b'"1.50"'),
+        (Side.ODD, b'"ODD"'),
+        (Level.LOW, b"1"),
+        ((1, "a"), b'[1,"a"]'),
+        ({2, 1}, b"[1,2]"),
+        ({"b": 1, "a": None}, b'{"a":null,"b":1}'),
+    ],
+    ids=repr,
+)
+def test_postgresql_sees_each_type_in_a_form_that_it_casts(value: Any, plain: bytes) -> None:
+    assert codec.encode(value)[0] == plain
+
+
+@pytest.mark.parametrize("value", [None, True, 1, 1.5, "text", [1, [2]], {"a": {"b": [1]}}, {}], ids=repr)
+def test_values_that_json_holds_exactly_need_no_types(value: Any) -> None:
+    assert codec.encode(value)[1] == b""
+
+
+def test_a_datetime_of_a_named_zone_keeps_its_offset() -> None:
+    summer = datetime(2024, 7, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+    assert exact(round_trip(summer)) == exact(summer.astimezone(timezone(timedelta(hours=2))))
+
+
+def test_a_bytearray_comes_back_as_bytes() -> None:
+    assert exact(round_trip(bytearray(b"ab"))) == exact(b"ab")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.int64(-5), -5),
+        (np.uint64(2**64 - 1), 2**64 - 1),
+        (np.float64(0.1), 0.1),
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.str_("a"), "a"),
+        (np.bytes_(b"a"), b"a"),
+        (np.array(7), 7),
+        (np.datetime64("2024-03-01T12:00:00", "us"), datetime(2024, 3, 1, 12)),  # noqa: DTZ001 - numpy's are naive
+        (np.datetime64("2024-03-01"), date(2024, 3, 1)),
+        (np.timedelta64(1500, "ms"), timedelta(seconds=1.5)),
+    ],
+    ids=repr,
+)
+def test_numpy_scalars_become_the_python_value_they_stand_for(value: Any, expected: Any) -> None:
+    assert exact(round_trip(value)) == exact(expected)
+
+
+def test_pandas_timestamps_become_datetimes() -> None:
+    pandas = pytest.importorskip("pandas")
+    naive = datetime(2024, 3, 1, 12)  # noqa: DTZ001 - naive on purpose
+    assert exact(round_trip(pandas.Timestamp(naive))) == exact(naive)
+    aware = round_trip(pandas.Timestamp("2024-03-01 12:00", tz="Europe/Berlin"))
+    assert exact(aware) == exact(naive.replace(tzinfo=timezone(timedelta(hours=1))))
+    for refused in (pandas.NaT, pandas.NA, pandas.Timestamp(1), pandas.Series([1])):
+        with pytest.raises(InvalidEntry, match="pandas"):
+            codec.encode(refused)
+
+
+def cycle_of_lists() -> Any:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+def cycle_of_dicts() -> Any:
+    value: dict[Any, Any] = {}
+    value[1] = value
+    return value
+
+
+class Text(str):
+    __slots__ = ()
+
+
+REFUSED: list[tuple[Any, str]] = [
+    (float("nan"), r"args\.x\[0\] is nan, .*not a finite number"),
+    (float("inf"), "is inf"),
+    (-float("inf"), "is -inf"),
+    (Decimal("NaN"), "is NaN"),
+    (Decimal("sNaN"), "is sNaN"),
+    (Decimal("-Infinity"), "is -Infinity"),
+    (np.float64("nan"), "is nan"),
+    (np.datetime64("NaT"), "numpy.datetime64"),
+    (np.datetime64("2024-01-01T00:00:00", "ns"), "numpy.datetime64"),
+    (np.longdouble(1), "numpy.longdouble"),
+    (np.array([1, 2]), "numpy.ndarray"),
+    ("a\0b", r"args\.x\[0\] contains a NUL"),
+    ({"a\0b": 1}, "contains a NUL"),
+    ({1: "a\0"}, r"args\.x\[0\]\[0\]\[1\] contains a NUL"),
+    ("ab\ud800", "lone surrogate at index 2"),
+    ({"\udfff": 1}, "lone surrogate at index 0"),
+    (Decimal("1E+131072"), "beyond PostgreSQL's numeric.*131072 digits before and 16383 after"),
+    (Decimal("1E-16384"), "beyond PostgreSQL's numeric"),
+    (Decimal("0E+131073"), "beyond PostgreSQL's numeric"),
+    (10**5000, "too many digits"),
+    (Stranger.ONE, "Stranger.ONE.*unregistered enum.*register_enum"),
+    (complex(1), "builtins.complex.*allowed: None, bool"),
+    (object(), "builtins.object"),
+    (Text("a"), "Text"),
+    (len, "builtin_function_or_method"),
+    (cycle_of_lists(), "contains itself"),
+    (cycle_of_dicts(), "contains itself"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), REFUSED, ids=[message[:24] for _, message in REFUSED])
+def test_what_postgresql_or_an_exact_round_trip_would_refuse_is_refused_by_name(value: Any, message: str) -> None:
+    with pytest.raises(InvalidEntry, match=message):
+        codec.encode({"x": [value]})
+
+
+@pytest.mark.parametrize("value", [Decimal("1E+131071"), Decimal("1E-16383"), Decimal("0E-16383")], ids=str)
+def test_numbers_at_the_limits_of_numeric_are_kept(value: Decimal) -> None:
+    assert exact(round_trip(value)) == exact(value)
+
+
+def test_nesting_is_allowed_to_a_limit() -> None:
+    value: Any = 1
+    for _ in range(60):
+        value = [value]
+    assert round_trip(value) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=5))),
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-5))),
+    ],
+    ids=["before year 1", "after year 9999"],
+)
+def test_a_moment_that_utc_cannot_express_is_refused(value: datetime) -> None:
+    with pytest.raises(InvalidEntry, match="args"):
+        codec.encode(value)
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_combination_of_flags_comes_back_or_is_refused(number: int) -> None:
+    class Access(enum.Flag):
+        READ = 1
+        WRITE = 2
+
+    codec.register_enum(Access)
+    try:
+        encoded = codec.encode(Access(number))
+    except InvalidEntry:
+        return
+    finally:
+        known = codec._enums.pop(f"{__name__}:{Access.__qualname__}")
+    codec.register_enum(known)
+    try:
+        assert codec.decode(*encoded) == Access(number)
+    finally:
+        del codec._enums[f"{__name__}:{Access.__qualname__}"]
+
+
+@pytest.mark.parametrize("name", ["antigravity:fly", "outbox.cli:main", "os:system"])
+def test_decoding_imports_and_calls_nothing_that_the_file_names(name: str) -> None:
+    types = json.dumps(["enum", name, "x"]).encode()
+    before = set(sys.modules)
+    with pytest.raises(ConfigError, match=f"{name} is not registered"):
+        codec.decode(b'"x"', types)
+    assert codec.decode(b'"x"', types, strict=False) == "x"
+    assert set(sys.modules) == before
+
+
+def test_an_unregistered_enum_is_shown_by_its_value_inside_containers() -> None:
+    types = json.dumps({"dict": {"side": {"tuple": {"1": ["enum", "gone:Side", "BUY"]}}}}).encode()
+    assert codec.decode(b'{"side":[1,"buy"]}', types, strict=False) == {"side": (1, "buy")}
+
+
+def test_two_enums_of_one_name_cannot_both_be_registered() -> None:
+    assert register_enum(Side) is Side
+    twin = enum.Enum("Side", "A", module=Side.__module__, qualname=Side.__qualname__)
+    with pytest.raises(ConfigError, match="test_codec:Side is already registered"):
+        register_enum(twin)
+    with pytest.raises(InvalidEntry, match="unregistered"):
+        codec.encode(twin["A"])
+
+
+@bounded
+@given(scalars())
+def test_results_come_back_exactly(value: Any) -> None:
+    assert exact(codec.decode_result(codec.encode_result(value))) == exact(value)
+
+
+@pytest.mark.parametrize("value", [object(), float("nan"), complex(1), "a\0b"], ids=["object", "nan", "complex", "NUL"])
+def test_a_result_that_cannot_be_stored_is_kept_as_its_repr(value: Any) -> None:
+    kept = codec.decode_result(codec.encode_result(value))
+    assert kept == {"repr": repr(value)}
+
+
+def _with_repr(answer: Callable[[], str]) -> object:
+    class Result:
+        def __repr__(self) -> str:
+            return answer()
+
+    return Result()
+
+
+def test_a_long_or_dirty_repr_of_a_result_is_cut_and_cleaned() -> None:
+    kept = codec.decode_result(codec.encode_result(_with_repr(lambda: "\0" + "x" * 10_000)))
+    assert kept == {"repr": "x" * 500}
+
+
+@pytest.mark.parametrize("answer", [lambda: "\ud800", lambda: 1 // 0], ids=["surrogate", "raises"])
+def test_a_result_whose_repr_is_unusable_is_kept_somehow(answer: Callable[[], str]) -> None:
+    codec.decode_result(codec.encode_result(_with_repr(answer)))
+
+
+def test_a_result_that_looks_like_the_internal_form_comes_back() -> None:
+    value = {"$value": 1, "$types": {}}
+    assert codec.decode_result(codec.encode_result(value)) == value
+
+
+def test_an_unregistered_enum_in_a_result_is_shown_by_its_value() -> None:
+    assert codec.decode_result(b'{"$value":"buy","$types":["enum","gone:Side","BUY"]}') == "buy"
+
+
+def test_field_names_are_the_top_level_ones() -> None:
+    assert codec.field_names(codec.encode({"b": {"c": 1}, "a": 2})[0]) == ("a", "b")
+
+
+def test_what_orjson_cannot_encode_is_an_invalid_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "_lower", lambda value, what, depth: (object(), None))
+    with pytest.raises(InvalidEntry, match="args cannot be encoded"):
+        codec.encode(1)

@@ -1,0 +1,201 @@
+"""Every setting is checked at birth; an error names the field or variable, the value and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox import ConfigError, OutboxConfig
+from outbox.config import check_database_url, variable_name
+
+NUMBERS: dict[str, tuple[Any, Any, Any]] = {
+    # Name: a good value, one below and one above what is allowed.
+    "sync_interval": (0.5, 0.0, 3601),
+    "max_retries": (0, -1, 1_000_001),
+    "retention_hours": (0, -0.1, 24 * 3660 + 1),
+    "alert_pending": (1, 0, 10**12 + 1),
+    "min_free_mb": (0, -1, 10**9 + 1),
+    "max_size_mb": (1, 0, 64 * 1024 + 1),
+    "batch_size": (1, 0, 100_001),
+    "connect_timeout": (1.5, 0.9, 3601),
+    "stall_timeout": (0.05, 0.01, 86_401),
+    "backoff_base": (0.001, 0.0, 3601),
+    "backoff_cap": (86_400, 0.0, 86_401),
+    "stuck_after": (0.01, 0.0, 86_401),
+    "max_entry_kb": (65_536, 0, 65_537),
+}
+WHOLE = {"max_retries", "alert_pending", "min_free_mb", "max_size_mb", "batch_size", "max_entry_kb"}
+OTHERS = {"enabled", "dir", "database_url", "namespace"}
+
+
+def test_every_setting_is_covered_here() -> None:
+    assert {field.name for field in fields(OutboxConfig)} == NUMBERS.keys() | OTHERS
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_in_range_is_taken(name: str) -> None:
+    good = NUMBERS[name][0]
+    assert getattr(OutboxConfig(**{name: good}), name) == good
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_other_numbers_are_refused_by_name_value_and_range(name: str) -> None:
+    _, low, high = NUMBERS[name]
+    bad = [low, high, float("nan"), float("inf"), "5", None, True, *([1.5] if name in WHOLE else [])]
+    for value in bad:
+        kind = "a whole number" if name in WHOLE else "a number"
+        with pytest.raises(ConfigError, match=rf"{name} is {re.escape(repr(value))} \(allowed: {kind} from .* to "):
+            OutboxConfig(**{name: value})
+
+
+@pytest.mark.parametrize("setting", [{"max_retries": 10**400}, {"namespace": 5}], ids=["huge", "namespace"])
+def test_a_value_of_a_wild_size_or_type_is_refused_by_name(setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        OutboxConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"enabled": "yes"}, "enabled is 'yes' .allowed: true or false"),
+        ({"enabled": 1}, "enabled is 1 .allowed: true or false"),
+        ({"dir": ""}, "dir is '' .allowed: a path"),
+        ({"dir": None}, "dir is None .allowed: a path"),
+        ({"dir": "a\0b"}, r"dir is 'a\\x00b'"),
+        ({"namespace": ""}, "namespace is '' .allowed: 1 to 200 characters"),
+        ({"namespace": "a" * 201}, "namespace is 'aaa.*allowed: 1 to 200 characters"),
+        ({"database_url": "mysql://u@h/d"}, "database_url has scheme 'mysql' .allowed: postgresql://"),
+        ({"database_url": "postgresql://"}, "database_url has scheme 'postgresql' .allowed: postgresql://"),
+        ({"database_url": ""}, "database_url has scheme 'none'"),
+        ({"backoff_base": 20.0}, r"backoff_base is 20.0 .allowed: at most backoff_cap \(15.0\)"),
+    ],
+)
+def test_other_settings_are_refused_by_name_and_value(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OutboxConfig(**setting)
+
+
+def test_a_path_is_taken_as_text(tmp_path: Path) -> None:
+    assert OutboxConfig(dir=tmp_path).dir == str(tmp_path)  # type: ignore[arg-type]
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        OutboxConfig().batch_size = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("url", ["postgresql://h/d", "postgres://u:p@h:1/d", "postgresql+psycopg2://h/d"])
+def test_postgresql_urls_are_taken(url: str) -> None:
+    assert check_database_url(url) == url
+    assert OutboxConfig(database_url=url).database_url == url
+
+
+def test_a_password_is_not_shown() -> None:
+    assert "s3cret" not in repr(OutboxConfig(database_url="postgresql://u:s3cret@h/d"))
+    with pytest.raises(ConfigError) as caught:
+        OutboxConfig(database_url="mysql://u:s3cret@h/d")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["u:s3cret@h/d", "host=h dbname=d password=s3cret"])
+def test_a_password_in_a_value_without_scheme_is_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        OutboxConfig.from_env({"DATABASE_URL": url})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_defaults_hold_without_environment() -> None:
+    config = OutboxConfig.from_env({})
+    assert config == OutboxConfig()
+    assert (config.enabled, config.dir, config.sync_interval) == (True, "data/outbox", 5.0)
+    assert (config.max_retries, config.retention_hours, config.alert_pending) == (10, 168.0, 10_000)
+
+
+def test_every_setting_has_its_variable() -> None:
+    config = OutboxConfig.from_env(
+        {
+            "OUTBOX_ENABLED": "No",
+            "OUTBOX_DIR": " /srv/outbox ",
+            "OUTBOX_SYNC_INTERVAL": "2.5",
+            "OUTBOX_MAX_RETRIES": "3",
+            "OUTBOX_RETENTION_HOURS": "24",
+            "OUTBOX_ALERT_PENDING": "99",
+            "OUTBOX_MIN_FREE_MB": "7",
+            "OUTBOX_MAX_SIZE_MB": "100",
+            "OUTBOX_BATCH_SIZE": "50",
+            "OUTBOX_NAMESPACE": "desk",
+            "OUTBOX_CONNECT_TIMEOUT": "",
+            "OUTBOX_OPERATIONS": "my.module:operations",
+            "DATABASE_URL": "postgresql://h/d",
+            "HOME": "/root",
+        }
+    )
+    assert config == OutboxConfig(
+        enabled=False,
+        dir="/srv/outbox",
+        sync_interval=2.5,
+        max_retries=3,
+        retention_hours=24.0,
+        alert_pending=99,
+        min_free_mb=7,
+        max_size_mb=100,
+        batch_size=50,
+        namespace="desk",
+        database_url="postgresql://h/d",
+    )
+    assert config.database_url == "postgresql://h/d"
+
+
+def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTBOX_BATCH_SIZE", "77")
+    assert OutboxConfig.from_env().batch_size == 77
+
+
+@pytest.mark.parametrize("text", ["1", "true", "YES", "on"])
+def test_words_for_true(text: str) -> None:
+    assert OutboxConfig.from_env({"OUTBOX_ENABLED": text}, enabled=True).enabled
+    assert OutboxConfig.from_env({"OUTBOX_ENABLED": text}).enabled
+
+
+@pytest.mark.parametrize("text", ["0", "False", "no", "OFF"])
+def test_words_for_false(text: str) -> None:
+    assert not OutboxConfig.from_env({"OUTBOX_ENABLED": text}).enabled
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("OUTBOX_ENABLED", "maybe", "OUTBOX_ENABLED is 'maybe' .allowed: true or false"),
+        ("OUTBOX_BATCH_SIZE", "many", "OUTBOX_BATCH_SIZE is 'many' .allowed: a whole number"),
+        ("OUTBOX_BATCH_SIZE", "1.5", "OUTBOX_BATCH_SIZE is '1.5' .allowed: a whole number"),
+        ("OUTBOX_BATCH_SIZE", "0", "OUTBOX_BATCH_SIZE is 0 .allowed: a whole number from 1 to 100000"),
+        ("OUTBOX_SYNC_INTERVAL", "soon", "OUTBOX_SYNC_INTERVAL is 'soon' .allowed: a number"),
+        ("OUTBOX_SYNC_INTERVAL", "nan", "OUTBOX_SYNC_INTERVAL is nan .allowed: a number from"),
+        ("OUTBOX_RETENTION_HOURS", "-1", "OUTBOX_RETENTION_HOURS is -1.0 .allowed: a number from 0"),
+        ("OUTBOX_BACKOFF_BASE", "16", r"OUTBOX_BACKOFF_BASE is 16.0 .allowed: at most backoff_cap"),
+        ("DATABASE_URL", "sqlite:///x", "DATABASE_URL has scheme 'sqlite' .allowed: postgresql://"),
+        ("OUTBOX_BATCHSIZE", "5", "unknown setting OUTBOX_BATCHSIZE .allowed: DATABASE_URL, OUTBOX_"),
+        ("OUTBOX_DATABASE_URL", "postgresql://h/d", "unknown setting OUTBOX_DATABASE_URL"),
+    ],
+)
+def test_a_bad_variable_is_refused_by_name_value_and_range(variable: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        OutboxConfig.from_env({variable: text})
+
+
+def test_an_override_wins_even_over_a_bad_variable() -> None:
+    assert OutboxConfig.from_env({"OUTBOX_BATCH_SIZE": "many"}, batch_size=5).batch_size == 5
+
+
+def test_a_bad_override_is_named_by_its_field() -> None:
+    with pytest.raises(ConfigError, match="^batch_size is 0"):
+        OutboxConfig.from_env({"OUTBOX_MAX_RETRIES": "5"}, batch_size=0)
+
+
+def test_variable_names() -> None:
+    assert variable_name("database_url") == "DATABASE_URL"
+    assert variable_name("sync_interval") == "OUTBOX_SYNC_INTERVAL"

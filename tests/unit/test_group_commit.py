@@ -1,0 +1,220 @@
+"""Threads that submit together share one commit, one fate, and never wait for a leader that is gone."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from outbox import group_commit
+from outbox.group_commit import GroupCommit
+
+PATIENCE_S = 20.0
+
+
+class Rig:
+    """A group commit whose commits stop at a barrier when told, and whose submitters' ends are recorded."""
+
+    def __init__(self) -> None:
+        self.commits: list[list[Any]] = []
+        # Raised by the commits to come, first one first; None lets one pass.
+        self.failures: list[BaseException | None] = []
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        self.go_on.set()
+        self.ends: dict[Any, BaseException | None] = {}
+        self.commit = GroupCommit[Any](self._commit)
+        self._threads: list[threading.Thread] = []
+
+    def _commit(self, items: list[Any]) -> None:
+        self.entered.set()
+        assert self.go_on.wait(PATIENCE_S)
+        self.commits.append(items)
+        failure = self.failures.pop(0) if self.failures else None
+        if failure is not None:
+            raise failure
+
+    def submit(self, item: Any) -> None:
+        try:
+            self.commit.submit(item)
+        except BaseException as exc:  # noqa: BLE001 - it is what the test looks at
+            self.ends[item] = exc
+        else:
+            self.ends[item] = None
+
+    def start(self, item: Any, *, name: str | None = None) -> None:
+        """Submit on a thread of its own, and wait until it is in the queue or commits."""
+        before = len(self.commit._queue)
+        thread = threading.Thread(target=self.submit, args=(item,), name=name)
+        self._threads.append(thread)
+        was_led = self.commit._led
+        thread.start()
+        self.until(lambda: len(self.commit._queue) > before if was_led else self.entered.is_set())
+
+    def hold(self) -> None:
+        """Submit `first` and keep its commit from ending."""
+        self.go_on.clear()
+        self.start("first")
+
+    def release(self) -> None:
+        self.go_on.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+
+    @staticmethod
+    def until(condition: Callable[[], bool]) -> None:
+        pause = threading.Event()
+        for _ in range(int(PATIENCE_S * 1000)):
+            if condition():
+                return
+            pause.wait(0.001)
+        raise AssertionError("it never happened")
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    yield rig
+    rig.release()
+    # Whatever happened, the next one is served at once and alone.
+    rig.failures.clear()
+    rig.commit.submit("after")
+    assert rig.commits[-1] == ["after"]
+
+
+def test_a_lone_thread_commits_by_itself(rig: Rig) -> None:
+    rig.submit(1)
+    rig.submit(2)
+    assert rig.commits == [[1], [2]]
+
+
+def test_threads_that_arrive_during_a_commit_share_the_next_one_in_order(rig: Rig) -> None:
+    rig.hold()
+    for item in range(31):
+        rig.start(item)
+    rig.release()
+    assert rig.commits == [["first"], list(range(31))]
+    assert rig.ends == dict.fromkeys(["first", *range(31)])
+
+
+def test_busy_threads_need_fewer_commits_than_items_and_nothing_is_lost_or_doubled(rig: Rig) -> None:
+    barrier = threading.Barrier(32)
+
+    def work(number: int) -> None:
+        barrier.wait(PATIENCE_S)
+        for item in range(20):
+            rig.submit((number, item))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(32)]
+    rig.hold()
+    for thread in threads:
+        thread.start()
+    rig.until(lambda: len(rig.commit._queue) == 32)
+    rig.release()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    committed = [item for commit in rig.commits for item in commit if item != "first"]
+    assert sorted(committed) == [(number, item) for number in range(32) for item in range(20)]
+    assert len(rig.commits) < len(committed)
+    assert not any(rig.ends.values())
+
+
+def test_an_error_reaches_all_of_its_batch_and_nobody_else(rig: Rig) -> None:
+    error = OSError("disk full")
+    rig.failures = [None, error]
+    rig.hold()
+    for item in range(5):
+        rig.start(item)
+    rig.release()
+    assert rig.ends == {"first": None, **dict.fromkeys(range(5), error)}
+
+
+def test_an_error_of_a_commit_does_not_hold_up_the_queue_behind_it(rig: Rig) -> None:
+    rig.failures = [OSError("disk full")]
+    rig.hold()
+    rig.start("next")
+    rig.release()
+    assert isinstance(rig.ends["first"], OSError)
+    assert rig.ends["next"] is None
+
+
+def test_an_interrupted_leader_hands_over_and_nothing_is_lost_or_doubled(rig: Rig) -> None:
+    rig.failures = [None, KeyboardInterrupt()]
+    rig.hold()
+    for item in ("leader", "b", "c"):
+        rig.start(item)
+    rig.release()
+    assert isinstance(rig.ends.pop("leader"), KeyboardInterrupt)
+    assert rig.ends == {"first": None, "b": None, "c": None}
+    # The interrupted commit is in doubt; the followers' items are given to the next leader once more.
+    assert rig.commits == [["first"], ["leader", "b", "c"], ["b", "c"]]
+
+
+def test_an_interrupted_leader_lets_those_behind_its_batch_go_on(rig: Rig) -> None:
+    rig.failures = [KeyboardInterrupt()]
+    rig.hold()
+    rig.start("next")
+    rig.release()
+    assert isinstance(rig.ends["first"], KeyboardInterrupt)
+    assert rig.commits == [["first"], ["next"]]
+
+
+def test_an_interrupted_follower_leaves_the_queue(rig: Rig) -> None:
+    rig.hold()
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        rig.until(lambda: len(rig.commit._queue) == 1)
+        signal.pthread_kill(main, signal.SIGUSR1)
+
+    def raise_it(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, raise_it)
+    try:
+        helper = threading.Thread(target=interrupt)
+        helper.start()
+        with pytest.raises(KeyboardInterrupt):
+            rig.commit.submit("follower")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    helper.join()
+    assert rig.commit._queue == []
+    rig.release()
+    assert rig.commits == [["first"]]
+
+
+class InterruptedLock:
+    """A lock on whose second taking the thread is interrupted, just after it has it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    def acquire(self) -> None:
+        self._lock.acquire()
+        self._taken += 1
+        if self._taken == 2:
+            raise KeyboardInterrupt
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+def test_a_follower_that_is_interrupted_as_it_becomes_leader_hands_over(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock() -> Any:
+        return InterruptedLock() if threading.current_thread().name == "doomed" else threading.Lock()
+
+    monkeypatch.setattr(group_commit, "Lock", lock)
+    rig.hold()
+    rig.start("doomed", name="doomed")
+    rig.start("next")
+    rig.release()
+    assert isinstance(rig.ends["doomed"], KeyboardInterrupt)
+    assert rig.ends["next"] is None
+    assert rig.commits == [["first"], ["next"]]

@@ -1,0 +1,219 @@
+"""Roles: one holder each, named by its pid, let go whenever its process ends, and never disturbed by observers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from outbox import Outbox, StoreLocked, locks
+from outbox.locks import Role, RoleLock, holder
+
+HOLD = """
+import sys
+from pathlib import Path
+from outbox.locks import Role, RoleLock
+lock = RoleLock(Path(sys.argv[1]), Role[sys.argv[2]], shared=sys.argv[3:] == ["shared"])
+print("held", flush=True)
+sys.stdin.read()
+"""
+HOLD_AND_FORK = """
+import os, sys
+from pathlib import Path
+from outbox.locks import Role, RoleLock
+lock = RoleLock(Path(sys.argv[1]), Role.ENGINE)
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def process(code: str, *args: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """A child that runs `code` until the end of its input; killed at the latest when the block ends."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def said(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("role", [Role.ENGINE, Role.RELAY])
+def test_a_role_has_one_holder_whose_pid_is_told(tmp_path: Path, role: Role) -> None:
+    with process(HOLD, tmp_path, role.name) as other:
+        assert said(other) == "held"
+        with pytest.raises(
+            StoreLocked, match=f"{role.value} role of {tmp_path} is held by process {other.pid}"
+        ) as caught:
+            RoleLock(tmp_path, role)
+        assert caught.value.holder_pid == other.pid
+        assert holder(tmp_path, role) == other.pid
+
+
+def test_a_role_excludes_a_second_object_of_the_same_process(tmp_path: Path) -> None:
+    lock = RoleLock(tmp_path, Role.ENGINE)
+    with pytest.raises(StoreLocked, match=f"held by process {os.getpid()}"):
+        RoleLock(tmp_path, Role.ENGINE)
+    lock.release()
+    lock.release()
+    RoleLock(tmp_path, Role.ENGINE).release()
+
+
+def test_roles_do_not_exclude_each_other(tmp_path: Path) -> None:
+    taken = [RoleLock(tmp_path, role) for role in Role]
+    for lock in taken:
+        lock.release()
+
+
+def test_a_refused_lock_leaves_no_descriptor_behind(tmp_path: Path) -> None:
+    lock = RoleLock(tmp_path, Role.ENGINE)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(StoreLocked):
+            RoleLock(tmp_path, Role.ENGINE)
+    assert len(os.listdir("/proc/self/fd")) == before
+    lock.release()
+
+
+def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
+    with process(HOLD, tmp_path, "ENGINE") as other:
+        said(other)
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+        assert holder(tmp_path, Role.ENGINE) is None
+        RoleLock(tmp_path, Role.ENGINE).release()
+
+
+def test_a_forked_child_that_outlives_the_holder_does_not_keep_the_role(tmp_path: Path) -> None:
+    with process(HOLD_AND_FORK, tmp_path) as other:
+        child = int(said(other))
+        assert holder(tmp_path, Role.ENGINE) == other.pid
+        other.kill()
+        other.wait()
+        os.kill(child, 0)
+        RoleLock(tmp_path, Role.ENGINE).release()
+        # The end of its input ends the orphan; it closes the pipe when it is gone.
+        assert other.stdin is not None
+        assert other.stdout is not None
+        other.stdin.close()
+        assert other.stdout.read() == ""
+
+
+def test_a_second_engine_is_told_who_is_first(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        with pytest.raises(StoreLocked, match=f"engine role .* process {os.getpid()}.*stop that process"):
+            Outbox.open(outbox_dir)
+        assert box.enqueue("log", {"a": 1}).seq == 1
+    Outbox.open(outbox_dir).close()
+
+
+def test_observers_of_a_free_role_see_nobody(tmp_path: Path) -> None:
+    assert holder(tmp_path, Role.ENGINE) is None
+    assert os.listdir(tmp_path) == []
+    RoleLock(tmp_path, Role.ENGINE).release()
+    assert holder(tmp_path, Role.ENGINE) is None
+
+
+def test_observers_do_not_see_each_other(tmp_path: Path) -> None:
+    RoleLock(tmp_path, Role.RELAY).release()
+    with open(tmp_path / "relay.lock") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert holder(tmp_path, Role.RELAY) is None
+
+
+def test_a_holder_that_wrote_no_pid_is_unknown(tmp_path: Path) -> None:
+    with open(tmp_path / "relay.lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert holder(tmp_path, Role.RELAY) == 0
+        with pytest.raises(StoreLocked, match="held by another process") as caught:
+            RoleLock(tmp_path, Role.RELAY)
+        assert caught.value.holder_pid is None
+
+
+class Pause:
+    """Stands for the pause between two tries to take a lock, during which something happens."""
+
+    def __init__(self) -> None:
+        self.waits = 0
+
+    def __call__(self) -> Pause:
+        return self
+
+    def wait(self, seconds: float) -> None:
+        self.waits += 1
+        if self.waits == 2:
+            self.meanwhile()
+
+    def meanwhile(self) -> None:
+        """Nothing."""
+
+
+def test_an_observer_in_the_middle_of_its_look_does_not_keep_an_engine_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause = Pause()
+    monkeypatch.setattr(locks, "Event", pause)
+    RoleLock(tmp_path, Role.ENGINE).release()
+    with open(tmp_path / "engine.lock") as observer:
+        fcntl.flock(observer, fcntl.LOCK_SH)
+        monkeypatch.setattr(pause, "meanwhile", observer.close)
+        RoleLock(tmp_path, Role.ENGINE).release()
+    assert pause.waits == 2
+
+
+def test_an_opener_waits_while_another_one_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = Pause()
+    monkeypatch.setattr(locks, "Event", pause)
+    verifying = RoleLock(tmp_path, Role.ACCESS)
+    monkeypatch.setattr(pause, "meanwhile", verifying.release)
+    RoleLock(tmp_path, Role.ACCESS, shared=True).release()
+    assert pause.waits == 2
+
+
+def test_shared_access_becomes_whole_only_when_nobody_else_has_it(tmp_path: Path) -> None:
+    mine, other = (RoleLock(tmp_path, Role.ACCESS, shared=True) for _ in range(2))
+    with pytest.raises(StoreLocked):
+        mine.make_exclusive()
+    # It is still shared: a third opener gets in, and so does the other one of the two alone.
+    RoleLock(tmp_path, Role.ACCESS, shared=True).release()
+    with pytest.raises(StoreLocked):
+        other.make_exclusive()
+    other.release()
+    mine.make_exclusive()
+    assert holder(tmp_path, Role.ACCESS) is not None
+    mine.make_shared()
+    assert holder(tmp_path, Role.ACCESS) is None
+    mine.release()
+
+
+def test_another_failure_of_the_lock_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int, mode: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="No locks available"):
+        RoleLock(tmp_path, Role.ENGINE)
+
+
+def test_lock_files_are_private(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        RoleLock(tmp_path, Role.ENGINE).release()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "engine.lock").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,67 @@
+"""What a role tells other processes about itself: readable by anybody, and never half of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from outbox import codec
+from outbox.state_file import StateFile
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateFile:
+    return StateFile(tmp_path / "state")
+
+
+def test_the_last_state_is_read(state: StateFile) -> None:
+    state.write({"pid": 1, "held_back": 5, "halted": "disk full: ü"})
+    state.write({"pid": 2})
+    assert state.read() == {"pid": 2}
+
+
+def test_nothing_was_written_yet(state: StateFile) -> None:
+    assert state.read() is None
+
+
+def test_the_file_keeps_its_size_and_is_private(state: StateFile, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        state.write({"pid": 1})
+    finally:
+        os.umask(before)
+    info = (tmp_path / "state").stat()
+    assert (info.st_mode & 0o777, info.st_size) == (0o600, 4096)
+    state.write({"pid": 1, "error": "x" * 3000})
+    assert ((tmp_path / "state").stat().st_size, (tmp_path / "state").stat().st_ino) == (4096, info.st_ino)
+
+
+def test_too_much_leaves_the_pid(state: StateFile) -> None:
+    state.write({"pid": 7, "error": "x" * 5000})
+    assert state.read() == {"pid": 7}
+    state.write({"pid": 7, "error": "x" * 4060})
+    assert state.read() == {"pid": 7, "error": "x" * 4060}
+
+
+@pytest.mark.parametrize("position", [0, 7, 8, 20, 4095])
+def test_a_torn_state_reads_as_absent(state: StateFile, tmp_path: Path, position: int) -> None:
+    state.write({"pid": 1})
+    data = bytearray((tmp_path / "state").read_bytes())
+    data[position] ^= 1
+    (tmp_path / "state").write_bytes(data)
+    assert state.read() is None
+
+
+@pytest.mark.parametrize("size", [0, 8, 4095])
+def test_a_cut_state_reads_as_absent(state: StateFile, tmp_path: Path, size: int) -> None:
+    state.write({"pid": 1})
+    os.truncate(tmp_path / "state", size)
+    assert state.read() is None
+
+
+def test_something_else_than_a_state_reads_as_absent(state: StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "to_json", lambda value: b"[1]")
+    state.write({"pid": 1})
+    assert state.read() is None

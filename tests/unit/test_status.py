@@ -1,0 +1,125 @@
+"""What an operator is told, from the figures: what needs a person, what is degraded, and how healthy that is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from outbox import Health, OutboxConfig, OutboxStatus, RelayStatus
+from outbox.status import assess
+
+MIB = 1 << 20
+CONFIG = OutboxConfig(alert_pending=100, min_free_mb=50)
+GOOD = OutboxStatus(
+    path="/srv/outbox",
+    store_id="7a2b",
+    pending=3,
+    held_back=0,
+    dead_letters=0,
+    completed=10,
+    acknowledged=13,
+    discarded=0,
+    quarantined=0,
+    unledgered=0,
+    ledger=10,
+    lag_s=0.5,
+    watermark=10,
+    last_seq=13,
+    relay=RelayStatus(alive=True, pid=7, breaker="closed", last_applied_at=datetime(2024, 3, 1, tzinfo=UTC)),
+    engine_pid=7,
+    halted=False,
+    halt_reason=None,
+    live_bytes=10 * MIB,
+    file_bytes=20 * MIB,
+    max_bytes=100 * MIB,
+    map_bytes=64 << 30,
+    free_disk_bytes=50 * MIB,
+)
+
+
+def relay(**changes: Any) -> RelayStatus:
+    return replace(GOOD.relay, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pending": 100},
+        {"pending": 0, "relay": RelayStatus()},
+        {"live_bytes": 85 * MIB},
+        {"relay": RelayStatus(alive=True)},
+        {"relay": relay(died="an earlier one", last_error="an earlier one")},
+    ],
+    ids=str,
+)
+def test_nothing_to_say_is_healthy(changes: dict[str, Any]) -> None:
+    status = assess(replace(GOOD, **changes), CONFIG)
+    assert (status.needs_operator, status.degraded, status.health) == ([], [], Health.HEALTHY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"halted": True, "halt_reason": "could not enqueue: EIO"}, "enqueueing is halted: the store could not enqueue: EIO"),
+        ({"quarantined": 2}, "2 damaged entries are quarantined"),
+        ({"dead_letters": 1, "held_back": 3}, "1 dead letters hold back 3 entries"),
+        ({"live_bytes": 85 * MIB + 1}, "the store is full: 85 of 100 MiB"),
+        ({"pending": 0, "relay": RelayStatus(died="KeyError: 1")}, "the relay died: KeyError: 1"),
+        ({"relay": relay(stuck=True, idle_s=61.4)}, "the relay is stuck: no progress for 61 s while entries wait"),
+        ({"relay": relay(stuck=True)}, "the relay is stuck: no progress for 0 s while entries wait"),
+        ({"relay": relay(stopped=True, last_error="no table trades")}, "the line is stopped: no table trades"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_needs_an_operator(changes: dict[str, Any], said: str) -> None:
+    status = assess(replace(GOOD, **changes), CONFIG)
+    assert (status.needs_operator, status.degraded) == ([said], [])
+    assert status.health is Health.NEEDS_OPERATOR
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"relay": relay(breaker="open", last_error="refused")}, "delivery fails and is tried again: refused"),
+        ({"relay": relay(breaker="half-open", last_error="refused")}, "delivery fails and is tried again: refused"),
+        ({"relay": RelayStatus()}, "no relay is running and 3 entries wait"),
+        ({"pending": 101}, "101 entries wait, more than OUTBOX_ALERT_PENDING=100"),
+        ({"free_disk_bytes": 50 * MIB - 1}, "49 MiB of disk are free, less than 50"),
+        ({"unledgered": 4}, "4 entries were completed without a ledger copy"),
+    ],
+    ids=str,
+)
+def test_what_is_degraded(changes: dict[str, Any], said: str) -> None:
+    status = assess(replace(GOOD, **changes), CONFIG)
+    assert (status.needs_operator, status.degraded) == ([], [said])
+    assert status.health is Health.DEGRADED
+
+
+def test_an_operators_matter_outweighs_a_degradation() -> None:
+    status = assess(replace(GOOD, quarantined=1, unledgered=1, relay=RelayStatus(died="x")), CONFIG)
+    assert status.health is Health.NEEDS_OPERATOR
+    assert (len(status.needs_operator), len(status.degraded)) == (2, 2)
+
+
+def test_health_is_an_exit_code() -> None:
+    assert [int(health) for health in (Health.HEALTHY, Health.DEGRADED, Health.NEEDS_OPERATOR)] == [0, 1, 2]
+
+
+def test_as_dict_is_plain_json() -> None:
+    values = assess(GOOD, CONFIG).as_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert values["breaker"] == "closed"
+    assert values["health"] == "healthy"
+    assert values["relay"]["last_applied_at"] == "2024-03-01T00:00:00+00:00"
+    assert values["needs_operator"] == []
+
+
+def test_a_relay_that_never_reported_is_null_in_json() -> None:
+    values = replace(GOOD, relay=RelayStatus()).as_dict()
+    assert values["relay"]["last_applied_at"] is None
+    assert values["breaker"] == "unknown"

@@ -1,0 +1,204 @@
+"""A conversation that takes too long is ended by shutting its socket, and only its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from outbox.watchdog import Watchdog
+
+LIMIT_S = 0.1
+PATIENCE_S = 10.0
+
+
+class Time:
+    """Jumps when told."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def watchdog(clock: Time) -> Iterator[Watchdog]:
+    watchdog = Watchdog(LIMIT_S, clock)
+    yield watchdog
+    watchdog.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "outbox-watchdog"]
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = socket.socketpair()
+    one.settimeout(PATIENCE_S)
+    other.settimeout(PATIENCE_S)
+    with one, other:
+        yield one, other
+
+
+def works(pair: tuple[socket.socket, socket.socket]) -> bool:
+    try:
+        pair[0].sendall(b"x")
+        return pair[1].recv(1) == b"x"
+    except OSError:
+        return False
+
+
+def test_a_read_that_never_ends_is_ended(
+    watchdog: Watchdog, clock: Time, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    watchdog.watch(pair[0].fileno())
+    with watchdog.guard():
+        clock.now = LIMIT_S * 1.01
+        assert pair[0].recv(1) == b""
+    assert watchdog.fired
+
+
+def test_a_block_within_its_limit_is_left_alone(
+    watchdog: Watchdog, clock: Time, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    watchdog.watch(pair[0].fileno())
+    for _ in range(3):
+        with watchdog.guard():
+            clock.now += LIMIT_S
+            threading.Event().wait(LIMIT_S / 2)
+    clock.now += 100 * LIMIT_S
+    threading.Event().wait(LIMIT_S / 2)
+    assert works(pair)
+    assert not watchdog.fired
+
+
+def test_shut_ends_the_conversation_at_once_and_may_be_repeated(
+    watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    watchdog.watch(pair[0].fileno())
+    watchdog.shut()
+    watchdog.shut()
+    assert watchdog.fired
+    assert pair[1].recv(1) == b""
+
+
+def test_a_socket_that_is_down_already_is_no_error(
+    watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    with socket.socket() as never_connected:
+        watchdog.watch(never_connected.fileno())
+        watchdog.shut()
+        assert watchdog.fired
+
+
+def test_a_descriptor_that_was_closed_and_given_to_another_is_not_touched(
+    watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    first, peer = socket.socketpair()
+    number = first.fileno()
+    watchdog.watch(number)
+    first.close()
+    os.dup2(pair[0].fileno(), number)
+    try:
+        watchdog.shut()
+        assert works(pair)
+        peer.settimeout(PATIENCE_S)
+        assert peer.recv(1) == b""
+    finally:
+        os.close(number)
+        peer.close()
+
+
+def test_it_guards_the_newest_connection_only(watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]) -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        watchdog.watch(one.fileno())
+        watchdog.watch(pair[0].fileno())
+        watchdog.shut()
+        assert works((one, other))
+        assert not works(pair)
+
+
+def test_each_block_is_judged_for_itself(watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]) -> None:
+    watchdog.watch(pair[0].fileno())
+    with watchdog.guard():
+        watchdog.shut()
+    assert watchdog.fired
+    with watchdog.guard():
+        assert not watchdog.fired
+
+
+def test_a_block_that_was_shut_before_it_had_a_socket_does_not_get_one(
+    watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    with watchdog.guard():
+        watchdog.shut()
+        watchdog.watch(pair[0].fileno())
+        assert not works(pair)
+
+
+def test_a_socket_shut_in_an_earlier_block_does_not_spoil_the_next_one(
+    watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    with watchdog.guard():
+        watchdog.shut()
+    watchdog.watch(pair[0].fileno())
+    assert works(pair)
+
+
+def test_a_forgotten_socket_is_closed_with_its_owners_descriptor(
+    watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    watchdog.forget()
+    watchdog.watch(pair[0].fileno())
+    watchdog.forget()
+    pair[0].close()
+    assert pair[1].recv(1) == b""
+    watchdog.shut()
+
+
+def test_after_closing_it_can_be_used_again(
+    watchdog: Watchdog, clock: Time, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    watchdog.close()
+    watchdog.watch(pair[0].fileno())
+    watchdog.close()
+    watchdog.close()
+    watchdog.shut()
+    assert works(pair)
+    watchdog.watch(pair[0].fileno())
+    with watchdog.guard():
+        clock.now = 1.0
+        assert pair[0].recv(1) == b""
+
+
+def test_it_keeps_no_descriptor(clock: Time, pair: tuple[socket.socket, socket.socket]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    watchdog = Watchdog(LIMIT_S, clock)
+    for _ in range(5):
+        watchdog.watch(pair[0].fileno())
+    watchdog.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_it_may_be_closed_from_its_own_thread(clock: Time, pair: tuple[socket.socket, socket.socket]) -> None:
+    done = threading.Event()
+
+    class Closing(Watchdog):
+        def shut(self) -> None:
+            super().shut()
+            self.close()
+            done.set()
+
+    watchdog = Closing(LIMIT_S, clock)
+    watchdog.watch(pair[0].fileno())
+    with watchdog.guard():
+        clock.now = 1.0
+        assert done.wait(PATIENCE_S)
