@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -14,7 +15,7 @@ from outbox import OutboxConfig, OutboxError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_PASSWORD = re.compile(r"(://[^:/@\s]*):[^@\s]*@")
+_PASSWORDS = re.compile(r"(://[^:/@\s]*:|\bpassword=)[^@&\s'\"]*(?=[@&\s'\"]|$)")
 
 directory_option = click.option(
     "--dir", "directory", metavar="PATH", help="The store's directory; default: OUTBOX_DIR, else data/outbox."
@@ -25,6 +26,27 @@ class Refused(click.ClickException):
     """An error that ends a command with exit code 2."""
 
     exit_code = 2
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C: exit code 130, as shells expect it."""
+
+    exit_code = 130
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"interrupted: {self.message}", file=file, err=file is None)
+
+
+class OneSentenceGroup(click.Group):
+    """A group whose wrong options, here and in its commands, are one sentence instead of a usage text."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _brief_usage_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _brief_usage_errors():
+            return super().invoke(ctx)
 
 
 def settings(directory: str | None, **overrides: Any) -> OutboxConfig:
@@ -42,19 +64,23 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except OutboxError as exc:
             _refuse(str(exc), exc)
+        except BrokenPipeError:
+            raise  # whoever read the output has seen enough
         except PermissionError as exc:
             where = exc.filename if exc.filename is not None else "the store"
             _refuse(f"no permission for {where}: run this as the user who owns the outbox", exc)
         except OSError as exc:
             where = f" ({exc.filename})" if exc.filename is not None else ""
             _refuse(f"{exc.strerror or exc}{where}", exc)
+        except KeyboardInterrupt as exc:
+            raise Interrupted("this is safe, nothing is lost") from exc
 
     return guarded
 
 
 def without_password(text: str) -> str:
-    """`text` with the password of any URL in it blotted out."""
-    return _PASSWORD.sub(r"\1:***@", text)
+    """`text` with the password of any URL or connection string in it blotted out."""
+    return _PASSWORDS.sub(r"\1***", text)
 
 
 def size(count: int) -> str:
@@ -80,3 +106,17 @@ def duration(seconds: float) -> str:
 
 def _refuse(message: str, cause: Exception) -> NoReturn:
     raise Refused(without_password(message)) from cause
+
+
+@contextmanager
+def _brief_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as exc:
+        context = exc.ctx
+        # Without a context click leaves out the usage text; help that was asked for shows itself all the same.
+        exc.ctx = None
+        if context is not None and type(exc).show is click.UsageError.show:
+            sentence = exc.format_message().rstrip(".")
+            raise click.UsageError(f"{sentence} (see '{context.command_path} --help')") from exc
+        raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -82,7 +81,8 @@ class OutboxConfig:
         if not isinstance(self.dir, (str, os.PathLike)) or not str(self.dir) or "\0" in str(self.dir):
             raise ConfigError(f"dir is {self.dir!r}", hint="allowed: a path")
         object.__setattr__(self, "dir", os.fspath(self.dir))
-        if self.namespace is not None and not 0 < len(self.namespace) <= 200:
+        named = isinstance(self.namespace, str) and 0 < len(self.namespace) <= 200
+        if self.namespace is not None and not named:
             raise ConfigError(f"namespace is {self.namespace!r}", hint="allowed: 1 to 200 characters")
         if self.database_url is not None:
             check_database_url(self.database_url)
@@ -95,7 +95,8 @@ class OutboxConfig:
         low, high = _RANGES[name]
         kind = "a whole number" if whole else "a number"
         right = isinstance(value, int) if whole else isinstance(value, (int, float))
-        if not right or isinstance(value, bool) or not math.isfinite(value) or not low <= value <= high:
+        # Compared first: NaN is in no range, and an integer may be too large for a float.
+        if not right or isinstance(value, bool) or not low <= value <= high:
             raise ConfigError(f"{name} is {value!r}", hint=f"allowed: {kind} from {low:g} to {high:g}")
 
     @classmethod
@@ -134,6 +135,8 @@ def variable_name(setting: str) -> str:
 def check_database_url(url: object) -> str:
     """`url` if it names a PostgreSQL database; raises `ConfigError`, without repeating a password."""
     scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
+    # Without a scheme the whole value may be a password.
+    scheme = scheme if separator else ""
     if not separator or scheme not in ("postgresql", "postgres", "postgresql+psycopg2") or not rest:
         raise ConfigError(
             f"database_url has scheme {scheme or 'none'!r}",

@@ -194,7 +194,7 @@ def read_identity(directory: Path) -> Identity:
 def is_vacant(directory: Path) -> bool:
     """Whether a store may be created at `directory`: absent, or holding nothing but lock and state files."""
     try:
-        return all(entry.name in _OURS for entry in os.scandir(directory))
+        return all(name in _OURS for name in os.listdir(directory))
     except FileNotFoundError:
         return True
     except NotADirectoryError:

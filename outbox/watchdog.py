@@ -32,6 +32,8 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         # Whether it shut the socket of the guarded block at hand, or of the last one.
         self.fired = False
+        # Whether somebody asked for the end of the guarded block at hand.
+        self._unwanted = False
 
     def watch(self, descriptor: int) -> None:
         """Guard this connected socket from now on, instead of any earlier one."""
@@ -43,6 +45,8 @@ class Watchdog:
             if self._deadline is not None:
                 # Connecting has a time limit of its own; what comes then has this one.
                 self._deadline = self._monotonic() + self._limit_s
+            if self._unwanted:
+                self._shut()
             if self._thread is None:
                 self._closing = threading.Event()
                 self._thread = threading.Thread(
@@ -61,16 +65,18 @@ class Watchdog:
     def guard(self) -> Iterator[None]:
         """The block must end within the limit; `fired` tells afterwards whether it did."""
         with self._lock:
-            self.fired = False
+            self.fired = self._unwanted = False
             self._deadline = self._monotonic() + self._limit_s
         try:
             yield
         finally:
-            self._deadline = None
+            with self._lock:
+                self._deadline, self._unwanted = None, False
 
     def shut(self) -> None:
-        """Shut the socket now."""
+        """Shut the socket now, or as soon as the guarded block at hand has one."""
         with self._lock:
+            self._unwanted = self._deadline is not None
             self._shut()
 
     def _shut(self) -> None:
@@ -97,4 +103,5 @@ class Watchdog:
             deadline = self._deadline
             if deadline is not None and self._monotonic() > deadline and not self.fired:
                 _log.error("PostgreSQL is silent, shutting the connection", extra={"limit_s": self._limit_s})
-                self.shut()
+                with self._lock:
+                    self._shut()

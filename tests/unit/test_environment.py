@@ -181,7 +181,6 @@ def test_a_data_file_without_our_databases_is_corruption(outbox_dir: Path) -> No
         Outbox.open(outbox_dir)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: is_vacant leaves its scandir iterator open (ResourceWarning)")
 def test_a_missing_identity_beside_data_is_not_a_store(outbox_dir: Path) -> None:
     make(outbox_dir)
     (outbox_dir / "outbox.json").unlink()
@@ -192,7 +191,6 @@ def test_a_missing_identity_beside_data_is_not_a_store(outbox_dir: Path) -> None
     assert content(outbox_dir) == before
 
 
-@pytest.mark.xfail(strict=True, reason="defect: is_vacant leaves its scandir iterator open (ResourceWarning)")
 def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     before = content(tmp_path)
