@@ -15,7 +15,8 @@ from outbox import OutboxConfig, OutboxError
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_PASSWORDS = re.compile(r"(://[^:/@\s]*:|\bpassword=)[^@&\s'\"]*(?=[@&\s'\"]|$)")
+_IN_URL = re.compile(r"(://[^:/@\s]*):\S*@")
+_AS_PARAMETER = re.compile(r"(?i)(\bpassword=)('[^']*'|[^&\s'\"]+)")
 
 directory_option = click.option(
     "--dir", "directory", metavar="PATH", help="The store's directory; default: OUTBOX_DIR, else data/outbox."
@@ -80,7 +81,7 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
 
 def without_password(text: str) -> str:
     """`text` with the password of any URL or connection string in it blotted out."""
-    return _PASSWORDS.sub(r"\1***", text)
+    return _AS_PARAMETER.sub(r"\1***", _IN_URL.sub(r"\1:***@", text))
 
 
 def size(count: int) -> str:

@@ -6,19 +6,20 @@ import importlib.metadata
 
 import click
 
+from .common import OneSentenceGroup
 from .compact import compact
 from .demo import demo
 from .drain import drain
 from .status import status
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=OneSentenceGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(importlib.metadata.version("lmdb-outbox"), prog_name="atb")
 def atb() -> None:
     """Tools of the lmdb-outbox library."""
 
 
-@atb.group()
+@atb.group(cls=OneSentenceGroup)
 def outbox() -> None:
     """Look at an outbox, drain it, compact it.
 

@@ -6,7 +6,7 @@ import json
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from outbox import Health, Outbox, OutboxStatus
 
@@ -38,15 +38,18 @@ def status(context: click.Context, directory: str | None, as_json: bool) -> None
 
 def _show(found: OutboxStatus) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"outbox {found.path}: {_WORDS[found.health]}", style=_STYLES[found.health], markup=False)
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2))
+
+    def line(text: str, style: str = "") -> None:
+        # As Text, since what PostgreSQL or the system said may look like markup.
+        console.print(Text(without_password(text), style=style))
+
+    line(f"outbox {found.path}: {_WORDS[found.health]}", _STYLES[found.health])
     for name, value in _rows(found):
-        table.add_row(name, value)
-    console.print(table)
-    for line in found.needs_operator:
-        console.print(without_password(f"!! {line}"), style="red", markup=False)
-    for line in found.degraded:
-        console.print(without_password(f"!  {line}"), style="yellow", markup=False)
+        line(f"{name:<16}{value}")
+    for sentence in found.needs_operator:
+        line(f"!! {sentence}", "red")
+    for sentence in found.degraded:
+        line(f"!  {sentence}", "yellow")
 
 
 def _rows(found: OutboxStatus) -> list[tuple[str, str]]:
@@ -71,6 +74,7 @@ def _relay(found: OutboxStatus) -> str:
     relay = found.relay
     if not relay.alive:
         return "not running" if relay.died is None else f"died: {relay.died}"
-    state = "stuck" if relay.stuck else "line stopped" if relay.stopped else "alive"
+    waiting = found.pending > found.held_back
+    state = "stuck" if relay.stuck else "line stopped" if relay.stopped else "alive" if waiting else "idle"
     idle = "" if relay.idle_s is None else f", last progress {duration(relay.idle_s)} ago"
     return f"{state}, process {relay.pid}{idle}"

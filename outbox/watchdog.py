@@ -101,7 +101,9 @@ class Watchdog:
         # Looking a few times per limit costs less than waking a thread for every batch.
         while not closing.wait(self._limit_s / 4):
             deadline = self._deadline
-            if deadline is not None and self._monotonic() > deadline and not self.fired:
+            # Without a socket the driver is still connecting, which has a time limit of its own.
+            if deadline is None or self._socket is None or self.fired:
+                continue
+            if self._monotonic() > deadline:
                 _log.error("PostgreSQL is silent, shutting the connection", extra={"limit_s": self._limit_s})
-                with self._lock:
-                    self._shut()
+                self.shut()

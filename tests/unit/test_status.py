@@ -65,7 +65,7 @@ def test_nothing_to_say_is_healthy(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"halted": True, "halt_reason": "could not enqueue: EIO"}, "enqueueing is halted: the store could not enqueue: EIO"),
+        ({"halted": True, "halt_reason": "could not X"}, "enqueueing is halted: the store could not X"),
         ({"quarantined": 2}, "2 damaged entries are quarantined"),
         ({"dead_letters": 1, "held_back": 3}, "1 dead letters hold back 3 entries"),
         ({"live_bytes": 85 * MIB + 1}, "the store is full: 85 of 100 MiB"),
