@@ -300,7 +300,12 @@ class Outbox:
         idle = None if moved is None else max(0.0, self.clock.monotonic() - float(moved))
         alive = pid is not None
         breaker = str(state.get("breaker", "unknown"))
-        stuck = alive and waiting > 0 and breaker == "closed" and (idle or 0.0) > self.config.stuck_after
+        stuck = (
+            alive
+            and waiting > 0
+            and breaker == "closed"
+            and (idle or 0.0) > max(self.config.stuck_after, 2 * self.config.sync_interval)
+        )
         return RelayStatus(
             alive=alive,
             pid=pid or None,

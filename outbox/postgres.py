@@ -88,7 +88,6 @@ class PostgresTarget:
         """See `Target.apply`.  A refused entry is isolated by splitting its batch, in order."""
         outcome = Outcome()
         blocked: set[str] = set()
-        self._rows.new_batch()
         todo: list[list[Unit]] = [list(units(records))]
         while todo:
             part = _without_blocked(todo.pop(), blocked)
@@ -100,10 +99,7 @@ class PostgresTarget:
                 outcome.interruption = exc
                 break
             except _UnitFailed as exc:
-                if self._rows.forget():
-                    # The table may have changed since its columns were looked up: once more with a fresh look.
-                    todo.append(part)
-                elif len(part) == 1:
+                if len(part) == 1:
                     outcome.rejected += [(item, exc.error) for item in part[0]]
                     if not all(self.operations[item.operation].best_effort for item in part[0]):
                         blocked |= ordering_keys(part[0])
@@ -142,6 +138,7 @@ class PostgresTarget:
             with self._watchdog.guard(), connection.begin() as transaction:
                 if not fence(_cursor(connection), str(store_id)):
                     raise TargetUnavailable("another relay of this store is at work in PostgreSQL")
+                self._rows.forget()
                 results: dict[int, bytes] = {}
                 for run in self._runs(records):
                     results |= self._apply_run(connection, transaction, str(store_id), run, position)
@@ -331,7 +328,6 @@ class PostgresTarget:
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
-        self._rows.forget()
         self._watchdog.forget()
         if connection is None:
             return

@@ -99,27 +99,20 @@ def keep_results(cursor: Cursor, results: Sequence[tuple[Record, bytes]]) -> Non
 
 
 class RowWriter:
-    """Inserts the arguments of entries as rows of tables.  Caches what the catalog says until `forget`."""
+    """Inserts the arguments of entries as rows of tables.  Knows their columns until `forget`.
+
+    A stale type would silently lose part of a value (a time of day through `date`), so each transaction locks the table
+    against changes, as its INSERT does anyway, and then asks the catalog.
+    """
 
     def __init__(self) -> None:
-        # Whether anything in the cache was looked up before the batch at hand.
-        self._old = False
         self._columns: dict[str, dict[str, str]] = {}
         self._statements: dict[tuple[str, bytes], str] = {}
 
-    def forget(self) -> bool:
-        """Ask the catalog again, since the schema may have changed.
-
-        Returns whether anything was known from before the last `new_batch`.
-        """
-        was_old, self._old = self._old, False
+    def forget(self) -> None:
+        """A transaction has ended, so tables may change."""
         self._columns.clear()
         self._statements.clear()
-        return was_old
-
-    def new_batch(self) -> None:
-        """What is known from here on may be outdated."""
-        self._old = bool(self._columns)
 
     def insert(self, cursor: Cursor, table: str, names: Sequence[str], shape: bytes, records: Sequence[Record]) -> None:
         """Insert one row for each record, all of which have exactly the arguments `names`, in order.
@@ -139,7 +132,9 @@ class RowWriter:
     def _statement(self, cursor: Cursor, table: str, names: Sequence[str]) -> str:
         known = self._columns.get(table)
         if known is None:
-            cursor.execute(_COLUMNS, (_quote_table(table),))
+            name = _quote_table(table)
+            lock = f"LOCK TABLE {name} IN ROW EXCLUSIVE MODE;".replace("%", "%%")
+            cursor.execute(lock + _COLUMNS, (name,))
             known = self._columns[table] = dict(cursor.fetchall())
         if not known:
             raise TargetMisconfigured(f"table {table!r} does not exist", hint="create it; the entries wait")

@@ -228,6 +228,7 @@ class Relay:
             self._moved_at = self._clock.monotonic()
             self._publish(self._moved_at, force=True)
             self._thread = threading.Thread(target=self._run, name="outbox-relay", daemon=True)
+            self._box.off_enqueue(self._wake.set)  # after a thread that died
             self._box.on_enqueue(self._wake.set)
             self._thread.start()
 

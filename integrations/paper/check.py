@@ -156,7 +156,7 @@ def _rows(engine: Engine, sql: str, identity: tuple[str, ...]) -> dict[_Key, lis
     found: dict[_Key, list[_Row]] = {}
     with engine.connect() as connection:
         for row in connection.execute(text(sql)).mappings():
-            found.setdefault(tuple(row[name] for name in identity), []).append(row)
+            found.setdefault(tuple(row[name] for name in identity), []).append(dict(row))
     return found
 
 

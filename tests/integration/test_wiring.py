@@ -180,7 +180,8 @@ def test_closing_the_wiring_gives_the_manager_back(postgres_url: str, outbox_dir
     wiring.close()
     wiring.close()
 
-    assert engine.db_manager is manager
+    restored: Any = engine.db_manager
+    assert restored is manager
     with wire(engine, config=_config(outbox_dir, postgres_url)):
         pass
     manager.close()

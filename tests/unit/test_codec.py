@@ -333,7 +333,7 @@ def test_an_unregistered_enum_is_shown_by_its_value_inside_containers() -> None:
 
 def test_two_enums_of_one_name_cannot_both_be_registered() -> None:
     assert register_enum(Side) is Side
-    twin = enum.Enum("Side", "A", module=Side.__module__, qualname=Side.__qualname__)
+    twin = enum.Enum("Side", "A", module=Side.__module__, qualname=Side.__qualname__)  # type: ignore[misc]
     with pytest.raises(ConfigError, match="test_codec:Side is already registered"):
         register_enum(twin)
     with pytest.raises(InvalidEntry, match="unregistered"):

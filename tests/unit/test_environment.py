@@ -262,7 +262,7 @@ def test_too_little_address_space_is_said(outbox_dir: Path) -> None:
 class Refused(lmdb.Error):
     """What py-lmdb raises, with its error number."""
 
-    code = 0
+    code = 0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_what_lmdb_refuses_is_told_apart(
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         exc = Refused("refused")
-        exc.code = code
+        exc.code = code  # type: ignore[misc]
         raise exc
 
     make(outbox_dir)

@@ -129,7 +129,7 @@ def test_an_error_reaches_all_of_its_batch_and_nobody_else(rig: Rig) -> None:
     for item in range(5):
         rig.start(item)
     rig.release()
-    assert rig.ends == {"first": None, **dict.fromkeys(range(5), error)}
+    assert rig.ends == {"first": None, **dict.fromkeys(range(5), error)}  # type: ignore[misc]
 
 
 def test_an_error_of_a_commit_does_not_hold_up_the_queue_behind_it(rig: Rig) -> None:

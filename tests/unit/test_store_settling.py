@@ -252,7 +252,7 @@ def test_only_dead_letters_can_be_answered(box: Outbox, seq: int) -> None:
     before = box.status().last_seq
     for answer in (lambda: box.requeue(seq), lambda: box.discard(seq, "why")):
         with pytest.raises(EntryNotFound, match=f"entry {seq} is not a dead letter"):
-            answer()
+            answer()  # type: ignore[no-untyped-call]
     assert box.status().last_seq == before
 
 
@@ -307,6 +307,7 @@ def test_nothing_younger_is_pruned_and_zero_prunes_all(box: Outbox, clock: FakeC
     assert box.compact(timedelta(seconds=101)) == 0
     assert box.compact(timedelta(seconds=99)) == 3
     complete(box, *enqueue(box, 2))
+    clock.advance(1)
     assert box.compact(timedelta(0)) == 2
     assert list(box.ledger()) == []
 
@@ -402,7 +403,6 @@ def test_many_damaged_records_are_reported_a_batch_at_a_time(box: Outbox) -> Non
     assert (len(rest.damaged), seqs(rest.records)) == (19, [40])
 
 
-@pytest.mark.xfail(strict=True, reason="defect: an entry that was never delivered is reported as COMPLETED")
 def test_a_retry_of_a_quarantined_entry_is_not_told_that_it_was_completed(box: Outbox) -> None:
     box.enqueue("log", {"a": 1}, key="k")
     opened = raw(box)
@@ -451,9 +451,11 @@ def test_counters_that_do_not_add_up_keep_the_store_shut(box: Outbox, outbox_dir
     with opened.env.begin(write=True) as txn:
         txn.put(COUNTERS_KEY, Counters(next_seq=4, acknowledged=4).pack())
     box.close()
-    for opener in (Outbox.open, Outbox.attach):
-        with pytest.raises(StoreCorrupt, match="acknowledged 4 entries and accounts for 3"):
-            opener(outbox_dir)
+    # After a clean end the totals alone are looked at; the failed opening took the mark, so then all of it is.
+    with pytest.raises(StoreCorrupt, match="acknowledged 4 entries and accounts for 3"):
+        Outbox.open(outbox_dir)
+    with pytest.raises(StoreCorrupt, match="4 entries were acknowledged and 3 are accounted for"):
+        Outbox.attach(outbox_dir)
 
 
 # -- looking

@@ -159,7 +159,6 @@ def test_a_child_that_fails_otherwise_keeps_the_store_shut(
         Outbox.open(outbox_dir)
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the child's own RuntimeWarning keeps a sound store shut")
 def test_strict_warnings_in_the_environment_do_not_keep_a_sound_store_shut(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,231 @@
+"""What `status` tells from this and other processes, and at what cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox import Health, Outbox, OutboxConfig, store
+from outbox.ledger import Settlement
+from outbox.locks import Role, RoleLock
+from outbox.state_file import StateFile
+from tests.unit.fakes.rig import FakeClock
+
+STATUS = """
+import json, sys
+from outbox import Outbox
+with Outbox.attach(sys.argv[1]) as box:
+    print(json.dumps(box.status().as_dict()))
+"""
+
+
+def fill(box: Outbox, count: int) -> None:
+    for _ in range(0, count, 5000):
+        with box.transaction() as tx:
+            for number in range(min(count, 5000)):
+                tx.enqueue("log", {"number": number})
+
+
+def test_an_empty_store_is_healthy(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        status = box.status()
+    assert status.path == str(outbox_dir)
+    assert (status.pending, status.acknowledged, status.watermark, status.last_seq, status.lag_s) == (0, 0, 0, 0, 0.0)
+    assert (status.engine_pid, status.halted, status.health) == (os.getpid(), False, Health.HEALTHY)
+    assert (status.relay.alive, status.relay.pid, status.breaker) == (False, None, "unknown")
+    assert status.max_bytes == 8192 << 20
+    assert status.file_bytes == (outbox_dir / "data.mdb").stat().st_size
+    assert 0 < status.live_bytes <= status.file_bytes
+    assert status.map_bytes >= 1 << 30
+    assert status.free_disk_bytes > 0
+
+
+def test_lag_is_the_age_of_the_oldest_pending_entry(outbox_dir: Path) -> None:
+    clock = FakeClock()
+    with Outbox.open(outbox_dir, clock=clock) as box:
+        box.enqueue("log", {})
+        clock.advance(10)
+        box.enqueue("log", {})
+        clock.advance(5)
+        assert box.status().lag_s == 15.0
+        box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
+        assert box.status().lag_s == 5.0
+        assert box.status().watermark == 1
+        clock.advance(-60)
+        assert box.status().lag_s == 0.0
+
+
+class CountingTransaction:
+    """A read transaction that counts what is asked of it, cursors included."""
+
+    def __init__(self, inner: Any, calls: Counter[str]) -> None:
+        self._inner, self._calls = inner, calls
+
+    def __enter__(self) -> CountingTransaction:
+        self._inner.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._inner.__exit__(*exc)
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **keywords: Any) -> Any:
+            self._calls[name] += 1
+            found = getattr(self._inner, name)(*args, **keywords)
+            return CountingTransaction(found, self._calls) if name == "cursor" else found
+
+        return call
+
+
+class CountingEnvironment:
+    """An LMDB environment whose transactions count what is asked of them."""
+
+    def __init__(self, inner: Any, calls: Counter[str]) -> None:
+        self._inner, self._calls = inner, calls
+
+    def begin(self) -> CountingTransaction:
+        self._calls["begin"] += 1
+        return CountingTransaction(self._inner.begin(), self._calls)
+
+    def info(self) -> Any:
+        return self._inner.info()
+
+
+def cost_of_status(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    calls: Counter[str] = Counter()
+    opened = box.store._environment
+    assert opened is not None
+    unpack = store.unpack
+
+    def counted(seq: int, data: bytes) -> Any:
+        calls["unpack"] += 1
+        return unpack(seq, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(opened, "env", CountingEnvironment(opened.env, calls))
+        patch.setattr(store, "unpack", counted)
+        box.status()
+    return calls
+
+
+def test_status_costs_the_same_with_ten_and_with_twenty_thousand_entries(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Outbox.open(outbox_dir) as box:
+        fill(box, 10)
+        box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
+        few = cost_of_status(box, monkeypatch)
+        fill(box, 20_000)
+        many = cost_of_status(box, monkeypatch)
+        assert box.status().pending == 20_009
+    assert few == many
+    assert few["begin"] == few["unpack"] == few["get"] == 1
+    assert few.total() < 20
+
+
+def test_another_process_sees_the_same(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        fill(box, 3)
+        mine = box.status().as_dict()
+        seen = subprocess.run(
+            [sys.executable, "-c", STATUS, str(outbox_dir)], capture_output=True, text=True, check=True
+        ).stdout
+    theirs = json.loads(seen)
+    for name in ("path", "store_id", "pending", "acknowledged", "engine_pid", "last_seq", "health", "halted", "relay"):
+        assert theirs[name] == mine[name], name
+    assert theirs["engine_pid"] == os.getpid()
+
+
+def test_no_engine_is_none(outbox_dir: Path) -> None:
+    Outbox.open(outbox_dir).close()
+    with Outbox.attach(outbox_dir) as box:
+        assert box.status().engine_pid is None
+
+
+# -- the relay as it described itself
+
+
+def test_the_relays_own_account_is_shown(outbox_dir: Path) -> None:
+    clock = FakeClock()
+    with Outbox.open(outbox_dir, OutboxConfig(stuck_after=30), clock=clock) as box:
+        fill(box, 2)
+        StateFile(outbox_dir / "relay.state").write(
+            {
+                "moved_at": clock.monotonic(),
+                "breaker": "open",
+                "last_error": "connection refused",
+                "last_applied_at": "2024-03-01T00:00:00+00:00",
+                "stopped": True,
+                "held_back": 7,
+            }
+        )
+        lock = RoleLock(outbox_dir, Role.RELAY)
+        clock.advance(4)
+        relay = box.status().relay
+        assert (relay.alive, relay.pid, relay.breaker, relay.stopped) == (True, os.getpid(), "open", True)
+        assert (relay.last_error, relay.idle_s, relay.stuck, relay.died) == ("connection refused", 4.0, False, None)
+        assert relay.last_applied_at is not None
+        assert relay.last_applied_at.isoformat() == "2024-03-01T00:00:00+00:00"
+        # Nothing is held back where no dead letter is.
+        assert box.status().held_back == 0
+        box.store.settle(Settlement(dead=[(next(box.store.records("pending")), "refused")]))
+        assert box.status().held_back == 1
+        lock.release()
+        assert not box.status().relay.alive
+
+
+@pytest.mark.parametrize(
+    ("waiting", "breaker", "idle", "alive", "stuck"),
+    [
+        (1, "closed", 30.1, True, True),
+        (1, "closed", 30.0, True, False),
+        (0, "closed", 99.0, True, False),
+        (1, "open", 99.0, True, False),
+        (1, "closed", 99.0, False, False),
+    ],
+)
+def test_a_relay_is_stuck_when_entries_wait_and_nothing_moves(
+    outbox_dir: Path, waiting: int, breaker: str, idle: float, alive: bool, stuck: bool
+) -> None:
+    clock = FakeClock()
+    with Outbox.open(outbox_dir, OutboxConfig(stuck_after=30), clock=clock) as box:
+        fill(box, waiting)
+        StateFile(outbox_dir / "relay.state").write({"moved_at": clock.monotonic(), "breaker": breaker})
+        lock = RoleLock(outbox_dir, Role.RELAY)
+        if not alive:
+            lock.release()
+        clock.advance(idle)
+        assert box.status().relay.stuck == stuck
+        lock.release()
+
+
+def test_entries_that_are_held_back_do_not_make_a_relay_stuck(outbox_dir: Path) -> None:
+    clock = FakeClock()
+    with Outbox.open(outbox_dir, OutboxConfig(stuck_after=30), clock=clock) as box:
+        fill(box, 2)
+        box.store.settle(Settlement(dead=[(next(box.store.records("pending")), "refused")]))
+        StateFile(outbox_dir / "relay.state").write(
+            {"moved_at": clock.monotonic(), "breaker": "closed", "held_back": 1}
+        )
+        lock = RoleLock(outbox_dir, Role.RELAY)
+        clock.advance(100)
+        assert not box.status().relay.stuck
+        fill(box, 1)
+        assert box.status().relay.stuck
+        lock.release()
+
+
+def test_a_relay_that_never_moved_is_not_stuck(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        fill(box, 1)
+        lock = RoleLock(outbox_dir, Role.RELAY)
+        relay = box.status().relay
+        lock.release()
+    assert (relay.idle_s, relay.stuck) == (None, False)
