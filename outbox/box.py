@@ -165,8 +165,10 @@ class Outbox:
         afterwards.  Raises at the end of the block what `enqueue` raises.
         """
         transaction = Transaction(self)
-        yield transaction
-        transaction._close()
+        try:
+            yield transaction
+        finally:
+            transaction._close()
         if transaction._prepared:
             transaction.entries = self._submit(transaction._prepared)
 
@@ -265,9 +267,10 @@ class Outbox:
         if halt is None and engine_pid is not None and engine_state.get("pid") == engine_pid:
             halt = engine_state.get("halted")
         counters = figures.counters
-        oldest = self.clock.now() if figures.oldest_us is None else from_us(figures.oldest_us)
+        now = self.clock.now()
+        lag_s = 0.0 if figures.oldest_us is None else max(0.0, (now - from_us(figures.oldest_us)).total_seconds())
         held_back = min(int(relay_state.get("held_back") or 0), figures.pending) if counters.dead else 0
-        relay = self._relay_status(relay_state, relay_pid, figures.pending - held_back)
+        relay = self._relay_status(relay_state, relay_pid, lag_s if figures.pending > held_back else 0.0)
         status = OutboxStatus(
             path=str(self.path),
             store_id=str(self.store.identity.store_id),
@@ -280,7 +283,7 @@ class Outbox:
             quarantined=counters.quarantined,
             unledgered=counters.unledgered,
             ledger=figures.ledger,
-            lag_s=max(0.0, (self.clock.now() - oldest).total_seconds()),
+            lag_s=lag_s,
             watermark=counters.next_seq - 1 if figures.first_pending is None else figures.first_pending - 1,
             last_seq=counters.next_seq - 1,
             relay=relay,
@@ -295,17 +298,12 @@ class Outbox:
         )
         return assess(status, self.config)
 
-    def _relay_status(self, state: Mapping[str, Any], pid: int | None, waiting: int) -> RelayStatus:
+    def _relay_status(self, state: Mapping[str, Any], pid: int | None, lag_s: float) -> RelayStatus:
         moved, applied = state.get("moved_at"), state.get("last_applied_at")
         idle = None if moved is None else max(0.0, self.clock.monotonic() - float(moved))
         alive = pid is not None
         breaker = str(state.get("breaker", "unknown"))
-        stuck = (
-            alive
-            and waiting > 0
-            and breaker == "closed"
-            and (idle or 0.0) > max(self.config.stuck_after, 2 * self.config.sync_interval)
-        )
+        stuck = alive and waiting > 0 and breaker == "closed"
         return RelayStatus(
             alive=alive,
             pid=pid or None,
@@ -374,10 +372,11 @@ class Outbox:
         keep = timedelta(hours=self.config.retention_hours) if retention is None else retention
         if not isinstance(keep, timedelta) or keep < timedelta(0):
             raise ConfigError(f"retention is {retention!r}", hint="allowed: a timedelta of zero or more")
+        before_us = to_us(self.clock.now()) - keep // timedelta(microseconds=1)
         if not vacuum:
-            return self.store.prune(to_us(self.clock.now() - keep))
+            return self.store.prune(before_us)
         with self._opened.alone():
-            pruned = self.store.prune(to_us(self.clock.now() - keep))
+            pruned = self.store.prune(before_us)
             self.store.swap(lambda: rewrite_compactly(self.path))
             return pruned
 

@@ -189,8 +189,9 @@ class Relay:
         self._box.store.reader_check()
         if idle and self._box.store.halt_reason is None:
             keep = timedelta(hours=self._config.retention_hours)
+            before_us = to_us(self._clock.now()) - keep // timedelta(microseconds=1)
             try:
-                self._box.store.prune(to_us(self._clock.now() - keep), most=_PRUNE_ROWS)
+                self._box.store.prune(before_us, most=_PRUNE_ROWS)
             except StoreCorrupt as exc:
                 # An old record that cannot be read is no reason to stop deliveries.
                 _log.error("the ledger cannot be pruned", extra={"error": str(exc)})

@@ -252,6 +252,9 @@ class Store:
             data = txn.get(value[:8], db=handle)
             if data is not None:
                 return unpack(seq, data)
+        if txn.get(ledger.QUARANTINE_PREFIX + value[:8]) is not None:
+            lost = "its record is damaged and quarantined"
+            return replace(record, seq=seq, payload_hash=value[8:], status=EntryStatus.FAILED, error=lost)
         # Settled without a ledger copy: all that is left of it is that it was completed.
         return replace(record, seq=seq, payload_hash=value[8:], status=EntryStatus.COMPLETED)
 
