@@ -74,7 +74,7 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
             where = f" ({exc.filename})" if exc.filename is not None else ""
             _refuse(f"{exc.strerror or exc}{where}", exc)
         except KeyboardInterrupt as exc:
-            raise Interrupted("this is safe, nothing is lost") from exc
+            raise Interrupted("nothing is lost") from exc
 
     return guarded
 
@@ -114,10 +114,10 @@ def _brief_usage_errors() -> Iterator[None]:
     try:
         yield
     except click.UsageError as exc:
-        context = exc.ctx
-        # Without a context click leaves out the usage text; help that was asked for shows itself all the same.
-        exc.ctx = None
-        if context is not None and type(exc).show is click.UsageError.show:
-            sentence = exc.format_message().rstrip(".")
-            raise click.UsageError(f"{sentence} (see '{context.command_path} --help')") from exc
-        raise
+        if type(exc).show is not click.UsageError.show:
+            raise  # the help text, shown where no command was given
+        sentence = exc.format_message().rstrip(".")
+        if exc.ctx is not None:
+            sentence += f" (see '{exc.ctx.command_path} --help')"
+        # Without a context click leaves out the usage text.
+        raise click.UsageError(sentence) from exc

@@ -6,9 +6,10 @@ import importlib
 import math
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import click
@@ -26,9 +27,9 @@ _PLAIN_EVERY_S = 5.0
 _STOP_S = 4.0
 
 
-def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
     if not 0 <= value < math.inf:
-        raise click.BadParameter(f"{value} is not allowed: give seconds, 0 or more", context, parameter)
+        raise click.BadParameter(f"{value} (allowed: a number of seconds, 0 or more)", context, parameter)
     return value
 
 
@@ -41,7 +42,7 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
     envvar="OUTBOX_OPERATIONS",
     help="Where your program declares its operations: an iterable, or a callable that returns one.",
 )
-@click.option("--timeout", type=float, callback=_finite, default=60.0, show_default=True, help="Seconds to try.")
+@click.option("--timeout", type=float, callback=_seconds, default=60.0, show_default=True, help="Seconds to try.")
 @click.pass_context
 @in_one_sentence
 def drain(
@@ -50,56 +51,171 @@ def drain(
     """Move everything that is pending into PostgreSQL.
 
     Beside a running relay it waits for that one.  Interrupting it is safe: what was applied stays applied, the rest
-    stays pending.  Exit code 0: all that was pending is delivered.  1: something is left.  2: it could not be tried.
+    stays pending.  Exit code 0: what was pending is delivered.  1: something is left.  2: it could not be tried.
     """
     config = settings(directory, database_url=database_url)
     with Outbox.attach(config=config) as box:
         before = box.status()
         progress = _Progress(before.pending)
         try:
-            done = before.pending == 0 or _Drain(box, operations, timeout, progress).run(before.last_seq)
+            done = before.pending == 0 or _drain_or_wait(box, operations, time.monotonic() + timeout, progress)
         except KeyboardInterrupt as exc:
             raise Interrupted(f"{box.status().pending} entries are still pending, nothing is lost") from exc
         finally:
             progress.close()
+        context.exit(_report(before, box.status(), done, timeout))
+
+
+def _drain_or_wait(box: Outbox, operations: str | None, deadline: float, progress: _Progress) -> bool:
+    """Whether what is pending now was delivered before `deadline`, by this process's relay or another's."""
+    now = box.status()
+    if now.relay.alive:
+        progress.say(f"the relay of process {now.relay.pid or '?'} is at work, waiting for it")
+        if _wait_for_other(box, now.last_seq, deadline, progress):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        progress.say("that relay has ended, going on without it")
+    if operations is None:
+        raise ConfigError(
+            "it is not known how entries are applied", hint="give --operations MODULE:NAME or set OUTBOX_OPERATIONS"
+        )
+    url = box.config.database_url
+    if url is None:
+        raise ConfigError("DATABASE_URL is not set", hint="set it or give --database-url")
+    # A callable that declares operations may read the same settings.
+    os.environ["DATABASE_URL"] = url
+    relay = Relay(box, PostgresTarget(url, load_operations(operations), config=box.config))
+    try:
+        relay.start()
+    except StoreLocked:
+        return _drain_or_wait(box, operations, deadline, progress)  # another one was quicker
+    try:
+        return _until(lambda: relay.drain(timeout=_LOOK_S), lambda: _stay_alive(relay), box, deadline, progress)
+    finally:
+        relay.stop(_STOP_S)
+
+
+def _stay_alive(relay: Relay) -> bool:
+    if relay.died is not None:
+        raise Refused(without_password(f"the relay died: {relay.died}"))
+    return True
+
+
+def _wait_for_other(box: Outbox, goal: int, deadline: float, progress: _Progress) -> bool:
+    """Wait until the relay of another process has passed sequence number `goal`, while there is one."""
+    pause = Event()
+
+    def passed() -> bool:
+        pause.wait(_LOOK_S)
         now = box.status()
-        _report(before, now, done, timeout)
-        context.exit(1 if not done or now.dead_letters or now.quarantined else 0)
+        return now.watermark >= goal or now.pending <= now.held_back
+
+    return _until(passed, lambda: box.status().relay.alive, box, deadline, progress)
 
 
-class _Drain:
-    """One attempt, by a relay of its own or by watching another process's."""
+def _until(
+    done: Callable[[], bool], go_on: Callable[[], bool], box: Outbox, deadline: float, progress: _Progress
+) -> bool:
+    while not done():
+        progress.show(box.status())
+        if not go_on() or time.monotonic() >= deadline:
+            return False
+    progress.show(box.status())
+    return True
 
-    def __init__(self, box: Outbox, operations: str | None, timeout: float, progress: _Progress) -> None:
-        self._box, self._operations, self._progress = box, operations, progress
-        self._deadline = time.monotonic() + timeout
-        self._pause = threading.Event()
 
-    def run(self, goal: int) -> bool:
-        """Whether everything up to sequence number `goal` was delivered in time, but for what is held back."""
-        relay: Relay | None = None
-        while True:
-            now = self._box.status()
-            if now.relay.alive:
-                return self._watch(goal, now) or (not self._late() and self.run(goal))
-            relay = relay or self._own_relay()
-            try:
-                relay.start()
-            except StoreLocked:
-                continue  # another one was quicker
-            try:
-                return self._relay(relay)
-            finally:
-                relay.stop(_STOP_S)
+def _report(before: OutboxStatus, now: OutboxStatus, done: bool, timeout: float) -> int:
+    """Say how it ended; returns the exit code."""
+    if before.pending == 0:
+        click.echo("nothing is pending")
+    if now.dead_letters:
+        click.echo(f"{now.dead_letters} dead letters need an operator; held back behind them: {now.held_back}")
+    if now.quarantined:
+        click.echo(f"{now.quarantined} damaged entries are quarantined and were not delivered")
+    if not done:
+        why = f": {now.relay.last_error}" if now.relay.last_error else ""
+        click.echo(
+            without_password(f"not drained within {timeout:g} s, {now.pending} entries are pending{why}"), err=True
+        )
+    elif before.pending and not now.dead_letters and not now.quarantined:
+        left = f"{now.pending} newer ones are pending" if now.pending else "none pending"
+        click.echo(f"drained: {now.completed} entries completed, {left}")
+    return 0 if done and now.dead_letters == now.quarantined == 0 else 1
 
-    def _own_relay(self) -> Relay:
-        config = self._box.config
-        if self._operations is None:
-            raise ConfigError(
-                "it is not known how entries are applied", hint="give --operations MODULE:NAME or set OUTBOX_OPERATIONS"
-            )
-        if config.database_url is None:
-            raise ConfigError("DATABASE_URL is not set", hint="set it or give --database-url")
-        # A callable that declares operations may read the same settings.
-        os.environ["DATABASE_URL"] = config.database_url
-        return Relay(self._box, PostgresTarget(config.database_url, load_operations(self._operations), config=config))
+
+def load_operations(where: str) -> list[Operation]:
+    """The operations declared at `module:name`.  Raises `ConfigError` naming what is wrong."""
+    module_name, _, name = where.partition(":")
+    if not module_name or not name or module_name.startswith("."):
+        raise ConfigError(
+            f"--operations is {where!r}", hint="allowed: MODULE:NAME, for example myengine.outbox:OPERATIONS"
+        )
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # and there it stays: handlers may import when they run
+    with _code_of_the_host(where):
+        module = importlib.import_module(module_name)
+    if not hasattr(module, name):
+        raise ConfigError(f"--operations is {where!r}, and {module_name} has no {name}")
+    found: Any = getattr(module, name)
+    with _code_of_the_host(where):
+        found = found() if callable(found) else found
+        declared = list(found) if isinstance(found, Iterable) else [found]
+    strange = [one for one in declared if not isinstance(one, Operation)]
+    if strange or not isinstance(found, Iterable):
+        shown = f"{(strange or declared)[0]!r:.100}"
+        raise ConfigError(f"--operations is {where!r}, with {shown}", hint="allowed: an iterable of Operation")
+    return declared
+
+
+@contextmanager
+def _code_of_the_host(where: str) -> Iterator[None]:
+    """Whatever it raises becomes a `ConfigError`."""
+    try:
+        yield
+    except (Exception, SystemExit) as exc:
+        kind = "" if isinstance(exc, ImportError) else f"{type(exc).__name__}: "
+        said = (str(exc).strip().splitlines() or ["no reason given"])[0]
+        raise ConfigError(f"--operations is {where!r}, and loading it failed: {kind}{said}") from exc
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._said: set[str] = set()
+        self._plain_at = time.monotonic() + _PLAIN_EVERY_S
+        console = Console(stderr=True, highlight=False)
+        self._bar: Progress | None = None
+        if console.is_terminal and total:
+            columns = (TextColumn("draining"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task("", total=total)
+            self._bar.start()
+
+    def show(self, now: OutboxStatus) -> None:
+        """How things stand, and what keeps entries from being delivered."""
+        self._total = max(self._total, now.pending)
+        if self._bar is not None:
+            self._bar.update(self._task, total=self._total, completed=self._total - now.pending)
+        elif time.monotonic() >= self._plain_at:
+            self._plain_at = time.monotonic() + _PLAIN_EVERY_S
+            click.echo(f"{now.pending} entries pending", err=True)
+        if now.relay.alive and now.relay.last_error is not None:
+            self.say(f"delivery fails and is tried again: {now.relay.last_error}")
+
+    def say(self, sentence: str) -> None:
+        """A line of its own, once."""
+        if sentence in self._said:
+            return
+        self._said.add(sentence)
+        if self._bar is not None:
+            # As Text, since what PostgreSQL said may look like markup.
+            self._bar.console.print(Text(without_password(sentence)))
+        else:
+            click.echo(without_password(sentence), err=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()

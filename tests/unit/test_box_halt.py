@@ -1,0 +1,373 @@
+"""When the disk cannot keep a promise: enqueueing halts and stays halted, draining goes on, nothing told is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+
+from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, store
+from outbox.ledger import Settlement
+
+HALT = """
+import json, os, resource, sys
+from outbox import DurabilityError, Outbox, OutboxError, StoreFull
+directory = sys.argv[1]
+box = Outbox.open(directory)
+told = [box.enqueue("log", {"number": number}).seq for number in range(20)]
+
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+limit(os.stat(directory + "/data.mdb").st_size)
+for number in range(20, 500):
+    try:
+        told.append(box.enqueue("log", {"number": number, "text": "x" * 2000}).seq)
+    except DurabilityError as exc:
+        first = exc
+        break
+limit(resource.RLIM_INFINITY)
+failed = {"number": number, "text": "x" * 2000}
+again = []
+for _ in range(3):
+    try:
+        box.enqueue("log", {})
+    except DurabilityError as exc:
+        again.append(str(exc))
+print(json.dumps([str(first), type(first).__name__, first.key, again, told]), flush=True)
+sys.stdin.readline()
+box.close()
+with Outbox.open(directory) as box:
+    retried = [box.enqueue("log", failed, key=first.key).seq for _ in range(2)]
+    found = [entry.args["number"] for entry in box.pending()]
+    print(json.dumps([retried, found, box.status().halted]))
+"""
+DRAIN = """
+import os, resource, sys
+from outbox import Outbox
+from outbox.ledger import Settlement
+box = Outbox.open(sys.argv[1])
+for number in range(300):
+    box.enqueue("log", {"number": number, "text": "x" * 1500})
+records = list(box.store.records("pending"))
+resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(sys.argv[1] + "/data.mdb").st_size, resource.RLIM_INFINITY))
+for first in range(0, 300, 100):
+    box.store.settle(Settlement(completed=[(record, b"") for record in records[first : first + 100]]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+status = box.status()
+print(status.pending, status.completed, status.unledgered > 0, status.ledger + status.unledgered, status.halted)
+box.close()
+"""
+
+
+def failing_once(box: Outbox, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let the next write into `pending` fail, and none after it."""
+    pack = store.pack
+
+    def fail(record: Any) -> bytes:
+        monkeypatch.setattr(store, "pack", pack)
+        raise error
+
+    monkeypatch.setattr(store, "pack", fail)
+
+
+def test_a_real_failed_write_halts_until_the_store_is_opened_again(outbox_dir: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HALT, str(outbox_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as engine:
+        assert engine.stdout is not None
+        first, kind, key, again, told = json.loads(engine.stdout.readline())
+        # The limit was met: the file could not grow.
+        assert kind == "DurabilityError"
+        assert "could not enqueue" in first
+        assert "File too large" in first
+        assert "restart: reopening verifies the store" in first
+        assert len(again) == 3
+        assert all("enqueueing is halted: the store could not enqueue" in message for message in again)
+        with Outbox.attach(outbox_dir) as observer:
+            status = observer.status()
+            assert [entry.seq for entry in observer.pending()] == told
+        assert status.halted
+        assert status.engine_pid == engine.pid
+        assert status.halt_reason is not None
+        assert "File too large" in status.halt_reason
+        assert status.health is Health.NEEDS_OPERATOR
+        assert any("enqueueing is halted" in said for said in status.needs_operator)
+        rest, _ = engine.communicate("\n")
+        assert engine.returncode == 0
+    retried, found, halted = json.loads(rest)
+    assert retried == [len(told) + 1] * 2
+    assert found == [*range(len(told)), len(told)]
+    assert key is not None
+    assert not halted
+
+
+def test_a_store_on_a_full_disk_drains_without_ledger_copies(outbox_dir: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", DRAIN, str(outbox_dir)], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 300 True 300 True\n"
+    assert "settling without ledger copies" in done.stderr
+    with Outbox.open(outbox_dir) as box:
+        assert not box.status().halted
+        assert box.enqueue("log", {}).seq == 301
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), lmdb.Error("short write"), lmdb.DiskError("full"), lmdb.MapFullError("x")]
+)
+def test_the_first_failed_write_halts_though_the_next_would_succeed(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {"number": 0})
+        failing_once(box, monkeypatch, error)
+        with pytest.raises(DurabilityError, match=f"could not enqueue: .*{error}") as caught:
+            box.enqueue("log", {"number": 1}, key="mine")
+        assert caught.value.key == "mine"
+        assert caught.value.keys == ("mine",)
+        for use in (lambda: box.enqueue("log", {}), lambda: box.store.put_meta("a", b"")):
+            with pytest.raises(DurabilityError, match="enqueueing is halted"):
+                use()
+        with pytest.raises(DurabilityError, match="enqueueing is halted"), box.transaction() as tx:
+            tx.enqueue("log", {})
+        assert box.status().halted
+        # Draining goes on.
+        box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
+        assert [entry.args for entry in box.ledger()] == [{"number": 0}]
+    with Outbox.open(outbox_dir) as box:
+        assert not box.status().halted
+        assert box.enqueue("log", {"number": 1}, key="mine").seq == 2
+
+
+def test_a_call_without_a_key_is_given_the_one_to_retry_with(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Outbox.open(outbox_dir) as box:
+        failing_once(box, monkeypatch, OSError("bad disk"))
+        with pytest.raises(DurabilityError) as caught, box.transaction() as tx:
+            tx.enqueue("log", {"number": 1})
+            tx.enqueue("log", {"number": 2}, key="mine")
+        first, second = caught.value.keys
+    assert first is not None
+    assert second == "mine"
+    with Outbox.open(outbox_dir) as box:
+        seqs = [box.enqueue("log", {"number": 1}, key=first).seq for _ in range(2)]
+        assert seqs == [1, 1]
+
+
+def test_every_thread_of_a_failed_commit_gets_its_own_key(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caught: dict[str, DurabilityError] = {}
+    with Outbox.open(outbox_dir) as box:
+        inside, go_on = threading.Event(), threading.Event()
+        append = box.store.append
+
+        def fail(submissions: Any) -> None:
+            if not inside.is_set():
+                inside.set()
+                go_on.wait(20)
+                append(submissions)
+                return
+            raise DurabilityError("bad disk", hint="replace it")
+
+        box._commit._commit = fail  # type: ignore[method-assign]
+
+        def work(name: str) -> None:
+            try:
+                box.enqueue("log", {}, key=name)
+            except DurabilityError as exc:
+                caught[name] = exc
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in ("first", "a", "b", "c")]
+        threads[0].start()
+        inside.wait(20)
+        for thread in threads[1:]:
+            thread.start()
+        while len(box._commit._queue) < 3:
+            threading.Event().wait(0.001)
+        go_on.set()
+        for thread in threads:
+            thread.join(20)
+    assert {name: exc.key for name, exc in caught.items()} == {"a": "a", "b": "b", "c": "c"}
+    assert {(exc.message, exc.hint) for exc in caught.values()} == {("bad disk", "replace it")}
+
+
+def test_reading_after_a_panic_is_a_durability_error(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panicked:
+        def begin(self, **_: object) -> None:
+            raise lmdb.PanicError("update of meta page failed")
+
+        def close(self) -> None:
+            """Nothing."""
+
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {})
+        record = next(box.store.records("pending"))
+        opened = box.store._environment
+        assert opened is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(opened, "env", Panicked())
+            with pytest.raises(DurabilityError, match="could not be read: .*meta page failed"):
+                box.status()
+            with pytest.raises(DurabilityError, match="could not settle: .*meta page failed"):
+                box.store.settle(Settlement(completed=[(record, b"")]))
+        assert box.store.halt_reason is not None
+
+
+def test_a_thread_that_waited_for_the_failing_write_is_halted_too(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Outbox.open(outbox_dir) as box:
+        checked = []
+        check = box.store.check_not_halted
+
+        def halted_the_third_time() -> None:
+            checked.append(1)
+            if len(checked) == 3:
+                box.store._latch("settle", OSError("bad disk"))
+            check()
+
+        monkeypatch.setattr(box.store, "check_not_halted", halted_the_third_time)
+        with pytest.raises(DurabilityError, match="enqueueing is halted: the store could not settle"):
+            box.enqueue("log", {})
+        assert list(box.pending()) == []
+
+
+def test_the_halt_is_logged_and_told_once(
+    outbox_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Outbox.open(outbox_dir) as box:
+        told: list[str] = []
+        publish = box.store.on_halt
+        box.store.on_halt = lambda reason: (told.append(reason), publish(reason))[0]
+        box.store._latch("enqueue", OSError("bad disk"))
+        box.store._latch("settle", OSError("worse disk"))
+        assert told == ["could not enqueue: bad disk"]
+        assert box.status().halt_reason == told[0]
+    assert [record.message for record in caplog.records if record.levelname == "CRITICAL"] == [
+        "durable write failed, enqueueing is halted"
+    ]
+
+
+def test_a_halt_that_cannot_be_published_is_still_a_halt(outbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Outbox.open(outbox_dir) as box:
+        (outbox_dir / "engine.state").unlink()
+        (outbox_dir / "engine.state").mkdir()
+        box.store._latch("enqueue", OSError("bad disk"))
+        assert "halt state could not be published" in caplog.text
+        with pytest.raises(DurabilityError, match="enqueueing is halted"):
+            box.enqueue("log", {})
+
+
+def test_the_halt_of_an_earlier_engine_is_not_taken_for_a_halt_of_this_one(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.store._latch("enqueue", OSError("bad disk"))
+    with Outbox.attach(outbox_dir) as observer:
+        assert not observer.status().halted
+    with Outbox.open(outbox_dir) as box:
+        assert not box.status().halted
+
+
+# -- quota and reserve
+
+
+def fill_up(box: Outbox) -> int:
+    """Enqueue until the store is full; how many were taken."""
+    for number in range(10_000):
+        try:
+            box.enqueue("log", {"number": number, "text": "x" * 1500})
+        except StoreFull as exc:
+            assert "enqueueing stops at 0 MiB, 85 % of OUTBOX_MAX_SIZE_MB=1" in str(exc)  # noqa: PT017 - in a loop
+            assert exc.key is not None  # noqa: PT017 - in a loop
+            return number
+    raise AssertionError("the quota was never met")
+
+
+def test_a_full_store_refuses_entries_but_drains_and_then_takes_them_again(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
+        taken = fill_up(box)
+        assert 300 < taken < 600
+        with pytest.raises(StoreFull):
+            box.enqueue("log", {"text": "x" * 1500})
+        status = box.status()
+        assert (status.pending, status.halted) == (taken, False)
+        while records := box.store.peek(0, 100).records:
+            box.store.settle(Settlement(completed=[(record, b"") for record in records]))
+        assert box.status().completed == taken
+        assert box.status().unledgered == 0
+        # The ledger's copies take the room until they are pruned.
+        box.compact(timedelta(0))
+        assert box.enqueue("log", {"text": "x" * 1500}).seq == taken + 1
+
+
+def test_a_full_store_is_an_operators_matter(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
+        fill_up(box)
+        while box.status().live_bytes <= 0.85 * (1 << 20):
+            box.store.put_meta("filler", b"")
+            records = box.store.peek(0, 1 << 30).records
+            box.store.settle(Settlement(retried=[(record, "y" * 1900) for record in records]))
+        assert box.status().health is Health.NEEDS_OPERATOR
+
+
+def test_one_entry_that_does_not_fit_takes_nobody_else_with_it(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
+        with pytest.raises(StoreFull), box.transaction() as tx:
+            tx.enqueue("log", {"text": "small"})
+            tx.enqueue("log", {"text": "x" * 1_000_000})
+        assert list(box.pending()) == []
+        assert box.enqueue("log", {"text": "small"}).seq == 1
+
+
+def with_free_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many bytes of disk are free."""
+    real = os.statvfs
+
+    class Info:
+        def __init__(self, free: int) -> None:
+            self.f_bavail, self.f_frsize = free // 1024, 1024
+
+    def set_free(free: int) -> None:
+        monkeypatch.setattr(os, "statvfs", lambda path: Info(free))
+
+    assert real
+    return set_free
+
+
+def test_the_free_space_for_draining_is_not_taken_by_entries(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free = with_free_bytes(monkeypatch)
+    with Outbox.open(outbox_dir, OutboxConfig(min_free_mb=160)) as box:
+        set_free(11 << 20)
+        box.enqueue("log", {})
+        # A sixteenth of it is kept.
+        for free in ((10 << 20) + 100, 10 << 20, 0):
+            set_free(free)
+            with pytest.raises(StoreFull, match=r"MiB are free at .*, 10 MiB are kept for draining.*free disk space"):
+                box.enqueue("log", {})
+            assert not box.status().halted
+            assert box.status().free_disk_bytes == free // 1024 * 1024
+        assert any("disk are free" in said for said in box.status().degraded)
+        box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
+        set_free(11 << 20)
+        assert box.enqueue("log", {}).seq == 2
+
+
+def test_a_large_entry_needs_more_free_space(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free = with_free_bytes(monkeypatch)
+    with Outbox.open(outbox_dir, OutboxConfig(min_free_mb=160)) as box:
+        set_free(11 << 20)
+        with pytest.raises(StoreFull):
+            box.enqueue("log", {"text": "x" * 900_000})
+        box.enqueue("log", {})
+
+
+def test_without_a_reserve_the_disk_is_not_looked_at(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_free = with_free_bytes(monkeypatch)
+    with Outbox.open(outbox_dir, OutboxConfig(min_free_mb=0)) as box:
+        set_free(0)
+        assert box.enqueue("log", {}).seq == 1

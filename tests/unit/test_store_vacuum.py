@@ -1,0 +1,222 @@
+"""Rewriting the file: smaller, complete, swapped in one rename, and only by one who is alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox import Outbox, StoreCorrupt, StoreLocked, environment
+from outbox.ledger import Settlement
+from outbox.locks import Role, RoleLock
+
+OBSERVER = """
+import sys
+from outbox import Outbox
+with Outbox.attach(sys.argv[1]) as box:
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+def grown(directory: Path) -> Outbox:
+    """An open store whose file is mostly free pages."""
+    box = Outbox.open(directory)
+    with box.transaction() as tx:
+        for number in range(500):
+            tx.enqueue("log", {"number": number, "text": "x" * 1500}, key=f"k{number}")
+    records = list(box.store.records("pending"))
+    box.store.settle(Settlement(completed=[(record, b"") for record in records[:400]]))
+    box.store.settle(Settlement(dead=[(record, "refused") for record in records[400:402]]))
+    box.store.put_meta("ids", b"42")
+    box.compact(timedelta(0))
+    return box
+
+
+def content(box: Outbox) -> Any:
+    return (
+        list(box.store.records("pending")),
+        list(box.store.records("ledger")),
+        box.store.figures().counters,
+        box.store.figures().idempotency,
+        box.store.dead(),
+        box.store.get_meta("ids"),
+        box.status().store_id,
+    )
+
+
+@pytest.fixture
+def box(outbox_dir: Path) -> Iterator[Outbox]:
+    with grown(outbox_dir) as box:
+        yield box
+
+
+def test_the_file_shrinks_and_everything_is_kept(box: Outbox, outbox_dir: Path) -> None:
+    before, size = content(box), box.status().file_bytes
+    box.compact(timedelta(0), vacuum=True)
+    assert box.status().file_bytes < size / 2
+    assert content(box) == before
+    info = (outbox_dir / "data.mdb").stat()
+    assert info.st_mode & 0o777 == 0o600
+    assert not list(outbox_dir.glob(".vacuum-*"))
+    # The store goes on as before, in this process and after it.
+    assert box.enqueue("log", {}).seq == 501
+    assert box.enqueue("log", {"number": 450, "text": "x" * 1500}, key="k450").seq == 451
+    box.close()
+    with Outbox.open(outbox_dir) as again:
+        assert len(list(again.pending())) == 99
+
+
+def test_it_prunes_first(box: Outbox) -> None:
+    records = list(box.store.records("pending"))
+    box.store.settle(Settlement(completed=[(record, b"") for record in records]))
+    assert box.compact(timedelta(0), vacuum=True) == 98
+    assert [entry.seq for entry in box.ledger()] == [401, 402]
+
+
+def test_an_observer_that_is_alone_may_do_it(box: Outbox, outbox_dir: Path) -> None:
+    before, size = content(box), box.status().file_bytes
+    box.close()
+    with Outbox.attach(outbox_dir) as observer:
+        observer.compact(timedelta(0), vacuum=True)
+        assert content(observer) == before
+        assert observer.status().file_bytes < size / 2
+        assert observer.status().engine_pid is None
+    Outbox.open(outbox_dir).close()
+
+
+def unchanged(box: Outbox, directory: Path) -> Any:
+    info = (directory / "data.mdb").stat()
+    return content(box), info.st_ino, info.st_size, sorted(os.listdir(directory))
+
+
+def test_beside_another_process_it_refuses_and_changes_nothing(box: Outbox, outbox_dir: Path) -> None:
+    records = list(box.store.records("pending"))
+    box.store.settle(Settlement(completed=[(record, b"") for record in records[:10]]))
+    with subprocess.Popen(
+        [sys.executable, "-c", OBSERVER, str(outbox_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        RoleLock(outbox_dir, Role.RELAY).release()
+        before = unchanged(box, outbox_dir)
+        with pytest.raises(StoreLocked, match=f"the access role of {outbox_dir} is held by"):
+            box.compact(timedelta(0), vacuum=True)
+        assert unchanged(box, outbox_dir) == before
+        assert box.enqueue("log", {}).seq == 501
+        other.communicate()
+        assert other.returncode == 0
+    assert box.compact(timedelta(0), vacuum=True) == 10
+
+
+@pytest.mark.parametrize("role", [Role.RELAY, Role.ENGINE])
+def test_beside_a_relay_or_an_engine_it_refuses_and_changes_nothing(box: Outbox, outbox_dir: Path, role: Role) -> None:
+    box.close()
+    opener = Outbox.open if role is Role.RELAY else Outbox.attach
+    with opener(outbox_dir) as mine:
+        lock = RoleLock(outbox_dir, role)
+        RoleLock(outbox_dir, Role.RELAY).release() if role is Role.ENGINE else None
+        before = unchanged(mine, outbox_dir)
+        with pytest.raises(StoreLocked, match=f"{role.value} role .* process {os.getpid()}") as caught:
+            mine.compact(timedelta(0), vacuum=True)
+        assert caught.value.holder_pid == os.getpid()
+        assert unchanged(mine, outbox_dir) == before
+        lock.release()
+        mine.compact(timedelta(0), vacuum=True)
+
+
+def test_roles_are_free_again_afterwards(box: Outbox, outbox_dir: Path) -> None:
+    box.compact(timedelta(0), vacuum=True)
+    RoleLock(outbox_dir, Role.RELAY).release()
+    with pytest.raises(StoreLocked):
+        RoleLock(outbox_dir, Role.ENGINE)
+    RoleLock(outbox_dir, Role.ACCESS, shared=True).release()
+
+
+def test_a_damaged_copy_is_not_swapped_in(box: Outbox, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, inode = content(box), (outbox_dir / "data.mdb").stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "structural_problems", lambda directory: ["page 3 is odd"])
+        with pytest.raises(StoreCorrupt, match="the compact copy is damaged: page 3 is odd.*left as it was"):
+            box.compact(timedelta(0), vacuum=True)
+    assert (outbox_dir / "data.mdb").stat().st_ino == inode
+    assert content(box) == before
+    assert not list(outbox_dir.glob(".vacuum-*"))
+
+
+def test_a_copy_that_runs_out_of_room_leaves_the_store_as_it_was(
+    box: Outbox, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        (target / "data.mdb").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    before = content(box)
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "copy_compact", full)
+        with pytest.raises(OSError, match="No space left"):
+            box.compact(timedelta(0), vacuum=True)
+    assert content(box) == before
+    assert box.enqueue("log", {}).seq == 501
+    assert not list(outbox_dir.glob(".vacuum-*"))
+
+
+def test_the_leftover_of_a_killed_vacuum_is_cleared_away(box: Outbox, outbox_dir: Path) -> None:
+    (outbox_dir / ".vacuum-x").mkdir()
+    (outbox_dir / ".vacuum-x" / "data.mdb").write_bytes(b"half")
+    before = content(box)
+    box.close()
+    with Outbox.open(outbox_dir) as again:
+        assert content(again) == before
+        again.compact(timedelta(0), vacuum=True)
+    assert not (outbox_dir / ".vacuum-x").exists()
+
+
+def test_other_threads_wait_meanwhile_and_go_on_in_the_new_file(box: Outbox) -> None:
+    swapping, done = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def action() -> None:
+        other.start()
+        # The other thread cannot get in before this ends.
+        assert not done.wait(0.05)
+        swapping.set()
+
+    def look() -> None:
+        seen.append(box.enqueue("log", {}).seq)
+        assert swapping.is_set()
+        done.set()
+
+    other = threading.Thread(target=look)
+    box.store.swap(action)
+    other.join(20)
+    assert seen == [501]
+    assert done.is_set()
+
+
+def test_a_swap_waits_for_those_who_are_inside(box: Outbox) -> None:
+    order: list[str] = []
+    inside, leave = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with box.store._open():
+            inside.set()
+            leave.wait(20)
+            order.append("read")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    inside.wait(20)
+    swapper = threading.Thread(target=box.store.swap, args=(lambda: order.append("swapped"),))
+    swapper.start()
+    leave.set()
+    reader.join(20)
+    swapper.join(20)
+    assert order == ["read", "swapped"]
