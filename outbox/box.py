@@ -303,7 +303,9 @@ class Outbox:
         idle = None if moved is None else max(0.0, self.clock.monotonic() - float(moved))
         alive = pid is not None
         breaker = str(state.get("breaker", "unknown"))
-        stuck = alive and waiting > 0 and breaker == "closed"
+        # Both: the relay may have been idle for long before a new entry came.
+        late = min(idle or 0.0, lag_s) > self.config.stuck_after
+        stuck = alive and breaker == "closed" and late
         return RelayStatus(
             alive=alive,
             pid=pid or None,

@@ -177,6 +177,8 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
     if kind is date:
         return value.isoformat(), "date"
     if kind is time:
+        if time.fromisoformat(value.isoformat()).utcoffset() != value.utcoffset():
+            raise InvalidEntry(f"{path} is {value!r}, whose offset is not one of whole seconds")
         return value.isoformat(), "time"
     if kind is timedelta:
         # PostgreSQL reads "N days M microseconds" as an interval.

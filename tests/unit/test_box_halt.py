@@ -121,7 +121,8 @@ def test_a_store_on_a_full_disk_drains_without_ledger_copies(outbox_dir: Path) -
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(5, "Input/output error"), lmdb.Error("short write"), lmdb.DiskError("full"), lmdb.MapFullError("x")]
+    "error",
+    [OSError(5, "Input/output error"), lmdb.Error("short write"), lmdb.DiskError("full"), lmdb.MapFullError("x")],
 )
 def test_the_first_failed_write_halts_though_the_next_would_succeed(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
