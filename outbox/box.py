@@ -374,6 +374,7 @@ class Outbox:
         keep = timedelta(hours=self.config.retention_hours) if retention is None else retention
         if not isinstance(keep, timedelta) or keep < timedelta(0):
             raise ConfigError(f"retention is {retention!r}", hint="allowed: a timedelta of zero or more")
+        self.store.check_open()
         before_us = to_us(self.clock.now()) - keep // timedelta(microseconds=1)
         if not vacuum:
             return self.store.prune(before_us)

@@ -177,9 +177,8 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
     if kind is date:
         return value.isoformat(), "date"
     if kind is time:
-        if time.fromisoformat(value.isoformat()).utcoffset() != value.utcoffset():
-            raise InvalidEntry(f"{path} is {value!r}, whose offset is not one of whole seconds")
-        return value.isoformat(), "time"
+        zone = value.utcoffset()
+        return value.isoformat(), "time" if zone is None else ["time", zone.total_seconds()]
     if kind is timedelta:
         # PostgreSQL reads "N days M microseconds" as an interval.
         seconds = value.seconds * 1_000_000 + value.microseconds
@@ -275,6 +274,8 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
     if isinstance(tag, list):
         if tag[0] == "aware":
             return datetime.fromisoformat(plain).astimezone(timezone(timedelta(seconds=tag[1])))
+        if tag[0] == "time":
+            return time.fromisoformat(plain).replace(tzinfo=timezone(timedelta(seconds=tag[1])))
         _, name, member = tag
         cls = _enums.get(name)
         if cls is not None:

@@ -82,20 +82,24 @@ def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: b
     environment.read_identity(directory)
     environment.refuse_remote(directory)
     locks: list[RoleLock] = []
+    opened: environment.Environment | None = None
     try:
         role = RoleLock(directory, Role.ENGINE) if engine else None
         locks += [role] if role is not None else []
         access = RoleLock(directory, Role.ACCESS, shared=True)
         locks.append(access)
         _verify_if_unclean(directory, access, role)
+        opened = environment.Environment(directory)
         store = Store(
-            environment.Environment(directory),
+            opened,
             max_bytes=config.max_size_mb << 20,
             reserve_bytes=(config.min_free_mb << 20) // 16,
             now_us=lambda: to_us(clock.now()),
         )
         store.reader_check()
     except BaseException:
+        if opened is not None:
+            opened.close()
         for lock in locks:
             lock.release()
         raise

@@ -117,7 +117,6 @@ class Store:
         known = figures.counters
         found = figures.pending + known.completed + known.dead + known.discarded + known.quarantined
         if known.acknowledged != found:
-            environment.close()
             raise StoreCorrupt(
                 f"{self.directory} acknowledged {known.acknowledged} entries and accounts for {found}",
                 hint="restore a backup",

