@@ -16,7 +16,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, store
+from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, envelope, store
 from outbox.ledger import Settlement
 
 HALT = """
@@ -72,7 +72,7 @@ box.close()
 
 def failing_once(box: Outbox, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Let the next write into `pending` fail, and none after it."""
-    pack = store.pack
+    pack = envelope.pack
 
     def fail(record: Any) -> bytes:
         monkeypatch.setattr(store, "pack", pack)
@@ -175,7 +175,7 @@ def test_every_thread_of_a_failed_commit_gets_its_own_key(outbox_dir: Path, monk
                 return
             raise DurabilityError("bad disk", hint="replace it")
 
-        box._commit._commit = fail  # type: ignore[method-assign]
+        box._commit._commit = fail
 
         def work(name: str) -> None:
             try:
@@ -244,7 +244,12 @@ def test_the_halt_is_logged_and_told_once(
     with Outbox.open(outbox_dir) as box:
         told: list[str] = []
         publish = box.store.on_halt
-        box.store.on_halt = lambda reason: (told.append(reason), publish(reason))[0]
+
+        def tell(reason: str) -> None:
+            told.append(reason)
+            publish(reason)
+
+        box.store.on_halt = tell
         box.store._latch("enqueue", OSError("bad disk"))
         box.store._latch("settle", OSError("worse disk"))
         assert told == ["could not enqueue: bad disk"]
@@ -326,7 +331,6 @@ def test_one_entry_that_does_not_fit_takes_nobody_else_with_it(outbox_dir: Path)
 
 def with_free_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how many bytes of disk are free."""
-    real = os.statvfs
 
     class Info:
         def __init__(self, free: int) -> None:
@@ -335,7 +339,6 @@ def with_free_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def set_free(free: int) -> None:
         monkeypatch.setattr(os, "statvfs", lambda path: Info(free))
 
-    assert real
     return set_free
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from outbox import Health, Outbox, OutboxConfig, store
+from outbox import Health, Outbox, OutboxConfig, envelope, store
 from outbox.ledger import Settlement
 from outbox.locks import Role, RoleLock
 from outbox.state_file import StateFile
@@ -107,7 +107,7 @@ def cost_of_status(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> Counter[str]
     calls: Counter[str] = Counter()
     opened = box.store._environment
     assert opened is not None
-    unpack = store.unpack
+    unpack = envelope.unpack
 
     def counted(seq: int, data: bytes) -> Any:
         calls["unpack"] += 1
