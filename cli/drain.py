@@ -91,15 +91,15 @@ def _drain_or_wait(box: Outbox, operations: str | None, deadline: float, progres
     except StoreLocked:
         return _drain_or_wait(box, operations, deadline, progress)  # another one was quicker
     try:
-        return _until(lambda: relay.drain(timeout=_LOOK_S), lambda: _stay_alive(relay), box, deadline, progress)
+        return _until(lambda: _look_after(relay), box, deadline, progress)
     finally:
         relay.stop(_STOP_S)
 
 
-def _stay_alive(relay: Relay) -> bool:
+def _look_after(relay: Relay) -> bool:
     if relay.died is not None:
         raise Refused(without_password(f"the relay died: {relay.died}"))
-    return True
+    return relay.drain(timeout=_LOOK_S)
 
 
 def _wait_for_other(box: Outbox, goal: int, deadline: float, progress: _Progress) -> bool:
@@ -111,15 +111,16 @@ def _wait_for_other(box: Outbox, goal: int, deadline: float, progress: _Progress
         now = box.status()
         return now.watermark >= goal or now.pending <= now.held_back
 
-    return _until(passed, lambda: box.status().relay.alive, box, deadline, progress)
+    return _until(passed, box, deadline, progress, only_beside_a_relay=True)
 
 
 def _until(
-    done: Callable[[], bool], go_on: Callable[[], bool], box: Outbox, deadline: float, progress: _Progress
+    done: Callable[[], bool], box: Outbox, deadline: float, progress: _Progress, *, only_beside_a_relay: bool = False
 ) -> bool:
     while not done():
-        progress.show(box.status())
-        if not go_on() or time.monotonic() >= deadline:
+        now = box.status()
+        progress.show(now)
+        if time.monotonic() >= deadline or (only_beside_a_relay and not now.relay.alive):
             return False
     progress.show(box.status())
     return True
