@@ -61,7 +61,7 @@ def demo(fast: bool, keep: bool) -> None:
     folder = Path(tempfile.mkdtemp(prefix="outbox-demo-"))
     view = View(Console())
     try:
-        with PostgresServer() as postgres, view:
+        with _server() as postgres, view:
             outages, report = Demo(folder, postgres, view, _FAST if fast else _FULL).run()
     finally:
         if keep:
@@ -262,6 +262,18 @@ class Demo:
             if self._engine is not None and self._engine.poll() is None:
                 self._engine.kill()
                 self._engine.wait()
+
+
+@contextmanager
+def _server() -> Iterator[PostgresServer]:
+    """A private PostgreSQL; one sentence where it cannot be had."""
+    try:
+        server = PostgresServer()
+        server.start()
+    except RuntimeError as exc:
+        raise click.ClickException(str(exc)) from exc
+    with server:
+        yield server
 
 
 def _sqlalchemy_url(url: str) -> str:

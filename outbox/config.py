@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,6 +12,9 @@ from .errors import ConfigError
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
+
+_HOST = r"(\[[0-9A-Fa-f:.%]*\]|[^:@\[\]]*)(:\d*)?"
+_HOSTS = re.compile(rf"{_HOST}(,{_HOST})*\Z")
 
 # (lowest, highest) allowed, both included.
 _RANGES: Mapping[str, tuple[float, float]] = {
@@ -143,6 +147,14 @@ def check_database_url(url: object) -> str:
             hint="allowed: postgresql://user:password@host:port/database",
         )
     assert isinstance(url, str)
+    # A password with these characters would be read as host or port, and then be quoted in the driver's errors.
+    authority, _, path = rest.partition("?")[0].partition("/")
+    hosts = authority.rpartition("@")[2]
+    if "@" in path or authority.count("@") > 1 or not _HOSTS.match(hosts):
+        raise ConfigError(
+            "database_url has a host or port that cannot be read",
+            hint="write @ as %40, / as %2F, : as %3A in user and password",
+        )
     return url
 
 

@@ -24,6 +24,7 @@ from lmdb.verify import verify as _verify_structure
 from . import codec
 from .envelope import FORMAT
 from .errors import ConfigError, StoreCorrupt, StoreFormatError, StoreLocked, StoreMissing
+from .state_file import give_to_owner
 
 _log = logging.getLogger("outbox.environment")
 
@@ -303,6 +304,7 @@ def copy_compact(source: Path, target: Path) -> None:
     os.chmod(target / _DATA_FILE, 0o600)
     fd = os.open(target / _DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        give_to_owner(fd, source)
         os.fsync(fd)
     finally:
         os.close(fd)
@@ -312,6 +314,7 @@ def mark_clean(directory: Path) -> None:
     """Note that the store was closed properly by its last user, with the data file as it is now."""
     fd = os.open(directory / _CLEAN_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        give_to_owner(fd, directory)
         os.write(fd, _fingerprint(directory))
     finally:
         os.close(fd)

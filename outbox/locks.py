@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Event
 
 from .errors import StoreLocked
+from .state_file import give_to_owner
 
 # An observer probes a lock by taking it shared for an instant, and a verification holds ACCESS whole for longer.
 _PROBE_RETRIES = 5
@@ -45,6 +46,7 @@ class RoleLock:
         self._path = directory / f"{role.value}.lock"
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            give_to_owner(self._fd, directory)
             self._flock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except BaseException:
             os.close(self._fd)

@@ -345,3 +345,26 @@ def test_settings_reach_the_store(outbox_dir: Path) -> None:
     config = OutboxConfig.from_env({"OUTBOX_DIR": str(outbox_dir), "OUTBOX_MAX_SIZE_MB": "5"})
     with Outbox.open(config=config) as box:
         assert (box.path, box.status().max_bytes) == (outbox_dir, 5 << 20)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for another user")
+def test_root_looking_at_a_store_does_not_lock_its_owner_out(atb: Atb, outbox_dir: Path) -> None:
+    _fill(outbox_dir)
+    for path in (outbox_dir, *outbox_dir.iterdir()):
+        os.chown(path, 65534, 65534)
+    for name in ("access.lock", "relay.lock", "clean"):
+        (outbox_dir / name).unlink(missing_ok=True)
+    assert atb("status").returncode == 1
+    assert atb("compact", "--vacuum").returncode == 0
+    assert {path.name: path.stat().st_uid for path in outbox_dir.iterdir() if path.stat().st_uid != 65534} == {}
+
+
+@pytest.mark.parametrize("authority", ["u:s3cret", "u:s3@cret@127.0.0.1:1", "u:s3/cret@127.0.0.1:1"])
+def test_a_malformed_url_does_not_show_its_password(atb: Atb, outbox_dir: Path, authority: str) -> None:
+    _fill(outbox_dir)
+    url = f"postgresql://{authority}/d"
+    done = atb("drain", "--operations", "declared:OPERATIONS", "--timeout", "1", DATABASE_URL=url)
+    assert done.returncode == 2
+    assert "host or port" in done.stderr
+    assert "s3" not in done.stdout + done.stderr
+    assert "cret" not in done.stdout + done.stderr
