@@ -8,10 +8,12 @@ new empty store, and the flags are those under which a returned commit survives 
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ IDENTITY_KEY = b"outbox:store"
 _IDENTITY_FILE = "outbox.json"
 _CLEAN_FILE = "clean"
 _DATA_FILE = "data.mdb"
+_LOCK_FILE = "lock.mdb"
+_BUILDING = ".creating-"
 # The map is address space, not disk: sparse, and never resized while open.
 _MAP_SIZES = tuple(gib << 30 for gib in (64, 16, 4, 1))
 _MAX_READERS = 512
@@ -193,63 +197,95 @@ def read_identity(directory: Path) -> Identity:
 
 
 def is_vacant(directory: Path) -> bool:
-    """Whether a store may be created at `directory`: absent, or holding nothing but lock and state files."""
+    """Whether a store may be created at `directory`: absent, or holding nothing but lock and state files.
+
+    The `lost+found` of a file system's root and the remains of a creation that was killed do not count.
+    """
     try:
-        return all(name in _OURS for name in os.listdir(directory))
+        names = set(os.listdir(directory))
     except FileNotFoundError:
         return True
     except NotADirectoryError:
         return False
+    remains = {name for name in names if name.startswith(_BUILDING)}
+    ours = _OURS | ({_DATA_FILE, _LOCK_FILE} if remains else set())
+    return names - remains <= ours | {"lost+found"}
 
 
 def create(directory: Path, store_id: UUID, records: dict[bytes, bytes]) -> None:
-    """Create a complete store at `directory` in one rename, or leave no trace.
+    """Create a complete store at `directory` in one rename, or leave nothing that hinders the next try.
 
-    `records` are put into the main database.  When another process wins the race, its store stays.  Raises OSError.
+    A directory that exists, perhaps a mount point, is filled instead, the identity file last.  `records` are put into
+    the main database.  When another process wins the race, its store stays.  Raises OSError.
     """
-    parent = directory.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    refuse_remote(parent)
-    identity = Identity(store_id, FORMAT)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.creating-", dir=parent))  # mkdtemp gives 0700
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    refuse_remote(directory if directory.exists() else directory.parent)
+    if directory.exists():
+        _fill(directory, Identity(store_id, FORMAT), records)
+        return
+    # mkdtemp gives 0700
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.creating-", dir=directory.parent))
     try:
-        env = _open(temporary, readonly=False)
-        try:
-            with env.begin(write=True) as txn:
-                for name in SUB_DATABASES:
-                    env.open_db(name, txn=txn)
-                txn.put(IDENTITY_KEY, identity.to_json())
-                for key, value in records.items():
-                    txn.put(key, value)
-        finally:
-            env.close()
-        fd = os.open(temporary / _IDENTITY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as file:
-            file.write(identity.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        mark_clean(temporary)
-        flush_directory(temporary)
+        _build(temporary, Identity(store_id, FORMAT), records)
         _move_into_place(temporary, directory)
-        flush_directory(parent)
+        flush_directory(directory.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _build(folder: Path, identity: Identity, records: dict[bytes, bytes]) -> None:
+    """Write all files of a new store into an empty folder, flushed."""
+    env = _open(folder, readonly=False)
+    try:
+        with env.begin(write=True) as txn:
+            for name in SUB_DATABASES:
+                env.open_db(name, txn=txn)
+            txn.put(IDENTITY_KEY, identity.to_json())
+            for key, value in records.items():
+                txn.put(key, value)
+    finally:
+        env.close()
+    fd = os.open(folder / _IDENTITY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(identity.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    mark_clean(folder)
+    flush_directory(folder)
 
 
 def _move_into_place(temporary: Path, directory: Path) -> None:
     try:
         os.rename(temporary, directory)
-        return
     except OSError as exc:
+        # Another process was first; its store is opened.
         if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    if (directory / _IDENTITY_FILE).exists():
-        return  # another process was first; its store is opened
-    # Lock files lie there already.  The identity goes last: a store without it is not one.
-    for name in (_DATA_FILE, "lock.mdb", _CLEAN_FILE, _IDENTITY_FILE):
-        os.rename(temporary / name, directory / name)
-    flush_directory(directory)
-    os.chmod(directory, 0o700)
+
+
+def _fill(directory: Path, identity: Identity, records: dict[bytes, bytes]) -> None:
+    """Create a store in a directory that exists, one process at a time."""
+    turn = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        for leftover in directory.glob(f"{_BUILDING}*"):  # of a process that was killed here
+            shutil.rmtree(leftover, ignore_errors=True)
+        if (directory / _IDENTITY_FILE).exists():
+            return
+        temporary = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=directory))
+        try:
+            _build(temporary, identity, records)
+            # A store without identity is none, so that goes last; until then the temporary directory tells whose the
+            # other files are.
+            for name in (_DATA_FILE, _LOCK_FILE, _CLEAN_FILE, _IDENTITY_FILE):
+                os.rename(temporary / name, directory / name)
+            flush_directory(directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(PermissionError):  # a mount point may belong to another user
+            os.chmod(directory, 0o700)
+    finally:
+        os.close(turn)
 
 
 def flush_directory(directory: Path) -> None:

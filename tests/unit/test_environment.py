@@ -336,3 +336,43 @@ def test_the_three_databases_and_nothing_else_are_listed(outbox_dir: Path) -> No
     with lmdb.open(str(outbox_dir), max_dbs=3, readonly=True, lib_version=0) as opened, opened.begin() as txn:
         names = [bytes(key) for key, _ in txn.cursor() if not key.startswith(b"outbox:")]
     assert names == [b"idempotency", b"ledger", b"pending"]
+
+
+def test_an_empty_directory_that_cannot_be_replaced_is_filled(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox_dir.mkdir()
+    (outbox_dir / "lost+found").mkdir()  # as the root of a file system has it
+    inode = outbox_dir.stat().st_ino
+    make(outbox_dir)
+    assert outbox_dir.stat().st_ino == inode
+    assert (outbox_dir / "outbox.json").is_file()
+
+
+def test_a_link_to_an_empty_directory_is_filled(outbox_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    outbox_dir.symlink_to(tmp_path / "real")
+    make(outbox_dir)
+    assert (tmp_path / "real" / "outbox.json").is_file()
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_a_filling_that_was_killed_is_done_again(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
+    outbox_dir.mkdir()
+    real, left = os.rename, [moved]
+
+    def rename(source: Path, target: Path) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", rename)
+        patch.setattr(environment.shutil, "rmtree", lambda *_, **__: None)  # as after a kill
+        with pytest.raises(KeyboardInterrupt):
+            Outbox.open(outbox_dir)
+    assert len(list(outbox_dir.iterdir())) == moved + 1
+    with Outbox.open(outbox_dir) as box:
+        assert box.enqueue("log", {}).seq == 1
+        assert not list(outbox_dir.glob(".creating-*"))
