@@ -13,6 +13,7 @@ from .errors import ConfigError
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
 _HOST = r"(\[[0-9A-Fa-f:.%]*\]|[^:@\[\]]*)(:\d*)?"
 _HOSTS = re.compile(rf"{_HOST}(,{_HOST})*\Z")
 
@@ -140,7 +141,7 @@ def check_database_url(url: object) -> str:
     """`url` if it names a PostgreSQL database; raises `ConfigError`, without repeating a password."""
     scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
     # Without a scheme the whole value may be a password.
-    scheme = scheme if separator else ""
+    scheme = scheme if separator and _SCHEME.match(scheme) else ""
     if not separator or scheme not in ("postgresql", "postgres", "postgresql+psycopg2") or not rest:
         raise ConfigError(
             f"database_url has scheme {scheme or 'none'!r}",

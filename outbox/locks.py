@@ -128,9 +128,9 @@ def died_holding(directory: Path, role: Role) -> bool:
         return False
 
 
-def forget_holders(directory: Path) -> None:
-    """After a verification: whoever died holding a role has left no damage."""
-    for role in (Role.ENGINE, Role.RELAY):
+def forget_holders(directory: Path, *roles: Role) -> None:
+    """After a verification: whoever died holding one of `roles` has left no damage."""
+    for role in roles:
         with suppress(FileNotFoundError):
             os.truncate(directory / f"{role.value}.lock", 0)
 

@@ -137,7 +137,7 @@ def _verify_if_unclean(directory: Path, access: RoleLock, engine: RoleLock | Non
     try:
         if not environment.take_clean_mark(directory):
             verify.check(directory)
-            if engine is None:
-                forget_holders(directory)
+            # An engine that is opening names itself in its lock file already.
+            forget_holders(directory, *((Role.RELAY,) if engine is not None else (Role.ENGINE, Role.RELAY)))
     finally:
         access.make_shared()

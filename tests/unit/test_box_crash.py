@@ -15,6 +15,7 @@ import pytest
 
 from outbox import Outbox, StoreClosed, StoreLocked, environment, verify
 from outbox.ledger import Settlement
+from outbox.locks import Role, RoleLock
 
 ENGINE = """
 import os, sys, threading
@@ -186,6 +187,36 @@ def test_the_last_one_who_closes_leaves_the_clean_mark(outbox_dir: Path, monkeyp
         observer.communicate()
         assert observer.returncode == 0
     assert environment.take_clean_mark(outbox_dir, keep=True)
+
+
+def test_an_observer_does_not_call_the_store_of_a_killed_engine_clean(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Path] = []
+    with process(ENGINE, outbox_dir) as engine:
+        assert engine.stdout is not None
+        engine.stdout.readline()
+        with Outbox.attach(outbox_dir):
+            engine.kill()
+            engine.wait()
+    assert not environment.take_clean_mark(outbox_dir, keep=True)
+    monkeypatch.setattr(verify, "check", checked.append)
+    # Once it was verified, by whomever, the crash is forgotten.
+    Outbox.attach(outbox_dir).close()
+    Outbox.attach(outbox_dir).close()
+    Outbox.open(outbox_dir).close()
+    assert checked == [outbox_dir]
+
+
+def test_after_the_death_of_a_relay_the_engine_verifies_once(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Outbox.open(outbox_dir).close()
+    environment.take_clean_mark(outbox_dir)
+    RoleLock(outbox_dir, Role.RELAY).release()
+    checked: list[Path] = []
+    monkeypatch.setattr(verify, "check", checked.append)
+    for _ in range(3):
+        Outbox.open(outbox_dir).close()
+    assert checked == [outbox_dir]
 
 
 def test_a_halted_store_is_not_marked_clean(outbox_dir: Path) -> None:

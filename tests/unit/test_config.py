@@ -88,7 +88,19 @@ def test_settings_cannot_be_changed() -> None:
         OutboxConfig().batch_size = 1  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("url", ["postgresql://h/d", "postgres://u:p@h:1/d", "postgresql+psycopg2://h/d"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://h/d",
+        "postgres://u:p@h:1/d",
+        "postgresql+psycopg2://h/d",
+        "postgresql://u:p%40%2F@h/d",
+        "postgresql://u:p@h1:1,h2:2/d",
+        "postgresql://u:p@[::1]:5432/d",
+        "postgresql:///d?host=/tmp",
+        "postgresql://u@/d",
+    ],
+)
 def test_postgresql_urls_are_taken(url: str) -> None:
     assert check_database_url(url) == url
     assert OutboxConfig(database_url=url).database_url == url
@@ -105,6 +117,19 @@ def test_a_password_is_not_shown() -> None:
 def test_a_password_in_a_value_without_scheme_is_not_shown(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         OutboxConfig.from_env({"DATABASE_URL": url})
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_password_before_a_separator_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        OutboxConfig.from_env({"DATABASE_URL": "u:s3cret@h/d?at=http://x"})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["u:s3cret@1@h/d", "u:s3cret/1@h/d", "u:1@s3cret:p:q/d", "h:s3cret/d"])
+def test_a_password_that_would_be_read_as_a_host_is_refused_unseen(url: str) -> None:
+    with pytest.raises(ConfigError, match="a host or port that cannot be read.*write @ as %40") as caught:
+        OutboxConfig(database_url=f"postgresql://{url}")
     assert "s3cret" not in str(caught.value)
 
 

@@ -369,7 +369,7 @@ def test_a_filling_that_was_killed_is_done_again(outbox_dir: Path, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "rename", rename)
-        patch.setattr(environment.shutil, "rmtree", lambda *_, **__: None)  # as after a kill
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as after a kill
         with pytest.raises(KeyboardInterrupt):
             Outbox.open(outbox_dir)
     assert len(list(outbox_dir.iterdir())) == moved + 1

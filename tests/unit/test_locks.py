@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from outbox import Outbox, StoreLocked, locks
-from outbox.locks import Role, RoleLock, holder
+from outbox.locks import Role, RoleLock, died_holding, forget_holders, holder
 
 HOLD = """
 import sys
@@ -97,6 +97,22 @@ def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
         other.wait()
         assert holder(tmp_path, Role.ENGINE) is None
         RoleLock(tmp_path, Role.ENGINE).release()
+
+
+def test_only_a_clean_release_hides_who_held_a_role(tmp_path: Path) -> None:
+    assert not died_holding(tmp_path, Role.ENGINE)
+    forget_holders(tmp_path)
+    lock = RoleLock(tmp_path, Role.ENGINE)
+    lock.release(clean=True)
+    lock.release(clean=True)
+    assert not died_holding(tmp_path, Role.ENGINE)
+    RoleLock(tmp_path, Role.ENGINE).release()
+    RoleLock(tmp_path, Role.RELAY).release()
+    assert died_holding(tmp_path, Role.ENGINE)
+    assert died_holding(tmp_path, Role.RELAY)
+    forget_holders(tmp_path)
+    assert not died_holding(tmp_path, Role.ENGINE)
+    assert not died_holding(tmp_path, Role.RELAY)
 
 
 def test_a_forked_child_that_outlives_the_holder_does_not_keep_the_role(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import zlib
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from outbox import codec
-from outbox.state_file import StateFile
+from outbox import Outbox, codec
+from outbox.state_file import StateFile, give_to_owner
 
 
 @pytest.fixture
@@ -61,7 +64,42 @@ def test_a_cut_state_reads_as_absent(state: StateFile, tmp_path: Path, size: int
     assert state.read() is None
 
 
+def test_a_state_of_another_size_reads_as_absent_even_under_a_right_checksum(state: StateFile, tmp_path: Path) -> None:
+    body = b'{"pid":1}'
+    (tmp_path / "state").write_bytes(b"%08x" % zlib.crc32(body) + body)
+    assert state.read() is None
+
+
 def test_something_else_than_a_state_reads_as_absent(state: StateFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "to_json", lambda value: b"[1]")
     state.write({"pid": 1})
     assert state.read() is None
+
+
+@pytest.mark.parametrize(
+    ("me", "owner", "given"), [(0, 1234, [(1234, 99)]), (0, os.geteuid(), []), (1000, 1234, [])], ids=str
+)
+def test_what_root_makes_is_given_to_the_owner_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, me: int, owner: int, given: list[tuple[int, int]]
+) -> None:
+    gifts: list[tuple[int, int]] = []
+    with open(tmp_path / "file", "w") as file, monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: me)
+        patch.setattr(os, "stat", lambda path: SimpleNamespace(st_uid=owner, st_gid=99))
+        patch.setattr(os, "fchown", lambda descriptor, uid, gid: gifts.append((uid, gid)))
+        give_to_owner(file.fileno(), tmp_path)
+    assert gifts == given
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at the store of another user")
+def test_the_look_of_root_leaves_everything_to_the_owner(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {})
+    for name in ("access.lock", "clean", "engine.lock"):
+        (outbox_dir / name).unlink()
+    for path in (outbox_dir, *outbox_dir.iterdir()):
+        os.chown(path, 65534, 65534)
+    with Outbox.attach(outbox_dir) as box:
+        box.compact(timedelta(0), vacuum=True)
+    assert {path.name: path.stat().st_uid for path in outbox_dir.iterdir() if path.stat().st_uid != 65534} == {}
+    assert (outbox_dir / "relay.lock").exists()

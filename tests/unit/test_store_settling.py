@@ -13,6 +13,7 @@ from outbox import (
     DurabilityError,
     EntryNotFound,
     EntryStatus,
+    IdempotencyConflict,
     InvalidEntry,
     Outbox,
     OutboxConfig,
@@ -230,6 +231,17 @@ def test_only_the_dead_members_of_a_group_are_answered(box: Outbox) -> None:
     assert seqs(box.ledger())[0] == members[0].seq
 
 
+def test_the_relay_can_see_that_something_was_released(box: Outbox) -> None:
+    records = enqueue(box, 2)
+    bury(box, *records)
+    seen = [box.store.peek(0, 1).releases]
+    box.requeue(1)
+    seen.append(box.store.peek(0, 1).releases)
+    box.discard(2, "why")
+    seen.append(box.store.peek(0, 1).releases)
+    assert seen == [0, 1, 2]
+
+
 def test_answers_use_sequence_numbers_and_stamps_of_their_own(box: Outbox) -> None:
     record, *_ = enqueue(box, 1)
     bury(box, record)
@@ -409,11 +421,11 @@ def test_a_retry_of_a_quarantined_entry_is_not_told_that_it_was_completed(box: O
     with opened.env.begin(write=True) as txn:
         txn.put(seq_key(1), b"garbage", db=opened.pending)
     box.store.quarantine(box.store.peek(0, 1).damaged)
-    try:
-        again = box.enqueue("log", {"a": 1}, key="k")
-    except StoreCorrupt:
-        return
-    assert again.status is not EntryStatus.COMPLETED
+    again = box.enqueue("log", {"a": 1}, key="k")
+    assert (again.seq, again.status) == (1, EntryStatus.FAILED)
+    assert again.error == "its record is damaged and quarantined"
+    with pytest.raises(IdempotencyConflict):
+        box.enqueue("log", {"a": 2}, key="k")
 
 
 def test_a_retry_of_a_damaged_entry_is_told_of_the_damage(box: Outbox) -> None:

@@ -35,7 +35,10 @@ def watchdog(clock: Time) -> Iterator[Watchdog]:
     watchdog = Watchdog(LIMIT_S, clock)
     yield watchdog
     watchdog.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "outbox-watchdog"]
+    for thread in threading.enumerate():
+        if thread.name == "outbox-watchdog":
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
 
 
 @pytest.fixture
