@@ -101,7 +101,7 @@ def test_a_killed_holder_lets_go(tmp_path: Path) -> None:
 
 def test_only_a_clean_release_hides_who_held_a_role(tmp_path: Path) -> None:
     assert not died_holding(tmp_path, Role.ENGINE)
-    forget_holders(tmp_path)
+    forget_holders(tmp_path, Role.ENGINE)
     lock = RoleLock(tmp_path, Role.ENGINE)
     lock.release(clean=True)
     lock.release(clean=True)
@@ -110,7 +110,9 @@ def test_only_a_clean_release_hides_who_held_a_role(tmp_path: Path) -> None:
     RoleLock(tmp_path, Role.RELAY).release()
     assert died_holding(tmp_path, Role.ENGINE)
     assert died_holding(tmp_path, Role.RELAY)
-    forget_holders(tmp_path)
+    forget_holders(tmp_path, Role.ENGINE)
+    assert died_holding(tmp_path, Role.RELAY)
+    forget_holders(tmp_path, Role.RELAY)
     assert not died_holding(tmp_path, Role.ENGINE)
     assert not died_holding(tmp_path, Role.RELAY)
 
