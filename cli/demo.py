@@ -23,7 +23,7 @@ from rich.text import Text
 from sqlalchemy import create_engine
 
 from outbox import Outbox, OutboxError, OutboxStatus, PostgresTarget, Relay
-from outbox.integrations.durable import operations
+from outbox.integrations.durable import TRADING_OPERATIONS, bind
 from outbox.integrations.paper import DatabaseManager
 from outbox.integrations.paper.check import Report, compare, read_record, summary
 from outbox.testing import PostgresServer
@@ -245,7 +245,7 @@ class Demo:
     def _drain(self) -> None:
         url = self._postgres.url()
         manager = DatabaseManager(url)
-        declared = operations(lambda: manager)
+        declared = bind(TRADING_OPERATIONS, lambda: manager)
         with Outbox.attach(self._store, operations=declared) as box:
             if not Relay(box, PostgresTarget(url, declared)).drain(timeout=60):
                 raise click.ClickException(f"the outbox was not drained within 60 s: {box.status()}")

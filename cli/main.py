@@ -6,6 +6,7 @@ import importlib.metadata
 
 import click
 
+from .acknowledge import acknowledge
 from .common import OneSentenceGroup
 from .compact import compact
 from .demo import demo
@@ -13,13 +14,17 @@ from .drain import drain
 from .status import status
 
 
-@click.group(cls=OneSentenceGroup, context_settings={"help_option_names": ["-h", "--help"]})
+# Also for the group alone, which hosts mount into scripts of their own.
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(cls=OneSentenceGroup, context_settings=_HELP)
 @click.version_option(importlib.metadata.version("lmdb-outbox"), prog_name="atb")
 def atb() -> None:
     """Tools of the lmdb-outbox library."""
 
 
-@atb.group(cls=OneSentenceGroup)
+@atb.group(cls=OneSentenceGroup, context_settings=_HELP)
 def outbox() -> None:
     """Look at an outbox, drain it, compact it.
 
@@ -27,7 +32,7 @@ def outbox() -> None:
     """
 
 
-for _command in (status, drain, compact, demo):
+for _command in (status, drain, compact, acknowledge, demo):
     outbox.add_command(_command)
 
 

@@ -1,272 +1,199 @@
-"""DurableDatabaseManager: an engine's own DatabaseManager behind the outbox, by composition.
-
-Critical writes are on the local disk when the call returns; the relay replays each of them later by calling the
-same method on a shallow copy of the manager whose sessions live inside the relay's transaction, so that the
-effect and the receipt commit together.  Everything else passes straight through to the manager.
-"""
+"""DurableDatabaseManager: an engine's own DatabaseManager behind the outbox, by composition and without changing it."""
 
 from __future__ import annotations
 
-import copy
+import functools
 import inspect
-import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
+from .. import Operation, Outbox, OutboxError
+from ..clock import SystemClock
+from .adapter import Adapter, NotCaughtUp, bind_to
+from .host import Host, class_made_by
+from .operations import TRADING_OPERATIONS, ManagerOperation
+from .replay import CallFailed, Replayer
 
-from .. import DurabilityError, Entry, Operation, Outbox, OutboxError
-from .id_reserve import IdReserve
+__all__ = [
+    "TRADING_OPERATIONS",
+    "CallFailed",
+    "DurableDatabaseManager",
+    "ManagerOperation",
+    "NotCaughtUp",
+    "bind",
+]
 
-_log = logging.getLogger("outbox.integrations")
-
-# Ids that are kept in reserve, by table.
-_RESERVE = {"trading_sessions": 100, "positions": 5000}
-
-
-class CallFailed(OutboxError):
-    """The manager answered False: it swallowed an error, so the call must not be taken for applied."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """How one method of a manager is made durable.  Methods that a manager lacks are left out."""
-
-    method: str
-    # Arguments that identify the intent; the first tuple without a None counts, else every call is its own.
-    identity: tuple[tuple[str, ...], ...] = ()
-    # Table of which the method returns a new id.
-    creates: str | None = None
-    # What the durable call returns at once, where it creates no id.
-    returns: Any = None
-    # Whether a False from the manager means that the write failed.
-    false_fails: bool = False
-
-
-CALLS = (
-    Call("create_trading_session", creates="trading_sessions"),
-    Call("end_trading_session", identity=(("session_id",),)),
-    Call("log_position", identity=(("client_order_id",), ("entry_order_id",)), creates="positions"),
-    Call("update_position", returns=True, false_fails=True),
-    Call("close_position", identity=(("position_id",),), returns=True, false_fails=True),
-    Call("log_trade", identity=(("position_id",), ("exit_order_id",))),
-    Call("update_balance", returns=True, false_fails=True),
-    Call("create_order_journal_entry", identity=(("client_order_id",),)),
-    Call("update_order_journal", returns=True, false_fails=True),
-    Call("update_order_status_new", returns=True, false_fails=True),
-    Call("apply_partial_exit_update"),
-    Call("apply_scale_in_update"),
-)
-_BALANCE_METHOD = "atomic_balance_update"
-_BALANCE = Call(_BALANCE_METHOD, identity=(("correlation_id", "reason"),))
-# Written by the manager from inside other methods; replayed after them, in a savepoint of their own.
-_NESTED = ("log_event",)
-
-
-@dataclass
-class LocalBalanceChange:
-    """What `atomic_balance_update` yields, known without PostgreSQL; amounts are in the account's currency."""
-
-    old_balance: Decimal
-    new_balance: Decimal
-    change: Decimal
-
-
-def operations(manager: Callable[[], Any]) -> list[Operation]:
-    """The operations that replay calls on the manager that `manager()` returns, which is called when one is needed."""
-    return [
-        Operation(call.method, handler=_replayer(call, manager), identity=_identity(call), order_by=_order)
-        for call in (*CALLS, _BALANCE)
-    ]
+# Methods that end the manager itself and must not wait for anything.
+_ENDINGS = frozenset({"close", "dispose", "shutdown"})
 
 
 class DurableDatabaseManager:
-    """Stands where the manager stood: same methods, same arguments.  As thread-safe as the manager.
+    """Stands where the manager stood: same methods, same signatures, same results while PostgreSQL is up.
 
-    Critical methods return at once, with final ids; their rows appear in PostgreSQL when the relay has moved them.
-    `on_halt(reason)` is called when the outbox cannot promise durability any more, before the error is raised.
+    Critical methods are on the local disk when they return.  While PostgreSQL takes deliveries they wait (for at most
+    `wait_s` seconds) for the real result and raise what the manager raises; while it is away they return at once, with
+    final ids.  `write_behind=True` never waits.  Best-effort methods never raise because of the store or PostgreSQL.
+    Reads wait until the caller's own writes have passed; during an outage the balance, the open positions, the
+    unresolved orders and the active session come from the local view, and what that does not know raises
+    `UnknownLocally`.  Attributes that this class lacks are the manager's.
+
+    Raises `DurabilityError` when the store cannot promise durability any more, after `on_halt(reason)` was called.
+    As thread-safe as the manager; one object for each store and process.
     """
 
-    def __init__(self, manager: Any, outbox: Outbox, *, on_halt: Callable[[str], None] | None = None) -> None:
-        """`manager` must be connected: ids are reserved from its sequences.  Raises `SQLAlchemyError`."""
-        self._manager, self._outbox, self._on_halt = manager, outbox, on_halt
-        self._lock = threading.RLock()
-        self._filling = threading.Lock()
-        self._session_id: int | None = getattr(manager, "_current_session_id", None)
-        self._balances: dict[int, Decimal] = {}
-        self._calls = {call.method: call for call in CALLS if hasattr(manager, call.method)}
-        self._reserves = {table: IdReserve(outbox, table) for table in _RESERVE}
-        self.fill_reserves()
+    _adapter: Adapter | None
+    _host: Host
 
-    def fill_reserves(self) -> None:
-        """Fetch ids until the reserves are full.  Raises `SQLAlchemyError` when PostgreSQL is away."""
-        engine: Engine = self._manager.engine
-        for table, reserve in self._reserves.items():
-            reserve.fill(engine, _RESERVE[table])
+    def __new__(cls, factory_or_manager: Any = None, *args: Any, **kwargs: Any) -> DurableDatabaseManager:
+        """An object of a subclass with the manager's own methods, where its class is known."""
+        del args, kwargs
+        if cls is DurableDatabaseManager:
+            made = inspect.isclass(factory_or_manager) or not hasattr(factory_or_manager, "session_factory")
+            known = class_made_by(factory_or_manager) if made else type(factory_or_manager)
+            cls = _class_for(known) if known is not None else cls
+        return object.__new__(cls)
+
+    def __init__(
+        self,
+        factory_or_manager: Any,
+        outbox: Outbox | None = None,
+        operations: Iterable[Operation] = TRADING_OPERATIONS,
+        write_behind: bool = False,
+        *,
+        wait_s: float = 2.0,
+        on_halt: Callable[[str], Any] | None = None,
+    ) -> None:
+        """`factory_or_manager`: a manager, its class or a callable that makes one once PostgreSQL can be reached.
+
+        Give the relay's target `outbox_operations`.  Without `outbox` the object must be attached before its first
+        critical call; `wire` does that.  Raises `ConfigError` for operations that do not fit the manager.
+        """
+        own = self.__dict__
+        own["_host"] = Host(factory_or_manager, SystemClock() if outbox is None else outbox.clock)
+        own["_adapter"] = None
+        own["_bypassed"] = False
+        own["_settings"] = {"operations": tuple(operations), "write_behind": write_behind, "wait_s": wait_s}
+        if outbox is not None:
+            self.attach_outbox(outbox, on_halt=on_halt)
+
+    @classmethod
+    def of(cls, manager_class: type, outbox: Outbox | None = None, **settings: Any) -> type[DurableDatabaseManager]:
+        """A class to put where a host names `manager_class` itself: same constructor, same signatures.
+
+        Its objects need no PostgreSQL to be made.  `settings` are those of this class's constructor.
+        """
+        base = _class_for(manager_class)
+
+        def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+            inspect.signature(manager_class).bind(*args, **kwargs)
+            factory = functools.partial(manager_class, *args, **kwargs)
+            DurableDatabaseManager.__init__(self, factory, outbox, **settings)
+
+        members = {"__init__": construct, "__signature__": inspect.signature(manager_class)}
+        return type(manager_class.__name__, (base,), members)
+
+    def attach_outbox(
+        self,
+        outbox: Outbox,
+        *,
+        write_behind: bool | None = None,
+        on_halt: Callable[[str], Any] | None = None,
+    ) -> None:
+        """From now on critical calls go into `outbox`; `write_behind` replaces what was given before."""
+        settings = dict(self.__dict__["_settings"])
+        operations = settings.pop("operations")
+        if write_behind is not None:
+            settings["write_behind"] = write_behind
+        self.__dict__["_adapter"] = Adapter(self._host, outbox, operations, on_halt=on_halt, **settings)
+
+    def detach_outbox(self) -> None:
+        """Stop the background work; critical calls raise until another outbox is attached.  May be called twice."""
+        adapter = self._adapter
+        self.__dict__["_adapter"] = None
+        if adapter is not None:
+            adapter.close()
+
+    def bypass_outbox(self) -> None:
+        """Behave as the plain manager from now on: where the outbox is disabled."""
+        self.__dict__["_bypassed"] = True
+
+    @property
+    def outbox_operations(self) -> tuple[Operation, ...]:
+        """The operations with handlers that replay on this manager, for `PostgresTarget`."""
+        return self._attached().operations
+
+    def _attached(self) -> Adapter:
+        if self._adapter is None:
+            raise OutboxError(
+                "this DurableDatabaseManager has no outbox", hint="pass outbox=..., or wire(engine) before it trades"
+            )
+        return self._adapter
+
+    def _invoke(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        adapter = self._adapter
+        if self.__dict__["_bypassed"] or name in _ENDINGS:
+            return getattr(self._host.manager(), name)(*args, **kwargs)
+        if adapter is None:
+            if any(operation.name == name for operation in self.__dict__["_settings"]["operations"]):
+                self._attached()
+            return getattr(self._host.manager(), name)(*args, **kwargs)
+        operation = adapter.calls.get(name)
+        if operation is None:
+            return adapter.pass_through(name, args, kwargs)
+        return adapter.block(operation, args, kwargs) if operation.context else adapter.call(operation, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        calls = self.__dict__.get("_calls", {})
-        if name in calls:
-            return self._durable(calls[name])
-        return getattr(self.__dict__["_manager"], name)
+        host: Host = self.__dict__["_host"]
+        if self._adapter is not None and name in self._adapter.calls:
+            return functools.partial(_invoke_by_name, self, name)
+        if name == "_current_session_id" and self._adapter is not None:
+            return self._adapter.session_id
+        if host.built is None and name in host.early:
+            return host.early[name]
+        value = getattr(host.manager(), name)
+        if inspect.ismethod(value) and not name.startswith("_"):
+            return functools.wraps(value)(functools.partial(_invoke_by_name, self, name))
+        return value
 
-    def _durable(self, call: Call) -> Callable[..., Any]:
-        method = getattr(self._manager, call.method)
-
-        def durable(*args: Any, **kwargs: Any) -> Any:
-            with self._lock:
-                entry = self._enqueue(call, self._bind(method, args, kwargs))
-                result = _new_id(entry) if call.creates else call.returns
-                if call.method == "create_trading_session":
-                    self._session_id = result
-                elif call.method == "update_balance" and self._session_id is not None:
-                    bound = entry.args["call"]
-                    self._balances[bound.get("session_id") or self._session_id] = Decimal(str(bound["new_balance"]))
-                return result
-
-        durable.__name__, durable.__doc__ = call.method, method.__doc__
-        durable.__signature__ = inspect.signature(method)  # type: ignore[attr-defined]
-        return durable
-
-    @contextmanager
-    def atomic_balance_update(self, *args: Any, **kwargs: Any) -> Iterator[LocalBalanceChange]:
-        """As the manager's: the change is recorded when the block ends well, an exception inside records nothing."""
-        with self._lock:
-            bound = self._bind(getattr(self._manager, _BALANCE_METHOD), args, kwargs)
-            session_id = bound.get("session_id") or self._session_id
-            if session_id is None:
-                raise ValueError("session_id is missing and no trading session is current")
-            old = self._balance(session_id)
-            change = Decimal(str(bound["balance_change"]))
-            if old + change < 0:
-                raise ValueError(f"the balance of session {session_id} is {old} and cannot change by {change}")
-            yield LocalBalanceChange(old, old + change, change)
-            self._enqueue(_BALANCE, bound)
-            self._balances[session_id] = old + change
-
-    def _balance(self, session_id: int) -> Decimal:
-        if session_id not in self._balances:
-            self._balances[session_id] = Decimal(str(self._manager.get_current_balance(session_id)))
-        return self._balances[session_id]
-
-    def _bind(self, method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments by name, so that positional and keyword calls are alike.  Raises `TypeError` as the call would."""
-        bound = inspect.signature(method).bind(*args, **kwargs).arguments
-        if self._session_id is not None and "session_id" in inspect.signature(method).parameters:
-            # The session that is current now, not the one that will be at replay.
-            bound["session_id"] = bound.get("session_id") or self._session_id
-        return dict(bound)
-
-    def _enqueue(self, call: Call, bound: dict[str, Any]) -> Entry:
-        try:
-            new_id = self._take_id(call.creates) if call.creates else None
-            session = bound.get("session_id") or self._session_id or new_id
-            return self._outbox.enqueue(call.method, {"call": bound, "id": new_id, "session": session})
-        except DurabilityError as exc:
-            if self._on_halt is not None:
-                self._on_halt(str(exc))
-            raise
-
-    def _take_id(self, table: str) -> int:
-        reserve = self._reserves[table]
-        if reserve.left() < _RESERVE[table] // 2 and not self._filling.locked():
-            # Beside the engine: fetching ids must not hold up a trade, and fails while PostgreSQL is away.
-            threading.Thread(target=self._fill_again, name="outbox-id-reserve", daemon=True).start()
-        return reserve.take()
-
-    def _fill_again(self) -> None:
-        if not self._filling.acquire(blocking=False):
-            return
-        try:
-            self.fill_reserves()
-        except (SQLAlchemyError, OutboxError) as exc:
-            _log.warning("id reserves could not be filled", extra={"error": str(exc)})
-        finally:
-            self._filling.release()
-
-
-def _identity(call: Call) -> Callable[[Any], Any]:
-    def identity(args: Any) -> Any:
-        for names in call.identity:
-            values = [args["call"].get(name) for name in names]
-            if None not in values:
-                return [list(names), values]
-        return None
-
-    return identity
-
-
-def _order(args: Any) -> str:
-    return f"session:{args['session']}"
-
-
-def _new_id(entry: Entry) -> Any:
-    return entry.args["id"]
-
-
-def _replayer(call: Call, manager: Callable[[], Any]) -> Callable[[Connection, Entry], Any]:
-    def replay(connection: Connection, entry: Entry) -> Any:
-        replica = copy.copy(manager())
-        factory = _session_factory(replica.session_factory, connection)
-        replica.session_factory = factory
-        if entry.args["session"] is not None:
-            replica._current_session_id = entry.args["session"]
-        deferred = _defer_nested(replica)
-        if call.creates is not None:
-            _assign_id(factory, call.creates, entry.args["id"])
-        method = getattr(replica, call.method)
-        if call is _BALANCE:
-            with method(**entry.args["call"]):
-                result = None
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_session_id" and self._adapter is not None:
+            self._adapter.session_id = value
         else:
-            result = method(**entry.args["call"])
-        if result is False and call.false_fails:
-            raise CallFailed(f"{call.method} of the manager answered False", hint="see the engine's log for its error")
-        for name, args, kwargs in deferred:
-            getattr(type(replica), name)(replica, *args, **kwargs)
-        return result
+            self._host.set(name, value)
 
-    return replay
+    def __dir__(self) -> list[str]:
+        known = self._host.manager_class
+        return sorted({*object.__dir__(self), *(dir(known) if known is not None else ())})
 
 
-def _session_factory(original: sessionmaker[Session], connection: Connection) -> sessionmaker[Session]:
-    """A factory like the manager's whose commits are savepoints of the relay's transaction."""
-    options = {
-        **original.kw,
-        "bind": connection,
-        "join_transaction_mode": "create_savepoint",
-        # A session that reads a committed object again would open a savepoint that its close rolls back.
-        "expire_on_commit": False,
-    }
-    # A class of its own, so that listeners on it end with this replay.
-    own = type("ReplaySession", (original.class_,), {})
-    return sessionmaker(class_=own, **{name: value for name, value in options.items() if name != "class_"})
+def bind(operations: Iterable[Operation], factory: Callable[[], Any]) -> tuple[Operation, ...]:
+    """`operations` with handlers that replay on the manager that `factory` makes when one is needed.
+
+    For a relay in a process of its own (`OUTBOX_OPERATIONS`), where no engine is running.
+    """
+    clock = SystemClock()
+    return bind_to(Replayer(Host(factory, clock), clock), operations)
 
 
-def _assign_id(factory: sessionmaker[Session], table: str, new_id: int) -> None:
-    """Give the first new row of `table` the id that the engine was told."""
-    left = [new_id]
-
-    @event.listens_for(factory.class_, "before_flush")
-    def assign(session: Session, *_: Any) -> None:
-        for row in session.new:
-            if left and getattr(row, "__tablename__", None) == table:
-                row.id = left.pop()
+def _invoke_by_name(durable: DurableDatabaseManager, name: str, *args: Any, **kwargs: Any) -> Any:
+    return durable._invoke(name, args, kwargs)
 
 
-def _defer_nested(replica: Any) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    deferred: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-    for name in _NESTED:
-        if hasattr(replica, name):
+@functools.cache
+def _class_for(manager_class: type) -> type[DurableDatabaseManager]:
+    """A subclass with the public methods of `manager_class`: signatures, help and completion are its own."""
 
-            def defer(*args: Any, _name: str = name, **kwargs: Any) -> None:
-                deferred.append((_name, args, kwargs))
+    def method(name: str, original: Any) -> Any:
+        @functools.wraps(original)
+        def invoke(self: DurableDatabaseManager, *args: Any, **kwargs: Any) -> Any:
+            return self._invoke(name, args, kwargs)
 
-            setattr(replica, name, defer)
-    return deferred
+        return invoke
+
+    members: dict[str, Any] = {"__doc__": manager_class.__doc__, "__module__": manager_class.__module__}
+    for name, original in inspect.getmembers(manager_class, inspect.isfunction):
+        if not name.startswith("_"):
+            members[name] = method(name, original)
+    # Hosts ask isinstance(db_manager, DatabaseManager).
+    members["__class__"] = property(lambda _: manager_class)
+    return type(f"Durable{manager_class.__name__}", (DurableDatabaseManager,), members)

@@ -1,17 +1,22 @@
 """Wiring: puts an outbox between a trading engine and its DatabaseManager, and takes it away again.
 
-By convention, not by type: the engine has an attribute that holds its manager, and may have a method for "no new
-entries, exits go on", which is called when the outbox halts.
+By convention, not by type: the engine has an attribute that holds its manager, `start` and `stop`, and may have a
+method for "no new entries, exits go on", which is called when the outbox halts.  Nothing is changed but attributes of
+this one engine object.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
-from .. import Outbox, OutboxConfig, OutboxStatus, PostgresTarget, Relay
-from .durable import DurableDatabaseManager, operations
+from .. import Operation, Outbox, OutboxConfig, OutboxStatus, PostgresTarget, Relay
+from ..errors import ConfigError
+from .durable import TRADING_OPERATIONS, DurableDatabaseManager
 
 _log = logging.getLogger("outbox.integrations")
 
@@ -19,29 +24,69 @@ _log = logging.getLogger("outbox.integrations")
 class Wiring:
     """A wired engine.  `close` (or the end of a `with` block) undoes it; both may be called twice."""
 
-    def __init__(self, engine: Any, outbox: Outbox | None, relay: Relay | None, manager: Any, attribute: str) -> None:
+    def __init__(self, engine: Any) -> None:
         """Use `wire` instead."""
-        self.outbox, self.relay = outbox, relay
-        self._engine, self._manager, self._attribute = engine, manager, attribute
+        self.outbox: Outbox | None = None
+        self.relay: Relay | None = None
+        self._engine = engine
+        self._undo: list[Callable[[], object]] = []
+        self._lock = threading.Lock()
+        self._winding_down: threading.Thread | None = None
 
     def get_outbox_status(self) -> OutboxStatus | None:
         """The outbox's status; None where it is disabled."""
         return None if self.outbox is None else self.outbox.status()
 
     def close(self) -> None:
-        """Stop the relay, give the engine its own manager back and close the outbox."""
-        if self.outbox is None or self.relay is None:
-            return
-        self.relay.stop()
-        setattr(self._engine, self._attribute, self._manager)
-        self.outbox.close()
-        self.outbox = self.relay = None
+        """Stop the relay, give the engine its own manager, `start` and `stop` back and close the outbox."""
+        with self._lock:
+            while self._undo:
+                self._undo.pop()()
+            self.outbox = self.relay = None
 
     def __enter__(self) -> Wiring:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    # -- the steps of `wire`, each with its undoing
+
+    def _replace(self, name: str, value: Any) -> None:
+        """Set an attribute of the engine object, to be put back as it was: its own, or its class's."""
+        own = vars(self._engine)
+        if name in own:
+            before = own[name]
+            self._undo.append(lambda: setattr(self._engine, name, before))
+        else:
+            self._undo.append(lambda: vars(self._engine).pop(name, None))
+        setattr(self._engine, name, value)
+
+    def _follow(self, relay: Relay, drain_s: float) -> None:
+        """Let the relay start and stop with the engine."""
+        start, stop = getattr(self._engine, "start", None), getattr(self._engine, "stop", None)
+        if callable(start):
+
+            @functools.wraps(start)
+            def started(*args: Any, **kwargs: Any) -> Any:
+                relay.start()
+                return start(*args, **kwargs)
+
+            self._replace("start", started)
+        if callable(stop):
+
+            @functools.wraps(stop)
+            def stopped(*args: Any, **kwargs: Any) -> Any:
+                try:
+                    return stop(*args, **kwargs)
+                finally:
+                    # Not here: `stop` may run in a signal handler, and the engine's last writes come after it.
+                    self._winding_down = threading.Thread(
+                        target=lambda: relay.drain(timeout=drain_s) and relay.stop(), name="outbox-stop", daemon=True
+                    )
+                    self._winding_down.start()
+
+            self._replace("stop", stopped)
 
 
 def wire(
@@ -50,32 +95,61 @@ def wire(
     config: OutboxConfig | None = None,
     manager_attribute: str = "db_manager",
     halt_method: str = "enter_close_only",
-    catch_up_s: float = 30.0,
+    operations: Iterable[Operation] = TRADING_OPERATIONS,
+    write_behind: bool = False,
+    relay_here: bool = True,
+    drain_s: float = 10.0,
 ) -> Wiring:
     """Make the critical writes of `engine` durable; call it before the engine starts.
 
     Settings come from the environment unless `config` is given; `OUTBOX_ENABLED=false` leaves the engine as it was.
-    What an earlier process left in the outbox is delivered first, for at most `catch_up_s` seconds, so that the engine
-    starts from its own last writes.  Raises `ConfigError`, `StoreLocked` and what opening an outbox raises, or
-    `TimeoutError` when the rest could not be delivered in time.
+    `engine` gets a `get_outbox_status()`.  `halt_method` names the method that is called with a reason when trading
+    must halt.  `relay_here=False` leaves the delivery to a relay in another process.  After `stop` the relay delivers
+    for at most `drain_s` seconds what is left.  PostgreSQL may be away if this store was used before and the engine's
+    manager is one of `DurableDatabaseManager.of(...)`.
+
+    Raises `ConfigError`, `StoreLocked` and what opening an outbox raises; the engine is then as it was.
     """
+    wiring = Wiring(engine)
     settings = config or OutboxConfig.from_env()
-    if not settings.enabled:
-        return Wiring(engine, None, None, None, manager_attribute)
+    if not hasattr(engine, manager_attribute):
+        raise ConfigError(f"the engine has no attribute {manager_attribute!r}", hint="pass manager_attribute=...")
     manager = getattr(engine, manager_attribute)
-    declared = operations(lambda: manager)
-    url = settings.database_url or manager.engine.url.render_as_string(hide_password=False)
-    outbox = Outbox.open(config=settings, operations=declared)
-    relay = Relay(outbox, PostgresTarget(url, declared, config=settings))
+    if not settings.enabled:
+        if isinstance(manager, DurableDatabaseManager):
+            manager.bypass_outbox()
+        return wiring
+    declared = tuple(operations)
     try:
-        relay.start()
-        if not relay.drain(timeout=catch_up_s):
-            raise TimeoutError(f"the outbox at {outbox.path} was not drained within {catch_up_s} s: {outbox.status()}")
-        halt = getattr(engine, halt_method, None)
-        setattr(engine, manager_attribute, DurableDatabaseManager(manager, outbox, on_halt=halt))
+        outbox = wiring.outbox = Outbox.open(config=settings, operations=declared)
+        wiring._undo.append(outbox.close)
+        durable = (
+            manager if isinstance(manager, DurableDatabaseManager) else DurableDatabaseManager(manager, None, declared)
+        )
+        durable.attach_outbox(outbox, write_behind=write_behind, on_halt=getattr(engine, halt_method, None))
+        wiring._undo.append(durable.detach_outbox)
+        if durable is not manager:
+            wiring._replace(manager_attribute, durable)
+        wiring._replace("get_outbox_status", wiring.get_outbox_status)
+        if relay_here:
+            url = settings.database_url or _url_of(durable)
+            relay = wiring.relay = Relay(outbox, PostgresTarget(url, durable.outbox_operations, config=settings))
+            wiring._undo.append(relay.stop)
+            wiring._follow(relay, drain_s)
+            relay.start()
     except BaseException:
-        relay.stop()
-        outbox.close()
+        wiring.close()
         raise
     _log.info("engine wired", extra={"outbox": str(outbox.path)})
-    return Wiring(engine, outbox, relay, manager, manager_attribute)
+    return wiring
+
+
+def _url_of(durable: DurableDatabaseManager) -> str:
+    built = durable._host.built
+    if built is None:
+        raise ConfigError(
+            "DATABASE_URL is not set, and the manager cannot be built to ask it",
+            hint="set DATABASE_URL: the relay needs it to deliver",
+        )
+    url: str = built.engine.url.render_as_string(hide_password=False)
+    return url

@@ -16,11 +16,12 @@ from types import TracebackType
 from typing import Any
 
 from . import codec
+from .alarms import Alarms
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
 from .entry import Entry
 from .envelope import Record, from_us, to_us
-from .errors import ConfigError, DurabilityError, InvalidEntry, StoreLocked
+from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, StoreLocked
 from .group_commit import GroupCommit
 from .locks import Role, holder
 from .opening import OpenStore, open_store, rewrite_compactly
@@ -34,6 +35,7 @@ from .operation import (
     payload_hash,
     shape_hash,
 )
+from .progress import Progress
 from .state_file import StateFile
 from .status import OutboxStatus, RelayStatus, assess
 from .store import Append
@@ -61,9 +63,12 @@ class Outbox:
         self.config = config
         self.clock = clock
         self.operations = operations_by_name(operations)
+        self._takes_any = not self.operations
         self._namespace = config.namespace or str(self.store.identity.store_id)
         self._commit = GroupCommit(self.store.append)
         self._listeners: list[Callable[[], None]] = []
+        self.alarms = Alarms(self.store)
+        self.progress = Progress(clock)
 
     # -- opening and closing
 
@@ -181,10 +186,7 @@ class Outbox:
                 hint="use Outbox.open in the engine's process",
             )
         self.store.check_not_halted()
-        check_operation_name(name)
-        operation = self.operations.get(name) if self.operations else _ANY
-        if operation is None:
-            raise InvalidEntry(f"operation {name!r} is not declared", hint=f"declared: {', '.join(self.operations)}")
+        operation = self._declared(name)
         if not isinstance(args, Mapping) or not all(type(field) is str and field for field in args):
             raise InvalidEntry(f"args of {name!r} is {args!r:.200}", hint="allowed: a mapping with text keys")
         plain, types = codec.encode(dict(args))
@@ -196,16 +198,14 @@ class Outbox:
         operation.check(args)
         order = ordering_key(operation.order_of(args) if order_by is None else order_by)
         id_ = self.clock.new_id().bytes
-        declared = operation.identity_of(args) if key is None else None
-        if declared is None:
+        hashed = self._hash(operation, name, args, key)
+        if hashed is None:
             # A call without identity gets a fresh key, which the caller learns of if it must retry.
-            key = id_.hex() if key is None else key
-            kind, identity = "key", caller_key(key)
-        else:
-            kind, identity = "identity", b"".join(codec.encode(declared, what="identity"))
+            key = id_.hex()
+            hashed = idempotency_hash(self._namespace, name, "key", key.encode())
         record = Record(
             seq=0,
-            key=idempotency_hash(self._namespace, name, kind, identity),
+            key=hashed,
             id=id_,
             operation=name,
             order_by=order,
@@ -216,6 +216,47 @@ class Outbox:
             captured_us=to_us(self.clock.now()),
         )
         return record, key
+
+    def declare(self, operations: Iterable[Operation]) -> None:
+        """Add declarations, for a part of the program that brings its own; one of a known name replaces it.
+
+        An outbox that was opened without operations goes on taking any other name.
+        """
+        self.operations = {**self.operations, **operations_by_name(operations)}
+
+    def _declared(self, name: str) -> Operation:
+        check_operation_name(name)
+        operation = self.operations.get(name, _ANY if self._takes_any else None)
+        if operation is None:
+            raise InvalidEntry(f"operation {name!r} is not declared", hint=f"declared: {', '.join(self.operations)}")
+        return operation
+
+    def _hash(self, operation: Operation, name: str, args: Mapping[str, Any], key: str | None) -> bytes | None:
+        """The idempotency hash of a call, or None where nothing identifies it."""
+        if key is not None:
+            return idempotency_hash(self._namespace, name, "key", caller_key(key))
+        declared = operation.identity_of(args)
+        if declared is None:
+            return None
+        return idempotency_hash(self._namespace, name, "identity", b"".join(codec.encode(declared, what="identity")))
+
+    def lookup(self, operation: str, args: Mapping[str, Any], *, key: str | None = None) -> Entry | None:
+        """The entry that this call would repeat, whatever its other arguments; None where it would be a new one.
+
+        Raises `InvalidEntry` for an operation that is not declared or a bad key.
+        """
+        declared = self._declared(operation)
+        hashed = self._hash(declared, operation, args, key)
+        record = None if hashed is None else self.store.find(hashed)
+        return None if record is None else record.entry()
+
+    def entry(self, seq: int) -> Entry:
+        """Entry `seq`, pending or in the ledger.  Raises `EntryNotFound`."""
+        for name in ("pending", "ledger", "pending"):  # it may move in between
+            record = self.store.record(name, seq)
+            if record is not None:
+                return record.entry(strict=False)
+        raise EntryNotFound(f"entry {seq} is not in the store", hint="it was never there, or its retention has ended")
 
     def _submit(self, prepared: list[_Prepared]) -> list[Entry]:
         submission = Append([record for record, _ in prepared])
@@ -295,6 +336,7 @@ class Outbox:
             max_bytes=self.config.max_size_mb << 20,
             map_bytes=figures.map_bytes,
             free_disk_bytes=figures.free_disk_bytes,
+            alarms=figures.alarms,
         )
         return assess(status, self.config)
 
@@ -327,14 +369,16 @@ class Outbox:
         """
         return self._answer("requeue", seq, {})
 
-    def discard(self, seq: int, reason: str) -> list[Entry]:
+    def discard(self, seq: int, reason: str, *, free_key: bool = False) -> list[Entry]:
         """Give up dead letter `seq`, together with the group it belongs to; later entries of its key go on.
 
-        It stays in the ledger with `reason`, which must not be empty.  Raises `EntryNotFound` or `InvalidEntry`.
+        It stays in the ledger with `reason`, which must not be empty.  With `free_key` its idempotency key may be used
+        again, as is right where the caller was told of the rejection.  Raises `EntryNotFound` or `InvalidEntry`.
         """
         if not isinstance(reason, str) or not reason.strip():
             raise InvalidEntry(f"reason is {reason!r}", hint="say why this entry may be given up")
-        return self._answer("discard", seq, {"reason": reason})
+        extra = {"reason": reason, "free_key": True} if free_key else {"reason": reason}
+        return self._answer("discard", seq, extra)
 
     def _answer(self, action: str, seq: int, extra: dict[str, Any]) -> list[Entry]:
         if not isinstance(seq, int) or isinstance(seq, bool):
@@ -357,7 +401,7 @@ class Outbox:
         if action == "requeue":
             released = self.store.requeue(seq, audit)
         else:
-            released = self.store.discard(seq, extra["reason"], audit)
+            released = self.store.discard(seq, extra["reason"], audit, free_key="free_key" in extra)
         _log.warning("dead letter answered", extra={"action": action, "seq": seq, "entries": len(released)})
         for listener in self._listeners:
             listener()

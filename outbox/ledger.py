@@ -98,7 +98,15 @@ def requeue(
 
 
 def discard(
-    environment: Environment, txn: Any, counters: Counters, seq: int, reason: str, audit: Record, now_us: int
+    environment: Environment,
+    txn: Any,
+    counters: Counters,
+    seq: int,
+    reason: str,
+    audit: Record,
+    now_us: int,
+    *,
+    free_key: bool,
 ) -> list[Record]:
     """Give up dead letter `seq` and its group; they stay in the ledger with the reason.  Raises `EntryNotFound`."""
     released = [
@@ -106,6 +114,8 @@ def discard(
     ]
     for record in released:
         txn.put(seq_key(record.seq), pack(record), db=environment.ledger)
+        if free_key:
+            txn.delete(record.key, db=environment.idempotency)
     counters.discarded += len(released)
     _release(environment, txn, counters, released, audit, now_us)
     return released

@@ -218,7 +218,7 @@ def _check_row(operation: str, columns: Any, args: Mapping[str, Any]) -> None:
                 raise InvalidEntry(f"operation {operation!r}: column {column.name!r} must not be empty")
             continue
         precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
-        if isinstance(precision, int) and isinstance(scale, int) and _is_beyond(value, precision, scale):
+        if isinstance(precision, int) and isinstance(scale, int) and is_beyond(value, precision, scale):
             raise InvalidEntry(
                 f"operation {operation!r}: {column.name!r} is {value}, beyond numeric({precision},{scale})"
             )
@@ -231,7 +231,7 @@ def _check_row(operation: str, columns: Any, args: Mapping[str, Any]) -> None:
             )
 
 
-def _is_beyond(value: Any, precision: int, scale: int) -> bool:
+def is_beyond(value: Any, precision: int, scale: int) -> bool:
     """Whether a number does not fit numeric(precision, scale) after PostgreSQL has rounded it."""
     if isinstance(value, bool) or not isinstance(value, Number):
         return False

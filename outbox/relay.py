@@ -87,6 +87,7 @@ class Relay:
             self._scan.distrust()
             self._fail(exc, now)
             self._publish(now)
+            self._tell()
             return self._breaker.wait(now)
 
     def _apply(self, batch: Batch) -> Outcome:
@@ -153,14 +154,20 @@ class Relay:
             self._moved_at = now
         self._housekeep(now, idle=self._caught_up)
         self._publish(now)
-        with self._moved:
-            self._moved.notify_all()
+        self._tell()
         if outcome.interruption is not None:
             return self._breaker.wait(now)
         if not batch.exhausted:
             return 0.0
         wait = self._config.sync_interval
         return wait if next_retry is None else max(0.0, min(wait, next_retry - now))
+
+    def _tell(self) -> None:
+        """Wake those who wait in this process."""
+        works = self._breaker.state == CLOSED if self.running or self._draining else None
+        self._box.progress.report(delivering=works, caught_up=self._caught_up)
+        with self._moved:
+            self._moved.notify_all()
 
     def _fail(self, exc: OutboxError, now: float) -> None:
         delay = self._breaker.failed(now)
@@ -232,6 +239,7 @@ class Relay:
             self._box.off_enqueue(self._wake.set)  # after a thread that died
             self._box.on_enqueue(self._wake.set)
             self._thread.start()
+            self._box.progress.report(delivering=True)
 
     def stop(self, timeout: float = 10.0) -> bool:
         """Stop the thread and let go of the role and the connection; may be called twice.
@@ -338,6 +346,7 @@ class Relay:
             self._publish(self._clock.monotonic(), force=True)
             if self.died is not None:
                 self._leave_role()
+            self._box.progress.report(delivering=None)
             with self._moved:
                 self._moved.notify_all()
 

@@ -74,6 +74,8 @@ class OutboxStatus:
     max_bytes: int
     map_bytes: int
     free_disk_bytes: int
+    # What a person must judge, by name; stays until it is acknowledged.
+    alarms: dict[str, str] = field(default_factory=dict)
     # One sentence each: what is wrong, worst first.
     needs_operator: list[str] = field(default_factory=list)
     degraded: list[str] = field(default_factory=list)
@@ -111,6 +113,7 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
         said.append(f"{status.quarantined} damaged entries are quarantined")
     if status.dead_letters:
         said.append(f"{status.dead_letters} dead letters hold back {status.held_back} entries")
+    said += [f"{name}: {message}" for name, message in status.alarms.items()]
     if status.live_bytes > 0.85 * status.max_bytes:
         said.append(f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB")
     if relay.died and not relay.alive:

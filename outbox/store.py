@@ -41,6 +41,8 @@ _log = logging.getLogger("outbox.store")
 
 COUNTERS_KEY = b"outbox:counters"
 _META_PREFIX = b"outbox:meta:"
+# Of the names of those small records that are alarms.
+ALARM_PREFIX = "alarm:"
 # Rows of one maintenance transaction: each row call releases the GIL, and a writer waits for the whole of it.
 _CHUNK = 250
 # So many damaged entries in a row, and no sound one, are no single fault.
@@ -92,6 +94,7 @@ class Figures:
     file_bytes: int
     map_bytes: int
     free_disk_bytes: int
+    alarms: dict[str, str]
 
 
 class Store:
@@ -332,6 +335,21 @@ class Store:
             data = txn.get(seq_key(seq), db=getattr(environment, name))
         return None if data is None else unpack(seq, data)
 
+    def find(self, key: bytes) -> Record | None:
+        """The record stored under an idempotency key, or None; also None where only the key is left of it."""
+        with self._read() as (environment, txn):
+            value = txn.get(key, db=environment.idempotency)
+            for handle in (environment.pending, environment.ledger) if value is not None else ():
+                data = txn.get(value[:8], db=handle)
+                if data is not None:
+                    return unpack(key_seq(value[:8]), data)
+        return None
+
+    def is_pending(self, seq: int) -> bool:
+        """Whether entry `seq` still waits for delivery."""
+        with self._read() as (environment, txn):
+            return txn.get(seq_key(seq), db=environment.pending) is not None
+
     def _prefixed(self, prefix: bytes) -> list[tuple[int, bytes]]:
         found = []
         with self._read() as (_, txn), txn.cursor() as cursor:
@@ -363,6 +381,7 @@ class Store:
                 file_bytes=environment.file_bytes(),
                 map_bytes=environment.env.info()["map_size"],
                 free_disk_bytes=self._free_disk_bytes(),
+                alarms={name.removeprefix(ALARM_PREFIX): value.decode() for name, value in _metas(txn, ALARM_PREFIX)},
             )
 
     def _free_disk_bytes(self) -> int:
@@ -407,13 +426,14 @@ class Store:
         with self._counted("requeue") as (environment, txn, counters):
             return ledger.requeue(environment, txn, counters, seq, audit, self._now_us())
 
-    def discard(self, seq: int, reason: str, audit: Record) -> list[Record]:
+    def discard(self, seq: int, reason: str, audit: Record, *, free_key: bool = False) -> list[Record]:
         """Give up dead letter `seq`, and the group it belongs to; it stays in the ledger with `reason`.
 
+        With `free_key` its idempotency key may be used by another entry.
         Raises `EntryNotFound` or `DurabilityError`.
         """
         with self._counted("discard") as (environment, txn, counters):
-            return ledger.discard(environment, txn, counters, seq, reason, audit, self._now_us())
+            return ledger.discard(environment, txn, counters, seq, reason, audit, self._now_us(), free_key=free_key)
 
     def prune(self, before_us: int, *, most: int | None = None) -> int:
         """Delete ledger records settled before `before_us` with their idempotency keys; returns how many.
@@ -445,6 +465,17 @@ class Store:
         self.check_not_halted()
         with self._write(f"store {name!r}") as (_, txn):
             txn.put(_META_PREFIX + name.encode(), value)
+
+    def delete_meta(self, name: str) -> bool:
+        """Delete a small record durably; whether there was one.  Raises `DurabilityError`."""
+        self.check_not_halted()
+        with self._write(f"delete {name!r}") as (_, txn):
+            return bool(txn.delete(_META_PREFIX + name.encode()))
+
+    def metas(self, prefix: str) -> list[tuple[str, bytes]]:
+        """`(name, value)` of every small record whose name begins with `prefix`, in the order of the names."""
+        with self._read() as (_, txn):
+            return _metas(txn, prefix)
 
     # -- lifecycle
 
@@ -493,6 +524,17 @@ def _live_bytes(environment: Environment, txn: Any) -> int:
         pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         page_size = stat["psize"]
     return int(pages * page_size)
+
+
+def _metas(txn: Any, prefix: str) -> list[tuple[str, bytes]]:
+    found = []
+    start = _META_PREFIX + prefix.encode()
+    with txn.cursor() as cursor:
+        for key, value in cursor.iternext() if cursor.set_range(start) else ():
+            if not key.startswith(start):
+                break
+            found.append((bytes(key[len(_META_PREFIX) :]).decode(), bytes(value)))
+    return found
 
 
 def _ignore(reason: str) -> None:

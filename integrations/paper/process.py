@@ -16,7 +16,7 @@ from typing import Any
 
 from ... import Operation, OutboxConfig
 from ...errors import ConfigError
-from ..durable import operations
+from ..durable import TRADING_OPERATIONS, DurableDatabaseManager, bind
 from ..trading_engine import wire
 from .check import Recorder, read_record
 from .engine import PaperEngine
@@ -29,14 +29,7 @@ def paper_operations() -> list[Operation]:
 
     The manager connects to `DATABASE_URL` when the first entry is applied.
     """
-    managers: list[DatabaseManager] = []
-
-    def manager() -> DatabaseManager:
-        if not managers:
-            managers.append(DatabaseManager(_database_url(OutboxConfig.from_env())))
-        return managers[0]
-
-    return operations(manager)
+    return list(bind(TRADING_OPERATIONS, lambda: DatabaseManager(_database_url(OutboxConfig.from_env()))))
 
 
 def _database_url(config: OutboxConfig) -> str:
@@ -58,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bars = load()[: options.bars]
     start = 1 + max((r["index"] for r in _recorded(options.record) if r["kind"] == "bar"), default=-1)
     recorder = Recorder(options.record)
-    engine = PaperEngine(DatabaseManager(_database_url(config)), on_ack=recorder)
+    manager_class: Any = DurableDatabaseManager.of(DatabaseManager)
+    engine = PaperEngine(manager_class(_database_url(config)), on_ack=recorder)
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     with wire(engine, config=config):
         engine.start()

@@ -368,3 +368,16 @@ def test_a_malformed_url_does_not_show_its_password(atb: Atb, outbox_dir: Path, 
     assert "host or port" in done.stderr
     assert "s3" not in done.stdout + done.stderr
     assert "cret" not in done.stdout + done.stderr
+
+
+def test_an_alarm_stays_until_it_is_acknowledged(atb: Atb, outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.alarms.sound("diverged-balance-1", "another writer")
+        box.alarms.sound("diverged-balance-1", "a later message does not hide the first")
+    seen = atb("status")
+    assert seen.returncode == 2
+    assert "diverged-balance-1: another writer" in " ".join(seen.stdout.split())
+    assert atb("acknowledge", "else").stderr == "Error: no alarm is named 'else' (alarms: diverged-balance-1)\n"
+    assert atb("acknowledge", "diverged-balance-1").stdout == "acknowledged: diverged-balance-1\n"
+    assert atb("status").returncode == 0
+    assert atb("acknowledge", "diverged-balance-1").stderr.endswith("(alarms: there is none)\n")

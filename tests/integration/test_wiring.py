@@ -111,7 +111,7 @@ def test_an_exception_in_a_balance_block_records_nothing(wired: tuple[PaperEngin
     with pytest.raises(RuntimeError, match="caller"), engine.db_manager.atomic_balance_update(Decimal(1), "x"):
         raise RuntimeError("the caller's own failure")
     with (
-        pytest.raises(ValueError, match="cannot change"),
+        pytest.raises(ValueError, match="below zero"),
         engine.db_manager.atomic_balance_update(Decimal(-5000), "x"),
     ):
         pass
@@ -130,17 +130,28 @@ def test_the_same_client_order_id_is_one_order(wired: tuple[PaperEngine, Wiring,
     assert _rows(manager, "SELECT client_order_id FROM orders") == [("c1",)]
 
 
-def test_a_swallowed_failure_of_the_manager_is_not_taken_for_success(postgres_url: str, outbox_dir: Path) -> None:
-    manager = DatabaseManager(postgres_url)
-    engine = PaperEngine(manager)
-    with wire(engine, config=_config(outbox_dir, postgres_url, max_retries=0)) as wiring:
-        assert engine.db_manager.update_position(4711, stop_loss=Decimal(1)) is True
-        assert wiring.relay is not None
-        assert wiring.outbox is not None
-        assert wiring.relay.drain()
-        (dead,) = wiring.outbox.dead_letters()
-        assert "answered False" in (dead.error or "")
-    manager.close()
+def test_a_failure_that_the_manager_swallows_is_told_as_it_would_be_and_leaves_no_dead_letter(
+    wired: tuple[PaperEngine, Wiring, DatabaseManager],
+) -> None:
+    engine, wiring, _ = wired
+    assert engine.db_manager.update_position(4711, stop_loss=Decimal(1)) is False
+    status = wiring.get_outbox_status()
+    assert status is not None
+    assert (status.pending, status.dead_letters, status.discarded) == (0, 0, 1)
+
+
+def test_a_swallowed_failure_during_an_outage_becomes_a_dead_letter(
+    wired: tuple[PaperEngine, Wiring, DatabaseManager],
+) -> None:
+    engine, wiring, _ = wired
+    assert wiring.relay is not None
+    assert wiring.outbox is not None
+    wiring.relay.stop()
+    assert engine.db_manager.update_position(4711, stop_loss=Decimal(1)) is True
+    wiring.relay.start()
+    assert wiring.relay.drain()
+    (dead,) = wiring.outbox.dead_letters()
+    assert "answered False" in (dead.error or "")
 
 
 def test_a_durability_error_enters_close_only_and_is_raised(
@@ -187,34 +198,32 @@ def test_closing_the_wiring_gives_the_manager_back(postgres_url: str, outbox_dir
     manager.close()
 
 
-def test_what_an_earlier_process_left_is_delivered_before_the_engine_starts(
-    postgres_url: str, outbox_dir: Path
-) -> None:
+def test_what_an_earlier_process_left_is_seen_and_delivered(postgres_url: str, outbox_dir: Path) -> None:
     manager = DatabaseManager(postgres_url)
     engine = PaperEngine(manager)
-    wiring = wire(engine, config=_config(outbox_dir, postgres_url))
-    assert wiring.relay is not None
-    wiring.relay.stop()
+    wiring = wire(engine, config=_config(outbox_dir, postgres_url), relay_here=False)
     session_id = engine.start()
     wiring.close()
     assert manager.get_active_session_id() is None
 
-    with wire(engine, config=_config(outbox_dir, postgres_url)):
-        assert manager.get_active_session_id() == session_id
+    with wire(engine, config=_config(outbox_dir, postgres_url)) as wiring:
         assert engine.start() == session_id
+        assert wiring.relay is not None
+        assert wiring.relay.drain()
+        assert manager.get_active_session_id() == session_id
     manager.close()
 
 
 def test_reserved_ids_are_never_handed_out_twice(wired: tuple[PaperEngine, Wiring, DatabaseManager]) -> None:
     _, wiring, manager = wired
     assert wiring.outbox is not None
-    first = IdReserve(wiring.outbox, "orders")
-    with pytest.raises(IdReserveEmpty, match="orders"):
+    first = IdReserve(wiring.outbox, "account_balances", wanted=200)
+    with pytest.raises(IdReserveEmpty, match="account_balances"):
         first.take()
-    first.fill(manager.engine, 200)
+    first.fill(manager.engine)
     taken = [first.take() for _ in range(70)]
 
-    second = IdReserve(wiring.outbox, "orders")  # as after a crash
+    second = IdReserve(wiring.outbox, "account_balances")  # as after a crash
     rest = [second.take() for _ in range(second.left())]
 
     assert len(rest) == 200 - 128

@@ -17,6 +17,7 @@ import pytest
 
 from outbox import (
     ConfigError,
+    EntryNotFound,
     EntryStatus,
     IdempotencyConflict,
     InvalidEntry,
@@ -443,3 +444,43 @@ def test_a_bad_retention_is_refused_by_value(box: Outbox, retention: Any) -> Non
 
 def test_a_retention_of_ages_prunes_nothing(box: Outbox) -> None:
     assert box.compact(timedelta.max) == 0
+
+
+def test_lookup_finds_the_entry_that_a_call_would_repeat(box: Outbox) -> None:
+    assert box.lookup("order", order()) is None
+    first = box.enqueue("order", order())
+    assert box.lookup("order", order(amount=Decimal(9))) == first
+    assert box.lookup("order", order(order_id="o-2")) is None
+    assert box.lookup("log", {}) is None
+    assert box.lookup("log", {}, key="k") is None
+    assert box.lookup("log", {}, key=None) is None
+    with pytest.raises(InvalidEntry, match="not declared"):
+        box.lookup("other", {})
+    settle_all(box)
+    again = box.lookup("order", order())
+    assert again is not None
+    assert (again.seq, again.status) == (first.seq, EntryStatus.COMPLETED)
+
+
+def test_an_entry_is_found_by_its_sequence_number_wherever_it_is(box: Outbox) -> None:
+    first = box.enqueue("log", {})
+    assert box.entry(first.seq) == first
+    settle_all(box)
+    assert box.entry(first.seq).status is EntryStatus.COMPLETED
+    with pytest.raises(EntryNotFound, match="entry 2"):
+        box.entry(2)
+
+
+def test_declarations_can_be_added_and_replaced(box: Outbox, outbox_dir: Path) -> None:
+    box.declare([Operation("more", table="more", order_by="who"), Operation("log", table="logs", order_by="who")])
+    assert box.enqueue("more", {"who": "a"}).order_by == "a"
+    assert box.enqueue("log", {"who": "b"}).order_by == "b"
+    with pytest.raises(InvalidEntry, match="not declared"):
+        box.enqueue("other", {})
+
+
+def test_an_outbox_without_declarations_goes_on_taking_any_name(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.declare([Operation("more", table="more", order_by="who")])
+        assert box.enqueue("more", {"who": "a"}).order_by == "a"
+        assert box.enqueue("other", {}).order_by is None

@@ -28,6 +28,8 @@ LINE = [
     "verify",
     "opening",
     "status",
+    "alarms",
+    "progress",
     "box",
     "failures",
     "login_probe",

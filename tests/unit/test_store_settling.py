@@ -552,3 +552,13 @@ def test_a_closed_store_says_so(box: Outbox) -> None:
     ):
         with pytest.raises(StoreClosed, match="is closed.*open it again"):
             use()
+
+
+def test_a_discarded_key_can_be_freed_for_another_entry(box: Outbox) -> None:
+    for free, key in ((False, "kept"), (True, "freed")):
+        entry = box.enqueue("log", {"a": 1}, key=key)
+        bury(box, *[record for record in box.store.records("pending") if record.seq == entry.seq])
+        box.discard(entry.seq, "told", free_key=free)
+    with pytest.raises(IdempotencyConflict):
+        box.enqueue("log", {"a": 2}, key="kept")
+    assert box.enqueue("log", {"a": 2}, key="freed").status is EntryStatus.PENDING

@@ -1,0 +1,25 @@
+"""`atb outbox acknowledge`: an operator has seen to an alarm."""
+
+from __future__ import annotations
+
+import click
+
+from outbox import Outbox
+
+from .common import Refused, directory_option, in_one_sentence, settings
+
+
+@click.command()
+@directory_option
+@click.argument("name")
+@in_one_sentence
+def acknowledge(directory: str | None, name: str) -> None:
+    """Take the alarm NAME out of the status: somebody has looked at it and mended what there was to mend.
+
+    `atb outbox status` shows the names.  Works beside a running engine.
+    """
+    with Outbox.attach(config=settings(directory)) as box:
+        if not box.alarms.acknowledge(name):
+            known = ", ".join(box.status().alarms) or "there is none"
+            raise Refused(f"no alarm is named {name!r} (alarms: {known})")
+    click.echo(f"acknowledged: {name}")

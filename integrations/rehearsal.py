@@ -1,0 +1,107 @@
+"""Rehearsal: a call is tried on a copy of the manager up to its first contact with the database.
+
+What the manager refuses before that (a bad side, an amount that is no number) it refuses here, in its own way, before
+anything is stored.  The rows that it has prepared by then are checked against their columns, as PostgreSQL would.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import inspect as inspect_orm
+from sqlalchemy.exc import DataError
+from sqlalchemy.orm import Session
+
+from ..operation import is_beyond
+from . import sessions
+
+
+class _Reached(BaseException):
+    """The manager turned to the database; not an Exception, since managers catch those."""
+
+
+@dataclass(slots=True)
+class Rehearsal:
+    """`reached`: whether the call came to the database.  Otherwise `answer` is what the manager answered by itself."""
+
+    reached: bool = False
+    answer: Any = None
+    # Text that the manager made up for the first new row of each table, such as names that contain the time.
+    made: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+class _RefusedByColumn(Exception):
+    """What the driver would report for a value that its column cannot hold."""
+
+    pgcode = "22000"
+
+
+def rehearse(replica: Any, method: str, call: dict[str, Any], *, context: bool) -> Rehearsal:
+    """Try `method` on `replica`, which must be a copy.  Raises what the manager raises before it needs the database."""
+    rehearsal = Rehearsal()
+    replica.session_factory = sessions.factory_like(
+        getattr(replica, "session_factory", None), _RehearsalSession, info={"rehearsal": rehearsal}
+    )
+    try:
+        result = getattr(replica, method)(**call)
+        if context:
+            with result:
+                rehearsal.reached = True
+        else:
+            rehearsal.answer = result
+    except _Reached:
+        rehearsal.reached = True
+    return rehearsal
+
+
+class _RehearsalSession(Session):
+    """A session without a database: the first thing that would need one ends the rehearsal."""
+
+    def _reach(self, *_: Any, **__: Any) -> Any:
+        rehearsal: Rehearsal = self.info["rehearsal"]
+        rehearsal.reached = True
+        for row in self.new:
+            _check_row(row)
+            mapper = inspect_orm(row).mapper
+            made = {
+                attribute.key: value
+                for attribute in mapper.column_attrs
+                if type(value := inspect_orm(row).dict.get(attribute.key)) is str
+            }
+            rehearsal.made.setdefault(str(mapper.local_table.name), made)
+        raise _Reached
+
+    def execute(self, statement: Any, *_: Any, **__: Any) -> Any:
+        """Settings of the transaction change nothing here; everything else needs the database."""
+        if sessions.setting_of(str(getattr(statement, "text", ""))) is not None:
+            return None
+        return self._reach()
+
+    def begin_nested(self) -> AbstractContextManager[Any]:  # type: ignore[override]
+        """A savepoint needs no database until something happens in it."""
+        return nullcontext()
+
+    def rollback(self) -> None:
+        """Nothing was begun."""
+
+    scalar = scalars = get = get_one = flush = commit = query = merge = refresh = connection = _reach
+    bulk_save_objects = bulk_insert_mappings = bulk_update_mappings = delete = _reach
+
+
+def _check_row(row: Any) -> None:
+    """Raise `DataError`, as a flush would, where a new row has a value that its column cannot hold."""
+    state = inspect_orm(row)
+    for attribute in state.mapper.column_attrs:
+        column, value = attribute.columns[0], state.dict.get(attribute.key)
+        length = getattr(column.type, "length", None)
+        if isinstance(value, str) and isinstance(length, int) and len(value) > length:
+            _refuse(f"{column} has {len(value)} characters, at most {length}", value)
+        precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
+        if isinstance(precision, int) and isinstance(scale, int) and is_beyond(value, precision, scale):
+            _refuse(f"{column} is {value}, beyond numeric({precision},{scale})", value)
+
+
+def _refuse(why: str, value: Any) -> None:
+    raise DataError("INSERT (not sent)", {"value": value}, _RefusedByColumn(why))
