@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import click
@@ -39,14 +40,16 @@ class Plan:
 
     before: int
     outage: int
+    # Still in the outage, by an engine that was started in it.
+    resumed: int
     after: int
     second_outage: int
     total: int
     pace: float
 
 
-_FULL = Plan(before=500, outage=400, after=400, second_outage=300, total=2000, pace=60)
-_FAST = Plan(before=60, outage=50, after=40, second_outage=30, total=220, pace=100)
+_FULL = Plan(before=500, outage=250, resumed=250, after=300, second_outage=300, total=2000, pace=60)
+_FAST = Plan(before=60, outage=30, resumed=30, after=30, second_outage=30, total=220, pace=100)
 
 
 @click.command()
@@ -56,7 +59,8 @@ def demo(fast: bool, keep: bool) -> None:
     """Trade through two PostgreSQL outages and a killed engine, then check every row.
 
     Starts a private PostgreSQL and the paper engine on real prices, kills PostgreSQL in the middle of trading, lets the
-    engine trade on, kills the engine too, and compares PostgreSQL with what the engine was told was durable.
+    engine trade on, kills the engine too, starts it again in the outage, and compares PostgreSQL with what the engine
+    was told was durable, ids included.
     """
     folder = Path(tempfile.mkdtemp(prefix="outbox-demo-"))
     view = View(Console())
@@ -142,20 +146,25 @@ class Demo:
     def run(self) -> tuple[int, Report]:
         """Play all acts; returns the number of outages and the comparison."""
         plan, view = self._plan, self._view
+        acts = accumulate((plan.before, plan.outage, plan.resumed, plan.after, plan.second_outage))
         view.event("PostgreSQL is up; the paper engine starts trading real prices")
         with self._stopping_engine():
             self._start_engine()
-            self._trade_until(plan.before)
+            self._trade_until(next(acts))
             self._kill_postgres("in the middle of trading")
-            self._trade_until(plan.before + plan.outage)
+            self._trade_until(next(acts))
             waiting = self._pending()
             self._kill_engine()
             view.event(f"the engine was killed with SIGKILL while PostgreSQL is down; {waiting} entries wait on disk")
-            self._start_postgres()
             self._start_engine()
-            self._trade_until(plan.before + plan.outage + plan.after)
+            self._trade_until(next(acts))
+            view.event(
+                f"without PostgreSQL it resumed its session and traded on; {self._pending()} entries wait on disk"
+            )
+            self._start_postgres()
+            self._trade_until(next(acts))
             self._kill_postgres("again, the engine lives on")
-            self._trade_until(plan.before + plan.outage + plan.after + plan.second_outage)
+            self._trade_until(next(acts))
             self._start_postgres()
             self._trade_until(plan.total)
             self._wait_for_engine()

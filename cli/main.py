@@ -13,7 +13,6 @@ from .demo import demo
 from .drain import drain
 from .status import status
 
-
 # Also for the group alone, which hosts mount into scripts of their own.
 _HELP = {"help_option_names": ["-h", "--help"]}
 

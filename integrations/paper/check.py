@@ -29,9 +29,9 @@ _PROOFS: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
         {"symbol": "symbol", "initial_balance": "initial_balance"},
     ),
     "order": (
-        "SELECT client_order_id, session_id, symbol, side, quantity FROM orders",
+        "SELECT id AS order_id, client_order_id, session_id, symbol, side, quantity FROM orders",
         ("client_order_id",),
-        {"session_id": "session_id", "symbol": "symbol", "side": "side", "quantity": "quantity"},
+        {name: name for name in ("order_id", "session_id", "symbol", "side", "quantity")},
     ),
     "fill": (
         "SELECT client_order_id, exchange_order_id, status, fill_price, fill_quantity, commission FROM orders",
@@ -44,10 +44,22 @@ _PROOFS: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
         {name: name for name in ("position_id", "session_id", "symbol", "side", "entry_price", "quantity")},
     ),
     "trade": (
-        """SELECT t.position_id, t.exit_order_id, t.session_id, t.side, t.entry_price, t.exit_price, t.quantity, t.pnl,
-        p.status AS position_status FROM trades t LEFT JOIN positions p ON p.id = t.position_id""",
+        """SELECT t.id AS trade_id, t.position_id, t.exit_order_id, t.session_id, t.side, t.entry_price, t.exit_price,
+        t.quantity, t.pnl, p.status AS position_status FROM trades t LEFT JOIN positions p ON p.id = t.position_id""",
         ("exit_order_id",),
-        {name: name for name in ("position_id", "session_id", "side", "entry_price", "exit_price", "quantity", "pnl")},
+        {
+            name: name
+            for name in (
+                "trade_id",
+                "position_id",
+                "session_id",
+                "side",
+                "entry_price",
+                "exit_price",
+                "quantity",
+                "pnl",
+            )
+        },
     ),
     "balance": (
         "SELECT session_id, correlation_id, update_reason AS reason, total_balance, change FROM account_balances",

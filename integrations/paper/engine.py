@@ -219,9 +219,9 @@ class PaperEngine(Recording):
         self._fill(client_order_id, price, held.quantity, held.position_id)
         fees = fees_of(held, price)
         pnl = held.profit(price) - fees
-        self._record_trade(held, client_order_id, price, pnl, fees, reason)
         self.balance += pnl
-        self._record_balance(pnl, reason, client_order_id)
+        if not self._record_trade(held, client_order_id, price, pnl, fees, reason):
+            self._record_balance(pnl, reason, client_order_id)
 
     def _trail(self, held: OpenPosition, bar: Bar) -> None:
         stop = _trailing_stop(held.side, bar.close)

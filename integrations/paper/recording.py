@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
@@ -138,7 +139,8 @@ class Recording:
 
     def _record_trade(
         self, held: OpenPosition, client_order_id: str, price: Decimal, pnl: Decimal, fees: Decimal, reason: str
-    ) -> None:
+    ) -> bool:
+        """Record a trade in the same block as the balance that it changes; whether that went well."""
         trade = {
             "symbol": self.symbol,
             "side": held.side,
@@ -155,24 +157,33 @@ class Recording:
             "position_id": held.position_id,
         }
         exit_time = self._now()
-        ok, _ = self._attempt(
-            "trade",
-            lambda: self.db_manager.log_trade(**trade, entry_time=held.entry_time, exit_time=exit_time),
-        )
+
+        def record() -> tuple[int, Decimal]:
+            with self._balance_change(pnl, reason, client_order_id) as balance:
+                trade_id = self.db_manager.log_trade(**trade, entry_time=held.entry_time, exit_time=exit_time)
+            return trade_id, rounded(balance.new_balance)
+
+        ok, recorded = self._attempt("trade", record)
         if ok:
-            self._ack("trade", **_all_as_text(trade))
+            self._ack("trade", **_all_as_text(trade), trade_id=recorded[0])
+            self._ack_balance(recorded[1], pnl, reason, client_order_id)
+        return ok
 
     def _record_balance(self, change: Decimal, reason: str, correlation_id: str) -> None:
         def update() -> Decimal:
-            with self.db_manager.atomic_balance_update(
-                change, reason, "engine", session_id=self.session_id, correlation_id=correlation_id
-            ) as balance:
-                recorded = balance.new_balance
-            return rounded(recorded)
+            with self._balance_change(change, reason, correlation_id) as balance:
+                pass
+            return rounded(balance.new_balance)
 
         ok, recorded = self._attempt("balance", update)
         if ok:
             self._ack_balance(recorded, change, reason, correlation_id)
+
+    def _balance_change(self, change: Decimal, reason: str, correlation_id: str) -> AbstractContextManager[Any]:
+        block: AbstractContextManager[Any] = self.db_manager.atomic_balance_update(
+            change, reason, "engine", session_id=self.session_id, correlation_id=correlation_id
+        )
+        return block
 
     def _attempt(self, kind: str, call: Callable[[], Any]) -> tuple[bool, Any]:
         """Whether a call of the manager succeeded, and what it returned; a failure is logged and counted."""
