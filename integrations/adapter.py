@@ -25,8 +25,8 @@ from ..codec import encode
 from ..errors import ConfigError
 from .asof import AsOf
 from .balance import BalanceChange, dry_run
-from .delivery import Delivery
-from .host import Host, ManagerUnavailable, register_loaded_enums
+from .delivery import Delivery, local_result
+from .host import Host, ManagerUnavailable
 from .id_reserve import IdReserves
 from .keeper import Keeper
 from .local_view import LocalView, number, plain
@@ -164,8 +164,7 @@ class Adapter:
                     group.append(item)
                     return item.notes.get("id", operation.returns)
                 first = self._record([item])[0]
-        local = first.args[NOTES].get("id", operation.returns)
-        return self.delivery.result(operation, first, first, local) if waits else local
+        return self.delivery.result(operation, first, first) if waits else local_result(operation, first)
 
     @contextmanager
     def block(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
@@ -197,7 +196,7 @@ class Adapter:
             with self.keeper.order:
                 entries = self._record(group)
         if waits:
-            self.delivery.result(operation, entries[0], entries[-1], None)
+            self.delivery.result(operation, entries[0], entries[-1])
 
     def _bind(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by name, so that positional and keyword calls are alike.  Raises `TypeError` as the call would."""
@@ -311,8 +310,9 @@ class Adapter:
             try:
                 entries = self._enqueue(items)
             except InvalidEntry:
-                # An enum class that was loaded since may be all that is missing.
-                register_loaded_enums()
+                # Members of enum classes that are new to the outbox may be all that it refused.
+                if not self.host.learn_enums(self.outbox, [item.bound for item in items]):
+                    raise
                 entries = self._enqueue(items)
         for item, entry in zip(items, entries, strict=True):
             self.keeper.fold(entry)

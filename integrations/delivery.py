@@ -69,20 +69,21 @@ class Delivery:
         first = self._outbox.store.figures().first_pending
         return first is None or first > self._last_seq
 
-    def result(self, operation: ManagerOperation, entry: Entry, last: Entry, local: Any) -> Any:
+    def result(self, operation: ManagerOperation, entry: Entry, last: Entry) -> Any:
         """Wait for the delivery of `last` and return or raise what the manager answered to `entry`.
 
-        `local` where that does not come in time.  What PostgreSQL refused is discarded, since its caller is told.
+        The local result where that does not come in time.  What PostgreSQL refused is discarded, since its caller is
+        told.
         """
         store = self._outbox.store
         if not self._outbox.progress.wait(lambda: not store.is_pending(last.seq), self._wait_s):
             if self.works:
                 self._late_seq = last.seq
-            return local
+            return local_result(operation, entry)
         answer = self._answers.take(entry.seq)
         settled = self._outbox.entry(entry.seq)
         if settled.status is not EntryStatus.FAILED:
-            return local if answer is None else answer.give()
+            return local_result(operation, settled) if answer is None else answer.give()
         self._refused(entry.args[NOTES].get("session"))
         if operation.best_effort:
             return None
@@ -91,3 +92,10 @@ class Delivery:
         answer = answer or Answer(error=CallFailed(f"{operation.name} was refused: {settled.error}"))
         _log.warning("a call was refused", extra={"operation": operation.name, "error": settled.error})
         return answer.give()
+
+
+def local_result(operation: ManagerOperation, entry: Entry) -> Any:
+    """What a call returns without asking PostgreSQL: the manager's own answer where it was delivered before."""
+    if entry.status is EntryStatus.COMPLETED and entry.result is not None and not isinstance(entry.result, dict):
+        return entry.result
+    return entry.args[NOTES].get("id", operation.returns)

@@ -10,7 +10,7 @@ from typing import Any
 from .. import Operation, Outbox, OutboxError
 from ..clock import SystemClock
 from .adapter import Adapter, NotCaughtUp, bind_to
-from .host import Host, class_made_by
+from .host import Host, class_made_by, register_loaded_enums
 from .operations import TRADING_OPERATIONS, ManagerOperation
 from .replay import CallFailed, Replayer
 
@@ -172,6 +172,7 @@ def bind(operations: Iterable[Operation], factory: Callable[[], Any]) -> tuple[O
     For a relay in a process of its own (`OUTBOX_OPERATIONS`), where no engine is running.
     """
     clock = SystemClock()
+    register_loaded_enums()
     return bind_to(Replayer(Host(factory, clock), clock), operations)
 
 

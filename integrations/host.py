@@ -11,16 +11,18 @@ import functools
 import inspect
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
 from .. import Outbox, OutboxError
 from ..clock import Clock
-from ..codec import register_enum
+from ..codec import enum_name, register_enum
 from ..errors import ConfigError
 
 _META = "manager:signatures"
+_ENUMS = "manager:enums"
 # After a failed try to build the manager, the next one waits this long; callers get the same error meanwhile.
 _REBUILD_S = 5.0
 
@@ -48,7 +50,7 @@ class Host:
         self.manager_class = type(factory_or_manager) if is_manager else class_made_by(factory_or_manager)
         # Attributes that were set on the wrapper before there was a manager.
         self.early: dict[str, Any] = {}
-        register_loaded_enums()
+        self._enums: set[str] = set()
 
     def manager(self) -> Any:
         """The manager, built now if need be.  Raises what its constructor raises."""
@@ -69,7 +71,6 @@ class Host:
             for name, value in self.early.items():
                 setattr(manager, name, value)
             self.built, self.manager_class, self._failure = manager, type(manager), None
-        register_loaded_enums()
         for listener in self._listeners:
             listener(manager)
         return manager
@@ -119,6 +120,25 @@ class Host:
         stored = outbox.store.get_meta(_META)
         if stored is not None:
             self._stored = {name: _parse(parameters) for name, parameters in json.loads(stored).items()}
+        seen = outbox.store.get_meta(_ENUMS)
+        self._enums = set(json.loads(seen)) if seen is not None else set()
+        for cls in _loaded_enums() if self._enums else ():
+            if enum_name(cls) in self._enums:
+                _register(cls)
+
+    def learn_enums(self, outbox: Outbox, values: Any) -> bool:
+        """Allow the enum classes of members among `values`, now and after a restart; whether there are any.
+
+        Hosts pass enums of their own and of their ORM.  The store keeps the names only: nothing is imported by name.
+        """
+        found = {enum_name(cls): cls for cls in _enums_in(values)}
+        new = found.keys() - self._enums
+        if new:
+            self._enums |= new
+            outbox.store.put_meta(_ENUMS, json.dumps(sorted(self._enums)).encode())
+        for cls in found.values():
+            _register(cls)
+        return bool(found)
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute of the manager, or what was set before there is one."""
@@ -154,20 +174,36 @@ def class_made_by(factory: Any) -> type | None:
 
 
 def register_loaded_enums() -> None:
-    """Allow members of every enum class that the program has loaded as arguments.
+    """Allow members of every enum class that the program has loaded, for a process that only relays."""
+    for cls in _loaded_enums():
+        _register(cls)
 
-    Hosts pass enums of their own and of their ORM; decoding an entry after a restart needs the classes by name.
-    """
+
+def _loaded_enums() -> Iterator[type[Enum]]:
     todo: list[type[Enum]] = [Enum]
     while todo:
         for cls in todo.pop().__subclasses__():
             todo.append(cls)
             if cls.__members__:
-                try:
-                    register_enum(cls)
-                except ConfigError:
-                    # Another class of that name came first; its own members are refused when they are passed.
-                    continue
+                yield cls
+
+
+def _register(cls: type[Enum]) -> None:
+    # Where another class of that name came first, its own members are refused when they are passed.
+    with suppress(ConfigError):
+        register_enum(cls)
+
+
+def _enums_in(value: Any) -> Iterator[type[Enum]]:
+    if isinstance(value, Enum):
+        yield type(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _enums_in(key)
+            yield from _enums_in(item)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _enums_in(item)
 
 
 def _without_self(function: Any) -> inspect.Signature:

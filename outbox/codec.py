@@ -39,7 +39,7 @@ def register_enum(cls: type[Enum]) -> type[Enum]:
     Members are stored by class and member name; PostgreSQL sees their value.  Raises `ConfigError` when another
     class of the same module and name is registered already.
     """
-    name = _enum_name(cls)
+    name = enum_name(cls)
     known = _enums.setdefault(name, cls)
     if known is not cls:
         raise ConfigError(f"enum {name} is already registered as another class", hint="give one of them another name")
@@ -118,7 +118,8 @@ def field_names(plain: bytes) -> tuple[str, ...]:
     return tuple(orjson.loads(plain))
 
 
-def _enum_name(cls: type[Enum]) -> str:
+def enum_name(cls: type[Enum]) -> str:
+    """What members of `cls` are stored under: its module and qualified name."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
@@ -203,7 +204,7 @@ def _lower_datetime(value: datetime, path: str) -> tuple[Any, Any]:
 
 
 def _lower_enum(value: Enum, path: str, depth: int) -> tuple[Any, Any]:
-    name = _enum_name(type(value))
+    name = enum_name(type(value))
     if _enums.get(name) is not type(value):
         raise InvalidEntry(
             f"{path} is {value!r} of the unregistered enum {name}",

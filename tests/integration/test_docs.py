@@ -22,7 +22,7 @@ from outbox.config import variable_name
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 MANUAL = ROOT / "docs" / "outbox.md"
-DOCUMENTS = [README, MANUAL, ROOT / "docs" / "architecture.md", ROOT / "CHANGELOG.md"]
+DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -76,7 +76,7 @@ def query(url: str, sql: str) -> list[tuple[object, ...]]:
 
 
 def test_the_example_of_the_readme_runs_twice(postgres_url: str, tmp_path: Path) -> None:
-    (tables,), (example,) = blocks(README, "sql"), blocks(README, "python")
+    (tables,), (example, _) = blocks(README, "sql"), blocks(README, "python")
     assert len(example.splitlines()) <= 21
     query(postgres_url, tables)
     promised = re.search(r"first run prints `(.*?)`.*prints `(.*?)`", README.read_text(encoding="utf-8"))

@@ -1,0 +1,161 @@
+"""docs/live_trading.md and docs/database.md tell the truth: their code runs, their tables are those of the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
+from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation
+from outbox.integrations.operations import AFTER_DRAIN
+from outbox.integrations.paper import DatabaseManager, PaperEngine, load
+from outbox.integrations.reads import LOCAL_READS
+from outbox.integrations.trading_engine import wire
+from outbox.testing import PostgresServer
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGE = (ROOT / "docs" / "live_trading.md").read_text(encoding="utf-8")
+DATABASE_PAGE = (ROOT / "docs" / "database.md").read_text(encoding="utf-8")
+REPLACED, WIRED, BY_HAND, OWN, SEPARATE = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+STANDS_FOR_THE_ENGINE = """
+import os
+from outbox.integrations.paper import DatabaseManager, PaperEngine, load
+"""
+
+
+def run(code: str, folder: Path, url: str, **settings: str) -> str:
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env={**env, "DATABASE_URL": url, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def query(url: str, sql: str) -> list[tuple[Any, ...]]:
+    connection = psycopg2.connect(url)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(sql)
+            return list(cursor.fetchall()) if cursor.description else []
+    finally:
+        connection.close()
+
+
+def test_an_engine_is_wired_as_the_page_says(postgres_url: str, tmp_path: Path) -> None:
+    made = "\nengine = PaperEngine(DatabaseManager(os.environ['DATABASE_URL']))\nbars = load()[:60]\n"
+    out = run(STANDS_FOR_THE_ENGINE + REPLACED + made + WIRED, tmp_path, postgres_url, OUTBOX_DIR="data/outbox")
+    assert out == "HEALTHY\n"
+    assert query(postgres_url, "SELECT count(*) > 0 FROM trades") == [(True,)]
+
+
+def test_the_example_of_the_readme_with_an_engine_runs(postgres_url: str, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = re.findall(r"^```python\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)[1]
+    before = STANDS_FOR_THE_ENGINE + "Engine, bars, url = PaperEngine, load()[:60], os.environ['DATABASE_URL']\n"
+    run(before + example, tmp_path, postgres_url, OUTBOX_DIR="data/outbox")
+    assert query(postgres_url, "SELECT count(*) > 0 FROM trades") == [(True,)]
+
+
+def test_the_parts_by_hand_work(postgres_url: str, tmp_path: Path) -> None:
+    assert run(STANDS_FOR_THE_ENGINE + BY_HAND, tmp_path, postgres_url) == "1000.0\n"
+
+
+def test_own_methods_are_declared_as_the_page_says(postgres_url: str, outbox_dir: Path) -> None:
+    class Manager(DatabaseManager):
+        def log_funding(self, funding_id: str, amount: float) -> bool:
+            return self.update_balance(amount, f"funding {funding_id}")
+
+        def log_signal(self, text: str) -> int | None:
+            return self.log_event("signal", text)
+
+    names: dict[str, Any] = {}
+    exec(OWN, names)  # noqa: S102 - the code of our own page
+    manager = Manager(postgres_url)
+    with Outbox.open(outbox_dir) as box:
+        durable: Any = DurableDatabaseManager(manager, box, names["OPERATIONS"], wait_s=20.0)
+        with Relay(box, PostgresTarget(postgres_url, durable.outbox_operations)):
+            durable.create_trading_session("s", "IBM", "1d", "paper", 1000)
+            for _ in range(2):
+                assert durable.log_funding("f1", 5.0) is True
+            assert durable.log_signal("up") is not None
+        durable.detach_outbox()
+    manager.close()
+    assert query(postgres_url, "SELECT count(*) FROM account_balances") == [(1,)]
+
+
+def test_a_relay_of_its_own_process_delivers(postgres_url: str, tmp_path: Path) -> None:
+    (tmp_path / "mymodule.py").write_text(STANDS_FOR_THE_ENGINE + SEPARATE)
+    engine = PaperEngine(DatabaseManager(postgres_url))
+    config = OutboxConfig(dir=str(tmp_path / "store"), database_url=postgres_url)
+    with wire(engine, config=config, relay_here=False) as wiring:
+        engine.start()
+        engine.run(load()[:40])
+        assert wiring.outbox is not None
+        pending = wiring.outbox.status().pending
+        assert pending > 5
+        command = [sys.executable, "-m", "outbox", "outbox", "drain", "--dir", str(tmp_path / "store")]
+        env = {**os.environ, "DATABASE_URL": postgres_url, "OUTBOX_OPERATIONS": "mymodule:operations"}
+        subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=60)
+        status = wiring.outbox.status()
+        assert (status.pending, status.completed, status.dead_letters) == (0, pending, 0)
+    manager: Any = engine.db_manager
+    assert manager.get_active_session_id() == engine.session_id
+    manager.close()
+
+
+def described() -> dict[str, tuple[str, str]]:
+    """The page's table of methods: same intent when, returns during an outage."""
+    rows = [re.split(r" \| ", line.strip("| ")) for line in PAGE.partition("## Method by method")[2].splitlines()]
+    return {row[0].strip("`"): (row[1], row[2]) for row in rows if len(row) == 3 and row[0].startswith("`")}
+
+
+def test_every_operation_is_in_the_table_of_methods() -> None:
+    assert list(described()) == [operation.name for operation in TRADING_OPERATIONS]
+
+
+@pytest.mark.parametrize("operation", TRADING_OPERATIONS, ids=lambda operation: operation.name)
+def test_the_table_of_methods_is_that_of_the_code(operation: ManagerOperation) -> None:
+    same, returned = described()[operation.name]
+    alternatives = ["`, `".join(names) for names in operation.alternatives]
+    assert same == ("same `" + "`, or else `".join(alternatives) + "`" if alternatives else "never")
+    if operation.context:
+        assert returned.startswith("yields")
+    else:
+        assert returned == ("the final id" if operation.creates else str(operation.returns))
+    assert operation.best_effort == (operation in TRADING_OPERATIONS[-4:])
+
+
+def test_methods_that_are_never_queued_and_local_reads_are_named() -> None:
+    assert [name for name in (*AFTER_DRAIN, *LOCAL_READS) if f"`{name}`" not in PAGE] == []
+
+
+def test_the_permissions_of_the_page_are_enough(own_postgres: PostgresServer, tmp_path: Path) -> None:
+    url = own_postgres.url()
+    manager = DatabaseManager(url)
+    manager.close()
+    query(url, "CREATE ROLE engine LOGIN PASSWORD 'p'; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    (prepared,) = re.findall(r"^```sql\n(.*?)^```$", DATABASE_PAGE, re.DOTALL | re.MULTILINE)
+    query(url, prepared)
+    query(url, "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO engine")
+    query(url, "GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO engine")
+    query(url, "REVOKE INSERT, UPDATE, SELECT ON outbox_receipts FROM engine")
+    query(url, prepared)
+    restricted = url.replace("postgres@", "engine:p@")
+    assert restricted != url
+    assert run(STANDS_FOR_THE_ENGINE + BY_HAND, tmp_path, restricted) == "1000.0\n"
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        query(restricted, "DELETE FROM outbox_receipts")
