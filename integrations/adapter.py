@@ -18,20 +18,18 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-
 from .. import DurabilityError, Entry, EntryStatus, IdempotencyConflict, InvalidEntry, Operation, Outbox, OutboxError
 from ..codec import encode
 from ..errors import ConfigError
 from .asof import AsOf
 from .balance import BalanceChange, dry_run
 from .delivery import Delivery, local_result
-from .host import Host, ManagerUnavailable
-from .id_reserve import IdReserves
+from .host import AWAY, Host, ManagerUnavailable
+from .id_reserve import IdReserveEmpty, IdReserves
 from .keeper import Keeper
-from .local_view import LocalView, number, plain
-from .operations import AFTER_DRAIN, NOTES, ManagerOperation, call_of
-from .reads import LOCAL_READS
+from .local_view import LocalView, UnknownLocally, number, plain
+from .operations import NOTES, ManagerOperation, call_of
+from .passing import Passing
 from .rehearsal import Rehearsal, rehearse
 from .replay import CallFailed, Replayer
 
@@ -39,11 +37,6 @@ _log = logging.getLogger("outbox.integrations")
 
 # For rows that are rolled back: the sequences stay untouched.
 _PASSING_IDS = 2_000_000_000
-_AWAY = (OperationalError, InterfaceError)
-
-
-class NotCaughtUp(OutboxError):
-    """A call that cannot be queued needs everything before it to be delivered first, and that is not so."""
 
 
 @dataclass(slots=True)
@@ -86,6 +79,7 @@ class Adapter:
         self.keeper = Keeper(host, outbox, self.calls, self._reserves)
         self.delivery = Delivery(outbox, self.replayer.answers, wait_s=wait_s, refused=self.keeper.doubt)
         self._session_id: int | None = None
+        self.passing = Passing(self, write_behind=write_behind)
         self._balance_locks: dict[int | None, threading.RLock] = defaultdict(threading.RLock)
         self._here = threading.local()
         host.remember(outbox, self.calls)
@@ -104,7 +98,7 @@ class Adapter:
     def _build_if_possible(self) -> None:
         try:
             self.host.manager()
-        except _AWAY as exc:
+        except AWAY as exc:
             _log.warning("PostgreSQL is away, the manager is built later", extra={"error": str(exc).splitlines()[0]})
 
     def _fits(self, operation: ManagerOperation) -> bool:
@@ -151,8 +145,10 @@ class Adapter:
             raise
 
     def _durably(self, operation: ManagerOperation, bound: dict[str, Any], rehearsal: Rehearsal) -> Any:
-        group: list[_Prepared] | None = getattr(self._here, "group", None)
-        waits = group is None and not self._write_behind and self.delivery.prompt()
+        block: list[_Prepared] | None = getattr(self._here, "group", None)
+        # A refused event must not take the trade of its block with it.
+        group = None if operation.best_effort else block
+        waits = block is None and not self._write_behind and self.delivery.prompt()
         lock = self._balance_locks[self._session_of(bound)] if operation.name == "update_balance" else None
         with lock or self.keeper.order, self.keeper.order:
             first = self._first(operation, bound)
@@ -249,11 +245,12 @@ class Adapter:
 
     def _prepare(self, operation: ManagerOperation, bound: dict[str, Any], rehearsal: Rehearsal) -> _Prepared:
         session = self._session_of(bound)
+        self.keeper.meet(session)
         notes: dict[str, Any] = {"session": session}
         if operation.creates:
             table, column = operation.table_and_column()
             with self._halting():
-                notes["id"] = self._reserves.take(table, column)
+                notes["id"] = self._take_id(table, column)
             if table == "trading_sessions":
                 notes["session"] = session = notes["id"]
             given = {value for value in map(plain, bound.values()) if isinstance(value, str)}
@@ -264,10 +261,24 @@ class Adapter:
                 notes["told"] = {"old": self._local_balance(session), "new": number(bound["new_balance"])}
         return _Prepared(operation, bound, notes, session)
 
+    def _take_id(self, table: str, column: str) -> int:
+        try:
+            return self._reserves.take(table, column)
+        except IdReserveEmpty:
+            if not self.delivery.works or self.host.built is None:
+                raise
+            # A burst was faster than the background work.
+            self._reserves.fill(self.host.built.engine)
+            return self._reserves.take(table, column)
+
     def _check(self, operation: ManagerOperation, bound: dict[str, Any]) -> None:
         call = {**bound, "session_id": self._session_of(bound)}
-        with self.view.lock:
-            for check in operation.checks:
+        for check in operation.checks:
+            try:
+                check(call, self.view)
+            except UnknownLocally:
+                if not self.delivery.works or not self.keeper.observe(call["session_id"]):
+                    raise
                 check(call, self.view)
 
     def _told(self, item: _Prepared, *, online: bool) -> Any:
@@ -294,7 +305,7 @@ class Adapter:
             return dry_run(
                 manager, self.host.replica(session_id=item.session), item.operation.name, dict(item.bound), as_of
             )
-        except _AWAY:
+        except AWAY:
             return None
 
     def _local_balance(self, session: int | None) -> Any:
@@ -341,37 +352,6 @@ class Adapter:
             if self.on_halt is not None:
                 self.on_halt(str(exc))
             raise
-
-    # -- everything else
-
-    def pass_through(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A call of the manager's own, after the caller's own writes; answered locally where PostgreSQL cannot."""
-        local = LOCAL_READS.get(name)
-        settled = self.delivery.settled(wait=not self._write_behind or local is not None or name in AFTER_DRAIN)
-        if name in AFTER_DRAIN and not settled:
-            return self._after_drain(name, args, kwargs)
-        if local is None:
-            return getattr(self.host.manager(), name)(*args, **kwargs)
-        if settled and self.delivery.works is not False:
-            try:
-                return getattr(self.host.manager(), name)(*args, **kwargs)
-            except _AWAY as exc:
-                _log.warning("read from the local view", extra={"method": name, "error": str(exc).splitlines()[0]})
-        call = self.host.signature(name).bind(*args, **kwargs).arguments
-        with self.keeper.order:
-            return local(self.view, call, self.session_id, self.outbox.clock.now())
-
-    def _after_drain(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name == "set_current_session":
-            session_id = next(iter(self.host.signature(name).bind(*args, **kwargs).arguments.values()), None)
-            if session_id in self.view.sessions:
-                # It only says which session is meant, and that one is known to exist.
-                self.session_id = session_id
-                return None
-        raise NotCaughtUp(
-            f"{name} works on what PostgreSQL holds, and calls before it are not delivered yet",
-            hint="try again when `atb outbox status` shows nothing pending",
-        )
 
 
 def bind_to(

@@ -9,9 +9,10 @@ from typing import Any
 
 from .. import Operation, Outbox, OutboxError
 from ..clock import SystemClock
-from .adapter import Adapter, NotCaughtUp, bind_to
+from .adapter import Adapter, bind_to
 from .host import Host, class_made_by, register_loaded_enums
 from .operations import TRADING_OPERATIONS, ManagerOperation
+from .passing import NotCaughtUp
 from .replay import CallFailed, Replayer
 
 __all__ = [
@@ -139,7 +140,7 @@ class DurableDatabaseManager:
             return getattr(self._host.manager(), name)(*args, **kwargs)
         operation = adapter.calls.get(name)
         if operation is None:
-            return adapter.pass_through(name, args, kwargs)
+            return adapter.passing.call(name, args, kwargs)
         return adapter.block(operation, args, kwargs) if operation.context else adapter.call(operation, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:

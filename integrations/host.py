@@ -16,10 +16,15 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any
 
+from sqlalchemy.exc import InterfaceError, OperationalError
+
 from .. import Outbox, OutboxError
 from ..clock import Clock
 from ..codec import enum_name, register_enum
 from ..errors import ConfigError
+
+# What SQLAlchemy raises where PostgreSQL cannot be reached, or was lost.
+AWAY = (OperationalError, InterfaceError)
 
 _META = "manager:signatures"
 _ENUMS = "manager:enums"

@@ -106,6 +106,11 @@ class Keeper:
             self._doubtful.add(session_id)
             self._wake.set()
 
+    def meet(self, session_id: int | None) -> None:
+        """A session is in use: learn of it, if it is new, before the next outage."""
+        if session_id is not None and session_id not in self.view.sessions:
+            self.doubt(session_id)
+
     def observe(self, session_id: int | None) -> bool:
         """Take a session's state from PostgreSQL, if nothing is on its way there; whether that was possible.
 
@@ -120,23 +125,24 @@ class Keeper:
         with self.order:
             if self.view.seq != seq or self._outbox.store.figures().pending:
                 return False
-            self.view.observe_session(session_id, *shown)
+            self.view.observe_session(session_id, **shown)
             self._doubtful.discard(session_id)
         return True
 
-    def _shown(self, session_id: int) -> tuple[Any, list[dict[str, Any]], list[dict[str, Any]]]:
-        """Balance, open positions and unresolved orders of a session, as PostgreSQL has them."""
+    def _shown(self, session_id: int) -> dict[str, Any]:
+        """Balance, open positions and unresolved orders of a session, as PostgreSQL has them, and if it is active."""
         manager = self._host.manager()
 
-        def ask(name: str, default: Any) -> Any:
+        def ask(name: str, default: Any, *args: Any) -> Any:
             method: Callable[..., Any] | None = getattr(manager, name, None)
-            return default if method is None else method(session_id)
+            return default if method is None else method(*args)
 
-        return (
-            ask("get_current_balance", None),
-            [dict(row) for row in ask("get_active_positions", [])],
-            [dict(row) for row in ask("get_unresolved_orders", [])],
-        )
+        return {
+            "balance": ask("get_current_balance", None, session_id),
+            "positions": [dict(row) for row in ask("get_active_positions", [], session_id)],
+            "orders": [dict(row) for row in ask("get_unresolved_orders", [], session_id)],
+            "active": ask("get_active_session_id", session_id) == session_id,
+        }
 
     def compare(self, session_id: int) -> bool:
         """Compare the view of a session with PostgreSQL, report what differs, and take it over.
@@ -146,7 +152,8 @@ class Keeper:
         seq = self.view.seq
         if self._outbox.store.figures().pending:
             return False
-        balance, positions, orders = self._shown(session_id)
+        shown = self._shown(session_id)
+        balance = shown["balance"]
         with self.order:
             if self.view.seq != seq or self._outbox.store.figures().pending:
                 return False
@@ -159,12 +166,12 @@ class Keeper:
             ):
                 differences.append(f"its balance is {balance} in PostgreSQL and {known['balance']} here")
             here = {id_ for id_, row in self.view.positions.items() if row["session_id"] == session_id}
-            there = {row["id"] for row in positions}
+            there = {row["id"] for row in shown["positions"]}
             if here != there and known is not None:
                 differences.append(
                     f"open in PostgreSQL only: {sorted(there - here)}, here only: {sorted(here - there)}"
                 )
-            self.view.observe_session(session_id, balance, positions, orders)
+            self.view.observe_session(session_id, **shown)
         if differences:
             self._report(session_id, "; ".join(differences))
         return True
@@ -221,3 +228,5 @@ class Keeper:
             action()
         except (SQLAlchemyError, OutboxError) as exc:
             _log.warning(what, extra={"error": str(exc)})
+        except Exception:  # noqa: BLE001 - a manager of another shape must not end the background work
+            _log.exception(what)

@@ -60,10 +60,20 @@ class LocalView:
 
     # -- what PostgreSQL showed
 
-    def observe_session(self, session_id: int, balance: Any, positions: list[Row], orders: list[Row]) -> None:
-        """Replace what is known of a session by what PostgreSQL shows, when nothing of it is pending."""
+    def observe_session(
+        self, session_id: int, balance: Any, positions: list[Row], orders: list[Row], *, active: bool
+    ) -> None:
+        """Replace what is known of a session by what PostgreSQL shows, when nothing of it is pending.
+
+        `active` is taken for a session that is new to the view.  Managers answer 0 for a session that does not exist,
+        so one of which nothing but that is shown stays unknown.
+        """
         with self.lock:
-            session = self.sessions.setdefault(session_id, new_session())
+            if session_id not in self.sessions:
+                if not (balance or positions or orders):
+                    return
+                self.sessions[session_id] = {**new_session(), "active": active}
+            session = self.sessions[session_id]
             session["balance"] = exact(balance, session["balance"])
             for id_ in [id_ for id_, row in self.positions.items() if row["session_id"] == session_id]:
                 del self.positions[id_]

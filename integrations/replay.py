@@ -180,7 +180,7 @@ class Replayer:
             return False
         message = (
             f"entry {entry.seq} ({entry.operation}) was made at a balance of {told['old']} in session {session}, "
-            f"and PostgreSQL had {Decimal(str(found))}: another writer has changed it meanwhile"
+            f"and PostgreSQL had {Decimal(str(found))}: another writer has changed it, or an earlier change was refused"
         )
         _log.error("balance diverged", extra={"seq": entry.seq, "session": session, "detail": message})
         if self._outbox is not None:

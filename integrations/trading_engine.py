@@ -96,7 +96,7 @@ def wire(
     manager_attribute: str = "db_manager",
     halt_method: str = "enter_close_only",
     operations: Iterable[Operation] = TRADING_OPERATIONS,
-    write_behind: bool = False,
+    write_behind: bool | None = None,
     relay_here: bool = True,
     drain_s: float = 10.0,
 ) -> Wiring:
@@ -104,9 +104,9 @@ def wire(
 
     Settings come from the environment unless `config` is given; `OUTBOX_ENABLED=false` leaves the engine as it was.
     `engine` gets a `get_outbox_status()`.  `halt_method` names the method that is called with a reason when trading
-    must halt.  `relay_here=False` leaves the delivery to a relay in another process.  After `stop` the relay delivers
-    for at most `drain_s` seconds what is left.  PostgreSQL may be away if this store was used before and the engine's
-    manager is one of `DurableDatabaseManager.of(...)`.
+    must halt.  `write_behind=True` never waits for PostgreSQL.  `relay_here=False` leaves the delivery to a relay in
+    another process.  After `stop` the relay delivers for at most `drain_s` seconds what is left.  PostgreSQL may be away
+    if this store was used before and the engine's manager is one of `DurableDatabaseManager.of(...)`.
 
     Raises `ConfigError`, `StoreLocked` and what opening an outbox raises; the engine is then as it was.
     """
