@@ -209,7 +209,8 @@ class Adapter:
         """Let the manager refuse what it can refuse without PostgreSQL, in its own way."""
         try:
             replica = self.host.replica(session_id=self._session_of(bound))
-            return rehearse(replica, operation.name, dict(bound), context=operation.context)
+            with self.replayer.rehearsing():
+                return rehearse(replica, operation.name, dict(bound), context=operation.context)
         except (ManagerUnavailable, AttributeError):
             if self.host.built is not None:
                 raise
@@ -257,7 +258,7 @@ class Adapter:
             made = {name: text for name, text in rehearsal.made.get(table, {}).items() if text not in given}
             notes |= {"made": {table: made}} if made else {}
         if operation.name == "update_balance":
-            with suppress(OutboxError):
+            with suppress(OutboxError, ValueError):
                 notes["told"] = {"old": self._local_balance(session), "new": number(bound["new_balance"])}
         return _Prepared(operation, bound, notes, session)
 

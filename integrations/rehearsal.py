@@ -16,9 +16,10 @@ from sqlalchemy.orm import Session
 
 from ..operation import is_beyond
 from . import sessions
+from .host import AWAY
 
 
-class _Reached(BaseException):
+class Reached(BaseException):
     """The manager turned to the database; not an Exception, since managers catch those."""
 
 
@@ -51,7 +52,7 @@ def rehearse(replica: Any, method: str, call: dict[str, Any], *, context: bool) 
                 rehearsal.reached = True
         else:
             rehearsal.answer = result
-    except _Reached:
+    except (Reached, *AWAY):
         rehearsal.reached = True
     return rehearsal
 
@@ -71,7 +72,7 @@ class _RehearsalSession(Session):
                 if type(value := inspect_orm(row).dict.get(attribute.key)) is str
             }
             rehearsal.made.setdefault(str(mapper.local_table.name), made)
-        raise _Reached
+        raise Reached
 
     def execute(self, statement: Any, *_: Any, **__: Any) -> Any:
         """Settings of the transaction change nothing here; everything else needs the database."""

@@ -27,6 +27,7 @@ from .asof import AsOf
 from .host import Host
 from .local_view import exact
 from .operations import ManagerOperation, call_of, notes_of
+from .rehearsal import Reached
 from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_engine
 
 _log = logging.getLogger("outbox.integrations")
@@ -218,4 +219,19 @@ class Replayer:
     def _guard(self, manager: Any) -> None:
         engine = getattr(manager, "engine", None)
         if isinstance(engine, Engine):
-            self._undo.append(refuse_connections(engine, self._watch_here))
+            self._undo.append(refuse_connections(engine, self._refusal))
+
+    def _refusal(self) -> BaseException | None:
+        if getattr(self._here, "rehearsing", False):
+            return Reached()
+        watch = self._watch_here()
+        return None if watch is None else watch.bypassed()
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """While a call is rehearsed in this thread: a connection of the manager's own ends the rehearsal."""
+        self._here.rehearsing = True
+        try:
+            yield
+        finally:
+            self._here.rehearsing = False

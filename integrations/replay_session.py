@@ -29,6 +29,14 @@ class Watch:
         # Settings that the replay changed: name -> (value before, whether the change ends with the transaction).
         self.settings: dict[str, tuple[str | None, bool]] = {}
 
+    def bypassed(self) -> TargetMisconfigured:
+        """The manager opened a connection of its own; what to raise."""
+        self.bypass = TargetMisconfigured(
+            "a replayed method of the manager opened a connection of its own",
+            hint="its writes must go through self.session_factory, or they could be applied twice",
+        )
+        return self.bypass
+
     def error_behind(self, exc: BaseException) -> BaseException | None:
         """The database error that `exc` is, or was raised from."""
         seen: BaseException | None = exc
@@ -125,17 +133,13 @@ def watch_engine(engine: Engine, watch_here: Callable[[], Watch | None]) -> Call
     return undo
 
 
-def refuse_connections(engine: Engine, watch_here: Callable[[], Watch | None]) -> Callable[[], None]:
-    """Refuse connections of the manager's own `engine` to a watched thread; returns how to undo it."""
+def refuse_connections(engine: Engine, refusal: Callable[[], BaseException | None]) -> Callable[[], None]:
+    """Raise what `refusal()` gives, if anything, for connections of `engine`; returns how to undo it."""
 
     def refuse(_: Connection) -> None:
-        watch = watch_here()
-        if watch is not None:
-            watch.bypass = TargetMisconfigured(
-                "a replayed method of the manager opened a connection of its own",
-                hint="its writes must go through self.session_factory, or they could be applied twice",
-            )
-            raise watch.bypass
+        error = refusal()
+        if error is not None:
+            raise error
 
     event.listen(engine, "engine_connect", refuse)
     return lambda: event.remove(engine, "engine_connect", refuse)

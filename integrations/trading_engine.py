@@ -105,8 +105,8 @@ def wire(
     Settings come from the environment unless `config` is given; `OUTBOX_ENABLED=false` leaves the engine as it was.
     `engine` gets a `get_outbox_status()`.  `halt_method` names the method that is called with a reason when trading
     must halt.  `write_behind=True` never waits for PostgreSQL.  `relay_here=False` leaves the delivery to a relay in
-    another process.  After `stop` the relay delivers for at most `drain_s` seconds what is left.  PostgreSQL may be away
-    if this store was used before and the engine's manager is one of `DurableDatabaseManager.of(...)`.
+    another process.  After `stop` the relay delivers for at most `drain_s` seconds what is left.  PostgreSQL may be
+    away if this store was used before and the engine's manager is one of `DurableDatabaseManager.of(...)`.
 
     Raises `ConfigError`, `StoreLocked` and what opening an outbox raises; the engine is then as it was.
     """

@@ -38,7 +38,7 @@ class Operation:
     name: str
     table: Any = None
     handler: Callable[..., Any] | None = None
-    identity: str | tuple[str, ...] | Callable[[Mapping[str, Any]], Any] = ()
+    identity: str | tuple[Any, ...] | Callable[[Mapping[str, Any]], Any] = ()
     order_by: str | Callable[[Mapping[str, Any]], Any] | None = None
     validate: Callable[[Mapping[str, Any]], Any] | None = None
     best_effort: bool = False
