@@ -28,8 +28,9 @@ from .host import AWAY, Host, ManagerUnavailable
 from .id_reserve import IdReserveEmpty, IdReserves
 from .keeper import Keeper
 from .local_view import LocalView, UnknownLocally, number, plain
-from .operations import NOTES, ManagerOperation, call_of
+from .operations import AFTER_DRAIN, NOTES, ManagerOperation, call_of
 from .passing import Passing
+from .reads import LOCAL_READS
 from .rehearsal import Rehearsal, rehearse
 from .replay import CallFailed, Replayer
 
@@ -82,7 +83,7 @@ class Adapter:
         self.passing = Passing(self, write_behind=write_behind)
         self._balance_locks: dict[int | None, threading.RLock] = defaultdict(threading.RLock)
         self._here = threading.local()
-        host.remember(outbox, self.calls)
+        host.remember(outbox, (*self.calls, *LOCAL_READS, *AFTER_DRAIN))
         self.keeper.start()
 
     @property

@@ -151,6 +151,9 @@ class DurableDatabaseManager:
             return self._adapter.session_id
         if host.built is None and name in host.early:
             return host.early[name]
+        if host.built is None and self._adapter is not None and host.has(name):
+            # Of a manager that was never seen in this process, but in an earlier one.
+            return functools.partial(_invoke_by_name, self, name)
         value = getattr(host.manager(), name)
         if inspect.ismethod(value) and not name.startswith("_"):
             return functools.wraps(value)(functools.partial(_invoke_by_name, self, name))

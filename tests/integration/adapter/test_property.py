@@ -120,7 +120,7 @@ class Two(RuleBasedStateMachine):
 
     @rule(amount=amounts)
     def change_balance(self, amount: Decimal) -> None:
-        told = []
+        told: list[Any] = []
         for manager in (self.plain, self.wrapped):
             try:
                 with manager.atomic_balance_update(amount, "change") as change:
@@ -178,7 +178,7 @@ class Two(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data(), delta=st.sampled_from(["0.1", "0.2", "0.4"]))
     def take_some_off(self, data: st.DataObject, delta: str) -> None:
-        said = []
+        said: list[Any] = []
         for manager, position_id in self.drawn(data)[1]:
             try:
                 said.append(manager.apply_partial_exit_update(position_id, Decimal(delta), Decimal(9), 1))

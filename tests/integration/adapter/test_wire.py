@@ -1,0 +1,202 @@
+"""`wire`: the relay follows the engine, trading halts without durability, exits go on, and everything is undone."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox import ConfigError, DurabilityError, OutboxConfig, OutboxError, StoreLocked
+from outbox.integrations.durable import DurableDatabaseManager
+from outbox.integrations.paper import DatabaseManager, PaperEngine, load
+from outbox.integrations.trading_engine import wire
+from outbox.testing import PostgresServer
+
+BARS = load()[:120]
+
+
+def config(folder: Path, url: str | None, **settings: Any) -> OutboxConfig:
+    return OutboxConfig(dir=str(folder), database_url=url, backoff_base=0.05, backoff_cap=0.3, **settings)
+
+
+class Engine:
+    """The least that an engine can be: no halt method, `stop` on the class."""
+
+    def __init__(self, db_manager: Any) -> None:
+        self.db_manager = db_manager
+        self.stopped = 0
+
+    def stop(self) -> int:
+        self.stopped += 1
+        return self.stopped
+
+
+@pytest.fixture
+def manager(postgres_url: str) -> Iterator[DatabaseManager]:
+    manager = DatabaseManager(postgres_url)
+    yield manager
+    manager.close()
+
+
+def test_the_relay_stops_after_the_engine_and_starts_with_it_again(manager: DatabaseManager, outbox_dir: Path) -> None:
+    engine: Any = PaperEngine(manager)
+    with wire(engine, config=config(outbox_dir, None)) as wiring:
+        assert wiring.relay is not None
+        engine.start()
+        engine.run(BARS[:20])
+        engine.stop()
+        assert wiring._winding_down is not None
+        wiring._winding_down.join(20)
+        assert not wiring.relay.running
+        assert engine.get_outbox_status().pending == 0
+        engine.start()
+        assert wiring.relay.running
+
+
+def test_an_engine_without_start_and_halt_method_is_wired_too(manager: DatabaseManager, outbox_dir: Path) -> None:
+    engine = Engine(manager)
+    with wire(engine, config=config(outbox_dir, None)) as wiring:
+        assert wiring.relay is not None
+        assert wiring.relay.running
+        assert engine.db_manager.create_trading_session("s", "I", "1d", "paper", 1) == 1
+        assert engine.stop() == 1
+    assert engine.stop() == 2
+
+
+def test_closing_leaves_the_object_exactly_as_it_was(manager: DatabaseManager, outbox_dir: Path) -> None:
+    engine = Engine(manager)
+    own = lambda: "own"  # noqa: E731 - an attribute of the object, not of its class
+    engine.start = own  # type: ignore[attr-defined]
+    before = dict(vars(engine))
+    wiring = wire(engine, config=config(outbox_dir, None))
+    assert vars(engine).keys() == {*before, "stop", "get_outbox_status"}
+    wiring.close()
+    wiring.close()
+    assert vars(engine) == before
+    assert "outbox-keeper" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_wiring_that_fails_leaves_the_engine_as_it_was(manager: DatabaseManager, outbox_dir: Path) -> None:
+    first, second = Engine(manager), Engine(manager)
+    before = dict(vars(second))
+    with wire(first, config=config(outbox_dir, None)), pytest.raises(StoreLocked):
+        wire(second, config=config(outbox_dir, None))
+    assert vars(second) == before
+    with pytest.raises(ConfigError, match="'storage'"):
+        wire(second, config=config(outbox_dir, None), manager_attribute="storage")
+    with pytest.raises(ConfigError, match="DATABASE_URL"):
+        away = functools.partial(DatabaseManager, "postgresql://nobody@127.0.0.1:1/none", connect_timeout=2)
+        wire(Engine(DurableDatabaseManager(away)), config=config(outbox_dir, None))
+
+
+def halt(wiring: Any) -> None:
+    wiring.outbox.store._latch("enqueue", OSError("the disk is gone"))
+
+
+def test_without_durability_entries_halt_and_exits_go_on(
+    postgres_url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    factory: Any = DurableDatabaseManager.of(DatabaseManager)
+    engine = PaperEngine(factory(postgres_url))
+    with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+        engine.start()
+        engine.run(BARS[:60])
+        held = len(engine.positions)
+        assert held
+        halt(wiring)
+        entries, exits = engine.stats.entries, engine.stats.exits
+        engine.run(BARS, start=60)
+        assert engine.close_only
+        assert "disk is gone" in (engine.close_only_reason or "")
+        assert engine.stats.entries == entries
+        assert engine.stats.exits == exits + held
+        assert "a call was not recorded" in caplog.text
+        manager: Any = engine.db_manager
+        with pytest.raises(DurabilityError):
+            manager.create_order_journal_entry(engine.session_id, "new", "IBM", "buy", "entry", 1, "s")
+        assert manager.create_order_journal_entry(engine.session_id, "out", "IBM", "sell", "exit", 1, "s") is None
+        assert manager.log_event("e", "never raises") is None
+        status = wiring.get_outbox_status()
+        assert status is not None
+        assert status.halted
+    # A reopening verifies the store, and trading goes on.
+    engine = PaperEngine(factory(postgres_url))
+    with wire(engine, config=config(outbox_dir, postgres_url)):
+        engine.start()
+        engine.run(BARS, start=60)
+        assert not engine.close_only
+    manager.close()
+    engine.db_manager.close()
+
+
+def test_disabled_by_the_environment_everything_passes_through(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_ENABLED", "false")
+    monkeypatch.setenv("OUTBOX_DIR", str(outbox_dir))
+    factory: Any = DurableDatabaseManager.of(DatabaseManager)
+    engine = PaperEngine(factory(postgres_url))
+    with wire(engine) as wiring:
+        assert wiring.get_outbox_status() is None
+        engine.start()
+        engine.run(BARS[:20])
+    assert not outbox_dir.exists()
+    assert engine.db_manager.get_active_session_id() == engine.session_id
+    engine.db_manager.close()
+
+
+def test_a_durable_manager_without_an_outbox_refuses_critical_calls_and_reads_on(postgres_url: str) -> None:
+    factory: Any = DurableDatabaseManager.of(DatabaseManager)
+    with pytest.raises(TypeError):
+        factory()
+    durable = factory(postgres_url)
+    with pytest.raises(OutboxError, match="wire"):
+        durable.update_balance(1, "x")
+    assert durable.get_active_session_id() is None
+    durable.close()
+
+
+def test_an_opaque_factory_restarts_in_an_outage_from_what_the_store_remembers(
+    own_postgres: PostgresServer, outbox_dir: Path
+) -> None:
+    url = own_postgres.url()
+    engine = Engine(DurableDatabaseManager(lambda: DatabaseManager(url, connect_timeout=2)))
+    with wire(engine, config=config(outbox_dir, url)):
+        session_id = engine.db_manager.create_trading_session("s", "I", "1d", "paper", Decimal(7))
+        engine.db_manager.close()
+    own_postgres.kill()
+    engine = Engine(DurableDatabaseManager(lambda: DatabaseManager(url, connect_timeout=2)))
+    with wire(engine, config=config(outbox_dir, url)) as wiring:
+        assert engine.db_manager.get_active_session_id() == session_id
+        assert engine.db_manager.get_current_balance(session_id) == 7.0
+        assert engine.db_manager.update_balance(Decimal(8), "x", session_id=session_id) is True
+        with pytest.raises(TypeError, match="missing a required argument"):
+            engine.db_manager.update_balance()
+        assert engine.db_manager.get_current_balance(session_id) == 8.0
+        own_postgres.start()
+        assert wiring.relay is not None
+        assert wiring.relay.drain(timeout=30)
+        assert engine.db_manager.get_current_balance(session_id) == 8.0
+        engine.db_manager.close()
+
+
+def test_reserved_ids_go_on_behind_a_sequence_that_fell_back(manager: DatabaseManager, outbox_dir: Path) -> None:
+    first = Engine(manager)
+    with wire(first, config=config(outbox_dir, None)):
+        session_id = first.db_manager.create_trading_session("s", "I", "1d", "paper", 1)
+    with manager.engine.begin() as connection:
+        connection.exec_driver_sql("SELECT setval('trading_sessions_id_seq', 1)")
+        connection.exec_driver_sql("SELECT setval('positions_id_seq', 1)")
+    with wire(first, config=config(outbox_dir, None)) as wiring:
+        assert wiring.outbox is not None
+        reserves = first.db_manager._adapter._reserves
+        ids = [reserves.take("trading_sessions", "id") for _ in range(99)]
+        reserves.fill(manager.engine)
+        ids += [reserves.take("trading_sessions", "id") for _ in range(60)]
+        assert session_id not in ids
+        assert len(set(ids)) == len(ids)
