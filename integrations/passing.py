@@ -40,13 +40,20 @@ class Passing:
         caller, local = self._caller, LOCAL_READS.get(name)
         settled = caller.delivery.settled(wait=not self._write_behind or local is not None or name in AFTER_DRAIN)
         if name in AFTER_DRAIN and not settled:
-            return self._not_yet(name, args, kwargs)
-        if local is None:
-            return self._ask(name, args, kwargs)
-        if settled and caller.delivery.works is not False:
+            if self._made_current(name, args, kwargs):
+                return None
+            raise NotCaughtUp(
+                f"{name} works on what PostgreSQL holds, and calls before it are not delivered yet",
+                hint="try again when `atb outbox status` shows nothing pending",
+            )
+        if local is None or (settled and caller.delivery.works is not False):
             try:
                 return self._ask(name, args, kwargs)
             except AWAY as exc:
+                if self._made_current(name, args, kwargs):
+                    return None
+                if local is None:
+                    raise
                 _log.warning("read from the local view", extra={"method": name, "error": str(exc).splitlines()[0]})
         call = caller.host.signature(name).bind(*args, **kwargs).arguments
         with caller.keeper.order:
@@ -57,14 +64,13 @@ class Passing:
         self._caller.keeper.meet(self._caller.session_id)
         return value
 
-    def _not_yet(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if name == "set_current_session":
-            session_id = next(iter(self._caller.host.signature(name).bind(*args, **kwargs).arguments.values()), None)
-            if session_id in self._caller.keeper.view.sessions:
-                # It only says which session is meant, and that one is known to exist.
-                self._caller.session_id = session_id
-                return
-        raise NotCaughtUp(
-            f"{name} works on what PostgreSQL holds, and calls before it are not delivered yet",
-            hint="try again when `atb outbox status` shows nothing pending",
-        )
+    def _made_current(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """`set_current_session` without PostgreSQL: it only says which session is meant, if that one is known."""
+        if name != "set_current_session":
+            return False
+        bound = self._caller.host.signature(name).bind(*args, **kwargs).arguments
+        session_id = next(iter(bound.values()), None)
+        known = session_id in self._caller.keeper.view.sessions
+        if known:
+            self._caller.session_id = session_id
+        return known
