@@ -43,10 +43,11 @@ from .store import Append
 _log = logging.getLogger("outbox")
 
 _MAX_GROUP = 10_000
+_TEXT = {str}
 # Stands for every operation of an outbox that was opened without declarations.
 _ANY = Operation("any", table="any")
-# A record without its sequence number, and the caller's key to retry it with.
-_Prepared = tuple[Record, str | None]
+# A record without its sequence number, the caller's key to retry it with, and its arguments if they need no decoding.
+_Prepared = tuple[Record, str | None, dict[str, Any] | None]
 
 
 class Outbox:
@@ -187,9 +188,9 @@ class Outbox:
             )
         self.store.check_not_halted()
         operation = self._declared(name)
-        if not isinstance(args, Mapping) or not all(type(field) is str and field for field in args):
+        if not isinstance(args, Mapping) or not {*map(type, args)} <= _TEXT or "" in args:
             raise InvalidEntry(f"args of {name!r} is {args!r:.200}", hint="allowed: a mapping with text keys")
-        plain, types = codec.encode(dict(args))
+        plain, types, decoded = codec.encode_args(dict(args))
         if len(plain) + len(types) > self.config.max_entry_kb << 10:
             raise InvalidEntry(
                 f"args of {name!r} take {(len(plain) + len(types)) >> 10} KiB",
@@ -215,7 +216,7 @@ class Outbox:
             types=types,
             captured_us=to_us(self.clock.now()),
         )
-        return record, key
+        return record, key, decoded
 
     def declare(self, operations: Iterable[Operation]) -> None:
         """Add declarations, for a part of the program that brings its own; one of a known name replaces it.
@@ -225,11 +226,13 @@ class Outbox:
         self.operations = {**self.operations, **operations_by_name(operations)}
 
     def _declared(self, name: str) -> Operation:
+        operation = self.operations.get(name) if isinstance(name, str) else None
+        if operation is not None:
+            return operation
         check_operation_name(name)
-        operation = self.operations.get(name, _ANY if self._takes_any else None)
-        if operation is None:
+        if not self._takes_any:
             raise InvalidEntry(f"operation {name!r} is not declared", hint=f"declared: {', '.join(self.operations)}")
-        return operation
+        return _ANY
 
     def _hash(self, operation: Operation, name: str, args: Mapping[str, Any], key: str | None) -> bytes | None:
         """The idempotency hash of a call, or None where nothing identifies it."""
@@ -259,17 +262,18 @@ class Outbox:
         raise EntryNotFound(f"entry {seq} is not in the store", hint="it was never there, or its retention has ended")
 
     def _submit(self, prepared: list[_Prepared]) -> list[Entry]:
-        submission = Append([record for record, _ in prepared])
+        submission = Append([record for record, _, _ in prepared])
         try:
             self._commit.submit(submission)
         except DurabilityError as exc:
             # Several threads share one failed commit; each gets an error of its own, with its own key.
-            raise type(exc)(exc.message, hint=exc.hint, keys=tuple(key for _, key in prepared)) from exc
+            raise type(exc)(exc.message, hint=exc.hint, keys=tuple(key for _, key, _ in prepared)) from exc
         if submission.error is not None:
             raise submission.error
         for listener in self._listeners:
             listener()
-        return [record.entry() for record in submission.stored]
+        # A key that was used before gives the first entry, which has the same arguments.
+        return [stored.entry(args=args) for stored, (_, _, args) in zip(submission.stored, prepared, strict=True)]
 
     def on_enqueue(self, listener: Callable[[], None]) -> None:
         """Call `listener` after every durable enqueue, from the enqueueing thread; it must be quick and not raise."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from functools import lru_cache
 from numbers import Number
 from typing import Any
 from uuid import UUID
@@ -156,7 +157,7 @@ def ordering_key(value: Any) -> str | None:
     """
     if value is None:
         return None
-    if hasattr(value, "item") and type(value).__module__ == "numpy":
+    if type(value) is not str and hasattr(value, "item") and type(value).__module__ == "numpy":
         value = value.item()
     text = str(value) if isinstance(value, (str, int, UUID)) and not isinstance(value, bool) else ""
     try:
@@ -172,11 +173,14 @@ def ordering_key(value: Any) -> str | None:
 
 def idempotency_hash(namespace: str, operation: str, kind: str, identity: bytes) -> bytes:
     """16 bytes over namespace, operation, kind of identity and its canonical bytes, each length-prefixed."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (namespace.encode(), operation.encode(), kind.encode(), identity):
-        digest.update(len(part).to_bytes(4, "big"))
-        digest.update(part)
-    return digest.digest()
+    prefix = _hash_prefix(namespace, operation, kind)
+    return hashlib.blake2b(prefix + len(identity).to_bytes(4, "big") + identity, digest_size=16).digest()
+
+
+@lru_cache(maxsize=1024)
+def _hash_prefix(*parts: str) -> bytes:
+    encoded = [part.encode() for part in parts]
+    return b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
 
 
 def payload_hash(operation: str, plain: bytes, types: bytes) -> bytes:
@@ -190,7 +194,12 @@ def payload_hash(operation: str, plain: bytes, types: bytes) -> bytes:
 
 def shape_hash(args: Mapping[str, Any]) -> bytes:
     """8 bytes over the argument names, so that rows with the same columns can be inserted together."""
-    return hashlib.blake2b(codec.to_json(sorted(args)), digest_size=8).digest()
+    return _shape_of(tuple(args))
+
+
+@lru_cache(maxsize=1024)
+def _shape_of(names: tuple[str, ...]) -> bytes:
+    return hashlib.blake2b(codec.to_json(sorted(names)), digest_size=8).digest()
 
 
 def caller_key(key: object) -> bytes:
