@@ -161,7 +161,8 @@ class Outbox:
         `order_by` overrides the operation's ordering key.  Raises `InvalidEntry` (nothing was written), or
         `DurabilityError` (in doubt: retry with the same key, see `DurabilityError.keys`).
         """
-        return self._submit([self._prepare(operation, args, key, order_by)])[0]
+        (entry,) = self._submit([self._prepare(operation, args, key, order_by)])
+        return entry
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -176,7 +177,7 @@ class Outbox:
         finally:
             transaction._close()
         if transaction._prepared:
-            transaction.entries = self._submit(transaction._prepared)
+            transaction._stored = self._submit(transaction._prepared)
 
     def _prepare(self, name: str, args: Mapping[str, Any], key: str | None, order_by: str | int | None) -> _Prepared:
         """Validate and encode one call.  Raises `InvalidEntry`, or what the operation's `validate` raises."""
@@ -188,7 +189,7 @@ class Outbox:
             )
         self.store.check_not_halted()
         operation = self._declared(name)
-        if not isinstance(args, Mapping) or not {*map(type, args)} <= _TEXT or "" in args:
+        if not isinstance(args, (dict, Mapping)) or not {*map(type, args)} <= _TEXT or "" in args:
             raise InvalidEntry(f"args of {name!r} is {args!r:.200}", hint="allowed: a mapping with text keys")
         plain, types, decoded = codec.encode_args(dict(args))
         if len(plain) + len(types) > self.config.max_entry_kb << 10:
@@ -261,7 +262,8 @@ class Outbox:
                 return record.entry(strict=False)
         raise EntryNotFound(f"entry {seq} is not in the store", hint="it was never there, or its retention has ended")
 
-    def _submit(self, prepared: list[_Prepared]) -> list[Entry]:
+    def _submit(self, prepared: list[_Prepared]) -> Iterator[Entry]:
+        """Make them durable in one commit; what is returned is decoded when asked for."""
         submission = Append([record for record, _, _ in prepared])
         try:
             self._commit.submit(submission)
@@ -273,7 +275,7 @@ class Outbox:
         for listener in self._listeners:
             listener()
         # A key that was used before gives the first entry, which has the same arguments.
-        return [stored.entry(args=args) for stored, (_, _, args) in zip(submission.stored, prepared, strict=True)]
+        return (stored.entry(args=args) for stored, (_, _, args) in zip(submission.stored, prepared, strict=True))
 
     def on_enqueue(self, listener: Callable[[], None]) -> None:
         """Call `listener` after every durable enqueue, from the enqueueing thread; it must be quick and not raise."""
@@ -439,8 +441,8 @@ class Transaction:
         self._box = box
         self._prepared: list[_Prepared] = []
         self._open = True
-        # The stored entries, in order, once the block has ended.
-        self.entries: list[Entry] = []
+        self._stored: Iterator[Entry] = iter(())
+        self._entries: list[Entry] = []
 
     def enqueue(
         self, operation: str, args: Mapping[str, Any], *, key: str | None = None, order_by: str | int | None = None
@@ -451,6 +453,12 @@ class Transaction:
         if len(self._prepared) >= _MAX_GROUP:
             raise InvalidEntry(f"a transaction takes at most {_MAX_GROUP} entries", hint="use several")
         self._prepared.append(self._box._prepare(operation, args, key, order_by))
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The stored entries, in order, once the block has ended; none before."""
+        self._entries += self._stored
+        return self._entries
 
     def _close(self) -> None:
         self._open = False

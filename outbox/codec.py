@@ -27,7 +27,7 @@ _MAX_FRACTION_DIGITS = 16_383
 _MAX_DEPTH = 64
 # Up to so many, a Decimal needs no closer look.
 _FLAT_DIGITS = 1000
-_TEXT_ONLY = {str}
+_TEXT = {str}
 # As JSON; also found in a text of a backslash and u0000, which is harmless.
 _NUL = b"\\u0000"
 _INT64 = 2**63
@@ -83,7 +83,7 @@ def _encode_flat(value: Any) -> tuple[bytes, bytes] | None:
     """
     kind = type(value)
     if kind is list:
-        if not {*map(type, value)} <= _TEXT_ONLY:
+        if not {*map(type, value)} <= _TEXT:
             return None
         return _dump_flat(value, {})
     if kind is not dict:

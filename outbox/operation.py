@@ -111,8 +111,13 @@ class Operation:
             return self.identity(args)
         if not self.identity:
             return None
-        values = [self._argument(args, name, "identity") for name in self.identity]
-        return None if any(value is None for value in values) else values
+        values = []
+        for name in self.identity:
+            value = self._argument(args, name, "identity")
+            if value is None:
+                return None
+            values.append(value)
+        return values
 
     def order_of(self, args: Mapping[str, Any]) -> Any:
         """The ordering key that `args` give, before `ordering_key` checks it."""
@@ -185,11 +190,8 @@ def _hash_prefix(*parts: str) -> bytes:
 
 def payload_hash(operation: str, plain: bytes, types: bytes) -> bytes:
     """16 bytes that tell two payloads of one key apart."""
-    digest = hashlib.blake2b(operation.encode(), digest_size=16)
-    digest.update(b"\0%d\0" % len(plain))
-    digest.update(plain)
-    digest.update(types)
-    return digest.digest()
+    parts = (operation.encode(), b"\0%d\0" % len(plain), plain, types)
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
 def shape_hash(args: Mapping[str, Any]) -> bytes:
