@@ -218,11 +218,45 @@ class Store:
             self.check_not_halted()
             self._check_quota(environment, txn, size, rows)
             counters = Counters.unpack(txn.get(COUNTERS_KEY))
-            stored = False
-            for submission in submissions:
-                stored |= self._append_one(environment, txn, counters, submission)
+            stored = rows > 1 and self._append_fresh(environment, txn, counters, submissions)
+            if not stored:
+                for submission in submissions:
+                    stored |= self._append_one(environment, txn, counters, submission)
             if stored:
                 txn.put(COUNTERS_KEY, counters.pack())
+
+    def _append_fresh(self, environment: Environment, txn: Any, counters: Counters, submissions: list[Append]) -> bool:
+        """Store everything, if no key was used before; else nothing, and return False.
+
+        Three calls of LMDB, however many entries: with each call another thread may take the interpreter, and all who
+        enqueue wait for this one.
+        """
+        keys = [record.key for submission in submissions for record in submission.records]
+        with txn.cursor(db=environment.idempotency) as cursor:
+            if len({*keys}) < len(keys) or cursor.getmulti(keys):
+                return False
+            seq, last_us = counters.next_seq, counters.last_us
+            numbered: list[list[Record]] = []
+            for submission in submissions:
+                group, members = (seq, len(submission.records)) if len(submission.records) > 1 else (0, 0)
+                fresh: list[Record] = []
+                for record in submission.records:
+                    last_us = max(last_us + 1, record.captured_us)
+                    fresh.append(record.numbered(seq, last_us, group, members))
+                    seq += 1
+                numbered.append(fresh)
+            rows = [(seq_key(record.seq), record) for fresh in numbered for record in fresh]
+            cursor.putmulti([(record.key, key + record.payload_hash) for key, record in rows])
+        with txn.cursor(db=environment.pending) as cursor:
+            _, added = cursor.putmulti([(key, pack(record)) for key, record in rows], append=True)
+        if added != len(rows):
+            number = rows[added][1].seq
+            raise StoreCorrupt(f"{self.directory}: sequence number {number} is already behind the last pending one")
+        for submission, submission.stored in zip(submissions, numbered, strict=True):
+            submission.error = None
+        counters.next_seq, counters.last_us = seq, last_us
+        counters.acknowledged += len(rows)
+        return True
 
     def _append_one(self, environment: Environment, txn: Any, counters: Counters, submission: Append) -> bool:
         first: dict[bytes, Record] = {}
