@@ -60,7 +60,7 @@ def show(console: Console, result: Result) -> None:
 def markdown(run: dict[str, Any], results: Iterable[Result]) -> str:
     """The measured block of docs/performance.md."""
     text = [
-        f"A {run['run']} run of {run['at'][:10]}: {run['system']}, {run['cpus']} CPUs, load {run['load']} at its start, "
+        f"A {run['run']} run of {run['at'][:10]}: {run['system']}, {run['cpus']} CPUs, load {run['load']} at first, "
         f"{run['file_system']}, Python {run['python']}, PostgreSQL {run['postgresql']}, "
         + ", ".join(f"{name} {number}" for name, number in run["packages"].items())
         + ".",

@@ -81,8 +81,7 @@ def run(setting: Setting) -> Result:
         ],
         notes=[
             f"draining is measured on {sizes.scale_slice:,} entries of the backlog, in a process of its own",
-            "memory: the most that this process had for itself; pages of the store's file, which the system takes back "
-            "when it needs them, do not count",
+            "memory: the most that this process had for itself, sampled, without pages of the store's file",
         ],
         curves={
             "drain, per entry": [(size, drains[size] * 1e6) for size in sizes.scale],

@@ -83,8 +83,8 @@ def run(setting: Setting) -> Result:
         ],
         notes=[
             f"{made:,} entries passed through; {status.ledger:,} are in the ledger at the end",
-            f"file: {size[1]:.1f} MiB after an hour, {size[_SETTLED_HOUR]:.1f} after {_SETTLED_HOUR}, "
-            f"{size[_HOURS]:.1f} after {_HOURS}; {after:.1f} after `compact --vacuum` with {kept:,} entries kept",
+            ", ".join(f"{size[hour]:.1f} MiB after hour {hour}" for hour in (1, _SETTLED_HOUR, _HOURS)),
+            f"rewritten by `compact --vacuum`: {after:.1f} MiB for {kept:,} entries",
         ],
         curves={"size of the data file": curve},
         axes=("simulated hours", "MiB"),

@@ -37,7 +37,7 @@ class Closable(Protocol):
 
 
 class Writer(Protocol):
-    """Thread-safe.  `rows` counts what is there afterwards, by asking the storage itself; None where nothing is kept."""
+    """Thread-safe.  `rows` counts afterwards what is there, by asking the storage; None where nothing is kept."""
 
     def write(self, number: int, args: dict[str, Any]) -> Any: ...
     def rows(self) -> int | None: ...
@@ -107,7 +107,7 @@ def _stored_sizes(directory: Path) -> tuple[bytes, bytes]:
 
 
 class JsonLines:
-    """The classic write-ahead file: one line of JSON, appended and flushed under a lock that other processes respect."""
+    """The classic write-ahead file: a line of JSON, appended and flushed under a lock that processes respect."""
 
     def __init__(self, directory: Path, url: str) -> None:
         del url
