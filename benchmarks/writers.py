@@ -76,7 +76,6 @@ class BareLmdb:
                 self._environment.open_db(name, txn=txn) for name in (b"pending", b"idempotency", b"ledger")
             )
         self._record, self._counters = _stored_sizes(directory)
-        self._mutex = threading.Lock()
         self._next = 1
 
     def write(self, number: int, args: dict[str, Any]) -> None:
