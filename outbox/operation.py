@@ -246,8 +246,12 @@ def is_beyond(value: Any, precision: int, scale: int) -> bool:
     """Whether a number does not fit numeric(precision, scale) after PostgreSQL has rounded it."""
     if isinstance(value, bool) or not isinstance(value, Number):
         return False
+    # Compared exactly: copying and comparing do not round.
+    return not (value if isinstance(value, Decimal) else Decimal(str(value))).copy_abs() < _limit(precision, scale)
+
+
+@lru_cache(maxsize=1024)
+def _limit(precision: int, scale: int) -> Decimal:
     with localcontext() as context:
         context.prec = precision + scale + 2
-        limit = Decimal(10) ** (precision - scale) - Decimal(5).scaleb(-scale - 1)
-        # Compared exactly: copying and comparing do not round.
-        return not (value if isinstance(value, Decimal) else Decimal(str(value))).copy_abs() < limit
+        return Decimal(10) ** (precision - scale) - Decimal(5).scaleb(-scale - 1)
