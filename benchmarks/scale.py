@@ -10,7 +10,7 @@ from typing import Any
 
 from outbox import Outbox, PostgresTarget, Relay
 
-from .measure import Goal, NotTheSameWork, Result, Setting, line, median, require_same, timed
+from .measure import Goal, NotTheSameWork, Result, Setting, clock, line, median, require_same, timed
 from .workload import TICK, TICK_COLUMNS, config, create_table, execute, fill, tick
 
 _LOOKS = 30
@@ -23,7 +23,7 @@ def run(setting: Setting) -> Result:
     looks: dict[int, list[float]] = {}
     statuses: dict[int, list[float]] = {}
     enqueues: dict[int, list[float]] = {}
-    drains: dict[int, float] = {}
+    batches: dict[int, list[float]] = {}
     memory: dict[int, float] = {}
     folder = setting.folder("scale") / "outbox"
     create_table(setting.url, "ticks", TICK_COLUMNS)
@@ -41,7 +41,8 @@ def run(setting: Setting) -> Result:
                 args = tick(made)
                 enqueues[size].append(timed(lambda: box.enqueue(TICK.name, args)))  # noqa: B023 - called at once
                 made += 1
-        drains[size], memory[size] = _drain_a_slice(folder, setting.url, sizes.scale_slice)
+        batches[size], memory[size] = _drain_a_slice(folder, setting.url, sizes.scale_slice)
+    drains = {size: median(times) for size, times in batches.items()}
     with Outbox.attach(folder, config()) as box:
         status = box.status()
     require_same("entries", status.pending + status.completed, made)
@@ -66,7 +67,7 @@ def run(setting: Setting) -> Result:
                 line(f"{size:,}: enqueue", enqueues[size]),
                 line(
                     f"{size:,}: drain, per entry",
-                    [drains[size]],
+                    batches[size],
                     per_second=1 / drains[size],
                     ratio=drains[size] / drains[small],
                     note=f"{memory[size]:.0f} MiB",
@@ -99,8 +100,8 @@ def _look(folder: Path, expected: int) -> None:
     require_same("pending", pending, expected)
 
 
-def _drain_a_slice(folder: Path, url: str, count: int) -> tuple[float, float]:
-    """Seconds per entry, and the draining process's own memory in MiB."""
+def _drain_a_slice(folder: Path, url: str, count: int) -> tuple[list[float], float]:
+    """Seconds per entry of each batch, and the draining process's own memory in MiB."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.get_context("spawn").Process(target=_drain, args=(sender, str(folder), url, count))
     child.start()
@@ -111,7 +112,7 @@ def _drain_a_slice(folder: Path, url: str, count: int) -> tuple[float, float]:
         raise NotTheSameWork("the draining process ended without an answer") from None
     finally:
         child.join()
-    return float(answer[0]), float(answer[1])
+    return list(answer[0]), float(answer[1])
 
 
 def _drain(answer: Connection, folder: str, url: str, count: int) -> None:
@@ -119,18 +120,26 @@ def _drain(answer: Connection, folder: str, url: str, count: int) -> None:
     with Outbox.attach(folder, config(), [TICK]) as box:
         relay = Relay(box, PostgresTarget(url, [TICK], config=box.config))
         relay.step(box.clock.monotonic())  # connects
-        before = box.status().completed
         with peak:
-            seconds = timed(lambda: _steps(relay, box, before + count))
-        done = box.status().completed - before
+            batches = _batches(relay, box, count)
         relay.stop()
-    answer.send((seconds / done, peak.mib))
+    answer.send((batches, peak.mib))
 
 
-def _steps(relay: Relay, box: Outbox, goal: int) -> None:
-    while box.store.figures().counters.completed < goal:
-        if relay.step(box.clock.monotonic()) > 0 and box.store.figures().pending == 0:
-            return
+def _batches(relay: Relay, box: Outbox, count: int) -> list[float]:
+    """Drain about `count` entries; returns the seconds per entry of each step that completed some."""
+    samples: list[float] = []
+    begin, done = clock(), box.store.figures().counters.completed
+    goal = done + count
+    while done < goal:
+        idle = relay.step(box.clock.monotonic()) > 0
+        now, completed = clock(), box.store.figures().counters.completed
+        if completed > done:
+            samples.append((now - begin) / (completed - done))
+            begin, done = now, completed
+        elif idle:
+            break
+    return samples
 
 
 class _Peak:
