@@ -27,7 +27,7 @@ def describe(sizes: Sizes, directory: Path, url: str) -> dict[str, Any]:
     return {
         "run": sizes.name,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         "cpus": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
         "file_system": _filesystem_of(directory) or "unknown",
