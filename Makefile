@@ -8,12 +8,13 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 export ROOT := $(CURDIR)
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help:
 	@echo "make demo   run the main job: trade through a PostgreSQL outage and lose nothing"
 	@echo "make test   linters, types, tests with coverage"
 	@echo "make lint   linters and types only"
+	@echo "make bench  measure beside other ways to do the same; BENCH=--quick takes under two minutes"
 	@echo "make clean  remove what these made"
 	@echo "Another interpreter than python3: make PYTHON=python3.12 test"
 
@@ -27,6 +28,10 @@ lint: .venv/.test-installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# For docs/performance.md: make bench BENCH="--report docs/performance.md"
+bench: .venv/.bench-installed
+	$(PY) -m benchmarks $(BENCH)
 
 # An editable install remembers where this folder is: after a move, or in a copy, start over.
 ifneq ($(shell cat .venv/.root 2>/dev/null),$(CURDIR))
@@ -46,6 +51,10 @@ endif
 
 .venv/.demo-installed: .venv/.root setup.cfg pyproject.toml
 	$(PIP) install --quiet --editable '.[demo]'
+	@touch $@
+
+.venv/.bench-installed: .venv/.root setup.cfg pyproject.toml
+	$(PIP) install --quiet --editable '.[bench]'
 	@touch $@
 
 # cli/ and integrations/ install as outbox.cli and outbox.integrations. The type checker does not follow the import hook

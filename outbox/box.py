@@ -43,10 +43,11 @@ from .store import Append
 _log = logging.getLogger("outbox")
 
 _MAX_GROUP = 10_000
+_TEXT = {str}
 # Stands for every operation of an outbox that was opened without declarations.
 _ANY = Operation("any", table="any")
-# A record without its sequence number, and the caller's key to retry it with.
-_Prepared = tuple[Record, str | None]
+# A record without its sequence number, the caller's key to retry it with, and its arguments if they need no decoding.
+_Prepared = tuple[Record, str | None, dict[str, Any] | None]
 
 
 class Outbox:
@@ -160,7 +161,8 @@ class Outbox:
         `order_by` overrides the operation's ordering key.  Raises `InvalidEntry` (nothing was written), or
         `DurabilityError` (in doubt: retry with the same key, see `DurabilityError.keys`).
         """
-        return self._submit([self._prepare(operation, args, key, order_by)])[0]
+        (entry,) = self._submit([self._prepare(operation, args, key, order_by)])
+        return entry
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -175,7 +177,7 @@ class Outbox:
         finally:
             transaction._close()
         if transaction._prepared:
-            transaction.entries = self._submit(transaction._prepared)
+            transaction._stored = self._submit(transaction._prepared)
 
     def _prepare(self, name: str, args: Mapping[str, Any], key: str | None, order_by: str | int | None) -> _Prepared:
         """Validate and encode one call.  Raises `InvalidEntry`, or what the operation's `validate` raises."""
@@ -187,9 +189,9 @@ class Outbox:
             )
         self.store.check_not_halted()
         operation = self._declared(name)
-        if not isinstance(args, Mapping) or not all(type(field) is str and field for field in args):
+        if not isinstance(args, (dict, Mapping)) or not {*map(type, args)} <= _TEXT or "" in args:
             raise InvalidEntry(f"args of {name!r} is {args!r:.200}", hint="allowed: a mapping with text keys")
-        plain, types = codec.encode(dict(args))
+        plain, types, decoded = codec.encode_args(dict(args))
         if len(plain) + len(types) > self.config.max_entry_kb << 10:
             raise InvalidEntry(
                 f"args of {name!r} take {(len(plain) + len(types)) >> 10} KiB",
@@ -215,7 +217,7 @@ class Outbox:
             types=types,
             captured_us=to_us(self.clock.now()),
         )
-        return record, key
+        return record, key, decoded
 
     def declare(self, operations: Iterable[Operation]) -> None:
         """Add declarations, for a part of the program that brings its own; one of a known name replaces it.
@@ -225,11 +227,13 @@ class Outbox:
         self.operations = {**self.operations, **operations_by_name(operations)}
 
     def _declared(self, name: str) -> Operation:
+        operation = self.operations.get(name) if isinstance(name, str) else None
+        if operation is not None:
+            return operation
         check_operation_name(name)
-        operation = self.operations.get(name, _ANY if self._takes_any else None)
-        if operation is None:
+        if not self._takes_any:
             raise InvalidEntry(f"operation {name!r} is not declared", hint=f"declared: {', '.join(self.operations)}")
-        return operation
+        return _ANY
 
     def _hash(self, operation: Operation, name: str, args: Mapping[str, Any], key: str | None) -> bytes | None:
         """The idempotency hash of a call, or None where nothing identifies it."""
@@ -258,18 +262,20 @@ class Outbox:
                 return record.entry(strict=False)
         raise EntryNotFound(f"entry {seq} is not in the store", hint="it was never there, or its retention has ended")
 
-    def _submit(self, prepared: list[_Prepared]) -> list[Entry]:
-        submission = Append([record for record, _ in prepared])
+    def _submit(self, prepared: list[_Prepared]) -> Iterator[Entry]:
+        """Make them durable in one commit; what is returned is decoded when asked for."""
+        submission = Append([record for record, _, _ in prepared])
         try:
             self._commit.submit(submission)
         except DurabilityError as exc:
             # Several threads share one failed commit; each gets an error of its own, with its own key.
-            raise type(exc)(exc.message, hint=exc.hint, keys=tuple(key for _, key in prepared)) from exc
+            raise type(exc)(exc.message, hint=exc.hint, keys=tuple(key for _, key, _ in prepared)) from exc
         if submission.error is not None:
             raise submission.error
         for listener in self._listeners:
             listener()
-        return [record.entry() for record in submission.stored]
+        # A key that was used before gives the first entry, which has the same arguments.
+        return (stored.entry(args=args) for stored, (_, _, args) in zip(submission.stored, prepared, strict=True))
 
     def on_enqueue(self, listener: Callable[[], None]) -> None:
         """Call `listener` after every durable enqueue, from the enqueueing thread; it must be quick and not raise."""
@@ -435,8 +441,8 @@ class Transaction:
         self._box = box
         self._prepared: list[_Prepared] = []
         self._open = True
-        # The stored entries, in order, once the block has ended.
-        self.entries: list[Entry] = []
+        self._stored: Iterator[Entry] = iter(())
+        self._entries: list[Entry] = []
 
     def enqueue(
         self, operation: str, args: Mapping[str, Any], *, key: str | None = None, order_by: str | int | None = None
@@ -447,6 +453,12 @@ class Transaction:
         if len(self._prepared) >= _MAX_GROUP:
             raise InvalidEntry(f"a transaction takes at most {_MAX_GROUP} entries", hint="use several")
         self._prepared.append(self._box._prepare(operation, args, key, order_by))
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The stored entries, in order, once the block has ended; none before."""
+        self._entries += self._stored
+        return self._entries
 
     def _close(self) -> None:
         self._open = False

@@ -25,6 +25,11 @@ from .errors import ConfigError, InvalidEntry
 _MAX_INTEGER_DIGITS = 131_072
 _MAX_FRACTION_DIGITS = 16_383
 _MAX_DEPTH = 64
+# Up to so many, a Decimal needs no closer look.
+_FLAT_DIGITS = 1000
+_TEXT = {str}
+# As JSON; also found in a text of a backslash and u0000, which is harmless.
+_NUL = b"\\u0000"
 _INT64 = 2**63
 
 # The form of a result that JSON alone cannot express.
@@ -52,6 +57,9 @@ def encode(value: Any, *, what: str = "args") -> tuple[bytes, bytes]:
     Keys are sorted, so equal values give equal bytes.  Raises `InvalidEntry` naming the path (`what` is its root),
     the value and what is allowed.
     """
+    flat = _encode_flat(value)
+    if flat is not None:
+        return flat
     plain, types = _lower(value, what, 0)
     try:
         return (
@@ -60,6 +68,62 @@ def encode(value: Any, *, what: str = "args") -> tuple[bytes, bytes]:
         )
     except orjson.JSONEncodeError as exc:
         raise InvalidEntry(f"{what} cannot be encoded: {exc}") from exc
+
+
+def encode_args(args: dict[str, Any]) -> tuple[bytes, bytes, dict[str, Any] | None]:
+    """`encode` of an argument object, and what `decode` will give where that needs no decoding, else None."""
+    flat = _encode_flat(args)
+    return (*encode(args), None) if flat is None else (*flat, args)
+
+
+def _encode_flat(value: Any) -> tuple[bytes, bytes] | None:
+    """`encode` of the common case in one pass: an object of plain scalars, Decimals and UTC times; or a list of texts.
+
+    None where anything else is inside, or something that may have to be refused: `_lower` decides, and says why.
+    """
+    kind = type(value)
+    if kind is list:
+        if not {*map(type, value)} <= _TEXT:
+            return None
+        return _dump_flat(value, {})
+    if kind is not dict:
+        return None
+    plain: dict[str, Any] = {}
+    tags: dict[str, str] = {}
+    for name, item in value.items():
+        kind = type(item)
+        if kind is Decimal:
+            if not item.is_finite() or not -_FLAT_DIGITS < item.adjusted() < _FLAT_DIGITS:
+                return None
+            item = str(item)
+            if len(item) > _FLAT_DIGITS:
+                return None
+            tags[name] = "decimal"
+        elif kind is datetime:
+            if item.tzinfo is not UTC:
+                return None
+            item = item.isoformat()
+            tags[name] = "aware"
+        elif kind is int:
+            if not -_INT64 <= item < _INT64:
+                return None
+        elif kind is float:
+            if not math.isfinite(item):
+                return None
+        elif kind is not str and item is not None and kind is not bool:
+            return None
+        plain[name] = item
+    return _dump_flat(plain, tags)
+
+
+def _dump_flat(plain: Any, tags: dict[str, str]) -> tuple[bytes, bytes] | None:
+    try:
+        data = orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:  # a lone surrogate, or a key that is no text
+        return None
+    if _NUL in data:
+        return None
+    return data, orjson.dumps({"dict": tags}, option=orjson.OPT_SORT_KEYS) if tags else b""
 
 
 def decode(plain: bytes, types: bytes = b"", *, strict: bool = True) -> Any:

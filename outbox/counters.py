@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 from .errors import StoreCorrupt
 
@@ -40,7 +41,7 @@ class Counters:
     releases: int = 0
 
     def pack(self) -> bytes:
-        body = _LAYOUT.pack(*astuple(self))
+        body = _LAYOUT.pack(*_values(self))
         return body + _CRC.pack(zlib.crc32(body))
 
     @classmethod
@@ -52,3 +53,7 @@ class Counters:
         if _CRC.unpack(data[_LAYOUT.size :])[0] != zlib.crc32(body):
             raise StoreCorrupt("the counters record is damaged: its checksum does not match")
         return cls(*_LAYOUT.unpack(body))
+
+
+# `dataclasses.astuple` copies deeply, and this is written with every enqueue.
+_values = attrgetter(*(item.name for item in fields(Counters)))

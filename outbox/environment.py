@@ -99,6 +99,7 @@ class Environment:
         self.env = _open(directory, readonly=readonly)
         _open_here.add(self._real)
         try:
+            self._page_size = int(self.env.stat()["psize"])
             handles = self._open_handles(readonly)
             self.pending, self.idempotency, self.ledger = handles
             self._check_identity()
@@ -129,6 +130,10 @@ class Environment:
     def file_bytes(self) -> int:
         """Size of the data file; by stat, since opening it would drop LMDB's locks."""
         return os.stat(self.directory / _DATA_FILE).st_size
+
+    def high_water_bytes(self) -> int:
+        """Bytes of all pages that were ever in use, freed ones included."""
+        return int(self.env.info()["last_pgno"] + 1) * self._page_size
 
     def close(self) -> None:
         self.env.close()

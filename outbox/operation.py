@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from functools import lru_cache
 from numbers import Number
 from typing import Any
 from uuid import UUID
@@ -110,8 +111,13 @@ class Operation:
             return self.identity(args)
         if not self.identity:
             return None
-        values = [self._argument(args, name, "identity") for name in self.identity]
-        return None if any(value is None for value in values) else values
+        values = []
+        for name in self.identity:
+            value = self._argument(args, name, "identity")
+            if value is None:
+                return None
+            values.append(value)
+        return values
 
     def order_of(self, args: Mapping[str, Any]) -> Any:
         """The ordering key that `args` give, before `ordering_key` checks it."""
@@ -156,7 +162,7 @@ def ordering_key(value: Any) -> str | None:
     """
     if value is None:
         return None
-    if hasattr(value, "item") and type(value).__module__ == "numpy":
+    if type(value) is not str and hasattr(value, "item") and type(value).__module__ == "numpy":
         value = value.item()
     text = str(value) if isinstance(value, (str, int, UUID)) and not isinstance(value, bool) else ""
     try:
@@ -172,25 +178,30 @@ def ordering_key(value: Any) -> str | None:
 
 def idempotency_hash(namespace: str, operation: str, kind: str, identity: bytes) -> bytes:
     """16 bytes over namespace, operation, kind of identity and its canonical bytes, each length-prefixed."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (namespace.encode(), operation.encode(), kind.encode(), identity):
-        digest.update(len(part).to_bytes(4, "big"))
-        digest.update(part)
-    return digest.digest()
+    prefix = _hash_prefix(namespace, operation, kind)
+    return hashlib.blake2b(prefix + len(identity).to_bytes(4, "big") + identity, digest_size=16).digest()
+
+
+@lru_cache(maxsize=1024)
+def _hash_prefix(*parts: str) -> bytes:
+    encoded = [part.encode() for part in parts]
+    return b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
 
 
 def payload_hash(operation: str, plain: bytes, types: bytes) -> bytes:
     """16 bytes that tell two payloads of one key apart."""
-    digest = hashlib.blake2b(operation.encode(), digest_size=16)
-    digest.update(b"\0%d\0" % len(plain))
-    digest.update(plain)
-    digest.update(types)
-    return digest.digest()
+    parts = (operation.encode(), b"\0%d\0" % len(plain), plain, types)
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
 def shape_hash(args: Mapping[str, Any]) -> bytes:
     """8 bytes over the argument names, so that rows with the same columns can be inserted together."""
-    return hashlib.blake2b(codec.to_json(sorted(args)), digest_size=8).digest()
+    return _shape_of(tuple(args))
+
+
+@lru_cache(maxsize=1024)
+def _shape_of(names: tuple[str, ...]) -> bytes:
+    return hashlib.blake2b(codec.to_json(sorted(names)), digest_size=8).digest()
 
 
 def caller_key(key: object) -> bytes:
@@ -235,8 +246,12 @@ def is_beyond(value: Any, precision: int, scale: int) -> bool:
     """Whether a number does not fit numeric(precision, scale) after PostgreSQL has rounded it."""
     if isinstance(value, bool) or not isinstance(value, Number):
         return False
+    # Compared exactly: copying and comparing do not round.
+    return not (value if isinstance(value, Decimal) else Decimal(str(value))).copy_abs() < _limit(precision, scale)
+
+
+@lru_cache(maxsize=1024)
+def _limit(precision: int, scale: int) -> Decimal:
     with localcontext() as context:
         context.prec = precision + scale + 2
-        limit = Decimal(10) ** (precision - scale) - Decimal(5).scaleb(-scale - 1)
-        # Compared exactly: copying and comparing do not round.
-        return not (value if isinstance(value, Decimal) else Decimal(str(value))).copy_abs() < limit
+        return Decimal(10) ** (precision - scale) - Decimal(5).scaleb(-scale - 1)

@@ -106,12 +106,14 @@ class Store:
         """`max_bytes` is the quota, `reserve_bytes` the free disk kept for draining, `now_us` the wall clock."""
         self._environment: Environment | None = environment
         self.directory: Path = environment.directory
+        self._directory_name = os.fspath(environment.directory)
         self.identity = environment.identity
         self._max_bytes = max_bytes
         self._reserve_bytes = reserve_bytes
         self._now_us = now_us
         self._pid = os.getpid()
-        self._gate = threading.Condition()
+        self._mutex = threading.Lock()
+        self._gate = threading.Condition(self._mutex)
         self._inside = 0
         self.halt_reason: str | None = None
         # Told once when the halt latch is set.
@@ -127,47 +129,58 @@ class Store:
 
     # -- transactions
 
-    @contextmanager
-    def _open(self) -> Iterator[Environment]:
-        """Pass the gate: the environment stays open until the block ends."""
-        if self.forked:
+    def _enter(self) -> Environment:
+        """Pass the gate: the environment stays open until `_leave`."""
+        self._check_not_forked()
+        with self._mutex:
+            environment = self._usable()
+            self._inside += 1
+            return environment
+
+    def _leave(self) -> None:
+        with self._mutex:
+            self._inside -= 1
+            if not self._inside:
+                self._gate.notify_all()
+
+    def _usable(self) -> Environment:
+        """The open environment.  Assumes the mutex."""
+        if self._environment is None:
+            raise StoreClosed(f"the outbox at {self.directory} is closed", hint="open it again")
+        return self._environment
+
+    def _check_not_forked(self) -> None:
+        # Before the mutex, which a thread of the parent may have held at the fork.
+        if os.getpid() != self._pid:
             raise StoreClosed(
                 f"{self.directory} was opened by process {self._pid} and cannot be used after a fork",
                 hint="open the outbox in the process that uses it",
             )
-        with self._gate:
-            environment = self._environment
-            if environment is None:
-                raise StoreClosed(f"the outbox at {self.directory} is closed", hint="open it again")
-            self._inside += 1
-        try:
-            yield environment
-        finally:
-            with self._gate:
-                self._inside -= 1
-                if not self._inside:
-                    self._gate.notify_all()
 
     @contextmanager
     def _read(self) -> Iterator[tuple[Environment, Any]]:
         """A snapshot.  Raises `DurabilityError` where even reading fails, as after a panic of LMDB."""
-        with self._open() as environment:
-            try:
-                with environment.env.begin() as txn:
-                    yield environment, txn
-            except LmdbError as exc:
-                raise DurabilityError(f"the store could not be read: {exc}", hint=_REOPEN_HINT) from exc
+        environment = self._enter()
+        try:
+            with environment.env.begin() as txn:
+                yield environment, txn
+        except LmdbError as exc:
+            raise DurabilityError(f"the store could not be read: {exc}", hint=_REOPEN_HINT) from exc
+        finally:
+            self._leave()
 
     @contextmanager
     def _write(self, purpose: str) -> Iterator[tuple[Environment, Any]]:
         """A durable write transaction.  Its first failure sets the halt latch and is raised as `DurabilityError`."""
-        with self._open() as environment:
-            try:
-                with environment.env.begin(write=True) as txn:
-                    yield environment, txn
-            except WriteError as exc:
-                self._latch(purpose, exc)
-                raise DurabilityError(f"the store could not {purpose}: {exc}", hint=_REOPEN_HINT) from exc
+        environment = self._enter()
+        try:
+            with environment.env.begin(write=True) as txn:
+                yield environment, txn
+        except WriteError as exc:
+            self._latch(purpose, exc)
+            raise DurabilityError(f"the store could not {purpose}: {exc}", hint=_REOPEN_HINT) from exc
+        finally:
+            self._leave()
 
     @contextmanager
     def _counted(self, purpose: str) -> Iterator[tuple[Environment, Any, Counters]]:
@@ -205,11 +218,45 @@ class Store:
             self.check_not_halted()
             self._check_quota(environment, txn, size, rows)
             counters = Counters.unpack(txn.get(COUNTERS_KEY))
-            stored = False
-            for submission in submissions:
-                stored |= self._append_one(environment, txn, counters, submission)
+            stored = rows > 1 and self._append_fresh(environment, txn, counters, submissions)
+            if not stored:
+                for submission in submissions:
+                    stored |= self._append_one(environment, txn, counters, submission)
             if stored:
                 txn.put(COUNTERS_KEY, counters.pack())
+
+    def _append_fresh(self, environment: Environment, txn: Any, counters: Counters, submissions: list[Append]) -> bool:
+        """Store everything, if no key was used before; else nothing, and return False.
+
+        Three calls of LMDB, however many entries: with each call another thread may take the interpreter, and all who
+        enqueue wait for this one.
+        """
+        keys = [record.key for submission in submissions for record in submission.records]
+        with txn.cursor(db=environment.idempotency) as cursor:
+            if len({*keys}) < len(keys) or cursor.getmulti(keys):
+                return False
+            seq, last_us = counters.next_seq, counters.last_us
+            numbered: list[list[Record]] = []
+            for submission in submissions:
+                group, members = (seq, len(submission.records)) if len(submission.records) > 1 else (0, 0)
+                fresh: list[Record] = []
+                for record in submission.records:
+                    last_us = max(last_us + 1, record.captured_us)
+                    fresh.append(record.numbered(seq, last_us, group, members))
+                    seq += 1
+                numbered.append(fresh)
+            rows = [(seq_key(record.seq), record) for fresh in numbered for record in fresh]
+            cursor.putmulti([(record.key, key + record.payload_hash) for key, record in rows])
+        with txn.cursor(db=environment.pending) as cursor:
+            _, added = cursor.putmulti([(key, pack(record)) for key, record in rows], append=True)
+        if added != len(rows):
+            number = rows[added][1].seq
+            raise StoreCorrupt(f"{self.directory}: sequence number {number} is already behind the last pending one")
+        for submission, submission.stored in zip(submissions, numbered, strict=True):
+            submission.error = None
+        counters.next_seq, counters.last_us = seq, last_us
+        counters.acknowledged += len(rows)
+        return True
 
     def _append_one(self, environment: Environment, txn: Any, counters: Counters, submission: Append) -> bool:
         first: dict[bytes, Record] = {}
@@ -230,12 +277,12 @@ class Store:
         group, members = (counters.next_seq, len(fresh)) if len(fresh) > 1 else (0, 0)
         for record in fresh:
             counters.last_us = max(counters.last_us + 1, record.captured_us)
-            new = replace(record, seq=counters.next_seq, captured_us=counters.last_us, group=group, members=members)
-            if not txn.put(seq_key(new.seq), pack(new), db=environment.pending, append=True):
+            new = record.numbered(counters.next_seq, counters.last_us, group, members)
+            if not txn.put(key := seq_key(new.seq), pack(new), db=environment.pending, append=True):
                 raise StoreCorrupt(
                     f"{self.directory}: sequence number {new.seq} is already behind the last pending one"
                 )
-            txn.put(new.key, seq_key(new.seq) + new.payload_hash, db=environment.idempotency)
+            txn.put(new.key, key + new.payload_hash, db=environment.idempotency)
             counters.next_seq += 1
             counters.acknowledged += 1
             first[new.key] = new
@@ -272,6 +319,9 @@ class Store:
 
     def _check_quota(self, environment: Environment, txn: Any, size: int, rows: int) -> None:
         limit = int(self._max_bytes * _QUOTA_SHARE)
+        # Pages in use are never more than the file has had, and that is cheaper to learn.
+        if environment.high_water_bytes() + size + rows * OVERHEAD <= limit:
+            return
         used = _live_bytes(environment, txn)
         if used + size + rows * OVERHEAD > limit:
             raise StoreFull(
@@ -385,7 +435,7 @@ class Store:
             )
 
     def _free_disk_bytes(self) -> int:
-        info = os.statvfs(self.directory)
+        info = os.statvfs(self._directory_name)
         return info.f_bavail * info.f_frsize
 
     # -- settling
@@ -481,16 +531,17 @@ class Store:
 
     def reader_check(self) -> None:
         """Clear the slots of killed readers, which would pin freed pages."""
-        with self._open() as environment:
+        environment = self._enter()
+        try:
             environment.env.reader_check()
+        finally:
+            self._leave()
 
     def swap(self, action: Callable[[], None]) -> None:
         """Close the environment, run `action`, open it again; other threads wait at the gate meanwhile."""
         with self._gate:
             self._gate.wait_for(lambda: not self._inside)
-            if self._environment is None:
-                raise StoreClosed(f"the outbox at {self.directory} is closed", hint="open it again")
-            self._environment.close()
+            self._usable().close()
             self._environment = None
             try:
                 action()
@@ -499,8 +550,10 @@ class Store:
 
     def check_open(self) -> None:
         """Raise `StoreClosed` after `close`, or in a forked copy."""
-        with self._open():
-            pass
+        self._check_not_forked()
+        if self._environment is None:
+            with self._mutex:  # during a swap this waits for the new file
+                self._usable()
 
     @property
     def forked(self) -> bool:

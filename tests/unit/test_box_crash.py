@@ -304,7 +304,7 @@ def test_closing_waits_for_those_who_are_inside(outbox_dir: Path) -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def read() -> None:
-        with box.store._open():
+        with box.store._read():
             inside.set()
             leave.wait(20)
 

@@ -137,6 +137,45 @@ def test_equal_arguments_give_equal_bytes_whatever_their_order(args: dict[str, A
     assert codec.encode(shuffled) == codec.encode(args)
 
 
+anything = st.one_of(
+    SCALARS,
+    st.text(st.characters(), max_size=4),
+    st.floats(),
+    st.decimals(),
+    st.integers(2**63 - 2, 2**64 + 2),
+    st.datetimes(timezones=st.sampled_from([UTC, UTC, ZoneInfo("UTC"), ZoneInfo("Asia/Tokyo")])),
+    st.sampled_from(["a\\u0000", Decimal("1E+200000"), Decimal("-0"), Decimal("sNaN"), -0.0]),
+)
+
+
+@settings(bounded, max_examples=400)
+@given(
+    st.one_of(
+        st.dictionaries(st.one_of(st.text(st.characters(), max_size=3), st.integers()), anything, max_size=3),
+        st.lists(anything, max_size=3),
+    )
+)
+def test_the_short_way_of_common_arguments_agrees_with_the_general_one(value: Any) -> None:
+    short = codec._encode_flat(value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_encode_flat", lambda value: None)
+        try:
+            general = codec.encode(value)
+        except InvalidEntry:
+            general = None
+    assert short in (None, general)
+    if short is not None:
+        assert exact(codec.decode(*short)) == exact(value)
+
+
+def test_common_arguments_take_the_short_way() -> None:
+    trade = {"id": 7, "price": Decimal("64250.10"), "ratio": 0.5, "at": datetime.now(UTC), "note": None, "side": "buy"}
+    plain, types, decoded = codec.encode_args(trade)
+    assert decoded is trade
+    assert exact(codec.decode(plain, types)) == exact(trade)
+    assert codec.encode_args({**trade, "tags": ["a"]})[2] is None
+
+
 def test_equal_dicts_with_integer_keys_give_equal_bytes() -> None:
     assert codec.encode({1: "a", 2: "b"}) == codec.encode({2: "b", 1: "a"})
 

@@ -206,7 +206,7 @@ def test_a_swap_waits_for_those_who_are_inside(box: Outbox) -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def read() -> None:
-        with box.store._open():
+        with box.store._read():
             inside.set()
             leave.wait(20)
             order.append("read")

@@ -1,0 +1,168 @@
+"""The benchmarks run, every contender does the same work, and one that does not is caught."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import __main__ as program
+from benchmarks import durability, enqueue, flushes, report, writers
+from benchmarks.measure import TINY, Goal, NotTheSameWork, Setting, turns
+from benchmarks.writers import BARE, JSON_LINES, LIMIT, OUTBOX, WRITERS, JsonLines
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips where the system does not let flushes be counted."""
+    try:
+        flushes.audit(tmp_path_factory.mktemp("counting"), _nothing)
+    except flushes.CannotCount as exc:
+        pytest.skip(str(exc))
+
+
+def _nothing() -> list[tuple[float, float]]:
+    return []
+
+
+class NeverFlushes(JsonLines):
+    """Does all of the work but the flush."""
+
+    def write(self, number: int, args: dict[str, Any]) -> None:
+        os.write(self._file, b"{}\n")
+
+
+class FlushesFirst(JsonLines):
+    """Flushes, and then writes what it says is durable."""
+
+    def write(self, number: int, args: dict[str, Any]) -> None:
+        os.fsync(self._file)
+        os.write(self._file, b"{}\n")
+
+
+class DropsSome(JsonLines):
+    """Every third trade is gone."""
+
+    def write(self, number: int, args: dict[str, Any]) -> None:
+        if number % 3:
+            super().write(number, args)
+
+
+@pytest.fixture
+def setting(tmp_path: Path, postgres_url: str) -> Setting:
+    return Setting(TINY, tmp_path, postgres_url)
+
+
+def test_every_scenario_runs_and_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_postgres: Any
+) -> None:
+    class Server:
+        """The fixture's server, which is not the program's to close."""
+
+        def __enter__(self) -> Any:
+            return own_postgres
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(program, "PostgresServer", Server)
+    monkeypatch.setattr(program, "QUICK", TINY)
+    document = tmp_path / "performance.md"
+    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", encoding="utf-8")
+    arguments = ["--quick", "--dir", str(tmp_path / "out"), "--report", str(document)]
+    done = CliRunner().invoke(program.main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out" / "results.json").read_bytes())
+    results = {one["scenario"]: one for one in found["results"]}
+    assert list(results) == list(program.SCENARIOS)
+    assert not any(goal["judged"] for one in results.values() for goal in one["goals"])
+    lines = {line["contender"]: line for line in results["enqueue"]["lines"]}
+    assert set(lines) == set(WRITERS)
+    assert {line["count"] for line in lines.values()} == {TINY.enqueue}
+    for one in results.values():
+        assert one["title"] in done.output
+    text = document.read_text(encoding="utf-8")
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert all(f"| {name} |" in text for name in WRITERS)
+
+
+@pytest.mark.usefixtures("counting")
+@pytest.mark.parametrize(
+    ("cheat", "message"), [(NeverFlushes, "without a flush"), (FlushesFirst, "before flushing it")]
+)
+def test_a_contender_that_does_not_flush_is_caught(cheat: type[JsonLines], message: str, tmp_path: Path) -> None:
+    seen = flushes.audit(tmp_path, _calls_of, cheat, str(tmp_path))
+    with pytest.raises(NotTheSameWork, match=message):
+        seen.require_durable("cheat", alone=True)
+
+
+@pytest.mark.usefixtures("counting")
+def test_an_honest_contender_passes(tmp_path: Path) -> None:
+    seen = flushes.audit(tmp_path, _calls_of, JsonLines, str(tmp_path))
+    seen.require_durable("honest", alone=True)
+    assert seen.flushes_per_call == 1
+
+
+@pytest.mark.usefixtures("counting")
+@pytest.mark.parametrize(("name", "expected"), [(LIMIT, 1), (BARE, 2), (OUTBOX, 2), (JSON_LINES, 1)])
+def test_flushes_are_counted_synchronous_writes_of_a_meta_page_included(
+    setting: Setting, name: str, expected: int
+) -> None:
+    assert durability.flushes_per_write(setting, [name]) == ({name: expected}, [])
+
+
+@pytest.mark.usefixtures("counting")
+def test_threads_that_share_a_flush_are_all_covered_by_it(tmp_path: Path) -> None:
+    seen = flushes.audit(tmp_path, writers.audited_calls, OUTBOX, str(tmp_path), 5, 8)
+    seen.require_durable(OUTBOX, alone=False)
+    assert len(seen.calls) == 40
+    assert seen.flushes_per_call < 2
+
+
+def _calls_of(kind: type[JsonLines], directory: str) -> list[tuple[float, float]]:
+    writer, calls = kind(Path(directory), ""), []
+    for number in range(3):
+        begin = time.monotonic()
+        writer.write(number, {"number": number})
+        calls.append((begin, time.monotonic()))
+    return calls
+
+
+def test_a_contender_that_loses_rows_is_caught(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enqueue, "flushes_per_write", lambda *_: ({}, []))
+    monkeypatch.setattr(enqueue, "available", lambda: [LIMIT, BARE, OUTBOX, JSON_LINES])
+    monkeypatch.setitem(WRITERS, JSON_LINES, DropsSome)
+    with pytest.raises(NotTheSameWork, match=r"JSON lines \+ flock \+ fsync: rows: 6, expected 10"):
+        enqueue.run(setting)
+
+
+def test_a_session_that_does_not_wait_for_the_disk_is_caught(setting: Setting) -> None:
+    separator = "&" if "?" in setting.url else "?"
+    lax = dataclasses.replace(setting, url=f"{setting.url}{separator}options=-csynchronous_commit%3Doff")
+    name = "psycopg2 INSERT + COMMIT"
+    with pytest.raises(NotTheSameWork, match="flushes of the log for 4 commits"):
+        durability.flushes_per_write(lax, [name])
+
+
+def test_each_round_starts_with_another_contender() -> None:
+    assert list(turns(3, ["a", "b"])) == ["a", "b", "b", "a", "a", "b"]
+
+
+def test_goals_know_their_direction() -> None:
+    assert Goal(text="", value=1, limit=2).met
+    assert not Goal(text="", value=1, limit=2, at_most=False).met
+
+
+def test_a_document_without_a_place_for_the_results_is_left_alone(tmp_path: Path) -> None:
+    document = tmp_path / "other.md"
+    document.write_text("text", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"has no <!-- measured: begin --> \.\.\. <!-- measured: end -->"):
+        report.replace_block(document, "block")
+    assert document.read_text(encoding="utf-8") == "text"
