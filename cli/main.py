@@ -9,6 +9,7 @@ import click
 from .acknowledge import acknowledge
 from .common import OneSentenceGroup
 from .compact import compact
+from .dead_letters import discard, list_dead_letters, retry, show
 from .demo import demo
 from .drain import drain
 from .status import status
@@ -31,7 +32,7 @@ def outbox() -> None:
     """
 
 
-for _command in (status, drain, compact, acknowledge, demo):
+for _command in (status, drain, compact, list_dead_letters, show, retry, discard, acknowledge, demo):
     outbox.add_command(_command)
 
 

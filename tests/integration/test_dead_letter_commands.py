@@ -1,0 +1,142 @@
+"""An operator looks at dead letters and answers them, beside a running engine, from the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
+
+OPERATIONS = (Operation("note", table="notes", order_by="who"), Operation("other", table="notes", order_by="who"))
+
+Atb = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def engine(postgres_url: str, outbox_dir: Path) -> Iterator[tuple[Outbox, Relay]]:
+    """A running engine with dead letters: 2 (holds back 3), 4 (holds back nothing), and 6 with 7 (one transaction)."""
+    query(postgres_url, "CREATE TABLE notes (who text, n int CHECK (n < 100))")
+    with Outbox.open(outbox_dir, OutboxConfig(sync_interval=0.1), OPERATIONS) as box:
+        for who, number in (("a", 1), ("a", 200), ("a", 3)):
+            box.enqueue("note", {"who": who, "n": number})
+        box.enqueue("other", {"who": "b", "n": 300})
+        box.enqueue("note", {"who": "c", "n": 5})
+        with box.transaction() as tx:
+            tx.enqueue("note", {"who": "d", "n": 6})
+            tx.enqueue("note", {"who": "e", "n": 1000})
+        with Relay(box, PostgresTarget(postgres_url, OPERATIONS, config=box.config)) as relay:
+            assert relay.drain()
+            yield box, relay
+
+
+@pytest.fixture
+def atb(outbox_dir: Path) -> Atb:
+    def run(*arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "outbox", "outbox", *arguments, "--dir", str(outbox_dir)]
+        done = subprocess.run(
+            command, cwd="/", input=answer, capture_output=True, text=True, timeout=60, check=False
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run
+
+
+def query(url: str, sql: str) -> list[tuple[object, ...]]:
+    connection = psycopg2.connect(url)
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(sql)
+            return list(cursor.fetchall()) if cursor.description else []
+    finally:
+        connection.close()
+
+
+def test_dead_letters_are_listed_with_what_they_hold_back(engine: tuple[Outbox, Relay], atb: Atb) -> None:
+    lines = atb("list").stdout.splitlines()
+    assert lines[0].split() == ["seq", "operation", "order", "by", "captured", "attempts", "holds", "back", "why"]
+    cells = [line.split() for line in lines[1:]]
+    assert [(row[0], row[1], row[2], row[6]) for row in cells] == [
+        ("2", "note", "a", "1"), ("4", "other", "b", "0"), ("6", "note", "d", "0"), ("7", "note", "e", "0"),
+    ]  # fmt: skip
+    assert lines[1].endswith('violates check constraint "notes_n_check"')
+    assert [line.split()[0] for line in atb("list", "--operation", "other").stdout.splitlines()[1:]] == ["4"]
+    cut = atb("list", "--limit", "1").stdout.splitlines()
+    assert (len(cut), cut[-1]) == (3, "... and 3 more (--limit)")
+    (found,) = [json.loads(line) for line in atb("list", "--json", "--limit", "1").stdout.splitlines()]
+    assert (found["seq"], found["args"], found["holds_back"]) == (2, {"n": 200, "who": "a"}, "1")
+
+
+def test_an_entry_is_shown_wherever_it_is(engine: tuple[Outbox, Relay], atb: Atb) -> None:
+    for seq, status in ((1, "COMPLETED"), (2, "FAILED"), (3, "PENDING")):
+        assert json.loads(atb("show", str(seq), "--json").stdout)["status"] == status
+    shown = atb("show", "2").stdout
+    assert "\n  n                     200\n" in shown
+    assert "\norder_by        a\n" in shown
+    missing = atb("show", "99")
+    assert (missing.returncode, missing.stderr) == (
+        2, "Error: entry 99 is not in the store: it never was, or its retention has ended\n",
+    )  # fmt: skip
+
+
+def test_a_retry_keeps_the_order_within_the_key(engine: tuple[Outbox, Relay], atb: Atb, postgres_url: str) -> None:
+    query(postgres_url, "ALTER TABLE notes DROP CONSTRAINT notes_n_check, ADD COLUMN at serial")
+    assert atb("retry", "2", "6").stdout == "requeued: 2, 6, 7\n"
+    assert engine[1].drain()
+    rows = query(postgres_url, "SELECT who, n FROM notes ORDER BY at")
+    assert [row for row in rows if row[0] == "a"] == [("a", 1), ("a", 200), ("a", 3)]
+    assert [row for row in rows if row[0] in ("d", "e")] == [("d", 6), ("e", 1000)]
+    assert atb("retry", "--all", "--operation", "note").stdout == "no dead letters\n"
+    assert atb("retry", "--all").stdout == "requeued: 4\n"
+    assert engine[1].drain()
+    assert atb("list").stdout == "no dead letters\n"
+    assert ("b", 300) in query(postgres_url, "SELECT who, n FROM notes")
+
+
+def test_a_discarded_dead_letter_lets_its_key_go_on_and_the_reason_is_kept(
+    engine: tuple[Outbox, Relay], atb: Atb, postgres_url: str
+) -> None:
+    refused = atb("discard", "2", "--reason", "by hand", answer="n\n")
+    assert refused.returncode == 1
+    assert 'note {"n": 200, "who": "a"}' in refused.stdout
+    assert [entry.seq for entry in engine[0].dead_letters()] == [2, 4, 6, 7]
+    assert atb("discard", "2", "--reason", "by hand", answer="y\n").stdout.endswith("discarded: 2\n")
+    assert atb("discard", "6", "--reason", "both", "--yes").stdout == "discarded: 6, 7\n"
+    assert engine[1].drain()
+    assert query(postgres_url, "SELECT n FROM notes WHERE who = 'a' ORDER BY n") == [(1,), (3,)]
+    assert json.loads(atb("show", "2", "--json").stdout)["error"].startswith("discarded: by hand")
+    audits = [dict(entry.args) for entry in engine[0].ledger() if entry.operation == "outbox.discard"]
+    assert audits == [{"seq": 2, "reason": "by hand"}, {"seq": 6, "reason": "both"}]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("retry",), "name the dead letters by SEQ, or all of them with --all"),
+        (("retry", "2", "--all"), "name the dead letters by SEQ, or all of them with --all"),
+        (("retry", "2", "--operation", "note"), "--operation goes with --all"),
+        (("retry", "1"), "entry 1 is not a dead letter"),
+        (("retry", "x"), "'x' is not a valid integer"),
+        (("discard", "2"), "Missing option '--reason'"),
+        (("discard", "--reason", "x"), "Missing argument 'SEQ...'"),
+        (("discard", "2", "--reason", " ", "--yes"), "reason is ' '"),
+        (("discard", "1", "--reason", "x", "--yes"), "entry 1 is not a dead letter"),
+        (("discard", "99", "--reason", "x"), "entry 99 is not"),
+        (("list", "--limit", "0"), "0 is not in the range"),
+        (("show", "0"), "0 is not in the range"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(
+    engine: tuple[Outbox, Relay], atb: Atb, arguments: tuple[str, ...], sentence: str
+) -> None:
+    done = atb(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
