@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .invariants import Applied, Call, Observation, Place, Reopened, Stored, Told, check
+from tests.faults.invariants import Applied, Call, Observation, Place, Reopened, Stored, Told, check
 
 SOUND = Observation(
     history=[

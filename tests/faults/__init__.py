@@ -1,1 +1,0 @@
-"""Faults on purpose: kills, failing system calls, a cut wire, a full disk.  Each asserts that it struck."""
