@@ -339,7 +339,7 @@ class Outbox:
             halt_reason=halt,
             live_bytes=figures.live_bytes,
             file_bytes=figures.file_bytes,
-            max_bytes=self.config.max_size_mb << 20,
+            max_bytes=self.store.max_bytes,
             map_bytes=figures.map_bytes,
             free_disk_bytes=figures.free_disk_bytes,
             alarms=figures.alarms,

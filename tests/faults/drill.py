@@ -51,6 +51,8 @@ class Drill:
     directory: Path
     url: str
     settings: dict[str, Any] = field(default_factory=dict)
+    # Added to every number, so that drills can share a database.
+    offset: int = 0
     history: list[Call | Reopened] = field(default_factory=list)
     _groups: int = 0
 
@@ -168,7 +170,7 @@ class Running:
         ours, self._theirs = _PROCESSES.Pipe()
         self.control = ours
         self._heard, say = _PROCESSES.Pipe(duplex=False)
-        arguments = (str(drill.directory), drill.url, drill.settings, steps, self._theirs, say)
+        arguments = (str(drill.directory), drill.url, drill.settings, drill.offset, steps, self._theirs, say)
         self._process = _PROCESSES.Process(target=victim.run, args=arguments)
         self.interceptor = Interceptor(drill.directory.parent, decide)
         self._events: list[tuple[Any, ...]] = []

@@ -14,7 +14,7 @@ Key = Callable[[Entry], Hashable]
 
 def number_of(entry: Entry) -> Hashable:
     """The number of a trade names its intent."""
-    return entry.args["number"]
+    return int(entry.args["number"])
 
 
 def contents(box: Outbox, key: Key = number_of) -> list[Stored]:

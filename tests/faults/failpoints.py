@@ -108,4 +108,4 @@ def _at_every_commit(hit: Callable[[], None]) -> None:
         hit()
         return results
 
-    PostgresTarget._apply_run = wrapped  # type: ignore[method-assign]
+    PostgresTarget._apply_run = wrapped  # type: ignore[method-assign, assignment]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import mmap
 import os
 import platform
 import select
@@ -267,8 +268,12 @@ def _size(pid: int, name: str, args: list[int]) -> int:
 def _write_half(pid: int, name: str, args: list[int]) -> int:
     """Write the first half of what the child wants to write, to the very file it has open; returns how much."""
     data = b"".join(_memory(pid, address, size) for address, size in _buffers(pid, name, args))
-    half = data[: len(data) // 2]
-    handle = os.pidfd_open(pid)
+    # Whole pages in page-aligned memory, where there are any: the file may be open for direct I/O.
+    size = len(data) // 2 // mmap.PAGESIZE * mmap.PAGESIZE or len(data) // 2
+    half = mmap.mmap(-1, size)
+    half[:] = data[:size]
+    [leader] = [line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "Tgid" in line]
+    handle = os.pidfd_open(int(leader))
     try:
         file = ctypes.CDLL(None, use_errno=True).syscall(438, handle, _signed(args[0]), 0)  # pidfd_getfd
         if file < 0:

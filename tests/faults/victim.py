@@ -15,7 +15,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from outbox import DurabilityError, Outbox, OutboxConfig, PostgresTarget, Relay, StoreFull, verify
+from outbox import (
+    DurabilityError,
+    Outbox,
+    OutboxConfig,
+    OutboxError,
+    PostgresTarget,
+    Relay,
+    StoreClosed,
+    StoreFull,
+    verify,
+)
 from tests.unit.fakes.audit import OPERATIONS
 
 from . import failpoints, small_disk, syscalls
@@ -24,12 +34,18 @@ _ACCOUNTS = 3
 
 
 def run(
-    directory: str, url: str, settings: dict[str, Any], steps: list[tuple[Any, ...]], control: Connection, say: Connection
+    directory: str,
+    url: str,
+    settings: dict[str, Any],
+    offset: int,
+    steps: list[tuple[Any, ...]],
+    control: Connection,
+    say: Connection,
 ) -> None:
     """Do `steps`; each is the name of a method of `_Program` and its arguments."""
     os.setsid()
     logging.disable()
-    program = _Program(Path(directory), url, settings, control, say.send)
+    program = _Program(Path(directory), url, settings, offset, control, say.send)
     try:
         for name, *args in steps:
             getattr(program, name)(*args)
@@ -42,9 +58,15 @@ def run(
 
 class _Program:
     def __init__(
-        self, directory: Path, url: str, settings: dict[str, Any], control: Connection, say: Callable[[Any], None]
+        self,
+        directory: Path,
+        url: str,
+        settings: dict[str, Any],
+        offset: int,
+        control: Connection,
+        say: Callable[[Any], None],
     ) -> None:
-        self._directory, self._url = directory, url
+        self._directory, self._url, self._offset = directory, url, offset
         self._config = OutboxConfig(
             **{"backoff_base": 0.01, "backoff_cap": 0.1, "batch_size": 4, "connect_timeout": 2.0, **settings}
         )
@@ -84,21 +106,23 @@ class _Program:
 
     # -- work
 
-    def open(self, *, may_fail: bool = False) -> None:
-        """Open as the engine."""
-        self._open(Outbox.open, may_fail)
+    def make_folder(self) -> None:
+        """The store's directory, empty, as a mount point is."""
+        self._directory.mkdir()
+
+    def open(self) -> None:
+        """Open as the engine; a failure is reported, and what follows is left out."""
+        self._open(Outbox.open)
 
     def attach(self) -> None:
         """Open as a relay."""
-        self._open(Outbox.attach, False)
+        self._open(Outbox.attach)
 
-    def _open(self, opener: Callable[..., Outbox], may_fail: bool) -> None:
+    def _open(self, opener: Callable[..., Outbox]) -> None:
         verified = self._verified
         try:
             self._box = opener(self._directory, self._config, OPERATIONS)
-        except Exception as exc:
-            if not may_fail:
-                raise
+        except (OutboxError, OSError) as exc:
             self._say(("could not open", repr(exc)))
         else:
             self._say(("opened", self._verified > verified))
@@ -111,34 +135,40 @@ class _Program:
 
     def enqueue(self, first: int, count: int, padding: int = 0) -> None:
         """Enqueue trades, one by one, and go on after a failure."""
-        if self._box is None:
-            return
-        for number in range(first, first + count):
-            self._say(("calling", number, 1))
-            self._tell(number, 1, lambda number=number: [self._trade(self._box, number, padding)])
+        for number in self._numbers(first, count):
+            self._one(number, padding)
 
     def fill(self, first: int, most: int, padding: int) -> None:
         """Enqueue trades until one is not acknowledged."""
-        for number in range(first, first + most):
-            self._say(("calling", number, 1))
-            if self._tell(number, 1, lambda number=number: [self._trade(self._box, number, padding)]) != "acknowledged":
+        for number in self._numbers(first, most):
+            if self._one(number, padding) != "acknowledged":
                 return
         raise AssertionError(f"{most} trades were taken")
+
+    def _one(self, number: int, padding: int) -> str:
+        if self._box is None:
+            return "not open"
+        box = self._box
+        self._say(("calling", number, 1))
+        return self._tell(number, 1, lambda: [self._trade(box, number, padding)])
 
     def group(self, first: int, count: int) -> None:
         """Enqueue trades as one transaction."""
         if self._box is None:
             return
-        box = self._box
-        self._say(("calling", first, count))
+        box, numbers = self._box, self._numbers(first, count)
+        self._say(("calling", numbers[0], count))
 
         def call() -> list[int]:
             with box.transaction() as transaction:
-                for number in range(first, first + count):
+                for number in numbers:
                     self._trade(transaction, number, 0)
             return [entry.seq for entry in transaction.entries]
 
-        self._tell(first, count, call)
+        self._tell(numbers[0], count, call)
+
+    def _numbers(self, first: int, count: int) -> range:
+        return range(self._offset + first, self._offset + first + count)
 
     def _trade(self, to: Any, number: int, padding: int) -> int:
         args: dict[str, Any] = {"number": number, "account": f"account-{number % _ACCOUNTS}"}
@@ -150,7 +180,7 @@ class _Program:
     def _tell(self, first: int, count: int, call: Callable[[], list[int]]) -> str:
         try:
             seqs = call()
-        except StoreFull as exc:
+        except (StoreFull, StoreClosed) as exc:
             told, rest = "refused", str(exc)
         except DurabilityError as exc:
             told, rest = "in doubt", str(exc)
@@ -164,8 +194,11 @@ class _Program:
         """Relay until nothing is left to deliver, or the time is up."""
         if self._box is None:
             return
-        target = PostgresTarget(self._url, OPERATIONS, config=self._config)
-        self._say(("drained", Relay(self._box, target).drain(timeout_s)))
+        relay = Relay(self._box, PostgresTarget(self._url, OPERATIONS, config=self._config))
+        try:
+            self._say(("drained", relay.drain(timeout_s)))
+        except (OutboxError, OSError) as exc:
+            self._say(("could not drain", repr(exc)))
 
     def vacuum(self) -> None:
         """Rewrite the file; a failure is reported."""
