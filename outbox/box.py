@@ -340,6 +340,7 @@ class Outbox:
             live_bytes=figures.live_bytes,
             file_bytes=figures.file_bytes,
             max_bytes=self.store.max_bytes,
+            reserve_bytes=self.store.reserve_bytes,
             map_bytes=figures.map_bytes,
             free_disk_bytes=figures.free_disk_bytes,
             alarms=figures.alarms,

@@ -16,7 +16,8 @@ from .config import OutboxConfig
 from .counters import Counters
 from .envelope import to_us
 from .errors import DurabilityError, StoreCorrupt, StoreLocked, StoreMissing
-from .locks import Role, RoleLock, died_holding, forget_holders
+from .locks import Role, RoleLock, died_holding, forget_holders, holder
+from .state_file import StateFile
 from .store import COUNTERS_KEY, Store
 
 _log = logging.getLogger("outbox.opening")
@@ -148,14 +149,24 @@ def _flush_renames(directory: Path) -> None:
 
 def _verify_if_unclean(directory: Path, access: RoleLock, engine: RoleLock | None) -> None:
     """Verify in a child process unless the last user closed properly, or somebody has verified and is using it."""
+    state = StateFile(directory / "engine.state")
     try:
         access.make_exclusive()
     except StoreLocked:
+        if engine is not None and (state.read() or {}).get("halted"):
+            # Whoever uses it did so when the write failed, and verified nothing since.
+            raise StoreLocked(
+                f"{directory} must be verified after a write failed, and somebody has it open",
+                hint="stop the relay and whatever else has it open, then start the engine",
+                holder_pid=holder(directory, Role.RELAY) or None,
+            ) from None
         return
     try:
         if not environment.take_clean_mark(directory):
             verify.check(directory)
             # An engine that is opening names itself in its lock file already.
             forget_holders(directory, *((Role.RELAY,) if engine is not None else (Role.ENGINE, Role.RELAY)))
+            with suppress(OSError):  # then an engine that comes while this one uses it must wait
+                state.write({"pid": os.getpid(), "halted": None})
     finally:
         access.make_shared()

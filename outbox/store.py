@@ -47,8 +47,8 @@ ALARM_PREFIX = "alarm:"
 _CHUNK = 250
 # So many damaged entries in a row, and no sound one, are no single fault.
 MANY_DAMAGED = 16
-_QUOTA_SHARE = 0.85
-_RESERVE_SHARE = 16
+# Enqueueing stops at this share of the quota; the rest is for draining.
+QUOTA_SHARE = 0.85
 # An entry costs its record, its idempotency key and its share of half-empty pages.
 _ENTRY_COST = 4
 _REOPEN_HINT = "halt trading, free or replace the disk, then restart: reopening verifies the store"
@@ -110,7 +110,7 @@ class Store:
         self.identity = environment.identity
         # What does not fit into the map cannot be stored, whatever the quota says.
         self.max_bytes = min(max_bytes, environment.map_bytes)
-        self._reserve_bytes = reserve_bytes
+        self.reserve_bytes = reserve_bytes
         self._now_us = now_us
         self._pid = os.getpid()
         self._mutex = threading.Lock()
@@ -309,33 +309,29 @@ class Store:
         return replace(record, seq=seq, payload_hash=value[8:], status=EntryStatus.COMPLETED)
 
     def _check_free_disk(self, size: int) -> None:
-        if not self._reserve_bytes:
+        if not self.reserve_bytes:
             return
         free = self._free_disk_bytes()
-        if free < self._reserve_bytes + size * _ENTRY_COST:
+        if free < self.reserve_bytes + size * _ENTRY_COST:
             raise StoreFull(
-                f"{free >> 20} MiB are free at {self.directory}, {self._reserve_bytes >> 20} MiB are kept for draining",
+                f"{free >> 20} MiB are free at {self.directory}, {self.reserve_bytes >> 20} MiB are kept for draining",
                 hint="halt trading and free disk space",
             )
 
     def _check_quota(self, environment: Environment, txn: Any, size: int, rows: int) -> None:
-        limit = int(self.max_bytes * _QUOTA_SHARE)
+        limit = int(self.max_bytes * QUOTA_SHARE)
         # Pages in use are never more than the file has had, and that is cheaper to learn.
         if environment.high_water_bytes() + size + rows * OVERHEAD <= limit:
             return
         used = _live_bytes(environment, txn)
         if used + size + rows * OVERHEAD > limit:
+            mapped = self.max_bytes == environment.map_bytes
+            bound, way_out = ("the address space", "ulimit -v") if mapped else ("OUTBOX_MAX_SIZE_MB",) * 2
             raise StoreFull(
                 f"the store uses {used >> 20} MiB, enqueueing stops at {limit >> 20} MiB, "
-                f"85 % of {self._bound(environment)}",
-                hint="halt trading; drain and compact, or raise that",
+                f"85 % of {bound}={self.max_bytes >> 20}",
+                hint=f"halt trading; drain and compact, or raise {way_out}",
             )
-
-    def _bound(self, environment: Environment) -> str:
-        size = self.max_bytes >> 20
-        return (
-            f"the address space of {size} MiB" if size == environment.map_bytes >> 20 else f"OUTBOX_MAX_SIZE_MB={size}"
-        )
 
     # -- reading
 

@@ -142,14 +142,16 @@ class Drill:
 
     def judge(self, stored: Any, counters: dict[str, int], status: dict[str, Any], **more: Any) -> Observation:
         """The same, from what a process said that has the store open."""
-        numbers = {event.key for event in self.history if isinstance(event, Call)} | {entry.key for entry in stored}
-        keys = [(self._hash(status["store_id"], number), number) for number in numbers]
+        calls = [event for event in self.history if isinstance(event, Call)]
+        numbers = {call.key for call in calls} | {entry.key for entry in stored}
+        seqs = {call.key: call.seq for call in calls} | {entry.key: entry.seq for entry in stored}
+        intents = {self._hash(status["store_id"], number): (number, seqs[number]) for number in numbers}
         return Observation(
             **{
                 "history": self.history,
                 "stored": stored,
                 "effects": [effect for effect in evidence.effects(self.url) if effect.key in numbers],
-                "receipts": evidence.receipts(self.url, status["store_id"], keys),
+                "receipts": evidence.receipts(self.url, status["store_id"], intents),
                 "counters": counters,
                 "unledgered": status["unledgered"],
                 "findings": [*status["needs_operator"], *status["degraded"]],

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Mapping
 
 from outbox import Entry, EntryStatus, Outbox
-from tests.unit.fakes.audit import query
+from tests.unit.fakes.database import query
 
 from .invariants import Applied, Place, Stored
 
@@ -49,12 +49,18 @@ def effects(url: str) -> list[Applied]:
     return [Applied(key=number, order_by=account) for number, account in rows]
 
 
-def receipts(url: str, store_id: str, numbers: Iterable[tuple[str, Hashable]]) -> list[Hashable]:
-    """The intents that have a receipt of this store; `numbers` maps idempotency keys to them."""
-    known = dict(numbers)
+def receipts(url: str, store_id: str, intents: Mapping[str, tuple[Hashable, int | None]]) -> list[Hashable]:
+    """The intents that have a receipt of this store.
+
+    `intents` has the name and, where it is known, the sequence number for each idempotency key.  A receipt that is
+    nobody's is named by its key.
+    """
     [(there,)] = query(url, "SELECT to_regclass('outbox_receipts') IS NOT NULL")
     if not there:
         return []
-    sql = "SELECT idempotency_key::text FROM outbox_receipts WHERE store_id = %s ORDER BY seq"
-    found = [key.replace("-", "") for (key,) in query(url, sql, [store_id])]
-    return [known.get(key, key) for key in found]
+    sql = "SELECT idempotency_key::text, seq FROM outbox_receipts WHERE store_id = %s ORDER BY seq"
+    found: list[Hashable] = []
+    for key, seq in query(url, sql, [store_id]):
+        name, known = intents.get(key.replace("-", ""), (None, None))
+        found.append(key if name is None or known not in (None, seq) else name)
+    return found

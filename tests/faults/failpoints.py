@@ -23,6 +23,7 @@ _BEFORE, _AFTER = "before", "after"
 _STEPS: dict[str, tuple[Any, str, str]] = {
     "after the acknowledgement to the caller": (Outbox, "enqueue", _AFTER),
     "after COMMIT, before its acknowledgement is used": (PostgresTarget, "_transact", _AFTER),
+    "before a batch": (PostgresTarget, "apply", _BEFORE),
     "before the batch is settled": (Store, "settle", _BEFORE),
     "creation: the files are written": (environment, "_build", _AFTER),
     "creation: the store is in place": (environment, "_move_into_place", _AFTER),

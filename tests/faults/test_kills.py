@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from outbox import Outbox
 from tests.faults import failpoints
 from tests.faults.drill import Drill, Steps
+from tests.faults.invariants import check
+from tests.unit.fakes.audit import OPERATIONS
 
 # A store with some entries, some delivered and some not.
 _BEFORE: Steps = [("open",), ("enqueue", 0, 6), ("group", 6, 3), ("drain",), ("enqueue", 10, 3)]
@@ -53,4 +56,16 @@ def test_a_kill_during_recovery_from_a_kill(name: str, outbox_dir: Path, postgre
     drill.run(_BEFORE)
     assert drill.run(steps("before the ledger commit", 1)).killed
     assert drill.run(steps(name, 1)).killed
+    drill.finish()
+
+
+def test_a_killed_relay_is_seen(outbox_dir: Path, postgres_url: str) -> None:
+    drill = Drill(outbox_dir, postgres_url).create()
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        engine = box.enqueue("trade", {"number": 0, "account": "account-0"}, key="trade-0")
+        drill.note([("opened", True), ("acknowledged", 0, 1, [engine.seq])])
+        assert drill.run([("arm", "before COMMIT"), ("attach",), ("drain",)]).killed
+        seen = drill.observe(box, relay_runs=False)
+        assert seen.findings == ["no relay is running and 1 entries wait"]
+        assert check(seen) == []
     drill.finish()

@@ -28,7 +28,7 @@ from outbox import (
 )
 from tests.unit.fakes.audit import OPERATIONS
 
-from . import failpoints, small_disk, syscalls
+from . import evidence, failpoints, small_disk, syscalls
 
 _ACCOUNTS = 3
 
@@ -95,8 +95,12 @@ class _Program:
         """The directory above the store becomes a file system of so many bytes, for this process only."""
         small_disk.mount(self._directory.parent, size)
 
+    def address_space(self, size: int) -> None:
+        """This process may not map more than so many bytes."""
+        resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+
     def ballast(self, free: int) -> None:
-        """Fill the disk until so many bytes are free; None was free before it was called again with a larger one."""
+        """Fill the disk with something else until so many bytes are free."""
         small_disk.fill(self._directory.parent / "ballast", free)
 
     def limit(self, more: int | None) -> None:
@@ -215,6 +219,12 @@ class _Program:
         """Report it."""
         assert self._box is not None
         self._say(("status", self._box.status().as_dict()))
+
+    def contents(self) -> None:
+        """Report all that the store holds, for a test that cannot look into it."""
+        assert self._box is not None
+        status = self._box.status().as_dict()
+        self._say(("contents", evidence.contents(self._box), evidence.counters(self._box), status))
 
     def wait(self) -> None:
         """Until the test says so."""
