@@ -56,6 +56,13 @@ def run(
         say.send(("done",))
 
 
+def verify_store(directory: str) -> None:
+    """End with 0 if the store is sound."""
+    found = list(verify.problems(Path(directory)))
+    if found:
+        raise SystemExit("; ".join(found))
+
+
 class _Program:
     def __init__(
         self,
