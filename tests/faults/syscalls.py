@@ -97,6 +97,8 @@ class Step:
     # Relative to the watched directory.
     path: str
     size: int
+    # Whether the file was opened so that a write returns when it is on the disk.
+    synchronous: bool
 
 
 KILL = "kill"
@@ -229,8 +231,9 @@ class Interceptor:
         if not all(path == self._root or path.startswith(self._root + "/") for path in paths):
             return None
         size = _size(pid, name, args) if name in _WRITES else 0
+        synchronous = name in _WRITES and bool(_open_flags(pid, _signed(args[0])) & os.O_DSYNC)
         shown = " -> ".join(os.path.relpath(path, self._root) for path in paths)
-        return Step(len(self.steps) + 1, name, shown, size)
+        return Step(len(self.steps) + 1, name, shown, size, synchronous)
 
 
 def _signed(value: int) -> int:
@@ -251,6 +254,11 @@ def _path(pid: int, folder: int, address: int) -> str:
     base = os.readlink(f"/proc/{pid}/cwd" if folder == _AT_FDCWD else f"/proc/{pid}/fd/{folder}")
     parent, last = os.path.split(os.path.join(base, name))
     return os.path.join(os.path.realpath(parent), last)
+
+
+def _open_flags(pid: int, descriptor: int) -> int:
+    lines = Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
 
 
 def _buffers(pid: int, name: str, args: list[int]) -> list[tuple[int, int]]:

@@ -37,6 +37,22 @@ def part_of_commit(step: Step) -> str | None:
     return None
 
 
+def test_what_is_acknowledged_was_flushed_before(outbox_dir: Path, postgres_url: str) -> None:
+    """Kills cannot show that: what the kernel has got survives them, and no power cut."""
+    drill = Drill(outbox_dir, postgres_url).create()
+    report = drill.run([("open",), ("surrender",), ("enqueue", 0, 4), ("group", 10, 3), ("drain",)])
+    commits: list[str] = []
+    for step in report.interceptor.steps:
+        part = part_of_commit(step)
+        if part == _META:
+            assert step.synchronous, "the page that makes the commit valid is not flushed"
+        if part is not None and not (part == _DATA and commits[-1:] == [_DATA]):
+            commits.append(part)
+    # One for each of five acknowledgements, and two for the two batches of the relay.
+    assert commits == [_DATA, _FLUSH, _META] * 7
+    drill.finish()
+
+
 _ONE_FAILS: Steps = [
     ("open",),
     ("enqueue", 0, 3),
