@@ -194,6 +194,19 @@ class Running:
             if self._events[-1][0] == kind:
                 return self._events[-1][1:]
 
+    def said_so_far(self) -> int:
+        """How many reports it has made.  Not beside `hear` or `join`."""
+        while self._heard.poll():
+            try:
+                self._events.append(self._heard.recv())
+            except EOFError:
+                break
+        return len(self._events)
+
+    def wait(self) -> None:
+        """Until it has ended, without taking its reports."""
+        self._process.join(_LONG_S)
+
     def kill(self) -> None:
         self._process.kill()
 

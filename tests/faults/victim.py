@@ -98,6 +98,10 @@ class _Program:
         """From here on the test decides about every system call that changes a file."""
         syscalls.surrender(self._control)
 
+    def verify_here(self) -> None:
+        """Verify without another process: this one may die as well."""
+        verify.check = lambda directory: verify_store(str(directory))
+
     def small_disk(self, size: int) -> None:
         """The directory above the store becomes a file system of so many bytes, for this process only."""
         small_disk.mount(self._directory.parent, size)
