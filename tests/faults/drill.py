@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay, verify
 from outbox.operation import caller_key, idempotency_hash
@@ -21,6 +24,16 @@ from .syscalls import Decision, Interceptor, Step
 _PROCESSES = multiprocessing.get_context("forkserver")
 # Each victim is forked from a process that has loaded everything: a kill costs milliseconds.
 _PROCESSES.set_forkserver_preload(["tests.faults.victim"])
+
+
+def _start_server() -> None:
+    """Start that process, unless it runs.  Unmeasured: who is killed cannot report what it covered."""
+    with patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith("COV")]:
+            del os.environ[name]
+        forkserver.ensure_running()
+
+
 _CONFIG = OutboxConfig(backoff_base=0.01, backoff_cap=0.1)
 _LONG_S = 30.0
 
@@ -172,6 +185,7 @@ class Running:
 
     def __init__(self, drill: Drill, steps: Steps, decide: Callable[[Step], Decision]) -> None:
         self._drill = drill
+        _start_server()
         ours, self._theirs = _PROCESSES.Pipe()
         self.control = ours
         self._heard, say = _PROCESSES.Pipe(duplex=False)
