@@ -46,12 +46,17 @@ _REMOTE_FILESYSTEMS = frozenset(
 )
 _OURS = frozenset({"engine.lock", "relay.lock", "access.lock", "engine.state", "relay.state", _CLEAN_FILE})
 
+# What says nothing about the store's content.
+_SYSTEM_ERRORS = frozenset(
+    {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EINTR, errno.EMFILE, errno.ENFILE}
+)
+
 # Real paths of the environments that this process has open.
 _open_here: set[str] = set()
 
 WriteError: tuple[type[Exception], ...] = (lmdb.Error, OSError)
 LmdbError: type[Exception] = lmdb.Error
-PanicError: type[Exception] = lmdb.PanicError
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ class Environment:
             self._check_identity()
         except lmdb.Error as exc:
             self.close()
-            raise StoreCorrupt(f"{directory} cannot be opened as an outbox: {exc}", hint="restore a backup") from exc
+            raise _translated(exc, directory, hint="restore a backup") from exc
         except BaseException:
             self.close()
             raise
@@ -126,6 +131,11 @@ class Environment:
                 f"{self.directory / _DATA_FILE} belongs to another store than {_IDENTITY_FILE} beside it",
                 hint="restore both from one backup",
             )
+
+    @property
+    def map_bytes(self) -> int:
+        """Size of the map: what the data file can grow to."""
+        return int(self.env.info()["map_size"])
 
     def file_bytes(self) -> int:
         """Size of the data file; by stat, since opening it would drop LMDB's locks."""
@@ -161,16 +171,31 @@ def _open(directory: Path, *, readonly: bool) -> Any:
         except lmdb.MemoryError as exc:
             last = exc
         except lmdb.Error as exc:
-            code = getattr(exc, "code", 0)
-            if code == errno.ENOMEM:
-                last = exc
-            elif code == errno.EACCES:
-                raise PermissionError(errno.EACCES, "no access to the store's files", str(directory)) from exc
-            else:
-                raise StoreCorrupt(
-                    f"{directory} cannot be opened as an outbox: {exc}", hint="run a verification"
-                ) from exc
+            if _errno(exc) != errno.ENOMEM:
+                raise _translated(exc, directory, hint="run a verification") from exc
+            last = exc
     raise ConfigError(f"no address space for a map of {_MAP_SIZES[-1] >> 30} GiB: {last}", hint="raise ulimit -v")
+
+
+def _errno(exc: lmdb.Error) -> int:
+    return int(getattr(exc, "code", 0))
+
+
+def no_room(exc: BaseException | None) -> bool:
+    """Whether a write failed because the disk, the disk quota, the file or the map is full, and nothing worse."""
+    if isinstance(exc, lmdb.Error):
+        return isinstance(exc, (lmdb.MapFullError, lmdb.DiskError)) or _errno(exc) in _NO_ROOM
+    return isinstance(exc, OSError) and exc.errno in _NO_ROOM
+
+
+def _translated(exc: lmdb.Error, directory: Path, *, hint: str) -> Exception:
+    """What to raise for an error of LMDB outside the store's transactions: damage, or a system that cannot."""
+    code = _errno(exc)
+    if code == errno.EACCES:
+        return PermissionError(errno.EACCES, "no access to the store's files", str(directory))
+    if code in _SYSTEM_ERRORS:
+        return OSError(code, os.strerror(code), str(directory))
+    return StoreCorrupt(f"{directory} cannot be opened as an outbox: {exc}", hint=hint)
 
 
 def read_identity(directory: Path) -> Identity:
@@ -223,7 +248,7 @@ def create(directory: Path, store_id: UUID, records: dict[bytes, bytes]) -> None
     A directory that exists, perhaps a mount point, is filled instead, the identity file last.  `records` are put into
     the main database.  When another process wins the race, its store stays.  Raises OSError.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    _make_durably(directory.parent)
     refuse_remote(directory if directory.exists() else directory.parent)
     if directory.exists():
         _fill(directory, Identity(store_id, FORMAT), records)
@@ -238,6 +263,14 @@ def create(directory: Path, store_id: UUID, records: dict[bytes, bytes]) -> None
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _make_durably(folder: Path) -> None:
+    """Make a directory and its parents so that a power cut does not take them away with all that is in them."""
+    if not folder.exists():
+        _make_durably(folder.parent)
+        folder.mkdir(exist_ok=True)
+        flush_directory(folder.parent)
+
+
 def _build(folder: Path, identity: Identity, records: dict[bytes, bytes]) -> None:
     """Write all files of a new store into an empty folder, flushed."""
     env = _open(folder, readonly=False)
@@ -248,6 +281,8 @@ def _build(folder: Path, identity: Identity, records: dict[bytes, bytes]) -> Non
             txn.put(IDENTITY_KEY, identity.to_json())
             for key, value in records.items():
                 txn.put(key, value)
+    except lmdb.Error as exc:
+        raise _translated(exc, folder, hint="check the disk") from exc
     finally:
         env.close()
     fd = os.open(folder / _IDENTITY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -280,10 +315,7 @@ def _fill(directory: Path, identity: Identity, records: dict[bytes, bytes]) -> N
         temporary = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=directory))
         try:
             _build(temporary, identity, records)
-            # A store without identity is none, so that goes last; until then the temporary directory tells whose the
-            # other files are.
-            for name in (_DATA_FILE, _LOCK_FILE, _CLEAN_FILE, _IDENTITY_FILE):
-                os.rename(temporary / name, directory / name)
+            _move_files(temporary, directory)
             flush_directory(directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -291,6 +323,20 @@ def _fill(directory: Path, identity: Identity, records: dict[bytes, bytes]) -> N
             os.chmod(directory, 0o700)
     finally:
         os.close(turn)
+
+
+def _move_files(temporary: Path, directory: Path) -> None:
+    # A store without identity is none, so that goes last; until then the temporary directory tells whose the other
+    # files are.
+    names = (_DATA_FILE, _LOCK_FILE, _CLEAN_FILE, _IDENTITY_FILE)
+    try:
+        for name in names:
+            os.rename(temporary / name, directory / name)
+    except BaseException:
+        # Without either the next try would take them for a stranger's.
+        for name in names:
+            (directory / name).unlink(missing_ok=True)
+        raise
 
 
 def flush_directory(directory: Path) -> None:
@@ -340,6 +386,8 @@ def copy_compact(source: Path, target: Path) -> None:
     env = _open(source, readonly=True)
     try:
         env.copy(os.fspath(target), compact=True)
+    except lmdb.Error as exc:
+        raise _translated(exc, source, hint="check the disk") from exc
     finally:
         env.close()
     os.chmod(target / _DATA_FILE, 0o600)

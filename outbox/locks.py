@@ -22,6 +22,7 @@ from .state_file import give_to_owner
 _PROBE_RETRIES = 5
 _ACCESS_RETRIES = 3000
 _RETRY_S = 0.01
+_PID_BYTES = 32
 
 
 class Role(Enum):
@@ -52,8 +53,11 @@ class RoleLock:
             os.close(self._fd)
             raise
         if not shared:
+            # The size alone tells that somebody holds it: a full disk must not keep out the one who would drain.
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+            os.ftruncate(self._fd, _PID_BYTES)
+            with suppress(OSError):
+                os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
         _held.add(self)
 
     def make_exclusive(self) -> None:
@@ -75,8 +79,9 @@ class RoleLock:
     def release(self, *, clean: bool = False) -> None:
         """Let go; may be called twice.  `clean` erases the holder's pid, so that a later look knows of no crash."""
         if self._fd >= 0:
-            if clean:
-                os.ftruncate(self._fd, 0)
+            with suppress(OSError):  # then the next opener verifies, and that is all
+                if clean:
+                    os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1
 
@@ -136,7 +141,7 @@ def forget_holders(directory: Path, *roles: Role) -> None:
 
 
 def _read_pid(fd: int) -> int | None:
-    text = os.pread(fd, 32, 0).strip()
+    text = os.pread(fd, _PID_BYTES, 0).strip(b"\0\n")
     return int(text) if text.isdigit() else None
 
 

@@ -15,8 +15,9 @@ from .clock import Clock
 from .config import OutboxConfig
 from .counters import Counters
 from .envelope import to_us
-from .errors import StoreCorrupt, StoreLocked, StoreMissing
-from .locks import Role, RoleLock, died_holding, forget_holders
+from .errors import DurabilityError, StoreCorrupt, StoreLocked, StoreMissing
+from .locks import Role, RoleLock, died_holding, forget_holders, holder
+from .state_file import StateFile
 from .store import COUNTERS_KEY, Store
 
 _log = logging.getLogger("outbox.opening")
@@ -89,6 +90,8 @@ def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: b
         access = RoleLock(directory, Role.ACCESS, shared=True)
         locks.append(access)
         _verify_if_unclean(directory, access, role)
+        if engine:
+            _flush_renames(directory)
         opened = environment.Environment(directory)
         store = Store(
             opened,
@@ -107,7 +110,10 @@ def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: b
 
 
 def rewrite_compactly(directory: Path) -> None:
-    """Rewrite the data file of a closed store and swap it in one rename.  Raises `StoreCorrupt` or OSError."""
+    """Rewrite the data file of a closed store and swap it in one rename.
+
+    Raises `StoreCorrupt` or OSError, having changed nothing, or `DurabilityError`.
+    """
     for leftover in directory.glob(f"{_VACUUM_PREFIX}*"):  # of a process that was killed here
         shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_VACUUM_PREFIX, dir=directory) as name:
@@ -117,7 +123,13 @@ def rewrite_compactly(directory: Path) -> None:
         if found:
             raise StoreCorrupt(f"the compact copy is damaged: {found[0]}", hint="the store was left as it was")
         os.rename(temporary / "data.mdb", directory / "data.mdb")
-        environment.flush_directory(directory)
+        try:
+            environment.flush_directory(directory)
+        except OSError as exc:
+            # A power cut may bring the old file back, without what would be written from now on.
+            raise DurabilityError(
+                f"the compact copy is in place, and that could not be flushed: {exc}", hint="restart"
+            ) from exc
 
 
 def _create_if_vacant(directory: Path, clock: Clock) -> None:
@@ -128,16 +140,33 @@ def _create_if_vacant(directory: Path, clock: Clock) -> None:
         _log.info("outbox created", extra={"path": str(directory)})
 
 
+def _flush_renames(directory: Path) -> None:
+    """A creation or a vacuum that was killed may have left its rename unflushed: a power cut would undo it."""
+    environment.flush_directory(directory)
+    with suppress(PermissionError):  # a folder of somebody else's that may be passed but not read
+        environment.flush_directory(directory.parent)
+
+
 def _verify_if_unclean(directory: Path, access: RoleLock, engine: RoleLock | None) -> None:
     """Verify in a child process unless the last user closed properly, or somebody has verified and is using it."""
+    state = StateFile(directory / "engine.state")
     try:
         access.make_exclusive()
     except StoreLocked:
+        if engine is not None and (state.read() or {}).get("halted"):
+            # Whoever uses it did so when the write failed, and verified nothing since.
+            raise StoreLocked(
+                f"{directory} must be verified after a write failed, and somebody has it open",
+                hint="stop the relay and whatever else has it open, then start the engine",
+                holder_pid=holder(directory, Role.RELAY) or None,
+            ) from None
         return
     try:
         if not environment.take_clean_mark(directory):
             verify.check(directory)
             # An engine that is opening names itself in its lock file already.
             forget_holders(directory, *((Role.RELAY,) if engine is not None else (Role.ENGINE, Role.RELAY)))
+            with suppress(OSError):  # then an engine that comes while this one uses it must wait
+                state.write({"pid": os.getpid(), "halted": None})
     finally:
         access.make_shared()

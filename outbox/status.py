@@ -8,6 +8,12 @@ from enum import IntEnum
 from typing import Any
 
 from .config import OutboxConfig
+from .store import QUOTA_SHARE
+
+# A store that refuses entries is short of the limit by what the entry that did not fit would have cost.
+_FULL_SHARE = QUOTA_SHARE - 0.01
+_REFUSING_SHARE = 1 + 1 / 16
+_FILLING_SHARE = 0.7
 
 
 class Health(IntEnum):
@@ -71,7 +77,10 @@ class OutboxStatus:
     halt_reason: str | None
     live_bytes: int
     file_bytes: int
+    # The quota; enqueueing stops at 85 % of it.
     max_bytes: int
+    # Free disk below which enqueueing stops.
+    reserve_bytes: int
     map_bytes: int
     free_disk_bytes: int
     # What a person must judge, by name; stays until it is acknowledged.
@@ -105,6 +114,14 @@ def assess(status: OutboxStatus, config: OutboxConfig) -> OutboxStatus:
     return replace(status, needs_operator=_needs_operator(status), degraded=_degraded(status, config))
 
 
+def _is_full(status: OutboxStatus) -> bool:
+    return status.live_bytes > _FULL_SHARE * status.max_bytes
+
+
+def _disk_is_full(status: OutboxStatus) -> bool:
+    return status.free_disk_bytes < _REFUSING_SHARE * status.reserve_bytes
+
+
 def _needs_operator(status: OutboxStatus) -> list[str]:
     relay, said = status.relay, []
     if status.halted:
@@ -114,8 +131,13 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
     if status.dead_letters:
         said.append(f"{status.dead_letters} dead letters hold back {status.held_back} entries")
     said += [f"{name}: {message}" for name, message in status.alarms.items()]
-    if status.live_bytes > 0.85 * status.max_bytes:
+    if _is_full(status):
         said.append(f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB")
+    if _disk_is_full(status):
+        said.append(
+            f"enqueueing is refused: {status.free_disk_bytes >> 20} MiB of disk are free, "
+            f"{status.reserve_bytes >> 20} MiB are kept for draining"
+        )
     if relay.died and not relay.alive:
         said.append(f"the relay died: {relay.died}")
     if relay.stuck:
@@ -133,7 +155,9 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
         said.append(f"no relay is running and {status.pending} entries wait")
     if status.pending > config.alert_pending:
         said.append(f"{status.pending} entries wait, more than OUTBOX_ALERT_PENDING={config.alert_pending}")
-    if status.free_disk_bytes < config.min_free_mb << 20:
+    if status.live_bytes > _FILLING_SHARE * status.max_bytes and not _is_full(status):
+        said.append(f"{status.live_bytes >> 20} of {status.max_bytes >> 20} MiB are used, enqueueing stops at 85 %")
+    if status.free_disk_bytes < config.min_free_mb << 20 and not _disk_is_full(status):
         said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
     if status.unledgered:
         said.append(f"{status.unledgered} entries were completed without a ledger copy")

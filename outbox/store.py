@@ -25,7 +25,7 @@ from . import codec, ledger
 from .counters import Counters
 from .entry import EntryStatus
 from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
-from .environment import Environment, LmdbError, PanicError, WriteError
+from .environment import Environment, LmdbError, WriteError, no_room
 from .errors import (
     DurabilityError,
     IdempotencyConflict,
@@ -47,8 +47,8 @@ ALARM_PREFIX = "alarm:"
 _CHUNK = 250
 # So many damaged entries in a row, and no sound one, are no single fault.
 MANY_DAMAGED = 16
-_QUOTA_SHARE = 0.85
-_RESERVE_SHARE = 16
+# Enqueueing stops at this share of the quota; the rest is for draining.
+QUOTA_SHARE = 0.85
 # An entry costs its record, its idempotency key and its share of half-empty pages.
 _ENTRY_COST = 4
 _REOPEN_HINT = "halt trading, free or replace the disk, then restart: reopening verifies the store"
@@ -108,8 +108,9 @@ class Store:
         self.directory: Path = environment.directory
         self._directory_name = os.fspath(environment.directory)
         self.identity = environment.identity
-        self._max_bytes = max_bytes
-        self._reserve_bytes = reserve_bytes
+        # What does not fit into the map cannot be stored, whatever the quota says.
+        self.max_bytes = min(max_bytes, environment.map_bytes)
+        self.reserve_bytes = reserve_bytes
         self._now_us = now_us
         self._pid = os.getpid()
         self._mutex = threading.Lock()
@@ -308,26 +309,28 @@ class Store:
         return replace(record, seq=seq, payload_hash=value[8:], status=EntryStatus.COMPLETED)
 
     def _check_free_disk(self, size: int) -> None:
-        if not self._reserve_bytes:
+        if not self.reserve_bytes:
             return
         free = self._free_disk_bytes()
-        if free < self._reserve_bytes + size * _ENTRY_COST:
+        if free < self.reserve_bytes + size * _ENTRY_COST:
             raise StoreFull(
-                f"{free >> 20} MiB are free at {self.directory}, {self._reserve_bytes >> 20} MiB are kept for draining",
+                f"{free >> 20} MiB are free at {self.directory}, {self.reserve_bytes >> 20} MiB are kept for draining",
                 hint="halt trading and free disk space",
             )
 
     def _check_quota(self, environment: Environment, txn: Any, size: int, rows: int) -> None:
-        limit = int(self._max_bytes * _QUOTA_SHARE)
+        limit = int(self.max_bytes * QUOTA_SHARE)
         # Pages in use are never more than the file has had, and that is cheaper to learn.
         if environment.high_water_bytes() + size + rows * OVERHEAD <= limit:
             return
         used = _live_bytes(environment, txn)
         if used + size + rows * OVERHEAD > limit:
+            mapped = self.max_bytes == environment.map_bytes
+            bound, way_out = ("the address space", "ulimit -v") if mapped else ("OUTBOX_MAX_SIZE_MB",) * 2
             raise StoreFull(
                 f"the store uses {used >> 20} MiB, enqueueing stops at {limit >> 20} MiB, "
-                f"85 % of OUTBOX_MAX_SIZE_MB={self._max_bytes >> 20}",
-                hint="halt trading; drain and compact, or raise OUTBOX_MAX_SIZE_MB",
+                f"85 % of {bound}={self.max_bytes >> 20}",
+                hint=f"halt trading; drain and compact, or raise {way_out}",
             )
 
     # -- reading
@@ -429,7 +432,7 @@ class Store:
                 oldest_us=oldest,
                 live_bytes=_live_bytes(environment, txn),
                 file_bytes=environment.file_bytes(),
-                map_bytes=environment.env.info()["map_size"],
+                map_bytes=environment.map_bytes,
                 free_disk_bytes=self._free_disk_bytes(),
                 alarms={name.removeprefix(ALARM_PREFIX): value.decode() for name, value in _metas(txn, ALARM_PREFIX)},
             )
@@ -443,19 +446,27 @@ class Store:
     def settle(self, settlement: Settlement) -> None:
         """Record what PostgreSQL did with a batch, in one commit.  Entries that are no longer pending are left alone.
 
-        When even this write fails because there is no room, completed entries are deleted without their ledger copy,
-        so that a full store still drains.  Raises `DurabilityError`; settling again later is harmless, since the
-        receipts in PostgreSQL keep the effect from being repeated.
+        Where there is no room for that, completed entries are deleted without their ledger copy, so that a full store
+        still drains; what else is in the settlement stays pending.  Raises `DurabilityError` unless all was settled;
+        settling again later is harmless, since the receipts in PostgreSQL keep the effect from being repeated.
         """
-        try:
-            self._settle(settlement, keep_ledger=True)
-        except DurabilityError as exc:
-            if isinstance(exc.__cause__, PanicError) or not settlement.completed:
-                raise
-            _log.warning(
-                "settling without ledger copies", extra={"entries": len(settlement.completed), "why": str(exc)}
-            )
-            self._settle(Settlement(completed=settlement.completed), keep_ledger=False)
+        failure: DurabilityError
+        for _ in range(2):
+            try:
+                self._settle(settlement, keep_ledger=True)
+                return
+            except DurabilityError as exc:
+                failure = exc
+                if no_room(exc.__cause__):
+                    break
+        # Out of room, or what lasts: LMDB calls a write that was cut short at the end of the disk an I/O error.
+        done = Settlement(completed=settlement.completed)
+        if not done:
+            raise failure
+        _log.warning("settling without ledger copies", extra={"entries": len(done.completed), "why": str(failure)})
+        self._settle(done, keep_ledger=False)
+        if settlement != done:
+            raise failure
 
     def _settle(self, settlement: Settlement, *, keep_ledger: bool) -> None:
         with self._counted("settle") as (environment, txn, counters):
@@ -538,13 +549,19 @@ class Store:
             self._leave()
 
     def swap(self, action: Callable[[], None]) -> None:
-        """Close the environment, run `action`, open it again; other threads wait at the gate meanwhile."""
+        """Close the environment, run `action`, open it again; other threads wait at the gate meanwhile.
+
+        A `DurabilityError` of the action sets the halt latch.
+        """
         with self._gate:
             self._gate.wait_for(lambda: not self._inside)
             self._usable().close()
             self._environment = None
             try:
                 action()
+            except DurabilityError as exc:
+                self._latch("swap the file", exc)
+                raise
             finally:
                 self._environment = Environment(self.directory)
 

@@ -16,7 +16,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, envelope, store
+from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked, envelope, store
 from outbox.ledger import Settlement
 
 HALT = """
@@ -278,6 +278,49 @@ def test_the_halt_of_an_earlier_engine_is_not_taken_for_a_halt_of_this_one(outbo
         assert not box.status().halted
 
 
+OBSERVER = """
+import sys
+from outbox import Outbox
+with Outbox.attach(sys.argv[1]) as box:
+    print(box.status().halted, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_an_engine_that_halted_is_not_back_before_the_store_could_be_verified(outbox_dir: Path) -> None:
+    box = Outbox.open(outbox_dir)
+    box.enqueue("log", {})
+    with subprocess.Popen(
+        [sys.executable, "-c", OBSERVER, str(outbox_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as observer:
+        assert observer.stdout is not None
+        assert observer.stdout.readline() == "False\n"
+        # A proper shutdown needs no verification, a halt does.
+        box.close()
+        box = Outbox.open(outbox_dir)
+        box.store._latch("enqueue", OSError("bad disk"))
+        box.close()
+        with pytest.raises(StoreLocked, match="must be verified after a write failed, and somebody has it open"):
+            Outbox.open(outbox_dir)
+        observer.communicate()
+    with Outbox.open(outbox_dir) as again:
+        assert again.enqueue("log", {}).seq == 2
+
+
+def test_whoever_verifies_the_store_forgets_the_halt(outbox_dir: Path) -> None:
+    box = Outbox.open(outbox_dir)
+    box.store._latch("enqueue", OSError("bad disk"))
+    box.close()
+    with subprocess.Popen(
+        [sys.executable, "-c", OBSERVER, str(outbox_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as observer:
+        assert observer.stdout is not None
+        observer.stdout.readline()
+        with Outbox.open(outbox_dir) as again:
+            assert again.enqueue("log", {}).seq == 1
+        observer.communicate()
+
+
 # -- quota and reserve
 
 
@@ -354,7 +397,7 @@ def test_the_free_space_for_draining_is_not_taken_by_entries(outbox_dir: Path, m
                 box.enqueue("log", {})
             assert not box.status().halted
             assert box.status().free_disk_bytes == free // 1024 * 1024
-        assert any("disk are free" in said for said in box.status().degraded)
+        assert any("enqueueing is refused" in said for said in box.status().needs_operator)
         box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
         set_free(11 << 20)
         assert box.enqueue("log", {}).seq == 2

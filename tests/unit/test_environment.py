@@ -356,23 +356,61 @@ def test_a_link_to_an_empty_directory_is_filled(outbox_dir: Path, tmp_path: Path
     assert (tmp_path / "real" / "outbox.json").is_file()
 
 
-@pytest.mark.parametrize("moved", [0, 1, 2, 3])
-def test_a_filling_that_was_killed_is_done_again(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
-    outbox_dir.mkdir()
+def fail_after(moved: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let so many files be renamed, and no more."""
     real, left = os.rename, [moved]
 
     def rename(source: Path, target: Path) -> None:
         if not left[0]:
-            raise KeyboardInterrupt
+            raise error
         left[0] -= 1
         real(source, target)
 
+    monkeypatch.setattr(os, "rename", rename)
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_a_filling_that_was_killed_is_done_again(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
+    outbox_dir.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", rename)
-        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as after a kill
+        fail_after(moved, patch, KeyboardInterrupt())
+        # As after a kill, nobody cleans up.
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             Outbox.open(outbox_dir)
     assert len(list(outbox_dir.iterdir())) == moved + 1
     with Outbox.open(outbox_dir) as box:
         assert box.enqueue("log", {}).seq == 1
         assert not list(outbox_dir.glob(".creating-*"))
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_a_filling_that_failed_leaves_nothing(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, moved: int) -> None:
+    outbox_dir.mkdir()
+    with monkeypatch.context() as patch:
+        fail_after(moved, patch, OSError(5, "Input/output error"))
+        with pytest.raises(OSError, match="Input/output error"):
+            Outbox.open(outbox_dir)
+    assert list(outbox_dir.iterdir()) == []
+    Outbox.open(outbox_dir).close()
+
+
+def test_each_new_folder_above_a_store_is_flushed_into_the_one_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(environment, "flush_directory", flushed.append)
+    make(tmp_path / "data" / "deep" / "outbox")
+    assert flushed[:2] == [tmp_path, tmp_path / "data"]
+    assert flushed[-1] == tmp_path / "data" / "deep"
+
+
+def test_an_engine_flushes_the_renames_of_whoever_was_killed_before(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Outbox.open(outbox_dir).close()
+    flushed: list[Path] = []
+    monkeypatch.setattr(environment, "flush_directory", flushed.append)
+    Outbox.open(outbox_dir).close()
+    assert flushed == [outbox_dir, outbox_dir.parent]

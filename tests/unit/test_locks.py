@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -235,3 +236,31 @@ def test_lock_files_are_private(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "engine.lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    lock = RoleLock(tmp_path, Role.RELAY)
+    # Who it is could not be written down, but that it is somebody shows.
+    assert holder(tmp_path, Role.RELAY) == 0
+    with pytest.raises(StoreLocked, match="held by another process"):
+        RoleLock(tmp_path, Role.RELAY)
+    assert died_holding(tmp_path, Role.RELAY)
+    lock.release(clean=True)
+    assert not died_holding(tmp_path, Role.RELAY)
+
+
+def test_a_role_whose_file_cannot_be_truncated_is_let_go_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    lock = RoleLock(tmp_path, Role.RELAY)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", fail)
+        lock.release(clean=True)
+    RoleLock(tmp_path, Role.RELAY).release()

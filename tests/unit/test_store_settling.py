@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pytest
 
 from outbox import (
@@ -20,6 +21,7 @@ from outbox import (
     StoreClosed,
     StoreCorrupt,
     codec,
+    envelope,
 )
 from outbox import ledger as ledger_module
 from outbox.counters import Counters
@@ -135,7 +137,9 @@ def test_without_room_for_ledger_copies_completed_entries_still_leave(
 
     with monkeypatch.context() as patch:
         patch.setattr(ledger_module, "pack", full)
-        box.store.settle(Settlement(completed=[(done, b"")], dead=[(dead, "refused")], retried=[(again, "locked")]))
+        # The caller must not believe that all of it is recorded.
+        with pytest.raises(DurabilityError, match="could not settle: .*No space left"):
+            box.store.settle(Settlement(completed=[(done, b"")], dead=[(dead, "refused")], retried=[(again, "locked")]))
     # Only what is done may go without a trace; a dead letter must not be lost.
     assert seqs(box.pending()) == [dead.seq, again.seq]
     assert list(box.ledger()) == []
@@ -144,6 +148,27 @@ def test_without_room_for_ledger_copies_completed_entries_still_leave(
     assert status.halted
     with pytest.raises(DurabilityError, match="could not settle: .*No space left"):
         box.enqueue("log", {})
+
+
+@pytest.mark.parametrize(("failures", "copies"), [(1, 1), (2, 0)])
+def test_an_error_that_does_not_last_costs_no_ledger_copy(
+    box: Outbox, monkeypatch: pytest.MonkeyPatch, failures: int, copies: int
+) -> None:
+    records = enqueue(box, 1)
+    real, left = envelope.pack, [failures]
+
+    def fail(record: Record) -> bytes:
+        if left[0]:
+            left[0] -= 1
+            raise lmdb.Error("short write")
+        return real(record)
+
+    monkeypatch.setattr(ledger_module, "pack", fail)
+    complete(box, *records)
+    assert left == [0]
+    assert len(list(box.ledger())) == copies
+    assert box.status().unledgered == 1 - copies
+    assert box.status().halted
 
 
 def test_without_room_a_settlement_that_completes_nothing_fails(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:

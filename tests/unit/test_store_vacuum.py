@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from outbox import Outbox, StoreCorrupt, StoreLocked, environment
+from outbox import DurabilityError, Outbox, StoreCorrupt, StoreLocked, environment
 from outbox.ledger import Settlement
 from outbox.locks import Role, RoleLock
 
@@ -166,6 +166,26 @@ def test_a_copy_that_runs_out_of_room_leaves_the_store_as_it_was(
     assert content(box) == before
     assert box.enqueue("log", {}).seq == 501
     assert not list(outbox_dir.glob(".vacuum-*"))
+
+
+def test_a_swap_that_may_not_survive_a_power_cut_halts(
+    box: Outbox, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(directory: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    before = content(box)
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "flush_directory", fail)
+        with pytest.raises(DurabilityError, match="could not be flushed: .*Input/output error"):
+            box.compact(timedelta(0), vacuum=True)
+    assert content(box) == before
+    with pytest.raises(DurabilityError, match="enqueueing is halted: the store could not swap the file"):
+        box.enqueue("log", {})
+    box.close()
+    with Outbox.open(outbox_dir) as again:
+        assert content(again) == before
+        assert again.enqueue("log", {}).seq == 501
 
 
 def test_the_leftover_of_a_killed_vacuum_is_cleared_away(box: Outbox, outbox_dir: Path) -> None:

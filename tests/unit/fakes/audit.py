@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from contextlib import closing
-from itertools import pairwise
-from typing import Any
-
-import psycopg2
 from sqlalchemy import Connection, text
 
-from outbox import Entry, EntryStatus, Operation, Outbox
+from outbox import Entry, Operation, Outbox
+from tests.faults import evidence
+from tests.faults.invariants import Call, Observation, Told, check
+
+from .database import query as query
 
 # `number` is deliberately not unique: a doubled row must be able to exist, so that it can be found.
-SCHEMA = "CREATE TABLE trades (id bigserial PRIMARY KEY, number bigint NOT NULL, account text NOT NULL)"
+SCHEMA = "CREATE TABLE trades (id bigserial PRIMARY KEY, number bigint NOT NULL, account text NOT NULL, padding text)"
 
 
 def book(connection: Connection, entry: Entry) -> int:
@@ -29,21 +26,14 @@ OPERATIONS = (
 )
 
 
-def query(url: str, sql: str, parameters: Sequence[Any] | None = None) -> list[tuple[Any, ...]]:
-    """Run statements on a connection of its own, outside a transaction, and return the last one's rows."""
-    with closing(psycopg2.connect(url)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(sql, parameters)
-            return cursor.fetchall() if cursor.description else []
-
-
 class Audit:
     """Enqueues trades, keeps its own record of what was acknowledged, and compares."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self.acknowledged: list[Entry] = []
+        # The numbers of trades that PostgreSQL has a reason to refuse.
+        self.refusable: set[int] = set()
 
     def trade(self, box: Outbox, count: int, *, accounts: int = 3, operation: str = "trade") -> list[int]:
         """Enqueue so many trades over some accounts; returns their sequence numbers."""
@@ -65,37 +55,25 @@ class Audit:
 
     def problems(self, box: Outbox) -> list[str]:
         """Everything that is not as promised; empty when all is well."""
+        history = [
+            Call(
+                key=entry.args["number"],
+                told=Told.ACKNOWLEDGED,
+                seq=entry.seq,
+                order_by=entry.order_by,
+                group=entry.group,
+            )
+            for entry in self.acknowledged
+        ]
         status = box.status()
-        where = {entry.seq: "pending" for entry in box.pending()}
-        for entry in box.ledger():
-            if not entry.operation.startswith("outbox."):
-                assert entry.seq not in where
-                where[entry.seq] = "completed" if entry.status is EntryStatus.COMPLETED else "dead"
-        found = []
-        if status.acknowledged != len(self.acknowledged):
-            found.append(f"acknowledged {len(self.acknowledged)}, the store counts {status.acknowledged}")
-        settled = status.completed + status.dead_letters + status.discarded + status.quarantined
-        if status.acknowledged != status.pending + settled:
-            found.append(f"acknowledged {status.acknowledged} is not pending {status.pending} + settled {settled}")
-        rows = query(self._url, "SELECT number, account FROM trades ORDER BY id")
-        receipts = query(self._url, "SELECT idempotency_key::text, seq, store_id::text, operation FROM outbox_receipts")
-        copies = Counter(number for number, _ in rows)
-        proofs = Counter((key.replace("-", ""), *rest) for key, *rest in receipts)
-        for entry in self.acknowledged:
-            number, state = entry.args["number"], where.pop(entry.seq, "lost")
-            proof = (entry.key, entry.seq, status.store_id, entry.operation)
-            effects = (copies.pop(number, 0), proofs.pop(proof, 0))
-            allowed = {"completed": [(1, 1)], "pending": [(0, 0), (1, 1)], "dead": [(0, 0)]}.get(state, [])
-            if effects not in allowed:
-                found.append(f"entry {entry.seq} is {state} and has {effects[0]} rows and {effects[1]} receipts")
-        found += [f"row {number} belongs to no acknowledged entry" for number in copies]
-        found += [f"receipt {proof[0]} belongs to no acknowledged entry" for proof in proofs]
-        found += [f"entry {seq} was never acknowledged" for seq in where]
-        order = defaultdict(list)
-        for number, account in rows:
-            order[account].append(number)
-        for account, numbers in order.items():
-            found += [
-                f"{account}: {second} came after {first}" for first, second in pairwise(numbers) if first > second
-            ]
-        return found
+        intents = {entry.key: (entry.args["number"], entry.seq) for entry in self.acknowledged}
+        seen = Observation(
+            history=history,
+            stored=evidence.contents(box),
+            effects=evidence.effects(self._url),
+            receipts=evidence.receipts(self._url, status.store_id, intents),
+            counters=evidence.counters(box),
+            unledgered=status.unledgered,
+            refusable=self.refusable,
+        )
+        return check(seen)
