@@ -180,8 +180,8 @@ BUGS = (
     Bug(
         "a full store does not drain",
         "outbox/store.py",
-        "            self._settle(Settlement(completed=settlement.completed), keep_ledger=False)",
-        "            raise",
+        "        if not done:\n            raise failure",
+        "        if True:\n            raise failure",
         ("tests/unit/test_store_settling.py", "tests/faults/test_full_disk.py"),
     ),
     Bug(
