@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -32,6 +32,10 @@ _STATUS = {EntryStatus.PENDING: 1, EntryStatus.COMPLETED: 2, EntryStatus.FAILED:
 _STATUS_OF = {number: status for status, number in _STATUS.items()}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KEY = struct.Struct(">Q")
+_SIZE = struct.Struct(">I")
+# Offsets in the body: behind seq and captured_us, and the last of the lengths.
+_SETTLED_AT = 16
+_RESULT_SIZE_AT = _BODY.size - _SIZE.size
 
 OVERHEAD = _HEAD.size + _BODY.size
 
@@ -61,6 +65,8 @@ class Record:
     error: str | None = None
     settled_us: int = 0
     result: bytes = b""
+    # The bytes that it was unpacked from, if it was.
+    raw: bytes = field(default=b"", repr=False, compare=False)
 
     def numbered(self, seq: int, captured_us: int, group: int, members: int) -> Record:
         """A new pending record with its place in the order."""
@@ -85,7 +91,13 @@ class Record:
     ) -> Record:
         """The ledger's copy of this record."""
         return replace(
-            self, status=status, settled_us=at_us, result=result, error=error, attempts=attempts or self.attempts
+            self,
+            status=status,
+            settled_us=at_us,
+            result=result,
+            error=error,
+            attempts=attempts or self.attempts,
+            raw=b"",
         )
 
     def entry(self, *, strict: bool = True, args: dict[str, Any] | None = None) -> Entry:
@@ -156,6 +168,21 @@ def pack(record: Record) -> bytes:
     return _HEAD.pack(_MAGIC, FORMAT, status, zlib.crc32(body, status)) + body
 
 
+def pack_completed(record: Record, at_us: int, result: bytes) -> bytes:
+    """The bytes of a pending record once it is completed.
+
+    Made of the bytes that it was unpacked from: settling a backlog would else spend most of its time on packing.
+    """
+    if not record.raw or record.error is not None or record.result:
+        return pack(record.settled(EntryStatus.COMPLETED, at_us, result=result))
+    body = bytearray(memoryview(record.raw)[_HEAD.size :])
+    _KEY.pack_into(body, _SETTLED_AT, at_us)
+    _SIZE.pack_into(body, _RESULT_SIZE_AT, len(result))
+    body += result
+    status = _STATUS[EntryStatus.COMPLETED]
+    return _HEAD.pack(_MAGIC, FORMAT, status, zlib.crc32(body, status)) + body
+
+
 def unpack(seq: int, data: bytes) -> Record:
     """The record stored under `seq`; raises `StoreCorrupt` saying what is wrong with it."""
     if len(data) < OVERHEAD:
@@ -197,6 +224,7 @@ def unpack(seq: int, data: bytes) -> Record:
         error=parts[2].decode("utf-8", "replace") or None,
         settled_us=settled,
         result=parts[5],
+        raw=bytes(data),
     )
 
 

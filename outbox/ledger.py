@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from . import codec
 from .counters import Counters
 from .entry import EntryStatus
-from .envelope import Record, key_seq, pack, seq_key, unpack
+from .envelope import Record, key_seq, pack, pack_completed, seq_key, unpack
 from .environment import Environment
 from .errors import EntryNotFound
 
@@ -56,10 +57,19 @@ def settle(
             last = max(key, last)
         return True
 
-    for record, result in settlement.completed:
-        if move(record, record.settled(EntryStatus.COMPLETED, now_us, result=result)):
-            counters.completed += 1
-            counters.unledgered += not keep_ledger
+    moved = [
+        (seq_key(record.seq), record, result)
+        for record, result in settlement.completed
+        if txn.delete(seq_key(record.seq), db=environment.pending)
+    ]
+    counters.completed += len(moved)
+    if keep_ledger and moved:
+        moved.sort(key=itemgetter(0))
+        with txn.cursor(db=environment.ledger) as cursor:
+            rows = [(key, pack_completed(record, now_us, result)) for key, record, result in moved]
+            cursor.putmulti(rows, append=moved[0][0] > last)
+        last = max(last, moved[-1][0])
+    counters.unledgered += 0 if keep_ledger else len(moved)
     for record, error in settlement.dead:
         if move(record, record.settled(EntryStatus.FAILED, now_us, error=error, attempts=record.attempts + 1)):
             counters.dead += 1

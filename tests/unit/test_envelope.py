@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outbox import EntryStatus, StoreCorrupt, codec
-from outbox.envelope import OVERHEAD, Record, from_us, key_seq, pack, seq_key, to_us, unpack
+from outbox.envelope import OVERHEAD, Record, from_us, key_seq, pack, pack_completed, seq_key, to_us, unpack
 
 ARGS, TYPES = codec.encode({"price": 5, "side": ("buy",)})
 RECORD = Record(
@@ -155,3 +156,14 @@ def test_a_key_of_another_length_is_no_sequence_number() -> None:
 @given(st.datetimes(datetime(1970, 1, 1), timezones=st.just(UTC)))  # noqa: DTZ001 - bounds are naive
 def test_microseconds_are_exact(moment: datetime) -> None:
     assert from_us(to_us(moment)) == moment
+
+
+@given(records, uint64, st.binary(max_size=40))
+def test_completing_the_stored_bytes_is_the_same_as_packing_anew(record: Record, at_us: int, result: bytes) -> None:
+    anew = pack(record.settled(EntryStatus.COMPLETED, at_us, result=result))
+    assert pack_completed(record, at_us, result) == anew
+    pending = replace(record, status=EntryStatus.PENDING, error=None, settled_us=0, result=b"")
+    stored = unpack(record.seq, pack(pending))
+    assert stored.raw
+    assert pack_completed(stored, at_us, result) == pack(pending.settled(EntryStatus.COMPLETED, at_us, result=result))
+    assert pack_completed(unpack(record.seq, pack(record)), at_us, result) == anew

@@ -155,15 +155,15 @@ def test_an_error_that_does_not_last_costs_no_ledger_copy(
     box: Outbox, monkeypatch: pytest.MonkeyPatch, failures: int, copies: int
 ) -> None:
     records = enqueue(box, 1)
-    real, left = envelope.pack, [failures]
+    real, left = envelope.pack_completed, [failures]
 
-    def fail(record: Record) -> bytes:
+    def fail(record: Record, at_us: int, result: bytes) -> bytes:
         if left[0]:
             left[0] -= 1
             raise lmdb.Error("short write")
-        return real(record)
+        return real(record, at_us, result)
 
-    monkeypatch.setattr(ledger_module, "pack", fail)
+    monkeypatch.setattr(ledger_module, "pack_completed", fail)
     complete(box, *records)
     assert left == [0]
     assert len(list(box.ledger())) == copies
