@@ -161,6 +161,24 @@ def test_a_call_without_a_key_is_given_the_one_to_retry_with(outbox_dir: Path, m
         assert seqs == [1, 1]
 
 
+def test_a_call_that_was_stored_after_all_is_recognised_by_its_key(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = store.Store.append
+
+    def doubtful(self: store.Store, submissions: list[store.Append]) -> None:
+        real(self, submissions)
+        raise DurabilityError("the flush was reported as failed")
+
+    with Outbox.open(outbox_dir) as box, monkeypatch.context() as patch:
+        patch.setattr(box._commit, "_commit", lambda submissions: doubtful(box.store, submissions))
+        with pytest.raises(DurabilityError) as caught:
+            box.enqueue("log", {"number": 1})
+    with Outbox.open(outbox_dir) as box:
+        assert box.enqueue("log", {"number": 1}, key=caught.value.key).seq == 1
+        assert len(list(box.pending())) == 1
+
+
 def test_every_thread_of_a_failed_commit_gets_its_own_key(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     caught: dict[str, DurabilityError] = {}
     with Outbox.open(outbox_dir) as box:
