@@ -87,28 +87,33 @@ class PostgresTarget:
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
         """See `Target.apply`.  A refused entry is isolated by splitting its batch, in order."""
         outcome = Outcome()
+        # Ordering keys behind what was refused, or behind what has to wait for that.
         blocked: set[str] = set()
         todo: list[list[Unit]] = [list(units(records))]
         while todo:
-            part = _without_blocked(todo.pop(), blocked)
-            if not part:
+            part = todo.pop()
+            free, behind = _free_of(part, blocked)
+            if not free:
+                blocked = behind
                 continue
+            tried = [part[index] for index in free]
             try:
-                outcome.completed += self._transact(store_id, part)
+                outcome.completed += self._transact(store_id, tried)
+                blocked = behind
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 outcome.interruption = exc
                 break
             except _UnitFailed as exc:
-                if len(part) == 1:
-                    outcome.rejected += [(item, exc.error) for item in part[0]]
-                    if not all(self.operations[item.operation].best_effort for item in part[0]):
-                        blocked |= ordering_keys(part[0])
+                if len(free) == 1:
+                    outcome.rejected += [(item, exc.error) for item in tried[0]]
+                    lenient = all(self.operations[item.operation].best_effort for item in tried[0])
+                    blocked = behind if lenient else behind | ordering_keys(tried[0])
                 else:
-                    todo += reversed(_split(part, exc.position))
-        tried = outcome.rejected if outcome.interruption is None and not outcome.completed else []
-        if len({item.group or item.seq for item, _ in tried}) > 1 and not any(error.permanent for _, error in tried):
+                    todo += reversed(_split(part, free, exc.position))
+        failed = outcome.rejected if outcome.interruption is None and not outcome.completed else []
+        if len({item.group or item.seq for item, _ in failed}) > 1 and not any(error.permanent for _, error in failed):
             # Everything failed and nothing says that it is the data: that is the database, not the entries.
-            first = tried[0][1]
+            first = failed[0][1]
             outcome.interruption = TargetMisconfigured(f"every entry of the batch fails: {first}")
             outcome.rejected = []
         return outcome
@@ -371,23 +376,25 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
-def _without_blocked(part: list[Unit], blocked: set[str]) -> list[Unit]:
-    """The units that are not behind a refused one; what they in turn would have preceded is blocked too."""
-    if not blocked:
-        return part
-    free = []
-    for unit in part:
+def _free_of(part: list[Unit], blocked: set[str]) -> tuple[list[int], set[str]]:
+    """Where in `part` are units that are not behind a refused one, and what is blocked for what comes after `part`.
+
+    A unit that has to wait blocks its other keys too, but only for what comes behind it.
+    """
+    free, behind = [], set(blocked)
+    for index, unit in enumerate(part):
         keys = ordering_keys(unit)
-        if keys & blocked:
-            blocked |= keys
+        if keys & behind:
+            behind |= keys
         else:
-            free.append(unit)
-    return free
+            free.append(index)
+    return free, behind
 
 
-def _split(part: list[Unit], position: int | None) -> list[list[Unit]]:
-    """Halves, or what lies before, at and behind the culprit."""
+def _split(part: list[Unit], free: list[int], position: int | None) -> list[list[Unit]]:
+    """Halves, or what lies before, at and behind the culprit, which is the unit at `free[position]`."""
     if position is None:
-        middle = len(part) // 2
+        middle = free[len(free) // 2]
         return [part[:middle], part[middle:]]
-    return [part[:position], part[position : position + 1], part[position + 1 :]]
+    at = free[position]
+    return [part[:at], part[at : at + 1], part[at + 1 :]]

@@ -131,15 +131,15 @@ BUGS = (
     Bug(
         "a dead letter does not hold back its key",
         "outbox/scan.py",
-        "        if keys & self._dead_keys:",
+        "        if any(self._dead.get(key, unit[0].seq) < unit[0].seq for key in keys):",
         "        if False:",
         ("tests/unit/test_relay_rejection.py",),
     ),
     Bug(
         "within a batch a refused row does not hold back its key",
         "outbox/postgres.py",
-        "                        blocked |= ordering_keys(part[0])",
-        "                        pass",
+        "                    blocked = behind if lenient else behind | ordering_keys(tried[0])",
+        "                    blocked = behind",
         ("tests/integration/test_postgres_target_batches.py", "tests/integration/test_postgres_target_rows.py"),
     ),
     Bug(
