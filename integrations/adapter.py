@@ -200,18 +200,16 @@ class Adapter:
         bound = self.host.signature(operation.name).bind(*args, **kwargs)
         call: dict[str, Any] = {}
         for name, value in bound.arguments.items():
-            kind = bound.signature.parameters[name].kind
-            if kind is inspect.Parameter.VAR_POSITIONAL:
-                raise TypeError(f"{operation.name}() cannot be stored with arguments that have no name: *{name}")
-            call |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+            is_extra = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            call |= value if is_extra else {name: value}
         return call
 
     def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any]) -> Rehearsal:
         """Let the manager refuse what it can refuse without PostgreSQL, in its own way."""
         try:
-            replica = self.host.replica(session_id=self._session_of(bound))
-            with self.replayer.rehearsing():
-                return rehearse(replica, operation.name, dict(bound), context=operation.context)
+            replica = self.host.replica(session_id=self._session_of(bound), apart=True)
+            with self.replayer.rehearsing() as rehearsal:
+                return rehearse(rehearsal, replica, operation.name, dict(bound), context=operation.context)
         except (ManagerUnavailable, AttributeError):
             if self.host.built is not None:
                 raise
@@ -303,10 +301,8 @@ class Adapter:
         columns = item.operation.table_and_column()
         as_of = AsOf(columns, item.notes, clock.now(), clock, lambda *_: next(ids))
         try:
-            manager = self.host.manager()
-            return dry_run(
-                manager, self.host.replica(session_id=item.session), item.operation.name, dict(item.bound), as_of
-            )
+            manager, replica = self.host.manager(), self.host.replica(session_id=item.session, apart=True)
+            return dry_run(manager, replica, item.operation.name, dict(item.bound), as_of)
         except AWAY:
             return None
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from . import sessions
 from .asof import AsOf
+from .host import invoke
 from .replay_session import ReplaySession, Watch, listen_to
 
 
@@ -44,7 +45,7 @@ def dry_run(manager: Any, replica: Any, method: str, call: dict[str, Any], as_of
             listen_to(made)
             as_of.listen(made)
             try:
-                with getattr(replica, method)(**call) as told:
+                with invoke(getattr(replica, method), call) as told:
                     raise _Told
             except _Told:
                 return told

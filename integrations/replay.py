@@ -24,10 +24,10 @@ from ..clock import Clock
 from ..errors import TargetMisconfigured, TargetUnavailable
 from . import sessions
 from .asof import AsOf
-from .host import Host
+from .host import Host, invoke
 from .local_view import exact
 from .operations import ManagerOperation, call_of, notes_of
-from .rehearsal import Reached
+from .rehearsal import Reached, Rehearsal
 from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_engine
 
 _log = logging.getLogger("outbox.integrations")
@@ -165,8 +165,8 @@ class Replayer:
             # The change follows what the other writer did, so it must not be stamped before that.
             as_of.keep_times()
         if not operation.context:
-            return method(**call_of(entry))
-        with method(**call_of(entry)):
+            return invoke(method, call_of(entry))
+        with invoke(method, call_of(entry)):
             pass
         return None
 
@@ -222,16 +222,19 @@ class Replayer:
             self._undo.append(refuse_connections(engine, self._refusal))
 
     def _refusal(self) -> BaseException | None:
-        if getattr(self._here, "rehearsing", False):
+        rehearsal: Rehearsal | None = getattr(self._here, "rehearsal", None)
+        if rehearsal is not None:
+            # Noted here too: managers have bare excepts.
+            rehearsal.reached = True
             return Reached()
         watch = self._watch_here()
         return None if watch is None else watch.bypassed()
 
     @contextmanager
-    def rehearsing(self) -> Iterator[None]:
+    def rehearsing(self) -> Iterator[Rehearsal]:
         """While a call is rehearsed in this thread: a connection of the manager's own ends the rehearsal."""
-        self._here.rehearsing = True
+        self._here.rehearsal = rehearsal = Rehearsal()
         try:
-            yield
+            yield rehearsal
         finally:
-            self._here.rehearsing = False
+            self._here.rehearsal = None
