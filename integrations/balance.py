@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from . import sessions
@@ -18,6 +19,12 @@ class BalanceChange(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+def told_before(notes: Mapping[str, Any]) -> BalanceChange:
+    """What the first call with the same identity was told."""
+    told = notes["told"]
+    return BalanceChange(old_balance=told["old"], new_balance=told["new"], change=told["new"] - told["old"])
 
 
 class _Told(BaseException):

@@ -228,7 +228,7 @@ def invoke(method: Any, call: Mapping[str, Any]) -> Any:
     """Call `method` with arguments by name, also those that Python takes by position only."""
     signature = inspect.signature(method)
     named = {name: value for name, value in call.items() if name in signature.parameters}
-    bound = inspect.BoundArguments(signature, named)  # type: ignore[arg-type]
+    bound = inspect.BoundArguments(signature, named)
     others = {name: value for name, value in call.items() if name not in named}
     return method(*bound.args, **bound.kwargs, **others)
 

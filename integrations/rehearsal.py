@@ -65,7 +65,7 @@ def rehearse(rehearsal: Rehearsal, replica: Any, method: str, call: dict[str, An
 
 def _dialect_of(replica: Any) -> Any:
     """The dialect that binds the manager's values: engines may have a JSON serializer of their own."""
-    return getattr(getattr(replica, "engine", None), "dialect", None) or psycopg2_dialect()
+    return getattr(getattr(replica, "engine", None), "dialect", None) or psycopg2_dialect()  # type: ignore[no-untyped-call]
 
 
 class _Savepoint:
