@@ -226,6 +226,8 @@ class Replayer:
                 _log.error("the alarm could not be kept", extra={"error": str(exc)})
 
     def _build(self) -> None:
+        # The relay is connected, so what failed before may work now.
+        self._host.forget_failure()
         try:
             self._host.manager()
         except SQLAlchemyError as exc:
