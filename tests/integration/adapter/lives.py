@@ -141,13 +141,13 @@ def _live(pipe: Any, factory: Any, folder: Path, url: str, operations: Any, writ
             return
 
 
-def _check(folder: Path) -> None:
+def _check(directory: Path) -> None:
     """As `verify.check`, in a child that is forked instead of started: there are no threads yet."""
     child = os.fork()
     if child == 0:
-        os._exit(any(verify.problems(folder)))
+        os._exit(any(verify.problems(directory)))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code == 0, f"{folder} is damaged: {code}"
+    assert code == 0, f"{directory} is damaged: {code}"
 
 
 def _arm(adapter: Any, box: Outbox, moment: str) -> Callable[[], None]:
