@@ -23,6 +23,7 @@ from .entry import Entry
 from .envelope import Record, from_us, to_us
 from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, StoreLocked
 from .group_commit import GroupCommit
+from .ledger import DISCARD, REQUEUE, answer
 from .locks import Role, holder
 from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import (
@@ -390,21 +391,7 @@ class Outbox:
     def _answer(self, action: str, seq: int, extra: dict[str, Any]) -> list[Entry]:
         if not isinstance(seq, int) or isinstance(seq, bool):
             raise InvalidEntry(f"seq is {seq!r}", hint="allowed: a sequence number")
-        name = f"outbox.{action}"
-        args = {"seq": seq, **extra}
-        plain, types = codec.encode(args)
-        id_ = self.clock.new_id().bytes
-        audit = Record(
-            seq=0,
-            key=id_,
-            id=id_,
-            operation=name,
-            order_by=None,
-            payload_hash=payload_hash(name, plain, types),
-            shape=shape_hash(args),
-            args=plain,
-            types=types,
-        )
+        audit = answer(REQUEUE if action == "requeue" else DISCARD, {"seq": seq, **extra}, self.clock.new_id().bytes)
         if action == "requeue":
             released = self.store.requeue(seq, audit)
         else:

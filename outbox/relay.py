@@ -1,7 +1,7 @@
 """Relay: moves pending entries to the target, in order, once per key.
 
-`Relay.step(now)` is the whole of it: peek, apply, settle, schedule.  It sleeps never and reads no clock; the thread
-that `start` begins only calls it and waits on an event.
+`Relay.step(now)` is the whole of it: mend, peek, apply, settle, schedule.  It sleeps never and reads no clock; the
+thread that `start` begins only calls it and waits on an event.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from types import TracebackType
 from .box import Outbox
 from .breaker import CLOSED, Breaker
 from .envelope import Record, to_us
-from .errors import DurabilityError, OutboxError, StoreCorrupt, TargetMisconfigured, TargetUnavailable
+from .errors import DurabilityError, OutboxError, StoreCorrupt, StoreLocked, TargetMisconfigured, TargetUnavailable
 from .ledger import Settlement
 from .locks import Role, RoleLock
+from .reconcile import Order, Reconciler, Reconciliation
 from .scan import Batch, Retry, Scan
 from .state_file import StateFile
 from .target import Outcome, Target, units
@@ -53,6 +54,7 @@ class Relay:
         self._moved = threading.Condition()
         self._limit = self._config.batch_size
         self._scan = Scan(box.store)
+        self._reconciler = Reconciler(box, target)
         self._seen_seq = -1
         self._caught_up = False
         self._draining = 0
@@ -78,11 +80,12 @@ class Relay:
         if pause > 0:
             return pause
         try:
+            self._mend()
             batch = self._scan.next_batch(now, self._limit)
             outcome = self._apply(batch)
             self._settle(batch, outcome, now)
             return self._schedule(batch, outcome, now)
-        except DurabilityError as exc:
+        except (DurabilityError, TargetUnavailable, TargetMisconfigured) as exc:
             # The batch comes again, and its receipts keep the effects from being repeated.
             self._scan.distrust()
             self._fail(exc, now)
@@ -90,19 +93,26 @@ class Relay:
             self._tell()
             return self._breaker.wait(now)
 
+    def _mend(self) -> None:
+        """Put back what the target has forgotten.  Raises while that waits for an operator, or fails."""
+        if self._reconciler.mend() is not None:
+            self._recover()
+
     def _apply(self, batch: Batch) -> Outcome:
         if not batch.records:
             return Outcome()
         try:
-            return self._target.apply(self._box.store.identity.store_id, batch.records)
+            outcome = self._target.apply(self._box.store.identity.store_id, batch.records)
         except Exception as exc:  # noqa: BLE001 - a defect must not end the deliveries
             # A defect there must neither drop an entry nor end the deliveries: the line stops, alarms and tries again.
             _log.exception("target failed unexpectedly")
             return Outcome(interruption=TargetMisconfigured(f"unexpected {type(exc).__name__}: {exc}"))
+        self._reconciler.note(outcome.interruption)
+        return outcome
 
     def _settle(self, batch: Batch, outcome: Outcome, now: float) -> None:
         """Record the outcome in one commit.  Raises `DurabilityError`."""
-        settlement = Settlement(completed=outcome.completed)
+        settlement = Settlement(completed=outcome.completed, mark=outcome.mark)
         settlement.dead += [(record, "another entry of its transaction is damaged") for record in batch.broken]
         lenient = self._best_effort(record for record, _ in outcome.rejected)
         for record, error in outcome.rejected:
@@ -157,7 +167,7 @@ class Relay:
         self._tell()
         if outcome.interruption is not None:
             return self._breaker.wait(now)
-        if not batch.exhausted:
+        if not batch.exhausted or self._reconciler.waiting:
             return 0.0
         wait = self._config.sync_interval
         return wait if next_retry is None else max(0.0, min(wait, next_retry - now))
@@ -194,6 +204,8 @@ class Relay:
             return
         self._next_housekeeping = now + _HOUSEKEEPING_S
         self._box.store.reader_check()
+        if idle:
+            self._reconciler.probe()
         if idle and self._box.store.halt_reason is None:
             keep = timedelta(hours=self._config.retention_hours)
             before_us = to_us(self._clock.now()) - keep // timedelta(microseconds=1)
@@ -293,6 +305,27 @@ class Relay:
             finally:
                 if not owned:
                     self._publish(self._clock.monotonic(), force=True)
+                    self._target.close()
+                    self._leave_role()
+
+    def reconcile(self, *, everything: bool = False, accept: str | None = None) -> Reconciliation:
+        """Put back into `pending` what PostgreSQL has forgotten; deliver it with `drain` or `start`.
+
+        `everything` compares the whole ledger, also where nothing is known to be lost.  With `accept`, a reason,
+        nothing is put back and PostgreSQL stays as it is.  Raises `StoreLocked` while a relay is at work,
+        `TargetUnavailable`, `TargetMisconfigured` or `DurabilityError`.
+        """
+        with self._lifecycle:
+            if self.running:
+                raise StoreLocked("the relay's thread is at work", hint="stop it first")
+            owned = self._role is not None
+            self._take_role()
+            try:
+                return self._reconciler.mend(Order(everything=everything, accept=accept)) or Reconciliation(
+                    needed=False
+                )
+            finally:
+                if not owned:
                     self._target.close()
                     self._leave_role()
 

@@ -24,9 +24,8 @@ from types import TracebackType
 from typing import IO, Any, Literal
 from urllib.parse import quote
 
-from . import processes
+from . import processes, wheel
 from .processes import SETTLE_SECONDS, data_of, is_frozen, kill_all, lock_file_lines, send, wait_until
-from .wheel import environment, installed_tree, reachable_binaries, temp_dir, unprivileged_account
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -270,9 +269,9 @@ class PostgresServer:
             self._guardian = None
 
     def _create_cluster(self) -> None:
-        installed = installed_tree()
-        account = unprivileged_account()
-        base = Path(tempfile.mkdtemp(prefix=f"outbox-pg-{os.getpid()}-", dir=temp_dir(account))).resolve()
+        installed = wheel.installed_tree()
+        account = wheel.unprivileged_account()
+        base = Path(tempfile.mkdtemp(prefix=f"outbox-pg-{os.getpid()}-", dir=wheel.temp_dir(account))).resolve()
         self._base = base
         _log_file(base).touch(mode=0o600)
         if account is not None:
@@ -288,7 +287,7 @@ class PostgresServer:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self._bin = reachable_binaries(installed, base, self._account)
+        self._bin = wheel.reachable_binaries(installed, base, self._account)
         self._fill(self._new_folder(data_of(base).name))
 
     def _fill(self, data: Path) -> None:
@@ -319,7 +318,7 @@ class PostgresServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self._base,
-                env=environment(),
+                env=wheel.environment(),
                 check=False,
                 **self._account,
             )
@@ -359,7 +358,7 @@ class PostgresServer:
                 stderr=subprocess.STDOUT,
                 # The working directory is how the processes of this server are told from all others.
                 cwd=self.data_dir,
-                env=environment(),
+                env=wheel.environment(),
                 # Ctrl-C in the terminal is for the caller, not for the server.
                 start_new_session=True,
                 **self._account,

