@@ -5,6 +5,8 @@ from __future__ import annotations
 from .store import ALARM_PREFIX, Store
 
 _MAX_CHARS = 2000
+# While it is up, PostgreSQL lacks something that has not been put back yet, and nothing may leave the ledger.
+FORGOTTEN = "postgresql-forgot"
 
 
 class Alarms:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 
 from . import codec
-from .alarms import Alarms
+from .alarms import FORGOTTEN, Alarms
 from .box import Outbox
 from .continuity import fingerprint
 from .entry import EntryStatus
@@ -24,8 +24,6 @@ from .target import Comparison, Forgetful, Target, Unit, units
 
 _log = logging.getLogger("outbox.reconcile")
 
-# While it is up, PostgreSQL lacks something that has not been put back yet.
-FORGOTTEN = "postgresql-forgot"
 # Something is lost that the ledger no longer has.
 GONE = "postgresql-forgot-for-good"
 _ORDER = "reconcile"
@@ -45,9 +43,15 @@ class Order:
 
     everything: bool = False
     accept: str | None = None
+    # The loss that it was given for, by what the store remembered; None where the operator waits for the answer.
+    marks: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.accept is not None and not self.accept.strip():
+            raise InvalidEntry(f"reason is {self.accept!r}", hint="say why PostgreSQL may stay as it is")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Reconciliation:
     """What a reconciliation did."""
 
@@ -86,9 +90,13 @@ class Reconciler:
         self._box, self._store = box, box.store
         self._alarms = Alarms(box.store)
         self._target = target if isinstance(target, Forgetful) else None
-        self._lost = self._alarms.sounds(FORGOTTEN)
+        self._lost = False
         if self._target is not None:
             self._target.follow(box.store)
+
+    def resume(self) -> None:
+        """Take up what the last holder of the role left."""
+        self._lost = self._alarms.sounds(FORGOTTEN)
 
     @property
     def waiting(self) -> bool:
@@ -96,18 +104,22 @@ class Reconciler:
         return self._lost
 
     def note(self, interruption: Exception | None) -> None:
-        """What ended a batch may be a loss: sound the alarm, and look closer before the next batch."""
-        if isinstance(interruption, HistoryRewound):
-            self._sound(interruption, automatic=False)
+        """What ended a batch may be a loss: look closer before the next one."""
+        if isinstance(interruption, HistoryRewound) and not self._lost:
+            _log.critical("PostgreSQL lacks what it had acknowledged", extra={"why": interruption.message})
+            self._lost = True
 
     def probe(self) -> None:
         """Ask PostgreSQL although nothing is to be delivered.  That it is away is not worth a word."""
         if self._target is None or not self._store.marks():
             return
-        try:
-            self.note(self._target.compare(self._store.identity.store_id).loss)
-        except (TargetUnavailable, TargetMisconfigured) as exc:
-            _log.debug("could not ask whether anything was lost", extra={"error": str(exc)})
+        for _ in range(2):  # the first may find out that an idle connection has died long ago
+            try:
+                self.note(self._target.compare(self._store.identity.store_id).loss)
+            except (TargetUnavailable, TargetMisconfigured) as exc:
+                _log.debug("could not ask whether anything was lost", extra={"error": str(exc)})
+            else:
+                return
 
     def mend(self, order: Order | None = None) -> Reconciliation | None:
         """Put back what is missing, where that may be done now; None where there was nothing to do.
@@ -122,21 +134,17 @@ class Reconciler:
             return None
         comparison = self._target.compare(self._store.identity.store_id)
         loss = comparison.loss
-        if loss is None and order is None:
-            self._healed()
-            return None
-        if loss is not None and order is None:
+        if loss is not None:
+            if order is not None and order.marks not in (None, fingerprint(self._store.marks())):
+                order = None  # it was given for another loss, or for none
             automatic = self._automatic(comparison, loss)
             self._sound(loss, automatic=automatic)
-            if not automatic:
-                raise HistoryRewound(
-                    loss.message,
-                    settled_seq=loss.settled_seq,
-                    same_database=loss.same_database,
-                    hint=_RUN if loss.same_database else _RUN_ELSEWHERE,
-                )
+            if order is None and not automatic:
+                if ordered(self._box):
+                    withdraw_order(self._box)
+                raise _for_operator(loss)
         done = self._run(comparison, loss, order or Order())
-        self._store.delete_meta(_ORDER)
+        withdraw_order(self._box)
         self._healed()
         return done
 
@@ -146,14 +154,9 @@ class Reconciler:
         return loss.same_database and (wanted == "auto" or (wanted == "failover" and comparison.failover))
 
     def _order(self) -> Order | None:
-        """What an operator of another process ordered, for the loss of now and no later one."""
+        """What an operator ordered from another process."""
         data = self._store.get_meta(_ORDER)
-        if data is None:
-            return None
-        given = codec.from_json(data)
-        if given.pop("marks") != fingerprint(self._store.marks()):
-            return None
-        return Order(**given)
+        return None if data is None else Order(**codec.from_json(data))
 
     # -- comparing and putting back
 
@@ -173,10 +176,7 @@ class Reconciler:
                 f"acknowledge this alarm with `atb outbox acknowledge {GONE}`",
             )
         mark = comparison.accept()
-        facts = {"put_back": done.put_back, "first_seq": done.first_seq, "last_seq": done.last_seq, "gone": done.gone}
-        note = {"settled_seq": done.settled_seq, "compared": done.compared, **facts, "accepted": done.accepted}
-        if loss is not None:
-            note["why"] = loss.message
+        note = {**asdict(done), "why": None if loss is None else loss.message}
         self._store.rebase(mark, answer(RECONCILE, note, self._box.clock.new_id().bytes))
         _log.warning("reconciled with PostgreSQL", extra=note)
         self._box.progress.rewound()
@@ -238,9 +238,7 @@ class Reconciler:
     # -- alarms
 
     def _sound(self, loss: HistoryRewound, *, automatic: bool) -> None:
-        if not self._lost:
-            _log.critical("PostgreSQL lacks what it had acknowledged", extra={"why": loss.message})
-        self._lost = True
+        self.note(loss)
         way_out = _RUN if loss.same_database else _RUN_ELSEWHERE
         if automatic:
             way_out = "it is being put back and delivered again"
@@ -252,11 +250,28 @@ class Reconciler:
 
 
 def place_order(box: Outbox, order: Order) -> None:
-    """Tell the relay of another process to reconcile.  Raises `InvalidEntry` or `DurabilityError`."""
-    if order.accept is not None and not order.accept.strip():
-        raise InvalidEntry(f"reason is {order.accept!r}", hint="say why PostgreSQL may stay as it is")
-    given = {"everything": order.everything, "accept": order.accept, "marks": fingerprint(box.store.marks())}
-    box.store.put_meta(_ORDER, codec.to_json(given))
+    """Tell the relay of another process to reconcile; it does so at its next try.  Raises `DurabilityError`."""
+    given = replace(order, marks=fingerprint(box.store.marks()))
+    box.store.put_meta(_ORDER, codec.to_json(asdict(given)))
+
+
+def ordered(box: Outbox) -> bool:
+    """Whether an order waits to be carried out."""
+    return box.store.get_meta(_ORDER) is not None
+
+
+def withdraw_order(box: Outbox) -> None:
+    """Undo `place_order`.  Raises `DurabilityError`."""
+    box.store.delete_meta(_ORDER)
+
+
+def reconciliations(box: Outbox, *, after_seq: int) -> Iterator[Reconciliation]:
+    """What was done, of the ledger's records after a sequence number."""
+    names = [item.name for item in fields(Reconciliation)]
+    for record in box.store.records("ledger", first=after_seq + 1, on_damage=_say):
+        if record.operation == RECONCILE and is_answer(record):
+            args = record.entry().args
+            yield Reconciliation(**{name: args[name] for name in names})
 
 
 def _chunks(found: Iterator[Unit]) -> Iterator[list[Unit]]:
@@ -271,6 +286,12 @@ def _chunks(found: Iterator[Unit]) -> Iterator[list[Unit]]:
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+def _for_operator(loss: HistoryRewound) -> HistoryRewound:
+    """The loss with the way out of it."""
+    hint = _RUN if loss.same_database else _RUN_ELSEWHERE
+    return HistoryRewound(loss.message, settled_seq=loss.settled_seq, same_database=loss.same_database, hint=hint)
 
 
 def _say(seq: int, damage: StoreCorrupt) -> None:

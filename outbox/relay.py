@@ -28,6 +28,7 @@ from .target import Outcome, Target, units
 _log = logging.getLogger("outbox.relay")
 
 _HOUSEKEEPING_S = 60.0
+_PROBE_S = 60.0
 _PRUNE_ROWS = 2500
 _PUBLISH_S = 1.0
 # While somebody waits in `drain`, the longest pause between two tries.
@@ -59,6 +60,9 @@ class Relay:
         self._caught_up = False
         self._draining = 0
         self._next_housekeeping = 0.0
+        # Somebody who waits in `drain` wants to know whether the target still has everything.
+        self._probe_wanted = False
+        self._next_probe = 0.0
         self._stopped_line = False
         self._last_error: str | None = None
         self._moved_at = self._clock.monotonic()
@@ -89,6 +93,7 @@ class Relay:
             # The batch comes again, and its receipts keep the effects from being repeated.
             self._scan.distrust()
             self._fail(exc, now)
+            self._housekeep(now, idle=False)
             self._publish(now)
             self._tell()
             return self._breaker.wait(now)
@@ -163,6 +168,8 @@ class Relay:
             self._seen_seq = batch.newest_seq
             self._moved_at = now
         self._housekeep(now, idle=self._caught_up)
+        self._probe(now)
+        self._caught_up &= not self._reconciler.waiting
         self._publish(now)
         self._tell()
         if outcome.interruption is not None:
@@ -204,8 +211,6 @@ class Relay:
             return
         self._next_housekeeping = now + _HOUSEKEEPING_S
         self._box.store.reader_check()
-        if idle:
-            self._reconciler.probe()
         if idle and self._box.store.halt_reason is None:
             keep = timedelta(hours=self._config.retention_hours)
             before_us = to_us(self._clock.now()) - keep // timedelta(microseconds=1)
@@ -214,6 +219,12 @@ class Relay:
             except StoreCorrupt as exc:
                 # An old record that cannot be read is no reason to stop deliveries.
                 _log.error("the ledger cannot be pruned", extra={"error": str(exc)})
+
+    def _probe(self, now: float) -> None:
+        """When idle, ask the target now and then whether it still has everything: a batch would tell by itself."""
+        if self._caught_up and (self._probe_wanted or now >= self._next_probe):
+            self._probe_wanted, self._next_probe = False, now + _PROBE_S
+            self._reconciler.probe()
 
     def _publish(self, now: float, *, force: bool = False) -> None:
         """Tell other processes how it goes: at once when something changed, else every second."""
@@ -334,7 +345,7 @@ class Relay:
         while True:
             now = self._clock.monotonic()
             wait = self.step(now)
-            if self._caught_up and self._seen_seq >= goal:
+            if self._has_drained(goal):
                 return True
             now = self._clock.monotonic()
             if now >= deadline:
@@ -345,7 +356,7 @@ class Relay:
         self._wake.set()
         with self._moved:
             while self.running:
-                if self._caught_up and self._seen_seq >= goal:
+                if self._has_drained(goal):
                     return True
                 left = deadline - self._clock.monotonic()
                 if left <= 0:
@@ -353,9 +364,13 @@ class Relay:
                 self._moved.wait(min(left, _HURRY_S))
         return False
 
+    def _has_drained(self, goal: int) -> bool:
+        return self._caught_up and not self._probe_wanted and self._seen_seq >= goal
+
     @contextmanager
     def _hurrying(self) -> Iterator[None]:
         self._draining += 1
+        self._probe_wanted = True
         self._breaker.hurry(self._clock.monotonic(), 0.0)
         try:
             yield
@@ -386,6 +401,7 @@ class Relay:
     def _take_role(self) -> None:
         if self._role is None:
             self._role = RoleLock(self._box.path, Role.RELAY)
+            self._reconciler.resume()
 
     def _leave_role(self) -> None:
         if self._role is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,3 +74,37 @@ def lose_primary(primary: PostgresServer, standby: Standby) -> None:
 
 def create_tables(server: PostgresServer) -> None:
     server.execute(SCHEMA)
+
+
+class Past:
+    """A database that can be set back: same server, same address, an older copy of its content."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server, self._name = server, f"desk_{uuid.uuid4().hex}"
+        self._copies: list[str] = []
+        self.url = server.create_database(self._name)
+        server.execute(SCHEMA, database=self._name)
+
+    def remember(self) -> str:
+        """Make a copy of the database as it is now."""
+        copy = f"{self._name}_{len(self._copies)}"
+        self._disconnect()
+        self._server.execute(f'CREATE DATABASE "{copy}" TEMPLATE "{self._name}"')
+        self._copies.append(copy)
+        return copy
+
+    def set_back(self, copy: str) -> None:
+        """Put a copy in the place of the database; may be done again with the same one."""
+        self._server.drop_database(self._name)
+        self._server.execute(f'CREATE DATABASE "{self._name}" TEMPLATE "{copy}"')
+
+    def execute(self, sql: str) -> list[tuple[Any, ...]]:
+        return self._server.execute(sql, database=self._name)
+
+    def close(self) -> None:
+        for name in (self._name, *self._copies):
+            self._server.drop_database(name)
+
+    def _disconnect(self) -> None:
+        which = f"datname = '{self._name}' AND pid <> pg_backend_pid()"
+        self._server.execute(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {which}")
