@@ -11,6 +11,7 @@ import pytest
 from outbox import Health, OutboxError, StoreLocked
 from outbox.alarms import FORGOTTEN
 from outbox.reconcile import GONE
+from outbox.store import Store
 from outbox.testing import PostgresServer
 from tests.unit.fakes.failover import LONG, Desk, Past
 from tests.unit.fakes.scene import until
@@ -215,6 +216,21 @@ def test_what_survived_is_not_put_back(desk: Desk, past: Past) -> None:
     past.set_back(copy)
     done = desk.relay.reconcile()
     assert done.compared > done.put_back == 25
+
+
+def test_entries_without_a_ledger_copy_are_looked_up_by_their_keys(
+    desk: Desk, past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        settle = Store._settle
+        patch.setattr(Store, "_settle", lambda store, what, keep_ledger: settle(store, what, keep_ledger=False))
+        desk.trade(4)
+        desk.deliver()
+        copy = past.remember()
+        desk.trade(3)
+        desk.deliver()
+    past.set_back(copy)
+    assert desk.relay.reconcile().gone == 3
 
 
 def test_what_the_ledger_no_longer_has_is_alarmed(desk: Desk, past: Past) -> None:
