@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from .errors import HistoryRewound, StoreCorrupt
+from .errors import HistoryRewound
 
 _LAYOUT = struct.Struct(">H16s16sQ")
 _CRC = struct.Struct(">I")
@@ -42,13 +42,17 @@ class Mark:
         return body + _CRC.pack(zlib.crc32(body))
 
     @classmethod
-    def unpack(cls, data: bytes) -> Mark:
-        """Raises `StoreCorrupt`."""
+    def unpack(cls, data: bytes) -> Mark | None:
+        """None where the bytes are damaged."""
         body = data[: _LAYOUT.size]
         if len(data) != _LAYOUT.size + _CRC.size or _CRC.unpack(data[_LAYOUT.size :])[0] != zlib.crc32(body):
-            raise StoreCorrupt("the record of what PostgreSQL acknowledged is damaged", hint="restore a backup")
+            return None
         lane, lineage, session, position = _LAYOUT.unpack(body)
         return cls(UUID(bytes=lineage), UUID(bytes=session), position, lane)
+
+
+# In the place of one that is damaged: no database proves it, so that an operator is asked.
+UNKNOWN = Mark(UUID(int=0), UUID(int=0), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ def judge(marks: Iterable[Mark], rows: Sequence[Watermark]) -> HistoryRewound | 
     earlier = [row for row in rows if row.lineage == lost[0].lineage]
     if not earlier:
         return HistoryRewound(
-            "this database has never acknowledged anything to this store, or has forgotten all of it",
+            "this database has never acknowledged anything to this store, or one of the two has forgotten it",
             settled_seq=0,
             same_database=False,
         )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from . import codec, ledger
-from .continuity import Mark
+from .continuity import UNKNOWN, Mark
 from .counters import Counters
 from .entry import EntryStatus
 from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
@@ -518,9 +518,9 @@ class Store:
     # -- what PostgreSQL has forgotten
 
     def marks(self) -> list[Mark]:
-        """What PostgreSQL last acknowledged, by lane; empty before the first delivery.  Raises `StoreCorrupt`."""
+        """What PostgreSQL last acknowledged, by lane; empty before the first delivery."""
         with self._read() as (_, txn):
-            return [Mark.unpack(value) for _, value in _prefixed(txn, ledger.MARK_PREFIX)]
+            return [Mark.unpack(value) or UNKNOWN for _, value in _prefixed(txn, ledger.MARK_PREFIX)]
 
     def watermark(self) -> int:
         """Highest sequence number with nothing unsettled at or below it."""

@@ -1,4 +1,4 @@
-"""The files of an older backup are put in the place of PostgreSQL's, and a read-only standby answers: what is a loss."""
+"""Files of an older backup in the place of PostgreSQL's, and a read-only standby that answers: what is a loss."""
 
 from __future__ import annotations
 

@@ -10,7 +10,9 @@ import pytest
 
 from outbox import Health, OutboxError, StoreLocked
 from outbox.alarms import FORGOTTEN
-from outbox.reconcile import GONE
+from outbox.envelope import seq_key
+from outbox.ledger import MARK_PREFIX
+from outbox.reconcile import GONE, Order, ordered, place_order
 from outbox.store import Store
 from outbox.testing import PostgresServer
 from tests.unit.fakes.failover import LONG, Desk, Past
@@ -159,10 +161,17 @@ def test_groups_are_delivered_again_whole(desk: Desk, past: Past) -> None:
     copy = past.remember()
     desk.audit.group(desk.box, 40)
     desk.trade(3)
-    desk.audit.group(desk.box, 7)
+    last = desk.audit.group(desk.box, 7)
     desk.deliver()
     past.set_back(copy)
-    # One of its members was delivered by another way: as a key that two stores share.
+    # One member of the last has been delivered by another store, as a key that two stores share can be.
+    member = desk.box.store.record("ledger", last[3])
+    assert member is not None
+    past.execute(
+        "INSERT INTO outbox_receipts (idempotency_key, store_id, seq, operation, payload_hash) VALUES "
+        f"('{member.key.hex()}', '{desk.box.status().store_id}', {member.seq}, 'trade', '{member.payload_hash.hex()}')"
+    )
+    past.execute(f"INSERT INTO trades (number, account) VALUES ({member.entry().args['number']}, 'elsewhere')")
     assert desk.relay.reconcile().put_back == 50
     desk.deliver()
     assert desk.box.status().dead_letters == 0
@@ -248,6 +257,84 @@ def test_what_the_ledger_no_longer_has_is_alarmed(desk: Desk, past: Past) -> Non
     assert done.gone >= 8
     desk.relay.drain(LONG)
     assert f"{done.gone} later entries are not in the ledger" in desk.box.status().alarms[GONE]
+
+
+def test_a_receipt_of_another_payload_is_no_proof(desk: Desk, past: Past) -> None:
+    [lost] = lose(desk, past, count=1)
+    record = desk.box.store.record("ledger", lost)
+    assert record is not None
+    past.execute(
+        "INSERT INTO outbox_receipts (idempotency_key, store_id, seq, operation, payload_hash) VALUES "
+        f"('{record.key.hex()}', gen_random_uuid(), 1, 'trade', gen_random_uuid())"
+    )
+    assert desk.relay.reconcile().put_back == 1
+    desk.relay.drain(LONG)
+    [dead] = desk.box.dead_letters()  # where a person sees it
+    assert "with other arguments" in str(dead.error)
+
+
+def test_a_damaged_ledger_record_keeps_nothing_else_from_coming_back(desk: Desk, past: Past) -> None:
+    lost = lose(desk, past, count=9)
+    with desk.box.store._write("damage") as (environment, txn):
+        txn.put(seq_key(lost[4]), b"damaged", db=environment.ledger)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.gone) == (8, 1)
+    assert GONE in desk.box.status().alarms
+
+
+def test_a_damaged_memory_asks_an_operator(desk: Desk, past: Past) -> None:
+    desk.trade(5)
+    desk.deliver()
+    [mark] = desk.box.store.marks()
+    with desk.box.store._write("damage") as (_, txn):
+        txn.put(MARK_PREFIX + b"\0", mark.pack()[:-1])
+    desk.trade(1)
+    desk.relay.stop()
+    assert not desk.relay.drain(0.3)
+    assert FORGOTTEN in desk.box.status().alarms
+    assert desk.relay.reconcile().put_back == 0
+    desk.deliver()
+    assert desk.problems() == []
+
+
+# -- the server changes unseen
+
+
+def test_a_server_that_changes_behind_a_pooler_is_noticed(desk: Desk, past: Past) -> None:
+    desk.trade(5)
+    desk.deliver()
+    desk.trade(5)
+    desk.deliver()
+    # What a connection pooler does that goes over to a standby between two transactions.
+    past.execute("UPDATE outbox_watermarks SET position = position - 1")
+    desk.trade(1)
+    assert not desk.relay.drain(0.3)
+    assert rows(past) == 10
+    assert FORGOTTEN in desk.box.status().alarms
+
+
+# -- an operator's order
+
+
+def test_an_order_for_another_loss_is_not_carried_out(desk: Desk, past: Past) -> None:
+    desk.trade(3)
+    desk.deliver()
+    place_order(desk.box, Order(accept="that was then"))
+    lose(desk, past)
+    place_order(desk.box, Order(accept="that was then"))
+    stale = desk.box.store.get_meta("reconcile")
+    assert stale is not None
+    desk.relay.reconcile()
+    desk.deliver()
+    copy = past.remember()
+    desk.trade(4)
+    desk.deliver()
+    past.set_back(copy)
+    desk.box.store.put_meta("reconcile", stale)
+    assert not desk.relay.drain(0.3)
+    assert FORGOTTEN in desk.box.status().alarms
+    assert not ordered(desk.box)
+    assert [one["accepted"] for one in desk.reconciliations()] == [None]
 
 
 # -- another database
