@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from outbox import Health, OutboxError, StoreLocked
+from outbox import DurabilityError, Health, OutboxError, StoreLocked
 from outbox.alarms import FORGOTTEN
 from outbox.envelope import seq_key
-from outbox.ledger import MARK_PREFIX
+from outbox.ledger import MARK_PREFIX, Settlement
 from outbox.reconcile import GONE, Order, ordered, place_order
 from outbox.store import Store
 from outbox.testing import PostgresServer
@@ -230,9 +230,15 @@ def test_what_survived_is_not_put_back(desk: Desk, past: Past) -> None:
 def test_entries_without_a_ledger_copy_are_looked_up_by_their_keys(
     desk: Desk, past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settle = Store._settle
+
+    def full(store: Store, settlement: Settlement, *, keep_ledger: bool) -> None:
+        if keep_ledger:
+            raise DurabilityError("no room for ledger copies")
+        settle(store, settlement, keep_ledger=False)
+
     with monkeypatch.context() as patch:
-        settle = Store._settle
-        patch.setattr(Store, "_settle", lambda store, what, keep_ledger: settle(store, what, keep_ledger=False))
+        patch.setattr(Store, "_settle", full)
         desk.trade(4)
         desk.deliver()
         copy = past.remember()
@@ -301,16 +307,16 @@ def test_a_damaged_memory_asks_an_operator(desk: Desk, past: Past) -> None:
 
 
 def test_a_server_that_changes_behind_a_pooler_is_noticed(desk: Desk, past: Past) -> None:
-    desk.trade(5)
-    desk.deliver()
-    desk.trade(5)
-    desk.deliver()
-    # What a connection pooler does that goes over to a standby between two transactions.
-    past.execute("UPDATE outbox_watermarks SET position = position - 1")
-    desk.trade(1)
-    assert not desk.relay.drain(0.3)
-    assert rows(past) == 10
-    assert FORGOTTEN in desk.box.status().alarms
+    with desk.relay:  # which keeps its connection
+        for _ in range(2):
+            desk.trade(5)
+            desk.deliver()
+        # What a connection pooler does that goes over to a standby between two transactions.
+        past.execute("UPDATE outbox_watermarks SET position = position - 1")
+        desk.trade(1)
+        assert not desk.relay.drain(0.5)
+        assert rows(past) == 10
+        assert FORGOTTEN in desk.box.status().alarms
 
 
 # -- an operator's order
