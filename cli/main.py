@@ -12,6 +12,7 @@ from .compact import compact
 from .dead_letters import discard, list_dead_letters, retry, show
 from .demo import demo
 from .drain import drain
+from .reconcile import reconcile
 from .status import status
 
 # Also for the group alone, which hosts mount into scripts of their own.
@@ -32,7 +33,7 @@ def outbox() -> None:
     """
 
 
-for _command in (status, drain, compact, list_dead_letters, show, retry, discard, acknowledge, demo):
+for _command in (status, drain, compact, list_dead_letters, show, retry, discard, acknowledge, reconcile, demo):
     outbox.add_command(_command)
 
 

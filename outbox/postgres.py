@@ -8,11 +8,11 @@ and attributed to the line or to one entry, never dropped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg2
@@ -21,18 +21,21 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from . import codec
+from . import codec, watermarks
 from .clock import Clock, SystemClock
 from .config import OutboxConfig, check_database_url
+from .continuity import Memory, NoMemory
 from .entry import EntryStatus
 from .envelope import Record
 from .errors import ConfigError, EntryRejected, TargetMisconfigured, TargetUnavailable
 from .failures import STALLS, Verdict, classify
 from .login_probe import sqlstate_of_login
 from .operation import Operation, operations_by_name
-from .receipts import RowWriter, ensure_table, fence, find, keep_results, record
+from .receipts import Cursor, RowWriter, ensure_table, find, keep_results, record
 from .target import Outcome, Unit, ordering_keys, units
 from .watchdog import Watchdog
+
+T = TypeVar("T")
 
 _log = logging.getLogger("outbox.postgres")
 
@@ -75,6 +78,8 @@ class PostgresTarget:
         self._stall_timeout_s = settings.stall_timeout
         self._engine: Engine = create_engine("postgresql+psycopg2://", creator=self._connect_raw, poolclass=NullPool)
         self._connection: Connection | None = None
+        self._memory: Memory = NoMemory()
+        self._session: watermarks.Session | None = None
         # What to raise when a commit is tried meanwhile; set while a handler runs.
         self._handling: TargetMisconfigured | None = None
         event.listen(self._engine, "commit", self._refuse_commit)
@@ -100,6 +105,7 @@ class PostgresTarget:
             try:
                 outcome.completed += self._transact(store_id, tried)
                 blocked = behind
+                outcome.mark = self._session.mark if self._session is not None else None
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 outcome.interruption = exc
                 break
@@ -117,6 +123,28 @@ class PostgresTarget:
             outcome.interruption = TargetMisconfigured(f"every entry of the batch fails: {first}")
             outcome.rejected = []
         return outcome
+
+    def follow(self, memory: Memory) -> None:
+        """See `Forgetful.follow`.  Call it before the first `apply`."""
+        self._memory = memory
+
+    def compare(self, store_id: UUID) -> watermarks.Comparison:
+        """See `Forgetful.compare`.  It ends with the connection, and `apply` goes on with the same one."""
+        with self._translated():
+            connection, session = self._connected(store_id)
+        hosts = psycopg2.extensions.parse_dsn(self._dsn).get("host", "")
+        return watermarks.Comparison(session, lambda question: self._ask(connection, question), failover="," in hosts)
+
+    def _ask(self, connection: Connection, question: Callable[[Cursor], T]) -> T:
+        """Run `question` in a transaction of its own on a connection that must still be the one in use."""
+        try:
+            with self._translated():
+                if connection is not self._connection:
+                    raise TargetUnavailable("the connection was lost while the ledger was compared")
+                with self._watchdog.guard(), connection.begin():
+                    return question(_cursor(connection))
+        except _UnitFailed as exc:
+            raise TargetUnavailable(str(exc)) from exc
 
     def interrupt(self) -> None:
         """Shut the connection's socket, so that a running `apply` fails soon."""
@@ -139,14 +167,14 @@ class PostgresTarget:
                 )
         position = {item.seq: index for index, unit in enumerate(part) for item in unit}
         with self._translated():
-            connection = self._connection or self._connect()
+            connection, session = self._connected(store_id)
             with self._watchdog.guard(), connection.begin() as transaction:
-                if not fence(_cursor(connection), str(store_id)):
-                    raise TargetUnavailable("another relay of this store is at work in PostgreSQL")
+                session.enter(_cursor(connection))
                 self._rows.forget()
                 results: dict[int, bytes] = {}
                 for run in self._runs(records):
                     results |= self._apply_run(connection, transaction, str(store_id), run, position)
+            session.committed()
         return [(item, results.get(item.seq, b"")) for item in records]
 
     def _runs(self, records: list[Record]) -> Iterator[list[Record]]:
@@ -276,6 +304,12 @@ class PostgresTarget:
 
     # -- the connection
 
+    def _connected(self, store_id: UUID) -> tuple[Connection, watermarks.Session]:
+        connection = self._connection or self._connect()
+        if self._session is None:
+            self._session = watermarks.Session(self._memory, store_id, self._clock.new_id)
+        return connection, self._session
+
     def _connect(self) -> Connection:
         with self._watchdog.guard():
             try:
@@ -286,6 +320,7 @@ class PostgresTarget:
             try:
                 with connection.begin():
                     ensure_table(_cursor(connection))
+                    watermarks.ensure_table(_cursor(connection))
             except (SQLAlchemyError, psycopg2.Error) as exc:
                 failure = self._verdict(exc, None)
                 # Nothing here is any entry's fault; losing a race to create the table is not even a fault.
@@ -332,7 +367,7 @@ class PostgresTarget:
         return raw
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._session = self._connection, None, None
         self._watchdog.forget()
         if connection is None:
             return

@@ -17,11 +17,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
 from . import codec, ledger
+from .continuity import UNKNOWN, Mark
 from .counters import Counters
 from .entry import EntryStatus
 from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
@@ -360,16 +361,25 @@ class Store:
                 last = seq
         return Peeked(records, damaged, last, counters.next_seq - 1, counters.releases)
 
-    def records(self, name: str, *, first: int = 0) -> Iterator[Record]:
+    def records(
+        self, name: str, *, first: int = 0, on_damage: Callable[[int, StoreCorrupt], None] | None = None
+    ) -> Iterator[Record]:
         """All records of sub-database `name` from sequence number `first` on, oldest first, in bounded memory.
 
-        Raises `StoreCorrupt` at a damaged one.
+        At a damaged one it calls `on_damage` with its sequence number, or else raises `StoreCorrupt`.
         """
         while True:
             with self._read() as (environment, txn), txn.cursor(db=getattr(environment, name)) as cursor:
                 rows = list(islice(cursor.iternext(), _CHUNK)) if cursor.set_range(seq_key(first)) else []
             for key, value in rows:
-                yield unpack(key_seq(key), value)
+                try:
+                    record = unpack(key_seq(key), value)
+                except StoreCorrupt as exc:
+                    if on_damage is None:
+                        raise
+                    on_damage(key_seq(key), exc)
+                else:
+                    yield record
             if len(rows) < _CHUNK:
                 return
             first = key_seq(rows[-1][0]) + 1
@@ -404,14 +414,8 @@ class Store:
             return txn.get(seq_key(seq), db=environment.pending) is not None
 
     def _prefixed(self, prefix: bytes) -> list[tuple[int, bytes]]:
-        found = []
-        with self._read() as (_, txn), txn.cursor() as cursor:
-            if cursor.set_range(prefix):
-                for key, value in cursor.iternext():
-                    if not key.startswith(prefix):
-                        break
-                    found.append((key_seq(key[len(prefix) :]), bytes(value)))
-        return found
+        with self._read() as (_, txn):
+            return [(key_seq(key), value) for key, value in _prefixed(txn, prefix)]
 
     def figures(self) -> Figures:
         """Sizes and counts, in constant time."""
@@ -460,7 +464,7 @@ class Store:
                 if no_room(exc.__cause__):
                     break
         # Out of room, or what lasts: LMDB calls a write that was cut short at the end of the disk an I/O error.
-        done = Settlement(completed=settlement.completed)
+        done = Settlement(completed=settlement.completed, mark=settlement.mark)
         if not done:
             raise failure
         _log.warning("settling without ledger copies", extra={"entries": len(done.completed), "why": str(failure)})
@@ -510,6 +514,50 @@ class Store:
             if go_on is None or (most is not None and total >= most):
                 return total
             first = go_on
+
+    # -- what PostgreSQL has forgotten
+
+    def marks(self) -> list[Mark]:
+        """What PostgreSQL last acknowledged, by lane; empty before the first delivery."""
+        with self._read() as (_, txn):
+            return [Mark.unpack(value) or UNKNOWN for _, value in _prefixed(txn, ledger.MARK_PREFIX)]
+
+    def watermark(self) -> int:
+        """Highest sequence number with nothing unsettled at or below it."""
+        with self._read() as (environment, txn), txn.cursor(db=environment.pending) as cursor:
+            return (key_seq(cursor.key()) if cursor.first() else Counters.unpack(txn.get(COUNTERS_KEY)).next_seq) - 1
+
+    def put_back(self, records: Sequence[Record]) -> int:
+        """Put completed entries back at their old places in `pending`, in one commit; returns how many.
+
+        Groups must be whole.  Those that have left the ledger meanwhile are left out.  Raises `DurabilityError`.
+        """
+        with self._counted("put back what PostgreSQL has forgotten") as (environment, txn, counters):
+            return ledger.put_back(environment, txn, counters, records)
+
+    def rebase(self, mark: Mark, audit: Record) -> None:
+        """From now on compare PostgreSQL with `mark`.  `audit` becomes a ledger record.  Raises `DurabilityError`."""
+        with self._counted("note a reconciliation") as (environment, txn, counters):
+            ledger.rebase(environment, txn, counters, mark, audit, self._now_us())
+
+    def without_record(self) -> Iterator[Record]:
+        """What is left of entries that were settled without a ledger copy: key, payload hash, sequence number."""
+        first = b""
+        while True:
+            with self._read() as (environment, txn), txn.cursor(db=environment.idempotency) as cursor:
+                rows = [(bytes(key), bytes(value)) for key, value in islice(_from(cursor, first), _CHUNK)]
+                bare = [
+                    (key, value)
+                    for key, value in rows
+                    if txn.get(value[:8], db=environment.pending) is None
+                    and txn.get(value[:8], db=environment.ledger) is None
+                    and txn.get(ledger.QUARANTINE_PREFIX + value[:8]) is None
+                ]
+            for key, value in bare:
+                yield Record(key_seq(value[:8]), key, b"", "", None, value[8:], b"", b"", b"")
+            if len(rows) < _CHUNK:
+                return
+            first = rows[-1][0] + b"\0"
 
     # -- small records for those above
 
@@ -597,14 +645,20 @@ def _live_bytes(environment: Environment, txn: Any) -> int:
 
 
 def _metas(txn: Any, prefix: str) -> list[tuple[str, bytes]]:
-    found = []
-    start = _META_PREFIX + prefix.encode()
+    return [(prefix + key.decode(), value) for key, value in _prefixed(txn, _META_PREFIX + prefix.encode())]
+
+
+def _prefixed(txn: Any, prefix: bytes) -> list[tuple[bytes, bytes]]:
+    """The records of the main database whose keys begin with `prefix`, without it, in order."""
     with txn.cursor() as cursor:
-        for key, value in cursor.iternext() if cursor.set_range(start) else ():
-            if not key.startswith(start):
-                break
-            found.append((bytes(key[len(_META_PREFIX) :]).decode(), bytes(value)))
-    return found
+        rows = takewhile(lambda row: row[0].startswith(prefix), _from(cursor, prefix))
+        return [(bytes(key[len(prefix) :]), bytes(value)) for key, value in rows]
+
+
+def _from(cursor: Any, first: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The rows from key `first` on."""
+    found = cursor.set_range(first) if first else cursor.first()
+    return cursor.iternext() if found else iter(())
 
 
 def _ignore(reason: str) -> None:
