@@ -96,7 +96,7 @@ class Reconciler:
 
     def resume(self) -> None:
         """Take up what the last holder of the role left."""
-        self._lost = self._alarms.sounds(FORGOTTEN)
+        self._lost = self._target is not None and self._alarms.sounds(FORGOTTEN)
 
     @property
     def waiting(self) -> bool:
@@ -129,8 +129,10 @@ class Reconciler:
         Raises `HistoryRewound` while an operator must decide, `TargetUnavailable`, `TargetMisconfigured` or
         `DurabilityError`.
         """
+        if self._target is None:
+            return None
         order = order or self._order()
-        if self._target is None or (not self._lost and order is None):
+        if order is None and not self._lost:
             return None
         comparison = self._target.compare(self._store.identity.store_id)
         loss = comparison.loss

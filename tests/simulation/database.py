@@ -59,6 +59,8 @@ class SimulatedTarget(PostgresTarget):
         # Called inside a transaction, before its commit: what somebody else does meanwhile.
         self.meanwhile: Callable[[], Any] | None = None
         self._copy_at_work = False
+        # Its watermark is not simulated: what it forgets is left to the real one's tests.
+        self._session = None
 
     def interrupt(self) -> None:
         """Nothing runs."""
