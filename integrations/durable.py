@@ -114,14 +114,17 @@ class DurableDatabaseManager(metaclass=_Stand):
         self,
         outbox: Outbox,
         *,
+        operations: Iterable[Operation] | None = None,
         write_behind: bool | None = None,
         on_halt: Callable[[str], Any] | None = None,
     ) -> None:
-        """From now on critical calls go into `outbox`; `write_behind` replaces what was given before."""
+        """From now on critical calls go into `outbox`; `operations`, `write_behind` replace what was given before."""
+        if operations is not None:
+            self.__dict__["_settings"]["operations"] = tuple(operations)
+        if write_behind is not None:
+            self.__dict__["_settings"]["write_behind"] = write_behind
         settings = dict(self.__dict__["_settings"])
         operations = settings.pop("operations")
-        if write_behind is not None:
-            settings["write_behind"] = write_behind
         self.__dict__["_adapter"] = Adapter(self._host, outbox, operations, on_halt=on_halt, **settings)
 
     def detach_outbox(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import Operation, Outbox, OutboxConfig, OutboxStatus, PostgresTarget, Relay
 from ..errors import ConfigError
-from .durable import TRADING_OPERATIONS, DurableDatabaseManager
+from .durable import DurableDatabaseManager
 
 _log = logging.getLogger("outbox.integrations")
 
@@ -95,7 +95,7 @@ def wire(
     config: OutboxConfig | None = None,
     manager_attribute: str = "db_manager",
     halt_method: str = "enter_close_only",
-    operations: Iterable[Operation] = TRADING_OPERATIONS,
+    operations: Iterable[Operation] | None = None,
     write_behind: bool | None = None,
     relay_here: bool = True,
     drain_s: float = 10.0,
@@ -104,9 +104,11 @@ def wire(
 
     Settings come from the environment unless `config` is given; `OUTBOX_ENABLED=false` leaves the engine as it was.
     `engine` gets a `get_outbox_status()`.  `halt_method` names the method that is called with a reason when trading
-    must halt.  `write_behind=True` never waits for PostgreSQL.  `relay_here=False` leaves the delivery to a relay in
-    another process.  After `stop` the relay delivers for at most `drain_s` seconds what is left.  PostgreSQL may be
-    away if this store was used before and the engine's manager is one of `DurableDatabaseManager.of(...)`.
+    must halt.  `operations` are the manager's critical calls: by default `TRADING_OPERATIONS`, or those that the
+    engine's `DurableDatabaseManager` was made with.  `write_behind=True` never waits for PostgreSQL.
+    `relay_here=False` leaves the delivery to a relay in another process.  After `stop` the relay delivers for at most
+    `drain_s` seconds what is left.  PostgreSQL may be away if this store was used before and the engine's manager is
+    one of `DurableDatabaseManager.of(...)`.
 
     Raises `ConfigError`, `StoreLocked` and what opening an outbox raises; the engine is then as it was.
     """
@@ -119,14 +121,12 @@ def wire(
         if isinstance(manager, DurableDatabaseManager):
             manager.bypass_outbox()
         return wiring
-    declared = tuple(operations)
     try:
-        outbox = wiring.outbox = Outbox.open(config=settings, operations=declared)
+        durable = manager if isinstance(manager, DurableDatabaseManager) else DurableDatabaseManager(manager)
+        outbox = wiring.outbox = Outbox.open(config=settings)
         wiring._undo.append(outbox.close)
-        durable = (
-            manager if isinstance(manager, DurableDatabaseManager) else DurableDatabaseManager(manager, None, declared)
-        )
-        durable.attach_outbox(outbox, write_behind=write_behind, on_halt=getattr(engine, halt_method, None))
+        halt = getattr(engine, halt_method, None)
+        durable.attach_outbox(outbox, operations=operations, write_behind=write_behind, on_halt=halt)
         wiring._undo.append(durable.detach_outbox)
         if durable is not manager:
             wiring._replace(manager_attribute, durable)

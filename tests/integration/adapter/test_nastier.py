@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -307,6 +308,24 @@ def test_the_same_intent_twice_in_one_block_is_one(late: Scene) -> None:
     assert late.dead() == []
     assert late.rows("SELECT id, size FROM positions") == [(first, Decimal(1))]
     assert late.plain.get_current_balance(1) == 97.0
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_threads_change_one_balance_and_every_change_counts(postgres_url: str, outbox_dir: Path, online: bool) -> None:
+    with scene(postgres_url, outbox_dir, online=online) as here:
+        here.manager.update_balance(100)
+
+        def work(name: int) -> None:
+            for _ in range(5):
+                with here.manager.atomic_balance_update(1, "tick"):
+                    here.manager.bump(f"by {name}")
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, range(6)))
+        assert here.deliver()
+        assert (here.dead(), here.box.status().alarms) == ([], {})
+        assert here.plain.get_current_balance(1) == 130.0
+        assert here.rows("SELECT name, value FROM counters ORDER BY name") == [(f"by {name}", 5) for name in range(6)]
 
 
 def test_the_class_can_be_used_as_a_class(postgres_url: str) -> None:

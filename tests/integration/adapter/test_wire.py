@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from outbox import ConfigError, DurabilityError, OutboxConfig, OutboxError, StoreLocked
-from outbox.integrations.durable import DurableDatabaseManager
+from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation
 from outbox.integrations.paper import DatabaseManager, PaperEngine, load
 from outbox.integrations.trading_engine import wire
 from outbox.testing import PostgresServer
@@ -200,3 +200,24 @@ def test_reserved_ids_go_on_behind_a_sequence_that_fell_back(manager: DatabaseMa
         ids += [reserves.take("trading_sessions", "id") for _ in range(60)]
         assert session_id not in ids
         assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("durable_class", [False, True])
+@pytest.mark.parametrize("by_wire", [False, True])
+def test_operations_of_ones_own_are_durable_wherever_they_are_given(
+    postgres_url: str, outbox_dir: Path, durable_class: bool, by_wire: bool
+) -> None:
+    operations = (*TRADING_OPERATIONS, ManagerOperation("set_system_halt"))
+    given: dict[str, Any] = {} if by_wire else {"operations": operations}
+    manager: Any
+    if durable_class:
+        manager = DurableDatabaseManager.of(DatabaseManager, **given)(postgres_url)
+    else:
+        manager = DurableDatabaseManager(DatabaseManager(postgres_url), **given)
+    engine = Engine(manager)
+    wired: dict[str, Any] = {"operations": operations} if by_wire else {}
+    with wire(engine, config=config(outbox_dir, postgres_url), relay_here=False, **wired) as wiring:
+        engine.db_manager.set_system_halt(True, "mine")
+        assert wiring.outbox is not None
+        assert [entry.operation for entry in wiring.outbox.pending()] == ["set_system_halt"]
+    manager.close()
