@@ -17,7 +17,7 @@ from .counters import Counters
 from .envelope import key_seq, unpack
 from .environment import Environment, structural_problems
 from .errors import OutboxError, StoreCorrupt
-from .store import COUNTERS_KEY
+from .guarded import COUNTERS_KEY
 
 _MOST_PROBLEMS = 20
 

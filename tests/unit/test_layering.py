@@ -24,6 +24,8 @@ LINE = [
     "environment",
     "group_commit",
     "ledger",
+    "guarded",
+    "reading",
     "store",
     "verify",
     "opening",

@@ -15,8 +15,8 @@ import pytest
 from outbox import Outbox, StoreCorrupt, environment, verify
 from outbox.counters import Counters
 from outbox.envelope import seq_key
+from outbox.guarded import COUNTERS_KEY
 from outbox.ledger import Settlement
-from outbox.store import COUNTERS_KEY
 
 
 def make(directory: Path, change: Callable[[Any, Any], None] | None = None) -> None:
