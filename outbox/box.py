@@ -37,7 +37,7 @@ from .operation import (
 )
 from .progress import Progress
 from .state_file import StateFile
-from .status import OutboxStatus, RelayStatus, assess
+from .status import UNLEDGERED, OutboxStatus, RelayStatus, assess
 from .store import Append
 
 _log = logging.getLogger("outbox")
@@ -379,6 +379,7 @@ class Outbox:
     def discard(self, seq: int, reason: str, *, free_key: bool = False) -> list[Entry]:
         """Give up dead letter `seq`, together with the group it belongs to; later entries of its key go on.
 
+        Also the answer to a quarantined entry, whose raw bytes then stay in the ledger for the retention time.
         It stays in the ledger with `reason`, which must not be empty.  With `free_key` its idempotency key may be used
         again, as is right where the caller was told of the rejection.  Raises `EntryNotFound` or `InvalidEntry`.
         """
@@ -387,14 +388,37 @@ class Outbox:
         extra = {"reason": reason, "free_key": True} if free_key else {"reason": reason}
         return self._answer("discard", seq, extra)
 
+    def acknowledge(self, name: str) -> bool:
+        """Take alarm `name` out of the status; whether there was one.
+
+        `unledgered` stands for the entries that were completed without a ledger copy.  Raises `DurabilityError`.
+        """
+        if name != UNLEDGERED:
+            return self.alarms.acknowledge(name)
+        count = self.store.figures().counters.unledgered
+        if count:
+            self.store.forget_unledgered(count, self._audit("acknowledge", {"name": name, "entries": count}))
+        return bool(count)
+
     def _answer(self, action: str, seq: int, extra: dict[str, Any]) -> list[Entry]:
         if not isinstance(seq, int) or isinstance(seq, bool):
             raise InvalidEntry(f"seq is {seq!r}", hint="allowed: a sequence number")
+        audit = self._audit(action, {"seq": seq, **extra})
+        if action == "requeue":
+            released = self.store.requeue(seq, audit)
+        else:
+            released = self.store.discard(seq, extra["reason"], audit, free_key="free_key" in extra)
+        _log.warning("dead letter answered", extra={"action": action, "seq": seq, "entries": len(released)})
+        for listener in self._listeners:
+            listener()
+        return [record.entry(strict=False) for record in released]
+
+    def _audit(self, action: str, args: dict[str, Any]) -> Record:
+        """What the ledger keeps of an operator's answer."""
         name = f"outbox.{action}"
-        args = {"seq": seq, **extra}
         plain, types = codec.encode(args)
         id_ = self.clock.new_id().bytes
-        audit = Record(
+        return Record(
             seq=0,
             key=id_,
             id=id_,
@@ -405,14 +429,6 @@ class Outbox:
             args=plain,
             types=types,
         )
-        if action == "requeue":
-            released = self.store.requeue(seq, audit)
-        else:
-            released = self.store.discard(seq, extra["reason"], audit, free_key="free_key" in extra)
-        _log.warning("dead letter answered", extra={"action": action, "seq": seq, "entries": len(released)})
-        for listener in self._listeners:
-            listener()
-        return [record.entry(strict=False) for record in released]
 
     # -- retention
 

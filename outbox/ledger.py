@@ -6,7 +6,6 @@ counters back.  Assumes that the caller holds the transaction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import itemgetter
@@ -20,7 +19,6 @@ from .environment import Environment
 from .errors import EntryNotFound
 
 DEAD_PREFIX = b"outbox:dead:"
-QUARANTINE_PREFIX = b"outbox:quarantine:"
 
 
 @dataclass(slots=True)
@@ -83,16 +81,6 @@ def settle(
             txn.put(seq_key(record.seq), pack(again), db=environment.pending)
 
 
-def quarantine(
-    environment: Environment, txn: Any, counters: Counters, damaged: Sequence[tuple[int, bytes, str]]
-) -> None:
-    """Set damaged pending records aside with their raw bytes."""
-    for seq, raw, _ in damaged:
-        if txn.delete(seq_key(seq), db=environment.pending):
-            txn.put(QUARANTINE_PREFIX + seq_key(seq), raw)
-            counters.quarantined += 1
-
-
 def requeue(
     environment: Environment, txn: Any, counters: Counters, seq: int, audit: Record, now_us: int
 ) -> list[Record]:
@@ -139,12 +127,16 @@ def _release(
         txn.delete(DEAD_PREFIX + seq_key(record.seq))
     counters.dead -= len(released)
     counters.releases += 1
+    note(environment, txn, counters, audit, now_us)
+
+
+def note(environment: Environment, txn: Any, counters: Counters, audit: Record, now_us: int) -> None:
+    """Keep `audit` in the ledger under a sequence number of its own."""
     counters.last_us = max(counters.last_us + 1, now_us)
-    note = replace(
-        audit.settled(EntryStatus.COMPLETED, counters.last_us), seq=counters.next_seq, captured_us=counters.last_us
-    )
+    settled = audit.settled(EntryStatus.COMPLETED, counters.last_us)
+    kept = replace(settled, seq=counters.next_seq, captured_us=counters.last_us)
     counters.next_seq += 1
-    txn.put(seq_key(note.seq), pack(note), db=environment.ledger)
+    txn.put(seq_key(kept.seq), pack(kept), db=environment.ledger)
 
 
 def prune(environment: Environment, txn: Any, first: int, rows: int, before_us: int) -> tuple[int, int | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from . import codec, ledger
+from . import codec, ledger, quarantine
 from .counters import Counters
 from .envelope import Record, key_seq, seq_key, unpack
 from .environment import Environment
@@ -103,7 +103,7 @@ class Reader(Guarded):
 
     def quarantined(self) -> list[tuple[int, bytes]]:
         """`(seq, raw bytes)` of every damaged record that was set aside."""
-        return self._prefixed(ledger.QUARANTINE_PREFIX)
+        return self._prefixed(quarantine.PREFIX)
 
     def record(self, name: str, seq: int) -> Record | None:
         """One record of sub-database `name`, or None.  Raises `StoreCorrupt`."""

@@ -15,12 +15,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import ledger
+from . import ledger, quarantine
 from .counters import Counters
 from .entry import EntryStatus
 from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
 from .environment import Environment, no_room
-from .errors import DurabilityError, IdempotencyConflict, InvalidEntry, OutboxError, StoreCorrupt, StoreFull
+from .errors import (
+    DurabilityError,
+    EntryNotFound,
+    IdempotencyConflict,
+    InvalidEntry,
+    OutboxError,
+    StoreCorrupt,
+    StoreFull,
+)
 from .guarded import COUNTERS_KEY
 from .ledger import Settlement
 from .reading import CHUNK, META_PREFIX, Reader, live_bytes
@@ -166,7 +174,7 @@ class Store(Reader):
             data = txn.get(value[:8], db=handle)
             if data is not None:
                 return unpack(seq, data)
-        if txn.get(ledger.QUARANTINE_PREFIX + value[:8]) is not None:
+        if txn.get(quarantine.PREFIX + value[:8]) is not None:
             lost = "its record is damaged and quarantined"
             return replace(record, seq=seq, payload_hash=value[8:], status=EntryStatus.FAILED, error=lost)
         # Settled without a ledger copy: all that is left of it is that it was completed.
@@ -231,7 +239,7 @@ class Store(Reader):
     def quarantine(self, damaged: Sequence[tuple[int, bytes, str]]) -> None:
         """Set damaged pending records aside with their raw bytes.  Raises `DurabilityError`."""
         with self._counted("quarantine damaged entries") as (environment, txn, counters):
-            ledger.quarantine(environment, txn, counters, damaged)
+            quarantine.put(environment, txn, counters, damaged)
         fields = {"entries": len(damaged), "first_seq": damaged[0][0], "why": damaged[0][2]}
         _log.critical("damaged entries quarantined", extra=fields)
 
@@ -241,16 +249,32 @@ class Store(Reader):
         `audit` becomes a ledger record of its own.  Raises `EntryNotFound` or `DurabilityError`.
         """
         with self._counted("requeue") as (environment, txn, counters):
+            if quarantine.holds(txn, seq):
+                raise EntryNotFound(
+                    f"entry {seq} is damaged and quarantined, it cannot be tried again", hint="discard it"
+                )
             return ledger.requeue(environment, txn, counters, seq, audit, self._now_us())
 
     def discard(self, seq: int, reason: str, audit: Record, *, free_key: bool = False) -> list[Record]:
         """Give up dead letter `seq`, and the group it belongs to; it stays in the ledger with `reason`.
 
-        With `free_key` its idempotency key may be used by another entry.
-        Raises `EntryNotFound` or `DurabilityError`.
+        The same for a quarantined one, of which the ledger keeps the raw bytes.  With `free_key` its idempotency key
+        may be used by another entry.  Raises `EntryNotFound` or `DurabilityError`.
         """
+        with self._read() as (environment, txn):
+            known_as = quarantine.owner(environment, txn, seq) if quarantine.holds(txn, seq) else None
         with self._counted("discard") as (environment, txn, counters):
-            return ledger.discard(environment, txn, counters, seq, reason, audit, self._now_us(), free_key=free_key)
+            now_us = self._now_us()
+            if quarantine.holds(txn, seq):
+                answer = (counters, seq, reason, audit, now_us)
+                return [quarantine.discard(environment, txn, *answer, known_as=known_as, free_key=free_key)]
+            return ledger.discard(environment, txn, counters, seq, reason, audit, now_us, free_key=free_key)
+
+    def forget_unledgered(self, count: int, audit: Record) -> None:
+        """Count `count` entries less as completed without a ledger copy; `audit` becomes a ledger record of its own."""
+        with self._counted("acknowledge") as (environment, txn, counters):
+            counters.unledgered = max(0, counters.unledgered - count)
+            ledger.note(environment, txn, counters, audit, self._now_us())
 
     def prune(self, before_us: int, *, most: int | None = None) -> int:
         """Delete ledger records settled before `before_us` with their idempotency keys; returns how many.
