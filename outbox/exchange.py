@@ -18,6 +18,9 @@ from .envelope import Record, from_us, to_us
 from .errors import InvalidEntry
 from .operation import payload_hash
 
+# Of the file that `export` writes.
+FORMAT = 1
+# How the error of an entry begins that an operator gave up.
 DISCARDED = "discarded: "
 
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from . import codec, ledger, quarantine
+from . import codec, ledger, quarantine, small
 from .counters import Counters
 from .envelope import Record, key_seq, seq_key, unpack
 from .environment import Environment
 from .errors import StoreCorrupt
 from .guarded import COUNTERS_KEY, Guarded
 
-META_PREFIX = b"outbox:meta:"
 # Of the names of those small records that are alarms.
 ALARM_PREFIX = "alarm:"
 # Rows of one look, and of one maintenance transaction: a writer waits for the whole of it, and each row call releases
@@ -161,10 +160,10 @@ class Reader(Guarded):
             )
 
     def get_meta(self, name: str) -> bytes | None:
-        """A small durable record of an integration (id reserves, snapshots), or None."""
+        """A small durable record of an integration (id reserves, snapshots), or None.  Raises `StoreCorrupt`."""
         with self._read() as (_, txn):
-            value = txn.get(META_PREFIX + name.encode())
-        return None if value is None else bytes(value)
+            value = txn.get(small.PREFIX + name.encode())
+        return None if value is None else small.unpack(bytes(value), name.encode()).value
 
     def metas(self, prefix: str) -> list[tuple[str, bytes]]:
         """`(name, value)` of every small record whose name begins with `prefix`, in the order of the names."""
@@ -188,10 +187,11 @@ def live_bytes(environment: Environment, txn: Any) -> int:
 
 def _metas(txn: Any, prefix: str) -> list[tuple[str, bytes]]:
     found = []
-    start = META_PREFIX + prefix.encode()
+    start = small.PREFIX + prefix.encode()
     with txn.cursor() as cursor:
         for key, value in cursor.iternext() if cursor.set_range(start) else ():
             if not key.startswith(start):
                 break
-            found.append((bytes(key[len(META_PREFIX) :]).decode(), bytes(value)))
+            name = bytes(key[len(small.PREFIX) :])
+            found.append((name.decode(), small.unpack(bytes(value), name).value))
     return found

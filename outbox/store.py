@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import ledger, quarantine
+from . import ledger, quarantine, small
 from .counters import Counters
 from .entry import EntryStatus
 from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
@@ -31,7 +31,7 @@ from .errors import (
 )
 from .guarded import COUNTERS_KEY
 from .ledger import Settlement
-from .reading import CHUNK, META_PREFIX, Reader, live_bytes
+from .reading import CHUNK, Reader, live_bytes
 
 _log = logging.getLogger("outbox.store")
 
@@ -291,6 +291,11 @@ class Store(Reader):
                 return total
             first = go_on
 
+    def maintain(self, purpose: str, body: Callable[[Environment, Any, Counters], None]) -> None:
+        """Run `body` in one durable transaction, for a caller that holds every role.  Raises `DurabilityError`."""
+        with self._counted(purpose) as given:
+            body(*given)
+
     # -- small records for those above
 
     def put_meta(self, name: str, value: bytes) -> None:
@@ -299,10 +304,17 @@ class Store(Reader):
             raise InvalidEntry(f"meta record {name!r} has {len(value)} bytes", hint="allowed: at most 1 MiB")
         self.check_not_halted()
         with self._write(f"store {name!r}") as (_, txn):
-            txn.put(META_PREFIX + name.encode(), value)
+            self._put_small(txn, name.encode(), value)
+
+    def _put_small(self, txn: Any, name: bytes, value: bytes) -> None:
+        key, stamp = small.PREFIX + name, self._now_us()
+        before = txn.get(key)
+        if before is not None:
+            stamp = max(stamp, small.unpack(bytes(before), name).stamp + 1)
+        txn.put(key, small.SmallRecord(name, value, stamp).pack())
 
     def delete_meta(self, name: str) -> bool:
         """Delete a small record durably; whether there was one.  Raises `DurabilityError`."""
         self.check_not_halted()
         with self._write(f"delete {name!r}") as (_, txn):
-            return bool(txn.delete(META_PREFIX + name.encode()))
+            return bool(txn.delete(small.PREFIX + name.encode()))

@@ -61,7 +61,7 @@ def test_damage_is_named_and_keeps_the_store_shut(outbox_dir: Path, damage: str)
     change, message = DAMAGES[damage]
     make(outbox_dir, change)
     data = (outbox_dir / "data.mdb").read_bytes()
-    with pytest.raises(StoreCorrupt, match=f"{outbox_dir} is damaged: .*{message}.*nothing was changed; restore"):
+    with pytest.raises(StoreCorrupt, match=f"{outbox_dir} is damaged: .*{message}.*nothing was changed; see"):
         Outbox.open(outbox_dir)
     assert (outbox_dir / "data.mdb").read_bytes() == data
 
