@@ -76,7 +76,9 @@ class Identity:
             state = codec.from_json(data)
             identity = cls(UUID(state["store_id"]), int(state["format"]))
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise StoreCorrupt(f"{where} is not readable as a store's identity: {exc}") from exc
+            raise StoreCorrupt(
+                f"{where} is not readable as a store's identity: {exc}", hint="restore it from a backup"
+            ) from exc
         if identity.format != FORMAT:
             raise StoreFormatError(
                 f"{where.parent} has format {identity.format}, this version reads {FORMAT}",

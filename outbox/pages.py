@@ -90,7 +90,9 @@ class DataFile:
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.size = os.fstat(self._fd).st_size
+        # Of the meta pages, from which everything hangs; and of the free list, from which no row does.
         self.problems: list[str] = []
+        self.free_list_problems: list[str] = []
         found = [self._meta(0, 0)]
         # The second page lies where the first one says, or where a page most often ends.
         sizes = [found[0].page_size] if found[0] is not None else [os.sysconf("SC_PAGESIZE")]
@@ -152,7 +154,7 @@ class DataFile:
             self.problems.append("a meta page has the other one's turn")
         if abs(even.transaction - odd.transaction) != 1 and (even.transaction or odd.transaction):
             self.problems.append(f"the meta pages are of transactions {even.transaction} and {odd.transaction}")
-        said = []
+        said: list[int | None] = []
         for meta in (even, odd):
             walk = Walk("free list")
             newest = 0
@@ -163,10 +165,10 @@ class DataFile:
             if late and walk.intact:
                 self.problems.append(f"a meta page says transaction {meta.transaction}, its free list says {newest}")
             if meta is self.meta:
-                self.problems += walk.problems
-            said.append(newest if walk.intact else 0)
-        if self.problems and said[0] != said[1]:
-            self.meta = even if said[0] > said[1] else odd
+                self.free_list_problems = walk.problems
+            said.append(newest if walk.intact else None)
+        if self.problems and None not in said:
+            self.meta = max(zip(said, (even, odd), strict=True), key=lambda one: one[0] or 0)[1]
 
     def free_pages(self) -> set[int]:
         """The pages that hold nothing but leftovers, as the newest meta has it."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from uuid import UUID
 
@@ -39,7 +40,7 @@ class Salvaged:
     state: State
     # Whether its idempotency key leads to it; false once an operator has freed the key.
     owns_key: bool = True
-    # Found outside of the trees: it may be an older version.
+    # Found outside of the trees, or in those of an earlier commit: it may be in an older state.
     loose: bool = False
 
 
@@ -61,11 +62,12 @@ class _Tree:
     """One sub-database: what its walk found."""
 
     walk: Walk
-    # Sequence number, offset and size of each sound record, in order.
     places: array[int] = field(default_factory=lambda: array("Q"))
 
-    def each(self) -> Iterator[tuple[int, int, int]]:
-        return zip(self.places[::3], self.places[1::3], self.places[2::3], strict=True)
+    def each(self) -> Iterable[tuple[int, int, int]]:
+        """Sequence number, offset and size of each sound record, in order."""
+        places = zip(self.places[::3], self.places[1::3], self.places[2::3], strict=True)
+        return places if self.walk.intact else sorted(places)
 
 
 class Salvage:
@@ -120,13 +122,15 @@ class Salvage:
     def entries(self) -> Iterator[Salvaged]:
         """Every entry that can be read, by sequence number, in bounded memory."""
         loose_ones = [(seq, offset, size) for seq, (_, offset, size) in sorted(self._loose.items())]
+        # The ledger first: what is in both trees, which is a problem of its own, was settled.
+        trees = [self._trees[name].each() for name in ("ledger", "pending")]
         last = 0
-        for seq, offset, size in heapq.merge(*(tree.each() for tree in self._trees.values()), loose_ones):
+        for seq, offset, size in heapq.merge(*trees, loose_ones, key=itemgetter(0)):
             if seq == last:
-                continue  # in both trees, which is a problem of its own
+                continue
             last = seq
             record = unpack(seq, self._file.read(offset, size))
-            loose = seq in self._loose
+            loose = seq in self._loose or self._outdated
             in_pending = record.status is EntryStatus.PENDING
             state = State.PENDING if in_pending else settled_state(record, dead=self._is_dead(record, loose=loose))
             yield Salvaged(record, state, self._owns_key(record, state), loose)
@@ -160,16 +164,26 @@ class Salvage:
             for name, tree in self._trees.items():
                 self._survey_records(trees.get(name), name, tree)
         walks = [idempotency, *(tree.walk for tree in self._trees.values())]
+        # The free list of damaged meta pages may be another commit's.
+        self._free = set() if self._file.problems else self._file.free_pages()
+        for walk in walks:
+            if walk.pages & self._free:
+                walk.report(min(walk.pages & self._free), "is in use and free")
         self.problems += [problem for walk in walks for problem in walk.problems]
-        rooted = self._file.meta is not None and not self._file.problems and self._main_intact
-        pending, ledger = (rooted and tree.walk.intact for tree in self._trees.values())
+        rooted = not self._file.problems and self._main_intact
+        pending, ledger, keys = (rooted and walk.intact for walk in (*walks[1:], idempotency))
+        if pending and ledger:
+            # Trees that are whole and do not add up are those of another commit.
+            amiss = self._amiss()
+            self.problems += amiss
+            rooted = not amiss
+        # Whether the trees may be those of an earlier commit.
+        self._outdated = not rooted
         # Whether what is in no tree is nowhere.
-        self._whole = pending and ledger
-        if self.damaged or not (pending and ledger):
-            self._search(pending=pending, ledger=ledger, keys=rooted and idempotency.intact, rooted=rooted)
-        elif not self._main_intact:
-            self._search(pending=True, ledger=True, keys=True, rooted=False)
-        self._check_numbers()
+        self._whole = rooted and pending and ledger
+        if self.damaged or not self._whole:
+            self._search(pending=rooted and pending, ledger=rooted and ledger, keys=rooted and keys)
+        self.problems += self._file.free_list_problems
 
     def _survey_main(self) -> dict[str, Tree]:
         walk, trees = Walk("main"), dict[str, Tree]()
@@ -189,8 +203,6 @@ class Salvage:
                 self.problems.append(f"main: {row.key!r:.60} is damaged: {exc}")
         missing = [name for name in ("pending", "idempotency", "ledger") if name not in trees]
         self.problems += [*walk.problems, *(f"main: there is no database {name}" for name in missing)]
-        if self.counters is None:
-            self.problems.append("main: the counters record is missing or damaged")
         self._main_intact = walk.intact and not missing
         return trees
 
@@ -279,29 +291,30 @@ class Salvage:
         data = self._file.read(self._owners[seq], 40)
         return data[:16], data[24:]
 
-    def _check_numbers(self) -> None:
-        counters = self.counters
-        if counters is None or not self._whole:
-            return
+    def _amiss(self) -> list[str]:
+        """What does not add up between the trees."""
+        counters, listed = self.counters, set(self._dead)
+        settled = {seq for seq, _, _ in self._trees["ledger"].each()} if listed else set()
+        amiss = [f"main: dead letter {seq} is not in the ledger" for seq in listed - settled - self.damaged.keys()]
+        if counters is None:
+            return [*amiss, "main: the counters record is missing or damaged"]
         pending = self._trees["pending"].walk.rows
         found = pending + counters.completed + counters.dead + counters.discarded + counters.quarantined
         if found != counters.acknowledged:
-            self.problems.append(f"{counters.acknowledged} entries were acknowledged and {found} are accounted for")
+            amiss.append(f"{counters.acknowledged} entries were acknowledged and {found} are accounted for")
         if self._highest >= counters.next_seq:
-            self.problems.append(f"entry {self._highest} is not below the next sequence number {counters.next_seq}")
-        if len(self._dead) != counters.dead:
-            self.problems.append(f"{counters.dead} dead letters are counted and {len(self._dead)} are listed")
+            amiss.append(f"entry {self._highest} is not below the next sequence number {counters.next_seq}")
+        if len(listed) != counters.dead:
+            amiss.append(f"{counters.dead} dead letters are counted and {len(listed)} are listed")
         if len(self.quarantined) != counters.quarantined:
-            self.problems.append(f"{counters.quarantined} records were quarantined, {len(self.quarantined)} are there")
-        absent = set(self._dead) - {seq for seq, _, _ in self._trees["ledger"].each()} - set(self.damaged)
-        self.problems += [f"main: dead letter {seq} is not in the ledger" for seq in sorted(absent)]
+            amiss.append(f"{counters.quarantined} records were quarantined, {len(self.quarantined)} are there")
+        return amiss
 
     # -- what lies outside of the trees
 
-    def _search(self, *, pending: bool, ledger: bool, keys: bool, rooted: bool) -> None:
+    def _search(self, *, pending: bool, ledger: bool, keys: bool) -> None:
         """Look through the whole file for records; the arguments say which trees are sound."""
         placed = {seq for tree in self._trees.values() for seq, _, _ in tree.each()}
-        free = self._file.free_pages() if rooted else set()
         for offset, seq, size in self._beginnings(BEGINNING):
             if seq in placed or size > _LARGEST:
                 continue
@@ -314,13 +327,13 @@ class Salvage:
             if seq not in self.damaged:
                 if ledger if settled else pending:
                     continue  # its tree is whole, so this is a leftover
-                leftover = offset // self._file.page_size in free
+                leftover = offset // self._file.page_size in self._free
                 if seq not in self._owners and ((keys and not settled) or leftover):
                     continue  # settled long ago, and forgotten since
             rank = _rank(record)
             if seq not in self._loose or rank > self._loose[seq][0]:
                 self._loose[seq] = (rank, offset, size)
-        if not rooted:
+        if self._outdated:
             self._search_small()
 
     def _search_small(self) -> None:
@@ -361,7 +374,7 @@ class Salvage:
         """Whether a rejected entry waits for an operator; where that is not known, it does."""
         if (record.error or "").startswith(DISCARDED):
             return False
-        return record.seq in self._dead or loose or not self._main_intact or bool(self._file.problems)
+        return record.seq in self._dead or loose or self._outdated
 
 
 def _rank(record: Record) -> int:
