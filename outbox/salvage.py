@@ -217,7 +217,7 @@ class Salvage:
             self.problems.append("main: the identity is not readable")
             self.store_id = beside
         elif beside not in (None, self.store_id):
-            self.problems.append(f"{DATA_FILE} is of store {self.store_id}, {IDENTITY_FILE} of {beside}")
+            self.problems.append(f"{DATA_FILE} belongs to another store than {IDENTITY_FILE} beside it")
 
     def _take_small(self, key: bytes, value: bytes) -> None:
         if key == IDENTITY_KEY:
@@ -262,9 +262,13 @@ class Salvage:
                 record = unpack(seq, data)
             except StoreCorrupt as exc:
                 self.damaged[seq] = Remains(seq, data, why=f"{name}: {exc.message}", in_pending=name == "pending")
+                if name == "pending" and seq not in self._owners:
+                    self.problems.append(f"idempotency: the key of entry {seq} is missing")
                 continue
             if (record.status is EntryStatus.PENDING) != (name == "pending"):
+                # A page from another time or place; what is on it may be old.
                 found.walk.problems.append(f"{name}: entry {seq} has status {record.status}")
+                continue
             found.places.extend((seq, row.offset, row.size))
             self._check_key(record)
             if name == "ledger" and seq in self._dead and self._dead[seq] != codec.to_json(record.order_by):
