@@ -19,7 +19,7 @@ from typing import Any
 from . import codec, environment, verify
 from .errors import StoreCorrupt, StoreLocked, StoreMissing
 from .exchange import FORMAT, State, raw_text, to_object
-from .locks import Role, RoleLock
+from .locks import Role, RoleLock, holder
 from .salvage import Remains, Salvage
 
 
@@ -101,10 +101,19 @@ def _alone(directory: Path) -> Iterator[None]:
         yield  # nobody can write to it
         return
     try:
-        access.make_exclusive()
+        _claim(access, directory)
         yield
     finally:
         access.release()
+
+
+def _claim(access: RoleLock, directory: Path) -> None:
+    try:
+        access.make_exclusive()
+    except StoreLocked as exc:
+        pid = holder(directory, Role.ENGINE) or holder(directory, Role.RELAY)
+        who = f"process {pid}" if pid else "another process"
+        raise StoreLocked(f"{directory} is in use by {who}", hint="stop it first", holder_pid=pid) from exc
 
 
 def _read(directory: Path, write: Callable[[bytes], object]) -> Findings:
