@@ -179,7 +179,7 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(shell: Shell, store: Pat
         ("atb outbox export x.jsonl --dir nowhere", "there is no outbox at"),
         ("atb outbox verify --dir nowhere", "there is no outbox at"),
         ("atb outbox import nowhere.jsonl", "No such file"),
-        ("atb outbox import myengine/outbox.py", "line 2"),
+        ("atb outbox import myengine/outbox.py", "line 1"),
     ):
         done = shell(line)
         assert done.returncode == 2
