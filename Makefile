@@ -8,13 +8,14 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 export ROOT := $(CURDIR)
 
-.PHONY: help demo test faults corruption zoo lint bench clean
+.PHONY: help demo test faults simulate corruption zoo lint bench clean
 
 help:
 	@echo "make demo   run the main job: trade through a PostgreSQL outage and lose nothing"
 	@echo "make test   linters, types, tests with coverage"
 	@echo "make faults every kill point and every disk error, not only a share of them (some minutes)"
 	@echo "make lint   linters and types only"
+	@echo "make simulate  SEEDS=20000 simulated lives with every fault; SEED=n replays one"
 	@echo "make corruption  damage 10,000 stores (MUTANTS=N: another number); none may pass in silence"
 	@echo "make zoo    deliberate defects, one by one: the tests must catch each (some minutes)"
 	@echo "make bench  measure beside other ways to do the same; BENCH=--quick takes under two minutes"
@@ -26,6 +27,10 @@ demo: .venv/.demo-installed
 
 test: lint
 	$(PY) -m pytest -n 2 --cov --cov-report=term
+
+SEEDS ?= 20000
+simulate: .venv/.test-installed
+	$(PY) -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 MUTANTS ?= 10000
 corruption: .venv/.test-installed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from typing import IO, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
-from outbox import OutboxConfig, OutboxError
+from outbox import ConfigError, Outbox, OutboxConfig, OutboxError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,6 +22,26 @@ _AS_PARAMETER = re.compile(r"(?i)(\bpassword=)('[^']*'|[^&\s'\"]+)")
 
 directory_option = click.option(
     "--dir", "directory", metavar="PATH", help="The store's directory; default: OUTBOX_DIR, else data/outbox."
+)
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise click.BadParameter(f"{value} (allowed: a number of seconds, 0 or more)", context, parameter)
+    return value
+
+
+database_option = click.option(
+    "--database-url", metavar="URL", help="PostgreSQL to deliver into; default: DATABASE_URL."
+)
+operations_option = click.option(
+    "--operations",
+    metavar="MODULE:NAME",
+    envvar="OUTBOX_OPERATIONS",
+    help="Where your program declares its operations: an iterable, or a callable that returns one.",
+)
+timeout_option = click.option(
+    "--timeout", type=float, callback=_seconds, default=60.0, show_default=True, help="Seconds to try."
 )
 
 
@@ -54,6 +76,16 @@ def settings(directory: str | None, **overrides: Any) -> OutboxConfig:
     """Settings from the environment, with the options that were given.  Raises `ConfigError`."""
     given = {name: value for name, value in {"dir": directory, **overrides}.items() if value is not None}
     return OutboxConfig.from_env(**given)
+
+
+def database_of(box: Outbox) -> str:
+    """The URL to deliver into.  Raises `ConfigError`."""
+    url = box.config.database_url
+    if url is None:
+        raise ConfigError("DATABASE_URL is not set", hint="set it or give --database-url")
+    # A callable that declares operations may read the same settings.
+    os.environ["DATABASE_URL"] = url
+    return url
 
 
 def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import sys
 import time
@@ -19,7 +18,18 @@ from rich.text import Text
 
 from outbox import ConfigError, Operation, Outbox, OutboxStatus, PostgresTarget, Relay, StoreLocked
 
-from .common import Interrupted, Refused, directory_option, in_one_sentence, settings, without_password
+from .common import (
+    Interrupted,
+    Refused,
+    database_of,
+    database_option,
+    directory_option,
+    in_one_sentence,
+    operations_option,
+    settings,
+    timeout_option,
+    without_password,
+)
 
 _LOOK_S = 0.2
 _PLAIN_EVERY_S = 5.0
@@ -27,22 +37,11 @@ _PLAIN_EVERY_S = 5.0
 _STOP_S = 4.0
 
 
-def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise click.BadParameter(f"{value} (allowed: a number of seconds, 0 or more)", context, parameter)
-    return value
-
-
 @click.command()
 @directory_option
-@click.option("--database-url", metavar="URL", help="PostgreSQL to drain into; default: DATABASE_URL.")
-@click.option(
-    "--operations",
-    metavar="MODULE:NAME",
-    envvar="OUTBOX_OPERATIONS",
-    help="Where your program declares its operations: an iterable, or a callable that returns one.",
-)
-@click.option("--timeout", type=float, callback=_seconds, default=60.0, show_default=True, help="Seconds to try.")
+@database_option
+@operations_option
+@timeout_option
 @click.pass_context
 @in_one_sentence
 def drain(
@@ -80,11 +79,7 @@ def _drain_or_wait(box: Outbox, operations: str | None, deadline: float, progres
         raise ConfigError(
             "it is not known how entries are applied", hint="give --operations MODULE:NAME or set OUTBOX_OPERATIONS"
         )
-    url = box.config.database_url
-    if url is None:
-        raise ConfigError("DATABASE_URL is not set", hint="set it or give --database-url")
-    # A callable that declares operations may read the same settings.
-    os.environ["DATABASE_URL"] = url
+    url = database_of(box)
     relay = Relay(box, PostgresTarget(url, load_operations(operations), config=box.config))
     try:
         relay.start()

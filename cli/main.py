@@ -14,6 +14,7 @@ from .demo import demo
 from .drain import drain
 from .export import export
 from .import_ import import_
+from .reconcile import reconcile
 from .status import status
 from .verify import verify
 
@@ -37,7 +38,7 @@ def outbox() -> None:
 
 _LOOK = (status, list_dead_letters, show)
 _ANSWER = (retry, discard, acknowledge)
-for _command in (*_LOOK, *_ANSWER, drain, compact, verify, export, import_, demo):
+for _command in (*_LOOK, *_ANSWER, drain, reconcile, compact, verify, export, import_, demo):
     outbox.add_command(_command)
 
 

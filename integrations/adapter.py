@@ -22,7 +22,7 @@ from .. import DurabilityError, Entry, EntryStatus, IdempotencyConflict, Invalid
 from ..codec import encode
 from ..errors import ConfigError
 from .asof import AsOf
-from .balance import BalanceChange, dry_run
+from .balance import BalanceChange, dry_run, told_before
 from .delivery import Delivery, local_result
 from .host import AWAY, Host, ManagerUnavailable
 from .id_reserve import IdReserveEmpty, IdReserves
@@ -105,7 +105,8 @@ class Adapter:
     def _fits(self, operation: ManagerOperation) -> bool:
         """Whether the manager has the operation's method.  Raises `ConfigError` where it must and has not."""
         if self.host.has(operation.name):
-            operation.check_declaration(self.host.signature(operation.name))
+            own = inspect.getattr_static(self.host.manager_class, operation.name, None)
+            operation.check_declaration(self.host.signature(operation.name), own)
             return True
         if not operation.optional and self.host.manager_class is not None:
             raise ConfigError(
@@ -154,9 +155,12 @@ class Adapter:
         with lock or self.keeper.order, self.keeper.order:
             first = self._first(operation, bound)
             if first is None:
+                item = self._first_in(group, operation, bound)
+                if item is not None:
+                    return item.notes.get("id", operation.returns)
                 if not waits:
                     self._check(operation, bound)
-                item = self._prepare(operation, bound, rehearsal)
+                item = self._prepare(operation, bound, rehearsal, final=not waits)
                 if group is not None:
                     group.append(item)
                     return item.notes.get("id", operation.returns)
@@ -175,11 +179,17 @@ class Adapter:
         rehearsal = self._rehearse(operation, bound)
         with self._balance_locks[self._session_of(bound)]:
             first = self._first(operation, bound)
-            item = None if first is not None else self._prepare(operation, bound, rehearsal)
-            told = _told_before(first) if item is None else self._told(item, online=waits)
+            earlier = first.args[NOTES] if first is not None else None
+            again = self._first_in(outer, operation, bound)
+            earlier = again.notes if again is not None else earlier
             group: list[_Prepared] = [] if outer is None else outer
             mark = len(group)
-            group += [item] if item is not None else []
+            if earlier is not None:
+                told: Any = told_before(earlier)
+            else:
+                item = self._prepare(operation, bound, rehearsal, final=not waits)
+                told = self._told(item, online=waits)
+                group.append(item)
             self._here.group = group
             try:
                 yield told
@@ -200,18 +210,16 @@ class Adapter:
         bound = self.host.signature(operation.name).bind(*args, **kwargs)
         call: dict[str, Any] = {}
         for name, value in bound.arguments.items():
-            kind = bound.signature.parameters[name].kind
-            if kind is inspect.Parameter.VAR_POSITIONAL:
-                raise TypeError(f"{operation.name}() cannot be stored with arguments that have no name: *{name}")
-            call |= value if kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+            is_extra = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            call |= value if is_extra else {name: value}
         return call
 
     def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any]) -> Rehearsal:
         """Let the manager refuse what it can refuse without PostgreSQL, in its own way."""
         try:
-            replica = self.host.replica(session_id=self._session_of(bound))
-            with self.replayer.rehearsing():
-                return rehearse(replica, operation.name, dict(bound), context=operation.context)
+            replica = self.host.replica(session_id=self._session_of(bound), apart=True)
+            with self.replayer.rehearsing() as rehearsal:
+                return rehearse(rehearsal, replica, operation.name, dict(bound), context=operation.context)
         except (ManagerUnavailable, AttributeError):
             if self.host.built is not None:
                 raise
@@ -233,11 +241,7 @@ class Adapter:
         first = self.outbox.lookup(operation.name, bound) if operation.alternatives else None
         if first is None:
             return None
-        if encode(plain(call_of(first)))[0] != encode(plain(bound))[0]:
-            raise IdempotencyConflict(
-                f"{operation.name} with this identity is entry {first.seq} already, with other arguments",
-                hint="one intent, one identity: the first call stands",
-            )
+        _must_be_same(operation, call_of(first), bound, f"entry {first.seq}")
         if first.status is EntryStatus.FAILED:
             raise CallFailed(
                 f"{operation.name} with this identity is entry {first.seq}, which was refused: {first.error}",
@@ -245,11 +249,28 @@ class Adapter:
             )
         return first
 
-    def _prepare(self, operation: ManagerOperation, bound: dict[str, Any], rehearsal: Rehearsal) -> _Prepared:
+    def _first_in(
+        self, group: list[_Prepared] | None, operation: ManagerOperation, bound: dict[str, Any]
+    ) -> _Prepared | None:
+        """The call with the same identity that waits in the same block.  Raises `IdempotencyConflict`."""
+        identity = operation.identity_of(bound) if group and operation.alternatives else None
+        if identity is None:
+            return None
+        for item in group or ():
+            if item.operation is operation and operation.identity_of(item.bound) == identity:
+                _must_be_same(operation, item.bound, bound, "in this block")
+                return item
+        return None
+
+    def _prepare(
+        self, operation: ManagerOperation, bound: dict[str, Any], rehearsal: Rehearsal, *, final: bool
+    ) -> _Prepared:
+        """`final`: the caller will not wait to hear another id than the one that it is given here."""
         session = self._session_of(bound)
         self.keeper.meet(session)
         notes: dict[str, Any] = {"session": session}
         if operation.creates:
+            notes |= {"final": True} if final else {}
             table, column = operation.table_and_column()
             with self._halting():
                 notes["id"] = self._take_id(table, column)
@@ -303,10 +324,8 @@ class Adapter:
         columns = item.operation.table_and_column()
         as_of = AsOf(columns, item.notes, clock.now(), clock, lambda *_: next(ids))
         try:
-            manager = self.host.manager()
-            return dry_run(
-                manager, self.host.replica(session_id=item.session), item.operation.name, dict(item.bound), as_of
-            )
+            manager, replica = self.host.manager(), self.host.replica(session_id=item.session, apart=True)
+            return dry_run(manager, replica, item.operation.name, dict(item.bound), as_of)
         except AWAY:
             return None
 
@@ -369,11 +388,12 @@ def bind_to(
     return tuple(bound)
 
 
-def _told_before(first: Entry | None) -> BalanceChange:
-    """What the first call with this identity was told."""
-    assert first is not None
-    told = first.args[NOTES]["told"]
-    return BalanceChange(old_balance=told["old"], new_balance=told["new"], change=told["new"] - told["old"])
+def _must_be_same(operation: ManagerOperation, first: Mapping[str, Any], call: Mapping[str, Any], where: str) -> None:
+    if encode(plain(first))[0] != encode(plain(call))[0]:
+        raise IdempotencyConflict(
+            f"{operation.name} with this identity is {where} already, with other arguments",
+            hint="one intent, one identity: the first call stands",
+        )
 
 
 def _field(change: Any, name: str) -> Any:

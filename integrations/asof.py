@@ -1,20 +1,23 @@
 """AsOf: a replayed call writes the ids that its caller was given and the times at which it was made.
 
-Managers take ids from sequences and times from the clock, both at the moment of the replay.  A hook before each flush
-puts back what was true at the capture.
+Managers take ids from sequences and times from the clock, both at the moment of the replay.  Hooks before each flush
+and each statement put back what was true at the capture.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import DateTime, event
+from sqlalchemy import DateTime, Insert, event
 from sqlalchemy import inspect as inspect_orm
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import ORMExecuteState, Session
 
 from ..clock import Clock
+
+_INSERT = re.compile(r'\s*INSERT\s+INTO\s+(?:"?\w+"?\.)?"?(\w+)"?', re.IGNORECASE)
 
 
 class AsOf:
@@ -53,6 +56,42 @@ class AsOf:
             for row in session.dirty:
                 if session.is_modified(row):
                     self._restore_times(row, new=False)
+
+        @event.listens_for(session_class, "do_orm_execute")
+        def insert(state: ORMExecuteState) -> Any:
+            values = self._id_for(state.statement)
+            if values is None or isinstance(state.parameters, list):
+                return None
+            if state.parameters:
+                return state.invoke_statement(params=values)
+            state.statement = state.statement.values(values)  # type: ignore[attr-defined]
+            return None
+
+    def _id_for(self, statement: Any) -> dict[str, int] | None:
+        """The id for the row of a Core insert that gives none, once."""
+        table, column = self._creates
+        if self._id_left is None or not isinstance(statement, Insert) or statement.table.name != table:
+            return None
+        if statement._multi_values or statement.select is not None or column in _given(statement):
+            return None
+        id_, self._id_left = self._id_left, None
+        return {column: id_}
+
+    def goes_without_id(self, statement: str) -> bool:
+        """Whether an SQL statement inserts the row of which the caller has the id, without that id."""
+        table = self._creates[0]
+        found = _INSERT.match(statement) if self._id_left is not None and table else None
+        return found is not None and found[1].lower() == table.lower()
+
+    def restore(self, parameters: Any) -> Any:
+        """Parameters of a statement, with the time of the capture where one was read from the clock."""
+        if isinstance(parameters, Mapping):
+            return {name: self.restore(value) for name, value in parameters.items()}
+        if isinstance(parameters, list | tuple):
+            return type(parameters)(self.restore(value) for value in parameters)
+        if self._times and isinstance(parameters, datetime) and (then := self._then(parameters)) is not None:
+            return then
+        return parameters
 
     def _give_id(self, row: Any) -> None:
         state = inspect_orm(row)
@@ -104,3 +143,9 @@ class AsOf:
 
     def _is_now(self, value: datetime) -> bool:
         return self._began_at <= value <= self._clock.now()
+
+
+def _given(statement: Insert) -> set[str]:
+    """The names of the columns for which an insert gives values."""
+    columns: Any = statement._values or {}
+    return {getattr(column, "name", column) for column in columns}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from . import sessions
 from .asof import AsOf
+from .host import invoke
 from .replay_session import ReplaySession, Watch, listen_to
 
 
@@ -17,6 +19,12 @@ class BalanceChange(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+def told_before(notes: Mapping[str, Any]) -> BalanceChange:
+    """What the first call with the same identity was told."""
+    told = notes["told"]
+    return BalanceChange(old_balance=told["old"], new_balance=told["new"], change=told["new"] - told["old"])
 
 
 class _Told(BaseException):
@@ -44,7 +52,7 @@ def dry_run(manager: Any, replica: Any, method: str, call: dict[str, Any], as_of
             listen_to(made)
             as_of.listen(made)
             try:
-                with getattr(replica, method)(**call) as told:
+                with invoke(getattr(replica, method), call) as told:
                     raise _Told
             except _Told:
                 return told

@@ -83,6 +83,9 @@ class Delivery:
         answer = self._answers.take(entry.seq)
         settled = self._outbox.entry(entry.seq)
         if settled.status is not EntryStatus.FAILED:
+            if answer is not None and "id" in entry.args[NOTES] and answer.value != entry.args[NOTES]["id"]:
+                # The manager found the row there already.
+                self._refused(entry.args[NOTES].get("session"))
             return local_result(operation, settled) if answer is None else answer.give()
         self._refused(entry.args[NOTES].get("session"))
         if operation.best_effort:

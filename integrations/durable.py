@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from .. import Operation, Outbox, OutboxError
 from ..clock import SystemClock
@@ -28,7 +28,18 @@ __all__ = [
 _ENDINGS = frozenset({"close", "dispose", "shutdown"})
 
 
-class DurableDatabaseManager:
+class _Stand(type):
+    """The class of classes that stand for a manager's class: what they lack (constants, for example) is that one's."""
+
+    stands_for: type | None = None
+
+    def __getattr__(cls, name: str) -> Any:
+        if cls.stands_for is None:
+            raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
+        return getattr(cls.stands_for, name)
+
+
+class DurableDatabaseManager(metaclass=_Stand):
     """Stands where the manager stood: same methods, same signatures, same results while PostgreSQL is up.
 
     Critical methods are on the local disk when they return.  While PostgreSQL takes deliveries they wait (for at most
@@ -90,7 +101,13 @@ class DurableDatabaseManager:
             factory = functools.partial(manager_class, *args, **kwargs)
             DurableDatabaseManager.__init__(self, factory, outbox, **settings)
 
-        members = {"__init__": construct, "__signature__": inspect.signature(manager_class)}
+        members: dict[str, Any] = {"__init__": construct, "__signature__": inspect.signature(manager_class)}
+        # Other ways to construct a manager construct a durable one.
+        members |= {
+            name: member
+            for name, member in inspect.getmembers_static(manager_class)
+            if isinstance(member, classmethod) and not name.startswith("_")
+        }
         return type(manager_class.__name__, (base,), members)
 
     def attach_outbox(
@@ -196,9 +213,26 @@ def _class_for(manager_class: type) -> type[DurableDatabaseManager]:
         return invoke
 
     members: dict[str, Any] = {"__doc__": manager_class.__doc__, "__module__": manager_class.__module__}
-    for name, original in inspect.getmembers(manager_class, inspect.isfunction):
-        if not name.startswith("_"):
+    for name, original in inspect.getmembers_static(manager_class):
+        if isinstance(original, staticmethod) and not name.startswith("_"):
+            members[name] = original
+        elif inspect.isfunction(original) and not name.startswith("_"):
             members[name] = method(name, original)
+    if hasattr(manager_class, "__enter__"):
+        members |= {"__enter__": _enter, "__exit__": _exit}
     # Hosts ask isinstance(db_manager, DatabaseManager).
     members["__class__"] = property(lambda _: manager_class)
-    return type(f"Durable{manager_class.__name__}", (DurableDatabaseManager,), members)
+    members["stands_for"] = manager_class
+    made: Any = _Stand(f"Durable{manager_class.__name__}", (DurableDatabaseManager,), members)
+    return cast(type[DurableDatabaseManager], made)
+
+
+def _enter(self: DurableDatabaseManager) -> Any:
+    """`with` the manager: what is given instead of the manager itself stays what it is."""
+    manager = self._host.manager()
+    given = manager.__enter__()
+    return self if given is manager else given
+
+
+def _exit(self: DurableDatabaseManager, *exc: Any) -> Any:
+    return self._host.manager().__exit__(*exc)

@@ -55,7 +55,8 @@ def position_reconciled(view: LocalView, call: Notes, notes: Notes) -> None:
 
 
 def _account(view: LocalView, notes: Notes) -> Row:
-    return view.sessions.setdefault(notes["session"], new_session())
+    # A balance of no session is nobody's to ask for.
+    return new_session() if notes["session"] is None else view.sessions.setdefault(notes["session"], new_session())
 
 
 def _change(view: LocalView, notes: Notes, change: Any) -> None:

@@ -11,6 +11,7 @@ import functools
 import inspect
 import json
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
@@ -30,6 +31,7 @@ _META = "manager:signatures"
 _ENUMS = "manager:enums"
 # After a failed try to build the manager, the next one waits this long; callers get the same error meanwhile.
 _REBUILD_S = 5.0
+_CONTAINERS = (dict, list, set, deque)
 
 
 class ManagerUnavailable(OutboxError):
@@ -103,9 +105,8 @@ class Host:
 
     def signature(self, name: str) -> inspect.Signature:
         """The method's signature without `self`.  Raises `ManagerUnavailable` where it is not known."""
-        function = self.method(name)
-        if function is not None:
-            return _without_self(function)
+        if self.method(name) is not None:
+            return signature_of(self.manager_class, name)
         if name in self._stored:
             return self._stored[name]
         raise ManagerUnavailable(
@@ -157,17 +158,21 @@ class Host:
             else:
                 setattr(self.built, name, value)
 
-    def replica(self, *, session_id: int | None) -> Any:
+    def replica(self, *, session_id: int | None, apart: bool = False) -> Any:
         """A shallow copy for one call made in trading session `session_id`, to be given a session factory of its own.
 
-        Before there is a manager it is an object of its class whose constructor has not run.  Raises
-        `ManagerUnavailable` where not even the class is known.
+        `apart`: what the call puts into the manager's own lists, dicts and sets stays in the copy.  Before there is a
+        manager it is an object of its class whose constructor has not run.  Raises `ManagerUnavailable` where not even
+        the class is known.
         """
         if self.built is None and self.manager_class is None:
             raise ManagerUnavailable("the manager's class is not known")
         copied = copy.copy(self.built) if self.built is not None else object.__new__(self.manager_class)  # type: ignore[arg-type]
         if self.built is None or hasattr(copied, "_current_session_id"):
             copied._current_session_id = session_id
+        if apart:
+            own = {name: value for name, value in vars(copied).items() if isinstance(value, _CONTAINERS)}
+            vars(copied).update({name: copy.copy(value) for name, value in own.items()})
         return copied
 
 
@@ -211,11 +216,21 @@ def _enums_in(value: Any) -> Iterator[type[Enum]]:
             yield from _enums_in(item)
 
 
-def _without_self(function: Any) -> inspect.Signature:
-    signature = inspect.signature(function)
-    if isinstance(inspect.unwrap(function), staticmethod):
+def signature_of(manager_class: Any, name: str) -> inspect.Signature:
+    """The signature of a class's method as objects of the class have it: without `self`."""
+    signature = inspect.signature(getattr(manager_class, name))
+    if isinstance(inspect.getattr_static(manager_class, name), staticmethod | classmethod):
         return signature
     return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def invoke(method: Any, call: Mapping[str, Any]) -> Any:
+    """Call `method` with arguments by name, also those that Python takes by position only."""
+    signature = inspect.signature(method)
+    named = {name: value for name, value in call.items() if name in signature.parameters}
+    bound = inspect.BoundArguments(signature, named)
+    others = {name: value for name, value in call.items() if name not in named}
+    return method(*bound.args, **bound.kwargs, **others)
 
 
 def _describe(signature: inspect.Signature) -> list[list[Any]]:

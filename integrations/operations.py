@@ -94,8 +94,15 @@ class ManagerOperation(Operation):
         session = args[NOTES].get("session")
         return None if session is None else f"session:{session}"
 
-    def check_declaration(self, signature: inspect.Signature) -> None:
-        """Raise `ConfigError` where identity or ordering key name something that is no argument of the method."""
+    def check_declaration(self, signature: inspect.Signature, method: Any = None) -> None:
+        """Raise `ConfigError` where the method cannot be replayed, or has no argument that identity or order name.
+
+        `method` is the manager's class's own, as it was defined; None where only the signature is known.
+        """
+        if isinstance(method, staticmethod | classmethod):
+            raise ConfigError(f"operation {self.name!r} is a {type(method).__name__}, which has no sessions")
+        if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+            raise ConfigError(f"operation {self.name!r} is asynchronous", hint="managers must be synchronous")
         given = signature.parameters
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in given.values()):
             return

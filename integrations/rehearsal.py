@@ -6,17 +6,18 @@ anything is stored.  The rows that it has prepared by then are checked against t
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import ClauseElement
 from sqlalchemy import inspect as inspect_orm
-from sqlalchemy.exc import DataError
+from sqlalchemy.dialects.postgresql.psycopg2 import dialect as psycopg2_dialect
+from sqlalchemy.exc import DataError, StatementError
 from sqlalchemy.orm import Session
 
 from ..operation import is_beyond
 from . import sessions
-from .host import AWAY
+from .host import AWAY, invoke
 
 
 class Reached(BaseException):
@@ -39,14 +40,15 @@ class _RefusedByColumn(Exception):
     pgcode = "22000"
 
 
-def rehearse(replica: Any, method: str, call: dict[str, Any], *, context: bool) -> Rehearsal:
+def rehearse(rehearsal: Rehearsal, replica: Any, method: str, call: dict[str, Any], *, context: bool) -> Rehearsal:
     """Try `method` on `replica`, which must be a copy.  Raises what the manager raises before it needs the database."""
-    rehearsal = Rehearsal()
     replica.session_factory = sessions.factory_like(
-        getattr(replica, "session_factory", None), _RehearsalSession, info={"rehearsal": rehearsal}
+        getattr(replica, "session_factory", None),
+        _RehearsalSession,
+        info={"rehearsal": rehearsal, "dialect": _dialect_of(replica)},
     )
     try:
-        result = getattr(replica, method)(**call)
+        result = invoke(getattr(replica, method), call)
         if context:
             with result:
                 rehearsal.reached = True
@@ -54,7 +56,41 @@ def rehearse(replica: Any, method: str, call: dict[str, Any], *, context: bool) 
             rehearsal.answer = result
     except (Reached, *AWAY):
         rehearsal.reached = True
+    except Exception:
+        # Where the manager made an error of its own out of ours, it has said nothing about the call.
+        if not rehearsal.reached:
+            raise
     return rehearsal
+
+
+def _dialect_of(replica: Any) -> Any:
+    """The dialect that binds the manager's values: engines may have a JSON serializer of their own."""
+    return getattr(getattr(replica, "engine", None), "dialect", None) or psycopg2_dialect()  # type: ignore[no-untyped-call]
+
+
+class _Savepoint:
+    """A savepoint needs no database until something happens in it."""
+
+    is_active = True
+
+    def __init__(self, session: _RehearsalSession) -> None:
+        self._session = session
+
+    def __enter__(self) -> _Savepoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._session.new:
+            self.commit()
+
+    def commit(self) -> None:
+        """Here the rows would be sent."""
+        self._session._reach()
+
+    def rollback(self) -> None:
+        """Nothing was begun."""
+
+    close = rollback
 
 
 class _RehearsalSession(Session):
@@ -62,9 +98,9 @@ class _RehearsalSession(Session):
 
     def _reach(self, *_: Any, **__: Any) -> Any:
         rehearsal: Rehearsal = self.info["rehearsal"]
-        rehearsal.reached = True
         for row in self.new:
-            _check_row(row)
+            # A refusal is the manager's to answer, and then it has not come to the database.
+            _check_row(row, self.info["dialect"])
             mapper = inspect_orm(row).mapper
             made = {
                 attribute.key: value
@@ -72,6 +108,7 @@ class _RehearsalSession(Session):
                 if type(value := inspect_orm(row).dict.get(attribute.key)) is str
             }
             rehearsal.made.setdefault(str(mapper.local_table.name), made)
+        rehearsal.reached = True
         raise Reached
 
     def execute(self, statement: Any, *_: Any, **__: Any) -> Any:
@@ -80,9 +117,11 @@ class _RehearsalSession(Session):
             return None
         return self._reach()
 
-    def begin_nested(self) -> AbstractContextManager[Any]:  # type: ignore[override]
-        """A savepoint needs no database until something happens in it."""
-        return nullcontext()
+    def begin_nested(self) -> _Savepoint:  # type: ignore[override]
+        """What is new goes out before a savepoint; otherwise see `_Savepoint`."""
+        if self.new:
+            self._reach()
+        return _Savepoint(self)
 
     def rollback(self) -> None:
         """Nothing was begun."""
@@ -91,8 +130,8 @@ class _RehearsalSession(Session):
     bulk_save_objects = bulk_insert_mappings = bulk_update_mappings = delete = _reach
 
 
-def _check_row(row: Any) -> None:
-    """Raise `DataError`, as a flush would, where a new row has a value that its column cannot hold."""
+def _check_row(row: Any, dialect: Any) -> None:
+    """Raise, as a flush would, where a new row has a value that its column cannot hold or cannot bind."""
     state = inspect_orm(row)
     for attribute in state.mapper.column_attrs:
         column, value = attribute.columns[0], state.dict.get(attribute.key)
@@ -102,6 +141,14 @@ def _check_row(row: Any) -> None:
         precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
         if isinstance(precision, int) and isinstance(scale, int) and is_beyond(value, precision, scale):
             _refuse(f"{column} is {value}, beyond numeric({precision},{scale})", value)
+        bind = column.type.dialect_impl(dialect).bind_processor(dialect)
+        if bind is None or value is None or isinstance(value, ClauseElement):
+            continue
+        try:
+            bind(value)
+        except Exception as exc:
+            what = f"({type(exc).__module__}.{type(exc).__qualname__}) {exc}"
+            raise StatementError(what, "INSERT (not sent)", {column.name: value}, exc) from exc
 
 
 def _refuse(why: str, value: Any) -> None:

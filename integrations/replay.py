@@ -22,12 +22,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from .. import Entry, Outbox, OutboxError
 from ..clock import Clock
 from ..errors import TargetMisconfigured, TargetUnavailable
+from ..failures import Verdict, classify
 from . import sessions
 from .asof import AsOf
-from .host import Host
+from .host import Host, invoke
 from .local_view import exact
 from .operations import ManagerOperation, call_of, notes_of
-from .rehearsal import Reached
+from .rehearsal import Reached, Rehearsal
 from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_engine
 
 _log = logging.getLogger("outbox.integrations")
@@ -74,6 +75,19 @@ class Answers:
             return self._kept.pop(seq, None)
 
 
+def _is_refusal(error: BaseException) -> bool:
+    """Whether an error of the database is about the data, and would come again."""
+    invalidated = getattr(error, "connection_invalidated", False)
+    sqlstate = getattr(getattr(error, "orig", None), "pgcode", None)
+    return classify(sqlstate, connected=not invalidated, data_error=False) is Verdict.REJECTED
+
+
+def _database_of(raw: Any) -> tuple[Any, ...] | None:
+    """What tells a PostgreSQL database from others; None for another driver's connection."""
+    info: Any = getattr(raw, "info", None)
+    return None if not hasattr(info, "dbname") else (info.host, info.port, info.dbname)
+
+
 def _no_id(*_: str) -> None:
     """Let PostgreSQL give the id."""
 
@@ -96,7 +110,7 @@ class Replayer:
         self._undo: list[Callable[[], None]] = []
         self._engines: set[Engine] = set()
         self.answers = Answers()
-        host.when_built(self._guard)
+        self._undo.append(refuse_connections(self._refusal))
 
     def close(self) -> None:
         """Take the listeners away again."""
@@ -107,13 +121,17 @@ class Replayer:
         """The handler that applies entries of `operation`."""
 
         def replay(connection: Connection, entry: Entry) -> Any:
-            with self._watched(connection) as watch:
-                return self._replay(operation, connection, entry, watch)
+            self._build()
+            notes, creates = notes_of(entry), operation.table_and_column()
+            as_of = AsOf(creates, notes, entry.captured_at, self._clock, self._take_id)
+            with self._watched(connection, as_of) as watch:
+                return self._replay(operation, connection, entry, watch, as_of)
 
         return replay
 
-    def _replay(self, operation: ManagerOperation, connection: Connection, entry: Entry, watch: Watch) -> Any:
-        self._build()
+    def _replay(
+        self, operation: ManagerOperation, connection: Connection, entry: Entry, watch: Watch, as_of: AsOf
+    ) -> Any:
         replica = self._host.replica(session_id=notes_of(entry).get("session"))
         replica.session_factory = factory = sessions.factory_like(
             replica.session_factory,
@@ -123,14 +141,13 @@ class Replayer:
             info={"watch": watch},
         )
         listen_to(sessions.session_class(factory))
-        as_of = AsOf(operation.table_and_column(), notes_of(entry), entry.captured_at, self._clock, self._take_id)
         as_of.listen(sessions.session_class(factory))
         try:
             value = self._call(operation, replica, entry, as_of)
         except Exception as exc:  # noqa: BLE001 - whatever the manager raises is judged there
             return self._raised(operation, entry, watch, exc)
-        if watch.bypass is not None:
-            raise watch.bypass
+        if watch.misfit is not None:
+            raise watch.misfit
         self.answers.keep(entry.seq, Answer(value))
         if not operation.success(value, watch.committed):
             if watch.error is not None:
@@ -140,15 +157,16 @@ class Replayer:
                 hint="see the engine's log; the row may be missing",
             )
         watch.restore_settings(connection)
+        self._compare_id(operation, entry, value)
         return value if isinstance(value, (bool, int, str, type(None))) else None
 
     def _raised(self, operation: ManagerOperation, entry: Entry, watch: Watch, exc: Exception) -> Any:
         """What an exception of the manager means for the entry."""
-        if watch.bypass is not None or isinstance(exc, (TargetUnavailable, TargetMisconfigured)):
-            raise watch.bypass or exc
+        if watch.misfit is not None or isinstance(exc, (TargetUnavailable, TargetMisconfigured)):
+            raise watch.misfit or exc
         self.answers.keep(entry.seq, Answer(error=exc))
         error = watch.error_behind(exc)
-        if error is not None:
+        if error is not None and not (watch.committed and _is_refusal(error)):
             raise error
         if watch.committed:
             # The effect counts, as it would have without us; the caller hears of the rest.
@@ -165,8 +183,8 @@ class Replayer:
             # The change follows what the other writer did, so it must not be stamped before that.
             as_of.keep_times()
         if not operation.context:
-            return method(**call_of(entry))
-        with method(**call_of(entry)):
+            return invoke(method, call_of(entry))
+        with invoke(method, call_of(entry)):
             pass
         return None
 
@@ -184,14 +202,32 @@ class Replayer:
             f"and PostgreSQL had {Decimal(str(found))}: another writer has changed it, or an earlier change was refused"
         )
         _log.error("balance diverged", extra={"seq": entry.seq, "session": session, "detail": message})
-        if self._outbox is not None:
-            try:
-                self._outbox.alarms.sound(f"diverged-balance-{session}", message)
-            except OutboxError as exc:
-                _log.error("the alarm could not be kept", extra={"error": str(exc)})
+        self._sound(f"diverged-balance-{session}", message)
         return True
 
+    def _compare_id(self, operation: ManagerOperation, entry: Entry, value: Any) -> None:
+        """Report an id that is not the one which the caller has, as where the manager found the row there already."""
+        told = notes_of(entry).get("id")
+        if not notes_of(entry).get("final") or type(value) is not int or value == told:
+            return
+        table = operation.table_and_column()[0]
+        message = (
+            f"entry {entry.seq} ({entry.operation}) gave its caller id {told} of {table}, and the manager answered "
+            f"with {value}: the row was there already"
+        )
+        _log.error("id diverged", extra={"seq": entry.seq, "table": table, "detail": message})
+        self._sound(f"diverged-id-{table}-{told}", message)
+
+    def _sound(self, alarm: str, message: str) -> None:
+        if self._outbox is not None:
+            try:
+                self._outbox.alarms.sound(alarm, message)
+            except OutboxError as exc:
+                _log.error("the alarm could not be kept", extra={"error": str(exc)})
+
     def _build(self) -> None:
+        # The relay is connected, so what failed before may work now.
+        self._host.forget_failure()
         try:
             self._host.manager()
         except SQLAlchemyError as exc:
@@ -202,11 +238,13 @@ class Replayer:
     # -- nothing may go past the relay's transaction
 
     @contextmanager
-    def _watched(self, connection: Connection) -> Iterator[Watch]:
+    def _watched(self, connection: Connection, as_of: AsOf) -> Iterator[Watch]:
         if connection.engine not in self._engines:
             self._engines.add(connection.engine)
             self._undo.append(watch_engine(connection.engine, self._watch_here))
-        watch = self._here.watch = Watch()
+            self._bind_alike(connection)
+        watch = self._here.watch = Watch(as_of)
+        self._here.database = _database_of(connection.connection.dbapi_connection)
         try:
             yield watch
         finally:
@@ -216,22 +254,32 @@ class Replayer:
         watch: Watch | None = getattr(self._here, "watch", None)
         return watch
 
-    def _guard(self, manager: Any) -> None:
-        engine = getattr(manager, "engine", None)
-        if isinstance(engine, Engine):
-            self._undo.append(refuse_connections(engine, self._refusal))
+    def _bind_alike(self, connection: Connection) -> None:
+        """The manager's engine may have JSON functions of its own, for values that the default ones refuse."""
+        own = getattr(getattr(self._host.built, "engine", None), "dialect", None)
+        for name in ("_json_serializer", "_json_deserializer"):
+            if getattr(own, name, None) is not None:
+                setattr(connection.dialect, name, getattr(own, name))
 
-    def _refusal(self) -> BaseException | None:
-        if getattr(self._here, "rehearsing", False):
+    def _refusal(self, raw: Any) -> BaseException | None:
+        rehearsal: Rehearsal | None = getattr(self._here, "rehearsal", None)
+        if rehearsal is not None:
+            # Noted here too: managers have bare excepts.
+            rehearsal.reached = True
             return Reached()
         watch = self._watch_here()
-        return None if watch is None else watch.bypassed()
+        if watch is None or _database_of(raw) != self._here.database:
+            return None
+        return watch.misfits(
+            "opened a connection of its own",
+            "its writes must go through self.session_factory, or they could be applied twice",
+        )
 
     @contextmanager
-    def rehearsing(self) -> Iterator[None]:
+    def rehearsing(self) -> Iterator[Rehearsal]:
         """While a call is rehearsed in this thread: a connection of the manager's own ends the rehearsal."""
-        self._here.rehearsing = True
+        self._here.rehearsal = rehearsal = Rehearsal()
         try:
-            yield
+            yield rehearsal
         finally:
-            self._here.rehearsing = False
+            self._here.rehearsal = None

@@ -6,36 +6,54 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import Pool
 
 from ..errors import TargetMisconfigured
 from . import sessions
+from .asof import AsOf
 
+_ISOLATION = re.compile(r"\s*SET\s+(TRANSACTION|SESSION\s+CHARACTERISTICS)\b", re.IGNORECASE)
 _READS = re.compile(r"\s*(SELECT|SHOW)\b", re.IGNORECASE)
 
 
 class Watch:
     """What happened in the sessions of one replay."""
 
-    def __init__(self) -> None:
+    def __init__(self, as_of: AsOf | None = None) -> None:
+        """`as_of` is asked before each statement."""
+        self.as_of = as_of
         # Whether a session that had written was committed.
         self.committed = False
         # The last error of the database, whoever caught it.
         self.error: DBAPIError | None = None
-        # Set when the manager opened a connection of its own.
-        self.bypass: TargetMisconfigured | None = None
+        # Set when the manager did something that cannot be part of the relay's transaction.
+        self.misfit: TargetMisconfigured | None = None
         # Settings that the replay changed: name -> (value before, whether the change ends with the transaction).
         self.settings: dict[str, tuple[str | None, bool]] = {}
 
-    def bypassed(self) -> TargetMisconfigured:
-        """The manager opened a connection of its own; what to raise."""
-        self.bypass = TargetMisconfigured(
-            "a replayed method of the manager opened a connection of its own",
-            hint="its writes must go through self.session_factory, or they could be applied twice",
-        )
-        return self.bypass
+    def misfits(self, what: str, hint: str) -> TargetMisconfigured:
+        """The manager did something that cannot be part of the relay's transaction; what to raise."""
+        self.misfit = TargetMisconfigured(f"a replayed method of the manager {what}", hint=hint)
+        return self.misfit
+
+    def sees(self, statement: str) -> None:
+        """Raise `TargetMisconfigured` for a statement that would not do here what it did for the manager."""
+        if _ISOLATION.match(statement):
+            raise self.isolated()
+        if self.as_of is not None and self.as_of.goes_without_id(statement):
+            raise self.misfits(
+                "inserted the row of which it returns the id past the ORM, so it has not the id that the caller has",
+                "insert it with the ORM or insert(); or declare the operation without creates=, and no id is given "
+                "during an outage",
+            )
+
+    def isolated(self) -> TargetMisconfigured:
+        """The manager set an isolation level; what to raise."""
+        return self.misfits("set an isolation level", "all calls of a batch share one transaction: lock rows instead")
 
     def error_behind(self, exc: BaseException) -> BaseException | None:
         """The database error that `exc` is, or was raised from."""
@@ -64,10 +82,17 @@ class ReplaySession(Session):
 
     wrote = False
 
+    def connection(self, *args: Any, **kwargs: Any) -> Connection:
+        """The relay's connection, whose isolation level is not the manager's to choose."""
+        options = next((value for value in (*args, *kwargs.values()) if "isolation_level" in (value or {})), None)
+        if options is not None:
+            watch: Watch = self.info["watch"]
+            raise watch.isolated()
+        return super().connection(*args, **kwargs)
+
     def rollback(self) -> None:
         """Roll back what was written; a mere reader lets go."""
-        watch: Watch = self.info["watch"]
-        if self.wrote or watch.error is not None or not self.in_transaction():
+        if self.wrote or not self.in_transaction() or _is_broken(self.get_bind()):
             super().rollback()
         else:
             self.expunge_all()
@@ -82,6 +107,12 @@ class ReplaySession(Session):
         if self.in_transaction():
             self.rollback()
         super().close()
+
+
+def _is_broken(bind: Any) -> bool:
+    """Whether a statement has failed since the last savepoint: then that one must be rolled back."""
+    raw = None if bind.closed or bind.invalidated else bind.connection.dbapi_connection
+    return raw is None or raw.info.transaction_status == TRANSACTION_STATUS_INERROR
 
 
 def listen_to(session_class: type[Session]) -> None:
@@ -110,20 +141,25 @@ def listen_to(session_class: type[Session]) -> None:
 
 
 def watch_engine(engine: Engine, watch_here: Callable[[], Watch | None]) -> Callable[[], None]:
-    """Note errors and settings of the statements that a watched thread executes; returns how to undo it."""
+    """Watch over the statements that a watched thread executes; returns how to undo it."""
 
-    def before(_: Connection, cursor: Any, statement: str, *__: Any) -> None:
-        watch, setting = watch_here(), sessions.setting_of(statement)
-        if watch is not None and setting is not None and setting[0] not in watch.settings:
+    def before(_: Connection, cursor: Any, statement: str, parameters: Any, *__: Any) -> tuple[str, Any]:
+        watch = watch_here()
+        if watch is None:
+            return statement, parameters
+        watch.sees(statement)
+        setting = sessions.setting_of(statement)
+        if setting is not None and setting[0] not in watch.settings:
             cursor.execute("SELECT current_setting(%s, true)", (setting[0],))
             watch.settings[setting[0]] = (cursor.fetchone()[0], setting[1])
+        return statement, parameters if watch.as_of is None else watch.as_of.restore(parameters)
 
     def failed(context: Any) -> None:
         watch = watch_here()
         if watch is not None and isinstance(context.sqlalchemy_exception, DBAPIError):
             watch.error = context.sqlalchemy_exception
 
-    event.listen(engine, "before_cursor_execute", before)
+    event.listen(engine, "before_cursor_execute", before, retval=True)
     event.listen(engine, "handle_error", failed)
 
     def undo() -> None:
@@ -133,13 +169,16 @@ def watch_engine(engine: Engine, watch_here: Callable[[], Watch | None]) -> Call
     return undo
 
 
-def refuse_connections(engine: Engine, refusal: Callable[[], BaseException | None]) -> Callable[[], None]:
-    """Raise what `refusal()` gives, if anything, for connections of `engine`; returns how to undo it."""
+def refuse_connections(refusal: Callable[[Any], BaseException | None]) -> Callable[[], None]:
+    """Raise what `refusal(driver's connection)` gives, if anything, for those that any engine's pool hands out.
 
-    def refuse(_: Connection) -> None:
-        error = refusal()
+    Returns how to undo it.
+    """
+
+    def refuse(raw: Any, *_: Any) -> None:
+        error = refusal(raw)
         if error is not None:
             raise error
 
-    event.listen(engine, "engine_connect", refuse)
-    return lambda: event.remove(engine, "engine_connect", refuse)
+    event.listen(Pool, "checkout", refuse)
+    return lambda: event.remove(Pool, "checkout", refuse)

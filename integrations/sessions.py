@@ -7,7 +7,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-_SETTING = re.compile(r"\s*SET\s+(?:(LOCAL|SESSION)\s+)?([A-Za-z_][A-Za-z0-9_.]*)\s*(?:=|\bTO\b)", re.IGNORECASE)
+_SETTING = re.compile(
+    r"\s*SET\s+(?:(LOCAL|SESSION)\s+)?(?:(TIME\s+ZONE)\b|([A-Za-z_][A-Za-z0-9_.]*)\s*(?:=|\bTO\b))", re.IGNORECASE
+)
 
 
 def factory_like(original: Any, behaviour: type[Session], **options: Any) -> Any:
@@ -36,4 +38,4 @@ def setting_of(statement: str) -> tuple[str, bool] | None:
     found = _SETTING.match(statement)
     if found is None:
         return None
-    return found[2].lower(), (found[1] or "").upper() == "LOCAL"
+    return "timezone" if found[2] else found[3].lower(), (found[1] or "").upper() == "LOCAL"

@@ -6,6 +6,8 @@ from .reading import ALARM_PREFIX
 from .store import Store
 
 _MAX_CHARS = 2000
+# While it is up, PostgreSQL lacks something that has not been put back yet, and nothing may leave the ledger.
+FORGOTTEN = "postgresql-forgot"
 
 
 class Alarms:
@@ -16,9 +18,13 @@ class Alarms:
 
     def sound(self, name: str, message: str) -> None:
         """Keep `message` under `name`; the first message of a name stays.  Raises `DurabilityError`."""
-        if self._store.get_meta(ALARM_PREFIX + name) is None:
+        if not self.sounds(name):
             text = message[:_MAX_CHARS].encode(errors="replace")
             self._store.put_meta(ALARM_PREFIX + name, text)
+
+    def sounds(self, name: str) -> bool:
+        """Whether the alarm `name` is kept."""
+        return self._store.get_meta(ALARM_PREFIX + name) is not None
 
     def acknowledge(self, name: str) -> bool:
         """Forget the alarm `name`; whether there was one.  Raises `DurabilityError`."""

@@ -16,13 +16,14 @@ from types import TracebackType
 from typing import Any
 
 from . import codec
-from .alarms import Alarms
+from .alarms import FORGOTTEN, Alarms
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
 from .entry import Entry
 from .envelope import Record, from_us, to_us
-from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, StoreLocked
+from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, OutboxError, StoreLocked
 from .group_commit import GroupCommit
+from .ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
 from .locks import Role, holder
 from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import (
@@ -397,13 +398,15 @@ class Outbox:
             return self.alarms.acknowledge(name)
         count = self.store.figures().counters.unledgered
         if count:
-            self.store.forget_unledgered(count, self._audit("acknowledge", {"name": name, "entries": count}))
+            self.store.forget_unledgered(
+                count, answer(ACKNOWLEDGE, {"name": name, "entries": count}, self.clock.new_id().bytes)
+            )
         return bool(count)
 
     def _answer(self, action: str, seq: int, extra: dict[str, Any]) -> list[Entry]:
         if not isinstance(seq, int) or isinstance(seq, bool):
             raise InvalidEntry(f"seq is {seq!r}", hint="allowed: a sequence number")
-        audit = self._audit(action, {"seq": seq, **extra})
+        audit = answer(REQUEUE if action == "requeue" else DISCARD, {"seq": seq, **extra}, self.clock.new_id().bytes)
         if action == "requeue":
             released = self.store.requeue(seq, audit)
         else:
@@ -413,31 +416,20 @@ class Outbox:
             listener()
         return [record.entry(strict=False) for record in released]
 
-    def _audit(self, action: str, args: dict[str, Any]) -> Record:
-        """What the ledger keeps of an operator's answer."""
-        name = f"outbox.{action}"
-        plain, types = codec.encode(args)
-        id_ = self.clock.new_id().bytes
-        return Record(
-            seq=0,
-            key=id_,
-            id=id_,
-            operation=name,
-            order_by=None,
-            payload_hash=payload_hash(name, plain, types),
-            shape=shape_hash(args),
-            args=plain,
-            types=types,
-        )
-
     # -- retention
 
     def compact(self, retention: timedelta | None = None, vacuum: bool = False) -> int:
         """Prune settled entries older than `retention` (default: the configured hours); returns how many.
 
         With `vacuum` the file is also rewritten compactly and swapped, which needs this process to be the only one
-        with the store open and no relay running: raises `StoreLocked` otherwise, having changed nothing.
+        with the store open and no relay running: raises `StoreLocked` otherwise, having changed nothing.  Raises
+        `OutboxError` while something that PostgreSQL has forgotten waits to be put back.
         """
+        if self.alarms.sounds(FORGOTTEN):
+            raise OutboxError(
+                "PostgreSQL lacks what it had acknowledged, so nothing may leave the ledger",
+                hint="run `atb outbox reconcile` first",
+            )
         keep = timedelta(hours=self.config.retention_hours) if retention is None else retention
         if not isinstance(keep, timedelta) or keep < timedelta(0):
             raise ConfigError(f"retention is {retention!r}", hint="allowed: a timedelta of zero or more")

@@ -17,6 +17,9 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
 _HOST = r"(\[[0-9A-Fa-f:.%]*\]|[^:@\[\]]*)(:\d*)?"
 _HOSTS = re.compile(rf"{_HOST}(,{_HOST})*\Z")
 
+# When to put back by itself what PostgreSQL has forgotten: see `OutboxConfig.reconcile`.
+RECONCILE = ("failover", "auto", "manual")
+
 # (lowest, highest) allowed, both included.
 _RANGES: Mapping[str, tuple[float, float]] = {
     "sync_interval": (0.001, 3600),
@@ -75,6 +78,9 @@ class OutboxConfig:
     stuck_after: float = 60.0
     # KiB: largest encoded entry.
     max_entry_kb: int = 1024
+    # Whether what PostgreSQL has forgotten is delivered again by itself: auto; manual: an operator says so; failover:
+    # as auto where the URL names several hosts, else as manual.
+    reconcile: str = "failover"
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -89,6 +95,8 @@ class OutboxConfig:
         named = isinstance(self.namespace, str) and 0 < len(self.namespace) <= 200
         if self.namespace is not None and not named:
             raise ConfigError(f"namespace is {self.namespace!r}", hint="allowed: 1 to 200 characters")
+        if self.reconcile not in RECONCILE:
+            raise ConfigError(f"reconcile is {self.reconcile!r}", hint=f"allowed: {', '.join(RECONCILE)}")
         if self.database_url is not None:
             check_database_url(self.database_url)
         if self.backoff_base > self.backoff_cap:

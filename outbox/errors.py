@@ -9,7 +9,7 @@ A leaf module: the whole line raises from here and nothing is imported here.  Al
   reopen) and `StoreFull` (certainly not stored).
 - *Cannot open*: `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`.
 - *Delivery*, seen by the relay only: `TargetUnavailable` (retried for ever), `TargetMisconfigured` (retried for
-  ever and alarmed), `EntryRejected` (dead letter).
+  ever and alarmed), `HistoryRewound` (the same, until it is reconciled), `EntryRejected` (dead letter).
 """
 
 from __future__ import annotations
@@ -113,6 +113,18 @@ class TargetMisconfigured(OutboxError):
 
     The line stops and alarms; no entry is rejected.
     """
+
+
+class HistoryRewound(TargetMisconfigured):
+    """PostgreSQL lacks what it had acknowledged, or is another database than the one that did.
+
+    The line stops until what is missing has been put back.  Everything up to sequence number `settled_seq` is there;
+    `same_database` is false where the database has no memory of this store at all.
+    """
+
+    def __init__(self, message: str, *, settled_seq: int, same_database: bool, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.settled_seq, self.same_database = settled_seq, same_database
 
 
 class EntryRejected(OutboxError):

@@ -6,19 +6,26 @@ counters back.  Assumes that the caller holds the transaction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import itemgetter
 from typing import Any
 
 from . import codec
+from .continuity import Mark
 from .counters import Counters
 from .entry import EntryStatus
 from .envelope import Record, key_seq, pack, pack_completed, seq_key, unpack
 from .environment import Environment
 from .errors import EntryNotFound
+from .operation import payload_hash, shape_hash
 
 DEAD_PREFIX = b"outbox:dead:"
+# What PostgreSQL last acknowledged, by lane.
+MARK_PREFIX = b"outbox:mark:"
+REQUEUE, DISCARD, RECONCILE = "outbox.requeue", "outbox.discard", "outbox.reconcile"
+ACKNOWLEDGE = "outbox.acknowledge"
 
 
 @dataclass(slots=True)
@@ -33,6 +40,8 @@ class Settlement:
     dropped: list[tuple[Record, str]] = field(default_factory=list)
     # Rejected for a reason that may pass: one attempt more, still pending.
     retried: list[tuple[Record, str]] = field(default_factory=list)
+    # The transaction that PostgreSQL acknowledged last.
+    mark: Mark | None = None
 
     def __bool__(self) -> bool:
         return bool(self.completed or self.dead or self.dropped or self.retried)
@@ -55,6 +64,8 @@ def settle(
             last = max(key, last)
         return True
 
+    if settlement.mark is not None:
+        remember(txn, settlement.mark)
     moved = [
         (seq_key(record.seq), record, result)
         for record, result in settlement.completed
@@ -117,6 +128,55 @@ def discard(
     counters.discarded += len(released)
     _release(environment, txn, counters, released, audit, now_us)
     return released
+
+
+def remember(txn: Any, mark: Mark) -> None:
+    """Keep what PostgreSQL last acknowledged on a lane."""
+    txn.put(MARK_PREFIX + bytes((mark.lane,)), mark.pack())
+
+
+def put_back(environment: Environment, txn: Any, counters: Counters, records: Sequence[Record]) -> int:
+    """Put completed entries back at their old places in `pending`; returns how many were still in the ledger."""
+    moved = 0
+    for record in records:
+        if txn.delete(seq_key(record.seq), db=environment.ledger):
+            again = replace(record, status=EntryStatus.PENDING, settled_us=0, result=b"")
+            txn.put(seq_key(record.seq), pack(again), db=environment.pending)
+            moved += 1
+    counters.completed -= moved
+    counters.releases += 1
+    return moved
+
+
+def rebase(environment: Environment, txn: Any, counters: Counters, mark: Mark, audit: Record, now_us: int) -> None:
+    """From now on PostgreSQL is compared with `mark` only; `audit` becomes a ledger record of its own."""
+    with txn.cursor() as cursor:
+        found = cursor.set_range(MARK_PREFIX)
+        while found and bytes(cursor.key()).startswith(MARK_PREFIX):
+            found = cursor.delete()
+    remember(txn, mark)
+    note(environment, txn, counters, audit, now_us)
+
+
+def answer(name: str, args: dict[str, Any], id_: bytes) -> Record:
+    """The record of an operator's or a relay's own doing: no entry, and it never has a receipt."""
+    plain, types = codec.encode(args)
+    return Record(
+        seq=0,
+        key=id_,
+        id=id_,
+        operation=name,
+        order_by=None,
+        payload_hash=payload_hash(name, plain, types),
+        shape=shape_hash(args),
+        args=plain,
+        types=types,
+    )
+
+
+def is_answer(record: Record) -> bool:
+    """Whether this ledger record is one of `answer` and no entry: a key that is a plain id belongs to no intent."""
+    return record.key == record.id
 
 
 def _release(

@@ -8,11 +8,11 @@ and attributed to the line or to one entry, never dropped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg2
@@ -21,18 +21,21 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from . import codec
+from . import codec, watermarks
 from .clock import Clock, SystemClock
 from .config import OutboxConfig, check_database_url
+from .continuity import Memory, NoMemory
 from .entry import EntryStatus
 from .envelope import Record
 from .errors import ConfigError, EntryRejected, TargetMisconfigured, TargetUnavailable
 from .failures import STALLS, Verdict, classify
 from .login_probe import sqlstate_of_login
 from .operation import Operation, operations_by_name
-from .receipts import RowWriter, ensure_table, fence, find, keep_results, record
+from .receipts import Cursor, RowWriter, ensure_table, find, keep_results, record
 from .target import Outcome, Unit, ordering_keys, units
 from .watchdog import Watchdog
+
+T = TypeVar("T")
 
 _log = logging.getLogger("outbox.postgres")
 
@@ -75,6 +78,8 @@ class PostgresTarget:
         self._stall_timeout_s = settings.stall_timeout
         self._engine: Engine = create_engine("postgresql+psycopg2://", creator=self._connect_raw, poolclass=NullPool)
         self._connection: Connection | None = None
+        self._memory: Memory = NoMemory()
+        self._session: watermarks.Session | None = None
         # What to raise when a commit is tried meanwhile; set while a handler runs.
         self._handling: TargetMisconfigured | None = None
         event.listen(self._engine, "commit", self._refuse_commit)
@@ -87,31 +92,59 @@ class PostgresTarget:
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
         """See `Target.apply`.  A refused entry is isolated by splitting its batch, in order."""
         outcome = Outcome()
+        # Ordering keys behind what was refused, or behind what has to wait for that.
         blocked: set[str] = set()
         todo: list[list[Unit]] = [list(units(records))]
         while todo:
-            part = _without_blocked(todo.pop(), blocked)
-            if not part:
+            part = todo.pop()
+            free, behind = _free_of(part, blocked)
+            if not free:
+                blocked = behind
                 continue
+            tried = [part[index] for index in free]
             try:
-                outcome.completed += self._transact(store_id, part)
+                outcome.completed += self._transact(store_id, tried)
+                blocked = behind
+                outcome.mark = self._session.mark if self._session is not None else None
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 outcome.interruption = exc
                 break
             except _UnitFailed as exc:
-                if len(part) == 1:
-                    outcome.rejected += [(item, exc.error) for item in part[0]]
-                    if not all(self.operations[item.operation].best_effort for item in part[0]):
-                        blocked |= ordering_keys(part[0])
+                if len(free) == 1:
+                    outcome.rejected += [(item, exc.error) for item in tried[0]]
+                    lenient = all(self.operations[item.operation].best_effort for item in tried[0])
+                    blocked = behind if lenient else behind | ordering_keys(tried[0])
                 else:
-                    todo += reversed(_split(part, exc.position))
-        tried = outcome.rejected if outcome.interruption is None and not outcome.completed else []
-        if len({item.group or item.seq for item, _ in tried}) > 1 and not any(error.permanent for _, error in tried):
+                    todo += reversed(_split(part, free, exc.position))
+        failed = outcome.rejected if outcome.interruption is None and not outcome.completed else []
+        if len({item.group or item.seq for item, _ in failed}) > 1 and not any(error.permanent for _, error in failed):
             # Everything failed and nothing says that it is the data: that is the database, not the entries.
-            first = tried[0][1]
+            first = failed[0][1]
             outcome.interruption = TargetMisconfigured(f"every entry of the batch fails: {first}")
             outcome.rejected = []
         return outcome
+
+    def follow(self, memory: Memory) -> None:
+        """See `Forgetful.follow`.  Call it before the first `apply`."""
+        self._memory = memory
+
+    def compare(self, store_id: UUID) -> watermarks.Comparison:
+        """See `Forgetful.compare`.  It ends with the connection, and `apply` goes on with the same one."""
+        with self._translated():
+            connection, session = self._connected(store_id)
+        hosts = psycopg2.extensions.parse_dsn(self._dsn).get("host", "")
+        return watermarks.Comparison(session, lambda question: self._ask(connection, question), failover="," in hosts)
+
+    def _ask(self, connection: Connection, question: Callable[[Cursor], T]) -> T:
+        """Run `question` in a transaction of its own on a connection that must still be the one in use."""
+        try:
+            with self._translated():
+                if connection is not self._connection:
+                    raise TargetUnavailable("the connection was lost while the ledger was compared")
+                with self._watchdog.guard(), connection.begin():
+                    return question(_cursor(connection))
+        except _UnitFailed as exc:
+            raise TargetUnavailable(str(exc)) from exc
 
     def interrupt(self) -> None:
         """Shut the connection's socket, so that a running `apply` fails soon."""
@@ -134,14 +167,14 @@ class PostgresTarget:
                 )
         position = {item.seq: index for index, unit in enumerate(part) for item in unit}
         with self._translated():
-            connection = self._connection or self._connect()
+            connection, session = self._connected(store_id)
             with self._watchdog.guard(), connection.begin() as transaction:
-                if not fence(_cursor(connection), str(store_id)):
-                    raise TargetUnavailable("another relay of this store is at work in PostgreSQL")
+                session.enter(_cursor(connection))
                 self._rows.forget()
                 results: dict[int, bytes] = {}
                 for run in self._runs(records):
                     results |= self._apply_run(connection, transaction, str(store_id), run, position)
+            session.committed()
         return [(item, results.get(item.seq, b"")) for item in records]
 
     def _runs(self, records: list[Record]) -> Iterator[list[Record]]:
@@ -271,6 +304,12 @@ class PostgresTarget:
 
     # -- the connection
 
+    def _connected(self, store_id: UUID) -> tuple[Connection, watermarks.Session]:
+        connection = self._connection or self._connect()
+        if self._session is None:
+            self._session = watermarks.Session(self._memory, store_id, self._clock.new_id)
+        return connection, self._session
+
     def _connect(self) -> Connection:
         with self._watchdog.guard():
             try:
@@ -281,6 +320,7 @@ class PostgresTarget:
             try:
                 with connection.begin():
                     ensure_table(_cursor(connection))
+                    watermarks.ensure_table(_cursor(connection))
             except (SQLAlchemyError, psycopg2.Error) as exc:
                 failure = self._verdict(exc, None)
                 # Nothing here is any entry's fault; losing a race to create the table is not even a fault.
@@ -327,7 +367,7 @@ class PostgresTarget:
         return raw
 
     def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._session = self._connection, None, None
         self._watchdog.forget()
         if connection is None:
             return
@@ -371,23 +411,25 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
-def _without_blocked(part: list[Unit], blocked: set[str]) -> list[Unit]:
-    """The units that are not behind a refused one; what they in turn would have preceded is blocked too."""
-    if not blocked:
-        return part
-    free = []
-    for unit in part:
+def _free_of(part: list[Unit], blocked: set[str]) -> tuple[list[int], set[str]]:
+    """Where in `part` are units that are not behind a refused one, and what is blocked for what comes after `part`.
+
+    A unit that has to wait blocks its other keys too, but only for what comes behind it.
+    """
+    free, behind = [], set(blocked)
+    for index, unit in enumerate(part):
         keys = ordering_keys(unit)
-        if keys & blocked:
-            blocked |= keys
+        if keys & behind:
+            behind |= keys
         else:
-            free.append(unit)
-    return free
+            free.append(index)
+    return free, behind
 
 
-def _split(part: list[Unit], position: int | None) -> list[list[Unit]]:
-    """Halves, or what lies before, at and behind the culprit."""
+def _split(part: list[Unit], free: list[int], position: int | None) -> list[list[Unit]]:
+    """Halves, or what lies before, at and behind the culprit, which is the unit at `free[position]`."""
     if position is None:
-        middle = len(part) // 2
+        middle = free[len(free) // 2]
         return [part[:middle], part[middle:]]
-    return [part[:position], part[position : position + 1], part[position + 1 :]]
+    at = free[position]
+    return [part[:at], part[at : at + 1], part[at + 1 :]]

@@ -19,6 +19,7 @@ class Progress:
         self._failed = True
         self._steps = 0
         self._listeners: list[Callable[[], None]] = []
+        self._rewound_listeners: list[Callable[[], None]] = []
 
     @property
     def delivering(self) -> bool | None:
@@ -46,6 +47,23 @@ class Progress:
         """Undo `on_recovered`; may be called twice."""
         if listener in self._listeners:
             self._listeners.remove(listener)
+
+    def rewound(self) -> None:
+        """The relay's word that PostgreSQL was set back, and that what it lacks is pending again."""
+        for listener in tuple(self._rewound_listeners):
+            listener()
+
+    def on_rewound(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when PostgreSQL was set back to an earlier state, before anything is delivered to it again.
+
+        What was read from it before may be wrong now: rows, and the positions of its sequences.
+        """
+        self._rewound_listeners.append(listener)
+
+    def off_rewound(self, listener: Callable[[], None]) -> None:
+        """Undo `on_rewound`; may be called twice."""
+        if listener in self._rewound_listeners:
+            self._rewound_listeners.remove(listener)
 
     def wait(self, reached: Callable[[], bool], timeout: float, *, poll_s: float = 0.01) -> bool:
         """Wait until `reached()`, for at most `timeout` seconds, and no longer than deliveries work.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from . import codec, ledger, quarantine, small
+from .continuity import UNKNOWN, Mark
 from .counters import Counters
 from .envelope import Record, key_seq, seq_key, unpack
 from .environment import Environment
@@ -82,16 +83,25 @@ class Reader(Guarded):
                 last = seq
         return Peeked(records, damaged, last, counters.next_seq - 1, counters.releases)
 
-    def records(self, name: str, *, first: int = 0) -> Iterator[Record]:
+    def records(
+        self, name: str, *, first: int = 0, on_damage: Callable[[int, StoreCorrupt], None] | None = None
+    ) -> Iterator[Record]:
         """All records of sub-database `name` from sequence number `first` on, oldest first, in bounded memory.
 
-        Raises `StoreCorrupt` at a damaged one.
+        At a damaged one it calls `on_damage` with its sequence number, or else raises `StoreCorrupt`.
         """
         while True:
             with self._read() as (environment, txn), txn.cursor(db=getattr(environment, name)) as cursor:
                 rows = list(islice(cursor.iternext(), CHUNK)) if cursor.set_range(seq_key(first)) else []
             for key, value in rows:
-                yield unpack(key_seq(key), value)
+                try:
+                    record = unpack(key_seq(key), value)
+                except StoreCorrupt as exc:
+                    if on_damage is None:
+                        raise
+                    on_damage(key_seq(key), exc)
+                else:
+                    yield record
             if len(rows) < CHUNK:
                 return
             first = key_seq(rows[-1][0]) + 1
@@ -126,14 +136,8 @@ class Reader(Guarded):
             return txn.get(seq_key(seq), db=environment.pending) is not None
 
     def _prefixed(self, prefix: bytes) -> list[tuple[int, bytes]]:
-        found = []
-        with self._read() as (_, txn), txn.cursor() as cursor:
-            if cursor.set_range(prefix):
-                for key, value in cursor.iternext():
-                    if not key.startswith(prefix):
-                        break
-                    found.append((key_seq(key[len(prefix) :]), bytes(value)))
-        return found
+        with self._read() as (_, txn):
+            return [(key_seq(key), value) for key, value in _prefixed(txn, prefix)]
 
     def figures(self) -> Figures:
         """Sizes and counts, in constant time."""
@@ -174,6 +178,37 @@ class Reader(Guarded):
         info = os.statvfs(self._directory_name)
         return info.f_bavail * info.f_frsize
 
+    # -- what PostgreSQL may have forgotten
+
+    def marks(self) -> list[Mark]:
+        """What PostgreSQL last acknowledged, by lane; empty before the first delivery."""
+        with self._read() as (_, txn):
+            return [Mark.unpack(value) or UNKNOWN for _, value in _prefixed(txn, ledger.MARK_PREFIX)]
+
+    def watermark(self) -> int:
+        """Highest sequence number with nothing unsettled at or below it."""
+        with self._read() as (environment, txn), txn.cursor(db=environment.pending) as cursor:
+            return (key_seq(cursor.key()) if cursor.first() else Counters.unpack(txn.get(COUNTERS_KEY)).next_seq) - 1
+
+    def without_record(self) -> Iterator[Record]:
+        """What is left of entries that were settled without a ledger copy: key, payload hash, sequence number."""
+        first = b""
+        while True:
+            with self._read() as (environment, txn), txn.cursor(db=environment.idempotency) as cursor:
+                rows = [(bytes(key), bytes(value)) for key, value in islice(_from(cursor, first), CHUNK)]
+                bare = [
+                    (key, value)
+                    for key, value in rows
+                    if txn.get(value[:8], db=environment.pending) is None
+                    and txn.get(value[:8], db=environment.ledger) is None
+                    and txn.get(quarantine.PREFIX + value[:8]) is None
+                ]
+            for key, value in bare:
+                yield Record(key_seq(value[:8]), key, b"", "", None, value[8:], b"", b"", b"")
+            if len(rows) < CHUNK:
+                return
+            first = rows[-1][0] + b"\0"
+
 
 def live_bytes(environment: Environment, txn: Any) -> int:
     """Bytes of pages in use: freed pages are reused and do not count."""
@@ -186,12 +221,18 @@ def live_bytes(environment: Environment, txn: Any) -> int:
 
 
 def _metas(txn: Any, prefix: str) -> list[tuple[str, bytes]]:
-    found = []
-    start = small.PREFIX + prefix.encode()
+    rows = _prefixed(txn, small.PREFIX + prefix.encode())
+    return [(prefix + key.decode(), small.unpack(value, prefix.encode() + key).value) for key, value in rows]
+
+
+def _prefixed(txn: Any, prefix: bytes) -> list[tuple[bytes, bytes]]:
+    """The records of the main database whose keys begin with `prefix`, without it, in order."""
     with txn.cursor() as cursor:
-        for key, value in cursor.iternext() if cursor.set_range(start) else ():
-            if not key.startswith(start):
-                break
-            name = bytes(key[len(small.PREFIX) :])
-            found.append((name.decode(), small.unpack(bytes(value), name).value))
-    return found
+        rows = takewhile(lambda row: row[0].startswith(prefix), _from(cursor, prefix))
+        return [(bytes(key[len(prefix) :]), bytes(value)) for key, value in rows]
+
+
+def _from(cursor: Any, first: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The rows from key `first` on."""
+    found = cursor.set_range(first) if first else cursor.first()
+    return cursor.iternext() if found else iter(())

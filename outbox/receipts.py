@@ -10,7 +10,7 @@ from .errors import TargetMisconfigured
 
 TABLE = "outbox_receipts"
 # Distinguishes our advisory locks from the host's: the ASCII codes of "obx".
-_LOCK_CLASS = 0x6F6278
+LOCK_CLASS = 0x6F6278
 
 _CREATE = f"""
 CREATE TABLE IF NOT EXISTS {TABLE} (
@@ -55,7 +55,7 @@ class Cursor(Protocol):
 
 def fence(cursor: Cursor, store_id: str) -> bool:
     """Keep other relays of the same store out until the transaction ends; False where one is in."""
-    cursor.execute(_FENCE, (_LOCK_CLASS, store_id))
+    cursor.execute(_FENCE, (LOCK_CLASS, store_id))
     return bool(cursor.fetchone()[0])
 
 

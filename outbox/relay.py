@@ -1,7 +1,7 @@
 """Relay: moves pending entries to the target, in order, once per key.
 
-`Relay.step(now)` is the whole of it: peek, apply, settle, schedule.  It sleeps never and reads no clock; the thread
-that `start` begins only calls it and waits on an event.
+`Relay.step(now)` is the whole of it: mend, peek, apply, settle, schedule.  It sleeps never and reads no clock; the
+thread that `start` begins only calls it and waits on an event.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from types import TracebackType
 from .box import Outbox
 from .breaker import CLOSED, Breaker
 from .envelope import Record, to_us
-from .errors import DurabilityError, OutboxError, StoreCorrupt, TargetMisconfigured, TargetUnavailable
+from .errors import DurabilityError, OutboxError, StoreCorrupt, StoreLocked, TargetMisconfigured, TargetUnavailable
 from .ledger import Settlement
 from .locks import Role, RoleLock
+from .reconcile import Order, Reconciler, Reconciliation
 from .scan import Batch, Retry, Scan
 from .state_file import StateFile
 from .target import Outcome, Target, units
@@ -27,6 +28,7 @@ from .target import Outcome, Target, units
 _log = logging.getLogger("outbox.relay")
 
 _HOUSEKEEPING_S = 60.0
+_PROBE_S = 60.0
 _PRUNE_ROWS = 2500
 _PUBLISH_S = 1.0
 # While somebody waits in `drain`, the longest pause between two tries.
@@ -53,10 +55,14 @@ class Relay:
         self._moved = threading.Condition()
         self._limit = self._config.batch_size
         self._scan = Scan(box.store)
+        self._reconciler = Reconciler(box, target)
         self._seen_seq = -1
         self._caught_up = False
         self._draining = 0
         self._next_housekeeping = 0.0
+        # Somebody who waits in `drain` wants to know whether the target still has everything.
+        self._probe_wanted = False
+        self._next_probe = 0.0
         self._stopped_line = False
         self._last_error: str | None = None
         self._moved_at = self._clock.monotonic()
@@ -78,31 +84,40 @@ class Relay:
         if pause > 0:
             return pause
         try:
+            self._mend()
             batch = self._scan.next_batch(now, self._limit)
             outcome = self._apply(batch)
             self._settle(batch, outcome, now)
             return self._schedule(batch, outcome, now)
-        except DurabilityError as exc:
+        except (DurabilityError, TargetUnavailable, TargetMisconfigured) as exc:
             # The batch comes again, and its receipts keep the effects from being repeated.
             self._scan.distrust()
             self._fail(exc, now)
+            self._housekeep(now, idle=False)
             self._publish(now)
             self._tell()
             return self._breaker.wait(now)
+
+    def _mend(self) -> None:
+        """Put back what the target has forgotten.  Raises while that waits for an operator, or fails."""
+        if self._reconciler.mend() is not None:
+            self._recover()
 
     def _apply(self, batch: Batch) -> Outcome:
         if not batch.records:
             return Outcome()
         try:
-            return self._target.apply(self._box.store.identity.store_id, batch.records)
+            outcome = self._target.apply(self._box.store.identity.store_id, batch.records)
         except Exception as exc:  # noqa: BLE001 - a defect must not end the deliveries
             # A defect there must neither drop an entry nor end the deliveries: the line stops, alarms and tries again.
             _log.exception("target failed unexpectedly")
             return Outcome(interruption=TargetMisconfigured(f"unexpected {type(exc).__name__}: {exc}"))
+        self._reconciler.note(outcome.interruption)
+        return outcome
 
     def _settle(self, batch: Batch, outcome: Outcome, now: float) -> None:
         """Record the outcome in one commit.  Raises `DurabilityError`."""
-        settlement = Settlement(completed=outcome.completed)
+        settlement = Settlement(completed=outcome.completed, mark=outcome.mark)
         settlement.dead += [(record, "another entry of its transaction is damaged") for record in batch.broken]
         lenient = self._best_effort(record for record, _ in outcome.rejected)
         for record, error in outcome.rejected:
@@ -153,11 +168,13 @@ class Relay:
             self._seen_seq = batch.newest_seq
             self._moved_at = now
         self._housekeep(now, idle=self._caught_up)
+        self._probe(now)
+        self._caught_up &= not self._reconciler.waiting
         self._publish(now)
         self._tell()
         if outcome.interruption is not None:
             return self._breaker.wait(now)
-        if not batch.exhausted:
+        if not batch.exhausted or self._reconciler.waiting:
             return 0.0
         wait = self._config.sync_interval
         return wait if next_retry is None else max(0.0, min(wait, next_retry - now))
@@ -202,6 +219,12 @@ class Relay:
             except StoreCorrupt as exc:
                 # An old record that cannot be read is no reason to stop deliveries.
                 _log.error("the ledger cannot be pruned", extra={"error": str(exc)})
+
+    def _probe(self, now: float) -> None:
+        """When idle, ask the target now and then whether it still has everything: a batch would tell by itself."""
+        if self._caught_up and (self._probe_wanted or now >= self._next_probe):
+            self._probe_wanted, self._next_probe = False, now + _PROBE_S
+            self._reconciler.probe()
 
     def _publish(self, now: float, *, force: bool = False) -> None:
         """Tell other processes how it goes: at once when something changed, else every second."""
@@ -296,12 +319,33 @@ class Relay:
                     self._target.close()
                     self._leave_role()
 
+    def reconcile(self, *, everything: bool = False, accept: str | None = None) -> Reconciliation:
+        """Put back into `pending` what PostgreSQL has forgotten; deliver it with `drain` or `start`.
+
+        `everything` compares the whole ledger, also where nothing is known to be lost.  With `accept`, a reason,
+        nothing is put back and PostgreSQL stays as it is.  Raises `StoreLocked` while a relay is at work,
+        `TargetUnavailable`, `TargetMisconfigured` or `DurabilityError`.
+        """
+        with self._lifecycle:
+            if self.running:
+                raise StoreLocked("the relay's thread is at work", hint="stop it first")
+            owned = self._role is not None
+            self._take_role()
+            try:
+                return self._reconciler.mend(Order(everything=everything, accept=accept)) or Reconciliation(
+                    needed=False
+                )
+            finally:
+                if not owned:
+                    self._target.close()
+                    self._leave_role()
+
     def _drain_here(self, goal: int, deadline: float) -> bool:
         pause = threading.Event()
         while True:
             now = self._clock.monotonic()
             wait = self.step(now)
-            if self._caught_up and self._seen_seq >= goal:
+            if self._has_drained(goal):
                 return True
             now = self._clock.monotonic()
             if now >= deadline:
@@ -312,7 +356,7 @@ class Relay:
         self._wake.set()
         with self._moved:
             while self.running:
-                if self._caught_up and self._seen_seq >= goal:
+                if self._has_drained(goal):
                     return True
                 left = deadline - self._clock.monotonic()
                 if left <= 0:
@@ -320,9 +364,13 @@ class Relay:
                 self._moved.wait(min(left, _HURRY_S))
         return False
 
+    def _has_drained(self, goal: int) -> bool:
+        return self._caught_up and not self._probe_wanted and self._seen_seq >= goal
+
     @contextmanager
     def _hurrying(self) -> Iterator[None]:
         self._draining += 1
+        self._probe_wanted = True
         self._breaker.hurry(self._clock.monotonic(), 0.0)
         try:
             yield
@@ -353,6 +401,7 @@ class Relay:
     def _take_role(self) -> None:
         if self._role is None:
             self._role = RoleLock(self._box.path, Role.RELAY)
+            self._reconciler.resume()
 
     def _leave_role(self) -> None:
         if self._role is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from uuid import UUID
 
 from . import codec, quarantine, small
+from .continuity import Mark
 from .counters import Counters
 from .entry import EntryStatus
 from .envelope import BEGINNING, OVERHEAD, Record, claims, key_seq, unpack
@@ -24,7 +25,7 @@ from .environment import DATA_FILE, IDENTITY_FILE, IDENTITY_KEY, Identity
 from .errors import OutboxError, StoreCorrupt
 from .exchange import DISCARDED, State, settled_state
 from .guarded import COUNTERS_KEY
-from .ledger import DEAD_PREFIX
+from .ledger import DEAD_PREFIX, MARK_PREFIX
 from .pages import DataFile, Row, Tree, Walk
 
 _PIECE = 1 << 20
@@ -233,6 +234,8 @@ class Salvage:
             found = small.unpack(value, key.removeprefix(small.PREFIX))
             self.small[found.name] = found
         elif key.startswith(_OURS):
+            if key.startswith(MARK_PREFIX) and Mark.unpack(value) is None:
+                raise StoreCorrupt("what PostgreSQL last acknowledged is damaged: its checksum does not match")
             self.other[key] = value
         else:
             raise StoreCorrupt(f"{key!r:.60} does not belong here")

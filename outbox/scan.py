@@ -51,8 +51,9 @@ class Scan:
         self._store = store
         self._cursor = 0
         self._releases = -1
-        # Ordering keys behind a dead letter, and behind an entry that waits for its retry.
-        self._dead_keys: set[str] = set()
+        # By ordering key: the sequence number behind which everything waits for an operator.
+        self._dead: dict[str, int] = {}
+        # Ordering keys behind an entry that waits for its retry.
         self._waiting_keys: set[str] = set()
         self._retries: dict[int, Retry] = {}
         # Entries behind dead letters, of those up to the cursor.
@@ -92,7 +93,7 @@ class Scan:
                 continue
             if unit[0].group and len(unit) != unit[0].members:
                 batch.broken += unit
-                self._dead_keys |= ordering_keys(unit)
+                self._block(unit)
             else:
                 batch.records += unit
         return batch
@@ -100,7 +101,10 @@ class Scan:
     def restart(self) -> None:
         """Look again from the oldest entry on: something may have become deliverable."""
         self._cursor = self.held = 0
-        self._dead_keys = {key for _, key in self._store.dead() if key is not None}
+        self._dead = {}
+        for seq, key in self._store.dead():
+            if key is not None:
+                self._dead.setdefault(key, seq)
         self._waiting_keys = set()
 
     def distrust(self) -> None:
@@ -110,7 +114,8 @@ class Scan:
     def refused(self, settlement: Settlement, retries: dict[int, Retry]) -> None:
         """Note what was rejected: dead letters, and entries to try again with their `retries` by sequence number."""
         self._retries |= retries
-        self._dead_keys |= {record.order_by for record, _ in settlement.dead if record.order_by is not None}
+        for record, _ in settlement.dead:
+            self._block([record])
         for record, _ in settlement.retried:
             if retries[record.seq].holds and record.order_by is not None:
                 self._waiting_keys.add(record.order_by)
@@ -122,12 +127,17 @@ class Scan:
         self._cursor = max(self._cursor, batch.last_seq)
         self.held += batch.held
 
+    def _block(self, unit: Unit) -> None:
+        """What comes behind `unit` in any of its keys must wait."""
+        for key in ordering_keys(unit):
+            self._dead[key] = min(self._dead.get(key, unit[0].seq), unit[0].seq)
+
     def _must_wait(self, unit: Unit, batch: Batch) -> bool:
         """Whether a unit must wait; whatever comes behind it in any of its keys must wait too."""
         keys = ordering_keys(unit)
         retries = [self._retries[record.seq] for record in unit if record.seq in self._retries]
-        if keys & self._dead_keys:
-            self._dead_keys |= keys
+        if any(self._dead.get(key, unit[0].seq) < unit[0].seq for key in keys):
+            self._block(unit)
             batch.held += len(unit)
             return True
         if keys & self._waiting_keys or any(retry.holds for retry in retries):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import ledger, quarantine, small
+from .continuity import Mark
 from .counters import Counters
 from .entry import EntryStatus
 from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
@@ -224,7 +225,7 @@ class Store(Reader):
                 if no_room(exc.__cause__):
                     break
         # Out of room, or what lasts: LMDB calls a write that was cut short at the end of the disk an I/O error.
-        done = Settlement(completed=settlement.completed)
+        done = Settlement(completed=settlement.completed, mark=settlement.mark)
         if not done:
             raise failure
         _log.warning("settling without ledger copies", extra={"entries": len(done.completed), "why": str(failure)})
@@ -290,6 +291,19 @@ class Store(Reader):
             if go_on is None or (most is not None and total >= most):
                 return total
             first = go_on
+
+    def put_back(self, records: Sequence[Record]) -> int:
+        """Put completed entries back at their old places in `pending`, in one commit; returns how many.
+
+        Groups must be whole.  Those that have left the ledger meanwhile are left out.  Raises `DurabilityError`.
+        """
+        with self._counted("put back what PostgreSQL has forgotten") as (environment, txn, counters):
+            return ledger.put_back(environment, txn, counters, records)
+
+    def rebase(self, mark: Mark, audit: Record) -> None:
+        """From now on compare PostgreSQL with `mark`.  `audit` becomes a ledger record.  Raises `DurabilityError`."""
+        with self._counted("note a reconciliation") as (environment, txn, counters):
+            ledger.rebase(environment, txn, counters, mark, audit, self._now_us())
 
     def maintain(self, purpose: str, body: Callable[[Environment, Any, Counters], None]) -> None:
         """Run `body` in one durable transaction, for a caller that holds every role.  Raises `DurabilityError`."""

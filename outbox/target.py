@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from uuid import UUID
 
+from .continuity import Mark, Memory
 from .envelope import Record
-from .errors import EntryRejected, OutboxError
+from .errors import EntryRejected, HistoryRewound, OutboxError
 from .operation import Operation
 
 
@@ -21,6 +22,33 @@ class Outcome:
     rejected: list[tuple[Record, EntryRejected]] = field(default_factory=list)
     # `TargetUnavailable` or `TargetMisconfigured` that ended the batch early; what is completed stays completed.
     interruption: OutboxError | None = None
+    # The newest transaction that was acknowledged, of a target that keeps a watermark.
+    mark: Mark | None = None
+
+
+class Comparison(Protocol):
+    """A target's memory of a store, compared with the store's; all of it on one connection.
+
+    Its methods raise `TargetUnavailable` or `TargetMisconfigured`.
+    """
+
+    @property
+    def failover(self) -> bool:
+        """Whether another server taking over is part of the plan."""
+        ...
+
+    @property
+    def loss(self) -> HistoryRewound | None:
+        """What the target has forgotten, or None."""
+        ...
+
+    def missing(self, records: Sequence[Record]) -> list[Record]:
+        """Those that it never applied, or has forgotten."""
+        ...
+
+    def accept(self) -> Mark:
+        """Take it as it is from now on; returns what to compare it with later."""
+        ...
 
 
 class Target(Protocol):
@@ -41,6 +69,19 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Let go of connections; may be called twice, and `apply` may be called again."""
+        ...
+
+
+@runtime_checkable
+class Forgetful(Protocol):
+    """What a target offers besides that can lose what it acknowledged, as a database can."""
+
+    def follow(self, memory: Memory) -> None:
+        """From now on apply nothing to a database that lacks what `memory` knows to be acknowledged."""
+        ...
+
+    def compare(self, store_id: UUID) -> Comparison:
+        """Compare with what the store remembers.  Raises `TargetUnavailable` or `TargetMisconfigured`."""
         ...
 
 

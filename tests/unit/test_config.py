@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from outbox import ConfigError, OutboxConfig
-from outbox.config import check_database_url, variable_name
+from outbox.config import RECONCILE, check_database_url, variable_name
 
 NUMBERS: dict[str, tuple[Any, Any, Any]] = {
     # Name: a good value, one below and one above what is allowed.
@@ -29,7 +29,18 @@ NUMBERS: dict[str, tuple[Any, Any, Any]] = {
     "max_entry_kb": (65_536, 0, 65_537),
 }
 WHOLE = {"max_retries", "alert_pending", "min_free_mb", "max_size_mb", "batch_size", "max_entry_kb"}
-OTHERS = {"enabled", "dir", "database_url", "namespace"}
+OTHERS = {"enabled", "dir", "database_url", "namespace", "reconcile"}
+
+
+@pytest.mark.parametrize("value", RECONCILE)
+def test_reconcile_takes_its_three_words(value: str) -> None:
+    assert OutboxConfig(reconcile=value).reconcile == value
+    assert OutboxConfig.from_env({"OUTBOX_RECONCILE": value}).reconcile == value
+
+
+def test_another_word_for_reconcile_is_refused() -> None:
+    with pytest.raises(ConfigError, match="OUTBOX_RECONCILE is 'always' .allowed: failover, auto, manual"):
+        OutboxConfig.from_env({"OUTBOX_RECONCILE": "always"})
 
 
 def test_every_setting_is_covered_here() -> None:

@@ -173,25 +173,32 @@ def test_after_an_outage_everything_is_as_if_there_had_been_none(
         assert all(at < after.replace(tzinfo=None) for (at,) in events)
 
 
-def test_a_setting_of_one_call_does_not_reach_the_next(postgres_url: str, outbox_dir: Path) -> None:
-    class Slow(NastyManager):
-        def slowly(self) -> bool:
-            with self.get_session() as session:
-                session.execute(text("SELECT pg_sleep(0.6)"))
-                session.execute(text("INSERT INTO counters VALUES ('slow', 1)"))
-                session.commit()
-            return True
+class Frank(NastyManager):
+    """Tells under which limit it runs."""
 
-    operations = (*OPERATIONS, ManagerOperation("slowly", returns=True))
+    def limit(self) -> bool:
+        with self.get_session() as session:
+            name = session.scalar(text("SELECT current_setting('statement_timeout')"))
+            session.execute(text("INSERT INTO counters VALUES (:name, 1)"), {"name": name})
+            session.commit()
+        return True
+
+
+def test_a_setting_of_one_call_does_not_reach_the_next(postgres_url: str, outbox_dir: Path) -> None:
+    operations = (*OPERATIONS, ManagerOperation("limit", returns=True))
     with Outbox.open(outbox_dir) as box:
-        durable: Any = DurableDatabaseManager(functools.partial(Slow, postgres_url), box, operations)
+        durable: Any = DurableDatabaseManager(functools.partial(Frank, postgres_url), box, operations)
         durable.create_trading_session("s")
         position_id = durable.log_position("long", 1)
+        # It has 250 ms; what comes behind it in the same transaction must have the relay's own limit again.
         durable.update_position(position_id, stop_loss=1)
-        durable.slowly()
+        durable.limit()
         assert Relay(box, PostgresTarget(postgres_url, durable.outbox_operations)).drain()
         status = box.status()
         assert (status.completed, status.dead_letters) == (4, 0)
+        with durable._host.built.engine.connect() as connection:
+            limits = connection.execute(text("SELECT name FROM counters WHERE name <> 'positions'")).scalars().all()
+        assert limits == [f"{OutboxConfig().stall_timeout:g}s"]
         durable.detach_outbox()
         durable.close()
 

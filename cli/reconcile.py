@@ -1,0 +1,110 @@
+"""`atb outbox reconcile`: deliver again what PostgreSQL has forgotten."""
+
+from __future__ import annotations
+
+import time
+from threading import Event
+
+import click
+
+from outbox import Outbox, PostgresTarget, Relay
+from outbox.reconcile import Order, Reconciliation, ordered, place_order, reconciliations, withdraw_order
+
+from .common import (
+    Refused,
+    database_of,
+    database_option,
+    directory_option,
+    in_one_sentence,
+    operations_option,
+    settings,
+    timeout_option,
+    without_password,
+)
+from .drain import load_operations
+
+_LOOK_S = 0.1
+
+
+@click.command()
+@directory_option
+@database_option
+@operations_option
+@timeout_option
+@click.option("--all", "everything", is_flag=True, help="Compare the whole ledger, even if nothing seems lost.")
+@click.option("--accept", metavar="REASON", help="Deliver nothing again: PostgreSQL is right, and this is why.")
+@click.pass_context
+@in_one_sentence
+def reconcile(
+    context: click.Context,
+    directory: str | None,
+    database_url: str | None,
+    operations: str | None,
+    timeout: float,
+    everything: bool,
+    accept: str | None,
+) -> None:
+    """Deliver again what PostgreSQL acknowledged and lost, in order.
+
+    Compares the ledger with the receipts, puts what is missing back to its old place, and delivers it.  A relay that
+    is alive does that by itself when it is told; otherwise this command does, and needs --operations to deliver.
+    Interrupting it is safe, and so is running it twice.  Exit code 0: PostgreSQL has everything.  1: something is left
+    to deliver, or is lost for good.  2: it could not be tried.
+    """
+    config = settings(directory, database_url=database_url)
+    order = Order(everything=everything, accept=accept)
+    with Outbox.attach(config=config) as box:
+        deadline = time.monotonic() + timeout
+        done = _by_relay(box, order, deadline) or _here(box, order, operations, timeout)
+        context.exit(_report(box, done, deadline))
+
+
+def _by_relay(box: Outbox, order: Order, deadline: float) -> Reconciliation | None:
+    """Tell the relay of another process, and wait for it; None where there is none."""
+    before = box.status()
+    if not before.relay.alive:
+        return None
+    click.echo(f"the relay of process {before.relay.pid or '?'} is told to compare, waiting for it", err=True)
+    place_order(box, order)
+    while ordered(box):
+        now = box.status()
+        if not now.relay.alive or time.monotonic() >= deadline:
+            withdraw_order(box)
+            if not now.relay.alive:
+                return None
+            why = f": {now.relay.last_error}" if now.relay.last_error else ""
+            raise Refused(without_password(f"the relay did not get to it in time, nothing was put back{why}"))
+        Event().wait(_LOOK_S)
+    return next(reconciliations(box, after_seq=before.last_seq), Reconciliation(needed=False))
+
+
+def _here(box: Outbox, order: Order, operations: str | None, timeout: float) -> Reconciliation:
+    url = database_of(box)
+    declared = [] if operations is None else load_operations(operations)
+    relay = Relay(box, PostgresTarget(url, declared, config=box.config))
+    done = relay.reconcile(everything=order.everything, accept=order.accept)
+    if declared and done.put_back:
+        relay.drain(timeout)
+    return done
+
+
+def _report(box: Outbox, done: Reconciliation, deadline: float) -> int:
+    """Say how it ended, when all is delivered or nothing more will happen; returns the exit code."""
+    click.echo(done.sentence())
+    if done.gone:
+        click.echo(f"{done.gone} entries cannot be delivered again: the ledger has no copy of them, or no whole one")
+    if done.last_seq is None:
+        return 1 if done.gone else 0
+    while True:
+        now = box.status()
+        delivered = now.watermark >= done.last_seq or not now.pending
+        stands_still = now.pending <= now.held_back or not now.relay.alive
+        if delivered or stands_still or time.monotonic() >= deadline:
+            break
+        Event().wait(_LOOK_S)
+    if delivered:
+        click.echo("all of them are delivered")
+        return 1 if done.gone else 0
+    way_out = "" if now.relay.alive else "; start the engine, or run `atb outbox drain --operations MODULE:NAME`"
+    click.echo(f"{now.pending} entries are pending{way_out}")
+    return 1

@@ -1,0 +1,451 @@
+"""A database that was set back: the line stops, and after reconciling PostgreSQL has everything once, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from outbox import DurabilityError, Health, OutboxError, StoreLocked
+from outbox.alarms import FORGOTTEN
+from outbox.envelope import seq_key
+from outbox.ledger import MARK_PREFIX, Settlement
+from outbox.reconcile import GONE, Order, ordered, place_order
+from outbox.store import Store
+from outbox.testing import PostgresServer
+from tests.unit.fakes.failover import LONG, Desk, Past
+from tests.unit.fakes.scene import until
+
+
+@pytest.fixture
+def past(postgres_server: PostgresServer) -> Iterator[Past]:
+    past = Past(postgres_server)
+    yield past
+    past.close()
+
+
+@pytest.fixture
+def desk(past: Past, outbox_dir: Path) -> Iterator[Desk]:
+    """With one host in its URL, so that a person decides."""
+    with Desk(outbox_dir, past.url) as desk:
+        yield desk
+
+
+def lose(desk: Desk, past: Past, count: int = 25) -> list[int]:
+    """Deliver some, then so many that PostgreSQL forgets; returns the latter's sequence numbers."""
+    desk.trade(12)
+    desk.deliver()
+    copy = past.remember()
+    lost = desk.trade(count)
+    desk.deliver()
+    past.set_back(copy)
+    return lost
+
+
+def rows(past: Past) -> int:
+    return int(past.execute("SELECT count(*) FROM trades")[0][0])
+
+
+# -- the line stops
+
+
+def test_nothing_overtakes_what_was_lost(desk: Desk, past: Past) -> None:
+    lose(desk, past)
+    new = desk.trade(6, accounts=6)  # of keys that lost nothing too
+    assert not desk.relay.drain(0.5)
+    assert [entry.seq for entry in desk.box.pending()] == new
+    assert rows(past) == 12
+    status = desk.box.status()
+    assert status.health is Health.NEEDS_OPERATOR
+    assert "run `atb outbox reconcile`" in status.alarms[FORGOTTEN]
+    assert desk.reconciliations() == []
+
+
+def test_reconciling_delivers_exactly_what_is_missing_in_order(desk: Desk, past: Past) -> None:
+    lost = lose(desk, past)
+    desk.trade(6)
+    assert not desk.relay.drain(0.2)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.first_seq, done.last_seq, done.gone) == (25, lost[0], lost[-1], 0)
+    assert [entry.seq for entry in desk.box.pending()][:25] == lost
+    desk.deliver()
+    assert desk.problems() == []
+    assert desk.box.status().alarms == {}
+    assert [one["put_back"] for one in desk.reconciliations()] == [25]
+
+
+def test_reconciling_twice_changes_nothing_more(desk: Desk, past: Past) -> None:
+    lose(desk, past)
+    assert desk.relay.reconcile().put_back == 25
+    assert not desk.relay.reconcile().needed
+    desk.deliver()
+    assert not desk.relay.reconcile().needed
+    assert desk.relay.reconcile(everything=True).put_back == 0
+    assert desk.problems() == []
+
+
+def test_a_loss_is_noticed_without_anything_to_deliver(desk: Desk, past: Past) -> None:
+    lose(desk, past)
+    assert not desk.relay.drain(0.3)
+    assert FORGOTTEN in desk.box.status().alarms
+
+
+def test_a_running_relay_is_asked_by_drain(desk: Desk, past: Past) -> None:
+    with desk.relay:
+        lose(desk, past)
+        assert not desk.relay.drain(0.5)
+        assert FORGOTTEN in desk.box.status().alarms
+
+
+def test_a_relay_that_starts_asks_by_itself(desk: Desk, past: Past) -> None:
+    lose(desk, past)
+    desk.close()
+    desk.open()
+    desk.relay.start()
+    until(lambda: FORGOTTEN in desk.box.status().alarms)
+
+
+def test_no_reconciliation_beside_a_running_relay(desk: Desk) -> None:
+    desk.relay.start()
+    with pytest.raises(StoreLocked, match="stop it first"):
+        desk.relay.reconcile()
+
+
+def test_the_ledger_keeps_everything_until_it_was_compared(desk: Desk, past: Past) -> None:
+    lose(desk, past)
+    assert not desk.relay.drain(0.2)
+    with pytest.raises(OutboxError, match="nothing may leave the ledger"):
+        desk.box.compact(timedelta(0))
+    desk.relay.reconcile()
+    desk.deliver()
+    assert desk.box.compact(timedelta(0)) > 0
+
+
+def test_a_restart_goes_on_waiting_for_the_operator(desk: Desk, past: Past) -> None:
+    lose(desk, past)
+    desk.trade(1)
+    assert not desk.relay.drain(0.2)
+    desk.close()
+    desk.open()
+    assert not desk.relay.drain(0.2)
+    assert rows(past) == 12
+    assert FORGOTTEN in desk.box.status().alarms
+
+
+def test_when_the_right_database_comes_back_the_alarm_goes(desk: Desk, past: Past) -> None:
+    desk.trade(5)
+    desk.deliver()
+    old = past.remember()
+    desk.trade(5)
+    desk.deliver()
+    right = past.remember()
+    past.set_back(old)
+    desk.trade(1)
+    assert not desk.relay.drain(0.2)
+    assert FORGOTTEN in desk.box.status().alarms
+    past.set_back(right)
+    desk.deliver()
+    assert desk.box.status().alarms == {}
+    assert desk.reconciliations() == []
+    assert desk.problems() == []
+
+
+# -- what is delivered again and what is not
+
+
+def test_groups_are_delivered_again_whole(desk: Desk, past: Past) -> None:
+    desk.trade(3)
+    desk.deliver()
+    copy = past.remember()
+    desk.audit.group(desk.box, 40)
+    desk.trade(3)
+    last = desk.audit.group(desk.box, 7)
+    desk.deliver()
+    past.set_back(copy)
+    # One member of the last has been delivered by another store, as a key that two stores share can be.
+    member = desk.box.store.record("ledger", last[3])
+    assert member is not None
+    past.execute(
+        "INSERT INTO outbox_receipts (idempotency_key, store_id, seq, operation, payload_hash) VALUES "
+        f"('{member.key.hex()}', '{desk.box.status().store_id}', {member.seq}, 'trade', '{member.payload_hash.hex()}')"
+    )
+    past.execute(f"INSERT INTO trades (number, account) VALUES ({member.entry().args['number']}, 'elsewhere')")
+    assert desk.relay.reconcile().put_back == 50
+    desk.deliver()
+    assert desk.box.status().dead_letters == 0
+    assert desk.problems() == []
+
+
+def test_dead_letters_and_what_was_given_up_are_not_delivered_again(desk: Desk, past: Past) -> None:
+    past.execute("ALTER TABLE trades ADD CHECK (number NOT BETWEEN 100 AND 199)")
+    desk.trade(3)
+    desk.deliver()
+    copy = past.remember()
+    for number in (100, 101, 102):
+        desk.box.enqueue("trade", {"number": number, "account": f"refused-{number}"})
+    desk.relay.drain(LONG)
+    kept, given_up, requeued = [entry.seq for entry in desk.box.dead_letters()]
+    desk.box.discard(given_up, "entered by hand")
+    desk.trade(3)
+    desk.relay.drain(LONG)
+    past.set_back(copy)
+    assert desk.relay.reconcile().put_back == 3
+    desk.relay.drain(LONG)
+    assert [entry.seq for entry in desk.box.dead_letters()] == [kept, requeued]
+    assert rows(past) == 6
+
+
+def test_a_requeued_entry_from_long_before_is_delivered_again(desk: Desk, past: Past) -> None:
+    past.execute("ALTER TABLE trades ADD CONSTRAINT picky CHECK (account <> 'joint')")
+    seqs = desk.audit.group(desk.box, 4)
+    desk.trade(12)
+    desk.relay.drain(LONG)
+    past.execute("ALTER TABLE trades DROP CONSTRAINT picky")
+    desk.trade(1)
+    desk.relay.drain(LONG)
+    copy = past.remember()
+    desk.box.requeue(seqs[2])
+    desk.deliver()
+    past.set_back(copy)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.first_seq) == (4, seqs[0])
+    desk.deliver()
+    assert desk.problems() == []
+
+
+def test_what_survived_is_not_put_back(desk: Desk, past: Past) -> None:
+    """The surviving watermark lies before transactions that survived too: their receipts tell."""
+    desk.trade(12)
+    desk.deliver()
+    copy = past.remember()
+    desk.trade(25)
+    desk.deliver()
+    past.set_back(copy)
+    done = desk.relay.reconcile()
+    assert done.compared > done.put_back == 25
+
+
+def test_entries_without_a_ledger_copy_are_looked_up_by_their_keys(
+    desk: Desk, past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = Store._settle
+
+    def full(store: Store, settlement: Settlement, *, keep_ledger: bool) -> None:
+        if keep_ledger:
+            raise DurabilityError("no room for ledger copies")
+        settle(store, settlement, keep_ledger=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_settle", full)
+        desk.trade(4)
+        desk.deliver()
+        copy = past.remember()
+        desk.trade(3)
+        desk.deliver()
+    past.set_back(copy)
+    assert desk.relay.reconcile().gone == 3
+
+
+def test_what_the_ledger_no_longer_has_is_alarmed(desk: Desk, past: Past) -> None:
+    desk.trade(4)
+    desk.deliver()
+    copy = past.remember()
+    desk.trade(8)
+    desk.deliver()
+    desk.box.compact(timedelta(0))
+    desk.trade(3)
+    desk.deliver()
+    past.set_back(copy)
+    done = desk.relay.reconcile()
+    assert done.put_back == 3
+    assert done.gone >= 8
+    desk.relay.drain(LONG)
+    assert f"{done.gone} later entries are not in the ledger" in desk.box.status().alarms[GONE]
+
+
+def test_a_receipt_of_another_payload_is_no_proof(desk: Desk, past: Past) -> None:
+    [lost] = lose(desk, past, count=1)
+    record = desk.box.store.record("ledger", lost)
+    assert record is not None
+    past.execute(
+        "INSERT INTO outbox_receipts (idempotency_key, store_id, seq, operation, payload_hash) VALUES "
+        f"('{record.key.hex()}', gen_random_uuid(), 1, 'trade', gen_random_uuid())"
+    )
+    assert desk.relay.reconcile().put_back == 1
+    desk.relay.drain(LONG)
+    [dead] = desk.box.dead_letters()  # where a person sees it
+    assert "with other arguments" in str(dead.error)
+
+
+def test_a_damaged_ledger_record_keeps_nothing_else_from_coming_back(desk: Desk, past: Past) -> None:
+    lost = lose(desk, past, count=9)
+    with desk.box.store._write("damage") as (environment, txn):
+        txn.put(seq_key(lost[4]), b"damaged", db=environment.ledger)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.gone) == (8, 1)
+    assert GONE in desk.box.status().alarms
+
+
+def test_a_damaged_memory_asks_an_operator(desk: Desk, past: Past) -> None:
+    desk.trade(5)
+    desk.deliver()
+    [mark] = desk.box.store.marks()
+    with desk.box.store._write("damage") as (_, txn):
+        txn.put(MARK_PREFIX + b"\0", mark.pack()[:-1])
+    desk.trade(1)
+    desk.relay.stop()
+    assert not desk.relay.drain(0.3)
+    assert FORGOTTEN in desk.box.status().alarms
+    assert desk.relay.reconcile().put_back == 0
+    desk.deliver()
+    assert desk.problems() == []
+
+
+# -- the server changes unseen
+
+
+def test_a_server_that_changes_behind_a_pooler_is_noticed(desk: Desk, past: Past) -> None:
+    with desk.relay:  # which keeps its connection
+        for _ in range(2):
+            desk.trade(5)
+            desk.deliver()
+        # What a connection pooler does that goes over to a standby between two transactions.
+        past.execute("UPDATE outbox_watermarks SET position = position - 1")
+        desk.trade(1)
+        assert not desk.relay.drain(0.5)
+        assert rows(past) == 10
+        assert FORGOTTEN in desk.box.status().alarms
+
+
+# -- an operator's order
+
+
+def test_an_order_for_another_loss_is_not_carried_out(desk: Desk, past: Past) -> None:
+    desk.trade(3)
+    desk.deliver()
+    place_order(desk.box, Order(accept="that was then"))
+    lose(desk, past)
+    place_order(desk.box, Order(accept="that was then"))
+    stale = desk.box.store.get_meta("reconcile")
+    assert stale is not None
+    desk.relay.reconcile()
+    desk.deliver()
+    copy = past.remember()
+    desk.trade(4)
+    desk.deliver()
+    past.set_back(copy)
+    desk.box.store.put_meta("reconcile", stale)
+    assert not desk.relay.drain(0.3)
+    assert FORGOTTEN in desk.box.status().alarms
+    assert not ordered(desk.box)
+    assert [one["accepted"] for one in desk.reconciliations()] == [None]
+
+
+# -- another database
+
+
+def test_another_database_is_never_filled_without_a_person(
+    past: Past, postgres_server: PostgresServer, outbox_dir: Path
+) -> None:
+    other = Past(postgres_server)
+    try:
+        with Desk(outbox_dir, past.url, reconcile="auto") as desk:
+            desk.trade(5)
+            desk.deliver()
+            desk.relay.stop()
+            stray = desk.new_relay(other.url)
+            desk.trade(1)
+            assert not stray.drain(0.3)
+            alarm = desk.box.status().alarms[FORGOTTEN]
+            assert "check DATABASE_URL" in alarm
+            assert rows(other) == 0
+            desk.deliver()  # back at the right one
+            assert desk.box.status().alarms == {}
+            assert desk.problems() == []
+            # Unless it is meant.
+            desk.relay.stop()
+            assert stray.reconcile().put_back == 6
+            assert stray.drain(LONG)
+            assert rows(other) == 6
+    finally:
+        other.close()
+
+
+def test_a_loss_can_be_accepted_with_a_reason(desk: Desk, past: Past) -> None:
+    lose(desk, past)
+    with pytest.raises(OutboxError, match="say why"):
+        desk.relay.reconcile(accept=" ")
+    done = desk.relay.reconcile(accept="the test day is over")
+    assert (done.put_back, done.accepted) == (0, "the test day is over")
+    desk.trade(2)
+    desk.deliver()
+    assert rows(past) == 14
+    assert desk.box.status().alarms == {}
+    assert [one["accepted"] for one in desk.reconciliations()] == ["the test day is over"]
+
+
+# -- without a person, again and again
+
+
+def test_automatic_mode_needs_nobody(past: Past, outbox_dir: Path) -> None:
+    with Desk(outbox_dir, past.url, reconcile="auto") as desk:
+        lose(desk, past)
+        desk.trade(1)
+        desk.deliver()
+        assert desk.problems() == []
+        assert [one["put_back"] for one in desk.reconciliations()] == [25]
+
+
+def test_set_back_again_while_it_delivers_again(past: Past, outbox_dir: Path) -> None:
+    with Desk(outbox_dir, past.url, reconcile="auto") as desk:
+        desk.trade(5)
+        desk.deliver()
+        first = past.remember()
+        desk.trade(15)
+        desk.deliver()
+        second = past.remember()
+        desk.trade(40)
+        desk.deliver()
+        past.set_back(second)
+        # As far as a part of it, and no further.
+        while desk.box.status().pending == 0:
+            desk.relay.step(desk.box.clock.monotonic())
+            desk.box.progress.wait(lambda: True, 0)
+            desk.trade(1)
+        for _ in range(3):
+            desk.relay.step(desk.box.clock.monotonic())
+        past.set_back(first)
+        desk.deliver()
+        assert desk.problems() == []
+
+
+def test_back_to_a_server_that_had_been_left(past: Past, outbox_dir: Path) -> None:
+    """The old primary comes back: it has what the other one lacked, and lacks what the other one got."""
+    with Desk(outbox_dir, past.url, reconcile="auto") as desk:
+        desk.trade(5)
+        desk.deliver()
+        standby = past.remember()
+        desk.trade(10)
+        desk.deliver()
+        primary = past.remember()
+        past.set_back(standby)
+        desk.trade(10)
+        desk.deliver()
+        assert desk.problems() == []
+        past.set_back(primary)
+        desk.trade(1)
+        desk.deliver()
+        assert desk.problems() == []
+        assert len(desk.reconciliations()) == 2
+
+
+def test_listeners_hear_before_anything_is_delivered_again(past: Past, outbox_dir: Path) -> None:
+    with Desk(outbox_dir, past.url, reconcile="auto") as desk:
+        heard: list[tuple[int, int]] = []
+        desk.box.progress.on_rewound(lambda: heard.append((rows(past), desk.box.status().pending)))
+        lose(desk, past)
+        desk.trade(1)
+        desk.deliver()
+        assert heard == [(12, 26)]

@@ -1,0 +1,167 @@
+"""LMDB in memory: what `Store` and `ledger` need of it, so that both run as they are, thousands of times a second.
+
+Transactions are atomic and can fail at their commit, with or without having taken effect, as a disk does.  A test
+compares it with the real thing call by call.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import lmdb
+
+from outbox.envelope import FORMAT
+from outbox.environment import Identity
+
+
+class Rows:
+    """One sub-database: values by key, keys in order."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.keys: list[bytes] = []
+
+    def set(self, key: bytes, value: bytes | None) -> bytes | None:
+        """Put or delete one row; what was there before."""
+        before = self.values.get(key)
+        if value is None:
+            if before is not None:
+                del self.values[key]
+                del self.keys[bisect.bisect_left(self.keys, key)]
+        else:
+            self.values[key] = value
+            if before is None:
+                if not self.keys or key > self.keys[-1]:
+                    self.keys.append(key)
+                else:
+                    bisect.insort(self.keys, key)
+        return before
+
+
+class MemoryEnvironment:
+    """Stands for `outbox.environment.Environment`, and for the `lmdb.Environment` in its `env`."""
+
+    def __init__(self, store_id: UUID) -> None:
+        self.directory = Path("/")
+        self.identity = Identity(store_id, FORMAT)
+        self.main, self.pending, self.idempotency, self.ledger = Rows(), Rows(), Rows(), Rows()
+        self.map_bytes = 1 << 36
+        self.env = self
+        # What the next durable commit does: "lost" fails without effect, "kept" fails and has taken effect.
+        self.fail_next: str | None = None
+        self.commits = 0
+
+    def file_bytes(self) -> int:
+        return 0
+
+    def high_water_bytes(self) -> int:
+        return 0
+
+    def reader_check(self) -> None:
+        """No readers survive here."""
+
+    def close(self) -> None:
+        """What was committed stays."""
+
+    @contextmanager
+    def begin(self, *, write: bool = False) -> Iterator[MemoryTransaction]:
+        transaction = MemoryTransaction(self)
+        try:
+            yield transaction
+        except BaseException:
+            transaction.undo()
+            raise
+        if not write:
+            assert not transaction.log, "a read transaction has written"
+            return
+        self.commits += bool(transaction.log)
+        failure, self.fail_next = (self.fail_next, None) if transaction.log else (None, self.fail_next)
+        if failure == "lost":
+            transaction.undo()
+        if failure is not None:
+            raise lmdb.Error("simulated: Input/output error")
+
+
+class MemoryTransaction:
+    """The part of `lmdb.Transaction` that is used."""
+
+    def __init__(self, environment: MemoryEnvironment) -> None:
+        self._main = environment.main
+        self.log: list[tuple[Rows, bytes, bytes | None]] = []
+
+    def undo(self) -> None:
+        for rows, key, before in reversed(self.log):
+            rows.set(key, before)
+        self.log.clear()
+
+    def write(self, rows: Rows, key: bytes, value: bytes | None) -> bytes | None:
+        before = rows.set(key, value)
+        self.log.append((rows, key, before))
+        return before
+
+    def get(self, key: bytes, default: Any = None, *, db: Rows | None = None) -> Any:
+        return (db or self._main).values.get(key, default)
+
+    def put(self, key: bytes, value: bytes, *, db: Rows | None = None, append: bool = False) -> bool:
+        rows = db or self._main
+        if append and rows.keys and key <= rows.keys[-1]:
+            return False
+        self.write(rows, key, bytes(value))
+        return True
+
+    def delete(self, key: bytes, *, db: Rows | None = None) -> bool:
+        rows = db or self._main
+        if key not in rows.values:
+            return False
+        self.write(rows, key, None)
+        return True
+
+    def stat(self, db: Rows) -> dict[str, int]:
+        return {"entries": len(db.keys), "branch_pages": 0, "leaf_pages": 0, "overflow_pages": 0, "psize": 4096}
+
+    @contextmanager
+    def cursor(self, *, db: Rows | None = None) -> Iterator[MemoryCursor]:
+        yield MemoryCursor(self, db or self._main)
+
+
+class MemoryCursor:
+    """The part of `lmdb.Cursor` that is used."""
+
+    def __init__(self, transaction: MemoryTransaction, rows: Rows) -> None:
+        self._transaction, self._rows, self._at = transaction, rows, 0
+
+    def first(self) -> bool:
+        self._at = 0
+        return bool(self._rows.keys)
+
+    def last(self) -> bool:
+        self._at = len(self._rows.keys) - 1
+        return bool(self._rows.keys)
+
+    def key(self) -> bytes:
+        return self._rows.keys[self._at]
+
+    def value(self) -> bytes:
+        return self._rows.values[self.key()]
+
+    def set_range(self, key: bytes) -> bool:
+        self._at = bisect.bisect_left(self._rows.keys, key)
+        return self._at < len(self._rows.keys)
+
+    def iternext(self) -> Iterator[tuple[bytes, bytes]]:
+        rows = self._rows
+        return ((key, rows.values[key]) for key in rows.keys[self._at :])
+
+    def getmulti(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
+        return [(key, self._rows.values[key]) for key in keys if key in self._rows.values]
+
+    def putmulti(self, items: Sequence[tuple[bytes, bytes]], *, append: bool = False) -> tuple[int, int]:
+        added = 0
+        for key, value in items:
+            added += self._transaction.put(key, value, db=self._rows, append=append)
+        return len(items), added

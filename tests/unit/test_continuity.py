@@ -1,0 +1,104 @@
+"""Whether a database still has everything that it acknowledged: decided by its rows and by what the store remembers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import UUID, uuid4
+
+import pytest
+
+from outbox.continuity import UNKNOWN, Mark, NoMemory, Watermark, fingerprint, judge, lineage_of
+
+HERE, S1, S2 = uuid4(), uuid4(), uuid4()
+MARK = Mark(HERE, S1, 50)
+ROW = Watermark(0, HERE, S1, 50, None, 400)
+
+
+def row(session: UUID, position: int, follows: tuple[UUID, int] | None = None, lane: int = 0) -> Watermark:
+    return replace(ROW, session=session, position=position, follows=follows, lane=lane)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        row(S1, 50),
+        row(S1, 51),  # the reply to the last COMMIT was lost
+        row(S2, 1, (S1, 50)),  # and so was that to the first of the next session
+        row(S2, 9, (S1, 50)),
+    ],
+)
+def test_nothing_is_lost(shown: Watermark) -> None:
+    assert judge([MARK], [shown]) is None
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        row(S1, 49),
+        row(S2, 60),  # another history counted on
+        row(S2, 60, (S1, 49)),
+        row(S2, 60, (S1, 51)),
+        row(S1, 50, lane=1),
+    ],
+)
+def test_something_is_lost(shown: Watermark) -> None:
+    loss = judge([MARK], [shown])
+    assert loss is not None
+    assert (loss.settled_seq, loss.same_database) == (400, True)
+
+
+def test_the_old_server_comes_back() -> None:
+    """It has 60 of the old session; the new one, which followed 50, is unknown to it."""
+    assert judge([Mark(HERE, S2, 3)], [row(S1, 60)]) is not None
+
+
+def test_a_store_that_was_never_told_anything_misses_nothing() -> None:
+    assert judge(NoMemory().marks(), []) is None
+    assert judge(NoMemory().marks(), [ROW]) is None
+    assert NoMemory().watermark() == 0
+
+
+@pytest.mark.parametrize("shown", [[], [replace(ROW, lineage=uuid4())], [replace(ROW, lineage=uuid4(), position=99)]])
+def test_another_database_is_told_from_a_set_back_one(shown: list[Watermark]) -> None:
+    shown = [replace(one, session=S2) for one in shown]
+    loss = judge([MARK], shown)
+    assert loss is not None
+    assert (loss.settled_seq, loss.same_database) == (0, False)
+
+
+def test_one_lane_that_lost_something_is_enough() -> None:
+    marks = [MARK, Mark(HERE, S2, 7, lane=1)]
+    assert judge(marks, [ROW, row(S2, 7, lane=1)]) is None
+    loss = judge(marks, [ROW, replace(row(S2, 6, lane=1), settled_seq=380)])
+    assert loss is not None
+    # All of what one surviving row proves is there.
+    assert loss.settled_seq == 400
+    assert judge(marks, [ROW]) is not None
+
+
+def test_the_lineage_stays_that_of_the_database() -> None:
+    other = replace(ROW, lane=1, lineage=uuid4(), settled_seq=500)
+    assert lineage_of([], []) is None
+    assert lineage_of([], [ROW]) == HERE
+    assert lineage_of([], [ROW, other]) == other.lineage
+    assert lineage_of([MARK], [ROW, other]) == HERE
+    assert lineage_of([MARK], [other]) == other.lineage
+
+
+def test_a_mark_is_kept_exactly_and_damage_is_noticed() -> None:
+    mark = Mark(HERE, S1, 2**40, lane=3)
+    data = mark.pack()
+    assert Mark.unpack(data) == mark
+    for place in range(len(data)):
+        damaged = bytes(byte ^ (1 if index == place else 0) for index, byte in enumerate(data))
+        assert Mark.unpack(damaged) is None
+    assert Mark.unpack(data[:-1]) is None
+    loss = judge([UNKNOWN], [ROW])
+    assert loss is not None
+    assert not loss.same_database
+
+
+def test_a_fingerprint_tells_losses_apart() -> None:
+    marks = [MARK, Mark(HERE, S2, 7, lane=1)]
+    assert fingerprint(marks) == fingerprint(list(marks))
+    assert len({fingerprint(marks), fingerprint(marks[:1]), fingerprint([replace(MARK, position=51)]), ""}) == 4

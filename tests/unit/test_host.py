@@ -1,0 +1,218 @@
+"""The host: a manager that is built when it can be, and what is known of it before that and after a restart."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from outbox import ConfigError, Outbox
+from outbox.clock import SystemClock
+from outbox.integrations.host import Host, ManagerUnavailable, class_made_by, invoke, signature_of
+from outbox.integrations.operations import ManagerOperation
+from outbox.integrations.rehearsal import Rehearsal, rehearse
+
+
+class Manager:
+    """Connects, as far as it can."""
+
+    session_factory = None
+    LIMITS: dict[str, int] = {}  # noqa: RUF012 - as seen
+
+    def __init__(self, url: str = "") -> None:
+        self._current_session_id: int | None = None
+        self.cache: dict[str, int] = {}
+        self.url = url
+
+    def plain(self, a: int, b: int = 2, *, c: int = 3) -> tuple[Any, ...]:
+        return a, b, c
+
+    def unnamed(self, a: int, /, *rest: int, c: int = 3, **more: int) -> tuple[Any, ...]:
+        return a, rest, c, more
+
+    @staticmethod
+    def static(a: int) -> int:
+        return a
+
+    @classmethod
+    def by_class(cls, a: int) -> int:
+        return a
+
+    def remember(self, name: str) -> bool:
+        self.cache[name] = 1
+        return True
+
+
+class Flaky:
+    """A factory that fails while it is told to, and counts its calls."""
+
+    def __init__(self) -> None:
+        self.away, self.calls = True, 0
+
+    def __call__(self) -> Manager:
+        self.calls += 1
+        if self.away:
+            raise OperationalError("SELECT 1", {}, Exception("away"))
+        return Manager("built")
+
+
+class FrozenClock(SystemClock):
+    def __init__(self) -> None:
+        self.at = 100.0
+
+    def monotonic(self) -> float:
+        return self.at
+
+
+@pytest.mark.parametrize(
+    "factory", [Manager, functools.partial(Manager, "x"), functools.partial(functools.partial(Manager))]
+)
+def test_the_class_that_a_factory_makes_is_seen_without_calling_it(factory: Any) -> None:
+    assert class_made_by(factory) is Manager
+    assert class_made_by(lambda: factory) is None
+
+
+@pytest.mark.parametrize("nothing", [None, 5, "url"])
+def test_neither_a_manager_nor_a_factory_is_refused(nothing: Any) -> None:
+    with pytest.raises(TypeError, match="neither"):
+        Host(nothing, SystemClock())
+
+
+def test_a_manager_that_cannot_be_built_is_not_tried_again_at_once() -> None:
+    factory, clock = Flaky(), FrozenClock()
+    host = Host(factory, clock)
+    for _ in range(3):
+        with pytest.raises(OperationalError):
+            host.manager()
+    assert factory.calls == 1
+    clock.at += 5.0
+    with pytest.raises(OperationalError):
+        host.manager()
+    assert factory.calls == 2
+    factory.away = False
+    with pytest.raises(OperationalError):
+        host.manager()
+    host.forget_failure()
+    assert host.manager() is host.manager()
+    assert factory.calls == 3
+
+
+def test_what_is_set_before_there_is_a_manager_is_set_on_it() -> None:
+    factory = Flaky()
+    host = Host(factory, SystemClock())
+    heard: list[Any] = []
+    host.when_built(heard.append)
+    host.set("_current_session_id", 7)
+    assert host.get("_current_session_id") == 7
+    assert host.get("other", "default") == "default"
+    factory.away = False
+    manager = host.manager()
+    assert manager._current_session_id == 7
+    assert heard == [manager]
+    host.when_built(heard.append)
+    host.set("other", 8)
+    assert (manager.other, host.get("other")) == (8, 8)
+    assert heard == [manager, manager]
+
+
+def test_signatures_are_those_of_an_object_of_the_class() -> None:
+    for name in ("plain", "unnamed", "static", "by_class"):
+        assert signature_of(Manager, name) == inspect.signature(getattr(Manager(), name))
+
+
+def test_signatures_outlive_the_process_for_a_factory_that_hides_its_class(outbox_dir: Path) -> None:
+    names = ("plain", "unnamed", "static", "missing")
+    with Outbox.open(outbox_dir) as box:
+        Host(Manager, SystemClock()).remember(box, names)
+    with Outbox.open(outbox_dir) as box:
+        host = Host(lambda: Manager(), SystemClock())
+        with pytest.raises(ManagerUnavailable, match="'plain'"):
+            host.signature("plain")
+        with pytest.raises(ManagerUnavailable):
+            host.replica(session_id=1)
+        assert not host.has("plain")
+        host.recall(box)
+        assert [host.has(name) for name in names] == [True, True, True, False]
+        assert host.signature("plain").bind(1, c=5).arguments == {"a": 1, "c": 5}
+        bound = host.signature("unnamed").bind(1, 2, 3, d=4).arguments
+        assert bound == {"a": 1, "rest": (2, 3), "more": {"d": 4}}
+        for wrong in ({}, {"a": 1, "d": 2}):
+            with pytest.raises(TypeError):
+                host.signature("plain").bind(**wrong)
+        # Nothing is forgotten by a process that knows less.
+        host.remember(box, names)
+        assert box.store.get_meta("manager:signatures")
+        # What the class says counts, once it is known.
+        host.manager()
+        assert host.signature("plain") == inspect.signature(Manager().plain)
+
+
+def test_enum_classes_outlive_the_process(outbox_dir: Path) -> None:
+    class Seen(Enum):
+        A = 1
+
+    with Outbox.open(outbox_dir) as box:
+        host = Host(Manager, SystemClock())
+        assert host.learn_enums(box, [{"deep": [(Seen.A,)]}])
+        assert not host.learn_enums(box, ["none", 5])
+    with Outbox.open(outbox_dir) as box:
+        host = Host(Manager, SystemClock())
+        host.recall(box)
+        assert box.enqueue("x", {"side": Seen.A}).args == {"side": Seen.A}
+
+
+def test_arguments_without_a_name_find_their_places() -> None:
+    manager = Manager()
+    assert invoke(manager.plain, {"c": 5, "a": 1}) == (1, 2, 5)
+    assert invoke(manager.unnamed, {"a": 1, "rest": (2, 3), "d": 4}) == (1, (2, 3), 3, {"d": 4})
+    assert invoke(manager.unnamed, {"a": 1, "c": 9}) == (1, (), 9, {})
+    with pytest.raises(TypeError, match="gone"):
+        invoke(manager.plain, {"a": 1, "gone": 2})
+
+
+def test_a_copy_that_is_apart_shares_nothing_that_a_call_fills() -> None:
+    manager = Manager()
+    host = Host(manager, SystemClock())
+    apart = host.replica(session_id=3, apart=True)
+    assert apart._current_session_id == 3
+    assert manager._current_session_id is None
+    assert rehearse(Rehearsal(), apart, "remember", {"name": "a"}, context=False).answer is True
+    assert manager.cache == {}
+    host.replica(session_id=3).remember("b")
+    assert manager.cache == {"b": 1}
+
+
+def test_before_there_is_a_manager_a_copy_is_an_object_of_its_class() -> None:
+    replica = Host(functools.partial(Manager, "x"), SystemClock()).replica(session_id=3, apart=True)
+    assert type(replica) is Manager
+    assert replica._current_session_id == 3
+    assert not hasattr(replica, "url")
+
+
+@pytest.mark.parametrize(
+    ("declared", "why"),
+    [
+        ({"identity": "nothing"}, "'nothing'"),
+        ({"identity": ("a", "nothing")}, "'nothing'"),
+        ({"identity": (("a",), ("nothing",))}, "'nothing'"),
+        ({"order_by": "nothing"}, "'nothing'"),
+    ],
+)
+def test_a_declaration_names_arguments_of_its_method(declared: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        ManagerOperation("plain", **declared).check_declaration(signature_of(Manager, "plain"))
+    # Whatever it names may be among the extra arguments.
+    ManagerOperation("unnamed", **declared).check_declaration(signature_of(Manager, "unnamed"))
+
+
+def test_an_optional_operation_does_without_identities_that_a_manager_lacks() -> None:
+    operation = ManagerOperation("plain", identity=(("nothing",), ("a",)), optional=True)
+    operation.check_declaration(signature_of(Manager, "plain"))
+    assert operation.identity_of({"a": 5}) == [["a"], [5]]
+    assert operation.identity_of({"a": None}) is None
+    assert operation.identity_of({"nothing": 1, "a": 5}) == [["nothing"], [1]]
