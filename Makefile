@@ -8,7 +8,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 export ROOT := $(CURDIR)
 
-.PHONY: help demo test faults simulate zoo lint bench clean
+.PHONY: help demo test faults simulate corruption zoo lint bench clean
 
 help:
 	@echo "make demo   run the main job: trade through a PostgreSQL outage and lose nothing"
@@ -16,6 +16,7 @@ help:
 	@echo "make faults every kill point and every disk error, not only a share of them (some minutes)"
 	@echo "make lint   linters and types only"
 	@echo "make simulate  SEEDS=20000 simulated lives with every fault; SEED=n replays one"
+	@echo "make corruption  damage 10,000 stores (MUTANTS=N: another number); none may pass in silence"
 	@echo "make zoo    deliberate defects, one by one: the tests must catch each (some minutes)"
 	@echo "make bench  measure beside other ways to do the same; BENCH=--quick takes under two minutes"
 	@echo "make clean  remove what these made"
@@ -30,6 +31,10 @@ test: lint
 SEEDS ?= 20000
 simulate: .venv/.test-installed
 	$(PY) -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+MUTANTS ?= 10000
+corruption: .venv/.test-installed
+	$(PY) -m tests.corruption $(MUTANTS)
 
 zoo: .venv/.test-installed
 	$(PY) -m tests.zoo

@@ -16,10 +16,11 @@ from .common import Refused, directory_option, in_one_sentence, settings
 def acknowledge(directory: str | None, name: str) -> None:
     """Take the alarm NAME out of the status: somebody has looked at it and mended what there was to mend.
 
-    `atb outbox status` shows the names.  Works beside a running engine.
+    `atb outbox status` shows the names.  `unledgered` is the name of entries that were completed without a ledger copy.
+    Works beside a running engine.
     """
     with Outbox.attach(config=settings(directory)) as box:
-        if not box.alarms.acknowledge(name):
+        if not box.acknowledge(name):
             known = ", ".join(box.status().alarms) or "there is none"
             raise Refused(f"no alarm is named {name!r} (alarms: {known})")
     click.echo(f"acknowledged: {name}")

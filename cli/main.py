@@ -12,8 +12,11 @@ from .compact import compact
 from .dead_letters import discard, list_dead_letters, retry, show
 from .demo import demo
 from .drain import drain
+from .export import export
+from .import_ import import_
 from .reconcile import reconcile
 from .status import status
+from .verify import verify
 
 # Also for the group alone, which hosts mount into scripts of their own.
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -27,13 +30,15 @@ def atb() -> None:
 
 @atb.group(cls=OneSentenceGroup, context_settings=_HELP)
 def outbox() -> None:
-    """Look at an outbox, drain it, compact it.
+    """Look at an outbox, drain it, compact it, rescue it.
 
     Settings come from the environment (OUTBOX_DIR, DATABASE_URL, ...); options win.
     """
 
 
-for _command in (status, drain, compact, list_dead_letters, show, retry, discard, acknowledge, reconcile, demo):
+_LOOK = (status, list_dead_letters, show)
+_ANSWER = (retry, discard, acknowledge)
+for _command in (*_LOOK, *_ANSWER, drain, reconcile, compact, verify, export, import_, demo):
     outbox.add_command(_command)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .store import ALARM_PREFIX, Store
+from .reading import ALARM_PREFIX
+from .store import Store
 
 _MAX_CHARS = 2000
 # While it is up, PostgreSQL lacks something that has not been put back yet, and nothing may leave the ledger.

@@ -23,7 +23,7 @@ from .entry import Entry
 from .envelope import Record, from_us, to_us
 from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, OutboxError, StoreLocked
 from .group_commit import GroupCommit
-from .ledger import DISCARD, REQUEUE, answer
+from .ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
 from .locks import Role, holder
 from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import (
@@ -38,7 +38,7 @@ from .operation import (
 )
 from .progress import Progress
 from .state_file import StateFile
-from .status import OutboxStatus, RelayStatus, assess
+from .status import UNLEDGERED, OutboxStatus, RelayStatus, assess
 from .store import Append
 
 _log = logging.getLogger("outbox")
@@ -380,6 +380,7 @@ class Outbox:
     def discard(self, seq: int, reason: str, *, free_key: bool = False) -> list[Entry]:
         """Give up dead letter `seq`, together with the group it belongs to; later entries of its key go on.
 
+        Also the answer to a quarantined entry, whose raw bytes then stay in the ledger for the retention time.
         It stays in the ledger with `reason`, which must not be empty.  With `free_key` its idempotency key may be used
         again, as is right where the caller was told of the rejection.  Raises `EntryNotFound` or `InvalidEntry`.
         """
@@ -387,6 +388,20 @@ class Outbox:
             raise InvalidEntry(f"reason is {reason!r}", hint="say why this entry may be given up")
         extra = {"reason": reason, "free_key": True} if free_key else {"reason": reason}
         return self._answer("discard", seq, extra)
+
+    def acknowledge(self, name: str) -> bool:
+        """Take alarm `name` out of the status; whether there was one.
+
+        `unledgered` stands for the entries that were completed without a ledger copy.  Raises `DurabilityError`.
+        """
+        if name != UNLEDGERED:
+            return self.alarms.acknowledge(name)
+        count = self.store.figures().counters.unledgered
+        if count:
+            self.store.forget_unledgered(
+                count, answer(ACKNOWLEDGE, {"name": name, "entries": count}, self.clock.new_id().bytes)
+            )
+        return bool(count)
 
     def _answer(self, action: str, seq: int, extra: dict[str, Any]) -> list[Entry]:
         if not isinstance(seq, int) or isinstance(seq, bool):

@@ -38,6 +38,8 @@ _SETTLED_AT = 16
 _RESULT_SIZE_AT = _BODY.size - _SIZE.size
 
 OVERHEAD = _HEAD.size + _BODY.size
+# How every record begins.
+BEGINNING = _MAGIC + bytes((FORMAT,))
 
 
 @dataclass(slots=True)  # not frozen: that triples the cost of making one, and every enqueue makes two
@@ -226,6 +228,14 @@ def unpack(seq: int, data: bytes) -> Record:
         result=parts[5],
         raw=bytes(data),
     )
+
+
+def claims(head: bytes) -> tuple[int, int] | None:
+    """What bytes that may begin a record say of themselves: sequence number and size.  None where they are none."""
+    if len(head) < OVERHEAD or not head.startswith(BEGINNING):
+        return None
+    own, *_, operation, order, error, types, args, result = _BODY.unpack_from(head, _HEAD.size)
+    return own, OVERHEAD + operation + (0 if order == _NO_ORDER else order) + error + types + args + result
 
 
 def to_us(moment: datetime) -> int:

@@ -32,9 +32,9 @@ _log = logging.getLogger("outbox.environment")
 
 SUB_DATABASES = (b"pending", b"idempotency", b"ledger")
 IDENTITY_KEY = b"outbox:store"
-_IDENTITY_FILE = "outbox.json"
+IDENTITY_FILE = "outbox.json"
 _CLEAN_FILE = "clean"
-_DATA_FILE = "data.mdb"
+DATA_FILE = "data.mdb"
 _LOCK_FILE = "lock.mdb"
 _BUILDING = ".creating-"
 # The map is address space, not disk: sparse, and never resized while open.
@@ -76,7 +76,9 @@ class Identity:
             state = codec.from_json(data)
             identity = cls(UUID(state["store_id"]), int(state["format"]))
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise StoreCorrupt(f"{where} is not readable as a store's identity: {exc}") from exc
+            raise StoreCorrupt(
+                f"{where} is not readable as a store's identity: {exc}", hint="restore it from a backup"
+            ) from exc
         if identity.format != FORMAT:
             raise StoreFormatError(
                 f"{where.parent} has format {identity.format}, this version reads {FORMAT}",
@@ -95,12 +97,7 @@ class Environment:
         """Open what `create` made.  Raises `StoreCorrupt`, `StoreMissing`, `StoreFormatError` or OSError."""
         self.directory = directory
         self.identity = read_identity(directory)
-        self._real = os.path.realpath(directory)
-        if self._real in _open_here:
-            # LMDB's locks belong to the process: closing one of two environments would drop those of the other.
-            raise StoreLocked(
-                f"{directory} is already open in this process", hint="share that Outbox", holder_pid=os.getpid()
-            )
+        self._real = _not_open_here(directory)
         self.env = _open(directory, readonly=readonly)
         _open_here.add(self._real)
         try:
@@ -126,9 +123,9 @@ class Environment:
     def _check_identity(self) -> None:
         with self.env.begin() as txn:
             inside = txn.get(IDENTITY_KEY)
-        if inside is None or Identity.parse(bytes(inside), self.directory / _DATA_FILE) != self.identity:
+        if inside is None or Identity.parse(bytes(inside), self.directory / DATA_FILE) != self.identity:
             raise StoreCorrupt(
-                f"{self.directory / _DATA_FILE} belongs to another store than {_IDENTITY_FILE} beside it",
+                f"{self.directory / DATA_FILE} belongs to another store than {IDENTITY_FILE} beside it",
                 hint="restore both from one backup",
             )
 
@@ -139,7 +136,7 @@ class Environment:
 
     def file_bytes(self) -> int:
         """Size of the data file; by stat, since opening it would drop LMDB's locks."""
-        return os.stat(self.directory / _DATA_FILE).st_size
+        return os.stat(self.directory / DATA_FILE).st_size
 
     def high_water_bytes(self) -> int:
         """Bytes of all pages that were ever in use, freed ones included."""
@@ -148,6 +145,19 @@ class Environment:
     def close(self) -> None:
         self.env.close()
         _open_here.discard(self._real)
+
+
+def _not_open_here(directory: Path) -> str:
+    """The real path of `directory`, unless this process has the environment open: then `StoreLocked`.
+
+    LMDB's locks belong to the process: closing one of two environments would drop those of the other.
+    """
+    real = os.path.realpath(directory)
+    if real in _open_here:
+        raise StoreLocked(
+            f"{directory} is already open in this process", hint="share that Outbox", holder_pid=os.getpid()
+        )
+    return real
 
 
 def _open(directory: Path, *, readonly: bool) -> Any:
@@ -203,7 +213,7 @@ def read_identity(directory: Path) -> Identity:
 
     Raises `StoreMissing`, `StoreFormatError`, `StoreCorrupt` or PermissionError; changes nothing.
     """
-    path = directory / _IDENTITY_FILE
+    path = directory / IDENTITY_FILE
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -211,18 +221,18 @@ def read_identity(directory: Path) -> Identity:
             raise StoreMissing(f"there is no outbox at {directory}", hint="check OUTBOX_DIR") from None
         if not is_vacant(directory):
             raise StoreFormatError(
-                f"{directory} is not an outbox store: it has no {_IDENTITY_FILE}", hint="check OUTBOX_DIR"
+                f"{directory} is not an outbox store: it has no {IDENTITY_FILE}", hint="check OUTBOX_DIR"
             ) from None
         raise StoreMissing(f"there is no outbox in {directory}, it is empty", hint="check OUTBOX_DIR") from None
     except NotADirectoryError:
         raise StoreFormatError(f"{directory} is not a directory", hint="check OUTBOX_DIR") from None
     identity = Identity.parse(data, path)
     try:
-        size = os.stat(directory / _DATA_FILE).st_size
+        size = os.stat(directory / DATA_FILE).st_size
     except FileNotFoundError:
-        raise StoreCorrupt(f"{directory / _DATA_FILE} is missing", hint="restore a backup of the directory") from None
+        raise StoreCorrupt(f"{directory / DATA_FILE} is missing", hint="restore a backup of the directory") from None
     if size == 0:
-        raise StoreCorrupt(f"{directory / _DATA_FILE} is empty", hint="restore a backup of the directory")
+        raise StoreCorrupt(f"{directory / DATA_FILE} is empty", hint="restore a backup of the directory")
     return identity
 
 
@@ -238,7 +248,7 @@ def is_vacant(directory: Path) -> bool:
     except NotADirectoryError:
         return False
     remains = {name for name in names if name.startswith(_BUILDING)}
-    ours = _OURS | ({_DATA_FILE, _LOCK_FILE} if remains else set())
+    ours = _OURS | ({DATA_FILE, _LOCK_FILE} if remains else set())
     return names - remains <= ours | {"lost+found"}
 
 
@@ -285,7 +295,7 @@ def _build(folder: Path, identity: Identity, records: dict[bytes, bytes]) -> Non
         raise _translated(exc, folder, hint="check the disk") from exc
     finally:
         env.close()
-    fd = os.open(folder / _IDENTITY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(folder / IDENTITY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(identity.to_json())
         file.flush()
@@ -310,7 +320,7 @@ def _fill(directory: Path, identity: Identity, records: dict[bytes, bytes]) -> N
         fcntl.flock(turn, fcntl.LOCK_EX)
         for leftover in directory.glob(f"{_BUILDING}*"):  # of a process that was killed here
             shutil.rmtree(leftover, ignore_errors=True)
-        if (directory / _IDENTITY_FILE).exists():
+        if (directory / IDENTITY_FILE).exists():
             return
         temporary = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=directory))
         try:
@@ -328,7 +338,7 @@ def _fill(directory: Path, identity: Identity, records: dict[bytes, bytes]) -> N
 def _move_files(temporary: Path, directory: Path) -> None:
     # A store without identity is none, so that goes last; until then the temporary directory tells whose the other
     # files are.
-    names = (_DATA_FILE, _LOCK_FILE, _CLEAN_FILE, _IDENTITY_FILE)
+    names = (DATA_FILE, _LOCK_FILE, _CLEAN_FILE, IDENTITY_FILE)
     try:
         for name in names:
             os.rename(temporary / name, directory / name)
@@ -382,7 +392,11 @@ def structural_problems(directory: Path) -> list[str]:
 
 
 def copy_compact(source: Path, target: Path) -> None:
-    """Write a compact copy of the closed environment `source` into the empty directory `target`, flushed, 0600."""
+    """Write a compact copy of the environment `source` into the empty directory `target`, flushed, 0600.
+
+    Raises `StoreLocked` where this process has it open.
+    """
+    _not_open_here(source)
     env = _open(source, readonly=True)
     try:
         env.copy(os.fspath(target), compact=True)
@@ -390,8 +404,8 @@ def copy_compact(source: Path, target: Path) -> None:
         raise _translated(exc, source, hint="check the disk") from exc
     finally:
         env.close()
-    os.chmod(target / _DATA_FILE, 0o600)
-    fd = os.open(target / _DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    os.chmod(target / DATA_FILE, 0o600)
+    fd = os.open(target / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
     try:
         give_to_owner(fd, source)
         os.fsync(fd)
@@ -422,5 +436,5 @@ def take_clean_mark(directory: Path, *, keep: bool = False) -> bool:
 
 
 def _fingerprint(directory: Path) -> bytes:
-    info = os.stat(directory / _DATA_FILE)
+    info = os.stat(directory / DATA_FILE)
     return b"%d %d %d\n" % (info.st_size, info.st_mtime_ns, info.st_ino)

@@ -22,10 +22,10 @@ from .errors import EntryNotFound
 from .operation import payload_hash, shape_hash
 
 DEAD_PREFIX = b"outbox:dead:"
-QUARANTINE_PREFIX = b"outbox:quarantine:"
 # What PostgreSQL last acknowledged, by lane.
 MARK_PREFIX = b"outbox:mark:"
 REQUEUE, DISCARD, RECONCILE = "outbox.requeue", "outbox.discard", "outbox.reconcile"
+ACKNOWLEDGE = "outbox.acknowledge"
 
 
 @dataclass(slots=True)
@@ -90,16 +90,6 @@ def settle(
         if txn.get(seq_key(record.seq), db=environment.pending) is not None:
             again = replace(record, attempts=record.attempts + 1, error=error)
             txn.put(seq_key(record.seq), pack(again), db=environment.pending)
-
-
-def quarantine(
-    environment: Environment, txn: Any, counters: Counters, damaged: Sequence[tuple[int, bytes, str]]
-) -> None:
-    """Set damaged pending records aside with their raw bytes."""
-    for seq, raw, _ in damaged:
-        if txn.delete(seq_key(seq), db=environment.pending):
-            txn.put(QUARANTINE_PREFIX + seq_key(seq), raw)
-            counters.quarantined += 1
 
 
 def requeue(

@@ -16,9 +16,10 @@ from .config import OutboxConfig
 from .counters import Counters
 from .envelope import to_us
 from .errors import DurabilityError, StoreCorrupt, StoreLocked, StoreMissing
+from .guarded import COUNTERS_KEY
 from .locks import Role, RoleLock, died_holding, forget_holders, holder
 from .state_file import StateFile
-from .store import COUNTERS_KEY, Store
+from .store import Store
 
 _log = logging.getLogger("outbox.opening")
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from .envelope import Record
 from .errors import StoreCorrupt
 from .ledger import Settlement
-from .store import MANY_DAMAGED, Store
+from .reading import MANY_DAMAGED
+from .store import Store
 from .target import Unit, ordering_keys, units
 
 _BATCH_BYTES = 8 << 20

@@ -16,6 +16,10 @@ _REFUSING_SHARE = 1 + 1 / 16
 _FILLING_SHARE = 0.7
 
 
+# The name under which an operator acknowledges that entries have no ledger copy.
+UNLEDGERED = "unledgered"
+
+
 class Health(IntEnum):
     """The exit code of `atb outbox status`."""
 
@@ -160,5 +164,5 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
     if status.free_disk_bytes < config.min_free_mb << 20 and not _disk_is_full(status):
         said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
     if status.unledgered:
-        said.append(f"{status.unledgered} entries were completed without a ledger copy")
+        said.append(f"{status.unledgered} entries were completed without a ledger copy (acknowledge {UNLEDGERED})")
     return said

@@ -1,7 +1,7 @@
 """Verification in a child process: a damaged file can kill whoever maps it with SIGBUS or SIGABRT.
 
 `check` is for the process that wants to open a store; `python -m outbox.verify DIR` is the child.  The child first
-walks the file's structure without mapping it, then reads every record through LMDB and checks it.
+walks the file's structure and checks every record without mapping the file, then reads all of it through LMDB.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from .counters import Counters
-from .envelope import key_seq, unpack
 from .environment import Environment, structural_problems
 from .errors import OutboxError, StoreCorrupt
-from .store import COUNTERS_KEY
+from .salvage import Salvage
 
 _MOST_PROBLEMS = 20
+_WAY_OUT = "nothing was changed; see `atb outbox verify`, restore a backup, or export and import"
 
 
 def check(directory: Path) -> None:
@@ -28,62 +26,50 @@ def check(directory: Path) -> None:
     Damage that the outbox can set aside by itself (a single pending record with a wrong checksum) passes: the relay
     quarantines it and says so.  Raises `StoreCorrupt` naming the first problems, or how the child died.
     """
+    child = _run_child(directory)
+    if child.returncode == 0:
+        return
+    if child.returncode < 0:
+        raise StoreCorrupt(f"{directory} is damaged: verifying it died of signal {-child.returncode}", hint=_WAY_OUT)
+    lines = child.stdout.decode("utf-8", "replace").splitlines()
+    if child.returncode != 1 or not lines:
+        tail = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        said = tail[0] if tail else child.returncode
+        raise StoreCorrupt(f"{directory} could not be verified: {said}", hint=_WAY_OUT)
+    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+    raise StoreCorrupt(f"{directory} is damaged: {'; '.join(lines[:3])}{more}", hint=_WAY_OUT)
+
+
+def _run_child(directory: Path) -> subprocess.CompletedProcess[bytes]:
     # The host may have found this package by changing sys.path; the child must find the same one.
     paths = [os.fspath(Path(__file__).resolve().parents[1]), *(path for path in sys.path if path)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    child = subprocess.run(
+    return subprocess.run(
         # A host that turns warnings into errors must not make a sound store look damaged.
         [sys.executable, "-P", "-W", "ignore", "-m", "outbox.verify", os.fspath(directory)],
-        env=env,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
     )
-    if child.returncode == 0:
-        return
-    hint = "nothing was changed; restore a backup of the directory"
-    if child.returncode < 0:
-        raise StoreCorrupt(f"{directory} is damaged: verifying it died of signal {-child.returncode}", hint=hint)
-    lines = child.stdout.decode("utf-8", "replace").splitlines()
-    if child.returncode != 1 or not lines:
-        tail = child.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-        raise StoreCorrupt(f"{directory} could not be verified: {tail[0] if tail else child.returncode}", hint=hint)
-    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
-    raise StoreCorrupt(f"{directory} is damaged: {'; '.join(lines[:3])}{more}", hint=hint)
 
 
 def problems(directory: Path) -> Iterator[str]:
     """Everything wrong with the store; run this in a process that may die."""
     found = structural_problems(directory)
-    if found:
-        yield from found
-        return
-    environment = Environment(directory, readonly=True)
-    try:
-        with environment.env.begin() as txn:
-            yield from _record_problems(environment, txn)
-    finally:
-        environment.close()
-
-
-def _record_problems(environment: Environment, txn: Any) -> Iterator[str]:
-    counters = Counters.unpack(txn.get(COUNTERS_KEY))
-    pending = 0
-    for key, _ in txn.cursor(db=environment.pending).iternext():
-        pending += 1
-        if key_seq(key) >= counters.next_seq:
-            yield f"pending entry {key_seq(key)} is not below the next sequence number {counters.next_seq}"
-    for key, value in txn.cursor(db=environment.ledger).iternext():
+    if not found:
+        with Salvage(directory) as salvage:
+            found = salvage.problems + [one.why for one in salvage.damaged.values() if not one.in_pending]
+    yield from found
+    if not found:
+        # What was found sound by reading bytes is sound for LMDB too.
+        environment = Environment(directory, readonly=True)
         try:
-            unpack(key_seq(key), value)
-        except StoreCorrupt as exc:
-            yield f"ledger: {exc}"
-    for key, value in txn.cursor(db=environment.idempotency).iternext():
-        if len(key) != 16 or len(value) != 24:
-            yield f"idempotency record {key.hex()} has {len(key)} + {len(value)} bytes, expected 16 + 24"
-    found = pending + counters.completed + counters.dead + counters.discarded + counters.quarantined
-    if found != counters.acknowledged:
-        yield f"{counters.acknowledged} entries were acknowledged and {found} are accounted for"
+            with environment.env.begin() as txn:
+                for handle in (environment.pending, environment.idempotency, environment.ledger):
+                    for _ in txn.cursor(db=handle).iternext():
+                        pass
+        finally:
+            environment.close()
 
 
 def _main(directory: str) -> int:
@@ -94,7 +80,7 @@ def _main(directory: str) -> int:
             count += 1
             if count == _MOST_PROBLEMS:
                 break
-    except OutboxError as exc:
+    except (OutboxError, OSError) as exc:
         print(exc)
         count += 1
     return 1 if count else 0

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
+from time import monotonic
 
 import psycopg2
 import pytest
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
+from outbox.envelope import seq_key
 
 OPERATIONS = (Operation("note", table="notes", order_by="who"), Operation("other", table="notes", order_by="who"))
 
@@ -113,6 +116,38 @@ def test_a_discarded_dead_letter_lets_its_key_go_on_and_the_reason_is_kept(
     assert json.loads(atb("show", "2", "--json").stdout)["error"].startswith("discarded: by hand")
     audits = [dict(entry.args) for entry in engine[0].ledger() if entry.operation == "outbox.discard"]
     assert audits == [{"seq": 2, "reason": "by hand"}, {"seq": 6, "reason": "both"}]
+
+
+def test_a_relay_that_nobody_wakes_notices_an_answer_from_another_process(
+    engine: tuple[Outbox, Relay], atb: Atb, postgres_url: str
+) -> None:
+    query(postgres_url, "ALTER TABLE notes DROP CONSTRAINT notes_n_check")
+    assert atb("retry", "2").returncode == 0
+    pause, deadline = Event(), monotonic() + 20
+    while query(postgres_url, "SELECT n FROM notes WHERE who = 'a' ORDER BY n") != [(1,), (3,), (200,)]:
+        assert monotonic() < deadline
+        pause.wait(0.02)
+    assert engine[1].running
+
+
+def test_a_quarantined_entry_is_listed_shown_and_given_up(engine: tuple[Outbox, Relay], atb: Atb) -> None:
+    box, relay = engine
+    relay.stop()
+    seq = box.enqueue("note", {"who": "z", "n": 9}).seq
+    with box.store._write("damage") as (environment, txn):
+        txn.put(seq_key(seq), b"OX what is left", db=environment.pending)
+    assert relay.drain()
+    raw = b"OX what is left".hex()
+    assert json.loads(atb("list", "--json").stdout.splitlines()[-1]) == {
+        "seq": seq, "status": "QUARANTINED", "raw": raw,
+    }  # fmt: skip
+    assert raw in atb("show", str(seq)).stdout
+    assert atb("retry", str(seq)).stderr.startswith(f"Error: entry {seq} is damaged and quarantined")
+    assert atb("discard", str(seq), "--reason", "entered again", "--yes").stdout == f"discarded: {seq}\n"
+    assert box.status().quarantined == 0
+    shown = json.loads(atb("show", str(seq), "--json").stdout)
+    assert shown["args"] == {"raw": str(b"OX what is left")}
+    assert shown["error"] == "discarded: entered again; was: damaged on the disk"
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ import pytest
 from outbox import EntryRejected, Outbox, OutboxConfig, OutboxError
 from outbox.counters import Counters
 from outbox.envelope import Record, to_us
+from outbox.guarded import COUNTERS_KEY
 from outbox.ledger import Settlement
 from outbox.scan import Scan
-from outbox.store import COUNTERS_KEY, Store
+from outbox.store import Store
 from outbox.target import Outcome, Unit
 
 from .__main__ import violations_of

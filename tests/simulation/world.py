@@ -17,7 +17,8 @@ from typing import Any
 from outbox import DurabilityError, IdempotencyConflict, Outbox, OutboxConfig, Relay
 from outbox.counters import Counters
 from outbox.envelope import to_us
-from outbox.store import COUNTERS_KEY, Store
+from outbox.guarded import COUNTERS_KEY
+from outbox.store import Store
 from tests.faults.invariants import Applied, Call, Observation, Place, Reopened, Stored, Told, check
 
 from .database import OPERATIONS, Database, SimulatedTarget

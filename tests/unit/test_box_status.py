@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from outbox import Health, Outbox, OutboxConfig, envelope, store
+from outbox import Health, Outbox, OutboxConfig, envelope, reading
 from outbox.ledger import Settlement
 from outbox.locks import Role, RoleLock
 from outbox.state_file import StateFile
@@ -115,7 +115,7 @@ def cost_of_status(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> Counter[str]
 
     with monkeypatch.context() as patch:
         patch.setattr(opened, "env", CountingEnvironment(opened.env, calls))
-        patch.setattr(store, "unpack", counted)
+        patch.setattr(reading, "unpack", counted)
         box.status()
     return calls
 

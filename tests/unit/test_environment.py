@@ -22,7 +22,7 @@ import sys, uuid
 from pathlib import Path
 from outbox.counters import Counters
 from outbox.environment import create, read_identity
-from outbox.store import COUNTERS_KEY
+from outbox.guarded import COUNTERS_KEY
 print("ready", flush=True)
 sys.stdin.readline()
 create(Path(sys.argv[1]), uuid.uuid4(), {COUNTERS_KEY: Counters().pack()})

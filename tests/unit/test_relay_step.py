@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked
-from outbox.store import MANY_DAMAGED
+from outbox.reading import MANY_DAMAGED
 from tests.unit.fakes.rig import Rig, damage, permanent
 
 

@@ -98,7 +98,7 @@ def test_what_needs_an_operator(changes: dict[str, Any], said: str) -> None:
         ({"free_disk_bytes": 17 * MIB}, "17 MiB of disk are free, less than 50"),
         ({"live_bytes": 70 * MIB + 1}, "70 of 100 MiB are used, enqueueing stops at 85 %"),
         ({"live_bytes": 84 * MIB}, "84 of 100 MiB are used, enqueueing stops at 85 %"),
-        ({"unledgered": 4}, "4 entries were completed without a ledger copy"),
+        ({"unledgered": 4}, "4 entries were completed without a ledger copy (acknowledge unledgered)"),
     ],
     ids=str,
 )

@@ -26,8 +26,8 @@ from outbox import (
 from outbox import ledger as ledger_module
 from outbox.counters import Counters
 from outbox.envelope import Record, seq_key
+from outbox.guarded import COUNTERS_KEY
 from outbox.ledger import Settlement
-from outbox.store import COUNTERS_KEY
 from tests.unit.fakes.rig import FakeClock
 
 

@@ -15,8 +15,8 @@ import pytest
 from outbox import Outbox, StoreCorrupt, environment, verify
 from outbox.counters import Counters
 from outbox.envelope import seq_key
+from outbox.guarded import COUNTERS_KEY
 from outbox.ledger import Settlement
-from outbox.store import COUNTERS_KEY
 
 
 def make(directory: Path, change: Callable[[Any, Any], None] | None = None) -> None:
@@ -61,7 +61,7 @@ def test_damage_is_named_and_keeps_the_store_shut(outbox_dir: Path, damage: str)
     change, message = DAMAGES[damage]
     make(outbox_dir, change)
     data = (outbox_dir / "data.mdb").read_bytes()
-    with pytest.raises(StoreCorrupt, match=f"{outbox_dir} is damaged: .*{message}.*nothing was changed; restore"):
+    with pytest.raises(StoreCorrupt, match=f"{outbox_dir} is damaged: .*{message}.*nothing was changed; see"):
         Outbox.open(outbox_dir)
     assert (outbox_dir / "data.mdb").read_bytes() == data
 

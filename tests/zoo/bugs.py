@@ -58,7 +58,7 @@ BUGS = (
     ),
     Bug(
         "enqueueing goes on after EIO",
-        "outbox/store.py",
+        "outbox/guarded.py",
         "        if self.halt_reason is not None:\n            raise DurabilityError(f\"enqueueing is halted",
         "        if False:\n            raise DurabilityError(f\"enqueueing is halted",
         ("tests/unit/test_box_halt.py", "tests/faults/test_disk_errors.py"),
@@ -144,7 +144,7 @@ BUGS = (
     ),
     Bug(
         "a group may be split",
-        "outbox/store.py",
+        "outbox/reading.py",
         "                if full and not (record.group and record.group == records[-1].group):",
         "                if full:",
         ("tests/unit/test_store_settling.py", "tests/unit/test_relay_step.py", "tests/unit/test_relay_rejection.py"),

@@ -1,0 +1,49 @@
+"""`atb outbox import`: an exported file goes into a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from outbox.clock import SystemClock
+from outbox.restore import Restored, restore
+
+from .common import directory_option, in_one_sentence, settings
+
+
+@click.command("import")
+@directory_option
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--merge", is_flag=True, help="Also into a store with another id than the exported one.")
+@click.pass_context
+@in_one_sentence
+def import_(context: click.Context, directory: str | None, file: Path, merge: bool) -> None:
+    """Feed FILE, which `atb outbox export` wrote, into a store; where there is none it is created.
+
+    Nobody else may have the store open.  All or nothing.  Keys, ids, order and what became of each entry are kept, so
+    nothing takes effect twice, and importing a file again changes nothing.  Exit code 0: done.  1: done, and something
+    needs an operator (see `atb outbox list`).  2: nothing was imported.
+    """
+    config = settings(directory)
+    done = restore(file, Path(config.dir).absolute(), config, SystemClock(), merge=merge)
+    for line in _report(done):
+        click.echo(line)
+    context.exit(1 if done.remains or done.conflicts else 0)
+
+
+def _report(done: Restored) -> list[str]:
+    counts = ", ".join(f"{count} {state.value}" for state, count in sorted(done.entries.items())) or "nothing new"
+    made = "created" if done.created else "there before"
+    lines = [f"outbox {done.directory} (store {done.store_id}, {made})", f"imported        {counts}"]
+    if done.known:
+        lines.append(f"known           {done.known}, left as they are")
+    if done.renumbered and done.entries:
+        lines.append("renumbered      they come behind what the store had, in their own order")
+    if done.conflicts:
+        lines.append(f"conflicts       {done.conflicts} whose key is in use with other arguments")
+    if done.remains:
+        lines.append(f"quarantined     {done.remains} of which the file has raw bytes or a key only")
+    if done.small_records:
+        lines.append(f"small records   {done.small_records}")
+    return lines

@@ -1,0 +1,50 @@
+"""`atb outbox verify`: what is damaged in a store, and what can be salvaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from outbox.recovery import Findings, examine
+
+from .common import directory_option, in_one_sentence, settings
+
+_SHOWN = 20
+
+
+@click.command()
+@directory_option
+@click.pass_context
+@in_one_sentence
+def verify(context: click.Context, directory: str | None) -> None:
+    """Check every page and every record of a store that nobody has open; changes nothing.
+
+    Exit code 0: sound.  1: damaged; it says how, and what `atb outbox export` can salvage.  2: it could not be checked.
+    """
+    path = Path(settings(directory).dir).absolute()
+    found = examine(path)
+    click.echo(f"outbox {path}: {'sound' if found.sound else 'damaged'}")
+    for problem in found.problems[:_SHOWN]:
+        click.echo(f"!! {problem}")
+    if len(found.problems) > _SHOWN:
+        click.echo(f"!! and {len(found.problems) - _SHOWN} more")
+    for line in summary(found):
+        click.echo(line)
+    context.exit(0 if found.sound else 1)
+
+
+def summary(found: Findings) -> list[str]:
+    """What is readable, and what is not."""
+    counts = ", ".join(f"{count} {state.value}" for state, count in sorted(found.entries.items())) or "none"
+    lines = [f"{'readable' if found.sound else 'can be salvaged':<16}{counts}"]
+    if found.loose:
+        lines.append(f"{'of these':<16}{found.loose} found outside of the store's structure, perhaps in an older state")
+    if found.damaged or found.lost:
+        lines.append(f"{'not readable':<16}{found.damaged} with their raw bytes, {found.lost} known by their keys only")
+    if found.quarantined:
+        lines.append(f"{'quarantined':<16}{found.quarantined}, with their raw bytes")
+    if found.bare_keys:
+        lines.append(f"{'keys only':<16}{found.bare_keys} completed without a ledger copy")
+    lines.append(f"{'small records':<16}{found.small_records}")
+    return lines

@@ -1,0 +1,167 @@
+"""Guarded: the open LMDB environment behind its gate, the transactions on it, and the halt latch.
+
+It promises the store above it that `close` and `swap` never pull the environment from under another thread, that a
+forked copy never touches it, and that the first failed durable write sets a latch that nothing but reopening clears.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .counters import Counters
+from .environment import Environment, LmdbError, WriteError
+from .errors import DurabilityError, StoreClosed
+
+_log = logging.getLogger("outbox.store")
+
+COUNTERS_KEY = b"outbox:counters"
+_REOPEN_HINT = "halt trading, free or replace the disk, then restart: reopening verifies the store"
+
+
+class Guarded:
+    """An environment and its transactions.  Thread-safe; not usable in a forked child."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment: Environment | None = environment
+        self.directory: Path = environment.directory
+        self._directory_name = os.fspath(environment.directory)
+        self.identity = environment.identity
+        self._pid = os.getpid()
+        self._mutex = threading.Lock()
+        self._gate = threading.Condition(self._mutex)
+        self._inside = 0
+        self.halt_reason: str | None = None
+        # Told once when the halt latch is set.
+        self.on_halt: Callable[[str], None] = _ignore
+
+    # -- transactions
+
+    def _enter(self) -> Environment:
+        """Pass the gate: the environment stays open until `_leave`."""
+        self._check_not_forked()
+        with self._mutex:
+            environment = self._usable()
+            self._inside += 1
+            return environment
+
+    def _leave(self) -> None:
+        with self._mutex:
+            self._inside -= 1
+            if not self._inside:
+                self._gate.notify_all()
+
+    def _usable(self) -> Environment:
+        """The open environment.  Assumes the mutex."""
+        if self._environment is None:
+            raise StoreClosed(f"the outbox at {self.directory} is closed", hint="open it again")
+        return self._environment
+
+    def _check_not_forked(self) -> None:
+        # Before the mutex, which a thread of the parent may have held at the fork.
+        if os.getpid() != self._pid:
+            raise StoreClosed(
+                f"{self.directory} was opened by process {self._pid} and cannot be used after a fork",
+                hint="open the outbox in the process that uses it",
+            )
+
+    @contextmanager
+    def _read(self) -> Iterator[tuple[Environment, Any]]:
+        """A snapshot.  Raises `DurabilityError` where even reading fails, as after a panic of LMDB."""
+        environment = self._enter()
+        try:
+            with environment.env.begin() as txn:
+                yield environment, txn
+        except LmdbError as exc:
+            raise DurabilityError(f"the store could not be read: {exc}", hint=_REOPEN_HINT) from exc
+        finally:
+            self._leave()
+
+    @contextmanager
+    def _write(self, purpose: str) -> Iterator[tuple[Environment, Any]]:
+        """A durable write transaction.  Its first failure sets the halt latch and is raised as `DurabilityError`."""
+        environment = self._enter()
+        try:
+            with environment.env.begin(write=True) as txn:
+                yield environment, txn
+        except WriteError as exc:
+            self._latch(purpose, exc)
+            raise DurabilityError(f"the store could not {purpose}: {exc}", hint=_REOPEN_HINT) from exc
+        finally:
+            self._leave()
+
+    @contextmanager
+    def _counted(self, purpose: str) -> Iterator[tuple[Environment, Any, Counters]]:
+        """A durable write transaction that changes the counters."""
+        with self._write(purpose) as (environment, txn):
+            counters = Counters.unpack(txn.get(COUNTERS_KEY))
+            yield environment, txn, counters
+            txn.put(COUNTERS_KEY, counters.pack())
+
+    def _latch(self, purpose: str, exc: Exception) -> None:
+        if self.halt_reason is not None:
+            return
+        self.halt_reason = f"could not {purpose}: {exc}"
+        _log.critical("durable write failed, enqueueing is halted", extra={"purpose": purpose, "error": str(exc)})
+        self.on_halt(self.halt_reason)
+
+    def check_not_halted(self) -> None:
+        """Raise `DurabilityError` when the halt latch is set."""
+        if self.halt_reason is not None:
+            raise DurabilityError(f"enqueueing is halted: the store {self.halt_reason}", hint=_REOPEN_HINT)
+
+    # -- lifecycle
+
+    def reader_check(self) -> None:
+        """Clear the slots of killed readers, which would pin freed pages."""
+        environment = self._enter()
+        try:
+            environment.env.reader_check()
+        finally:
+            self._leave()
+
+    def swap(self, action: Callable[[], None]) -> None:
+        """Close the environment, run `action`, open it again; other threads wait at the gate meanwhile.
+
+        A `DurabilityError` of the action sets the halt latch.
+        """
+        with self._gate:
+            self._gate.wait_for(lambda: not self._inside)
+            self._usable().close()
+            self._environment = None
+            try:
+                action()
+            except DurabilityError as exc:
+                self._latch("swap the file", exc)
+                raise
+            finally:
+                self._environment = Environment(self.directory)
+
+    def check_open(self) -> None:
+        """Raise `StoreClosed` after `close`, or in a forked copy."""
+        self._check_not_forked()
+        if self._environment is None:
+            with self._mutex:  # during a swap this waits for the new file
+                self._usable()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a forked copy, which must not touch the environment."""
+        return os.getpid() != self._pid
+
+    def close(self) -> None:
+        """Close the environment after the threads inside have left; may be called twice."""
+        with self._gate:
+            environment, self._environment = self._environment, None
+            self._gate.wait_for(lambda: not self._inside)
+            if environment is not None:
+                environment.close()
+
+
+def _ignore(reason: str) -> None:
+    """No listener."""

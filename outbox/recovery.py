@@ -1,0 +1,174 @@
+"""Recovery: what is in a store, whatever state it is in, and all of it as JSON lines.
+
+A store that nobody has open is read as it is, without LMDB, so that no damage can end the process.  One that is in use
+was verified by whoever opened it; a compact copy of it is read instead.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import codec, environment, verify
+from .errors import StoreCorrupt, StoreLocked, StoreMissing
+from .exchange import FORMAT, State, raw_text, to_object
+from .locks import Role, RoleLock, holder
+from .salvage import Remains, Salvage
+
+
+@dataclass
+class Findings:
+    """What is in a store, and what of it can be read."""
+
+    store_id: str | None = None
+    # One sentence each; empty for a sound store.
+    problems: list[str] = field(default_factory=list)
+    # Readable entries by state.
+    entries: Counter[State] = field(default_factory=Counter)
+    # Of these, those found outside of the store's structure: perhaps in an older state.
+    loose: int = 0
+    # Acknowledged and not readable: with raw bytes, or only by their keys.
+    damaged: int = 0
+    lost: int = 0
+    # Set aside earlier, with their raw bytes.
+    quarantined: int = 0
+    # Completed entries of which only the idempotency key is left.
+    bare_keys: int = 0
+    small_records: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is damaged, but for what was set aside before."""
+        return not self.problems and not self.damaged and not self.lost
+
+
+def examine(directory: Path) -> Findings:
+    """Verify the store in `directory`, which nobody may have open, and count what can be salvaged.
+
+    Raises `StoreLocked`, `StoreMissing` or OSError.
+    """
+    with _alone(directory):
+        findings = _read(directory, _ignore)
+        try:
+            verify.check(directory)
+        except StoreCorrupt as exc:
+            # It also knows LMDB's own bookkeeping, of which no entry hangs.
+            findings.problems = findings.problems or [exc.message]
+        return findings
+
+
+def export(directory: Path, write: Callable[[bytes], object]) -> Findings:
+    """Write everything that can be read of the store in `directory` as JSON lines, also of a damaged one.
+
+    Works beside a running engine, for which it needs room for a copy in the temporary directory.  Raises
+    `StoreMissing`, `StoreCorrupt` where there is no data file, `StoreLocked` or OSError.
+    """
+    try:
+        with _alone(directory):
+            return _read(directory, write)
+    except StoreLocked:
+        pass
+    environment.read_identity(directory)
+    access = RoleLock(directory, Role.ACCESS, shared=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="outbox-export-") as name:
+            environment.copy_compact(directory, Path(name))
+            shutil.copyfile(directory / environment.IDENTITY_FILE, Path(name) / environment.IDENTITY_FILE)
+            return _read(Path(name), write)
+    finally:
+        access.release()
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Nobody else has the store open, nor opens it meanwhile.  Raises `StoreLocked`."""
+    if not directory.is_dir():
+        raise StoreMissing(f"there is no outbox at {directory}", hint="check OUTBOX_DIR")
+    if not (directory / environment.DATA_FILE).exists():
+        raise StoreCorrupt(f"{directory / environment.DATA_FILE} is missing", hint="restore a backup of the directory")
+    try:
+        access = RoleLock(directory, Role.ACCESS, shared=True)
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+        yield  # nobody can write to it
+        return
+    try:
+        _claim(access, directory)
+        yield
+    finally:
+        access.release()
+
+
+def _claim(access: RoleLock, directory: Path) -> None:
+    try:
+        access.make_exclusive()
+    except StoreLocked as exc:
+        pid = holder(directory, Role.ENGINE) or holder(directory, Role.RELAY)
+        who = f"process {pid}" if pid else "another process"
+        raise StoreLocked(f"{directory} is in use by {who}", hint="stop it first", holder_pid=pid) from exc
+
+
+def _read(directory: Path, write: Callable[[bytes], object]) -> Findings:
+    findings, lines = Findings(), 0
+
+    def put(line: dict[str, Any]) -> None:
+        nonlocal lines
+        write(codec.to_json(line) + b"\n")
+        lines += 1
+
+    with Salvage(directory) as found:
+        findings.store_id = None if found.store_id is None else str(found.store_id)
+        findings.problems = [*found.problems, *(one.why for one in found.damaged.values())]
+        put(
+            {
+                "kind": "outbox",
+                "format": FORMAT,
+                "store_id": findings.store_id,
+                "next_seq": found.next_seq,
+                "last_us": found.counters.last_us if found.counters is not None else 0,
+                "problems": findings.problems,
+            }
+        )
+        for name, record in sorted(found.small.items()):
+            put({"kind": "small", "name": name.decode(), "stamp": record.stamp, "value": raw_text(record.value)})
+        for name, value in sorted(found.other.items()):
+            put({"kind": "other", "name": raw_text(name), "value": raw_text(value)})
+        findings.small_records = len(found.small) + len(found.other)
+        for one in found.entries():
+            findings.entries[one.state] += 1
+            findings.loose += one.loose
+            put(to_object(one.record, one.state, owns_key=one.owns_key, loose=one.loose))
+        for left in found.remains():
+            kind = "lost" if not left.raw else "quarantined" if left.seq in found.quarantined else "damaged"
+            findings.lost += kind == "lost"
+            findings.damaged += kind == "damaged"
+            findings.quarantined += kind == "quarantined"
+            put(_remains(kind, left))
+        for left in found.bare_keys():
+            findings.bare_keys += 1
+            put(_remains("key", left))
+        put({"kind": "end", "lines": lines})
+    return findings
+
+
+def _remains(kind: str, left: Remains) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "seq": left.seq,
+        "raw": raw_text(left.raw),
+        "key": left.key.hex() or None,
+        "payload_hash": left.payload_hash.hex() or None,
+        "why": left.why,
+    }
+
+
+def _ignore(line: bytes) -> None:
+    """Counted only."""

@@ -1,0 +1,327 @@
+"""Restore: feeds a file that `recovery.export` wrote into a store, all of it in one commit.
+
+Keys, ids, order, times, groups and what became of each entry stay as they were, so that nothing takes effect twice:
+what was completed is not delivered again, and what is uncertain is settled by its receipt in PostgreSQL.  Importing a
+file again changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from . import codec, environment, ledger, quarantine, small, verify
+from .clock import Clock
+from .config import OutboxConfig
+from .counters import Counters
+from .entry import EntryStatus
+from .envelope import Record, pack, seq_key, unpack
+from .environment import Environment
+from .errors import InvalidEntry, StoreFormatError
+from .exchange import FORMAT, State, from_object, raw_bytes
+from .guarded import COUNTERS_KEY
+from .opening import open_store
+
+_CONFLICT = "imported: its idempotency key is in use by another entry with other arguments"
+_REMAINS = frozenset({"quarantined", "damaged", "lost"})
+
+
+@dataclass
+class Restored:
+    """What an import did."""
+
+    directory: Path
+    store_id: str = ""
+    # Whether the store was made by this import.
+    created: bool = False
+    # Entries that the store did not have, by state.
+    entries: Counter[State] = field(default_factory=Counter)
+    # Entries that it had.
+    known: int = 0
+    # Entries whose key was in use with other arguments: now dead letters, or settled without a key.
+    conflicts: int = 0
+    # Entries of which the file has raw bytes or a key only: now in quarantine.
+    remains: int = 0
+    small_records: int = 0
+    # Whether entries got new sequence numbers, behind all that the store had.
+    renumbered: bool = False
+
+
+class ExportFile:
+    """A file of JSON lines, read as often as needed."""
+
+    def __init__(self, path: Path) -> None:
+        """Check every line.  Raises `InvalidEntry` naming the first bad one, `StoreFormatError` or OSError."""
+        self._path = path
+        lines = self._lines()
+        number, self.header = next(lines, (1, {}))
+        if self.header.get("kind") != "outbox" or number != 1:
+            raise InvalidEntry(f"{path} is no export of an outbox", hint="give a file that `atb outbox export` wrote")
+        if self.header.get("format") != FORMAT:
+            raise StoreFormatError(
+                f"{path} has format {self.header.get('format')!r}, this version reads {FORMAT}",
+                hint="use the version of lmdb-outbox that wrote it",
+            )
+        end: dict[str, Any] = {}
+        for number, line in lines:
+            if end:
+                raise InvalidEntry(f"{path}, line {number}: there is more behind the end")
+            if line.get("kind") == "end":
+                end = line
+                continue
+            try:
+                _check(line)
+            except (InvalidEntry, KeyError, TypeError, ValueError) as exc:
+                said = exc.message if isinstance(exc, InvalidEntry) else f"{type(exc).__name__}: {exc}"
+                raise InvalidEntry(f"{path}, line {number}: {said}", hint="nothing was imported") from exc
+        if end.get("lines") != number - 1:
+            raise InvalidEntry(f"{path} ends early, after line {number}", hint="export again; nothing was imported")
+        stated = self.header.get("store_id")
+        self.store_id = None if stated is None else UUID(stated)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Each line but the first and the last."""
+        return (line for _, line in self._lines() if line["kind"] not in ("outbox", "end"))
+
+    def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        with self._path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                try:
+                    line = codec.from_json(text)
+                except ValueError as exc:
+                    raise InvalidEntry(f"{self._path}, line {number}: {exc}", hint="nothing was imported") from exc
+                if not isinstance(line, dict):
+                    raise InvalidEntry(f"{self._path}, line {number} is no object", hint="nothing was imported")
+                yield number, line
+
+
+def restore(path: Path, directory: Path, config: OutboxConfig, clock: Clock, *, merge: bool = False) -> Restored:
+    """Import the file at `path` into the store in `directory`, creating it under the id of the exported one.
+
+    Nobody else may have the store open.  An existing store with another id is only touched with `merge`, since calls
+    that repeat an imported one are not recognised there.  Raises `InvalidEntry`, `StoreLocked`, what `Outbox.open`
+    raises, or `DurabilityError`; nothing is imported then.
+    """
+    file = ExportFile(path)
+    if environment.is_vacant(directory):
+        return _create(file, directory, config, clock)
+    identity = environment.read_identity(directory)
+    if file.store_id != identity.store_id and not merge:
+        raise InvalidEntry(
+            f"{path} is of store {file.store_id}, {directory} is {identity.store_id}",
+            hint="import into a directory that does not exist; or give --merge, and calls that repeat an imported one "
+            "count as new",
+        )
+    done = Restored(directory, str(identity.store_id))
+    _fill(file, directory, config, clock, done)
+    return done
+
+
+def _create(file: ExportFile, directory: Path, config: OutboxConfig, clock: Clock) -> Restored:
+    """Make a store with everything in it, verify it, and put it in place in one rename."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=f".{directory.name}.importing-", dir=directory.parent))
+    try:
+        made = workshop / directory.name
+        store_id = file.store_id or clock.new_id()
+        environment.create(made, store_id, {COUNTERS_KEY: Counters().pack()})
+        done = Restored(directory, str(store_id), created=True)
+        _fill(file, made, config, clock, done)
+        verify.check(made)
+        os.rename(made, directory)
+        environment.flush_directory(directory.parent)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    return done
+
+
+def _fill(file: ExportFile, directory: Path, config: OutboxConfig, clock: Clock, done: Restored) -> None:
+    opened = open_store(directory, config, clock, engine=True)
+    try:
+        with opened.alone():
+            opened.store.maintain("import", lambda env, txn, counters: _Import(env, txn, counters, file, done).run())
+    finally:
+        opened.close()
+
+
+class _Import:
+    """The body of the one transaction."""
+
+    def __init__(
+        self, environment: Environment, txn: Any, counters: Counters, file: ExportFile, done: Restored
+    ) -> None:
+        self._environment, self._txn, self._counters = environment, txn, counters
+        self._file, self._done = file, done
+        self._same_store = str(file.store_id) == done.store_id
+        # New numbers of groups, where entries get new ones.
+        self._groups: dict[int, int] = {}
+
+    def run(self) -> None:
+        self._done.renumbered = self._counters.next_seq > 1 and any(map(self._collides, self._file.lines()))
+        changed = False
+        for line in self._file.lines():
+            changed |= self._take(line)
+        if changed:
+            header, counters = self._file.header, self._counters
+            counters.next_seq = max(counters.next_seq, 0 if self._done.renumbered else int(header["next_seq"]))
+            counters.last_us = max(counters.last_us, int(header["last_us"]))
+            counters.releases += 1
+
+    def _take(self, line: dict[str, Any]) -> bool:
+        """Take one line over; whether that changed anything."""
+        kind = line["kind"]
+        if kind == "small":
+            return self._take_small(line)
+        if kind == "other":
+            name, value = raw_bytes(line["name"]), raw_bytes(line["value"])
+            return bool(self._txn.put(name, value, overwrite=False))
+        if kind == "entry":
+            return self._take_entry(*from_object(line), owns_key=bool(line["owns_key"]))
+        return self._take_remains(line)
+
+    def _take_small(self, line: dict[str, Any]) -> bool:
+        offered = small.SmallRecord(line["name"].encode(), raw_bytes(line["value"]), int(line["stamp"]))
+        key = small.PREFIX + offered.name
+        present = self._txn.get(key)
+        if present is not None and small.unpack(bytes(present), offered.name).stamp >= offered.stamp:
+            return False
+        self._done.small_records += 1
+        return bool(self._txn.put(key, offered.pack()))
+
+    def _take_entry(self, record: Record, state: State, *, owns_key: bool) -> bool:
+        if self._has_entry(record, owns_key=owns_key):
+            self._done.known += 1
+            return False
+        lookup = record.key if owns_key else record.id
+        if self._txn.get(lookup, db=self._environment.idempotency) is not None:
+            self._done.conflicts += 1
+            lookup = record.id
+            if state is State.PENDING:
+                state = State.DEAD
+                record = record.settled(EntryStatus.FAILED, record.captured_us, error=_CONFLICT)
+        record = self._numbered(record)
+        key = seq_key(record.seq)
+        in_pending = state is State.PENDING
+        self._txn.put(key, pack(record), db=self._environment.pending if in_pending else self._environment.ledger)
+        self._txn.put(lookup, key + record.payload_hash, db=self._environment.idempotency)
+        self._count(record, state, key)
+        self._done.entries[state] += 1
+        return True
+
+    def _count(self, record: Record, state: State, key: bytes) -> None:
+        counters = self._counters
+        counters.last_us = max(counters.last_us, record.captured_us)
+        if state is State.NOTE:
+            return
+        counters.acknowledged += 1
+        counters.completed += state is State.COMPLETED
+        counters.discarded += state is State.DISCARDED
+        if state is State.DEAD:
+            counters.dead += 1
+            self._txn.put(ledger.DEAD_PREFIX + key, codec.to_json(record.order_by))
+
+    def _take_remains(self, line: dict[str, Any]) -> bool:
+        if self._has_remains(line):
+            self._done.known += 1
+            return False
+        seq = self._next_seq(line["seq"])
+        hashed = bytes.fromhex(line["payload_hash"] or "") or bytes(16)
+        self._txn.put(self._key_of(line), seq_key(seq) + hashed, db=self._environment.idempotency)
+        self._counters.acknowledged += 1
+        if line["kind"] == "key":
+            self._counters.completed += 1
+            self._done.entries[State.COMPLETED] += 1
+        else:
+            self._txn.put(quarantine.PREFIX + seq_key(seq), raw_bytes(line["raw"]))
+            self._counters.quarantined += 1
+            self._done.remains += 1
+        return True
+
+    def _numbered(self, record: Record) -> Record:
+        seq = self._next_seq(record.seq)
+        if seq == record.seq or not record.group:
+            return record if seq == record.seq else replace(record, seq=seq)
+        return replace(record, seq=seq, group=self._groups.setdefault(record.group, seq))
+
+    def _next_seq(self, seq: int) -> int:
+        counters = self._counters
+        if not self._done.renumbered:
+            counters.next_seq = max(counters.next_seq, seq + 1)
+            return int(seq)
+        counters.next_seq += 1
+        return counters.next_seq - 1
+
+    # -- what the store has
+
+    def _collides(self, line: dict[str, Any]) -> bool:
+        """Whether the place of an entry that the store does not have is taken by another."""
+        if line["kind"] == "entry":
+            record, _ = from_object(line)
+            return not self._has_entry(record, owns_key=bool(line["owns_key"])) and self._occupied(record.seq)
+        if line["kind"] in _REMAINS or line["kind"] == "key":
+            return not self._has_remains(line) and self._occupied(line["seq"])
+        return False
+
+    def _has_entry(self, record: Record, *, owns_key: bool) -> bool:
+        """Whether the entry is there: under its key with the same arguments, or its id at its place."""
+        owner = self._txn.get(record.key if owns_key else record.id, db=self._environment.idempotency)
+        if owner is not None and owner[8:] == record.payload_hash:
+            return True
+        if self._txn.get(record.id, db=self._environment.idempotency) is not None:
+            return True
+        for handle in (self._environment.pending, self._environment.ledger):
+            data = self._txn.get(seq_key(record.seq), db=handle)
+            if data is not None and unpack(record.seq, data).id == record.id:
+                return True
+        return False
+
+    def _has_remains(self, line: dict[str, Any]) -> bool:
+        if self._txn.get(self._key_of(line), db=self._environment.idempotency) is not None:
+            return True
+        return self._same_store and self._occupied(line["seq"])
+
+    def _occupied(self, seq: int) -> bool:
+        key = seq_key(seq)
+        handles = (self._environment.pending, self._environment.ledger)
+        return any(self._txn.get(key, db=handle) is not None for handle in handles) or quarantine.holds(self._txn, seq)
+
+    def _key_of(self, line: dict[str, Any]) -> bytes:
+        """The idempotency key of what cannot be read; where that is lost too, one that tells it from others."""
+        if line["key"]:
+            return bytes.fromhex(line["key"])
+        told = f"{self._file.store_id} {line['seq']} {line['raw']}"
+        return hashlib.sha256(told.encode()).digest()[:16]
+
+
+def _check(line: dict[str, Any]) -> None:
+    """Raise for a line that cannot be taken over."""
+    kind = line["kind"]
+    if kind == "entry":
+        from_object(line)
+        bool(line["owns_key"])
+    elif kind == "small":
+        if not 0 < len(line["name"].encode()) <= 400:
+            raise ValueError(f"{line['name']!r:.60} is no name of a small record")
+        raw_bytes(line["value"])
+        int(line["stamp"])
+    elif kind == "other":
+        if not raw_bytes(line["name"]).startswith(b"outbox:"):
+            raise ValueError(f"{line['name']!r:.60} is no name of ours")
+        raw_bytes(line["value"])
+    elif kind in _REMAINS or kind == "key":
+        raw_bytes(line["raw"])
+        if type(line["seq"]) is not int or not 0 < line["seq"] < 1 << 64:
+            raise ValueError(f"{line['seq']!r:.60} is no sequence number")
+        for name in ("key", "payload_hash"):
+            if line[name] is not None and len(bytes.fromhex(line[name])) != 16:
+                raise ValueError(f"{line[name]!r:.60} is no {name}")
+    else:
+        raise ValueError(f"{kind!r:.60} is no kind of line")

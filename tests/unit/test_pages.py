@@ -1,0 +1,97 @@
+"""A data file read without LMDB gives what LMDB gives, and says what is wrong with its two meta pages."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from outbox import Outbox, StoreCorrupt
+from outbox.environment import Environment
+from outbox.ledger import Settlement
+from outbox.pages import DataFile, Walk
+
+META_TRANSACTION = 16 + 24 + 2 * 48 + 8
+
+
+def fill(directory: Path, seed: int = 1) -> None:
+    """A store with a history: rows of every size, some settled, in as many commits."""
+    draw = random.Random(seed)
+    with Outbox.open(directory) as box:
+        for number in range(draw.randrange(1, 300)):
+            box.enqueue("log", {"number": number, "text": "x" * draw.choice((0, 100, 1900, 2100, 5000, 40_000))})
+            if draw.random() < 0.2:
+                records = box.store.peek(0, draw.randrange(1, 9)).records
+                box.store.settle(Settlement(completed=[(record, b"") for record in records]))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_it_reads_what_lmdb_reads(outbox_dir: Path, seed: int) -> None:
+    fill(outbox_dir, seed)
+    environment = Environment(outbox_dir, readonly=True)
+    with environment.env.begin() as txn:
+        expected = {
+            name: [(bytes(key), bytes(value)) for key, value in txn.cursor(db=handle)]
+            for name, handle in (
+                ("pending", environment.pending),
+                ("idempotency", environment.idempotency),
+                ("ledger", environment.ledger),
+            )
+        }
+    environment.close()
+    with DataFile(outbox_dir / "data.mdb") as file:
+        assert file.meta is not None
+        main = Walk("main")
+        found = {}
+        for row in file.rows(file.meta.main, main):
+            tree = file.tree(row)
+            if tree is not None:
+                walk = Walk(row.key.decode())
+                found[walk.name] = [(one.key, file.read(one.offset, one.size)) for one in file.rows(tree, walk)]
+                assert walk.intact
+                assert not walk.pages & file.free_pages()
+        assert main.intact
+        assert file.problems == file.free_list_problems == []
+    assert found == expected
+
+
+@pytest.mark.parametrize("bit", range(16))
+@pytest.mark.parametrize("page", [0, 1])
+def test_a_meta_page_that_is_taken_for_the_newest_by_mistake_is_noticed(outbox_dir: Path, page: int, bit: int) -> None:
+    # With one bit of its number changed, LMDB takes the other one and silently forgets the last commit.
+    fill(outbox_dir)
+    data = bytearray((outbox_dir / "data.mdb").read_bytes())
+    with DataFile(outbox_dir / "data.mdb") as file:
+        assert file.meta is not None
+        newest = file.meta
+    data[page * 4096 + META_TRANSACTION + bit // 8] ^= 1 << bit % 8
+    (outbox_dir / "data.mdb").write_bytes(data)
+    with DataFile(outbox_dir / "data.mdb") as file:
+        assert file.problems
+        assert file.meta is not None
+        assert file.meta.main == newest.main
+    with pytest.raises(StoreCorrupt):
+        Outbox.open(outbox_dir)
+
+
+def test_a_new_store_and_a_vacuumed_one_are_sound(outbox_dir: Path) -> None:
+    Outbox.open(outbox_dir).close()
+    for _ in range(3):
+        with DataFile(outbox_dir / "data.mdb") as file:
+            assert file.problems == []
+        with Outbox.open(outbox_dir) as box:
+            box.compact(vacuum=True)
+        with DataFile(outbox_dir / "data.mdb") as file:
+            assert file.problems == []
+        with Outbox.open(outbox_dir) as box:
+            box.enqueue("log", {})
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 4095, 4096, 4200, 8191])
+def test_a_file_that_is_too_short_for_two_meta_pages_is_no_end_of_the_world(tmp_path: Path, size: int) -> None:
+    (tmp_path / "data.mdb").write_bytes(random.Random(1).randbytes(size))
+    with DataFile(tmp_path / "data.mdb") as file:
+        assert file.problems == ["both meta pages are damaged"]
+        assert file.meta is None
+        assert file.free_pages() == set()

@@ -1,0 +1,104 @@
+"""A damaged entry is answered once and for all, and what is left of it is kept; so is a missing ledger copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from outbox import EntryNotFound, EntryStatus, Health, IdempotencyConflict, Outbox
+from outbox.envelope import seq_key
+from outbox.ledger import Settlement
+
+RAW = b"OX\x01 what is left of it"
+
+
+@pytest.fixture
+def box(outbox_dir: Path) -> Iterator[Outbox]:
+    """Entry 2, enqueued with key `k`, is damaged and in quarantine."""
+    with Outbox.open(outbox_dir) as opened:
+        for number, key in enumerate(("a", "k", "b")):
+            opened.enqueue("log", {"number": number}, key=key)
+        with opened.store._write("damage") as (environment, txn):
+            txn.put(seq_key(2), RAW, db=environment.pending)
+        opened.store.quarantine(opened.store.peek(0, 10).damaged)
+        yield opened
+
+
+def accounted(box: Outbox) -> bool:
+    now = box.status()
+    return now.acknowledged == now.pending + now.completed + now.dead_letters + now.discarded + now.quarantined
+
+
+def test_giving_it_up_ends_the_call_for_an_operator_and_keeps_the_raw_bytes_with_the_reason(box: Outbox) -> None:
+    assert box.status().health is Health.NEEDS_OPERATOR
+    (given_up,) = box.discard(2, "entered by hand")
+    assert box.status().needs_operator == []
+    assert (box.status().quarantined, box.status().discarded) == (0, 1)
+    assert accounted(box)
+    stands, audit = box.ledger()
+    assert stands == given_up == box.entry(2)
+    assert (stands.seq, stands.operation, stands.status) == (2, "outbox.damaged", EntryStatus.FAILED)
+    assert stands.args == {"raw": RAW}
+    assert stands.error == "discarded: entered by hand; was: damaged on the disk"
+    assert (audit.operation, audit.args) == ("outbox.discard", {"seq": 2, "reason": "entered by hand"})
+    with pytest.raises(EntryNotFound):
+        box.discard(2, "again")
+
+
+def test_its_key_stays_in_use_so_that_the_same_call_is_not_a_second_one(box: Outbox) -> None:
+    box.discard(2, "entered by hand")
+    again = box.enqueue("log", {"number": 1}, key="k")
+    assert (again.seq, again.status) == (2, EntryStatus.FAILED)
+    with pytest.raises(IdempotencyConflict):
+        box.enqueue("log", {"number": 7}, key="k")
+
+
+def test_its_key_can_be_freed(box: Outbox) -> None:
+    box.discard(2, "never sent", free_key=True)
+    assert box.enqueue("log", {"number": 1}, key="k").seq == 5
+    assert accounted(box)
+
+
+def test_it_cannot_be_tried_again(box: Outbox) -> None:
+    with pytest.raises(EntryNotFound, match="entry 2 is damaged and quarantined, it cannot be tried again"):
+        box.requeue(2)
+
+
+def test_one_whose_key_is_lost_too_can_be_given_up(box: Outbox) -> None:
+    with box.store._write("damage") as (environment, txn):
+        known = [(bytes(key), value[:8]) for key, value in txn.cursor(db=environment.idempotency)]
+        txn.delete(next(key for key, seq in known if seq == seq_key(2)), db=environment.idempotency)
+    (given_up,) = box.discard(2, "nothing is left")
+    assert given_up.args == {"raw": RAW}
+    assert accounted(box)
+
+
+def test_what_is_left_of_it_goes_with_its_retention(box: Outbox) -> None:
+    box.discard(2, "entered by hand")
+    assert box.compact(timedelta(0)) == 2
+    assert list(box.ledger()) == []
+    assert box.enqueue("log", {"number": 1}, key="k").seq == 5
+
+
+def test_entries_without_a_ledger_copy_are_shown_until_somebody_has_seen_to_it(box: Outbox) -> None:
+    assert not box.acknowledge("unledgered")
+    box.store._settle(
+        Settlement(completed=[(record, b"") for record in box.store.records("pending")]), keep_ledger=False
+    )
+    assert box.status().degraded == ["2 entries were completed without a ledger copy (acknowledge unledgered)"]
+    assert box.acknowledge("unledgered")
+    assert (box.status().unledgered, box.status().degraded) == (0, [])
+    (audit,) = box.ledger()
+    assert (audit.operation, audit.args) == ("outbox.acknowledge", {"name": "unledgered", "entries": 2})
+    # What is left of them still keeps a repeated call from being a second one.
+    assert box.enqueue("log", {"number": 0}, key="a").status is EntryStatus.COMPLETED
+    assert accounted(box)
+
+
+def test_other_alarms_are_acknowledged_by_name(box: Outbox) -> None:
+    box.alarms.sound("disk", "it smells")
+    assert box.acknowledge("disk")
+    assert not box.acknowledge("disk")
