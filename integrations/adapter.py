@@ -288,10 +288,13 @@ class Adapter:
         try:
             return self._reserves.take(table, column)
         except IdReserveEmpty:
-            if not self.delivery.works or self.host.built is None:
+            if self.delivery.works is False:
                 raise
-            # A burst was faster than the background work.
-            self._reserves.fill(self.host.built.engine)
+            # A burst was faster than the background work, or PostgreSQL could not be reached at the start.
+            try:
+                self._reserves.fill(self.host.manager().engine)
+            except AWAY as exc:
+                _log.warning("id reserves could not be filled", extra={"error": str(exc).splitlines()[0]})
             return self._reserves.take(table, column)
 
     def _check(self, operation: ManagerOperation, bound: dict[str, Any]) -> None:
