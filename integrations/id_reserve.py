@@ -40,6 +40,8 @@ class IdReserve:
         self._outbox, self._table, self._column = outbox, table, column
         self._wanted = wanted or _WANTED_OF.get(table, _WANTED)
         self._meta = f"ids:{table}" if column == "id" else f"ids:{table}.{column}"
+        # A crash costs a chunk, and a small reserve must last through many.
+        self._chunk_size = max(1, min(_CHUNK, self._wanted // 50))
         self._lock = threading.Lock()
         self._chunk: deque[int] = deque()
         stored = outbox.store.get_meta(self._meta)
@@ -104,7 +106,7 @@ class IdReserve:
                 hint="PostgreSQL must be reachable to fetch more; the reserve is filled when the engine starts",
             )
         first, last = self._ranges[0]
-        taken = range(first, min(first + _CHUNK, last + 1))
+        taken = range(first, min(first + self._chunk_size, last + 1))
         if taken[-1] == last:
             self._ranges.pop(0)
         else:
