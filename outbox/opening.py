@@ -50,7 +50,8 @@ class OpenStore:
         directory = self.store.directory
         with suppress(StoreLocked, OSError):
             self._access.make_exclusive()
-            if not any(died_holding(directory, role) for role in (Role.ENGINE, Role.RELAY)):
+            died = any(died_holding(directory, role) for role in (Role.ENGINE, Role.RELAY))
+            if not died and self.store.halt_reason is None:
                 environment.mark_clean(directory)
         self._access.release()
         self._access = self._engine = None

@@ -103,7 +103,8 @@ class Operation:
         if columns is not None:
             _check_row(self.name, columns, args)
         if self.validate is not None:
-            self.validate(args)
+            # A copy: what it changes must not be half stored.
+            self.validate(dict(args))
 
     def identity_of(self, args: Mapping[str, Any]) -> Any:
         """The value that identifies this intent, or None where every call is an intent of its own."""

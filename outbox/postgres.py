@@ -200,7 +200,12 @@ class PostgresTarget:
         repeated = [item for item in run if item.seq not in fresh]
         known = find(cursor, repeated) if repeated else {}
         for item in repeated:
-            if item.key in known and known[item.key][0] != item.payload_hash:
+            if item.key not in known:
+                raise TargetMisconfigured(
+                    f"the receipt of entry {item.seq} was neither written nor found",
+                    hint="a trigger, a rule or a policy on outbox_receipts keeps receipts out; take it away",
+                )
+            if known[item.key][0] != item.payload_hash:
                 message = f"a receipt for key {item.key.hex()} exists with other arguments"
                 raise _UnitFailed(EntryRejected(message, permanent=True), position[item.seq])
         results = self._effects(connection, transaction, [item for item in run if item.seq in fresh], position)
@@ -261,7 +266,10 @@ class PostgresTarget:
             raise TargetUnavailable(f"the connection was lost while {operation.name!r} was applied")
         if not transaction.is_active or connection.get_transaction() is not transaction:
             raise ended
-        if _raw(connection).info.transaction_status == _BROKEN:
+        status = _raw(connection).info.transaction_status
+        if status not in (_BROKEN, psycopg2.extensions.TRANSACTION_STATUS_INTRANS):
+            raise ended
+        if status == _BROKEN:
             message = f"the handler of {operation.name!r} swallowed a database error"
             raise _UnitFailed(EntryRejected(message, permanent=False), position)
         return value

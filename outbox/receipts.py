@@ -29,7 +29,7 @@ _RECORD = f"""
 INSERT INTO {TABLE} (idempotency_key, store_id, seq, operation, payload_hash)
 SELECT key, %s::uuid, seq, operation, payload
 FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::uuid[]) AS new (key, seq, operation, payload)
-ON CONFLICT DO NOTHING RETURNING seq"""
+ON CONFLICT (idempotency_key) DO NOTHING RETURNING seq"""
 
 _FIND = f"""
 SELECT idempotency_key::text, payload_hash::text, result::text FROM {TABLE}

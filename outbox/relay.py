@@ -31,6 +31,8 @@ _HOUSEKEEPING_S = 60.0
 _PROBE_S = 60.0
 _PRUNE_ROWS = 2500
 _PUBLISH_S = 1.0
+# Of an error's text: what is published must fit its file.
+_SAID_CHARS = 1000
 # While somebody waits in `drain`, the longest pause between two tries.
 _HURRY_S = 1.0
 
@@ -232,8 +234,8 @@ class Relay:
             "pid": os.getpid(),
             "breaker": self._breaker.state,
             "stopped": self._stopped_line,
-            "last_error": self._last_error,
-            "died": self.died,
+            "last_error": self._last_error and self._last_error[:_SAID_CHARS],
+            "died": self.died and self.died[:_SAID_CHARS],
             "held_back": self._scan.held,
         }
         if state == self._published and now < self._publish_at and not force:

@@ -9,11 +9,22 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from outbox import Entry, EntryStatus, Operation, PostgresTarget, Relay, TargetMisconfigured, TargetUnavailable
+from outbox import (
+    Entry,
+    EntryStatus,
+    Operation,
+    Outbox,
+    OutboxConfig,
+    PostgresTarget,
+    Relay,
+    TargetMisconfigured,
+    TargetUnavailable,
+)
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed, rejected
 
@@ -350,3 +361,48 @@ def test_a_group_with_a_refused_member_leaves_nothing(url: str, outbox_dir: Path
         assert effects(bench) == [100, 101]
         assert [letter.seq for letter in bench.box.dead_letters()] == [2, 3, 4]
         assert bench.receipts() == [1, 5]
+
+
+@pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK"])
+def test_a_handler_that_ends_the_transaction_behind_sqlalchemy_loses_and_doubles_nothing(
+    statement: str, postgres_url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handle(connection: Connection, entry: Entry) -> None:
+        connection.exec_driver_sql(f"INSERT INTO seen VALUES ({entry.args['n']})")
+        if entry.args["n"] == 2:
+            connection.connection.cursor().execute(statement)
+
+    operations = [Operation("seen", handler=handle)]
+    with psycopg2.connect(postgres_url) as plain, plain.cursor() as cursor:
+        cursor.execute("CREATE TABLE seen (n int)")
+    with Outbox.open(outbox_dir, OutboxConfig(), operations) as box:
+        for number in range(1, 5):
+            box.enqueue("seen", {"n": number})
+        drained = Relay(box, PostgresTarget(postgres_url, operations)).drain(timeout=1.0)
+        status = box.status()
+        # What was committed too early has its receipt; what was rolled back is tried again for ever.
+        assert drained == (statement == "COMMIT")
+        assert (status.pending, status.dead_letters) == (0 if drained else 4, 0)
+    assert "delivery failed" in caplog.text
+    with plain, plain.cursor() as cursor:
+        cursor.execute("SELECT n FROM seen ORDER BY n")
+        assert cursor.fetchall() == ([(1,), (2,), (3,), (4,)] if drained else [])
+    plain.close()
+
+
+def test_receipts_that_a_trigger_keeps_out_stop_the_line(postgres_url: str, outbox_dir: Path) -> None:
+    operations = [Operation("note", table="notes")]
+    with Outbox.open(outbox_dir, OutboxConfig(), operations) as box:
+        with psycopg2.connect(postgres_url) as plain, plain.cursor() as cursor:
+            cursor.execute("CREATE TABLE notes (n int)")
+        relay = Relay(box, PostgresTarget(postgres_url, operations))
+        box.enqueue("note", {"n": 1})
+        assert relay.drain()
+        with plain, plain.cursor() as cursor:
+            cursor.execute("CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+            cursor.execute("CREATE TRIGGER t BEFORE INSERT ON outbox_receipts FOR EACH ROW EXECUTE FUNCTION nothing()")
+        plain.close()
+        box.enqueue("note", {"n": 2})
+        assert not relay.drain(timeout=1.0)
+        assert box.status().pending == 1
+        assert "neither written nor found" in (box.status().relay.last_error or "")

@@ -226,7 +226,7 @@ def test_reserved_ids_are_never_handed_out_twice(wired: tuple[PaperEngine, Wirin
     second = IdReserve(wiring.outbox, "account_balances")  # as after a crash
     rest = [second.take() for _ in range(second.left())]
 
-    assert len(rest) == 200 - 128
+    assert len(rest) == 200 - 72
     assert len({*taken, *rest}) == len(taken) + len(rest)
     with pytest.raises(IdReserveEmpty):
         second.take()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import numpy as np
@@ -271,3 +271,9 @@ def test_validate_is_asked_last_and_raises_what_it_likes() -> None:
         checked.check(row())
     with pytest.raises(InvalidEntry, match="no column"):
         checked.check(row(prize=1))
+
+
+def test_a_validator_cannot_change_what_is_stored() -> None:
+    given = {"a": 1}
+    Operation("log", table="log", validate=lambda args: cast(dict[str, int], args).setdefault("b", 2)).check(given)
+    assert given == {"a": 1}
