@@ -20,7 +20,7 @@ class Alarms:
         """Keep `message` under `name`; the first message of a name stays.  Raises `DurabilityError`."""
         if not self.sounds(name):
             text = message[:_MAX_CHARS].encode(errors="replace")
-            self._store.put_meta(ALARM_PREFIX + name, text)
+            self._store.put_meta(ALARM_PREFIX + name, text, despite_halt=True)
 
     def sounds(self, name: str) -> bool:
         """Whether the alarm `name` is kept."""
@@ -28,4 +28,4 @@ class Alarms:
 
     def acknowledge(self, name: str) -> bool:
         """Forget the alarm `name`; whether there was one.  Raises `DurabilityError`."""
-        return self._store.delete_meta(ALARM_PREFIX + name)
+        return self._store.delete_meta(ALARM_PREFIX + name, despite_halt=True)

@@ -254,7 +254,7 @@ class Reconciler:
 def place_order(box: Outbox, order: Order) -> None:
     """Tell the relay of another process to reconcile; it does so at its next try.  Raises `DurabilityError`."""
     given = replace(order, marks=fingerprint(box.store.marks()))
-    box.store.put_meta(_ORDER, codec.to_json(asdict(given)))
+    box.store.put_meta(_ORDER, codec.to_json(asdict(given)), despite_halt=True)
 
 
 def ordered(box: Outbox) -> bool:
@@ -264,7 +264,7 @@ def ordered(box: Outbox) -> bool:
 
 def withdraw_order(box: Outbox) -> None:
     """Undo `place_order`.  Raises `DurabilityError`."""
-    box.store.delete_meta(_ORDER)
+    box.store.delete_meta(_ORDER, despite_halt=True)
 
 
 def reconciliations(box: Outbox, *, after_seq: int) -> Iterator[Reconciliation]:

@@ -312,11 +312,15 @@ class Store(Reader):
 
     # -- small records for those above
 
-    def put_meta(self, name: str, value: bytes) -> None:
-        """Store a small record durably.  Raises `DurabilityError` or, for a name or value too large, `InvalidEntry`."""
+    def put_meta(self, name: str, value: bytes, *, despite_halt: bool = False) -> None:
+        """Store a small record durably.  Raises `DurabilityError` or, for a name or value too large, `InvalidEntry`.
+
+        `despite_halt` is for what draining needs, which goes on while enqueueing is halted.
+        """
         if not 0 < len(name.encode()) <= 400 or len(value) > 1 << 20:
             raise InvalidEntry(f"meta record {name!r} has {len(value)} bytes", hint="allowed: at most 1 MiB")
-        self.check_not_halted()
+        if not despite_halt:
+            self.check_not_halted()
         with self._write(f"store {name!r}") as (_, txn):
             self._put_small(txn, name.encode(), value)
 
@@ -327,8 +331,9 @@ class Store(Reader):
             stamp = max(stamp, small.unpack(bytes(before), name).stamp + 1)
         txn.put(key, small.SmallRecord(name, value, stamp).pack())
 
-    def delete_meta(self, name: str) -> bool:
-        """Delete a small record durably; whether there was one.  Raises `DurabilityError`."""
-        self.check_not_halted()
+    def delete_meta(self, name: str, *, despite_halt: bool = False) -> bool:
+        """Delete a small record durably; whether there was one.  Raises `DurabilityError`.  See `put_meta`."""
+        if not despite_halt:
+            self.check_not_halted()
         with self._write(f"delete {name!r}") as (_, txn):
             return bool(txn.delete(small.PREFIX + name.encode()))

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from .world import World
@@ -14,12 +14,17 @@ from .world import World
 _CHUNK = 100
 
 
-def violations_of(seed: int) -> list[str]:
+def violations_of(seed: int, say: Callable[[str], None] | None = None) -> list[str]:
     """What is wrong at the end of one life; an exception that gets out is wrong too."""
     try:
-        return World(seed).run()
+        return World(seed, say).run()
     except Exception as exc:  # noqa: BLE001 - whatever it is, the seed is to be reported
         return [f"{type(exc).__name__}: {exc}"]
+
+
+def replay(seed: int) -> str:
+    """How to see every step of one life."""
+    return f"replay it with: make simulate SEED={seed}"
 
 
 def violations_in(seeds: range) -> list[tuple[int, list[str]]]:
@@ -37,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.seed is not None:
         logging.disable(logging.CRITICAL)
-        found = World(options.seed, print).run()
+        found = violations_of(options.seed, print)
         print("\n".join(found) or "nothing is violated")  # noqa: T201
         return 1 if found else 0
     began = time.monotonic()
@@ -49,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bad += some
     for seed, sentences in bad[:10]:
         print(f"seed {seed}: {'; '.join(sentences[:3])}")  # noqa: T201
-        print(f"  replay it with: make simulate SEED={seed}")  # noqa: T201
+        print(f"  {replay(seed)}")  # noqa: T201
     print(f"simulate: seeds={options.seeds} failed={len(bad)} seconds={time.monotonic() - began:.1f}")  # noqa: T201
     return 1 if bad else 0
 

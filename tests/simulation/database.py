@@ -1,129 +1,263 @@
-"""PostgreSQL in memory: receipts and effects that commit together, and every way in which a server fails.
+"""PostgreSQL in memory: receipts, effects and watermarks that commit together, and every way in which a server fails.
 
-Only the transaction is simulated; how a batch is split and what a refusal blocks is `PostgresTarget`'s own code.
+Simulated are the transaction and the answers to the few statements of ours; how a batch is split, what a refusal blocks
+and how a loss is noticed is the library's own code.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from outbox import EntryRejected, Operation
+from outbox import EntryRejected, Operation, receipts, watermarks
+from outbox.clock import Clock
+from outbox.continuity import Memory, NoMemory
 from outbox.envelope import Record
 from outbox.errors import TargetMisconfigured, TargetUnavailable
 from outbox.operation import operations_by_name
 from outbox.postgres import PostgresTarget, _UnitFailed
 from outbox.target import Unit
 
+from .memory import Killed
+
 OPERATIONS = (Operation("write", table="rows"), Operation("note", table="notes", best_effort=True))
+
+BEFORE_COMMIT = ("cut before commit", "read only", "deadlock", "stall", "killed before commit")
+AFTER_COMMIT = ("cut after commit", "killed after commit")
+FAULTS = ("refused", "misconfigured", "defect", *BEFORE_COMMIT, *AFTER_COMMIT)
+
+
+@dataclass(slots=True)
+class State:
+    """What PostgreSQL has committed."""
+
+    # Payload hashes by idempotency key.
+    receipts: dict[bytes, bytes] = field(default_factory=dict)
+    # (idempotency key, ordering key) of every effect, in the order of the commits.
+    effects: list[tuple[bytes, str | None]] = field(default_factory=list)
+    # Rows of the watermarks table by lane, in the order of its columns.
+    watermarks: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+
+    def copy(self) -> State:
+        return State(dict(self.receipts), list(self.effects), dict(self.watermarks))
 
 
 class Database:
-    """One server: survives its clients."""
+    """One server: survives its clients, and can be set back to an earlier state."""
 
-    def __init__(self) -> None:
-        self.receipts: dict[bytes, bytes] = {}
-        # (idempotency key, ordering key) of every effect, in the order of the commits.
-        self.effects: list[tuple[bytes, str | None]] = []
+    def __init__(self, rng: random.Random, say: Callable[[str], None]) -> None:
+        self._rng, self.say = rng, say
+        self.state = State()
+        self._past: list[State] = []
+        # Counts the times when it was set back; no connection survives that.
+        self.generation = 0
         # Keys that are refused for good until somebody mends the cause; keys refused for a while, by how often still.
         self.poison: set[bytes] = set()
         self.passing: dict[bytes, int] = {}
-        self._backup: tuple[dict[bytes, bytes], list[tuple[bytes, str | None]]] | None = None
-
-    def back_up(self) -> None:
-        """Remember this state."""
-        self._backup = dict(self.receipts), list(self.effects)
-
-    def restore(self) -> list[bytes]:
-        """Go back to the state remembered; the keys that are forgotten."""
-        if self._backup is None:
-            return []
-        lost = [key for key in self.receipts if key not in self._backup[0]]
-        self.receipts, self.effects = dict(self._backup[0]), list(self._backup[1])
-        return lost
-
-
-class SimulatedTarget(PostgresTarget):
-    """`PostgresTarget` on a `Database`; `fault` says what goes wrong in the next transactions."""
-
-    def __init__(self, database: Database, rng: random.Random) -> None:
-        # Without the parent's: no driver and no thread.
-        self.operations = operations_by_name(OPERATIONS)
-        self.database, self._rng = database, rng
+        # How often each key was refused.
+        self.refusals: Counter[bytes] = Counter()
         # Chance of a fault in each transaction; 0 when all is calm.
         self.chance = 0.0
         self.down = False
-        self.struck: dict[str, int] = {}
-        # Called inside a transaction, before its commit: what somebody else does meanwhile.
-        self.meanwhile: Callable[[], Any] | None = None
-        self._copy_at_work = False
-        # Its watermark is not simulated: what it forgets is left to the real one's tests.
-        self._session = None
+        self.struck: Counter[str] = Counter()
+        # Whether a transaction holds the store's advisory lock.
+        self.fenced = False
+
+    def commit(self, state: State) -> None:
+        self._past.append(self.state)
+        self.state = state
+
+    def restore(self) -> set[bytes]:
+        """Go back to an earlier state, as from a backup or on a standby that lagged; the keys that are forgotten."""
+        if not self._past:
+            return set()
+        at = self._rng.randrange(len(self._past))
+        lost = set(self.state.receipts) - set(self._past[at].receipts)
+        self.state = self._past[at]
+        del self._past[at:]
+        self.generation += 1
+        return lost
+
+    def draw(self) -> str | None:
+        """What goes wrong in the next transaction."""
+        if self._rng.random() >= self.chance:
+            return None
+        fault = self._rng.choice(FAULTS)
+        self.struck[fault] += 1
+        self.say(f"  PostgreSQL: {fault}")
+        return fault
+
+
+class _Defect(Exception):
+    """Something that nobody foresaw, in a handler."""
+
+
+class Cursor:
+    """Answers the statements of `receipts` and `watermarks` in one transaction."""
+
+    def __init__(self, database: Database, state: State) -> None:
+        self._database, self._state = database, state
+        self._rows: list[Any] = []
+
+    def execute(self, query: str, parameters: Sequence[Any] = (), /) -> None:
+        self._rows = self._answers[query](self, *parameters)
+
+    def fetchall(self) -> list[Any]:
+        return self._rows
+
+    def fetchone(self) -> Any:
+        return self._rows[0]
+
+    def _recovering(self) -> list[Any]:
+        return [(False,)]
+
+    def _fence(self, *_: Any) -> list[Any]:
+        return [(not self._database.fenced,)]
+
+    def _find(self, keys: list[str]) -> list[Any]:
+        known = self._state.receipts
+        return [(key, known[raw].hex(), None) for key in keys if (raw := bytes.fromhex(key)) in known]
+
+    def _read(self, *_: Any) -> list[Any]:
+        return list(self._state.watermarks.values())
+
+    def _begin(self, _: str, lane: int, lineage: str, session: str, *follows_and_settled: Any) -> list[Any]:
+        self._state.watermarks[lane] = (lane, lineage, session, 1, *follows_and_settled)
+        return []
+
+    def _advance(self, _: int, __: str, settled: int, ___: str, lane: int, session: str) -> list[Any]:
+        if self._database.fenced:
+            return [(False, None)]
+        row = self._state.watermarks.get(lane)
+        if row is None or row[2] != session:
+            return [(True, None)]
+        self._state.watermarks[lane] = (*row[:3], row[3] + 1, *row[4:6], settled)
+        return [(True, row[3] + 1)]
+
+    _answers: dict[str, Callable[..., list[Any]]] = {  # noqa: RUF012 - constant
+        "SELECT pg_is_in_recovery()": _recovering,
+        receipts._FENCE: _fence,
+        receipts._FIND: _find,
+        watermarks._READ: _read,
+        watermarks._BEGIN: _begin,
+        watermarks._ADVANCE: _advance,
+    }
+
+
+class SimulatedTarget(PostgresTarget):
+    """`PostgresTarget` on a `Database`, with one connection at a time."""
+
+    def __init__(self, database: Database, clock: Clock, *, copied: bool = False) -> None:
+        # Without the parent's: no driver and no thread.
+        self.operations = operations_by_name(OPERATIONS)
+        self.database, self._clock = database, clock
+        # Whether it belongs to a copy of the store: that one gives nothing up and outwits no passing refusal, else one
+        # store could bury what the other delivers in the same moment, which is not promised.
+        self._copied = copied
+        self._memory: Memory = NoMemory()
+        self._session: watermarks.Session | None = None
+        self._generation = 0
+        # Called at a transaction's begin, or inside it: what somebody else does meanwhile.
+        self.meanwhile: tuple[bool, Callable[[], Any]] | None = None
 
     def interrupt(self) -> None:
         """Nothing runs."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        self._session = None
+
+    def compare(self, store_id: UUID) -> watermarks.Comparison:
+        session = self._session_of(store_id)
+
+        def ask(question: Callable[[Cursor], Any]) -> Any:
+            if session is not self._session:
+                raise TargetUnavailable("the connection was lost while the ledger was compared")
+            # Asking runs none of the handlers in which a defect may hide.
+            with suppress(_Defect), self._transaction() as state:
+                return question(Cursor(self.database, state))
+            raise TargetUnavailable("connection lost")
+
+        return watermarks.Comparison(session, ask, failover=False)
+
+    def _session_of(self, store_id: UUID) -> watermarks.Session:
+        if self._session is None:
+            self._session = watermarks.Session(self._memory, store_id, self._clock.new_id)
+            self._generation = self.database.generation
+        return self._session
+
+    @contextmanager
+    def _transaction(self) -> Iterator[State]:
+        """The block's changes are committed at its end, unless something goes wrong."""
+        try:
+            if self.database.down:
+                raise TargetUnavailable("connection refused")
+            fault = self.database.draw()
+            if fault == "refused" or self._generation != self.database.generation:
+                raise TargetUnavailable("connection refused or lost")
+            if fault == "misconfigured":
+                raise TargetMisconfigured("42P01: table rows does not exist")
+            self._let_others_work(inside=False)
+            state = self.database.state.copy()
+            yield state
+            if fault == "defect":
+                raise _Defect
+            self._let_others_work(inside=True)
+            _strike(fault, BEFORE_COMMIT)
+            self.database.commit(state)
+            _strike(fault, AFTER_COMMIT)
+        except (TargetUnavailable, TargetMisconfigured):
+            self._session = None
+            raise
+
+    def _let_others_work(self, *, inside: bool) -> None:
+        if self.meanwhile is None or self.meanwhile[0] != inside:
+            return
+        (_, work), self.meanwhile = self.meanwhile, None
+        self.database.fenced = inside
+        try:
+            work()
+        finally:
+            self.database.fenced = False
 
     def _transact(self, store_id: UUID, part: list[Unit]) -> list[tuple[Record, bytes]]:
-        del store_id
-        if self.down:
-            raise TargetUnavailable("connection refused")
-        fault = self._draw()
-        if fault == "refused":
-            raise TargetUnavailable("connection refused")
-        if fault == "misconfigured":
-            raise TargetMisconfigured("42P01: table rows does not exist")
-        if fault == "defect":
-            raise RuntimeError("a defect of the target")
-        receipts, effects = dict(self.database.receipts), list(self.database.effects)
-        for index, unit in enumerate(part):
-            for record in unit:
-                self._apply(record, receipts, effects, index)
-        if self.meanwhile is not None:
-            other, self.meanwhile = self.meanwhile, None
-            before = len(self.database.effects)
-            self._copy_at_work = True
-            other()
-            self._copy_at_work = False
-            if len(self.database.effects) != before:
-                # The other one had the store's advisory lock.
-                raise TargetUnavailable("another relay of this store is at work in PostgreSQL")
-        if fault in ("cut before commit", "read only", "deadlock", "stall"):
-            raise TargetUnavailable(fault, stalled=fault == "stall")
-        self.database.receipts, self.database.effects = receipts, effects
-        if fault == "cut after commit":
-            raise TargetUnavailable("the reply to COMMIT was lost")
+        session = self._session_of(store_id)
+        with self._transaction() as state:
+            # The relay knows the database's answers in the protocol's words only.
+            session.enter(Cursor(self.database, state))
+            for index, unit in enumerate(part):
+                for record in unit:
+                    self._apply(record, state, index)
+        session.committed()
         return [(record, b"") for unit in part for record in unit]
 
-    def _apply(
-        self, record: Record, receipts: dict[bytes, bytes], effects: list[tuple[bytes, str | None]], index: int
-    ) -> None:
-        known = receipts.setdefault(record.key, record.payload_hash)
-        if known != record.payload_hash:
-            raise _UnitFailed(EntryRejected("a receipt exists with other arguments", permanent=True), index)
-        if record.key in self.database.receipts:
+    def _apply(self, record: Record, state: State, index: int) -> None:
+        known = state.receipts.get(record.key)
+        if known is not None:
+            if known != record.payload_hash:
+                raise self._refused(record, index, "a receipt exists with other arguments", permanent=True)
             return
         if record.key in self.database.poison:
-            raise _UnitFailed(EntryRejected("23514: check violated", permanent=True), index)
-        if self._copy_at_work and record.key in self.database.passing:
-            # Else one store could give up what its copy delivers in the same moment.
-            raise _UnitFailed(EntryRejected("XX000: unlisted", permanent=False), index)
+            raise self._refused(record, index, "23514: check violated", permanent=True)
         if self.database.passing.get(record.key, 0) > 0:
-            self.database.passing[record.key] -= 1
-            raise _UnitFailed(EntryRejected("XX000: unlisted", permanent=False), index)
-        effects.append((record.key, record.order_by))
+            self.database.passing[record.key] -= not self._copied
+            raise self._refused(record, index, "XX000: unlisted", permanent=False)
+        state.receipts[record.key] = record.payload_hash
+        state.effects.append((record.key, record.order_by))
 
-    def _draw(self) -> str | None:
-        if self._rng.random() >= self.chance:
-            return None
-        kinds = (
-            "refused", "cut before commit", "cut after commit", "read only", "deadlock", "stall", "misconfigured",
-            "defect",
-        )  # fmt: skip
-        fault = self._rng.choice(kinds)
-        self.struck[fault] = self.struck.get(fault, 0) + 1
-        return fault
+    def _refused(self, record: Record, index: int, why: str, *, permanent: bool) -> _UnitFailed:
+        self.database.refusals[record.key] += 1
+        self.database.say(f"  PostgreSQL refuses {record.seq}: {why}")
+        return _UnitFailed(EntryRejected(why, permanent=permanent), index)
+
+
+def _strike(fault: str | None, moment: tuple[str, ...]) -> None:
+    if fault not in moment or fault is None:
+        return
+    if fault.startswith("killed"):
+        raise Killed
+    raise TargetUnavailable(fault, stalled=fault == "stall")

@@ -7,6 +7,7 @@ compares it with the real thing call by call.
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,10 @@ import lmdb
 
 from outbox.envelope import FORMAT
 from outbox.environment import Identity
+
+
+class Killed(BaseException):
+    """The process is killed here: nothing of it runs on."""
 
 
 class Rows:
@@ -52,9 +57,15 @@ class MemoryEnvironment:
         self.main, self.pending, self.idempotency, self.ledger = Rows(), Rows(), Rows(), Rows()
         self.map_bytes = 1 << 36
         self.env = self
-        # What the next durable commit does: "lost" fails without effect, "kept" fails and has taken effect.
+        # What the next durable commit does: "lost" fails without effect, "kept" fails and has taken effect.  With
+        # `kill_next` the process is killed in it instead.
         self.fail_next: str | None = None
-        self.commits = 0
+        self.kill_next = False
+        # Whether nothing more fits in; what is there can be deleted, or replaced by what is no longer.
+        self.full = False
+        self.struck: Counter[str] = Counter()
+        # Whether a durable write has failed since the process began.
+        self.failed = False
 
     def file_bytes(self) -> int:
         return 0
@@ -79,19 +90,23 @@ class MemoryEnvironment:
         if not write:
             assert not transaction.log, "a read transaction has written"
             return
-        self.commits += bool(transaction.log)
-        failure, self.fail_next = (self.fail_next, None) if transaction.log else (None, self.fail_next)
-        if failure == "lost":
+        if self.fail_next is None or not transaction.log:
+            return
+        self.struck[f"{'killed' if self.kill_next else 'failed'} and {self.fail_next}"] += 1
+        if self.fail_next == "lost":
             transaction.undo()
-        if failure is not None:
-            raise lmdb.Error("simulated: Input/output error")
+        self.fail_next, self.failed = None, True
+        if self.kill_next:
+            self.kill_next = False
+            raise Killed
+        raise lmdb.Error("simulated: Input/output error")
 
 
 class MemoryTransaction:
     """The part of `lmdb.Transaction` that is used."""
 
     def __init__(self, environment: MemoryEnvironment) -> None:
-        self._main = environment.main
+        self._environment, self._main = environment, environment.main
         self.log: list[tuple[Rows, bytes, bytes | None]] = []
 
     def undo(self) -> None:
@@ -100,6 +115,10 @@ class MemoryTransaction:
         self.log.clear()
 
     def write(self, rows: Rows, key: bytes, value: bytes | None) -> bytes | None:
+        if self._environment.full and value is not None and len(value) > len(rows.values.get(key, b"")):
+            self._environment.failed = True
+            self._environment.struck["full"] += 1
+            raise lmdb.MapFullError("simulated")
         before = rows.set(key, value)
         self.log.append((rows, key, before))
         return before
@@ -144,10 +163,14 @@ class MemoryCursor:
         return bool(self._rows.keys)
 
     def key(self) -> bytes:
-        return self._rows.keys[self._at]
+        return self._rows.keys[self._at] if self._at < len(self._rows.keys) else b""
 
     def value(self) -> bytes:
-        return self._rows.values[self.key()]
+        return self._rows.values.get(self.key(), b"")
+
+    def delete(self) -> bool:
+        """Delete the row here; the next one takes its place."""
+        return self._transaction.delete(self.key(), db=self._rows)
 
     def set_range(self, key: bytes) -> bool:
         self._at = bisect.bisect_left(self._rows.keys, key)

@@ -12,20 +12,28 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
-from outbox import DurabilityError, IdempotencyConflict, Outbox, OutboxConfig, Relay
+from outbox import DurabilityError, IdempotencyConflict, Outbox, OutboxConfig, OutboxError, Relay
+from outbox.alarms import FORGOTTEN
+from outbox.breaker import CLOSED
 from outbox.counters import Counters
-from outbox.envelope import to_us
+from outbox.envelope import Record, to_us
+from outbox.errors import TargetMisconfigured, TargetUnavailable
 from outbox.guarded import COUNTERS_KEY
 from outbox.store import Store
 from tests.faults.invariants import Applied, Call, Observation, Place, Reopened, Stored, Told, check
 
 from .database import OPERATIONS, Database, SimulatedTarget
-from .memory import MemoryEnvironment
+from .memory import Killed, MemoryEnvironment
 
 _ACTIONS = 45
-_CALM_STEPS = 400
+_CALM_STEPS = 5000
+# Within this time an idle relay asks PostgreSQL whether it has everything.
+_ASKS_S = 65.0
+# So many steps in a row may move nothing without asking for a pause.
+_IDLE_STEPS = 20
 _ORDER = ("a", "b", "c", None)
 
 
@@ -33,13 +41,13 @@ class SeededClock:
     """Time that stands still until it is told, and ids from the seed."""
 
     def __init__(self, rng: random.Random) -> None:
-        self._rng, self._elapsed = rng, 1000.0
+        self._rng, self._elapsed, self._turned = rng, 1000.0, 0.0
 
     def monotonic(self) -> float:
         return self._elapsed
 
     def now(self) -> datetime:
-        return datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=self._elapsed)
+        return datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=self._elapsed + self._turned)
 
     def random(self) -> float:
         return self._rng.random()
@@ -49,6 +57,10 @@ class SeededClock:
 
     def advance(self, seconds: float) -> None:
         self._elapsed += seconds
+
+    def turn(self, seconds: float) -> None:
+        """Set the wall clock forward or back."""
+        self._turned += seconds
 
 
 class OpenedInMemory:
@@ -66,11 +78,15 @@ class OpenedInMemory:
 class UnpublishedRelay(Relay):
     """A relay without files: its role is the simulation's business, and nobody looks from outside."""
 
+    _owned = False
+
     def _take_role(self) -> None:
-        pass
+        if not self._owned:
+            self._owned = True
+            self._reconciler.resume()
 
     def _leave_role(self) -> None:
-        pass
+        self._owned = False
 
     def _publish(self, now: float, *, force: bool = False) -> None:
         pass
@@ -87,19 +103,24 @@ class World:
         self._say = say or (lambda line: None)
         self.clock = SeededClock(self.rng)
         self.config = OutboxConfig(
-            min_free_mb=0, batch_size=self.rng.choice((1, 3, 50)), max_retries=3, backoff_base=0.5, backoff_cap=5.0
-        )
+            min_free_mb=0, batch_size=self.rng.choice((1, 3, 50)), max_retries=3, backoff_base=0.5, backoff_cap=5.0,
+            reconcile=self.rng.choice(("auto", "manual")),
+        )  # fmt: skip
+        # Either PostgreSQL forgets or the disk fills up: what a full store kept no copy of cannot be put back.
+        self.forgetful = self.rng.random() < 0.5
         self.environment = MemoryEnvironment(self.clock.new_id())
         self.environment.main.set(COUNTERS_KEY, Counters().pack())
-        self.database = Database()
-        self.target = self.target_class(self.database, self.rng)
+        self.database = Database(self.rng, self._say)
         self.history: list[Call | Reopened] = []
         # Names of intents by idempotency key, and what is known of each: arguments, ordering key, transaction.
         self.names: dict[bytes, str] = {}
         self.intents: dict[str, dict[str, Any]] = {}
         self.in_doubt: list[list[str]] = []
         self.refusable: set[str] = set()
+        # What PostgreSQL acknowledged and then forgot.
         self.forgotten: set[str] = set()
+        # What no checker can see afterwards.
+        self.violations: list[str] = []
         self._number = itertools.count(1)
         self._open()
 
@@ -107,6 +128,7 @@ class World:
 
     def _open(self) -> None:
         self.box = self._box_on(self.environment)
+        self.target = self.target_class(self.database, self.clock)
         self.relay = self.relay_class(self.box, self.target)
 
     def _box_on(self, environment: MemoryEnvironment) -> Outbox:
@@ -123,19 +145,25 @@ class World:
         """The process dies and another one opens the store; what was only in memory is gone."""
         self._say(f"restart: {why}")
         self.environment.fail_next = None
+        self.environment.kill_next = self.environment.failed = False
         self._open()
         self.history.append(Reopened())
 
     # -- actions
 
     def act(self) -> None:
-        """Do one thing at random."""
+        """Do one thing at random, and start the program again where that kills it."""
+        lasting = self.forget if self.forgetful else self.fill_disk
         actions: list[tuple[int, Callable[[], None]]] = [
             (10, self.enqueue), (4, self.transact), (3, self.repeat), (14, self.step), (2, self.answer),
-            (1, lambda: self.restart("killed")), (2, self.lose_power), (2, self.fail_disk), (1, self.second_relay),
-            (1, self.toggle), (1, self.housekeep),
+            (1, lambda: self.restart("killed")), (2, self.doom), (2, self.fail_disk), (1, lasting),
+            (1, self.second_relay), (1, self.toggle), (1, self.turn_clock), (1, self.housekeep), (1, self.reconcile),
         ]  # fmt: skip
-        self.rng.choices([action for _, action in actions], [weight for weight, _ in actions])[0]()
+        action = self.rng.choices([action for _, action in actions], [weight for weight, _ in actions])[0]
+        try:
+            action()
+        except Killed:
+            self.restart("killed in the middle")
 
     def enqueue(self) -> None:
         """One new call."""
@@ -193,6 +221,13 @@ class World:
         self.names[key] = name
         return key
 
+    def _name(self, key: bytes) -> str:
+        """Whose key this is; a key of nobody's call gets a name that the checker does not know."""
+        if key not in self.names:
+            self.names[key] = f"stranger {key.hex()}"
+            self.intents[self.names[key]] = {"operation": "write", "args": {}, "order_by": None, "group": None}
+        return self.names[key]
+
     def _record(self, names: list[str]) -> None:
         group = names[0] if len(names) > 1 else None
         for name in names:
@@ -211,6 +246,13 @@ class World:
             self.in_doubt.append(names)
             self._tell(names, Told.IN_DOUBT, halted=not halted)
             return
+        except Killed:
+            self._say(f"enqueue {names}: killed before it returned")
+            self.in_doubt.append(names)
+            self._tell(names, Told.IN_DOUBT)
+            raise
+        if self.environment.failed:
+            self.violations.append(f"{names} were acknowledged although a durable write had failed before")
         self._say(f"enqueue {names}: {[entry.seq for entry in entries]}")
         self._tell(names, Told.ACKNOWLEDGED, seqs=[entry.seq for entry in entries])
 
@@ -228,17 +270,39 @@ class World:
                 )
             )  # fmt: skip
 
-    def lose_power(self) -> None:
-        """The process dies in the middle of an enqueue, which may have been stored or not."""
-        names = [self._intent() for _ in range(self.rng.randint(1, 2))]
-        self.environment.fail_next = self.rng.choice(("lost", "kept"))
-        self._record(names)
-        self.restart("killed while enqueueing")
+    def doom(self) -> None:
+        """The process will be killed in the middle of its next durable write, whatever that is."""
+        self.fail_disk()
+        self.environment.kill_next = True
 
     def fail_disk(self) -> None:
         """The next durable write fails; the program goes on until somebody restarts it."""
         self.environment.fail_next = self.rng.choice(("lost", "kept"))
         self._say(f"the next write fails and is {self.environment.fail_next}")
+
+    def fill_disk(self) -> None:
+        """The disk fills up, or somebody makes room."""
+        self.environment.full = not self.environment.full
+        self._say(f"the disk {'is full' if self.environment.full else 'has room'}")
+
+    def forget(self) -> None:
+        """PostgreSQL is set back: an older backup is restored, or a standby that lagged is promoted."""
+        lost = self.database.restore()
+        self.forgotten |= {self._name(key) for key in lost}
+        self._say(f"PostgreSQL forgets {sorted(self._name(key) for key in lost)}")
+
+    def reconcile(self) -> None:
+        """An operator puts back what PostgreSQL has forgotten, where an alarm says so."""
+        if not self.box.alarms.sounds(FORGOTTEN):
+            return
+        try:
+            self._say(f"operator: reconcile: {self.relay.reconcile().sentence()}")
+        except (DurabilityError, TargetUnavailable, TargetMisconfigured) as exc:
+            self._say(f"operator: reconcile: {exc}")
+
+    def turn_clock(self) -> None:
+        """Somebody sets the wall clock; what must not go back does not."""
+        self.clock.turn(self.rng.choice((-7200.0, -1.0, 7200.0)))
 
     def step(self) -> None:
         """The relay does one step, and some time passes."""
@@ -252,9 +316,10 @@ class World:
         On one store there is only one relay, by its lock; copies meet in PostgreSQL.
         """
         environment = copy.deepcopy(self.environment)
-        environment.fail_next = None
-        other = self.relay_class(self._box_on(environment), self.target)
-        self.target.meanwhile = lambda: other.step(self.clock.monotonic())
+        environment.fail_next, environment.kill_next = None, False
+        other = self.relay_class(self._box_on(environment), self.target_class(self.database, self.clock, copied=True))
+        inside = self.rng.random() < 0.5
+        self.target.meanwhile = inside, lambda: other.step(self.clock.monotonic())
         self.step()
         self.target.meanwhile = None
 
@@ -281,28 +346,34 @@ class World:
 
     def toggle(self) -> None:
         """PostgreSQL goes away, or comes back."""
-        self.target.down = not self.target.down
-        self._say(f"PostgreSQL is {'down' if self.target.down else 'up'}")
+        self.database.down = not self.database.down
+        self._say(f"PostgreSQL is {'down' if self.database.down else 'up'}")
 
     def housekeep(self) -> None:
         """Old settled entries are pruned, but not those that this run still asks about."""
-        self.box.compact(timedelta(days=365))
+        try:
+            self.box.compact(timedelta(days=365))
+        except OutboxError as exc:
+            self._say(f"nothing is pruned: {exc}")
 
     # -- a whole life
 
     def run(self) -> list[str]:
         """Live, calm down, and return every violation."""
-        self.target.chance = self.rng.choice((0.05, 0.3))
+        self.database.chance = self.rng.choice((0.05, 0.3))
         for _ in range(_ACTIONS):
             self.act()
             if self.box.store.halt_reason is not None and self.rng.random() < 0.2:
                 self.restart("the operator restarts a halted program")
-        violations = check(self.observe(calm=False))
+        violations = check(self.observe(calm=False)) + self.violations
         if violations:
             return violations
         self._say("calm")
-        self.target.chance, self.target.down = 0.0, False
-        self.restart("a quiet start")
+        self.database.chance, self.database.down, self.environment.full = 0.0, False, False
+        self.environment.fail_next = None
+        if self.rng.random() < 0.5:
+            # The others go on with what the relay remembers, and a halted store drains too.
+            self.restart("a quiet start")
         self._drain()
         violations = check(self.observe(calm=True))
         # The operator answers everything, and nothing may be left over.
@@ -314,20 +385,47 @@ class World:
         self._drain()
         if self.box.store.figures().pending:
             violations.append("entries are left after every dead letter was answered")
-        return violations + check(self.observe(calm=True))
+        return violations + check(self.observe(calm=True)) + self.violations
 
     def _drain(self) -> None:
+        """Until there is nothing to do, also after the relay has asked PostgreSQL whether it has everything."""
+        idle, asked_at = 0, self.clock.monotonic() + _ASKS_S
         for _ in range(_CALM_STEPS):
-            wait = self.relay.step(self.clock.monotonic())
-            if self.relay._caught_up:
-                return
+            if self.config.reconcile == "manual" or not self.database.state.watermarks:
+                # In a database that knows nothing of the store, which may be the wrong one, nothing is automatic.
+                self.reconcile()
+            pending, wait = self.box.store.figures().pending, self.relay.step(self.clock.monotonic())
+            if self.relay._caught_up and self.clock.monotonic() > asked_at:
+                break
+            idle = 0 if wait or self.box.store.figures().pending < pending else idle + 1
+            if idle > _IDLE_STEPS:
+                self.violations.append("the relay is busy with nothing")
+                break
             self.clock.advance(wait)
+        if self.relay._breaker.state != CLOSED:
+            self.violations.append(f"the breaker is {self.relay._breaker.state} although all is calm")
+
+    def _check_attempts(self, stored: list[Record]) -> None:
+        """No entry counts more attempts than refusals of it or its transaction: an outage counts for nobody."""
+        refusals: Counter[int] = Counter()
+        for record in stored:
+            refusals[record.group or record.seq] += self.database.refusals[record.key]
+        for record in stored:
+            if record.attempts > refusals[record.group or record.seq]:
+                self.violations.append(f"{self._name(record.key)} counts more attempts than it was refused")
+
+    def _check_times(self, stored: list[Record]) -> None:
+        """Captured times increase with the sequence numbers, whatever the clock does."""
+        ordered = sorted(stored, key=lambda record: record.seq)
+        if any(earlier.captured_us >= later.captured_us for earlier, later in pairwise(ordered)):
+            self.violations.append("captured times do not increase")
 
     def observe(self, *, calm: bool) -> Observation:
         """Everything that the checker asks for."""
         store = self.box.store
         dead = {seq for seq, _ in store.dead()}
         stored: list[Stored] = []
+        records: list[Record] = []
         for name in ("pending", "ledger"):
             for record in store.records(name):
                 if record.operation.startswith("outbox."):
@@ -338,13 +436,16 @@ class World:
                     place = Place.COMPLETED
                 else:
                     place = Place.DEAD if record.seq in dead else Place.DISCARDED
-                stored.append(Stored(seq=record.seq, key=self.names[record.key], place=place, reason=record.error))
+                records.append(record)
+                stored.append(Stored(seq=record.seq, key=self._name(record.key), place=place, reason=record.error))
+        self._check_attempts(records)
+        self._check_times(records)
         counters = store.figures().counters
         return Observation(
             history=self.history,
             stored=stored,
             effects=self._effects(),
-            receipts=[self.names[key] for key in self.database.receipts],
+            receipts=[self._name(key) for key in self.database.state.receipts],
             counters={
                 "acknowledged": counters.acknowledged, "pending": store.figures().pending,
                 "completed": counters.completed, "dead": counters.dead, "discarded": counters.discarded,
@@ -354,14 +455,15 @@ class World:
             refusable=self._refusable(),
             calm=calm,
             held_back=self._held_back(stored),
-            alarmed=self.forgotten,
+            # The relay learns of it at its next transaction; in the end nothing may be missing.
+            alarmed=set() if calm else self.forgotten,
         )  # fmt: skip
 
     def _effects(self) -> list[Applied]:
         """What took effect; a best-effort write that was refused holds nobody back, so it may come late."""
         found = []
-        for key, order_by in self.database.effects:
-            name = self.names[key]
+        for key, order_by in self.database.state.effects:
+            name = self._name(key)
             ordered = self.intents[name]["operation"] == "write"
             found.append(Applied(key=name, order_by=order_by if ordered else None))
         return found

@@ -18,6 +18,7 @@ import pytest
 
 from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked, envelope, store
 from outbox.ledger import Settlement
+from outbox.reconcile import Order, ordered, place_order, withdraw_order
 
 HALT = """
 import json, os, resource, sys
@@ -109,6 +110,25 @@ def test_a_real_failed_write_halts_until_the_store_is_opened_again(outbox_dir: P
     assert found == [*range(len(told)), len(told)]
     assert key is not None
     assert not halted
+
+
+def test_a_halted_store_still_takes_alarms_and_orders_to_reconcile(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Draining goes on while enqueueing is halted, and it begins with these where PostgreSQL has forgotten something.
+    with Outbox.open(outbox_dir) as box:
+        failing_once(box, monkeypatch, OSError(5, "Input/output error"))
+        with pytest.raises(DurabilityError):
+            box.enqueue("log", {})
+        box.alarms.sound("disk", "it smells")
+        place_order(box, Order())
+        assert box.alarms.sounds("disk")
+        assert ordered(box)
+        withdraw_order(box)
+        assert not ordered(box)
+        assert box.alarms.acknowledge("disk")
+        with pytest.raises(DurabilityError, match="enqueueing is halted"):
+            box.enqueue("log", {})
 
 
 def test_a_store_on_a_full_disk_drains_without_ledger_copies(outbox_dir: Path) -> None:

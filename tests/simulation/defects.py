@@ -1,0 +1,283 @@
+"""Deliberate defects, each of which would lose, double, reorder or hide a write; the simulation must find them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from outbox import DurabilityError, EntryRejected, Outbox, ledger, watermarks
+from outbox.breaker import Breaker
+from outbox.counters import Counters
+from outbox.envelope import Record, pack, seq_key
+from outbox.errors import TargetUnavailable
+from outbox.ledger import Settlement
+from outbox.reconcile import Reconciler
+from outbox.scan import Scan
+from outbox.store import Store
+from outbox.target import Outcome, Unit
+
+from .database import SimulatedTarget, State
+from .world import World
+
+
+def skip_a_poison_row(patch: pytest.MonkeyPatch) -> None:
+    real = SimulatedTarget.apply
+
+    def apply(self: SimulatedTarget, store_id: UUID, records: Sequence[Record]) -> Outcome:
+        outcome = real(self, store_id, records)
+        outcome.completed += [(record, b"") for record, _ in outcome.rejected]
+        outcome.rejected = []
+        return outcome
+
+    patch.setattr(SimulatedTarget, "apply", apply)
+
+
+def count_outages_as_retries(patch: pytest.MonkeyPatch) -> None:
+    real = World.relay_class._settle
+
+    def settle(self: Any, batch: Any, outcome: Outcome, now: float) -> None:
+        if outcome.interruption is not None:
+            outcome.rejected += [(record, EntryRejected("outage", permanent=False)) for record in batch.records]
+        real(self, batch, outcome, now)
+
+    patch.setattr(World.relay_class, "_settle", settle)
+
+
+def settle_before_applying(patch: pytest.MonkeyPatch) -> None:
+    real = World.relay_class._apply
+
+    def apply(self: Any, batch: Any) -> Outcome:
+        self._box.store.settle(Settlement(completed=[(record, b"") for record in batch.records]))
+        return real(self, batch)
+
+    patch.setattr(World.relay_class, "_apply", apply)
+
+
+def do_not_hold_back_behind_dead_letters(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scan, "_block", lambda self, unit: None)
+    real = Scan.restart
+
+    def restart(self: Scan) -> None:
+        real(self)
+        self._dead = {}
+
+    patch.setattr(Scan, "restart", restart)
+
+
+def forget_waiting_keys(patch: pytest.MonkeyPatch) -> None:
+    real = Scan._must_wait
+
+    def must_wait(self: Scan, unit: Unit, batch: Any) -> bool:
+        self._waiting_keys = set()
+        return real(self, unit, batch)
+
+    patch.setattr(Scan, "_must_wait", must_wait)
+
+
+def block_backwards(patch: pytest.MonkeyPatch) -> None:
+    """What waits behind a refused row also blocks what lies before itself; this was a defect once."""
+    from outbox import postgres
+
+    real = postgres._free_of
+
+    def free_of(part: list[Unit], blocked: set[str]) -> tuple[list[int], set[str]]:
+        free, behind = real(part, blocked)
+        blocked |= behind
+        return free, behind
+
+    patch.setattr(postgres, "_free_of", free_of)
+
+
+def split_groups(patch: pytest.MonkeyPatch) -> None:
+    from outbox import postgres
+
+    patch.setattr(postgres, "units", lambda records: ([record] for record in records))
+
+
+def ignore_receipts(patch: pytest.MonkeyPatch) -> None:
+    real = SimulatedTarget._apply
+
+    def apply(self: SimulatedTarget, record: Record, state: State, index: int) -> None:
+        known = state.receipts.pop(record.key, None)
+        real(self, record, state, index)
+        if known is not None:
+            state.receipts[record.key] = known
+
+    patch.setattr(SimulatedTarget, "_apply", apply)
+
+
+def go_on_after_a_durability_error(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Store, "_latch", lambda self, purpose, exc: None)
+
+
+def do_not_distrust_after_a_failed_settlement(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scan, "distrust", lambda self: None)
+    real = World.relay_class._settle
+
+    def settle(self: Any, batch: Any, outcome: Outcome, now: float) -> None:
+        self._scan.passed(batch, {record.seq for record in batch.records})
+        real(self, batch, outcome, now)
+
+    patch.setattr(World.relay_class, "_settle", settle)
+
+
+def drop_what_fails_for_an_unlisted_reason(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(World.relay_class, "_best_effort", lambda self, records: {record.seq for record in records})
+
+
+def never_look_again_after_an_answer(patch: pytest.MonkeyPatch) -> None:
+    real = Scan.next_batch
+
+    def next_batch(self: Scan, now: float, limit: int) -> Any:
+        self._releases = self._store.peek(self._cursor, 1).releases
+        return real(self, now, limit)
+
+    patch.setattr(Scan, "next_batch", next_batch)
+
+
+def new_key_for_a_repeated_call(patch: pytest.MonkeyPatch) -> None:
+    real = Outbox._hash
+    seen: set[bytes | None] = set()
+
+    def hashed(self: Outbox, operation: Any, name: str, args: Any, key: str | None) -> bytes | None:
+        # As if nothing but the call itself identified it; the simulation knows entries by the right hash.
+        right = real(self, operation, name, args, key)
+        if right is None or right not in seen:
+            seen.add(right)
+            return right
+        return right[::-1]
+
+    patch.setattr(Outbox, "_hash", hashed)
+
+
+def never_close_the_breaker(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Breaker, "succeeded", lambda self: None)
+
+
+def take_a_lost_reply_for_a_commit(patch: pytest.MonkeyPatch) -> None:
+    real = World.relay_class._settle
+
+    def settle(self: Any, batch: Any, outcome: Outcome, now: float) -> None:
+        if isinstance(outcome.interruption, TargetUnavailable):
+            done = {record.seq for record, _ in outcome.completed + outcome.rejected}
+            outcome.completed += [(record, b"") for record in batch.records if record.seq not in done]
+        real(self, batch, outcome, now)
+
+    patch.setattr(World.relay_class, "_settle", settle)
+
+
+def bury_one_member_of_a_group(patch: pytest.MonkeyPatch) -> None:
+    real = SimulatedTarget.apply
+
+    def apply(self: SimulatedTarget, store_id: UUID, records: Sequence[Record]) -> Outcome:
+        outcome = real(self, store_id, records)
+        first = [(record, error) for record, error in outcome.rejected if record.group in (0, record.seq)]
+        outcome.completed += [(record, b"") for record, error in outcome.rejected if (record, error) not in first]
+        outcome.rejected = first
+        return outcome
+
+    patch.setattr(SimulatedTarget, "apply", apply)
+
+
+def requeue_one_member_of_a_group(patch: pytest.MonkeyPatch) -> None:
+    real = ledger._dead
+    patch.setattr(ledger, "_dead", lambda txn, environment, seq: real(txn, environment, seq)[-1:])
+
+
+def requeue_under_a_new_number(patch: pytest.MonkeyPatch) -> None:
+    real = ledger.requeue
+
+    def requeue(environment: Any, txn: Any, counters: Counters, seq: int, audit: Record, now_us: int) -> list[Record]:
+        released = real(environment, txn, counters, seq, audit, now_us)
+        for record in released:
+            txn.delete(seq_key(record.seq), db=environment.pending)
+            moved = replace(record, seq=counters.next_seq)
+            txn.put(seq_key(moved.seq), pack(moved), db=environment.pending)
+            counters.next_seq += 1
+        return released
+
+    patch.setattr(ledger, "requeue", requeue)
+
+
+def count_what_a_full_store_could_not_keep_as_kept(patch: pytest.MonkeyPatch) -> None:
+    real = ledger.settle
+
+    def settle(*args: Any, keep_ledger: bool) -> None:
+        counters = args[2]
+        before = counters.unledgered
+        real(*args, keep_ledger=keep_ledger)
+        counters.unledgered = before
+
+    patch.setattr(ledger, "settle", settle)
+
+
+def take_a_failed_settlement_for_made(patch: pytest.MonkeyPatch) -> None:
+    """A settlement that fails is dropped, as if it had been made."""
+    real = Store.settle
+
+    def settle(self: Store, settlement: Settlement) -> None:
+        with contextlib.suppress(DurabilityError):
+            real(self, settlement)
+
+    patch.setattr(Store, "settle", settle)
+
+
+def stamp_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
+    real = Record.numbered
+    patch.setattr(
+        Record, "numbered", lambda self, seq, last_us, *group: real(self, seq, self.captured_us or last_us, *group)
+    )
+
+
+def try_refused_entries_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """A refused entry is tried again at once, for ever."""
+    patch.setattr(Breaker, "backoff", lambda self, failures: 0.0)
+    real = World.relay_class._settle
+
+    def settle(self: Any, batch: Any, outcome: Outcome, now: float) -> None:
+        outcome.rejected = []
+        real(self, batch, outcome, now)
+
+    patch.setattr(World.relay_class, "_settle", settle)
+
+
+def never_notice_what_postgresql_forgets(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(watermarks, "judge", lambda marks, rows: None)
+
+
+def put_back_without_the_oldest(patch: pytest.MonkeyPatch) -> None:
+    real = Reconciler._first
+    patch.setattr(Reconciler, "_first", lambda self, settled_seq: real(self, settled_seq) + 1)
+
+
+def deliver_while_a_loss_is_not_mended(patch: pytest.MonkeyPatch) -> None:
+    """What is new overtakes what PostgreSQL has forgotten."""
+    patch.setattr(World.relay_class, "_mend", lambda self: None)
+    patch.setattr(watermarks.Session, "examine", lambda self, cursor: None)
+
+
+def sound_no_alarm_while_the_store_is_halted(patch: pytest.MonkeyPatch) -> None:
+    """Then nothing that PostgreSQL has forgotten is put back either; this was a defect once."""
+    real = Store.put_meta
+
+    def put_meta(self: Store, name: str, value: bytes, *, despite_halt: bool = False) -> None:
+        real(self, name, value)
+
+    patch.setattr(Store, "put_meta", put_meta)
+
+
+DEFECTS = (
+    skip_a_poison_row, count_outages_as_retries, settle_before_applying, do_not_hold_back_behind_dead_letters,
+    forget_waiting_keys, block_backwards, split_groups, ignore_receipts, go_on_after_a_durability_error,
+    do_not_distrust_after_a_failed_settlement, drop_what_fails_for_an_unlisted_reason, never_look_again_after_an_answer,
+    new_key_for_a_repeated_call, never_close_the_breaker, take_a_lost_reply_for_a_commit, bury_one_member_of_a_group,
+    requeue_one_member_of_a_group, requeue_under_a_new_number, count_what_a_full_store_could_not_keep_as_kept,
+    take_a_failed_settlement_for_made, stamp_by_the_wall_clock, try_refused_entries_for_ever,
+    never_notice_what_postgresql_forgets, put_back_without_the_oldest, deliver_while_a_loss_is_not_mended,
+    sound_no_alarm_while_the_store_is_halted,
+)  # fmt: skip
