@@ -116,7 +116,7 @@ def test_a_full_disk_drains_also_after_a_restart_and_resumes_when_there_is_room(
     assert report.of("drained") == [(True,)] * 3
     assert drained["pending"] == 0
     # Each opening after a halt verified the store.
-    assert report.of("opened") == [(False,), (True,), (True,), (False,)]
+    assert report.of("opened") == [(False,), (True,), (True,), (True,)]
     assert [number for number, *_ in report.of("acknowledged")][-3:] == [8000, 8001, 8002]
     assert judged(small, report, calm=True) == []
 
