@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
-from .. import Operation, Outbox, OutboxConfig, OutboxStatus, PostgresTarget, Relay
+from .. import Operation, Outbox, OutboxConfig, OutboxError, OutboxStatus, PostgresTarget, Relay
 from ..errors import ConfigError
 from .durable import DurableDatabaseManager
 
@@ -50,6 +50,11 @@ class Wiring:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    def _join(self) -> None:
+        """Wait for what `stop` has begun; the relay is stopped already, so that it ends at once."""
+        if self._winding_down is not None:
+            self._winding_down.join()
+
     # -- the steps of `wire`, each with its undoing
 
     def _replace(self, name: str, value: Any) -> None:
@@ -82,7 +87,7 @@ class Wiring:
                 finally:
                     # Not here: `stop` may run in a signal handler, and the engine's last writes come after it.
                     self._winding_down = threading.Thread(
-                        target=lambda: relay.drain(timeout=drain_s) and relay.stop(), name="outbox-stop", daemon=True
+                        target=_wind_down, args=(relay, drain_s), name="outbox-stop", daemon=True
                     )
                     self._winding_down.start()
 
@@ -134,6 +139,7 @@ def wire(
         if relay_here:
             url = settings.database_url or _url_of(durable)
             relay = wiring.relay = Relay(outbox, PostgresTarget(url, durable.outbox_operations, config=settings))
+            wiring._undo.append(wiring._join)
             wiring._undo.append(relay.stop)
             wiring._follow(relay, drain_s)
             relay.start()
@@ -142,6 +148,15 @@ def wire(
         raise
     _log.info("engine wired", extra={"outbox": str(outbox.path)})
     return wiring
+
+
+def _wind_down(relay: Relay, drain_s: float) -> None:
+    try:
+        if relay.running and relay.drain(timeout=drain_s):
+            relay.stop()
+    except OutboxError as exc:
+        # The wiring was closed meanwhile; what is left is delivered by the next relay.
+        _log.info("the relay was stopped before everything was delivered", extra={"error": str(exc)})
 
 
 def _url_of(durable: DurableDatabaseManager) -> str:
