@@ -195,7 +195,7 @@ def test_reserved_ids_go_on_behind_a_sequence_that_fell_back(manager: DatabaseMa
     with wire(first, config=config(outbox_dir, None)) as wiring:
         assert wiring.outbox is not None
         reserves = first.db_manager._adapter._reserves
-        ids = [reserves.take("trading_sessions", "id") for _ in range(99)]
+        ids = [reserves.take("trading_sessions", "id") for _ in range(98)]
         reserves.fill(manager.engine)
         ids += [reserves.take("trading_sessions", "id") for _ in range(60)]
         assert session_id not in ids
