@@ -37,6 +37,7 @@ class _Accepts:
     """A target that applies everything at once: only the file matters here."""
 
     operations: Mapping[str, Operation] = {TICK.name: TICK}
+    lanes = 1
 
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
         return Outcome(completed=[(record, b"") for record in records])

@@ -29,6 +29,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "min_free_mb": (0, 10**9),
     "max_size_mb": (1, 64 * 1024),
     "batch_size": (1, 100_000),
+    "lanes": (1, 16),
     "connect_timeout": (1, 3600),
     "stall_timeout": (0.05, 86_400),
     "backoff_base": (0.001, 3600),
@@ -62,7 +63,9 @@ class OutboxConfig:
     # MiB: quota of the store.  Enqueueing stops at 85 % of it, draining does not.
     max_size_mb: int = 8192
     # Entries per PostgreSQL transaction; a group is never split.
-    batch_size: int = 500
+    batch_size: int = 1000
+    # Connections that deliver side by side, by ordering key: within a key the order is kept, across keys it is not.
+    lanes: int = 1
     # libpq or SQLAlchemy URL of PostgreSQL.  Kept out of repr: it may hold a password.
     database_url: str | None = field(default=None, repr=False)
     # Scope of idempotency keys; None: the store's own id.  Stores that share it share their keys.

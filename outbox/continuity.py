@@ -96,6 +96,21 @@ class NoMemory:
         return 0
 
 
+class Ahead:
+    """A memory that also knows what PostgreSQL has acknowledged and the store has not recorded yet."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self.newest: list[Mark] = []
+
+    def marks(self) -> list[Mark]:
+        newest = self.newest
+        return [*newest, *(mark for mark in self._memory.marks() if all(mark.lane != new.lane for new in newest))]
+
+    def watermark(self) -> int:
+        return self._memory.watermark()
+
+
 def judge(marks: Iterable[Mark], rows: Sequence[Watermark]) -> HistoryRewound | None:
     """What is wrong with a database that shows `rows` to a store that remembers `marks`; None when nothing is."""
     lost = [mark for mark in marks if not any(row.proves(mark) for row in rows)]

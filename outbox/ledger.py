@@ -40,8 +40,8 @@ class Settlement:
     dropped: list[tuple[Record, str]] = field(default_factory=list)
     # Rejected for a reason that may pass: one attempt more, still pending.
     retried: list[tuple[Record, str]] = field(default_factory=list)
-    # The transaction that PostgreSQL acknowledged last.
-    mark: Mark | None = None
+    # The transactions that PostgreSQL acknowledged last, one for each lane.
+    marks: list[Mark] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.completed or self.dead or self.dropped or self.retried)
@@ -64,8 +64,8 @@ def settle(
             last = max(key, last)
         return True
 
-    if settlement.mark is not None:
-        remember(txn, settlement.mark)
+    for mark in settlement.marks:
+        remember(txn, mark)
     moved = [
         (seq_key(record.seq), record, result)
         for record, result in settlement.completed

@@ -15,7 +15,7 @@ from itertools import islice
 from . import codec
 from .alarms import FORGOTTEN, Alarms
 from .box import Outbox
-from .continuity import fingerprint
+from .continuity import Memory, fingerprint
 from .entry import EntryStatus
 from .envelope import Record
 from .errors import HistoryRewound, InvalidEntry, StoreCorrupt, TargetMisconfigured, TargetUnavailable
@@ -86,13 +86,14 @@ class Reconciliation:
 class Reconciler:
     """Belongs to the holder of the relay's role; not thread-safe."""
 
-    def __init__(self, box: Outbox, target: Target) -> None:
+    def __init__(self, box: Outbox, target: Target, memory: Memory) -> None:
+        """`memory` is what the target shall know of the store."""
         self._box, self._store = box, box.store
         self._alarms = Alarms(box.store)
         self._target = target if isinstance(target, Forgetful) else None
         self._lost = False
         if self._target is not None:
-            self._target.follow(box.store)
+            self._target.follow(memory)
 
     def resume(self) -> None:
         """Take up what the last holder of the role left."""
@@ -102,6 +103,11 @@ class Reconciler:
     def waiting(self) -> bool:
         """Whether PostgreSQL lacks something that has not been put back yet, as far as is known."""
         return self._lost
+
+    @property
+    def wanted(self) -> bool:
+        """Whether `mend` would do something."""
+        return self._target is not None and (self._lost or ordered(self._box))
 
     def note(self, interruption: Exception | None) -> None:
         """What ended a batch may be a loss: look closer before the next one."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 
 from .box import Outbox
 from .breaker import CLOSED, Breaker
+from .continuity import Ahead
 from .envelope import Record, to_us
 from .errors import DurabilityError, OutboxError, StoreCorrupt, StoreLocked, TargetMisconfigured, TargetUnavailable
 from .ledger import Settlement
@@ -24,6 +25,7 @@ from .reconcile import Order, Reconciler, Reconciliation
 from .scan import Batch, Retry, Scan
 from .state_file import StateFile
 from .target import Outcome, Target, units
+from .worker import Later, Worker
 
 _log = logging.getLogger("outbox.relay")
 
@@ -57,7 +59,15 @@ class Relay:
         self._moved = threading.Condition()
         self._limit = self._config.batch_size
         self._scan = Scan(box.store)
-        self._reconciler = Reconciler(box, target)
+        # What PostgreSQL has acknowledged and the store has not recorded yet: that is done while the next batch runs.
+        self._owed: Settlement | None = None
+        # Not while recording fails: each failure must be known before the next batch.
+        self._may_owe = True
+        self._memory = Ahead(box.store)
+        self._beside: Worker[None] | Later[None] = Later()
+        # Held by whoever drives `step`: the thread, or one who drains.
+        self._driving = threading.Lock()
+        self._reconciler = Reconciler(box, target, self._memory)
         self._seen_seq = -1
         self._caught_up = False
         self._draining = 0
@@ -86,9 +96,13 @@ class Relay:
         if pause > 0:
             return pause
         try:
-            self._mend()
-            batch = self._scan.next_batch(now, self._limit)
+            if self._reconciler.wanted:
+                self._record_owed()
+                self._mend()
+            batch = self._scan.next_batch(now, self._limit * self._target.lanes)
+            self._beside.begin(self._meanwhile(batch))
             outcome = self._apply(batch)
+            self._record_owed()
             self._settle(batch, outcome, now)
             return self._schedule(batch, outcome, now)
         except (DurabilityError, TargetUnavailable, TargetMisconfigured) as exc:
@@ -105,6 +119,39 @@ class Relay:
         if self._reconciler.mend() is not None:
             self._recover()
 
+    def _meanwhile(self, batch: Batch) -> Callable[[], None]:
+        """What to do for the batches before and behind this one while the target has it."""
+        owed, limit = self._owed, self._limit * self._target.lanes
+
+        def work() -> None:
+            if owed is not None:
+                self._box.store.settle(owed)
+            if not batch.exhausted:
+                self._scan.look_ahead(batch, limit)
+
+        return work
+
+    def _record_owed(self) -> None:
+        """Record now, or end recording, what waits for the next batch.  Raises `DurabilityError`."""
+        answer, owed = self._beside.wait(), self._owed
+        self._owed, self._memory.newest = None, []
+        try:
+            if answer is not None:
+                answer()
+            elif owed is not None:
+                self._box.store.settle(owed)
+        except BaseException:
+            # It comes again, and its receipts keep the effects from being repeated.
+            self._scan.distrust()
+            raise
+
+    def _pay(self) -> None:
+        """Record what is owed where no step follows; what cannot be recorded comes again."""
+        try:
+            self._record_owed()
+        except OutboxError as exc:
+            self._fail(exc, self._clock.monotonic())
+
     def _apply(self, batch: Batch) -> Outcome:
         if not batch.records:
             return Outcome()
@@ -118,8 +165,8 @@ class Relay:
         return outcome
 
     def _settle(self, batch: Batch, outcome: Outcome, now: float) -> None:
-        """Record the outcome in one commit.  Raises `DurabilityError`."""
-        settlement = Settlement(completed=outcome.completed, mark=outcome.mark)
+        """Record the outcome in one commit, or owe that to the next step.  Raises `DurabilityError`."""
+        settlement = Settlement(completed=outcome.completed, marks=outcome.marks)
         settlement.dead += [(record, "another entry of its transaction is damaged") for record in batch.broken]
         lenient = self._best_effort(record for record, _ in outcome.rejected)
         for record, error in outcome.rejected:
@@ -129,8 +176,12 @@ class Relay:
                 settlement.dropped.append((record, str(error)))
             else:
                 settlement.dead.append((record, str(error)))
-        if settlement:
+        plain = not (settlement.dead or settlement.dropped or settlement.retried or outcome.interruption)
+        if plain and self._may_owe and not batch.exhausted and self._scan.next_retry is None:
+            self._owed, self._memory.newest = settlement, settlement.marks
+        elif settlement:
             self._box.store.settle(settlement)
+            self._may_owe = True
         retries = {
             record.seq: Retry(now + self._breaker.backoff(record.attempts + 1), record.seq not in lenient)
             for record, _ in settlement.retried
@@ -191,6 +242,7 @@ class Relay:
     def _fail(self, exc: OutboxError, now: float) -> None:
         delay = self._breaker.failed(now)
         stopped = isinstance(exc, TargetMisconfigured)
+        self._may_owe &= not isinstance(exc, DurabilityError)
         if isinstance(exc, TargetUnavailable) and exc.stalled:
             self._limit = max(1, self._limit // 2)
         if str(exc) != self._last_error or stopped != self._stopped_line:
@@ -252,6 +304,8 @@ class Relay:
     def start(self) -> None:
         """Take the relay's role and start the thread.  Raises `StoreLocked`; a second call does nothing."""
         with self._lifecycle:
+            if self.running and self._stop.is_set():
+                raise StoreLocked("the relay's thread has not ended yet", hint="call stop until it returns True")
             if self.running:
                 return
             self._take_role()
@@ -285,6 +339,7 @@ class Relay:
                 if thread.is_alive():
                     return False
                 self._thread = None
+            self._pay()
             self._target.close()
             self._leave_role()
             return True
@@ -312,14 +367,18 @@ class Relay:
         with self._hurrying():
             if self.running:
                 return self._await(goal, deadline)
+            if not self._driving.acquire(timeout=max(0.0, timeout)):
+                return False  # somebody else drains
             owned = self._role is not None
             try:
-                return self._drain_here(goal, deadline)
+                with self._beside_a_thread():
+                    return self._drain_here(goal, deadline)
             finally:
                 if not owned:
                     self._publish(self._clock.monotonic(), force=True)
                     self._target.close()
                     self._leave_role()
+                self._driving.release()
 
     def reconcile(self, *, everything: bool = False, accept: str | None = None) -> Reconciliation:
         """Put back into `pending` what PostgreSQL has forgotten; deliver it with `drain` or `start`.
@@ -379,16 +438,26 @@ class Relay:
         finally:
             self._draining -= 1
 
-    def _run(self) -> None:
+    @contextmanager
+    def _beside_a_thread(self) -> Iterator[None]:
+        """Within the block recording one batch and delivering the next go on at the same time."""
+        worker: Worker[None] = Worker("outbox-settle")
+        self._beside = worker
         try:
-            while not self._stop.is_set():
-                self._wake.clear()
-                wait = self.step(self._clock.monotonic())
-                if wait <= 0:
-                    continue
-                # During an outage new work is no reason to try earlier; somebody waiting in `drain` is.
-                outage = self._breaker.state != CLOSED and not self._draining
-                (self._stop if outage else self._wake).wait(min(wait, _HURRY_S) if outage else wait)
+            yield
+        finally:
+            self._pay()
+            self._beside = Later()
+            worker.close()
+
+    def _run(self) -> None:
+        with self._driving:
+            self._drive()
+
+    def _drive(self) -> None:
+        try:
+            with self._beside_a_thread():
+                self._deliver()
         except BaseException as exc:  # noqa: BLE001 - a thread has no caller: its death is logged and shown in the status
             self.died = f"{type(exc).__name__}: {exc}"
             _log.critical("relay thread died", exc_info=exc)
@@ -399,6 +468,16 @@ class Relay:
             self._box.progress.report(delivering=None)
             with self._moved:
                 self._moved.notify_all()
+
+    def _deliver(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            wait = self.step(self._clock.monotonic())
+            if wait <= 0:
+                continue
+            # During an outage new work is no reason to try earlier; somebody waiting in `drain` is.
+            outage = self._breaker.state != CLOSED and not self._draining
+            (self._stop if outage else self._wake).wait(min(wait, _HURRY_S) if outage else wait)
 
     def _take_role(self) -> None:
         if self._role is None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from .envelope import Record
 from .errors import StoreCorrupt
 from .ledger import Settlement
-from .reading import MANY_DAMAGED
+from .reading import MANY_DAMAGED, Peeked
 from .store import Store
 from .target import Unit, ordering_keys, units
 
@@ -56,6 +56,8 @@ class Scan:
         # Ordering keys behind an entry that waits for its retry.
         self._waiting_keys: set[str] = set()
         self._retries: dict[int, Retry] = {}
+        # What comes behind a sequence number, read beforehand with a limit.
+        self._ahead: tuple[int, int, Peeked] | None = None
         # Entries behind dead letters, of those up to the cursor.
         self.held = 0
 
@@ -74,11 +76,11 @@ class Scan:
             for seq in due:
                 del self._retries[seq]
             self.restart()
-        peeked = self._store.peek(self._cursor, limit, max_bytes=_BATCH_BYTES)
+        peeked = self._peek(limit)
         if peeked.releases != self._releases:
             self._releases = peeked.releases
             self.restart()
-            peeked = self._store.peek(self._cursor, limit, max_bytes=_BATCH_BYTES)
+            peeked = self._peek(limit)
         if len(peeked.damaged) >= MANY_DAMAGED and not peeked.records:
             raise StoreCorrupt(
                 f"the oldest {len(peeked.damaged)} pending entries are all damaged, first: {peeked.damaged[0][2]}",
@@ -88,6 +90,9 @@ class Scan:
             self._store.quarantine(peeked.damaged)
         end = not peeked.records and not peeked.damaged
         batch = Batch(peeked.last_seq, peeked.newest_seq, end or peeked.last_seq >= peeked.newest_seq)
+        if not (self._dead or self._waiting_keys or self._retries or any(record.group for record in peeked.records)):
+            batch.records = peeked.records
+            return batch
         for unit in units(peeked.records):
             if self._must_wait(unit, batch):
                 continue
@@ -98,9 +103,23 @@ class Scan:
                 batch.records += unit
         return batch
 
+    def look_ahead(self, batch: Batch, limit: int) -> None:
+        """Read what comes behind `batch` already now; may run in another thread, if nothing else is called meanwhile.
+
+        What is read is still pending when its turn comes: nobody but the relay settles, and it has not come so far.
+        """
+        self._ahead = (batch.last_seq, limit, self._store.peek(batch.last_seq, limit, max_bytes=_BATCH_BYTES))
+
+    def _peek(self, limit: int) -> Peeked:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == self._cursor and ahead[1] >= limit:
+            return ahead[2]
+        return self._store.peek(self._cursor, limit, max_bytes=_BATCH_BYTES)
+
     def restart(self) -> None:
         """Look again from the oldest entry on: something may have become deliverable."""
         self._cursor = self.held = 0
+        self._ahead = None
         self._dead = {}
         for seq, key in self._store.dead():
             if key is not None:
@@ -109,7 +128,7 @@ class Scan:
 
     def distrust(self) -> None:
         """Forget what was assumed of a batch that could not be settled: the next one starts from the oldest entry."""
-        self._releases = -1
+        self._releases, self._ahead = -1, None
 
     def refused(self, settlement: Settlement, retries: dict[int, Retry]) -> None:
         """Note what was rejected: dead letters, and entries to try again with their `retries` by sequence number."""

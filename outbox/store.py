@@ -225,7 +225,7 @@ class Store(Reader):
                 if no_room(exc.__cause__):
                     break
         # Out of room, or what lasts: LMDB calls a write that was cut short at the end of the disk an I/O error.
-        done = Settlement(completed=settlement.completed, mark=settlement.mark)
+        done = Settlement(completed=settlement.completed, marks=settlement.marks)
         if not done:
             raise failure
         _log.warning("settling without ledger copies", extra={"entries": len(done.completed), "why": str(failure)})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Protocol, runtime_checkable
@@ -22,8 +22,16 @@ class Outcome:
     rejected: list[tuple[Record, EntryRejected]] = field(default_factory=list)
     # `TargetUnavailable` or `TargetMisconfigured` that ended the batch early; what is completed stays completed.
     interruption: OutboxError | None = None
-    # The newest transaction that was acknowledged, of a target that keeps a watermark.
-    mark: Mark | None = None
+    # The newest transactions that were acknowledged, one for each lane, of a target that keeps watermarks.
+    marks: list[Mark] = field(default_factory=list)
+
+    def merge(self, other: Outcome) -> None:
+        """Add what became of the other part of the batch.  Of two interruptions a loss is the one to know of."""
+        self.completed += other.completed
+        self.rejected += other.rejected
+        self.marks += other.marks
+        if self.interruption is None or isinstance(other.interruption, HistoryRewound):
+            self.interruption = other.interruption
 
 
 class Comparison(Protocol):
@@ -59,8 +67,16 @@ class Target(Protocol):
         """What it can apply, by name."""
         ...
 
+    @property
+    def lanes(self) -> int:
+        """How many transactions of the size of a batch `apply` runs side by side at most."""
+        ...
+
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
-        """Apply `records` in order.  A group is applied whole or not at all.  Never raises for the database's state."""
+        """Apply `records`, those of an ordering key in order.  A group is applied whole or not at all.
+
+        Never raises for the database's state.
+        """
         ...
 
     def interrupt(self) -> None:
@@ -98,3 +114,59 @@ def units(records: Iterable[Record]) -> Iterator[Unit]:
 def ordering_keys(unit: Unit) -> set[str]:
     """The ordering keys that a unit touches."""
     return {record.order_by for record in unit if record.order_by is not None}
+
+
+def spread(batch: list[Unit], lanes: int, pinned: Callable[[Unit], bool]) -> list[list[Unit]]:
+    """Split a batch into parts, at most one for each lane, that may be applied side by side; each keeps its order.
+
+    No ordering key is in two parts.  Units that are `pinned` are all in the first.
+    """
+    if lanes == 1:
+        return [batch]
+    family = _Families()
+    keys = [ordering_keys(unit) | ({_PIN} if pinned(unit) else set()) for unit in batch]
+    for unit, own in zip(batch, keys, strict=True):
+        family.join(own, len(unit))
+    load = [family.sizes.pop(family.of(_PIN), 0)] + [0] * (lanes - 1)
+    lane_of = {family.of(_PIN): 0}
+    for head, size in sorted(family.sizes.items(), key=lambda item: -item[1]):
+        lane_of[head] = lane = load.index(min(load))
+        load[lane] += size
+    parts: list[list[Unit]] = [[] for _ in load]
+    for unit, own in zip(batch, keys, strict=True):
+        if own:
+            lane = lane_of[family.of(next(iter(own)))]
+        else:
+            lane = load.index(min(load))
+            load[lane] += len(unit)
+        parts[lane].append(unit)
+    return parts
+
+
+# An ordering key that no entry can have.
+_PIN = "\0"
+
+
+class _Families:
+    """Ordering keys that must stay together, because a unit touches them all."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+        # Entries by the key that stands for its family.
+        self.sizes: dict[str, int] = {}
+
+    def of(self, key: str) -> str:
+        """The key that stands for the family of `key`."""
+        while (parent := self._parent.get(key, key)) != key:
+            key = parent
+        return key
+
+    def join(self, keys: set[str], entries: int) -> None:
+        """Make one family of `keys`; nothing for a unit without any."""
+        if not keys:
+            return
+        head, *others = {self.of(key) for key in keys}
+        self.sizes[head] = self.sizes.get(head, 0) + entries
+        for other in others:
+            self._parent[other] = head
+            self.sizes[head] += self.sizes.pop(other, 0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
+from . import receipts
 from .continuity import Mark, Memory, Watermark, judge, lineage_of
 from .envelope import Record
 from .errors import HistoryRewound, TargetUnavailable
@@ -52,9 +53,7 @@ SELECT taken, (SELECT position FROM moved) FROM fence"""
 
 def ensure_table(cursor: Cursor) -> None:
     """Create the watermarks table unless it is there; needs no privilege in the latter case."""
-    cursor.execute("SELECT to_regclass(%s) IS NULL", (TABLE,))
-    if cursor.fetchone()[0]:
-        cursor.execute(_CREATE)
+    receipts.ensure_table(cursor, TABLE, _CREATE)
 
 
 class Session:
@@ -62,6 +61,8 @@ class Session:
 
     def __init__(self, memory: Memory, store_id: UUID, new_id: Callable[[], UUID], *, lane: int = 0) -> None:
         self._memory, self._store_id, self._new_id, self._lane = memory, str(store_id), new_id, lane
+        # Lanes of one relay do not keep each other out, two relays do.
+        self._fence = self._store_id if lane == 0 else f"{store_id}/{lane}"
         self._id = new_id()
         self._lineage: UUID | None = None
         self._position = 0
@@ -85,7 +86,7 @@ class Session:
                 raise loss
             self.begin(cursor)
             return
-        parameters = (LOCK_CLASS, self._store_id, self._memory.watermark(), self._store_id, self._lane, str(self._id))
+        parameters = (LOCK_CLASS, self._fence, self._memory.watermark(), self._store_id, self._lane, str(self._id))
         cursor.execute(_ADVANCE, parameters)
         taken, position = cursor.fetchone()
         _check_fence(taken)
@@ -110,7 +111,7 @@ class Session:
 
     def begin(self, cursor: Cursor) -> None:
         """Enter the first transaction, taking the database as it is."""
-        _check_fence(fence(cursor, self._store_id))
+        _check_fence(fence(cursor, self._fence))
         marks = self._memory.marks()
         follows = next((mark for mark in marks if mark.lane == self._lane), None)
         lineage = lineage_of(marks, self._rows(cursor)) or self._new_id()

@@ -118,7 +118,7 @@ def _oldest(box: Outbox, count: int) -> list[Record]:
 
 def _settle(box: Outbox, count: int) -> None:
     for _ in range(0, count, 7):
-        box.store.settle(Settlement(completed=[(record, b'{"id":1}') for record in _oldest(box, 7)], mark=MARK))
+        box.store.settle(Settlement(completed=[(record, b'{"id":1}') for record in _oldest(box, 7)], marks=[MARK]))
 
 
 def _retried(box: Outbox) -> None:

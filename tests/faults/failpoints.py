@@ -14,6 +14,7 @@ from typing import Any
 
 from outbox import environment, opening, verify
 from outbox.box import Outbox
+from outbox.lane import Lane
 from outbox.postgres import PostgresTarget
 from outbox.store import Store
 from outbox.watermarks import Comparison
@@ -23,7 +24,7 @@ _BEFORE, _AFTER = "before", "after"
 # Where each of them is: the function that ends or begins there.
 _STEPS: dict[str, tuple[Any, str, str]] = {
     "after the acknowledgement to the caller": (Outbox, "enqueue", _AFTER),
-    "after COMMIT, before its acknowledgement is used": (PostgresTarget, "_transact", _AFTER),
+    "after COMMIT, before its acknowledgement is used": (Lane, "_transact", _AFTER),
     "before a batch": (PostgresTarget, "apply", _BEFORE),
     "before the batch is settled": (Store, "settle", _BEFORE),
     "creation: the files are written": (environment, "_build", _AFTER),
@@ -108,12 +109,12 @@ def _around_commits(purpose: str, when: str, hit: Callable[[], None]) -> None:
 
 
 def _at_every_commit(hit: Callable[[], None]) -> None:
-    original = PostgresTarget._apply_run
+    original = Lane._apply_run
 
-    def wrapped(self: PostgresTarget, *args: Any) -> Any:
+    def wrapped(self: Lane, *args: Any) -> Any:
         results = original(self, *args)
         # Receipts and effects are written; what follows is the COMMIT.
         hit()
         return results
 
-    PostgresTarget._apply_run = wrapped  # type: ignore[method-assign, assignment]
+    Lane._apply_run = wrapped  # type: ignore[method-assign, assignment]

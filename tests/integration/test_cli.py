@@ -462,6 +462,7 @@ class GatedTarget:
 
     def __init__(self, up_to: int) -> None:
         self.operations = operations_by_name(OPERATIONS)
+        self.lanes = 1
         self.open = Event()
         self._up_to = up_to
 

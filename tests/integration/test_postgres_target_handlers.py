@@ -406,3 +406,63 @@ def test_receipts_that_a_trigger_keeps_out_stop_the_line(postgres_url: str, outb
         assert not relay.drain(timeout=1.0)
         assert box.status().pending == 1
         assert "neither written nor found" in (box.status().relay.last_error or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("synchronous_commit", "off"),
+        ("statement_timeout", "1"),
+        ("TimeZone", "'Asia/Tokyo'"),
+        ("search_path", "nowhere"),
+        ("role", "pg_read_all_data"),
+        ("session_authorization", "somebody"),
+    ],
+)
+def test_what_a_handler_sets_reaches_neither_our_statements_nor_the_next_entry(
+    url: str, outbox_dir: Path, name: str, value: str
+) -> None:
+    seen: list[str] = []
+
+    def handler(connection: Connection, entry: Entry) -> int:
+        seen.append(connection.execute(text(f"SHOW {name}")).scalar_one())
+        number = insert(connection, entry)
+        connection.execute(text(f"SET {name} = {value}"))
+        return number
+
+    query(url, "DROP ROLE IF EXISTS somebody; CREATE ROLE somebody")
+    try:
+        with bench_with(outbox_dir, url, handler) as bench:
+            numbers = [bench.enqueue("special", {"n": number}) for number in range(3)]
+            for part in (numbers[:2], numbers[2:]):
+                outcome = bench.apply(*part)
+                assert completed(outcome) == part
+            assert len(seen) == 3
+            assert len(set(seen)) == 1
+            assert bench.receipts() == numbers
+    finally:
+        query(url, "DROP ROLE somebody")
+
+
+def test_a_commit_waits_for_the_disk_although_a_handler_said_otherwise(url: str, outbox_dir: Path) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        insert(connection, entry)
+        connection.execute(text("SET LOCAL synchronous_commit = off"))
+        # Speaks at the end of the transaction, with what holds for its COMMIT.
+        connection.execute(text("INSERT INTO last_words VALUES (1)"))
+
+    query(
+        url,
+        """
+        CREATE TABLE last_words (n int);
+        CREATE TABLE heard (setting text);
+        CREATE FUNCTION hear() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN INSERT INTO heard VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER at_commit AFTER INSERT ON last_words DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION hear();
+        """,
+    )
+    with bench_with(outbox_dir, url, handler) as bench:
+        entry = bench.enqueue("special", {"n": 1})
+        assert completed(bench.apply()) == [entry]
+        assert bench.query("SELECT setting FROM heard") == [("on",)]

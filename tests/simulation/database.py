@@ -16,12 +16,14 @@ from uuid import UUID
 
 from outbox import EntryRejected, Operation, receipts, watermarks
 from outbox.clock import Clock
+from outbox.connection import UnitFailed
 from outbox.continuity import Memory, NoMemory
 from outbox.envelope import Record
 from outbox.errors import TargetMisconfigured, TargetUnavailable
+from outbox.lane import Lane
 from outbox.operation import operations_by_name
-from outbox.postgres import PostgresTarget, _UnitFailed
-from outbox.target import Unit
+from outbox.postgres import PostgresTarget
+from outbox.target import Outcome, Unit
 
 from .memory import Killed
 
@@ -150,11 +152,46 @@ class Cursor:
 
 
 class SimulatedTarget(PostgresTarget):
-    """`PostgresTarget` on a `Database`, with one connection at a time."""
+    """`PostgresTarget` on a `Database`, with lanes that take turns instead of running at once."""
 
-    def __init__(self, database: Database, clock: Clock, *, copied: bool = False) -> None:
+    def __init__(
+        self, database: Database, clock: Clock, rng: random.Random, *, lanes: int = 1, copied: bool = False
+    ) -> None:
         # Without the parent's: no driver and no thread.
         self.operations = operations_by_name(OPERATIONS)
+        self._rng = rng
+        self._lanes = [SimulatedLane(number, database, clock, self, copied=copied) for number in range(lanes)]
+        self._workers = []
+        # Called at a transaction's begin, or inside it: what somebody else does meanwhile.
+        self.meanwhile: tuple[bool, Callable[[], Any]] | None = None
+
+    def _side_by_side(self, tasks: list[Callable[[], Outcome]]) -> list[Outcome]:
+        answers = {}
+        for number in self._rng.sample(range(len(tasks)), len(tasks)):
+            answers[number] = _ending(tasks[number])
+        return [answers[number]() for number in range(len(tasks))]
+
+
+def _ending(task: Callable[[], Outcome]) -> Callable[[], Outcome]:
+    """What the task ended with; a defect in one lane does not keep the others from ending."""
+    try:
+        outcome = task()
+    except _Defect as exc:
+        defect = exc
+
+        def fail() -> Outcome:
+            raise defect
+
+        return fail
+    return lambda: outcome
+
+
+class SimulatedLane(Lane):
+    """`Lane` on a `Database`, with one connection at a time."""
+
+    def __init__(self, number: int, database: Database, clock: Clock, target: SimulatedTarget, *, copied: bool) -> None:
+        # Without the parent's: no connection.
+        self._number, self.operations, self._target = number, target.operations, target
         self.database, self._clock = database, clock
         # Whether it belongs to a copy of the store: that one gives nothing up and outwits no passing refusal, else one
         # store could bury what the other delivers in the same moment, which is not promised.
@@ -162,11 +199,12 @@ class SimulatedTarget(PostgresTarget):
         self._memory: Memory = NoMemory()
         self._session: watermarks.Session | None = None
         self._generation = 0
-        # Called at a transaction's begin, or inside it: what somebody else does meanwhile.
-        self.meanwhile: tuple[bool, Callable[[], Any]] | None = None
 
     def interrupt(self) -> None:
         """Nothing runs."""
+
+    def disconnect(self) -> None:
+        self._session = None
 
     def close(self) -> None:
         self._session = None
@@ -186,7 +224,7 @@ class SimulatedTarget(PostgresTarget):
 
     def _session_of(self, store_id: UUID) -> watermarks.Session:
         if self._session is None:
-            self._session = watermarks.Session(self._memory, store_id, self._clock.new_id)
+            self._session = watermarks.Session(self._memory, store_id, self._clock.new_id, lane=self._number)
             self._generation = self.database.generation
         return self._session
 
@@ -215,9 +253,10 @@ class SimulatedTarget(PostgresTarget):
             raise
 
     def _let_others_work(self, *, inside: bool) -> None:
-        if self.meanwhile is None or self.meanwhile[0] != inside:
+        target = self._target
+        if target.meanwhile is None or target.meanwhile[0] != inside:
             return
-        (_, work), self.meanwhile = self.meanwhile, None
+        (_, work), target.meanwhile = target.meanwhile, None
         self.database.fenced = inside
         try:
             work()
@@ -249,10 +288,10 @@ class SimulatedTarget(PostgresTarget):
         state.receipts[record.key] = record.payload_hash
         state.effects.append((record.key, record.order_by))
 
-    def _refused(self, record: Record, index: int, why: str, *, permanent: bool) -> _UnitFailed:
+    def _refused(self, record: Record, index: int, why: str, *, permanent: bool) -> UnitFailed:
         self.database.refusals[record.key] += 1
         self.database.say(f"  PostgreSQL refuses {record.seq}: {why}")
-        return _UnitFailed(EntryRejected(why, permanent=permanent), index)
+        return UnitFailed(EntryRejected(why, permanent=permanent), index)
 
 
 def _strike(fault: str | None, moment: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from outbox import DurabilityError, EntryRejected, Outbox, ledger, watermarks
+from outbox import DurabilityError, EntryRejected, Outbox, lane, ledger, postgres, watermarks
 from outbox.breaker import Breaker
 from outbox.counters import Counters
 from outbox.envelope import Record, pack, seq_key
@@ -21,7 +21,7 @@ from outbox.scan import Scan
 from outbox.store import Store
 from outbox.target import Outcome, Unit
 
-from .database import SimulatedTarget, State
+from .database import SimulatedLane, SimulatedTarget, State
 from .world import World
 
 
@@ -81,34 +81,30 @@ def forget_waiting_keys(patch: pytest.MonkeyPatch) -> None:
 
 def block_backwards(patch: pytest.MonkeyPatch) -> None:
     """What waits behind a refused row also blocks what lies before itself; this was a defect once."""
-    from outbox import postgres
-
-    real = postgres._free_of
+    real = lane._free_of
 
     def free_of(part: list[Unit], blocked: set[str]) -> tuple[list[int], set[str]]:
         free, behind = real(part, blocked)
         blocked |= behind
         return free, behind
 
-    patch.setattr(postgres, "_free_of", free_of)
+    patch.setattr(lane, "_free_of", free_of)
 
 
 def split_groups(patch: pytest.MonkeyPatch) -> None:
-    from outbox import postgres
-
     patch.setattr(postgres, "units", lambda records: ([record] for record in records))
 
 
 def ignore_receipts(patch: pytest.MonkeyPatch) -> None:
-    real = SimulatedTarget._apply
+    real = SimulatedLane._apply
 
-    def apply(self: SimulatedTarget, record: Record, state: State, index: int) -> None:
+    def apply(self: SimulatedLane, record: Record, state: State, index: int) -> None:
         known = state.receipts.pop(record.key, None)
         real(self, record, state, index)
         if known is not None:
             state.receipts[record.key] = known
 
-    patch.setattr(SimulatedTarget, "_apply", apply)
+    patch.setattr(SimulatedLane, "_apply", apply)
 
 
 def go_on_after_a_durability_error(patch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ class World:
         self.clock = SeededClock(self.rng)
         self.config = OutboxConfig(
             min_free_mb=0, batch_size=self.rng.choice((1, 3, 50)), max_retries=3, backoff_base=0.5, backoff_cap=5.0,
-            reconcile=self.rng.choice(("auto", "manual")),
+            reconcile=self.rng.choice(("auto", "manual")), lanes=self.rng.choice((1, 1, 2)),
         )  # fmt: skip
         # Either PostgreSQL forgets or the disk fills up: what a full store kept no copy of cannot be put back.
         self.forgetful = self.rng.random() < 0.5
@@ -128,8 +128,11 @@ class World:
 
     def _open(self) -> None:
         self.box = self._box_on(self.environment)
-        self.target = self.target_class(self.database, self.clock)
+        self.target = self._new_target()
         self.relay = self.relay_class(self.box, self.target)
+
+    def _new_target(self, *, copied: bool = False) -> SimulatedTarget:
+        return self.target_class(self.database, self.clock, self.rng, lanes=self.config.lanes, copied=copied)
 
     def _box_on(self, environment: MemoryEnvironment) -> Outbox:
         store = Store(
@@ -317,7 +320,7 @@ class World:
         """
         environment = copy.deepcopy(self.environment)
         environment.fail_next, environment.kill_next = None, False
-        other = self.relay_class(self._box_on(environment), self.target_class(self.database, self.clock, copied=True))
+        other = self.relay_class(self._box_on(environment), self._new_target(copied=True))
         inside = self.rng.random() < 0.5
         self.target.meanwhile = inside, lambda: other.step(self.clock.monotonic())
         self.step()

@@ -21,6 +21,7 @@ NUMBERS: dict[str, tuple[Any, Any, Any]] = {
     "min_free_mb": (0, -1, 10**9 + 1),
     "max_size_mb": (1, 0, 64 * 1024 + 1),
     "batch_size": (1, 0, 100_001),
+    "lanes": (16, 0, 17),
     "connect_timeout": (1.5, 0.9, 3601),
     "stall_timeout": (0.05, 0.01, 86_401),
     "backoff_base": (0.001, 0.0, 3601),
@@ -28,7 +29,7 @@ NUMBERS: dict[str, tuple[Any, Any, Any]] = {
     "stuck_after": (0.01, 0.0, 86_401),
     "max_entry_kb": (65_536, 0, 65_537),
 }
-WHOLE = {"max_retries", "alert_pending", "min_free_mb", "max_size_mb", "batch_size", "max_entry_kb"}
+WHOLE = {"max_retries", "alert_pending", "min_free_mb", "max_size_mb", "batch_size", "lanes", "max_entry_kb"}
 OTHERS = {"enabled", "dir", "database_url", "namespace", "reconcile"}
 
 

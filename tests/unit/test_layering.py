@@ -48,6 +48,9 @@ LINE = [
     "target",
     "watermarks",
     "watchdog",
+    "connection",
+    "lane",
+    "worker",
     "postgres",
     "scan",
     "reconcile",
@@ -62,8 +65,8 @@ KNOW_NOBODY = ["errors", "entry"]
 # Who may import a library, and must. Imports that only the type checker sees do not count.
 IMPORTERS = {
     "lmdb": {"environment"},
-    "psycopg2": {"postgres"},
-    "sqlalchemy": {"postgres"},
+    "psycopg2": {"connection", "lane"},
+    "sqlalchemy": {"connection", "lane"},
     "orjson": {"codec"},
     "time": {"clock"},
     "random": {"clock"},

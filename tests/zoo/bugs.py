@@ -73,22 +73,22 @@ BUGS = (
     Bug(
         "an outage counts as a retry",
         "outbox/relay.py",
-        "        if settlement:\n            self._box.store.settle(settlement)",
+        "        plain = not (settlement.dead",
         "        if outcome.interruption is not None:\n"
         "            settlement.retried += [(record, 'outage') for record in batch.records]\n"
-        "        if settlement:\n            self._box.store.settle(settlement)",
+        "        plain = not (settlement.dead",
         ("tests/unit/test_relay_outage.py", "tests/unit/test_relay_step.py"),
     ),
     Bug(
         "receipts are committed before the effects",
-        "outbox/postgres.py",
+        "outbox/lane.py",
         "        fresh = record(cursor, store_id, run)\n",
         "        fresh = record(cursor, store_id, run)\n        cursor.connection.commit()\n",
         ("tests/integration/test_postgres_target_batches.py", "tests/integration/test_postgres_target_rows.py"),
     ),
     Bug(
         "receipts are not looked at",
-        "outbox/postgres.py",
+        "outbox/lane.py",
         "[item for item in run if item.seq in fresh], position)",
         "list(run), position)",
         ("tests/integration/test_postgres_target_batches.py", "tests/integration/test_postgres_target_rows.py"),
@@ -158,7 +158,7 @@ BUGS = (
     ),
     Bug(
         "within a batch a refused row does not hold back its key",
-        "outbox/postgres.py",
+        "outbox/lane.py",
         "                    blocked = behind if lenient else behind | ordering_keys(tried[0])",
         "                    blocked = behind",
         ("tests/integration/test_postgres_target_batches.py", "tests/integration/test_postgres_target_rows.py"),
@@ -186,7 +186,7 @@ BUGS = (
     ),
     Bug(
         "synchronous_commit is what the server says",
-        "outbox/postgres.py",
+        "outbox/connection.py",
         '"SET synchronous_commit = on; SET TIME ZONE',
         '"SET TIME ZONE',
         ("tests/integration/test_postgres_target_connection.py", "tests/integration/test_postgres_target_batches.py"),

@@ -60,6 +60,7 @@ class FakeTarget:
         # Called first in every `apply`; what it raises gets out.
         self.before: Callable[[Sequence[Record]], None] | None = None
         self.interrupted = self.closed = 0
+        self.lanes = 1
         self._receipts: set[bytes] = set()
 
     def apply(self, store_id: uuid.UUID, records: Sequence[Record]) -> Outcome:

@@ -42,6 +42,10 @@ class Observed:
     def operations(self) -> Mapping[str, Operation]:
         return self._target.operations
 
+    @property
+    def lanes(self) -> int:
+        return self._target.lanes
+
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
         outcome = self._target.apply(store_id, records)
         with self._changed:

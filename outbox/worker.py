@@ -1,0 +1,83 @@
+"""Worker: a thread that does one thing at a time for its owner, beside what the owner itself does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Worker(Generic[T]):
+    """Its thread begins with the first piece of work and is a daemon.  Used by one thread at a time."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._thread: threading.Thread | None = None
+        self._work: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
+        self._answers: SimpleQueue[Callable[[], T]] = SimpleQueue()
+        self._busy = False
+
+    def begin(self, work: Callable[[], T]) -> None:
+        """Start `work`; what was begun before and not asked for is waited for and forgotten."""
+        self.wait()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        self._busy = True
+        self._work.put(work)
+
+    def wait(self) -> Callable[[], T] | None:
+        """Wait until the work that was begun has ended; the answer returns its result, or raises what it raised.
+
+        None where nothing was begun.
+        """
+        if not self._busy:
+            return None
+        answer = self._answers.get()
+        self._busy = False
+        return answer
+
+    def close(self) -> None:
+        """Wait for the work at hand and end the thread; `begin` starts anew."""
+        self.wait()
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            self._answers.put(_answer(work))
+
+
+class Later(Generic[T]):
+    """Has the interface of `Worker` and no thread: the work is done when it is waited for."""
+
+    def __init__(self) -> None:
+        self._work: Callable[[], T] | None = None
+
+    def begin(self, work: Callable[[], T]) -> None:
+        self._work = work
+
+    def wait(self) -> Callable[[], T] | None:
+        work, self._work = self._work, None
+        return None if work is None else _answer(work)
+
+    def close(self) -> None:
+        self.wait()
+
+
+def _answer(work: Callable[[], T]) -> Callable[[], T]:
+    try:
+        result = work()
+    except BaseException as exc:  # noqa: BLE001 - it is raised where the answer is used
+        failure = exc
+
+        def fail() -> T:
+            raise failure
+
+        return fail
+    return lambda: result

@@ -1,0 +1,146 @@
+"""Several connections that deliver side by side: order within a key, one effect per key, and losses on any of them."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy import Connection, text
+
+from outbox import Entry, Operation, Outbox, OutboxConfig, PostgresTarget, Relay, TargetUnavailable
+from outbox.errors import HistoryRewound
+from outbox.lane import Lane
+from tests.unit.fakes.audit import query
+from tests.unit.fakes.bench import Bench, completed, rejected
+
+LONG = 30.0
+ROW = Operation("row", table="effects", order_by="k")
+
+
+@pytest.fixture
+def url(postgres_url: str) -> str:
+    query(
+        postgres_url,
+        "CREATE TABLE effects (id serial PRIMARY KEY, k text, n int, backend int DEFAULT pg_backend_pid())",
+    )
+    return postgres_url
+
+
+def fill(box: Outbox, count: int, keys: int = 5) -> None:
+    for number in range(count):
+        box.enqueue("row", {"k": f"k{number % keys}", "n": number})
+
+
+def test_a_backlog_is_delivered_on_two_connections_in_order_within_each_key(url: str, outbox_dir: Path) -> None:
+    config = OutboxConfig(lanes=2, batch_size=20)
+    with Outbox.open(outbox_dir, config, [ROW]) as box:
+        fill(box, 400)
+        assert Relay(box, PostgresTarget(url, [ROW], config=config)).drain(timeout=LONG)
+        assert box.status().completed == 400
+    assert query(url, "SELECT count(*), count(DISTINCT n) FROM effects") == [(400, 400)]
+    assert query(url, "SELECT count(DISTINCT backend) FROM effects") == [(2,)]
+    wrong = "SELECT count(*) FROM effects a JOIN effects b USING (k) WHERE a.id < b.id AND a.n > b.n"
+    assert query(url, wrong) == [(0,)]
+
+
+def test_handlers_run_in_the_callers_thread_one_at_a_time(url: str, outbox_dir: Path) -> None:
+    threads: set[int] = set()
+
+    def handler(connection: Connection, entry: Entry) -> None:
+        threads.add(threading.get_ident())
+        connection.execute(text("INSERT INTO effects (k, n) VALUES (:k, :n)"), entry.args)
+
+    special = Operation("special", handler=handler, order_by="k")
+    with Bench(outbox_dir, url, ROW, special, lanes=3) as bench:
+        for number in range(30):
+            bench.enqueue(("row", "special")[number % 2], {"k": f"k{number % 7}", "n": number})
+        outcome = bench.apply()
+        assert sorted(completed(outcome)) == list(range(1, 31))
+        assert threads == {threading.get_ident()}
+        wrong = "SELECT count(*) FROM effects a JOIN effects b USING (k) WHERE a.id < b.id AND a.n > b.n"
+        assert bench.query(wrong) == [(0,)]
+
+
+def test_a_refused_row_in_one_lane_leaves_the_other_alone(url: str, outbox_dir: Path) -> None:
+    with Bench(outbox_dir, url, ROW, lanes=2) as bench:
+        first = bench.enqueue("row", {"k": "a", "n": 1})
+        bad = bench.enqueue("row", {"k": "a", "n": "seven"})
+        behind = bench.enqueue("row", {"k": "a", "n": 2})
+        other = [bench.enqueue("row", {"k": "b", "n": number}) for number in range(3, 6)]
+        outcome = bench.apply()
+        assert rejected(outcome) == [bad]
+        assert sorted(completed(outcome)) == [first, *other]
+        assert behind not in completed(outcome)
+
+
+def test_the_loss_of_one_connection_keeps_what_the_other_has_committed(
+    url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Bench(outbox_dir, url, ROW, lanes=2) as bench:
+        for number in range(10):
+            bench.enqueue("row", {"k": f"k{number % 2}", "n": number})
+        transact = Lane._transact
+
+        def fail_in_the_second(lane: Lane, *args: object) -> object:
+            if lane._number == 1:
+                raise TargetUnavailable("connection lost")
+            return transact(lane, *args)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Lane, "_transact", fail_in_the_second)
+            outcome = bench.apply()
+        assert isinstance(outcome.interruption, TargetUnavailable)
+        assert len(completed(outcome)) == 5
+        bench.settle(outcome)
+        again = bench.apply()
+        assert again.interruption is None
+        assert bench.query("SELECT count(*), count(DISTINCT n) FROM effects") == [(10, 10)]
+
+
+def test_a_loss_in_any_lane_is_noticed_when_the_relay_connects_again(url: str, outbox_dir: Path) -> None:
+    """As after a failover to a standby that lacks only what the second lane had committed."""
+    config = OutboxConfig(lanes=2)
+    with Outbox.open(outbox_dir, config, [ROW]) as box:
+        fill(box, 20)
+        relay = Relay(box, PostgresTarget(url, [ROW], config=config))
+        assert relay.drain(timeout=LONG)
+        assert [mark.lane for mark in box.store.marks()] == [0, 1]
+        query(url, "UPDATE outbox_watermarks SET position = position - 1 WHERE lane = 1")
+        target = PostgresTarget(url, [ROW], config=config)
+        target.follow(box.store)
+        loss = target.compare(box.store.identity.store_id).loss
+        assert isinstance(loss, HistoryRewound)
+        target.close()
+
+
+def test_fewer_lanes_than_before_lose_nothing(url: str, outbox_dir: Path) -> None:
+    for lanes in (3, 1, 2):
+        config = OutboxConfig(lanes=lanes, batch_size=10)
+        with Outbox.open(outbox_dir, config, [ROW]) as box:
+            fill(box, 60)
+            assert Relay(box, PostgresTarget(url, [ROW], config=config)).drain(timeout=LONG), lanes
+            assert not box.status().alarms
+    assert query(url, "SELECT count(*) FROM effects") == [(180,)]
+
+
+def test_a_stop_shuts_every_lane_that_hangs(url: str, outbox_dir: Path) -> None:
+    config = OutboxConfig(lanes=2, stall_timeout=60)
+    with Outbox.open(outbox_dir, config, [ROW]) as box:
+        fill(box, 10)
+        relay = Relay(box, PostgresTarget(url, [ROW], config=config))
+        # Both lanes wait for this lock.
+        blocker = psycopg2.connect(url)
+        try:
+            blocker.cursor().execute("LOCK TABLE effects IN ACCESS EXCLUSIVE MODE")
+            relay.start()
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            while query(url, waiting) != [(2,)]:
+                assert relay.running
+            assert relay.stop(timeout=10)
+        finally:
+            blocker.close()
+        assert len(list(box.pending())) == 10
+        assert relay.drain(timeout=LONG)
+    assert query(url, "SELECT count(*), count(DISTINCT n) FROM effects") == [(10, 10)]

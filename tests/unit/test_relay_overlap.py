@@ -1,0 +1,153 @@
+"""While the target has one batch, the one before it is recorded and the one behind it is read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from outbox import DurabilityError, Outbox, OutboxConfig, Relay, StoreLocked
+from outbox.envelope import Record
+from outbox.ledger import Settlement
+from tests.unit.fakes.rig import OPERATIONS, FakeTarget, Rig
+
+LONG = 20.0
+
+
+def test_a_batch_is_recorded_while_the_target_has_the_next_one(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = FakeTarget()
+    recorded = threading.Event()
+    with Outbox.open(outbox_dir, OutboxConfig(batch_size=1), OPERATIONS) as box:
+        entries = [box.enqueue("write", {"number": number}) for number in range(2)]
+        settle = box.store.settle
+
+        def noting(settlement: Settlement) -> None:
+            settle(settlement)
+            if settlement.completed[0][0].seq == entries[0].seq:
+                recorded.set()
+
+        def wait_for_the_first(records: Sequence[Record]) -> None:
+            if records[0].seq == entries[1].seq:
+                assert recorded.wait(LONG), "the first batch was not recorded meanwhile"
+
+        monkeypatch.setattr(box.store, "settle", noting)
+        target.before = wait_for_the_first
+        assert Relay(box, target).drain(timeout=LONG)
+        assert target.applied == [entry.seq for entry in entries]
+        assert not list(box.pending())
+
+
+def test_a_process_that_dies_before_it_recorded_a_batch_applies_it_once(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=2) as rig:
+        seqs = rig.enqueue(*"aabb", None)
+        rig.step()
+        rig.step()
+        # Two batches are applied, one is recorded; another relay begins with what the store knows.
+        assert rig.target.applied == seqs[:4]
+        assert rig.pending() == seqs[2:]
+        rig.relay._owed = None
+        rig.relay.stop()
+        rig.relay = Relay(rig.box, rig.target)
+        rig.settle()
+        assert rig.target.applied == seqs
+        assert rig.pending() == []
+
+
+def test_the_last_batch_is_recorded_in_its_own_step(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=2) as rig:
+        rig.enqueue(None, None)
+        rig.step()
+        assert rig.pending() == []
+
+
+def test_stopping_records_what_was_applied(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        rig.enqueue(None, None)
+        rig.step()
+        assert rig.relay.stop()
+        assert rig.pending() == [2]
+
+
+def test_a_drain_that_runs_out_of_time_records_what_was_applied(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        seqs = rig.enqueue(None, None, None)
+        rig.target.before = lambda records: rig.clock.advance(6.0)
+        assert not rig.relay.drain(timeout=10.0)
+        assert rig.target.applied == seqs[:2]
+        assert rig.pending() == seqs[2:]
+
+
+def test_what_could_not_be_recorded_at_the_end_of_a_drain_comes_again(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(settlement: Settlement) -> None:
+        raise DurabilityError("the store could not settle: input/output error")
+
+    with Rig(outbox_dir, batch_size=1) as rig:
+        seqs = rig.enqueue(None, None)
+        rig.target.before = lambda records: rig.clock.advance(6.0)
+        with monkeypatch.context() as patched:
+            patched.setattr(rig.box.store, "settle", broken)
+            assert not rig.relay.drain(timeout=5.0)
+        assert rig.pending() == seqs
+        assert "could not settle" in (rig.box.status().relay.last_error or "")
+        rig.target.before = None
+        rig.run(30.0)
+        assert rig.target.applied == seqs
+        assert rig.pending() == []
+
+
+def test_two_threads_that_drain_at_once_take_turns(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = FakeTarget()
+    inside = threading.Lock()
+    with Outbox.open(outbox_dir, OutboxConfig(batch_size=1), OPERATIONS) as box:
+        for number in range(50):
+            box.enqueue("write", {"number": number})
+        relay = Relay(box, target)
+        step = relay.step
+
+        def alone(now: float) -> float:
+            assert inside.acquire(blocking=False), "two threads drive the relay"
+            try:
+                return step(now)
+            finally:
+                inside.release()
+
+        monkeypatch.setattr(relay, "step", alone)
+        drained: list[bool] = []
+        threads = [threading.Thread(target=lambda: drained.append(relay.drain(timeout=LONG))) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert drained == [True] * 4
+        assert target.applied == sorted(target.applied)
+        assert not list(box.pending())
+
+
+def test_starting_a_relay_that_has_not_stopped_yet_is_refused(outbox_dir: Path) -> None:
+    target = FakeTarget()
+    entered, gate = threading.Event(), threading.Event()
+
+    def hang(records: Sequence[Record]) -> None:
+        entered.set()
+        assert gate.wait(LONG)
+
+    target.before = hang
+    with Outbox.open(outbox_dir, OutboxConfig(), OPERATIONS) as box:
+        relay = Relay(box, target)
+        box.enqueue("write", {"number": 1})
+        relay.start()
+        assert entered.wait(LONG)
+        assert not relay.stop(timeout=0.01)
+        with pytest.raises(StoreLocked, match="has not ended yet"):
+            relay.start()
+        gate.set()
+        assert relay.stop(timeout=LONG)
+        relay.start()
+        assert relay.running
+        assert relay.stop(timeout=LONG)

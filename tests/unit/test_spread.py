@@ -1,0 +1,80 @@
+"""Which units of a batch may be applied side by side."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outbox.envelope import Record
+from outbox.target import Unit, ordering_keys, spread
+
+
+def record(seq: int, order_by: str | None, group: int = 0) -> Record:
+    return Record(seq, b"", b"", "write", order_by, b"", b"", b"{}", b"", group=group)
+
+
+def batch(*units: list[str | None]) -> list[Unit]:
+    """Units with one record for each ordering key, numbered in order."""
+    made: list[Unit] = []
+    seq = 1
+    for keys in units:
+        made.append([record(seq + at, key, seq if len(keys) > 1 else 0) for at, key in enumerate(keys)])
+        seq += len(keys)
+    return made
+
+
+def never(unit: Unit) -> bool:
+    return False
+
+
+def seqs(parts: list[list[Unit]]) -> list[list[int]]:
+    return [[unit[0].seq for unit in part] for part in parts]
+
+
+units_of_keys = st.lists(
+    st.lists(st.sampled_from(["a", "b", "c", "d", "e", None]), min_size=1, max_size=3), max_size=20
+)
+
+
+@given(units_of_keys, st.integers(1, 5), st.sets(st.integers(1, 60)))
+def test_no_key_is_in_two_parts_and_each_part_keeps_its_order(
+    keys: list[list[str | None]], lanes: int, pinned: set[int]
+) -> None:
+    units = batch(*keys)
+    parts = spread(units, lanes, lambda unit: unit[0].seq in pinned)
+    assert len(parts) == lanes
+    assert sorted(seq for part in seqs(parts) for seq in part) == [unit[0].seq for unit in units]
+    assert all(part == sorted(part) for part in seqs(parts))
+    places: dict[str, set[int]] = {}
+    for number, part in enumerate(parts):
+        for unit in part:
+            assert number == 0 or unit[0].seq not in pinned
+            for key in ordering_keys(unit):
+                places.setdefault(key, set()).add(number)
+    assert all(len(numbers) == 1 for numbers in places.values())
+
+
+def test_one_lane_gets_everything() -> None:
+    units = batch(["a"], ["b"], [None])
+    assert spread(units, 1, never) == [units]
+
+
+def test_the_work_is_shared_evenly() -> None:
+    keys: list[list[str | None]] = [[f"k{number % 4}"] for number in range(40)]
+    parts = spread(batch(*keys), 2, never)
+    assert [len(part) for part in parts] == [20, 20]
+
+
+def test_what_has_no_key_fills_the_lane_with_less_to_do() -> None:
+    parts = spread(batch(["a"], ["a"], ["a"], [None], [None]), 2, never)
+    assert seqs(parts) == [[1, 2, 3], [4, 5]]
+
+
+def test_keys_of_one_transaction_stay_together() -> None:
+    parts = spread(batch(["a"], ["b"], ["a", "b"], ["c"]), 2, never)
+    assert seqs(parts) == [[1, 2, 3], [5]]
+
+
+def test_what_is_pinned_is_in_the_first_part_with_all_of_its_keys() -> None:
+    parts = spread(batch(["a"], ["b"], ["b"], ["b"], [None]), 2, lambda unit: unit[0].seq in (1, 5))
+    assert seqs(parts) == [[1, 5], [2, 3, 4]]
