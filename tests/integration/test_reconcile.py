@@ -63,6 +63,28 @@ def test_nothing_overtakes_what_was_lost(desk: Desk, past: Past) -> None:
     assert desk.reconciliations() == []
 
 
+def test_what_is_forgotten_before_it_was_recorded_is_missed_too(desk: Desk, past: Past) -> None:
+    desk.trade(10)
+    desk.deliver()
+    copy = past.remember()
+    desk.trade(20)
+    # The first batch is acknowledged; that is to be recorded while the second one is applied.
+    while rows(past) < 20:
+        desk.relay.step(desk.box.clock.monotonic())
+    assert len(list(desk.box.pending())) == 20
+    past.set_back(copy)
+    # As when the connection went right behind the acknowledgement, so that nothing was noticed at the time.
+    desk.relay._target.close()
+    desk.relay.step(desk.box.clock.monotonic())
+    assert not desk.relay.drain(0.5)
+    assert rows(past) == 10
+    assert FORGOTTEN in desk.box.status().alarms
+    desk.relay.reconcile()
+    desk.deliver()
+    assert rows(past) == 30
+    assert desk.problems() == []
+
+
 def test_reconciling_delivers_exactly_what_is_missing_in_order(desk: Desk, past: Past) -> None:
     lost = lose(desk, past)
     desk.trade(6)

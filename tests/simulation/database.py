@@ -31,7 +31,7 @@ OPERATIONS = (Operation("write", table="rows"), Operation("note", table="notes",
 
 BEFORE_COMMIT = ("cut before commit", "read only", "deadlock", "stall", "killed before commit")
 AFTER_COMMIT = ("cut after commit", "killed after commit")
-FAULTS = ("refused", "misconfigured", "defect", *BEFORE_COMMIT, *AFTER_COMMIT)
+FAULTS = ("refused", "misconfigured", "defect", *BEFORE_COMMIT, *AFTER_COMMIT, "cut after the answer")
 
 
 @dataclass(slots=True)
@@ -199,6 +199,8 @@ class SimulatedLane(Lane):
         self._memory: Memory = NoMemory()
         self._session: watermarks.Session | None = None
         self._generation = 0
+        # Whether the connection is gone and nobody has noticed.
+        self._cut = False
 
     def interrupt(self) -> None:
         """Nothing runs."""
@@ -223,7 +225,8 @@ class SimulatedLane(Lane):
         return watermarks.Comparison(session, ask, failover=False)
 
     def _session_of(self, store_id: UUID) -> watermarks.Session:
-        if self._session is None:
+        if self._session is None or self._cut:
+            self._cut = False
             self._session = watermarks.Session(self._memory, store_id, self._clock.new_id, lane=self._number)
             self._generation = self.database.generation
         return self._session
@@ -248,6 +251,7 @@ class SimulatedLane(Lane):
             _strike(fault, BEFORE_COMMIT)
             self.database.commit(state)
             _strike(fault, AFTER_COMMIT)
+            self._cut = fault == "cut after the answer"
         except (TargetUnavailable, TargetMisconfigured):
             self._session = None
             raise

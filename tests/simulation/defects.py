@@ -12,6 +12,7 @@ import pytest
 
 from outbox import DurabilityError, EntryRejected, Outbox, lane, ledger, postgres, watermarks
 from outbox.breaker import Breaker
+from outbox.continuity import judge
 from outbox.counters import Counters
 from outbox.envelope import Record, pack, seq_key
 from outbox.errors import TargetUnavailable
@@ -267,6 +268,27 @@ def sound_no_alarm_while_the_store_is_halted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Store, "put_meta", put_meta)
 
 
+def forget_what_is_owed_when_recording_fails(patch: pytest.MonkeyPatch) -> None:
+    real = World.relay_class._record_owed
+
+    def record_owed(self: Any) -> None:
+        with contextlib.suppress(DurabilityError), pytest.MonkeyPatch.context() as inner:
+            inner.setattr(self._scan, "distrust", lambda: None)
+            real(self)
+
+    patch.setattr(World.relay_class, "_record_owed", record_owed)
+
+
+def deliver_a_key_on_two_lanes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(postgres, "spread", lambda batch, lanes, pinned: [batch[lane::lanes] for lane in range(lanes)])
+
+
+def look_at_one_lane_only(patch: pytest.MonkeyPatch) -> None:
+    """A loss in another lane is not noticed."""
+    real = judge
+    patch.setattr(watermarks, "judge", lambda marks, rows: real([mark for mark in marks if not mark.lane], rows))
+
+
 DEFECTS = (
     skip_a_poison_row, count_outages_as_retries, settle_before_applying, do_not_hold_back_behind_dead_letters,
     forget_waiting_keys, block_backwards, split_groups, ignore_receipts, go_on_after_a_durability_error,
@@ -275,5 +297,6 @@ DEFECTS = (
     requeue_one_member_of_a_group, requeue_under_a_new_number, count_what_a_full_store_could_not_keep_as_kept,
     take_a_failed_settlement_for_made, stamp_by_the_wall_clock, try_refused_entries_for_ever,
     never_notice_what_postgresql_forgets, put_back_without_the_oldest, deliver_while_a_loss_is_not_mended,
-    sound_no_alarm_while_the_store_is_halted,
+    sound_no_alarm_while_the_store_is_halted, forget_what_is_owed_when_recording_fails,
+    deliver_a_key_on_two_lanes, look_at_one_lane_only,
 )  # fmt: skip

@@ -36,7 +36,8 @@ def test_every_kind_of_fault_strikes() -> None:
         struck.update(world.database.struck)
         struck.update(world.environment.struck)
     assert set(struck) == {
-        "refused", "cut before commit", "cut after commit", "read only", "deadlock", "stall", "misconfigured", "defect",
+        "refused", "cut before commit", "cut after commit", "cut after the answer", "read only",
+        "deadlock", "stall", "misconfigured", "defect",
         "killed before commit", "killed after commit",
         "failed and lost", "failed and kept", "killed and lost", "killed and kept", "full",
     }  # fmt: skip
