@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from threading import Event
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from outbox import ConfigError, Operation, Outbox, OutboxStatus, PostgresTarget, Relay, StoreLocked
+from outbox import Outbox, OutboxStatus, PostgresTarget, Relay, StoreLocked
 
 from .common import (
     Interrupted,
@@ -30,6 +25,7 @@ from .common import (
     timeout_option,
     without_password,
 )
+from .declared import required_operations
 
 _LOOK_S = 0.2
 _PLAIN_EVERY_S = 5.0
@@ -75,12 +71,8 @@ def _drain_or_wait(box: Outbox, operations: str | None, deadline: float, progres
         if time.monotonic() >= deadline:
             return False
         progress.say("that relay has ended, going on without it")
-    if operations is None:
-        raise ConfigError(
-            "it is not known how entries are applied", hint="give --operations MODULE:NAME or set OUTBOX_OPERATIONS"
-        )
-    url = database_of(box)
-    relay = Relay(box, PostgresTarget(url, load_operations(operations), config=box.config))
+    declared = required_operations(operations)
+    relay = Relay(box, PostgresTarget(database_of(box), declared, config=box.config))
     try:
         relay.start()
     except StoreLocked:
@@ -138,41 +130,6 @@ def _report(before: OutboxStatus, now: OutboxStatus, done: bool, timeout: float)
         left = f"{now.pending} newer ones are pending" if now.pending else "none pending"
         click.echo(f"drained: {now.completed} entries completed, {left}")
     return 0 if done and now.dead_letters == now.quarantined == 0 else 1
-
-
-def load_operations(where: str) -> list[Operation]:
-    """The operations declared at `module:name`.  Raises `ConfigError` naming what is wrong."""
-    module_name, _, name = where.partition(":")
-    if not module_name or not name or module_name.startswith("."):
-        raise ConfigError(
-            f"--operations is {where!r}", hint="allowed: MODULE:NAME, for example myengine.outbox:OPERATIONS"
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # and there it stays: handlers may import when they run
-    with _code_of_the_host(where):
-        module = importlib.import_module(module_name)
-    if not hasattr(module, name):
-        raise ConfigError(f"--operations is {where!r}, and {module_name} has no {name}")
-    found: Any = getattr(module, name)
-    with _code_of_the_host(where):
-        found = found() if callable(found) else found
-        declared = list(found) if isinstance(found, Iterable) else [found]
-    strange = [one for one in declared if not isinstance(one, Operation)]
-    if strange or not isinstance(found, Iterable):
-        shown = f"{(strange or declared)[0]!r:.100}"
-        raise ConfigError(f"--operations is {where!r}, with {shown}", hint="allowed: an iterable of Operation")
-    return declared
-
-
-@contextmanager
-def _code_of_the_host(where: str) -> Iterator[None]:
-    """Whatever it raises becomes a `ConfigError`."""
-    try:
-        yield
-    except (Exception, SystemExit) as exc:
-        kind = "" if isinstance(exc, ImportError) else f"{type(exc).__name__}: "
-        said = (str(exc).strip().splitlines() or ["no reason given"])[0]
-        raise ConfigError(f"--operations is {where!r}, and loading it failed: {kind}{said}") from exc
 
 
 class _Progress:

@@ -15,6 +15,7 @@ from .drain import drain
 from .export import export
 from .import_ import import_
 from .reconcile import reconcile
+from .relay import relay
 from .status import status
 from .verify import verify
 
@@ -38,7 +39,7 @@ def outbox() -> None:
 
 _LOOK = (status, list_dead_letters, show)
 _ANSWER = (retry, discard, acknowledge)
-for _command in (*_LOOK, *_ANSWER, drain, reconcile, compact, verify, export, import_, demo):
+for _command in (*_LOOK, *_ANSWER, drain, relay, reconcile, compact, verify, export, import_, demo):
     outbox.add_command(_command)
 
 

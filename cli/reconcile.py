@@ -21,7 +21,7 @@ from .common import (
     timeout_option,
     without_password,
 )
-from .drain import load_operations
+from .declared import load_operations
 
 _LOOK_S = 0.1
 

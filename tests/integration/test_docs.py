@@ -151,7 +151,8 @@ def settings() -> dict[str, list[str]]:
 def test_every_setting_is_documented(field: dataclasses.Field[object]) -> None:
     variable, _, default, allowed, meaning = settings()[field.name]
     assert variable == f"`{variable_name(field.name)}`"
-    expected = {None: "none", True: "`true`"}.get(field.default, f"`{field.default}`")  # type: ignore[call-overload]
+    shown = "true" if field.default is True else str(field.default)
+    expected = "none" if field.default is None else f"`{shown}`"
     assert default == expected
     assert meaning
     bounds = re.match(r"([\d.]+) to ([\d.]+)\b(?! characters)", allowed)

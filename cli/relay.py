@@ -1,0 +1,117 @@
+"""`atb outbox relay`: the relay as a process of its own, for a service manager to keep running."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event
+from types import FrameType
+
+import click
+
+from outbox import Outbox, PostgresTarget, Relay
+
+from .common import (
+    Refused,
+    database_of,
+    database_option,
+    directory_option,
+    in_one_sentence,
+    operations_option,
+    settings,
+    without_password,
+)
+from .declared import required_operations
+
+# Another process's entries are looked for so often, unless OUTBOX_SYNC_INTERVAL says otherwise: a look is cheap.
+_INTERVAL_S = 0.1
+_LOOK_S = 0.5
+_STOP_S = 20.0
+# What every log record has; the rest are the fields of this one.
+_PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
+
+
+@click.command()
+@directory_option
+@database_option
+@operations_option
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.001, 3600),
+    help=f"Seconds between two looks for new entries; default: OUTBOX_SYNC_INTERVAL, else {_INTERVAL_S:g}.",
+)
+@in_one_sentence
+def relay(directory: str | None, database_url: str | None, operations: str | None, interval: float | None) -> None:
+    """Move entries into PostgreSQL until SIGTERM or Ctrl-C.
+
+    The engine only enqueues, so delivering takes none of its time.  Its log goes to stderr.  Exit code 0: it was asked
+    to stop; what was not delivered stays pending.  1: it died or did not end in time.  2: it could not begin.
+    """
+    if interval is None and "OUTBOX_SYNC_INTERVAL" not in os.environ:
+        interval = _INTERVAL_S
+    config = settings(directory, database_url=database_url, sync_interval=interval)
+    with _logging_to_stderr(), _asked_to_stop() as stop, Outbox.attach(config=config) as box:
+        declared = required_operations(operations)
+        worker = Relay(box, PostgresTarget(database_of(box), declared, config=box.config))
+        worker.start()
+        click.echo(f"delivering from {box.path}, {box.status().pending} entries are pending", err=True)
+        try:
+            while worker.running and not stop.wait(_LOOK_S):
+                pass
+        finally:
+            ended = worker.stop(_STOP_S)
+        if worker.died is not None:
+            raise _Died(without_password(f"the relay died: {worker.died}"))
+        if not ended:
+            raise _Died(f"the relay did not end within {_STOP_S:g} s; nothing is lost")
+        click.echo(f"stopped, {box.status().pending} entries are pending", err=True)
+
+
+class _Died(Refused):
+    """Exit code 1: a service manager starts it again."""
+
+    exit_code = 1
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Event]:
+    """An event that SIGTERM and SIGINT set."""
+    stop = Event()
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        del signum, frame
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Fields(logging.Formatter):
+    """A line with the record's fields behind the message, and without passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f" {name}={value!r}" for name, value in record.__dict__.items() if name not in _PLAIN)
+        return without_password(super().format(record) + fields)
+
+
+@contextmanager
+def _logging_to_stderr() -> Iterator[None]:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Fields("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("outbox")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

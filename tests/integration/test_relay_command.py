@@ -1,0 +1,170 @@
+"""`atb outbox relay`: the relay as a process of its own, as a service manager runs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from outbox import Operation, Outbox, OutboxConfig
+from outbox.testing import PostgresServer
+from tests.unit.fakes.audit import query
+from tests.unit.fakes.scene import until
+
+OPERATIONS = (Operation("note", table="notes", order_by="who"),)
+_DECLARED = """
+from outbox import Operation
+OPERATIONS = [Operation("note", table="notes", order_by="who")]
+"""
+LONG = 30.0
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def url(postgres_url: str) -> str:
+    query(postgres_url, "CREATE TABLE notes (id serial PRIMARY KEY, who text, what text NOT NULL)")
+    return postgres_url
+
+
+@pytest.fixture
+def start(tmp_path: Path, outbox_dir: Path, url: str) -> Iterator[Start]:
+    """Begins a relay in a process of its own; whatever is left of it is killed."""
+    work = tmp_path / "host"
+    work.mkdir()
+    (work / "declared.py").write_text(_DECLARED)
+    begun: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **settings: str) -> subprocess.Popen[str]:
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOX_", "DATABASE_URL"))}
+        env |= {"OUTBOX_DIR": str(outbox_dir), "DATABASE_URL": url, "OUTBOX_OPERATIONS": "declared:OPERATIONS"}
+        command = [sys.executable, "-m", "outbox", "outbox", "relay", *arguments]
+        begun.append(
+            subprocess.Popen(
+                command,
+                env={**env, **settings},
+                cwd=work,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return begun[-1]
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, said = process.communicate(timeout=LONG)
+    assert "Traceback" not in said, said
+    return process.returncode, said
+
+
+def say(box: Outbox, count: int) -> None:
+    for number in range(count):
+        box.enqueue("note", {"who": f"w{number % 3}", "what": str(number)})
+
+
+def delivered(url: str) -> int:
+    return int(query(url, "SELECT count(*) FROM notes")[0][0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_delivers_what_another_process_enqueues_until_it_is_asked_to_stop(
+    start: Start, outbox_dir: Path, url: str, number: int
+) -> None:
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        say(box, 10)
+        process = start()
+        until(lambda: delivered(url) == 10)
+        say(box, 10)
+        until(lambda: delivered(url) == 20)
+        assert box.status().relay.pid == process.pid
+        process.send_signal(number)
+        code, said = ended(process)
+        assert code == 0
+        assert "delivering from" in said
+        assert said.rstrip().endswith("stopped, 0 entries are pending")
+        assert not box.status().relay.alive
+
+
+def test_a_killed_relay_goes_on_where_it_was_when_it_is_started_again(start: Start, outbox_dir: Path, url: str) -> None:
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        say(box, 300)
+        process = start(OUTBOX_BATCH_SIZE="7")
+        until(lambda: delivered(url) > 0)
+        process.kill()
+        process.wait(LONG)
+        say(box, 300)
+        start(OUTBOX_BATCH_SIZE="7")
+        until(lambda: not list(box.pending()))
+    assert query(url, "SELECT count(*), count(DISTINCT what) FROM notes") == [(600, 300)]
+
+
+def test_it_waits_through_an_outage_and_shows_it_in_its_log(
+    start: Start, outbox_dir: Path, postgres_server: PostgresServer, url: str
+) -> None:
+    del postgres_server
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        say(box, 3)
+        away = "postgresql://trader:hunter2@127.0.0.1:1/postgres"
+        process = start(DATABASE_URL=away)
+        until(lambda: box.status().relay.last_error is not None)
+        process.terminate()
+        code, said = ended(process)
+        assert code == 0
+        assert "WARNING outbox.relay: delivery failed" in said
+        assert "hunter2" not in said
+        assert said.rstrip().endswith("stopped, 3 entries are pending")
+    assert delivered(url) == 0
+
+
+def test_a_second_relay_is_refused_and_names_the_first(start: Start, outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        first = start()
+        until(lambda: box.status().relay.alive)
+        code, said = ended(start())
+        assert code == 2
+        assert f"held by process {first.pid}" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"OUTBOX_OPERATIONS": "declared:NOTHING"}, "has no NOTHING"),
+        ({"DATABASE_URL": "mysql://host/db"}, "DATABASE_URL"),
+        ({"OUTBOX_DIR": "nowhere"}, "nowhere"),
+    ],
+)
+def test_what_keeps_it_from_beginning_is_said_in_one_sentence(
+    start: Start, outbox_dir: Path, settings: dict[str, str], expected: str
+) -> None:
+    with Outbox.open(outbox_dir, operations=OPERATIONS):
+        code, said = ended(start(**settings))
+    assert code == 2
+    assert expected in said
+    assert len(said.splitlines()) == 1
+
+
+def test_an_engine_starts_stops_and_starts_beside_it(start: Start, outbox_dir: Path, url: str) -> None:
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        say(box, 5)
+    start()
+    until(lambda: delivered(url) == 5)
+    for round_ in range(2, 4):
+        with Outbox.open(outbox_dir, OutboxConfig(), OPERATIONS) as box:
+            threads = [threading.Thread(target=say, args=(box, 5)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        until(lambda expected=5 + (round_ - 1) * 10: delivered(url) == expected)  # type: ignore[misc]
