@@ -364,6 +364,7 @@ class Outbox:
             stuck=stuck,
             died=state.get("died"),
             last_error=state.get("last_error"),
+            slow=state.get("slow"),
             idle_s=idle,
             last_applied_at=None if not applied else datetime.fromisoformat(applied),
         )

@@ -17,18 +17,19 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from . import watermarks
 from .clock import Clock
 from .config import OutboxConfig, check_database_url
 from .errors import ConfigError, EntryRejected, TargetMisconfigured, TargetUnavailable
 from .failures import STALLS, Verdict, classify
 from .login_probe import sqlstate_of_login
-from .receipts import Cursor, ensure_table
+from .receipts import Cursor
 from .watchdog import Watchdog
+from .watermarks import ensure_tables
 
 _log = logging.getLogger("outbox.postgres")
 
-_DATA_ERRORS = (ValueError, TypeError, ArithmeticError)
+# Not TypeError: that is how a program says that it was changed and no longer fits, and no entry is to blame.
+_DATA_ERRORS = (ValueError, ArithmeticError)
 
 
 class UnitFailed(Exception):
@@ -57,6 +58,11 @@ class GuardedConnection:
     def current(self) -> Connection | None:
         """The connection in use, if there is one."""
         return self._connection
+
+    @property
+    def silent(self) -> bool:
+        """Whether the connection was shut because the server had gone silent, in the last guarded block."""
+        return self._watchdog.fired
 
     @property
     def several_hosts(self) -> bool:
@@ -140,8 +146,7 @@ class GuardedConnection:
             self._connection = connection
             try:
                 with connection.begin():
-                    ensure_table(cursor_of(connection))
-                    watermarks.ensure_table(cursor_of(connection))
+                    ensure_tables(cursor_of(connection))
             except (SQLAlchemyError, psycopg2.Error) as exc:
                 failure = self.verdict(exc, None)
                 # Nothing here is any entry's fault; losing a race to create the table is not even a fault.

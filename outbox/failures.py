@@ -52,7 +52,7 @@ def classify(sqlstate: str | None, *, connected: bool, data_error: bool) -> Verd
 
     `sqlstate` is None where the driver gave none, as it does for connection failures of all kinds and for values it
     cannot send.  `connected`: whether the connection still works.  `data_error`: whether the failure is a Python
-    `ValueError`, `TypeError` or arithmetic error of the one who applies the entry.
+    `ValueError` or arithmetic error of the one who applies the entry.
     """
     if not connected:
         return Verdict.UNAVAILABLE

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 from sqlalchemy import Connection
 
@@ -66,6 +67,8 @@ class Lane:
                 outcome.marks = [mark] if (mark := self._mark()) is not None else []
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 outcome.interruption = exc
+                if isinstance(exc, TargetUnavailable) and exc.stalled and len(free) == 1 and not self._silent():
+                    outcome.stalled = tried[0]
                 break
             except UnitFailed as exc:
                 if len(free) == 1:
@@ -110,6 +113,10 @@ class Lane:
 
     def _mark(self) -> Mark | None:
         return self._session.mark if self._session is not None else None
+
+    def _silent(self) -> bool:
+        """Whether the server said nothing any more, so that it is no entry's fault."""
+        return self._link.silent
 
     def _ask(self, connection: Connection, question: Callable[[Cursor], T]) -> T:
         """Run `question` in a transaction of its own on a connection that must still be the one in use."""
@@ -205,6 +212,14 @@ class Lane:
             names = self._shapes[shape] = codec.field_names(run[0].args)
         try:
             self._rows.insert(cursor_of(connection), table, names, shape, run)
+        except psycopg2.errors.NotNullViolation as exc:
+            column, of = exc.diag.column_name, exc.diag.table_name
+            if of == table.rpartition(".")[2] and column not in names:
+                raise TargetMisconfigured(
+                    f"column {column!r} of table {table!r} must not be null, and the entries do not have it",
+                    hint="give it a default; the entries wait",
+                ) from exc
+            raise self._link.verdict(exc, position[run[0].seq] if len(run) == 1 else None) from exc
         except psycopg2.Error as exc:
             raise self._link.verdict(exc, position[run[0].seq] if len(run) == 1 else None) from exc
 

@@ -116,7 +116,9 @@ class Relay:
 
     def _mend(self) -> None:
         """Put back what the target has forgotten.  Raises while that waits for an operator, or fails."""
-        if self._reconciler.mend() is not None:
+        with _foreseen():
+            mended = self._reconciler.mend()
+        if mended is not None:
             self._recover()
 
     def _meanwhile(self, batch: Batch) -> Callable[[], None]:
@@ -156,11 +158,10 @@ class Relay:
         if not batch.records:
             return Outcome()
         try:
-            outcome = self._target.apply(self._box.store.identity.store_id, batch.records)
-        except Exception as exc:  # noqa: BLE001 - a defect must not end the deliveries
-            # A defect there must neither drop an entry nor end the deliveries: the line stops, alarms and tries again.
-            _log.exception("target failed unexpectedly")
-            return Outcome(interruption=TargetMisconfigured(f"unexpected {type(exc).__name__}: {exc}"))
+            with _foreseen():
+                outcome = self._target.apply(self._box.store.identity.store_id, batch.records)
+        except (TargetUnavailable, TargetMisconfigured) as exc:
+            outcome = Outcome(interruption=exc)
         self._reconciler.note(outcome.interruption)
         return outcome
 
@@ -187,6 +188,10 @@ class Relay:
             for record, _ in settlement.retried
         }
         self._scan.refused(settlement, retries)
+        if outcome.stalled:
+            self._scan.stalled(outcome.stalled, now, self._config.stall_timeout)
+            fields = {"seq": outcome.stalled[0].seq, "operation": outcome.stalled[0].operation}
+            _log.warning("an entry takes too long in PostgreSQL although it is alone", extra=fields)
         if settlement.dead:
             record, why = settlement.dead[0]
             fields = {"entries": len(settlement.dead), "seq": record.seq, "operation": record.operation, "why": why}
@@ -278,7 +283,8 @@ class Relay:
         """When idle, ask the target now and then whether it still has everything: a batch would tell by itself."""
         if self._caught_up and (self._probe_wanted or now >= self._next_probe):
             self._probe_wanted, self._next_probe = False, now + _PROBE_S
-            self._reconciler.probe()
+            with _foreseen():
+                self._reconciler.probe()
 
     def _publish(self, now: float, *, force: bool = False) -> None:
         """Tell other processes how it goes: at once when something changed, else every second."""
@@ -289,6 +295,7 @@ class Relay:
             "last_error": self._last_error and self._last_error[:_SAID_CHARS],
             "died": self.died and self.died[:_SAID_CHARS],
             "held_back": self._scan.held,
+            "slow": self._scan.slow,
         }
         if state == self._published and now < self._publish_at and not force:
             return
@@ -488,3 +495,15 @@ class Relay:
         if self._role is not None:
             self._role.release(clean=True)
             self._role = None
+
+
+@contextmanager
+def _foreseen() -> Iterator[None]:
+    """A defect in the target must neither drop an entry nor end the deliveries: the line stops and tries again."""
+    try:
+        yield
+    except OutboxError:
+        raise
+    except Exception as exc:
+        _log.exception("target failed unexpectedly")
+        raise TargetMisconfigured(f"unexpected {type(exc).__name__}: {exc}") from exc

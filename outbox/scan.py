@@ -56,6 +56,8 @@ class Scan:
         # Ordering keys behind an entry that waits for its retry.
         self._waiting_keys: set[str] = set()
         self._retries: dict[int, Retry] = {}
+        # Units that took too long in PostgreSQL although they were alone, by their first entry: how often.
+        self._slow: dict[int, int] = {}
         # What comes behind a sequence number, read beforehand with a limit.
         self._ahead: tuple[int, int, Peeked] | None = None
         # Entries behind dead letters, of those up to the cursor.
@@ -90,7 +92,8 @@ class Scan:
             self._store.quarantine(peeked.damaged)
         end = not peeked.records and not peeked.damaged
         batch = Batch(peeked.last_seq, peeked.newest_seq, end or peeked.last_seq >= peeked.newest_seq)
-        if not (self._dead or self._waiting_keys or self._retries or any(record.group for record in peeked.records)):
+        plain = not (self._dead or self._waiting_keys or self._retries or self._slow)
+        if plain and not any(record.group for record in peeked.records):
             batch.records = peeked.records
             return batch
         for unit in units(peeked.records):
@@ -99,8 +102,14 @@ class Scan:
             if unit[0].group and len(unit) != unit[0].members:
                 batch.broken += unit
                 self._block(unit)
-            else:
-                batch.records += unit
+                continue
+            if unit[0].seq in self._slow:
+                # Alone: whatever shares its transaction would wait as long, each time.
+                if not batch.records:
+                    batch.records += unit
+                batch.last_seq, batch.exhausted = batch.records[-1].seq, False
+                break
+            batch.records += unit
         return batch
 
     def look_ahead(self, batch: Batch, limit: int) -> None:
@@ -139,10 +148,27 @@ class Scan:
             if retries[record.seq].holds and record.order_by is not None:
                 self._waiting_keys.add(record.order_by)
 
+    def stalled(self, unit: Unit, now: float, pause_s: float) -> None:
+        """Note a unit that took too long although it was alone: the next time others go first.
+
+        It is tried again at once, then after `pause_s`, then after twice that, up to ten times that.
+        """
+        times = self._slow[unit[0].seq] = self._slow.get(unit[0].seq, 0) + 1
+        if times > 1:
+            retry = Retry(now + pause_s * min(10, 2 ** (times - 2)), holds=True)
+            self._retries |= {record.seq: retry for record in unit}
+
+    @property
+    def slow(self) -> int | None:
+        """The oldest entry that took too long more than once, and still waits; None when there is none."""
+        return min((seq for seq, times in self._slow.items() if times > 1), default=None)
+
     def passed(self, batch: Batch, settled: set[int]) -> None:
         """Move behind a batch that was tried to its end.  What the target left out of it waits, with its keys."""
         for unit in units(record for record in batch.records if record.seq not in settled):
             self._must_wait(unit, batch)
+        for seq in settled & self._slow.keys():
+            del self._slow[seq]
         self._cursor = max(self._cursor, batch.last_seq)
         self.held += batch.held
 

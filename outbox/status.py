@@ -44,6 +44,8 @@ class RelayStatus:
     # Why its thread died, or None.
     died: str | None = None
     last_error: str | None = None
+    # Sequence number of an entry that took too long again and again, though it was alone in its transaction.
+    slow: int | None = None
     # Seconds since it last settled or found nothing to do; None where unknown.
     idle_s: float | None = None
     last_applied_at: datetime | None = None
@@ -146,6 +148,11 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
         said.append(f"the relay died: {relay.died}")
     if relay.stuck:
         said.append(f"the relay is stuck: no progress for {relay.idle_s or 0:.0f} s while entries wait")
+    if relay.slow is not None and relay.alive:
+        said.append(
+            f"entry {relay.slow} takes too long in PostgreSQL: somebody holds a lock that it needs, or it is too much; "
+            "what shares its ordering key waits"
+        )
     if relay.stopped and relay.alive:
         said.append(f"the line is stopped: {relay.last_error}")
     return said

@@ -13,6 +13,8 @@ from .envelope import Record
 from .errors import EntryRejected, HistoryRewound, OutboxError
 from .operation import Operation
 
+Unit = list[Record]
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -22,6 +24,8 @@ class Outcome:
     rejected: list[tuple[Record, EntryRejected]] = field(default_factory=list)
     # `TargetUnavailable` or `TargetMisconfigured` that ended the batch early; what is completed stays completed.
     interruption: OutboxError | None = None
+    # The unit that took too long although it was tried alone, on a connection that lived on.
+    stalled: Unit = field(default_factory=list)
     # The newest transactions that were acknowledged, one for each lane, of a target that keeps watermarks.
     marks: list[Mark] = field(default_factory=list)
 
@@ -29,6 +33,7 @@ class Outcome:
         """Add what became of the other part of the batch.  Of two interruptions a loss is the one to know of."""
         self.completed += other.completed
         self.rejected += other.rejected
+        self.stalled = self.stalled or other.stalled
         self.marks += other.marks
         if self.interruption is None or isinstance(other.interruption, HistoryRewound):
             self.interruption = other.interruption
@@ -99,9 +104,6 @@ class Forgetful(Protocol):
     def compare(self, store_id: UUID) -> Comparison:
         """Compare with what the store remembers.  Raises `TargetUnavailable` or `TargetMisconfigured`."""
         ...
-
-
-Unit = list[Record]
 
 
 def units(records: Iterable[Record]) -> Iterator[Unit]:

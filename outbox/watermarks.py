@@ -9,7 +9,7 @@ from uuid import UUID
 from . import receipts
 from .continuity import Mark, Memory, Watermark, judge, lineage_of
 from .envelope import Record
-from .errors import HistoryRewound, TargetUnavailable
+from .errors import HistoryRewound, TargetMisconfigured, TargetUnavailable
 from .receipts import LOCK_CLASS, Cursor, fence, find
 
 T = TypeVar("T")
@@ -51,8 +51,20 @@ moved AS (
 SELECT taken, (SELECT position FROM moved) FROM fence"""
 
 
-def ensure_table(cursor: Cursor) -> None:
-    """Create the watermarks table unless it is there; needs no privilege in the latter case."""
+def ensure_tables(cursor: Cursor) -> None:
+    """Create the receipts and the watermarks table unless they are there; needs no privilege in the latter case.
+
+    Raises `TargetMisconfigured` where somebody has taken the receipts away: without them entries would be doubled.
+    """
+    cursor.execute("SELECT to_regclass(%s) IS NULL AND to_regclass(%s) IS NOT NULL", (receipts.TABLE, TABLE))
+    if cursor.fetchone()[0]:
+        cursor.execute(f"SELECT EXISTS (SELECT FROM {TABLE})")
+        if cursor.fetchone()[0]:
+            raise TargetMisconfigured(
+                f"table {receipts.TABLE} is gone, though this database has taken entries before",
+                hint=f"restore it; or check that nothing is pending and drop {TABLE} too",
+            )
+    receipts.ensure_table(cursor)
     receipts.ensure_table(cursor, TABLE, _CREATE)
 
 

@@ -360,3 +360,41 @@ def test_a_commit_whose_answer_is_lost_is_settled_by_the_receipts(url: str, outb
         assert bench.receipts() == [1, 2, 3, 4, 5]
         assert completed(bench.apply()) == [1, 2, 3, 4, 5]
         assert bench.query("SELECT n FROM effects ORDER BY id") == [(number,) for number in range(5)]
+
+
+def test_receipts_that_somebody_dropped_stop_the_line(url: str, outbox_dir: Path) -> None:
+    with Bench(outbox_dir, url, ROW) as bench:
+        bench.enqueue("row", {"n": 1})
+        assert completed(bench.apply()) == [1]
+        bench.target.close()
+        query(url, "DROP TABLE outbox_receipts")
+        outcome = bench.apply()
+        assert isinstance(outcome.interruption, TargetMisconfigured)
+        assert "table outbox_receipts is gone" in str(outcome.interruption)
+        assert query(url, "SELECT to_regclass('outbox_receipts') IS NULL") == [(True,)]
+        assert query(url, "SELECT count(*) FROM effects") == [(1,)]
+
+
+def test_one_row_that_somebody_has_locked_keeps_only_its_own_key_waiting(url: str, outbox_dir: Path) -> None:
+    def set_balance(connection: Connection, entry: Entry) -> None:
+        connection.execute(text("UPDATE accounts SET n = :n WHERE name = :name"), entry.args)
+
+    query(url, "CREATE TABLE accounts (name text PRIMARY KEY, n int); INSERT INTO accounts VALUES ('a', 0), ('b', 0)")
+    operation = Operation("set_balance", handler=set_balance, order_by="name")
+    with closing(psycopg2.connect(url)) as somebody, somebody.cursor() as cursor:
+        cursor.execute("SELECT * FROM accounts WHERE name = 'a' FOR UPDATE")
+        settings = {"stall_timeout": 0.3, "backoff_base": 0.01, "backoff_cap": 0.01, "batch_size": 8}
+        with Bench(outbox_dir, url, operation, **settings) as bench, Relay(bench.box, bench.target) as relay:
+            for number in range(1, 11):
+                for name in ("a", "b"):
+                    bench.enqueue("set_balance", {"name": name, "n": number})
+            until(lambda: query(url, "SELECT n FROM accounts WHERE name = 'b'") == [(10,)])
+            until(lambda: bench.box.status().relay.slow == 1 and bench.box.status().pending == 10)
+            status = bench.box.status()
+            assert status.health is Health.NEEDS_OPERATOR
+            assert any(finding.startswith("entry 1 takes too long") for finding in status.needs_operator)
+            assert status.dead_letters == 0
+            somebody.rollback()
+            assert relay.drain(timeout=20)
+            assert bench.box.status().relay.slow is None
+    assert query(url, "SELECT name, n FROM accounts ORDER BY name") == [("a", 10), ("b", 10)]

@@ -266,3 +266,28 @@ def test_a_missing_table_or_column_stops_the_line_until_it_is_there(
             assert (outcome.completed, outcome.rejected) == ([], [])
         bench.query(repair)
         assert completed(bench.apply()) == [1, 2]
+
+
+def test_a_new_column_that_must_not_be_null_stops_the_line_and_buries_nothing(values: str, outbox_dir: Path) -> None:
+    query(values, "ALTER TABLE typed ADD value int")
+    with Bench(outbox_dir, values, Operation("row", table="typed")) as bench:
+        bench.enqueue("row", {"value": 1})
+        assert completed(bench.apply()) == [1]
+        query(values, "ALTER TABLE typed ADD venue text; UPDATE typed SET venue = 'x'")
+        query(values, "ALTER TABLE typed ALTER venue SET NOT NULL")
+        outcome = bench.apply(bench.enqueue("row", {"value": 2}))
+        assert isinstance(outcome.interruption, TargetMisconfigured)
+        assert "column 'venue' of table 'typed' must not be null" in str(outcome.interruption)
+        assert outcome.rejected == []
+        query(values, "ALTER TABLE typed ALTER venue SET DEFAULT 'y'")
+        assert completed(bench.apply(2)) == [2]
+
+
+def test_a_null_where_none_may_be_is_the_entrys_fault(values: str, outbox_dir: Path) -> None:
+    query(values, "ALTER TABLE typed ADD value int NOT NULL")
+    with Bench(outbox_dir, values, Operation("row", table="typed")) as bench:
+        bad = bench.enqueue("row", {"value": None})
+        outcome = bench.apply()
+        assert outcome.interruption is None
+        assert rejected(outcome) == [bad]
+        assert outcome.rejected[0][1].permanent

@@ -208,6 +208,9 @@ class SimulatedLane(Lane):
     def disconnect(self) -> None:
         self._session = None
 
+    def _silent(self) -> bool:
+        return False
+
     def close(self) -> None:
         self._session = None
 
