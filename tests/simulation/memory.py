@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -79,17 +78,11 @@ class MemoryEnvironment:
     def close(self) -> None:
         """What was committed stays."""
 
-    @contextmanager
-    def begin(self, *, write: bool = False) -> Iterator[MemoryTransaction]:
-        transaction = MemoryTransaction(self)
-        try:
-            yield transaction
-        except BaseException:
-            transaction.undo()
-            raise
-        if not write:
-            assert not transaction.log, "a read transaction has written"
-            return
+    def begin(self, *, write: bool = False) -> MemoryTransaction:
+        return MemoryTransaction(self, write=write)
+
+    def commit(self, transaction: MemoryTransaction) -> None:
+        """What happens to the process and the disk at the end of a durable write."""
         if self.fail_next is None or not transaction.log:
             return
         self.struck[f"{'killed' if self.kill_next else 'failed'} and {self.fail_next}"] += 1
@@ -105,9 +98,20 @@ class MemoryEnvironment:
 class MemoryTransaction:
     """The part of `lmdb.Transaction` that is used."""
 
-    def __init__(self, environment: MemoryEnvironment) -> None:
-        self._environment, self._main = environment, environment.main
+    def __init__(self, environment: MemoryEnvironment, *, write: bool) -> None:
+        self._environment, self._main, self._write = environment, environment.main, write
         self.log: list[tuple[Rows, bytes, bytes | None]] = []
+
+    def __enter__(self) -> MemoryTransaction:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.undo()
+        elif self._write:
+            self._environment.commit(self)
+        else:
+            assert not self.log, "a read transaction has written"
 
     def undo(self) -> None:
         for rows, key, before in reversed(self.log):
@@ -143,9 +147,8 @@ class MemoryTransaction:
     def stat(self, db: Rows) -> dict[str, int]:
         return {"entries": len(db.keys), "branch_pages": 0, "leaf_pages": 0, "overflow_pages": 0, "psize": 4096}
 
-    @contextmanager
-    def cursor(self, *, db: Rows | None = None) -> Iterator[MemoryCursor]:
-        yield MemoryCursor(self, db or self._main)
+    def cursor(self, *, db: Rows | None = None) -> MemoryCursor:
+        return MemoryCursor(self, db or self._main)
 
 
 class MemoryCursor:
@@ -153,6 +156,12 @@ class MemoryCursor:
 
     def __init__(self, transaction: MemoryTransaction, rows: Rows) -> None:
         self._transaction, self._rows, self._at = transaction, rows, 0
+
+    def __enter__(self) -> MemoryCursor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
     def first(self) -> bool:
         self._at = 0

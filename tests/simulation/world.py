@@ -386,9 +386,12 @@ class World:
                 self.database.passing.clear()
                 self.box.requeue(entry.seq)
         self._drain()
-        if self.box.store.figures().pending:
+        if self._pending():
             violations.append("entries are left after every dead letter was answered")
         return violations + check(self.observe(calm=True)) + self.violations
+
+    def _pending(self) -> int:
+        return len(self.environment.pending.keys)
 
     def _drain(self) -> None:
         """Until there is nothing to do, also after the relay has asked PostgreSQL whether it has everything."""
@@ -397,10 +400,10 @@ class World:
             if self.config.reconcile == "manual" or not self.database.state.watermarks:
                 # In a database that knows nothing of the store, which may be the wrong one, nothing is automatic.
                 self.reconcile()
-            pending, wait = self.box.store.figures().pending, self.relay.step(self.clock.monotonic())
+            pending, wait = self._pending(), self.relay.step(self.clock.monotonic())
             if self.relay._caught_up and self.clock.monotonic() > asked_at:
                 break
-            idle = 0 if wait or self.box.store.figures().pending < pending else idle + 1
+            idle = 0 if wait or self._pending() < pending else idle + 1
             if idle > _IDLE_STEPS:
                 self.violations.append("the relay is busy with nothing")
                 break
@@ -450,7 +453,7 @@ class World:
             effects=self._effects(),
             receipts=[self._name(key) for key in self.database.state.receipts],
             counters={
-                "acknowledged": counters.acknowledged, "pending": store.figures().pending,
+                "acknowledged": counters.acknowledged, "pending": self._pending(),
                 "completed": counters.completed, "dead": counters.dead, "discarded": counters.discarded,
                 "quarantined": counters.quarantined,
             },
