@@ -194,39 +194,40 @@ def unpack(seq: int, data: bytes) -> Record:
         raise StoreCorrupt(f"entry {seq} is damaged: magic {magic!r}, format {version}, expected {_MAGIC!r}, {FORMAT}")
     if zlib.crc32(memoryview(data)[_HEAD.size :], status) != crc or status not in _STATUS_OF:
         raise StoreCorrupt(f"entry {seq} is damaged: its checksum does not match")
-    own, captured, settled, group, members, key, id_, payload, shape, attempts, *sizes = _BODY.unpack_from(
-        data, _HEAD.size
-    )
+    (
+        own, captured, settled, group, members, key, id_, payload, shape, attempts,
+        operation_size, order_size, error_size, types_size, args_size, result_size,
+    ) = _BODY.unpack_from(data, _HEAD.size)  # fmt: skip
     if own != seq:
         raise StoreCorrupt(f"entry {seq} is damaged: its record says {own}")
-    parts: list[bytes] = []
-    at = OVERHEAD
-    ordered = sizes[1] != _NO_ORDER
-    sizes[1] = sizes[1] if ordered else 0
-    for size in sizes:
-        parts.append(data[at : at + size])
-        at += size
-    if at != len(data):
-        raise StoreCorrupt(f"entry {seq} is damaged: {len(data)} bytes, its parts add up to {at}")
+    order_at = OVERHEAD + operation_size
+    error_at = order_at + (0 if order_size == _NO_ORDER else order_size)
+    types_at = error_at + error_size
+    args_at = types_at + types_size
+    result_at = args_at + args_size
+    end = result_at + result_size
+    if end != len(data):
+        raise StoreCorrupt(f"entry {seq} is damaged: {len(data)} bytes, its parts add up to {end}")
+    # By position: a relay makes one for each entry, and names cost a third more.
     return Record(
-        seq=seq,
-        key=key,
-        id=id_,
-        operation=parts[0].decode(),
-        order_by=parts[1].decode() if ordered else None,
-        payload_hash=payload,
-        shape=shape,
-        args=parts[4],
-        types=parts[3],
-        captured_us=captured,
-        group=group,
-        members=members,
-        attempts=attempts,
-        status=_STATUS_OF[status],
-        error=parts[2].decode("utf-8", "replace") or None,
-        settled_us=settled,
-        result=parts[5],
-        raw=bytes(data),
+        seq,
+        key,
+        id_,
+        data[OVERHEAD:order_at].decode(),
+        None if order_size == _NO_ORDER else data[order_at:error_at].decode(),
+        payload,
+        shape,
+        data[args_at:result_at],
+        data[types_at:args_at],
+        captured,
+        group,
+        members,
+        attempts,
+        _STATUS_OF[status],
+        data[error_at:types_at].decode("utf-8", "replace") or None if error_size else None,
+        settled,
+        data[result_at:],
+        data,
     )
 
 
