@@ -26,6 +26,10 @@ _WANTED_OF = {"trading_sessions": 100}
 _SEQUENCE = text("SELECT pg_get_serial_sequence(:table, :column)")
 _FETCH = text("SELECT nextval(CAST(:sequence AS regclass)) FROM generate_series(1, :missing)")
 _FORWARD = text("SELECT setval(CAST(:sequence AS regclass), :highest)")
+_SECURE = text(
+    "SELECT setval(CAST(:sequence AS regclass), :highest) "
+    "WHERE coalesce(pg_sequence_last_value(CAST(:sequence AS regclass)), 0) < :highest"
+)
 
 
 class IdReserveEmpty(OutboxError):
@@ -86,13 +90,26 @@ class IdReserve:
             self._highest = max(self._highest, fetched[-1])
             self._save()
 
-    def _fetch(self, connection: Connection, missing: int) -> list[int]:
+    def secure(self, engine: Engine) -> None:
+        """Set the sequence forward where it has fallen behind a reserved id, so that nobody else is given that one.
+
+        Raises as `fill`.
+        """
+        if self._highest:
+            with engine.begin() as connection:
+                connection.execute(_SECURE, {"sequence": self._sequence(connection), "highest": self._highest})
+
+    def _sequence(self, connection: Connection) -> str:
         sequence = connection.execute(_SEQUENCE, {"table": self._table, "column": self._column}).scalar()
         if sequence is None:
             raise ConfigError(
                 f"column {self._table}.{self._column} has no sequence, so no ids can be reserved",
                 hint="make it SERIAL or IDENTITY, or declare the operation without creates=",
             )
+        return str(sequence)
+
+    def _fetch(self, connection: Connection, missing: int) -> list[int]:
+        sequence = self._sequence(connection)
         while True:
             found = sorted(connection.execute(_FETCH, {"sequence": sequence, "missing": missing}).scalars())
             if found[0] > self._highest:
@@ -139,6 +156,11 @@ class IdReserves:
     def low(self) -> bool:
         """Whether one of them should be filled."""
         return any(reserve.low for reserve in self._reserves.values())
+
+    def secure(self, engine: Engine) -> None:
+        """Secure all of them; raises as `IdReserve.fill`."""
+        for reserve in self._reserves.values():
+            reserve.secure(engine)
 
     def fill(self, engine: Engine) -> None:
         """Fill all of them; raises as `IdReserve.fill`."""

@@ -59,6 +59,7 @@ class Keeper:
     def start(self) -> None:
         """Begin the background work; fills the reserves now if that is possible."""
         self._outbox.progress.on_recovered(self._recovered)
+        self._outbox.progress.on_rewound(self._rewound)
         if self._host.built is not None:
             self._tend()
         self._thread = threading.Thread(target=self._run, name="outbox-keeper", daemon=True)
@@ -67,6 +68,7 @@ class Keeper:
     def stop(self) -> None:
         """Checkpoint and end the background work; may be called twice."""
         self._outbox.progress.off_recovered(self._recovered)
+        self._outbox.progress.off_rewound(self._rewound)
         self._stopped.set()
         self._wake.set()
         if self._thread is not None:
@@ -190,6 +192,11 @@ class Keeper:
         self._host.forget_failure()
         self._compare = True
         self._wake.set()
+
+    def _rewound(self) -> None:
+        """PostgreSQL was set back: its sequences too, and they would give others the ids that were given out here."""
+        self._try("sequences could not be set forward", lambda: self._reserves.secure(self._host.manager().engine))
+        self._recovered()
 
     def _run(self) -> None:
         while not self._stopped.is_set():

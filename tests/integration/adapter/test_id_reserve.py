@@ -95,6 +95,18 @@ def test_a_sequence_that_was_set_back_is_set_forward_again(engine: Engine, outbo
         assert execute(engine, "INSERT INTO serial DEFAULT VALUES RETURNING id")[0] > max(taken)
 
 
+def test_a_sequence_behind_reserved_ids_is_set_forward_at_once(engine: Engine, outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        reserves = IdReserves(box, {("serial", "id"), ("identity", "id")})
+        reserves.secure(engine)  # nothing is reserved yet
+        reserves.fill(engine)
+        execute(engine, "SELECT setval('serial_id_seq', 5)")
+        execute(engine, "SELECT setval('identity_id_seq', 9000)")
+        reserves.secure(engine)
+        assert execute(engine, "INSERT INTO serial DEFAULT VALUES RETURNING id") == [5001]
+        assert execute(engine, "INSERT INTO identity DEFAULT VALUES RETURNING id") == [9001]
+
+
 def test_ids_that_others_took_in_between_are_left_out(engine: Engine, outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         reserve = IdReserve(box, "serial", wanted=4)

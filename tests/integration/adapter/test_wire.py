@@ -202,6 +202,21 @@ def test_reserved_ids_go_on_behind_a_sequence_that_fell_back(manager: DatabaseMa
         assert len(set(ids)) == len(ids)
 
 
+def test_sequences_are_set_forward_as_soon_as_postgresql_is_found_set_back(
+    manager: DatabaseManager, outbox_dir: Path
+) -> None:
+    engine = Engine(manager)
+    with wire(engine, config=config(outbox_dir, None)) as wiring:
+        engine.db_manager.create_trading_session("s", "I", "1d", "paper", 1)
+        with manager.engine.begin() as connection:
+            connection.exec_driver_sql("SELECT setval('trading_sessions_id_seq', 1)")
+        assert wiring.outbox is not None
+        # The relay's word, before it delivers anything to the older database.
+        wiring.outbox.progress.rewound()
+        with manager.engine.begin() as connection:
+            assert connection.exec_driver_sql("SELECT nextval('trading_sessions_id_seq')").scalar_one() > 100
+
+
 @pytest.mark.parametrize("durable_class", [False, True])
 @pytest.mark.parametrize("by_wire", [False, True])
 def test_operations_of_ones_own_are_durable_wherever_they_are_given(
