@@ -36,8 +36,10 @@ class Guarded:
         self._mutex = threading.Lock()
         self._gate = threading.Condition(self._mutex)
         self._inside = 0
+        # One write at a time, from its beginning until its failure is known to every other thread.
+        self._turn = threading.Lock()
         self.halt_reason: str | None = None
-        # Told once when the halt latch is set.
+        # Told once when the halt latch is set; nobody else writes meanwhile, so it must not write to the store.
         self.on_halt: Callable[[str], None] = _ignore
 
     # -- transactions
@@ -83,15 +85,25 @@ class Guarded:
             self._leave()
 
     @contextmanager
-    def _write(self, purpose: str) -> Iterator[tuple[Environment, Any]]:
-        """A durable write transaction.  Its first failure sets the halt latch and is raised as `DurabilityError`."""
+    def _write(self, purpose: str, *, promises: bool = False) -> Iterator[tuple[Environment, Any]]:
+        """A durable write transaction.  Its first failure sets the halt latch and is raised as `DurabilityError`.
+
+        One that `promises` something to a caller is refused once the latch is set; others serve draining, which goes
+        on.
+        """
         environment = self._enter()
         try:
-            with environment.env.begin(write=True) as txn:
-                yield environment, txn
-        except WriteError as exc:
-            self._latch(purpose, exc)
-            raise DurabilityError(f"the store could not {purpose}: {exc}", hint=_REOPEN_HINT) from exc
+            # LMDB lets the next writer in as soon as a commit has failed, and may acknowledge that one: so the latch
+            # must be set before anybody else begins.
+            with self._turn:
+                try:
+                    if promises:
+                        self.check_not_halted()
+                    with environment.env.begin(write=True) as txn:
+                        yield environment, txn
+                except WriteError as exc:
+                    self._latch(purpose, exc)
+                    raise DurabilityError(f"the store could not {purpose}: {exc}", hint=_REOPEN_HINT) from exc
         finally:
             self._leave()
 

@@ -87,9 +87,7 @@ class Store(Reader):
         size = sum(OVERHEAD + len(r.args) + len(r.types) for sub in submissions for r in sub.records)
         rows = sum(len(sub.records) for sub in submissions)
         self._check_free_disk(size)
-        with self._write("enqueue") as (environment, txn):
-            # Another thread's write may have failed while this one waited for LMDB's writer lock.
-            self.check_not_halted()
+        with self._write("enqueue", promises=True) as (environment, txn):
             self._check_quota(environment, txn, size, rows)
             counters = Counters.unpack(txn.get(COUNTERS_KEY))
             stored = rows > 1 and self._append_fresh(environment, txn, counters, submissions)
@@ -319,9 +317,7 @@ class Store(Reader):
         """
         if not 0 < len(name.encode()) <= 400 or len(value) > 1 << 20:
             raise InvalidEntry(f"meta record {name!r} has {len(value)} bytes", hint="allowed: at most 1 MiB")
-        if not despite_halt:
-            self.check_not_halted()
-        with self._write(f"store {name!r}") as (_, txn):
+        with self._write(f"store {name!r}", promises=not despite_halt) as (_, txn):
             self._put_small(txn, name.encode(), value)
 
     def _put_small(self, txn: Any, name: bytes, value: bytes) -> None:
@@ -333,7 +329,5 @@ class Store(Reader):
 
     def delete_meta(self, name: str, *, despite_halt: bool = False) -> bool:
         """Delete a small record durably; whether there was one.  Raises `DurabilityError`.  See `put_meta`."""
-        if not despite_halt:
-            self.check_not_halted()
-        with self._write(f"delete {name!r}") as (_, txn):
+        with self._write(f"delete {name!r}", promises=not despite_halt) as (_, txn):
             return bool(txn.delete(small.PREFIX + name.encode()))

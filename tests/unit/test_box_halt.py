@@ -8,7 +8,8 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,59 @@ def test_a_thread_that_waited_for_the_failing_write_is_halted_too(
         monkeypatch.setattr(box.store, "check_not_halted", halted_the_third_time)
         with pytest.raises(DurabilityError, match="enqueueing is halted: the store could not settle"):
             box.enqueue("log", {})
+        assert list(box.pending()) == []
+
+
+class LetsTheNextWriterIn:
+    """An LMDB environment of which one commit fails, as its fdatasync does: the error comes after the lock is free."""
+
+    def __init__(self, env: Any, in_between: Callable[[], None]) -> None:
+        self._env, self._in_between = env, in_between
+        self._failed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    @contextmanager
+    def begin(self, **options: bool) -> Iterator[Any]:
+        fails = options.get("write", False) and not self._failed
+        self._failed |= fails
+        with self._env.begin(**options) as txn:
+            yield txn
+        if fails:
+            self._in_between()
+            raise lmdb.Error("mdb_txn_commit: Input/output error")
+
+
+def test_nothing_is_acknowledged_between_a_failed_commit_and_its_halt(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acknowledged = threading.Event()
+    refused: list[DurabilityError] = []
+    with Outbox.open(outbox_dir) as box:
+
+        def enqueue() -> None:
+            try:
+                box.enqueue("log", {})
+                acknowledged.set()
+            except DurabilityError as exc:
+                refused.append(exc)
+
+        other = threading.Thread(target=enqueue)
+
+        def in_between() -> None:
+            other.start()
+            # Time enough for a commit; where it must wait there is nothing to be seen.
+            acknowledged.wait(0.3)
+
+        opened = box.store._environment
+        assert opened is not None
+        monkeypatch.setattr(opened, "env", LetsTheNextWriterIn(opened.env, in_between))
+        with pytest.raises(DurabilityError, match="could not store 'mine': .*Input/output error"):
+            box.store.put_meta("mine", b"")
+        other.join(20)
+        assert not acknowledged.is_set()
+        assert ["enqueueing is halted" in str(exc) for exc in refused] == [True]
         assert list(box.pending()) == []
 
 
