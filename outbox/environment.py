@@ -102,6 +102,8 @@ class Environment:
         _open_here.add(self._real)
         try:
             self._page_size = int(self.env.stat()["psize"])
+            self._data_file = os.fspath(directory / DATA_FILE)
+            self._place = _place(self._data_file)
             handles = self._open_handles(readonly)
             self.pending, self.idempotency, self.ledger = handles
             self._check_identity()
@@ -134,6 +136,18 @@ class Environment:
         """Size of the map: what the data file can grow to."""
         return int(self.env.info()["map_size"])
 
+    def check_in_place(self) -> None:
+        """Raise FileNotFoundError where the open data file is no longer the one that the next start will find.
+
+        Commits into an unlinked file succeed, and are gone with this process.  Raises OSError where it cannot be told.
+        """
+        try:
+            if _place(self._data_file) == self._place:
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        raise FileNotFoundError(errno.ENOENT, "removed or replaced while it was open", self._data_file)
+
     def file_bytes(self) -> int:
         """Size of the data file; by stat, since opening it would drop LMDB's locks."""
         return os.stat(self.directory / DATA_FILE).st_size
@@ -145,6 +159,11 @@ class Environment:
     def close(self) -> None:
         self.env.close()
         _open_here.discard(self._real)
+
+
+def _place(file: str) -> tuple[int, int]:
+    info = os.stat(file)
+    return info.st_dev, info.st_ino
 
 
 def _not_open_here(directory: Path) -> str:

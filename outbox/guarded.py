@@ -22,6 +22,9 @@ _log = logging.getLogger("outbox.store")
 
 COUNTERS_KEY = b"outbox:counters"
 _REOPEN_HINT = "halt trading, free or replace the disk, then restart: reopening verifies the store"
+_GONE_HINT = (
+    "halt trading; what is pending here is lost with this process, so drain it first, then restore a backup and restart"
+)
 
 
 class Guarded:
@@ -39,6 +42,7 @@ class Guarded:
         # One write at a time, from its beginning until its failure is known to every other thread.
         self._turn = threading.Lock()
         self.halt_reason: str | None = None
+        self._way_out = _REOPEN_HINT
         # Told once when the halt latch is set; nobody else writes meanwhile, so it must not write to the store.
         self.on_halt: Callable[[str], None] = _ignore
 
@@ -88,8 +92,8 @@ class Guarded:
     def _write(self, purpose: str, *, promises: bool = False) -> Iterator[tuple[Environment, Any]]:
         """A durable write transaction.  Its first failure sets the halt latch and is raised as `DurabilityError`.
 
-        One that `promises` something to a caller is refused once the latch is set; others serve draining, which goes
-        on.
+        One that `promises` something to a caller is refused once the latch is set, and where the data file is no longer
+        in its place; others serve draining, which goes on.
         """
         environment = self._enter()
         try:
@@ -101,9 +105,10 @@ class Guarded:
                         self.check_not_halted()
                     with environment.env.begin(write=True) as txn:
                         yield environment, txn
+                    if promises:
+                        environment.check_in_place()
                 except WriteError as exc:
-                    self._latch(purpose, exc)
-                    raise DurabilityError(f"the store could not {purpose}: {exc}", hint=_REOPEN_HINT) from exc
+                    raise self._failed(purpose, exc) from exc
         finally:
             self._leave()
 
@@ -115,17 +120,34 @@ class Guarded:
             yield environment, txn, counters
             txn.put(COUNTERS_KEY, counters.pack())
 
+    def _failed(self, purpose: str, exc: Exception) -> DurabilityError:
+        """Set the halt latch; what to raise."""
+        self._latch(purpose, exc)
+        return DurabilityError(f"the store could not {purpose}: {exc}", hint=_way_out(exc))
+
     def _latch(self, purpose: str, exc: Exception) -> None:
         if self.halt_reason is not None:
             return
-        self.halt_reason = f"could not {purpose}: {exc}"
+        self.halt_reason, self._way_out = f"could not {purpose}: {exc}", _way_out(exc)
         _log.critical("durable write failed, enqueueing is halted", extra={"purpose": purpose, "error": str(exc)})
         self.on_halt(self.halt_reason)
+
+    def is_in_place(self) -> bool:
+        """Whether the open data file is the one that the next start will find; if not, the halt latch is set."""
+        environment = self._enter()
+        try:
+            environment.check_in_place()
+        except OSError as exc:
+            self._latch("find its file", exc)
+            return False
+        finally:
+            self._leave()
+        return True
 
     def check_not_halted(self) -> None:
         """Raise `DurabilityError` when the halt latch is set."""
         if self.halt_reason is not None:
-            raise DurabilityError(f"enqueueing is halted: the store {self.halt_reason}", hint=_REOPEN_HINT)
+            raise DurabilityError(f"enqueueing is halted: the store {self.halt_reason}", hint=self._way_out)
 
     # -- lifecycle
 
@@ -173,6 +195,10 @@ class Guarded:
             self._gate.wait_for(lambda: not self._inside)
             if environment is not None:
                 environment.close()
+
+
+def _way_out(exc: Exception) -> str:
+    return _GONE_HINT if isinstance(exc, FileNotFoundError) else _REOPEN_HINT
 
 
 def _ignore(reason: str) -> None:

@@ -15,7 +15,7 @@ from .clock import Clock
 from .config import OutboxConfig
 from .counters import Counters
 from .envelope import to_us
-from .errors import DurabilityError, StoreCorrupt, StoreLocked, StoreMissing
+from .errors import DurabilityError, StoreClosed, StoreCorrupt, StoreLocked, StoreMissing
 from .guarded import COUNTERS_KEY
 from .locks import Role, RoleLock, died_holding, forget_holders, holder
 from .state_file import StateFile
@@ -43,6 +43,8 @@ class OpenStore:
         """Close the store, note a clean shutdown, let go of the roles; may be called twice."""
         if self._access is None or self.store.forked:
             return
+        with suppress(StoreClosed):
+            self.store.is_in_place()  # else this would vouch for a file that it never wrote to
         self.store.close()
         # When somebody else has it open, the last one leaves the mark.
         if self._engine is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -411,6 +413,79 @@ def test_whoever_verifies_the_store_forgets_the_halt(outbox_dir: Path) -> None:
         with Outbox.open(outbox_dir) as again:
             assert again.enqueue("log", {}).seq == 1
         observer.communicate()
+
+
+# -- the files are taken away
+
+
+def replace_by_a_copy(directory: Path) -> None:
+    (directory / "copy").write_bytes((directory / "data.mdb").read_bytes())
+    (directory / "copy").rename(directory / "data.mdb")
+
+
+TAKEN_AWAY = {
+    "deleted": lambda directory: (directory / "data.mdb").unlink(),
+    "replaced": replace_by_a_copy,
+    "directory deleted": shutil.rmtree,
+    "directory moved": lambda directory: directory.rename(directory.with_name("elsewhere")),
+}
+
+
+@pytest.mark.parametrize("take_away", TAKEN_AWAY.values(), ids=TAKEN_AWAY)
+def test_nothing_is_acknowledged_into_a_file_that_is_no_longer_in_its_place(
+    outbox_dir: Path, take_away: Callable[[Path], None]
+) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {"number": 0})
+        take_away(outbox_dir)
+        with pytest.raises(DurabilityError, match=r"could not .*drain it first, then restore a backup"):
+            box.enqueue("log", {"number": 1})
+        for use in (lambda: box.enqueue("log", {}), lambda: box.store.put_meta("a", b"")):
+            with pytest.raises(DurabilityError, match=r"enqueueing is halted.*drain it first"):
+                use()
+        assert box.status().halted
+        # What this process still has can be delivered.
+        box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
+        assert box.status().completed == 1
+
+
+def test_a_small_record_is_not_acknowledged_into_a_deleted_file_either(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        (outbox_dir / "data.mdb").unlink()
+        with pytest.raises(DurabilityError, match="could not store 'a': .*removed or replaced while it was open"):
+            box.store.put_meta("a", b"")
+
+
+def test_a_status_notices_that_the_file_is_gone(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        shutil.rmtree(outbox_dir)
+        status = box.status()
+        assert status.halted
+        assert status.health is Health.NEEDS_OPERATOR
+        assert "removed or replaced" in str(status.halt_reason)
+        assert (status.file_bytes, status.free_disk_bytes) == (0, 0)
+
+
+def test_closing_does_not_vouch_for_a_file_that_was_put_in_place_meanwhile(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {})
+        replace_by_a_copy(outbox_dir)
+    assert not (outbox_dir / "clean").exists()
+
+
+def test_a_disk_that_cannot_be_asked_for_its_free_space_halts(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Outbox.open(outbox_dir) as box:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "statvfs", fail)
+            with pytest.raises(DurabilityError, match="could not learn how much disk is free: .*Input/output error"):
+                box.enqueue("log", {}, key="mine")
+        with pytest.raises(DurabilityError, match="enqueueing is halted"):
+            box.enqueue("log", {})
 
 
 # -- quota and reserve
