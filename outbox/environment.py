@@ -44,7 +44,9 @@ _MAX_READERS = 512
 _REMOTE_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "afs"}
 )
-_OURS = frozenset({"engine.lock", "relay.lock", "access.lock", "engine.state", "relay.state", _CLEAN_FILE})
+_OURS = frozenset(
+    {"engine.lock", "relay.lock", "access.lock", "opening.lock", "engine.state", "relay.state", _CLEAN_FILE}
+)
 
 # What says nothing about the store's content.
 _SYSTEM_ERRORS = frozenset(

@@ -91,9 +91,8 @@ def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: b
     try:
         role = RoleLock(directory, Role.ENGINE) if engine else None
         locks += [role] if role is not None else []
-        access = RoleLock(directory, Role.ACCESS, shared=True)
+        access = _take_access(directory, role)
         locks.append(access)
-        _verify_if_unclean(directory, access, role)
         if engine:
             _flush_renames(directory)
         opened = environment.Environment(directory)
@@ -151,7 +150,23 @@ def _flush_renames(directory: Path) -> None:
         environment.flush_directory(directory.parent)
 
 
-def _verify_if_unclean(directory: Path, access: RoleLock, engine: RoleLock | None) -> None:
+def _take_access(directory: Path, engine: RoleLock | None) -> RoleLock:
+    """Shared access to a store that is sound, as far as can be known without LMDB."""
+    # One after the other: else each of two who come at once would take the other for one who has verified.
+    opening = RoleLock(directory, Role.OPENING)
+    try:
+        access = RoleLock(directory, Role.ACCESS, shared=True)
+        try:
+            _verify_if_unclean(directory, opening, access, engine)
+        except BaseException:
+            access.release()
+            raise
+        return access
+    finally:
+        opening.release(clean=True)
+
+
+def _verify_if_unclean(directory: Path, opening: RoleLock, access: RoleLock, engine: RoleLock | None) -> None:
     """Verify in a child process unless the last user closed properly, or somebody has verified and is using it."""
     state = StateFile(directory / "engine.state")
     try:
@@ -167,7 +182,8 @@ def _verify_if_unclean(directory: Path, access: RoleLock, engine: RoleLock | Non
         return
     try:
         if not environment.take_clean_mark(directory):
-            verify.check(directory)
+            with opening.at_work():
+                verify.check(directory)
             # An engine that is opening names itself in its lock file already.
             forget_holders(directory, *((Role.RELAY,) if engine is not None else (Role.ENGINE, Role.RELAY)))
             with suppress(OSError):  # then an engine that comes while this one uses it must wait
