@@ -99,12 +99,14 @@ class Outbox:
         operations: Iterable[Operation] = (),
         *,
         clock: Clock | None = None,
+        readonly: bool = False,
     ) -> Outbox:
         """Open an existing outbox beside its engine: to look, to relay, to answer dead letters.
 
-        Cannot enqueue.  Raises `StoreMissing` where there is none, else as `open`.
+        Cannot enqueue.  With `readonly` it can only look, and does so also while another process that was paused in the
+        middle of a commit holds up everybody who writes.  Raises `StoreMissing` where there is none, else as `open`.
         """
-        return cls._open(path, config, operations, clock, engine=False)
+        return cls._open(path, config, operations, clock, engine=False, readonly=readonly)
 
     @classmethod
     def _open(
@@ -115,13 +117,14 @@ class Outbox:
         clock: Clock | None,
         *,
         engine: bool,
+        readonly: bool = False,
     ) -> Outbox:
         config = config or OutboxConfig()
         clock = clock or SystemClock()
         declared = tuple(operations)
         operations_by_name(declared)
         directory = Path(os.path.abspath(os.fspath(path if path is not None else config.dir)))
-        opened = open_store(directory, config, clock, engine=engine)
+        opened = open_store(directory, config, clock, engine=engine, readonly=readonly)
         box = cls(opened, config, declared, clock)
         if engine:
             box.store.on_halt = box._publish_halt

@@ -92,12 +92,13 @@ class Identity:
 class Environment:
     """An open LMDB environment with its three sub-databases.
 
-    One per process and directory.  `pending`, `idempotency`, `ledger` are handles; `env` is the py-lmdb object.
+    One per process and directory; a `readonly` one never waits for LMDB's writer lock.  `pending`, `idempotency` and
+    `ledger` are handles; `env` is the py-lmdb object.
     """
 
     def __init__(self, directory: Path, *, readonly: bool = False) -> None:
         """Open what `create` made.  Raises `StoreCorrupt`, `StoreMissing`, `StoreFormatError` or OSError."""
-        self.directory = directory
+        self.directory, self.readonly = directory, readonly
         self.identity = read_identity(directory)
         self._real = _not_open_here(directory)
         self.env = _open(directory, readonly=readonly)

@@ -16,7 +16,7 @@ from typing import Any
 
 from .counters import Counters
 from .environment import Environment, LmdbError, WriteError
-from .errors import DurabilityError, StoreClosed
+from .errors import DurabilityError, StoreClosed, StoreLocked
 
 _log = logging.getLogger("outbox.store")
 
@@ -97,6 +97,8 @@ class Guarded:
         """
         environment = self._enter()
         try:
+            if environment.readonly:
+                raise StoreLocked(f"{self.directory} was opened for looking only", hint="attach without readonly")
             # LMDB lets the next writer in as soon as a commit has failed, and may acknowledge that one: so the latch
             # must be set before anybody else begins.
             with self._turn:

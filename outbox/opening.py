@@ -77,8 +77,10 @@ class OpenStore:
                 role.release(clean=True)
 
 
-def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: bool) -> OpenStore:
-    """Open the store in `directory`; the engine's role also creates it.
+def open_store(
+    directory: Path, config: OutboxConfig, clock: Clock, *, engine: bool, readonly: bool = False
+) -> OpenStore:
+    """Open the store in `directory`; the engine's role also creates it.  A `readonly` one never waits for a writer.
 
     Raises `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`, `ConfigError` or OSError.
     """
@@ -95,7 +97,7 @@ def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: b
         locks.append(access)
         if engine:
             _flush_renames(directory)
-        opened = environment.Environment(directory)
+        opened = environment.Environment(directory, readonly=readonly)
         store = Store(
             opened,
             max_bytes=config.max_size_mb << 20,

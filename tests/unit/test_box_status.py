@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from outbox import Health, Outbox, OutboxConfig, envelope, reading
+from outbox import Health, Outbox, OutboxConfig, StoreLocked, envelope, reading
 from outbox.ledger import Settlement
 from outbox.locks import Role, RoleLock
 from outbox.state_file import StateFile
@@ -234,3 +234,17 @@ def test_a_relay_that_never_moved_is_not_stuck(outbox_dir: Path) -> None:
         relay = box.status().relay
         lock.release()
     assert (relay.idle_s, relay.stuck) == (None, False)
+
+
+def test_who_only_looks_cannot_write(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {})
+    with Outbox.attach(outbox_dir, readonly=True) as observer:
+        assert observer.status().pending == 1
+        assert [entry.seq for entry in observer.pending()] == [1]
+        for use in (lambda: observer.store.put_meta("a", b""), observer.compact, lambda: observer.compact(vacuum=True)):
+            with pytest.raises(StoreLocked, match="opened for looking only"):
+                use()
+        assert not observer.status().halted
+    # It leaves the store as clean as it was.
+    assert (outbox_dir / "clean").exists()
