@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import get_ident
 from types import TracebackType
 from typing import Any
 
@@ -23,6 +24,7 @@ from .entry import Entry
 from .envelope import Record, from_us, to_us
 from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, OutboxError, StoreLocked
 from .group_commit import GroupCommit
+from .guarded import busy
 from .ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
 from .locks import Role, holder
 from .opening import OpenStore, open_store, rewrite_compactly
@@ -68,6 +70,8 @@ class Outbox:
         self._takes_any = not self.operations
         self._namespace = config.namespace or str(self.store.identity.store_id)
         self._commit = GroupCommit(self.store.append)
+        # The threads that are in `_submit`, by identifier.
+        self._submitting: set[int] = set()
         self._listeners: list[Callable[[], None]] = []
         self.alarms = Alarms(self.store)
         self.progress = Progress(clock)
@@ -162,8 +166,9 @@ class Outbox:
 
         `key` names the intent: the same key with the same arguments returns the first entry, with others it raises
         `IdempotencyConflict`.  Without it the operation's identity counts, or else every call is its own intent.
-        `order_by` overrides the operation's ordering key.  Raises `InvalidEntry` (nothing was written), or
-        `DurabilityError` (in doubt: retry with the same key, see `DurabilityError.keys`).
+        `order_by` overrides the operation's ordering key.  Raises `InvalidEntry` (nothing was written),
+        `DurabilityError` (in doubt: retry with the same key, see `DurabilityError.keys`), or `StoreBusy` in a signal
+        handler that has interrupted another call.
         """
         (entry,) = self._submit([self._prepare(operation, args, key, order_by)])
         return entry
@@ -269,15 +274,22 @@ class Outbox:
     def _submit(self, prepared: list[_Prepared]) -> Iterator[Entry]:
         """Make them durable in one commit; what is returned is decoded when asked for."""
         submission = Append([record for record, _, _ in prepared])
+        me = get_ident()
+        if me in self._submitting:
+            raise busy(self.path)
+        self._submitting.add(me)
         try:
             self._commit.submit(submission)
+            if submission.error is None:
+                for listener in self._listeners:
+                    listener()
         except DurabilityError as exc:
             # Several threads share one failed commit; each gets an error of its own, with its own key.
             raise type(exc)(exc.message, hint=exc.hint, keys=tuple(key for _, key, _ in prepared)) from exc
+        finally:
+            self._submitting.discard(me)
         if submission.error is not None:
             raise submission.error
-        for listener in self._listeners:
-            listener()
         # A key that was used before gives the first entry, which has the same arguments.
         return (stored.entry(args=args) for stored, (_, _, args) in zip(submission.stored, prepared, strict=True))
 
