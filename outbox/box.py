@@ -280,16 +280,15 @@ class Outbox:
         self._submitting.add(me)
         try:
             self._commit.submit(submission)
-            if submission.error is None:
-                for listener in self._listeners:
-                    listener()
+            if submission.error is not None:
+                raise submission.error
+            for listener in self._listeners:
+                listener()
         except DurabilityError as exc:
             # Several threads share one failed commit; each gets an error of its own, with its own key.
             raise type(exc)(exc.message, hint=exc.hint, keys=tuple(key for _, key, _ in prepared)) from exc
         finally:
             self._submitting.discard(me)
-        if submission.error is not None:
-            raise submission.error
         # A key that was used before gives the first entry, which has the same arguments.
         return (stored.entry(args=args) for stored, (_, _, args) in zip(submission.stored, prepared, strict=True))
 

@@ -81,18 +81,20 @@ class Store(Reader):
     def append(self, submissions: list[Append]) -> None:
         """Store all submissions in one commit.  Outcomes are left in them; only a failed write raises.
 
-        Raises `DurabilityError` (all are in doubt) or `StoreFull` (none was stored).
+        What is wrong with one of them, as `StoreFull` where it does not fit, is no other's fault.  Raises
+        `DurabilityError`: all are in doubt.
         """
         self.check_not_halted()
-        size = sum(OVERHEAD + len(r.args) + len(r.types) for sub in submissions for r in sub.records)
-        rows = sum(len(sub.records) for sub in submissions)
-        self._check_free_disk(size)
+        fitting = self._fitting_disk(submissions)
+        if not fitting:
+            return
         with self._write("enqueue", promises=True) as (environment, txn):
-            self._check_quota(environment, txn, size, rows)
+            fitting = self._fitting_quota(environment, txn, fitting)
+            rows = sum(len(submission.records) for submission in fitting)
             counters = Counters.unpack(txn.get(COUNTERS_KEY))
-            stored = rows > 1 and self._append_fresh(environment, txn, counters, submissions)
+            stored = rows > 1 and self._append_fresh(environment, txn, counters, fitting)
             if not stored:
-                for submission in submissions:
+                for submission in fitting:
                     stored |= self._append_one(environment, txn, counters, submission)
             if stored:
                 txn.put(COUNTERS_KEY, counters.pack())
@@ -135,7 +137,11 @@ class Store(Reader):
         fresh: list[Record] = []
         submission.stored, submission.error = [], None
         for record in submission.records:
-            known = first.get(record.key) or self._by_key(environment, txn, record)
+            try:
+                known = first.get(record.key) or self._by_key(environment, txn, record)
+            except StoreCorrupt as exc:
+                submission.error = exc
+                return False
             if known is not None and known.payload_hash != record.payload_hash:
                 submission.error = IdempotencyConflict(
                     f"key {record.key.hex()} of operation {record.operation!r} is used by entry {known.seq or 'above'} "
@@ -179,30 +185,43 @@ class Store(Reader):
         # Settled without a ledger copy: all that is left of it is that it was completed.
         return replace(record, seq=seq, payload_hash=value[8:], status=EntryStatus.COMPLETED)
 
-    def _check_free_disk(self, size: int) -> None:
+    def _fitting_disk(self, submissions: list[Append]) -> list[Append]:
+        """Those for which there is disk beyond what is kept for draining; the others get `StoreFull`."""
         if not self.reserve_bytes:
-            return
+            return submissions
         free = self.free_disk_bytes()
-        if free < self.reserve_bytes + size * _ENTRY_COST:
-            raise StoreFull(
+        room = free - self.reserve_bytes
+        costs = [_ENTRY_COST * sum(map(_size, submission.records)) for submission in submissions]
+        return _fitting(
+            submissions,
+            costs,
+            room,
+            lambda: StoreFull(
                 f"{free >> 20} MiB are free at {self.directory}, {self.reserve_bytes >> 20} MiB are kept for draining",
                 hint="halt trading and free disk space",
-            )
+            ),
+        )
 
-    def _check_quota(self, environment: Environment, txn: Any, size: int, rows: int) -> None:
+    def _fitting_quota(self, environment: Environment, txn: Any, submissions: list[Append]) -> list[Append]:
+        """Those that fit into the quota, in the order given; the others get `StoreFull`."""
         limit = int(self.max_bytes * QUOTA_SHARE)
+        costs = [sum(OVERHEAD + _size(record) for record in submission.records) for submission in submissions]
         # Pages in use are never more than the file has had, and that is cheaper to learn.
-        if environment.high_water_bytes() + size + rows * OVERHEAD <= limit:
-            return
+        if environment.high_water_bytes() + sum(costs) <= limit:
+            return submissions
         used = live_bytes(environment, txn)
-        if used + size + rows * OVERHEAD > limit:
-            mapped = self.max_bytes == environment.map_bytes
-            bound, way_out = ("the address space", "ulimit -v") if mapped else ("OUTBOX_MAX_SIZE_MB",) * 2
-            raise StoreFull(
+        mapped = self.max_bytes == environment.map_bytes
+        bound, way_out = ("the address space", "ulimit -v") if mapped else ("OUTBOX_MAX_SIZE_MB",) * 2
+        return _fitting(
+            submissions,
+            costs,
+            limit - used,
+            lambda: StoreFull(
                 f"the store uses {used >> 20} MiB, enqueueing stops at {limit >> 20} MiB, "
                 f"85 % of {bound}={self.max_bytes >> 20}",
                 hint=f"halt trading; drain and compact, or raise {way_out}",
-            )
+            ),
+        )
 
     # -- settling
 
@@ -331,3 +350,21 @@ class Store(Reader):
         """Delete a small record durably; whether there was one.  Raises `DurabilityError`.  See `put_meta`."""
         with self._write(f"delete {name!r}", promises=not despite_halt) as (_, txn):
             return bool(txn.delete(small.PREFIX + name.encode()))
+
+
+def _size(record: Record) -> int:
+    return OVERHEAD + len(record.args) + len(record.types)
+
+
+def _fitting(submissions: list[Append], costs: list[int], room: int, refusal: Callable[[], StoreFull]) -> list[Append]:
+    """Those that `room` bytes suffice for, first come, first served; the others get a `refusal`."""
+    if sum(costs) <= room:
+        return submissions
+    fitting = []
+    for submission, cost in zip(submissions, costs, strict=True):
+        if cost <= room:
+            fitting.append(submission)
+            room -= cost
+        else:
+            submission.error = refusal()
+    return fitting

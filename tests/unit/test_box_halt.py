@@ -539,6 +539,27 @@ def test_one_entry_that_does_not_fit_takes_nobody_else_with_it(outbox_dir: Path)
         assert box.enqueue("log", {"text": "small"}).seq == 1
 
 
+def test_a_neighbour_in_the_same_commit_that_does_not_fit_harms_nobody_else(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
+        texts = ("small", "x" * 900_000, "small too")
+        submissions = [store.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
+        box.store.append(submissions)
+        assert [type(one.error) for one in submissions] == [type(None), StoreFull, type(None)]
+        assert [entry.args["text"] for entry in box.pending()] == ["small", "small too"]
+
+
+def test_a_neighbour_for_which_the_disk_has_no_room_harms_nobody_else(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(min_free_mb=160)) as box:
+        with_free_bytes(monkeypatch)(11 << 20)
+        texts = ("small", "x" * 900_000)
+        submissions = [store.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
+        box.store.append(submissions)
+        assert [type(one.error) for one in submissions] == [type(None), StoreFull]
+        assert [entry.args["text"] for entry in box.pending()] == ["small"]
+
+
 def with_free_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how many bytes of disk are free."""
 

@@ -28,6 +28,7 @@ from outbox.counters import Counters
 from outbox.envelope import Record, seq_key
 from outbox.guarded import COUNTERS_KEY
 from outbox.ledger import Settlement
+from outbox.store import Append
 from tests.unit.fakes.rig import FakeClock
 
 
@@ -461,6 +462,19 @@ def test_a_retry_of_a_damaged_entry_is_told_of_the_damage(box: Outbox) -> None:
     with pytest.raises(StoreCorrupt, match="entry 1 is damaged"):
         box.enqueue("log", {"a": 1}, key="k")
     assert box.enqueue("log", {"a": 2}).seq == 2
+
+
+def test_a_damaged_neighbour_in_the_same_commit_harms_nobody_else(box: Outbox) -> None:
+    box.enqueue("log", {"a": 1}, key="k")
+    opened = raw(box)
+    with opened.env.begin(write=True) as txn:
+        txn.put(seq_key(1), b"garbage", db=opened.pending)
+    before, guilty, after = (Append([box._prepare("log", {"a": 1}, key, None)[0]]) for key in ("b", "k", "a"))
+    box.store.append([before, guilty, after])
+    assert isinstance(guilty.error, StoreCorrupt)
+    assert guilty.stored == []
+    assert [(one.error, one.stored[0].seq) for one in (before, after)] == [(None, 2), (None, 3)]
+    assert [record.seq for record in box.store.peek(1, 10).records] == [2, 3]
 
 
 def test_a_damaged_idempotency_record_is_not_taken_for_a_new_key(box: Outbox) -> None:
