@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from . import codec
-from .alarms import FORGOTTEN, Alarms
+from .alarms import Alarms
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
 from .entry import Entry
@@ -39,6 +39,7 @@ from .operation import (
     shape_hash,
 )
 from .progress import Progress
+from .reading import FORGOTTEN
 from .state_file import StateFile
 from .status import UNLEDGERED, OutboxStatus, RelayStatus, assess
 from .store import Append

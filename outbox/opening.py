@@ -102,6 +102,7 @@ def open_store(
             opened,
             max_bytes=config.max_size_mb << 20,
             reserve_bytes=(config.min_free_mb << 20) // 16,
+            retention_us=int(config.retention_hours * 3_600_000_000),
             now_us=lambda: to_us(clock.now()),
         )
         store.reader_check()

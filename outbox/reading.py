@@ -18,6 +18,8 @@ from .guarded import COUNTERS_KEY, Guarded
 
 # Of the names of those small records that are alarms.
 ALARM_PREFIX = "alarm:"
+# While this one is up, PostgreSQL lacks something that has not been put back yet, and nothing may leave the ledger.
+FORGOTTEN = "postgresql-forgot"
 # Rows of one look, and of one maintenance transaction: a writer waits for the whole of it, and each row call releases
 # the GIL.
 CHUNK = 250

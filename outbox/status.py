@@ -8,7 +8,8 @@ from enum import IntEnum
 from typing import Any
 
 from .config import OutboxConfig
-from .store import QUOTA_SHARE
+from .quota import KEPT_HISTORY, QUOTA_SHARE
+from .reading import FORGOTTEN
 
 # A store that refuses entries is short of the limit by what the entry that did not fit would have cost.
 _FULL_SHARE = QUOTA_SHARE - 0.01
@@ -122,6 +123,11 @@ def _is_full(status: OutboxStatus) -> bool:
     return status.live_bytes > _FULL_SHARE * status.max_bytes
 
 
+def _has_history(status: OutboxStatus) -> bool:
+    """Whether settled entries can make room for new ones."""
+    return status.ledger - status.dead_letters > KEPT_HISTORY and FORGOTTEN not in status.alarms
+
+
 def _disk_is_full(status: OutboxStatus) -> bool:
     return status.free_disk_bytes < _REFUSING_SHARE * status.reserve_bytes
 
@@ -135,7 +141,7 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
     if status.dead_letters:
         said.append(f"{status.dead_letters} dead letters hold back {status.held_back} entries")
     said += [f"{name}: {message}" for name, message in status.alarms.items()]
-    if _is_full(status):
+    if _is_full(status) and not _has_history(status):
         said.append(f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB")
     if _disk_is_full(status):
         said.append(
@@ -161,6 +167,11 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
         said.append(f"{status.pending} entries wait, more than OUTBOX_ALERT_PENDING={config.alert_pending}")
     if status.live_bytes > _FILLING_SHARE * status.max_bytes and not _is_full(status):
         said.append(f"{status.live_bytes >> 20} of {status.max_bytes >> 20} MiB are used, enqueueing stops at 85 %")
+    if _is_full(status) and _has_history(status):
+        said.append(
+            f"the store is full: settled entries leave before OUTBOX_RETENTION_HOURS={config.retention_hours:g}, "
+            f"to make room for new ones ({status.live_bytes >> 20} of {status.max_bytes >> 20} MiB)"
+        )
     if status.free_disk_bytes < config.min_free_mb << 20 and not _disk_is_full(status):
         said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
     if status.unledgered:

@@ -32,14 +32,10 @@ from .errors import (
 )
 from .guarded import COUNTERS_KEY
 from .ledger import Settlement
-from .reading import CHUNK, Reader, live_bytes
+from .quota import Quota
+from .reading import CHUNK, Reader
 
 _log = logging.getLogger("outbox.store")
-
-# Enqueueing stops at this share of the quota; the rest is for draining.
-QUOTA_SHARE = 0.85
-# An entry costs its record, its idempotency key and its share of half-empty pages.
-_ENTRY_COST = 4
 
 
 @dataclass(slots=True)
@@ -59,14 +55,30 @@ class Store(Reader):
     """The durable half of the outbox.  Thread-safe; not usable in a forked child."""
 
     def __init__(
-        self, environment: Environment, *, max_bytes: int, reserve_bytes: int, now_us: Callable[[], int]
+        self,
+        environment: Environment,
+        *,
+        max_bytes: int,
+        reserve_bytes: int,
+        retention_us: int,
+        now_us: Callable[[], int],
     ) -> None:
-        """`max_bytes` is the quota, `reserve_bytes` the free disk kept for draining, `now_us` the wall clock."""
+        """`max_bytes` is the quota, `reserve_bytes` the free disk kept for draining, `now_us` the wall clock.
+
+        Settled entries stay for `retention_us`, unless new ones need their room.
+        """
         super().__init__(environment)
         # What does not fit into the map cannot be stored, whatever the quota says.
         self.max_bytes = min(max_bytes, environment.map_bytes)
         self.reserve_bytes = reserve_bytes
         self._now_us = now_us
+        self._quota = Quota(
+            self.directory,
+            max_bytes=self.max_bytes,
+            reserve_bytes=reserve_bytes,
+            retention_us=retention_us,
+            now_us=now_us,
+        )
         figures = self.figures()
         known = figures.counters
         found = figures.pending + known.completed + known.dead + known.discarded + known.quarantined
@@ -85,11 +97,13 @@ class Store(Reader):
         `DurabilityError`: all are in doubt.
         """
         self.check_not_halted()
-        fitting = self._fitting_disk(submissions)
-        if not fitting:
-            return
+        fitting = submissions
+        if self.reserve_bytes:
+            fitting = _admitted(fitting, self._quota.admit_to_disk(self.free_disk_bytes(), _sizes(fitting)))
+            if not fitting:
+                return
         with self._write("enqueue", promises=True) as (environment, txn):
-            fitting = self._fitting_quota(environment, txn, fitting)
+            fitting = _admitted(fitting, self._quota.admit(environment, txn, _sizes(fitting)))
             rows = sum(len(submission.records) for submission in fitting)
             counters = Counters.unpack(txn.get(COUNTERS_KEY))
             stored = rows > 1 and self._append_fresh(environment, txn, counters, fitting)
@@ -98,6 +112,7 @@ class Store(Reader):
                     stored |= self._append_one(environment, txn, counters, submission)
             if stored:
                 txn.put(COUNTERS_KEY, counters.pack())
+        self._quota.say()
 
     def _append_fresh(self, environment: Environment, txn: Any, counters: Counters, submissions: list[Append]) -> bool:
         """Store everything, if no key was used before; else nothing, and return False.
@@ -184,44 +199,6 @@ class Store(Reader):
             return replace(record, seq=seq, payload_hash=value[8:], status=EntryStatus.FAILED, error=lost)
         # Settled without a ledger copy: all that is left of it is that it was completed.
         return replace(record, seq=seq, payload_hash=value[8:], status=EntryStatus.COMPLETED)
-
-    def _fitting_disk(self, submissions: list[Append]) -> list[Append]:
-        """Those for which there is disk beyond what is kept for draining; the others get `StoreFull`."""
-        if not self.reserve_bytes:
-            return submissions
-        free = self.free_disk_bytes()
-        room = free - self.reserve_bytes
-        costs = [_ENTRY_COST * sum(map(_size, submission.records)) for submission in submissions]
-        return _fitting(
-            submissions,
-            costs,
-            room,
-            lambda: StoreFull(
-                f"{free >> 20} MiB are free at {self.directory}, {self.reserve_bytes >> 20} MiB are kept for draining",
-                hint="halt trading and free disk space",
-            ),
-        )
-
-    def _fitting_quota(self, environment: Environment, txn: Any, submissions: list[Append]) -> list[Append]:
-        """Those that fit into the quota, in the order given; the others get `StoreFull`."""
-        limit = int(self.max_bytes * QUOTA_SHARE)
-        costs = [sum(OVERHEAD + _size(record) for record in submission.records) for submission in submissions]
-        # Pages in use are never more than the file has had, and that is cheaper to learn.
-        if environment.high_water_bytes() + sum(costs) <= limit:
-            return submissions
-        used = live_bytes(environment, txn)
-        mapped = self.max_bytes == environment.map_bytes
-        bound, way_out = ("the address space", "ulimit -v") if mapped else ("OUTBOX_MAX_SIZE_MB",) * 2
-        return _fitting(
-            submissions,
-            costs,
-            limit - used,
-            lambda: StoreFull(
-                f"the store uses {used >> 20} MiB, enqueueing stops at {limit >> 20} MiB, "
-                f"85 % of {bound}={self.max_bytes >> 20}",
-                hint=f"halt trading; drain and compact, or raise {way_out}",
-            ),
-        )
 
     # -- settling
 
@@ -352,19 +329,16 @@ class Store(Reader):
             return bool(txn.delete(small.PREFIX + name.encode()))
 
 
-def _size(record: Record) -> int:
-    return OVERHEAD + len(record.args) + len(record.types)
+def _sizes(submissions: list[Append]) -> list[int]:
+    return [sum(OVERHEAD + len(r.args) + len(r.types) for r in submission.records) for submission in submissions]
 
 
-def _fitting(submissions: list[Append], costs: list[int], room: int, refusal: Callable[[], StoreFull]) -> list[Append]:
-    """Those that `room` bytes suffice for, first come, first served; the others get a `refusal`."""
-    if sum(costs) <= room:
-        return submissions
+def _admitted(submissions: list[Append], refusals: list[StoreFull | None]) -> list[Append]:
+    """Those that are not refused; the others are told why."""
     fitting = []
-    for submission, cost in zip(submissions, costs, strict=True):
-        if cost <= room:
+    for submission, refusal in zip(submissions, refusals, strict=True):
+        if refusal is None:
             fitting.append(submission)
-            room -= cost
         else:
-            submission.error = refusal()
+            submission.error = refusal
     return fitting

@@ -19,9 +19,11 @@ from typing import Any
 import lmdb
 import pytest
 
-from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked, envelope, store
+from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked, envelope, quota, status, store
 from outbox.ledger import Settlement
+from outbox.reading import FORGOTTEN
 from outbox.reconcile import Order, ordered, place_order, withdraw_order
+from tests.unit.fakes.rig import FakeClock
 
 HALT = """
 import json, os, resource, sys
@@ -528,6 +530,95 @@ def test_a_full_store_is_an_operators_matter(outbox_dir: Path) -> None:
             records = box.store.peek(0, 1 << 30).records
             box.store.settle(Settlement(retried=[(record, "y" * 1900) for record in records]))
         assert box.status().health is Health.NEEDS_OPERATOR
+
+
+@pytest.fixture
+def full_of_history(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Outbox, FakeClock]]:
+    """A store that keeps settled entries for an hour and is full of them, and of a dead letter."""
+    monkeypatch.setattr(quota, "KEPT_HISTORY", 20)
+    monkeypatch.setattr(status, "KEPT_HISTORY", 20)
+    clock = FakeClock()
+    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1, retention_hours=1), clock=clock) as box:
+        box.enqueue("log", {"text": "bad"})
+        box.store.settle(Settlement(dead=[(next(box.store.records("pending")), "it is bad")]))
+        while box.status().live_bytes < 0.84 * (1 << 20):
+            enqueue_and_settle(box, 1)
+        yield box, clock
+
+
+def enqueue_and_settle(box: Outbox, count: int) -> None:
+    for _ in range(count):
+        box.enqueue("log", {"text": "x" * 1500})
+        box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
+
+
+def test_history_makes_room_for_new_entries(
+    full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
+) -> None:
+    box, _ = full_of_history
+    before = box.status()
+    said: list[str] = []
+    for _ in range(1000):
+        enqueue_and_settle(box, 1)
+        after = box.status()
+        said += after.degraded
+        assert not any("full" in said for said in after.needs_operator)
+    assert after.completed == before.completed + 1000
+    assert after.live_bytes <= 0.85 * (1 << 20)
+    # The oldest has gone, with its key; the dead letter and the newest are there.
+    kept = [entry.seq for entry in box.ledger()]
+    assert kept == [1, *range(after.last_seq - len(kept) + 2, after.last_seq + 1)]
+    assert [entry.seq for entry in box.dead_letters()] == [1]
+    assert any("settled entries leave before OUTBOX_RETENTION_HOURS=1, to make room" in one for one in said)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "the store is full: history leaves before its time, to make room for new entries"
+    ]
+
+
+def test_what_has_expired_makes_room_without_a_word(
+    full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
+) -> None:
+    box, clock = full_of_history
+    clock.advance(3601)
+    enqueue_and_settle(box, 100)
+    assert "history leaves" not in caplog.text
+
+
+def test_pending_entries_never_make_room(full_of_history: tuple[Outbox, FakeClock]) -> None:
+    box, _ = full_of_history
+    seqs = [box.enqueue("log", {"text": "x" * 1500}).seq for _ in range(100)]
+    with pytest.raises(StoreFull):
+        for _ in range(1000):
+            seqs += [box.enqueue("log", {"text": "x" * 1500}).seq]
+    assert [entry.seq for entry in box.pending()] == seqs
+    # The newest of the history stays all the same.
+    assert box.status().ledger == 20
+    assert box.status().health is Health.NEEDS_OPERATOR
+
+
+def test_history_is_kept_while_postgresql_lacks_something(full_of_history: tuple[Outbox, FakeClock]) -> None:
+    box, _ = full_of_history
+    box.alarms.sound(FORGOTTEN, "restored")
+    before = box.status().ledger
+    with pytest.raises(StoreFull):
+        for _ in range(100):
+            box.enqueue("log", {"text": "x" * 1500})
+    assert box.status().ledger == before
+    assert any("the store is full" in said for said in box.status().needs_operator)
+
+
+def test_history_that_cannot_be_read_is_reported_and_kept(
+    full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
+) -> None:
+    box, _ = full_of_history
+    opened = box.store._environment
+    assert opened is not None
+    with opened.env.begin(write=True) as txn:
+        txn.put(envelope.seq_key(2), b"garbage", db=opened.ledger)
+    with pytest.raises(StoreFull):
+        for _ in range(100):
+            box.enqueue("log", {"text": "x" * 1500})
+    assert "the ledger cannot be pruned" in caplog.text
 
 
 def test_one_entry_that_does_not_fit_takes_nobody_else_with_it(outbox_dir: Path) -> None:
