@@ -7,6 +7,7 @@ Everything that can be refused is refused here, before a write transaction begin
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -42,7 +43,7 @@ from .progress import Progress
 from .reading import FORGOTTEN
 from .state_file import StateFile
 from .status import UNLEDGERED, OutboxStatus, RelayStatus, assess
-from .store import Append
+from .store import AHEAD_US, Append
 
 _log = logging.getLogger("outbox")
 
@@ -332,8 +333,11 @@ class Outbox:
         counters = figures.counters
         now = self.clock.now()
         lag_s = 0.0 if figures.oldest_us is None else max(0.0, (now - from_us(figures.oldest_us)).total_seconds())
+        ahead_s = max(0.0, (from_us(counters.last_us) - now).total_seconds())
+        # The stamp of an entry that was made by a clock ahead of this one does not tell how long it has been waiting.
+        waits_s = math.inf if (figures.oldest_us or 0) > to_us(now) + AHEAD_US else lag_s
         held_back = min(int(relay_state.get("held_back") or 0), figures.pending) if counters.dead else 0
-        relay = self._relay_status(relay_state, relay_pid, lag_s if figures.pending > held_back else 0.0)
+        relay = self._relay_status(relay_state, relay_pid, waits_s if figures.pending > held_back else 0.0)
         status = OutboxStatus(
             path=str(self.path),
             store_id=str(self.store.identity.store_id),
@@ -349,6 +353,7 @@ class Outbox:
             lag_s=lag_s,
             watermark=counters.next_seq - 1 if figures.first_pending is None else figures.first_pending - 1,
             last_seq=counters.next_seq - 1,
+            ahead_s=ahead_s,
             relay=relay,
             engine_pid=engine_pid,
             halted=halt is not None,
@@ -363,13 +368,13 @@ class Outbox:
         )
         return assess(status, self.config)
 
-    def _relay_status(self, state: Mapping[str, Any], pid: int | None, lag_s: float) -> RelayStatus:
+    def _relay_status(self, state: Mapping[str, Any], pid: int | None, waits_s: float) -> RelayStatus:
         moved, applied = state.get("moved_at"), state.get("last_applied_at")
         idle = None if moved is None else max(0.0, self.clock.monotonic() - float(moved))
         alive = pid is not None
         breaker = str(state.get("breaker", "unknown"))
         # Both: the relay may have been idle for long before a new entry came.
-        late = min(idle or 0.0, lag_s) > self.config.stuck_after
+        late = min(idle or 0.0, waits_s) > self.config.stuck_after
         stuck = alive and breaker == "closed" and late
         return RelayStatus(
             alive=alive,

@@ -90,7 +90,7 @@ class Quota:
             rows = min(CHUNK, int(txn.stat(environment.ledger)["entries"]) - keep)
             if rows <= 0:
                 break
-            pruned, go_on = ledger.prune(environment, txn, first, rows, before_us)
+            pruned, go_on = ledger.prune(environment, txn, first, rows, before_us, self._now_us())
             total += pruned
             if go_on is None:
                 if before_us == _ANY_TIME_US:

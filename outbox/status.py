@@ -10,6 +10,7 @@ from typing import Any
 from .config import OutboxConfig
 from .quota import KEPT_HISTORY, QUOTA_SHARE
 from .reading import FORGOTTEN
+from .store import AHEAD_US
 
 # A store that refuses entries is short of the limit by what the entry that did not fit would have cost.
 _FULL_SHARE = QUOTA_SHARE - 0.01
@@ -74,6 +75,8 @@ class OutboxStatus:
     # Highest sequence number with nothing unsettled at or below it.
     watermark: int
     last_seq: int
+    # By how much the stamp of the newest entry is ahead of the clock; 0 unless the clock was set back.
+    ahead_s: float
     relay: RelayStatus
     # Process that may enqueue, or None when no engine is running.
     engine_pid: int | None
@@ -174,6 +177,8 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
         )
     if status.free_disk_bytes < config.min_free_mb << 20 and not _disk_is_full(status):
         said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
+    if status.ahead_s > AHEAD_US / 1e6:
+        said.append(f"the clock was set back: entries are stamped {status.ahead_s:.0f} s ahead of it")
     if status.unledgered:
         said.append(f"{status.unledgered} entries were completed without a ledger copy (acknowledge {UNLEDGERED})")
     return said

@@ -38,6 +38,10 @@ from .reading import CHUNK, Reader
 _log = logging.getLogger("outbox.store")
 
 
+# Stamps strictly increase, so that they order what reads by time; so much ahead of the clock is worth a word.
+AHEAD_US = 60_000_000
+
+
 @dataclass(slots=True)
 class Append:
     """One submission to `Store.append`: its records become one group (more than one) and are stored or refused whole.
@@ -72,6 +76,8 @@ class Store(Reader):
         self.max_bytes = min(max_bytes, environment.map_bytes)
         self.reserve_bytes = reserve_bytes
         self._now_us = now_us
+        # Whether stamps run ahead of the clock, and it was said.
+        self._ahead = False
         self._quota = Quota(
             self.directory,
             max_bytes=self.max_bytes,
@@ -113,6 +119,15 @@ class Store(Reader):
             if stored:
                 txn.put(COUNTERS_KEY, counters.pack())
         self._quota.say()
+        self._say_ahead(counters.last_us)
+
+    def _say_ahead(self, last_us: int) -> None:
+        """Log once when stamps begin to run ahead of the clock."""
+        ahead_us = last_us - self._now_us()
+        if ahead_us > AHEAD_US and not self._ahead:
+            fields = {"ahead_s": ahead_us / 1e6}
+            _log.warning("the clock was set back: entries are stamped ahead of it to keep their order", extra=fields)
+        self._ahead = ahead_us > AHEAD_US
 
     def _append_fresh(self, environment: Environment, txn: Any, counters: Counters, submissions: list[Append]) -> bool:
         """Store everything, if no key was used before; else nothing, and return False.
@@ -280,7 +295,7 @@ class Store(Reader):
         total, first = 0, 0
         while True:
             with self._write("prune the ledger") as (environment, txn):
-                pruned, go_on = ledger.prune(environment, txn, first, CHUNK, before_us)
+                pruned, go_on = ledger.prune(environment, txn, first, CHUNK, before_us, self._now_us())
             total += pruned
             if go_on is None or (most is not None and total >= most):
                 return total

@@ -359,6 +359,21 @@ def test_retention_counts_from_settling(box: Outbox, clock: FakeClock) -> None:
     assert box.compact(timedelta(seconds=9)) == 1
 
 
+def test_stamps_of_a_clock_that_was_ahead_do_not_end_the_pruning(box: Outbox, clock: FakeClock) -> None:
+    first, second = enqueue(box, 2)
+    clock.advance(1_000_000)
+    [ahead] = enqueue(box, 1)
+    complete(box, second)
+    clock.advance(-1_000_000)
+    complete(box, first, ahead)
+    clock.advance(10)
+    young = enqueue(box, 1)
+    complete(box, *young)
+    # What was settled by the wrong clock waits for it, and keeps nobody else.
+    assert box.compact(timedelta(seconds=5)) == 2
+    assert seqs(box.ledger()) == [second.seq, young[0].seq]
+
+
 def test_dead_letters_are_never_pruned_but_answered_ones_are(box: Outbox, clock: FakeClock) -> None:
     records = enqueue(box, 3)
     bury(box, *records)
