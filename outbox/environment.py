@@ -106,7 +106,8 @@ class Environment:
         try:
             self._page_size = int(self.env.stat()["psize"])
             self._data_file = os.fspath(directory / DATA_FILE)
-            self._place = _place(self._data_file)
+            info = os.stat(self._data_file)
+            self._inode, self._device = info.st_ino, info.st_dev
             handles = self._open_handles(readonly)
             self.pending, self.idempotency, self.ledger = handles
             self._check_identity()
@@ -145,7 +146,8 @@ class Environment:
         Commits into an unlinked file succeed, and are gone with this process.  Raises OSError where it cannot be told.
         """
         try:
-            if _place(self._data_file) == self._place:
+            info = os.stat(self._data_file)
+            if info.st_ino == self._inode and info.st_dev == self._device:
                 return
         except (FileNotFoundError, NotADirectoryError):
             pass
@@ -162,11 +164,6 @@ class Environment:
     def close(self) -> None:
         self.env.close()
         _open_here.discard(self._real)
-
-
-def _place(file: str) -> tuple[int, int]:
-    info = os.stat(file)
-    return info.st_dev, info.st_ino
 
 
 def _not_open_here(directory: Path) -> str:

@@ -47,21 +47,30 @@ class Quota:
         self._said_us = -_SAID_EVERY_US
 
     def admit_to_disk(self, free_bytes: int, sizes: Sequence[int]) -> list[StoreFull | None]:
-        """For each submission of so many bytes None, or the error where it needs what is kept for draining."""
+        """For each submission of so many bytes None, or the error where it needs what is kept for draining.
+
+        Empty where there is room for all.
+        """
+        room = (free_bytes - self._reserve_bytes) // _ENTRY_COST
+        if sum(sizes) <= room:
+            return []
         return _admit(
-            [_ENTRY_COST * size for size in sizes],
-            free_bytes - self._reserve_bytes,
+            sizes,
+            room,
             f"{free_bytes >> 20} MiB are free at {self._directory}, "
             f"{self._reserve_bytes >> 20} MiB are kept for draining",
             "halt trading and free disk space",
         )
 
     def admit(self, environment: Environment, txn: Any, sizes: Sequence[int]) -> list[StoreFull | None]:
-        """For each submission of so many bytes None, or the error where it does not fit, though history has gone."""
+        """For each submission of so many bytes None, or the error where it does not fit, though history has gone.
+
+        Empty where there is room for all.
+        """
         limit = int(self._max_bytes * QUOTA_SHARE)
         # Pages in use are never more than the file has had, and that is cheaper to learn.
         if environment.high_water_bytes() + sum(sizes) <= limit:
-            return [None] * len(sizes)
+            return []
         self._make_room(environment, txn, limit - sum(sizes))
         used = live_bytes(environment, txn)
         mapped = self._max_bytes == environment.map_bytes
@@ -117,10 +126,10 @@ class Quota:
         self._early, self._damage, self._said_us = 0, None, now_us
 
 
-def _admit(costs: Sequence[int], room: int, message: str, hint: str) -> list[StoreFull | None]:
+def _admit(sizes: Sequence[int], room: int, message: str, hint: str) -> list[StoreFull | None]:
     """First come, first served: what does not fit leaves its room to smaller ones behind it."""
     refusals: list[StoreFull | None] = []
-    for cost in costs:
-        refusals.append(None if cost <= room else StoreFull(message, hint=hint))
-        room -= cost if cost <= room else 0
+    for size in sizes:
+        refusals.append(None if size <= room else StoreFull(message, hint=hint))
+        room -= size if size <= room else 0
     return refusals

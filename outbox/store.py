@@ -103,14 +103,16 @@ class Store(Reader):
         `DurabilityError`: all are in doubt.
         """
         self.check_not_halted()
-        fitting = submissions
-        if self.reserve_bytes:
-            fitting = _admitted(fitting, self._quota.admit_to_disk(self.free_disk_bytes(), _sizes(fitting)))
-            if not fitting:
-                return
+        fitting, sizes = submissions, _sizes(submissions)
+        if self.reserve_bytes and (refusals := self._quota.admit_to_disk(self.free_disk_bytes(), sizes)):
+            fitting = _admitted(fitting, refusals)
+            sizes = _sizes(fitting)
+        if not fitting:
+            return
         with self._write("enqueue", promises=True) as (environment, txn):
-            fitting = _admitted(fitting, self._quota.admit(environment, txn, _sizes(fitting)))
-            rows = sum(len(submission.records) for submission in fitting)
+            if refusals := self._quota.admit(environment, txn, sizes):
+                fitting = _admitted(fitting, refusals)
+            rows = sum([len(submission.records) for submission in fitting])
             counters = Counters.unpack(txn.get(COUNTERS_KEY))
             stored = rows > 1 and self._append_fresh(environment, txn, counters, fitting)
             if not stored:
@@ -119,11 +121,11 @@ class Store(Reader):
             if stored:
                 txn.put(COUNTERS_KEY, counters.pack())
         self._quota.say()
-        self._say_ahead(counters.last_us)
+        if fitting:
+            self._say_ahead(counters.last_us - fitting[-1].records[-1].captured_us)
 
-    def _say_ahead(self, last_us: int) -> None:
+    def _say_ahead(self, ahead_us: int) -> None:
         """Log once when stamps begin to run ahead of the clock."""
-        ahead_us = last_us - self._now_us()
         if ahead_us > AHEAD_US and not self._ahead:
             fields = {"ahead_s": ahead_us / 1e6}
             _log.warning("the clock was set back: entries are stamped ahead of it to keep their order", extra=fields)
@@ -345,7 +347,7 @@ class Store(Reader):
 
 
 def _sizes(submissions: list[Append]) -> list[int]:
-    return [sum(OVERHEAD + len(r.args) + len(r.types) for r in submission.records) for submission in submissions]
+    return [sum([OVERHEAD + len(r.args) + len(r.types) for r in submission.records]) for submission in submissions]
 
 
 def _admitted(submissions: list[Append], refusals: list[StoreFull | None]) -> list[Append]:
