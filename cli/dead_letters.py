@@ -30,7 +30,7 @@ def list_dead_letters(directory: str | None, operation: str | None, limit: int, 
 
     Damaged records that were quarantined are listed too.  Works beside a running engine.
     """
-    with Outbox.attach(config=settings(directory)) as box:
+    with Outbox.attach(config=settings(directory), readonly=True) as box:
         dead = [entry for entry in box.dead_letters() if operation in (None, entry.operation)]
         shown = dead[:limit]
         held = _held_back(box, shown)
@@ -64,7 +64,7 @@ def list_dead_letters(directory: str | None, operation: str | None, limit: int, 
 @in_one_sentence
 def show(directory: str | None, seq: int, as_json: bool) -> None:
     """Show everything about entry SEQ: pending, settled, dead or quarantined."""
-    with Outbox.attach(config=settings(directory)) as box:
+    with Outbox.attach(config=settings(directory), readonly=True) as box:
         raw = dict(box.store.quarantined()).get(seq)
         try:
             found: dict[str, Any] = (

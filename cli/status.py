@@ -27,7 +27,7 @@ def status(context: click.Context, directory: str | None, as_json: bool) -> None
     Exit code 0: healthy.  1: degraded, it will mend itself (an outage, a backlog).  2: needs an operator (dead
     letters, halted, stuck, a full store), or the store could not be read.
     """
-    with Outbox.attach(config=settings(directory)) as box:
+    with Outbox.attach(config=settings(directory), readonly=True) as box:
         found = box.status()
     if as_json:
         click.echo(without_password(json.dumps(found.as_dict(), indent=2)))

@@ -6,8 +6,6 @@ from .reading import ALARM_PREFIX
 from .store import Store
 
 _MAX_CHARS = 2000
-# While it is up, PostgreSQL lacks something that has not been put back yet, and nothing may leave the ledger.
-FORGOTTEN = "postgresql-forgot"
 
 
 class Alarms:

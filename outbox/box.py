@@ -7,22 +7,25 @@ Everything that can be refused is refused here, before a write transaction begin
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import get_ident
 from types import TracebackType
 from typing import Any
 
 from . import codec
-from .alarms import FORGOTTEN, Alarms
+from .alarms import Alarms
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
 from .entry import Entry
 from .envelope import Record, from_us, to_us
 from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, OutboxError, StoreLocked
 from .group_commit import GroupCommit
+from .guarded import busy
 from .ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
 from .locks import Role, holder
 from .opening import OpenStore, open_store, rewrite_compactly
@@ -37,9 +40,10 @@ from .operation import (
     shape_hash,
 )
 from .progress import Progress
+from .reading import FORGOTTEN
 from .state_file import StateFile
 from .status import UNLEDGERED, OutboxStatus, RelayStatus, assess
-from .store import Append
+from .store import AHEAD_US, Append
 
 _log = logging.getLogger("outbox")
 
@@ -68,6 +72,8 @@ class Outbox:
         self._takes_any = not self.operations
         self._namespace = config.namespace or str(self.store.identity.store_id)
         self._commit = GroupCommit(self.store.append)
+        # The threads that are in `_submit`, by identifier.
+        self._submitting: set[int] = set()
         self._listeners: list[Callable[[], None]] = []
         self.alarms = Alarms(self.store)
         self.progress = Progress(clock)
@@ -99,12 +105,14 @@ class Outbox:
         operations: Iterable[Operation] = (),
         *,
         clock: Clock | None = None,
+        readonly: bool = False,
     ) -> Outbox:
         """Open an existing outbox beside its engine: to look, to relay, to answer dead letters.
 
-        Cannot enqueue.  Raises `StoreMissing` where there is none, else as `open`.
+        Cannot enqueue.  With `readonly` it can only look, and does so also while another process that was paused in the
+        middle of a commit holds up everybody who writes.  Raises `StoreMissing` where there is none, else as `open`.
         """
-        return cls._open(path, config, operations, clock, engine=False)
+        return cls._open(path, config, operations, clock, engine=False, readonly=readonly)
 
     @classmethod
     def _open(
@@ -115,13 +123,14 @@ class Outbox:
         clock: Clock | None,
         *,
         engine: bool,
+        readonly: bool = False,
     ) -> Outbox:
         config = config or OutboxConfig()
         clock = clock or SystemClock()
         declared = tuple(operations)
         operations_by_name(declared)
         directory = Path(os.path.abspath(os.fspath(path if path is not None else config.dir)))
-        opened = open_store(directory, config, clock, engine=engine)
+        opened = open_store(directory, config, clock, engine=engine, readonly=readonly)
         box = cls(opened, config, declared, clock)
         if engine:
             box.store.on_halt = box._publish_halt
@@ -159,8 +168,9 @@ class Outbox:
 
         `key` names the intent: the same key with the same arguments returns the first entry, with others it raises
         `IdempotencyConflict`.  Without it the operation's identity counts, or else every call is its own intent.
-        `order_by` overrides the operation's ordering key.  Raises `InvalidEntry` (nothing was written), or
-        `DurabilityError` (in doubt: retry with the same key, see `DurabilityError.keys`).
+        `order_by` overrides the operation's ordering key.  Raises `InvalidEntry` (nothing was written),
+        `DurabilityError` (in doubt: retry with the same key, see `DurabilityError.keys`), or `StoreBusy` in a signal
+        handler that has interrupted another call.
         """
         (entry,) = self._submit([self._prepare(operation, args, key, order_by)])
         return entry
@@ -266,15 +276,21 @@ class Outbox:
     def _submit(self, prepared: list[_Prepared]) -> Iterator[Entry]:
         """Make them durable in one commit; what is returned is decoded when asked for."""
         submission = Append([record for record, _, _ in prepared])
+        me = get_ident()
+        if me in self._submitting:
+            raise busy(self.path)
+        self._submitting.add(me)
         try:
             self._commit.submit(submission)
+            if submission.error is not None:
+                raise submission.error
+            for listener in self._listeners:
+                listener()
         except DurabilityError as exc:
             # Several threads share one failed commit; each gets an error of its own, with its own key.
             raise type(exc)(exc.message, hint=exc.hint, keys=tuple(key for _, key, _ in prepared)) from exc
-        if submission.error is not None:
-            raise submission.error
-        for listener in self._listeners:
-            listener()
+        finally:
+            self._submitting.discard(me)
         # A key that was used before gives the first entry, which has the same arguments.
         return (stored.entry(args=args) for stored, (_, _, args) in zip(submission.stored, prepared, strict=True))
 
@@ -317,8 +333,11 @@ class Outbox:
         counters = figures.counters
         now = self.clock.now()
         lag_s = 0.0 if figures.oldest_us is None else max(0.0, (now - from_us(figures.oldest_us)).total_seconds())
+        ahead_s = max(0.0, (from_us(counters.last_us) - now).total_seconds())
+        # The stamp of an entry that was made by a clock ahead of this one does not tell how long it has been waiting.
+        waits_s = math.inf if (figures.oldest_us or 0) > to_us(now) + AHEAD_US else lag_s
         held_back = min(int(relay_state.get("held_back") or 0), figures.pending) if counters.dead else 0
-        relay = self._relay_status(relay_state, relay_pid, lag_s if figures.pending > held_back else 0.0)
+        relay = self._relay_status(relay_state, relay_pid, waits_s if figures.pending > held_back else 0.0)
         status = OutboxStatus(
             path=str(self.path),
             store_id=str(self.store.identity.store_id),
@@ -334,6 +353,7 @@ class Outbox:
             lag_s=lag_s,
             watermark=counters.next_seq - 1 if figures.first_pending is None else figures.first_pending - 1,
             last_seq=counters.next_seq - 1,
+            ahead_s=ahead_s,
             relay=relay,
             engine_pid=engine_pid,
             halted=halt is not None,
@@ -348,13 +368,13 @@ class Outbox:
         )
         return assess(status, self.config)
 
-    def _relay_status(self, state: Mapping[str, Any], pid: int | None, lag_s: float) -> RelayStatus:
+    def _relay_status(self, state: Mapping[str, Any], pid: int | None, waits_s: float) -> RelayStatus:
         moved, applied = state.get("moved_at"), state.get("last_applied_at")
         idle = None if moved is None else max(0.0, self.clock.monotonic() - float(moved))
         alive = pid is not None
         breaker = str(state.get("breaker", "unknown"))
         # Both: the relay may have been idle for long before a new entry came.
-        late = min(idle or 0.0, lag_s) > self.config.stuck_after
+        late = min(idle or 0.0, waits_s) > self.config.stuck_after
         stuck = alive and breaker == "closed" and late
         return RelayStatus(
             alive=alive,

@@ -242,29 +242,39 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
     if kind is date:
         return value.isoformat(), "date"
     if kind is time:
-        zone = value.utcoffset()
-        return value.isoformat(), "time" if zone is None else ["time", zone.total_seconds()]
+        return _lower_time(value, path)
     if kind is timedelta:
         # PostgreSQL reads "N days M microseconds" as an interval.
         seconds = value.seconds * 1_000_000 + value.microseconds
         return f"{value.days} days {seconds} microseconds", "interval"
     if kind is UUID:
         return str(value), "uuid"
-    if kind in (bytes, bytearray):
-        return "\\x" + bytes(value).hex(), "bytes"
+    if kind is bytes:
+        return "\\x" + value.hex(), "bytes"
     return _lower(_coerce_foreign(value, path), path, depth + 1)
 
 
 def _lower_datetime(value: datetime, path: str) -> tuple[Any, Any]:
     offset = value.utcoffset()
     if offset is None:
-        return value.isoformat(), "naive"
+        return value.isoformat(), ["fold", "naive"] if value.fold else "naive"
     # In UTC, because PostgreSQL ignores an offset that is given to a column without time zone.
     try:
         plain = value.astimezone(UTC).isoformat()
     except OverflowError:
         raise InvalidEntry(f"{path} is {value.isoformat()}, which UTC cannot express") from None
     return plain, ["aware", offset.total_seconds()] if offset else "aware"
+
+
+def _lower_time(value: time, path: str) -> tuple[Any, Any]:
+    offset = value.utcoffset()
+    if offset is not None:
+        return value.isoformat(), ["time", offset.total_seconds()]
+    if value.tzinfo is not None:
+        raise InvalidEntry(
+            f"{path} is {value!r}, whose offset depends on the day", hint="pass a datetime, or a time of a fixed offset"
+        )
+    return value.isoformat(), ["fold", "time"] if value.fold else "time"
 
 
 def _lower_enum(value: Enum, path: str, depth: int) -> tuple[Any, Any]:
@@ -341,6 +351,8 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
             return datetime.fromisoformat(plain).astimezone(timezone(timedelta(seconds=tag[1])))
         if tag[0] == "time":
             return time.fromisoformat(plain).replace(tzinfo=timezone(timedelta(seconds=tag[1])))
+        if tag[0] == "fold":  # the second of two times of a day on which the clock is set back
+            return _SCALARS[tag[1]](plain).replace(fold=1)
         _, name, member = tag
         cls = _enums.get(name)
         if cls is not None:

@@ -44,7 +44,9 @@ _MAX_READERS = 512
 _REMOTE_FILESYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "afs"}
 )
-_OURS = frozenset({"engine.lock", "relay.lock", "access.lock", "engine.state", "relay.state", _CLEAN_FILE})
+_OURS = frozenset(
+    {"engine.lock", "relay.lock", "access.lock", "opening.lock", "engine.state", "relay.state", _CLEAN_FILE}
+)
 
 # What says nothing about the store's content.
 _SYSTEM_ERRORS = frozenset(
@@ -90,18 +92,22 @@ class Identity:
 class Environment:
     """An open LMDB environment with its three sub-databases.
 
-    One per process and directory.  `pending`, `idempotency`, `ledger` are handles; `env` is the py-lmdb object.
+    One per process and directory; a `readonly` one never waits for LMDB's writer lock.  `pending`, `idempotency` and
+    `ledger` are handles; `env` is the py-lmdb object.
     """
 
     def __init__(self, directory: Path, *, readonly: bool = False) -> None:
         """Open what `create` made.  Raises `StoreCorrupt`, `StoreMissing`, `StoreFormatError` or OSError."""
-        self.directory = directory
+        self.directory, self.readonly = directory, readonly
         self.identity = read_identity(directory)
         self._real = _not_open_here(directory)
         self.env = _open(directory, readonly=readonly)
         _open_here.add(self._real)
         try:
             self._page_size = int(self.env.stat()["psize"])
+            self._data_file = os.fspath(directory / DATA_FILE)
+            info = os.stat(self._data_file)
+            self._inode, self._device = info.st_ino, info.st_dev
             handles = self._open_handles(readonly)
             self.pending, self.idempotency, self.ledger = handles
             self._check_identity()
@@ -133,6 +139,19 @@ class Environment:
     def map_bytes(self) -> int:
         """Size of the map: what the data file can grow to."""
         return int(self.env.info()["map_size"])
+
+    def check_in_place(self) -> None:
+        """Raise FileNotFoundError where the open data file is no longer the one that the next start will find.
+
+        Commits into an unlinked file succeed, and are gone with this process.  Raises OSError where it cannot be told.
+        """
+        try:
+            info = os.stat(self._data_file)
+            if info.st_ino == self._inode and info.st_dev == self._device:
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        raise FileNotFoundError(errno.ENOENT, "removed or replaced while it was open", self._data_file)
 
     def file_bytes(self) -> int:
         """Size of the data file; by stat, since opening it would drop LMDB's locks."""

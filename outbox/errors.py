@@ -4,7 +4,7 @@ A leaf module: the whole line raises from here and nothing is imported here.  Al
 `OutboxError`; each message names the thing, the value and the way out.
 
 - *Rejected*, nothing was stored, mend the call: `InvalidEntry`, `IdempotencyConflict`, `ConfigError`,
-  `EntryNotFound`.
+  `EntryNotFound`, `StoreBusy`.
 - *Halted*, stop opening positions: `DurabilityError` (in doubt: retry with the same key after a verified
   reopen) and `StoreFull` (certainly not stored).
 - *Cannot open*: `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`.
@@ -94,6 +94,13 @@ class StoreFormatError(OutboxError):
 
 class StoreClosed(OutboxError):
     """The store was closed, or it is used in a forked child of the process that opened it."""
+
+
+class StoreBusy(OutboxError):
+    """The call came in the middle of another one of the same thread, as from a signal handler.  Nothing was written.
+
+    It could only have waited for ever: the other call goes on when the handler returns.
+    """
 
 
 class TargetUnavailable(OutboxError):

@@ -16,12 +16,15 @@ from typing import Any
 
 from .counters import Counters
 from .environment import Environment, LmdbError, WriteError
-from .errors import DurabilityError, StoreClosed
+from .errors import DurabilityError, StoreBusy, StoreClosed, StoreLocked
 
 _log = logging.getLogger("outbox.store")
 
 COUNTERS_KEY = b"outbox:counters"
 _REOPEN_HINT = "halt trading, free or replace the disk, then restart: reopening verifies the store"
+_GONE_HINT = (
+    "halt trading; what is pending here is lost with this process, so drain it first, then restore a backup and restart"
+)
 
 
 class Guarded:
@@ -33,11 +36,17 @@ class Guarded:
         self._directory_name = os.fspath(environment.directory)
         self.identity = environment.identity
         self._pid = os.getpid()
-        self._mutex = threading.Lock()
+        # Reentrant: a signal handler may come at any point of a call, and must not wait for what it has interrupted.
+        self._mutex = threading.RLock()
         self._gate = threading.Condition(self._mutex)
-        self._inside = 0
+        # The threads that use the environment now, by identifier, and those that write or wait for their turn.
+        self._inside: list[int] = []
+        self._writing: set[int] = set()
+        # One write at a time, from its beginning until its failure is known to every other thread.
+        self._turn = threading.Lock()
         self.halt_reason: str | None = None
-        # Told once when the halt latch is set.
+        self._way_out = _REOPEN_HINT
+        # Told once when the halt latch is set; nobody else writes meanwhile, so it must not write to the store.
         self.on_halt: Callable[[str], None] = _ignore
 
     # -- transactions
@@ -46,13 +55,17 @@ class Guarded:
         """Pass the gate: the environment stays open until `_leave`."""
         self._check_not_forked()
         with self._mutex:
-            environment = self._usable()
-            self._inside += 1
-            return environment
+            # First of all, so that a signal handler which closes the store finds this thread inside.
+            self._inside.append(threading.get_ident())
+            try:
+                return self._usable()
+            except BaseException:
+                self._leave()
+                raise
 
     def _leave(self) -> None:
         with self._mutex:
-            self._inside -= 1
+            self._inside.remove(threading.get_ident())
             if not self._inside:
                 self._gate.notify_all()
 
@@ -83,16 +96,34 @@ class Guarded:
             self._leave()
 
     @contextmanager
-    def _write(self, purpose: str) -> Iterator[tuple[Environment, Any]]:
-        """A durable write transaction.  Its first failure sets the halt latch and is raised as `DurabilityError`."""
+    def _write(self, purpose: str, *, promises: bool = False) -> Iterator[tuple[Environment, Any]]:
+        """A durable write transaction.  Its first failure sets the halt latch and is raised as `DurabilityError`.
+
+        One that `promises` something to a caller is refused once the latch is set, and where the data file is no longer
+        in its place; others serve draining, which goes on.  Raises `StoreBusy` inside another one of this thread.
+        """
+        me = threading.get_ident()
+        if me in self._writing:
+            raise busy(self.directory)
         environment = self._enter()
         try:
-            with environment.env.begin(write=True) as txn:
-                yield environment, txn
-        except WriteError as exc:
-            self._latch(purpose, exc)
-            raise DurabilityError(f"the store could not {purpose}: {exc}", hint=_REOPEN_HINT) from exc
+            if environment.readonly:
+                raise StoreLocked(f"{self.directory} was opened for looking only", hint="attach without readonly")
+            self._writing.add(me)
+            # LMDB lets the next writer in as soon as a commit has failed, and may acknowledge that one: so the latch
+            # must be set before anybody else begins.
+            with self._turn:
+                try:
+                    if promises:
+                        self.check_not_halted()
+                    with environment.env.begin(write=True) as txn:
+                        yield environment, txn
+                    if promises:
+                        environment.check_in_place()
+                except WriteError as exc:
+                    raise self._failed(purpose, exc) from exc
         finally:
+            self._writing.discard(me)
             self._leave()
 
     @contextmanager
@@ -103,17 +134,34 @@ class Guarded:
             yield environment, txn, counters
             txn.put(COUNTERS_KEY, counters.pack())
 
+    def _failed(self, purpose: str, exc: Exception) -> DurabilityError:
+        """Set the halt latch; what to raise."""
+        self._latch(purpose, exc)
+        return DurabilityError(f"the store could not {purpose}: {exc}", hint=_way_out(exc))
+
     def _latch(self, purpose: str, exc: Exception) -> None:
         if self.halt_reason is not None:
             return
-        self.halt_reason = f"could not {purpose}: {exc}"
+        self.halt_reason, self._way_out = f"could not {purpose}: {exc}", _way_out(exc)
         _log.critical("durable write failed, enqueueing is halted", extra={"purpose": purpose, "error": str(exc)})
         self.on_halt(self.halt_reason)
+
+    def is_in_place(self) -> bool:
+        """Whether the open data file is the one that the next start will find; if not, the halt latch is set."""
+        environment = self._enter()
+        try:
+            environment.check_in_place()
+        except OSError as exc:
+            self._latch("find its file", exc)
+            return False
+        finally:
+            self._leave()
+        return True
 
     def check_not_halted(self) -> None:
         """Raise `DurabilityError` when the halt latch is set."""
         if self.halt_reason is not None:
-            raise DurabilityError(f"enqueueing is halted: the store {self.halt_reason}", hint=_REOPEN_HINT)
+            raise DurabilityError(f"enqueueing is halted: the store {self.halt_reason}", hint=self._way_out)
 
     # -- lifecycle
 
@@ -128,9 +176,10 @@ class Guarded:
     def swap(self, action: Callable[[], None]) -> None:
         """Close the environment, run `action`, open it again; other threads wait at the gate meanwhile.
 
-        A `DurabilityError` of the action sets the halt latch.
+        A `DurabilityError` of the action sets the halt latch.  Raises `StoreBusy` as `close`.
         """
         with self._gate:
+            self._check_not_inside()
             self._gate.wait_for(lambda: not self._inside)
             self._usable().close()
             self._environment = None
@@ -141,6 +190,10 @@ class Guarded:
                 raise
             finally:
                 self._environment = Environment(self.directory)
+
+    def _check_not_inside(self) -> None:
+        if threading.get_ident() in self._inside:
+            raise busy(self.directory)
 
     def check_open(self) -> None:
         """Raise `StoreClosed` after `close`, or in a forked copy."""
@@ -155,12 +208,28 @@ class Guarded:
         return os.getpid() != self._pid
 
     def close(self) -> None:
-        """Close the environment after the threads inside have left; may be called twice."""
+        """Close the environment after the threads inside have left; may be called twice.
+
+        Raises `StoreBusy` in the middle of another call of this thread, which could never leave.
+        """
         with self._gate:
+            self._check_not_inside()
             environment, self._environment = self._environment, None
             self._gate.wait_for(lambda: not self._inside)
             if environment is not None:
                 environment.close()
+
+
+def busy(directory: Path) -> StoreBusy:
+    """What to raise for a call that came in the middle of another one of the same thread."""
+    return StoreBusy(
+        f"this thread is in the middle of another call of the outbox at {directory}",
+        hint="nothing was written; a signal handler should set a flag and leave the rest to the program's own loop",
+    )
+
+
+def _way_out(exc: Exception) -> str:
+    return _GONE_HINT if isinstance(exc, FileNotFoundError) else _REOPEN_HINT
 
 
 def _ignore(reason: str) -> None:

@@ -199,8 +199,10 @@ def note(environment: Environment, txn: Any, counters: Counters, audit: Record, 
     txn.put(seq_key(kept.seq), pack(kept), db=environment.ledger)
 
 
-def prune(environment: Environment, txn: Any, first: int, rows: int, before_us: int) -> tuple[int, int | None]:
-    """Delete expired records among `rows` ledger rows from `first` on, with their idempotency keys.
+def prune(
+    environment: Environment, txn: Any, first: int, rows: int, before_us: int, now_us: int
+) -> tuple[int, int | None]:
+    """Delete records settled by `before_us` among `rows` ledger rows from `first` on, with their idempotency keys.
 
     Returns how many, and where to go on, or None at the end of what can be expired.  Dead letters stay.
     """
@@ -209,8 +211,9 @@ def prune(environment: Environment, txn: Any, first: int, rows: int, before_us: 
     pruned = 0
     for key, value in found:
         record = unpack(key_seq(key), value)
-        if record.captured_us > before_us:
-            return pruned, None  # nothing later can have been settled earlier
+        if record.captured_us > before_us and before_us < record.settled_us <= now_us:
+            # Nothing later can have been settled earlier, unless the clock was ahead and the stamps still are.
+            return pruned, None
         if record.settled_us <= before_us and txn.get(DEAD_PREFIX + key) is None:
             txn.delete(key, db=environment.ledger)
             owner = txn.get(record.key, db=environment.idempotency)

@@ -8,29 +8,40 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 from .errors import StoreLocked
 from .state_file import give_to_owner
 
-# An observer probes a lock by taking it shared for an instant, and a verification holds ACCESS whole for longer.
+_log = logging.getLogger("outbox.locks")
+
+# An observer probes a lock by taking it shared for an instant; who opens or vacuums a store is at it for longer.
 _PROBE_RETRIES = 5
-_ACCESS_RETRIES = 3000
+_OPEN_RETRIES = 3000
 _RETRY_S = 0.01
+# After so many it is worth a word.
+_SAID_AFTER = 200
+_BEAT_S = 1.0
 _PID_BYTES = 32
 
 
 class Role(Enum):
-    """One lock file each.  ENGINE enqueues, RELAY drains; every opener shares ACCESS, and a vacuum takes it whole."""
+    """One lock file each.  ENGINE enqueues, RELAY drains; every opener shares ACCESS, and a vacuum takes it whole.
+
+    OPENING is held until it is known that the store is sound, so that of several openers one verifies.
+    """
 
     ENGINE = "engine"
     RELAY = "relay"
     ACCESS = "access"
+    OPENING = "opening"
 
 
 class RoleLock:
@@ -41,9 +52,12 @@ class RoleLock:
     """
 
     def __init__(self, directory: Path, role: Role, *, shared: bool = False) -> None:
-        """Take the lock at once.  Raises `StoreLocked` with the holder's pid, or OSError."""
+        """Take the lock: ENGINE and RELAY at once, the others within 30 s, or longer while their holder is `at_work`.
+
+        Raises `StoreLocked` with the holder's pid, or OSError.
+        """
         self.role = role
-        self._retries = _ACCESS_RETRIES if shared else _PROBE_RETRIES
+        self._retries = _OPEN_RETRIES if shared or role is Role.OPENING else _PROBE_RETRIES
         self._path = directory / f"{role.value}.lock"
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -76,6 +90,23 @@ class RoleLock:
         """Turn an exclusive lock back into a shared one."""
         fcntl.flock(self._fd, fcntl.LOCK_SH)
 
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let those who want this role wait for as long as the block takes and this process runs."""
+        done = Event()
+
+        def beat() -> None:
+            while not done.wait(_BEAT_S):
+                os.utime(self._fd)
+
+        thread = Thread(target=beat, name="outbox-at-work", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
     def release(self, *, clean: bool = False) -> None:
         """Let go; may be called twice.  `clean` erases the holder's pid, so that a later look knows of no crash."""
         if self._fd >= 0:
@@ -86,16 +117,22 @@ class RoleLock:
             self._fd = -1
 
     def _flock(self, mode: int, retries: int | None = None) -> None:
-        left = self._retries if retries is None else retries
+        patience = left = self._retries if retries is None else retries
+        tries, beat = 0, self._beat()
         while True:
             try:
                 return fcntl.flock(self._fd, mode | fcntl.LOCK_NB)
             except OSError as exc:
                 if exc.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
+            if beat != (beat := self._beat()):
+                left = patience
             if left == 0:
                 break
-            left -= 1
+            left, tries = left - 1, tries + 1
+            if tries == _SAID_AFTER:
+                fields = {"role": self.role.value, "path": str(self._path.parent), "holder_pid": _read_pid(self._fd)}
+                _log.warning("waiting for the process that opens or verifies the store", extra=fields)
             Event().wait(_RETRY_S)
         pid = _read_pid(self._fd)
         who = f"process {pid}" if pid else "another process"
@@ -104,6 +141,10 @@ class RoleLock:
             hint="stop that process, or use another directory",
             holder_pid=pid,
         )
+
+    def _beat(self) -> int:
+        """Changes while the holder is `at_work`."""
+        return os.fstat(self._fd).st_mtime_ns
 
 
 def holder(directory: Path, role: Role) -> int | None:

@@ -15,7 +15,7 @@ from .clock import Clock
 from .config import OutboxConfig
 from .counters import Counters
 from .envelope import to_us
-from .errors import DurabilityError, StoreCorrupt, StoreLocked, StoreMissing
+from .errors import DurabilityError, StoreClosed, StoreCorrupt, StoreLocked, StoreMissing
 from .guarded import COUNTERS_KEY
 from .locks import Role, RoleLock, died_holding, forget_holders, holder
 from .state_file import StateFile
@@ -43,6 +43,8 @@ class OpenStore:
         """Close the store, note a clean shutdown, let go of the roles; may be called twice."""
         if self._access is None or self.store.forked:
             return
+        with suppress(StoreClosed):
+            self.store.is_in_place()  # else this would vouch for a file that it never wrote to
         self.store.close()
         # When somebody else has it open, the last one leaves the mark.
         if self._engine is not None:
@@ -75,8 +77,10 @@ class OpenStore:
                 role.release(clean=True)
 
 
-def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: bool) -> OpenStore:
-    """Open the store in `directory`; the engine's role also creates it.
+def open_store(
+    directory: Path, config: OutboxConfig, clock: Clock, *, engine: bool, readonly: bool = False
+) -> OpenStore:
+    """Open the store in `directory`; the engine's role also creates it.  A `readonly` one never waits for a writer.
 
     Raises `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`, `ConfigError` or OSError.
     """
@@ -89,16 +93,16 @@ def open_store(directory: Path, config: OutboxConfig, clock: Clock, *, engine: b
     try:
         role = RoleLock(directory, Role.ENGINE) if engine else None
         locks += [role] if role is not None else []
-        access = RoleLock(directory, Role.ACCESS, shared=True)
+        access = _take_access(directory, role)
         locks.append(access)
-        _verify_if_unclean(directory, access, role)
         if engine:
             _flush_renames(directory)
-        opened = environment.Environment(directory)
+        opened = environment.Environment(directory, readonly=readonly)
         store = Store(
             opened,
             max_bytes=config.max_size_mb << 20,
             reserve_bytes=(config.min_free_mb << 20) // 16,
+            retention_us=int(config.retention_hours * 3_600_000_000),
             now_us=lambda: to_us(clock.now()),
         )
         store.reader_check()
@@ -149,7 +153,23 @@ def _flush_renames(directory: Path) -> None:
         environment.flush_directory(directory.parent)
 
 
-def _verify_if_unclean(directory: Path, access: RoleLock, engine: RoleLock | None) -> None:
+def _take_access(directory: Path, engine: RoleLock | None) -> RoleLock:
+    """Shared access to a store that is sound, as far as can be known without LMDB."""
+    # One after the other: else each of two who come at once would take the other for one who has verified.
+    opening = RoleLock(directory, Role.OPENING)
+    try:
+        access = RoleLock(directory, Role.ACCESS, shared=True)
+        try:
+            _verify_if_unclean(directory, opening, access, engine)
+        except BaseException:
+            access.release()
+            raise
+        return access
+    finally:
+        opening.release(clean=True)
+
+
+def _verify_if_unclean(directory: Path, opening: RoleLock, access: RoleLock, engine: RoleLock | None) -> None:
     """Verify in a child process unless the last user closed properly, or somebody has verified and is using it."""
     state = StateFile(directory / "engine.state")
     try:
@@ -165,7 +185,8 @@ def _verify_if_unclean(directory: Path, access: RoleLock, engine: RoleLock | Non
         return
     try:
         if not environment.take_clean_mark(directory):
-            verify.check(directory)
+            with opening.at_work():
+                verify.check(directory)
             # An engine that is opening names itself in its lock file already.
             forget_holders(directory, *((Role.RELAY,) if engine is not None else (Role.ENGINE, Role.RELAY)))
             with suppress(OSError):  # then an engine that comes while this one uses it must wait

@@ -89,6 +89,8 @@ class DataFile:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # The page that was read last, and where it begins: most rows lie in it whole.
+        self._page, self._page_at = b"", 0
         self.size = os.fstat(self._fd).st_size
         # Of the meta pages, from which everything hangs; and of the free list, from which no row does.
         self.problems: list[str] = []
@@ -120,6 +122,9 @@ class DataFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes of the file; fewer at its end."""
+        begin = offset - self._page_at
+        if 0 <= begin <= len(self._page) - size:
+            return self._page[begin : begin + size]
         parts = []
         while size > 0:
             part = os.pread(self._fd, min(size, 1 << 30), offset)
@@ -213,6 +218,7 @@ class DataFile:
             walk.report(number, "is behind the end of the file")
             return
         data = self.read(number * self.page_size, self.page_size)
+        self._page, self._page_at = data, number * self.page_size
         own, _, flags, lower, upper = _PAGE.unpack_from(data)
         expected = _LEAF if depth <= 1 else _BRANCH
         if own != number or flags != expected or not _HEADER <= lower <= upper <= self.page_size or lower % 2:

@@ -18,6 +18,8 @@ from .guarded import COUNTERS_KEY, Guarded
 
 # Of the names of those small records that are alarms.
 ALARM_PREFIX = "alarm:"
+# While this one is up, PostgreSQL lacks something that has not been put back yet, and nothing may leave the ledger.
+FORGOTTEN = "postgresql-forgot"
 # Rows of one look, and of one maintenance transaction: a writer waits for the whole of it, and each row call releases
 # the GIL.
 CHUNK = 250
@@ -140,7 +142,11 @@ class Reader(Guarded):
             return [(key_seq(key), value) for key, value in _prefixed(txn, prefix)]
 
     def figures(self) -> Figures:
-        """Sizes and counts, in constant time."""
+        """Sizes and counts, in constant time.
+
+        Where the data file is no longer in its place, that sets the halt latch, and its size is 0.
+        """
+        in_place = self.is_in_place()
         with self._read() as (environment, txn):
             counters = Counters.unpack(txn.get(COUNTERS_KEY))
             with txn.cursor(db=environment.pending) as cursor:
@@ -157,9 +163,9 @@ class Reader(Guarded):
                 first_pending=first[0] if first else None,
                 oldest_us=oldest,
                 live_bytes=live_bytes(environment, txn),
-                file_bytes=environment.file_bytes(),
+                file_bytes=environment.file_bytes() if in_place else 0,
                 map_bytes=environment.map_bytes,
-                free_disk_bytes=self.free_disk_bytes(),
+                free_disk_bytes=self.free_disk_bytes() if in_place else 0,
                 alarms={name.removeprefix(ALARM_PREFIX): value.decode() for name, value in _metas(txn, ALARM_PREFIX)},
             )
 
@@ -175,7 +181,11 @@ class Reader(Guarded):
             return _metas(txn, prefix)
 
     def free_disk_bytes(self) -> int:
-        info = os.statvfs(self._directory_name)
+        """Free bytes of the store's disk.  Raises `DurabilityError`, and sets the halt latch, where nobody can tell."""
+        try:
+            info = os.statvfs(self._directory_name)
+        except OSError as exc:
+            raise self._failed("learn how much disk is free", exc) from exc
         return info.f_bavail * info.f_frsize
 
     # -- what PostgreSQL may have forgotten

@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 
 from . import codec
-from .alarms import FORGOTTEN, Alarms
+from .alarms import Alarms
 from .box import Outbox
 from .continuity import Memory, fingerprint
 from .entry import EntryStatus
 from .envelope import Record
 from .errors import HistoryRewound, InvalidEntry, StoreCorrupt, TargetMisconfigured, TargetUnavailable
 from .ledger import RECONCILE, REQUEUE, answer, is_answer
+from .reading import FORGOTTEN
 from .target import Comparison, Forgetful, Target, Unit, units
 
 _log = logging.getLogger("outbox.reconcile")

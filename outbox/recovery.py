@@ -94,20 +94,34 @@ def _alone(directory: Path) -> Iterator[None]:
     if not (directory / environment.DATA_FILE).exists():
         raise StoreCorrupt(f"{directory / environment.DATA_FILE} is missing", hint="restore a backup of the directory")
     try:
-        access = RoleLock(directory, Role.ACCESS, shared=True)
+        access = _claim(directory)
     except OSError as exc:
         if exc.errno != errno.EROFS:
             raise
         yield  # nobody can write to it
         return
     try:
-        _claim(access, directory)
         yield
     finally:
         access.release()
 
 
-def _claim(access: RoleLock, directory: Path) -> None:
+def _claim(directory: Path) -> RoleLock:
+    # Who opens it meanwhile must not take this for somebody who has verified it.
+    opening = RoleLock(directory, Role.OPENING)
+    try:
+        access = RoleLock(directory, Role.ACCESS, shared=True)
+        try:
+            _make_exclusive(access, directory)
+        except BaseException:
+            access.release()
+            raise
+        return access
+    finally:
+        opening.release(clean=True)
+
+
+def _make_exclusive(access: RoleLock, directory: Path) -> None:
     try:
         access.make_exclusive()
     except StoreLocked as exc:

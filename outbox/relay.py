@@ -31,7 +31,10 @@ _log = logging.getLogger("outbox.relay")
 
 _HOUSEKEEPING_S = 60.0
 _PROBE_S = 60.0
+# So much of the ledger's expired part at once, and after so many seconds more of it, idle or with work waiting.
 _PRUNE_ROWS = 2500
+_PRUNE_ROWS_BUSY = 500
+_PRUNE_PAUSE_S = 1.0
 _PUBLISH_S = 1.0
 # Of an error's text: what is published must fit its file.
 _SAID_CHARS = 1000
@@ -265,19 +268,23 @@ class Relay:
         self._limit = min(self._config.batch_size, self._limit * 2)
 
     def _housekeep(self, now: float, *, idle: bool) -> None:
-        """Every minute: clear killed readers; when idle, prune a little of the ledger's expired part."""
+        """Every minute: clear killed readers and prune the ledger's expired part, piece by piece."""
         if now < self._next_housekeeping:
             return
         self._next_housekeeping = now + _HOUSEKEEPING_S
         self._box.store.reader_check()
-        if idle and self._box.store.halt_reason is None:
-            keep = timedelta(hours=self._config.retention_hours)
-            before_us = to_us(self._clock.now()) - keep // timedelta(microseconds=1)
-            try:
-                self._box.store.prune(before_us, most=_PRUNE_ROWS)
-            except StoreCorrupt as exc:
-                # An old record that cannot be read is no reason to stop deliveries.
-                _log.error("the ledger cannot be pruned", extra={"error": str(exc)})
+        if self._box.store.halt_reason is not None or self._reconciler.waiting:
+            return
+        keep = timedelta(hours=self._config.retention_hours)
+        before_us = to_us(self._clock.now()) - keep // timedelta(microseconds=1)
+        # A relay that is never idle must prune too, or its history fills the store.
+        most = _PRUNE_ROWS if idle else _PRUNE_ROWS_BUSY
+        try:
+            if self._box.store.prune(before_us, most=most) >= most:
+                self._next_housekeeping = now + _PRUNE_PAUSE_S
+        except (StoreCorrupt, DurabilityError) as exc:
+            # An old record that cannot be read or deleted is no reason to stop deliveries.
+            _log.error("the ledger cannot be pruned", extra={"error": str(exc)})
 
     def _probe(self, now: float) -> None:
         """When idle, ask the target now and then whether it still has everything: a batch would tell by itself."""

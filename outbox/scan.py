@@ -78,11 +78,11 @@ class Scan:
             for seq in due:
                 del self._retries[seq]
             self.restart()
-        peeked = self._peek(limit)
+        peeked, fresh = self._peek(limit)
         if peeked.releases != self._releases:
             self._releases = peeked.releases
             self.restart()
-            peeked = self._peek(limit)
+            peeked, fresh = self._peek(limit)
         if len(peeked.damaged) >= MANY_DAMAGED and not peeked.records:
             raise StoreCorrupt(
                 f"the oldest {len(peeked.damaged)} pending entries are all damaged, first: {peeked.damaged[0][2]}",
@@ -91,7 +91,9 @@ class Scan:
         if peeked.damaged:
             self._store.quarantine(peeked.damaged)
         end = not peeked.records and not peeked.damaged
-        batch = Batch(peeked.last_seq, peeked.newest_seq, end or peeked.last_seq >= peeked.newest_seq)
+        # What was read beforehand does not know of what has come since.
+        exhausted = fresh and (end or peeked.last_seq >= peeked.newest_seq)
+        batch = Batch(peeked.last_seq, peeked.newest_seq, exhausted)
         plain = not (self._dead or self._waiting_keys or self._retries or self._slow)
         if plain and not any(record.group for record in peeked.records):
             batch.records = peeked.records
@@ -119,11 +121,12 @@ class Scan:
         """
         self._ahead = (batch.last_seq, limit, self._store.peek(batch.last_seq, limit, max_bytes=_BATCH_BYTES))
 
-    def _peek(self, limit: int) -> Peeked:
+    def _peek(self, limit: int) -> tuple[Peeked, bool]:
+        """What lies behind the cursor, and whether it was read just now."""
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == self._cursor and ahead[1] >= limit:
-            return ahead[2]
-        return self._store.peek(self._cursor, limit, max_bytes=_BATCH_BYTES)
+        if ahead is not None and ahead[0] == self._cursor and ahead[1] >= limit and ahead[2].records:
+            return ahead[2], False
+        return self._store.peek(self._cursor, limit, max_bytes=_BATCH_BYTES), True
 
     def restart(self) -> None:
         """Look again from the oldest entry on: something may have become deliverable."""

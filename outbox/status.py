@@ -8,7 +8,9 @@ from enum import IntEnum
 from typing import Any
 
 from .config import OutboxConfig
-from .store import QUOTA_SHARE
+from .quota import KEPT_HISTORY, QUOTA_SHARE
+from .reading import FORGOTTEN
+from .store import AHEAD_US
 
 # A store that refuses entries is short of the limit by what the entry that did not fit would have cost.
 _FULL_SHARE = QUOTA_SHARE - 0.01
@@ -75,6 +77,8 @@ class OutboxStatus:
     # Highest sequence number with nothing unsettled at or below it.
     watermark: int
     last_seq: int
+    # By how much the stamp of the newest entry is ahead of the clock; 0 unless the clock was set back.
+    ahead_s: float
     relay: RelayStatus
     # Process that may enqueue, or None when no engine is running.
     engine_pid: int | None
@@ -124,6 +128,11 @@ def _is_full(status: OutboxStatus) -> bool:
     return status.live_bytes > _FULL_SHARE * status.max_bytes
 
 
+def _has_history(status: OutboxStatus) -> bool:
+    """Whether settled entries can make room for new ones."""
+    return status.ledger - status.dead_letters > KEPT_HISTORY and FORGOTTEN not in status.alarms
+
+
 def _disk_is_full(status: OutboxStatus) -> bool:
     return status.free_disk_bytes < _REFUSING_SHARE * status.reserve_bytes
 
@@ -137,7 +146,7 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
     if status.dead_letters:
         said.append(f"{status.dead_letters} dead letters hold back {status.held_back} entries")
     said += [f"{name}: {message}" for name, message in status.alarms.items()]
-    if _is_full(status):
+    if _is_full(status) and not _has_history(status):
         said.append(f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB")
     if _disk_is_full(status):
         said.append(
@@ -168,8 +177,15 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
         said.append(f"{status.pending} entries wait, more than OUTBOX_ALERT_PENDING={config.alert_pending}")
     if status.live_bytes > _FILLING_SHARE * status.max_bytes and not _is_full(status):
         said.append(f"{status.live_bytes >> 20} of {status.max_bytes >> 20} MiB are used, enqueueing stops at 85 %")
+    if _is_full(status) and _has_history(status):
+        said.append(
+            f"the store is full: settled entries leave before OUTBOX_RETENTION_HOURS={config.retention_hours:g}, "
+            f"to make room for new ones ({status.live_bytes >> 20} of {status.max_bytes >> 20} MiB)"
+        )
     if status.free_disk_bytes < config.min_free_mb << 20 and not _disk_is_full(status):
         said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
+    if status.ahead_s > AHEAD_US / 1e6:
+        said.append(f"the clock was set back: entries are stamped {status.ahead_s:.0f} s ahead of it")
     if status.unledgered:
         said.append(f"{status.unledgered} entries were completed without a ledger copy (acknowledge {UNLEDGERED})")
     return said

@@ -32,14 +32,14 @@ from .errors import (
 )
 from .guarded import COUNTERS_KEY
 from .ledger import Settlement
-from .reading import CHUNK, Reader, live_bytes
+from .quota import Quota
+from .reading import CHUNK, Reader
 
 _log = logging.getLogger("outbox.store")
 
-# Enqueueing stops at this share of the quota; the rest is for draining.
-QUOTA_SHARE = 0.85
-# An entry costs its record, its idempotency key and its share of half-empty pages.
-_ENTRY_COST = 4
+
+# Stamps strictly increase, so that they order what reads by time; so much ahead of the clock is worth a word.
+AHEAD_US = 60_000_000
 
 
 @dataclass(slots=True)
@@ -59,14 +59,32 @@ class Store(Reader):
     """The durable half of the outbox.  Thread-safe; not usable in a forked child."""
 
     def __init__(
-        self, environment: Environment, *, max_bytes: int, reserve_bytes: int, now_us: Callable[[], int]
+        self,
+        environment: Environment,
+        *,
+        max_bytes: int,
+        reserve_bytes: int,
+        retention_us: int,
+        now_us: Callable[[], int],
     ) -> None:
-        """`max_bytes` is the quota, `reserve_bytes` the free disk kept for draining, `now_us` the wall clock."""
+        """`max_bytes` is the quota, `reserve_bytes` the free disk kept for draining, `now_us` the wall clock.
+
+        Settled entries stay for `retention_us`, unless new ones need their room.
+        """
         super().__init__(environment)
         # What does not fit into the map cannot be stored, whatever the quota says.
         self.max_bytes = min(max_bytes, environment.map_bytes)
         self.reserve_bytes = reserve_bytes
         self._now_us = now_us
+        # Whether stamps run ahead of the clock, and it was said.
+        self._ahead = False
+        self._quota = Quota(
+            self.directory,
+            max_bytes=self.max_bytes,
+            reserve_bytes=reserve_bytes,
+            retention_us=retention_us,
+            now_us=now_us,
+        )
         figures = self.figures()
         known = figures.counters
         found = figures.pending + known.completed + known.dead + known.discarded + known.quarantined
@@ -81,23 +99,37 @@ class Store(Reader):
     def append(self, submissions: list[Append]) -> None:
         """Store all submissions in one commit.  Outcomes are left in them; only a failed write raises.
 
-        Raises `DurabilityError` (all are in doubt) or `StoreFull` (none was stored).
+        What is wrong with one of them, as `StoreFull` where it does not fit, is no other's fault.  Raises
+        `DurabilityError`: all are in doubt.
         """
         self.check_not_halted()
-        size = sum(OVERHEAD + len(r.args) + len(r.types) for sub in submissions for r in sub.records)
-        rows = sum(len(sub.records) for sub in submissions)
-        self._check_free_disk(size)
-        with self._write("enqueue") as (environment, txn):
-            # Another thread's write may have failed while this one waited for LMDB's writer lock.
-            self.check_not_halted()
-            self._check_quota(environment, txn, size, rows)
+        fitting, sizes = submissions, _sizes(submissions)
+        if self.reserve_bytes and (refusals := self._quota.admit_to_disk(self.free_disk_bytes(), sizes)):
+            fitting = _admitted(fitting, refusals)
+            sizes = _sizes(fitting)
+        if not fitting:
+            return
+        with self._write("enqueue", promises=True) as (environment, txn):
+            if refusals := self._quota.admit(environment, txn, sizes):
+                fitting = _admitted(fitting, refusals)
+            rows = sum([len(submission.records) for submission in fitting])
             counters = Counters.unpack(txn.get(COUNTERS_KEY))
-            stored = rows > 1 and self._append_fresh(environment, txn, counters, submissions)
+            stored = rows > 1 and self._append_fresh(environment, txn, counters, fitting)
             if not stored:
-                for submission in submissions:
+                for submission in fitting:
                     stored |= self._append_one(environment, txn, counters, submission)
             if stored:
                 txn.put(COUNTERS_KEY, counters.pack())
+        self._quota.say()
+        if fitting:
+            self._say_ahead(counters.last_us - fitting[-1].records[-1].captured_us)
+
+    def _say_ahead(self, ahead_us: int) -> None:
+        """Log once when stamps begin to run ahead of the clock."""
+        if ahead_us > AHEAD_US and not self._ahead:
+            fields = {"ahead_s": ahead_us / 1e6}
+            _log.warning("the clock was set back: entries are stamped ahead of it to keep their order", extra=fields)
+        self._ahead = ahead_us > AHEAD_US
 
     def _append_fresh(self, environment: Environment, txn: Any, counters: Counters, submissions: list[Append]) -> bool:
         """Store everything, if no key was used before; else nothing, and return False.
@@ -137,7 +169,11 @@ class Store(Reader):
         fresh: list[Record] = []
         submission.stored, submission.error = [], None
         for record in submission.records:
-            known = first.get(record.key) or self._by_key(environment, txn, record)
+            try:
+                known = first.get(record.key) or self._by_key(environment, txn, record)
+            except StoreCorrupt as exc:
+                submission.error = exc
+                return False
             if known is not None and known.payload_hash != record.payload_hash:
                 submission.error = IdempotencyConflict(
                     f"key {record.key.hex()} of operation {record.operation!r} is used by entry {known.seq or 'above'} "
@@ -180,31 +216,6 @@ class Store(Reader):
             return replace(record, seq=seq, payload_hash=value[8:], status=EntryStatus.FAILED, error=lost)
         # Settled without a ledger copy: all that is left of it is that it was completed.
         return replace(record, seq=seq, payload_hash=value[8:], status=EntryStatus.COMPLETED)
-
-    def _check_free_disk(self, size: int) -> None:
-        if not self.reserve_bytes:
-            return
-        free = self.free_disk_bytes()
-        if free < self.reserve_bytes + size * _ENTRY_COST:
-            raise StoreFull(
-                f"{free >> 20} MiB are free at {self.directory}, {self.reserve_bytes >> 20} MiB are kept for draining",
-                hint="halt trading and free disk space",
-            )
-
-    def _check_quota(self, environment: Environment, txn: Any, size: int, rows: int) -> None:
-        limit = int(self.max_bytes * QUOTA_SHARE)
-        # Pages in use are never more than the file has had, and that is cheaper to learn.
-        if environment.high_water_bytes() + size + rows * OVERHEAD <= limit:
-            return
-        used = live_bytes(environment, txn)
-        if used + size + rows * OVERHEAD > limit:
-            mapped = self.max_bytes == environment.map_bytes
-            bound, way_out = ("the address space", "ulimit -v") if mapped else ("OUTBOX_MAX_SIZE_MB",) * 2
-            raise StoreFull(
-                f"the store uses {used >> 20} MiB, enqueueing stops at {limit >> 20} MiB, "
-                f"85 % of {bound}={self.max_bytes >> 20}",
-                hint=f"halt trading; drain and compact, or raise {way_out}",
-            )
 
     # -- settling
 
@@ -286,7 +297,7 @@ class Store(Reader):
         total, first = 0, 0
         while True:
             with self._write("prune the ledger") as (environment, txn):
-                pruned, go_on = ledger.prune(environment, txn, first, CHUNK, before_us)
+                pruned, go_on = ledger.prune(environment, txn, first, CHUNK, before_us, self._now_us())
             total += pruned
             if go_on is None or (most is not None and total >= most):
                 return total
@@ -319,9 +330,7 @@ class Store(Reader):
         """
         if not 0 < len(name.encode()) <= 400 or len(value) > 1 << 20:
             raise InvalidEntry(f"meta record {name!r} has {len(value)} bytes", hint="allowed: at most 1 MiB")
-        if not despite_halt:
-            self.check_not_halted()
-        with self._write(f"store {name!r}") as (_, txn):
+        with self._write(f"store {name!r}", promises=not despite_halt) as (_, txn):
             self._put_small(txn, name.encode(), value)
 
     def _put_small(self, txn: Any, name: bytes, value: bytes) -> None:
@@ -333,7 +342,20 @@ class Store(Reader):
 
     def delete_meta(self, name: str, *, despite_halt: bool = False) -> bool:
         """Delete a small record durably; whether there was one.  Raises `DurabilityError`.  See `put_meta`."""
-        if not despite_halt:
-            self.check_not_halted()
-        with self._write(f"delete {name!r}") as (_, txn):
+        with self._write(f"delete {name!r}", promises=not despite_halt) as (_, txn):
             return bool(txn.delete(small.PREFIX + name.encode()))
+
+
+def _sizes(submissions: list[Append]) -> list[int]:
+    return [sum([OVERHEAD + len(r.args) + len(r.types) for r in submission.records]) for submission in submissions]
+
+
+def _admitted(submissions: list[Append], refusals: list[StoreFull | None]) -> list[Append]:
+    """Those that are not refused; the others are told why."""
+    fitting = []
+    for submission, refusal in zip(submissions, refusals, strict=True):
+        if refusal is None:
+            fitting.append(submission)
+        else:
+            submission.error = refusal
+    return fitting

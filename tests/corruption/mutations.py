@@ -13,7 +13,7 @@ from .template import Template
 Draw = random.Random
 EVERY_PAGE = frozenset(range(1 << 12))
 # The files beside the data file.
-_LOCKS = ("lock.mdb", "engine.lock", "relay.lock", "access.lock", "engine.state", "relay.state")
+_LOCKS = ("lock.mdb", "engine.lock", "relay.lock", "access.lock", "opening.lock", "engine.state", "relay.state")
 
 
 @dataclass(frozen=True)

@@ -96,8 +96,8 @@ def _around_commits(purpose: str, when: str, hit: Callable[[], None]) -> None:
     original = Store._write
 
     @contextmanager
-    def wrapped(self: Store, why: str) -> Iterator[Any]:
-        with original(self, why) as opened:
+    def wrapped(self: Store, why: str, **options: bool) -> Iterator[Any]:
+        with original(self, why, **options) as opened:
             yield opened
             # All is put; the commit comes when the block ends.
             if when == _BEFORE and why == purpose:

@@ -341,6 +341,31 @@ def test_vacuum_beside_a_running_engine_changes_nothing_and_says_so(
     assert atb("compact").returncode == 0
 
 
+_PAUSED = """
+import sys
+from outbox import Outbox
+with Outbox.attach(sys.argv[1]) as box, box.store._write("pause"):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("command", [("status",), ("list",), ("show", "1")])
+def test_looking_does_not_wait_for_a_writer_that_stands_still(atb: Atb, outbox_dir: Path, command: list[str]) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("note", {"who": "a", "n": 1})
+    with subprocess.Popen(
+        [sys.executable, "-c", _PAUSED, str(outbox_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as paused:
+        try:
+            assert paused.stdout is not None
+            assert paused.stdout.readline() == "writing\n"
+            done = atb(*command)
+            assert (done.returncode, done.stderr) == (1 if command[0] == "status" else 0, "")
+        finally:
+            paused.communicate()
+
+
 def test_settings_reach_the_store(outbox_dir: Path) -> None:
     config = OutboxConfig.from_env({"OUTBOX_DIR": str(outbox_dir), "OUTBOX_MAX_SIZE_MB": "5"})
     with Outbox.open(config=config) as box:

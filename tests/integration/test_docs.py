@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import re
@@ -115,6 +116,38 @@ def test_all_python_of_the_documents_compiles() -> None:
     for document in DOCUMENTS:
         for number, code in enumerate(blocks(document, "python")):
             compile(code, f"{document.name} block {number}", "exec")
+
+
+def raised() -> list[tuple[str, str]]:
+    """`(class, pattern of the message)` of every error that the library makes, where both stand in one place."""
+    found = []
+    for path in sorted((ROOT / "outbox").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args):
+                continue
+            message = node.args[0]
+            parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+            texts = [str(part.value) if isinstance(part, ast.Constant) else None for part in parts]
+            if sum(len(text or "") for text in texts) >= 8:
+                pattern = "".join(".*" if text is None else re.escape(text) for text in texts)
+                found.append((node.func.id, pattern))
+    return found
+
+
+def test_the_errors_are_those_that_are_raised() -> None:
+    sentences = re.findall(r"`([A-Z][A-Za-z]+): (.*?)`", section(MANUAL, "## Troubleshooting"))
+    known = raised()
+    checked = 0
+    for name, sentence in sentences:
+        # What it ends with may be left out.
+        classes = {
+            kind
+            for kind, pattern in known
+            if hasattr(outbox.errors, kind) and any(re.fullmatch(pattern, sentence + end) for end in ("", ": ..."))
+        }
+        assert name in classes or not classes, f"`{sentence}` is a {' or '.join(classes)}, no {name}"
+        checked += bool(classes)
+    assert checked > 30
 
 
 def test_the_tables_are_the_ones_that_the_relay_makes(postgres_url: str, tmp_path: Path) -> None:

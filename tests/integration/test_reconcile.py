@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from outbox import DurabilityError, Health, OutboxError, StoreLocked
-from outbox.alarms import FORGOTTEN
 from outbox.envelope import seq_key
 from outbox.ledger import MARK_PREFIX, Settlement
+from outbox.reading import FORGOTTEN
 from outbox.reconcile import GONE, Order, ordered, place_order
 from outbox.store import Store
 from outbox.testing import PostgresServer

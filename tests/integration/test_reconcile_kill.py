@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox.alarms import FORGOTTEN
+from outbox.reading import FORGOTTEN
 from outbox.testing import PostgresServer
 from tests.faults import failpoints
 from tests.unit.fakes.failover import Desk, Past

@@ -55,6 +55,7 @@ class MemoryEnvironment:
         self.identity = Identity(store_id, FORMAT)
         self.main, self.pending, self.idempotency, self.ledger = Rows(), Rows(), Rows(), Rows()
         self.map_bytes = 1 << 36
+        self.readonly = False
         self.env = self
         # What the next durable commit does: "lost" fails without effect, "kept" fails and has taken effect.  With
         # `kill_next` the process is killed in it instead.
@@ -65,6 +66,9 @@ class MemoryEnvironment:
         self.struck: Counter[str] = Counter()
         # Whether a durable write has failed since the process began.
         self.failed = False
+
+    def check_in_place(self) -> None:
+        """Memory stays where it is."""
 
     def file_bytes(self) -> int:
         return 0

@@ -32,6 +32,7 @@ def test_the_store_in_memory_is_the_store_on_disk(tmp_path: Path) -> None:
                 environment,  # type: ignore[arg-type]
                 max_bytes=1 << 40,
                 reserve_bytes=0,
+                retention_us=1 << 60,
                 now_us=lambda clock=clocks[1]: to_us(clock.now()),  # type: ignore[misc]
             )
             memory = Outbox(OpenedInMemory(store), disk.config, OPERATIONS, clocks[1])  # type: ignore[arg-type]

@@ -16,12 +16,12 @@ from itertools import pairwise
 from typing import Any
 
 from outbox import DurabilityError, IdempotencyConflict, Outbox, OutboxConfig, OutboxError, Relay
-from outbox.alarms import FORGOTTEN
 from outbox.breaker import CLOSED
 from outbox.counters import Counters
 from outbox.envelope import Record, to_us
 from outbox.errors import TargetMisconfigured, TargetUnavailable
 from outbox.guarded import COUNTERS_KEY
+from outbox.reading import FORGOTTEN
 from outbox.store import Store
 from tests.faults.invariants import Applied, Call, Observation, Place, Reopened, Stored, Told, check
 
@@ -140,6 +140,7 @@ class World:
             environment,  # type: ignore[arg-type]
             max_bytes=1 << 40,
             reserve_bytes=0,
+            retention_us=1 << 60,
             now_us=lambda: to_us(self.clock.now()),
         )
         return Outbox(OpenedInMemory(store), self.config, OPERATIONS, self.clock)  # type: ignore[arg-type]

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from outbox import Outbox, StoreClosed, StoreLocked, environment, verify
+from outbox import Outbox, StoreClosed, StoreLocked, environment, recovery, verify
 from outbox.ledger import Settlement
 from outbox.locks import Role, RoleLock
 
@@ -78,10 +79,11 @@ import os, signal, sys, threading
 from outbox import Outbox, StoreClosed
 box = Outbox.open(sys.argv[1])
 inside, go_on = threading.Event(), threading.Event()
-def held(size):
+def held():
     inside.set()
     go_on.wait()
-box.store._check_free_disk = held
+    return 1 << 40
+box.store.free_disk_bytes = held
 other = threading.Thread(target=box.enqueue, args=("log", {}))
 other.start()
 inside.wait()
@@ -217,6 +219,35 @@ def test_after_the_death_of_a_relay_the_engine_verifies_once(outbox_dir: Path, m
     for _ in range(3):
         Outbox.open(outbox_dir).close()
     assert checked == [outbox_dir]
+
+
+@pytest.mark.parametrize("second", [Outbox.attach, recovery.examine])
+def test_of_two_who_come_at_once_after_a_crash_one_verifies(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, second: Callable[[Path], Any]
+) -> None:
+    Outbox.open(outbox_dir).close()
+    environment.take_clean_mark(outbox_dir)
+    checked: list[Path] = []
+    both, one_at_a_time = threading.Barrier(2), threading.Lock()
+    make_exclusive = RoleLock.make_exclusive
+
+    def at_once(lock: RoleLock) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # in vain where the other one is kept waiting
+        with one_at_a_time:
+            make_exclusive(lock)
+
+    def open_and_close(opener: Callable[[Path], Any]) -> None:
+        with suppress(StoreLocked):
+            opener(outbox_dir)
+
+    monkeypatch.setattr(verify, "check", checked.append)
+    monkeypatch.setattr(RoleLock, "make_exclusive", at_once)
+    other = threading.Thread(target=open_and_close, args=(second,))
+    other.start()
+    open_and_close(Outbox.open)
+    other.join(20)
+    assert checked
 
 
 def test_a_halted_store_is_not_marked_clean(outbox_dir: Path) -> None:

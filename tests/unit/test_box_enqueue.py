@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
+import threading
 import tracemalloc
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +26,7 @@ from outbox import (
     Outbox,
     OutboxConfig,
     OutboxError,
+    StoreBusy,
     StoreLocked,
 )
 from outbox.ledger import Settlement
@@ -484,3 +486,59 @@ def test_an_outbox_without_declarations_goes_on_taking_any_name(outbox_dir: Path
         box.declare([Operation("more", table="more", order_by="who")])
         assert box.enqueue("more", {"who": "a"}).order_by == "a"
         assert box.enqueue("other", {}).order_by is None
+
+
+# -- signal handlers
+
+
+def in_a_thread(call: Callable[[], object]) -> None:
+    """Run `call`, and fail instead of waiting for ever where it does."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_an_enqueue_of_a_signal_handler_in_the_middle_of_another_is_refused(box: Outbox) -> None:
+    # A handler runs on the stack of what it has interrupted: here, of the commit.
+    raised: list[StoreBusy] = []
+    commit = box._commit._commit
+
+    def interrupted(submissions: Any) -> None:
+        try:
+            box.enqueue("log", {"by": "handler"})
+        except StoreBusy as exc:
+            raised.append(exc)
+        commit(submissions)
+
+    box._commit._commit = interrupted
+    in_a_thread(lambda: box.enqueue("log", {"by": "loop"}))
+    assert ["set a flag" in str(exc) for exc in raised] == [True]
+    assert [entry.args["by"] for entry in box.pending()] == ["loop"]
+    box._commit._commit = commit
+    assert box.enqueue("log", {"by": "handler"}).seq == 2
+
+
+def test_a_signal_handler_does_not_wait_for_the_transaction_that_it_has_interrupted(box: Outbox) -> None:
+    raised: list[str] = []
+
+    def write_in_a_write() -> None:
+        with box.store._write("test"):
+            for call in (lambda: box.enqueue("log", {}), lambda: box.store.put_meta("a", b""), box.close):
+                try:
+                    call()
+                except StoreBusy as exc:
+                    raised.append(exc.message)
+            assert box.status().pending == 0
+
+    in_a_thread(write_in_a_write)
+    assert len(raised) == 3
+    assert box.enqueue("log", {}).seq == 1
+
+
+def test_a_signal_handler_can_look_wherever_it_comes(box: Outbox) -> None:
+    def look() -> None:
+        with box.store._mutex:
+            assert box.status().pending == 0
+
+    in_a_thread(look)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,11 @@ from typing import Any
 import lmdb
 import pytest
 
-from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked, envelope, store
+from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked, envelope, quota, status, store
 from outbox.ledger import Settlement
+from outbox.reading import FORGOTTEN
 from outbox.reconcile import Order, ordered, place_order, withdraw_order
+from tests.unit.fakes.rig import FakeClock
 
 HALT = """
 import json, os, resource, sys
@@ -276,6 +281,59 @@ def test_a_thread_that_waited_for_the_failing_write_is_halted_too(
         assert list(box.pending()) == []
 
 
+class LetsTheNextWriterIn:
+    """An LMDB environment of which one commit fails, as its fdatasync does: the error comes after the lock is free."""
+
+    def __init__(self, env: Any, in_between: Callable[[], None]) -> None:
+        self._env, self._in_between = env, in_between
+        self._failed = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    @contextmanager
+    def begin(self, **options: bool) -> Iterator[Any]:
+        fails = options.get("write", False) and not self._failed
+        self._failed |= fails
+        with self._env.begin(**options) as txn:
+            yield txn
+        if fails:
+            self._in_between()
+            raise lmdb.Error("mdb_txn_commit: Input/output error")
+
+
+def test_nothing_is_acknowledged_between_a_failed_commit_and_its_halt(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acknowledged = threading.Event()
+    refused: list[DurabilityError] = []
+    with Outbox.open(outbox_dir) as box:
+
+        def enqueue() -> None:
+            try:
+                box.enqueue("log", {})
+                acknowledged.set()
+            except DurabilityError as exc:
+                refused.append(exc)
+
+        other = threading.Thread(target=enqueue)
+
+        def in_between() -> None:
+            other.start()
+            # Time enough for a commit; where it must wait there is nothing to be seen.
+            acknowledged.wait(0.3)
+
+        opened = box.store._environment
+        assert opened is not None
+        monkeypatch.setattr(opened, "env", LetsTheNextWriterIn(opened.env, in_between))
+        with pytest.raises(DurabilityError, match="could not store 'mine': .*Input/output error"):
+            box.store.put_meta("mine", b"")
+        other.join(20)
+        assert not acknowledged.is_set()
+        assert ["enqueueing is halted" in str(exc) for exc in refused] == [True]
+        assert list(box.pending()) == []
+
+
 def test_the_halt_is_logged_and_told_once(
     outbox_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +417,79 @@ def test_whoever_verifies_the_store_forgets_the_halt(outbox_dir: Path) -> None:
         observer.communicate()
 
 
+# -- the files are taken away
+
+
+def replace_by_a_copy(directory: Path) -> None:
+    (directory / "copy").write_bytes((directory / "data.mdb").read_bytes())
+    (directory / "copy").rename(directory / "data.mdb")
+
+
+TAKEN_AWAY = {
+    "deleted": lambda directory: (directory / "data.mdb").unlink(),
+    "replaced": replace_by_a_copy,
+    "directory deleted": shutil.rmtree,
+    "directory moved": lambda directory: directory.rename(directory.with_name("elsewhere")),
+}
+
+
+@pytest.mark.parametrize("take_away", TAKEN_AWAY.values(), ids=TAKEN_AWAY)
+def test_nothing_is_acknowledged_into_a_file_that_is_no_longer_in_its_place(
+    outbox_dir: Path, take_away: Callable[[Path], None]
+) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {"number": 0})
+        take_away(outbox_dir)
+        with pytest.raises(DurabilityError, match=r"could not .*drain it first, then restore a backup"):
+            box.enqueue("log", {"number": 1})
+        for use in (lambda: box.enqueue("log", {}), lambda: box.store.put_meta("a", b"")):
+            with pytest.raises(DurabilityError, match=r"enqueueing is halted.*drain it first"):
+                use()
+        assert box.status().halted
+        # What this process still has can be delivered.
+        box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
+        assert box.status().completed == 1
+
+
+def test_a_small_record_is_not_acknowledged_into_a_deleted_file_either(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        (outbox_dir / "data.mdb").unlink()
+        with pytest.raises(DurabilityError, match="could not store 'a': .*removed or replaced while it was open"):
+            box.store.put_meta("a", b"")
+
+
+def test_a_status_notices_that_the_file_is_gone(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        shutil.rmtree(outbox_dir)
+        status = box.status()
+        assert status.halted
+        assert status.health is Health.NEEDS_OPERATOR
+        assert "removed or replaced" in str(status.halt_reason)
+        assert (status.file_bytes, status.free_disk_bytes) == (0, 0)
+
+
+def test_closing_does_not_vouch_for_a_file_that_was_put_in_place_meanwhile(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {})
+        replace_by_a_copy(outbox_dir)
+    assert not (outbox_dir / "clean").exists()
+
+
+def test_a_disk_that_cannot_be_asked_for_its_free_space_halts(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Outbox.open(outbox_dir) as box:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "statvfs", fail)
+            with pytest.raises(DurabilityError, match="could not learn how much disk is free: .*Input/output error"):
+                box.enqueue("log", {}, key="mine")
+        with pytest.raises(DurabilityError, match="enqueueing is halted"):
+            box.enqueue("log", {})
+
+
 # -- quota and reserve
 
 
@@ -401,6 +532,95 @@ def test_a_full_store_is_an_operators_matter(outbox_dir: Path) -> None:
         assert box.status().health is Health.NEEDS_OPERATOR
 
 
+@pytest.fixture
+def full_of_history(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Outbox, FakeClock]]:
+    """A store that keeps settled entries for an hour and is full of them, and of a dead letter."""
+    monkeypatch.setattr(quota, "KEPT_HISTORY", 20)
+    monkeypatch.setattr(status, "KEPT_HISTORY", 20)
+    clock = FakeClock()
+    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1, retention_hours=1), clock=clock) as box:
+        box.enqueue("log", {"text": "bad"})
+        box.store.settle(Settlement(dead=[(next(box.store.records("pending")), "it is bad")]))
+        while box.status().live_bytes < 0.84 * (1 << 20):
+            enqueue_and_settle(box, 1)
+        yield box, clock
+
+
+def enqueue_and_settle(box: Outbox, count: int) -> None:
+    for _ in range(count):
+        box.enqueue("log", {"text": "x" * 1500})
+        box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
+
+
+def test_history_makes_room_for_new_entries(
+    full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
+) -> None:
+    box, _ = full_of_history
+    before = box.status()
+    said: list[str] = []
+    for _ in range(1000):
+        enqueue_and_settle(box, 1)
+        after = box.status()
+        said += after.degraded
+        assert not any("full" in said for said in after.needs_operator)
+    assert after.completed == before.completed + 1000
+    assert after.live_bytes <= 0.85 * (1 << 20)
+    # The oldest has gone, with its key; the dead letter and the newest are there.
+    kept = [entry.seq for entry in box.ledger()]
+    assert kept == [1, *range(after.last_seq - len(kept) + 2, after.last_seq + 1)]
+    assert [entry.seq for entry in box.dead_letters()] == [1]
+    assert any("settled entries leave before OUTBOX_RETENTION_HOURS=1, to make room" in one for one in said)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "the store is full: history leaves before its time, to make room for new entries"
+    ]
+
+
+def test_what_has_expired_makes_room_without_a_word(
+    full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
+) -> None:
+    box, clock = full_of_history
+    clock.advance(3601)
+    enqueue_and_settle(box, 100)
+    assert "history leaves" not in caplog.text
+
+
+def test_pending_entries_never_make_room(full_of_history: tuple[Outbox, FakeClock]) -> None:
+    box, _ = full_of_history
+    seqs = [box.enqueue("log", {"text": "x" * 1500}).seq for _ in range(100)]
+    with pytest.raises(StoreFull):
+        for _ in range(1000):
+            seqs += [box.enqueue("log", {"text": "x" * 1500}).seq]
+    assert [entry.seq for entry in box.pending()] == seqs
+    # The newest of the history stays all the same.
+    assert box.status().ledger == 20
+    assert box.status().health is Health.NEEDS_OPERATOR
+
+
+def test_history_is_kept_while_postgresql_lacks_something(full_of_history: tuple[Outbox, FakeClock]) -> None:
+    box, _ = full_of_history
+    box.alarms.sound(FORGOTTEN, "restored")
+    before = box.status().ledger
+    with pytest.raises(StoreFull):
+        for _ in range(100):
+            box.enqueue("log", {"text": "x" * 1500})
+    assert box.status().ledger == before
+    assert any("the store is full" in said for said in box.status().needs_operator)
+
+
+def test_history_that_cannot_be_read_is_reported_and_kept(
+    full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
+) -> None:
+    box, _ = full_of_history
+    opened = box.store._environment
+    assert opened is not None
+    with opened.env.begin(write=True) as txn:
+        txn.put(envelope.seq_key(2), b"garbage", db=opened.ledger)
+    with pytest.raises(StoreFull):
+        for _ in range(100):
+            box.enqueue("log", {"text": "x" * 1500})
+    assert "the ledger cannot be pruned" in caplog.text
+
+
 def test_one_entry_that_does_not_fit_takes_nobody_else_with_it(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
         with pytest.raises(StoreFull), box.transaction() as tx:
@@ -408,6 +628,27 @@ def test_one_entry_that_does_not_fit_takes_nobody_else_with_it(outbox_dir: Path)
             tx.enqueue("log", {"text": "x" * 1_000_000})
         assert list(box.pending()) == []
         assert box.enqueue("log", {"text": "small"}).seq == 1
+
+
+def test_a_neighbour_in_the_same_commit_that_does_not_fit_harms_nobody_else(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
+        texts = ("small", "x" * 900_000, "small too")
+        submissions = [store.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
+        box.store.append(submissions)
+        assert [type(one.error) for one in submissions] == [type(None), StoreFull, type(None)]
+        assert [entry.args["text"] for entry in box.pending()] == ["small", "small too"]
+
+
+def test_a_neighbour_for_which_the_disk_has_no_room_harms_nobody_else(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(min_free_mb=160)) as box:
+        with_free_bytes(monkeypatch)(11 << 20)
+        texts = ("small", "x" * 900_000)
+        submissions = [store.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
+        box.store.append(submissions)
+        assert [type(one.error) for one in submissions] == [type(None), StoreFull]
+        assert [entry.args["text"] for entry in box.pending()] == ["small"]
 
 
 def with_free_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:

@@ -7,16 +7,32 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from outbox import Health, Outbox, OutboxConfig, envelope, reading
+from outbox import Health, Outbox, OutboxConfig, StoreLocked, envelope, reading
 from outbox.ledger import Settlement
 from outbox.locks import Role, RoleLock
 from outbox.state_file import StateFile
 from tests.unit.fakes.rig import FakeClock
+
+
+class TurnedClock(FakeClock):
+    """A clock that somebody sets to another time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turned = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self._turned
+
+    def turn(self, by: timedelta) -> None:
+        self._turned += by
+
 
 STATUS = """
 import json, sys
@@ -227,6 +243,46 @@ def test_entries_that_are_held_back_do_not_make_a_relay_stuck(outbox_dir: Path) 
         lock.release()
 
 
+def test_a_relay_is_stuck_though_a_clock_that_was_ahead_hides_how_long_entries_wait(outbox_dir: Path) -> None:
+    clock = TurnedClock()
+    with Outbox.open(outbox_dir, OutboxConfig(stuck_after=30), clock=clock) as box:
+        clock.turn(timedelta(days=400))
+        fill(box, 1)
+        clock.turn(timedelta(days=-400))
+        StateFile(outbox_dir / "relay.state").write({"moved_at": clock.monotonic(), "breaker": "closed"})
+        lock = RoleLock(outbox_dir, Role.RELAY)
+        assert not box.status().relay.stuck
+        clock.advance(31)
+        assert box.status().relay.stuck
+        lock.release()
+
+
+def test_a_clock_that_was_set_back_is_told_and_the_order_is_kept(
+    outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = TurnedClock()
+    with Outbox.open(outbox_dir, clock=clock) as box:
+        fill(box, 1)
+        clock.turn(timedelta(hours=1))
+        fill(box, 1)
+        clock.turn(timedelta(hours=-1))
+        assert box.status().ahead_s == 3600
+        fill(box, 2)
+        stamps = [entry.captured_at for entry in box.pending()]
+        assert stamps == sorted(set(stamps))
+        status = box.status()
+        assert status.ahead_s == pytest.approx(3600, abs=0.001)
+        assert any("the clock was set back: entries are stamped 3600 s ahead of it" in said for said in status.degraded)
+        assert [record.message for record in caplog.records] == [
+            "the clock was set back: entries are stamped ahead of it to keep their order"
+        ]
+        # By and by it catches up.
+        clock.advance(3601)
+        fill(box, 1)
+        assert box.status().ahead_s == 0
+        assert not any("clock" in said for said in box.status().degraded)
+
+
 def test_a_relay_that_never_moved_is_not_stuck(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         fill(box, 1)
@@ -234,3 +290,17 @@ def test_a_relay_that_never_moved_is_not_stuck(outbox_dir: Path) -> None:
         relay = box.status().relay
         lock.release()
     assert (relay.idle_s, relay.stuck) == (None, False)
+
+
+def test_who_only_looks_cannot_write(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {})
+    with Outbox.attach(outbox_dir, readonly=True) as observer:
+        assert observer.status().pending == 1
+        assert [entry.seq for entry in observer.pending()] == [1]
+        for use in (lambda: observer.store.put_meta("a", b""), observer.compact, lambda: observer.compact(vacuum=True)):
+            with pytest.raises(StoreLocked, match="opened for looking only"):
+                use()
+        assert not observer.status().halted
+    # It leaves the store as clean as it was.
+    assert (outbox_dir / "clean").exists()

@@ -51,7 +51,8 @@ def exact(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return kind, frozenset(map(exact, value))
     if isinstance(value, datetime):
-        return kind, value.replace(tzinfo=None).isoformat(), value.utcoffset()
+        # Beside an offset `fold` says nothing.
+        return kind, value.replace(tzinfo=None).isoformat(), value.fold if value.tzinfo is None else value.utcoffset()
     if isinstance(value, Decimal):
         return kind, value.as_tuple()
     return kind, repr(value)
@@ -79,8 +80,8 @@ SCALARS = st.one_of(
     st.datetimes(),
     st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1), timezones=offsets),  # noqa: DTZ001 - bounds are naive
     st.dates(),
-    # Not `fold`: values that differ in it alone are equal, and no offset of ours needs it.
-    st.times().map(lambda value: value.replace(fold=0)),
+    st.times(),
+    # Beside an offset `fold` says nothing.
     st.times(timezones=offsets).map(lambda value: value.replace(fold=0)),
     st.timedeltas(),
     st.uuids(),
@@ -221,8 +222,22 @@ def test_a_datetime_of_a_named_zone_keeps_its_offset() -> None:
     assert exact(round_trip(summer)) == exact(summer.astimezone(timezone(timedelta(hours=2))))
 
 
-def test_a_bytearray_comes_back_as_bytes() -> None:
-    assert exact(round_trip(bytearray(b"ab"))) == exact(b"ab")
+@pytest.mark.parametrize("value", [datetime(2024, 10, 27, 2, 30), time(2, 30)], ids=["datetime", "time"])  # noqa: DTZ001
+@pytest.mark.parametrize("fold", [0, 1])
+def test_of_two_local_times_of_a_day_the_right_one_comes_back(value: Any, fold: int) -> None:
+    plain, types = codec.encode({"at": value.replace(fold=fold)})
+    assert codec.decode(plain, types)["at"].fold == fold
+    assert plain == codec.encode({"at": value})[0]
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_the_hour_that_comes_twice_in_a_named_zone_keeps_its_offset(fold: int) -> None:
+    value = datetime(2024, 10, 27, 2, 30, fold=fold, tzinfo=ZoneInfo("Europe/Berlin"))
+    assert (round_trip(value).timestamp(), round_trip(value).utcoffset()) == (value.timestamp(), value.utcoffset())
+
+
+def test_a_time_of_a_named_zone_with_one_offset_is_kept() -> None:
+    assert round_trip(time(9, 30, tzinfo=ZoneInfo("UTC"))) == time(9, 30, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -299,6 +314,8 @@ REFUSED: list[tuple[Any, str]] = [
     (object(), "builtins.object"),
     (Text("a"), "Text"),
     (len, "builtin_function_or_method"),
+    (bytearray(b"ab"), "bytearray, which cannot be stored exactly"),
+    (time(9, 30, tzinfo=ZoneInfo("Europe/Berlin")), "whose offset depends on the day"),
     (cycle_of_lists(), "contains itself"),
     (cycle_of_dicts(), "contains itself"),
 ]

@@ -31,6 +31,7 @@ LINE = [
     "quarantine",
     "guarded",
     "reading",
+    "quota",
     "store",
     "salvage",
     "verify",

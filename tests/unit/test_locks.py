@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,6 +203,59 @@ def test_an_opener_waits_while_another_one_verifies(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(pause, "meanwhile", verifying.release)
     RoleLock(tmp_path, Role.ACCESS, shared=True).release()
     assert pause.waits == 2
+
+
+def test_an_opener_waits_for_as_long_as_another_one_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(locks, "_OPEN_RETRIES", 4)
+    monkeypatch.setattr(locks, "_SAID_AFTER", 20)
+    verifying = RoleLock(tmp_path, Role.OPENING)
+
+    class Busy:
+        """Stands for the pauses of the waiting one: every third time the other one shows that it is at work."""
+
+        waits = 0
+
+        def wait(self, seconds: float) -> None:
+            Busy.waits += 1
+            if Busy.waits == 30:
+                verifying.release()
+            elif Busy.waits % 3 == 0:
+                os.utime(tmp_path / "opening.lock", ns=(Busy.waits, Busy.waits))
+
+    monkeypatch.setattr(locks, "Event", Busy)
+    RoleLock(tmp_path, Role.OPENING).release()
+    assert Busy.waits == 30
+    assert [record.message for record in caplog.records] == ["waiting for the process that opens or verifies the store"]
+
+
+def test_an_opener_does_not_wait_for_ever_for_one_that_stands_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "_OPEN_RETRIES", 4)
+    opening = RoleLock(tmp_path, Role.OPENING)
+    with pytest.raises(StoreLocked, match=f"opening role of {tmp_path} is held by process {os.getpid()}"):
+        RoleLock(tmp_path, Role.OPENING)
+    opening.release()
+
+
+def test_who_is_at_work_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = threading.Event()
+    real = os.utime
+
+    def utime(fd: int) -> None:
+        real(fd)
+        shown.set()
+
+    monkeypatch.setattr(locks, "_BEAT_S", 0.001)
+    monkeypatch.setattr(os, "utime", utime)
+    lock = RoleLock(tmp_path, Role.OPENING)
+    real(tmp_path / "opening.lock", ns=(1, 1))
+    with lock.at_work():
+        assert shown.wait(20)
+    assert (tmp_path / "opening.lock").stat().st_mtime_ns > 1
+    lock.release()
 
 
 def test_shared_access_becomes_whole_only_when_nobody_else_has_it(tmp_path: Path) -> None:

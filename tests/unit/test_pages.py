@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -54,6 +55,28 @@ def test_it_reads_what_lmdb_reads(outbox_dir: Path, seed: int) -> None:
         assert main.intact
         assert file.problems == file.free_list_problems == []
     assert found == expected
+
+
+def test_a_row_that_lies_in_a_page_costs_no_read_of_its_own(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Outbox.open(outbox_dir) as box, box.transaction() as tx:
+        for number in range(500):
+            tx.enqueue("log", {"number": number})
+    reads: list[int] = []
+    pread = os.pread
+
+    def counted(fd: int, size: int, offset: int) -> bytes:
+        reads.append(offset)
+        return pread(fd, size, offset)
+
+    with DataFile(outbox_dir / "data.mdb") as file:
+        assert file.meta is not None
+        trees = {row.key: file.tree(row) for row in file.rows(file.meta.main, Walk("main"))}
+        pending, walk = trees[b"pending"], Walk("pending")
+        assert pending is not None
+        monkeypatch.setattr(os, "pread", counted)
+        assert all(len(file.read(row.offset, row.size)) == row.size for row in file.rows(pending, walk))
+    assert walk.rows == 500
+    assert len(reads) == len(walk.pages) < 100
 
 
 @pytest.mark.parametrize("bit", range(16))

@@ -57,6 +57,18 @@ def test_a_process_that_dies_before_it_recorded_a_batch_applies_it_once(outbox_d
         assert rig.pending() == []
 
 
+def test_what_comes_after_the_next_batch_was_read_is_noticed_at_once(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1, sync_interval=3600) as rig:
+        rig.enqueue(None, None)
+        assert rig.step() == 0
+        # The second entry has been read already, as the newest.
+        rig.enqueue(None)
+        assert rig.step() == 0
+        while rig.step() == 0:
+            pass
+        assert rig.target.applied == [1, 2, 3]
+
+
 def test_the_last_batch_is_recorded_in_its_own_step(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=2) as rig:
         rig.enqueue(None, None)

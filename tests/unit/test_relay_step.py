@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked
+from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked, relay, store
 from outbox.reading import MANY_DAMAGED
+from outbox.reconcile import Reconciler
 from tests.unit.fakes.rig import Rig, damage, permanent
 
 
@@ -166,18 +167,50 @@ def test_housekeeping_keeps_dead_letters(outbox_dir: Path) -> None:
         assert [(entry.seq, entry.status) for entry in rig.box.ledger()] == [(seq, EntryStatus.FAILED)]
 
 
-def test_housekeeping_does_not_prune_while_work_waits(outbox_dir: Path) -> None:
+def test_a_relay_that_is_never_idle_prunes_too(outbox_dir: Path) -> None:
     with Rig(outbox_dir, retention_hours=1, batch_size=1) as rig:
         rig.enqueue(None)
         rig.settle()
         rig.clock.advance(7200)
         rig.enqueue(None, None)
         assert rig.step() == 0
-        assert [entry.seq for entry in rig.box.ledger()] == [1]
+        # The second is recorded in the next step.
+        assert [entry.seq for entry in rig.box.ledger()] == []
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_housekeeping_prunes_piece_by_piece_until_all_that_expired_is_gone(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, idle: bool
+) -> None:
+    monkeypatch.setattr(store, "CHUNK", 1)
+    monkeypatch.setattr(relay, "_PRUNE_ROWS" if idle else "_PRUNE_ROWS_BUSY", 2)
+    with Rig(outbox_dir, retention_hours=1, batch_size=1) as rig:
+        rig.enqueue(*[None] * 5)
         rig.settle()
-        rig.clock.advance(61)
+        rig.clock.advance(7200)
+        left = []
+        for _ in range(4):
+            rig.enqueue(*[None] * (0 if idle else 2))
+            rig.step()
+            left.append([entry.seq for entry in rig.box.ledger() if entry.seq <= 5])
+            rig.clock.advance(1.0)
+        assert left == [[3, 4, 5], [5], [], []]
+
+
+def test_nothing_is_pruned_while_something_waits_to_be_reconciled(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Rig(outbox_dir, retention_hours=1) as rig:
+        rig.enqueue(None)
         rig.settle()
-        assert [entry.seq for entry in rig.box.ledger()] == [2, 3]
+        rig.clock.advance(7200)
+        with monkeypatch.context() as patch:
+            patch.setattr(Reconciler, "waiting", True)
+            rig.step()
+            assert rig.box.status().ledger == 1
+        rig.clock.advance(60)
+        rig.settle()
+        assert rig.box.status().ledger == 0
 
 
 def test_housekeeping_that_cannot_write_does_not_stop_delivery(

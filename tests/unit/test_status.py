@@ -29,6 +29,7 @@ GOOD = OutboxStatus(
     lag_s=0.5,
     watermark=10,
     last_seq=13,
+    ahead_s=0.0,
     relay=RelayStatus(alive=True, pid=7, breaker="closed", last_applied_at=datetime(2024, 3, 1, tzinfo=UTC)),
     engine_pid=7,
     halted=False,

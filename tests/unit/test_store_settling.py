@@ -28,6 +28,7 @@ from outbox.counters import Counters
 from outbox.envelope import Record, seq_key
 from outbox.guarded import COUNTERS_KEY
 from outbox.ledger import Settlement
+from outbox.store import Append
 from tests.unit.fakes.rig import FakeClock
 
 
@@ -358,6 +359,21 @@ def test_retention_counts_from_settling(box: Outbox, clock: FakeClock) -> None:
     assert box.compact(timedelta(seconds=9)) == 1
 
 
+def test_stamps_of_a_clock_that_was_ahead_do_not_end_the_pruning(box: Outbox, clock: FakeClock) -> None:
+    first, second = enqueue(box, 2)
+    clock.advance(1_000_000)
+    [ahead] = enqueue(box, 1)
+    complete(box, second)
+    clock.advance(-1_000_000)
+    complete(box, first, ahead)
+    clock.advance(10)
+    young = enqueue(box, 1)
+    complete(box, *young)
+    # What was settled by the wrong clock waits for it, and keeps nobody else.
+    assert box.compact(timedelta(seconds=5)) == 2
+    assert seqs(box.ledger()) == [second.seq, young[0].seq]
+
+
 def test_dead_letters_are_never_pruned_but_answered_ones_are(box: Outbox, clock: FakeClock) -> None:
     records = enqueue(box, 3)
     bury(box, *records)
@@ -461,6 +477,19 @@ def test_a_retry_of_a_damaged_entry_is_told_of_the_damage(box: Outbox) -> None:
     with pytest.raises(StoreCorrupt, match="entry 1 is damaged"):
         box.enqueue("log", {"a": 1}, key="k")
     assert box.enqueue("log", {"a": 2}).seq == 2
+
+
+def test_a_damaged_neighbour_in_the_same_commit_harms_nobody_else(box: Outbox) -> None:
+    box.enqueue("log", {"a": 1}, key="k")
+    opened = raw(box)
+    with opened.env.begin(write=True) as txn:
+        txn.put(seq_key(1), b"garbage", db=opened.pending)
+    before, guilty, after = (Append([box._prepare("log", {"a": 1}, key, None)[0]]) for key in ("b", "k", "a"))
+    box.store.append([before, guilty, after])
+    assert isinstance(guilty.error, StoreCorrupt)
+    assert guilty.stored == []
+    assert [(one.error, one.stored[0].seq) for one in (before, after)] == [(None, 2), (None, 3)]
+    assert [record.seq for record in box.store.peek(1, 10).records] == [2, 3]
 
 
 def test_a_damaged_idempotency_record_is_not_taken_for_a_new_key(box: Outbox) -> None:
