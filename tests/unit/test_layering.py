@@ -55,6 +55,7 @@ LINE = [
     "postgres",
     "scan",
     "reconcile",
+    "delivery",
     "relay",
     "__init__",
     "__main__",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked, relay, store
+from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked, delivery, store
 from outbox.reading import MANY_DAMAGED
 from outbox.reconcile import Reconciler
 from tests.unit.fakes.rig import Rig, damage, permanent
@@ -183,7 +183,7 @@ def test_housekeeping_prunes_piece_by_piece_until_all_that_expired_is_gone(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, idle: bool
 ) -> None:
     monkeypatch.setattr(store, "CHUNK", 1)
-    monkeypatch.setattr(relay, "_PRUNE_ROWS" if idle else "_PRUNE_ROWS_BUSY", 2)
+    monkeypatch.setattr(delivery, "_PRUNE_ROWS" if idle else "_PRUNE_ROWS_BUSY", 2)
     with Rig(outbox_dir, retention_hours=1, batch_size=1) as rig:
         rig.enqueue(*[None] * 5)
         rig.settle()

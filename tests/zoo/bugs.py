@@ -36,7 +36,7 @@ BUGS = (
     ),
     Bug(
         "the ledger is written before PostgreSQL has committed",
-        "outbox/relay.py",
+        "outbox/delivery.py",
         "            outcome = self._apply(batch)\n",
         "            self._box.store.settle(Settlement(completed=[(record, b'') for record in batch.records]))\n"
         "            outcome = self._apply(batch)\n",
@@ -44,7 +44,7 @@ BUGS = (
     ),
     Bug(
         "a poison row is skipped",
-        "outbox/relay.py",
+        "outbox/delivery.py",
         "            else:\n                settlement.dead.append((record, str(error)))",
         "            else:\n                settlement.completed.append((record, b''))",
         ("tests/unit/test_relay_rejection.py",),
@@ -72,7 +72,7 @@ BUGS = (
     ),
     Bug(
         "an outage counts as a retry",
-        "outbox/relay.py",
+        "outbox/delivery.py",
         "        plain = not (settlement.dead",
         "        if outcome.interruption is not None:\n"
         "            settlement.retried += [(record, 'outage') for record in batch.records]\n"
@@ -95,7 +95,7 @@ BUGS = (
     ),
     Bug(
         "two relays of one store at a time",
-        "outbox/relay.py",
+        "outbox/delivery.py",
         "            self._role = RoleLock(self._box.path, Role.RELAY)",
         "            self._role = RoleLock(self._box.path, Role.ACCESS, shared=True)",
         ("tests/unit/test_relay_thread.py", "tests/unit/test_relay_step.py"),
