@@ -8,6 +8,7 @@ from threading import Event
 import click
 
 from outbox import Outbox, PostgresTarget, Relay
+from outbox.reading import FORGOTTEN
 from outbox.reconcile import Order, Reconciliation, ordered, place_order, reconciliations, withdraw_order
 
 from .common import (
@@ -75,7 +76,12 @@ def _by_relay(box: Outbox, order: Order, deadline: float) -> Reconciliation | No
             why = f": {now.relay.last_error}" if now.relay.last_error else ""
             raise Refused(without_password(f"the relay did not get to it in time, nothing was put back{why}"))
         Event().wait(_LOOK_S)
-    return next(reconciliations(box, after_seq=before.last_seq), Reconciliation(needed=False))
+    done = next(reconciliations(box, after_seq=before.last_seq), None)
+    if done is None and FORGOTTEN in box.status().alarms:
+        raise Refused(
+            "PostgreSQL has lost something else meanwhile, nothing was put back; look at the status, try again"
+        )
+    return done or Reconciliation(needed=False)
 
 
 def _here(box: Outbox, order: Order, operations: str | None, timeout: float) -> Reconciliation:

@@ -101,14 +101,24 @@ class Ahead:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self.newest: list[Mark] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """The store knows it too now, or never will."""
+        self._newest: list[Mark] = []
+        self._settled = range(0)
+
+    def know(self, newest: list[Mark], settled: range) -> None:
+        """`newest` was acknowledged, and with it all that was pending in the range `settled` of sequence numbers."""
+        self._newest, self._settled = newest, settled
 
     def marks(self) -> list[Mark]:
-        newest = self.newest
+        newest = self._newest
         return [*newest, *(mark for mark in self._memory.marks() if all(mark.lane != new.lane for new in newest))]
 
     def watermark(self) -> int:
-        return self._memory.watermark()
+        recorded = self._memory.watermark()
+        return self._settled[-1] if recorded + 1 in self._settled else recorded
 
 
 def judge(marks: Iterable[Mark], rows: Sequence[Watermark]) -> HistoryRewound | None:

@@ -127,7 +127,8 @@ class Delivery:
     def _record_owed(self) -> None:
         """Record now, or end recording, what waits for the next batch.  Raises `DurabilityError`."""
         answer, owed = self._beside.wait(), self._owed
-        self._owed, self._memory.newest = None, []
+        self._owed = None
+        self._memory.forget()
         try:
             if answer is not None:
                 answer()
@@ -170,7 +171,9 @@ class Delivery:
                 settlement.dead.append((record, str(error)))
         plain = not (settlement.dead or settlement.dropped or settlement.retried or outcome.interruption)
         if plain and self._may_owe and not batch.exhausted and self._scan.next_retry is None:
-            self._owed, self._memory.newest = settlement, settlement.marks
+            self._owed = settlement
+            first = batch.records[0].seq if batch.whole and batch.records else 0
+            self._memory.know(settlement.marks, range(first, batch.last_seq + 1) if first else range(0))
         elif settlement:
             self._box.store.settle(settlement)
             self._may_owe = True

@@ -138,7 +138,9 @@ class Reconciler:
         """
         if self._target is None:
             return None
-        order = order or self._order()
+        # One that is placed from now on is left for the next time: it has not been looked at.
+        found = None if order is not None else self._order()
+        order = order or found
         if order is None and not self._lost:
             return None
         comparison = self._target.compare(self._store.identity.store_id)
@@ -149,11 +151,12 @@ class Reconciler:
             automatic = self._automatic(comparison, loss)
             self._sound(loss, automatic=automatic)
             if order is None and not automatic:
-                if ordered(self._box):
+                if found is not None:
                     withdraw_order(self._box)
                 raise _for_operator(loss)
         done = self._run(comparison, loss, order or Order())
-        withdraw_order(self._box)
+        if found is not None:
+            withdraw_order(self._box)
         self._healed()
         return done
 

@@ -34,6 +34,8 @@ class Batch:
     broken: list[Record] = field(default_factory=list)
     # How many are passed over because they are behind dead letters.
     held: int = 0
+    # Whether nothing is passed over: all that is pending up to `last_seq`, from the first of `records` on, is in them.
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +102,11 @@ class Scan:
             return batch
         for unit in units(peeked.records):
             if self._must_wait(unit, batch):
+                batch.whole = False
                 continue
             if unit[0].group and len(unit) != unit[0].members:
                 batch.broken += unit
+                batch.whole = False
                 self._block(unit)
                 continue
             if unit[0].seq in self._slow:

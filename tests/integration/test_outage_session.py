@@ -154,7 +154,7 @@ def test_a_commit_that_nobody_heard_of_is_not_repeated(postgres_url: str, outbox
 
 _RELAY = """
 import os, signal, sys
-import outbox.postgres
+import outbox.lane
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.store import Store
 from tests.unit.fakes.audit import OPERATIONS
@@ -163,7 +163,7 @@ def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[3] == "before the COMMIT":
-    outbox.postgres.keep_results = die
+    outbox.lane.keep_results = die
 else:
     Store.settle = die
 with Outbox.attach(sys.argv[1], OutboxConfig(batch_size=4)) as box:

@@ -12,7 +12,7 @@ from outbox import DurabilityError, Health, OutboxError, StoreLocked
 from outbox.envelope import seq_key
 from outbox.ledger import MARK_PREFIX, Settlement
 from outbox.reading import FORGOTTEN
-from outbox.reconcile import GONE, Order, ordered, place_order
+from outbox.reconcile import GONE, Order, Reconciler, ordered, place_order
 from outbox.store import Store
 from outbox.testing import PostgresServer
 from tests.unit.fakes.failover import LONG, Desk, Past
@@ -342,6 +342,28 @@ def test_a_server_that_changes_behind_a_pooler_is_noticed(desk: Desk, past: Past
 
 
 # -- an operator's order
+
+
+def test_an_order_that_comes_while_the_relay_compares_is_carried_out(
+    desk: Desk, past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = lose(desk, past)
+    real = Reconciler._automatic
+
+    def order_meanwhile(reconciler: Reconciler, *args: object) -> bool:
+        if not placed:
+            placed.append(True)
+            place_order(desk.box, Order())
+        return real(reconciler, *args)  # type: ignore[arg-type]
+
+    placed: list[bool] = []
+    monkeypatch.setattr(Reconciler, "_automatic", order_meanwhile)
+    desk.trade(1)
+    assert desk.relay.drain(LONG)
+    assert placed
+    [done] = desk.reconciliations()
+    assert done["put_back"] == len(lost)
+    assert desk.problems() == []
 
 
 def test_an_order_for_another_loss_is_not_carried_out(desk: Desk, past: Past) -> None:

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from outbox.continuity import UNKNOWN, Mark, NoMemory, Watermark, fingerprint, judge, lineage_of
+from outbox.continuity import UNKNOWN, Ahead, Mark, NoMemory, Watermark, fingerprint, judge, lineage_of
 
 HERE, S1, S2 = uuid4(), uuid4(), uuid4()
 MARK = Mark(HERE, S1, 50)
@@ -102,3 +102,35 @@ def test_a_fingerprint_tells_losses_apart() -> None:
     marks = [MARK, Mark(HERE, S2, 7, lane=1)]
     assert fingerprint(marks) == fingerprint(list(marks))
     assert len({fingerprint(marks), fingerprint(marks[:1]), fingerprint([replace(MARK, position=51)]), ""}) == 4
+
+
+class Remembered:
+    """What a store knows."""
+
+    def __init__(self, marks: list[Mark], watermark: int) -> None:
+        self._marks, self._watermark = marks, watermark
+
+    def marks(self) -> list[Mark]:
+        return self._marks
+
+    def watermark(self) -> int:
+        return self._watermark
+
+
+def test_what_is_not_recorded_yet_is_known_until_it_is_forgotten() -> None:
+    old = [Mark(UUID(int=1), UUID(int=2), 5, lane) for lane in (0, 1)]
+    new = Mark(UUID(int=1), UUID(int=2), 6, 1)
+    ahead = Ahead(Remembered(old, 10))
+    assert (ahead.marks(), ahead.watermark()) == (old, 10)
+    ahead.know([new], range(11, 15))
+    assert ahead.marks() == [new, old[0]]
+    assert ahead.watermark() == 14
+    ahead.forget()
+    assert (ahead.marks(), ahead.watermark()) == (old, 10)
+
+
+@pytest.mark.parametrize(("recorded", "expected"), [(9, 9), (10, 14), (12, 14), (14, 14), (20, 20)])
+def test_the_watermark_passes_only_what_lies_right_behind_it(recorded: int, expected: int) -> None:
+    ahead = Ahead(Remembered([], recorded))
+    ahead.know([], range(11, 15))
+    assert ahead.watermark() == expected

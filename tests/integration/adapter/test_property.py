@@ -284,7 +284,7 @@ class Two(RuleBasedStateMachine):
             for name in self.databases:
                 emptied = ", ".join(table.name for table in Base.metadata.sorted_tables)
                 self.server.execute(f"TRUNCATE {emptied} RESTART IDENTITY", database=name)
-                self.server.execute(f"DROP TABLE IF EXISTS {TABLE}", database=name)
+                self.server.execute(f"DROP TABLE IF EXISTS {TABLE}, outbox_watermarks", database=name)
             shutil.rmtree(self.folder)
 
     def end(self) -> None:
