@@ -41,14 +41,11 @@ ON CONFLICT (store_id, lane) DO UPDATE SET (lineage, session, position, follows_
     seen_at) = (excluded.lineage, excluded.session, excluded.position, excluded.follows_session,
     excluded.follows_position, excluded.settled_seq, excluded.seen_at)"""
 
-# The fence and the watermark in one round trip.
+# The fence and the watermark in one round trip.  Where the lock is taken by another the row is left alone, unlocked.
 _ADVANCE = f"""
-WITH fence AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(%s, hashtext(%s)) AS taken),
-moved AS (
-    UPDATE {TABLE} SET position = position + 1, settled_seq = %s, seen_at = clock_timestamp()
-    FROM fence WHERE taken AND store_id = %s AND lane = %s AND session = %s RETURNING position
-)
-SELECT taken, (SELECT position FROM moved) FROM fence"""
+UPDATE {TABLE} SET position = position + 1, settled_seq = %s, seen_at = clock_timestamp()
+WHERE store_id = %s AND lane = %s AND session = %s AND pg_try_advisory_xact_lock(%s, hashtext(%s))
+RETURNING position"""
 
 
 def ensure_tables(cursor: Cursor) -> None:
@@ -98,11 +95,11 @@ class Session:
                 raise loss
             self.begin(cursor)
             return
-        parameters = (LOCK_CLASS, self._fence, self._memory.watermark(), self._store_id, self._lane, str(self._id))
-        cursor.execute(_ADVANCE, parameters)
-        taken, position = cursor.fetchone()
-        _check_fence(taken)
+        row = (self._memory.watermark(), self._store_id, self._lane, str(self._id))
+        cursor.execute(_ADVANCE, (*row, LOCK_CLASS, self._fence))
+        [position] = cursor.fetchone() or (None,)
         if position != self._position + 1:
+            _check_fence(fence(cursor, self._fence))
             # Behind a connection pooler the server can change without the connection.
             raise TargetUnavailable("the server behind the connection is not the one that it was")
         self._entered = position

@@ -113,7 +113,7 @@ class Cursor:
         return self._rows
 
     def fetchone(self) -> Any:
-        return self._rows[0]
+        return self._rows[0] if self._rows else None
 
     def _recovering(self) -> list[Any]:
         return [(False,)]
@@ -132,14 +132,12 @@ class Cursor:
         self._state.watermarks[lane] = (lane, lineage, session, 1, *follows_and_settled)
         return []
 
-    def _advance(self, _: int, __: str, settled: int, ___: str, lane: int, session: str) -> list[Any]:
-        if self._database.fenced:
-            return [(False, None)]
+    def _advance(self, settled: int, _: str, lane: int, session: str, *__: Any) -> list[Any]:
         row = self._state.watermarks.get(lane)
-        if row is None or row[2] != session:
-            return [(True, None)]
+        if self._database.fenced or row is None or row[2] != session:
+            return []
         self._state.watermarks[lane] = (*row[:3], row[3] + 1, *row[4:6], settled)
-        return [(True, row[3] + 1)]
+        return [(row[3] + 1,)]
 
     _answers: dict[str, Callable[..., list[Any]]] = {  # noqa: RUF012 - constant
         "SELECT pg_is_in_recovery()": _recovering,
