@@ -113,7 +113,7 @@ class _RehearsalSession(Session):
 
     def execute(self, statement: Any, *_: Any, **__: Any) -> Any:
         """Settings of the transaction change nothing here; everything else needs the database."""
-        if sessions.setting_of(str(getattr(statement, "text", ""))) is not None:
+        if sessions.is_setting(str(getattr(statement, "text", ""))):
             return None
         return self._reach()
 

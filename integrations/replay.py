@@ -156,7 +156,6 @@ class Replayer:
                 f"{operation.name} of the manager answered {value!r} and wrote nothing",
                 hint="see the engine's log; the row may be missing",
             )
-        watch.restore_settings(connection)
         self._compare_id(operation, entry, value)
         return value if isinstance(value, (bool, int, str, type(None))) else None
 

@@ -32,8 +32,6 @@ class Watch:
         self.error: DBAPIError | None = None
         # Set when the manager did something that cannot be part of the relay's transaction.
         self.misfit: TargetMisconfigured | None = None
-        # Settings that the replay changed: name -> (value before, whether the change ends with the transaction).
-        self.settings: dict[str, tuple[str | None, bool]] = {}
 
     def misfits(self, what: str, hint: str) -> TargetMisconfigured:
         """The manager did something that cannot be part of the relay's transaction; what to raise."""
@@ -63,13 +61,6 @@ class Watch:
                 return seen
             seen = seen.__cause__ or seen.__context__
         return None
-
-    def restore_settings(self, connection: Connection) -> None:
-        """Undo what the call set: it would go on for the rest of the relay's transaction, or even behind it."""
-        if self.settings:
-            cursor = connection.connection.cursor()
-            for name, (value, local) in self.settings.items():
-                cursor.execute("SELECT set_config(%s, %s, %s)", (name, value, local))
 
 
 class ReplaySession(Session):
@@ -125,7 +116,7 @@ def listen_to(session_class: type[Session]) -> None:
     @event.listens_for(session_class, "do_orm_execute")
     def executed(state: Any) -> None:
         text = str(getattr(state.statement, "text", ""))
-        if not state.is_select and not _READS.match(text) and sessions.setting_of(text) is None:
+        if not state.is_select and not _READS.match(text) and not sessions.is_setting(text):
             state.session.wrote = True
 
     @event.listens_for(session_class, "after_bulk_update")
@@ -143,15 +134,11 @@ def listen_to(session_class: type[Session]) -> None:
 def watch_engine(engine: Engine, watch_here: Callable[[], Watch | None]) -> Callable[[], None]:
     """Watch over the statements that a watched thread executes; returns how to undo it."""
 
-    def before(_: Connection, cursor: Any, statement: str, parameters: Any, *__: Any) -> tuple[str, Any]:
+    def before(_: Connection, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
         watch = watch_here()
         if watch is None:
             return statement, parameters
         watch.sees(statement)
-        setting = sessions.setting_of(statement)
-        if setting is not None and setting[0] not in watch.settings:
-            cursor.execute("SELECT current_setting(%s, true)", (setting[0],))
-            watch.settings[setting[0]] = (cursor.fetchone()[0], setting[1])
         return statement, parameters if watch.as_of is None else watch.as_of.restore(parameters)
 
     def failed(context: Any) -> None:

@@ -33,9 +33,6 @@ def session_class(factory: Any) -> type[Session]:
     return made
 
 
-def setting_of(statement: str) -> tuple[str, bool] | None:
-    """`(name, whether it ends with the transaction)` of a SET statement, or None."""
-    found = _SETTING.match(statement)
-    if found is None:
-        return None
-    return "timezone" if found[2] else found[3].lower(), (found[1] or "").upper() == "LOCAL"
+def is_setting(statement: str) -> bool:
+    """Whether it is a SET statement, which writes nothing."""
+    return _SETTING.match(statement) is not None
