@@ -7,11 +7,10 @@ Everything that can be refused is refused here, before a write transaction begin
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from threading import get_ident
 from types import TracebackType
@@ -22,12 +21,11 @@ from .alarms import Alarms
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
 from .entry import Entry
-from .envelope import Record, from_us, to_us
+from .envelope import Record, to_us
 from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, OutboxError, StoreLocked
 from .group_commit import GroupCommit
 from .guarded import busy
 from .ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
-from .locks import Role, holder
 from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import (
     Operation,
@@ -41,9 +39,10 @@ from .operation import (
 )
 from .progress import Progress
 from .reading import FORGOTTEN
+from .snapshot import snapshot
 from .state_file import StateFile
-from .status import UNLEDGERED, OutboxStatus, RelayStatus, assess
-from .store import AHEAD_US, Append
+from .status import UNLEDGERED, OutboxStatus
+from .store import Append
 
 _log = logging.getLogger("outbox")
 
@@ -322,72 +321,7 @@ class Outbox:
 
     def status(self) -> OutboxStatus:
         """A snapshot for operators, in time independent of the backlog.  Raises `StoreClosed`."""
-        figures = self.store.figures()
-        relay_state = StateFile(self.path / "relay.state").read() or {}
-        engine_state = StateFile(self.path / "engine.state").read() or {}
-        engine_pid = os.getpid() if self._opened.is_engine else holder(self.path, Role.ENGINE)
-        relay_pid = holder(self.path, Role.RELAY)
-        halt = self.store.halt_reason
-        if halt is None and engine_pid is not None and engine_state.get("pid") == engine_pid:
-            halt = engine_state.get("halted")
-        counters = figures.counters
-        now = self.clock.now()
-        lag_s = 0.0 if figures.oldest_us is None else max(0.0, (now - from_us(figures.oldest_us)).total_seconds())
-        ahead_s = max(0.0, (from_us(counters.last_us) - now).total_seconds())
-        # The stamp of an entry that was made by a clock ahead of this one does not tell how long it has been waiting.
-        waits_s = math.inf if (figures.oldest_us or 0) > to_us(now) + AHEAD_US else lag_s
-        held_back = min(int(relay_state.get("held_back") or 0), figures.pending) if counters.dead else 0
-        relay = self._relay_status(relay_state, relay_pid, waits_s if figures.pending > held_back else 0.0)
-        status = OutboxStatus(
-            path=str(self.path),
-            store_id=str(self.store.identity.store_id),
-            pending=figures.pending,
-            held_back=held_back,
-            dead_letters=counters.dead,
-            completed=counters.completed,
-            acknowledged=counters.acknowledged,
-            discarded=counters.discarded,
-            quarantined=counters.quarantined,
-            unledgered=counters.unledgered,
-            ledger=figures.ledger,
-            lag_s=lag_s,
-            watermark=counters.next_seq - 1 if figures.first_pending is None else figures.first_pending - 1,
-            last_seq=counters.next_seq - 1,
-            ahead_s=ahead_s,
-            relay=relay,
-            engine_pid=engine_pid,
-            halted=halt is not None,
-            halt_reason=halt,
-            live_bytes=figures.live_bytes,
-            file_bytes=figures.file_bytes,
-            max_bytes=self.store.max_bytes,
-            reserve_bytes=self.store.reserve_bytes,
-            map_bytes=figures.map_bytes,
-            free_disk_bytes=figures.free_disk_bytes,
-            alarms=figures.alarms,
-        )
-        return assess(status, self.config)
-
-    def _relay_status(self, state: Mapping[str, Any], pid: int | None, waits_s: float) -> RelayStatus:
-        moved, applied = state.get("moved_at"), state.get("last_applied_at")
-        idle = None if moved is None else max(0.0, self.clock.monotonic() - float(moved))
-        alive = pid is not None
-        breaker = str(state.get("breaker", "unknown"))
-        # Both: the relay may have been idle for long before a new entry came.
-        late = min(idle or 0.0, waits_s) > self.config.stuck_after
-        stuck = alive and breaker == "closed" and late
-        return RelayStatus(
-            alive=alive,
-            pid=pid or None,
-            breaker=breaker,
-            stopped=bool(state.get("stopped")),
-            stuck=stuck,
-            died=state.get("died"),
-            last_error=state.get("last_error"),
-            slow=state.get("slow"),
-            idle_s=idle,
-            last_applied_at=None if not applied else datetime.fromisoformat(applied),
-        )
+        return snapshot(self.store, self.config, self.clock, is_engine=self._opened.is_engine)
 
     # -- the operator's answers
 

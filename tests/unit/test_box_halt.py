@@ -564,7 +564,8 @@ def test_history_makes_room_for_new_entries(
         said += after.degraded
         assert not any("full" in said for said in after.needs_operator)
     assert after.completed == before.completed + 1000
-    assert after.live_bytes <= 0.85 * (1 << 20)
+    # The limit is for enqueueing; settling may split a page of each tree after that, wherever the random keys lie.
+    assert after.live_bytes <= 0.85 * (1 << 20) + 4 * 4096
     # The oldest has gone, with its key; the dead letter and the newest are there.
     kept = [entry.seq for entry in box.ledger()]
     assert kept == [1, *range(after.last_seq - len(kept) + 2, after.last_seq + 1)]

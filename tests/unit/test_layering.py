@@ -39,6 +39,7 @@ LINE = [
     "opening",
     "restore",
     "status",
+    "snapshot",
     "alarms",
     "progress",
     "box",
