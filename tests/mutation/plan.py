@@ -1,0 +1,53 @@
+"""Which tests judge the mutants of which module: its own, and the fast ones of those who rely on it."""
+
+from __future__ import annotations
+
+
+def _unit(*names: str) -> tuple[str, ...]:
+    return tuple(f"unit/test_{name}.py" for name in names)
+
+
+_LIVES = ("simulation/test_simulation.py::test_simulated_lives_violate_nothing",)
+_STORE = _unit("box_enqueue", "box_halt", "store_settling")
+_RELAY = _unit("relay_step", "relay_outage", "relay_rejection")
+
+# In the order of what a defect in them would cost.
+PLAN = {
+    "envelope": _unit("envelope", "store_settling", "quarantine"),
+    "ledger": (*_unit("store_settling", "relay_rejection", "continuity"), *_LIVES),
+    "store": (*_STORE, *_unit("box_status", "store_vacuum", "quarantine", "relay_rejection"), *_LIVES),
+    "box": (*_STORE, *_unit("box_status", "box_crash", "quarantine")),
+    "group_commit": _unit("group_commit", "box_halt"),
+    "guarded": _unit("box_halt", "store_settling", "box_crash", "verify", "environment"),
+    "scan": (*_RELAY, *_LIVES),
+    "relay": (*_RELAY, *_unit("relay_thread", "progress"), *_LIVES),
+    "postgres": _LIVES,
+    "receipts": _LIVES,
+    "codec": _unit("codec"),
+    "counters": _unit("counters", "store_settling"),
+    "breaker": _unit("breaker", "relay_outage"),
+    "failures": _unit("failures", "relay_rejection"),
+    "target": _RELAY,
+    "operation": _unit("operation", "box_enqueue"),
+    "quarantine": _unit("quarantine", "box_status"),
+    "small": _unit("store_settling", "environment", "quarantine", "restore"),
+    "alarms": (*_unit("box_status", "status"), *_LIVES),
+    "progress": _unit("progress", "relay_thread"),
+    "opening": _unit("box_crash", "box_halt", "box_status", "store_vacuum", "verify"),
+    "locks": _unit("locks", "box_crash"),
+    "environment": _unit("environment", "store_settling", "store_vacuum", "box_halt", "quarantine"),
+    "reading": _unit("box_status", "store_settling", "relay_step", "relay_rejection", "quarantine"),
+    "continuity": _unit("continuity"),
+    "watermarks": _LIVES,
+    "reconcile": _LIVES,
+    "pages": _unit("pages"),
+    "exchange": _unit("restore"),
+    "restore": _unit("restore"),
+    "salvage": _unit("restore", "pages"),
+    "recovery": _unit("restore"),
+    "verify": _unit("verify"),
+    "status": _unit("status", "box_status"),
+    "config": _unit("config"),
+    "state_file": _unit("state_file"),
+    "watchdog": _unit("watchdog"),
+}
