@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import lmdb
 import pytest
@@ -24,6 +25,7 @@ from outbox import (
     envelope,
 )
 from outbox import ledger as ledger_module
+from outbox.continuity import Mark
 from outbox.counters import Counters
 from outbox.envelope import Record, seq_key
 from outbox.guarded import COUNTERS_KEY
@@ -393,6 +395,57 @@ def test_pruning_stops_after_about_as_many_as_asked(box: Outbox, clock: FakeCloc
     assert box.store.prune(now_us, most=1) == 250
     assert box.store.prune(now_us) == 450
     assert box.store.prune(now_us) == 0
+
+
+def test_pruning_goes_on_behind_the_last_row_that_it_has_seen(box: Outbox) -> None:
+    complete(box, *enqueue(box, 5))
+    opened = raw(box)
+    with opened.env.begin(write=True) as txn:
+        assert ledger_module.prune(opened, txn, 0, 2, before_us=0) == (0, None)
+        assert ledger_module.prune(opened, txn, 0, 2, before_us=1 << 62) == (2, 3)
+        assert ledger_module.prune(opened, txn, 3, 2, before_us=1 << 62) == (2, 5)
+        assert ledger_module.prune(opened, txn, 6, 2, before_us=1 << 62) == (0, None)
+        assert ledger_module.prune(opened, txn, 5, 2, before_us=1 << 62) == (1, None)
+
+
+def test_what_was_settled_at_the_limit_itself_is_pruned(box: Outbox, clock: FakeClock) -> None:
+    complete(box, *enqueue(box, 2))
+    now_us = box.store._now_us()
+    # No two entries have one stamp: the second one is a microsecond younger.
+    assert box.store.prune(now_us - 1) == 0
+    assert box.store.prune(now_us) == 1
+    assert box.store.prune(now_us + 1) == 1
+
+
+# -- after PostgreSQL has forgotten
+
+
+def test_what_is_put_back_is_pending_as_if_it_had_never_been_settled(box: Outbox, clock: FakeClock) -> None:
+    kept, *lost = enqueue(box, 3)
+    box.store.settle(Settlement(completed=[(record, codec.encode_result({"id": 7})) for record in (kept, *lost)]))
+    settled = list(box.store.records("ledger"))[1:]
+    releases = box.store.peek(0, 1).releases
+    gone = Record(99, b"k" * 16, b"i" * 16, "log", None, b"p" * 16, b"s" * 8, b"{}", b"")
+    assert box.store.put_back([*settled, gone]) == 2
+    assert list(box.store.records("pending")) == lost
+    assert seqs(box.ledger()) == [kept.seq]
+    status = box.status()
+    assert (status.completed, status.pending, status.acknowledged) == (1, 2, 3)
+    assert box.store.peek(0, 1).releases > releases
+
+
+def test_after_a_reconciliation_only_its_own_mark_is_remembered(box: Outbox) -> None:
+    lineage, before, now = UUID(int=1), UUID(int=2), UUID(int=3)
+    for lane in (0, 1, 7):
+        box.store.settle(Settlement(mark=Mark(lineage, before, 50 + lane, lane)))
+    assert len(box.store.marks()) == 3
+    box.store.put_meta("outlives", b"it")
+    new = Mark(lineage, now, 1, 1)
+    box.store.rebase(new, ledger_module.answer(ledger_module.RECONCILE, {"why": "standby"}, b"i" * 16))
+    assert box.store.marks() == [new]
+    (noted,) = box.ledger()
+    assert (noted.operation, noted.args) == (ledger_module.RECONCILE, {"why": "standby"})
+    assert box.store.get_meta("outlives") == b"it"
 
 
 # -- damage
