@@ -140,6 +140,8 @@ def test_a_best_effort_entry_that_waits_for_its_retry_holds_nobody(outbox_dir: P
         [late] = rig.enqueue("a")
         rig.settle()
         assert rig.target.applied == [write, late]
+        # Nor is it tried again before it is due, only because others are delivered.
+        assert rig.target.calls == [[note, write], [late]]
 
 
 def test_a_best_effort_entry_is_dropped_after_its_retries(outbox_dir: Path) -> None:

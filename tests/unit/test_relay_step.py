@@ -38,6 +38,15 @@ def test_a_batch_extends_to_the_whole_group(outbox_dir: Path) -> None:
         assert rig.target.calls == [first + group, after]
 
 
+def test_a_batch_is_bounded_by_its_bytes_too(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        for number in range(10):
+            rig.box.enqueue("write", {"number": number, "text": "x" * 1_000_000})
+        rig.settle()
+        assert rig.target.applied == list(range(1, 11))
+        assert len(rig.target.calls) > 1
+
+
 def test_a_caught_up_relay_waits_for_the_sync_interval_and_leaves_the_target_alone(outbox_dir: Path) -> None:
     with Rig(outbox_dir, sync_interval=42.0) as rig:
         assert rig.step() == 42.0
@@ -111,6 +120,17 @@ def test_a_group_with_a_damaged_member_is_not_delivered_in_part(outbox_dir: Path
         rig.box.discard(group[0], "booked by hand")
         rig.settle()
         assert rig.target.applied == [free, behind]
+
+
+def test_groups_of_which_one_member_each_is_left_are_not_delivered(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        first, second = rig.group("a", "b"), rig.group("c", None)
+        damage(outbox_dir, first[0], second[0])
+        free, *_, behind = rig.enqueue("a", "c", "b")
+        rig.settle()
+        assert rig.target.applied == [free, free + 1]
+        assert rig.dead() == [first[1], second[1]]
+        assert rig.pending() == [behind]
 
 
 def test_a_backlog_that_is_damaged_as_a_whole_is_left_alone(outbox_dir: Path) -> None:
