@@ -23,6 +23,7 @@ from tests.zoo.__main__ import ROOT, copy_project
 
 from .plan import PLAN
 
+# The one test is left out because mutmut cannot be told its settings in a process that runs in another folder.
 _SETTINGS = """
 [mutmut]
 source_paths=outbox
@@ -43,6 +44,7 @@ pytest_add_cli_args=
     -pno:cacheprovider
     -pno:xdist
     -pno:pytest_cov
+    --deselect=tests/unit/test_verify.py::test_the_child_finds_a_package_that_its_host_found_through_sys_path
 timeout_multiplier=3.0
 timeout_constant=2.0
 """

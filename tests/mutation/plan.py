@@ -11,6 +11,10 @@ _LIVES = ("simulation/test_simulation.py::test_simulated_lives_violate_nothing",
 _STORE = _unit("box_enqueue", "box_halt", "store_settling")
 _RELAY = _unit("relay_step", "relay_outage", "relay_rejection")
 
+_POSTGRES = tuple(
+    f"integration/test_postgres_target_{name}.py" for name in ("batches", "rows", "handlers", "connection")
+)
+
 # In the order of what a defect in them would cost.
 PLAN = {
     "envelope": _unit("envelope", "store_settling", "quarantine"),
@@ -21,8 +25,8 @@ PLAN = {
     "guarded": _unit("box_halt", "store_settling", "box_crash", "verify", "environment"),
     "scan": (*_RELAY, *_LIVES),
     "relay": (*_RELAY, *_unit("relay_thread", "progress"), *_LIVES),
-    "postgres": _LIVES,
-    "receipts": _LIVES,
+    "postgres": _POSTGRES,
+    "receipts": _POSTGRES[:3],
     "codec": _unit("codec"),
     "counters": _unit("counters", "store_settling"),
     "breaker": _unit("breaker", "relay_outage"),
