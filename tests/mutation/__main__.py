@@ -45,8 +45,8 @@ pytest_add_cli_args=
     -pno:xdist
     -pno:pytest_cov
     --deselect=tests/unit/test_verify.py::test_the_child_finds_a_package_that_its_host_found_through_sys_path
-timeout_multiplier=3.0
-timeout_constant=2.0
+timeout_multiplier=2.0
+timeout_constant=3.0
 """
 _RUN = "from mutmut.__main__ import cli; cli()"
 _SHOW = """
