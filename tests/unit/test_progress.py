@@ -56,6 +56,21 @@ def test_a_step_wakes_those_who_wait() -> None:
     assert not waiting.is_alive()
 
 
+def test_a_step_between_asking_and_waiting_is_not_missed() -> None:
+    progress, asked = Progress(SystemClock()), 0
+
+    def reached() -> bool:
+        nonlocal asked
+        asked += 1
+        progress.report(delivering=True)
+        return asked == 4
+
+    waiting = threading.Thread(target=progress.wait, args=(reached, 3600.0), kwargs={"poll_s": 3600.0}, daemon=True)
+    waiting.start()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
 def test_recoveries_are_told_first_and_after_each_outage() -> None:
     progress = Progress(SystemClock())
     told: list[int] = []
@@ -108,6 +123,8 @@ def test_a_relay_that_leaves_does_not_count_as_a_failure() -> None:
     assert progress.delivering is None
     told: list[int] = []
     progress.on_recovered(lambda: told.append(1))
+    progress.report(delivering=True)
+    assert told == []
     progress.report(delivering=True, caught_up=True)
     progress.report(delivering=None)
     assert progress.delivering is None
@@ -125,6 +142,6 @@ def test_waiting_lasts_as_long_as_was_said_and_asks_again_meanwhile() -> None:
         clock.advance(2.0)
         return asked == 4
 
-    assert not progress.wait(reached, 6.0, poll_s=0.0)
+    assert not progress.wait(reached, 5.0, poll_s=0.0)
     assert asked == 3
     assert progress.wait(reached, 6.0, poll_s=0.0)

@@ -31,9 +31,10 @@ def test_what_is_no_beginning_of_a_small_record_has_no_size() -> None:
 
 
 def test_the_bytes_are_those_of_format_1() -> None:
-    assert DATA[:4] == b"OM\1\0"
-    assert DATA[8:22] == (1_700_000_000_000_001).to_bytes(8, "big") + b"\0\x0a" + b"\0\0\0\x0a"
-    assert DATA[22:] == b'ids:orders{"next":7}'
+    data = RECORD.pack()
+    assert data[:4] == b"OM\1\0"
+    assert data[8:22] == (1_700_000_000_000_001).to_bytes(8, "big") + b"\0\x0a" + b"\0\0\0\x0a"
+    assert data[22:] == b'ids:orders{"next":7}'
 
 
 def test_every_flipped_bit_of_what_it_says_is_noticed() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from outbox import (
     envelope,
 )
 from outbox import ledger as ledger_module
-from outbox.continuity import Mark
+from outbox.continuity import UNKNOWN, Mark
 from outbox.counters import Counters
 from outbox.envelope import Record, seq_key
 from outbox.guarded import COUNTERS_KEY
 from outbox.ledger import Settlement
+from outbox.store import Store
 from tests.unit.fakes.rig import FakeClock
 
 
@@ -613,6 +615,67 @@ def test_meta_records_are_refused_after_a_failed_write(box: Outbox) -> None:
     box.store._latch("enqueue", OSError("bad disk"))
     with pytest.raises(DurabilityError, match="could not enqueue: bad disk"):
         box.store.put_meta("a", b"x")
+    with pytest.raises(DurabilityError, match="could not enqueue: bad disk"):
+        box.store.delete_meta("a")
+    box.store.put_meta("a", b"x", despite_halt=True)
+    assert box.store.delete_meta("a", despite_halt=True)
+
+
+class BadDisk:
+    """An environment of LMDB that can be read and not written."""
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
+
+    def begin(self, *, write: bool = False) -> Any:
+        if write:
+            raise lmdb.DiskError("bad disk")
+        return self._env.begin()
+
+    def close(self) -> None:
+        self._env.close()
+
+
+AUDIT = ledger_module.answer("outbox.test", {}, b"i" * 16)
+
+
+@pytest.mark.parametrize(
+    ("what", "write"),
+    [
+        ("settle", lambda store: store.settle(Settlement(dropped=[(AUDIT, "why")]))),
+        ("quarantine damaged entries", lambda store: store.quarantine([(1, b"", "why")])),
+        ("requeue", lambda store: store.requeue(1, AUDIT)),
+        ("discard", lambda store: store.discard(1, "why", AUDIT)),
+        ("acknowledge", lambda store: store.forget_unledgered(1, AUDIT)),
+        ("prune the ledger", lambda store: store.prune(1)),
+        ("put back what PostgreSQL has forgotten", lambda store: store.put_back([])),
+        ("note a reconciliation", lambda store: store.rebase(UNKNOWN, AUDIT)),
+        ("repair", lambda store: store.maintain("repair", lambda environment, txn, counters: None)),
+        ("store 'a'", lambda store: store.put_meta("a", b"")),
+        ("delete 'a'", lambda store: store.delete_meta("a")),
+    ],
+)
+def test_a_write_that_fails_halts_and_says_what_could_not_be_done(
+    box: Outbox, monkeypatch: pytest.MonkeyPatch, what: str, write: Callable[[Store], object]
+) -> None:
+    told: list[str] = []
+    box.store.on_halt = told.append
+    with monkeypatch.context() as patched:
+        patched.setattr(raw(box), "env", BadDisk(raw(box).env))
+        with pytest.raises(DurabilityError, match=re.escape(f"the store could not {what}: bad disk")):
+            write(box.store)
+    assert told == [f"could not {what}: bad disk"]
+    with pytest.raises(DurabilityError, match=re.escape(f"enqueueing is halted: the store could not {what}: bad disk")):
+        box.enqueue("log", {})
+
+
+def test_a_discarded_key_stays_in_use_unless_it_is_freed(box: Outbox) -> None:
+    first, second = enqueue(box, 2)
+    bury(box, first, second)
+    box.store.discard(first.seq, "why", AUDIT)
+    assert box.store.figures().idempotency == 2
+    box.store.discard(second.seq, "why", AUDIT, free_key=True)
+    assert box.store.figures().idempotency == 1
 
 
 # -- closing
