@@ -24,7 +24,7 @@ PLAN = {
     "group_commit": _unit("group_commit"),
     "guarded": _unit("store_settling", "box_halt", "store_vacuum"),
     "scan": (*_RELAY, *_LIVES),
-    "relay": (*_RELAY, *_unit("relay_thread", "progress"), *_LIVES),
+    "relay": (*_RELAY, *_unit("relay_thread")),
     "postgres": _POSTGRES,
     "receipts": _POSTGRES[:3],
     "codec": _unit("codec"),

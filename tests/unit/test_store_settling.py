@@ -24,6 +24,7 @@ from outbox import (
     StoreCorrupt,
     codec,
     envelope,
+    small,
 )
 from outbox import ledger as ledger_module
 from outbox.continuity import UNKNOWN, Mark
@@ -619,6 +620,17 @@ def test_meta_records_are_refused_after_a_failed_write(box: Outbox) -> None:
         box.store.delete_meta("a")
     box.store.put_meta("a", b"x", despite_halt=True)
     assert box.store.delete_meta("a", despite_halt=True)
+
+
+def test_a_newer_small_record_has_a_higher_stamp_whatever_the_clock_says(box: Outbox, clock: FakeClock) -> None:
+    stamps = []
+    for elapsed in (0, 0, -100, 5, 1000):
+        clock.advance(elapsed)
+        box.store.put_meta("a", b"x")
+        with raw(box).env.begin() as txn:
+            stamps.append(small.unpack(txn.get(small.PREFIX + b"a"), b"a").stamp)
+    assert stamps == sorted(set(stamps))
+    assert stamps[-1] == box.store._now_us()
 
 
 class BadDisk:
