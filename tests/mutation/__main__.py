@@ -54,6 +54,8 @@ import sys
 from mutmut.mutation.diff_apply import get_diff_for_mutant
 print(*("\\0" + get_diff_for_mutant(name) for name in sys.argv[1:]), sep="")
 """
+# What the tests store need not be flushed to a disk a hundred thousand times.
+_IN_MEMORY = {"TMPDIR": "/dev/shm"} if os.access("/dev/shm", os.W_OK) else {}  # noqa: S108 - pytest makes folders there
 # A changed line of a diff, and not the names of its files.
 _CHANGE = re.compile(r"[-+](?![-+]{2})")
 # As mutmut notes it: the exit code of the tests. Any other is a process that was ended by a signal.
@@ -78,7 +80,7 @@ def verdicts(folder: Path, module: str) -> dict[str, str]:
 def mutmut(folder: Path, program: str, *arguments: str) -> str:
     """What a program that uses mutmut prints in `folder`."""
     command = [sys.executable, "-c", program, *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(folder / "mutants"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(folder / "mutants"), "PYTHONDONTWRITEBYTECODE": "1", **_IN_MEMORY}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"mutmut failed:\n{done.stdout[-3000:]}{done.stderr[-2000:]}")

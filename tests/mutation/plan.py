@@ -19,7 +19,7 @@ _POSTGRES = tuple(
 PLAN = {
     "envelope": _unit("envelope", "store_settling", "quarantine"),
     "ledger": (*_unit("store_settling", "relay_rejection", "continuity"), *_LIVES),
-    "store": (*_STORE, *_unit("box_status", "store_vacuum", "quarantine", "relay_rejection"), *_LIVES),
+    "store": (*_STORE, *_unit("store_append", "box_status", "store_vacuum", "quarantine", "relay_rejection"), *_LIVES),
     "box": (*_STORE, *_unit("box_status", "quarantine")),
     "group_commit": _unit("group_commit"),
     "guarded": _unit("store_settling", "box_halt", "store_vacuum"),
