@@ -498,3 +498,41 @@ def test_no_reconciliation_beside_the_thread(relay: Relay) -> None:
     relay.start()
     with pytest.raises(StoreLocked, match="the relay's thread is at work"):
         relay.reconcile()
+
+
+def test_the_thread_works_through_a_backlog_of_many_batches(outbox_dir: Path, target: FakeTarget) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(batch_size=2, sync_interval=3600), OPERATIONS) as box:
+        seqs = [write(box, number) for number in range(9)]
+        with Relay(box, target) as relay:
+            assert relay.drain(LONG)
+            assert target.applied == seqs
+            assert relay.running
+
+
+def test_the_thread_outlives_an_outage(outbox_dir: Path, target: FakeTarget) -> None:
+    config = OutboxConfig(backoff_base=0.01, backoff_cap=0.02, sync_interval=3600)
+    with Outbox.open(outbox_dir, config, OPERATIONS) as box:
+        signals = Signals(target)
+        target.down = TargetUnavailable("away")
+        write(box, 1)
+        with Relay(box, target) as relay:
+            for _ in range(5):
+                signals.wait()
+            target.down = None
+            until(lambda: target.applied == [1])
+            assert relay.running
+
+
+def test_drain_does_not_believe_what_was_so_before_the_last_batch(
+    box: Outbox, target: FakeTarget, relay: Relay
+) -> None:
+    signals = Signals(target)
+    relay.start()
+    assert relay.drain(LONG)
+    signals.gate.clear()
+    write(box, 1)
+    signals.wait()
+    assert not relay.drain(0.1)
+    signals.gate.set()
+    assert relay.drain(LONG)
+    assert target.applied == [1]
