@@ -103,11 +103,12 @@ def run(folder: Path, module: str) -> dict[str, str]:
     """Try the mutants of `module`; those that no test has noticed, where some were tried before."""
     prepare(folder, module)
     before = verdicts(folder, module)
-    if "not run" in before.values():
-        before = {}
     again = [name for name, said in before.items() if said not in _CAUGHT]
-    if not before or again:
+    if again and "not run" not in before.values():
         mutmut(folder, _RUN, "run", "--max-children", "1", *again)
+    after = verdicts(folder, module)
+    if not after or "not run" in after.values():  # mutmut forgets everything where the tests are others than before
+        mutmut(folder, _RUN, "run", "--max-children", "1")
     return verdicts(folder, module)
 
 

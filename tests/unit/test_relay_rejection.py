@@ -61,6 +61,7 @@ def test_a_rejection_that_may_pass_is_tried_max_retries_times_more(outbox_dir: P
         for tried in range(1, max_retries + 1):
             rig.clock.advance(rig.settle())
             assert rig.attempts(bad) == tried
+            assert next(iter(rig.box.pending())).error == "refused for now"
             # Meanwhile it holds its key.
             assert rig.pending() == [bad, behind]
             assert rig.dead() == []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked
+from outbox.continuity import Mark
 from outbox.reading import MANY_DAMAGED
 from tests.unit.fakes.rig import Rig, damage, permanent
 
@@ -80,6 +82,26 @@ def test_status_tells_when_it_last_applied(outbox_dir: Path) -> None:
         assert relay.breaker == "closed"
 
 
+def test_the_target_is_told_whose_entries_they_are_and_its_mark_is_kept(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        rig.target.mark = Mark(UUID(int=1), UUID(int=2), 7)
+        rig.enqueue(None)
+        rig.settle()
+        assert rig.target.store_id == rig.box.store.identity.store_id
+        assert rig.box.store.marks() == [rig.target.mark]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_whatever_leaves_the_backlog_counts_as_movement(outbox_dir: Path, refused: bool) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        first, _ = rig.enqueue(None, None)
+        if refused:
+            rig.target.refuse[first] = permanent()
+        rig.clock.advance(50)
+        assert rig.step() == 0
+        assert rig.box.status().relay.idle_s == 0
+
+
 def test_a_second_relay_is_refused_while_the_first_holds_the_role(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         rig.step()
@@ -130,6 +152,7 @@ def test_groups_of_which_one_member_each_is_left_are_not_delivered(outbox_dir: P
         rig.settle()
         assert rig.target.applied == [free, free + 1]
         assert rig.dead() == [first[1], second[1]]
+        assert {entry.error for entry in rig.box.dead_letters()} == {"another entry of its transaction is damaged"}
         assert rig.pending() == [behind]
 
 
