@@ -144,16 +144,16 @@ def test_what_was_completed_before_an_interruption_stays_completed(
 
 
 def test_the_batch_halves_after_each_stall_and_recovers(outbox_dir: Path) -> None:
-    with Rig(outbox_dir, batch_size=16) as rig:
+    with Rig(outbox_dir, batch_size=15) as rig:
         rig.enqueue(*[None] * 200)
         rig.target.down = TargetUnavailable("57014: statement timeout", stalled=True)
         rig.run(60.0)
         sizes = [len(call) for call in rig.target.calls]
-        assert sizes[:6] == [16, 8, 4, 2, 1, 1]
+        assert sizes[:5] == [15, 7, 3, 1, 1]
         rig.target.down = None
         before = len(sizes)
         rig.run(30.0)
-        assert [len(call) for call in rig.target.calls[before:]][:6] == [1, 2, 4, 8, 16, 16]
+        assert [len(call) for call in rig.target.calls[before:]][:6] == [1, 2, 4, 8, 15, 15]
         assert rig.pending() == []
 
 
