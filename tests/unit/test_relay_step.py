@@ -199,6 +199,29 @@ def test_housekeeping_prunes_what_is_older_than_the_retention(outbox_dir: Path) 
         assert rig.box.status().completed == 3
 
 
+def test_housekeeping_prunes_a_little_at_a_time(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, retention_hours=1) as rig:
+        rig.group(*[None] * 2600)
+        rig.settle()
+        left = []
+        for _ in range(2):
+            rig.clock.advance(7200)
+            rig.step()
+            left.append(rig.box.status().ledger)
+        assert left == [100, 0]
+
+
+def test_housekeeping_is_done_once_a_minute(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[float] = []
+    with Rig(outbox_dir) as rig:
+        monkeypatch.setattr(rig.box.store, "reader_check", lambda: done.append(rig.clock.monotonic()))
+        began = rig.clock.monotonic()
+        for _ in range(13):
+            rig.step()
+            rig.clock.advance(10)
+        assert done == [began, began + 60, began + 120]
+
+
 def test_housekeeping_keeps_dead_letters(outbox_dir: Path) -> None:
     with Rig(outbox_dir, retention_hours=1) as rig:
         [seq] = rig.enqueue(None)
