@@ -60,21 +60,16 @@ _IN_MEMORY = {"TMPDIR": "/dev/shm"} if os.access("/dev/shm", os.W_OK) else {}  #
 _CHANGE = re.compile(r"[-+](?![-+]{2})")
 # As mutmut notes it: the exit code of the tests. Any other is a process that was ended by a signal.
 _VERDICTS = {0: "survived", 1: "killed", 3: "killed", 5: "no tests", 33: "no tests", None: "not run"}
-_TIMEOUTS = (36, 24, -24, 152, 255)
+_VERDICTS |= dict.fromkeys((36, 24, -24, 152, 255), "timeout")
 _COLUMNS = ("killed", "crashed", "timeout", "survived", "no tests", "not run")
 _CAUGHT = ("killed", "crashed", "timeout")
-
-
-def verdict(code: int | None) -> str:
-    """What an exit code of a mutant's tests means."""
-    return "timeout" if code in _TIMEOUTS else _VERDICTS.get(code, "crashed")
 
 
 def verdicts(folder: Path, module: str) -> dict[str, str]:
     """The verdict on each mutant of `module`, by its name."""
     path = folder / "mutants" / "outbox" / f"{module}.py.meta"
     codes = json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"] if path.exists() else {}
-    return {name: verdict(code) for name, code in codes.items()}
+    return {name: _VERDICTS.get(code, "crashed") for name, code in codes.items()}
 
 
 def mutmut(folder: Path, program: str, *arguments: str) -> str:
