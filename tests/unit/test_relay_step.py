@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked
+from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked, TargetMisconfigured
 from outbox.continuity import Mark
 from outbox.reading import MANY_DAMAGED
+from outbox.state_file import StateFile
 from tests.unit.fakes.rig import Rig, damage, permanent
 
 
@@ -180,6 +182,32 @@ def test_quarantine_that_fails_is_tried_again(outbox_dir: Path, monkeypatch: pyt
 
 def full_disk(*args: object, **kwargs: object) -> None:
     raise DurabilityError("the store could not write: no space left on device")
+
+
+def test_the_state_is_published_every_second_and_at_once_when_something_changed(outbox_dir: Path) -> None:
+    path = outbox_dir / "relay.state"
+
+    def published() -> bool:
+        was_there = path.exists()
+        path.unlink(missing_ok=True)
+        return was_there
+
+    with Rig(outbox_dir) as rig:
+        rig.step()
+        state = StateFile(path).read()
+        assert state is not None
+        assert (state["pid"], state["breaker"], state["died"]) == (os.getpid(), "closed", None)
+        said = []
+        for elapsed in (0.0, 0.9, 0.1, 0.5, 0.5):
+            published()
+            rig.clock.advance(elapsed)
+            rig.step()
+            said.append(published())
+        assert said == [False, False, True, False, True]
+        rig.target.down = TargetMisconfigured("no such table")
+        rig.enqueue(None)
+        rig.step()
+        assert published()
 
 
 def test_housekeeping_prunes_what_is_older_than_the_retention(outbox_dir: Path) -> None:

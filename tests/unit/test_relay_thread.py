@@ -536,3 +536,12 @@ def test_drain_does_not_believe_what_was_so_before_the_last_batch(
     signals.gate.set()
     assert relay.drain(LONG)
     assert target.applied == [1]
+
+
+def test_a_stopped_relay_listens_to_nobody(box: Outbox, relay: Relay) -> None:
+    relay.start()
+    assert relay.drain(LONG)
+    assert relay.stop()
+    relay._wake.clear()
+    write(box, 1)
+    assert not relay._wake.is_set()
