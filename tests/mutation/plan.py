@@ -20,7 +20,7 @@ PLAN = {
     "envelope": _unit("envelope", "store_settling", "quarantine"),
     "ledger": (*_unit("store_settling", "relay_rejection", "continuity"), *_LIVES),
     "store": (*_STORE, *_unit("store_append", "box_status", "store_vacuum", "quarantine", "relay_rejection"), *_LIVES),
-    "box": (*_STORE, *_unit("box_status", "quarantine")),
+    "box": (*_STORE, *_unit("box_looking", "box_status", "store_vacuum", "quarantine")),
     "group_commit": _unit("group_commit"),
     "guarded": _unit("store_settling", "box_halt", "store_vacuum"),
     "scan": (*_RELAY, *_LIVES),
