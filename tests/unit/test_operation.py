@@ -83,6 +83,8 @@ def test_names_are_unique_and_only_operations_are_declared() -> None:
 def test_identity_is_the_values_of_its_fields_in_declared_order() -> None:
     assert Operation("log", table="t", identity=("b", "a")).identity_of({"a": 1, "b": 2, "c": 3}) == [2, 1]
     assert Operation("log", table="t", identity="a").identity_of({"a": 1}) == [1]
+    once = Operation("log", table="t", identity=(name for name in "ab"))  # type: ignore[arg-type]
+    assert [once.identity_of({"a": 1, "b": 2}) for _ in range(2)] == [[1, 2]] * 2
     assert Operation("log", table="t", identity=lambda args: args["a"] + 1).identity_of({"a": 1}) == 2
 
 
