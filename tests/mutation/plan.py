@@ -40,7 +40,7 @@ PLAN = {
     "opening": _unit("box_crash", "box_halt", "box_status", "store_vacuum", "verify"),
     "locks": _unit("locks", "box_crash"),
     "environment": _unit("environment", "store_settling", "store_vacuum", "box_halt", "quarantine"),
-    "reading": _unit("box_status", "store_settling", "relay_step", "relay_rejection", "quarantine"),
+    "reading": _unit("reading", "store_settling", "relay_step", "quarantine"),
     "continuity": _unit("continuity"),
     "watermarks": ("integration/test_reconcile.py", "integration/test_postgres_target_batches.py"),
     "reconcile": ("integration/test_reconcile.py",),
