@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -85,3 +86,52 @@ def test_a_relay_that_died_and_one_that_has_only_begun(outbox_dir: Path) -> None
         relay = box.status().relay
         assert (relay.died, relay.idle_s, relay.stuck) == (None, 0.0, False)
         lock.release()
+
+
+def test_every_figure_of_the_status(outbox_dir: Path) -> None:
+    clock = FakeClock()
+    config = OutboxConfig(max_size_mb=64, min_free_mb=32)
+    with Outbox.open(outbox_dir, config, clock=clock) as box:
+        for number in range(9):
+            box.enqueue("log", {"number": number})
+        done, dead, discarded, bare, damaged, *_ = box.store.records("pending")
+        box.store.settle(Settlement(completed=[(done, b"")], dead=[(dead, "no"), (discarded, "no")]))
+        box.discard(discarded.seq, "by hand")
+        box.store._settle(Settlement(completed=[(bare, b"")]), keep_ledger=False)
+        box.store.quarantine([(damaged.seq, b"", "why")])
+        box.alarms.sound("disk", "it smells")
+        StateFile(outbox_dir / "relay.state").write({"held_back": 3, "breaker": "open", "moved_at": 0})
+        lock = RoleLock(outbox_dir, Role.RELAY)
+        clock.advance(60.0)
+        status, figures = box.status(), box.store.figures()
+        assert (status.path, status.store_id) == (str(outbox_dir), str(box.store.identity.store_id))
+        assert (status.pending, status.held_back, status.dead_letters, status.completed) == (4, 3, 1, 2)
+        assert (status.acknowledged, status.discarded, status.quarantined, status.unledgered) == (9, 1, 1, 1)
+        # Behind the nine entries lies the record of the answer.
+        assert (status.ledger, status.watermark, status.last_seq) == (4, 5, 10)
+        assert round(status.lag_s, 3) == 60.0
+        assert (status.engine_pid, status.halted, status.halt_reason) == (os.getpid(), False, None)
+        assert (status.relay.pid, status.relay.breaker, status.relay.stuck) == (os.getpid(), "open", False)
+        assert (status.live_bytes, status.file_bytes) == (figures.live_bytes, figures.file_bytes)
+        assert (status.max_bytes, status.reserve_bytes) == (64 << 20, 2 << 20)
+        assert (status.map_bytes, status.alarms) == (figures.map_bytes, {"disk": "it smells"})
+        assert abs(status.free_disk_bytes - figures.free_disk_bytes) < 1 << 28
+        assert status.needs_operator
+        box.store._latch("enqueue", OSError("bad disk"))
+        status = box.status()
+        assert (status.halted, status.halt_reason) == (True, "could not enqueue: bad disk")
+        lock.release()
+        # What another process said counts only while it is the engine.
+        StateFile(outbox_dir / "engine.state").write({"pid": os.getpid(), "halted": "bad disk"})
+        box.close()
+    with Outbox.attach(outbox_dir, clock=clock) as observer:
+        StateFile(outbox_dir / "relay.state").write({})
+        status = observer.status()
+        assert (status.engine_pid, status.halted, status.held_back) == (None, False, 0)
+        engine = RoleLock(outbox_dir, Role.ENGINE)
+        StateFile(outbox_dir / "engine.state").write({"pid": os.getpid(), "halted": "bad disk"})
+        status = observer.status()
+        assert (status.engine_pid, status.halted, status.halt_reason) == (os.getpid(), True, "bad disk")
+        StateFile(outbox_dir / "engine.state").write({"pid": 1, "halted": "bad disk"})
+        assert not observer.status().halted
+        engine.release()
