@@ -8,7 +8,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 export ROOT := $(CURDIR)
 
-.PHONY: help demo test faults simulate corruption zoo lint bench clean
+.PHONY: help demo test faults simulate corruption zoo mutants lint bench clean
 
 help:
 	@echo "make demo   run the main job: trade through a PostgreSQL outage and lose nothing"
@@ -18,6 +18,8 @@ help:
 	@echo "make simulate  SEEDS=20000 simulated lives with every fault; SEED=n replays one"
 	@echo "make corruption  damage 10,000 stores (MUTANTS=N: another number); none may pass in silence"
 	@echo "make zoo    deliberate defects, one by one: the tests must catch each (some minutes)"
+	@echo "make mutants  change the library in thousands of small ways and list what no test notices (over an hour);"
+	@echo "            MODULES=\"envelope breaker\": only these; KEEP=folder: next time only what survived there"
 	@echo "make bench  measure beside other ways to do the same; BENCH=--quick takes under two minutes"
 	@echo "make clean  remove what these made"
 	@echo "Another interpreter than python3: make PYTHON=python3.12 test"
@@ -38,6 +40,9 @@ corruption: .venv/.test-installed
 
 zoo: .venv/.test-installed
 	$(PY) -m tests.zoo
+
+mutants: .venv/.mutation-installed
+	$(PY) -m tests.mutation $(if $(KEEP),--keep "$(KEEP)") $(MODULES)
 
 faults: .venv/.test-installed
 	FAULTS=all $(PY) -m pytest -n 2 tests/faults
@@ -81,6 +86,10 @@ endif
 	$(PIP) install --quiet --editable '.[test,dev]'
 	@rm -rf .venv/typing && mkdir -p .venv/typing/outbox
 	@ln -s ../../../cli ../../../integrations .venv/typing/outbox/
+	@touch $@
+
+.venv/.mutation-installed: .venv/.test-installed
+	$(PIP) install --quiet --editable '.[mutation]'
 	@touch $@
 
 clean:

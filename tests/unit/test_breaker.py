@@ -80,3 +80,9 @@ def test_hurry_brings_the_next_try_forward_but_never_back(most_s: float, wait: f
     failing.hurry(0.0, most_s)
     assert failing.wait(0.0) == wait
     assert failing.state == OPEN
+
+
+def test_hurrying_one_that_has_not_failed_changes_nothing() -> None:
+    fresh = breaker()
+    fresh.hurry(5.0, 1.0)
+    assert (fresh.state, fresh.wait(5.0)) == (CLOSED, 0.0)

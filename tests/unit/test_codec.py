@@ -272,6 +272,40 @@ def test_pandas_timestamps_become_datetimes() -> None:
             codec.encode(refused)
 
 
+class Timestamp(datetime):
+    """What the codec sees of pandas.Timestamp, where pandas is not installed: a datetime of a class of its own."""
+
+    __module__ = "pandas._libs.tslibs.timestamps"
+    nanosecond = 0
+
+    def to_pydatetime(self) -> datetime:
+        return datetime(self.year, self.month, self.day, self.hour)  # noqa: DTZ001 - naive on purpose
+
+
+def test_what_looks_like_a_timestamp_of_pandas_becomes_a_datetime() -> None:
+    assert exact(round_trip(Timestamp(2024, 3, 1, 12))) == exact(datetime(2024, 3, 1, 12))  # noqa: DTZ001
+
+
+def test_what_is_only_like_a_timestamp_of_pandas_is_refused() -> None:
+    finer = type("Timestamp", (Timestamp,), {"__module__": "pandas", "nanosecond": 1})(2024, 3, 1)
+    nat = type("NaT", (Timestamp,), {"__module__": "pandas", "__eq__": lambda *_: False, "__hash__": None})(2024, 3, 1)
+    series = type("Series", (), {"__module__": "pandas"})()
+    foreign = type("Timestamp", (Timestamp,), {"__module__": "elsewhere"})(2024, 3, 1)
+    for refused in (finer, nat, series, foreign):
+        with pytest.raises(InvalidEntry, match="cannot be stored exactly"):
+            codec.encode({"at": refused})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.datetime64("2024-03-01", "ns"), np.timedelta64(1, "ns"), np.array([7]), np.longdouble(1), np.datetime64("NaT")],
+    ids=repr,
+)
+def test_numpy_values_that_python_cannot_express_are_refused(value: Any) -> None:
+    with pytest.raises(InvalidEntry, match="cannot be stored exactly"):
+        codec.encode(value)
+
+
 def cycle_of_lists() -> Any:
     value: list[Any] = []
     value.append(value)
@@ -384,6 +418,8 @@ def test_decoding_imports_and_calls_nothing_that_the_file_names(name: str) -> No
 
 def test_an_unregistered_enum_is_shown_by_its_value_inside_containers() -> None:
     types = json.dumps({"dict": {"side": {"tuple": {"1": ["enum", "gone:Side", "BUY"]}}}}).encode()
+    with pytest.raises(ConfigError, match="gone:Side is not registered"):
+        codec.decode(b'{"side":[1,"buy"]}', types)
     assert codec.decode(b'{"side":[1,"buy"]}', types, strict=False) == {"side": (1, "buy")}
 
 
@@ -426,6 +462,11 @@ def test_a_result_whose_repr_is_unusable_is_kept_somehow(answer: Callable[[], st
     codec.decode_result(codec.encode_result(_with_repr(answer)))
 
 
+def test_a_repr_that_raises_is_named() -> None:
+    kept = codec.decode_result(codec.encode_result(_with_repr(lambda: str(1 // 0))))
+    assert kept == {"repr": "<Result, whose repr raises ZeroDivisionError>"}
+
+
 def test_a_result_that_looks_like_the_internal_form_comes_back() -> None:
     value = {"$value": 1, "$types": {}}
     assert codec.decode_result(codec.encode_result(value)) == value
@@ -443,3 +484,14 @@ def test_what_orjson_cannot_encode_is_an_invalid_entry(monkeypatch: pytest.Monke
     monkeypatch.setattr(codec, "_lower", lambda value, what, depth: (object(), None))
     with pytest.raises(InvalidEntry, match="args cannot be encoded"):
         codec.encode(1)
+
+
+def test_what_json_holds_exactly_is_decoded_without_types() -> None:
+    assert codec.decode(b'{"a":[1,null]}') == {"a": [1, None]}
+    assert codec.from_json(codec.to_json({"a": [1, None]})) == {"a": [1, None]}
+
+
+def test_arguments_are_encoded_like_any_value_and_kept_decoded_only_where_that_is_exact() -> None:
+    flat, nested = {"a": 1}, {"a": (1, 2)}
+    assert codec.encode_args(flat) == (*codec.encode(flat), flat)
+    assert codec.encode_args(nested) == (*codec.encode(nested), None)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from outbox import EntryStatus, StoreCorrupt, codec
-from outbox.envelope import OVERHEAD, Record, from_us, key_seq, pack, pack_completed, seq_key, to_us, unpack
+from outbox import ConfigError, EntryStatus, StoreCorrupt, codec
+from outbox.envelope import OVERHEAD, Record, claims, from_us, key_seq, pack, pack_completed, seq_key, to_us, unpack
 
 ARGS, TYPES = codec.encode({"price": 5, "side": ("buy",)})
 RECORD = Record(
@@ -113,6 +113,16 @@ def test_a_long_error_is_cut_at_a_readable_place() -> None:
     assert len(stored.error) <= 1001
 
 
+def test_an_error_that_is_cut_within_a_character_can_be_read() -> None:
+    stored = unpack(7, pack(RECORD.settled(EntryStatus.FAILED, 1, error="a" + "ü" * 3000)))
+    assert stored.error == "a" + "ü" * 999 + "\ufffd"
+
+
+def test_an_error_that_is_no_valid_text_is_stored_all_the_same() -> None:
+    stored = unpack(7, pack(RECORD.settled(EntryStatus.FAILED, 1, error="bad \ud800 name")))
+    assert stored.error == "bad ? name"
+
+
 def test_an_entry_shows_a_record_decoded() -> None:
     entry = RECORD.entry()
     assert entry.seq == 7
@@ -124,6 +134,20 @@ def test_an_entry_shows_a_record_decoded() -> None:
     assert entry.settled_at == entry.captured_at + timedelta(microseconds=1)
     assert entry.result == {"id": 1}
     assert entry.error == "no such symbol: ü"
+
+
+def test_an_entry_takes_the_arguments_that_are_at_hand() -> None:
+    args = {"decoded": "before"}
+    assert RECORD.entry(args=args).args is args
+
+
+def test_an_entry_of_a_type_that_is_gone_is_refused_unless_it_is_only_shown() -> None:
+    record = replace(RECORD, args=b'{"side":"buy"}', types=b'{"dict":{"side":["enum","gone.Side","BUY"]}}')
+    with pytest.raises(ConfigError, match="gone.Side"):
+        record.entry()
+    with pytest.raises(ConfigError, match="gone.Side"):
+        record.entry(strict=True)
+    assert record.entry(strict=False).args == {"side": "buy"}
 
 
 def test_an_entry_that_is_alone_pending_and_without_order_says_none() -> None:
@@ -139,6 +163,35 @@ def test_an_entry_that_is_alone_pending_and_without_order_says_none() -> None:
 def test_settling_keeps_attempts_unless_told() -> None:
     assert RECORD.settled(EntryStatus.COMPLETED, 9).attempts == 3
     assert RECORD.settled(EntryStatus.FAILED, 9, attempts=4).attempts == 4
+
+
+def test_a_settled_copy_is_not_packed_from_the_bytes_of_before() -> None:
+    settled = unpack(7, pack(RECORD)).settled(EntryStatus.COMPLETED, 9)
+    assert settled.raw == b""
+
+
+@given(records, uint64, uint64, uint64, st.integers(0, 2**32 - 1))
+def test_a_numbered_record_has_its_place_and_is_else_new(
+    record: Record, seq: int, at_us: int, group: int, members: int
+) -> None:
+    numbered = record.numbered(seq, at_us, group, members)
+    new = replace(record, attempts=0, status=EntryStatus.PENDING, error=None, settled_us=0, result=b"")
+    assert numbered == replace(new, seq=seq, captured_us=at_us, group=group, members=members)
+
+
+@given(records, st.binary(max_size=20))
+def test_the_beginning_of_a_record_tells_its_number_and_its_size(record: Record, behind: bytes) -> None:
+    data = pack(record)
+    assert claims(data + behind) == (record.seq, len(data))
+    assert claims(data[:OVERHEAD]) == (record.seq, len(data))
+
+
+def test_what_is_no_beginning_of_a_record_claims_nothing() -> None:
+    data = pack(RECORD)
+    assert claims(data[: OVERHEAD - 1]) is None
+    assert claims(b"XO" + data[2:]) is None
+    assert claims(data[:2] + b"\2" + data[3:]) is None
+    assert claims(b"") is None
 
 
 @given(uint64, uint64)

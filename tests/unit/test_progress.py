@@ -6,6 +6,7 @@ import threading
 
 from outbox.clock import SystemClock
 from outbox.progress import Progress
+from tests.unit.fakes.rig import FakeClock
 
 
 def test_what_is_there_needs_no_waiting() -> None:
@@ -55,6 +56,21 @@ def test_a_step_wakes_those_who_wait() -> None:
     assert not waiting.is_alive()
 
 
+def test_a_step_between_asking_and_waiting_is_not_missed() -> None:
+    progress, asked = Progress(SystemClock()), 0
+
+    def reached() -> bool:
+        nonlocal asked
+        asked += 1
+        progress.report(delivering=True)
+        return asked == 4
+
+    waiting = threading.Thread(target=progress.wait, args=(reached, 3600.0), kwargs={"poll_s": 3600.0}, daemon=True)
+    waiting.start()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
 def test_recoveries_are_told_first_and_after_each_outage() -> None:
     progress = Progress(SystemClock())
     told: list[int] = []
@@ -70,3 +86,62 @@ def test_recoveries_are_told_first_and_after_each_outage() -> None:
     progress.report(delivering=False)
     progress.report(delivering=True, caught_up=True)
     assert told == [0, 1]
+
+
+def test_a_rewound_database_is_told_to_all_who_listen() -> None:
+    progress = Progress(SystemClock())
+    told: list[str] = []
+    first, second = (lambda: told.append("first")), (lambda: told.append("second"))
+    progress.off_rewound(first)
+    progress.on_rewound(first)
+    progress.on_rewound(second)
+    progress.rewound()
+    assert told == ["first", "second"]
+    progress.off_rewound(first)
+    progress.off_rewound(first)
+    progress.rewound()
+    assert told == ["first", "second", "second"]
+
+
+def test_who_stops_listening_while_being_told_disturbs_nobody() -> None:
+    progress = Progress(SystemClock())
+    told: list[str] = []
+
+    def once() -> None:
+        told.append("once")
+        progress.off_recovered(once)
+
+    progress.on_recovered(once)
+    progress.on_recovered(lambda: told.append("always"))
+    for delivering in (True, False, True):
+        progress.report(delivering=delivering, caught_up=delivering)
+    assert told == ["once", "always", "always"]
+
+
+def test_a_relay_that_leaves_does_not_count_as_a_failure() -> None:
+    progress = Progress(SystemClock())
+    assert progress.delivering is None
+    told: list[int] = []
+    progress.on_recovered(lambda: told.append(1))
+    progress.report(delivering=True)
+    assert told == []
+    progress.report(delivering=True, caught_up=True)
+    progress.report(delivering=None)
+    assert progress.delivering is None
+    progress.report(delivering=True, caught_up=True)
+    assert told == [1]
+
+
+def test_waiting_lasts_as_long_as_was_said_and_asks_again_meanwhile() -> None:
+    clock = FakeClock()
+    progress, asked = Progress(clock), 0
+
+    def reached() -> bool:
+        nonlocal asked
+        asked += 1
+        clock.advance(2.0)
+        return asked == 4
+
+    assert not progress.wait(reached, 5.0, poll_s=0.0)
+    assert asked == 3
+    assert progress.wait(reached, 6.0, poll_s=0.0)

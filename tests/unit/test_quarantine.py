@@ -76,6 +76,37 @@ def test_one_whose_key_is_lost_too_can_be_given_up(box: Outbox) -> None:
     assert accounted(box)
 
 
+def test_each_damaged_entry_is_counted_and_given_up_by_itself(box: Outbox) -> None:
+    with box.store._write("damage") as (environment, txn):
+        for seq in (1, 3):
+            txn.put(seq_key(seq), RAW, db=environment.pending)
+    box.store.quarantine(box.store.peek(0, 10).damaged)
+    assert (box.status().quarantined, box.status().pending) == (3, 0)
+    for given_up, seq in enumerate((1, 3, 2), 1):
+        releases = box.store.peek(0, 1).releases
+        (stands,) = box.discard(seq, "entered by hand")
+        assert stands.seq == seq
+        assert (box.status().quarantined, box.status().discarded) == (3 - given_up, given_up)
+        assert box.store.peek(0, 1).releases > releases
+        assert accounted(box)
+
+
+def test_giving_it_up_is_dated(box: Outbox) -> None:
+    (given_up,) = box.discard(2, "entered by hand")
+    (_, audit) = box.ledger()
+    assert given_up.settled_at is not None
+    assert audit.settled_at is not None
+    assert abs(given_up.settled_at - audit.settled_at) < timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("seq", [-1, 0, 4, 1 << 64, 1 << 65])
+def test_numbers_that_no_entry_has_are_not_found(box: Outbox, seq: int) -> None:
+    with pytest.raises(EntryNotFound, match=f"entry {seq} is not a dead letter"):
+        box.discard(seq, "never heard of it")
+    with pytest.raises(EntryNotFound, match=f"entry {seq} is not a dead letter"):
+        box.requeue(seq)
+
+
 def test_what_is_left_of_it_goes_with_its_retention(box: Outbox) -> None:
     box.discard(2, "entered by hand")
     assert box.compact(timedelta(0)) == 2

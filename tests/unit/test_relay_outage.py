@@ -144,16 +144,16 @@ def test_what_was_completed_before_an_interruption_stays_completed(
 
 
 def test_the_batch_halves_after_each_stall_and_recovers(outbox_dir: Path) -> None:
-    with Rig(outbox_dir, batch_size=16) as rig:
+    with Rig(outbox_dir, batch_size=15) as rig:
         rig.enqueue(*[None] * 200)
         rig.target.down = TargetUnavailable("57014: statement timeout", stalled=True)
         rig.run(60.0)
         sizes = [len(call) for call in rig.target.calls]
-        assert sizes[:6] == [16, 8, 4, 2, 1, 1]
+        assert sizes[:5] == [15, 7, 3, 1, 1]
         rig.target.down = None
         before = len(sizes)
         rig.run(30.0)
-        assert [len(call) for call in rig.target.calls[before:]][:6] == [1, 2, 4, 8, 16, 16]
+        assert [len(call) for call in rig.target.calls[before:]][:6] == [1, 2, 4, 8, 15, 15]
         assert rig.pending() == []
 
 
@@ -223,3 +223,38 @@ def test_enqueueing_goes_on_during_the_outage_and_order_is_kept(outbox_dir: Path
         rig.run(60.0)
         assert rig.target.applied == seqs
         assert rig.box.status().acknowledged == rig.box.status().completed == 60
+
+
+def test_a_recovery_is_told_when_all_is_delivered_and_not_before(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        told: list[list[int]] = []
+        rig.box.progress.on_recovered(lambda: told.append(rig.pending()))
+        rig.enqueue(None, None)
+        rig.settle()
+        assert told == [[]]
+        rig.target.down = DOWN
+        rig.enqueue(None, None)
+        for _ in range(3):
+            rig.relay.drain(0.0)
+            rig.clock.advance(100.0)
+        assert told == [[]]
+        rig.target.down = None
+        assert rig.relay.drain(5.0)
+        assert told == [[], []]
+
+
+def test_those_who_wait_are_told_whether_deliveries_work_while_somebody_delivers(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        said: list[bool | None] = []
+        rig.target.before = lambda records: said.append(rig.box.progress.delivering)
+        rig.enqueue(None, None, None)
+        rig.step()
+        assert rig.box.progress.delivering is None
+        assert rig.relay.drain(5.0)
+        assert said == [None, None, True]
+        rig.target.down = DOWN
+        rig.enqueue(None)
+        for _ in range(3):
+            rig.relay.drain(0.0)
+            rig.clock.advance(100.0)
+        assert rig.box.progress.delivering is False

@@ -61,6 +61,7 @@ def test_a_rejection_that_may_pass_is_tried_max_retries_times_more(outbox_dir: P
         for tried in range(1, max_retries + 1):
             rig.clock.advance(rig.settle())
             assert rig.attempts(bad) == tried
+            assert next(iter(rig.box.pending())).error == "refused for now"
             # Meanwhile it holds its key.
             assert rig.pending() == [bad, behind]
             assert rig.dead() == []
@@ -140,6 +141,8 @@ def test_a_best_effort_entry_that_waits_for_its_retry_holds_nobody(outbox_dir: P
         [late] = rig.enqueue("a")
         rig.settle()
         assert rig.target.applied == [write, late]
+        # Nor is it tried again before it is due, only because others are delivered.
+        assert rig.target.calls == [[note, write], [late]]
 
 
 def test_a_best_effort_entry_is_dropped_after_its_retries(outbox_dir: Path) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
-from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked, delivery, store
+from outbox import (
+    DurabilityError,
+    EntryStatus,
+    Health,
+    StoreCorrupt,
+    StoreLocked,
+    TargetMisconfigured,
+    delivery,
+    store,
+)
+from outbox.continuity import Mark
 from outbox.reading import MANY_DAMAGED
 from outbox.reconcile import Reconciler
+from outbox.state_file import StateFile
 from tests.unit.fakes.rig import Rig, damage, permanent
 
 
@@ -37,6 +50,15 @@ def test_a_batch_extends_to_the_whole_group(outbox_dir: Path) -> None:
         after = rig.enqueue(None, None)
         rig.settle()
         assert rig.target.calls == [first + group, after]
+
+
+def test_a_batch_is_bounded_by_its_bytes_too(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        for number in range(10):
+            rig.box.enqueue("write", {"number": number, "text": "x" * 1_000_000})
+        rig.settle()
+        assert rig.target.applied == list(range(1, 11))
+        assert len(rig.target.calls) > 1
 
 
 def test_a_caught_up_relay_waits_for_the_sync_interval_and_leaves_the_target_alone(outbox_dir: Path) -> None:
@@ -70,6 +92,26 @@ def test_status_tells_when_it_last_applied(outbox_dir: Path) -> None:
         assert relay.idle_s == 0
         assert relay.alive
         assert relay.breaker == "closed"
+
+
+def test_the_target_is_told_whose_entries_they_are_and_its_mark_is_kept(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        rig.target.mark = Mark(UUID(int=1), UUID(int=2), 7)
+        rig.enqueue(None)
+        rig.settle()
+        assert rig.target.store_id == rig.box.store.identity.store_id
+        assert rig.box.store.marks() == [rig.target.mark]
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_whatever_leaves_the_backlog_counts_as_movement(outbox_dir: Path, refused: bool) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        first, _ = rig.enqueue(None, None)
+        if refused:
+            rig.target.refuse[first] = permanent()
+        rig.clock.advance(50)
+        assert rig.step() == 0
+        assert rig.box.status().relay.idle_s == 0
 
 
 def test_a_second_relay_is_refused_while_the_first_holds_the_role(outbox_dir: Path) -> None:
@@ -114,6 +156,18 @@ def test_a_group_with_a_damaged_member_is_not_delivered_in_part(outbox_dir: Path
         assert rig.target.applied == [free, behind]
 
 
+def test_groups_of_which_one_member_each_is_left_are_not_delivered(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        first, second = rig.group("a", "b"), rig.group("c", None)
+        damage(outbox_dir, first[0], second[0])
+        free, *_, behind = rig.enqueue("a", "c", "b")
+        rig.settle()
+        assert rig.target.applied == [free, free + 1]
+        assert rig.dead() == [first[1], second[1]]
+        assert {entry.error for entry in rig.box.dead_letters()} == {"another entry of its transaction is damaged"}
+        assert rig.pending() == [behind]
+
+
 def test_a_backlog_that_is_damaged_as_a_whole_is_left_alone(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         seqs = rig.enqueue(*[None] * MANY_DAMAGED)
@@ -140,6 +194,32 @@ def full_disk(*args: object, **kwargs: object) -> None:
     raise DurabilityError("the store could not write: no space left on device")
 
 
+def test_the_state_is_published_every_second_and_at_once_when_something_changed(outbox_dir: Path) -> None:
+    path = outbox_dir / "relay.state"
+
+    def published() -> bool:
+        was_there = path.exists()
+        path.unlink(missing_ok=True)
+        return was_there
+
+    with Rig(outbox_dir) as rig:
+        rig.step()
+        state = StateFile(path).read()
+        assert state is not None
+        assert (state["pid"], state["breaker"], state["died"]) == (os.getpid(), "closed", None)
+        said = []
+        for elapsed in (0.0, 0.9, 0.1, 0.5, 0.5):
+            published()
+            rig.clock.advance(elapsed)
+            rig.step()
+            said.append(published())
+        assert said == [False, False, True, False, True]
+        rig.target.down = TargetMisconfigured("no such table")
+        rig.enqueue(None)
+        rig.step()
+        assert published()
+
+
 def test_housekeeping_prunes_what_is_older_than_the_retention(outbox_dir: Path) -> None:
     with Rig(outbox_dir, retention_hours=1) as rig:
         rig.enqueue(None, None)
@@ -155,6 +235,29 @@ def test_housekeeping_prunes_what_is_older_than_the_retention(outbox_dir: Path) 
         rig.settle()
         assert rig.box.status().ledger == 0
         assert rig.box.status().completed == 3
+
+
+def test_housekeeping_prunes_a_little_at_a_time(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, retention_hours=1) as rig:
+        rig.group(*[None] * 2600)
+        rig.settle()
+        left = []
+        for _ in range(2):
+            rig.clock.advance(7200)
+            rig.step()
+            left.append(rig.box.status().ledger)
+        assert left == [100, 0]
+
+
+def test_housekeeping_is_done_once_a_minute(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[float] = []
+    with Rig(outbox_dir) as rig:
+        monkeypatch.setattr(rig.box.store, "reader_check", lambda: done.append(rig.clock.monotonic()))
+        began = rig.clock.monotonic()
+        for _ in range(13):
+            rig.step()
+            rig.clock.advance(10)
+        assert done == [began, began + 60, began + 120]
 
 
 def test_housekeeping_keeps_dead_letters(outbox_dir: Path) -> None:

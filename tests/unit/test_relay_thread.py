@@ -448,3 +448,100 @@ def test_a_caught_up_relay_is_not_stuck(outbox_dir: Path, target: FakeTarget) ->
         clock.advance(7200)
         assert not box.status().relay.stuck
         assert box.status().health is Health.HEALTHY
+
+
+def test_a_restart_is_told_at_once_though_nothing_else_has_changed(outbox_dir: Path, target: FakeTarget) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(), OPERATIONS, clock=FakeClock()) as box:
+        relay = Relay(box, target)
+        relay.start()
+        assert relay.drain(LONG)
+        assert relay.stop()
+        (outbox_dir / "relay.state").unlink()
+        relay.start()
+        assert (outbox_dir / "relay.state").exists()
+        assert relay.stop()
+
+
+def test_a_relay_that_starts_counts_as_delivering_before_its_first_batch_has_ended(
+    box: Outbox, target: FakeTarget, relay: Relay
+) -> None:
+    signals = Signals(target)
+    signals.gate.clear()
+    write(box, 1)
+    relay.start()
+    assert box.progress.delivering is True
+    signals.wait()
+    assert box.progress.delivering is True
+    signals.gate.set()
+    assert relay.drain(LONG)
+    assert relay.stop()
+    assert box.progress.delivering is None
+
+
+def test_the_thread_keeps_no_process_from_ending(relay: Relay) -> None:
+    relay.start()
+    (thread,) = [one for one in threading.enumerate() if one.name == "outbox-relay"]
+    assert thread.daemon
+
+
+def test_nothing_to_reconcile_leaves_everything_as_it_was(box: Outbox, target: FakeTarget, relay: Relay) -> None:
+    assert not relay.reconcile().needed
+    assert target.closed == 1
+    assert not box.status().relay.alive
+    relay.step(0.0)
+    assert not relay.reconcile().needed
+    assert target.closed == 1
+    assert box.status().relay.alive
+
+
+def test_no_reconciliation_beside_the_thread(relay: Relay) -> None:
+    relay.start()
+    with pytest.raises(StoreLocked, match="the relay's thread is at work"):
+        relay.reconcile()
+
+
+def test_the_thread_works_through_a_backlog_of_many_batches(outbox_dir: Path, target: FakeTarget) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(batch_size=2, sync_interval=3600), OPERATIONS) as box:
+        seqs = [write(box, number) for number in range(9)]
+        with Relay(box, target) as relay:
+            assert relay.drain(LONG)
+            assert target.applied == seqs
+            assert relay.running
+
+
+def test_the_thread_outlives_an_outage(outbox_dir: Path, target: FakeTarget) -> None:
+    config = OutboxConfig(backoff_base=0.01, backoff_cap=0.02, sync_interval=3600)
+    with Outbox.open(outbox_dir, config, OPERATIONS) as box:
+        signals = Signals(target)
+        target.down = TargetUnavailable("away")
+        write(box, 1)
+        with Relay(box, target) as relay:
+            for _ in range(5):
+                signals.wait()
+            target.down = None
+            until(lambda: target.applied == [1])
+            assert relay.running
+
+
+def test_drain_does_not_believe_what_was_so_before_the_last_batch(
+    box: Outbox, target: FakeTarget, relay: Relay
+) -> None:
+    signals = Signals(target)
+    relay.start()
+    assert relay.drain(LONG)
+    signals.gate.clear()
+    write(box, 1)
+    signals.wait()
+    assert not relay.drain(0.1)
+    signals.gate.set()
+    assert relay.drain(LONG)
+    assert target.applied == [1]
+
+
+def test_a_stopped_relay_listens_to_nobody(box: Outbox, relay: Relay) -> None:
+    relay.start()
+    assert relay.drain(LONG)
+    assert relay.stop()
+    relay._wake.clear()
+    write(box, 1)
+    assert not relay._wake.is_set()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import lmdb
 import pytest
@@ -22,13 +24,15 @@ from outbox import (
     StoreCorrupt,
     codec,
     envelope,
+    small,
 )
 from outbox import ledger as ledger_module
+from outbox.continuity import UNKNOWN, Mark
 from outbox.counters import Counters
 from outbox.envelope import Record, seq_key
 from outbox.guarded import COUNTERS_KEY
 from outbox.ledger import Settlement
-from outbox.store import Append
+from outbox.store import Append, Store
 from tests.unit.fakes.rig import FakeClock
 
 
@@ -407,8 +411,59 @@ def test_pruning_stops_after_about_as_many_as_asked(box: Outbox, clock: FakeCloc
     clock.advance(1)
     now_us = box.store._now_us()
     assert box.store.prune(now_us, most=1) == 250
-    assert box.store.prune(now_us) == 450
+    assert box.store.prune(now_us, most=250) == 250
+    assert box.store.prune(now_us) == 200
     assert box.store.prune(now_us) == 0
+
+
+def test_pruning_goes_on_behind_the_last_row_that_it_has_seen(box: Outbox) -> None:
+    complete(box, *enqueue(box, 5))
+    opened = raw(box)
+    with opened.env.begin(write=True) as txn:
+        assert ledger_module.prune(opened, txn, 0, 2, before_us=0, now_us=1 << 62) == (0, None)
+        assert ledger_module.prune(opened, txn, 0, 2, before_us=1 << 62, now_us=1 << 62) == (2, 3)
+        assert ledger_module.prune(opened, txn, 3, 2, before_us=1 << 62, now_us=1 << 62) == (2, 5)
+        assert ledger_module.prune(opened, txn, 6, 2, before_us=1 << 62, now_us=1 << 62) == (0, None)
+        assert ledger_module.prune(opened, txn, 5, 2, before_us=1 << 62, now_us=1 << 62) == (1, None)
+
+
+def test_what_was_settled_at_the_limit_itself_is_pruned(box: Outbox, clock: FakeClock) -> None:
+    complete(box, *enqueue(box, 2))
+    now_us = box.store._now_us()
+    assert box.store.prune(now_us - 1) == 0
+    # No two entries have one stamp: that of the second one is a microsecond ahead, and it was settled now all the same.
+    assert box.store.prune(now_us) == 2
+
+
+# -- after PostgreSQL has forgotten
+
+
+def test_what_is_put_back_is_pending_as_if_it_had_never_been_settled(box: Outbox, clock: FakeClock) -> None:
+    kept, *lost = enqueue(box, 3)
+    box.store.settle(Settlement(completed=[(record, codec.encode_result({"id": 7})) for record in (kept, *lost)]))
+    settled = list(box.store.records("ledger"))[1:]
+    releases = box.store.peek(0, 1).releases
+    gone = Record(99, b"k" * 16, b"i" * 16, "log", None, b"p" * 16, b"s" * 8, b"{}", b"")
+    assert box.store.put_back([*settled, gone]) == 2
+    assert list(box.store.records("pending")) == lost
+    assert seqs(box.ledger()) == [kept.seq]
+    status = box.status()
+    assert (status.completed, status.pending, status.acknowledged) == (1, 2, 3)
+    assert box.store.peek(0, 1).releases > releases
+
+
+def test_after_a_reconciliation_only_its_own_mark_is_remembered(box: Outbox) -> None:
+    lineage, before, now = UUID(int=1), UUID(int=2), UUID(int=3)
+    for lane in (0, 1, 7):
+        box.store.settle(Settlement(marks=[Mark(lineage, before, 50 + lane, lane)]))
+    assert len(box.store.marks()) == 3
+    box.store.put_meta("outlives", b"it")
+    new = Mark(lineage, now, 1, 1)
+    box.store.rebase(new, ledger_module.answer(ledger_module.RECONCILE, {"why": "standby"}, b"i" * 16))
+    assert box.store.marks() == [new]
+    (noted,) = box.ledger()
+    assert (noted.operation, noted.args) == (ledger_module.RECONCILE, {"why": "standby"})
+    assert box.store.get_meta("outlives") == b"it"
 
 
 # -- damage
@@ -589,6 +644,78 @@ def test_meta_records_are_refused_after_a_failed_write(box: Outbox) -> None:
     box.store._latch("enqueue", OSError("bad disk"))
     with pytest.raises(DurabilityError, match="could not enqueue: bad disk"):
         box.store.put_meta("a", b"x")
+    with pytest.raises(DurabilityError, match="could not enqueue: bad disk"):
+        box.store.delete_meta("a")
+    box.store.put_meta("a", b"x", despite_halt=True)
+    assert box.store.delete_meta("a", despite_halt=True)
+
+
+def test_a_newer_small_record_has_a_higher_stamp_whatever_the_clock_says(box: Outbox, clock: FakeClock) -> None:
+    stamps = []
+    for elapsed in (0, 0, -100, 5, 1000):
+        clock.advance(elapsed)
+        box.store.put_meta("a", b"x")
+        with raw(box).env.begin() as txn:
+            stamps.append(small.unpack(txn.get(small.PREFIX + b"a"), b"a").stamp)
+    assert stamps == sorted(set(stamps))
+    assert stamps[-1] == box.store._now_us()
+
+
+class BadDisk:
+    """An environment of LMDB that can be read and not written."""
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
+
+    def begin(self, *, write: bool = False) -> Any:
+        if write:
+            raise lmdb.DiskError("bad disk")
+        return self._env.begin()
+
+    def close(self) -> None:
+        self._env.close()
+
+
+AUDIT = ledger_module.answer("outbox.test", {}, b"i" * 16)
+
+
+@pytest.mark.parametrize(
+    ("what", "write"),
+    [
+        ("settle", lambda store: store.settle(Settlement(dropped=[(AUDIT, "why")]))),
+        ("quarantine damaged entries", lambda store: store.quarantine([(1, b"", "why")])),
+        ("requeue", lambda store: store.requeue(1, AUDIT)),
+        ("discard", lambda store: store.discard(1, "why", AUDIT)),
+        ("acknowledge", lambda store: store.forget_unledgered(1, AUDIT)),
+        ("prune the ledger", lambda store: store.prune(1)),
+        ("put back what PostgreSQL has forgotten", lambda store: store.put_back([])),
+        ("note a reconciliation", lambda store: store.rebase(UNKNOWN, AUDIT)),
+        ("repair", lambda store: store.maintain("repair", lambda environment, txn, counters: None)),
+        ("store 'a'", lambda store: store.put_meta("a", b"")),
+        ("delete 'a'", lambda store: store.delete_meta("a")),
+    ],
+)
+def test_a_write_that_fails_halts_and_says_what_could_not_be_done(
+    box: Outbox, monkeypatch: pytest.MonkeyPatch, what: str, write: Callable[[Store], object]
+) -> None:
+    told: list[str] = []
+    box.store.on_halt = told.append
+    with monkeypatch.context() as patched:
+        patched.setattr(raw(box), "env", BadDisk(raw(box).env))
+        with pytest.raises(DurabilityError, match=re.escape(f"the store could not {what}: bad disk")):
+            write(box.store)
+    assert told == [f"could not {what}: bad disk"]
+    with pytest.raises(DurabilityError, match=re.escape(f"enqueueing is halted: the store could not {what}: bad disk")):
+        box.enqueue("log", {})
+
+
+def test_a_discarded_key_stays_in_use_unless_it_is_freed(box: Outbox) -> None:
+    first, second = enqueue(box, 2)
+    bury(box, first, second)
+    box.store.discard(first.seq, "why", AUDIT)
+    assert box.store.figures().idempotency == 2
+    box.store.discard(second.seq, "why", AUDIT, free_key=True)
+    assert box.store.figures().idempotency == 1
 
 
 # -- closing

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from outbox import EntryRejected, Operation, Outbox, OutboxConfig, OutboxError, Relay
+from outbox.continuity import Mark
 from outbox.envelope import Record
 from outbox.operation import operations_by_name
 from outbox.target import Outcome, ordering_keys, units
@@ -59,15 +60,19 @@ class FakeTarget:
         self.refuse: dict[int, EntryRejected] = {}
         # Called first in every `apply`; what it raises gets out.
         self.before: Callable[[Sequence[Record]], None] | None = None
+        # Whose entries they were, and what to say of the transaction.
+        self.store_id: uuid.UUID | None = None
+        self.mark: Mark | None = None
         self.interrupted = self.closed = 0
         self.lanes = 1
         self._receipts: set[bytes] = set()
 
     def apply(self, store_id: uuid.UUID, records: Sequence[Record]) -> Outcome:
         self.calls.append([record.seq for record in records])
+        self.store_id = store_id
         if self.before is not None:
             self.before(records)
-        outcome = Outcome()
+        outcome = Outcome(marks=[] if self.mark is None else [self.mark])
         if self.down is not None:
             outcome.interruption = self.down
             return outcome

@@ -1,0 +1,148 @@
+"""Changes the library in thousands of small ways and counts which of them its tests notice.
+
+`python -m tests.mutation [--keep FOLDER] [MODULES]`: all modules that have tests below, or the named ones.  With
+`--keep` the work stays in that folder, and the next call with it tries only what survived there, with the tests as
+they are by then.  Texts of errors and logs are not changed; mutmut changes neither constants of a module or class nor
+functions that have a decorator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from tests.zoo.__main__ import ROOT, copy_project
+
+from .plan import PLAN
+
+# The one test is left out because mutmut cannot be told its settings in a process that runs in another folder.
+_SETTINGS = """
+[mutmut]
+source_paths=outbox
+only_mutate=
+    outbox/{module}.py
+also_copy=
+    outbox/cli
+    outbox/integrations
+    README.md
+    docs
+do_not_mutate_patterns=
+    \\b_log\\.\\w+\\(
+    ^\\s*raise\\b
+pytest_add_cli_args_test_selection=
+    {tests}
+pytest_add_cli_args=
+    --disable-warnings
+    -pno:cacheprovider
+    -pno:xdist
+    -pno:pytest_cov
+    --deselect=tests/unit/test_verify.py::test_the_child_finds_a_package_that_its_host_found_through_sys_path
+timeout_multiplier=2.0
+timeout_constant=3.0
+"""
+_RUN = "from mutmut.__main__ import cli; cli()"
+_SHOW = """
+import sys
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+print(*("\\0" + get_diff_for_mutant(name) for name in sys.argv[1:]), sep="")
+"""
+# What the tests store need not be flushed to a disk a hundred thousand times.
+_IN_MEMORY = {"TMPDIR": "/dev/shm"} if os.access("/dev/shm", os.W_OK) else {}  # noqa: S108 - pytest makes folders there
+# A changed line of a diff, and not the names of its files.
+_CHANGE = re.compile(r"[-+](?![-+]{2})")
+# As mutmut notes it: the exit code of the tests. Any other is a process that was ended by a signal.
+_VERDICTS = {0: "survived", 1: "killed", 3: "killed", 5: "no tests", 33: "no tests", None: "not run"}
+_VERDICTS |= dict.fromkeys((36, 24, -24, 152, 255), "timeout")
+_COLUMNS = ("killed", "crashed", "timeout", "survived", "no tests", "not run")
+_CAUGHT = ("killed", "crashed", "timeout")
+
+
+def verdicts(folder: Path, module: str) -> dict[str, str]:
+    """The verdict on each mutant of `module`, by its name."""
+    path = folder / "mutants" / "outbox" / f"{module}.py.meta"
+    codes = json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"] if path.exists() else {}
+    return {name: _VERDICTS.get(code, "crashed") for name, code in codes.items()}
+
+
+def mutmut(folder: Path, program: str, *arguments: str) -> str:
+    """What a program that uses mutmut prints in `folder`."""
+    command = [sys.executable, "-c", program, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(folder / "mutants"), "PYTHONDONTWRITEBYTECODE": "1", **_IN_MEMORY}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"mutmut failed:\n{done.stdout[-3000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def prepare(folder: Path, module: str) -> None:
+    """A copy of the project in `folder`, with mutmut's settings for `module`; only its tests if it is there already."""
+    if folder.exists():
+        shutil.copytree(ROOT / "tests", folder / "tests", dirs_exist_ok=True)
+    else:
+        copy_project(folder)
+        (folder / "mutants").mkdir()  # before Python starts with it in its path, or Python overlooks it
+    settings = _SETTINGS.format(module=module, tests="\n    ".join(f"tests/{name}" for name in PLAN[module]))
+    own = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    (folder / "setup.cfg").write_text(own + settings, encoding="utf-8")
+
+
+def run(folder: Path, module: str) -> dict[str, str]:
+    """Try the mutants of `module`; those that no test has noticed, where some were tried before."""
+    prepare(folder, module)
+    before = verdicts(folder, module)
+    again = [name for name, said in before.items() if said not in _CAUGHT]
+    if again and "not run" not in before.values():
+        mutmut(folder, _RUN, "run", "--max-children", "1", *again)
+    after = verdicts(folder, module)
+    if not after or "not run" in after.values():  # mutmut forgets everything where the tests are others than before
+        mutmut(folder, _RUN, "run", "--max-children", "1")
+    return verdicts(folder, module)
+
+
+def changes(folder: Path, names: list[str]) -> list[str]:
+    """What each mutant changes, in one line."""
+    said = mutmut(folder, _SHOW, *names).split("\0")[1:]
+    return [" ".join(" ".join(line.split()) for line in one.splitlines() if _CHANGE.match(line)) for one in said]
+
+
+def row(title: str, counts: Counter[str]) -> str:
+    """One line of the table."""
+    total = counts.total()
+    share = sum(counts[one] for one in _CAUGHT) / total if total else 1.0
+    return f"{title:14} {total:7} " + " ".join(f"{counts[one]:8}" for one in _COLUMNS) + f" {100 * share:7.1f} %"
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, whatever survives."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.mutation")
+    parser.add_argument("--keep", type=Path, help="the folder to work in, and to go on in later")
+    parser.add_argument("modules", nargs="*", choices=[[], *PLAN], metavar="MODULES")
+    options = parser.parse_args(arguments)
+    rows, survivors, total = [], [], Counter[str]()
+    with tempfile.TemporaryDirectory(prefix="outbox-mutants-") as name:
+        base = options.keep.resolve() if options.keep else Path(name)
+        for module in options.modules or PLAN:
+            found = run(base / module, module)
+            counts = Counter(found.values())
+            total += counts
+            rows.append(row(module, counts))
+            print(rows[-1], flush=True)  # noqa: T201
+            missed = [name for name, said in found.items() if said not in _CAUGHT]
+            said = changes(base / module, missed)
+            survivors += [f"{name} ({found[name]}): {one}" for name, one in zip(missed, said, strict=True)]
+    print(*survivors, sep="\n")  # noqa: T201
+    head = f"{'module':14} {'mutants':>7} " + " ".join(f"{one:>8}" for one in _COLUMNS) + f" {'caught':>9}"
+    print("", head, *rows, row("total", total), sep="\n")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""Which tests judge the mutants of which module: its own, and the fast ones of those who rely on it."""
+
+from __future__ import annotations
+
+
+def _unit(*names: str) -> tuple[str, ...]:
+    return tuple(f"unit/test_{name}.py" for name in names)
+
+
+_LIVES = ("simulation/test_simulation.py::test_simulated_lives_violate_nothing",)
+_STORE = _unit("box_enqueue", "box_halt", "store_settling")
+_RELAY = _unit("relay_step", "relay_outage", "relay_rejection")
+
+_POSTGRES = tuple(
+    f"integration/test_postgres_target_{name}.py" for name in ("batches", "rows", "handlers", "connection")
+)
+
+# In the order of what a defect in them would cost.
+PLAN = {
+    "envelope": _unit("envelope", "store_settling", "quarantine"),
+    "ledger": (*_unit("store_settling", "relay_rejection", "continuity"), *_LIVES),
+    "store": (*_STORE, *_unit("store_append", "box_status", "store_vacuum", "quarantine", "relay_rejection"), *_LIVES),
+    "box": (*_STORE, *_unit("box_looking", "box_status", "store_vacuum", "quarantine")),
+    "group_commit": _unit("group_commit"),
+    "guarded": _unit("store_settling", "box_halt", "store_vacuum"),
+    "scan": (*_RELAY, *_unit("relay_overlap"), *_LIVES),
+    "delivery": (*_RELAY, *_unit("relay_thread", "relay_overlap")),
+    "relay": _unit("relay_thread", "relay_overlap"),
+    "worker": _unit("worker"),
+    "connection": _POSTGRES,
+    "lane": _POSTGRES,
+    "postgres": (*_POSTGRES, "integration/test_lanes.py"),
+    "receipts": _POSTGRES[:3],
+    "codec": _unit("codec"),
+    "counters": _unit("counters", "store_settling"),
+    "breaker": _unit("breaker", "relay_outage"),
+    "failures": _unit("failures", "relay_rejection"),
+    "target": _unit("target", "spread", "relay_step"),
+    "operation": _unit("operation", "box_enqueue"),
+    "quarantine": _unit("quarantine", "box_status"),
+    "small": _unit("small_records", "store_settling", "environment", "quarantine", "restore"),
+    "quota": _unit("box_halt", "store_append"),
+    "alarms": _unit("alarms", "box_status"),
+    "progress": _unit("progress", "relay_thread"),
+    "opening": _unit("box_crash", "box_halt", "box_status", "store_vacuum", "verify"),
+    "locks": _unit("locks", "box_crash"),
+    "environment": _unit("environment", "store_settling", "store_vacuum", "box_halt", "quarantine"),
+    "reading": _unit("reading", "store_settling", "relay_step", "quarantine"),
+    "continuity": _unit("continuity"),
+    "watermarks": ("integration/test_reconcile.py", "integration/test_postgres_target_batches.py"),
+    "reconcile": ("integration/test_reconcile.py",),
+    "pages": _unit("pages"),
+    "exchange": _unit("restore"),
+    "restore": _unit("restore"),
+    "salvage": _unit("restore", "pages"),
+    "recovery": _unit("restore"),
+    "verify": _unit("verify"),
+    "status": _unit("status", "box_status"),
+    "snapshot": _unit("box_status", "box_looking", "relay_thread"),
+    "config": _unit("config"),
+    "state_file": _unit("state_file"),
+    "watchdog": _unit("watchdog"),
+}
