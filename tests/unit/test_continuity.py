@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from uuid import UUID, uuid4
 
@@ -102,3 +103,24 @@ def test_a_fingerprint_tells_losses_apart() -> None:
     marks = [MARK, Mark(HERE, S2, 7, lane=1)]
     assert fingerprint(marks) == fingerprint(list(marks))
     assert len({fingerprint(marks), fingerprint(marks[:1]), fingerprint([replace(MARK, position=51)]), ""}) == 4
+
+
+def test_a_loss_says_what_is_missing_and_where_the_database_stands() -> None:
+    loss = judge([MARK], [row(S2, 60), replace(row(S1, 49), settled_seq=300)])
+    assert loss is not None
+    assert loss.message == (
+        "PostgreSQL lacks what it had acknowledged, or this store is an older copy of itself: transaction 50 of "
+        f"session {S1} is not there; the newest is 60 of {S2}"
+    )
+    loss = judge([MARK], [])
+    assert loss is not None
+    assert loss.message == (
+        "this database has never acknowledged anything to this store, or one of the two has forgotten it"
+    )
+
+
+def test_the_bytes_of_a_mark_are_those_that_stores_already_hold() -> None:
+    body = b"\0\3" + HERE.bytes + S1.bytes + (2**40).to_bytes(8, "big")
+    data = Mark(HERE, S1, 2**40, lane=3).pack()
+    assert data == body + zlib.crc32(body).to_bytes(4, "big")
+    assert Mark.unpack(data + b"\0") is None
