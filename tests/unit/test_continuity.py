@@ -78,7 +78,7 @@ def test_one_lane_that_lost_something_is_enough() -> None:
 
 
 def test_the_lineage_stays_that_of_the_database() -> None:
-    other = replace(ROW, lane=1, lineage=uuid4(), settled_seq=500)
+    other = replace(ROW, lane=1, lineage=UUID(int=HERE.int - 1), settled_seq=500)
     assert lineage_of([], []) is None
     assert lineage_of([], [ROW]) == HERE
     assert lineage_of([], [ROW, other]) == other.lineage
@@ -124,3 +124,7 @@ def test_the_bytes_of_a_mark_are_those_that_stores_already_hold() -> None:
     data = Mark(HERE, S1, 2**40, lane=3).pack()
     assert data == body + zlib.crc32(body).to_bytes(4, "big")
     assert Mark.unpack(data + b"\0") is None
+
+
+def test_a_fingerprint_reads_as_lane_session_and_position() -> None:
+    assert fingerprint([MARK, Mark(HERE, S2, 7, lane=1)]) == f"0:{S1}:50 1:{S2}:7"
