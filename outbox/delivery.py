@@ -260,7 +260,9 @@ class Delivery:
             return
         self._next_housekeeping = now + _HOUSEKEEPING_S
         self._box.store.reader_check()
-        if self._box.store.halt_reason is not None or self._reconciler.waiting:
+        # In an outage nobody knows what PostgreSQL has, and whether it will need the history.
+        unknown = self._last_error is not None or self._reconciler.waiting
+        if self._box.store.halt_reason is not None or unknown:
             return
         keep = timedelta(hours=self._config.retention_hours)
         before_us = to_us(self._clock.now()) - keep // timedelta(microseconds=1)

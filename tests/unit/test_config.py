@@ -111,6 +111,9 @@ def test_settings_cannot_be_changed() -> None:
         "postgresql://u:p@[::1]:5432/d",
         "postgresql:///d?host=/tmp",
         "postgresql://u@/d",
+        "postgresql://h/d?user=a@b",
+        "postgresql://h?user=a@b",
+        "postgresql://h/d?options=x://y",
     ],
 )
 def test_postgresql_urls_are_taken(url: str) -> None:
@@ -138,7 +141,9 @@ def test_a_password_before_a_separator_is_not_shown() -> None:
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["u:s3cret@1@h/d", "u:s3cret/1@h/d", "u:1@s3cret:p:q/d", "h:s3cret/d"])
+@pytest.mark.parametrize(
+    "url", ["u:s3cret@1@h/d", "u:s3cret/1@h/d", "u:12/s3cret@h/d", "u:1@s3cret:p:q/d", "h:s3cret/d"]
+)
 def test_a_password_that_would_be_read_as_a_host_is_refused_unseen(url: str) -> None:
     with pytest.raises(ConfigError, match="a host or port that cannot be read.*write @ as %40") as caught:
         OutboxConfig(database_url=f"postgresql://{url}")
@@ -236,3 +241,17 @@ def test_a_bad_override_is_named_by_its_field() -> None:
 def test_variable_names() -> None:
     assert variable_name("database_url") == "DATABASE_URL"
     assert variable_name("sync_interval") == "OUTBOX_SYNC_INTERVAL"
+
+
+@pytest.mark.parametrize("url", [None, 5, b"postgresql://h/d"])
+def test_what_is_no_text_is_no_url(url: object) -> None:
+    with pytest.raises(ConfigError, match="database_url has scheme 'none'"):
+        check_database_url(url)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"namespace": "n"}, {"namespace": "n" * 200}, {"backoff_base": 2, "backoff_cap": 2}]
+)
+def test_settings_at_their_bounds_are_taken(setting: dict[str, Any]) -> None:
+    config = OutboxConfig(**setting)
+    assert {name: getattr(config, name) for name in setting} == setting

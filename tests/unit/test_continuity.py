@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from uuid import UUID, uuid4
 
@@ -77,7 +78,7 @@ def test_one_lane_that_lost_something_is_enough() -> None:
 
 
 def test_the_lineage_stays_that_of_the_database() -> None:
-    other = replace(ROW, lane=1, lineage=uuid4(), settled_seq=500)
+    other = replace(ROW, lane=1, lineage=UUID(int=HERE.int - 1), settled_seq=500)
     assert lineage_of([], []) is None
     assert lineage_of([], [ROW]) == HERE
     assert lineage_of([], [ROW, other]) == other.lineage
@@ -134,3 +135,28 @@ def test_the_watermark_passes_only_what_lies_right_behind_it(recorded: int, expe
     ahead = Ahead(Remembered([], recorded))
     ahead.know([], range(11, 15))
     assert ahead.watermark() == expected
+
+
+def test_a_loss_says_what_is_missing_and_where_the_database_stands() -> None:
+    loss = judge([MARK], [row(S2, 60), replace(row(S1, 49), settled_seq=300)])
+    assert loss is not None
+    assert loss.message == (
+        "PostgreSQL lacks what it had acknowledged, or this store is an older copy of itself: transaction 50 of "
+        f"session {S1} is not there; the newest is 60 of {S2}"
+    )
+    loss = judge([MARK], [])
+    assert loss is not None
+    assert loss.message == (
+        "this database has never acknowledged anything to this store, or one of the two has forgotten it"
+    )
+
+
+def test_the_bytes_of_a_mark_are_those_that_stores_already_hold() -> None:
+    body = b"\0\3" + HERE.bytes + S1.bytes + (2**40).to_bytes(8, "big")
+    data = Mark(HERE, S1, 2**40, lane=3).pack()
+    assert data == body + zlib.crc32(body).to_bytes(4, "big")
+    assert Mark.unpack(data + b"\0") is None
+
+
+def test_a_fingerprint_reads_as_lane_session_and_position() -> None:
+    assert fingerprint([MARK, Mark(HERE, S2, 7, lane=1)]) == f"0:{S1}:50 1:{S2}:7"

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from outbox import Outbox, StoreCorrupt
+from outbox import Outbox, StoreCorrupt, small
 from outbox.continuity import UNKNOWN, Mark
 from outbox.envelope import Record, seq_key
 from outbox.ledger import MARK_PREFIX, Settlement
@@ -117,7 +117,7 @@ def test_an_entry_is_found_wherever_it_is(box: Outbox) -> None:
     assert [record and record.seq for record in found] == [1, None, 3, None]
     assert (box.store.record("ledger", 1), box.store.record("ledger", 3)) == (found[0], None)
     (bare,) = box.store.without_record()
-    assert (bare.seq, bare.key, bare.payload_hash) == (2, second.key, second.payload_hash)
+    assert bare == Record(2, second.key, b"", "", None, second.payload_hash, b"", b"", b"")
 
 
 def test_what_is_left_of_many_entries_without_a_ledger_copy_is_told(box: Outbox) -> None:
@@ -158,6 +158,20 @@ def test_small_records_are_listed_by_the_beginning_of_their_names(box: Outbox) -
     assert (box.store.get_meta("a"), box.store.get_meta("a:")) == (b"A", None)
 
 
+def test_a_small_record_that_lies_under_the_name_of_another_is_never_taken_for_it(box: Outbox) -> None:
+    box.store.put_meta("ids:orders", b"7")
+    with box.store._write("damage") as (_, txn):
+        txn.put(small.PREFIX + b"ids:rows", bytes(txn.get(small.PREFIX + b"ids:orders")))
+    assert box.store.get_meta("ids:orders") == b"7"
+    for use in (
+        lambda: box.store.get_meta("ids:rows"),
+        lambda: box.store.metas("ids:"),
+        lambda: box.store.put_meta("ids:rows", b"8"),
+    ):
+        with pytest.raises(StoreCorrupt, match="'ids:rows' is damaged: it says that it is 'ids:orders'"):
+            use()
+
+
 def test_a_damaged_mark_is_proved_by_no_database(box: Outbox) -> None:
     marks = [Mark(UUID(int=1), UUID(int=2), 7), Mark(UUID(int=1), UUID(int=3), 9, 4)]
     for mark in marks:
@@ -184,6 +198,7 @@ def test_figures_count_what_is_there(box: Outbox) -> None:
     assert (figures.pending, figures.idempotency, figures.ledger) == (2, 3, 1)
     assert (figures.first_pending, figures.oldest_us) == (2, second.captured_us)
     assert figures.alarms == {"disk": "it smells"}
+    assert figures.map_bytes >= 1 << 30
     assert figures.file_bytes == (box.path / "data.mdb").stat().st_size
     assert figures.live_bytes > empty.live_bytes
     damage(box, 2)

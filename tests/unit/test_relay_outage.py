@@ -258,3 +258,18 @@ def test_those_who_wait_are_told_whether_deliveries_work_while_somebody_delivers
             rig.relay.drain(0.0)
             rig.clock.advance(100.0)
         assert rig.box.progress.delivering is False
+
+
+def test_nothing_leaves_the_ledger_while_nobody_knows_what_postgresql_has(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, retention_hours=1) as rig:
+        rig.enqueue(None)
+        rig.settle()
+        rig.target.down = DOWN
+        rig.enqueue(None)
+        rig.clock.advance(7200.0)
+        rig.run(300.0)
+        assert rig.box.status().ledger == 1
+        rig.target.down = None
+        rig.run(300.0)
+        assert rig.pending() == []
+        assert [entry.seq for entry in rig.box.ledger()] == [2]

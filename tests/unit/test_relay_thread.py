@@ -11,6 +11,7 @@ import pytest
 
 from outbox import Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnavailable
 from outbox.envelope import Record
+from outbox.locks import Role, died_holding
 from tests.unit.fakes.rig import OPERATIONS, FakeClock, FakeTarget, passing, permanent
 
 LONG = 20.0
@@ -545,3 +546,12 @@ def test_a_stopped_relay_listens_to_nobody(box: Outbox, relay: Relay) -> None:
     relay._wake.clear()
     write(box, 1)
     assert not relay._wake.is_set()
+
+
+def test_a_relay_that_stopped_is_not_taken_for_one_that_died(box: Outbox, relay: Relay) -> None:
+    relay.start()
+    assert died_holding(box.path, Role.RELAY)
+    assert relay.stop()
+    assert not died_holding(box.path, Role.RELAY)
+    assert relay.drain(LONG)
+    assert not died_holding(box.path, Role.RELAY)

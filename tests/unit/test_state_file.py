@@ -48,6 +48,15 @@ def test_too_much_leaves_the_pid(state: StateFile) -> None:
     assert state.read() == {"pid": 7, "error": "x" * 4060}
 
 
+def test_a_state_of_just_the_size_of_the_file_is_kept(state: StateFile) -> None:
+    room = 4096 - 8 - len('{"pid":7,"error":""}')
+    for length in (room - 1, room):
+        state.write({"pid": 7, "error": "x" * length})
+        assert state.read() == {"pid": 7, "error": "x" * length}
+    state.write({"pid": 7, "error": "x" * (room + 1)})
+    assert state.read() == {"pid": 7}
+
+
 @pytest.mark.parametrize("position", [0, 7, 8, 20, 4095])
 def test_a_torn_state_reads_as_absent(state: StateFile, tmp_path: Path, position: int) -> None:
     state.write({"pid": 1})
