@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice
 from operator import itemgetter
 from typing import Any
 
@@ -45,6 +45,19 @@ class Settlement:
 
     def __bool__(self) -> bool:
         return bool(self.completed or self.dead or self.dropped or self.retried)
+
+    def parts(self, rows: int) -> list[Settlement]:
+        """Itself in parts of about `rows` rows, to be recorded one after the other; no group is divided.
+
+        Each has the marks: what is recorded must be missed, should PostgreSQL forget it, whatever comes of the rest.
+        """
+        parts = [Settlement(marks=self.marks)]
+        for _, unit in groupby(self.completed, key=lambda item: item[0].group or -item[0].seq):
+            if len(parts[-1].completed) >= rows:
+                parts.append(Settlement(marks=self.marks))
+            parts[-1].completed += unit
+        parts[-1].dead, parts[-1].dropped, parts[-1].retried = self.dead, self.dropped, self.retried
+        return parts
 
 
 def settle(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from threading import Event
 from typing import Any
 
 from . import ledger, quarantine, small
@@ -40,6 +41,8 @@ _log = logging.getLogger("outbox.store")
 
 # Stamps strictly increase, so that they order what reads by time; so much ahead of the clock is worth a word.
 AHEAD_US = 60_000_000
+# Seconds between two commits of one settlement.
+_BREATH_S = 0.0005
 
 
 @dataclass(slots=True)
@@ -220,12 +223,22 @@ class Store(Reader):
     # -- settling
 
     def settle(self, settlement: Settlement) -> None:
-        """Record what PostgreSQL did with a batch, in one commit.  Entries that are no longer pending are left alone.
+        """Record what PostgreSQL did with a batch.  Entries that are no longer pending are left alone.
+
+        A large one takes several commits, groups whole, so that who enqueues does not wait for all of it.
 
         Where there is no room for that, completed entries are deleted without their ledger copy, so that a full store
         still drains; what else is in the settlement stays pending.  Raises `DurabilityError` unless all was settled;
         settling again later is harmless, since the receipts in PostgreSQL keep the effect from being repeated.
         """
+        first, *others = settlement.parts(CHUNK)
+        self._settle_part(first)
+        for part in others:
+            # Neither lock is fair: without a pause whoever waits for it would hardly ever get it.
+            Event().wait(_BREATH_S)
+            self._settle_part(part)
+
+    def _settle_part(self, settlement: Settlement) -> None:
         failure: DurabilityError
         for _ in range(2):
             try:

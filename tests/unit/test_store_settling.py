@@ -743,3 +743,38 @@ def test_a_discarded_key_can_be_freed_for_another_entry(box: Outbox) -> None:
     with pytest.raises(IdempotencyConflict):
         box.enqueue("log", {"a": 2}, key="kept")
     assert box.enqueue("log", {"a": 2}, key="freed").status is EntryStatus.PENDING
+
+
+# -- a large settlement
+
+
+def test_a_large_settlement_lets_others_write_in_between(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = enqueue(box, 700)
+    sizes: list[int] = []
+    settle = ledger_module.settle
+
+    def counting(environment: Any, txn: Any, counters: Any, settlement: Settlement, *args: Any, **options: Any) -> None:
+        sizes.append(len(settlement.completed))
+        settle(environment, txn, counters, settlement, *args, **options)
+
+    monkeypatch.setattr(ledger_module, "settle", counting)
+    mark = Mark(UUID(int=1), UUID(int=2), 7)
+    box.store.settle(Settlement(completed=[(record, b"") for record in records], marks=[mark]))
+    assert sizes == [250, 250, 200]
+    assert box.store.marks() == [mark]
+    assert box.status().completed == 700
+
+
+def test_no_group_is_divided_between_two_commits_and_every_one_knows_the_marks() -> None:
+    def record(seq: int, group: int) -> Record:
+        return Record(seq, b"", b"", "log", None, b"", b"", b"{}", b"", group=group)
+
+    groups = [0, 0, *[3] * 5, 0, *[9] * 2, 0]
+    completed = [(record(seq, group), b"") for seq, group in enumerate(groups, 1)]
+    dead = [(record(20, 0), "no")]
+    mark = Mark(UUID(int=1), UUID(int=2), 7)
+    parts = Settlement(completed=completed, dead=dead, marks=[mark]).parts(3)
+    assert [[item.seq for item, _ in part.completed] for part in parts] == [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10], [11]]
+    assert [part.marks for part in parts] == [[mark]] * 3
+    assert [part.dead for part in parts] == [[], [], dead]
+    assert Settlement(dead=dead).parts(3) == [Settlement(dead=dead)]
