@@ -110,6 +110,8 @@ class Delivery:
         with _foreseen():
             mended = self._reconciler.mend()
         if mended is not None:
+            # What was put back comes before whatever was read before that.
+            self._scan.distrust()
             self._recover()
 
     def _meanwhile(self, batch: Batch) -> Callable[[], None]:

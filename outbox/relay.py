@@ -36,6 +36,7 @@ class Relay(Delivery):
         self._moved = threading.Condition()
         # Held by whoever drives `step`: the thread, or one who drains.
         self._driving = threading.Lock()
+        self._driver: int | None = None
 
     def start(self) -> None:
         """Take the relay's role and start the thread.  Raises `StoreLocked`; a second call does nothing."""
@@ -60,7 +61,8 @@ class Relay(Delivery):
         """Stop the thread and let go of the role and the connection; may be called twice.
 
         A batch in flight gets half of `timeout` seconds, then its connection is shut: nothing is lost, the receipts
-        tell at the next start.  Returns whether the thread has ended.
+        tell at the next start.  Somebody who drains is stopped too.  Returns whether the thread, and who drained, has
+        ended; in a signal handler that has interrupted `drain` it is False, and that call ends next.
         """
         with self._lifecycle:
             thread = self._thread
@@ -75,10 +77,19 @@ class Relay(Delivery):
                 if thread.is_alive():
                     return False
                 self._thread = None
-            self._pay()
-            self._target.close()
-            self._leave_role()
-            return True
+            if self._driver == threading.get_ident():
+                return False  # a signal handler that has interrupted a drain, which ends when the handler does
+            # Somebody else may be draining.
+            for last in (False, True):
+                with self._alone(timeout / 2) as alone:
+                    if alone:
+                        self._pay()
+                        self._target.close()
+                        self._leave_role()
+                        return True
+                if not last:
+                    self._target.interrupt()
+            return False
 
     @property
     def running(self) -> bool:
@@ -103,18 +114,33 @@ class Relay(Delivery):
         with self._hurrying():
             if self.running:
                 return self._await(goal, deadline)
-            if not self._driving.acquire(timeout=max(0.0, timeout)):
-                return False  # somebody else drains
-            owned = self._role is not None
-            try:
-                with self._beside_a_thread():
-                    return self._drain_here(goal, deadline)
-            finally:
-                if not owned:
-                    self._publish(self._clock.monotonic(), force=True)
-                    self._target.close()
-                    self._leave_role()
+            with self._alone(timeout) as alone:
+                return alone and self._drain_alone(goal, deadline)
+
+    @contextmanager
+    def _alone(self, timeout: float) -> Iterator[bool]:
+        """Whether nobody else drives the relay within the block, waiting at most `timeout` seconds for that."""
+        alone = self._driving.acquire(timeout=max(0.0, timeout))
+        try:
+            if alone:
+                self._driver = threading.get_ident()
+            yield alone
+        finally:
+            if alone:
+                self._driver = None
                 self._driving.release()
+
+    def _drain_alone(self, goal: int, deadline: float) -> bool:
+        owned = self._role is not None
+        self._stop.clear()
+        try:
+            with self._beside_a_thread():
+                return self._drain_here(goal, deadline)
+        finally:
+            if not owned:
+                self._publish(self._clock.monotonic(), force=True)
+                self._target.close()
+                self._leave_role()
 
     def reconcile(self, *, everything: bool = False, accept: str | None = None) -> Reconciliation:
         """Put back into `pending` what PostgreSQL has forgotten; deliver it with `drain` or `start`.
@@ -138,16 +164,15 @@ class Relay(Delivery):
                     self._leave_role()
 
     def _drain_here(self, goal: int, deadline: float) -> bool:
-        pause = threading.Event()
         while True:
             now = self._clock.monotonic()
             wait = self.step(now)
             if self._has_drained(goal):
                 return True
             now = self._clock.monotonic()
-            if now >= deadline:
+            if now >= deadline or self._stop.is_set():
                 return False
-            pause.wait(min(wait, deadline - now))
+            self._stop.wait(min(wait, deadline - now))
 
     def _await(self, goal: int, deadline: float) -> bool:
         self._wake.set()
@@ -182,9 +207,11 @@ class Relay(Delivery):
         try:
             yield
         finally:
-            self._pay()
-            self._beside = Later()
-            worker.close()
+            try:
+                self._pay()
+            finally:
+                self._beside = Later()
+                worker.close()
 
     def _run(self) -> None:
         with self._driving:

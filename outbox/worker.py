@@ -10,47 +10,62 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+class _Task(Generic[T]):
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.work, self.done = work, threading.Event()
+        self.answer: Callable[[], T] | None = None
+
+
 class Worker(Generic[T]):
-    """Its thread begins with the first piece of work and is a daemon.  Used by one thread at a time."""
+    """Its thread begins with the first piece of work and is a daemon.  Used by one thread at a time.
+
+    Each of its methods may be interrupted (Ctrl-C) and called again.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._thread: threading.Thread | None = None
-        self._work: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
-        self._answers: SimpleQueue[Callable[[], T]] = SimpleQueue()
-        self._busy = False
+        self._tasks: SimpleQueue[_Task[T] | None] = SimpleQueue()
+        self._task: _Task[T] | None = None
 
     def begin(self, work: Callable[[], T]) -> None:
-        """Start `work`; what was begun before and not asked for is waited for and forgotten."""
+        """Start `work`; what was begun before and not asked for is waited for and forgotten.
+
+        Raises `RuntimeError` where no thread can be started.
+        """
         self.wait()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
-        self._busy = True
-        self._work.put(work)
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+        task = _Task(work)
+        self._tasks.put(task)
+        self._task = task
 
     def wait(self) -> Callable[[], T] | None:
         """Wait until the work that was begun has ended; the answer returns its result, or raises what it raised.
 
         None where nothing was begun.
         """
-        if not self._busy:
+        task = self._task
+        if task is None:
             return None
-        answer = self._answers.get()
-        self._busy = False
-        return answer
+        task.done.wait()
+        self._task = None
+        return task.answer
 
     def close(self) -> None:
         """Wait for the work at hand and end the thread; `begin` starts anew."""
         self.wait()
         if self._thread is not None:
-            self._work.put(None)
+            self._tasks.put(None)
             self._thread.join()
             self._thread = None
 
     def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            self._answers.put(_answer(work))
+        while (task := self._tasks.get()) is not None:
+            task.answer = _answer(task.work)
+            task.done.set()
 
 
 class Later(Generic[T]):

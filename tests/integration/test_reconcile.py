@@ -344,6 +344,23 @@ def test_a_server_that_changes_behind_a_pooler_is_noticed(desk: Desk, past: Past
 # -- an operator's order
 
 
+def test_what_is_put_back_comes_before_what_was_read_beforehand(desk: Desk, past: Past) -> None:
+    first = desk.trade(10, accounts=1)
+    desk.deliver()
+    desk.trade(40, accounts=1)
+    desk.relay.step(desk.box.clock.monotonic())  # and the next batch is read
+    lost = first[2:4]
+    past.execute(f"DELETE FROM trades WHERE number IN (SELECT seq FROM outbox_receipts WHERE seq IN {tuple(lost)})")
+    past.execute(f"DELETE FROM outbox_receipts WHERE seq IN {tuple(lost)}")
+    place_order(desk.box, Order(everything=True))
+    desk.relay.step(desk.box.clock.monotonic())
+    applied = past.execute("SELECT seq FROM outbox_receipts ORDER BY applied_at, seq")
+    order = [seq for (seq,) in applied]
+    assert order.index(lost[0]) == 18
+    assert order.index(lost[1]) == 19
+    desk.deliver()
+
+
 def test_an_order_that_comes_while_the_relay_compares_is_carried_out(
     desk: Desk, past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:

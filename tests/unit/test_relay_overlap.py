@@ -163,3 +163,63 @@ def test_starting_a_relay_that_has_not_stopped_yet_is_refused(outbox_dir: Path) 
         relay.start()
         assert relay.running
         assert relay.stop(timeout=LONG)
+
+
+def many(box: Outbox, count: int) -> None:
+    for number in range(count):
+        box.enqueue("write", {"number": number})
+
+
+def test_stopping_ends_a_drain_of_another_thread(outbox_dir: Path) -> None:
+    target = FakeTarget()
+    entered = threading.Event()
+    target.before = lambda records: entered.set()
+    with Outbox.open(outbox_dir, OutboxConfig(batch_size=1), OPERATIONS) as box:
+        many(box, 2000)
+        relay = Relay(box, target)
+        drained: list[bool] = []
+        thread = threading.Thread(target=lambda: drained.append(relay.drain(timeout=LONG)))
+        thread.start()
+        assert entered.wait(LONG)
+        assert relay.stop(timeout=LONG)
+        thread.join(LONG)
+        assert drained == [False]
+        # What was applied is recorded, the rest waits, and the relay may be used again.
+        assert [entry.seq for entry in box.pending()] == list(range(len(target.applied) + 1, 2001))
+        assert relay.drain(timeout=LONG)
+        assert target.applied == list(range(1, 2001))
+
+
+def test_stopping_in_the_middle_of_ones_own_drain_ends_it(outbox_dir: Path) -> None:
+    """As a signal handler does that has interrupted it."""
+    target = FakeTarget()
+    said: list[bool] = []
+    with Outbox.open(outbox_dir, OutboxConfig(batch_size=1), OPERATIONS) as box:
+        many(box, 10)
+        relay = Relay(box, target)
+        target.before = lambda records: said.append(relay.stop(timeout=LONG)) if records[0].seq == 3 else None
+        assert not relay.drain(timeout=LONG)
+        assert said == [False]
+        assert target.applied == [1, 2, 3]
+        assert len(list(box.pending())) == 7
+        assert relay.stop()
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_a_drain_that_is_interrupted_can_be_repeated(outbox_dir: Path, at: int) -> None:
+    target = FakeTarget()
+    with Outbox.open(outbox_dir, OutboxConfig(batch_size=1), OPERATIONS) as box:
+        many(box, 10)
+        relay = Relay(box, target)
+
+        def interrupt(records: Sequence[Record]) -> None:
+            if records[0].seq == at:
+                raise KeyboardInterrupt
+
+        target.before = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            relay.drain(timeout=LONG)
+        target.before = None
+        assert relay.drain(timeout=LONG)
+        assert target.applied == list(range(1, 11))
+        assert "outbox-settle" not in {thread.name for thread in threading.enumerate()}

@@ -77,3 +77,41 @@ def test_later_does_its_work_when_it_is_waited_for() -> None:
     assert done == []
     later.wait()
     assert done == [1]
+
+
+def test_a_thread_that_cannot_be_started_is_started_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker: Worker[int] = Worker("beside")
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            worker.begin(lambda: 1)
+        assert worker.wait() is None
+    worker.begin(lambda: 2)
+    answer = worker.wait()
+    assert answer is not None
+    assert answer() == 2
+    worker.close()
+
+
+def test_waiting_that_was_interrupted_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker: Worker[int] = Worker("beside")
+    gate = threading.Event()
+    worker.begin(lambda: int(gate.wait(LONG)))
+    assert worker._task is not None
+
+    def interrupt(timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker._task.done, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            worker.wait()
+    gate.set()
+    answer = worker.wait()
+    assert answer is not None
+    assert answer() == 1
+    worker.close()
