@@ -90,7 +90,7 @@ class Delivery:
             if self._reconciler.wanted:
                 self._record_owed()
                 self._mend()
-            batch = self._scan.next_batch(now, self._limit * self._target.lanes)
+            batch = self._scan.next_batch(now, self._reach)
             self._beside.begin(self._meanwhile(batch))
             outcome = self._apply(batch)
             self._record_owed()
@@ -105,6 +105,11 @@ class Delivery:
             self._tell()
             return self._breaker.wait(now)
 
+    @property
+    def _reach(self) -> int:
+        """How many entries to take at once; a single one where that is to show which one takes too long."""
+        return self._limit * self._target.lanes if self._limit > 1 else 1
+
     def _mend(self) -> None:
         """Put back what the target has forgotten.  Raises while that waits for an operator, or fails."""
         with _foreseen():
@@ -116,7 +121,7 @@ class Delivery:
 
     def _meanwhile(self, batch: Batch) -> Callable[[], None]:
         """What to do for the batches before and behind this one while the target has it."""
-        owed, limit = self._owed, self._limit * self._target.lanes
+        owed, limit = self._owed, self._reach
 
         def work() -> None:
             if owed is not None:

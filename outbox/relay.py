@@ -149,12 +149,14 @@ class Relay(Delivery):
         nothing is put back and PostgreSQL stays as it is.  Raises `StoreLocked` while a relay is at work,
         `TargetUnavailable`, `TargetMisconfigured` or `DurabilityError`.
         """
-        with self._lifecycle:
-            if self.running:
-                raise StoreLocked("the relay's thread is at work", hint="stop it first")
+        with self._lifecycle, self._alone(0.0) as alone:
+            if not alone:
+                raise StoreLocked("the relay's thread is at work, or somebody drains", hint="stop it first")
             owned = self._role is not None
             self._take_role()
             try:
+                self._record_owed()
+                self._scan.distrust()
                 return self._reconciler.mend(Order(everything=everything, accept=accept)) or Reconciliation(
                     needed=False
                 )

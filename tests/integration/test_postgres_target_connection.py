@@ -375,7 +375,10 @@ def test_receipts_that_somebody_dropped_stop_the_line(url: str, outbox_dir: Path
         assert query(url, "SELECT count(*) FROM effects") == [(1,)]
 
 
-def test_one_row_that_somebody_has_locked_keeps_only_its_own_key_waiting(url: str, outbox_dir: Path) -> None:
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_one_row_that_somebody_has_locked_keeps_only_its_own_key_waiting(
+    url: str, outbox_dir: Path, lanes: int
+) -> None:
     def set_balance(connection: Connection, entry: Entry) -> None:
         connection.execute(text("UPDATE accounts SET n = :n WHERE name = :name"), entry.args)
 
@@ -383,10 +386,10 @@ def test_one_row_that_somebody_has_locked_keeps_only_its_own_key_waiting(url: st
     operation = Operation("set_balance", handler=set_balance, order_by="name")
     with closing(psycopg2.connect(url)) as somebody, somebody.cursor() as cursor:
         cursor.execute("SELECT * FROM accounts WHERE name = 'a' FOR UPDATE")
-        settings = {"stall_timeout": 0.3, "backoff_base": 0.01, "backoff_cap": 0.01, "batch_size": 8}
+        settings = {"stall_timeout": 0.3, "backoff_base": 0.01, "backoff_cap": 0.01, "batch_size": 8, "lanes": lanes}
         with Bench(outbox_dir, url, operation, **settings) as bench, Relay(bench.box, bench.target) as relay:
-            for number in range(1, 11):
-                for name in ("a", "b"):
+            for name in ("a", "b"):
+                for number in range(1, 11):
                     bench.enqueue("set_balance", {"name": name, "n": number})
             until(lambda: query(url, "SELECT n FROM accounts WHERE name = 'b'") == [(10,)])
             until(lambda: bench.box.status().relay.slow == 1 and bench.box.status().pending == 10)
