@@ -64,7 +64,7 @@ class Lane:
             try:
                 outcome.completed += self._transact(store_id, tried)
                 blocked = behind
-                outcome.marks = [mark] if (mark := self._mark()) is not None else []
+                outcome.marks = [mark] if (mark := self.mark) is not None else []
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 outcome.interruption = exc
                 if isinstance(exc, TargetUnavailable) and exc.stalled and len(free) == 1 and not self._silent():
@@ -78,6 +78,11 @@ class Lane:
                 else:
                     todo += reversed(_split(part, free, exc.position))
         return outcome
+
+    @property
+    def mark(self) -> Mark | None:
+        """The newest transaction that was acknowledged on its connection, or on the last one that it had."""
+        return self._session.mark if self._session is not None else None
 
     def follow(self, memory: Memory) -> None:
         """See `Forgetful.follow`."""
@@ -110,9 +115,6 @@ class Lane:
             self._session = watermarks.Session(self._memory, store_id, self._clock.new_id, lane=self._number)
             self._session_on = connection
         return connection, self._session
-
-    def _mark(self) -> Mark | None:
-        return self._session.mark if self._session is not None else None
 
     def _silent(self) -> bool:
         """Whether the server said nothing any more, so that it is no entry's fault."""

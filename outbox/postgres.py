@@ -54,7 +54,9 @@ class PostgresTarget:
 
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
         """See `Target.apply`.  Each lane gets a transaction of its own; an ordering key is never in two of them."""
-        parts = spread(list(units(records)), len(self._lanes), self._has_handler)
+        # The first lane goes first: it looks whether anything was lost, and the others join the history that it finds.
+        lanes = 1 if self._lanes[0].mark is None else len(self._lanes)
+        parts = spread(list(units(records)), lanes, self._has_handler)
         outcome = Outcome()
         for done in self._side_by_side([self._task(number, store_id, part) for number, part in enumerate(parts)]):
             outcome.merge(done)
