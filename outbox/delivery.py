@@ -177,7 +177,8 @@ class Delivery:
             else:
                 settlement.dead.append((record, str(error)))
         plain = not (settlement.dead or settlement.dropped or settlement.retried or outcome.interruption)
-        if plain and self._may_owe and not batch.exhausted and self._scan.next_retry is None:
+        later = plain and self._may_owe and not batch.exhausted and self._scan.next_retry is None
+        if later and settlement:
             self._owed = settlement
             first = batch.records[0].seq if batch.whole and batch.records else 0
             self._memory.know(settlement.marks, range(first, batch.last_seq + 1) if first else range(0))

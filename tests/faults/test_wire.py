@@ -12,7 +12,8 @@ from outbox import Health, TargetUnavailable
 from tests.faults.drill import Drill
 from tests.unit.fakes.database import query
 from tests.unit.fakes.proxy import Proxy
-from tests.unit.fakes.scene import LONG, Scene, until
+from tests.unit.fakes.scene import LONG, Scene
+from tests.unit.fakes.waiting import until
 
 
 @pytest.fixture

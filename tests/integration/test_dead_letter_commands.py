@@ -7,14 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Event
-from time import monotonic
 
 import psycopg2
 import pytest
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.envelope import seq_key
+from tests.unit.fakes.waiting import until
 
 OPERATIONS = (Operation("note", table="notes", order_by="who"), Operation("other", table="notes", order_by="who"))
 
@@ -123,10 +122,8 @@ def test_a_relay_that_nobody_wakes_notices_an_answer_from_another_process(
 ) -> None:
     query(postgres_url, "ALTER TABLE notes DROP CONSTRAINT notes_n_check")
     assert atb("retry", "2").returncode == 0
-    pause, deadline = Event(), monotonic() + 20
-    while query(postgres_url, "SELECT n FROM notes WHERE who = 'a' ORDER BY n") != [(1,), (3,), (200,)]:
-        assert monotonic() < deadline
-        pause.wait(0.02)
+    notes = "SELECT n FROM notes WHERE who = 'a' ORDER BY n"
+    until(lambda: query(postgres_url, notes) == [(1,), (3,), (200,)])
     assert engine[1].running
 
 

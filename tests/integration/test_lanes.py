@@ -14,6 +14,7 @@ from outbox.errors import HistoryRewound
 from outbox.lane import Lane
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed, rejected
+from tests.unit.fakes.waiting import until
 
 LONG = 30.0
 ROW = Operation("row", table="effects", order_by="k")
@@ -144,7 +145,7 @@ def test_fewer_lanes_than_before_lose_nothing(url: str, outbox_dir: Path) -> Non
 
 
 def test_a_stop_shuts_every_lane_that_hangs(url: str, outbox_dir: Path) -> None:
-    config = OutboxConfig(lanes=2, stall_timeout=60)
+    config = OutboxConfig(lanes=2, stall_timeout=60, sync_interval=3600)
     with Outbox.open(outbox_dir, config, [ROW]) as box:
         relay = Relay(box, PostgresTarget(url, [ROW], config=config))
         relay.start()
@@ -155,11 +156,13 @@ def test_a_stop_shuts_every_lane_that_hangs(url: str, outbox_dir: Path) -> None:
         blocker = psycopg2.connect(url)
         try:
             blocker.cursor().execute("LOCK TABLE effects IN ACCESS EXCLUSIVE MODE")
+            # Nobody wakes the relay before there is work for both.
+            box.off_enqueue(relay._wake.set)
             fill(box, 10)
-            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-            while query(url, waiting) != [(2,)]:
-                assert relay.running
-            assert relay.stop(timeout=10)
+            relay._wake.set()
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'effects'::regclass"
+            until(lambda: query(url, waiting) == [(2,)])
+            assert relay.stop(timeout=2)
         finally:
             blocker.close()
         assert len(list(box.pending())) == 10

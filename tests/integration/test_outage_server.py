@@ -13,7 +13,8 @@ import pytest
 
 from outbox import Health, TargetUnavailable
 from outbox.testing import PostgresServer
-from tests.unit.fakes.scene import Scene, until
+from tests.unit.fakes.scene import Scene
+from tests.unit.fakes.waiting import until
 
 
 def test_down_at_start(own_postgres: PostgresServer, outbox_dir: Path) -> None:

@@ -18,7 +18,8 @@ from sqlalchemy import Connection, text
 from outbox import Entry, Health, Operation, TargetMisconfigured, TargetUnavailable
 from tests.unit.fakes.audit import book, query
 from tests.unit.fakes.proxy import Proxy
-from tests.unit.fakes.scene import LONG, Scene, until
+from tests.unit.fakes.scene import LONG, Scene
+from tests.unit.fakes.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,7 @@ import pytest
 
 from outbox.testing import PostgresServer, postgres_server, wheel
 from outbox.testing import processes as module
-
-
-def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
-    """Wait for something that another process does; there is no event to wait for."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
+from tests.unit.fakes.waiting import until
 
 
 def tree(server: PostgresServer) -> list[psutil.Process]:

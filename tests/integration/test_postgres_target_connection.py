@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from outbox.testing import PostgresServer
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed
 from tests.unit.fakes.proxy import Proxy
+from tests.unit.fakes.waiting import until
 
 ROW = Operation("row", table="effects")
 
@@ -37,14 +37,6 @@ ROW = Operation("row", table="effects")
 def url(postgres_url: str) -> str:
     query(postgres_url, "CREATE TABLE effects (id serial PRIMARY KEY, n int)")
     return postgres_url
-
-
-def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
-    """Wait for what happens inside the server."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def sessions(url: str, waiting_for: str | None = None) -> int:

@@ -16,7 +16,7 @@ from outbox.reconcile import GONE, Order, Reconciler, ordered, place_order
 from outbox.store import Store
 from outbox.testing import PostgresServer
 from tests.unit.fakes.failover import LONG, Desk, Past
-from tests.unit.fakes.scene import until
+from tests.unit.fakes.waiting import until
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_what_is_forgotten_before_it_was_recorded_is_missed_too(desk: Desk, past
     copy = past.remember()
     desk.trade(20)
     # The first batch is acknowledged; that is to be recorded while the second one is applied.
-    while rows(past) < 20:
-        desk.relay.step(desk.box.clock.monotonic())
+    desk.relay.step(desk.box.clock.monotonic())
+    assert rows(past) == 20
     assert len(list(desk.box.pending())) == 20
     past.set_back(copy)
     # As when the connection went right behind the acknowledgement, so that nothing was noticed at the time.
@@ -471,10 +471,13 @@ def test_set_back_again_while_it_delivers_again(past: Past, outbox_dir: Path) ->
         desk.deliver()
         past.set_back(second)
         # As far as a part of it, and no further.
-        while desk.box.status().pending == 0:
+
+        def put_back_at_last() -> bool:
             desk.relay.step(desk.box.clock.monotonic())
-            desk.box.progress.wait(lambda: True, 0)
             desk.trade(1)
+            return desk.box.status().pending > 0
+
+        until(put_back_at_last)
         for _ in range(3):
             desk.relay.step(desk.box.clock.monotonic())
         past.set_back(first)

@@ -15,7 +15,7 @@ import pytest
 from outbox import Operation, Outbox, OutboxConfig
 from outbox.testing import PostgresServer
 from tests.unit.fakes.audit import query
-from tests.unit.fakes.scene import until
+from tests.unit.fakes.waiting import until
 
 OPERATIONS = (Operation("note", table="notes", order_by="who"),)
 _DECLARED = """

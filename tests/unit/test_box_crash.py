@@ -17,6 +17,7 @@ import pytest
 from outbox import Outbox, StoreClosed, StoreLocked, environment, recovery, verify
 from outbox.ledger import Settlement
 from outbox.locks import Role, RoleLock
+from tests.unit.fakes.waiting import until
 
 ENGINE = """
 import os, sys, threading
@@ -344,8 +345,7 @@ def test_closing_waits_for_those_who_are_inside(outbox_dir: Path) -> None:
     inside.wait(20)
     closer = threading.Thread(target=box.close)
     closer.start()
-    while box.store._environment is not None:
-        threading.Event().wait(0.001)
+    until(lambda: box.store._environment is None)
     # Nobody else gets in, and it is not closed yet.
     with pytest.raises(StoreClosed):
         box.status()

@@ -24,6 +24,7 @@ from outbox.ledger import Settlement
 from outbox.reading import FORGOTTEN
 from outbox.reconcile import Order, ordered, place_order, withdraw_order
 from tests.unit.fakes.rig import FakeClock
+from tests.unit.fakes.waiting import until
 
 HALT = """
 import json, os, resource, sys
@@ -231,8 +232,7 @@ def test_every_thread_of_a_failed_commit_gets_its_own_key(outbox_dir: Path, monk
         inside.wait(20)
         for thread in threads[1:]:
             thread.start()
-        while len(box._commit._queue) < 3:
-            threading.Event().wait(0.001)
+        until(lambda: len(box._commit._queue) == 3)
         go_on.set()
         for thread in threads:
             thread.join(20)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from outbox import group_commit
 from outbox.group_commit import GroupCommit
+from tests.unit.fakes.waiting import until
 
 PATIENCE_S = 20.0
 
@@ -51,7 +52,7 @@ class Rig:
         self._threads.append(thread)
         was_led = self.commit._led
         thread.start()
-        self.until(lambda: len(self.commit._queue) > before if was_led else self.entered.is_set())
+        until(lambda: len(self.commit._queue) > before if was_led else self.entered.is_set())
 
     def hold(self) -> None:
         """Submit `first` and keep its commit from ending."""
@@ -63,15 +64,6 @@ class Rig:
         for thread in self._threads:
             thread.join(PATIENCE_S)
             assert not thread.is_alive()
-
-    @staticmethod
-    def until(condition: Callable[[], bool]) -> None:
-        pause = threading.Event()
-        for _ in range(int(PATIENCE_S * 1000)):
-            if condition():
-                return
-            pause.wait(0.001)
-        raise AssertionError("it never happened")
 
 
 @pytest.fixture
@@ -112,7 +104,7 @@ def test_busy_threads_need_fewer_commits_than_items_and_nothing_is_lost_or_doubl
     rig.hold()
     for thread in threads:
         thread.start()
-    rig.until(lambda: len(rig.commit._queue) == 32)
+    until(lambda: len(rig.commit._queue) == 32)
     rig.release()
     for thread in threads:
         thread.join(PATIENCE_S)
@@ -167,7 +159,7 @@ def test_an_interrupted_follower_leaves_the_queue(rig: Rig) -> None:
     main = threading.get_ident()
 
     def interrupt() -> None:
-        rig.until(lambda: len(rig.commit._queue) == 1)
+        until(lambda: len(rig.commit._queue) == 1)
         signal.pthread_kill(main, signal.SIGUSR1)
 
     def raise_it(*_: Any) -> None:

@@ -11,7 +11,8 @@ import pytest
 from outbox import DurabilityError, Outbox, OutboxConfig, Relay, StoreLocked
 from outbox.envelope import Record
 from outbox.ledger import Settlement
-from tests.unit.fakes.rig import OPERATIONS, FakeTarget, Rig
+from tests.unit.fakes.rig import OPERATIONS, FakeTarget, Rig, permanent
+from tests.unit.fakes.waiting import until
 
 LONG = 20.0
 
@@ -64,8 +65,7 @@ def test_what_comes_after_the_next_batch_was_read_is_noticed_at_once(outbox_dir:
         # The second entry has been read already, as the newest.
         rig.enqueue(None)
         assert rig.step() == 0
-        while rig.step() == 0:
-            pass
+        until(lambda: rig.step() > 0)
         assert rig.target.applied == [1, 2, 3]
 
 
@@ -74,6 +74,17 @@ def test_the_last_batch_is_recorded_in_its_own_step(outbox_dir: Path) -> None:
         rig.enqueue(None, None)
         rig.step()
         assert rig.pending() == []
+
+
+def test_walking_over_what_is_held_back_writes_nothing(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rig(outbox_dir, batch_size=2) as rig:
+        [bad] = rig.enqueue("a")
+        rig.target.refuse[bad] = permanent()
+        rig.settle()
+        rig.enqueue(*"aaaaaaaa")
+        monkeypatch.setattr(rig.box.store, "settle", lambda settlement: pytest.fail("there is nothing to record"))
+        rig.settle()
+        assert rig.box.status().pending == 8
 
 
 def test_stopping_records_what_was_applied(outbox_dir: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from outbox import Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnava
 from outbox.envelope import Record
 from outbox.locks import Role, died_holding
 from tests.unit.fakes.rig import OPERATIONS, FakeClock, FakeTarget, passing, permanent
+from tests.unit.fakes.waiting import until
 
 LONG = 20.0
 
@@ -51,14 +52,6 @@ def relay(box: Outbox, target: FakeTarget) -> Iterator[Relay]:
     relay = Relay(box, target)
     yield relay
     assert relay.stop()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does after its last signal."""
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.002)
 
 
 def write(box: Outbox, number: int, order_by: str | None = None) -> int:

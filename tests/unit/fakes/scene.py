@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,16 +17,9 @@ from outbox.envelope import Record
 from outbox.target import Outcome
 
 from .audit import OPERATIONS, SCHEMA, Audit, query
+from .waiting import until
 
 LONG = 20.0
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what happens in another process, which sends no signal."""
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 class Observed:
