@@ -26,6 +26,7 @@ from lmdb.verify import verify as _verify_structure
 from . import codec
 from .envelope import FORMAT
 from .errors import ConfigError, StoreCorrupt, StoreFormatError, StoreLocked, StoreMissing
+from .file_identity import file_identity
 from .state_file import give_to_owner
 
 _log = logging.getLogger("outbox.environment")
@@ -105,9 +106,8 @@ class Environment:
         _open_here.add(self._real)
         try:
             self._page_size = int(self.env.stat()["psize"])
-            self._data_file = os.fspath(directory / DATA_FILE)
-            info = os.stat(self._data_file)
-            self._inode, self._device = info.st_ino, info.st_dev
+            self._data_file = os.fsencode(directory / DATA_FILE)
+            self._file = file_identity(self._data_file)
             handles = self._open_handles(readonly)
             self.pending, self.idempotency, self.ledger = handles
             self._check_identity()
@@ -146,12 +146,11 @@ class Environment:
         Commits into an unlinked file succeed, and are gone with this process.  Raises OSError where it cannot be told.
         """
         try:
-            info = os.stat(self._data_file)
-            if info.st_ino == self._inode and info.st_dev == self._device:
+            if file_identity(self._data_file) == self._file:
                 return
         except (FileNotFoundError, NotADirectoryError):
             pass
-        raise FileNotFoundError(errno.ENOENT, "removed or replaced while it was open", self._data_file)
+        raise FileNotFoundError(errno.ENOENT, "removed or replaced while it was open", os.fsdecode(self._data_file))
 
     def file_bytes(self) -> int:
         """Size of the data file; by stat, since opening it would drop LMDB's locks."""

@@ -23,6 +23,7 @@ LINE = [
     "state_file",
     "locks",
     "pages",
+    "file_identity",
     "environment",
     "group_commit",
     "exchange",
