@@ -1,8 +1,11 @@
 """Durable group commit: threads that submit together share one commit.
 
-Leader and followers: the first thread to arrive leads, takes everything that has queued up, commits it once and
-releases the others, each blocked on a lock of its own; then the head of the next list leads.  With one thread there
-is no hand-over at all.
+Leader and followers: the first thread to arrive leads, takes everything that has queued up and commits it once; then
+the head of the next list leads.  With one thread there is no hand-over at all.
+
+Followers whose commit has ended are woken by the next leader while it waits for the disk.  Woken at once they would
+take the interpreter from it, and the disk would be idle until they all wait again: measured with 32 threads on two
+processors, that costs a quarter of the throughput.
 """
 
 from __future__ import annotations
@@ -15,29 +18,34 @@ T = TypeVar("T")
 
 
 class _Waiter(Generic[T]):
-    __slots__ = ("error", "item", "leads", "wake")
+    __slots__ = ("batch", "ended", "error", "item", "leads", "wake")
 
     def __init__(self, item: T) -> None:
         self.item = item
         self.wake = Lock()
         self.wake.acquire()
         self.leads = False
-        self.error: BaseException | None = None
+        # While it leads: what it commits, and whether that has ended, well or with `error`.
+        self.batch: list[_Waiter[T]] = []
+        self.ended = False
+        self.error: Exception | None = None
 
 
 class GroupCommit(Generic[T]):
     """`submit` returns when its item has been committed.  Thread-safe.
 
-    `commit(items)` must make all items durable in one go, or raise.  It is called by one thread at a time, and must
-    tolerate an item that it was given before: after a leader was interrupted (Ctrl-C) its followers' items are
-    committed again by the next leader.
+    `commit(items, waits)` must make all items durable in one go, or raise; it calls `waits` when nothing is left but to
+    wait for the disk.  It is called by one thread at a time, and must tolerate an item that it was given before: after
+    a leader was interrupted (Ctrl-C) its followers' items are committed again by the next leader.
     """
 
-    def __init__(self, commit: Callable[[list[T]], None]) -> None:
+    def __init__(self, commit: Callable[[list[T], Callable[[], None]], None]) -> None:
         self._commit = commit
         self._mutex = Lock()
         self._queue: list[_Waiter[T]] = []
         self._led = False
+        # Followers whose commit has ended, and who are still asleep.  Belongs to whoever leads.
+        self._settled: list[_Waiter[T]] = []
 
     def submit(self, item: T) -> None:
         """Commit `item`.  Raises what the shared commit raised."""
@@ -51,46 +59,59 @@ class GroupCommit(Generic[T]):
                 waiter.wake.acquire()
             if waiter.leads:
                 self._lead(waiter)
-            elif waiter.error is not None:
-                raise waiter.error
         except BaseException:
             # Interrupted at any point: leave the queue, and never take leadership to the grave.
             with self._mutex:
                 if waiter in self._queue:
                     self._queue.remove(waiter)
-                self._hand_over(waiter)
+                self._step_down(waiter)
             raise
+        if waiter.error is not None:
+            raise waiter.error
 
     def _lead(self, own: _Waiter[T]) -> None:
-        batch: list[_Waiter[T]] = []
-        finished = False
-        error: BaseException | None = None
+        with self._mutex:
+            own.batch, self._queue = self._queue, []
         try:
-            with self._mutex:
-                batch, self._queue = self._queue, []
-            self._commit([waiter.item for waiter in batch])
-            finished = True
-        except Exception as exc:
-            finished, error = True, exc
-            raise
-        finally:
-            followers = [waiter for waiter in batch if waiter is not own]
-            with self._mutex:
-                if not finished:
-                    self._queue[:0] = followers
-                self._hand_over(own)
-            if finished:
-                for waiter in followers:
-                    waiter.error = error
-                    waiter.wake.release()
+            self._commit([waiter.item for waiter in own.batch], self._wake_settled)
+            own.ended = True
+        except Exception as exc:  # noqa: BLE001 - `submit` raises it, here and in every thread of the batch
+            own.error, own.ended = exc, True
+        with self._mutex:
+            self._step_down(own)
 
-    def _hand_over(self, own: _Waiter[T]) -> None:
-        """If `own` leads, let the head of the queue lead, or note that nobody does.  Assumes the mutex."""
+    def _step_down(self, own: _Waiter[T]) -> None:
+        """If `own` leads, end that; whatever of it an interruption left undone is done at the second call.
+
+        Assumes the mutex.
+        """
         if not own.leads:
             return
-        own.leads = False
+        followers = [waiter for waiter in own.batch if waiter is not own]
+        if own.ended:
+            for waiter in followers:
+                waiter.error = own.error
+            self._settled += followers
+        else:
+            self._queue[:0] = followers
+        own.batch = []
         if self._queue:
             self._queue[0].leads = True
-            self._queue[0].wake.release()
+            _wake(self._queue[0])
         else:
             self._led = False
+            self._wake_settled()
+        own.leads = False
+
+    def _wake_settled(self) -> None:
+        while self._settled:
+            _wake(self._settled[0])
+            del self._settled[0]
+
+
+def _wake(waiter: _Waiter[T]) -> None:
+    try:
+        waiter.wake.release()
+    except RuntimeError:
+        # It was woken before: an interruption came right behind that.
+        return

@@ -45,6 +45,10 @@ AHEAD_US = 60_000_000
 _BREATH_S = 0.0005
 
 
+def _nobody() -> None:
+    """Nobody sleeps until the commit waits for the disk."""
+
+
 @dataclass(slots=True)
 class Append:
     """One submission to `Store.append`: its records become one group (more than one) and are stored or refused whole.
@@ -99,9 +103,10 @@ class Store(Reader):
 
     # -- enqueueing
 
-    def append(self, submissions: list[Append]) -> None:
+    def append(self, submissions: list[Append], waits: Callable[[], None] = _nobody) -> None:
         """Store all submissions in one commit.  Outcomes are left in them; only a failed write raises.
 
+        Calls `waits` when nothing is left but to wait for the disk; it must be quick and not raise.
         What is wrong with one of them, as `StoreFull` where it does not fit, is no other's fault.  Raises
         `DurabilityError`: all are in doubt.
         """
@@ -123,6 +128,7 @@ class Store(Reader):
                     stored |= self._append_one(environment, txn, counters, submission)
             if stored:
                 txn.put(COUNTERS_KEY, counters.pack())
+            waits()
         self._quota.say()
         if fitting:
             self._say_ahead(counters.last_us - fitting[-1].records[-1].captured_us)

@@ -304,9 +304,9 @@ def test_threads_of_one_engine_lose_and_double_nothing(outbox_dir: Path) -> None
         commits: list[int] = []
         append = box.store.append
 
-        def counted(submissions: list) -> None:  # type: ignore[type-arg]
+        def counted(submissions: list, waits: Callable[[], None]) -> None:  # type: ignore[type-arg]
             commits.append(len(submissions))
-            append(submissions)
+            append(submissions, waits)
 
         box._commit._commit = counted
         barrier = threading.Barrier(16)

@@ -504,12 +504,12 @@ def test_an_enqueue_of_a_signal_handler_in_the_middle_of_another_is_refused(box:
     raised: list[StoreBusy] = []
     commit = box._commit._commit
 
-    def interrupted(submissions: Any) -> None:
+    def interrupted(submissions: Any, waits: Any) -> None:
         try:
             box.enqueue("log", {"by": "handler"})
         except StoreBusy as exc:
             raised.append(exc)
-        commit(submissions)
+        commit(submissions, waits)
 
     box._commit._commit = interrupted
     in_a_thread(lambda: box.enqueue("log", {"by": "loop"}))

@@ -192,12 +192,12 @@ def test_a_call_that_was_stored_after_all_is_recognised_by_its_key(
 ) -> None:
     real = store.Store.append
 
-    def doubtful(self: store.Store, submissions: list[store.Append]) -> None:
-        real(self, submissions)
+    def doubtful(submissions: list[store.Append], waits: Any) -> None:
+        real(box.store, submissions, waits)
         raise DurabilityError("the flush was reported as failed")
 
     with Outbox.open(outbox_dir) as box, monkeypatch.context() as patch:
-        patch.setattr(box._commit, "_commit", lambda submissions: doubtful(box.store, submissions))
+        patch.setattr(box._commit, "_commit", doubtful)
         with pytest.raises(DurabilityError) as caught:
             box.enqueue("log", {"number": 1})
     with Outbox.open(outbox_dir) as box:
@@ -211,11 +211,11 @@ def test_every_thread_of_a_failed_commit_gets_its_own_key(outbox_dir: Path, monk
         inside, go_on = threading.Event(), threading.Event()
         append = box.store.append
 
-        def fail(submissions: Any) -> None:
+        def fail(submissions: Any, waits: Any) -> None:
             if not inside.is_set():
                 inside.set()
                 go_on.wait(20)
-                append(submissions)
+                append(submissions, waits)
                 return
             raise DurabilityError("bad disk", hint="replace it")
 

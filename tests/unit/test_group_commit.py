@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -26,10 +26,14 @@ class Rig:
         self.entered, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
         self.ends: dict[Any, BaseException | None] = {}
+        # Whether the commits keep to themselves that they wait for the disk.
+        self.silent = False
         self.commit = GroupCommit[Any](self._commit)
         self._threads: list[threading.Thread] = []
 
-    def _commit(self, items: list[Any]) -> None:
+    def _commit(self, items: list[Any], waits: Callable[[], None]) -> None:
+        if not self.silent:
+            waits()
         self.entered.set()
         assert self.go_on.wait(PATIENCE_S)
         self.commits.append(items)
@@ -66,9 +70,10 @@ class Rig:
             assert not thread.is_alive()
 
 
-@pytest.fixture
-def rig() -> Iterator[Rig]:
+@pytest.fixture(params=["waits", "silent"])
+def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     rig = Rig()
+    rig.silent = request.param == "silent"
     yield rig
     rig.release()
     # Whatever happened, the next one is served at once and alone.
@@ -179,6 +184,42 @@ def test_an_interrupted_follower_leaves_the_queue(rig: Rig) -> None:
     assert rig.commits == [["first"]]
 
 
+def test_who_has_been_committed_sleeps_until_the_next_commit_waits_for_the_disk() -> None:
+    gates = {name: threading.Event() for name in ("first", "leader", "next", "disk")}
+
+    def write(items: list[str], waits: Callable[[], None]) -> None:
+        assert gates[items[0]].wait(PATIENCE_S)
+        waits()
+        assert items[0] != "next" or gates["disk"].wait(PATIENCE_S)
+
+    commit = GroupCommit[str](write)
+    threads: dict[str, threading.Thread] = {}
+
+    def start(item: str, queued: int) -> None:
+        threads[item] = threading.Thread(target=commit.submit, args=(item,))
+        threads[item].start()
+        until(lambda: commit._led and len(commit._queue) == queued)
+
+    start("first", 0)
+    start("leader", 1)
+    start("follower", 2)
+    gates["first"].set()
+    until(lambda: not commit._queue)
+    start("next", 1)
+    gates["leader"].set()
+    threads["leader"].join(PATIENCE_S)
+    until(lambda: not commit._queue)
+    assert [waiter.item for waiter in commit._settled] == ["follower"]
+    gates["next"].set()
+    threads["follower"].join(PATIENCE_S)
+    assert not threads["follower"].is_alive()
+    assert threads["next"].is_alive()
+    gates["disk"].set()
+    for thread in threads.values():
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+
+
 class InterruptedLock:
     """A lock on whose second taking the thread is interrupted, just after it has it."""
 
@@ -210,3 +251,35 @@ def test_a_follower_that_is_interrupted_as_it_becomes_leader_hands_over(
     assert isinstance(rig.ends["doomed"], KeyboardInterrupt)
     assert rig.ends["next"] is None
     assert rig.commits == [["first"], ["next"]]
+
+
+class StartlingLock:
+    """A lock at whose first release the thread that releases it is interrupted, just after that."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.acquire = self._lock.acquire
+        self._startles = True
+
+    def release(self) -> None:
+        self._lock.release()
+        if self._startles:
+            self._startles = False
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("doomed", ["leader", "b", "c"])
+def test_an_interruption_while_others_are_woken_leaves_nobody_asleep(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, doomed: str
+) -> None:
+    def lock() -> Any:
+        return StartlingLock() if threading.current_thread().name == doomed else threading.Lock()
+
+    monkeypatch.setattr(group_commit, "Lock", lock)
+    rig.hold()
+    for item in ("leader", "b", "c"):
+        rig.start(item, name=item)
+    rig.release()
+    assert sorted(rig.ends) == ["b", "c", "first", "leader"]
+    assert [type(end) for end in rig.ends.values() if end is not None] == [KeyboardInterrupt]
+    assert rig.commits == [["first"], ["leader", "b", "c"]]
