@@ -17,30 +17,39 @@ from .measure import Goal, NotTheSameWork, Result, Setting, line, median, p99, t
 from .workload import TRADE, TRADE_COLUMNS, config, create_table, execute, fill, trade
 
 _IDLE, _THREAD, _PROCESS = "idle", "relay thread drains", "relay process drains"
+_ELSEWHERE = "relay process drains another store"
 _BUSY, _BUSY_FINE = "CPU-bound thread in the host", "the same, switch interval 0.1 ms"
 _FINE_S = 0.0001
 _PATIENCE_S = 60.0
 
 
 def run(setting: Setting) -> Result:
-    states = {_IDLE: _idle, _THREAD: _relay_thread, _PROCESS: _relay_process, _BUSY: _computing, _BUSY_FINE: _yielding}
+    states = {
+        _IDLE: _idle,
+        _THREAD: _relay_thread,
+        _PROCESS: _relay_process,
+        _ELSEWHERE: _relay_process_elsewhere,
+        _BUSY: _computing,
+        _BUSY_FINE: _yielding,
+    }
     if "relay" not in commands.commands:
-        del states[_PROCESS]
+        del states[_PROCESS], states[_ELSEWHERE]
+    drained = {_THREAD, _PROCESS, _ELSEWHERE}
     samples: dict[str, list[float]] = {name: [] for name in states}
     for name in turns(setting.sizes.disturbed_rounds, list(states)):
         setting.say(f"timing enqueues: {name}")
         create_table(setting.url, "trades", TRADE_COLUMNS)
         numbers = count()
         with Outbox.open(setting.folder("disturbed") / "outbox", config(), [TRADE]) as box:
-            if states[name] in (_relay_thread, _relay_process):
+            if name in drained:
                 fill(box, TRADE, (trade(next(numbers)) for _ in range(setting.sizes.drain_rows // 4)))
             before = box.status().completed
-            with states[name](setting, box):
+            with states[name](setting, box) as target:
                 for _ in range(setting.sizes.disturbed):
                     args = trade(next(numbers))
-                    samples[name].append(timed(lambda: box.enqueue(TRADE.name, args)))  # noqa: B023 - called at once
+                    samples[name].append(timed(lambda: target.enqueue(TRADE.name, args)))  # noqa: B023 - called at once
                 status = box.status()
-            if states[name] in (_relay_thread, _relay_process) and status.completed == before:
+            if name in drained and status.completed == before:
                 raise NotTheSameWork(f"{name}: nothing was drained while enqueues were timed")
             rows = execute(setting.url, "SELECT count(*) FROM trades")[0][0]
             if rows != box.status().completed:
@@ -62,28 +71,30 @@ def run(setting: Setting) -> Result:
             for name in samples
             if name in limits
         ],
-        notes=[] if _PROCESS in states else ["this version has no `atb outbox relay`"],
+        notes=[f"{_ELSEWHERE}: nothing is shared but the machine, with its disk, and PostgreSQL"]
+        if _PROCESS in states
+        else ["this version has no `atb outbox relay`"],
     )
 
 
 @contextmanager
-def _idle(setting: Setting, box: Outbox) -> Iterator[None]:
-    yield
+def _idle(setting: Setting, box: Outbox) -> Iterator[Outbox]:
+    yield box
 
 
 @contextmanager
-def _relay_thread(setting: Setting, box: Outbox) -> Iterator[None]:
+def _relay_thread(setting: Setting, box: Outbox) -> Iterator[Outbox]:
     relay = Relay(box, PostgresTarget(setting.url, [TRADE], config=box.config))
     relay.start()
     try:
         _until_it_drains(box)
-        yield
+        yield box
     finally:
         relay.stop()
 
 
 @contextmanager
-def _relay_process(setting: Setting, box: Outbox) -> Iterator[None]:
+def _relay_process(setting: Setting, box: Outbox) -> Iterator[Outbox]:
     environment = {
         **os.environ,
         "OUTBOX_DIR": str(box.path),
@@ -97,10 +108,19 @@ def _relay_process(setting: Setting, box: Outbox) -> Iterator[None]:
         )
         try:
             _until_it_drains(box)
-            yield
+            yield box
         finally:
             process.terminate()
             process.wait(_PATIENCE_S)
+
+
+@contextmanager
+def _relay_process_elsewhere(setting: Setting, box: Outbox) -> Iterator[Outbox]:
+    with (
+        Outbox.open(setting.folder("elsewhere") / "outbox", config(), [TRADE]) as other,
+        _relay_process(setting, box),
+    ):
+        yield other
 
 
 def _until_it_drains(box: Outbox) -> None:
@@ -113,7 +133,7 @@ def _until_it_drains(box: Outbox) -> None:
 
 
 @contextmanager
-def _computing(setting: Setting, box: Outbox) -> Iterator[None]:
+def _computing(setting: Setting, box: Outbox) -> Iterator[Outbox]:
     stop = threading.Event()
 
     def compute() -> None:
@@ -123,18 +143,18 @@ def _computing(setting: Setting, box: Outbox) -> Iterator[None]:
     thread = threading.Thread(target=compute, name="computing")
     thread.start()
     try:
-        yield
+        yield box
     finally:
         stop.set()
         thread.join()
 
 
 @contextmanager
-def _yielding(setting: Setting, box: Outbox) -> Iterator[None]:
+def _yielding(setting: Setting, box: Outbox) -> Iterator[Outbox]:
     before = sys.getswitchinterval()
     sys.setswitchinterval(_FINE_S)
     try:
         with _computing(setting, box):
-            yield
+            yield box
     finally:
         sys.setswitchinterval(before)
