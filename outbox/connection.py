@@ -187,8 +187,16 @@ class GuardedConnection:
         return raw
 
     def restore_settings(self, cursor: Cursor) -> None:
-        """Undo whatever a handler has set for its session or transaction."""
-        self._set(cursor, "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; ")
+        """Undo whatever a handler has set for its session or transaction.
+
+        Raises `TargetMisconfigured` where that cannot be undone.
+        """
+        try:
+            self._set(cursor, "SET TRANSACTION READ WRITE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; ")
+        except psycopg2.errors.ActiveSqlTransaction as exc:
+            raise TargetMisconfigured(
+                "a handler made the relay's transaction read-only", hint="nothing can be delivered with it"
+            ) from exc
 
     def _set(self, cursor: Cursor, before: str = "") -> None:
         limit_ms = max(1, int(self._stall_timeout_s * 1000))

@@ -457,6 +457,20 @@ def test_what_a_handler_sets_reaches_neither_our_statements_nor_the_next_entry(
         query(url, "DROP ROLE somebody")
 
 
+def test_a_handler_that_makes_the_transaction_read_only_stops_the_line(url: str, outbox_dir: Path) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        insert(connection, entry)
+        connection.execute(text("SET TRANSACTION READ ONLY"))
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        bench.enqueue("special", {"n": 1})
+        interruption = bench.apply().interruption
+        # It is no outage, which would pass by itself.
+        assert isinstance(interruption, TargetMisconfigured)
+        assert "read-only" in str(interruption)
+        assert bench.receipts() == []
+
+
 def test_a_commit_waits_for_the_disk_although_a_handler_said_otherwise(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         insert(connection, entry)
