@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from outbox.environment import _filesystem_of
+from outbox.filesystem import filesystem_of
 
 from .measure import Goal, Line, Result, Sizes
 from .workload import execute
@@ -30,7 +30,7 @@ def describe(sizes: Sizes, directory: Path, url: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         "cpus": os.cpu_count(),
         "load": round(os.getloadavg()[0], 2),
-        "file_system": _filesystem_of(directory) or "unknown",
+        "file_system": filesystem_of(directory) or "unknown",
         "python": platform.python_version(),
         "postgresql": execute(url, "SHOW server_version")[0][0],
         "packages": {name: version(name) for name in ("lmdb", "orjson", "psycopg2-binary", "SQLAlchemy")},

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import shutil
 import tempfile
@@ -23,13 +22,10 @@ import lmdb
 from lmdb.verify import VerifyError
 from lmdb.verify import verify as _verify_structure
 
-from . import codec
+from . import codec, filesystem
 from .envelope import FORMAT
 from .errors import ConfigError, StoreCorrupt, StoreFormatError, StoreLocked, StoreMissing
-from .file_identity import file_identity
 from .state_file import give_to_owner
-
-_log = logging.getLogger("outbox.environment")
 
 SUB_DATABASES = (b"pending", b"idempotency", b"ledger")
 IDENTITY_KEY = b"outbox:store"
@@ -41,10 +37,6 @@ _BUILDING = ".creating-"
 # The map is address space, not disk: sparse, and never resized while open.
 _MAP_SIZES = tuple(gib << 30 for gib in (64, 16, 4, 1))
 _MAX_READERS = 512
-# Local semantics of flock and mmap are needed; these do not give them (man 2 flock; LMDB's "Caveats").
-_REMOTE_FILESYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs", "afs"}
-)
 _OURS = frozenset(
     {"engine.lock", "relay.lock", "access.lock", "opening.lock", "engine.state", "relay.state", _CLEAN_FILE}
 )
@@ -107,7 +99,7 @@ class Environment:
         try:
             self._page_size = int(self.env.stat()["psize"])
             self._data_file = os.fsencode(directory / DATA_FILE)
-            self._file = file_identity(self._data_file)
+            self._file = filesystem.file_identity(self._data_file)
             handles = self._open_handles(readonly)
             self.pending, self.idempotency, self.ledger = handles
             self._check_identity()
@@ -146,7 +138,7 @@ class Environment:
         Commits into an unlinked file succeed, and are gone with this process.  Raises OSError where it cannot be told.
         """
         try:
-            if file_identity(self._data_file) == self._file:
+            if filesystem.file_identity(self._data_file) == self._file:
                 return
         except (FileNotFoundError, NotADirectoryError):
             pass
@@ -276,8 +268,8 @@ def create(directory: Path, store_id: UUID, records: dict[bytes, bytes]) -> None
     A directory that exists, perhaps a mount point, is filled instead, the identity file last.  `records` are put into
     the main database.  When another process wins the race, its store stays.  Raises OSError.
     """
-    _make_durably(directory.parent)
-    refuse_remote(directory if directory.exists() else directory.parent)
+    filesystem.make_durably(directory.parent)
+    filesystem.refuse_remote(directory if directory.exists() else directory.parent)
     if directory.exists():
         _fill(directory, Identity(store_id, FORMAT), records)
         return
@@ -286,17 +278,9 @@ def create(directory: Path, store_id: UUID, records: dict[bytes, bytes]) -> None
     try:
         _build(temporary, Identity(store_id, FORMAT), records)
         _move_into_place(temporary, directory)
-        flush_directory(directory.parent)
+        filesystem.flush_directory(directory.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _make_durably(folder: Path) -> None:
-    """Make a directory and its parents so that a power cut does not take them away with all that is in them."""
-    if not folder.exists():
-        _make_durably(folder.parent)
-        folder.mkdir(exist_ok=True)
-        flush_directory(folder.parent)
 
 
 def _build(folder: Path, identity: Identity, records: dict[bytes, bytes]) -> None:
@@ -319,7 +303,7 @@ def _build(folder: Path, identity: Identity, records: dict[bytes, bytes]) -> Non
         file.flush()
         os.fsync(file.fileno())
     mark_clean(folder)
-    flush_directory(folder)
+    filesystem.flush_directory(folder)
 
 
 def _move_into_place(temporary: Path, directory: Path) -> None:
@@ -344,7 +328,7 @@ def _fill(directory: Path, identity: Identity, records: dict[bytes, bytes]) -> N
         try:
             _build(temporary, identity, records)
             _move_files(temporary, directory)
-            flush_directory(directory)
+            filesystem.flush_directory(directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         with suppress(PermissionError):  # a mount point may belong to another user
@@ -365,40 +349,6 @@ def _move_files(temporary: Path, directory: Path) -> None:
         for name in names:
             (directory / name).unlink(missing_ok=True)
         raise
-
-
-def flush_directory(directory: Path) -> None:
-    """fsync a directory, so that renames in it survive power loss."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def refuse_remote(path: Path) -> None:
-    """Raise `ConfigError` on a network file system; warn on tmpfs, which no power cut survives."""
-    kind = _filesystem_of(path)
-    if kind in _REMOTE_FILESYSTEMS:
-        raise ConfigError(f"{path} is on a network file system ({kind})", hint="put OUTBOX_DIR on a local disk")
-    if kind in ("tmpfs", "ramfs"):
-        _log.warning("outbox directory is in memory and will not survive a power cut", extra={"path": str(path)})
-
-
-def _filesystem_of(path: Path) -> str:
-    """The type of the file system that holds `path`; empty where the platform does not tell."""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    resolved, best, kind = os.path.realpath(path), "", ""
-    for line in lines:
-        left, _, right = line.partition(" - ")
-        mount = left.split()[4].encode().decode("unicode_escape")
-        inside = mount == "/" or resolved == mount or resolved.startswith(mount + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, right.split()[0]
-    return kind
 
 
 def structural_problems(directory: Path) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from . import environment, verify
+from . import environment, filesystem, verify
 from .clock import Clock
 from .config import OutboxConfig
 from .counters import Counters
@@ -87,7 +87,7 @@ def open_store(
     if engine:
         _create_if_vacant(directory, clock)
     environment.read_identity(directory)
-    environment.refuse_remote(directory)
+    filesystem.refuse_remote(directory)
     locks: list[RoleLock] = []
     opened: environment.Environment | None = None
     try:
@@ -130,7 +130,7 @@ def rewrite_compactly(directory: Path) -> None:
             raise StoreCorrupt(f"the compact copy is damaged: {found[0]}", hint="the store was left as it was")
         os.rename(temporary / "data.mdb", directory / "data.mdb")
         try:
-            environment.flush_directory(directory)
+            filesystem.flush_directory(directory)
         except OSError as exc:
             # A power cut may bring the old file back, without what would be written from now on.
             raise DurabilityError(
@@ -148,9 +148,9 @@ def _create_if_vacant(directory: Path, clock: Clock) -> None:
 
 def _flush_renames(directory: Path) -> None:
     """A creation or a vacuum that was killed may have left its rename unflushed: a power cut would undo it."""
-    environment.flush_directory(directory)
+    filesystem.flush_directory(directory)
     with suppress(PermissionError):  # a folder of somebody else's that may be passed but not read
-        environment.flush_directory(directory.parent)
+        filesystem.flush_directory(directory.parent)
 
 
 def _take_access(directory: Path, engine: RoleLock | None) -> RoleLock:

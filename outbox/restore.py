@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from . import codec, environment, ledger, quarantine, small, verify
+from . import codec, environment, filesystem, ledger, quarantine, small, verify
 from .clock import Clock
 from .config import OutboxConfig
 from .counters import Counters
@@ -137,7 +137,7 @@ def _create(file: ExportFile, directory: Path, config: OutboxConfig, clock: Cloc
         _fill(file, made, config, clock, done)
         verify.check(made)
         os.rename(made, directory)
-        environment.flush_directory(directory.parent)
+        filesystem.flush_directory(directory.parent)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     return done

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from outbox import environment, opening, verify
+from outbox import environment, filesystem, opening, verify
 from outbox.box import Outbox
 from outbox.lane import Lane
 from outbox.postgres import PostgresTarget
@@ -34,8 +34,8 @@ _STEPS: dict[str, tuple[Any, str, str]] = {
     "vacuum: the copy is about to be written": (environment, "copy_compact", _BEFORE),
     "vacuum: the copy is written": (environment, "copy_compact", _AFTER),
     "vacuum: the copy is verified": (environment, "structural_problems", _AFTER),
-    "vacuum: the copy is in place": (environment, "flush_directory", _BEFORE),
-    "vacuum: it is flushed": (environment, "flush_directory", _AFTER),
+    "vacuum: the copy is in place": (filesystem, "flush_directory", _BEFORE),
+    "vacuum: it is flushed": (filesystem, "flush_directory", _AFTER),
     "reconciliation: PostgreSQL is about to be taken as it is": (Comparison, "accept", _BEFORE),
     "reconciliation: PostgreSQL was taken as it is": (Comparison, "accept", _AFTER),
     "recovery: the mark is gone, nothing is verified": (verify, "check", _BEFORE),

@@ -15,7 +15,7 @@ from typing import Any
 import lmdb
 import pytest
 
-from outbox import ConfigError, Outbox, StoreCorrupt, StoreFormatError, StoreMissing, environment
+from outbox import ConfigError, Outbox, StoreCorrupt, StoreFormatError, StoreMissing, environment, filesystem
 
 RACE = """
 import sys, uuid
@@ -70,13 +70,23 @@ def test_everything_in_a_store_is_private(outbox_dir: Path, prepare: str) -> Non
     assert locks | {"data.mdb", "lock.mdb", "outbox.json", "engine.state", "clean"} == set(modes)
 
 
-@pytest.mark.parametrize("step", ["_open", "mark_clean", "flush_directory", "_move_into_place"])
-def test_a_creation_that_fails_leaves_no_trace(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [
+        (environment, "_open"),
+        (environment, "mark_clean"),
+        (filesystem, "flush_directory"),
+        (environment, "_move_into_place"),
+    ],
+)
+def test_a_creation_that_fails_leaves_no_trace(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, module: Any, step: str
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(environment, step, fail)
+        patch.setattr(module, step, fail)
         with pytest.raises(OSError, match="no space"):
             Outbox.open(outbox_dir)
     assert list(outbox_dir.parent.iterdir()) == []
@@ -291,7 +301,7 @@ def test_what_lmdb_refuses_is_told_apart(
 @pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
 def test_a_network_file_system_is_refused(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     make(outbox_dir)
-    monkeypatch.setattr(environment, "_filesystem_of", lambda path: kind)
+    monkeypatch.setattr(filesystem, "filesystem_of", lambda path: kind)
     for directory in (outbox_dir, outbox_dir.parent / "new"):
         with pytest.raises(ConfigError, match=rf"network file system \({kind}\).*local disk"):
             Outbox.open(directory)
@@ -301,35 +311,10 @@ def test_a_network_file_system_is_refused(outbox_dir: Path, monkeypatch: pytest.
 def test_a_file_system_in_memory_is_warned_about(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(environment, "_filesystem_of", lambda path: "tmpfs")
+    monkeypatch.setattr(filesystem, "filesystem_of", lambda path: "tmpfs")
     with caplog.at_level(logging.WARNING, "outbox"):
         make(outbox_dir)
     assert "will not survive a power cut" in caplog.text
-
-
-MOUNTS = """\
-21 1 0:20 / / rw - ext4 /dev/root rw
-22 21 0:21 / /srv rw - xfs /dev/sdb rw
-23 22 0:22 / /srv/with\\040space rw shared:1 - nfs4 host:/x rw
-24 21 0:23 / /srv/with rw - tmpfs tmpfs rw
-"""
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [("/home", "ext4"), ("/srv", "xfs"), ("/srvx", "ext4"), ("/srv/a/b", "xfs"), ("/srv/with space/a", "nfs4")],
-)
-def test_the_file_system_is_that_of_the_innermost_mount(monkeypatch: pytest.MonkeyPatch, path: str, kind: str) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda self: MOUNTS)
-    assert environment._filesystem_of(Path(path)) == kind
-
-
-def test_a_platform_that_does_not_tell_its_file_systems_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Path) -> str:
-        raise FileNotFoundError(self)
-
-    monkeypatch.setattr(Path, "read_text", fail)
-    environment.refuse_remote(Path("/srv"))
 
 
 def test_the_three_databases_and_nothing_else_are_listed(outbox_dir: Path) -> None:
@@ -401,7 +386,7 @@ def test_each_new_folder_above_a_store_is_flushed_into_the_one_above_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[Path] = []
-    monkeypatch.setattr(environment, "flush_directory", flushed.append)
+    monkeypatch.setattr(filesystem, "flush_directory", flushed.append)
     make(tmp_path / "data" / "deep" / "outbox")
     assert flushed[:2] == [tmp_path, tmp_path / "data"]
     assert flushed[-1] == tmp_path / "data" / "deep"
@@ -412,6 +397,6 @@ def test_an_engine_flushes_the_renames_of_whoever_was_killed_before(
 ) -> None:
     Outbox.open(outbox_dir).close()
     flushed: list[Path] = []
-    monkeypatch.setattr(environment, "flush_directory", flushed.append)
+    monkeypatch.setattr(filesystem, "flush_directory", flushed.append)
     Outbox.open(outbox_dir).close()
     assert flushed == [outbox_dir, outbox_dir.parent]

@@ -23,7 +23,7 @@ LINE = [
     "state_file",
     "locks",
     "pages",
-    "file_identity",
+    "filesystem",
     "environment",
     "group_commit",
     "exchange",

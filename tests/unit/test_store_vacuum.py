@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from outbox import DurabilityError, Outbox, StoreCorrupt, StoreLocked, environment
+from outbox import DurabilityError, Outbox, StoreCorrupt, StoreLocked, environment, filesystem
 from outbox.ledger import Settlement
 from outbox.locks import Role, RoleLock
 
@@ -176,7 +176,7 @@ def test_a_swap_that_may_not_survive_a_power_cut_halts(
 
     before = content(box)
     with monkeypatch.context() as patch:
-        patch.setattr(environment, "flush_directory", fail)
+        patch.setattr(filesystem, "flush_directory", fail)
         with pytest.raises(DurabilityError, match="could not be flushed: .*Input/output error"):
             box.compact(timedelta(0), vacuum=True)
     assert content(box) == before

@@ -1,4 +1,4 @@
-"""Telling files apart without asking for their times."""
+"""Telling files apart without asking for their times, and where files lie."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from outbox import file_identity as module
-from outbox.file_identity import file_identity
+from outbox import filesystem
+from outbox.filesystem import file_identity
 
 Ask = Callable[[Path], tuple[int, int, int]]
 
@@ -21,7 +21,7 @@ def refused(*_: object) -> int:
 @pytest.fixture(params=["statx", "refused", "absent"])
 def ask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ask:
     if request.param != "statx":
-        monkeypatch.setattr(module, "_statx", {"refused": refused, "absent": None}[request.param])
+        monkeypatch.setattr(filesystem, "_statx", {"refused": refused, "absent": None}[request.param])
     return lambda path: file_identity(os.fsencode(path))
 
 
@@ -53,3 +53,28 @@ def test_it_fails_as_stat_does(ask: Ask, tmp_path: Path) -> None:
         (tmp_path / "closed").mkdir(mode=0)
         with pytest.raises(PermissionError):
             ask(tmp_path / "closed" / "below")
+
+
+MOUNTS = """\
+21 1 0:20 / / rw - ext4 /dev/root rw
+22 21 0:21 / /srv rw - xfs /dev/sdb rw
+23 22 0:22 / /srv/with\\040space rw shared:1 - nfs4 host:/x rw
+24 21 0:23 / /srv/with rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/home", "ext4"), ("/srv", "xfs"), ("/srvx", "ext4"), ("/srv/a/b", "xfs"), ("/srv/with space/a", "nfs4")],
+)
+def test_the_file_system_is_that_of_the_innermost_mount(monkeypatch: pytest.MonkeyPatch, path: str, kind: str) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: MOUNTS)
+    assert filesystem.filesystem_of(Path(path)) == kind
+
+
+def test_a_platform_that_does_not_tell_its_file_systems_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path) -> str:
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    filesystem.refuse_remote(Path("/srv"))
