@@ -39,6 +39,8 @@ class Guarded:
         # Reentrant: a signal handler may come at any point of a call, and must not wait for what it has interrupted.
         self._mutex = threading.RLock()
         self._gate = threading.Condition(self._mutex)
+        # How many wait for the last one to leave.
+        self._awaited = 0
         # The threads that use the environment now, by identifier, and those that write or wait for their turn.
         self._inside: list[int] = []
         self._writing: set[int] = set()
@@ -66,7 +68,7 @@ class Guarded:
     def _leave(self) -> None:
         with self._mutex:
             self._inside.remove(threading.get_ident())
-            if not self._inside:
+            if self._awaited and not self._inside:
                 self._gate.notify_all()
 
     def _usable(self) -> Environment:
@@ -180,7 +182,7 @@ class Guarded:
         """
         with self._gate:
             self._check_not_inside()
-            self._gate.wait_for(lambda: not self._inside)
+            self._wait_for_those_inside()
             self._usable().close()
             self._environment = None
             try:
@@ -190,6 +192,14 @@ class Guarded:
                 raise
             finally:
                 self._environment = Environment(self.directory)
+
+    def _wait_for_those_inside(self) -> None:
+        """Assumes the mutex."""
+        self._awaited += 1
+        try:
+            self._gate.wait_for(lambda: not self._inside)
+        finally:
+            self._awaited -= 1
 
     def _check_not_inside(self) -> None:
         if threading.get_ident() in self._inside:
@@ -215,7 +225,7 @@ class Guarded:
         with self._gate:
             self._check_not_inside()
             environment, self._environment = self._environment, None
-            self._gate.wait_for(lambda: not self._inside)
+            self._wait_for_those_inside()
             if environment is not None:
                 environment.close()
 
