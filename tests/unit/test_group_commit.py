@@ -184,7 +184,11 @@ def test_an_interrupted_follower_leaves_the_queue(rig: Rig) -> None:
     assert rig.commits == [["first"]]
 
 
-def test_who_has_been_committed_sleeps_until_the_next_commit_waits_for_the_disk() -> None:
+@pytest.mark.parametrize("look_s", [0.001, 3600.0])
+def test_who_has_been_committed_is_woken_when_the_next_commit_waits_for_the_disk_and_looks_before(
+    monkeypatch: pytest.MonkeyPatch, look_s: float
+) -> None:
+    monkeypatch.setattr(group_commit, "_LOOK_S", look_s)
     gates = {name: threading.Event() for name in ("first", "leader", "next", "disk")}
 
     def write(items: list[str], waits: Callable[[], None]) -> None:
@@ -210,10 +214,13 @@ def test_who_has_been_committed_sleeps_until_the_next_commit_waits_for_the_disk(
     threads["leader"].join(PATIENCE_S)
     until(lambda: not commit._queue)
     assert [waiter.item for waiter in commit._settled] == ["follower"]
-    gates["next"].set()
+    if look_s > PATIENCE_S:
+        assert threads["follower"].is_alive()
+        gates["next"].set()
     threads["follower"].join(PATIENCE_S)
     assert not threads["follower"].is_alive()
     assert threads["next"].is_alive()
+    gates["next"].set()
     gates["disk"].set()
     for thread in threads.values():
         thread.join(PATIENCE_S)
@@ -227,11 +234,13 @@ class InterruptedLock:
         self._lock = threading.Lock()
         self._taken = 0
 
-    def acquire(self) -> None:
-        self._lock.acquire()
+    def acquire(self, timeout: float = -1) -> bool:
+        if not self._lock.acquire(timeout=timeout):
+            return False
         self._taken += 1
         if self._taken == 2:
             raise KeyboardInterrupt
+        return True
 
     def release(self) -> None:
         self._lock.release()
