@@ -91,7 +91,8 @@ class Delivery:
                 self._record_owed()
                 self._mend()
             batch = self._scan.next_batch(now, self._reach)
-            self._beside.begin(self._meanwhile(batch))
+            if self._owed is not None or not batch.exhausted:
+                self._beside.begin(self._meanwhile(batch))
             outcome = self._apply(batch)
             self._record_owed()
             self._settle(batch, outcome, now)
