@@ -154,7 +154,7 @@ def test_a_commit_that_nobody_heard_of_is_not_repeated(postgres_url: str, outbox
 
 
 _RELAY = """
-import os, signal, sys
+import os, signal, sys, time
 import outbox.lane
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.store import Store
@@ -166,7 +166,10 @@ def die(*args, **kwargs):
 if sys.argv[3] == "before the COMMIT":
     outbox.lane.keep_results = die
 else:
+    # Recording the first batch and applying the second go on side by side: the second one waits for the kill.
     Store.settle = die
+    batches, apply = iter([True]), PostgresTarget.apply
+    PostgresTarget.apply = lambda *args: apply(*args) if next(batches, False) else time.sleep(60)
 with Outbox.attach(sys.argv[1], OutboxConfig(batch_size=4)) as box:
     Relay(box, PostgresTarget(sys.argv[2], OPERATIONS)).drain(20)
 """
