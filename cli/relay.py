@@ -46,7 +46,7 @@ _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 )
 @in_one_sentence
 def relay(directory: str | None, database_url: str | None, operations: str | None, interval: float | None) -> None:
-    """Move entries into PostgreSQL until SIGTERM or Ctrl-C.
+    """Move entries into PostgreSQL until SIGTERM, SIGHUP or Ctrl-C.
 
     The engine only enqueues, so delivering takes none of its time.  Its log goes to stderr.  Exit code 0: it was asked
     to stop; what was not delivered stays pending.  1: it died or did not end in time.  2: it could not begin.
@@ -79,14 +79,17 @@ class _Died(Refused):
 
 @contextmanager
 def _asked_to_stop() -> Iterator[Event]:
-    """An event that SIGTERM and SIGINT set."""
+    """An event that SIGTERM, SIGINT and SIGHUP set, unless the last is ignored, as under nohup."""
     stop = Event()
 
     def ask(signum: int, frame: FrameType | None) -> None:
         del signum, frame
         stop.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    asking = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asking.append(signal.SIGHUP)
+    before = {number: signal.signal(number, ask) for number in asking}
     try:
         yield stop
     finally:

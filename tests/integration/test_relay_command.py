@@ -78,7 +78,7 @@ def delivered(url: str) -> int:
     return int(query(url, "SELECT count(*) FROM notes")[0][0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_delivers_what_another_process_enqueues_until_it_is_asked_to_stop(
     start: Start, outbox_dir: Path, url: str, number: int
 ) -> None:
@@ -95,6 +95,20 @@ def test_it_delivers_what_another_process_enqueues_until_it_is_asked_to_stop(
         assert "delivering from" in said
         assert said.rstrip().endswith("stopped, 0 entries are pending")
         assert not box.status().relay.alive
+
+
+def test_under_nohup_it_survives_its_terminal(start: Start, outbox_dir: Path, url: str) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does for what it starts
+    try:
+        with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+            process = start()
+            for count in (10, 20):
+                say(box, 10)
+                until(lambda expected=count: delivered(url) == expected)  # type: ignore[misc]
+                process.send_signal(signal.SIGHUP)
+            assert process.poll() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_killed_relay_goes_on_where_it_was_when_it_is_started_again(start: Start, outbox_dir: Path, url: str) -> None:
