@@ -75,14 +75,17 @@ class GroupCommit(Generic[T]):
             raise
         finally:
             followers = [waiter for waiter in batch if waiter is not own]
-            with self._mutex:
-                if not finished:
-                    self._queue[:0] = followers
-                self._hand_over(own)
-            if finished:
-                for waiter in followers:
-                    waiter.error = error
-                    waiter.wake.release()
+            try:
+                with self._mutex:
+                    if not finished:
+                        self._queue[:0] = followers
+                    self._hand_over(own)
+            finally:
+                # Also where this thread was interrupted as it waited for the mutex: `submit` hands over then.
+                if finished:
+                    for waiter in followers:
+                        waiter.error = error
+                        waiter.wake.release()
 
     def _hand_over(self, own: _Waiter[T]) -> None:
         """If `own` leads, let the head of the queue lead, or note that nobody does.  Assumes the mutex."""
