@@ -15,6 +15,12 @@ _POSTGRES = tuple(
     f"integration/test_postgres_target_{name}.py" for name in ("batches", "rows", "handlers", "connection")
 )
 
+# What only a server can judge of who asks it.
+_ORDERS = tuple(
+    f"integration/test_reconcile.py::test_{name}"
+    for name in ("a_loss_can_be_accepted_with_a_reason", "reconciling_twice_changes_nothing_more")
+)
+
 # In the order of what a defect in them would cost.
 PLAN = {
     "envelope": _unit("envelope", "store_settling", "quarantine"),
@@ -25,7 +31,7 @@ PLAN = {
     "guarded": _unit("store_settling", "box_halt", "store_vacuum"),
     "scan": (*_RELAY, *_unit("relay_overlap"), *_LIVES),
     "delivery": (*_RELAY, *_unit("relay_thread", "relay_overlap")),
-    "relay": _unit("relay_thread", "relay_overlap"),
+    "relay": (*_unit("relay_thread", "relay_overlap"), *_ORDERS),
     "worker": _unit("worker"),
     "connection": _POSTGRES,
     "lane": _POSTGRES,

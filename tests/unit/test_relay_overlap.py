@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -234,3 +235,68 @@ def test_a_drain_that_is_interrupted_can_be_repeated(outbox_dir: Path, at: int) 
         assert relay.drain(timeout=LONG)
         assert target.applied == list(range(1, 11))
         assert "outbox-settle" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_stopping_interrupts_a_batch_of_another_threads_drain_that_does_not_end(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    target = FakeTarget()
+    entered, gate = threading.Event(), threading.Event()
+
+    def hang(records: Sequence[Record]) -> None:
+        entered.set()
+        assert gate.wait(LONG)
+
+    def interrupt() -> None:
+        target.interrupted += 1
+        if ends:
+            gate.set()
+
+    target.before = hang
+    monkeypatch.setattr(target, "interrupt", interrupt)
+    with Outbox.open(outbox_dir, OutboxConfig(batch_size=1), OPERATIONS) as box:
+        many(box, 3)
+        relay = Relay(box, target)
+        thread = threading.Thread(target=lambda: relay.drain(timeout=LONG))
+        thread.start()
+        assert entered.wait(LONG)
+        began = time.monotonic()
+        assert relay.stop(timeout=1.0) is ends
+        took = time.monotonic() - began
+        assert target.interrupted == 1
+        # Half of the time before the interrupt, half behind it.
+        assert (0.5 if ends else 1.0) <= took < 2.0
+        gate.set()
+        thread.join(LONG)
+        assert relay.stop()
+
+
+def test_a_drain_without_time_moves_one_batch(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        rig.enqueue(None, None, None)
+        assert not rig.relay.drain(timeout=0.0)
+        assert rig.target.applied == [1]
+
+
+def test_who_drives_the_steps_counts_as_delivering_only_while_somebody_drains(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        seen: list[bool | None] = []
+        rig.target.before = lambda records: seen.append(rig.box.progress.delivering)
+        rig.enqueue(None, None, None)
+        rig.step()
+        assert rig.box.progress.delivering is None
+        assert rig.relay.drain(timeout=LONG)
+        assert seen == [None, None, True]
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_the_end_is_told_at_once_though_the_last_word_is_hardly_older(outbox_dir: Path, threaded: bool) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        rig.enqueue(None, None)
+        rig.target.before = lambda records: rig.clock.advance(0.3)
+        if threaded:
+            rig.relay.start()
+        assert rig.relay.drain(timeout=LONG)
+        assert rig.relay.stop()
+        assert rig.box.status().relay.last_applied_at == rig.clock.now()
