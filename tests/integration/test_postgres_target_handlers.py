@@ -178,6 +178,35 @@ def test_when_every_entry_fails_for_an_unknown_reason_the_line_stops(url: str, o
         assert outcome.rejected == []
 
 
+def test_where_something_works_unknown_errors_of_others_stop_nobody(url: str, outbox_dir: Path) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        raise RuntimeError("who knows")
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        bench.enqueue("special", {"n": 1})
+        bench.enqueue("special", {"n": 2})
+        bench.enqueue("plain", {"n": 3})
+        outcome = bench.apply()
+        assert outcome.interruption is None
+        assert (completed(outcome), rejected(outcome)) == ([3], [1, 2])
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_an_unknown_error_of_all_that_there_is_stops_no_line_where_that_is_one_unit(
+    url: str, outbox_dir: Path, members: int
+) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        raise RuntimeError("who knows")
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        with bench.box.transaction() as transaction:
+            for number in range(members):
+                transaction.enqueue("special", {"n": number})
+        outcome = bench.apply()
+        assert outcome.interruption is None
+        assert rejected(outcome) == list(range(1, members + 1))
+
+
 def test_a_swallowed_database_error_is_no_success(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> bool:
         insert(connection, entry)
