@@ -34,7 +34,7 @@ PLAN = {
     "relay": (*_unit("relay_thread", "relay_overlap"), *_ORDERS),
     "worker": _unit("worker"),
     "connection": _POSTGRES,
-    "lane": _POSTGRES,
+    "lane": (*_POSTGRES, "integration/test_lanes.py", "integration/test_reconcile.py"),
     "postgres": (*_POSTGRES, "integration/test_lanes.py"),
     "receipts": _POSTGRES[:3],
     "codec": _unit("codec"),
