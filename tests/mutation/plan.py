@@ -66,4 +66,6 @@ PLAN = {
     "config": _unit("config"),
     "state_file": _unit("state_file"),
     "watchdog": _unit("watchdog"),
+    "login_probe": _unit("login_probe"),
+    "clock": _unit("clock"),
 }
