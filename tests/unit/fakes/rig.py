@@ -79,9 +79,7 @@ class FakeTarget:
             outcome.interruption = self.down
             return outcome
         if self.stalls.intersection(record.seq for record in records):
-            outcome.interruption = TargetUnavailable(
-                "57014: statement timeout", stalled=True
-            )
+            outcome.interruption = TargetUnavailable("57014: statement timeout", stalled=True)
             first, *more = units(records)
             outcome.stalled = [] if more else first
             return outcome
