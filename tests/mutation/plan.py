@@ -28,7 +28,7 @@ PLAN = {
     "store": (*_STORE, *_unit("store_append", "box_status", "store_vacuum", "quarantine", "relay_rejection"), *_LIVES),
     "box": (*_STORE, *_unit("box_looking", "box_status", "store_vacuum", "quarantine")),
     "group_commit": _unit("group_commit"),
-    "guarded": _unit("store_settling", "box_halt", "store_vacuum"),
+    "guarded": _unit("store_settling", "box_halt", "store_vacuum", "box_enqueue"),
     "scan": (*_RELAY, *_unit("relay_overlap"), *_LIVES),
     "delivery": (*_RELAY, *_unit("relay_thread", "relay_overlap")),
     "relay": (*_unit("relay_thread", "relay_overlap"), *_ORDERS),
