@@ -22,7 +22,8 @@ class _Waiter(Generic[T]):
         self.wake = Lock()
         self.wake.acquire()
         self.leads = False
-        self.error: BaseException | None = None
+        # Set before it is woken, unless it then leads.
+        self.error: BaseException | None
 
 
 class GroupCommit(Generic[T]):
@@ -92,8 +93,7 @@ class GroupCommit(Generic[T]):
         if not own.leads:
             return
         own.leads = False
-        if self._queue:
+        self._led = bool(self._queue)
+        if self._led:
             self._queue[0].leads = True
             self._queue[0].wake.release()
-        else:
-            self._led = False
