@@ -37,7 +37,7 @@ also_copy=
     docs
 do_not_mutate_patterns=
     \\b_log\\.\\w+\\(
-    ^\\s*fields = \\{
+    ^\\s*fields = \\{{
     ^\\s*raise\\b
 pytest_add_cli_args_test_selection=
     {tests}
