@@ -474,6 +474,43 @@ def test_a_relay_that_starts_counts_as_delivering_before_its_first_batch_has_end
     assert box.progress.delivering is None
 
 
+def test_the_start_says_nothing_after_the_thread_has_begun_to_tell(
+    box: Outbox, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool | None] = []
+    start = threading.Thread.start
+
+    def noting(thread: threading.Thread) -> None:
+        told.append(box.progress.delivering)
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", noting)
+        relay.start()
+    assert told[0] is True
+
+
+def test_a_thread_that_cannot_be_started_leaves_nothing_behind(
+    box: Outbox, target: FakeTarget, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            relay.start()
+    assert not relay.running
+    assert box.progress.delivering is None
+    assert not box.status().relay.alive
+    write(box, 1)
+    assert not relay._wake.is_set()
+    assert relay.stop()
+    relay.start()
+    assert relay.drain(LONG)
+    assert target.applied == [1]
+
+
 def test_the_thread_keeps_no_process_from_ending(relay: Relay) -> None:
     relay.start()
     (thread,) = [one for one in threading.enumerate() if one.name == "outbox-relay"]
