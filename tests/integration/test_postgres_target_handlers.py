@@ -326,6 +326,22 @@ def test_a_data_error_on_a_connection_that_was_lost_unnoticed_leaves_a_working_t
         assert effects(bench) == [2]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("stalled", [True, False])
+def test_only_a_unit_that_took_too_long_alone_is_called_slow(
+    url: str, outbox_dir: Path, count: int, stalled: bool
+) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        raise TargetUnavailable("later", stalled=stalled)
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        for number in range(count):
+            bench.enqueue("special", {"n": number})
+        outcome = bench.apply()
+        assert isinstance(outcome.interruption, TargetUnavailable)
+        assert [record.seq for record in outcome.stalled] == ([1] if stalled and count == 1 else [])
+
+
 def test_a_handler_may_say_itself_that_the_database_is_not_fit(url: str, outbox_dir: Path) -> None:
     errors: list[Exception] = [TargetUnavailable("later"), TargetMisconfigured("no session table")]
 

@@ -17,11 +17,11 @@ PATIENCE_S = 10.0
 
 
 class Server:
-    """Takes one login at a time and answers as told; `asked` is what it was sent, without its length."""
+    """Takes one login at a time and answers as told; `asked` is what it was sent, behind the length that it said."""
 
     def __init__(self, listener: socket.socket, answer: bytes) -> None:
         self._listener, self._answer = listener, answer
-        self.asked: list[bytes] = []
+        self.asked: list[tuple[int, bytes]] = []
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -33,8 +33,8 @@ class Server:
                 return
             with client:
                 client.settimeout(PATIENCE_S)
-                (size,) = struct.unpack(">I", client.recv(4, socket.MSG_WAITALL))
-                self.asked.append(client.recv(size - 4, socket.MSG_WAITALL))
+                sent = client.recv(65_536)
+                self.asked.append((struct.unpack_from(">I", sent)[0], sent[4:]))
                 # In pieces, as a network may deliver it, and to nobody who has heard enough.
                 with suppress(ConnectionError):
                     for at in range(0, len(self._answer), 3):
@@ -120,9 +120,10 @@ def test_it_asks_for_the_login_that_failed(parameters: dict[str, str], database:
     listener, port = on_tcp()
     with served(listener, REFUSED) as server:
         sqlstate_of_login({"host": "127.0.0.1", "port": port, **parameters}, PATIENCE_S)
-    version, fields = server.asked[0][:4], server.asked[0][4:]
-    assert struct.unpack(">HH", version) == (3, 0)
-    assert fields == b"user\0me\0database\0" + database + b"\0application_name\0lmdb-outbox\0\0"
+    ((size, sent),) = server.asked
+    assert size == 4 + len(sent)
+    assert struct.unpack_from(">HH", sent) == (3, 0)
+    assert sent[4:] == b"user\0me\0database\0" + database + b"\0application_name\0lmdb-outbox\0\0"
 
 
 def test_a_socket_in_a_folder_is_asked_too(tmp_path: Path) -> None:
@@ -163,6 +164,8 @@ def test_hosts_may_be_given_by_address_or_not_at_all() -> None:
     with served(listener, REFUSED):
         assert sqlstate_of_login({"hostaddr": "127.0.0.1", "port": port, "user": "u"}, PATIENCE_S) == "28000"
         assert sqlstate_of_login({"port": port, "user": "u"}, PATIENCE_S) == "28000"
+        # Another address is not this machine.
+        assert sqlstate_of_login({"hostaddr": "256.0.0.1", "port": port, "user": "u"}, PATIENCE_S) is None
         # A name has precedence, as with the driver.
         named = {"host": "127.0.0.1", "hostaddr": "256.0.0.1", "port": port, "user": "u"}
         assert sqlstate_of_login(named, PATIENCE_S) == "28000"
