@@ -12,7 +12,7 @@ from outbox import DurabilityError, Health, OutboxError, StoreLocked
 from outbox.envelope import seq_key
 from outbox.ledger import MARK_PREFIX, Settlement
 from outbox.reading import FORGOTTEN
-from outbox.reconcile import GONE, Order, Reconciler, ordered, place_order
+from outbox.reconcile import GONE, Order, Reconciler, ordered, place_order, reconciliations
 from outbox.store import Store
 from outbox.testing import PostgresServer
 from tests.unit.fakes.failover import LONG, Desk, Past
@@ -233,6 +233,41 @@ def test_a_requeued_entry_from_long_before_is_delivered_again(desk: Desk, past: 
     past.set_back(copy)
     done = desk.relay.reconcile()
     assert (done.put_back, done.first_seq) == (4, seqs[0])
+    desk.deliver()
+    assert desk.problems() == []
+
+
+def test_several_requeued_entries_from_long_before_are_delivered_again(desk: Desk, past: Past) -> None:
+    past.execute("ALTER TABLE trades ADD CONSTRAINT picky CHECK (number < 100)")
+    for number in (100, 101):
+        desk.box.enqueue("trade", {"number": number, "account": f"refused-{number}"})
+    desk.trade(6)
+    desk.relay.drain(LONG)
+    past.execute("ALTER TABLE trades DROP CONSTRAINT picky")
+    copy = past.remember()
+    older, newer = [entry.seq for entry in desk.box.dead_letters()]
+    desk.box.requeue(older)
+    desk.box.requeue(newer)
+    desk.deliver()
+    past.set_back(copy)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.first_seq, done.last_seq) == (2, older, newer)
+    desk.deliver()
+    assert rows(past) == 8
+
+
+def test_a_loss_of_many_is_put_back_in_several_commits_and_told_as_one(desk: Desk, past: Past) -> None:
+    lost = lose(desk, past, 600)
+    before = desk.box.status().last_seq
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.first_seq, done.last_seq) == (600, lost[0], lost[-1])
+    assert [entry.seq for entry in desk.box.pending()] == lost
+    # What was done can be read in the ledger, by who knows what he has read before.
+    assert list(reconciliations(desk.box, after_seq=before)) == [done]
+    desk.box.alarms.sound("disk", "it smells")
+    desk.box.alarms.acknowledge("disk")
+    assert list(reconciliations(desk.box, after_seq=before)) == [done]
+    assert list(reconciliations(desk.box, after_seq=before + 1)) == []
     desk.deliver()
     assert desk.problems() == []
 
