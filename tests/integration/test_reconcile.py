@@ -16,6 +16,7 @@ from outbox.reconcile import GONE, Order, Reconciler, ordered, place_order, reco
 from outbox.store import Store
 from outbox.testing import PostgresServer
 from tests.unit.fakes.failover import LONG, Desk, Past
+from tests.unit.fakes.rig import damage
 from tests.unit.fakes.waiting import until
 
 
@@ -104,7 +105,8 @@ def test_reconciling_twice_changes_nothing_more(desk: Desk, past: Past) -> None:
     assert not desk.relay.reconcile().needed
     desk.deliver()
     assert not desk.relay.reconcile().needed
-    assert desk.relay.reconcile(everything=True).put_back == 0
+    again = desk.relay.reconcile(everything=True)
+    assert (again.needed, again.put_back) == (True, 0)
     assert desk.problems() == []
 
 
@@ -254,6 +256,64 @@ def test_several_requeued_entries_from_long_before_are_delivered_again(desk: Des
     assert (done.put_back, done.first_seq, done.last_seq) == (2, older, newer)
     desk.deliver()
     assert rows(past) == 8
+
+
+def spoil(desk: Desk, seq: int) -> None:
+    """Damage an entry's copy in the ledger."""
+    opened = desk.box.store._environment
+    assert opened is not None
+    with opened.env.begin(write=True) as txn:
+        txn.put(seq_key(seq), b"garbage", db=opened.ledger)
+
+
+def test_a_requeued_entry_that_cannot_be_read_any_more_keeps_nothing_else_from_coming_back(
+    desk: Desk, past: Past
+) -> None:
+    past.execute("ALTER TABLE trades ADD CONSTRAINT picky CHECK (number < 100)")
+    desk.box.enqueue("trade", {"number": 100, "account": "refused"})
+    desk.trade(6)
+    desk.relay.drain(LONG)
+    past.execute("ALTER TABLE trades DROP CONSTRAINT picky")
+    copy = past.remember()
+    (dead,) = [entry.seq for entry in desk.box.dead_letters()]
+    desk.box.requeue(dead)
+    lost = desk.trade(3)
+    desk.deliver()
+    spoil(desk, dead)
+    past.set_back(copy)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.first_seq, done.last_seq, done.gone) == (3, lost[0], lost[-1], 1)
+    assert "1 later entries are not in the ledger" in desk.box.status().alarms[GONE]
+
+
+def test_a_group_that_is_not_whole_in_the_ledger_is_gone_and_nothing_else(desk: Desk, past: Past) -> None:
+    desk.trade(12)
+    desk.deliver()
+    copy = past.remember()
+    with desk.box.transaction() as transaction:
+        for number in (100, 101):
+            transaction.enqueue("trade", {"number": number, "account": "joint"})
+    single = desk.trade(3)
+    desk.deliver()
+    spoil(desk, transaction.entries[1].seq)
+    past.set_back(copy)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.first_seq, done.gone) == (3, single[0], 2)
+    assert "2 later entries are not in the ledger" in desk.box.status().alarms[GONE]
+
+
+def test_a_quarantined_entry_is_not_missed(desk: Desk, past: Past) -> None:
+    desk.trade(12)
+    desk.deliver()
+    copy = past.remember()
+    seqs = desk.trade(5)
+    damage(desk.box.path, seqs[2])
+    assert desk.relay.drain(LONG)
+    assert [seq for seq, _ in desk.box.store.quarantined()] == [seqs[2]]
+    past.set_back(copy)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.gone) == (4, 0)
+    assert GONE not in desk.box.status().alarms
 
 
 def test_a_loss_of_many_is_put_back_in_several_commits_and_told_as_one(desk: Desk, past: Past) -> None:
