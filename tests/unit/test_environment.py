@@ -415,3 +415,14 @@ def test_an_engine_flushes_the_renames_of_whoever_was_killed_before(
     monkeypatch.setattr(environment, "flush_directory", flushed.append)
     Outbox.open(outbox_dir).close()
     assert flushed == [outbox_dir, outbox_dir.parent]
+
+
+def test_every_commit_is_flushed_with_its_meta_page_and_none_goes_through_the_map(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        opened = box.store._environment
+        assert opened is not None
+        flags = opened.env.flags()
+    assert flags["sync"]
+    assert flags["metasync"]
+    assert not flags["writemap"]
+    assert not flags["map_async"]

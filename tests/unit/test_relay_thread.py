@@ -696,7 +696,7 @@ def test_a_drain_does_not_end_with_a_look_from_before_the_last_entry(
     drained: list[bool] = []
     drainer = threading.Thread(target=lambda: drained.append(relay.drain(LONG)))
     drainer.start()
-    until(lambda: relay._draining == 1)
+    until(lambda: relay._probe_wanted)
     go_on.set()
     signals.wait()
     drainer.join(0.2)
