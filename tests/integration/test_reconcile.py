@@ -219,6 +219,8 @@ def test_dead_letters_and_what_was_given_up_are_not_delivered_again(desk: Desk, 
     desk.relay.drain(LONG)
     assert [entry.seq for entry in desk.box.dead_letters()] == [kept, requeued]
     assert rows(past) == 6
+    # Other answers of an operator are in the ledger too.
+    assert [one.put_back for one in reconciliations(desk.box, after_seq=0)] == [3]
 
 
 def test_a_requeued_entry_from_long_before_is_delivered_again(desk: Desk, past: Past) -> None:

@@ -426,3 +426,12 @@ def test_every_commit_is_flushed_with_its_meta_page_and_none_goes_through_the_ma
     assert flags["metasync"]
     assert not flags["writemap"]
     assert not flags["map_async"]
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_who_only_looks_has_the_file_open_for_reading(outbox_dir: Path, readonly: bool) -> None:
+    make(outbox_dir)
+    with Outbox.attach(outbox_dir, readonly=readonly) as box:
+        opened = box.store._environment
+        assert opened is not None
+        assert opened.env.flags()["readonly"] is readonly
