@@ -6,13 +6,17 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from outbox import DurabilityError, Outbox, OutboxConfig, Relay, StoreLocked
+from outbox.continuity import Mark, Memory
 from outbox.envelope import Record
+from outbox.errors import HistoryRewound
 from outbox.ledger import Settlement
-from tests.unit.fakes.rig import OPERATIONS, FakeTarget, Rig, permanent
+from outbox.reading import FORGOTTEN
+from tests.unit.fakes.rig import OPERATIONS, FakeTarget, Rig, passing, permanent
 from tests.unit.fakes.waiting import until
 
 LONG = 20.0
@@ -86,6 +90,116 @@ def test_walking_over_what_is_held_back_writes_nothing(outbox_dir: Path, monkeyp
         monkeypatch.setattr(rig.box.store, "settle", lambda settlement: pytest.fail("there is nothing to record"))
         rig.settle()
         assert rig.box.status().pending == 8
+
+
+@pytest.mark.parametrize("what", ["dead", "dropped", "retried"])
+def test_a_batch_with_anything_but_successes_is_recorded_in_its_own_step(outbox_dir: Path, what: str) -> None:
+    with Rig(outbox_dir, batch_size=2) as rig:
+        [bad] = rig.enqueue("a", operation="note" if what == "dropped" else "write")
+        rig.enqueue("b", "c", "d")
+        rig.target.refuse[bad] = passing() if what == "retried" else permanent()
+        rig.step()
+        assert rig.target.applied == [2]
+        assert rig.pending() == ([1, 3, 4] if what == "retried" else [3, 4])
+        assert rig.dead() == ([1] if what == "dead" else [])
+        if what == "retried":
+            assert rig.attempts(1) == 1
+
+
+class Comparing:
+    """What the target has forgotten, if anything; it lacks nothing of what is asked for."""
+
+    failover = False
+
+    def __init__(self, loss: HistoryRewound | None) -> None:
+        self.loss = loss
+
+    def missing(self, records: Sequence[Record]) -> list[Record]:
+        return []
+
+    def accept(self) -> Mark:
+        raise AssertionError("nobody accepts anything here")
+
+
+class RememberingTarget(FakeTarget):
+    """Follows the store's memory, and notes what that says as a batch comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss: HistoryRewound | None = None
+        self.told: list[tuple[list[Mark], int]] = []
+
+    def follow(self, memory: Memory) -> None:
+        self.before = lambda records: self.told.append((memory.marks(), memory.watermark()))
+
+    def compare(self, store_id: UUID) -> Comparing:
+        return Comparing(self.loss)
+
+
+MARK = Mark(UUID(int=1), UUID(int=2), 7)
+LOSS = HistoryRewound("it lacks something", settled_seq=0, same_database=True)
+
+
+def remembering(rig: Rig) -> RememberingTarget:
+    """Let the rig's relay deliver to a target that remembers."""
+    rig.target = target = RememberingTarget()
+    rig.relay = Relay(rig.box, target)
+    return target
+
+
+def test_the_target_knows_what_was_acknowledged_before_it_is_recorded(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        target = remembering(rig)
+        target.mark = MARK
+        rig.enqueue("a", "b", "c")
+        rig.step()
+        assert rig.box.store.marks() == []
+        rig.settle()
+        assert target.told == [([], 0), ([MARK], 1), ([MARK], 2)]
+        assert rig.box.store.marks() == [MARK]
+
+
+def test_what_was_passed_over_is_not_taken_for_acknowledged(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=3) as rig:
+        target = remembering(rig)
+        [bad] = rig.enqueue("a")
+        target.refuse[bad] = permanent()
+        rig.settle()
+        rig.enqueue("b", "a", "b", "b", "b")
+        rig.settle()
+        assert target.calls == [[1], [2, 4], [5, 6]]
+        assert [watermark for _, watermark in target.told] == [0, 1, 1]
+
+
+def test_what_ends_a_batch_may_be_a_loss_and_nothing_is_delivered_until_that_is_settled(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        target = remembering(rig)
+        target.down = target.loss = LOSS
+        seqs = rig.enqueue("a", "b")
+        rig.step()
+        target.down = None
+        rig.run(60.0)
+        assert target.applied == []
+        assert FORGOTTEN in rig.box.status().alarms
+        target.loss = None
+        rig.run(60.0)
+        assert target.applied == seqs
+        assert rig.box.status().alarms == {}
+
+
+def test_a_loss_that_an_idle_relay_met_is_forgotten_when_the_right_database_is_back(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        target = remembering(rig)
+        target.mark = MARK
+        rig.enqueue("a")
+        rig.settle()
+        target.loss = LOSS
+        rig.run(120.0)
+        assert rig.box.status().relay.stopped
+        target.loss = None
+        rig.run(60.0)
+        relay = rig.box.status().relay
+        assert (relay.stopped, relay.last_error) == (False, None)
 
 
 def test_stopping_records_what_was_applied(outbox_dir: Path) -> None:
