@@ -272,36 +272,38 @@ def test_a_requeued_entry_that_cannot_be_read_any_more_keeps_nothing_else_from_c
     desk: Desk, past: Past
 ) -> None:
     past.execute("ALTER TABLE trades ADD CONSTRAINT picky CHECK (number < 100)")
-    desk.box.enqueue("trade", {"number": 100, "account": "refused"})
+    for number in (100, 101):
+        desk.box.enqueue("trade", {"number": number, "account": f"refused-{number}"})
     desk.trade(6)
     desk.relay.drain(LONG)
     past.execute("ALTER TABLE trades DROP CONSTRAINT picky")
     copy = past.remember()
-    (dead,) = [entry.seq for entry in desk.box.dead_letters()]
-    desk.box.requeue(dead)
+    dead = [entry.seq for entry in desk.box.dead_letters()]
+    for seq in dead:
+        desk.box.requeue(seq)
     lost = desk.trade(3)
     desk.deliver()
-    spoil(desk, dead)
+    for seq in dead:
+        spoil(desk, seq)
     past.set_back(copy)
     done = desk.relay.reconcile()
-    assert (done.put_back, done.first_seq, done.last_seq, done.gone) == (3, lost[0], lost[-1], 1)
-    assert "1 later entries are not in the ledger" in desk.box.status().alarms[GONE]
+    assert (done.put_back, done.first_seq, done.last_seq, done.gone) == (3, lost[0], lost[-1], 2)
+    assert "2 later entries are not in the ledger" in desk.box.status().alarms[GONE]
 
 
 def test_a_group_that_is_not_whole_in_the_ledger_is_gone_and_nothing_else(desk: Desk, past: Past) -> None:
     desk.trade(12)
     desk.deliver()
     copy = past.remember()
-    with desk.box.transaction() as transaction:
-        for number in (100, 101):
-            transaction.enqueue("trade", {"number": number, "account": "joint"})
+    groups = [desk.audit.group(desk.box, 2) for _ in range(2)]
     single = desk.trade(3)
     desk.deliver()
-    spoil(desk, transaction.entries[1].seq)
+    for _, second in groups:
+        spoil(desk, second)
     past.set_back(copy)
     done = desk.relay.reconcile()
-    assert (done.put_back, done.first_seq, done.gone) == (3, single[0], 2)
-    assert "2 later entries are not in the ledger" in desk.box.status().alarms[GONE]
+    assert (done.put_back, done.first_seq, done.gone) == (3, single[0], 4)
+    assert "4 later entries are not in the ledger" in desk.box.status().alarms[GONE]
 
 
 def test_a_quarantined_entry_is_not_missed(desk: Desk, past: Past) -> None:

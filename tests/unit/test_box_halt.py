@@ -754,3 +754,32 @@ def test_the_room_goes_to_the_first_who_come() -> None:
 def test_what_does_not_fit_leaves_its_room_to_smaller_ones_behind_it() -> None:
     assert refused(10, 6, 5, 4) == [1]
     assert refused(10, 11, 10, 1) == [0, 2]
+
+
+def test_who_is_refused_is_told_how_full_it_is_and_what_to_do(outbox_dir: Path) -> None:
+    limits = quota.Quota(Path("/store"), max_bytes=1, reserve_bytes=2 << 20, retention_us=0, now_us=lambda: 0)
+    (error,) = limits.admit_to_disk(3 << 20, [10 << 20])
+    assert error is not None
+    assert error.message == "3 MiB are free at /store, 2 MiB are kept for draining"
+    assert error.hint == "halt trading and free disk space"
+    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=8)) as box:
+        with pytest.raises(StoreFull) as caught:
+            for _ in range(20):
+                box.enqueue("log", {"text": "x" * 900_000})
+        used = box.status().live_bytes >> 20
+        said = f"the store uses {used} MiB, enqueueing stops at 6 MiB, 85 % of OUTBOX_MAX_SIZE_MB=8"
+        assert caught.value.message == said
+        assert caught.value.hint == "halt trading; drain and compact, or raise OUTBOX_MAX_SIZE_MB"
+
+
+def test_where_the_address_space_is_the_limit_that_is_said(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        opened = box.store._environment
+        assert opened is not None
+        size = opened.map_bytes
+        limits = quota.Quota(outbox_dir, max_bytes=size, reserve_bytes=0, retention_us=0, now_us=lambda: 0)
+        with opened.env.begin(write=True) as txn:
+            (error,) = limits.admit(opened, txn, [size])
+        assert error is not None
+        assert error.message.endswith(f"85 % of the address space={size >> 20}")
+        assert error.hint == "halt trading; drain and compact, or raise ulimit -v"

@@ -435,3 +435,11 @@ def test_who_only_looks_has_the_file_open_for_reading(outbox_dir: Path, readonly
         opened = box.store._environment
         assert opened is not None
         assert opened.env.flags()["readonly"] is readonly
+
+
+def test_the_pages_that_were_ever_in_use_are_those_of_the_file(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {"text": "x" * 20_000})
+        opened = box.store._environment
+        assert opened is not None
+        assert opened.high_water_bytes() == opened.file_bytes()

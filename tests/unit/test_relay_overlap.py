@@ -128,11 +128,13 @@ class RememberingTarget(FakeTarget):
         super().__init__()
         self.loss: HistoryRewound | None = None
         self.told: list[tuple[list[Mark], int]] = []
+        self.compared = 0
 
     def follow(self, memory: Memory) -> None:
         self.before = lambda records: self.told.append((memory.marks(), memory.watermark()))
 
     def compare(self, store_id: UUID) -> Comparing:
+        self.compared += 1
         return Comparing(self.loss)
 
 
@@ -200,6 +202,18 @@ def test_a_loss_that_an_idle_relay_met_is_forgotten_when_the_right_database_is_b
         rig.run(60.0)
         relay = rig.box.status().relay
         assert (relay.stopped, relay.last_error) == (False, None)
+
+
+def test_an_idle_relay_asks_once_a_minute_and_a_busy_one_never(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1, sync_interval=5) as rig:
+        target = remembering(rig)
+        target.mark = MARK
+        rig.enqueue("a", "b", "c")
+        rig.step()
+        rig.step()
+        assert target.compared == 0
+        rig.run(299.0)
+        assert target.compared == 5
 
 
 def test_stopping_records_what_was_applied(outbox_dir: Path) -> None:
