@@ -457,6 +457,8 @@ def test_what_is_put_back_comes_before_what_was_read_beforehand(desk: Desk, past
     order = [seq for (seq,) in applied]
     assert order.index(lost[0]) == 18
     assert order.index(lost[1]) == 19
+    # An order is for once.
+    assert not ordered(desk.box)
     desk.deliver()
 
 
