@@ -313,6 +313,8 @@ def test_of_several_entries_that_take_too_long_the_oldest_is_named(outbox_dir: P
         rig.run(30.0)
         assert rig.target.applied == [last]
         assert rig.box.status().relay.slow == first
+        # Twice at once, after 8 seconds and after 16 more: neither makes the other one's pauses shorter.
+        assert [rig.target.calls.count([seq]) for seq in (first, second)] == [4, 4]
         rig.target.stalls = {second}
         rig.run(80.0)
         assert rig.target.applied == [last, first]
