@@ -19,7 +19,8 @@ help:
 	@echo "make corruption  damage 10,000 stores (MUTANTS=N: another number); none may pass in silence"
 	@echo "make zoo    deliberate defects, one by one: the tests must catch each (some minutes)"
 	@echo "make mutants  change the library in thousands of small ways and list what no test notices (over an hour);"
-	@echo "            MODULES=\"envelope breaker\": only these; KEEP=folder: next time only what survived there"
+	@echo "            MODULES=\"envelope breaker\": only these; KEEP=folder: next time only what survived there;"
+	@echo "            SAMPLE=120: at most so many changes of each module"
 	@echo "make bench  measure beside other ways to do the same; BENCH=--quick takes under two minutes"
 	@echo "make clean  remove what these made"
 	@echo "Another interpreter than python3: make PYTHON=python3.12 test"
@@ -42,7 +43,7 @@ zoo: .venv/.test-installed
 	$(PY) -m tests.zoo
 
 mutants: .venv/.mutation-installed
-	$(PY) -m tests.mutation $(if $(KEEP),--keep "$(KEEP)") $(MODULES)
+	$(PY) -m tests.mutation $(if $(KEEP),--keep "$(KEEP)") $(if $(SAMPLE),--sample $(SAMPLE)) $(MODULES)
 
 faults: .venv/.test-installed
 	FAULTS=all $(PY) -m pytest -n 2 tests/faults

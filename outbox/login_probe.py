@@ -30,20 +30,20 @@ def sqlstate_of_login(parameters: Mapping[str, str], timeout_s: float) -> str | 
     user = parameters.get("user")
     if not user:
         return None
-    fields = {"user": user, "database": parameters.get("dbname") or user, "application_name": "lmdb-outbox"}
+    login = {"user": user, "database": parameters.get("dbname") or user, "application_name": "lmdb-outbox"}
     for index, host in enumerate(hosts):
         port = ports[index] if index < len(ports) else ports[-1]
         try:
-            answer = _ask(host, int(port or _DEFAULT_PORT), fields, timeout_s)
+            answer = _ask(host, int(port or _DEFAULT_PORT), login, timeout_s)
         except (OSError, ValueError, struct.error):
             continue
         return answer
     return None
 
 
-def _ask(host: str, port: int, fields: Mapping[str, str], timeout_s: float) -> str | None:
+def _ask(host: str, port: int, login: Mapping[str, str], timeout_s: float) -> str | None:
     body = struct.pack(">I", _PROTOCOL_3)
-    body += b"".join(name.encode() + b"\0" + value.encode() + b"\0" for name, value in fields.items()) + b"\0"
+    body += b"".join(name.encode() + b"\0" + value.encode() + b"\0" for name, value in login.items()) + b"\0"
     with _dial(host, port, timeout_s) as server:
         server.sendall(struct.pack(">I", len(body) + 4) + body)
         kind, size = struct.unpack(">cI", _read(server, 5))

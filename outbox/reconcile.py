@@ -177,7 +177,7 @@ class Reconciler:
             return Reconciliation(needed=False)
         done = Reconciliation(accepted=order.accept, settled_seq=0 if loss is None else loss.settled_seq)
         if order.accept is None:
-            self._put_back(comparison, done, first=1 if order.everything else self._first(done.settled_seq))
+            self._put_back(comparison, done, first=1 if order.everything else self._first(done))
             if loss is not None:
                 done.gone += self._absent(done.settled_seq, comparison)
         if done.gone:
@@ -225,14 +225,18 @@ class Reconciler:
             if all(record.status is EntryStatus.COMPLETED and not is_answer(record) for record in unit):
                 yield unit
 
-    def _first(self, settled_seq: int) -> int:
+    def _first(self, done: Reconciliation) -> int:
         """Where to begin: a dead letter below may have been requeued, and delivered, later."""
-        first = settled_seq + 1
+        first = done.settled_seq + 1
         for record in self._store.records("ledger", first=first, on_damage=_say):
             if record.operation == REQUEUE and is_answer(record):
                 seq = record.entry().args["seq"]
-                again = self._store.record("ledger", seq)
-                first = min(first, seq, again.group if again is not None and again.group else seq)
+                try:
+                    again = self._store.record("ledger", seq)
+                except StoreCorrupt:  # whoever walks over it says so
+                    again = None
+                    done.gone += seq <= done.settled_seq
+                first = min(first, again.group if again is not None and again.group else seq)
         return first
 
     def _absent(self, settled_seq: int, comparison: Comparison) -> int:

@@ -39,7 +39,10 @@ class Relay(Delivery):
         self._driver: int | None = None
 
     def start(self) -> None:
-        """Take the relay's role and start the thread.  Raises `StoreLocked`; a second call does nothing."""
+        """Take the relay's role and start the thread.  Raises `StoreLocked`; a second call does nothing.
+
+        Raises `RuntimeError` where no thread can be started.
+        """
         with self._lifecycle:
             if self.running and self._stop.is_set():
                 raise StoreLocked("the relay's thread has not ended yet", hint="call stop until it returns True")
@@ -54,8 +57,16 @@ class Relay(Delivery):
             self._thread = threading.Thread(target=self._run, name="outbox-relay", daemon=True)
             self._box.off_enqueue(self._wake.set)  # after a thread that died
             self._box.on_enqueue(self._wake.set)
-            self._thread.start()
+            # Before the thread, which may have worse to tell.
             self._box.progress.report(delivering=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # there is no room for another thread
+                self._thread = None
+                self._box.off_enqueue(self._wake.set)
+                self._box.progress.report(delivering=None)
+                self._leave_role()
+                raise
 
     def stop(self, timeout: float = 10.0) -> bool:
         """Stop the thread and let go of the role and the connection; may be called twice.

@@ -109,6 +109,72 @@ def test_the_loss_of_one_connection_keeps_what_the_other_has_committed(
         assert bench.query("SELECT count(*), count(DISTINCT n) FROM effects") == [(10, 10)]
 
 
+def backends(bench: Bench) -> set[int]:
+    """The server's processes that wrote what is there, which is deleted."""
+    return {row[0] for row in bench.query("DELETE FROM effects RETURNING backend")}
+
+
+def two_keys(bench: Bench) -> None:
+    """Work for two lanes."""
+    for number in range(4):
+        bench.enqueue("row", {"k": f"k{number % 2}", "n": number})
+
+
+@pytest.mark.parametrize(
+    "error", [TargetUnavailable("lost"), HistoryRewound("lost", settled_seq=0, same_database=True)]
+)
+@pytest.mark.parametrize("failing", [0, 1])
+def test_after_an_interruption_no_lane_goes_on_without_having_looked(
+    url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, failing: int, error: Exception
+) -> None:
+    with Bench(outbox_dir, url, ROW, lanes=2) as bench:
+        warm(bench)
+        two_keys(bench)
+        bench.settle(bench.apply())
+        first, second = (lane._link.current for lane in bench.target._lanes)
+        assert first is not None
+        assert second is not None
+        before = backends(bench)
+        assert len(before) == 2
+        transact = Lane._transact
+
+        def fail(lane: Lane, *args: object) -> object:
+            if lane._number == failing:
+                raise error
+            return transact(lane, *args)  # type: ignore[arg-type]
+
+        two_keys(bench)
+        with monkeypatch.context() as patched:
+            patched.setattr(Lane, "_transact", fail)
+            outcome = bench.apply()
+        assert outcome.interruption is error
+        bench.settle(outcome)
+        assert backends(bench) <= before
+        # Where something is known to be lost, all of them look, the first one first.
+        kept = bench.target._lanes[0]._link.current
+        assert kept is (None if isinstance(error, HistoryRewound) else first)
+        assert bench.target._lanes[1]._link.current is None
+        assert bench.apply().interruption is None
+
+
+def test_a_comparison_needs_no_connection_besides_the_first(url: str, outbox_dir: Path) -> None:
+    with Bench(outbox_dir, url, ROW, lanes=2) as bench:
+        assert bench.target.compare(bench.box.store.identity.store_id).loss is None
+        bench.enqueue("row", {"k": "a", "n": 1})
+        assert completed(bench.apply()) == [1]
+        mine = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lmdb-outbox'"
+        assert bench.query(f"{mine} AND datname = current_database()") == [(1,)]
+
+
+def test_the_thread_of_a_lane_has_its_name(url: str, outbox_dir: Path) -> None:
+    with Bench(outbox_dir, url, ROW, lanes=2) as bench:
+        warm(bench)
+        two_keys(bench)
+        bench.apply()
+        names = [thread.name for thread in threading.enumerate() if thread.name.startswith("outbox-lane")]
+        assert names == ["outbox-lane-1"]
+
+
 def test_a_loss_in_any_lane_is_noticed_when_the_relay_connects_again(url: str, outbox_dir: Path) -> None:
     """As after a failover to a standby that lacks only what the second lane had committed."""
     config = OutboxConfig(lanes=2, batch_size=5)

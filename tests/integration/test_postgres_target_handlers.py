@@ -178,6 +178,35 @@ def test_when_every_entry_fails_for_an_unknown_reason_the_line_stops(url: str, o
         assert outcome.rejected == []
 
 
+def test_where_something_works_unknown_errors_of_others_stop_nobody(url: str, outbox_dir: Path) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        raise RuntimeError("who knows")
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        bench.enqueue("special", {"n": 1})
+        bench.enqueue("special", {"n": 2})
+        bench.enqueue("plain", {"n": 3})
+        outcome = bench.apply()
+        assert outcome.interruption is None
+        assert (completed(outcome), rejected(outcome)) == ([3], [1, 2])
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_an_unknown_error_of_all_that_there_is_stops_no_line_where_that_is_one_unit(
+    url: str, outbox_dir: Path, members: int
+) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        raise RuntimeError("who knows")
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        with bench.box.transaction() as transaction:
+            for number in range(members):
+                transaction.enqueue("special", {"n": number})
+        outcome = bench.apply()
+        assert outcome.interruption is None
+        assert rejected(outcome) == list(range(1, members + 1))
+
+
 def test_a_swallowed_database_error_is_no_success(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> bool:
         insert(connection, entry)
@@ -295,6 +324,22 @@ def test_a_data_error_on_a_connection_that_was_lost_unnoticed_leaves_a_working_t
         assert outcome.completed == []
         assert completed(bench.apply(good)) == [good]
         assert effects(bench) == [2]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("stalled", [True, False])
+def test_only_a_unit_that_took_too_long_alone_is_called_slow(
+    url: str, outbox_dir: Path, count: int, stalled: bool
+) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        raise TargetUnavailable("later", stalled=stalled)
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        for number in range(count):
+            bench.enqueue("special", {"n": number})
+        outcome = bench.apply()
+        assert isinstance(outcome.interruption, TargetUnavailable)
+        assert [record.seq for record in outcome.stalled] == ([1] if stalled and count == 1 else [])
 
 
 def test_a_handler_may_say_itself_that_the_database_is_not_fit(url: str, outbox_dir: Path) -> None:

@@ -268,16 +268,19 @@ def test_a_missing_table_or_column_stops_the_line_until_it_is_there(
         assert completed(bench.apply()) == [1, 2]
 
 
-def test_a_new_column_that_must_not_be_null_stops_the_line_and_buries_nothing(values: str, outbox_dir: Path) -> None:
+@pytest.mark.parametrize("name", ["typed", "public.typed"])
+def test_a_new_column_that_must_not_be_null_stops_the_line_and_buries_nothing(
+    values: str, outbox_dir: Path, name: str
+) -> None:
     query(values, "ALTER TABLE typed ADD value int")
-    with Bench(outbox_dir, values, Operation("row", table="typed")) as bench:
+    with Bench(outbox_dir, values, Operation("row", table=name)) as bench:
         bench.enqueue("row", {"value": 1})
         assert completed(bench.apply()) == [1]
         query(values, "ALTER TABLE typed ADD venue text; UPDATE typed SET venue = 'x'")
         query(values, "ALTER TABLE typed ALTER venue SET NOT NULL")
         outcome = bench.apply(bench.enqueue("row", {"value": 2}))
         assert isinstance(outcome.interruption, TargetMisconfigured)
-        assert "column 'venue' of table 'typed' must not be null" in str(outcome.interruption)
+        assert f"column 'venue' of table '{name}' must not be null" in str(outcome.interruption)
         assert outcome.rejected == []
         query(values, "ALTER TABLE typed ALTER venue SET DEFAULT 'y'")
         assert completed(bench.apply(2)) == [2]

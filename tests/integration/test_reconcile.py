@@ -12,10 +12,11 @@ from outbox import DurabilityError, Health, OutboxError, StoreLocked
 from outbox.envelope import seq_key
 from outbox.ledger import MARK_PREFIX, Settlement
 from outbox.reading import FORGOTTEN
-from outbox.reconcile import GONE, Order, Reconciler, ordered, place_order
+from outbox.reconcile import GONE, Order, Reconciler, ordered, place_order, reconciliations
 from outbox.store import Store
 from outbox.testing import PostgresServer
 from tests.unit.fakes.failover import LONG, Desk, Past
+from tests.unit.fakes.rig import damage
 from tests.unit.fakes.waiting import until
 
 
@@ -104,7 +105,8 @@ def test_reconciling_twice_changes_nothing_more(desk: Desk, past: Past) -> None:
     assert not desk.relay.reconcile().needed
     desk.deliver()
     assert not desk.relay.reconcile().needed
-    assert desk.relay.reconcile(everything=True).put_back == 0
+    again = desk.relay.reconcile(everything=True)
+    assert (again.needed, again.put_back) == (True, 0)
     assert desk.problems() == []
 
 
@@ -217,6 +219,8 @@ def test_dead_letters_and_what_was_given_up_are_not_delivered_again(desk: Desk, 
     desk.relay.drain(LONG)
     assert [entry.seq for entry in desk.box.dead_letters()] == [kept, requeued]
     assert rows(past) == 6
+    # Other answers of an operator are in the ledger too.
+    assert [one.put_back for one in reconciliations(desk.box, after_seq=0)] == [3]
 
 
 def test_a_requeued_entry_from_long_before_is_delivered_again(desk: Desk, past: Past) -> None:
@@ -233,6 +237,101 @@ def test_a_requeued_entry_from_long_before_is_delivered_again(desk: Desk, past: 
     past.set_back(copy)
     done = desk.relay.reconcile()
     assert (done.put_back, done.first_seq) == (4, seqs[0])
+    desk.deliver()
+    assert desk.problems() == []
+
+
+def test_several_requeued_entries_from_long_before_are_delivered_again(desk: Desk, past: Past) -> None:
+    past.execute("ALTER TABLE trades ADD CONSTRAINT picky CHECK (number < 100)")
+    for number in (100, 101):
+        desk.box.enqueue("trade", {"number": number, "account": f"refused-{number}"})
+    desk.trade(6)
+    desk.relay.drain(LONG)
+    past.execute("ALTER TABLE trades DROP CONSTRAINT picky")
+    copy = past.remember()
+    older, newer = [entry.seq for entry in desk.box.dead_letters()]
+    desk.box.requeue(older)
+    desk.box.requeue(newer)
+    desk.deliver()
+    past.set_back(copy)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.first_seq, done.last_seq) == (2, older, newer)
+    desk.deliver()
+    assert rows(past) == 8
+
+
+def spoil(desk: Desk, seq: int) -> None:
+    """Damage an entry's copy in the ledger."""
+    opened = desk.box.store._environment
+    assert opened is not None
+    with opened.env.begin(write=True) as txn:
+        txn.put(seq_key(seq), b"garbage", db=opened.ledger)
+
+
+def test_a_requeued_entry_that_cannot_be_read_any_more_keeps_nothing_else_from_coming_back(
+    desk: Desk, past: Past
+) -> None:
+    past.execute("ALTER TABLE trades ADD CONSTRAINT picky CHECK (number < 100)")
+    for number in (100, 101):
+        desk.box.enqueue("trade", {"number": number, "account": f"refused-{number}"})
+    desk.trade(6)
+    desk.relay.drain(LONG)
+    past.execute("ALTER TABLE trades DROP CONSTRAINT picky")
+    copy = past.remember()
+    dead = [entry.seq for entry in desk.box.dead_letters()]
+    for seq in dead:
+        desk.box.requeue(seq)
+    lost = desk.trade(3)
+    desk.deliver()
+    for seq in dead:
+        spoil(desk, seq)
+    past.set_back(copy)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.first_seq, done.last_seq, done.gone) == (3, lost[0], lost[-1], 2)
+    assert "2 later entries are not in the ledger" in desk.box.status().alarms[GONE]
+
+
+def test_a_group_that_is_not_whole_in_the_ledger_is_gone_and_nothing_else(desk: Desk, past: Past) -> None:
+    desk.trade(12)
+    desk.deliver()
+    copy = past.remember()
+    groups = [desk.audit.group(desk.box, 2) for _ in range(2)]
+    single = desk.trade(3)
+    desk.deliver()
+    for _, second in groups:
+        spoil(desk, second)
+    past.set_back(copy)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.first_seq, done.gone) == (3, single[0], 4)
+    assert "4 later entries are not in the ledger" in desk.box.status().alarms[GONE]
+
+
+def test_a_quarantined_entry_is_not_missed(desk: Desk, past: Past) -> None:
+    desk.trade(12)
+    desk.deliver()
+    copy = past.remember()
+    seqs = desk.trade(5)
+    damage(desk.box.path, seqs[2])
+    assert desk.relay.drain(LONG)
+    assert [seq for seq, _ in desk.box.store.quarantined()] == [seqs[2]]
+    past.set_back(copy)
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.gone) == (4, 0)
+    assert GONE not in desk.box.status().alarms
+
+
+def test_a_loss_of_many_is_put_back_in_several_commits_and_told_as_one(desk: Desk, past: Past) -> None:
+    lost = lose(desk, past, 600)
+    before = desk.box.status().last_seq
+    done = desk.relay.reconcile()
+    assert (done.put_back, done.first_seq, done.last_seq) == (600, lost[0], lost[-1])
+    assert [entry.seq for entry in desk.box.pending()] == lost
+    # What was done can be read in the ledger, by who knows what he has read before.
+    assert list(reconciliations(desk.box, after_seq=before)) == [done]
+    desk.box.alarms.sound("disk", "it smells")
+    desk.box.alarms.acknowledge("disk")
+    assert list(reconciliations(desk.box, after_seq=before)) == [done]
+    assert list(reconciliations(desk.box, after_seq=before + 1)) == []
     desk.deliver()
     assert desk.problems() == []
 
@@ -358,6 +457,8 @@ def test_what_is_put_back_comes_before_what_was_read_beforehand(desk: Desk, past
     order = [seq for (seq,) in applied]
     assert order.index(lost[0]) == 18
     assert order.index(lost[1]) == 19
+    # An order is for once.
+    assert not ordered(desk.box)
     desk.deliver()
 
 

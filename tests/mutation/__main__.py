@@ -1,9 +1,9 @@
 """Changes the library in thousands of small ways and counts which of them its tests notice.
 
-`python -m tests.mutation [--keep FOLDER] [MODULES]`: all modules that have tests below, or the named ones.  With
-`--keep` the work stays in that folder, and the next call with it tries only what survived there, with the tests as
-they are by then.  Texts of errors and logs are not changed; mutmut changes neither constants of a module or class nor
-functions that have a decorator.
+`python -m tests.mutation [--keep FOLDER] [--sample N] [MODULES]`: all modules that have tests below, or the named ones.
+With `--keep` the work stays in that folder, and the next call with it tries only what survived there, with the tests
+as they are by then.  With `--sample` at most N changes of each module are tried, always the same ones.  Texts of errors
+and logs are not changed; mutmut changes neither constants of a module or class nor functions that have a decorator.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ also_copy=
     docs
 do_not_mutate_patterns=
     \\b_log\\.\\w+\\(
+    ^\\s*fields = \\{{
     ^\\s*raise\\b
 pytest_add_cli_args_test_selection=
     {tests}
@@ -49,6 +51,14 @@ timeout_multiplier=2.0
 timeout_constant=3.0
 """
 _RUN = "from mutmut.__main__ import cli; cli()"
+_MAKE = """
+from mutmut import __main__ as mutmut
+mutmut.set_mutant_under_test("mutant_generation")
+mutmut.copy_src_dir()
+mutmut.copy_also_copy_files()
+mutmut.setup_source_paths()
+mutmut.create_mutants(1)
+"""
 _SHOW = """
 import sys
 from mutmut.mutation.diff_apply import get_diff_for_mutant
@@ -94,17 +104,27 @@ def prepare(folder: Path, module: str) -> None:
     (folder / "setup.cfg").write_text(own + settings, encoding="utf-8")
 
 
-def run(folder: Path, module: str) -> dict[str, str]:
-    """Try the mutants of `module`; those that no test has noticed, where some were tried before."""
+def run(folder: Path, module: str, most: int | None = None) -> tuple[dict[str, str], int]:
+    """Try the mutants of `module`, at most so many; those that no test has noticed, where some were tried before.
+
+    Returns the verdicts on them, and how many mutants there are.
+    """
     prepare(folder, module)
-    before = verdicts(folder, module)
-    again = [name for name, said in before.items() if said not in _CAUGHT]
-    if again and "not run" not in before.values():
-        mutmut(folder, _RUN, "run", "--max-children", "1", *again)
-    after = verdicts(folder, module)
-    if not after or "not run" in after.values():  # mutmut forgets everything where the tests are others than before
-        mutmut(folder, _RUN, "run", "--max-children", "1")
-    return verdicts(folder, module)
+    if not verdicts(folder, module):
+        mutmut(folder, _MAKE)
+    names = sorted(verdicts(folder, module))
+    total = len(names)
+    if most is not None and most < total:
+        names = random.Random(module).sample(names, most)
+    for _ in range(2):
+        said = verdicts(folder, module)
+        again = [name for name in names if said[name] not in _CAUGHT]
+        if again:
+            mutmut(folder, _RUN, "run", "--max-children", "1", *again)
+        said = verdicts(folder, module)
+        if all(said[name] != "not run" for name in names):
+            break  # mutmut forgets everything where the tests are others than before
+    return {name: said[name] for name in names}, total
 
 
 def changes(folder: Path, names: list[str]) -> list[str]:
@@ -113,34 +133,36 @@ def changes(folder: Path, names: list[str]) -> list[str]:
     return [" ".join(" ".join(line.split()) for line in one.splitlines() if _CHANGE.match(line)) for one in said]
 
 
-def row(title: str, counts: Counter[str]) -> str:
-    """One line of the table."""
-    total = counts.total()
-    share = sum(counts[one] for one in _CAUGHT) / total if total else 1.0
-    return f"{title:14} {total:7} " + " ".join(f"{counts[one]:8}" for one in _COLUMNS) + f" {100 * share:7.1f} %"
+def row(title: str, counts: Counter[str], total: int) -> str:
+    """One line of the table; `total` is the number of mutants, tried or not."""
+    tried = counts.total()
+    share = sum(counts[one] for one in _CAUGHT) / tried if tried else 1.0
+    of = f"{tried}" if tried == total else f"{tried} of {total}"
+    return f"{title:14} {of:>12} " + " ".join(f"{counts[one]:8}" for one in _COLUMNS) + f" {100 * share:7.1f} %"
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit code: 0, whatever survives."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.mutation")
     parser.add_argument("--keep", type=Path, help="the folder to work in, and to go on in later")
+    parser.add_argument("--sample", type=int, metavar="N", help="how many changes of each module to try at most")
     parser.add_argument("modules", nargs="*", choices=[[], *PLAN], metavar="MODULES")
     options = parser.parse_args(arguments)
-    rows, survivors, total = [], [], Counter[str]()
+    rows, survivors, sums, total = [], [], Counter[str](), 0
     with tempfile.TemporaryDirectory(prefix="outbox-mutants-") as name:
         base = options.keep.resolve() if options.keep else Path(name)
         for module in options.modules or PLAN:
-            found = run(base / module, module)
+            found, of = run(base / module, module, options.sample)
             counts = Counter(found.values())
-            total += counts
-            rows.append(row(module, counts))
+            sums, total = sums + counts, total + of
+            rows.append(row(module, counts, of))
             print(rows[-1], flush=True)  # noqa: T201
             missed = [name for name, said in found.items() if said not in _CAUGHT]
             said = changes(base / module, missed)
             survivors += [f"{name} ({found[name]}): {one}" for name, one in zip(missed, said, strict=True)]
     print(*survivors, sep="\n")  # noqa: T201
-    head = f"{'module':14} {'mutants':>7} " + " ".join(f"{one:>8}" for one in _COLUMNS) + f" {'caught':>9}"
-    print("", head, *rows, row("total", total), sep="\n")  # noqa: T201
+    head = f"{'module':14} {'mutants':>12} " + " ".join(f"{one:>8}" for one in _COLUMNS) + f" {'caught':>9}"
+    print("", head, *rows, row("total", sums, total), sep="\n")  # noqa: T201
     return 0
 
 

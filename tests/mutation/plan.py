@@ -15,6 +15,14 @@ _POSTGRES = tuple(
     f"integration/test_postgres_target_{name}.py" for name in ("batches", "rows", "handlers", "connection")
 )
 
+# What only a server can judge of who asks it.
+_ORDERS = tuple(
+    f"integration/test_reconcile.py::test_{name}"
+    for name in ("a_loss_can_be_accepted_with_a_reason", "reconciling_twice_changes_nothing_more")
+)
+
+_HANDLER = "unit/test_box_enqueue.py::test_an_enqueue_of_a_signal_handler_in_the_middle_of_another_is_refused"
+
 # In the order of what a defect in them would cost.
 PLAN = {
     "envelope": _unit("envelope", "store_settling", "quarantine"),
@@ -22,13 +30,13 @@ PLAN = {
     "store": (*_STORE, *_unit("store_append", "box_status", "store_vacuum", "quarantine", "relay_rejection"), *_LIVES),
     "box": (*_STORE, *_unit("box_looking", "box_status", "store_vacuum", "quarantine")),
     "group_commit": _unit("group_commit"),
-    "guarded": _unit("store_settling", "box_halt", "store_vacuum"),
+    "guarded": (*_unit("store_settling", "box_halt", "store_vacuum"), _HANDLER),
     "scan": (*_RELAY, *_unit("relay_overlap"), *_LIVES),
     "delivery": (*_RELAY, *_unit("relay_thread", "relay_overlap")),
-    "relay": _unit("relay_thread", "relay_overlap"),
+    "relay": (*_unit("relay_thread", "relay_overlap"), *_ORDERS),
     "worker": _unit("worker"),
     "connection": _POSTGRES,
-    "lane": _POSTGRES,
+    "lane": (*_POSTGRES, "integration/test_lanes.py", "integration/test_reconcile.py"),
     "postgres": (*_POSTGRES, "integration/test_lanes.py"),
     "receipts": _POSTGRES[:3],
     "codec": _unit("codec"),
@@ -60,4 +68,6 @@ PLAN = {
     "config": _unit("config"),
     "state_file": _unit("state_file"),
     "watchdog": _unit("watchdog"),
+    "login_probe": _unit("login_probe"),
+    "clock": _unit("clock"),
 }

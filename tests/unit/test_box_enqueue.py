@@ -125,7 +125,9 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "error", "message"), REFUSED, ids=[message[:30] for *_, message in REFUSED])
+@pytest.mark.parametrize(
+    ("call", "error", "message"), REFUSED, ids=[message[:30].replace("\\", "") for *_, message in REFUSED]
+)
 @pytest.mark.parametrize("grouped", [False, True], ids=["alone", "in a transaction"])
 def test_a_refused_call_is_named_and_leaves_the_store_unchanged(
     box: Outbox, call: dict[str, Any], error: type[Exception], message: str, grouped: bool

@@ -585,6 +585,41 @@ def test_what_has_expired_makes_room_without_a_word(
     assert "history leaves" not in caplog.text
 
 
+def test_a_large_entry_makes_as_much_room_as_it_needs(full_of_history: tuple[Outbox, FakeClock]) -> None:
+    box, _ = full_of_history
+    box.enqueue("log", {"text": "x" * 200_000})
+
+
+def test_what_left_early_is_told_once(
+    full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
+) -> None:
+    box, clock = full_of_history
+    enqueue_and_settle(box, 100)
+    said = len(caplog.records)
+    assert said
+    clock.advance(7200)
+    box.compact(timedelta(0))
+    enqueue_and_settle(box, 2)
+    assert len(caplog.records) == said
+
+
+def test_dead_letters_make_room_as_soon_as_they_are_answered(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "KEPT_HISTORY", 20)
+    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
+        for _ in range(100):
+            box.enqueue("log", {"text": "x" * 1500})
+            box.store.settle(Settlement(dead=[(next(box.store.records("pending")), "it is bad")]))
+        fill_up(box)
+        for _ in range(2):
+            with pytest.raises(StoreFull):
+                box.enqueue("log", {"text": "x" * 1500})
+        dead = [entry.seq for entry in box.dead_letters()]
+        assert len(dead) == 100
+        for seq in dead:
+            box.discard(seq, "nobody wants it")
+        box.enqueue("log", {"text": "x" * 1500})
+
+
 def test_pending_entries_never_make_room(full_of_history: tuple[Outbox, FakeClock]) -> None:
     box, _ = full_of_history
     seqs = [box.enqueue("log", {"text": "x" * 1500}).seq for _ in range(100)]
@@ -697,3 +732,54 @@ def test_without_a_reserve_the_disk_is_not_looked_at(outbox_dir: Path, monkeypat
     with Outbox.open(outbox_dir, OutboxConfig(min_free_mb=0)) as box:
         set_free(0)
         assert box.enqueue("log", {}).seq == 1
+
+
+def refused(room: int, *sizes: int) -> list[int]:
+    """The places of those for whom the disk has no room; an entry costs four times its size there."""
+    limits = quota.Quota(Path("/store"), max_bytes=1 << 20, reserve_bytes=100, retention_us=0, now_us=lambda: 0)
+    found = limits.admit_to_disk(100 + 4 * room, sizes)
+    return [place for place, error in enumerate(found) if error is not None]
+
+
+def test_where_there_is_room_for_all_nobody_is_refused() -> None:
+    assert refused(10, 6, 4) == []
+    assert refused(10) == []
+
+
+def test_the_room_goes_to_the_first_who_come() -> None:
+    assert refused(10, 6, 6) == [1]
+    assert refused(10, 10, 1, 1) == [1, 2]
+
+
+def test_what_does_not_fit_leaves_its_room_to_smaller_ones_behind_it() -> None:
+    assert refused(10, 6, 5, 4) == [1]
+    assert refused(10, 11, 10, 1) == [0, 2]
+
+
+def test_who_is_refused_is_told_how_full_it_is_and_what_to_do(outbox_dir: Path) -> None:
+    limits = quota.Quota(Path("/store"), max_bytes=1, reserve_bytes=2 << 20, retention_us=0, now_us=lambda: 0)
+    (error,) = limits.admit_to_disk(3 << 20, [10 << 20])
+    assert error is not None
+    assert error.message == "3 MiB are free at /store, 2 MiB are kept for draining"
+    assert error.hint == "halt trading and free disk space"
+    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=8)) as box:
+        with pytest.raises(StoreFull) as caught:
+            for _ in range(20):
+                box.enqueue("log", {"text": "x" * 900_000})
+        used = box.status().live_bytes >> 20
+        said = f"the store uses {used} MiB, enqueueing stops at 6 MiB, 85 % of OUTBOX_MAX_SIZE_MB=8"
+        assert caught.value.message == said
+        assert caught.value.hint == "halt trading; drain and compact, or raise OUTBOX_MAX_SIZE_MB"
+
+
+def test_where_the_address_space_is_the_limit_that_is_said(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        opened = box.store._environment
+        assert opened is not None
+        size = opened.map_bytes
+        limits = quota.Quota(outbox_dir, max_bytes=size, reserve_bytes=0, retention_us=0, now_us=lambda: 0)
+        with opened.env.begin(write=True) as txn:
+            (error,) = limits.admit(opened, txn, [size])
+        assert error is not None
+        assert error.message.endswith(f"85 % of the address space={size >> 20}")
+        assert error.hint == "halt trading; drain and compact, or raise ulimit -v"

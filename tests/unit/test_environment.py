@@ -400,3 +400,31 @@ def test_an_engine_flushes_the_renames_of_whoever_was_killed_before(
     monkeypatch.setattr(filesystem, "flush_directory", flushed.append)
     Outbox.open(outbox_dir).close()
     assert flushed == [outbox_dir, outbox_dir.parent]
+
+
+def test_every_commit_is_flushed_with_its_meta_page_and_none_goes_through_the_map(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        opened = box.store._environment
+        assert opened is not None
+        flags = opened.env.flags()
+    assert flags["sync"]
+    assert flags["metasync"]
+    assert not flags["writemap"]
+    assert not flags["map_async"]
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+def test_who_only_looks_has_the_file_open_for_reading(outbox_dir: Path, readonly: bool) -> None:
+    make(outbox_dir)
+    with Outbox.attach(outbox_dir, readonly=readonly) as box:
+        opened = box.store._environment
+        assert opened is not None
+        assert opened.env.flags()["readonly"] is readonly
+
+
+def test_the_pages_that_were_ever_in_use_are_those_of_the_file(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {"text": "x" * 20_000})
+        opened = box.store._environment
+        assert opened is not None
+        assert opened.high_water_bytes() == opened.file_bytes()

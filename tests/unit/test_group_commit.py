@@ -227,6 +227,60 @@ def test_who_has_been_committed_is_woken_when_the_next_commit_waits_for_the_disk
         assert not thread.is_alive()
 
 
+class InterruptedMutex:
+    """A mutex of which a thread called `doomed` is interrupted as it waits for it, the `at`-th time that it does."""
+
+    def __init__(self, at: int) -> None:
+        self._lock, self._left = threading.Lock(), at
+
+    def __enter__(self) -> None:
+        if threading.current_thread().name == "doomed":
+            self._left -= 1
+            if self._left == 0:
+                raise KeyboardInterrupt
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def submit_doomed(rig: Rig) -> None:
+    thread = threading.Thread(target=rig.submit, args=("doomed",), name="doomed")
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert isinstance(rig.ends["doomed"], KeyboardInterrupt)
+
+
+def test_one_that_is_interrupted_before_it_is_in_the_queue_leaves_the_leader_alone(rig: Rig) -> None:
+    rig.hold()
+    rig.commit._mutex = InterruptedMutex(at=1)  # type: ignore[assignment]
+    submit_doomed(rig)
+    rig.start("next")
+    assert rig.commits == []
+    assert len(rig.commit._queue) == 1
+    rig.release()
+    assert rig.commits == [["first"], ["next"]]
+
+
+def test_a_leader_that_is_interrupted_before_it_has_a_batch_commits_nothing(rig: Rig) -> None:
+    rig.commit._mutex = InterruptedMutex(at=2)  # type: ignore[assignment]
+    submit_doomed(rig)
+    assert rig.commits == []
+
+
+def test_a_leader_that_is_interrupted_after_its_commit_lets_its_followers_go(rig: Rig) -> None:
+    # The doomed one: into the queue, take the batch, hand over.
+    rig.hold()
+    rig.commit._mutex = InterruptedMutex(at=3)  # type: ignore[assignment]
+    rig.start("doomed", name="doomed")
+    rig.start("follower")
+    rig.release()
+    assert isinstance(rig.ends["doomed"], KeyboardInterrupt)
+    assert rig.ends["follower"] is None
+    assert rig.commits == [["first"], ["doomed", "follower"]]
+
+
 class InterruptedLock:
     """A lock on whose second taking the thread is interrupted, just after it has it."""
 

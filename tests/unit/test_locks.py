@@ -168,15 +168,15 @@ def test_a_holder_that_wrote_no_pid_is_unknown(tmp_path: Path) -> None:
 class Pause:
     """Stands for the pause between two tries to take a lock, during which something happens."""
 
-    def __init__(self) -> None:
-        self.waits = 0
+    def __init__(self, at: int = 2) -> None:
+        self.waits, self._at = 0, at
 
     def __call__(self) -> Pause:
         return self
 
     def wait(self, seconds: float) -> None:
         self.waits += 1
-        if self.waits == 2:
+        if self.waits == self._at:
             self.meanwhile()
 
     def meanwhile(self) -> None:
@@ -203,6 +203,34 @@ def test_an_opener_waits_while_another_one_verifies(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(pause, "meanwhile", verifying.release)
     RoleLock(tmp_path, Role.ACCESS, shared=True).release()
     assert pause.waits == 2
+
+
+@pytest.mark.parametrize(
+    ("role", "shared", "patient"),
+    [(Role.ACCESS, True, True), (Role.OPENING, False, True), (Role.ENGINE, False, False), (Role.RELAY, False, False)],
+)
+def test_who_opens_is_more_patient_than_who_wants_to_enqueue_or_drain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: Role, shared: bool, patient: bool
+) -> None:
+    pause = Pause(at=100)
+    monkeypatch.setattr(locks, "Event", pause)
+    lock = RoleLock(tmp_path, role)
+    monkeypatch.setattr(pause, "meanwhile", lock.release)
+    if patient:
+        RoleLock(tmp_path, role, shared=shared).release()
+        assert pause.waits == 100
+    else:
+        with pytest.raises(StoreLocked):
+            RoleLock(tmp_path, role)
+        assert pause.waits == 5
+
+
+def test_a_second_release_closes_nothing_else(tmp_path: Path) -> None:
+    lock = RoleLock(tmp_path, Role.ENGINE)
+    lock.release()
+    before = os.listdir("/proc/self/fd")
+    lock.release()
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_an_opener_waits_for_as_long_as_another_one_is_at_work(

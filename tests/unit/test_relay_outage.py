@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -273,3 +274,61 @@ def test_nothing_leaves_the_ledger_while_nobody_knows_what_postgresql_has(outbox
         rig.run(300.0)
         assert rig.pending() == []
         assert [entry.seq for entry in rig.box.ledger()] == [2]
+
+
+def test_an_entry_that_takes_too_long_is_tried_alone_and_ever_more_seldom_while_others_go_first(
+    outbox_dir: Path,
+) -> None:
+    with Rig(outbox_dir, batch_size=4, stall_timeout=8) as rig:
+        rig.clock.jitter = 0.0
+        slow, behind, other = rig.enqueue("a", "a", "b")
+        rig.target.stalls = {slow}
+        tried: list[float] = []
+
+        def note(records: Sequence[Record]) -> None:
+            if [record.seq for record in records] == [slow]:
+                tried.append(rig.clock.monotonic())
+                # At the first time it may have been bad luck.
+                assert rig.box.status().relay.slow == (slow if len(tried) > 2 else None)
+            else:
+                assert not tried or slow not in {record.seq for record in records}
+
+        rig.target.before = note
+        rig.run(400.0)
+        assert [later - before for before, later in pairwise(tried)] == [0, 8, 16, 32, 64, 80, 80, 80]
+        assert rig.target.applied == [other]
+        assert rig.pending() == [slow, behind]
+        rig.target.stalls.clear()
+        rig.target.before = None
+        rig.run(80.0)
+        assert rig.target.applied == [other, slow, behind]
+        assert rig.box.status().relay.slow is None
+
+
+def test_of_several_entries_that_take_too_long_the_oldest_is_named(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1, stall_timeout=8) as rig:
+        rig.clock.jitter = 0.0
+        first, second, last = rig.enqueue("a", "b", "c")
+        rig.target.stalls = {first, second}
+        rig.run(30.0)
+        assert rig.target.applied == [last]
+        assert rig.box.status().relay.slow == first
+        # Twice at once, after 8 seconds and after 16 more: neither makes the other one's pauses shorter.
+        assert [rig.target.calls.count([seq]) for seq in (first, second)] == [4, 4]
+        rig.target.stalls = {second}
+        rig.run(80.0)
+        assert rig.target.applied == [last, first]
+        assert rig.box.status().relay.slow == second
+
+
+def test_a_group_that_takes_too_long_waits_as_a_whole(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1, stall_timeout=8) as rig:
+        rig.clock.jitter = 0.0
+        group = rig.group("a", "b")
+        behind, other = rig.enqueue("b", "c")
+        rig.target.stalls = {group[1]}
+        rig.run(30.0)
+        assert rig.target.applied == [other]
+        rig.target.stalls.clear()
+        rig.run(80.0)
+        assert rig.target.applied == [other, *group, behind]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from outbox import DurabilityError, Outbox, OutboxConfig, Relay, StoreLocked
+from outbox.continuity import Mark, Memory
 from outbox.envelope import Record
+from outbox.errors import HistoryRewound
 from outbox.ledger import Settlement
-from tests.unit.fakes.rig import OPERATIONS, FakeTarget, Rig, permanent
+from outbox.reading import FORGOTTEN
+from tests.unit.fakes.rig import OPERATIONS, FakeTarget, Rig, passing, permanent
 from tests.unit.fakes.waiting import until
 
 LONG = 20.0
@@ -85,6 +90,130 @@ def test_walking_over_what_is_held_back_writes_nothing(outbox_dir: Path, monkeyp
         monkeypatch.setattr(rig.box.store, "settle", lambda settlement: pytest.fail("there is nothing to record"))
         rig.settle()
         assert rig.box.status().pending == 8
+
+
+@pytest.mark.parametrize("what", ["dead", "dropped", "retried"])
+def test_a_batch_with_anything_but_successes_is_recorded_in_its_own_step(outbox_dir: Path, what: str) -> None:
+    with Rig(outbox_dir, batch_size=2) as rig:
+        [bad] = rig.enqueue("a", operation="note" if what == "dropped" else "write")
+        rig.enqueue("b", "c", "d")
+        rig.target.refuse[bad] = passing() if what == "retried" else permanent()
+        rig.step()
+        assert rig.target.applied == [2]
+        assert rig.pending() == ([1, 3, 4] if what == "retried" else [3, 4])
+        assert rig.dead() == ([1] if what == "dead" else [])
+        if what == "retried":
+            assert rig.attempts(1) == 1
+
+
+class Comparing:
+    """What the target has forgotten, if anything; it lacks nothing of what is asked for."""
+
+    failover = False
+
+    def __init__(self, loss: HistoryRewound | None) -> None:
+        self.loss = loss
+
+    def missing(self, records: Sequence[Record]) -> list[Record]:
+        return []
+
+    def accept(self) -> Mark:
+        raise AssertionError("nobody accepts anything here")
+
+
+class RememberingTarget(FakeTarget):
+    """Follows the store's memory, and notes what that says as a batch comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss: HistoryRewound | None = None
+        self.told: list[tuple[list[Mark], int]] = []
+        self.compared = 0
+
+    def follow(self, memory: Memory) -> None:
+        self.before = lambda records: self.told.append((memory.marks(), memory.watermark()))
+
+    def compare(self, store_id: UUID) -> Comparing:
+        self.compared += 1
+        return Comparing(self.loss)
+
+
+MARK = Mark(UUID(int=1), UUID(int=2), 7)
+LOSS = HistoryRewound("it lacks something", settled_seq=0, same_database=True)
+
+
+def remembering(rig: Rig) -> RememberingTarget:
+    """Let the rig's relay deliver to a target that remembers."""
+    rig.target = target = RememberingTarget()
+    rig.relay = Relay(rig.box, target)
+    return target
+
+
+def test_the_target_knows_what_was_acknowledged_before_it_is_recorded(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        target = remembering(rig)
+        target.mark = MARK
+        rig.enqueue("a", "b", "c")
+        rig.step()
+        assert rig.box.store.marks() == []
+        rig.settle()
+        assert target.told == [([], 0), ([MARK], 1), ([MARK], 2)]
+        assert rig.box.store.marks() == [MARK]
+
+
+def test_what_was_passed_over_is_not_taken_for_acknowledged(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=3) as rig:
+        target = remembering(rig)
+        [bad] = rig.enqueue("a")
+        target.refuse[bad] = permanent()
+        rig.settle()
+        rig.enqueue("b", "a", "b", "b", "b")
+        rig.settle()
+        assert target.calls == [[1], [2, 4], [5, 6]]
+        assert [watermark for _, watermark in target.told] == [0, 1, 1]
+
+
+def test_what_ends_a_batch_may_be_a_loss_and_nothing_is_delivered_until_that_is_settled(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        target = remembering(rig)
+        target.down = target.loss = LOSS
+        seqs = rig.enqueue("a", "b")
+        rig.step()
+        target.down = None
+        rig.run(60.0)
+        assert target.applied == []
+        assert FORGOTTEN in rig.box.status().alarms
+        target.loss = None
+        rig.run(60.0)
+        assert target.applied == seqs
+        assert rig.box.status().alarms == {}
+
+
+def test_a_loss_that_an_idle_relay_met_is_forgotten_when_the_right_database_is_back(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        target = remembering(rig)
+        target.mark = MARK
+        rig.enqueue("a")
+        rig.settle()
+        target.loss = LOSS
+        rig.run(120.0)
+        assert rig.box.status().relay.stopped
+        target.loss = None
+        rig.run(60.0)
+        relay = rig.box.status().relay
+        assert (relay.stopped, relay.last_error) == (False, None)
+
+
+def test_an_idle_relay_asks_once_a_minute_and_a_busy_one_never(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1, sync_interval=5) as rig:
+        target = remembering(rig)
+        target.mark = MARK
+        rig.enqueue("a", "b", "c")
+        rig.step()
+        rig.step()
+        assert target.compared == 0
+        rig.run(299.0)
+        assert target.compared == 5
 
 
 def test_stopping_records_what_was_applied(outbox_dir: Path) -> None:
@@ -234,3 +363,68 @@ def test_a_drain_that_is_interrupted_can_be_repeated(outbox_dir: Path, at: int) 
         assert relay.drain(timeout=LONG)
         assert target.applied == list(range(1, 11))
         assert "outbox-settle" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_stopping_interrupts_a_batch_of_another_threads_drain_that_does_not_end(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    target = FakeTarget()
+    entered, gate = threading.Event(), threading.Event()
+
+    def hang(records: Sequence[Record]) -> None:
+        entered.set()
+        assert gate.wait(LONG)
+
+    def interrupt() -> None:
+        target.interrupted += 1
+        if ends:
+            gate.set()
+
+    target.before = hang
+    monkeypatch.setattr(target, "interrupt", interrupt)
+    with Outbox.open(outbox_dir, OutboxConfig(batch_size=1), OPERATIONS) as box:
+        many(box, 3)
+        relay = Relay(box, target)
+        thread = threading.Thread(target=lambda: relay.drain(timeout=LONG))
+        thread.start()
+        assert entered.wait(LONG)
+        began = time.monotonic()
+        assert relay.stop(timeout=1.0) is ends
+        took = time.monotonic() - began
+        assert target.interrupted == 1
+        # Half of the time before the interrupt, half behind it.
+        assert (0.5 if ends else 1.0) <= took < 2.0
+        gate.set()
+        thread.join(LONG)
+        assert relay.stop()
+
+
+def test_a_drain_without_time_moves_one_batch(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        rig.enqueue(None, None, None)
+        assert not rig.relay.drain(timeout=0.0)
+        assert rig.target.applied == [1]
+
+
+def test_who_drives_the_steps_counts_as_delivering_only_while_somebody_drains(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        seen: list[bool | None] = []
+        rig.target.before = lambda records: seen.append(rig.box.progress.delivering)
+        rig.enqueue(None, None, None)
+        rig.step()
+        assert rig.box.progress.delivering is None
+        assert rig.relay.drain(timeout=LONG)
+        assert seen == [None, None, True]
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_the_end_is_told_at_once_though_the_last_word_is_hardly_older(outbox_dir: Path, threaded: bool) -> None:
+    with Rig(outbox_dir, batch_size=1) as rig:
+        rig.enqueue(None, None)
+        rig.target.before = lambda records: rig.clock.advance(0.3)
+        if threaded:
+            rig.relay.start()
+        assert rig.relay.drain(timeout=LONG)
+        assert rig.relay.stop()
+        assert rig.box.status().relay.last_applied_at == rig.clock.now()

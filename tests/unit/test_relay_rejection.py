@@ -290,3 +290,18 @@ def test_discarding_a_group_gives_up_all_of_it_and_releases_its_keys(outbox_dir:
         rig.settle()
         assert rig.target.applied == behind
         assert rig.box.status().discarded == 2
+
+
+def test_a_best_effort_entry_waits_for_its_retry_although_something_else_was_released(outbox_dir: Path) -> None:
+    with Rig(outbox_dir, backoff_base=100.0, backoff_cap=100.0) as rig:
+        rig.clock.jitter = 1.0
+        [note] = rig.enqueue("a", operation="note")
+        [bad] = rig.enqueue("b")
+        rig.target.refuse = {note: passing(), bad: permanent()}
+        rig.settle()
+        rig.target.refuse.clear()
+        rig.box.requeue(bad)
+        rig.settle()
+        assert rig.target.applied == [bad]
+        rig.run(101.0)
+        assert rig.target.applied == [bad, note]

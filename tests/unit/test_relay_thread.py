@@ -12,6 +12,8 @@ import pytest
 from outbox import Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnavailable
 from outbox.envelope import Record
 from outbox.locks import Role, died_holding
+from outbox.reading import Peeked
+from outbox.reconcile import Reconciliation
 from tests.unit.fakes.rig import OPERATIONS, FakeClock, FakeTarget, passing, permanent
 from tests.unit.fakes.waiting import until
 
@@ -138,7 +140,7 @@ def test_stop_interrupts_a_batch_that_does_not_end(
     write(box, 1)
     relay.start()
     signals.wait()
-    assert relay.stop(timeout=0.2)
+    assert relay.stop(timeout=2.0)
     assert not relay.running
 
 
@@ -472,6 +474,43 @@ def test_a_relay_that_starts_counts_as_delivering_before_its_first_batch_has_end
     assert box.progress.delivering is None
 
 
+def test_the_start_says_nothing_after_the_thread_has_begun_to_tell(
+    box: Outbox, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool | None] = []
+    start = threading.Thread.start
+
+    def noting(thread: threading.Thread) -> None:
+        told.append(box.progress.delivering)
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", noting)
+        relay.start()
+    assert told[0] is True
+
+
+def test_a_thread_that_cannot_be_started_leaves_nothing_behind(
+    box: Outbox, target: FakeTarget, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            relay.start()
+    assert not relay.running
+    assert box.progress.delivering is None
+    assert not box.status().relay.alive
+    write(box, 1)
+    assert not relay._wake.is_set()
+    assert relay.stop()
+    relay.start()
+    assert relay.drain(LONG)
+    assert target.applied == [1]
+
+
 def test_the_thread_keeps_no_process_from_ending(relay: Relay) -> None:
     relay.start()
     (thread,) = [one for one in threading.enumerate() if one.name == "outbox-relay"]
@@ -479,7 +518,7 @@ def test_the_thread_keeps_no_process_from_ending(relay: Relay) -> None:
 
 
 def test_nothing_to_reconcile_leaves_everything_as_it_was(box: Outbox, target: FakeTarget, relay: Relay) -> None:
-    assert not relay.reconcile().needed
+    assert relay.reconcile() == Reconciliation(needed=False)
     assert target.closed == 1
     assert not box.status().relay.alive
     relay.step(0.0)
@@ -490,8 +529,10 @@ def test_nothing_to_reconcile_leaves_everything_as_it_was(box: Outbox, target: F
 
 def test_no_reconciliation_beside_the_thread(relay: Relay) -> None:
     relay.start()
+    began = time.monotonic()
     with pytest.raises(StoreLocked, match="the relay's thread is at work"):
         relay.reconcile()
+    assert time.monotonic() - began < 0.5
 
 
 def test_the_thread_works_through_a_backlog_of_many_batches(outbox_dir: Path, target: FakeTarget) -> None:
@@ -548,3 +589,137 @@ def test_a_relay_that_stopped_is_not_taken_for_one_that_died(box: Outbox, relay:
     assert not died_holding(box.path, Role.RELAY)
     assert relay.drain(LONG)
     assert not died_holding(box.path, Role.RELAY)
+
+
+def test_a_thread_that_died_listens_to_nobody_after_its_successor_has_stopped(
+    box: Outbox, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(box.store, "peek", broken_peek)
+        relay.start()
+        until(lambda: not relay.running)
+    relay.start()
+    assert relay.drain(LONG)
+    assert relay.stop()
+    relay._wake.clear()
+    write(box, 1)
+    assert not relay._wake.is_set()
+
+
+def test_stop_waits_as_long_as_it_was_told(box: Outbox, target: FakeTarget) -> None:
+    relay = Relay(box, target)
+    signals = Signals(target)
+    signals.gate.clear()
+    write(box, 1)
+    relay.start()
+    signals.wait()
+    began = time.monotonic()
+    assert not relay.stop(timeout=1.0)
+    assert 1.0 <= time.monotonic() - began < 2.0
+    signals.gate.set()
+    assert relay.stop()
+
+
+class Naps(threading.Event):
+    """An event that notes how long somebody means to wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.noted.append(timeout)
+        return super().wait(timeout)
+
+
+def test_an_idle_thread_waits_for_work_as_long_as_its_step_said(outbox_dir: Path, target: FakeTarget) -> None:
+    for interval in (0.5, 3600):
+        with Outbox.open(outbox_dir, OutboxConfig(sync_interval=interval), OPERATIONS) as box:
+            relay = Relay(box, target)
+            relay._wake = naps = Naps()
+            with relay:
+                until(lambda naps=naps: bool(naps.noted))  # type: ignore[misc]
+                assert naps.noted[0] == interval
+
+
+def test_in_an_outage_work_is_no_reason_to_try_earlier_but_somebody_who_waits_is(
+    outbox_dir: Path, target: FakeTarget
+) -> None:
+    clock = FakeClock()
+    clock.jitter = 0.0
+    config = OutboxConfig(backoff_base=3600, backoff_cap=3600)
+    with Outbox.open(outbox_dir, config, OPERATIONS, clock=clock) as box:
+
+        def open_at_the_third(_: Sequence[Record]) -> None:
+            clock.jitter = float(len(target.calls) >= 3)
+
+        target.before = open_at_the_third
+        target.down = TargetUnavailable("connection refused")
+        relay = Relay(box, target)
+        relay._wake, relay._stop = wakes, stops = Naps(), Naps()
+        write(box, 1)
+        with relay:
+            until(lambda: bool(stops.noted))
+            assert box.progress.delivering is False
+            # Not the whole pause: somebody may begin to wait meanwhile.
+            assert stops.noted[0] == 1.0
+            assert wakes.noted == []
+            drained: list[bool] = []
+            drainer = threading.Thread(target=lambda: drained.append(relay.drain(LONG)))
+            drainer.start()
+            until(lambda: bool(wakes.noted))
+            target.down = None
+            clock.advance(2.0)
+            drainer.join(LONG)
+            assert drained == [True]
+
+
+def test_a_drain_does_not_end_with_a_look_from_before_the_last_entry(
+    box: Outbox, target: FakeTarget, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals = Signals(target)
+    signals.gate.clear()
+    looked, go_on = threading.Event(), threading.Event()
+    peek = box.store.peek
+
+    def slow_peek(after: int, limit: int, *, max_bytes: int) -> Peeked:
+        found = peek(after, limit, max_bytes=max_bytes)
+        looked.set()
+        assert go_on.wait(LONG)
+        return found
+
+    monkeypatch.setattr(box.store, "peek", slow_peek)
+    relay.start()
+    assert looked.wait(LONG)
+    # The relay has looked and found nothing, and will say that everything is delivered.
+    write(box, 1)
+    drained: list[bool] = []
+    drainer = threading.Thread(target=lambda: drained.append(relay.drain(LONG)))
+    drainer.start()
+    until(lambda: relay._probe_wanted)
+    go_on.set()
+    signals.wait()
+    drainer.join(0.2)
+    assert drained == []
+    signals.gate.set()
+    drainer.join(LONG)
+    assert drained == [True]
+    assert target.applied == [1]
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_drain_does_not_outlast_its_timeout_for_a_retry_that_is_far_away(
+    outbox_dir: Path, target: FakeTarget, threaded: bool
+) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(backoff_base=3600, backoff_cap=3600), OPERATIONS) as box:
+        bad = write(box, 1)
+        target.refuse[bad] = passing()
+        relay = Relay(box, target)
+        if threaded:
+            relay.start()
+        drained: list[bool] = []
+        drainer = threading.Thread(target=lambda: drained.append(relay.drain(0.2)))
+        drainer.start()
+        drainer.join(5.0)
+        assert drained == [False]
+        assert relay.stop()

@@ -78,3 +78,29 @@ def test_keys_of_one_transaction_stay_together() -> None:
 def test_what_is_pinned_is_in_the_first_part_with_all_of_its_keys() -> None:
     parts = spread(batch(["a"], ["b"], ["b"], ["b"], [None]), 2, lambda unit: unit[0].seq in (1, 5))
     assert seqs(parts) == [[1, 5], [2, 3, 4]]
+
+
+def test_the_largest_families_are_placed_first() -> None:
+    parts = spread(batch(["a"], ["b"], ["c"], ["c"]), 2, never)
+    assert sorted(seqs(parts)) == [[1, 2], [3, 4]]
+
+
+def test_what_has_no_key_is_shared_evenly() -> None:
+    keyless: list[list[str | None]] = [[None]] * 6
+    assert [len(part) for part in spread(batch(*keyless), 2, never)] == [3, 3]
+    assert [len(part) for part in spread(batch(*keyless), 3, never)] == [2, 2, 2]
+
+
+def test_a_lane_is_as_full_as_the_entries_that_it_has() -> None:
+    # Four entries against three, so the last one goes to the three.
+    parts = spread(batch(["d"], ["d"], ["d"], ["d"], ["a"], ["b"], ["c"], [None]), 2, never)
+    assert seqs(parts) == [[1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def test_a_family_is_as_large_as_all_that_joined_it() -> None:
+    joined: list[list[str | None]] = [["a"], ["a"], ["a"], ["b"], ["b"], ["b"], ["a", "b"]]
+    other: list[list[str | None]] = [["c"], ["c"], ["c"], ["c"], [None], [None], [None]]
+    parts = spread(batch(*joined, *other), 2, never)
+    assert [len(part) for part in parts] == [7, 7]
+    # A transaction counts its entries, and not its keys besides.
+    assert seqs(spread(batch(["a", "b"], ["c"], ["c"], [None]), 2, never)) == [[1, 5], [3, 4]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -240,3 +241,14 @@ def test_a_swap_waits_for_those_who_are_inside(box: Outbox) -> None:
     reader.join(20)
     swapper.join(20)
     assert order == ["read", "swapped"]
+
+
+def test_a_vacuum_needs_no_room_outside_of_the_stores_folder(
+    outbox_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A copy on another file system could not be moved into place.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {"a": 1})
+        box.compact(vacuum=True)
+        assert [entry.args for entry in box.pending()] == [{"a": 1}]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
+from outbox import EntryRejected, TargetUnavailable
+from outbox.continuity import Mark
 from outbox.envelope import Record
-from outbox.target import ordering_keys, units
+from outbox.errors import HistoryRewound
+from outbox.target import Outcome, ordering_keys, units
 
 
 def record(seq: int, group: int = 0, order_by: str | None = None) -> Record:
@@ -21,3 +26,37 @@ def test_a_single_record_is_never_taken_for_a_member_of_a_group() -> None:
 
 def test_a_unit_touches_the_ordering_keys_of_all_its_members() -> None:
     assert ordering_keys([record(1, 1, "a"), record(2, 1), record(3, 1, "b"), record(4, 1, "a")]) == {"a", "b"}
+
+
+def test_the_outcome_of_a_batch_is_that_of_all_its_parts_in_order() -> None:
+    refused = EntryRejected("refused", permanent=True)
+    marks = [Mark(UUID(int=1), UUID(int=2), number) for number in (7, 8)]
+    whole = Outcome(completed=[(record(1), b"")], rejected=[(record(2), refused)], marks=marks[:1])
+    whole.merge(Outcome(completed=[(record(3), b"")], rejected=[(record(4), refused)], marks=marks[1:]))
+    assert [one.seq for one, _ in whole.completed] == [1, 3]
+    assert [one.seq for one, _ in whole.rejected] == [2, 4]
+    assert whole.marks == marks
+    assert whole.interruption is None
+
+
+def test_the_unit_that_took_too_long_is_known_from_any_part() -> None:
+    slow, other = [record(1)], [record(2)]
+    for first, second in [(slow, []), ([], slow), (slow, other)]:
+        whole = Outcome(stalled=first)
+        whole.merge(Outcome(stalled=second))
+        assert whole.stalled == slow
+
+
+def test_of_two_interruptions_the_first_is_told_but_a_loss_before_any_other() -> None:
+    away, gone = TargetUnavailable("away"), TargetUnavailable("gone")
+    loss = HistoryRewound("it lacks something", settled_seq=1, same_database=True)
+    for first, second, told in [
+        (None, away, away),
+        (away, None, away),
+        (away, gone, away),
+        (away, loss, loss),
+        (loss, away, loss),
+    ]:
+        whole = Outcome(interruption=first)
+        whole.merge(Outcome(interruption=second))
+        assert whole.interruption is told

@@ -109,6 +109,16 @@ def test_many_problems_are_summed_up(outbox_dir: Path) -> None:
         verify.check(outbox_dir)
 
 
+def test_the_program_stops_at_the_twentieth_finding(outbox_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def spoil(env: Any, txn: Any) -> None:
+        for number in range(100):
+            txn.put(b"%d" % number, b"x", db=env.idempotency)
+
+    make(outbox_dir, spoil)
+    assert verify._main(str(outbox_dir)) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 20
+
+
 def test_the_program_prints_its_findings(outbox_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(outbox_dir)
     assert verify._main(str(outbox_dir)) == 0
@@ -145,9 +155,14 @@ def test_a_child_that_dies_of_a_signal_means_damage(
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("echo first >&2; echo 'no module' >&2; exit 1", "could not be verified: no module"),
+        ("echo first >&2; echo second >&2; echo 'no module' >&2; exit 1", "could not be verified: no module"),
         ("exit 3", "could not be verified: 3"),
         ("echo odd; exit 2", "could not be verified: 2"),
+        # Damage may be quoted, and a broken child may say anything: none of it need be text.
+        ("printf 'odd \\377\\n'; exit 1", "is damaged: odd \N{REPLACEMENT CHARACTER}"),
+        ("printf 'odd \\377\\n' >&2; exit 1", "could not be verified: odd \N{REPLACEMENT CHARACTER}"),
+        ("printf 'a\\nb\\nc\\n'; exit 1", "is damaged: a; b; c \\("),
+        ("printf 'a\\nb\\nc\\nd\\n'; exit 1", "is damaged: a; b; c and 1 more \\("),
     ],
 )
 def test_a_child_that_fails_otherwise_keeps_the_store_shut(

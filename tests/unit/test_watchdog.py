@@ -205,3 +205,39 @@ def test_it_may_be_closed_from_its_own_thread(clock: Time, pair: tuple[socket.so
     with watchdog.guard():
         clock.now = 1.0
         assert done.wait(PATIENCE_S)
+
+
+def test_connecting_has_a_limit_of_its_own_and_what_comes_then_has_this_one(
+    watchdog: Watchdog, clock: Time, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    watchdog.watch(pair[0].fileno())
+    watchdog.forget()
+    # Its thread looks a few times, and finds nothing to do.
+    threading.Event().wait(LIMIT_S)
+    with watchdog.guard():
+        clock.now = 10 * LIMIT_S
+        threading.Event().wait(LIMIT_S)
+        assert not watchdog.fired
+        watchdog.watch(pair[0].fileno())
+        threading.Event().wait(LIMIT_S)
+        assert works(pair)
+        clock.now += LIMIT_S * 1.01
+        assert pair[0].recv(1) == b""
+    assert watchdog.fired
+
+
+def test_nothing_has_fired_before_there_was_a_block_nor_on_a_new_connection(
+    watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    assert not watchdog.fired
+    watchdog.shut()
+    watchdog.watch(pair[0].fileno())
+    assert not watchdog.fired
+
+
+def test_its_thread_has_a_name_and_keeps_no_process_from_ending(
+    watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    watchdog.watch(pair[0].fileno())
+    (thread,) = [one for one in threading.enumerate() if one.name == "outbox-watchdog"]
+    assert thread.daemon

@@ -70,6 +70,17 @@ def test_a_closed_worker_has_no_thread_and_begins_anew() -> None:
     worker.close()
 
 
+def test_its_thread_has_the_name_and_ends_with_the_process() -> None:
+    worker: Worker[threading.Thread] = Worker("outbox-test-worker")
+    worker.begin(threading.current_thread)
+    answer = worker.wait()
+    assert answer is not None
+    assert answer().name == "outbox-test-worker"
+    # Work that hangs in the network must not keep a process from ending.
+    assert answer().daemon
+    worker.close()
+
+
 def test_later_does_its_work_when_it_is_waited_for() -> None:
     later: Later[None] = Later()
     done: list[int] = []

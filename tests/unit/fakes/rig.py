@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from outbox import EntryRejected, Operation, Outbox, OutboxConfig, OutboxError, Relay
+from outbox import EntryRejected, Operation, Outbox, OutboxConfig, OutboxError, Relay, TargetUnavailable
 from outbox.continuity import Mark
 from outbox.envelope import Record
 from outbox.operation import operations_by_name
@@ -58,6 +58,8 @@ class FakeTarget:
         self.down: OutboxError | None = None
         # Why an entry is refused, by sequence number.
         self.refuse: dict[int, EntryRejected] = {}
+        # These take too long, as where somebody has locked their rows: so does all that is tried together with them.
+        self.stalls: set[int] = set()
         # Called first in every `apply`; what it raises gets out.
         self.before: Callable[[Sequence[Record]], None] | None = None
         # Whose entries they were, and what to say of the transaction.
@@ -75,6 +77,11 @@ class FakeTarget:
         outcome = Outcome(marks=[] if self.mark is None else [self.mark])
         if self.down is not None:
             outcome.interruption = self.down
+            return outcome
+        if self.stalls.intersection(record.seq for record in records):
+            outcome.interruption = TargetUnavailable("57014: statement timeout", stalled=True)
+            first, *more = units(records)
+            outcome.stalled = [] if more else first
             return outcome
         blocked: set[str] = set()
         for unit in units(records):
