@@ -402,13 +402,14 @@ class World:
                 # In a database that knows nothing of the store, which may be the wrong one, nothing is automatic.
                 self.reconcile()
             pending, wait = self._pending(), self.relay.step(self.clock.monotonic())
-            if self.relay._caught_up and self.clock.monotonic() > asked_at:
+            if self.relay._caught_up and self.clock.monotonic() >= asked_at:
                 break
             idle = 0 if wait or self._pending() < pending else idle + 1
             if idle > _IDLE_STEPS:
                 self.violations.append("the relay is busy with nothing")
                 break
-            self.clock.advance(wait)
+            # With nothing to do but to ask, time passes without a step for each look.
+            self.clock.advance(max(wait, asked_at - self.clock.monotonic()) if self.relay._caught_up else wait)
         if self.relay._breaker.state != CLOSED:
             self.violations.append(f"the breaker is {self.relay._breaker.state} although all is calm")
 
