@@ -17,18 +17,17 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# After so many seconds asleep a follower looks whether its commit has ended.
+# After so many seconds asleep a follower looks whether its commit has ended, or whether it leads.
 _LOOK_S = 0.005
 
 
 class _Waiter(Generic[T]):
-    __slots__ = ("batch", "ended", "error", "item", "leads", "wake")
+    __slots__ = ("batch", "ended", "error", "item", "wake")
 
     def __init__(self, item: T) -> None:
         self.item = item
         self.wake = Lock()
         self.wake.acquire()
-        self.leads = False
         # What it commits while it leads.
         self.batch: list[_Waiter[T]] = []
         # Whether the commit of its item has ended, well or with `error`.
@@ -48,8 +47,10 @@ class GroupCommit(Generic[T]):
         self._commit = commit
         self._mutex = Lock()
         self._queue: list[_Waiter[T]] = []
-        self._led = False
-        # Followers whose commit has ended, and who are still asleep.  Belongs to whoever leads.
+        # Changes in one assignment, so that an interruption can neither lose leadership nor double it.  Who is not
+        # woken looks by itself.
+        self._leader: _Waiter[T] | None = None
+        # Followers whose commit has ended, and who may still be asleep.  Belongs to whoever leads.
         self._settled: list[_Waiter[T]] = []
 
     def submit(self, item: T) -> None:
@@ -58,12 +59,11 @@ class GroupCommit(Generic[T]):
         try:
             with self._mutex:
                 self._queue.append(waiter)
-                waiter.leads = not self._led
-                self._led = True
-            if not waiter.leads:
-                while not (waiter.wake.acquire(timeout=_LOOK_S) or waiter.ended):
-                    pass
-            if waiter.leads:
+                if self._leader is None:
+                    self._leader = waiter
+            while self._leader is not waiter and not waiter.ended:
+                waiter.wake.acquire(timeout=_LOOK_S)
+            if not waiter.ended:
                 self._lead(waiter)
         except BaseException:
             # Interrupted at any point: leave the queue, and never take leadership to the grave.
@@ -88,11 +88,11 @@ class GroupCommit(Generic[T]):
             self._step_down(own)
 
     def _step_down(self, own: _Waiter[T]) -> None:
-        """If `own` leads, end that; whatever of it an interruption left undone is done at the second call.
+        """If `own` leads, let the head of the queue lead, or nobody.  Assumes the mutex.
 
-        Assumes the mutex.
+        What an interruption leaves undone is done at the second call.
         """
-        if not own.leads:
+        if self._leader is not own:
             return
         followers = [waiter for waiter in own.batch if waiter is not own]
         if own.ended:
@@ -103,13 +103,11 @@ class GroupCommit(Generic[T]):
         else:
             self._queue[:0] = followers
         own.batch = []
-        if self._queue:
-            self._queue[0].leads = True
-            _wake(self._queue[0])
+        self._leader = self._queue[0] if self._queue else None
+        if self._leader is not None:
+            _wake(self._leader)
         else:
-            self._led = False
             self._wake_settled()
-        own.leads = False
 
     def _wake_settled(self) -> None:
         while self._settled:

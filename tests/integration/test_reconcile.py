@@ -241,13 +241,18 @@ def test_a_requeued_entry_from_long_before_is_delivered_again(desk: Desk, past: 
     assert desk.problems() == []
 
 
-def test_several_requeued_entries_from_long_before_are_delivered_again(desk: Desk, past: Past) -> None:
+def two_refused(desk: Desk, past: Past) -> None:
+    """Two dead letters before six entries that are delivered; what refused them is mended."""
     past.execute("ALTER TABLE trades ADD CONSTRAINT picky CHECK (number < 100)")
     for number in (100, 101):
         desk.box.enqueue("trade", {"number": number, "account": f"refused-{number}"})
     desk.trade(6)
     desk.relay.drain(LONG)
     past.execute("ALTER TABLE trades DROP CONSTRAINT picky")
+
+
+def test_several_requeued_entries_from_long_before_are_delivered_again(desk: Desk, past: Past) -> None:
+    two_refused(desk, past)
     copy = past.remember()
     older, newer = [entry.seq for entry in desk.box.dead_letters()]
     desk.box.requeue(older)
@@ -271,12 +276,7 @@ def spoil(desk: Desk, seq: int) -> None:
 def test_a_requeued_entry_that_cannot_be_read_any_more_keeps_nothing_else_from_coming_back(
     desk: Desk, past: Past
 ) -> None:
-    past.execute("ALTER TABLE trades ADD CONSTRAINT picky CHECK (number < 100)")
-    for number in (100, 101):
-        desk.box.enqueue("trade", {"number": number, "account": f"refused-{number}"})
-    desk.trade(6)
-    desk.relay.drain(LONG)
-    past.execute("ALTER TABLE trades DROP CONSTRAINT picky")
+    two_refused(desk, past)
     copy = past.remember()
     dead = [entry.seq for entry in desk.box.dead_letters()]
     for seq in dead:

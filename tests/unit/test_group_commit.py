@@ -26,12 +26,15 @@ class Rig:
         self.entered, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
         self.ends: dict[Any, BaseException | None] = {}
+        # Called first by each commit, with its items.
+        self.before: Callable[[list[Any]], object] = len
         # Whether the commits keep to themselves that they wait for the disk.
         self.silent = False
         self.commit = GroupCommit[Any](self._commit)
         self._threads: list[threading.Thread] = []
 
     def _commit(self, items: list[Any], waits: Callable[[], None]) -> None:
+        self.before(items)
         if not self.silent:
             waits()
         self.entered.set()
@@ -54,7 +57,7 @@ class Rig:
         before = len(self.commit._queue)
         thread = threading.Thread(target=self.submit, args=(item,), name=name)
         self._threads.append(thread)
-        was_led = self.commit._led
+        was_led = self.commit._leader is not None
         thread.start()
         until(lambda: len(self.commit._queue) > before if was_led else self.entered.is_set())
 
@@ -202,7 +205,7 @@ def test_who_has_been_committed_is_woken_when_the_next_commit_waits_for_the_disk
     def start(item: str, queued: int) -> None:
         threads[item] = threading.Thread(target=commit.submit, args=(item,))
         threads[item].start()
-        until(lambda: commit._led and len(commit._queue) == queued)
+        until(lambda: commit._leader is not None and len(commit._queue) == queued)
 
     start("first", 0)
     start("leader", 1)
@@ -346,3 +349,49 @@ def test_an_interruption_while_others_are_woken_leaves_nobody_asleep(
     assert sorted(rig.ends) == ["b", "c", "first", "leader"]
     assert [type(end) for end in rig.ends.values() if end is not None] == [KeyboardInterrupt]
     assert rig.commits == [["first"], ["leader", "b", "c"]]
+
+
+class PatientMutex:
+    """A mutex for which a thread called `doomed` does not ask the `at`-th time before `gate` is open."""
+
+    def __init__(self, at: int) -> None:
+        self.gate = threading.Event()
+        self._lock, self._left = threading.Lock(), at
+
+    def __enter__(self) -> None:
+        if threading.current_thread().name == "doomed":
+            self._left -= 1
+            assert self._left or self.gate.wait(PATIENCE_S)
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_a_leader_that_is_interrupted_while_it_hands_over_makes_no_second_leader(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lock() -> Any:
+        return StartlingLock() if threading.current_thread().name == "leader" else threading.Lock()
+
+    monkeypatch.setattr(group_commit, "Lock", lock)
+    # The doomed one: into the queue, take the batch, hand over, and once more after the interruption.
+    mutex = PatientMutex(at=4)
+    rig.commit._mutex = mutex  # type: ignore[assignment]
+    go_on = threading.Event()
+    rig.before = lambda items: items == ["leader"] and go_on.wait(PATIENCE_S)
+    rig.go_on.clear()
+    rig.start("doomed", name="doomed")
+    rig.start("leader", name="leader")
+    rig.go_on.set()
+    until(lambda: rig.commits == [["doomed"]] and not rig.commit._queue)
+    rig.start("late")
+    mutex.gate.set()
+    until(lambda: "doomed" in rig.ends)
+    assert isinstance(rig.ends["doomed"], KeyboardInterrupt)
+    assert rig.commit._leader is not None
+    assert rig.commit._leader.item == "leader"
+    assert [waiter.item for waiter in rig.commit._queue] == ["late"]
+    go_on.set()
+    rig.release()
+    assert rig.commits == [["doomed"], ["leader"], ["late"]]

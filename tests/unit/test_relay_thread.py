@@ -573,13 +573,18 @@ def test_drain_does_not_believe_what_was_so_before_the_last_batch(
     assert target.applied == [1]
 
 
+def listens(relay: Relay, box: Outbox) -> bool:
+    """Whether an enqueue wakes the relay."""
+    relay._wake.clear()
+    write(box, 1)
+    return relay._wake.is_set()
+
+
 def test_a_stopped_relay_listens_to_nobody(box: Outbox, relay: Relay) -> None:
     relay.start()
     assert relay.drain(LONG)
     assert relay.stop()
-    relay._wake.clear()
-    write(box, 1)
-    assert not relay._wake.is_set()
+    assert not listens(relay, box)
 
 
 def test_a_relay_that_stopped_is_not_taken_for_one_that_died(box: Outbox, relay: Relay) -> None:
@@ -601,9 +606,7 @@ def test_a_thread_that_died_listens_to_nobody_after_its_successor_has_stopped(
     relay.start()
     assert relay.drain(LONG)
     assert relay.stop()
-    relay._wake.clear()
-    write(box, 1)
-    assert not relay._wake.is_set()
+    assert not listens(relay, box)
 
 
 def test_stop_waits_as_long_as_it_was_told(box: Outbox, target: FakeTarget) -> None:
