@@ -52,6 +52,7 @@ PLAN = {
     "progress": _unit("progress", "relay_thread"),
     "opening": _unit("box_crash", "box_halt", "box_status", "store_vacuum", "verify"),
     "locks": _unit("locks", "box_crash"),
+    "filesystem": _unit("filesystem", "environment"),
     "environment": _unit("environment", "store_settling", "store_vacuum", "box_halt", "quarantine"),
     "reading": _unit("reading", "store_settling", "relay_step", "quarantine"),
     "continuity": _unit("continuity"),
