@@ -118,11 +118,14 @@ class Session:
             )
         return judge(self._memory.marks(), self._rows(cursor))
 
-    def begin(self, cursor: Cursor) -> None:
-        """Enter the first transaction, taking the database as it is."""
+    def begin(self, cursor: Cursor, *, complete: bool = True) -> None:
+        """Enter the first transaction, taking the database as it is.
+
+        Unless it is `complete` it must not prove what it lacks: to a copy of the store, or to this one after a crash.
+        """
         _check_fence(fence(cursor, self._fence))
         marks = self._memory.marks()
-        follows = next((mark for mark in marks if mark.lane == self._lane), None)
+        follows = next((mark for mark in marks if complete and mark.lane == self._lane), None)
         lineage = lineage_of(marks, self._rows(cursor)) or self._new_id()
         before = (str(follows.session), follows.position) if follows is not None else (None, None)
         parameters = (self._store_id, self._lane, str(lineage), str(self._id), *before, self._memory.watermark())
@@ -151,7 +154,10 @@ class Comparison:
 
     def accept(self) -> Mark:
         """Take the database as it is: from now on it is compared with this moment."""
-        self._ask(self._session.begin if self._session.mark is None else self._session.enter)
+        if self._session.mark is None:
+            self._ask(lambda cursor: self._session.begin(cursor, complete=self.loss is None))
+        else:
+            self._ask(self._session.enter)
         self._session.committed()
         mark = self._session.mark
         assert mark is not None

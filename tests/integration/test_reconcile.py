@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -604,6 +605,22 @@ def test_back_to_a_server_that_had_been_left(past: Past, outbox_dir: Path) -> No
         desk.deliver()
         assert desk.problems() == []
         assert len(desk.reconciliations()) == 2
+
+
+def test_a_copy_of_the_store_that_reconciles_and_dies_hides_the_loss_from_nobody(
+    past: Past, outbox_dir: Path, tmp_path: Path
+) -> None:
+    with Desk(outbox_dir, past.url, reconcile="auto") as desk:
+        lose(desk, past)
+        desk.close()
+        shutil.copytree(outbox_dir, tmp_path / "copy")
+        with Desk(tmp_path / "copy", past.url) as other:
+            assert other.relay.reconcile().put_back == 25
+        desk.open()
+        desk.trade(1)
+        desk.deliver()
+        assert desk.problems() == []
+        assert [one["put_back"] for one in desk.reconciliations()] == [25]
 
 
 def test_listeners_hear_before_anything_is_delivered_again(past: Past, outbox_dir: Path) -> None:

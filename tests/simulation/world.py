@@ -105,6 +105,7 @@ class World:
         self.config = OutboxConfig(
             min_free_mb=0, batch_size=self.rng.choice((1, 3, 50)), max_retries=3, backoff_base=0.5, backoff_cap=5.0,
             reconcile=self.rng.choice(("auto", "manual")), lanes=self.rng.choice((1, 1, 2)),
+            busy_batch_size=self.rng.choice((2, 1000)),
         )  # fmt: skip
         # Either PostgreSQL forgets or the disk fills up: what a full store kept no copy of cannot be put back.
         self.forgetful = self.rng.random() < 0.5
@@ -394,11 +395,16 @@ class World:
     def _pending(self) -> int:
         return len(self.environment.pending.keys)
 
+    def _known_database(self) -> bool:
+        """Whether PostgreSQL shows a lineage that the store remembers."""
+        shown = {uuid.UUID(row[1]) for row in self.database.state.watermarks.values()}
+        return any(mark.lineage in shown for mark in self.box.store.marks())
+
     def _drain(self) -> None:
         """Until there is nothing to do, also after the relay has asked PostgreSQL whether it has everything."""
         idle, asked_at = 0, self.clock.monotonic() + _ASKS_S
         for _ in range(_CALM_STEPS):
-            if self.config.reconcile == "manual" or not self.database.state.watermarks:
+            if self.config.reconcile == "manual" or not self._known_database():
                 # In a database that knows nothing of the store, which may be the wrong one, nothing is automatic.
                 self.reconcile()
             pending, wait = self._pending(), self.relay.step(self.clock.monotonic())
