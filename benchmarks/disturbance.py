@@ -13,13 +13,15 @@ from itertools import count
 from outbox import Outbox, PostgresTarget, Relay
 from outbox.cli.main import outbox as commands
 
-from .measure import Goal, NotTheSameWork, Result, Setting, line, median, p99, timed, turns
+from .measure import Goal, NotTheSameWork, Result, Setting, clock, line, median, p99, timed, turns
 from .workload import TRADE, TRADE_COLUMNS, config, create_table, execute, fill, trade
 
 _IDLE, _THREAD, _PROCESS = "idle", "relay thread drains", "relay process drains"
+_FULL = "relay thread drains at full speed"
 _ELSEWHERE = "relay process drains another store"
 _BUSY, _BUSY_FINE = "CPU-bound thread in the host", "the same, switch interval 0.1 ms"
 _FINE_S = 0.0001
+_FULL_BATCH = 1000
 _PATIENCE_S = 60.0
 
 
@@ -27,6 +29,7 @@ def run(setting: Setting) -> Result:
     states = {
         _IDLE: _idle,
         _THREAD: _relay_thread,
+        _FULL: _relay_thread,
         _PROCESS: _relay_process,
         _ELSEWHERE: _relay_process_elsewhere,
         _BUSY: _computing,
@@ -34,21 +37,24 @@ def run(setting: Setting) -> Result:
     }
     if "relay" not in commands.commands:
         del states[_PROCESS], states[_ELSEWHERE]
-    drained = {_THREAD, _PROCESS, _ELSEWHERE}
+    drained = {_THREAD, _FULL, _PROCESS, _ELSEWHERE}
     samples: dict[str, list[float]] = {name: [] for name in states}
+    rates: dict[str, list[float]] = {name: [] for name in states}
     for name in turns(setting.sizes.disturbed_rounds, list(states)):
         setting.say(f"timing enqueues: {name}")
         create_table(setting.url, "trades", TRADE_COLUMNS)
         numbers = count()
-        with Outbox.open(setting.folder("disturbed") / "outbox", config(), [TRADE]) as box:
+        full = {"busy_batch_size": _FULL_BATCH} if name == _FULL else {}
+        with Outbox.open(setting.folder("disturbed") / "outbox", config(**full), [TRADE]) as box:
             if name in drained:
                 fill(box, TRADE, (trade(next(numbers)) for _ in range(setting.sizes.drain_rows // 4)))
-            before = box.status().completed
             with states[name](setting, box) as target:
+                before, began = box.status().completed, clock()
                 for _ in range(setting.sizes.disturbed):
                     args = trade(next(numbers))
                     samples[name].append(timed(lambda: target.enqueue(TRADE.name, args)))  # noqa: B023 - called at once
                 status = box.status()
+                rates[name].append((status.completed - before) / (clock() - began))
             if name in drained and status.completed == before:
                 raise NotTheSameWork(f"{name}: nothing was drained while enqueues were timed")
             rows = execute(setting.url, "SELECT count(*) FROM trades")[0][0]
@@ -60,7 +66,15 @@ def run(setting: Setting) -> Result:
         scenario="disturbance",
         title="One enqueue while something else goes on",
         reference=_IDLE,
-        lines=[line(name, times, ratio=median(times) / median(samples[_IDLE])) for name, times in samples.items()],
+        lines=[
+            line(
+                name,
+                times,
+                ratio=median(times) / median(samples[_IDLE]),
+                note=f"{median(rates[name]):,.0f} drained per second" if name in drained else "",
+            )
+            for name, times in samples.items()
+        ],
         goals=[
             Goal(
                 text=f"{name} / idle, p99",
@@ -71,7 +85,10 @@ def run(setting: Setting) -> Result:
             for name in samples
             if name in limits
         ],
-        notes=[f"{_ELSEWHERE}: nothing is shared but the machine, with its disk, and PostgreSQL"]
+        notes=[
+            f"{_FULL}: with OUTBOX_BUSY_BATCH_SIZE={_FULL_BATCH}",
+            f"{_ELSEWHERE}, at full speed: nothing is shared but the machine, with its disk, and PostgreSQL",
+        ]
         if _PROCESS in states
         else ["this version has no `atb outbox relay`"],
     )

@@ -29,6 +29,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "min_free_mb": (0, 10**9),
     "max_size_mb": (1, 64 * 1024),
     "batch_size": (1, 100_000),
+    "busy_batch_size": (1, 100_000),
     "lanes": (1, 16),
     "connect_timeout": (1, 3600),
     "stall_timeout": (0.05, 86_400),
@@ -64,6 +65,8 @@ class OutboxConfig:
     max_size_mb: int = 8192
     # Entries per PostgreSQL transaction; a group is never split.
     batch_size: int = 1000
+    # The same while the program enqueues, which then waits less; where it is not below batch_size, nothing changes.
+    busy_batch_size: int = 100
     # Connections that deliver side by side, by ordering key: within a key the order is kept, across keys it is not.
     lanes: int = 1
     # libpq or SQLAlchemy URL of PostgreSQL.  Kept out of repr: it may hold a password.

@@ -36,6 +36,8 @@ _PRUNE_PAUSE_S = 1.0
 _PUBLISH_S = 1.0
 # Of an error's text: what is published must fit its file.
 _SAID_CHARS = 1000
+# So long after an entry came the program counts as enqueueing: as long as a trading loop may pause.
+_BUSY_S = 60.0
 # While somebody waits for the deliveries, the longest pause between two tries.
 HURRY_S = 1.0
 
@@ -60,6 +62,9 @@ class Delivery:
         self._reconciler = Reconciler(box, target, self._memory)
         self._seen_seq = -1
         self._caught_up = False
+        # The newest entry of the last look, and until when the program counts as enqueueing.
+        self._newest_seq: int | None = None
+        self._busy_until = 0.0
         # How many wait for the deliveries right now.
         self._draining = 0
         self._next_housekeeping = 0.0
@@ -90,9 +95,10 @@ class Delivery:
             if self._reconciler.wanted:
                 self._record_owed()
                 self._mend()
-            batch = self._scan.next_batch(now, self._reach)
-            if self._owed is not None or not batch.exhausted:
-                self._beside.begin(self._meanwhile(batch))
+            batch = self._scan.next_batch(now, self._reach(now))
+            self._look_whether_busy(batch, now)
+            if not self._yields(now) and (self._owed is not None or not batch.exhausted):
+                self._beside.begin(self._meanwhile(batch, self._reach(now)))
             outcome = self._apply(batch)
             self._record_owed()
             self._settle(batch, outcome, now)
@@ -106,10 +112,22 @@ class Delivery:
             self._tell()
             return self._breaker.wait(now)
 
-    @property
-    def _reach(self) -> int:
+    def _reach(self, now: float) -> int:
         """How many entries to take at once; a single one where that is to show which one takes too long."""
-        return self._limit * self._target.lanes if self._limit > 1 else 1
+        limit = min(self._limit, self._config.busy_batch_size) if self._yields(now) else self._limit
+        return limit * self._target.lanes if self._limit > 1 else 1
+
+    def _look_whether_busy(self, batch: Batch, now: float) -> None:
+        if self._newest_seq is not None and batch.newest_seq > self._newest_seq:
+            self._busy_until = now + _BUSY_S
+        self._newest_seq = batch.newest_seq
+
+    def _yields(self, now: float) -> bool:
+        """Whether to go easy on the disk and the interpreter, since the program enqueues and waits for both.
+
+        Then batches are small, and one thing is done after the other: measured in `docs/performance.md`.
+        """
+        return now < self._busy_until and self._config.busy_batch_size < self._config.batch_size
 
     def _mend(self) -> None:
         """Put back what the target has forgotten.  Raises while that waits for an operator, or fails."""
@@ -120,9 +138,9 @@ class Delivery:
             self._scan.distrust()
             self._recover()
 
-    def _meanwhile(self, batch: Batch) -> Callable[[], None]:
+    def _meanwhile(self, batch: Batch, limit: int) -> Callable[[], None]:
         """What to do for the batches before and behind this one while the target has it."""
-        owed, limit = self._owed, self._reach
+        owed = self._owed
 
         def work() -> None:
             if owed is not None:
@@ -178,7 +196,8 @@ class Delivery:
             else:
                 settlement.dead.append((record, str(error)))
         plain = not (settlement.dead or settlement.dropped or settlement.retried or outcome.interruption)
-        later = plain and self._may_owe and not batch.exhausted and self._scan.next_retry is None
+        may_owe = self._may_owe and not self._yields(now)
+        later = plain and may_owe and not batch.exhausted and self._scan.next_retry is None
         if later and settlement:
             self._owed = settlement
             first = batch.records[0].seq if batch.whole and batch.records else 0

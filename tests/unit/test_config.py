@@ -21,6 +21,7 @@ NUMBERS: dict[str, tuple[Any, Any, Any]] = {
     "min_free_mb": (0, -1, 10**9 + 1),
     "max_size_mb": (1, 0, 64 * 1024 + 1),
     "batch_size": (1, 0, 100_001),
+    "busy_batch_size": (1, 0, 100_001),
     "lanes": (16, 0, 17),
     "connect_timeout": (1.5, 0.9, 3601),
     "stall_timeout": (0.05, 0.01, 86_401),
@@ -29,7 +30,10 @@ NUMBERS: dict[str, tuple[Any, Any, Any]] = {
     "stuck_after": (0.01, 0.0, 86_401),
     "max_entry_kb": (65_536, 0, 65_537),
 }
-WHOLE = {"max_retries", "alert_pending", "min_free_mb", "max_size_mb", "batch_size", "lanes", "max_entry_kb"}
+WHOLE = {
+    "max_retries", "alert_pending", "min_free_mb", "max_size_mb", "batch_size", "busy_batch_size", "lanes",
+    "max_entry_kb",
+}  # fmt: skip
 OTHERS = {"enabled", "dir", "database_url", "namespace", "reconcile"}
 
 
