@@ -48,13 +48,14 @@ def run(setting: Setting) -> Result:
         with Outbox.open(setting.folder("disturbed") / "outbox", config(**full), [TRADE]) as box:
             if name in drained:
                 fill(box, TRADE, (trade(next(numbers)) for _ in range(setting.sizes.drain_rows // 4)))
+            before = box.status().completed
             with states[name](setting, box) as target:
-                before, began = box.status().completed, clock()
+                first, began = box.status().completed, clock()
                 for _ in range(setting.sizes.disturbed):
                     args = trade(next(numbers))
                     samples[name].append(timed(lambda: target.enqueue(TRADE.name, args)))  # noqa: B023 - called at once
                 status = box.status()
-                rates[name].append((status.completed - before) / (clock() - began))
+                rates[name].append((status.completed - first) / (clock() - began))
             if name in drained and status.completed == before:
                 raise NotTheSameWork(f"{name}: nothing was drained while enqueues were timed")
             rows = execute(setting.url, "SELECT count(*) FROM trades")[0][0]
