@@ -308,7 +308,10 @@ class Delivery:
         if self._caught_up and (self._probe_wanted or now >= self._next_probe):
             self._probe_wanted, self._next_probe = False, now + _PROBE_S
             with _foreseen():
-                self._reconciler.probe()
+                fine = self._reconciler.probe()
+            if fine and self._last_error is not None:
+                # What failed has been settled or discarded meanwhile, and no batch will tell that delivery works.
+                self._recover()
 
     def _publish(self, now: float, *, force: bool = False) -> None:
         """Tell other processes how it goes: at once when something changed, else every second."""

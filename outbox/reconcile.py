@@ -116,17 +116,21 @@ class Reconciler:
             _log.critical("PostgreSQL lacks what it had acknowledged", extra={"why": interruption.message})
             self._lost = True
 
-    def probe(self) -> None:
-        """Ask PostgreSQL although nothing is to be delivered.  That it is away is not worth a word."""
+    def probe(self) -> bool:
+        """Ask PostgreSQL although nothing is to be delivered; whether it answered that it has everything.
+
+        That it is away is not worth a word.
+        """
         if self._target is None or not self._store.marks():
-            return
+            return False
         for _ in range(2):  # the first may find out that an idle connection has died long ago
             try:
                 self.note(self._target.compare(self._store.identity.store_id).loss)
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 _log.debug("could not ask whether anything was lost", extra={"error": str(exc)})
             else:
-                return
+                return not self._lost
+        return False
 
     def mend(self, order: Order | None = None) -> Reconciliation | None:
         """Put back what is missing, where that may be done now; None where there was nothing to do.

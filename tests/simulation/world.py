@@ -411,7 +411,8 @@ class World:
             if self.relay._caught_up and self.clock.monotonic() >= asked_at:
                 break
             idle = 0 if wait or self._pending() < pending else idle + 1
-            if idle > _IDLE_STEPS:
+            # With a batch of one it looks at each waiting entry in a step of its own.
+            if idle > _IDLE_STEPS + self._pending():
                 self.violations.append("the relay is busy with nothing")
                 break
             # With nothing to do but to ask, time passes without a step for each look.

@@ -428,3 +428,29 @@ def test_the_end_is_told_at_once_though_the_last_word_is_hardly_older(outbox_dir
         assert rig.relay.drain(timeout=LONG)
         assert rig.relay.stop()
         assert rig.box.status().relay.last_applied_at == rig.clock.now()
+
+
+@pytest.mark.parametrize("loss", [None, LOSS])
+def test_an_idle_relay_that_hears_that_all_is_there_forgets_its_last_failure(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, loss: HistoryRewound | None
+) -> None:
+    with Rig(outbox_dir, batch_size=3) as rig:
+        target = remembering(rig)
+        target.mark = MARK
+        rig.enqueue(None)
+        settle = rig.box.store.settle
+
+        def late(settlement: Settlement) -> None:
+            settle(settlement)
+            raise DurabilityError("recorded, and the disk complains all the same")
+
+        monkeypatch.setattr(rig.box.store, "settle", late)
+        rig.step()
+        target.loss = loss
+        assert "complains" in str(rig.box.status().relay.last_error)
+        rig.clock.advance(70)
+        rig.step()
+        if loss is None:
+            assert rig.box.status().relay.last_error is None
+        else:
+            assert "complains" in str(rig.box.status().relay.last_error)
