@@ -28,6 +28,10 @@ SCENARIOS: dict[str, Callable[[Setting], Result]] = {
 }
 
 
+# As the server has it by itself; the tests' is smaller.
+_SERVER = {"shared_buffers": "128MB"}
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="Small sizes, under two minutes; judges nothing.")
 @click.option("--huge", is_flag=True, help="Also a backlog of ten million entries: much longer, 6 GiB of disk.")
@@ -59,7 +63,7 @@ def main(quick: bool, huge: bool, names: tuple[str, ...], directory: Path, docum
     with (
         tempfile.TemporaryDirectory(prefix="run-", dir=directory) as place,
         # The server's files lie where the system keeps temporary ones: put TMPDIR on the disk to be measured.
-        PostgresServer() as server,
+        PostgresServer(options=_SERVER) as server,
         console.status("") as status,
     ):
         run = report.describe(sizes, directory, server.url())

@@ -65,6 +65,8 @@ def test_every_scenario_runs_and_is_reported(
     class Server:
         """The fixture's server, which is not the program's to close."""
 
+        def __init__(self, options: object) -> None: ...
+
         def __enter__(self) -> Any:
             return own_postgres
 
