@@ -34,7 +34,7 @@ _SERVER = {"shared_buffers": "128MB"}
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Small sizes, under two minutes; judges nothing.")
-@click.option("--huge", is_flag=True, help="Also a backlog of ten million entries: much longer, 6 GiB of disk.")
+@click.option("--huge", is_flag=True, help="Also a backlog of ten million entries: much longer, 7 GiB of disk.")
 @click.option("--scenario", "names", multiple=True, type=click.Choice(list(SCENARIOS)), help="Only this; repeatable.")
 @click.option(
     "--dir",

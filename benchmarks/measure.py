@@ -91,6 +91,7 @@ class Sizes:
     disturbed_rounds: int
     end_to_end: int
     scale: tuple[int, ...]
+    scale_rounds: int
     scale_slice: int
     steady_per_minute: int
     # Simulated minutes of one turn of traffic.
@@ -116,12 +117,13 @@ FULL = Sizes(
     disturbed_rounds=5,
     end_to_end=600,
     scale=(10_000, 100_000, 1_000_000),
-    scale_slice=5000,
+    scale_rounds=6,
+    scale_slice=2000,
     steady_per_minute=100,
     steady_step=1,
     audited=60,
 )
-# Takes about 6 GiB of disk.
+# Takes about 7 GiB of disk.
 HUGE = replace(FULL, scale=(*FULL.scale, 10_000_000))
 QUICK = Sizes(
     name="quick",
@@ -137,7 +139,8 @@ QUICK = Sizes(
     disturbed_rounds=2,
     end_to_end=100,
     scale=(5000, 50_000),
-    scale_slice=2500,
+    scale_rounds=2,
+    scale_slice=2000,
     steady_per_minute=20,
     steady_step=10,
     audited=20,
@@ -156,6 +159,7 @@ TINY = Sizes(
     disturbed_rounds=1,
     end_to_end=4,
     scale=(1200, 2400),
+    scale_rounds=1,
     scale_slice=300,
     steady_per_minute=2,
     steady_step=60,

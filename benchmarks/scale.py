@@ -4,49 +4,91 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from outbox import Outbox, PostgresTarget, Relay
 
-from .measure import Goal, NotTheSameWork, Result, Setting, clock, line, median, require_same, timed
+from .measure import Goal, NotTheSameWork, Result, Setting, clock, line, median, require_same, timed, turns
 from .workload import TICK, TICK_COLUMNS, config, create_table, execute, fill, tick
 
-_LOOKS = 30
-_ENQUEUES = 200
+# Of each round.
+_LOOKS = 8
+_ENQUEUES = 40
 _SAMPLE_S = 0.01
+# Between the first numbers of two stores, which share a table.
+_APART = 1_000_000_000
+
+
+class _Backlog:
+    """A store with so many pending entries, and what was measured on it."""
+
+    def __init__(self, folder: Path, size: int, first: int) -> None:
+        self.folder, self.size = folder, size
+        self._numbers = count(first)
+        self.looks: list[float] = []
+        self.statuses: list[float] = []
+        self.enqueues: list[float] = []
+        self.batches: list[float] = []
+        # MiB that a process which drained it had for itself.
+        self.memory = 0.0
+
+    def fill(self) -> None:
+        """Enqueue what is missing."""
+        with Outbox.open(self.folder, config(), [TICK]) as box:
+            missing = self.size - box.status().pending
+            fill(box, TICK, (tick(next(self._numbers)) for _ in range(missing)))
+
+    def measure(self, url: str, entries: int) -> None:
+        """One round: look, enqueue, drain `entries`."""
+        self.looks += [timed(self._look) for _ in range(_LOOKS)]
+        with Outbox.open(self.folder, config(), [TICK]) as box:
+            self.statuses += [timed(box.status) for _ in range(_LOOKS)]
+            for _ in range(_ENQUEUES):
+                args = tick(next(self._numbers))
+                self.enqueues.append(timed(lambda: box.enqueue(TICK.name, args)))  # noqa: B023 - called at once
+        batches, memory = _drain_a_slice(self.folder, url, entries)
+        self.batches += batches
+        self.memory = max(self.memory, memory)
+
+    def _look(self) -> None:
+        with Outbox.attach(self.folder, config()) as box:
+            pending = box.status().pending
+            next(iter(box.pending()))
+        require_same("pending", pending, self.size)
+
+    def completed(self) -> int:
+        """How many were drained; what is left must be all the rest."""
+        with Outbox.attach(self.folder, config()) as box:
+            status = box.status()
+        require_same("entries", status.pending + status.completed, next(self._numbers) % _APART)
+        return status.completed
 
 
 def run(setting: Setting) -> Result:
     sizes = setting.sizes
-    looks: dict[int, list[float]] = {}
-    statuses: dict[int, list[float]] = {}
-    enqueues: dict[int, list[float]] = {}
-    batches: dict[int, list[float]] = {}
-    memory: dict[int, float] = {}
-    folder = setting.folder("scale") / "outbox"
     create_table(setting.url, "ticks", TICK_COLUMNS)
-    made = 0
-    for size in sizes.scale:
-        setting.say(f"{size:,} pending entries")
-        with Outbox.open(folder, config(), [TICK]) as box:
-            missing = size - box.status().pending
-            made += fill(box, TICK, (tick(number) for number in range(made, made + missing)))
-        looks[size] = [timed(lambda: _look(folder, size)) for _ in range(_LOOKS)]  # noqa: B023 - called at once
-        with Outbox.open(folder, config(), [TICK]) as box:
-            statuses[size] = [timed(box.status) for _ in range(_LOOKS)]
-            enqueues[size] = []
-            for _ in range(_ENQUEUES):
-                args = tick(made)
-                enqueues[size].append(timed(lambda: box.enqueue(TICK.name, args)))  # noqa: B023 - called at once
-                made += 1
-        batches[size], memory[size] = _drain_a_slice(folder, setting.url, sizes.scale_slice)
+    backlogs = {
+        str(size): _Backlog(setting.folder("scale") / "outbox", size, number * _APART)
+        for number, size in enumerate(sizes.scale)
+    }
+    for backlog in backlogs.values():
+        setting.say(f"{backlog.size:,} pending entries")
+        backlog.fill()
+    for name in turns(sizes.scale_rounds, list(backlogs)):
+        setting.say(f"measuring at {int(name):,}")
+        backlogs[name].fill()
+        backlogs[name].measure(setting.url, sizes.scale_slice)
+    completed = sum(backlog.completed() for backlog in backlogs.values())
+    require_same("rows", execute(setting.url, "SELECT count(DISTINCT id) FROM ticks")[0][0], completed)
+    looks, statuses, enqueues, batches = (
+        {backlog.size: getattr(backlog, what) for backlog in backlogs.values()}
+        for what in ("looks", "statuses", "enqueues", "batches")
+    )
+    memory = {backlog.size: backlog.memory for backlog in backlogs.values()}
     drains = {size: median(times) for size, times in batches.items()}
-    with Outbox.attach(folder, config()) as box:
-        status = box.status()
-    require_same("entries", status.pending + status.completed, made)
-    require_same("rows", execute(setting.url, "SELECT count(DISTINCT id) FROM ticks")[0][0], status.completed)
     small, large = sizes.scale[0], sizes.scale[-1]
     judged = sizes.judges
 
@@ -81,7 +123,8 @@ def run(setting: Setting) -> Result:
             goal(f"drain per entry at {large:,} / at {small:,}", drains[large] / drains[small], 1.3),
         ],
         notes=[
-            f"draining is measured on {sizes.scale_slice:,} entries of the backlog, in a process of its own",
+            "a store for each size, measured in turns",
+            f"draining: {sizes.scale_slice:,} entries of the backlog in each turn, in a process of its own; n: batches",
             "memory: the most that this process had for itself, sampled, without pages of the store's file",
         ],
         curves={
@@ -91,13 +134,6 @@ def run(setting: Setting) -> Result:
         },
         axes=("pending entries", "microseconds"),
     )
-
-
-def _look(folder: Path, expected: int) -> None:
-    with Outbox.attach(folder, config()) as box:
-        pending = box.status().pending
-        next(iter(box.pending()))
-    require_same("pending", pending, expected)
 
 
 def _drain_a_slice(folder: Path, url: str, count: int) -> tuple[list[float], float]:

@@ -66,7 +66,7 @@ class OutboxConfig:
     # Entries per PostgreSQL transaction; a group is never split.
     batch_size: int = 1000
     # The same while the program enqueues, which then waits less; where it is not below batch_size, nothing changes.
-    busy_batch_size: int = 100
+    busy_batch_size: int = 50
     # Connections that deliver side by side, by ordering key: within a key the order is kept, across keys it is not.
     lanes: int = 1
     # libpq or SQLAlchemy URL of PostgreSQL.  Kept out of repr: it may hold a password.
