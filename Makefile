@@ -8,53 +8,60 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 export ROOT := $(CURDIR)
 
-.PHONY: help demo test faults simulate corruption zoo mutants lint bench clean
+.PHONY: help demo test fast t faults simulate corruption zoo mutants lint bench clean
 
-help:
-	@echo "make demo   run the main job: trade through a PostgreSQL outage and lose nothing"
-	@echo "make test   linters, types, tests with coverage"
-	@echo "make faults every kill point and every disk error, not only a share of them (some minutes)"
-	@echo "make lint   linters and types only"
-	@echo "make simulate  SEEDS=20000 simulated lives with every fault; SEED=n replays one"
-	@echo "make corruption  damage 10,000 stores (MUTANTS=N: another number); none may pass in silence"
-	@echo "make zoo    deliberate defects, one by one: the tests must catch each (some minutes)"
-	@echo "make mutants  change the library in thousands of small ways and list what no test notices (over an hour);"
-	@echo "            MODULES=\"envelope breaker\": only these; KEEP=folder: next time only what survived there;"
-	@echo "            SAMPLE=120: at most so many changes of each module"
-	@echo "make bench  measure beside other ways to do the same; BENCH=--quick takes under two minutes"
-	@echo "make clean  remove what these made"
-	@echo "Another interpreter than python3: make PYTHON=python3.12 test"
+# A line `##@ title` begins a group; `## text` behind a target describes it.
+help: ## Show this list
+	@awk 'BEGIN {FS = ":[^#]*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z]+:[^#]*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@printf '\nAnother interpreter than python3: make PYTHON=python3.12 test\n'
 
-demo: .venv/.demo-installed
+##@ Try it
+
+demo: .venv/.demo-installed ## Trade through two PostgreSQL outages and lose nothing
 	.venv/bin/atb outbox demo
 
-test: lint
-	$(PY) -m pytest -n 2 --cov --cov-report=term
+test: lint ## Linters, types, and all tests with coverage
+	$(PY) -m pytest -n 2 -rs --cov --cov-report=term
 
-SEEDS ?= 20000
-simulate: .venv/.test-installed
-	$(PY) -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+##@ Work on it
 
-MUTANTS ?= 10000
-corruption: .venv/.test-installed
-	$(PY) -m tests.corruption $(MUTANTS)
+fast: lint ## Linters and the tests that need no server, process or disk waits
+	$(PY) -m pytest -n 2 -q -m "not slow" tests/unit
 
-zoo: .venv/.test-installed
-	$(PY) -m tests.zoo
+t: .venv/.test-installed ## The tests that judge one module: make t T=scan
+	@judges="$$($(PY) -m tests.mutation.plan $(T))" && $(PY) -m pytest -q $$judges
 
-mutants: .venv/.mutation-installed
-	$(PY) -m tests.mutation $(if $(KEEP),--keep "$(KEEP)") $(if $(SAMPLE),--sample $(SAMPLE)) $(MODULES)
-
-faults: .venv/.test-installed
-	FAULTS=all $(PY) -m pytest -n 2 tests/faults
-
-lint: .venv/.test-installed
+lint: .venv/.test-installed ## Linters and types only
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+##@ Try to break it
+
+SEEDS ?= 20000
+simulate: .venv/.test-installed ## Simulated lives with every fault: SEEDS=20000; SEED=n replays one
+	$(PY) -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+MUTANTS ?= 10000
+SOUND ?= 20000
+corruption: .venv/.test-installed ## Damage MUTANTS=10000 stores, open SOUND=20000 sound ones
+	$(PY) -m tests.corruption $(MUTANTS)
+	$(PY) -m tests.corruption.sound $(SOUND)
+
+zoo: .venv/.test-installed ## Deliberate defects, one by one: the tests must catch each
+	$(PY) -m tests.zoo
+
+mutants: .venv/.mutation-installed ## Small changes that no test notices (over an hour): MODULES, KEEP, SAMPLE
+	$(PY) -m tests.mutation $(if $(KEEP),--keep "$(KEEP)") $(if $(SAMPLE),--sample $(SAMPLE)) $(MODULES)
+
+faults: .venv/.test-installed ## Every kill point and every disk error (some minutes)
+	FAULTS=all $(PY) -m pytest -n 2 tests/faults
+
+##@ Measure it
+
 # For docs/performance.md: make bench BENCH="--report docs/performance.md"
-bench: .venv/.bench-installed
+bench: .venv/.bench-installed ## Beside other ways to do the same; BENCH=--quick is short
 	$(PY) -m benchmarks $(BENCH)
 
 # An editable install remembers where this folder is: after a move, or in a copy, start over.
@@ -93,6 +100,8 @@ endif
 	$(PIP) install --quiet --editable '.[mutation]'
 	@touch $@
 
-clean:
+##@ Tidy up
+
+clean: ## Remove what these made
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

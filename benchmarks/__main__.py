@@ -13,10 +13,24 @@ from rich.console import Console
 from outbox.codec import to_json
 from outbox.testing import PostgresServer
 
-from . import chart, disturbance, drain, end_to_end, enqueue, measure, report, scale, steady, threads, transaction
+from . import (
+    chart,
+    disturbance,
+    drain,
+    end_to_end,
+    enqueue,
+    manager,
+    measure,
+    report,
+    scale,
+    steady,
+    threads,
+    transaction,
+)
 from .measure import FULL, HUGE, QUICK, NotTheSameWork, Result, Setting
 
 SCENARIOS: dict[str, Callable[[Setting], Result]] = {
+    "manager": manager.run,
     "enqueue": enqueue.run,
     "transaction": transaction.run,
     "threads": threads.run,

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from itertools import count
 
 from outbox import Outbox, PostgresTarget, Relay
-from outbox.cli.main import outbox as commands
 
 from .measure import Goal, NotTheSameWork, Result, Setting, clock, line, median, p99, timed, turns
 from .workload import TRADE, TRADE_COLUMNS, config, create_table, execute, fill, trade
@@ -35,8 +34,6 @@ def run(setting: Setting) -> Result:
         _BUSY: _computing,
         _BUSY_FINE: _yielding,
     }
-    if "relay" not in commands.commands:
-        del states[_PROCESS], states[_ELSEWHERE]
     drained = {_THREAD, _FULL, _PROCESS, _ELSEWHERE}
     samples: dict[str, list[float]] = {name: [] for name in states}
     rates: dict[str, list[float]] = {name: [] for name in states}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from outbox import Operation, Outbox, PostgresTarget, Relay
-from outbox.envelope import Record
+from outbox.store.envelope import Record
 from outbox.target import Outcome
 
 from .measure import Goal, NotTheSameWork, Result, Setting, clock, line, median, require_same, timed

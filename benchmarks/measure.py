@@ -96,6 +96,9 @@ class Sizes:
     steady_per_minute: int
     # Simulated minutes of one turn of traffic.
     steady_step: int
+    # Trades of nine calls each, and calls of a backlog.
+    manager_rounds: int
+    manager_backlog: int
     audited: int
 
     @property
@@ -121,6 +124,8 @@ FULL = Sizes(
     scale_slice=2000,
     steady_per_minute=100,
     steady_step=1,
+    manager_rounds=60,
+    manager_backlog=3000,
     audited=60,
 )
 # Takes about 7 GiB of disk.
@@ -143,6 +148,8 @@ QUICK = Sizes(
     scale_slice=2000,
     steady_per_minute=20,
     steady_step=10,
+    manager_rounds=10,
+    manager_backlog=450,
     audited=20,
 )
 TINY = Sizes(
@@ -163,6 +170,8 @@ TINY = Sizes(
     scale_slice=300,
     steady_per_minute=2,
     steady_step=60,
+    manager_rounds=1,
+    manager_backlog=45,
     audited=4,
 )
 

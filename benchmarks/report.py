@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from outbox.filesystem import filesystem_of
+from outbox.store.filesystem import filesystem_of
 
 from .measure import Goal, Line, Result, Sizes
 from .workload import execute

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from outbox import Operation, Outbox, Relay
 from outbox.clock import SystemClock
-from outbox.envelope import Record
+from outbox.store.envelope import Record
 from outbox.target import Outcome
 
 from .measure import Goal, Result, Setting, require_same

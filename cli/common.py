@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import IO, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
-from outbox import ConfigError, Outbox, OutboxConfig, OutboxError
+from outbox import ConfigError, Outbox, OutboxConfig, OutboxError, OutboxStatus
+from outbox.config import unknown_variables
+from outbox.log import without_password as without_password
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_IN_URL = re.compile(r"(://[^:/@\s]*):\S*@")
-_AS_PARAMETER = re.compile(r"(?i)(\bpassword=)('[^']*'|[^&\s'\"]+)")
+_AGO = re.compile(r"(\d+)([mhd])\Z")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 directory_option = click.option(
     "--dir", "directory", metavar="PATH", help="The store's directory; default: OUTBOX_DIR, else data/outbox."
@@ -41,8 +45,28 @@ operations_option = click.option(
     help="Where your program declares its operations: an iterable, or a callable that returns one.",
 )
 timeout_option = click.option(
-    "--timeout", type=float, callback=_seconds, default=60.0, show_default=True, help="Seconds to try."
+    "--timeout",
+    type=float,
+    callback=_seconds,
+    default=60.0,
+    show_default=True,
+    help="Give up after this many seconds in which nothing was delivered.",
 )
+
+
+def since_when(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
+    """The moment of an option like 24h, 7d or a date in UTC."""
+    if value is None:
+        return None
+    if ago := _AGO.match(value):
+        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} (allowed: 90m, 24h, 7d, or 2026-11-27T08:00)", context, parameter
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class Refused(click.ClickException):
@@ -74,6 +98,8 @@ class OneSentenceGroup(click.Group):
 
 def settings(directory: str | None, **overrides: Any) -> OutboxConfig:
     """Settings from the environment, with the options that were given.  Raises `ConfigError`."""
+    for name in unknown_variables(os.environ):
+        click.echo(f"Warning: {name} is set, and no setting has this name: it is ignored", err=True)
     given = {name: value for name, value in {"dir": directory, **overrides}.items() if value is not None}
     return OutboxConfig.from_env(**given)
 
@@ -88,11 +114,19 @@ def database_of(box: Outbox) -> str:
     return url
 
 
+def settled(now: OutboxStatus) -> int:
+    """How many entries wait no more; it changes when a relay makes progress, and not when an engine enqueues."""
+    return now.acknowledged - now.pending
+
+
 def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
     """Errors of the outbox and of the operating system become one sentence on stderr and exit code 2."""
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Without a handler the library's warnings go to stderr, where a command says the same in its own words.
+        if not logging.getLogger("outbox").hasHandlers():
+            logging.getLogger("outbox").addHandler(logging.NullHandler())
         try:
             return command(*args, **kwargs)
         except OutboxError as exc:
@@ -111,11 +145,6 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
     return guarded
 
 
-def without_password(text: str) -> str:
-    """`text` with the password of any URL or connection string in it blotted out."""
-    return _AS_PARAMETER.sub(r"\1***", _IN_URL.sub(r"\1:***@", text))
-
-
 def size(count: int) -> str:
     """Bytes for people."""
     amount, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
@@ -123,18 +152,6 @@ def size(count: int) -> str:
         amount /= 1024
         units.pop(0)
     return f"{amount:.0f} {units[0]}" if units[0] == "B" else f"{amount:.1f} {units[0]}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds // 60)
-    if minutes < 120:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _refuse(message: str, cause: Exception) -> NoReturn:

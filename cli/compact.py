@@ -7,6 +7,7 @@ from datetime import timedelta
 import click
 
 from outbox import Outbox, StoreLocked
+from outbox.words import counted
 
 from .common import Refused, directory_option, in_one_sentence, settings, size
 
@@ -30,6 +31,7 @@ def compact(directory: str | None, retention_hours: float | None, vacuum: bool) 
         except StoreLocked as exc:
             raise Refused(f"the store is in use, nothing was changed: {exc}") from exc
         after = box.status()
-    click.echo(f"pruned {pruned} of {before.ledger} settled entries older than {config.retention_hours:g} hours")
+    settled = counted(before.ledger, "settled entry", "settled entries")
+    click.echo(f"pruned {pruned} of {settled} older than {config.retention_hours:g} hours")
     click.echo(f"file: {size(before.file_bytes)} before, {size(after.file_bytes)} after")
     click.echo(f"in use: {size(before.live_bytes)} before, {size(after.live_bytes)} after")

@@ -21,36 +21,42 @@ def required_operations(where: str | None) -> list[Operation]:
     return load_operations(where)
 
 
-def load_operations(where: str) -> list[Operation]:
-    """The operations declared at `module:name`.  Raises `ConfigError` naming what is wrong."""
-    module_name, _, name = where.partition(":")
-    if not module_name or not name or module_name.startswith("."):
-        raise ConfigError(
-            f"--operations is {where!r}", hint="allowed: MODULE:NAME, for example myengine.outbox:OPERATIONS"
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # and there it stays: handlers may import when they run
-    with _code_of_the_host(where):
-        module = importlib.import_module(module_name)
-    if not hasattr(module, name):
-        raise ConfigError(f"--operations is {where!r}, and {module_name} has no {name}")
-    found: Any = getattr(module, name)
-    with _code_of_the_host(where):
+def load_operations(where: str, also: tuple[type, ...] = ()) -> list[Any]:
+    """The operations declared at `module:name`, and what is of a type in `also`.
+
+    Raises `ConfigError` naming what is wrong.
+    """
+    found = load(where, "--operations", "myengine.outbox:OPERATIONS")
+    with _code_of_the_host(where, "--operations"):
         found = found() if callable(found) else found
         declared = list(found) if isinstance(found, Iterable) else [found]
-    strange = [one for one in declared if not isinstance(one, Operation)]
+    strange = [one for one in declared if not isinstance(one, (Operation, *also))]
     if strange or not isinstance(found, Iterable):
         shown = f"{(strange or declared)[0]!r:.100}"
         raise ConfigError(f"--operations is {where!r}, with {shown}", hint="allowed: an iterable of Operation")
     return declared
 
 
+def load(where: str, parameter: str, example: str) -> Any:
+    """What a host has at `module:name`.  Raises `ConfigError` naming what is wrong with `parameter`."""
+    module_name, _, name = where.partition(":")
+    if not module_name or not name or module_name.startswith("."):
+        raise ConfigError(f"{parameter} is {where!r}", hint=f"allowed: MODULE:NAME, for example {example}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # and there it stays: handlers may import when they run
+    with _code_of_the_host(where, parameter):
+        module = importlib.import_module(module_name)
+    if not hasattr(module, name):
+        raise ConfigError(f"{parameter} is {where!r}, and {module_name} has no {name}")
+    return getattr(module, name)
+
+
 @contextmanager
-def _code_of_the_host(where: str) -> Iterator[None]:
+def _code_of_the_host(where: str, parameter: str) -> Iterator[None]:
     """Whatever it raises becomes a `ConfigError`."""
     try:
         yield
     except (Exception, SystemExit) as exc:
         kind = "" if isinstance(exc, ImportError) else f"{type(exc).__name__}: "
         said = (str(exc).strip().splitlines() or ["no reason given"])[0]
-        raise ConfigError(f"--operations is {where!r}, and loading it failed: {kind}{said}") from exc
+        raise ConfigError(f"{parameter} is {where!r}, and loading it failed: {kind}{said}") from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -12,26 +13,29 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import click
-from rich.console import Console, Group
-from rich.live import Live
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
 from sqlalchemy import create_engine
 
 from outbox import Outbox, OutboxError, OutboxStatus, PostgresTarget, Relay
 from outbox.integrations.durable import TRADING_OPERATIONS, bind
 from outbox.integrations.paper import DatabaseManager
 from outbox.integrations.paper.check import Report, compare, read_record, summary
+from outbox.patience import Patience
 from outbox.testing import PostgresServer
+from outbox.words import counted, entries
+
+from .common import Interrupted, in_one_sentence, settled
+from .demo_view import Figures, View
 
 _LOOK_S = 0.25
-_PLAIN_EVERY_S = 2.0
-_EVENTS_SHOWN = 12
+# The demo gives up when nothing has moved for so long: no bar, no delivery.
+_STILL_S = 60.0
+# What an act has besides, for the start of an engine.
+_START_S = 2.0
+# After so many bars the engine has made each kind of call.
+_LEARNING = 150
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,31 @@ class Plan:
     second_outage: int
     total: int
     pace: float
+    # How long it takes.
+    seconds: int
+    # An act ends after this share of the time that its bars need, though a slow machine has not traded them all.
+    slack: float
 
 
-_FULL = Plan(before=500, outage=250, resumed=250, after=300, second_outage=300, total=2000, pace=60)
-_FAST = Plan(before=60, outage=30, resumed=30, after=30, second_outage=30, total=220, pace=100)
+_FULL = Plan(
+    before=500, outage=250, resumed=250, after=300, second_outage=300, total=2000, pace=65, seconds=45, slack=1.2
+)
+_FAST = Plan(
+    before=60, outage=30, resumed=30, after=30, second_outage=30, total=220, pace=100, seconds=10, slack=math.inf
+)
+
+
+_INTRODUCTION = """\
+A paper engine trades real prices into a PostgreSQL of its own, for about {seconds} seconds, longer on a busy machine.
+PostgreSQL is killed twice, the engine once; what the engine writes meanwhile waits on disk.
+At the end every row in PostgreSQL is compared with the engine's own record.
+"""
 
 
 @click.command()
 @click.option("--fast", is_flag=True, help="A tenth of the bars, for tests.")
 @click.option("--keep", is_flag=True, help="Keep the store and the record, and say where they are.")
+@in_one_sentence
 def demo(fast: bool, keep: bool) -> None:
     """Trade through two PostgreSQL outages and a killed engine, then check every row.
 
@@ -62,11 +82,21 @@ def demo(fast: bool, keep: bool) -> None:
     engine trade on, kills the engine too, starts it again in the outage, and compares PostgreSQL with what the engine
     was told was durable, ids included.
     """
+    plan = _FAST if fast else _FULL
+    for line in _INTRODUCTION.format(seconds=plan.seconds).splitlines():
+        click.echo(line)
+    # A closed terminal and `kill` must not leave an engine or a server behind either.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="outbox-demo-"))
-    view = View(Console())
     try:
-        with _server() as postgres, view:
-            outages, report = Demo(folder, postgres, view, _FAST if fast else _FULL).run()
+        with _server() as postgres, View() as view:
+            outages, report = Demo(folder, postgres, view, plan).run()
+        good = report.ok and report.acknowledged > 0
+        # The evidence of what went wrong.
+        keep = keep or not good
+    except KeyboardInterrupt as exc:
+        raise Interrupted("the demo's engine and its PostgreSQL are stopped") from exc
     finally:
         if keep:
             click.echo(f"store and record are kept in {folder}")
@@ -74,64 +104,27 @@ def demo(fast: bool, keep: bool) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     for finding in report.findings[:20]:
         click.echo(f"  {finding}")
+    click.secho(_verdict(report, outages), fg="green" if good else "red", bold=True)
     click.echo(
         f"demo: acknowledged={report.acknowledged} applied={report.applied} "
         f"lost={report.lost} duplicated={report.duplicated} outages={outages}"
     )
-    sys.exit(0 if report.ok and report.acknowledged else 1)
+    sys.exit(0 if good else 1)
 
 
-class View:
-    """What happens, live on a terminal and as plain lines elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console, self._live = console, None if not console.is_terminal else Live(console=console, transient=False)
-        self._started = time.monotonic()
-        self._events: list[str] = []
-        self._line = ""
-        self._plain_at = 0.0
-
-    def __enter__(self) -> View:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def event(self, text: str) -> None:
-        """Something happened."""
-        line = f"{time.monotonic() - self._started:5.1f} s  {text}"
-        self._events.append(line)
-        if self._live is None:
-            click.echo(line)
-        self._draw()
-
-    def figures(self, bar: int, total: int, status: OutboxStatus | None, engine: bool, postgres: bool) -> None:
-        """How things stand."""
-        pending = completed = 0
-        breaker = "-"
-        if status is not None:
-            pending, completed, breaker = status.pending, status.completed, status.breaker
-        up = {True: "up", False: "DOWN"}
-        self._line = (
-            f"bar {bar}/{total}   engine {up[engine]}   PostgreSQL {up[postgres]}   pending {pending}   "
-            f"applied {completed}   breaker {breaker}"
+def _verdict(report: Report, outages: int) -> str:
+    """The outcome in a sentence."""
+    if not report.acknowledged:
+        return "Nothing was shown: the engine got no write acknowledged."
+    if not report.ok:
+        return (
+            f"{report.lost:,} of {report.acknowledged:,} acknowledged writes are lost, "
+            f"{report.duplicated:,} are doubled, after {outages} outages."
         )
-        now = time.monotonic()
-        if self._live is None and now >= self._plain_at:
-            self._plain_at = now + _PLAIN_EVERY_S
-            click.echo(f"{now - self._started:5.1f} s    {self._line}")
-        self._draw()
-
-    def _draw(self) -> None:
-        if self._live is None:
-            return
-        table = Table.grid()
-        for line in self._events[-_EVENTS_SHOWN:]:
-            table.add_row(Text(line))
-        self._live.update(Group(Panel(Text(self._line), title="lmdb-outbox demo"), table))
+    return (
+        f"Nothing lost, nothing doubled: {report.applied:,} of {report.acknowledged:,} acknowledged writes are in "
+        f"PostgreSQL, through {outages} outages."
+    )
 
 
 class Demo:
@@ -142,32 +135,35 @@ class Demo:
         self._store, self._record = folder / "outbox", folder / "acknowledged.jsonl"
         self._engine: subprocess.Popen[bytes] | None = None
         self._outages = 0
+        # The bar at which the act ends.
+        self._goal = 0
 
     def run(self) -> tuple[int, Report]:
         """Play all acts; returns the number of outages and the comparison."""
         plan, view = self._plan, self._view
-        acts = accumulate((plan.before, plan.outage, plan.resumed, plan.after, plan.second_outage))
-        view.event("PostgreSQL is up; the paper engine starts trading real prices")
+        view.event("PostgreSQL is up", good=True)
         with self._stopping_engine():
             self._start_engine()
-            self._trade_until(next(acts))
+            # The engine learns what its calls do before PostgreSQL goes away, however long that takes.
+            self._trade(plan.before, at_least=_LEARNING)
             self._kill_postgres("in the middle of trading")
-            self._trade_until(next(acts))
-            waiting = self._pending()
+            self._trade(plan.outage)
+            waiting = self._waiting()
             self._kill_engine()
-            view.event(f"the engine was killed with SIGKILL while PostgreSQL is down; {waiting} entries wait on disk")
-            self._start_engine()
-            self._trade_until(next(acts))
             view.event(
-                f"without PostgreSQL it resumed its session and traded on; {self._pending()} entries wait on disk"
+                f"the engine was killed with SIGKILL while PostgreSQL is down; {waiting} on disk",
+                good=False,
             )
+            self._start_engine()
+            self._trade(plan.resumed)
+            view.event(f"without PostgreSQL it resumed its session and traded on; {self._waiting()} on disk")
             self._start_postgres()
-            self._trade_until(next(acts))
+            self._trade(plan.after)
             self._kill_postgres("again, the engine lives on")
-            self._trade_until(next(acts))
+            self._trade(plan.second_outage)
             self._start_postgres()
-            self._trade_until(plan.total)
-            self._wait_for_engine()
+            self._trade(plan.total - self._goal)
+            self._end_engine()
         self._drain()
         view.event(f"comparing PostgreSQL with the engine's own record: {summary(read_record(self._record))}")
         engine = create_engine(_sqlalchemy_url(self._postgres.url()))
@@ -193,37 +189,61 @@ class Demo:
         self._engine.wait()
         self._look()
 
-    def _wait_for_engine(self) -> None:
+    def _waiting(self) -> str:
+        return counted(self._pending(), "entry waits", "entries wait")
+
+    def _end_engine(self) -> None:
         assert self._engine is not None
-        self._until(lambda: self._engine is not None and self._engine.poll() is not None)
-        self._check_engine(finished=True)
-        self._view.event("the engine closed its positions and ended its session")
+        finishes = self._bar() >= self._plan.total
+        if not finishes:
+            self._engine.terminate()
+        self._until(lambda: self._engine is not None and self._engine.poll() is not None, ends=True)
+        self._check_engine(ends=True)
+        how = "closed its positions and ended its session" if finishes else f"was stopped at bar {self._bar():,}"
+        self._view.event(f"the engine {how}")
 
     def _kill_postgres(self, when: str) -> None:
         self._postgres.kill()
         self._outages += 1
-        self._view.event(f"PostgreSQL was killed with SIGKILL {when}")
+        self._view.event(f"PostgreSQL was killed with SIGKILL {when}", good=False)
 
     def _start_postgres(self) -> None:
         self._postgres.start()
-        self._view.event("PostgreSQL is back")
+        self._view.event("PostgreSQL is back", good=True)
 
-    def _trade_until(self, bar: int) -> None:
-        self._until(lambda: self._bar() >= bar)
+    def _trade(self, bars: int, at_least: int = 1) -> None:
+        """Let the engine trade so many bars more, or as many as it can in the time of the act."""
+        self._goal += bars
+        began, ends_s = self._bar(), time.monotonic() + _START_S + self._plan.slack * bars / self._plan.pace
 
-    def _until(self, done: Callable[[], bool]) -> None:
+        def over() -> bool:
+            bar = self._bar()
+            return bar >= self._goal or (bar >= began + at_least and time.monotonic() >= ends_s)
+
+        self._until(over)
+
+    def _until(self, done: Callable[[], bool], *, ends: bool = False) -> None:
+        patience = Patience(_STILL_S, time.monotonic)
         while not done():
-            self._check_engine(finished=False)
-            self._look()
+            self._check_engine(ends=ends)
+            status = self._look()
+            if patience.is_lost((self._bar(), None if status is None else settled(status))):
+                raise click.ClickException(
+                    f"the engine stands still at bar {self._bar()} of {self._plan.total} for {_STILL_S:g} s: "
+                    f"{self._engine_said() or 'it said nothing'}"
+                )
             time.sleep(_LOOK_S)
 
-    def _check_engine(self, *, finished: bool) -> None:
+    def _check_engine(self, *, ends: bool) -> None:
         """Raise when the engine ended by itself though it should not have, or badly."""
         code = None if self._engine is None else self._engine.poll()
-        if code is None or (code == 0 and (finished or self._bar() >= self._plan.total - 1)):
+        if code is None or (code == 0 and (ends or self._bar() >= self._plan.total - 1)):
             return
-        tail = (self._folder / "engine.log").read_text(errors="replace").strip()[-2000:]
-        raise click.ClickException(f"the engine ended with exit code {code}: {tail}")
+        raise click.ClickException(f"the engine ended with exit code {code}: {self._engine_said()}")
+
+    def _engine_said(self) -> str:
+        """The end of the engine's log."""
+        return (self._folder / "engine.log").read_text(errors="replace").strip()[-2000:]
 
     def _bar(self) -> int:
         """The last bar that the engine began."""
@@ -244,23 +264,36 @@ class Demo:
         status = self._status()
         return 0 if status is None else status.pending
 
-    def _look(self) -> None:
-        alive = self._engine is not None and self._engine.poll() is None
+    def _look(self) -> OutboxStatus | None:
         status = self._status()
-        self._view.figures(self._bar(), self._plan.total, status, alive, self._postgres.is_running)
+        self._show(status)
         if status is not None and status.needs_operator:
             raise click.ClickException(f"the outbox needs an operator: {'; '.join(status.needs_operator)}")
+        return status
+
+    def _show(self, status: OutboxStatus | None) -> None:
+        alive = self._engine is not None and self._engine.poll() is None
+        self._view.figures(Figures(self._bar(), self._plan.total, status, alive, self._postgres.is_running))
 
     def _drain(self) -> None:
         url = self._postgres.url()
         manager = DatabaseManager(url)
         declared = bind(TRADING_OPERATIONS, lambda: manager)
         with Outbox.attach(self._store, operations=declared) as box:
-            if not Relay(box, PostgresTarget(url, declared)).drain(timeout=60):
-                raise click.ClickException(f"the outbox was not drained within 60 s: {box.status()}")
+            with Relay(box, PostgresTarget(url, declared)) as relay:
+                patience = Patience(_STILL_S, time.monotonic)
+                while not relay.drain(timeout=_LOOK_S):
+                    status = box.status()
+                    self._show(status)
+                    if patience.is_lost(settled(status)) or not relay.running:
+                        why = relay.died or status.relay.last_error or "no error was reported"
+                        raise click.ClickException(
+                            f"nothing was delivered for {_STILL_S:g} s, "
+                            f"{counted(status.pending, 'entry is', 'entries are')} pending: {why}"
+                        )
             status = box.status()
         manager.close()
-        self._view.event(f"drained: {status.completed} entries applied, {status.dead_letters} dead letters")
+        self._view.event(f"drained: {entries(status.completed)} applied, dead letters: {status.dead_letters}")
         self._look()
 
     @contextmanager

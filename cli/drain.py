@@ -7,11 +7,12 @@ from collections.abc import Callable
 from threading import Event
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from outbox import Outbox, OutboxStatus, PostgresTarget, Relay, StoreLocked
+from outbox.patience import Patience
+from outbox.words import counted, entries
 
 from .common import (
     Interrupted,
@@ -22,10 +23,13 @@ from .common import (
     in_one_sentence,
     operations_option,
     settings,
+    settled,
     timeout_option,
     without_password,
 )
 from .declared import required_operations
+from .pace import Pace
+from .screen import screen
 
 _LOOK_S = 0.2
 _PLAIN_EVERY_S = 5.0
@@ -45,30 +49,36 @@ def drain(
 ) -> None:
     """Move everything that is pending into PostgreSQL.
 
-    Beside a running relay it waits for that one.  Interrupting it is safe: what was applied stays applied, the rest
-    stays pending.  Exit code 0: what was pending is delivered.  1: something is left.  2: it could not be tried.
+    It goes on for as long as entries are delivered, and waits where a relay is running already.  Interrupting it is
+    safe: what was applied stays applied, the rest stays pending.  Exit code 0: what was pending is delivered.  1:
+    something is left.  2: it could not be tried.
     """
     config = settings(directory, database_url=database_url)
     with Outbox.attach(config=config) as box:
         before = box.status()
         progress = _Progress(before.pending)
+        patience = Patience(timeout, box.clock.monotonic)
         try:
-            done = before.pending == 0 or _drain_or_wait(box, operations, time.monotonic() + timeout, progress)
+            done = before.pending == 0 or _drain_or_wait(box, operations, patience, progress)
         except KeyboardInterrupt as exc:
-            raise Interrupted(f"{box.status().pending} entries are still pending, nothing is lost") from exc
+            raise Interrupted(
+                f"{counted(box.status().pending, 'entry is', 'entries are')} still pending, nothing is lost"
+            ) from exc
         finally:
             progress.close()
         context.exit(_report(before, box.status(), done, timeout))
 
 
-def _drain_or_wait(box: Outbox, operations: str | None, deadline: float, progress: _Progress) -> bool:
-    """Whether what is pending now was delivered before `deadline`, by this process's relay or another's."""
+def _drain_or_wait(box: Outbox, operations: str | None, patience: Patience, progress: _Progress) -> bool:
+    """Whether what is pending now was delivered, by this process's relay or another's, before `patience` was lost."""
     now = box.status()
+    if now.paused is not None:
+        return False
     if now.relay.alive:
         progress.say(f"the relay of process {now.relay.pid or '?'} is at work, waiting for it")
-        if _wait_for_other(box, now.last_seq, deadline, progress):
+        if _wait_for_other(box, now.last_seq, patience, progress):
             return True
-        if time.monotonic() >= deadline:
+        if patience.lost or box.status().paused is not None:
             return False
         progress.say("that relay has ended, going on without it")
     declared = required_operations(operations)
@@ -76,9 +86,9 @@ def _drain_or_wait(box: Outbox, operations: str | None, deadline: float, progres
     try:
         relay.start()
     except StoreLocked:
-        return _drain_or_wait(box, operations, deadline, progress)  # another one was quicker
+        return _drain_or_wait(box, operations, patience, progress)  # another one was quicker
     try:
-        return _until(lambda: _look_after(relay), box, deadline, progress)
+        return _until(lambda: _look_after(relay), box, patience, progress)
     finally:
         relay.stop(_STOP_S)
 
@@ -89,7 +99,7 @@ def _look_after(relay: Relay) -> bool:
     return relay.drain(timeout=_LOOK_S)
 
 
-def _wait_for_other(box: Outbox, goal: int, deadline: float, progress: _Progress) -> bool:
+def _wait_for_other(box: Outbox, goal: int, patience: Patience, progress: _Progress) -> bool:
     """Wait until the relay of another process has passed sequence number `goal`, while there is one."""
     pause = Event()
 
@@ -98,16 +108,18 @@ def _wait_for_other(box: Outbox, goal: int, deadline: float, progress: _Progress
         now = box.status()
         return now.watermark >= goal or now.pending <= now.held_back
 
-    return _until(passed, box, deadline, progress, only_beside_a_relay=True)
+    return _until(passed, box, patience, progress, only_beside_a_relay=True)
 
 
 def _until(
-    done: Callable[[], bool], box: Outbox, deadline: float, progress: _Progress, *, only_beside_a_relay: bool = False
+    done: Callable[[], bool], box: Outbox, patience: Patience, progress: _Progress, *, only_beside_a_relay: bool = False
 ) -> bool:
     while not done():
         now = box.status()
         progress.show(now)
-        if time.monotonic() >= deadline or (only_beside_a_relay and not now.relay.alive):
+        if now.paused is not None:
+            return False
+        if patience.is_lost(settled(now)) or (only_beside_a_relay and not now.relay.alive):
             return False
     progress.show(box.status())
     return True
@@ -118,17 +130,21 @@ def _report(before: OutboxStatus, now: OutboxStatus, done: bool, timeout: float)
     if before.pending == 0:
         click.echo("nothing is pending")
     if now.dead_letters:
-        click.echo(f"{now.dead_letters} dead letters need an operator; held back behind them: {now.held_back}")
+        dead = counted(now.dead_letters, "dead letter needs", "dead letters need")
+        click.echo(f"{dead} an operator; held back behind them: {now.held_back}")
     if now.quarantined:
-        click.echo(f"{now.quarantined} damaged entries are quarantined and were not delivered")
-    if not done:
+        damaged = counted(now.quarantined, "damaged entry is", "damaged entries are")
+        click.echo(f"{damaged} quarantined, not delivered")
+    if not done and now.paused is not None:
+        click.echo(without_password(f"{now.paused.sentence()}; pending: {now.pending}"), err=True)
+    elif not done:
         why = f": {now.relay.last_error}" if now.relay.last_error else ""
-        click.echo(
-            without_password(f"not drained within {timeout:g} s, {now.pending} entries are pending{why}"), err=True
-        )
+        left = counted(now.pending, "entry is", "entries are")
+        sentence = f"not drained: {left} pending, nothing was delivered for {timeout:g} s{why}"
+        click.echo(without_password(sentence), err=True)
     elif before.pending and not now.dead_letters and not now.quarantined:
-        left = f"{now.pending} newer ones are pending" if now.pending else "none pending"
-        click.echo(f"drained: {now.completed} entries completed, {left}")
+        left = f"{counted(now.pending, 'newer one is', 'newer ones are')} pending" if now.pending else "none pending"
+        click.echo(f"drained: {entries(now.completed)} completed, {left}")
     return 0 if done and now.dead_letters == now.quarantined == 0 else 1
 
 
@@ -138,11 +154,12 @@ class _Progress:
     def __init__(self, total: int) -> None:
         self._total = total
         self._said: set[str] = set()
+        self._pace = Pace()
         self._plain_at = time.monotonic() + _PLAIN_EVERY_S
-        console = Console(stderr=True, highlight=False)
+        console = screen(err=True) if total else None
         self._bar: Progress | None = None
-        if console.is_terminal and total:
-            columns = (TextColumn("draining"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        if console is not None:
+            columns = (TextColumn("draining"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task("", total=total)
             self._bar.start()
@@ -150,11 +167,14 @@ class _Progress:
     def show(self, now: OutboxStatus) -> None:
         """How things stand, and what keeps entries from being delivered."""
         self._total = max(self._total, now.pending)
+        self._pace.look(time.monotonic(), settled(now), now.pending)
+        speed = self._pace.sentence()
         if self._bar is not None:
-            self._bar.update(self._task, total=self._total, completed=self._total - now.pending)
+            done = self._total - now.pending
+            self._bar.update(self._task, total=self._total, completed=done, description=speed)
         elif time.monotonic() >= self._plain_at:
             self._plain_at = time.monotonic() + _PLAIN_EVERY_S
-            click.echo(f"{now.pending} entries pending", err=True)
+            click.echo(f"{entries(now.pending)} pending" + (f", {speed}" if speed else ""), err=True)
         if now.relay.alive and now.relay.last_error is not None:
             self.say(f"delivery fails and is tried again: {now.relay.last_error}")
 

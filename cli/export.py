@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from outbox.recovery import export as export_store
+from outbox.transfer.exporting import export as export_store
 
 from .common import directory_option, in_one_sentence, settings
 from .verify import summary

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from outbox.clock import SystemClock
-from outbox.restore import Restored, restore
+from outbox.transfer.importing import Restored, restore
 
 from .common import directory_option, in_one_sentence, settings
 

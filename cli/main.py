@@ -1,35 +1,64 @@
-"""`atb` and its group `outbox`; each command has a file of its own."""
+"""`atb` and its group `outbox`; each command has a file of its own, which is imported when the command is asked for."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
+import sys
+from pathlib import Path
 
 import click
 
-from .acknowledge import acknowledge
 from .common import OneSentenceGroup
-from .compact import compact
-from .dead_letters import discard, list_dead_letters, retry, show
-from .demo import demo
-from .drain import drain
-from .export import export
-from .import_ import import_
-from .reconcile import reconcile
-from .relay import relay
-from .status import status
-from .verify import verify
 
 # Also for the group alone, which hosts mount into scripts of their own.
 _HELP = {"help_option_names": ["-h", "--help"]}
 
+# Each command's module, and the function in it where that has another name.
+_COMMANDS = {
+    "status": "status",
+    "healthy": "healthy",
+    "list": "entries:list_entries",
+    "show": "entries",
+    "retry": "dead_letters",
+    "discard": "dead_letters",
+    "acknowledge": "acknowledge",
+    "drain": "drain",
+    "relay": "relay",
+    "pause": "pause",
+    "resume": "pause",
+    "reconcile": "reconcile",
+    "audit": "audit",
+    "metrics": "metrics",
+    "compact": "compact",
+    "verify": "verify",
+    "export": "export",
+    "import": "import_:import_",
+    "check": "check",
+    "demo": "demo",
+}
+
+
+class CommandsOnDemand(OneSentenceGroup):
+    """A group that imports a command when it is asked for: `status` needs neither SQLAlchemy nor the demo."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return sorted({*_COMMANDS, *self.commands})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands and cmd_name in _COMMANDS:
+            module, _, function = _COMMANDS[cmd_name].partition(":")
+            self.add_command(getattr(importlib.import_module(f".{module}", __package__), function or cmd_name))
+        return super().get_command(ctx, cmd_name)
+
 
 @click.group(cls=OneSentenceGroup, context_settings=_HELP)
-@click.version_option(importlib.metadata.version("lmdb-outbox"), prog_name="atb")
+@click.version_option(package_name="lmdb-outbox", prog_name="atb")
 def atb() -> None:
     """Tools of the lmdb-outbox library."""
 
 
-@atb.group(cls=OneSentenceGroup, context_settings=_HELP)
+@atb.group(cls=CommandsOnDemand, context_settings=_HELP)
 def outbox() -> None:
     """Look at an outbox, drain it, compact it, rescue it.
 
@@ -37,12 +66,7 @@ def outbox() -> None:
     """
 
 
-_LOOK = (status, list_dead_letters, show)
-_ANSWER = (retry, discard, acknowledge)
-for _command in (*_LOOK, *_ANSWER, drain, relay, reconcile, compact, verify, export, import_, demo):
-    outbox.add_command(_command)
-
-
 def main() -> None:
-    """Entry point of the console script."""
-    atb(prog_name="atb")
+    """Entry point of the console scripts."""
+    called = Path(sys.argv[0]).name
+    atb(prog_name=called if called == "lmdb-outbox" else "atb")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from threading import Event
 
 import click
 
 from outbox import Outbox, PostgresTarget, Relay
-from outbox.reading import FORGOTTEN
-from outbox.reconcile import Order, Reconciliation, ordered, place_order, reconciliations, withdraw_order
+from outbox.patience import Patience
+from outbox.relay.reconcile import Order, Reconciliation, ordered, place_order, reconciliations, withdraw_order
+from outbox.store.reads import FORGOTTEN
+from outbox.words import counted, entries
 
 from .common import (
     Refused,
@@ -19,6 +20,7 @@ from .common import (
     in_one_sentence,
     operations_option,
     settings,
+    settled,
     timeout_option,
     without_password,
 )
@@ -55,21 +57,23 @@ def reconcile(
     config = settings(directory, database_url=database_url)
     order = Order(everything=everything, accept=accept)
     with Outbox.attach(config=config) as box:
-        deadline = time.monotonic() + timeout
-        done = _by_relay(box, order, deadline) or _here(box, order, operations, timeout)
-        context.exit(_report(box, done, deadline))
+        patience = Patience(timeout, box.clock.monotonic)
+        done = _by_relay(box, order, patience) or _here(box, order, operations, patience)
+        context.exit(_report(box, done, patience))
 
 
-def _by_relay(box: Outbox, order: Order, deadline: float) -> Reconciliation | None:
+def _by_relay(box: Outbox, order: Order, patience: Patience) -> Reconciliation | None:
     """Tell the relay of another process, and wait for it; None where there is none."""
     before = box.status()
     if not before.relay.alive:
         return None
+    if before.paused is not None:
+        raise Refused(without_password(f"nothing was put back: {before.paused.sentence()}"))
     click.echo(f"the relay of process {before.relay.pid or '?'} is told to compare, waiting for it", err=True)
     place_order(box, order)
     while ordered(box):
         now = box.status()
-        if not now.relay.alive or time.monotonic() >= deadline:
+        if not now.relay.alive or patience.is_lost(settled(now)):
             withdraw_order(box)
             if not now.relay.alive:
                 return None
@@ -84,33 +88,35 @@ def _by_relay(box: Outbox, order: Order, deadline: float) -> Reconciliation | No
     return done or Reconciliation(needed=False)
 
 
-def _here(box: Outbox, order: Order, operations: str | None, timeout: float) -> Reconciliation:
+def _here(box: Outbox, order: Order, operations: str | None, patience: Patience) -> Reconciliation:
     url = database_of(box)
     declared = [] if operations is None else load_operations(operations)
     relay = Relay(box, PostgresTarget(url, declared, config=box.config))
     done = relay.reconcile(everything=order.everything, accept=order.accept)
     if declared and done.put_back:
-        relay.drain(timeout)
+        with relay:
+            while relay.running and not relay.drain(_LOOK_S) and not patience.is_lost(settled(box.status())):
+                continue
     return done
 
 
-def _report(box: Outbox, done: Reconciliation, deadline: float) -> int:
+def _report(box: Outbox, done: Reconciliation, patience: Patience) -> int:
     """Say how it ended, when all is delivered or nothing more will happen; returns the exit code."""
     click.echo(done.sentence())
     if done.gone:
-        click.echo(f"{done.gone} entries cannot be delivered again: the ledger has no copy of them, or no whole one")
+        click.echo(f"{entries(done.gone)} cannot be delivered again: not in the ledger, or not whole")
     if done.last_seq is None:
         return 1 if done.gone else 0
     while True:
         now = box.status()
         delivered = now.watermark >= done.last_seq or not now.pending
         stands_still = now.pending <= now.held_back or not now.relay.alive
-        if delivered or stands_still or time.monotonic() >= deadline:
+        if delivered or stands_still or patience.is_lost(settled(now)):
             break
         Event().wait(_LOOK_S)
     if delivered:
         click.echo("all of them are delivered")
         return 1 if done.gone else 0
     way_out = "" if now.relay.alive else "; start the engine, or run `atb outbox drain --operations MODULE:NAME`"
-    click.echo(f"{now.pending} entries are pending{way_out}")
+    click.echo(f"{counted(now.pending, 'entry is', 'entries are')} pending{way_out}")
     return 1

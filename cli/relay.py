@@ -7,13 +7,15 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import Event
 from types import FrameType
 
 import click
 
 from outbox import Outbox, PostgresTarget, Relay
+from outbox.metrics import start_metrics
+from outbox.words import counted
 
 from .common import (
     Refused,
@@ -31,8 +33,6 @@ from .declared import required_operations
 _INTERVAL_S = 0.1
 _LOOK_S = 0.5
 _STOP_S = 20.0
-# What every log record has; the rest are the fields of this one.
-_PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
 
 
 @click.command()
@@ -44,8 +44,15 @@ _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
     type=click.FloatRange(0.001, 3600),
     help=f"Seconds between two looks for new entries; default: OUTBOX_SYNC_INTERVAL, else {_INTERVAL_S:g}.",
 )
+@click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there; needs the extra `metrics`.")
 @in_one_sentence
-def relay(directory: str | None, database_url: str | None, operations: str | None, interval: float | None) -> None:
+def relay(
+    directory: str | None,
+    database_url: str | None,
+    operations: str | None,
+    interval: float | None,
+    metrics: str | None,
+) -> None:
     """Move entries into PostgreSQL until SIGTERM, SIGHUP or Ctrl-C.
 
     The engine only enqueues, so delivering takes none of its time.  Its log goes to stderr.  Exit code 0: it was asked
@@ -57,18 +64,26 @@ def relay(directory: str | None, database_url: str | None, operations: str | Non
     with _logging_to_stderr(), _asked_to_stop() as stop, Outbox.attach(config=config) as box:
         declared = required_operations(operations)
         worker = Relay(box, PostgresTarget(database_of(box), declared, config=box.config))
-        worker.start()
-        click.echo(f"delivering from {box.path}, {box.status().pending} entries are pending", err=True)
-        try:
-            while worker.running and not stop.wait(_LOOK_S):
-                pass
-        finally:
-            ended = worker.stop(_STOP_S)
-        if worker.died is not None:
-            raise _Died(without_password(f"the relay died: {worker.died}"))
-        if not ended:
-            raise _Died(f"the relay did not end within {_STOP_S:g} s; nothing is lost")
-        click.echo(f"stopped, {box.status().pending} entries are pending", err=True)
+        with nullcontext() if metrics is None else start_metrics(box, metrics) as server:
+            if server is not None:
+                click.echo(f"metrics at http://{server.address}/metrics", err=True)
+            _deliver(worker, box, stop)
+
+
+def _deliver(worker: Relay, box: Outbox, stop: Event) -> None:
+    """Run the relay until it is asked to stop.  Raises `_Died`."""
+    worker.start()
+    click.echo(f"delivering from {box.path}, {_pending(box)}", err=True)
+    try:
+        while worker.running and not stop.wait(_LOOK_S):
+            pass
+    finally:
+        ended = worker.stop(_STOP_S)
+    if worker.died is not None:
+        raise _Died(without_password(f"the relay died: {worker.died}"))
+    if not ended:
+        raise _Died(f"the relay did not end within {_STOP_S:g} s; nothing is lost")
+    click.echo(f"stopped, {_pending(box)}", err=True)
 
 
 class _Died(Refused):
@@ -97,18 +112,17 @@ def _asked_to_stop() -> Iterator[Event]:
             signal.signal(number, handler)
 
 
-class _Fields(logging.Formatter):
-    """A line with the record's fields behind the message, and without passwords."""
+class _Redacted(logging.Formatter):
+    """A line without passwords, the traceback of an error included."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = "".join(f" {name}={value!r}" for name, value in record.__dict__.items() if name not in _PLAIN)
-        return without_password(super().format(record) + fields)
+        return without_password(super().format(record))
 
 
 @contextmanager
 def _logging_to_stderr() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Fields("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("outbox")
     level = logger.level
     logger.addHandler(handler)
@@ -118,3 +132,7 @@ def _logging_to_stderr() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def _pending(box: Outbox) -> str:
+    return f"{counted(box.status().pending, 'entry is', 'entries are')} pending"

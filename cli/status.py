@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import json
+import os
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.text import Text
 
 from outbox import Health, Outbox, OutboxStatus
+from outbox.store.reads import UNKNOWN_BYTES
+from outbox.words import duration, rate
 
-from .common import directory_option, duration, in_one_sentence, settings, size, without_password
+from .common import directory_option, in_one_sentence, settings, size, without_password
 
-_STYLES = {Health.HEALTHY: "green", Health.DEGRADED: "yellow", Health.NEEDS_OPERATOR: "bold red"}
+_STYLES: dict[Health, dict[str, Any]] = {
+    Health.HEALTHY: {"fg": "green"},
+    Health.DEGRADED: {"fg": "yellow"},
+    Health.NEEDS_OPERATOR: {"fg": "red", "bold": True},
+}
 _WORDS = {Health.HEALTHY: "healthy", Health.DEGRADED: "degraded", Health.NEEDS_OPERATOR: "needs an operator"}
+
+_FAIL_ON = {"degraded": Health.DEGRADED, "needs-operator": Health.NEEDS_OPERATOR}
+# A backlog that grows more slowly is no more than what comes and goes.
+_LONG_RUNWAY_S = 30 * 86_400.0
 
 
 @click.command()
 @directory_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(list(_FAIL_ON)),
+    default="degraded",
+    show_default=True,
+    help="From which health on the exit code is not 0.",
+)
 @click.pass_context
 @in_one_sentence
-def status(context: click.Context, directory: str | None, as_json: bool) -> None:
+def status(context: click.Context, directory: str | None, as_json: bool, fail_on: str) -> None:
     """Show the state of an outbox; works beside a running engine.
 
     Exit code 0: healthy.  1: degraded, it will mend itself (an outage, a backlog).  2: needs an operator (dead
@@ -33,30 +50,35 @@ def status(context: click.Context, directory: str | None, as_json: bool) -> None
         click.echo(without_password(json.dumps(found.as_dict(), indent=2)))
     else:
         _show(found)
-    context.exit(int(found.health))
+    context.exit(int(found.health) if found.health >= _FAIL_ON[fail_on] else 0)
 
 
 def _show(found: OutboxStatus) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    # click colours a terminal only, but does not know this convention.  Rich does, and takes longer than the look.
+    color = False if os.environ.get("NO_COLOR") else None
 
-    def line(text: str, style: str = "") -> None:
-        # As Text, since what PostgreSQL or the system said may look like markup.
-        console.print(Text(without_password(text), style=style))
+    def line(text: str, **style: Any) -> None:
+        click.secho(without_password(text), color=color, **style)
 
-    line(f"outbox {found.path}: {_WORDS[found.health]}", _STYLES[found.health])
+    line(f"outbox {found.path}: {_WORDS[found.health]}", **_STYLES[found.health])
     for name, value in _rows(found):
         line(f"{name:<16}{value}")
+    for notice in found.notices.values():
+        if not notice.degraded:
+            line(f"-  {notice.message}")
     for sentence in found.needs_operator:
-        line(f"!! {sentence}", "red")
+        line(f"!! {sentence}", fg="red")
     for sentence in found.degraded:
-        line(f"!  {sentence}", "yellow")
+        line(f"!  {sentence}", fg="yellow")
 
 
 def _rows(found: OutboxStatus) -> list[tuple[str, str]]:
     used = 100 * found.live_bytes / found.max_bytes
     mapped = 100 * found.file_bytes / found.map_bytes
     return [
-        ("pending", f"{found.pending} (lag {duration(found.lag_s)})"),
+        ("pending", _pending(found)),
+        ("rates", _rates(found)),
+        ("runway", _runway(found)),
         ("dead letters", f"{found.dead_letters} (held back behind them: {found.held_back})"),
         ("completed", f"{found.completed} of {found.acknowledged} acknowledged; in the ledger: {found.ledger}"),
         ("watermark", f"{found.watermark} of {found.last_seq}"),
@@ -66,8 +88,33 @@ def _rows(found: OutboxStatus) -> list[tuple[str, str]]:
         ("halt latch", f"SET: {found.halt_reason}" if found.halted else "not set"),
         ("store", f"{size(found.live_bytes)} of {size(found.max_bytes)} used ({used:.1f} %)"),
         ("file", f"{size(found.file_bytes)}, {mapped:.2f} % of the map of {size(found.map_bytes)}"),
-        ("disk free", size(found.free_disk_bytes)),
+        ("disk free", "unknown" if found.free_disk_bytes >= UNKNOWN_BYTES else size(found.free_disk_bytes)),
     ]
+
+
+def _pending(found: OutboxStatus) -> str:
+    drained = found.rates.drained_in_s
+    # Shorter than a second is what every delivery takes.
+    eta = "" if drained is None or drained < 1 else f", drained in about {duration(drained)}"
+    return f"{found.pending} (lag {duration(found.lag_s)}{eta})"
+
+
+def _rates(found: OutboxStatus) -> str:
+    rates = found.rates
+    if rates.window_s is None:
+        return "not known yet" if found.relay.alive else "no relay, nothing is delivered"
+    enqueued, delivered = rates.enqueued_per_s or 0.0, rates.delivered_per_s or 0.0
+    return f"enqueued {rate(enqueued)}, delivered {rate(delivered)} (of the last {duration(rates.window_s)})"
+
+
+def _runway(found: OutboxStatus) -> str:
+    rates = found.rates
+    if rates.outage_s is None:
+        return "not known while nothing is enqueued"
+    then = "" if rates.drain_then_s is None else f"; draining then takes about {duration(rates.drain_then_s)}"
+    if rates.full_in_s is not None and rates.full_in_s < _LONG_RUNWAY_S:
+        return f"at this rate the {rates.limit} is full in {duration(rates.full_in_s)}{then}"
+    return f"an outage may last {duration(rates.outage_s)} at this rate{then}"
 
 
 def _relay(found: OutboxStatus) -> str:

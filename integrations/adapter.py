@@ -1,56 +1,44 @@
 """Adapter: what a call of a wrapped manager does.  The working half of `DurableDatabaseManager`.
 
 A critical call is bound, rehearsed, given its ids, made durable and folded into the local view, in that order; while
-PostgreSQL answers, its caller then waits for the real result.  Reads see the caller's own writes.
+PostgreSQL answers, its caller then waits for the real result.  Inside a balance block it joins the block's group.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import logging
-import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import count
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime
 from typing import Any
-from uuid import UUID
 
-from .. import DurabilityError, Entry, EntryStatus, IdempotencyConflict, InvalidEntry, Operation, Outbox, OutboxError
+from .. import AlreadyRejected, DurabilityError, Entry, EntryStatus, IdempotencyConflict, Operation, Outbox, OutboxError
 from ..codec import encode
 from ..errors import ConfigError
-from .asof import AsOf
-from .balance import BalanceChange, dry_run, told_before
+from ..log import Log
+from .block import Block, Entering, SessionLocks, current, entered
+from .changing import Changing
 from .delivery import Delivery, local_result
-from .host import AWAY, Host, ManagerUnavailable
-from .id_reserve import IdReserveEmpty, IdReserves
+from .guard import Guard
+from .host import AWAY, Host
+from .ids.id_reserves import IdReserves
 from .keeper import Keeper
-from .local_view import LocalView, UnknownLocally, number, plain
 from .operations import AFTER_DRAIN, NOTES, ManagerOperation, call_of
 from .passing import Passing
-from .reads import LOCAL_READS
-from .rehearsal import Rehearsal, rehearse
-from .replay import CallFailed, Replayer
+from .preflight.preflight import examine
+from .preparing import Prepared, Preparing
+from .replay.balance import told_before
+from .replay.replay import Replayer
+from .roles import Session
+from .telling import Telling
+from .upgrades import refuse_unfit, upgraded
+from .view.kept_answers import ManagerRead
+from .view.local_view import LocalView, plain
+from .view.reads import Reads
 
-_log = logging.getLogger("outbox.integrations")
-
-# For rows that are rolled back: the sequences stay untouched.
-_PASSING_IDS = 2_000_000_000
-
-
-@dataclass(slots=True)
-class _Prepared:
-    """A call on its way into the store."""
-
-    operation: ManagerOperation
-    bound: dict[str, Any]
-    notes: dict[str, Any]
-    session: int | None
-    # What the call returns at once, known when it is durable.
-    result: Any = None
-    id: UUID | None = None
+_log = Log("outbox.integrations")
 
 
 class Adapter:
@@ -60,7 +48,7 @@ class Adapter:
         self,
         host: Host,
         outbox: Outbox,
-        operations: Iterable[Operation],
+        operations: Iterable[Operation | ManagerRead],
         *,
         write_behind: bool = False,
         wait_s: float = 2.0,
@@ -71,19 +59,38 @@ class Adapter:
         self._write_behind = write_behind
         host.recall(outbox)
         self._build_if_possible()
-        declared = tuple(operations)
-        self.calls = {call.name: call for call in declared if isinstance(call, ManagerOperation) and self._fits(call)}
-        self._reserves = IdReserves(outbox, {call.table_and_column() for call in self.calls.values() if call.creates})
-        self.replayer = Replayer(host, outbox.clock, outbox=outbox, take_id=self._reserves.take_if_any)
+        given = tuple(operations)
+        self.fit = examine(host, given, outbox)
+        declared = tuple(one for one in given if isinstance(one, Operation))
+        reads = Reads(one for one in given if isinstance(one, ManagerRead))
+        self.calls = {
+            call.name: call for call in declared if isinstance(call, ManagerOperation) and host.has(call.name)
+        }
+        refuse_unfit(outbox, host, self.calls)
+        self._reserves = IdReserves(
+            outbox, {call.schema_table_column() for call in self.calls.values() if call.creates}
+        )
+        self.replayer = Replayer(host, outbox.clock, reads, outbox=outbox, take_id=self._reserves.take_if_any)
         self.operations: tuple[Operation, ...] = bind_to(self.replayer, declared, self.calls)
         outbox.declare(self.operations)
-        self.keeper = Keeper(host, outbox, self.calls, self._reserves)
+        self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves)
+        self.replayer.witness = self.keeper.witness
         self.delivery = Delivery(outbox, self.replayer.answers, wait_s=wait_s, refused=self.keeper.doubt)
         self._session_id: int | None = None
-        self.passing = Passing(self, write_behind=write_behind)
-        self._balance_locks: dict[int | None, threading.RLock] = defaultdict(threading.RLock)
-        self._here = threading.local()
-        host.remember(outbox, (*self.calls, *LOCAL_READS, *AFTER_DRAIN))
+        # The operation that ended the current session, while it is not known whether that one stays current.
+        self._ended: tuple[str, int | None] | None = None
+        self.guard = Guard(self.delivery, self.replayer.statement_elsewhere)
+        host.when_built(self.guard.attach)
+        self.passing = Passing(self, reads)
+        self._session_locks = SessionLocks(outbox.clock)
+        self._changing = Changing(host, self.replayer.carried, self.delivery, self.guard)
+        self._preparing = Preparing(
+            host, outbox, self.keeper, self.replayer, self.delivery, self._reserves, lambda: self.session_id, on_halt
+        )
+        self._telling = Telling(self, host, outbox, self.keeper, self.delivery, self._preparing)
+        # Operations that were seen to write nothing.
+        self._unwritten: set[str] = set()
+        host.remember(outbox, (*self.calls, *reads.names, *AFTER_DRAIN))
         self.keeper.start()
 
     @property
@@ -94,288 +101,230 @@ class Adapter:
     def close(self) -> None:
         """Keep the view and stop working in the background; may be called twice."""
         self.keeper.stop()
+        self.guard.close()
         self.replayer.close()
 
     def _build_if_possible(self) -> None:
         try:
             self.host.manager()
         except AWAY as exc:
-            _log.warning("PostgreSQL is away, the manager is built later", extra={"error": str(exc).splitlines()[0]})
-
-    def _fits(self, operation: ManagerOperation) -> bool:
-        """Whether the manager has the operation's method.  Raises `ConfigError` where it must and has not."""
-        if self.host.has(operation.name):
-            own = inspect.getattr_static(self.host.manager_class, operation.name, None)
-            operation.check_declaration(self.host.signature(operation.name), own)
-            return True
-        if not operation.optional and self.host.manager_class is not None:
-            raise ConfigError(
-                f"operation {operation.name!r} names a method that {self.host.manager_class.__name__} lacks",
-                hint="check the declaration's name",
-            )
-        return False
+            _log.warning("PostgreSQL is away, the manager is built later: %(error)s", error=str(exc).splitlines()[0])
 
     # -- the session that is current
+
+    def _follow_session(self, operation: ManagerOperation, session: int | None) -> None:
+        """A session was begun or ended: which one is current follows what the manager was seen to do."""
+        stays = self.view.learning.current.get(operation.name)
+        if operation.session is Session.BEGINS and stays is not False:
+            self.session_id = session
+        elif operation.session is Session.ENDS and session == self.session_id:
+            self._ended = (operation.name, session)
 
     @property
     def session_id(self) -> int | None:
         """The current trading session, as the manager knows it or would know it."""
-        known = self.host.get("_current_session_id", self._session_id)
-        return self._session_id if known is None else known
+        if self._ended is not None:
+            name, session = self._ended
+            stays = self.view.learning.current.get(name)
+            if stays is not None:
+                self._ended = None
+                if not stays and self._current() == session:
+                    self.session_id = None
+        return self._current()
 
     @session_id.setter
     def session_id(self, value: int | None) -> None:
         self._session_id = value
         self.host.set("_current_session_id", value)
 
+    def _current(self) -> int | None:
+        known = self.host.get("_current_session_id", self._session_id)
+        return self._session_id if known is None else known
+
     # -- calls
 
-    def call(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Make one call durable; see `DurableDatabaseManager` for what it returns and raises."""
-        bound = self._bind(operation, args, kwargs)
-        rehearsal = self._rehearse(operation, bound)
-        if not rehearsal.reached:
-            return rehearsal.answer
-        try:
-            return self._durably(operation, bound, rehearsal)
-        except OutboxError as exc:
-            exit_of_halted = isinstance(exc, DurabilityError) and operation.never_refused is not None
-            if operation.best_effort or (exit_of_halted and operation.never_refused(bound)):  # type: ignore[misc]
-                level = logging.WARNING if operation.best_effort else logging.CRITICAL
-                _log.log(level, "a call was not recorded", extra={"operation": operation.name, "error": str(exc)})
-                return None
-            raise
+    def call(
+        self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any], *, at: datetime | None = None
+    ) -> Any:
+        """Make one call durable; see `DurableDatabaseManager` for what it returns and raises.
 
-    def _durably(self, operation: ManagerOperation, bound: dict[str, Any], rehearsal: Rehearsal) -> Any:
-        block: list[_Prepared] | None = getattr(self._here, "group", None)
+        `at`: when it was made, where that was before there was an outbox.
+        """
+        bound, defaults = self._preparing.bind(operation, args, kwargs)
+        try:
+            item = self._preparing.rehearsed(operation, bound, defaults)
+            item.at = at
+            return self._durably(item) if item.rehearsal.reached else self._by_itself(item)
+        except OutboxError as exc:
+            is_exit = operation.never_refused is not None and operation.never_refused(operation.standard(bound))
+            # No caller gets an error of a best-effort call; no exit is stopped by a halted store or by a dead letter.
+            if not operation.best_effort and not (is_exit and isinstance(exc, DurabilityError | AlreadyRejected)):
+                raise
+            log = _log.warning if operation.best_effort else _log.critical
+            log("a call of %(operation)s was not recorded: %(error)s", operation=operation.name, error=exc)
+            return None
+
+    def _by_itself(self, item: Prepared) -> Any:
+        """The answer of a call that did not turn to the database.
+
+        The rehearsal has made it, and the manager gets what it changed.  Raises what the manager raised, and
+        `ConfigError` where the call only seems to be made.
+        """
+        operation, rehearsal = item.operation, item.rehearsal
+        answer, changed = rehearsal.answer, rehearsal.changes
+        if inspect.isawaitable(answer) or inspect.isgenerator(answer):
+            raise ConfigError(
+                f"{operation.name} of the manager answers with a {type(answer).__name__}, which has not run yet",
+                hint="managers must be synchronous; leave the operation out",
+            )
+        refused = rehearsal.error is not None or rehearsal.refused or answer is False
+        if changed and not refused and not operation.best_effort:
+            names = ", ".join(f"self.{name}" for name in changed.by_name)
+            raise ConfigError(
+                f"{operation.name} of the manager kept the call in {names} and did not write it",
+                hint="what is buffered cannot be made durable: write at each call, or leave the operation out",
+            )
+        if self.host.built is not None:
+            changed.apply(self.host.built)
+        if rehearsal.error is not None:
+            raise rehearsal.error
+        if not refused and not operation.best_effort and operation.name not in self._unwritten:
+            self._unwritten.add(operation.name)
+            _log.warning("%(operation)s wrote nothing and was not recorded", operation=operation.name)
+            self.outbox.notices.put(
+                f"unwritten:{operation.name}", f"{operation.name} answered without writing anything"
+            )
+        return answer
+
+    def _durably(self, item: Prepared) -> Any:
+        operation, block = item.operation, current(self)
         # A refused event must not take the trade of its block with it.
         group = None if operation.best_effort else block
         waits = block is None and not self._write_behind and self.delivery.prompt()
-        lock = self._balance_locks[self._session_of(bound)] if operation.name == "update_balance" else None
-        with lock or self.keeper.order, self.keeper.order:
-            first = self._first(operation, bound)
+        with self._balance_lock(item, block), self.keeper.order:
+            first = self._first(operation, item.bound)
             if first is None:
-                item = self._first_in(group, operation, bound)
-                if item is not None:
-                    return item.notes.get("id", operation.returns)
+                again = self._first_in(group, operation, item.bound)
+                if again is not None:
+                    return again.told
                 if not waits:
-                    self._check(operation, bound)
-                item = self._prepare(operation, bound, rehearsal, final=not waits)
-                if group is not None:
-                    group.append(item)
-                    return item.notes.get("id", operation.returns)
-                first = self._record([item])[0]
-        return self.delivery.result(operation, first, first) if waits else local_result(operation, first)
+                    self._telling.check(operation, item.bound)
+                item = self._preparing.prepare(item, final=not waits)
+                if group is not None and group.add(self._preparing.encoded(item)):
+                    return item.told
+                first = self._record([self._preparing.encoded(item)])[0]
+        return self._result(operation, [first]) if waits else local_result(operation, first)
 
-    @contextmanager
-    def block(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    def _result(self, operation: ManagerOperation, entries: Sequence[Entry]) -> Any:
+        try:
+            return self.delivery.result(operation, entries)
+        finally:
+            self.replayer.carried.settle()
+
+    def read_state(self, name: str) -> None:
+        """An attribute of the manager is read.  Raises `NotCaughtUp` where a queued call changes it."""
+        self._changing.read(name)
+
+    def _balance_lock(self, item: Prepared, block: Block | None) -> AbstractContextManager[Any]:
+        if item.operation.balance is None:
+            return nullcontext()
+        return self._session_locks.held(self._preparing.session_of(item.operation, item.bound), inside=block)
+
+    def block(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entering:
         """A context manager of the manager: everything critical inside is one group, an exception records nothing.
 
-        Balance changes of one session wait for each other.
+        The block belongs to the code inside it, in whichever task or thread; blocks of one session wait for each other.
+        Raises `BlockMisused` and `SessionBusy` beside what a call raises.
         """
-        bound = self._bind(operation, args, kwargs)
-        outer: list[_Prepared] | None = getattr(self._here, "group", None)
+
+        def alive() -> bool:
+            made = entering()
+            return made is not None and made.is_alive()
+
+        # Weak, or nobody would ever collect a block that was left open.
+        made = Entering(self._block, (operation, args, kwargs, alive), {})
+        entering = weakref.ref(made)
+        return made
+
+    def _block(
+        self,
+        operation: ManagerOperation,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        alive: Callable[[], bool],
+    ) -> Generator[Any, None, None]:
+        bound, defaults = self._preparing.bind(operation, args, kwargs)
+        item, outer = self._preparing.rehearsed(operation, bound, defaults), current(self)
+        if not item.rehearsal.reached:
+            self._by_itself(item)
         waits = outer is None and not self._write_behind and self.delivery.prompt()
-        rehearsal = self._rehearse(operation, bound)
-        with self._balance_locks[self._session_of(bound)]:
-            first = self._first(operation, bound)
-            earlier = first.args[NOTES] if first is not None else None
-            again = self._first_in(outer, operation, bound)
-            earlier = again.notes if again is not None else earlier
-            group: list[_Prepared] = [] if outer is None else outer
-            mark = len(group)
+        session = self._preparing.session_of(item.operation, item.bound)
+        with self._session_locks.held(session, inside=outer) as turn:
+            block = Block(self, session, alive)
+            first = self._first(operation, item.bound)
+            again = self._first_in(outer, operation, item.bound)
+            earlier = again.notes if again is not None else first.args[NOTES] if first is not None else None
             if earlier is not None:
                 told: Any = told_before(earlier)
             else:
-                item = self._prepare(operation, bound, rehearsal, final=not waits)
-                told = self._told(item, online=waits)
-                group.append(item)
-            self._here.group = group
-            try:
+                item = self._preparing.prepare(item, final=not waits)
+                told = self._telling.told(item, online=waits)
+                block.add(self._preparing.encoded(item))
+            with _seen_to_end(block), entered(block):
                 yield told
-            except BaseException:
-                del group[mark:]
-                raise
-            finally:
-                self._here.group = outer
-            if outer is not None or not group:
+            if earlier is None and not turn.alone:
+                # Another block of the session may be recorded first, and the balance is another one then.
+                item.notes.pop("told", None)
+                item.ready = self.outbox.prepare(operation.name, {**item.bound, NOTES: item.notes})
+            calls = block.end()
+            if not calls or (outer is not None and outer.add(*calls)):
                 return
             with self.keeper.order:
-                entries = self._record(group)
+                entries = self._record(calls)
         if waits:
-            self.delivery.result(operation, entries[0], entries[-1])
-
-    def _bind(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments by name, so that positional and keyword calls are alike.  Raises `TypeError` as the call would."""
-        bound = self.host.signature(operation.name).bind(*args, **kwargs)
-        call: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
-            is_extra = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            call |= value if is_extra else {name: value}
-        return call
-
-    def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any]) -> Rehearsal:
-        """Let the manager refuse what it can refuse without PostgreSQL, in its own way."""
-        try:
-            replica = self.host.replica(session_id=self._session_of(bound), apart=True)
-            with self.replayer.rehearsing() as rehearsal:
-                return rehearse(rehearsal, replica, operation.name, dict(bound), context=operation.context)
-        except (ManagerUnavailable, AttributeError):
-            if self.host.built is not None:
-                raise
-            # Its constructor has not run, and what that would have set is missing.
-            return Rehearsal(reached=True)
-
-    def _session_of(self, bound: Mapping[str, Any]) -> int | None:
-        session: int | None = bound.get("session_id")
-        for name in ("position_id", "position_db_id"):
-            if session is None and bound.get(name) is not None:
-                session = self.view.session_of_position(bound[name])
-        return self.session_id if session is None else session
+            self._result(operation, entries)
 
     def _first(self, operation: ManagerOperation, bound: dict[str, Any]) -> Entry | None:
         """The entry of an earlier call with the same identity, or None.
 
-        Raises `IdempotencyConflict` where that one had other arguments, `CallFailed` where it is a dead letter.
+        Raises `IdempotencyConflict` where that one had other arguments, `AlreadyRejected` where it was rejected.
         """
         first = self.outbox.lookup(operation.name, bound) if operation.alternatives else None
         if first is None:
             return None
+        first = upgraded(operation, first)
         _must_be_same(operation, call_of(first), bound, f"entry {first.seq}")
         if first.status is EntryStatus.FAILED:
-            raise CallFailed(
+            raise AlreadyRejected(
                 f"{operation.name} with this identity is entry {first.seq}, which was refused: {first.error}",
-                hint="requeue or discard it",
+                entry=first,
+                hint=f"nothing delivers it: `atb outbox retry {first.seq}`, or make the call with another identity",
             )
         return first
 
-    def _first_in(
-        self, group: list[_Prepared] | None, operation: ManagerOperation, bound: dict[str, Any]
-    ) -> _Prepared | None:
+    def _first_in(self, group: Block | None, operation: ManagerOperation, bound: dict[str, Any]) -> Prepared | None:
         """The call with the same identity that waits in the same block.  Raises `IdempotencyConflict`."""
-        identity = operation.identity_of(bound) if group and operation.alternatives else None
-        if identity is None:
+        identity = operation.identity_of(bound) if group is not None and operation.alternatives else None
+        if group is None or identity is None:
             return None
-        for item in group or ():
+        for item in group.calls():
             if item.operation is operation and operation.identity_of(item.bound) == identity:
                 _must_be_same(operation, item.bound, bound, "in this block")
-                return item
+                prepared: Prepared = item
+                return prepared
         return None
 
-    def _prepare(
-        self, operation: ManagerOperation, bound: dict[str, Any], rehearsal: Rehearsal, *, final: bool
-    ) -> _Prepared:
-        """`final`: the caller will not wait to hear another id than the one that it is given here."""
-        session = self._session_of(bound)
-        self.keeper.meet(session)
-        notes: dict[str, Any] = {"session": session}
-        if operation.creates:
-            notes |= {"final": True} if final else {}
-            table, column = operation.table_and_column()
-            with self._halting():
-                notes["id"] = self._take_id(table, column)
-            if table == "trading_sessions":
-                notes["session"] = session = notes["id"]
-            given = {value for value in map(plain, bound.values()) if isinstance(value, str)}
-            made = {name: text for name, text in rehearsal.made.get(table, {}).items() if text not in given}
-            notes |= {"made": {table: made}} if made else {}
-        if operation.name == "update_balance":
-            with suppress(OutboxError, ValueError):
-                notes["told"] = {"old": self._local_balance(session), "new": number(bound["new_balance"])}
-        return _Prepared(operation, bound, notes, session)
-
-    def _take_id(self, table: str, column: str) -> int:
-        try:
-            return self._reserves.take(table, column)
-        except IdReserveEmpty:
-            if self.delivery.works is False:
-                raise
-            # A burst was faster than the background work, or PostgreSQL could not be reached at the start.
-            try:
-                self._reserves.fill(self.host.manager().engine)
-            except AWAY as exc:
-                _log.warning("id reserves could not be filled", extra={"error": str(exc).splitlines()[0]})
-            return self._reserves.take(table, column)
-
-    def _check(self, operation: ManagerOperation, bound: dict[str, Any]) -> None:
-        call = {**bound, "session_id": self._session_of(bound)}
-        for check in operation.checks:
-            try:
-                check(call, self.view)
-            except UnknownLocally:
-                if not self.delivery.works or not self.keeper.observe(call["session_id"]):
-                    raise
-                check(call, self.view)
-
-    def _told(self, item: _Prepared, *, online: bool) -> Any:
-        """What the block is told: by the manager itself where it can be asked, else by the local view."""
-        change = self._ask(item) if online and self.delivery.settled() else None
-        if change is not None:
-            item.notes["told"] = {name: number(_field(change, f"{name}_balance")) for name in ("old", "new")}
-            return change
-        self._check(item.operation, item.bound)
-        bound = item.bound
-        delta = number(bound["balance_change"] if "balance_change" in bound else bound["realized_pnl"])
-        old = self._local_balance(item.session)
-        item.notes["told"] = {"old": old, "new": old + delta}
-        extra = {"position_id": bound["position_db_id"]} if "position_db_id" in bound else {}
-        extra |= {"trade_id": item.notes["id"]} if "id" in item.notes else {}
-        return BalanceChange(old_balance=old, new_balance=old + delta, change=delta, **extra)
-
-    def _ask(self, item: _Prepared) -> Any:
-        clock, ids = self.outbox.clock, count(_PASSING_IDS)
-        columns = item.operation.table_and_column()
-        as_of = AsOf(columns, item.notes, clock.now(), clock, lambda *_: next(ids))
-        try:
-            manager, replica = self.host.manager(), self.host.replica(session_id=item.session, apart=True)
-            return dry_run(manager, replica, item.operation.name, dict(item.bound), as_of)
-        except AWAY:
-            return None
-
-    def _local_balance(self, session: int | None) -> Any:
-        balance = self.view.balance(session)
-        for item in getattr(self._here, "group", None) or ():
-            if item.session == session and "told" in item.notes:
-                balance = item.notes["told"]["new"]
-        return balance
-
-    def _record(self, items: list[_Prepared]) -> list[Entry]:
+    def _record(self, items: list[Prepared]) -> list[Entry]:
         """Make calls durable in one commit and fold them into the view; the order is held meanwhile."""
-        with self._halting():
-            try:
-                entries = self._enqueue(items)
-            except InvalidEntry:
-                # Members of enum classes that are new to the outbox may be all that it refused.
-                if not self.host.learn_enums(self.outbox, [item.bound for item in items]):
-                    raise
-                entries = self._enqueue(items)
+        with self._preparing.halting():
+            entries = self.outbox.submit([item.ready for item in items])
         for item, entry in zip(items, entries, strict=True):
             self.keeper.fold(entry)
             self.delivery.noted(entry)
-            if item.operation.name == "create_trading_session":
-                self.session_id = entry.args[NOTES]["id"]
-            elif item.operation.name == "end_trading_session" and item.session == self.session_id:
-                self.session_id = None
+            self.replayer.carried.foresee(entry.seq, item.foreseen)
+            self._changing.note(item, entry)
+            self._follow_session(item.operation, item.session)
         return entries
-
-    def _enqueue(self, items: list[_Prepared]) -> list[Entry]:
-        calls = [(item.operation.name, {**item.bound, NOTES: item.notes}) for item in items]
-        if len(calls) == 1:
-            return [self.outbox.enqueue(*calls[0])]
-        with self.outbox.transaction() as transaction:
-            for name, args in calls:
-                transaction.enqueue(name, args)
-        return list(transaction.entries)
-
-    @contextmanager
-    def _halting(self) -> Iterator[None]:
-        """Tell the host to enter its close-only mode before it hears of the error."""
-        try:
-            yield
-        except DurabilityError as exc:
-            if self.on_halt is not None:
-                self.on_halt(str(exc))
-            raise
 
 
 def bind_to(
@@ -391,13 +340,26 @@ def bind_to(
     return tuple(bound)
 
 
+@contextmanager
+def _seen_to_end(block: Block) -> Iterator[None]:
+    """Let the log name the calls of a block that is left by an exit of the program: their callers have their ids."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as exc:
+        _log.critical(
+            "a balance block of session %(session)s was left by %(cause)s, and nothing of it is recorded: %(calls)s",
+            session=block.session,
+            cause=type(exc).__name__,
+            calls=", ".join(f"{item.operation.name} ({item.told})" for item in block.end()),
+        )
+        raise
+
+
 def _must_be_same(operation: ManagerOperation, first: Mapping[str, Any], call: Mapping[str, Any], where: str) -> None:
     if encode(plain(first))[0] != encode(plain(call))[0]:
         raise IdempotencyConflict(
             f"{operation.name} with this identity is {where} already, with other arguments",
             hint="one intent, one identity: the first call stands",
         )
-
-
-def _field(change: Any, name: str) -> Any:
-    return change[name] if isinstance(change, Mapping) else getattr(change, name)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from .. import Entry, EntryStatus, Outbox
 from ..errors import EntryNotFound
+from ..log import Log
 from .operations import NOTES, ManagerOperation
-from .replay import Answer, Answers, CallFailed
+from .replay.replay import Answer, Answers, CallFailed
 
-_log = logging.getLogger("outbox.integrations")
+_log = Log("outbox.integrations")
 
 # Behind more entries than this a caller would wait for the backlog, not for its own call.
 _BACKLOG = 50
@@ -29,14 +29,14 @@ class Delivery:
         """Callers wait for at most `wait_s` seconds; `refused(session_id)` hears of calls that PostgreSQL refused."""
         self._outbox, self._answers, self._wait_s, self._refused = outbox, answers, wait_s, refused
         # What an earlier process left is this program's own as well.
-        self._last_seq = outbox.store.figures().counters.next_seq - 1
+        self.last_seq = outbox.store.figures().counters.next_seq - 1
         # An entry whose result did not come in time: until it is settled nobody waits for another.
         self._late_seq = 0
         self._heard: tuple[float, bool | None] = (float("-inf"), None)
 
     def noted(self, entry: Entry) -> None:
         """A call has become durable."""
-        self._last_seq = max(self._last_seq, entry.seq)
+        self.last_seq = max(self.last_seq, entry.seq)
 
     @property
     def works(self) -> bool | None:
@@ -46,8 +46,9 @@ class Delivery:
             return here
         now = self._outbox.clock.monotonic()
         if now - self._heard[0] > _HEARSAY_S:
-            relay = self._outbox.status().relay
-            word = (relay.breaker == "closed" and not relay.stuck) if relay.alive else None
+            status = self._outbox.status()
+            relay = status.relay
+            word = (relay.breaker == "closed" and not relay.stuck and status.paused is None) if relay.alive else None
             self._heard = (now, word)
         return self._heard[1]
 
@@ -59,29 +60,33 @@ class Delivery:
         late = figures.first_pending is not None and figures.first_pending <= self._late_seq
         return not late and figures.pending <= _BACKLOG
 
-    def settled(self, *, wait: bool = True) -> bool:
-        """Whether the relay has passed this adapter's calls; waits for it while deliveries work, if told to."""
-        if self._passed():
+    def settled(self, last_seq: int | None = None) -> bool:
+        """Whether the relay has passed this adapter's calls up to `last_seq`, by default all of them.
+
+        Waits for it, for a limited time, as long as deliveries work.
+        """
+        bar = self.last_seq if last_seq is None else last_seq
+        if self._passed(bar):
             return True
-        return wait and self.prompt() and self._outbox.progress.wait(self._passed, self._wait_s)
+        return bool(self.works) and self._outbox.progress.wait(lambda: self._passed(bar), self._wait_s)
 
-    def _passed(self) -> bool:
+    def _passed(self, bar: int) -> bool:
         first = self._outbox.store.figures().first_pending
-        return first is None or first > self._last_seq
+        return first is None or first > bar
 
-    def result(self, operation: ManagerOperation, entry: Entry, last: Entry) -> Any:
-        """Wait for the delivery of `last` and return or raise what the manager answered to `entry`.
+    def result(self, operation: ManagerOperation, entries: Sequence[Entry]) -> Any:
+        """Wait for the delivery of a call, or of a block, and return or raise what the manager answered to the first.
 
         The local result where that does not come in time.  What PostgreSQL refused is discarded, since its caller is
         told.
         """
-        store = self._outbox.store
+        store, entry, last = self._outbox.store, entries[0], entries[-1]
         if not self._outbox.progress.wait(lambda: not store.is_pending(last.seq), self._wait_s):
             if self.works:
                 self._late_seq = last.seq
             return local_result(operation, entry)
-        answer = self._answers.take(entry.seq)
-        settled = self._outbox.entry(entry.seq)
+        answers = [self._answers.take(one.seq) for one in entries]
+        settled, answer = self._outbox.entry(entry.seq), answers[0]
         if settled.status is not EntryStatus.FAILED:
             if answer is not None and "id" in entry.args[NOTES] and answer.value != entry.args[NOTES]["id"]:
                 # The manager found the row there already.
@@ -92,9 +97,21 @@ class Delivery:
             return None
         with suppress(EntryNotFound):  # an operator was faster
             self._outbox.discard(entry.seq, f"its caller was told: {settled.error}", free_key=True)
-        answer = answer or Answer(error=CallFailed(f"{operation.name} was refused: {settled.error}"))
-        _log.warning("a call was refused", extra={"operation": operation.name, "error": settled.error})
-        return answer.give()
+        _log.warning("a call of %(operation)s was refused: %(error)s", operation=operation.name, error=settled.error)
+        return _refusal(operation, settled, answers).give()
+
+
+def _refusal(operation: ManagerOperation, settled: Entry, answers: Sequence[Answer | None]) -> Answer:
+    """What the caller hears of a call, or of a block, that was not applied.
+
+    What the manager answered before PostgreSQL refused the commit, or before a later call of the block was refused,
+    is not true.
+    """
+    refused = [one for one in answers if one is not None and (one.refusal or one.error is not None)]
+    if refused and (refused[0].error is not None or len(answers) == 1):
+        return refused[0]
+    what = operation.name if len(answers) == 1 else f"the block of {operation.name}"
+    return Answer(error=CallFailed(f"{what} was refused: {settled.error}", hint="nothing of it was written"))
 
 
 def local_result(operation: ManagerOperation, entry: Entry) -> Any:

@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
+import copy
+import copyreg
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from contextlib import nullcontext
+from typing import Any, TypeVar, cast
 
 from .. import Operation, Outbox, OutboxError
 from ..clock import SystemClock
+from ..errors import ConfigError
+from ..log import Log
+from . import classes
 from .adapter import Adapter, bind_to
-from .host import Host, class_made_by, register_loaded_enums
+from .guard import NotCaughtUp
+from .host import AWAY, Host, class_made_by, register_loaded_enums
 from .operations import TRADING_OPERATIONS, ManagerOperation
-from .passing import NotCaughtUp
-from .replay import CallFailed, Replayer
+from .preflight.members import class_member
+from .replay.replay import CallFailed, Replayer
+from .standing import Standing, call, read
+from .view.kept_answers import ManagerRead
+from .view.reads import Reads
 
 __all__ = [
     "TRADING_OPERATIONS",
     "CallFailed",
     "DurableDatabaseManager",
     "ManagerOperation",
+    "ManagerRead",
     "NotCaughtUp",
     "bind",
 ]
 
-# Methods that end the manager itself and must not wait for anything.
-_ENDINGS = frozenset({"close", "dispose", "shutdown"})
+_log = Log("outbox.integrations")
+
+M = TypeVar("M")
 
 
-class _Stand(type):
-    """The class of classes that stand for a manager's class: what they lack (constants, for example) is that one's."""
-
-    stands_for: type | None = None
-
-    def __getattr__(cls, name: str) -> Any:
-        if cls.stands_for is None:
-            raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
-        return getattr(cls.stands_for, name)
-
-
-class DurableDatabaseManager(metaclass=_Stand):
+class DurableDatabaseManager:
     """Stands where the manager stood: same methods, same signatures, same results while PostgreSQL is up.
 
     Critical methods are on the local disk when they return.  While PostgreSQL takes deliveries they wait (for at most
@@ -47,29 +49,35 @@ class DurableDatabaseManager(metaclass=_Stand):
     final ids.  `write_behind=True` never waits.  Best-effort methods never raise because of the store or PostgreSQL.
     Reads wait until the caller's own writes have passed; during an outage the balance, the open positions, the
     unresolved orders and the active session come from the local view, and what that does not know raises
-    `UnknownLocally`.  Attributes that this class lacks are the manager's.
+    `UnknownLocally`.  Its class is a subclass of the manager's, and its attributes are the manager's: `vars` of both
+    are one dict.  Methods that are not declared run with this object as `self`, so that what they call is durable.
 
     Raises `DurabilityError` when the store cannot promise durability any more, after `on_halt(reason)` was called.
     As thread-safe as the manager; one object for each store and process.
     """
 
-    _adapter: Adapter | None
-    _host: Host
+    __slots__ = ("__dict__", "__weakref__", "_durable")
+
+    _durable: Standing
 
     def __new__(cls, factory_or_manager: Any = None, *args: Any, **kwargs: Any) -> DurableDatabaseManager:
         """An object of a subclass with the manager's own methods, where its class is known."""
         del args, kwargs
         if cls is DurableDatabaseManager:
-            made = inspect.isclass(factory_or_manager) or not hasattr(factory_or_manager, "session_factory")
-            known = class_made_by(factory_or_manager) if made else type(factory_or_manager)
+            makes = inspect.isclass(factory_or_manager) or not hasattr(factory_or_manager, "session_factory")
+            known = class_made_by(factory_or_manager) if makes else type(factory_or_manager)
             cls = _class_for(known) if known is not None else cls
+            made = object.__new__(cls)
+            # Its constructor gets what this class takes, not what the manager's does.
+            object.__setattr__(made, "_durable", None)
+            return made
         return object.__new__(cls)
 
     def __init__(
         self,
         factory_or_manager: Any,
         outbox: Outbox | None = None,
-        operations: Iterable[Operation] = TRADING_OPERATIONS,
+        operations: Iterable[Operation | ManagerRead] = TRADING_OPERATIONS,
         write_behind: bool = False,
         *,
         wait_s: float = 2.0,
@@ -77,165 +85,308 @@ class DurableDatabaseManager(metaclass=_Stand):
     ) -> None:
         """`factory_or_manager`: a manager, its class or a callable that makes one once PostgreSQL can be reached.
 
-        Give the relay's target `outbox_operations`.  Without `outbox` the object must be attached before its first
-        critical call; `wire` does that.  Raises `ConfigError` for operations that do not fit the manager.
+        Give the relay's target `outbox_operations`.  Before an outbox is attached, which `wire` does, the plain
+        manager serves the calls.  Raises `ConfigError` for operations that do not fit the manager.
         """
-        own = self.__dict__
-        own["_host"] = Host(factory_or_manager, SystemClock() if outbox is None else outbox.clock)
-        own["_adapter"] = None
-        own["_bypassed"] = False
-        own["_settings"] = {"operations": tuple(operations), "write_behind": write_behind, "wait_s": wait_s}
+        host = Host(factory_or_manager, SystemClock() if outbox is None else outbox.clock)
+        # A subclass's constructor may have set attributes already.
+        host.early.update(self.__dict__)
+        settings = {"write_behind": write_behind, "wait_s": wait_s}
+        _become(self, Standing(host, tuple(operations), settings))
         if outbox is not None:
             self.attach_outbox(outbox, on_halt=on_halt)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Subclasses of a host's own are the manager's class's subclasses; those made here are not its concern."""
+        if classes.STANDS_FOR not in vars(cls):
+            super().__init_subclass__(**kwargs)
+            if "__init__" in vars(cls) and "__signature__" not in vars(cls):
+                own = inspect.signature(vars(cls)["__init__"])
+                cls.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])  # type: ignore[attr-defined]
+
     @classmethod
-    def of(cls, manager_class: type, outbox: Outbox | None = None, **settings: Any) -> type[DurableDatabaseManager]:
+    def of(cls, manager_class: type[M], outbox: Outbox | None = None, **settings: Any) -> type[M]:
         """A class to put where a host names `manager_class` itself: same constructor, same signatures.
 
-        Its objects need no PostgreSQL to be made.  `settings` are those of this class's constructor.
+        Its objects can be made while PostgreSQL is away; every other error of the constructor is raised.  `settings`
+        are those of this class's constructor.
         """
-        base = _class_for(manager_class)
+        plain: Any = classes.stood_for(manager_class) or manager_class
 
+        @functools.wraps(plain.__init__)
         def construct(self: Any, *args: Any, **kwargs: Any) -> None:
-            inspect.signature(manager_class).bind(*args, **kwargs)
-            factory = functools.partial(manager_class, *args, **kwargs)
-            DurableDatabaseManager.__init__(self, factory, outbox, **settings)
+            _construct_as(plain, self, args, kwargs, outbox, settings)
 
-        members: dict[str, Any] = {"__init__": construct, "__signature__": inspect.signature(manager_class)}
-        # Other ways to construct a manager construct a durable one.
-        members |= {
-            name: member
-            for name, member in inspect.getmembers_static(manager_class)
-            if isinstance(member, classmethod) and not name.startswith("_")
-        }
-        return type(manager_class.__name__, (base,), members)
+        return cast(type[M], classes.subclass_of(_class_for(plain), plain, construct))
 
     def attach_outbox(
         self,
         outbox: Outbox,
         *,
-        operations: Iterable[Operation] | None = None,
+        operations: Iterable[Operation | ManagerRead] | None = None,
         write_behind: bool | None = None,
         on_halt: Callable[[str], Any] | None = None,
     ) -> None:
-        """From now on critical calls go into `outbox`; `operations`, `write_behind` replace what was given before."""
+        """From now on critical calls go into `outbox`; `operations`, `write_behind` replace what was given before.
+
+        Best-effort calls that were made before are recorded now.
+        """
+        standing = self._durable
         if operations is not None:
-            self.__dict__["_settings"]["operations"] = tuple(operations)
+            standing.operations = tuple(operations)
         if write_behind is not None:
-            self.__dict__["_settings"]["write_behind"] = write_behind
-        settings = dict(self.__dict__["_settings"])
-        operations = settings.pop("operations")
-        self.__dict__["_adapter"] = Adapter(self._host, outbox, operations, on_halt=on_halt, **settings)
+            standing.settings["write_behind"] = write_behind
+        adapter = standing.attach(outbox, on_halt)
+        classes.cover(type(self), adapter.calls, call)
+        _adopt(self)
+        standing.deliver_kept(self)
 
     def detach_outbox(self) -> None:
         """Stop the background work; critical calls raise until another outbox is attached.  May be called twice."""
-        adapter = self._adapter
-        self.__dict__["_adapter"] = None
-        if adapter is not None:
-            adapter.close()
+        self._durable.detach()
 
     def bypass_outbox(self) -> None:
         """Behave as the plain manager from now on: where the outbox is disabled."""
-        self.__dict__["_bypassed"] = True
+        self._durable.bypassed = True
 
     @property
     def outbox_operations(self) -> tuple[Operation, ...]:
         """The operations with handlers that replay on this manager, for `PostgresTarget`."""
-        return self._attached().operations
+        return _adapter_of(self).operations
 
-    def _attached(self) -> Adapter:
-        if self._adapter is None:
-            raise OutboxError(
-                "this DurableDatabaseManager has no outbox", hint="pass outbox=..., or wire(engine) before it trades"
-            )
-        return self._adapter
+    def outbox_age_s(self, name: str, *args: Any, **kwargs: Any) -> float | None:
+        """Seconds since the manager gave the answer to a read that is declared with `keep_last`; None for none."""
+        adapter = _adapter_of(self)
+        call = adapter.host.signature(name).bind(*args, **kwargs).arguments
+        return adapter.passing.kept.age_s(name, call)
 
-    def _invoke(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        adapter = self._adapter
-        if self.__dict__["_bypassed"] or name in _ENDINGS:
-            return getattr(self._host.manager(), name)(*args, **kwargs)
-        if adapter is None:
-            if any(operation.name == name for operation in self.__dict__["_settings"]["operations"]):
-                self._attached()
-            return getattr(self._host.manager(), name)(*args, **kwargs)
-        operation = adapter.calls.get(name)
-        if operation is None:
-            return adapter.passing.call(name, args, kwargs)
-        return adapter.block(operation, args, kwargs) if operation.context else adapter.call(operation, args, kwargs)
+    # -- attributes: the manager's own, once there is one
+
+    def __getattribute__(self, name: str) -> Any:
+        adapter = None if name == "_durable" or name.startswith("__") else _adapter_if_any(self)
+        if adapter is not None:
+            adapter.read_state(name)
+        return super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:
-        host: Host = self.__dict__["_host"]
-        if self._adapter is not None and name in self._adapter.calls:
-            return functools.partial(_invoke_by_name, self, name)
-        if name == "_current_session_id" and self._adapter is not None:
-            return self._adapter.session_id
-        if host.built is None and name in host.early:
-            return host.early[name]
-        if host.built is None and self._adapter is not None and host.has(name):
+        if name == "_durable":
+            return _stand_for_unconstructed(self)
+        standing = self._durable
+        host, adapter = standing.host, standing.adapter
+        if adapter is not None and name == "_current_session_id":
+            return adapter.session_id
+        if (adapter is not None and name in adapter.calls) or (host.manager_class is None and host.has(name)):
             # Of a manager that was never seen in this process, but in an earlier one.
-            return functools.partial(_invoke_by_name, self, name)
-        value = getattr(host.manager(), name)
-        if inspect.ismethod(value) and not name.startswith("_"):
-            return functools.wraps(value)(functools.partial(_invoke_by_name, self, name))
-        return value
+            return functools.partial(_call_by_name, self, name)
+        own = {"_adapter": adapter, "_host": host}
+        if not host.may_have(name) or (name.startswith("__") and host.built is None):
+            if name in own:
+                return own[name]
+            raise _missing(self, name)
+        if host.built is None:
+            host.manager()
+            return getattr(self, name)
+        try:
+            return host.bound(name, self)
+        except AttributeError:
+            if name in own:
+                return own[name]
+            raise _missing(self, name) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "_current_session_id" and self._adapter is not None:
-            self._adapter.session_id = value
+        standing = self._durable
+        if name == "_current_session_id" and standing.adapter is not None:
+            if standing.adapter.host is not standing.host:
+                raise OutboxError(
+                    "a copy of a durable manager cannot have a current session of its own",
+                    hint="pass session_id to its calls, or make another manager with an outbox of its own",
+                )
+            standing.adapter.session_id = value
+        elif inspect.ismemberdescriptor(class_member(standing.host.manager_class, name)):
+            standing.host.set(name, value)
+        elif _is_own_method(self, name, value):
+            # The restored original is no attribute of the object.
+            self.__dict__.pop(name, None)
+            standing.host.doubles.pop(name, None)
         else:
-            self._host.set(name, value)
+            # A manager that another thread builds meanwhile gets it too.
+            with standing.host.lock if standing.host.built is None else nullcontext():
+                super().__setattr__(name, value)
+            if not classes.is_guarded(type(self), name):
+                standing.host.set_double(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        host = self._durable.host
+        if host.built is None and name not in self.__dict__:
+            host.manager()
+        if inspect.ismemberdescriptor(class_member(host.manager_class, name)):
+            delattr(host.built, name)
+        else:
+            super().__delattr__(name)
+            host.doubles.pop(name, None)
 
     def __dir__(self) -> list[str]:
-        known = self._host.manager_class
+        known = self._durable.host.manager_class
         return sorted({*object.__dir__(self), *(dir(known) if known is not None else ())})
 
+    # -- copies: as those of the manager, with the same outbox
 
-def bind(operations: Iterable[Operation], factory: Callable[[], Any]) -> tuple[Operation, ...]:
+    def __copy__(self) -> DurableDatabaseManager:
+        return _made_as(self, self._durable.copied())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DurableDatabaseManager:
+        return _made_as(self, self._durable.copied(copy.deepcopy(self._durable.host.manager(), memo)))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        manager = self._durable.host.manager()
+        function, arguments, *rest = manager.__reduce_ex__(protocol)
+        if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (function, arguments, *rest)
+        return (_made_anew, (_found_by_name(type(self)) or type(manager), *arguments[1:]), *rest)
+
+
+def bind(operations: Iterable[Operation | ManagerRead], factory: Callable[[], Any]) -> tuple[Operation, ...]:
     """`operations` with handlers that replay on the manager that `factory` makes when one is needed.
 
     For a relay in a process of its own (`OUTBOX_OPERATIONS`), where no engine is running.
     """
-    clock = SystemClock()
+    clock, given = SystemClock(), tuple(operations)
     register_loaded_enums()
-    return bind_to(Replayer(Host(factory, clock), clock), operations)
+    reads = Reads(one for one in given if isinstance(one, ManagerRead))
+    calls = [one for one in given if isinstance(one, Operation)]
+    return bind_to(Replayer(Host(factory, clock), clock, reads), calls)
 
 
-def _invoke_by_name(durable: DurableDatabaseManager, name: str, *args: Any, **kwargs: Any) -> Any:
-    return durable._invoke(name, args, kwargs)
+def _call_by_name(durable: DurableDatabaseManager, name: str, *args: Any, **kwargs: Any) -> Any:
+    return call(durable, name, args, kwargs)
 
 
 @functools.cache
-def _class_for(manager_class: type) -> type[DurableDatabaseManager]:
+def _class_for(manager_class: Any) -> type[DurableDatabaseManager]:
     """A subclass with the public methods of `manager_class`: signatures, help and completion are its own."""
 
-    def method(name: str, original: Any) -> Any:
-        @functools.wraps(original)
-        def invoke(self: DurableDatabaseManager, *args: Any, **kwargs: Any) -> Any:
-            return self._invoke(name, args, kwargs)
+    @functools.wraps(manager_class.__init__)
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        if _is_new_durable(self):
+            DurableDatabaseManager.__init__(self, *args, **kwargs)
+        else:
+            # The manager's own code makes another one of its class.
+            _construct_as(manager_class, self, args, kwargs, None, {})
 
-        return invoke
-
-    members: dict[str, Any] = {"__doc__": manager_class.__doc__, "__module__": manager_class.__module__}
-    for name, original in inspect.getmembers_static(manager_class):
-        if isinstance(original, staticmethod) and not name.startswith("_"):
-            members[name] = original
-        elif inspect.isfunction(original) and not name.startswith("_"):
-            members[name] = method(name, original)
-    if hasattr(manager_class, "__enter__"):
-        members |= {"__enter__": _enter, "__exit__": _exit}
-    # Hosts ask isinstance(db_manager, DatabaseManager).
-    members["__class__"] = property(lambda _: manager_class)
-    members["stands_for"] = manager_class
-    made: Any = _Stand(f"Durable{manager_class.__name__}", (DurableDatabaseManager,), members)
+    made = classes.class_for(DurableDatabaseManager, manager_class, call, read, construct)
     return cast(type[DurableDatabaseManager], made)
 
 
-def _enter(self: DurableDatabaseManager) -> Any:
-    """`with` the manager: what is given instead of the manager itself stays what it is."""
-    manager = self._host.manager()
-    given = manager.__enter__()
-    return self if given is manager else given
+def _construct_as(
+    manager_class: Any,
+    durable: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    outbox: Outbox | None,
+    settings: dict[str, Any],
+) -> None:
+    """Construct a durable manager with the arguments of the manager's constructor."""
+    inspect.signature(manager_class).bind(*args, **kwargs)
+    DurableDatabaseManager.__init__(durable, functools.partial(manager_class, *args, **kwargs), outbox, **settings)
+    try:
+        # What is wrong with the arguments is raised here, as by the plain constructor.
+        durable._durable.host.manager()
+    except AWAY as exc:
+        _log.info("PostgreSQL is away, the manager is built later: %(error)s", error=str(exc).splitlines()[0])
 
 
-def _exit(self: DurableDatabaseManager, *exc: Any) -> Any:
-    return self._host.manager().__exit__(*exc)
+def _is_new_durable(durable: Any) -> bool:
+    """Whether `DurableDatabaseManager(...)` itself makes the object."""
+    try:
+        return object.__getattribute__(durable, "_durable") is None
+    except AttributeError:
+        return False
+
+
+def _adapter_if_any(durable: DurableDatabaseManager) -> Adapter | None:
+    try:
+        standing: Standing | None = object.__getattribute__(durable, "_durable")
+    except AttributeError:
+        return None
+    return None if standing is None else standing.adapter
+
+
+def _adapter_of(durable: DurableDatabaseManager) -> Adapter:
+    adapter = durable._durable.adapter
+    if adapter is None:
+        raise OutboxError(
+            "this DurableDatabaseManager has no outbox", hint="pass outbox=..., or wire(engine) before it trades"
+        )
+    return adapter
+
+
+def _become(durable: DurableDatabaseManager, standing: Standing) -> None:
+    """Give an object its state; its attributes are those of the manager from now on, or from when that is built."""
+    known: Any = standing.host.manager_class
+    if known is not None and not known.__dictoffset__:
+        raise ConfigError(
+            f"{known.__name__} keeps its attributes in slots only, and its state cannot be followed",
+            hint="add '__dict__' to its __slots__",
+        )
+    object.__setattr__(durable, "_durable", standing)
+    object.__setattr__(durable, "__dict__", standing.host.early)
+    standing.host.when_built(lambda _: _adopt(durable))
+
+
+def _adopt(durable: DurableDatabaseManager) -> None:
+    host = durable._durable.host
+    if host.built is None:
+        return
+    object.__setattr__(durable, "__dict__", host.built.__dict__)
+    known: Any = type(durable)
+    found: Any = type(host.built)
+    if known is DurableDatabaseManager:
+        known = _class_for(found)
+    # What a constructor has put in place of a method must not go past the outbox.
+    hidden = frozenset(
+        name
+        for name, value in host.built.__dict__.items()
+        if name not in host.doubles and callable(value) and inspect.isfunction(class_member(known, name))
+        if not name.startswith("_") or name in host.declared
+    )
+    known = classes.guarded(known, hidden) if hidden else known
+    if known is not type(durable):
+        object.__setattr__(durable, "__class__", known)
+
+
+def _stand_for_unconstructed(durable: DurableDatabaseManager) -> Standing:
+    """The state of an object whose constructor has not run: it stands for a manager whose has not run either."""
+    known = classes.stood_for(type(durable))
+    if known is None:
+        raise _missing(durable, "_durable")
+    standing = Standing(Host.unconstructed(known, SystemClock()), TRADING_OPERATIONS)
+    standing.host.early.update(durable.__dict__)
+    _become(durable, standing)
+    return standing
+
+
+def _is_own_method(durable: DurableDatabaseManager, name: str, value: Any) -> bool:
+    own = class_member(type(durable), name)
+    return inspect.ismethod(value) and value.__self__ is durable and value.__func__ is own
+
+
+def _made_as(durable: DurableDatabaseManager, standing: Standing) -> DurableDatabaseManager:
+    made: DurableDatabaseManager = object.__new__(type(durable))
+    _become(made, standing)
+    return made
+
+
+def _found_by_name(cls: type) -> type | None:
+    """The class, where it stands in the module that names the manager's class; pickle looks it up there."""
+    found: Any = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return cls if found is cls else None
+
+
+def _made_anew(cls: type, *args: Any) -> Any:
+    return cls.__new__(cls, *args)
+
+
+def _missing(durable: DurableDatabaseManager, name: str) -> AttributeError:
+    return AttributeError(f"{type(durable).__name__!r} object has no attribute {name!r}", name=name, obj=durable)

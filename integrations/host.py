@@ -7,13 +7,15 @@ its class; where only a factory is given, from the store, which keeps them since
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import inspect
 import json
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
@@ -23,15 +25,22 @@ from .. import Outbox, OutboxError
 from ..clock import Clock
 from ..codec import enum_name, register_enum
 from ..errors import ConfigError
+from .preflight.held import held_by
+from .preflight.members import binds, class_member, is_mock, names_set_by
+from .preflight.misfits import without_factory
 
 # What SQLAlchemy raises where PostgreSQL cannot be reached, or was lost.
 AWAY = (OperationalError, InterfaceError)
 
 _META = "manager:signatures"
 _ENUMS = "manager:enums"
-# After a failed try to build the manager, the next one waits this long; callers get the same error meanwhile.
+# After a failed try to build the manager, callers get the same error for this many times as long as the try took, so
+# that a server which does not answer costs a loop a tenth of its time, and one that refuses at once is asked again.
+_REBUILD_RATIO = 10.0
 _REBUILD_S = 5.0
-_CONTAINERS = (dict, list, set, deque)
+
+# The replica that a rehearsal runs on: methods of the stand-in that a double calls work on it.
+_REPLICA: ContextVar[tuple[Any, Any] | None] = ContextVar("outbox_replica", default=None)
 
 
 class ManagerUnavailable(OutboxError):
@@ -42,14 +51,17 @@ class Host:
     """One manager, given as an object or as a factory of it.  Thread-safe."""
 
     def __init__(self, factory_or_manager: Any, clock: Clock) -> None:
-        """Raises `TypeError` where it is neither a manager nor a callable."""
+        """Raises `TypeError` where it is neither a manager nor a callable, `ConfigError` for a misfit."""
         self._clock = clock
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._listeners: list[Callable[[Any], None]] = []
-        self._failed_at: float | None = None
+        self._failed_until: float | None = None
         self._failure: Exception | None = None
         self._stored: dict[str, inspect.Signature] = {}
         is_manager = not inspect.isclass(factory_or_manager) and hasattr(factory_or_manager, "session_factory")
+        if not is_manager and not callable(factory_or_manager) and hasattr(factory_or_manager, "__dict__"):
+            name = type(factory_or_manager).__name__
+            raise ConfigError(f"{name} cannot be made durable: {without_factory(held_by(factory_or_manager))}")
         if not is_manager and not callable(factory_or_manager):
             raise TypeError(f"neither a manager with a session_factory nor a factory of one: {factory_or_manager!r}")
         self.built: Any = factory_or_manager if is_manager else None
@@ -57,34 +69,70 @@ class Host:
         self.manager_class = type(factory_or_manager) if is_manager else class_made_by(factory_or_manager)
         # Attributes that were set on the wrapper before there was a manager.
         self.early: dict[str, Any] = {}
+        # What was set on the wrapper in place of methods of the manager's class, by name.
+        self.doubles: dict[str, Any] = {}
+        # Names of the methods that are made durable: a replica has its class's own.
+        self.declared: frozenset[str] = frozenset()
+        # Names of methods that write by calling these: they need no manager where these need none.
+        self.through: frozenset[str] = frozenset()
         self._enums: set[str] = set()
+
+    @classmethod
+    def unconstructed(cls, manager_class: type, clock: Clock) -> Host:
+        """A host of an object of `manager_class` whose constructor does not run."""
+        host = cls(functools.partial(object.__new__, manager_class), clock)
+        host.manager_class = manager_class
+        return host
+
+    def copied(self, manager: Any = None) -> Host:
+        """A host of a shallow copy of the manager, or of `manager`."""
+        host = Host(self._factory or object, self._clock)
+        host.manager_class, host.early = self.manager_class, dict(self.early)
+        if manager is not None or self.built is not None:
+            host.built = shallow(self.built) if manager is None else manager
+        host.doubles, host.declared, host._stored = dict(self.doubles), self.declared, self._stored
+        return host
 
     def manager(self) -> Any:
         """The manager, built now if need be.  Raises what its constructor raises."""
         if self.built is not None:
             return self.built
-        with self._lock:
+        with self.lock:
             if self.built is not None:
                 return self.built
-            now = self._clock.monotonic()
-            if self._failure is not None and self._failed_at is not None and now - self._failed_at < _REBUILD_S:
+            began = self._clock.monotonic()
+            if self._failure is not None and self._failed_until is not None and began < self._failed_until:
                 raise self._failure
             assert self._factory is not None
             try:
                 manager = self._factory()
             except Exception as exc:
-                self._failed_at, self._failure = self._clock.monotonic(), exc
+                now = self._clock.monotonic()
+                self._failed_until, self._failure = now + min(_REBUILD_S, _REBUILD_RATIO * (now - began)), exc
                 raise
-            for name, value in self.early.items():
+            for name, value in dict(self.early).items():
                 setattr(manager, name, value)
             self.built, self.manager_class, self._failure = manager, type(manager), None
-        for listener in self._listeners:
-            listener(manager)
+            for listener in self._listeners:
+                listener(manager)
         return manager
+
+    def undoubled(self) -> Any:
+        """The manager for the adapter's own questions, without what a host has put in place of methods."""
+        manager = self.manager()
+        if not self.doubles.keys() & _own(manager).keys():
+            return manager
+        copied = shallow(manager)
+        self._with_own_methods(copied, doubles=False)
+        return copied
+
+    def now(self) -> datetime:
+        """The present time, aware."""
+        return self._clock.now()
 
     def forget_failure(self) -> None:
         """PostgreSQL answers again: the next call may build the manager at once."""
-        self._failed_at = None
+        self._failed_until = None
 
     def when_built(self, listener: Callable[[Any], None]) -> None:
         """Call `listener(manager)` once there is a manager; now, if there is one."""
@@ -100,8 +148,8 @@ class Host:
         return None if self.manager_class is None else getattr(self.manager_class, name, None)
 
     def has(self, name: str) -> bool:
-        """Whether the manager has a method `name`, as far as is known."""
-        return callable(self.method(name)) or name in self._stored
+        """Whether the manager has a method `name`, as far as is known: by its class, else as the store remembers."""
+        return name in self._stored if self.manager_class is None else callable(self.method(name))
 
     def signature(self, name: str) -> inspect.Signature:
         """The method's signature without `self`.  Raises `ManagerUnavailable` where it is not known."""
@@ -152,28 +200,118 @@ class Host:
 
     def set(self, name: str, value: Any) -> None:
         """Set an attribute of the manager, now or when it is built."""
-        with self._lock:
+        with self.lock:
             if self.built is None:
                 self.early[name] = value
             else:
                 setattr(self.built, name, value)
 
-    def replica(self, *, session_id: int | None, apart: bool = False) -> Any:
+    def bound(self, name: str, stand_in: Any = None) -> Any:
+        """Attribute `name` as the manager's class defines it, with `stand_in` (by default the manager) as `self`.
+
+        What is patched on the class is taken, a double that was set on the wrapper is not.  Builds the manager; where
+        it cannot, methods of `through` are bound to `stand_in` nevertheless.
+        """
+        try:
+            manager = self.manager()
+        except AWAY:
+            known = class_member(self.manager_class, name)
+            if stand_in is None or name not in self.through or not binds(known):
+                raise
+            return known.__get__(stand_in, self.manager_class)
+        member = class_member(type(manager), name)
+        if name in _own(manager) and name not in self.doubles:
+            return getattr(manager, name)
+        if binds(member):
+            return member.__get__(manager if stand_in is None else stand_in, type(manager))
+        return getattr(type(manager) if name in self.doubles else manager, name)
+
+    def class_double(self, name: str, stand_in: Any) -> Any:
+        """The mock that a test has put in place of method `name` of the manager's class, or None."""
+        member = class_member(self.manager_class, name)
+        if inspect.isfunction(member):
+            # One with the specification of the method takes `self`.
+            return member.__get__(stand_in) if hasattr(member, "mock") else None
+        return member if is_mock(member) else None
+
+    def set_double(self, name: str, value: Any) -> None:
+        """Note what was set on the wrapper in place of a method."""
+        if callable(self.method(name)) and not inspect.isclass(self.method(name)):
+            self.doubles[name] = value
+
+    @contextmanager
+    def without_doubles(self) -> Iterator[None]:
+        """Within the block the manager has its own methods only, to be looked at."""
+        own = {} if self.built is None else _own(self.built)
+        taken = {name: own.pop(name) for name in self.doubles if name in own}
+        try:
+            yield
+        finally:
+            own.update(taken)
+
+    def may_have(self, name: str) -> bool:
+        """Whether an object of the manager's class may get an attribute `name` once it is built."""
+        if self.built is not None or self.manager_class is None:
+            return True
+        names = names_set_by(self.manager_class)
+        return name in names or "setattr" in names or "__dict__" in names
+
+    def on_replica(self, name: str) -> Any:
+        """Method `name` of the replica that is rehearsed in this context, or None."""
+        host, replica = _REPLICA.get() or (None, None)
+        return getattr(type(replica), name).__get__(replica) if host is self else None
+
+    def replica(self, *, session_id: int | None, doubles: bool = False) -> Any:
         """A shallow copy for one call made in trading session `session_id`, to be given a session factory of its own.
 
-        `apart`: what the call puts into the manager's own lists, dicts and sets stays in the copy.  Before there is a
-        manager it is an object of its class whose constructor has not run.  Raises `ManagerUnavailable` where not even
-        the class is known.
+        Its state is the manager's until `KeptState` sets it apart.  Before there is a manager it is an object of its
+        class whose constructor has not run.  With `doubles` it has those of methods that are not durable.  Raises
+        `ManagerUnavailable` where not even the class is known.
         """
         if self.built is None and self.manager_class is None:
             raise ManagerUnavailable("the manager's class is not known")
-        copied = copy.copy(self.built) if self.built is not None else object.__new__(self.manager_class)  # type: ignore[arg-type]
+        copied = shallow(self.built) if self.built is not None else object.__new__(self.manager_class)  # type: ignore[arg-type]
         if self.built is None or hasattr(copied, "_current_session_id"):
             copied._current_session_id = session_id
-        if apart:
-            own = {name: value for name, value in vars(copied).items() if isinstance(value, _CONTAINERS)}
-            vars(copied).update({name: copy.copy(value) for name, value in own.items()})
+        self._with_own_methods(copied, doubles=doubles)
         return copied
+
+    def _with_own_methods(self, replica: Any, *, doubles: bool) -> None:
+        """Let a replica have its class's methods; of the doubles only those of methods that are not durable."""
+        own = _own(replica)
+        for name in {*self.doubles, *self.declared} & own.keys():
+            if name in self.doubles or callable(self.method(name)):
+                del own[name]
+        for name, double in self.doubles.items() if doubles else ():
+            if name not in self.declared:
+                own[name] = functools.partial(_call_on, self, replica, double) if callable(double) else double
+
+
+def _call_on(host: Host, replica: Any, double: Any, /, *args: Any, **kwargs: Any) -> Any:
+    token = _REPLICA.set((host, replica))
+    try:
+        return double(*args, **kwargs)
+    finally:
+        _REPLICA.reset(token)
+
+
+def shallow(manager: Any) -> Any:
+    """A copy, also of an object whose class hands out the same one each time or needs arguments to make another."""
+    cls = type(manager)
+    if not isinstance(class_member(cls, "__new__"), staticmethod) or hasattr(cls, "__copy__"):
+        return copy.copy(manager)
+    made = object.__new__(cls)
+    for name in copyreg._slotnames(cls):  # type: ignore[attr-defined]
+        if hasattr(manager, name):
+            setattr(made, name, getattr(manager, name))
+    _own(made).update(_own(manager))
+    return made
+
+
+def _own(manager: Any) -> dict[str, Any]:
+    """The attributes of the object itself; those of a class with slots are not among them."""
+    own: dict[str, Any] = getattr(manager, "__dict__", {})
+    return own
 
 
 def class_made_by(factory: Any) -> type | None:
@@ -218,15 +356,30 @@ def _enums_in(value: Any) -> Iterator[type[Enum]]:
 
 def signature_of(manager_class: Any, name: str) -> inspect.Signature:
     """The signature of a class's method as objects of the class have it: without `self`."""
-    signature = inspect.signature(getattr(manager_class, name))
-    if isinstance(inspect.getattr_static(manager_class, name), staticmethod | classmethod):
-        return signature
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
+    bare = isinstance(class_member(manager_class, name), staticmethod | classmethod)
+    return _signature(getattr(manager_class, name), not bare)
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature(function: Any, without_first: bool) -> inspect.Signature:
+    """Computed once: a signature costs more than the rest of a call's binding."""
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    # A wrapper of any arguments takes self among them.
+    takes_any = bool(parameters) and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
+    return signature.replace(parameters=parameters[1:]) if without_first and not takes_any else signature
+
+
+def signature_of_bound(method: Any) -> inspect.Signature:
+    """The signature of a method that is bound to its object."""
+    if inspect.ismethod(method) and inspect.isfunction(method.__func__):
+        return _signature(method.__func__, True)
+    return inspect.signature(method)
 
 
 def invoke(method: Any, call: Mapping[str, Any]) -> Any:
     """Call `method` with arguments by name, also those that Python takes by position only."""
-    signature = inspect.signature(method)
+    signature = signature_of_bound(method)
     named = {name: value for name, value in call.items() if name in signature.parameters}
     bound = inspect.BoundArguments(signature, named)
     others = {name: value for name, value in call.items() if name not in named}

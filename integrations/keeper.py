@@ -6,7 +6,6 @@ another writer has changed meanwhile is reported, not papered over.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,28 +14,53 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import Entry, EntryStatus, Outbox, OutboxError
+from ..codec import decode_result, encode_result
+from ..log import Log
+from .block import OrderLock
 from .host import Host
-from .id_reserve import IdReserves
-from .local_view import LocalView, exact
+from .ids.id_reserves import IdReserves
+from .manager_connection import engine_of
 from .operations import ManagerOperation, call_of, notes_of
+from .replay.balance import rolled_back
+from .replay.witness import Look, Witness
+from .upgrades import upgraded
+from .view.conversions import number_or_none
+from .view.effects import POSITIONS
+from .view.folds import fold, seen_of
+from .view.learned import nearly_equal
+from .view.local_view import LocalView
+from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
 
-_log = logging.getLogger("outbox.integrations")
+_log = Log("outbox.integrations")
 
 _META = "local_view"
+_LEARNED = "local_view:learned"
 _CHECKPOINT_EVERY = 250
+# A view that is in doubt is not kept until so many entries would have to be folded again at a start.
+_FOLDED_AT_MOST = 20_000
 _PERIOD_S = 5.0
+# How soon a session in doubt is looked at again, while PostgreSQL answers.
+_RETRY_S = 0.2
 
 
 class Keeper:
     """Keeps the local view and the id reserves of one adapter.  Thread-safe; one background thread."""
 
-    def __init__(self, host: Host, outbox: Outbox, calls: Mapping[str, ManagerOperation], reserves: IdReserves) -> None:
+    def __init__(
+        self, host: Host, outbox: Outbox, calls: Mapping[str, ManagerOperation], reads: Reads, reserves: IdReserves
+    ) -> None:
         """Restores the view from its checkpoint and the entries since."""
         self._host, self._outbox, self._calls, self._reserves = host, outbox, calls, reserves
-        self.view = LocalView()
+        self._reads = reads
+        self.view = LocalView(reads.name)
         # Held while a call is made durable and folded, so that both happen in the same order.
-        self.order = threading.RLock()
+        self.order = OrderLock()
         self._checkpointed = 0
+        # The last view without a doubt, from which the entries since can be folded once more.
+        self._base = self.view.dump()
+        self._folded_with = self._kept_version = 0
+        self.witness = Witness(self.view, reads, self._learned)
+        self.view.renew = self._renew
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -46,15 +70,39 @@ class Keeper:
         self._restore()
 
     def _restore(self) -> None:
-        stored = self._outbox.store.get_meta(_META)
+        learned, stored = self._outbox.store.get_meta(_LEARNED), self._outbox.store.get_meta(_META)
+        if learned is not None:
+            self.view.learning.load(decode_result(learned))
+            self._kept_version = self.view.learning.version
         if stored is not None:
             self.view.load(stored)
+            self._base = stored
         self._checkpointed = self.view.seq
+        self._fold_again()
+
+    def _fold_again(self) -> None:
+        self._folded_with = self.view.learning.version
         # Entries move from pending to the ledger, never back behind the checkpoint unless requeued.
         for name in ("ledger", "pending"):
-            for record in self._outbox.store.records(name, first=self._checkpointed + 1):
+            for record in self._outbox.store.records(name, first=self.view.seq + 1):
                 if record.operation in self._calls and record.status is not EntryStatus.FAILED:
-                    self.fold(record.entry(strict=False))
+                    self._fold(record.entry(strict=False))
+
+    def _set_base(self, seq: int, data: bytes) -> None:
+        self._base, taken = data, self.view.learning.taken
+        self.view.learning.taken = {later: ids for later, ids in taken.items() if later > seq}
+
+    def _renew(self) -> bool:
+        """Fold anew what was folded before more was learned; whether that was so."""
+        if self._folded_with == self.view.learning.version:
+            return False
+        self.view.load(self._base)
+        self._fold_again()
+        return True
+
+    def _learned(self) -> None:
+        """Something was learned: it is kept, and the view taken from PostgreSQL where it was in doubt."""
+        self._wake.set()
 
     def start(self) -> None:
         """Begin the background work; fills the reserves now if that is possible."""
@@ -79,26 +127,53 @@ class Keeper:
     # -- the view
 
     def fold(self, entry: Entry) -> None:
-        """Apply one durable call to the view."""
+        """Apply one durable call to the view, once."""
+        self._fold(entry)
+
+    def _fold(self, entry: Entry) -> None:
         operation = self._calls[entry.operation]
+        entry = upgraded(operation, entry)
+        call = call_of(entry)
         with self.view.lock:
+            if entry.seq <= self.view.seq:
+                return
             notes = {**notes_of(entry), "at": entry.captured_at}
+            # Ids that were not noted yet when such calls were new.
+            notes.setdefault("side", self.view.learning.taken.get(entry.seq, {}))
+            session = notes.get("session")
             try:
-                if operation.fold is not None:
-                    operation.fold(self.view, call_of(entry), notes)
+                if operation.has_role:
+                    wants = self.view.learning.wants(seen_of(self.view, operation, call, notes))
+                    sure = fold(self.view, operation, call, notes)
+                    if wants or not sure:
+                        self.witness.want(entry.seq)
+                    if not sure:
+                        self.doubt(session)
             except Exception:  # noqa: BLE001 - the call is durable, and its caller must not hear of the view's trouble
-                _log.exception("the local view cannot follow a call", extra={"seq": entry.seq})
-                self.doubt(notes.get("session"))
-            self.view.seq = max(self.view.seq, entry.seq)
+                _log.error("the local view cannot follow entry %(seq)s", seq=entry.seq, trace=True)
+                if session in self.view.sessions:
+                    for table in ("balance", "positions", "orders"):
+                        self.view.doubt(session, table, f"{operation.name} could not be followed")
+                self.doubt(session)
+            self.view.seq = entry.seq
             due = self.view.seq - self._checkpointed >= _CHECKPOINT_EVERY
         if due or self._reserves.low:
             self._wake.set()
 
     def checkpoint(self) -> None:
-        """Keep the view in the store.  Raises `OutboxError`."""
-        with self.order:
+        """Keep the view, where nothing in it is in doubt, and what was learned.  Raises `OutboxError`."""
+        with self.order, self.view.lock:
+            version, learned = self.view.learning.version, encode_result(self.view.learning.dump())
             seq, data = self.view.seq, self.view.dump()
-        if seq > self._checkpointed or not self._checkpointed:
+            sure = all(map(self.view.is_sure, self.view.sessions))
+            if sure:
+                self._set_base(seq, data)
+        if version != self._kept_version:
+            self._outbox.store.put_meta(_LEARNED, learned)
+            self._kept_version = version
+        if (seq > self._checkpointed or not self._checkpointed) and (
+            sure or seq - self._checkpointed > _FOLDED_AT_MOST
+        ):
             self._outbox.store.put_meta(_META, data)
             self._checkpointed = seq
 
@@ -120,98 +195,109 @@ class Keeper:
         """
         if session_id is None or self._host.built is None:
             return False
+        return self._look_at(session_id, lambda _: None)
+
+    def _look_at(self, session_id: int, judge: Callable[[Look], None]) -> bool:
         seq = self.view.seq
         if self._outbox.store.figures().pending:
             return False
-        shown = self._shown(session_id)
+        look = self._shown(session_id)
         with self.order:
             if self.view.seq != seq or self._outbox.store.figures().pending:
                 return False
-            self.view.observe_session(session_id, **shown)
+            judge(look)
+            active = look.answers.get(ACTIVE_SESSION, session_id) == session_id
+            with self.view.lock:
+                before = self.view.learning.version
+                self.view.observe_session(session_id, look.balance, look.tables, active=active)
+                self._compare_answers(look.answers)
+                self.view.learning.version = before + 1
+                self._folded_with = self.view.learning.version
+                if all(map(self.view.is_sure, self.view.sessions)):
+                    self._set_base(self.view.seq, self.view.dump())
             self._doubtful.discard(session_id)
         return True
 
-    def _shown(self, session_id: int) -> dict[str, Any]:
-        """Balance, open positions and unresolved orders of a session, as PostgreSQL has them, and if it is active."""
-        manager = self._host.manager()
+    def _shown(self, session_id: int) -> Look:
+        """What PostgreSQL has of a session, and the manager's answers to other reads; nothing of these is written."""
+        manager = self._host.undoubled()
+        with rolled_back(manager, self._host.replica(session_id=session_id)) as replica:
+            return Look(self._reads.asking(replica), session_id, {ACTIVE_SESSION: (), LAST_SESSION: ()})
 
-        def ask(name: str, default: Any, *args: Any) -> Any:
-            method: Callable[..., Any] | None = getattr(manager, name, None)
-            return default if method is None else method(*args)
-
-        return {
-            "balance": ask("get_current_balance", None, session_id),
-            "positions": [dict(row) for row in ask("get_active_positions", [], session_id)],
-            "orders": [dict(row) for row in ask("get_unresolved_orders", [], session_id)],
-            "active": ask("get_active_session_id", session_id) == session_id,
-        }
+    def _compare_answers(self, answers: Mapping[str, Any]) -> None:
+        """Learn whether the manager answers to reads of sessions as the view would."""
+        learning = self.view.learning
+        for name in (ACTIVE_SESSION, LAST_SESSION):
+            if name in answers and self.view.sessions:
+                learning.agrees[name] = True
+                own = LOCAL_READS[name].answer(self.view, {}, None, self._outbox.clock.now())
+                learning.agrees[name] = own == answers[name]
 
     def compare(self, session_id: int) -> bool:
         """Compare the view of a session with PostgreSQL, report what differs, and take it over.
 
         Whether it could be done: not while calls are on their way.  Raises `SQLAlchemyError`.
         """
-        seq = self.view.seq
-        if self._outbox.store.figures().pending:
-            return False
-        shown = self._shown(session_id)
-        balance = shown["balance"]
-        with self.order:
-            if self.view.seq != seq or self._outbox.store.figures().pending:
-                return False
-            known = self.view.sessions.get(session_id)
-            differences = []
-            if (
-                known is not None
-                and known["balance"] is not None
-                and exact(balance, known["balance"]) != known["balance"]
-            ):
+        differences: list[str] = []
+
+        def judge(look: Look) -> None:
+            known, balance = self.view.sessions.get(session_id), number_or_none(look.balance)
+            if known is None or not self.view.is_sure(session_id) or balance is None or look.tables is None:
+                return
+            if known["balance"] is not None and not nearly_equal(balance, known["balance"]):
                 differences.append(f"its balance is {balance} in PostgreSQL and {known['balance']} here")
-            here = {id_ for id_, row in self.view.positions.items() if row["session_id"] == session_id}
-            there = {row["id"] for row in shown["positions"]}
-            if here != there and known is not None:
-                differences.append(
-                    f"open in PostgreSQL only: {sorted(there - here)}, here only: {sorted(here - there)}"
-                )
-            self.view.observe_session(session_id, **shown)
-        if differences:
+            here, there = set(known["tables"][POSITIONS]), set(look.tables[POSITIONS])
+            if here != there:
+                only = [sorted(there - here, key=str), sorted(here - there, key=str)]
+                differences.append(f"open in PostgreSQL only: {only[0]}, here only: {only[1]}")
+
+        done = self._look_at(session_id, judge)
+        if done and differences:
             self._report(session_id, "; ".join(differences))
-        return True
+        return done
 
     def _report(self, session_id: int, differences: str) -> None:
         message = (
             f"after the outage session {session_id} differs from what this program was told: {differences}; "
             "another writer has changed it, or entries became dead letters"
         )
-        _log.error("the local view diverged", extra={"session": session_id, "detail": differences})
+        _log.error("the local view of session %(session)s diverged: %(detail)s", session=session_id, detail=differences)
         self._outbox.alarms.sound(f"diverged-session-{session_id}", message)
 
     # -- background
 
     def _recovered(self) -> None:
         self._host.forget_failure()
+        self._reserves.distrust()
         self._compare = True
         self._wake.set()
 
     def _rewound(self) -> None:
         """PostgreSQL was set back: its sequences too, and they would give others the ids that were given out here."""
-        self._try("sequences could not be set forward", lambda: self._reserves.secure(self._host.manager().engine))
+        self._try("sequences could not be set forward", lambda: self._reserves.secure(engine_of(self._host.manager())))
         self._recovered()
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            self._wake.wait(_PERIOD_S)
+            due = self._doubtful and self._outbox.progress.delivering is not False
+            self._wake.wait(_RETRY_S if due else _PERIOD_S)
             self._wake.clear()
             if not self._stopped.is_set():
                 self._tend()
 
     def _tend(self) -> None:
-        if self.view.seq - self._checkpointed >= _CHECKPOINT_EVERY or not self._checkpointed:
+        self._work()
+        # Behind the fill: a reserve that is being filled is not scarce.
+        self._try("the id reserves are not in the status", self._reserves.show)
+
+    def _work(self) -> None:
+        learned = self.view.learning.version != self._kept_version
+        if learned or self.view.seq - self._checkpointed >= _CHECKPOINT_EVERY or not self._checkpointed:
             self._try("the local view was not kept", self.checkpoint)
         if self._outbox.progress.delivering is False or self._host.built is None:
             return
         if self._reserves.low:
-            self._try("id reserves could not be filled", lambda: self._reserves.fill(self._host.manager().engine))
+            self._try("id reserves could not be filled", lambda: self._reserves.fill(engine_of(self._host.manager())))
         if not self.view.sessions:
             self._try("the active session could not be looked up", self._adopt)
         if self._compare:
@@ -222,9 +308,9 @@ class Keeper:
 
     def _adopt(self) -> None:
         """Learn of a session that was begun before there was an outbox."""
-        find: Callable[[], int | None] | None = getattr(self._host.manager(), "get_active_session_id", None)
-        if find is not None:
-            self.observe(find())
+        session_id = self._reads.asking(self._host.undoubled())(ACTIVE_SESSION)
+        if session_id is not MISSING:
+            self.observe(session_id)
 
     def _compare_active(self) -> None:
         for session_id in [id_ for id_, row in self.view.sessions.items() if row["active"]]:
@@ -234,6 +320,6 @@ class Keeper:
         try:
             action()
         except (SQLAlchemyError, OutboxError) as exc:
-            _log.warning(what, extra={"error": str(exc)})
+            _log.warning("%(what)s: %(error)s", what=what, error=exc)
         except Exception:  # noqa: BLE001 - a manager of another shape must not end the background work
-            _log.exception(what)
+            _log.error("%(what)s", what=what, trace=True)

@@ -6,15 +6,15 @@ declares its own with the same `ManagerOperation`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .. import Entry, Operation
 from ..errors import ConfigError, TargetMisconfigured
-from . import checks, folds
-from .local_view import LocalView
+from .roles import Balance, Order, Position, Session
+from .view import checks
+from .view.local_view import LocalView
 
 # What the adapter adds to a call's arguments: session, id, what the caller was told.
 NOTES = "_outbox"
@@ -42,83 +42,147 @@ def _unbound(*_: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class ManagerOperation(Operation):
-    """One method of a manager.  `name` is the method's; identity and ordering key name its arguments.
+    """One method of a manager.  `name` is the method's; what the method does is declared, never guessed from its name.
 
+    `like`: an operation of `TRADING_OPERATIONS` that gives every field which is not given here.
+    `args`: the manager's name of an argument -> the standard name, by which all other fields know it.
+    `renames`: the former name of an argument -> its present one, for entries that an older version has stored.
     `identity`: names of arguments; also several alternatives, of which the first without a None counts.
     `order_by`: an argument's name or a callable; by default the trading session that is current at the call.
     `checks`: `check(call, view)` raises ValueError for a call that the local view already shows to be impossible;
         asked only while the manager itself cannot be.
     `success`: `success(result, wrote)` tells whether a replay succeeded, since managers swallow errors.
-    `creates`: the table (`table` or `table.column`) of which the method returns a new integer id.
+    `creates`: the `table`, `table.column` or `schema.table.column` of which the method returns a new id.
     `returns`: what the call returns at once during an outage, where it creates no id.
     `context`: whether the method is a context manager that changes the balance.
-    `fold`: `fold(view, call, notes)` applies the call to the local view.
+    `balance`, `amount`: what becomes of the session's balance, and the argument that holds the amount.
+    `session`, `position`, `order`: what becomes of the session, of a position and of an order.
     `never_refused`: `f(call)` tells whether a call must not raise even when the store is halted: an exit must go out.
     `optional`: whether a manager may lack the method.
+
+    Raises `ConfigError` for a declaration that contradicts itself.
     """
 
     handler: Callable[..., Any] | None = _unbound
+    like: str | None = None
+    args: Mapping[str, str] = field(default_factory=dict)
+    renames: Mapping[str, str] = field(default_factory=dict)
     alternatives: tuple[tuple[str, ...], ...] = ()
     checks: tuple[Callable[[Call, View], None], ...] = ()
     success: Callable[[Any, bool], bool] = answered
     creates: str | None = None
     returns: Any = None
     context: bool = False
-    fold: Callable[[View, Call, Mapping[str, Any]], None] | None = None
+    balance: Balance | None = None
+    amount: str | None = None
+    session: Session | None = None
+    position: Position | None = None
+    order: Order | None = None
     never_refused: Callable[[Call], bool] | None = None
     optional: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.identity, tuple) and self.identity and isinstance(self.identity[0], tuple):
-            object.__setattr__(self, "alternatives", self.identity)
-            object.__setattr__(self, "identity", self._first_complete)
-        elif isinstance(self.identity, str):
-            object.__setattr__(self, "alternatives", ((self.identity,),))
-            object.__setattr__(self, "identity", self._first_complete)
-        elif isinstance(self.identity, (tuple, list)) and self.identity:
-            object.__setattr__(self, "alternatives", (tuple(self.identity),))
+        if self.like is not None:
+            self._take_over(self.like)
+        if (self.balance is None) != (self.amount is None):
+            raise ConfigError(
+                f"operation {self.name!r} declares {'an amount' if self.balance is None else 'a balance'} alone",
+                hint='give both: balance=Balance.CHANGE, amount="pnl"',
+            )
+        if self.creates is not None and not (0 < len(self.creates.split(".")) <= 3 and all(self.creates.split("."))):
+            raise ConfigError(
+                f"operation {self.name!r} creates {self.creates!r}",
+                hint="allowed: 'table', 'table.column' or 'schema.table.column'",
+            )
+        if len(set(self.args.values())) < len(self.args):
+            raise ConfigError(f"operation {self.name!r} gives two of its arguments one standard name: {self.args}")
+        if isinstance(self.identity, str):
+            object.__setattr__(self, "identity", (self.identity,))
+        if isinstance(self.identity, (tuple, list)) and self.identity:
+            several = not isinstance(self.identity[0], str)
+            found = tuple(map(tuple, self.identity)) if several else (tuple(self.identity),)
+            object.__setattr__(self, "alternatives", tuple(tuple(map(self.standard_name, names)) for names in found))
             object.__setattr__(self, "identity", self._first_complete)
         super().__post_init__()
 
+    def _take_over(self, name: str) -> None:
+        base = next((operation for operation in TRADING_OPERATIONS if operation.name == name), None)
+        if base is None:
+            raise ConfigError(
+                f"operation {self.name!r} is declared like {name!r}, which is no trading operation",
+                hint=f"one of {', '.join(operation.name for operation in TRADING_OPERATIONS)}",
+            )
+        for one in fields(base):
+            if one.name in ("name", "like", "args", "renames", "handler", "optional", "identity", "alternatives"):
+                continue
+            if getattr(self, one.name) == one.default:
+                object.__setattr__(self, one.name, getattr(base, one.name))
+        if self.identity == () and base.alternatives:
+            object.__setattr__(self, "identity", base.alternatives)
+        own = {mine: base.args.get(standard, standard) for mine, standard in self.args.items()}
+        inherited = {theirs: standard for theirs, standard in base.args.items() if standard not in own.values()}
+        object.__setattr__(self, "args", {**inherited, **own})
+
+    @property
+    def has_role(self) -> bool:
+        """Whether it does something to a balance, session, position or order, as far as it is declared."""
+        return any(role is not None for role in (self.balance, self.session, self.position, self.order))
+
+    def standard_name(self, name: str) -> str:
+        """The standard name of one of the manager's arguments."""
+        return self.args.get(name, name)
+
+    def own_name(self, name: str) -> str:
+        """The manager's name of an argument that is known by its standard name."""
+        return next((own for own, standard in self.args.items() if standard == name), name)
+
+    def standard(self, call: Call) -> Call:
+        """A call's arguments by their standard names."""
+        if not self.args:
+            return call
+        return {self.standard_name(name): value for name, value in call.items()}
+
+    def amount_of(self, call: Call) -> Any:
+        """By how much, or to what, a call with the manager's own names changes the balance."""
+        assert self.amount is not None
+        return call.get(self.own_name(self.standard_name(self.amount)))
+
     def _first_complete(self, args: Call) -> Any:
+        standard = self.standard(args)
         for names in self.alternatives:
-            values = [args.get(name) for name in names]
+            values = [standard.get(name) for name in names]
             if None not in values:
                 return [list(names), values]
         return None
 
     def order_of(self, args: Call) -> Any:
         """See `Operation.order_of`; by default the session that was current at the call."""
+        if isinstance(self.order_by, str):
+            return self._argument(self.standard(args), self.standard_name(self.order_by), "ordering key")
         if self.order_by is not None:
             return super().order_of(args)
         session = args[NOTES].get("session")
         return None if session is None else f"session:{session}"
 
-    def check_declaration(self, signature: inspect.Signature, method: Any = None) -> None:
-        """Raise `ConfigError` where the method cannot be replayed, or has no argument that identity or order name.
-
-        `method` is the manager's class's own, as it was defined; None where only the signature is known.
-        """
-        if isinstance(method, staticmethod | classmethod):
-            raise ConfigError(f"operation {self.name!r} is a {type(method).__name__}, which has no sessions")
-        if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
-            raise ConfigError(f"operation {self.name!r} is asynchronous", hint="managers must be synchronous")
-        given = signature.parameters
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in given.values()):
-            return
+    def needed(self) -> list[str]:
+        """The standard names of the arguments without which a manager's method does not fit this declaration."""
         named = [name for names in self.alternatives for name in names] if not self.optional else []
-        named += [self.order_by] if isinstance(self.order_by, str) else []
-        for name in named:
-            if name not in given:
-                raise ConfigError(
-                    f"operation {self.name!r} names {name!r}, which is no argument of the manager's method",
-                    hint=f"arguments: {', '.join(given)}",
-                )
+        named += [self.standard_name(self.order_by)] if isinstance(self.order_by, str) else []
+        named += [self.standard_name(self.amount)] if self.amount is not None else []
+        # A trade may close a position or none.
+        moved = (Position.UPDATES, Position.REDUCES, Position.ENLARGES)
+        return [*named, "position_id"] if self.position in moved else named
 
     def table_and_column(self) -> tuple[str, str]:
-        """The table of which a call creates a row, and the column of its id."""
-        table, _, column = (self.creates or "").partition(".")
-        return table, column or "id"
+        """The table of which a call creates a row, without its schema, and the column of its id."""
+        return self.schema_table_column()[1:]
+
+    def schema_table_column(self) -> tuple[str | None, str, str]:
+        """The schema (None: that of the search path), table and column of the id that a call creates."""
+        parts = (self.creates or "").split(".")
+        if len(parts) == 3:
+            return parts[0], parts[1], parts[2]
+        return None, parts[0], parts[1] if len(parts) == 2 else "id"
 
 
 def notes_of(entry: Entry) -> Mapping[str, Any]:
@@ -137,47 +201,40 @@ def _declare(name: str, **fields: Any) -> ManagerOperation:
 
 
 TRADING_OPERATIONS: tuple[ManagerOperation, ...] = (
+    # Identities are keys that callers make.  A position's or a session's id is none: an engine that scales out writes
+    # several trades of one position, and a session that is resumed ends twice.
     # -- sessions
-    _declare("create_trading_session", creates="trading_sessions", fold=folds.session_created),
-    _declare(
-        "end_trading_session", identity="session_id", success=wrote_rows,
-        checks=(checks.session_known,), fold=folds.session_ended,
-    ),
+    _declare("create_trading_session", creates="trading_sessions", session=Session.BEGINS),
+    _declare("end_trading_session", success=wrote_rows, session=Session.ENDS),
     # -- balance: equal changes are different intents unless the caller gives a correlation_id
-    _declare("update_balance", returns=True, checks=(checks.session_known,), fold=folds.balance_set),
+    _declare("update_balance", returns=True, balance=Balance.SET, amount="new_balance"),
     _declare(
-        "atomic_balance_update", context=True, identity=("correlation_id", "reason"),
-        success=wrote_rows, checks=(checks.session_known, checks.balance_stays_positive),
-        fold=folds.balance_changed,
+        "atomic_balance_update", context=True, identity=("correlation_id", "reason"), success=wrote_rows,
+        balance=Balance.CHANGE, amount="balance_change",
     ),
     _declare(
-        "atomic_position_reconciliation", context=True, identity="position_db_id", creates="trades",
-        success=wrote_rows, checks=(checks.position_open, checks.balance_stays_positive),
-        fold=folds.position_reconciled,
+        "atomic_position_reconciliation", context=True, creates="trades", success=wrote_rows,
+        args={"position_db_id": "position_id"}, balance=Balance.CHANGE, amount="realized_pnl",
+        position=Position.CLOSES,
     ),
     # -- positions: A -> B -> A are three updates, two equal partial exits are two
     _declare(
         "log_position", identity=(("client_order_id",), ("entry_order_id",)), creates="positions",
-        fold=folds.position_opened,
+        position=Position.OPENS, order=Order.UPDATES,
     ),
-    _declare("update_position", returns=True, fold=folds.position_updated),
-    _declare("close_position", identity="position_id", returns=True, fold=folds.position_closed),
-    _declare(
-        "apply_partial_exit_update", success=wrote_rows, checks=(checks.exit_not_more_than_left,),
-        fold=folds.position_reduced,
-    ),
-    _declare("apply_scale_in_update", success=wrote_rows, fold=folds.position_enlarged),
+    _declare("update_position", returns=True, position=Position.UPDATES),
+    _declare("close_position", returns=True, position=Position.CLOSES),
+    _declare("apply_partial_exit_update", success=wrote_rows, position=Position.REDUCES),
+    _declare("apply_scale_in_update", success=wrote_rows, position=Position.ENLARGES),
     # -- trades
-    _declare(
-        "log_trade", identity=(("position_id",), ("exit_order_id",)), creates="trades", fold=folds.trade_logged,
-    ),
+    _declare("log_trade", identity="exit_order_id", creates="trades", position=Position.CLOSES),
     # -- order journal
     _declare(
-        "create_order_journal_entry", identity="client_order_id", creates="orders", fold=folds.order_journalled,
+        "create_order_journal_entry", identity="client_order_id", creates="orders", order=Order.OPENS,
         never_refused=checks.is_exit_order,
     ),
-    _declare("update_order_journal", returns=True, fold=folds.order_updated),
-    _declare("update_order_status_new", returns=True, fold=folds.order_updated),
+    _declare("update_order_journal", returns=True, order=Order.UPDATES),
+    _declare("update_order_status_new", returns=True, order=Order.UPDATES),
     # -- best effort: never raise because of an outage, never hold back anything
     _declare("log_event", best_effort=True),
     _declare("log_strategy_execution", best_effort=True),

@@ -1,22 +1,28 @@
-"""Passing: calls that are not queued.  They see the caller's own writes, or are answered from the local view."""
+"""Passing: calls that are not queued.  They see the program's own writes, or are answered without PostgreSQL.
+
+A guard on the manager's engine sees every statement, of any method and thread: it waits until the calls before it are
+delivered, and refuses it where they are not.  So nothing that is not declared overtakes what is queued.
+"""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
-from .. import Outbox, OutboxError
+from .. import Outbox
+from ..log import Log
 from .delivery import Delivery
+from .guard import Guard, NotCaughtUp
 from .host import AWAY, Host
 from .keeper import Keeper
 from .operations import AFTER_DRAIN
-from .reads import LOCAL_READS
+from .stepwise import stepwise
+from .view.kept_answers import KeptAnswers
+from .view.local_view import UnknownLocally
+from .view.reads import Reads
 
-_log = logging.getLogger("outbox.integrations")
-
-
-class NotCaughtUp(OutboxError):
-    """A call that cannot be queued needs everything before it to be delivered first, and that is not so."""
+_log = Log("outbox.integrations")
 
 
 class Caller(Protocol):
@@ -26,43 +32,98 @@ class Caller(Protocol):
     outbox: Outbox
     keeper: Keeper
     delivery: Delivery
+    guard: Guard
     session_id: int | None
 
 
 class Passing:
     """Calls the manager itself.  As thread-safe as the manager."""
 
-    def __init__(self, caller: Caller, *, write_behind: bool) -> None:
-        self._caller, self._write_behind = caller, write_behind
+    def __init__(self, caller: Caller, reads: Reads) -> None:
+        self._caller, self._reads = caller, reads
+        self.kept = KeptAnswers(caller.outbox)
 
-    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call `name` of the manager, after the caller's own writes; answered locally where PostgreSQL cannot."""
-        caller, local = self._caller, LOCAL_READS.get(name)
-        settled = caller.delivery.settled(wait=not self._write_behind or local is not None or name in AFTER_DRAIN)
-        if name in AFTER_DRAIN and not settled:
+    def call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call `name` of the manager, after the program's own writes; answered locally where PostgreSQL cannot.
+
+        It runs with `stand_in` as `self`, so that what it calls is durable, but for reads that are answered locally.
+        Raises `NotCaughtUp` where the writes are not delivered in time, and what the manager raises.
+        """
+        try:
+            return self._call(stand_in, name, args, kwargs)
+        except (NotCaughtUp, UnknownLocally, *AWAY) as exc:
+            self._caller.guard.note(exc)
+            raise
+
+    def _call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        declared = self._reads.declared.get(name)
+        if self._reads.local(name) is not None:
+            return self._read(name, args, kwargs)
+        if declared is not None and declared.keep_last:
+            return self._kept_read(stand_in, name, args, kwargs, stale=declared.reads_stale)
+        try:
+            if name in AFTER_DRAIN and not self._caller.delivery.settled():
+                raise self._caller.guard.not_caught_up(f"{name} works on what PostgreSQL holds")
+            return self._ask(stand_in, name, args, kwargs, stale=declared is not None and declared.reads_stale)
+        except (NotCaughtUp, *AWAY):
             if self._made_current(name, args, kwargs):
                 return None
-            raise NotCaughtUp(
-                f"{name} works on what PostgreSQL holds, and calls before it are not delivered yet",
-                hint="try again when `atb outbox status` shows nothing pending",
-            )
-        if local is None or (settled and caller.delivery.works is not False):
-            try:
-                return self._ask(name, args, kwargs)
-            except AWAY as exc:
-                if self._made_current(name, args, kwargs):
-                    return None
-                if local is None:
-                    raise
-                _log.warning("read from the local view", extra={"method": name, "error": str(exc).splitlines()[0]})
-        call = caller.host.signature(name).bind(*args, **kwargs).arguments
-        with caller.keeper.order:
-            return local(caller.keeper.view, call, caller.session_id, caller.outbox.clock.now())
+            raise
 
-    def _ask(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        value = getattr(self._caller.host.manager(), name)(*args, **kwargs)
+    def _read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A read that the local view answers where the manager cannot."""
+        caller = self._caller
+        if caller.delivery.settled() and caller.delivery.works is not False:
+            try:
+                return self._ask(None, name, args, kwargs, whole=True)
+            except (NotCaughtUp, *AWAY) as exc:
+                error = str(exc).splitlines()[0]
+                _log.warning("%(method)s is read from the local view: %(error)s", method=name, error=error)
+        signature, now = caller.host.signature(name), caller.outbox.clock.now()
+        with caller.keeper.order:
+            return self._reads.answer(name, signature, args, kwargs, caller.keeper.view, caller.session_id, now)
+
+    def _kept_read(
+        self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, stale: bool
+    ) -> Any:
+        """A read whose last answer is kept for an outage."""
+        call = self._caller.host.signature(name).bind(*args, **kwargs).arguments
+        try:
+            answer = self._ask(stand_in, name, args, kwargs, stale=stale, whole=True)
+        except (NotCaughtUp, *AWAY) as exc:
+            return self.kept.last(name, call, exc)
+        self.kept.keep(name, call, answer)
+        return answer
+
+    def _ask(
+        self,
+        stand_in: Any,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        stale: bool = False,
+        whole: bool = False,
+    ) -> Any:
+        """`whole`: an answer that the manager made up without PostgreSQL raises what the manager swallowed."""
+        with self._caller.guard.watching(name, stale=stale) as watched:
+            value = self._caller.host.bound(name, stand_in)(*args, **kwargs)
+        if whole and watched.failure is not None:
+            raise watched.failure
         self._caller.keeper.meet(self._caller.session_id)
-        return value
+        return stepwise(value, partial(self._caller.guard.watching, name, stale=stale))
+
+    def attribute(self, name: str, get: Callable[[], Any]) -> Any:
+        """The value of a property, which may ask PostgreSQL.  Raises as `call`."""
+        if self._caller.guard.is_watching():
+            # The call that reads it is watched, and answers for it.
+            return get()
+        try:
+            with self._caller.guard.watching(name):
+                return get()
+        except (NotCaughtUp, UnknownLocally, *AWAY) as exc:
+            self._caller.guard.note(exc)
+            raise
 
     def _made_current(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """`set_current_session` without PostgreSQL: it only says which session is meant, if that one is known."""

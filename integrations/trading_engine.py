@@ -8,17 +8,24 @@ this one engine object.
 from __future__ import annotations
 
 import functools
-import logging
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
-from .. import Operation, Outbox, OutboxConfig, OutboxError, OutboxStatus, PostgresTarget, Relay
+from .. import Hooks, Operation, Outbox, OutboxConfig, OutboxError, OutboxStatus, PostgresTarget, Relay
 from ..errors import ConfigError
+from ..log import Log
 from .durable import DurableDatabaseManager
+from .holders import others_holding, replace_held
+from .manager_connection import check_connection
+from .view.kept_answers import ManagerRead
 
-_log = logging.getLogger("outbox.integrations")
+_log = Log("outbox.integrations")
+
+# The method that is called when trading must halt, where `halt_method` names none.
+_HALT = "enter_close_only"
+_NOTICE = "halt-method"
 
 
 class Wiring:
@@ -30,19 +37,38 @@ class Wiring:
         self.relay: Relay | None = None
         self._engine = engine
         self._undo: list[Callable[[], object]] = []
-        self._lock = threading.Lock()
+        # A signal handler may close what is being closed.
+        self._lock = threading.RLock()
         self._winding_down: threading.Thread | None = None
+        # Nothing is delivered on closing before the engine is wired.
+        self._drain_s = 0.0
 
     def get_outbox_status(self) -> OutboxStatus | None:
         """The outbox's status; None where it is disabled."""
         return None if self.outbox is None else self.outbox.status()
 
     def close(self) -> None:
-        """Stop the relay, give the engine its own manager, `start` and `stop` back and close the outbox."""
+        """Deliver what is left, for at most `drain_s` seconds, and undo the wiring.
+
+        The relay stops, the engine gets its own manager, `start` and `stop` back, and the outbox is closed.
+        """
         with self._lock:
-            while self._undo:
-                self._undo.pop()()
-            self.outbox = self.relay = None
+            try:
+                self._deliver_rest()
+            finally:
+                while self._undo:
+                    self._undo.pop()()
+                self.outbox = self.relay = None
+
+    def _deliver_rest(self) -> None:
+        outbox, relay, thread = self.outbox, self.relay, self._winding_down
+        if outbox is None or relay is None or not self._drain_s:
+            return
+        if thread is not None and thread.is_alive():
+            # `stop` has begun it.
+            thread.join(self._drain_s)
+        elif relay.running and outbox.store.figures().pending:
+            _deliver(relay, self._drain_s)
 
     def __enter__(self) -> Wiring:
         return self
@@ -56,6 +82,37 @@ class Wiring:
             self._winding_down.join()
 
     # -- the steps of `wire`, each with its undoing
+
+    def _put_durable(self, name: str, manager: Any, durable: Any) -> None:
+        """Put the durable manager wherever the engine or a component of it holds the plain one."""
+        for undo in replace_held(self._engine, manager, durable, type(self._engine).__name__):
+            self._undo.append(undo)
+        if getattr(self._engine, name) is not durable:
+            self._replace(name, durable)
+        others = others_holding(manager, {id(self._engine), id(durable._durable.host)})
+        if others:
+            _log.warning(
+                "the plain manager is held beside the engine too (%(holders)s), and what is written there is not "
+                "durable: put DurableDatabaseManager.of(DatabaseManager) where its class is named",
+                holders=", ".join(others),
+            )
+
+    def _find_halt(self, name: str | None) -> Callable[[str], Any] | None:
+        """The engine's method for the halt.  Raises `ConfigError` where it lacks the one that the caller named."""
+        halt: Callable[[str], Any] | None = getattr(self._engine, name or _HALT, None)
+        if name is not None and not callable(halt):
+            raise ConfigError(
+                f"halt_method={name!r} names no method of {type(self._engine).__name__}",
+                hint="name the method that stops new entries and lets exits go on",
+            )
+        assert self.outbox is not None
+        if halt is not None:
+            self.outbox.notices.clear(_NOTICE)
+        else:
+            message = f"the engine has no {_HALT}(), so nothing stops new entries when trading must halt"
+            _log.warning("%(problem)s: %(hint)s", problem=message, hint="wire(engine, halt_method=...)")
+            self.outbox.notices.put(_NOTICE, f"{message}: wire(engine, halt_method=...)")
+        return halt
 
     def _replace(self, name: str, value: Any) -> None:
         """Set an attribute of the engine object, to be put back as it was: its own, or its class's."""
@@ -99,21 +156,25 @@ def wire(
     *,
     config: OutboxConfig | None = None,
     manager_attribute: str = "db_manager",
-    halt_method: str = "enter_close_only",
-    operations: Iterable[Operation] | None = None,
+    halt_method: str | None = None,
+    operations: Iterable[Operation | ManagerRead] | None = None,
     write_behind: bool | None = None,
     relay_here: bool = True,
     drain_s: float = 10.0,
+    hooks: Hooks | None = None,
 ) -> Wiring:
     """Make the critical writes of `engine` durable; call it before the engine starts.
 
     Settings come from the environment unless `config` is given; `OUTBOX_ENABLED=false` leaves the engine as it was.
     `engine` gets a `get_outbox_status()`.  `halt_method` names the method that is called with a reason when trading
-    must halt.  `operations` are the manager's critical calls: by default `TRADING_OPERATIONS`, or those that the
-    engine's `DurableDatabaseManager` was made with.  `write_behind=True` never waits for PostgreSQL.
-    `relay_here=False` leaves the delivery to a relay in another process.  After `stop` the relay delivers for at most
-    `drain_s` seconds what is left.  PostgreSQL may be away if this store was used before and the engine's manager is
-    one of `DurableDatabaseManager.of(...)`.
+    must halt; by default it is `enter_close_only`, and an engine without it is warned of.  `operations` are the
+    manager's critical calls, and its reads (`ManagerRead`): by default `TRADING_OPERATIONS`, or those that the engine's
+    `DurableDatabaseManager` was made with.  `write_behind=True` never waits for PostgreSQL.  `relay_here=False`
+    leaves the delivery to a relay in another process.  After `stop`, and at the end of the block, the relay delivers
+    for at most `drain_s` seconds what is left.  PostgreSQL may be away if this store was used before and the engine's
+    manager is one of `DurableDatabaseManager.of(...)`.  Where it is a plain one, the durable one replaces it in
+    everything that can be reached from the engine; a holder that cannot be changed is a `ConfigError`.  `hooks` are
+    called when something happens to the outbox.
 
     Raises `ConfigError`, `StoreLocked` and what opening an outbox raises; the engine is then as it was.
     """
@@ -128,39 +189,52 @@ def wire(
         return wiring
     try:
         durable = manager if isinstance(manager, DurableDatabaseManager) else DurableDatabaseManager(manager)
-        outbox = wiring.outbox = Outbox.open(config=settings)
+        outbox = wiring.outbox = Outbox.open(config=settings, hooks=hooks)
         wiring._undo.append(outbox.close)
-        halt = getattr(engine, halt_method, None)
+        halt = wiring._find_halt(halt_method)
         durable.attach_outbox(outbox, operations=operations, write_behind=write_behind, on_halt=halt)
         wiring._undo.append(durable.detach_outbox)
         if durable is not manager:
-            wiring._replace(manager_attribute, durable)
+            wiring._put_durable(manager_attribute, manager, durable)
         wiring._replace("get_outbox_status", wiring.get_outbox_status)
         if relay_here:
             url = settings.database_url or _url_of(durable)
+            built = durable._durable.host.built
+            if built is not None:
+                check_connection(built, url)
             relay = wiring.relay = Relay(outbox, PostgresTarget(url, durable.outbox_operations, config=settings))
             wiring._undo.append(wiring._join)
             wiring._undo.append(relay.stop)
             wiring._follow(relay, drain_s)
             relay.start()
+            wiring._drain_s = drain_s
     except BaseException:
         wiring.close()
         raise
-    _log.info("engine wired", extra={"outbox": str(outbox.path)})
+    _log.info("engine wired with the outbox at %(outbox)s", outbox=outbox.path)
     return wiring
 
 
 def _wind_down(relay: Relay, drain_s: float) -> None:
+    if relay.running and _deliver(relay, drain_s):
+        relay.stop()
+
+
+def _deliver(relay: Relay, drain_s: float) -> bool:
+    """Deliver what is left; whether nothing is.  The next relay delivers the rest."""
     try:
-        if relay.running and relay.drain(timeout=drain_s):
-            relay.stop()
+        done = relay.drain(timeout=drain_s)
     except OutboxError as exc:
-        # The wiring was closed meanwhile; what is left is delivered by the next relay.
-        _log.info("the relay was stopped before everything was delivered", extra={"error": str(exc)})
+        # The wiring was closed meanwhile.
+        _log.info("the relay was stopped before everything was delivered: %(error)s", error=exc)
+        return False
+    if not done:
+        _log.warning("not everything was delivered within %(drain_s)s s; it stays on disk", drain_s=drain_s)
+    return done
 
 
 def _url_of(durable: DurableDatabaseManager) -> str:
-    built = durable._host.built
+    built = durable._durable.host.built
     if built is None:
         raise ConfigError(
             "DATABASE_URL is not set, and the manager cannot be built to ask it",

@@ -4,45 +4,58 @@ A write is durable in a local LMDB environment when `Outbox.enqueue` returns; a 
 a receipt in the same transaction: delivered at least once, one effect per key, in order.
 """
 
-import logging
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .box import Outbox, Transaction
-from .clock import Clock, SystemClock
-from .codec import register_enum
-from .config import OutboxConfig
-from .entry import Entry, EntryStatus
-from .errors import (
-    ConfigError,
-    DurabilityError,
-    EntryNotFound,
-    EntryRejected,
-    IdempotencyConflict,
-    InvalidEntry,
-    OutboxError,
-    StoreBusy,
-    StoreClosed,
-    StoreCorrupt,
-    StoreFormatError,
-    StoreFull,
-    StoreLocked,
-    StoreMissing,
-    TargetMisconfigured,
-    TargetUnavailable,
-)
-from .operation import Operation
-from .postgres import PostgresTarget
-from .relay import Relay
-from .status import Health, OutboxStatus, RelayStatus
+if TYPE_CHECKING:
+    from .box import Outbox
+    from .clock import Clock, SystemClock
+    from .codec import register_enum
+    from .config import OutboxConfig
+    from .entry import Entry, EntryStatus
+    from .errors import (
+        AlreadyRejected,
+        ConfigError,
+        DurabilityError,
+        EntryInDelivery,
+        EntryNotFound,
+        EntryRejected,
+        IdempotencyConflict,
+        InvalidEntry,
+        OutboxError,
+        Reject,
+        RetryLater,
+        StoreBusy,
+        StoreClosed,
+        StoreCorrupt,
+        StoreFormatError,
+        StoreFull,
+        StoreLocked,
+        StoreMissing,
+        StoreUnavailable,
+        StoreUnverified,
+        TargetMisconfigured,
+        TargetUnavailable,
+    )
+    from .hooks import Hooks
+    from .monitoring.status import Health, OutboxStatus, RelayStatus
+    from .operation import Operation
+    from .postgres.target import PostgresTarget
+    from .relay.relay import Relay
+    from .transaction import Transaction
 
 __all__ = [
+    "AlreadyRejected",
     "Clock",
     "ConfigError",
     "DurabilityError",
     "Entry",
+    "EntryInDelivery",
     "EntryNotFound",
     "EntryRejected",
     "EntryStatus",
     "Health",
+    "Hooks",
     "IdempotencyConflict",
     "InvalidEntry",
     "Operation",
@@ -51,8 +64,10 @@ __all__ = [
     "OutboxError",
     "OutboxStatus",
     "PostgresTarget",
+    "Reject",
     "Relay",
     "RelayStatus",
+    "RetryLater",
     "StoreBusy",
     "StoreClosed",
     "StoreCorrupt",
@@ -60,6 +75,8 @@ __all__ = [
     "StoreFull",
     "StoreLocked",
     "StoreMissing",
+    "StoreUnavailable",
+    "StoreUnverified",
     "SystemClock",
     "TargetMisconfigured",
     "TargetUnavailable",
@@ -67,5 +84,32 @@ __all__ = [
     "register_enum",
 ]
 
-# A library logs; whether anything is shown is the program's decision.
-logging.getLogger("outbox").addHandler(logging.NullHandler())
+# Where the public names are defined, errors apart.  A module is imported at the first use of a name in it: a program
+# that only reads a store does not pay for SQLAlchemy (0.3 s), and a pytest that only loads the plugin for no library.
+_HOMES = {
+    "box": ("Outbox",),
+    "clock": ("Clock", "SystemClock"),
+    "codec": ("register_enum",),
+    "config": ("OutboxConfig",),
+    "entry": ("Entry", "EntryStatus"),
+    "hooks": ("Hooks",),
+    "operation": ("Operation",),
+    "postgres.target": ("PostgresTarget",),
+    "relay.relay": ("Relay",),
+    "monitoring.status": ("Health", "OutboxStatus", "RelayStatus"),
+    "transaction": ("Transaction",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported at its first use."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME_OF.get(name, 'errors')}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,57 +1,49 @@
-"""Outbox: the public face of the store.  Validates and encodes calls, then makes them durable in one commit.
+"""Outbox: the public face of the store.  Makes calls durable in one commit, and takes an operator's answers.
 
-Everything that can be refused is refused here, before a write transaction begins; what passes is on disk when
-`enqueue` returns.
+What passes `calls.py` is on disk when `enqueue` returns.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from threading import get_ident
 from types import TracebackType
 from typing import Any
 
-from . import codec
-from .alarms import Alarms
+from .calls import Calls, Prepared
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
 from .entry import Entry
-from .envelope import Record, to_us
 from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, OutboxError, StoreLocked
-from .group_commit import GroupCommit
-from .guarded import busy
-from .ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
+from .handing_over import Awaited, in_doubt
+from .hooks import HookCalls, Hooks
+from .log import Log
+from .monitoring.alarms import Alarms
+from .monitoring.notices import Notices
+from .monitoring.pause import Pauses
+from .monitoring.progress import Progress
+from .monitoring.snapshot import snapshot
+from .monitoring.status import UNLEDGERED, OutboxStatus
 from .opening import OpenStore, open_store, rewrite_compactly
-from .operation import (
-    Operation,
-    caller_key,
-    check_operation_name,
-    idempotency_hash,
-    operations_by_name,
-    ordering_key,
-    payload_hash,
-    shape_hash,
-)
-from .progress import Progress
-from .reading import FORGOTTEN
-from .snapshot import snapshot
-from .state_file import StateFile
-from .status import UNLEDGERED, OutboxStatus
-from .store import Append
+from .operation import Operation, operations_by_name
+from .store import namespace
+from .store.envelope import Record, to_us
+from .store.ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
+from .store.reads import FORGOTTEN
+from .store.state_file import StateFile
+from .store.store import Append
+from .store.withdrawal import members, not_in_delivery
+from .store.writer import Rank, Writer
+from .transaction import Transaction
 
-_log = logging.getLogger("outbox")
+_log = Log("outbox")
 
-_MAX_GROUP = 10_000
-_TEXT = {str}
-# Stands for every operation of an outbox that was opened without declarations.
-_ANY = Operation("any", table="any")
-# A record without its sequence number, the caller's key to retry it with, and its arguments if they need no decoding.
-_Prepared = tuple[Record, str | None, dict[str, Any] | None]
+# The alarm of what the background check of the ledger has found.
+LEDGER_DAMAGED = "ledger-damaged"
 
 
 class Outbox:
@@ -61,21 +53,33 @@ class Outbox:
     with `close` or a `with` block.
     """
 
-    def __init__(self, opened: OpenStore, config: OutboxConfig, operations: Iterable[Operation], clock: Clock) -> None:
+    def __init__(
+        self,
+        opened: OpenStore,
+        config: OutboxConfig,
+        operations: Iterable[Operation],
+        clock: Clock,
+        hooks: Hooks | None = None,
+    ) -> None:
         """Use `open` or `attach` instead."""
         self._opened = opened
         self.store = opened.store
         self.config = config
         self.clock = clock
-        self.operations = operations_by_name(operations)
-        self._takes_any = not self.operations
-        self._namespace = config.namespace or str(self.store.identity.store_id)
-        self._commit = GroupCommit(self.store.append)
-        # The threads that are in `_submit`, by identifier.
-        self._submitting: set[int] = set()
-        self._listeners: list[Callable[[], None]] = []
+        self.calls = Calls(
+            operations,
+            namespace=namespace.in_use(self.store, config),
+            max_entry_kb=config.max_entry_kb,
+            clock=clock,
+        )
         self.alarms = Alarms(self.store)
+        self.pauses = Pauses(self.store, self.clock)
+        self.notices = Notices(self.store)
         self.progress = Progress(clock)
+        self._hook_calls = HookCalls(hooks or Hooks(), self.status, clock)
+        self.store.on_halt = self._halted
+        if self._hook_calls.wants_settled:
+            self.store.on_settled = self._hook_calls.settled
 
     # -- opening and closing
 
@@ -87,14 +91,16 @@ class Outbox:
         operations: Iterable[Operation] = (),
         *,
         clock: Clock | None = None,
+        hooks: Hooks | None = None,
     ) -> Outbox:
         """Open the outbox at `path` (default: `config.dir`) as its engine, creating it atomically if it is absent.
 
         With `operations`, names that are not declared and arguments that do not fit are refused at enqueue.  After
-        an unclean shutdown the store is verified first.  Raises `StoreLocked` (another engine, with its pid),
+        an unclean shutdown the store is verified first.  `hooks` are called from now on, `on_state` perhaps before this
+        returns.  Raises `StoreLocked` (another engine, with its pid),
         `StoreCorrupt`, `StoreFormatError`, `ConfigError` or OSError.
         """
-        return cls._open(path, config, operations, clock, engine=True)
+        return cls._open(path, config, operations, clock, hooks, engine=True)
 
     @classmethod
     def attach(
@@ -105,13 +111,14 @@ class Outbox:
         *,
         clock: Clock | None = None,
         readonly: bool = False,
+        hooks: Hooks | None = None,
     ) -> Outbox:
         """Open an existing outbox beside its engine: to look, to relay, to answer dead letters.
 
         Cannot enqueue.  With `readonly` it can only look, and does so also while another process that was paused in the
         middle of a commit holds up everybody who writes.  Raises `StoreMissing` where there is none, else as `open`.
         """
-        return cls._open(path, config, operations, clock, engine=False, readonly=readonly)
+        return cls._open(path, config, operations, clock, hooks, engine=False, readonly=readonly)
 
     @classmethod
     def _open(
@@ -120,6 +127,7 @@ class Outbox:
         config: OutboxConfig | None,
         operations: Iterable[Operation],
         clock: Clock | None,
+        hooks: Hooks | None,
         *,
         engine: bool,
         readonly: bool = False,
@@ -130,28 +138,55 @@ class Outbox:
         operations_by_name(declared)
         directory = Path(os.path.abspath(os.fspath(path if path is not None else config.dir)))
         opened = open_store(directory, config, clock, engine=engine, readonly=readonly)
-        box = cls(opened, config, declared, clock)
+        try:
+            if engine:
+                namespace.claim(opened.store, config)
+            box = cls(opened, config, declared, clock, hooks)
+        except BaseException:
+            opened.close()
+            raise
         if engine:
-            box.store.on_halt = box._publish_halt
+            given = os.fspath(path if path is not None else config.dir)
+            _log.info("outbox opened at %(path)s, given as %(given)s", path=directory, given=given)
             box._publish_halt(None)
+            if opened.history is not None:
+                opened.history.start(box._report_history)
         return box
+
+    def _halted(self, reason: str) -> None:
+        """The halt latch was set; called once, in any thread."""
+        if self._opened.is_engine:
+            self._publish_halt(reason)
+        self._hook_calls.halted(reason)
 
     def _publish_halt(self, reason: str | None) -> None:
         """Make the halt latch visible to other processes; best effort, since the disk may be the reason."""
         try:
             StateFile(self.path / "engine.state").write({"pid": os.getpid(), "halted": reason})
         except OSError as exc:
-            _log.warning("halt state could not be published", extra={"error": str(exc)})
+            _log.warning("halt state could not be published: %(error)s", error=exc)
+
+    def _report_history(self, what: str) -> None:
+        self.alarms.sound(LEDGER_DAMAGED, f"{what}; delivery goes on: see `atb outbox verify` at the next stop")
 
     def close(self) -> None:
-        """Close the store and let go of the roles; may be called twice.  Stop the relay first."""
-        self._opened.close()
+        """Close the store and let go of the roles; may be called twice.  Stop the relay first.
+
+        Hooks at work, and those of what has happened, get 5 seconds.
+        """
+        with self._hook_calls.ending():
+            self._opened.close()
 
     def __enter__(self) -> Outbox:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def operations(self) -> Mapping[str, Operation]:
+        """The declared operations by name."""
+        return self.calls.operations
 
     @property
     def path(self) -> Path:
@@ -166,13 +201,56 @@ class Outbox:
         """Record one call; it is on disk when this returns.
 
         `key` names the intent: the same key with the same arguments returns the first entry, with others it raises
-        `IdempotencyConflict`.  Without it the operation's identity counts, or else every call is its own intent.
-        `order_by` overrides the operation's ordering key.  Raises `InvalidEntry` (nothing was written),
-        `DurabilityError` (in doubt: retry with the same key, see `DurabilityError.keys`), or `StoreBusy` in a signal
-        handler that has interrupted another call.
+        `IdempotencyConflict`, and `AlreadyRejected` where that entry is a dead letter or was discarded.  Without it the
+        operation's identity counts, or else every call is its own intent.  `order_by` overrides the operation's
+        ordering key.  Raises `InvalidEntry` (nothing was written) or `DurabilityError` (in doubt: retry with the same
+        key, see `DurabilityError.keys`).
+
+        May be called in a signal handler.  An exception that a signal handler raises meanwhile leaves the entry in
+        doubt, too; the exception gets the keys as `outbox_keys`, and a note with them.
         """
         (entry,) = self._submit([self._prepare(operation, args, key, order_by)])
         return entry
+
+    async def enqueue_async(
+        self, operation: str, args: Mapping[str, Any], *, key: str | None = None, order_by: str | int | None = None
+    ) -> Entry:
+        """Record one call as `enqueue` does, while the event loop goes on.
+
+        The call is encoded before this first waits.  Calls that are awaited together share commits and are stored in
+        the order in which they were made.  Raises as `enqueue`; a cancelled call is in doubt: retry it with the same
+        key.  Any running event loop, in any thread.
+        """
+        prepared = self._prepare(operation, args, key, order_by)
+        awaited = Awaited()
+        self._hand_over([prepared], awaited.end)
+        (entry,) = await awaited.future
+        return entry
+
+    def enqueue_nowait(
+        self, operation: str, args: Mapping[str, Any], *, key: str | None = None, order_by: str | int | None = None
+    ) -> Future[Entry]:
+        """Record one call without waiting for the disk; it is durable when the future has its entry.
+
+        The call is validated and encoded now; entries are stored in the order of the calls of one thread.  The future
+        raises what `enqueue` raises later; a program that ends before it is done loses the entry, and one that drops
+        the future never learns of a failure.  Callbacks of the future run in the writer's thread: they must be quick.
+        Raises `InvalidEntry`, or `DurabilityError` once enqueueing is halted.
+        """
+        future: Future[Entry] = Future()
+        future.set_running_or_notify_cancel()
+
+        def end(entries: Iterator[Entry] | None, error: BaseException | None) -> None:
+            if error is not None or entries is None:
+                future.set_exception(error or AssertionError("neither entries nor an error"))
+                return
+            try:
+                future.set_result(next(entries))
+            except Exception as exc:  # noqa: BLE001 - of decoding, raised by `result`
+                future.set_exception(exc)
+
+        self._hand_over([self._prepare(operation, args, key, order_by)], end)
+        return future
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -181,15 +259,34 @@ class Outbox:
         They are committed when the block ends; an exception inside records nothing.  `tx.entries` holds them
         afterwards.  Raises at the end of the block what `enqueue` raises.
         """
-        transaction = Transaction(self)
+        transaction = Transaction(self._prepare)
         try:
             yield transaction
         finally:
-            transaction._close()
-        if transaction._prepared:
-            transaction._stored = self._submit(transaction._prepared)
+            transaction.end()
+        if transaction.prepared:
+            transaction.keep(self._submit(transaction.prepared))
 
-    def _prepare(self, name: str, args: Mapping[str, Any], key: str | None, order_by: str | int | None) -> _Prepared:
+    def prepare(self, operation: str, args: Mapping[str, Any], *, at: datetime | None = None) -> Prepared:
+        """Validate and encode one call as it is now, to be stored by `submit`; later changes of `args` do not count.
+
+        `at`: when the call was made, an aware time; by default now.
+        Raises `InvalidEntry`, or what the operation's `validate` raises.
+        """
+        return self._prepare(operation, args, None, None, at)
+
+    def submit(self, prepared: list[Prepared]) -> list[Entry]:
+        """Store prepared calls in one LMDB commit, and later in one PostgreSQL transaction.  Raises as `enqueue`."""
+        return list(self._submit(prepared))
+
+    def _prepare(
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        key: str | None,
+        order_by: str | int | None,
+        at: datetime | None = None,
+    ) -> Prepared:
         """Validate and encode one call.  Raises `InvalidEntry`, or what the operation's `validate` raises."""
         self.store.check_open()
         if not self._opened.is_engine:
@@ -198,69 +295,22 @@ class Outbox:
                 hint="use Outbox.open in the engine's process",
             )
         self.store.check_not_halted()
-        operation = self._declared(name)
-        if not isinstance(args, (dict, Mapping)) or not {*map(type, args)} <= _TEXT or "" in args:
-            raise InvalidEntry(f"args of {name!r} is {args!r:.200}", hint="allowed: a mapping with text keys")
-        plain, types, decoded = codec.encode_args(dict(args))
-        if len(plain) + len(types) > self.config.max_entry_kb << 10:
-            raise InvalidEntry(
-                f"args of {name!r} take {(len(plain) + len(types)) >> 10} KiB",
-                hint=f"at most {self.config.max_entry_kb}",
-            )
-        operation.check(args)
-        order = ordering_key(operation.order_of(args) if order_by is None else order_by)
-        id_ = self.clock.new_id().bytes
-        hashed = self._hash(operation, name, args, key)
-        if hashed is None:
-            # A call without identity gets a fresh key, which the caller learns of if it must retry.
-            key = id_.hex()
-            hashed = idempotency_hash(self._namespace, name, "key", key.encode())
-        record = Record(
-            seq=0,
-            key=hashed,
-            id=id_,
-            operation=name,
-            order_by=order,
-            payload_hash=payload_hash(name, plain, types),
-            shape=shape_hash(args),
-            args=plain,
-            types=types,
-            captured_us=to_us(self.clock.now()),
-        )
-        return record, key, decoded
+        return self.calls.prepare(name, args, key, order_by, at)
 
     def declare(self, operations: Iterable[Operation]) -> None:
         """Add declarations, for a part of the program that brings its own; one of a known name replaces it.
 
         An outbox that was opened without operations goes on taking any other name.
         """
-        self.operations = {**self.operations, **operations_by_name(operations)}
-
-    def _declared(self, name: str) -> Operation:
-        operation = self.operations.get(name) if isinstance(name, str) else None
-        if operation is not None:
-            return operation
-        check_operation_name(name)
-        if not self._takes_any:
-            raise InvalidEntry(f"operation {name!r} is not declared", hint=f"declared: {', '.join(self.operations)}")
-        return _ANY
-
-    def _hash(self, operation: Operation, name: str, args: Mapping[str, Any], key: str | None) -> bytes | None:
-        """The idempotency hash of a call, or None where nothing identifies it."""
-        if key is not None:
-            return idempotency_hash(self._namespace, name, "key", caller_key(key))
-        declared = operation.identity_of(args)
-        if declared is None:
-            return None
-        return idempotency_hash(self._namespace, name, "identity", b"".join(codec.encode(declared, what="identity")))
+        self.calls.declare(operations)
 
     def lookup(self, operation: str, args: Mapping[str, Any], *, key: str | None = None) -> Entry | None:
         """The entry that this call would repeat, whatever its other arguments; None where it would be a new one.
 
         Raises `InvalidEntry` for an operation that is not declared or a bad key.
         """
-        declared = self._declared(operation)
-        hashed = self._hash(declared, operation, args, key)
+        declared = self.calls.declared(operation)
+        hashed = self.calls.key_of(declared, operation, declared.complete(args), key)
         record = None if hashed is None else self.store.find(hashed)
         return None if record is None else record.entry()
 
@@ -272,35 +322,53 @@ class Outbox:
                 return record.entry(strict=False)
         raise EntryNotFound(f"entry {seq} is not in the store", hint="it was never there, or its retention has ended")
 
-    def _submit(self, prepared: list[_Prepared]) -> Iterator[Entry]:
+    def _submit(self, prepared: list[Prepared]) -> Iterator[Entry]:
         """Make them durable in one commit; what is returned is decoded when asked for."""
         submission = Append([record for record, _, _ in prepared])
-        me = get_ident()
-        if me in self._submitting:
-            raise busy(self.path)
-        self._submitting.add(me)
+        keys = tuple(key for _, key, _ in prepared)
         try:
-            self._commit.submit(submission)
+            self._writer.submit(submission)
             if submission.error is not None:
                 raise submission.error
-            for listener in self._listeners:
-                listener()
         except DurabilityError as exc:
             # Several threads share one failed commit; each gets an error of its own, with its own key.
-            raise type(exc)(exc.message, hint=exc.hint, keys=tuple(key for _, key, _ in prepared)) from exc
-        finally:
-            self._submitting.discard(me)
-        # A key that was used before gives the first entry, which has the same arguments.
-        return (stored.entry(args=args) for stored, (_, _, args) in zip(submission.stored, prepared, strict=True))
+            raise type(exc)(exc.message, hint=exc.hint, keys=keys) from exc
+        except OutboxError:
+            raise
+        except BaseException as exc:
+            in_doubt(exc, keys)
+            raise
+        return _entries(submission, prepared)
+
+    def _hand_over(
+        self, prepared: list[Prepared], end: Callable[[Iterator[Entry] | None, BaseException | None], None]
+    ) -> None:
+        """Let them be made durable in one commit; `end` gets the entries or the error, in the writer's thread."""
+        submission = Append([record for record, _, _ in prepared])
+        keys = tuple(key for _, key, _ in prepared)
+
+        def then(error: BaseException | None) -> None:
+            error = error or submission.error
+            if isinstance(error, DurabilityError):
+                error = type(error)(error.message, hint=error.hint, keys=keys)
+            end(None if error is not None else _entries(submission, prepared), error)
+
+        self._writer.hand_over(submission, then)
+
+    @property
+    def _writer(self) -> Writer[Append]:
+        if self.store.writer is None:
+            raise StoreLocked(f"{self.path} was opened for looking only", hint="attach without readonly")
+        return self.store.writer
 
     def on_enqueue(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after every durable enqueue, from the enqueueing thread; it must be quick and not raise."""
-        self._listeners.append(listener)
+        """Call `listener` after every commit of entries, from the writer's thread; it must be quick and not raise."""
+        self.store.listeners.append(listener)
 
     def off_enqueue(self, listener: Callable[[], None]) -> None:
         """Undo `on_enqueue`; may be called twice."""
         with suppress(ValueError):
-            self._listeners.remove(listener)
+            self.store.listeners.remove(listener)
 
     # -- looking
 
@@ -335,9 +403,11 @@ class Outbox:
     def discard(self, seq: int, reason: str, *, free_key: bool = False) -> list[Entry]:
         """Give up dead letter `seq`, together with the group it belongs to; later entries of its key go on.
 
-        Also the answer to a quarantined entry, whose raw bytes then stay in the ledger for the retention time.
-        It stays in the ledger with `reason`, which must not be empty.  With `free_key` its idempotency key may be used
-        again, as is right where the caller was told of the rejection.  Raises `EntryNotFound` or `InvalidEntry`.
+        Also the answer to a quarantined entry, whose raw bytes then stay in the ledger for the retention time, and to a
+        pending one that no relay is delivering right now: one that was applied all the same, by a relay that has died,
+        becomes completed as soon as another relay has asked PostgreSQL.  It stays in the ledger with `reason`, which
+        must not be empty.  With `free_key` its idempotency key may be used again, as is right where the caller was told
+        of the rejection.  Raises `EntryNotFound`, `EntryInDelivery` or `InvalidEntry`.
         """
         if not isinstance(reason, str) or not reason.strip():
             raise InvalidEntry(f"reason is {reason!r}", hint="say why this entry may be given up")
@@ -365,11 +435,23 @@ class Outbox:
         if action == "requeue":
             released = self.store.requeue(seq, audit)
         else:
-            released = self.store.discard(seq, extra["reason"], audit, free_key="free_key" in extra)
-        _log.warning("dead letter answered", extra={"action": action, "seq": seq, "entries": len(released)})
-        for listener in self._listeners:
+            released = self._discard(seq, extra["reason"], audit, free_key="free_key" in extra)
+        _log.warning(
+            "entry answered by an operator: %(action)s of entry %(seq)s; entries in its transaction: %(entries)s",
+            action=action,
+            seq=seq,
+            entries=len(released),
+        )
+        for listener in tuple(self.store.listeners):
             listener()
         return [record.entry(strict=False) for record in released]
+
+    def _discard(self, seq: int, reason: str, audit: Record, *, free_key: bool) -> list[Record]:
+        pending = self.store.record("pending", seq) if 0 < seq < 1 << 63 else None
+        if pending is None:
+            return self.store.discard(seq, reason, audit, free_key=free_key)
+        with not_in_delivery(self.path, *members(pending)):
+            return self.store.withdraw(seq, reason, audit, free_key=free_key)
 
     # -- retention
 
@@ -392,37 +474,17 @@ class Outbox:
         before_us = to_us(self.clock.now()) - keep // timedelta(microseconds=1)
         if not vacuum:
             return self.store.prune(before_us)
-        with self._opened.alone():
-            pruned = self.store.prune(before_us)
-            self.store.swap(lambda: rewrite_compactly(self.path))
-            return pruned
+
+        def prune_and_rewrite() -> int:
+            with self._opened.alone():
+                pruned = self.store.prune(before_us)
+                self.store.swap(lambda: rewrite_compactly(self.path))
+                return pruned
+
+        # All of it by the writer: an interrupted caller must not let go of the roles before the file is in its place.
+        return self._writer.run(Rank.MAINTAIN, prune_and_rewrite)
 
 
-class Transaction:
-    """Collects entries for one commit; see `Outbox.transaction`.  Use it on one thread."""
-
-    def __init__(self, box: Outbox) -> None:
-        self._box = box
-        self._prepared: list[_Prepared] = []
-        self._open = True
-        self._stored: Iterator[Entry] = iter(())
-        self._entries: list[Entry] = []
-
-    def enqueue(
-        self, operation: str, args: Mapping[str, Any], *, key: str | None = None, order_by: str | int | None = None
-    ) -> None:
-        """Add one call; validated now, stored when the block ends.  Raises `InvalidEntry`."""
-        if not self._open:
-            raise InvalidEntry("the transaction has ended", hint="enqueue inside its with block")
-        if len(self._prepared) >= _MAX_GROUP:
-            raise InvalidEntry(f"a transaction takes at most {_MAX_GROUP} entries", hint="use several")
-        self._prepared.append(self._box._prepare(operation, args, key, order_by))
-
-    @property
-    def entries(self) -> list[Entry]:
-        """The stored entries, in order, once the block has ended; none before."""
-        self._entries += self._stored
-        return self._entries
-
-    def _close(self) -> None:
-        self._open = False
+def _entries(submission: Append, prepared: list[Prepared]) -> Iterator[Entry]:
+    """What was stored, decoded when asked for.  A key that was used before gives the first entry."""
+    return (stored.entry(args=args) for stored, (_, _, args) in zip(submission.stored, prepared, strict=True))

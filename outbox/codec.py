@@ -10,16 +10,18 @@ What PostgreSQL would refuse later (NaN, NUL in text, lone surrogates, numbers b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 import orjson
 
-from .errors import ConfigError, InvalidEntry
+from .errors import ConfigError, InvalidEntry, Unrestorable
 
 # Digits of a numeric before and after the decimal point: PostgreSQL documentation, section 8.1.
 _MAX_INTEGER_DIGITS = 131_072
@@ -31,6 +33,22 @@ _TEXT = {str}
 # As JSON; also found in a text of a backslash and u0000, which is harmless.
 _NUL = b"\\u0000"
 _INT64 = 2**63
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
+# What `kinds` calls a value, by its tag, or by its type in JSON.
+_KINDS = {"int": "bigint"}
+_PLAIN_KINDS: Mapping[type, str] = {
+    type(None): "null",
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    dict: "object",
+}
+_NUMBERS = {"int", "float", "decimal", "bigint", "number"}
+
+# What wrong types make of values, as of an import that was written by hand.
+_MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError)
 
 # The form of a result that JSON alone cannot express.
 _WRAPPER = {"$value", "$types"}
@@ -129,11 +147,27 @@ def _dump_flat(plain: Any, tags: dict[str, str]) -> tuple[bytes, bytes] | None:
 def decode(plain: bytes, types: bytes = b"", *, strict: bool = True) -> Any:
     """The value that `encode` was given.
 
-    An enum class that this process has not registered raises `ConfigError`; with `strict=False` (for display) its
-    plain value is given instead.
+    An enum class that this process has not registered, a member that the class has no more, and types that are
+    malformed raise `Unrestorable`; with `strict=False` (for display) the plain value is given instead.
     """
     value = orjson.loads(plain)
-    return _lift(value, orjson.loads(types), strict) if types else value
+    return _restored(value, types, strict) if types else value
+
+
+def _restored(value: Any, types: bytes, strict: bool) -> Any:
+    """Values with their types, or as they are where the types are malformed and it is not `strict`."""
+    try:
+        return _lift(value, orjson.loads(types), strict)
+    except Unrestorable:
+        raise
+    except _MALFORMED as exc:
+        if strict:
+            raise _malformed(exc) from exc
+        return value
+
+
+def _malformed(exc: Exception) -> Unrestorable:
+    return Unrestorable(f"the stored types are malformed: {type(exc).__name__}: {exc}", hint="discard the entry")
 
 
 def encode_result(value: Any) -> bytes:
@@ -154,7 +188,7 @@ def decode_result(data: bytes) -> Any:
     """The inverse of `encode_result`; unknown enum classes give their plain value."""
     value = orjson.loads(data)
     if isinstance(value, dict) and value.keys() == _WRAPPER:
-        return _lift(value["$value"], value["$types"], False)
+        return _restored(value["$value"], orjson.dumps(value["$types"]), False)
     return value
 
 
@@ -175,6 +209,76 @@ def to_json(value: Any) -> bytes:
 def from_json(data: bytes) -> Any:
     """Parse JSON; raises `ValueError` when it is none."""
     return orjson.loads(data)
+
+
+def ascii_json(data: bytes) -> str:
+    """The same JSON in ASCII."""
+    return _NOT_ASCII.sub(lambda found: _escaped(found.group()), data.decode())
+
+
+def _escaped(text: str) -> str:
+    units = text.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+def kinds(plain: bytes, types: bytes) -> tuple[str, ...]:
+    """What the values of an encoded argument object are, in the order of `field_names`.
+
+    One of null, bool, int, float, str, object, bigint, decimal, aware, naive, date, time, timetz, interval, uuid and
+    bytes; `list_kind` of a list's elements; of a tuple's elements `(int,str)`.  Raises `Unrestorable` where the types
+    are malformed.
+    """
+    args = orjson.loads(plain)
+    python = tuple(map(type, args.values()))
+    try:
+        if list not in python:
+            return _flat_kinds(tuple(args), python, types)
+        tags = _tags_of(types)
+        return tuple(_kind(value, tags.get(name)) for name, value in args.items())
+    except _MALFORMED as exc:
+        raise _malformed(exc) from exc
+
+
+@lru_cache(maxsize=4096)
+def _flat_kinds(names: tuple[str, ...], python: tuple[type, ...], types: bytes) -> tuple[str, ...]:
+    tags = _tags_of(types)
+    return tuple(_scalar_kind(kind, tags.get(name)) for name, kind in zip(names, python, strict=True))
+
+
+@lru_cache(maxsize=4096)
+def _tags_of(types: bytes) -> Mapping[str, Any]:
+    tags: Mapping[str, Any] = orjson.loads(types).get("dict", {}) if types else {}
+    return tags
+
+
+def _kind(value: Any, tag: Any) -> str:
+    if type(value) is not list:
+        return _scalar_kind(type(value), tag)
+    ((name, marks),) = tag.items() if isinstance(tag, dict) else (("list", {}),)
+    if name == "pairs":
+        return "object"
+    elements = [_kind(item, marks.get(str(index))) for index, item in enumerate(value)]
+    return f"({','.join(elements)})" if name == "tuple" and "(" not in "".join(elements) else list_kind(elements)
+
+
+def list_kind(elements: Iterable[str]) -> str:
+    """The kind of the elements with `[]` behind it; `null[]` of none, `number[]` and `mixed[]` where they differ."""
+    found = {kind.removesuffix("[]") for kind in elements} - {"null"}
+    if len(found) < 2:
+        return f"{found.pop() if found else 'null'}[]"
+    return "number[]" if found <= _NUMBERS else "mixed[]"
+
+
+def _scalar_kind(python: type, tag: Any) -> str:
+    if isinstance(tag, list) and tag[0] != "enum":
+        # An offset, or the second of two equal times of a day.
+        kind: str = {"aware": "aware", "time": "timetz", "fold": tag[1]}.get(tag[0], "mixed")
+        return _KINDS.get(kind, kind)
+    if isinstance(tag, str):
+        if tag not in _SCALARS:
+            raise KeyError(tag)
+        return _KINDS.get(tag, tag)
+    return _PLAIN_KINDS.get(python, "mixed")
 
 
 def field_names(plain: bytes) -> tuple[str, ...]:
@@ -355,10 +459,18 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
             return _SCALARS[tag[1]](plain).replace(fold=1)
         _, name, member = tag
         cls = _enums.get(name)
-        if cls is not None:
+        if cls is not None and member in cls.__members__:
             return cls[member]
+        if strict and cls is not None:
+            raise Unrestorable(
+                f"enum {name} has no member {member!r} any more", hint="give the value its old name, too"
+            )
         if strict:
-            raise ConfigError(f"enum {name} is not registered in this process", hint="call outbox.register_enum on it")
+            raise Unrestorable(
+                f"enum {name} is not registered in this process",
+                hint="call outbox.register_enum on it",
+                class_is_unknown=True,
+            )
         return plain
     ((name, marks),) = tag.items()
     if name == "dict":

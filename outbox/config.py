@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -9,16 +10,31 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import ConfigError
+from .log import Log
+
+_log = Log("outbox.config")
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*\Z")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*\Z")
+# With any driver of SQLAlchemy: an engine's own URL serves, and the relay connects with psycopg2 all the same.
+_POSTGRESQL = re.compile(r"postgres(ql)?(\+[a-z0-9_]+)?\Z")
 _HOST = r"(\[[0-9A-Fa-f:.%]*\]|[^:@\[\]]*)(:\d*)?"
 _HOSTS = re.compile(rf"{_HOST}(,{_HOST})*\Z")
 
+# What Kubernetes and Docker links put into the environment for each service.
+_SERVICE = re.compile(
+    r"OUTBOX_(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_\d+_(?:TCP|UDP|SCTP)"
+    r"(?:_(?:PROTO|PORT|ADDR))?)\Z"
+)
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
+
 # When to put back by itself what PostgreSQL has forgotten: see `OutboxConfig.reconcile`.
 RECONCILE = ("failover", "auto", "manual")
+
+# Share of equal letters from which a name counts as misspelt: BATCH and RETENTION do, PORT and LOG_LEVEL do not.
+_RESEMBLES = 0.65
 
 # (lowest, highest) allowed, both included.
 _RANGES: Mapping[str, tuple[float, float]] = {
@@ -37,6 +53,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "backoff_cap": (0.001, 86_400),
     "stuck_after": (0.01, 86_400),
     "max_entry_kb": (1, 65_536),
+    "id_reserve": (10, 10_000_000),
 }
 
 
@@ -73,6 +90,8 @@ class OutboxConfig:
     database_url: str | None = field(default=None, repr=False)
     # Scope of idempotency keys; None: the store's own id.  Stores that share it share their keys.
     namespace: str | None = None
+    # The namespace that the store has so far, to confirm that `namespace` is another one now.
+    namespace_change_from: str | None = None
     # Seconds for one connection attempt to one host.
     connect_timeout: float = 5.0
     # Seconds for one batch before the socket is shut: a stalled server can still acknowledge TCP.
@@ -82,8 +101,12 @@ class OutboxConfig:
     backoff_cap: float = 15.0
     # Seconds without progress, while entries wait and PostgreSQL answers, before the relay counts as stuck.
     stuck_after: float = 60.0
+    # The interpreter that verifies a store, where this program's executable is no Python; None: it forks instead.
+    python: str | None = None
     # KiB: largest encoded entry.
     max_entry_kb: int = 1024
+    # Ids that a wrapped manager keeps in reserve for each table of which its callers get ids.
+    id_reserve: int = 5000
     # Whether what PostgreSQL has forgotten is delivered again by itself: auto; manual: an operator says so; failover:
     # as auto where the URL names several hosts, else as manual.
     reconcile: str = "failover"
@@ -98,9 +121,12 @@ class OutboxConfig:
         if not isinstance(self.dir, (str, os.PathLike)) or not str(self.dir) or "\0" in str(self.dir):
             raise ConfigError(f"dir is {self.dir!r}", hint="allowed: a path")
         object.__setattr__(self, "dir", os.fspath(self.dir))
-        named = isinstance(self.namespace, str) and 0 < len(self.namespace) <= 200
-        if self.namespace is not None and not named:
-            raise ConfigError(f"namespace is {self.namespace!r}", hint="allowed: 1 to 200 characters")
+        for name in ("namespace", "namespace_change_from"):
+            value = getattr(self, name)
+            if value is not None and not _is_name(value):
+                raise ConfigError(f"{name} is {value!r}", hint="allowed: 1 to 200 characters")
+        if self.python is not None and not (isinstance(self.python, str) and self.python):
+            raise ConfigError(f"python is {self.python!r}", hint="allowed: the path of a Python interpreter")
         if self.reconcile not in RECONCILE:
             raise ConfigError(f"reconcile is {self.reconcile!r}", hint=f"allowed: {', '.join(RECONCILE)}")
         if self.database_url is not None:
@@ -123,20 +149,18 @@ class OutboxConfig:
         """Settings from the environment (`os.environ` unless given); `overrides` win.
 
         Unset and empty variables keep their default.  Raises `ConfigError` naming the variable, its value and what
-        is allowed; also for an `OUTBOX_*` variable that no setting has, since it is most likely misspelt.
+        is allowed; also for an `OUTBOX_*` variable that resembles a setting's.  Others that no setting has are logged
+        as a warning, unless Kubernetes made them of the name of a Service.
         """
         env = os.environ if environ is None else environ
         values: dict[str, Any] = {}
-        known = {"OUTBOX_OPERATIONS"}  # read by the CLI: where the host declares its operations
         for item in fields(cls):
             variable = variable_name(item.name)
-            known.add(variable)
             text = env.get(variable, "").strip()
             if text and item.name not in overrides:
                 values[item.name] = _parse(variable, text, str(item.type))
-        unknown = sorted(name for name in env if name.startswith("OUTBOX_") and name not in known)
-        if unknown:
-            raise ConfigError(f"unknown setting {unknown[0]}", hint=f"allowed: {', '.join(sorted(known))}")
+        for name in unknown_variables(env):
+            _log.warning("%(variable)s is set, and no setting has this name: it is ignored", variable=name)
         try:
             return cls(**values, **overrides)
         except ConfigError as exc:
@@ -144,6 +168,35 @@ class OutboxConfig:
             if name in values:
                 raise ConfigError(exc.message.replace(name, variable_name(name), 1), hint=exc.hint) from None
             raise
+
+
+def _is_name(value: object) -> bool:
+    """Whether it is 1 to 200 characters that have bytes: lone surrogates have none."""
+    return isinstance(value, str) and 0 < len(value) <= 200 and value == value.encode(errors="ignore").decode()
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """The `OUTBOX_*` variables that no setting has, nor resembles.
+
+    Raises `ConfigError` for one that resembles a setting's: it is most likely misspelt.
+    """
+    # The commands read where the host declares its operations.
+    known = {"OUTBOX_OPERATIONS", *(variable_name(item.name) for item in fields(OutboxConfig))}
+    meant = {name.removeprefix("OUTBOX_"): name for name in known}
+    unknown = []
+    for name, value in sorted(environ.items()):
+        if name in known or not name.upper().startswith("OUTBOX_") or _is_service(name, value):
+            continue
+        near = difflib.get_close_matches(name.upper().removeprefix("OUTBOX_"), meant, 1, _RESEMBLES)
+        if near:
+            raise ConfigError(f"unknown setting {name}", hint=f"did you mean {meant[near[0]]}?")
+        unknown.append(name)
+    return unknown
+
+
+def _is_service(name: str, value: str) -> bool:
+    """Whether Kubernetes set the variable, for a Service whose name begins with `outbox`."""
+    return bool(_SERVICE.match(name) or (name.endswith("_PORT") and _SERVICE_URL.match(value)))
 
 
 def variable_name(setting: str) -> str:
@@ -156,7 +209,7 @@ def check_database_url(url: object) -> str:
     scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
     # Without a scheme the whole value may be a password.
     scheme = scheme if separator and _SCHEME.match(scheme) else ""
-    if not separator or scheme not in ("postgresql", "postgres", "postgresql+psycopg2") or not rest:
+    if not separator or not _POSTGRESQL.match(scheme) or not rest:
         raise ConfigError(
             f"database_url has scheme {scheme or 'none'!r}",
             hint="allowed: postgresql://user:password@host:port/database",

@@ -3,16 +3,20 @@
 A leaf module: the whole line raises from here and nothing is imported here.  All errors share
 `OutboxError`; each message names the thing, the value and the way out.
 
-- *Rejected*, nothing was stored, mend the call: `InvalidEntry`, `IdempotencyConflict`, `ConfigError`,
-  `EntryNotFound`, `StoreBusy`.
+- *Rejected*, nothing was stored, mend the call: `InvalidEntry`, `IdempotencyConflict`, `AlreadyRejected`,
+  `ConfigError`, `EntryNotFound`, `EntryInDelivery`, `StoreBusy`.
 - *Halted*, stop opening positions: `DurabilityError` (in doubt: retry with the same key after a verified
   reopen) and `StoreFull` (certainly not stored).
-- *Cannot open*: `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`.
+- *Cannot open*: `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`; `StoreUnavailable` and
+  `StoreUnverified` are no verdict on the content: mend the system, or open again.
 - *Delivery*, seen by the relay only: `TargetUnavailable` (retried for ever), `TargetMisconfigured` (retried for
   ever and alarmed), `HistoryRewound` (the same, until it is reconciled), `EntryRejected` (dead letter).
+- *For handlers*: `Reject` and `RetryLater`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class OutboxError(Exception):
@@ -35,12 +39,53 @@ class IdempotencyConflict(OutboxError):
     """The key is already used by an entry with other arguments.  Nothing was written."""
 
 
+class AlreadyRejected(OutboxError):
+    """The key belongs to an entry that was rejected or discarded, so nothing will deliver it.  Nothing was written.
+
+    `entry` is that `Entry`.
+    """
+
+    def __init__(self, message: str, *, entry: Any, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.entry = entry
+
+    @property
+    def seq(self) -> int:
+        """The sequence number of the entry."""
+        return int(self.entry.seq)
+
+    @property
+    def key(self) -> str:
+        """The idempotency key of the entry, as in `Entry.key`."""
+        return str(self.entry.key)
+
+    @property
+    def reason(self) -> str:
+        """Why it was rejected or discarded."""
+        return str(self.entry.error or "unknown")
+
+
 class ConfigError(OutboxError, ValueError):
     """A setting, an operation's declaration or an environment variable has a value that is not allowed."""
 
 
+class Unrestorable(ConfigError):
+    """Stored values cannot get their Python types back: an Enum was renamed, or the tree of types is malformed.
+
+    `class_is_unknown`: the program knows no Enum of that name, so it may only have forgotten to register it.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", class_is_unknown: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.class_is_unknown = class_is_unknown
+
+
 class EntryNotFound(OutboxError, LookupError):
     """No entry of that sequence number is in the state that the call needs."""
+
+
+class EntryInDelivery(OutboxError):
+    """A relay is delivering the entry right now, so it cannot be discarded.  Nothing was changed."""
 
 
 class DurabilityError(OutboxError):
@@ -85,7 +130,22 @@ class StoreLocked(OutboxError):
 
 
 class StoreCorrupt(OutboxError):
-    """The store's files are damaged or incomplete; nothing was changed."""
+    """Damage was found in the store's files, or one of them is missing; nothing was changed."""
+
+
+class StoreUnavailable(OutboxError, OSError):
+    """The system did not let the store be used: memory, descriptors, reader slots, permissions, a read-only disk.
+
+    It has no bearing on the content, which was not looked at.  `errno` is the system's error number, or None.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", errno: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno
+
+
+class StoreUnverified(OutboxError):
+    """The verification ended without a verdict, as when it was killed; the store may well be sound."""
 
 
 class StoreFormatError(OutboxError):
@@ -97,9 +157,9 @@ class StoreClosed(OutboxError):
 
 
 class StoreBusy(OutboxError):
-    """The call came in the middle of another one of the same thread, as from a signal handler.  Nothing was written.
+    """A signal handler has interrupted a call of its own thread that takes an id, and asked for one.
 
-    It could only have waited for ever: the other call goes on when the handler returns.
+    Nothing was written.  It could only have waited for ever: the other call goes on when the handler returns.
     """
 
 
@@ -126,17 +186,32 @@ class HistoryRewound(TargetMisconfigured):
     """PostgreSQL lacks what it had acknowledged, or is another database than the one that did.
 
     The line stops until what is missing has been put back.  Everything up to sequence number `settled_seq` is there;
-    `same_database` is false where the database has no memory of this store at all.
+    `same_database` is false where the database has no memory of this store at all.  `of_a_copy`: nothing was lost in
+    PostgreSQL; it has the work of a copy of this store, which was restored from one or has one beside it.
     """
 
-    def __init__(self, message: str, *, settled_seq: int, same_database: bool, hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, settled_seq: int, same_database: bool, of_a_copy: bool = False, hint: str = ""
+    ) -> None:
         super().__init__(message, hint=hint)
-        self.settled_seq, self.same_database = settled_seq, same_database
+        self.settled_seq, self.same_database, self.of_a_copy = settled_seq, same_database, of_a_copy
+
+
+class ReceiptsGone(TargetMisconfigured):
+    """The receipts table was dropped or emptied: entries that are delivered again would take effect twice."""
 
 
 class EntryRejected(OutboxError):
     """One entry's data was refused.  `permanent` is false where a later try may succeed."""
 
-    def __init__(self, message: str, *, permanent: bool) -> None:
+    def __init__(self, message: str, *, permanent: bool, sqlstate: str | None = None) -> None:
         super().__init__(message)
-        self.permanent = permanent
+        self.permanent, self.sqlstate = permanent, sqlstate
+
+
+class Reject(OutboxError):
+    """Raised by a handler: this entry can never be applied.  It becomes a dead letter at once."""
+
+
+class RetryLater(OutboxError):
+    """Raised by a handler: this entry cannot be applied now.  It waits, and its retries are not counted."""

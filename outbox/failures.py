@@ -23,6 +23,7 @@ class Verdict(Enum):
 
 # Whole codes first, then classes (the first two characters).
 _VERDICTS = {
+    "2200H": Verdict.MISCONFIGURED,  # sequence_generator_limit_exceeded
     "25006": Verdict.UNAVAILABLE,  # read_only_sql_transaction: a standby, or a full disk's read-only mode
     "25P03": Verdict.UNAVAILABLE,  # idle_in_transaction_session_timeout
     "25P04": Verdict.UNAVAILABLE,  # transaction_timeout
@@ -47,12 +48,19 @@ _VERDICTS = {
 STALLS = frozenset({"57014", "25P04"})
 
 
+# Violations that name a table and no constraint: of a row that belongs to no partition.
+UNNAMED = frozenset({"23514"})
+FOREIGN_KEY = "23503"
+UNIQUE = "23505"
+PRIVILEGE = "42501"
+
+
 def classify(sqlstate: str | None, *, connected: bool, data_error: bool) -> Verdict:
     """The verdict on one failure.
 
     `sqlstate` is None where the driver gave none, as it does for connection failures of all kinds and for values it
-    cannot send.  `connected`: whether the connection still works.  `data_error`: whether the failure is a Python
-    `ValueError` or arithmetic error of the one who applies the entry.
+    cannot send.  `connected`: whether the connection still works.  `data_error`: whether the handler itself says that
+    the entry can never be applied.
     """
     if not connected:
         return Verdict.UNAVAILABLE

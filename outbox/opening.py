@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import logging
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from . import environment, filesystem, verify
 from .clock import Clock
 from .config import OutboxConfig
-from .counters import Counters
-from .envelope import to_us
-from .errors import DurabilityError, StoreClosed, StoreCorrupt, StoreLocked, StoreMissing
-from .guarded import COUNTERS_KEY
-from .locks import Role, RoleLock, died_holding, forget_holders, holder
-from .state_file import StateFile
-from .store import Store
+from .errors import DurabilityError, StoreClosed, StoreCorrupt, StoreLocked, StoreMissing, StoreUnavailable
+from .log import Log
+from .rescue import verify
+from .rescue.history import HistoryCheck, require_check
+from .store import environment, filesystem, namespace, sessions
+from .store.clean_mark import mark_clean, take_clean_mark
+from .store.counters import Counters
+from .store.creation import create
+from .store.envelope import to_us
+from .store.gate import COUNTERS_KEY
+from .store.identity import read_identity
+from .store.locks import Role, RoleLock, died_holding, forget_holders, holder
+from .store.own_files import as_owner
+from .store.state_file import StateFile
+from .store.steady import Steady
+from .store.store import Store
 
-_log = logging.getLogger("outbox.opening")
+_log = Log("outbox.opening")
 
 _VACUUM_PREFIX = ".vacuum-"
 
@@ -29,8 +37,10 @@ _VACUUM_PREFIX = ".vacuum-"
 class OpenStore:
     """A store and the roles that this process holds in it.  Closed once; not thread-safe itself."""
 
-    def __init__(self, store: Store, access: RoleLock, engine: RoleLock | None) -> None:
+    def __init__(self, store: Store, access: RoleLock, engine: RoleLock | None, history: HistoryCheck | None) -> None:
         self.store = store
+        # Of an engine; stopped before anything that needs the store for this process alone.
+        self.history = history
         self._access: RoleLock | None = access
         self._engine = engine
 
@@ -43,7 +53,9 @@ class OpenStore:
         """Close the store, note a clean shutdown, let go of the roles; may be called twice."""
         if self._access is None or self.store.forked:
             return
-        with suppress(StoreClosed):
+        if self.history is not None:
+            self.history.stop()
+        with suppress(StoreClosed, DurabilityError):
             self.store.is_in_place()  # else this would vouch for a file that it never wrote to
         self.store.close()
         # When somebody else has it open, the last one leaves the mark.
@@ -53,8 +65,10 @@ class OpenStore:
         with suppress(StoreLocked, OSError):
             self._access.make_exclusive()
             died = any(died_holding(directory, role) for role in (Role.ENGINE, Role.RELAY))
-            if not died and self.store.halt_reason is None:
-                environment.mark_clean(directory)
+            # Of an engine whose lock file was removed only its state tells.
+            halted = (StateFile(directory / "engine.state").read() or {}).get("halted")
+            if not died and not halted and self.store.halt_reason is None:
+                mark_clean(directory)
         self._access.release()
         self._access = self._engine = None
 
@@ -62,6 +76,8 @@ class OpenStore:
     def alone(self) -> Iterator[None]:
         """Hold every role: nobody else has the store open, nor opens it meanwhile.  Raises `StoreLocked`."""
         assert self._access is not None
+        if self.history is not None:
+            self.history.stop()
         roles: list[RoleLock] = []
         try:
             roles.append(RoleLock(self.store.directory, Role.RELAY))
@@ -75,6 +91,8 @@ class OpenStore:
         finally:
             for role in roles:
                 role.release(clean=True)
+            if self.history is not None:
+                self.history.resume()
 
 
 def open_store(
@@ -85,34 +103,42 @@ def open_store(
     Raises `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`, `ConfigError` or OSError.
     """
     if engine:
-        _create_if_vacant(directory, clock)
-    environment.read_identity(directory)
+        _create_if_vacant(directory, config, clock)
+    read_identity(directory)
     filesystem.refuse_remote(directory)
     locks: list[RoleLock] = []
     opened: environment.Environment | None = None
+    history: HistoryCheck | None = None
     try:
         role = RoleLock(directory, Role.ENGINE) if engine else None
         locks += [role] if role is not None else []
-        access = _take_access(directory, role)
+        access = _take_access(directory, role, verify.checker(config.python))
         locks.append(access)
         if engine:
             _flush_renames(directory)
+            history = HistoryCheck(directory, config.python)
         opened = environment.Environment(directory, readonly=readonly)
+        if not access.read_only:
+            for lock in locks:
+                opened.keep_role(lock.path, lock.identity())
         store = Store(
             opened,
             max_bytes=config.max_size_mb << 20,
             reserve_bytes=(config.min_free_mb << 20) // 16,
             retention_us=int(config.retention_hours * 3_600_000_000),
             now_us=lambda: to_us(clock.now()),
+            trusted_us=Steady(directory, clock, to_us).now_us,
         )
         store.reader_check()
     except BaseException:
+        if history is not None:
+            history.stop()
         if opened is not None:
             opened.close()
         for lock in locks:
             lock.release()
         raise
-    return OpenStore(store, access, role)
+    return OpenStore(store, access, role, history)
 
 
 def rewrite_compactly(directory: Path) -> None:
@@ -122,7 +148,7 @@ def rewrite_compactly(directory: Path) -> None:
     """
     for leftover in directory.glob(f"{_VACUUM_PREFIX}*"):  # of a process that was killed here
         shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_VACUUM_PREFIX, dir=directory) as name:
+    with as_owner(directory), tempfile.TemporaryDirectory(prefix=_VACUUM_PREFIX, dir=directory) as name:
         temporary = Path(name)
         environment.copy_compact(directory, temporary)
         found = environment.structural_problems(temporary)
@@ -138,29 +164,31 @@ def rewrite_compactly(directory: Path) -> None:
             ) from exc
 
 
-def _create_if_vacant(directory: Path, clock: Clock) -> None:
+def _create_if_vacant(directory: Path, config: OutboxConfig, clock: Clock) -> None:
     try:
-        environment.read_identity(directory)
+        read_identity(directory)
     except StoreMissing:
-        environment.create(directory, clock.new_id(), {COUNTERS_KEY: Counters().pack()})
-        _log.info("outbox created", extra={"path": str(directory)})
+        store_id = clock.new_id()
+        first = {COUNTERS_KEY: Counters().pack(), sessions.KEY: sessions.Sessions().pack()}
+        first |= namespace.first_record(config, store_id, to_us(clock.now()))
+        create(directory, store_id, first)
+        _log.info("outbox created at %(path)s", path=directory)
 
 
 def _flush_renames(directory: Path) -> None:
     """A creation or a vacuum that was killed may have left its rename unflushed: a power cut would undo it."""
     filesystem.flush_directory(directory)
-    with suppress(PermissionError):  # a folder of somebody else's that may be passed but not read
-        filesystem.flush_directory(directory.parent)
+    filesystem.flush_parent(directory)
 
 
-def _take_access(directory: Path, engine: RoleLock | None) -> RoleLock:
+def _take_access(directory: Path, engine: RoleLock | None, check: Callable[[Path], None]) -> RoleLock:
     """Shared access to a store that is sound, as far as can be known without LMDB."""
     # One after the other: else each of two who come at once would take the other for one who has verified.
     opening = RoleLock(directory, Role.OPENING)
     try:
         access = RoleLock(directory, Role.ACCESS, shared=True)
         try:
-            _verify_if_unclean(directory, opening, access, engine)
+            _verify_if_unclean(directory, opening, access, engine, check)
         except BaseException:
             access.release()
             raise
@@ -169,12 +197,22 @@ def _take_access(directory: Path, engine: RoleLock | None) -> RoleLock:
         opening.release(clean=True)
 
 
-def _verify_if_unclean(directory: Path, opening: RoleLock, access: RoleLock, engine: RoleLock | None) -> None:
+def _verify_if_unclean(
+    directory: Path, opening: RoleLock, access: RoleLock, engine: RoleLock | None, check: Callable[[Path], None]
+) -> None:
     """Verify in a child process unless the last user closed properly, or somebody has verified and is using it."""
     state = StateFile(directory / "engine.state")
     try:
         access.make_exclusive()
     except StoreLocked:
+        written_to = any(holder(directory, role) is not None for role in (Role.ENGINE, Role.RELAY))
+        if access.read_only and written_to:
+            # LMDB keeps no reader's slot then: pages could be overwritten while they are read.
+            raise StoreUnavailable(
+                f"{directory} is on a file system that is read-only here and written to elsewhere",
+                hint="mount it for writing, or look where the engine runs",
+                errno=errno.EROFS,
+            ) from None
         if engine is not None and (state.read() or {}).get("halted"):
             # Whoever uses it did so when the write failed, and verified nothing since.
             raise StoreLocked(
@@ -182,14 +220,21 @@ def _verify_if_unclean(directory: Path, opening: RoleLock, access: RoleLock, eng
                 hint="stop the relay and whatever else has it open, then start the engine",
                 holder_pid=holder(directory, Role.RELAY) or None,
             ) from None
+        if engine is not None and engine.found_dead:
+            # It may have halted, on a disk that refused to note it.  The child reads beside the others.
+            with opening.at_work():
+                check(directory)
+            with suppress(OSError):
+                require_check(directory)
         return
     try:
-        if not environment.take_clean_mark(directory):
+        if not take_clean_mark(directory):
             with opening.at_work():
-                verify.check(directory)
+                check(directory)
             # An engine that is opening names itself in its lock file already.
-            forget_holders(directory, *((Role.RELAY,) if engine is not None else (Role.ENGINE, Role.RELAY)))
             with suppress(OSError):  # then an engine that comes while this one uses it must wait
+                forget_holders(directory, *((Role.RELAY,) if engine is not None else (Role.ENGINE, Role.RELAY)))
+                require_check(directory)
                 state.write({"pid": os.getpid(), "halted": None})
     finally:
         access.make_shared()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from decimal import Decimal, localcontext
+from dataclasses import dataclass, field
 from functools import lru_cache
-from numbers import Number
 from typing import Any
 from uuid import UUID
 
 from . import codec
+from .columns import Columns
 from .errors import ConfigError, InvalidEntry
+from .handlers import check_callable, discard, is_unfinished
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:-]{0,127}\Z")
 _MAX_ORDER_BYTES = 255
@@ -34,6 +34,7 @@ class Operation:
     `order_by`: the argument whose value is the ordering key, or a callable `f(args)`; None for no order.
     `validate`: `validate(args)` raises for input that must not be stored.
     `best_effort`: a rejection of this operation never holds back others and needs no operator.
+    `may_vanish`: triggers or rules of the table may keep rows out on purpose, or write them elsewhere.
     """
 
     name: str
@@ -43,6 +44,9 @@ class Operation:
     order_by: str | Callable[[Mapping[str, Any]], Any] | None = None
     validate: Callable[[Mapping[str, Any]], Any] | None = None
     best_effort: bool = False
+    may_vanish: bool = False
+    # What a `sqlalchemy.Table` declares of its rows.
+    _columns: Columns | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         try:
@@ -53,15 +57,17 @@ class Operation:
             raise ConfigError(
                 f"operation {self.name!r} must have exactly one effect", hint="give either table=... or handler=..."
             )
-        if self.handler is not None and not callable(self.handler):
-            raise ConfigError(f"operation {self.name!r}: handler {self.handler!r} is not callable")
-        if self.validate is not None and not callable(self.validate):
-            raise ConfigError(f"operation {self.name!r}: validate {self.validate!r} is not callable")
+        if self.handler is not None:
+            check_callable(f"operation {self.name!r}", "handler", self.handler, 2)
+        if self.validate is not None:
+            check_callable(f"operation {self.name!r}", "validate", self.validate, 1)
         if isinstance(self.identity, str):
             object.__setattr__(self, "identity", (self.identity,))
         elif isinstance(self.identity, Iterable):
             object.__setattr__(self, "identity", tuple(self.identity))
-        elif not callable(self.identity):
+        elif callable(self.identity):
+            check_callable(f"operation {self.name!r}", "identity", self.identity, 1)
+        else:
             raise ConfigError(
                 f"operation {self.name!r}: identity is {self.identity!r}",
                 hint="allowed: names of arguments, or a callable",
@@ -71,6 +77,8 @@ class Operation:
                 f"operation {self.name!r}: order_by is {self.order_by!r}",
                 hint="allowed: an argument's name, a callable or None",
             )
+        if callable(self.order_by):
+            check_callable(f"operation {self.name!r}", "order_by", self.order_by, 1)
         if self.table is not None and not hasattr(self.table, "columns"):
             parts = self.table.split(".") if isinstance(self.table, str) else []
             if len(parts) not in (1, 2) or not all(parts):
@@ -80,15 +88,15 @@ class Operation:
                 )
         names = [*(() if callable(self.identity) else self.identity)]
         names += [self.order_by] if isinstance(self.order_by, str) else []
-        columns = getattr(self.table, "columns", None)
         for name in names:
             if not isinstance(name, str) or not name:
                 raise ConfigError(f"operation {self.name!r}: {name!r} is not an argument's name")
-            if columns is not None and name not in columns:
-                raise ConfigError(
-                    f"operation {self.name!r}: {name!r} is not a column of {self.table_name}",
-                    hint=f"columns: {', '.join(sorted(column.name for column in columns))}",
-                )
+        columns = Columns(self.name, self.table) if hasattr(self.table, "columns") else None
+        object.__setattr__(self, "_columns", columns)
+        if columns is not None and not callable(self.identity):
+            object.__setattr__(self, "identity", tuple(columns.name_of(name) for name in self.identity))
+        if columns is not None and isinstance(self.order_by, str):
+            object.__setattr__(self, "order_by", columns.name_of(self.order_by))
 
     @property
     def table_name(self) -> str | None:
@@ -97,14 +105,35 @@ class Operation:
             return self.table
         return f"{self.table.schema}.{self.table.name}" if self.table.schema else str(self.table.name)
 
+    @property
+    def table_path(self) -> tuple[str, ...]:
+        """The parts of the table's name, schema first; empty for an operation with a handler."""
+        if self.table is None or isinstance(self.table, str):
+            return tuple(self.table.split(".")) if self.table else ()
+        return (*([str(self.table.schema)] if self.table.schema else []), str(self.table.name))
+
+    @property
+    def json_columns(self) -> frozenset[str]:
+        """Columns in which a text is a JSON string, as SQLAlchemy stores it; elsewhere a text is JSON text."""
+        return frozenset() if self._columns is None else self._columns.json_names
+
+    def complete(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The arguments as they are stored: with a `sqlalchemy.Table` by column names, constant defaults included."""
+        return args if self._columns is None else self._columns.complete(args)
+
     def check(self, args: Mapping[str, Any]) -> None:
         """Raise for arguments that must not be stored: `InvalidEntry`, or whatever `validate` raises."""
-        columns = getattr(self.table, "columns", None)
-        if columns is not None:
-            _check_row(self.name, columns, args)
+        if self._columns is not None:
+            self._columns.check(self._columns.complete(args))
         if self.validate is not None:
             # A copy: what it changes must not be half stored.
-            self.validate(dict(args))
+            answer = self.validate(dict(args))
+            if is_unfinished(answer):
+                discard(answer)
+                raise ConfigError(
+                    f"validate of operation {self.name!r} returned {type(answer).__name__}, which has checked nothing",
+                    hint="it must be a plain function",
+                )
 
     def identity_of(self, args: Mapping[str, Any]) -> Any:
         """The value that identifies this intent, or None where every call is an intent of its own."""
@@ -213,46 +242,3 @@ def caller_key(key: object) -> bytes:
         return key.encode()
     except UnicodeEncodeError as exc:
         raise InvalidEntry(f"key {key!r} is not valid Unicode") from exc
-
-
-def _check_row(operation: str, columns: Any, args: Mapping[str, Any]) -> None:
-    for name in args:
-        if name not in columns:
-            raise InvalidEntry(
-                f"operation {operation!r} has no column {name!r}",
-                hint=f"columns: {', '.join(sorted(column.name for column in columns))}",
-            )
-    for column in columns:
-        value = args.get(column.name)
-        if value is None:
-            generated = column.primary_key or column.server_default is not None or column.identity is not None
-            if not column.nullable and not (generated and column.name not in args):
-                raise InvalidEntry(f"operation {operation!r}: column {column.name!r} must not be empty")
-            continue
-        precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
-        if isinstance(precision, int) and isinstance(scale, int) and is_beyond(value, precision, scale):
-            raise InvalidEntry(
-                f"operation {operation!r}: {column.name!r} is {value}, beyond numeric({precision},{scale})"
-            )
-        if isinstance(precision, int) and isinstance(value, bool):
-            raise InvalidEntry(f"operation {operation!r}: {column.name!r} is {value}, which is no number")
-        length = getattr(column.type, "length", None)
-        if isinstance(length, int) and isinstance(value, str) and len(value) > length:
-            raise InvalidEntry(
-                f"operation {operation!r}: {column.name!r} has {len(value)} characters", hint=f"at most {length}"
-            )
-
-
-def is_beyond(value: Any, precision: int, scale: int) -> bool:
-    """Whether a number does not fit numeric(precision, scale) after PostgreSQL has rounded it."""
-    if isinstance(value, bool) or not isinstance(value, Number):
-        return False
-    # Compared exactly: copying and comparing do not round.
-    return not (value if isinstance(value, Decimal) else Decimal(str(value))).copy_abs() < _limit(precision, scale)
-
-
-@lru_cache(maxsize=1024)
-def _limit(precision: int, scale: int) -> Decimal:
-    with localcontext() as context:
-        context.prec = precision + scale + 2
-        return Decimal(10) ** (precision - scale) - Decimal(5).scaleb(-scale - 1)

@@ -8,12 +8,22 @@ from itertools import groupby
 from typing import Protocol, runtime_checkable
 from uuid import UUID
 
-from .continuity import Mark, Memory
-from .envelope import Record
 from .errors import EntryRejected, HistoryRewound, OutboxError
 from .operation import Operation
+from .store.continuity import Mark, Memory
+from .store.envelope import Record
 
 Unit = list[Record]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A unit that could not be applied though its data is not to blame: it waits, and its ordering keys with it."""
+
+    unit: Unit
+    error: OutboxError
+    # Whose trouble that is; None where only this unit is known to be concerned.
+    operation: str | None
 
 
 @dataclass(slots=True)
@@ -22,6 +32,9 @@ class Outcome:
 
     completed: list[tuple[Record, bytes]] = field(default_factory=list)
     rejected: list[tuple[Record, EntryRejected]] = field(default_factory=list)
+    waiting: list[Waiting] = field(default_factory=list)
+    # Operations none of whose entries can be applied now, and why.
+    parked: dict[str, OutboxError] = field(default_factory=dict)
     # `TargetUnavailable` or `TargetMisconfigured` that ended the batch early; what is completed stays completed.
     interruption: OutboxError | None = None
     # The unit that took too long although it was tried alone, on a connection that lived on.
@@ -33,6 +46,7 @@ class Outcome:
         """Add what became of the other part of the batch.  Of two interruptions a loss is the one to know of."""
         self.completed += other.completed
         self.rejected += other.rejected
+        self.waiting += other.waiting
         self.stalled = self.stalled or other.stalled
         self.marks += other.marks
         if self.interruption is None or isinstance(other.interruption, HistoryRewound):
@@ -57,6 +71,14 @@ class Comparison(Protocol):
 
     def missing(self, records: Sequence[Record]) -> list[Record]:
         """Those that it never applied, or has forgotten."""
+        ...
+
+    def seen(self) -> int:
+        """The highest sequence number of the store, or of a copy of it, that it has seen."""
+        ...
+
+    def never_applied(self, records: Sequence[Record]) -> list[Record]:
+        """Those that it has not applied, and that no transaction still running applies."""
         ...
 
     def accept(self) -> Mark:

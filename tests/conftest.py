@@ -20,6 +20,16 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return said.replace("\\", "") if "\\" in said else None
 
 
+_SERVERS = {"postgres_server", "postgres_url", "own_postgres", "outbox_postgres_server"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test with a server is slow, whether marked or not."""
+    for item in items:
+        if _SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_leftovers() -> Iterator[None]:
     """Fail the run if a server that it started, or a file of one, survives it."""

@@ -3,6 +3,10 @@
 The record is a file of JSON lines written by the engine's process right after each critical call returned; the
 outbox has no part in it.  The comparison counts what is missing or different (lost) and what is there more than once
 (duplicated).
+
+A kill may come between a call's commit and the line that acknowledges it.  An added row without such a line is simply
+not looked for, but an update replaces a value that was acknowledged before.  So a line is written before each update
+too, and the value of the update that the process died in is as good as the acknowledged one.
 """
 
 from __future__ import annotations
@@ -69,6 +73,8 @@ _PROOFS: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
 }
 # Rows that the engine itself writes once per key, whatever was recorded: a second one is a duplicate.
 _ONCE = ("session", "order", "position", "trade", "balance")
+# Lines that acknowledge nothing: a process began to write, a call began.
+_START, _BEGUN = "start", "begun"
 
 
 @dataclass
@@ -88,10 +94,18 @@ class Report:
 
 
 class Recorder:
-    """Appends one line for each acknowledged call; a line that was written survives the death of the process."""
+    """Appends one line for each acknowledged call; a line that was written survives the death of the process.
+
+    One object for each process and file: its first line ends what the process before it had begun.
+    """
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self(_START, {})
+
+    def begin(self, kind: str, record: Mapping[str, Any]) -> None:
+        """Note a call before it is made; `record` is what acknowledges it, if it succeeds."""
+        self(_BEGUN, {"call": kind, **record})
 
     def __call__(self, kind: str, record: Mapping[str, Any]) -> None:
         os.write(self._fd, json.dumps({"kind": kind, **record}, default=str).encode() + b"\n")
@@ -112,21 +126,68 @@ def compare(records: Iterable[Mapping[str, Any]], engine: Engine) -> Report:
     """Compare what was acknowledged with what PostgreSQL holds.  Raises `SQLAlchemyError`."""
     report = Report()
     rows = {kind: _rows(engine, sql, identity) for kind, (sql, identity, _) in _PROOFS.items()}
-    stops: dict[Any, Mapping[str, Any]] = {}
+    stops = _Stops()
     for record in records:
         kind = record["kind"]
-        if kind == "position_update":
-            stops[record["position_id"]] = record  # only the last one can be seen
-        elif kind in _PROOFS:
+        stops.read(record)
+        if kind in _PROOFS:
             report.acknowledged += 1
             _check(report, kind, record, rows[kind])
-    _check_stops(report, stops, engine)
+    stops.check(report, engine)
     for kind in _ONCE:
         for key, found in rows[kind].items():
             if len(found) > 1 and None not in key[:1]:
                 report.duplicated += len(found) - 1
                 report.findings.append(f"{kind} {_name(key)} is there {len(found)} times")
     return report
+
+
+class _Stops:
+    """Which stops the positions may have, from the record's lines in their order."""
+
+    def __init__(self) -> None:
+        # The last acknowledged one of each position, since an update replaces the one before.
+        self._acknowledged: dict[Any, Any] = {}
+        # Newer ones: of the call that a process died in, and of calls that failed.
+        self._unanswered: dict[Any, list[Any]] = {}
+        self._failed: dict[Any, list[Any]] = {}
+        self._begun: Mapping[str, Any] | None = None
+
+    def read(self, record: Mapping[str, Any]) -> None:
+        """Take one line into account."""
+        kind, begun, self._begun = record["kind"], self._begun, None
+        if kind == "position_update":
+            position_id = record["position_id"]
+            self._acknowledged[position_id] = record["stop_loss"]
+            self._unanswered.pop(position_id, None)
+            self._failed.pop(position_id, None)
+        elif begun is not None:
+            # A process that lives writes the acknowledgement next, or the call has failed.
+            self._keep(begun, self._unanswered if kind == _START else self._failed)
+        if kind == _BEGUN:
+            self._begun = record
+
+    def check(self, report: Report, engine: Engine) -> None:
+        """Compare the acknowledged stops with those in PostgreSQL."""
+        if self._begun is not None:
+            self._keep(self._begun, self._unanswered)
+            self._begun = None
+        with engine.connect() as connection:
+            found = {row.id: row.stop_loss for row in connection.execute(text("SELECT id, stop_loss FROM positions"))}
+        for position_id, acknowledged in self._acknowledged.items():
+            report.acknowledged += 1
+            stop = found.get(position_id)
+            if any(_same(one, stop) for one in (acknowledged, *self._unanswered.get(position_id, ()))):
+                report.applied += 1
+                continue
+            report.lost += 1
+            failed = any(_same(one, stop) for one in self._failed.get(position_id, ()))
+            why = ", which is that of a call that failed" if failed else ""
+            report.findings.append(f"position {position_id} has stop {stop} instead of {acknowledged}{why}")
+
+    @staticmethod
+    def _keep(begun: Mapping[str, Any], stops: dict[Any, list[Any]]) -> None:
+        stops.setdefault(begun["position_id"], []).append(begun["stop_loss"])
 
 
 def _check(report: Report, kind: str, record: Mapping[str, Any], rows: Mapping[_Key, list[_Row]]) -> None:
@@ -151,19 +212,6 @@ def _check(report: Report, kind: str, record: Mapping[str, Any], rows: Mapping[_
     report.applied += 1
 
 
-def _check_stops(report: Report, stops: Mapping[Any, Mapping[str, Any]], engine: Engine) -> None:
-    with engine.connect() as connection:
-        found = {row.id: row.stop_loss for row in connection.execute(text("SELECT id, stop_loss FROM positions"))}
-    for position_id, record in stops.items():
-        report.acknowledged += 1
-        if _same(record["stop_loss"], found.get(position_id)):
-            report.applied += 1
-        else:
-            report.lost += 1
-            stop = found.get(position_id)
-            report.findings.append(f"position {position_id} has stop {stop} instead of {record['stop_loss']}")
-
-
 def _rows(engine: Engine, sql: str, identity: tuple[str, ...]) -> dict[_Key, list[_Row]]:
     found: dict[_Key, list[_Row]] = {}
     with engine.connect() as connection:
@@ -184,5 +232,5 @@ def _name(key: _Key) -> str:
 
 def summary(records: Iterable[Mapping[str, Any]]) -> str:
     """How many calls of each kind were acknowledged, for people."""
-    counts = Counter(record["kind"] for record in records)
+    counts = Counter(record["kind"] for record in records if record["kind"] not in (_START, _BEGUN))
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))

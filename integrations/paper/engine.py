@@ -31,7 +31,8 @@ class PaperEngine(Recording):
 
     `fraction` of the balance goes into each position.  `on_ack(kind, record)` is called right after a critical call
     returned, with kind `session`, `balance`, `order`, `fill`, `position`, `position_update`, `trade` or
-    `session_end`; amounts in `record` are decimal text with 8 decimals.  What it raises stops the engine.
+    `session_end`; amounts in `record` are decimal text with 8 decimals.  `on_begin(kind, record)` is called just before
+    a `position_update`, with the record that `on_ack` gets if the call succeeds.  What they raise stops the engine.
     `wait(seconds)` paces `run` and tells by True that it is time to stop; `now` stamps trades.
 
     One thread runs the engine; `stop` and `enter_close_only` may be called from any other.
@@ -47,6 +48,7 @@ class PaperEngine(Recording):
         fraction: Decimal = Decimal("0.1"),
         trail_every: int = 3,
         on_ack: OnAck | None = None,
+        on_begin: OnAck | None = None,
         wait: Callable[[float], bool] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -57,7 +59,7 @@ class PaperEngine(Recording):
             raise ValueError(f"fraction must share a whole among {len(names)} strategies, not {fraction}")
         if trail_every < 1:
             raise ValueError(f"trail_every must be at least 1 bar, not {trail_every}")
-        super().__init__(db_manager, symbol, on_ack, now)
+        super().__init__(db_manager, symbol, on_ack, on_begin, now)
         self.strategies = tuple(strategies)
         self.balance = initial_balance
         self.positions: dict[str, OpenPosition] = {}
@@ -230,6 +232,12 @@ class PaperEngine(Recording):
         held.stop_loss = stop
         if held.position_id is None:
             return
+        record = {
+            "position_id": held.position_id,
+            "stop_loss": as_text(stop),
+            "current_price": as_text(bar.close),
+        }
+        self._begin("position_update", **record)
         ok, _ = self._attempt(
             "position_update",
             lambda: self.db_manager.update_position(
@@ -241,12 +249,7 @@ class PaperEngine(Recording):
             ),
         )
         if ok:
-            self._ack(
-                "position_update",
-                position_id=held.position_id,
-                stop_loss=as_text(stop),
-                current_price=as_text(bar.close),
-            )
+            self._ack("position_update", **record)
 
     def _snapshot(self, bar: Bar) -> None:
         open_pnl = sum((held.profit(bar.close) for held in self.positions.values()), Decimal(0))

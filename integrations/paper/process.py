@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = 1 + max((r["index"] for r in _recorded(options.record) if r["kind"] == "bar"), default=-1)
     recorder = Recorder(options.record)
     manager_class: Any = DurableDatabaseManager.of(DatabaseManager)
-    engine = PaperEngine(manager_class(_database_url(config)), on_ack=recorder)
+    engine = PaperEngine(manager_class(_database_url(config)), on_ack=recorder, on_begin=recorder.begin)
     signal.signal(signal.SIGTERM, lambda *_: engine.stop())
     with wire(engine, config=config):
         engine.start()

@@ -1,7 +1,8 @@
 """What the engine tells its manager, and what it was told back.
 
 Every write goes through one place that survives whatever the manager raises, and every critical write that
-succeeded is handed to `on_ack` as a record of its own, to be compared with the database later.
+succeeded is handed to `on_ack` as a record of its own, to be compared with the database later.  A write that replaces
+the value of an earlier one is handed to `on_begin` first: after a kill both values may be in the database.
 """
 
 from __future__ import annotations
@@ -59,12 +60,19 @@ class EngineStats:
 class Recording:
     """The writing half of the engine; its state is shared with the trading half."""
 
-    def __init__(self, db_manager: Any, symbol: str, on_ack: OnAck | None, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        db_manager: Any,
+        symbol: str,
+        on_ack: OnAck | None,
+        on_begin: OnAck | None,
+        now: Callable[[], datetime],
+    ) -> None:
         self.db_manager = db_manager
         self.symbol = symbol
         self.session_id: int | None = None
         self.stats = EngineStats()
-        self._on_ack = on_ack
+        self._on_ack, self._on_begin = on_ack, on_begin
         self._now = now
 
     def _journal(
@@ -196,6 +204,10 @@ class Recording:
             self.stats.failed_writes[kind] = self.stats.failed_writes.get(kind, 0) + 1
             return False, None
         return True, value
+
+    def _begin(self, kind: str, **record: Any) -> None:
+        if self._on_begin is not None:
+            self._on_begin(kind, record)
 
     def _ack(self, kind: str, **record: Any) -> None:
         if self._on_ack is not None:

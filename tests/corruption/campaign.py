@@ -19,7 +19,7 @@ from .judge import Judge, Verdict
 from .template import build
 
 DIED = "THE PROCESS DIED"
-_ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 # In memory, where there is: what is on the disk is damaged on purpose anyway.
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
 
@@ -47,9 +47,9 @@ def _share(first: int, step: int, end: int, take: Callable[[Verdict], None]) -> 
     """Every `step`th mutant, by one process after the other, as often as one dies."""
     while first < end:
         command = [sys.executable, "-m", "tests.corruption.campaign", str(first), str(step), str(end)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(_ROOT), *(path for path in sys.path if path)))}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), *(path for path in sys.path if path)))}
         with subprocess.Popen(
-            command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             assert process.stderr is not None

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,25 +11,30 @@ from pathlib import Path
 from outbox import (
     ConfigError,
     IdempotencyConflict,
+    Operation,
     Outbox,
     OutboxError,
     Relay,
     StoreCorrupt,
     StoreFormatError,
     StoreMissing,
-    recovery,
-    verify,
 )
+from outbox.box import LEDGER_DAMAGED
 from outbox.clock import SystemClock
-from outbox.envelope import Record, key_seq
-from outbox.exchange import State, from_object
-from outbox.restore import restore
-from tests.unit.fakes.rig import FakeTarget
+from outbox.rescue import verify
+from outbox.store.entry_json import State, from_object
+from outbox.store.envelope import Record, key_seq
+from outbox.store.key_row import place_of
+from outbox.testing import InMemoryTarget
+from outbox.transfer import exporting
+from outbox.transfer.importing import restore
 
 from .mutations import Damage, damage
 from .template import CONFIG, MARK, METAS, NamingClock, Template, args_of
 
 CLEAN, QUARANTINE, REFUSED = "clean, all right", "quarantine with report", "refused"
+# The history is damaged, which a check in the background has reported.
+REPORTED = "opened, damaged ledger reported"
 # Each so many are verified in a real child, opened again after an import, and so on: slow, and the same each time.
 _THOROUGH = 50
 
@@ -57,14 +59,14 @@ class Judge:
 
     def __init__(self, template: Template, folder: Path) -> None:
         self._template, self._folder = template, folder
-        self._real = verify._run_child
+        self._real = verify._own_interpreter
 
     def judge(self, number: int) -> Verdict:
         """Make, open and salvage mutant `number`."""
         directory = self._folder / f"mutant-{number}"
         shutil.copytree(self._template.directory, directory)
         thorough = number % _THOROUGH == 0
-        verify._run_child = self._real if thorough else _forked
+        verify._own_interpreter = self._real if thorough else _no_interpreter
         try:
             done = damage(self._template, directory, number)
             verdict = Verdict(number, done.kind, done.told)
@@ -75,7 +77,7 @@ class Judge:
                 self._import(exported, verdict)
             return verdict
         finally:
-            verify._run_child = self._real
+            verify._own_interpreter = self._real
             shutil.rmtree(directory)
 
     # -- as an engine
@@ -89,6 +91,12 @@ class Judge:
                 verdict.wrong.append(f"{exc} has no hint")
             return
         with box:
+            assert box._opened.history is not None
+            assert box._opened.history.wait(60)
+            if LEDGER_DAMAGED in box.status().alarms:
+                # Until then nothing touches the history: there is no relay, and nothing is enqueued.
+                verdict.outcome = REPORTED
+                return
             damaged = {seq for seq, _, _ in box.store.peek(0, 100_000).damaged}
             verdict.outcome = QUARANTINE if damaged else CLEAN
             self._compare(box, damaged, verdict.wrong)
@@ -121,7 +129,7 @@ class Judge:
         with box.store._read() as (environment, txn):
             keys = {bytes(key): bytes(value) for key, value in txn.cursor(db=environment.idempotency)}
         both = (self._template.keys, keys)
-        expected, found = ({k: v for k, v in some.items() if key_seq(v[:8]) not in damaged} for some in both)
+        expected, found = ({k: v for k, v in some.items() if key_seq(place_of(v)) not in damaged} for some in both)
         if found != expected:
             wrong.append(f"idempotency keys differ: {len(found)}")
         repeated = next(record for record in known.values() if record.operation == "trade" and record.seq % 2)
@@ -134,7 +142,7 @@ class Judge:
         if new.seq != self._template.next_seq:
             wrong.append(f"the next entry got number {new.seq}, expected {self._template.next_seq}")
         delivered: dict[int, Record] = {}
-        target = FakeTarget(())
+        target = InMemoryTarget([Operation("trade", table="trades")])
         target.before = lambda records: delivered.update({record.seq: record for record in records})
         relay = Relay(box, target)
         try:
@@ -161,7 +169,7 @@ class Judge:
         file = self._folder / f"mutant-{verdict.number}.jsonl"
         try:
             with file.open("wb") as out:
-                findings = recovery.export(directory, out.write)
+                findings = exporting.export(directory, out.write)
         except (StoreCorrupt, StoreMissing) as exc:
             if done.same_file:
                 verdict.wrong.append(f"nothing could be exported: {exc}")
@@ -229,24 +237,8 @@ def _content(record: Record) -> tuple[object, ...]:
     return (record.key, record.id, record.operation, record.order_by, record.args, record.types, record.captured_us)
 
 
-def _forked(directory: Path) -> subprocess.CompletedProcess[bytes]:
-    """The same verification, in a child that does not have to start an interpreter."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.dup2(write, 1)
-        code = 3
-        try:
-            sys.stdout = os.fdopen(1, "w")
-            code = verify._main(str(directory))
-            sys.stdout.flush()
-        finally:
-            os._exit(code)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read()
-    _, status = os.waitpid(pid, 0)
-    return subprocess.CompletedProcess([], os.waitstatus_to_exitcode(status), said, b"")
+def _no_interpreter() -> None:
+    """Let the verification fork, which does not have to start an interpreter."""
 
 
 def table(verdicts: list[Verdict]) -> str:

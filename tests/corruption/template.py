@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from outbox import Outbox, OutboxConfig
-from outbox.continuity import Mark
-from outbox.envelope import Record
-from outbox.exchange import State
-from outbox.ledger import Settlement
-from outbox.pages import DataFile, Walk
-from outbox.salvage import Salvage
+from outbox.rescue.pages import DataFile, Walk
+from outbox.rescue.salvage import Salvage
+from outbox.store.continuity import Mark
+from outbox.store.entry_json import State
+from outbox.store.envelope import Record
+from outbox.store.ledger import Settlement
 from tests.unit.fakes.rig import FakeClock
 
 CONFIG = OutboxConfig(min_free_mb=0)

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from outbox import Outbox, OutboxConfig, PostgresTarget, Relay, verify
+from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.operation import caller_key, idempotency_hash
+from outbox.rescue import verify
 from tests.unit.fakes.audit import OPERATIONS, SCHEMA, query
+from tests.unit.fakes.waiting import LONG
 
 from . import evidence, victim
 from .invariants import Call, Observation, Reopened, Told, check
@@ -35,7 +37,6 @@ def _start_server() -> None:
 
 
 _CONFIG = OutboxConfig(backoff_base=0.01, backoff_cap=0.1)
-_LONG_S = 30.0
 
 Steps = list[tuple[Any, ...]]
 
@@ -126,7 +127,7 @@ class Drill:
             # The same verification, also in a process that may die, but without starting an interpreter for it.
             process = _PROCESSES.Process(target=victim.verify_store, args=(str(directory),))
             process.start()
-            process.join(_LONG_S)
+            process.join(LONG)
             assert process.exitcode == 0, f"verifying {directory} ended with {process.exitcode}"
             verified.append(directory)
 
@@ -148,7 +149,7 @@ class Drill:
 
     def deliver_and_check(self, box: Outbox, relay: Relay) -> None:
         """Deliver everything; every invariant holds, and the status is content."""
-        assert relay.drain(_LONG_S), f"not drained: {box.status().relay}"
+        assert relay.drain(LONG), f"not drained: {box.status().relay}"
         problems = check(self.observe(box, calm=True))
         assert problems == [], problems
 
@@ -219,7 +220,7 @@ class Running:
 
     def wait(self) -> None:
         """Until it has ended, without taking its reports."""
-        self._process.join(_LONG_S)
+        self._process.join(LONG)
 
     def kill(self) -> None:
         self._process.kill()
@@ -228,9 +229,9 @@ class Running:
         """Wait for its end, and note what it was told."""
         with suppress(EOFError):
             while True:
-                assert self._heard.poll(_LONG_S * 2), f"it hangs after {self._events[-3:]}"
+                assert self._heard.poll(LONG * 2), f"it hangs after {self._events[-3:]}"
                 self._events.append(self._heard.recv())
-        self._process.join(_LONG_S)
+        self._process.join(LONG)
         self.interceptor.join()
         self.control.close()
         self._heard.close()

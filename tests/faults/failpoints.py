@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from outbox import environment, filesystem, opening, verify
+from outbox import opening
 from outbox.box import Outbox
-from outbox.lane import Lane
-from outbox.postgres import PostgresTarget
-from outbox.store import Store
-from outbox.watermarks import Comparison
+from outbox.postgres.lane import Lane
+from outbox.postgres.target import PostgresTarget
+from outbox.postgres.watermarks import Comparison
+from outbox.rescue import verify
+from outbox.store import creation, environment, filesystem
+from outbox.store.store import Store
 
 _BEFORE, _AFTER = "before", "after"
 
@@ -27,9 +29,9 @@ _STEPS: dict[str, tuple[Any, str, str]] = {
     "after COMMIT, before its acknowledgement is used": (Lane, "_transact", _AFTER),
     "before a batch": (PostgresTarget, "apply", _BEFORE),
     "before the batch is settled": (Store, "settle", _BEFORE),
-    "creation: the files are written": (environment, "_build", _AFTER),
-    "creation: the store is in place": (environment, "_move_into_place", _AFTER),
-    "creation: it is flushed": (environment, "create", _AFTER),
+    "creation: the files are written": (creation, "_build", _AFTER),
+    "creation: the store is in place": (creation, "_move_into_place", _AFTER),
+    "creation: it is flushed": (opening, "create", _AFTER),
     "creation: the store is open": (opening, "OpenStore", _BEFORE),
     "vacuum: the copy is about to be written": (environment, "copy_compact", _BEFORE),
     "vacuum: the copy is written": (environment, "copy_compact", _AFTER),
@@ -111,10 +113,10 @@ def _around_commits(purpose: str, when: str, hit: Callable[[], None]) -> None:
 def _at_every_commit(hit: Callable[[], None]) -> None:
     original = Lane._apply_run
 
-    def wrapped(self: Lane, *args: Any) -> Any:
-        results = original(self, *args)
+    def wrapped(self: Lane, *args: Any, **options: Any) -> Any:
+        results = original(self, *args, **options)
         # Receipts and effects are written; what follows is the COMMIT.
         hit()
         return results
 
-    Lane._apply_run = wrapped  # type: ignore[method-assign, assignment]
+    Lane._apply_run = wrapped  # type: ignore[method-assign]

@@ -95,6 +95,8 @@ class Observation:
     refusable: Collection[Hashable] = ()
     # Whether the faults have stopped and the relay has had the time to deliver.
     calm: bool = False
+    # Keys of entries that were discarded while they were pending, and for whose receipts no relay has asked yet.
+    unasked: Collection[Hashable] = ()
     # Keys of entries that wait behind a dead letter.
     held_back: Collection[Hashable] = ()
     # Whether a relay is really running.
@@ -191,7 +193,7 @@ def _proved(seen: Observation) -> Iterator[str]:
         pair = effects[entry.key], receipts[entry.key]
         if entry.place is Place.COMPLETED:
             right = pair == (1, 1) or entry.key in seen.alarmed
-        elif entry.place in (Place.DEAD, Place.DISCARDED):
+        elif entry.place in (Place.DEAD, Place.DISCARDED) and entry.key not in seen.unasked:
             right = pair == (0, 0)
         else:
             right = pair in ((0, 0), (1, 1))

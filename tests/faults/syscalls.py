@@ -24,6 +24,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 
+from tests.unit.fakes.waiting import LONG
+
 _FD, _PATH, _AT, _AT_PAIR, _PAIR = range(5)
 # Number on each machine, and how the file is named.
 _CALLS: dict[str, dict[str, tuple[int, int]]] = {
@@ -72,6 +74,9 @@ _WRITES = frozenset({"write", "pwrite64", "writev", "pwritev"})
 
 _ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
 _LOAD, _EQUAL, _SET, _RETURN = 0x20, 0x15, 0x45, 0x06
+_NEW_LISTENER = 8  # SECCOMP_FILTER_FLAG_NEW_LISTENER
+# SECCOMP_FILTER_FLAG_TSYNC, and TSYNC_ESRCH that a listener needs beside it: the store's writer runs already.
+_ALL_THREADS = 1 | 16
 _NOTIFICATION = struct.Struct("=QIIiIQ6Q")
 _RESPONSE = struct.Struct("=QqiI")
 _RECV, _SEND = 0xC0502100, 0xC0182101
@@ -108,7 +113,7 @@ Decision = int | str | None
 
 
 def surrender(connection: Connection) -> None:
-    """In the child: hand the file-changing calls of this thread, and of what it starts, to the other end.
+    """In the child: hand the file-changing calls of all its threads, and of what it starts, to the other end.
 
     Raises OSError where the kernel refuses.
     """
@@ -130,7 +135,7 @@ def surrender(connection: Connection) -> None:
     header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
     if libc.prctl(38, 1, 0, 0, 0) != 0:  # PR_SET_NO_NEW_PRIVS
         raise OSError(ctypes.get_errno(), "no_new_privs was refused")
-    listener = libc.syscall(seccomp, 1, 8, header)  # SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER
+    listener = libc.syscall(seccomp, 1, _ALL_THREADS | _NEW_LISTENER, header)  # SECCOMP_SET_MODE_FILTER
     if listener < 0:
         raise OSError(ctypes.get_errno(), "the seccomp filter was refused")
     # From here on our own writes are stopped too, so the answer must not be waited for by writing first.
@@ -167,7 +172,7 @@ class Interceptor:
     def join(self) -> None:
         """After the child's end.  Raises what went wrong in the thread."""
         if self._thread is not None:
-            self._thread.join(20)
+            self._thread.join(LONG)
             assert not self._thread.is_alive(), "somebody still runs under the filter"
         if self._failure is not None:
             raise self._failure

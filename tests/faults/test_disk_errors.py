@@ -48,8 +48,9 @@ def test_what_is_acknowledged_was_flushed_before(outbox_dir: Path, postgres_url:
             assert step.synchronous, "the page that makes the commit valid is not flushed"
         if part is not None and not (part == _DATA and commits[-1:] == [_DATA]):
             commits.append(part)
-    # One for each of five acknowledgements, and two for the two batches of the relay.
-    assert commits == [_DATA, _FLUSH, _META] * 7
+    # One for each of five acknowledgements, one for the relay's connection, kept before PostgreSQL can show it,
+    # and two for the relay's two batches.
+    assert commits == [_DATA, _FLUSH, _META] * 8
     drill.finish()
 
 

@@ -66,6 +66,6 @@ def test_a_killed_relay_is_seen(outbox_dir: Path, postgres_url: str) -> None:
         drill.note([("opened", True), ("acknowledged", 0, 1, [engine.seq])])
         assert drill.run([("arm", "before COMMIT"), ("attach",), ("drain",)]).killed
         seen = drill.observe(box, relay_runs=False)
-        assert seen.findings == ["no relay is running and 1 entries wait"]
+        assert seen.findings == ["no relay is running and 1 entry waits"]
         assert check(seen) == []
     drill.finish()

@@ -12,6 +12,7 @@ import pytest
 from tests.faults.drill import Drill, Running, Steps
 from tests.faults.invariants import Observation, check
 from tests.faults.syscalls import Decision, Step, unavailable
+from tests.unit.fakes.waiting import LONG
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
@@ -63,7 +64,7 @@ def test_a_power_cut_at_each_system_call_loses_nothing_acknowledged(outbox_dir: 
         images.extend((said, image) for image in {durable, written, mixed(durable, written, dice)})
 
     def decide(step: Step) -> Decision:
-        assert started.wait(20)
+        assert started.wait(LONG)
         cut(step)
         return None
 

@@ -12,8 +12,8 @@ from outbox import Health, TargetUnavailable
 from tests.faults.drill import Drill
 from tests.unit.fakes.database import query
 from tests.unit.fakes.proxy import Proxy
-from tests.unit.fakes.scene import LONG, Scene
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.scene import Scene
+from tests.unit.fakes.waiting import LONG, until
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def scene(proxy: Proxy, postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
     with Scene(outbox_dir, postgres_url, relay_url=proxy.url, stall_timeout=0.3) as scene:
         scene.create()
         scene.trade(3)
-        assert scene.relay.drain()
+        assert scene.relay.drain(LONG)
         yield scene
 
 
@@ -40,7 +40,7 @@ def rows(scene: Scene) -> int:
 def test_a_slow_wire_only_takes_longer(scene: Scene, proxy: Proxy) -> None:
     proxy.delay_s = 0.01
     scene.trade(25)
-    assert scene.relay.drain()
+    assert scene.relay.drain(LONG)
     assert scene.target.interruptions() == []
     assert proxy.struck["delay"] > 10
 
@@ -48,7 +48,7 @@ def test_a_slow_wire_only_takes_longer(scene: Scene, proxy: Proxy) -> None:
 def test_a_wire_that_stalls_in_the_middle_of_a_batch(scene: Scene, proxy: Proxy) -> None:
     scene.relay.start()
     scene.trade(1)
-    assert scene.relay.drain()
+    assert scene.relay.drain(LONG)
     proxy.stall.set()
     scene.trade(12)
     assert proxy.stalled.wait(LONG)

@@ -15,18 +15,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from outbox import (
-    DurabilityError,
-    Outbox,
-    OutboxConfig,
-    OutboxError,
-    PostgresTarget,
-    Relay,
-    StoreClosed,
-    StoreFull,
-    verify,
-)
+from outbox import DurabilityError, Outbox, OutboxConfig, OutboxError, PostgresTarget, Relay, StoreClosed, StoreFull
+from outbox.rescue import soundness, verify
 from tests.unit.fakes.audit import OPERATIONS
+from tests.unit.fakes.waiting import LONG
 
 from . import evidence, failpoints, small_disk, syscalls
 
@@ -58,7 +50,7 @@ def run(
 
 def verify_store(directory: str) -> None:
     """End with 0 if the store is sound."""
-    found = list(verify.problems(Path(directory)))
+    found = list(soundness.problems(Path(directory)))
     if found:
         raise SystemExit("; ".join(found))
 
@@ -205,7 +197,7 @@ class _Program:
         self._say((told, first, count, rest))
         return told
 
-    def drain(self, timeout_s: float = 20.0) -> None:
+    def drain(self, timeout_s: float = LONG) -> None:
         """Relay until nothing is left to deliver, or the time is up."""
         if self._box is None:
             return

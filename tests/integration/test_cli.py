@@ -27,12 +27,14 @@ from click.testing import CliRunner
 from outbox import Clock, Operation, Outbox, PostgresTarget, Relay, SystemClock, TargetUnavailable
 from outbox.cli import atb as group
 from outbox.cli.common import without_password
-from outbox.envelope import Record
-from outbox.locks import Role, RoleLock
 from outbox.operation import operations_by_name
-from outbox.state_file import StateFile
+from outbox.store.envelope import Record
+from outbox.store.locks import Role, RoleLock
+from outbox.store.state_file import StateFile
 from outbox.target import Outcome
 from outbox.testing import PostgresServer
+from tests import atb as command_line
+from tests.unit.fakes.waiting import LONG
 
 OPERATIONS = (Operation("note", table="notes", order_by="who"),)
 NOWHERE = "postgresql://trader:s3cret@127.0.0.1:1/x"
@@ -57,18 +59,8 @@ def begin(host: Path, outbox_dir: Path) -> Iterator[Begin]:
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **settings: str) -> subprocess.Popen[str]:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOX_", "DATABASE_URL"))}
-        env |= {"OUTBOX_DIR": str(outbox_dir), "OUTBOX_OPERATIONS": "host_declared:OPERATIONS", **settings}
-        command = [sys.executable, "-m", "outbox", "outbox", *arguments]
-        process = subprocess.Popen(
-            command,
-            env=env,
-            cwd=host,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        settings = {"OUTBOX_OPERATIONS": "host_declared:OPERATIONS", **settings}
+        process = command_line.begin(*arguments, cwd=host, OUTBOX_DIR=str(outbox_dir), **settings)
         started.append(process)
         return process
 
@@ -82,7 +74,7 @@ def begin(host: Path, outbox_dir: Path) -> Iterator[Begin]:
 def atb(begin: Begin) -> Atb:
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         process = begin(*arguments, **settings)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=LONG)
         assert "Traceback" not in stderr, stderr
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
@@ -102,8 +94,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, host: Path, outbox_dir: Path) -> Iter
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         for name, value in settings.items():
             monkeypatch.setenv(name, value)
-        done = CliRunner().invoke(group, ["outbox", *arguments], prog_name="atb")
-        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        done = command_line.invoke(*arguments)
         return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
     yield run
@@ -278,7 +269,7 @@ def test_piped_status_is_plain_and_has_one_fact_per_line(quick: Atb, outbox_dir:
     lines = quick("status", COLUMNS="20").stdout.splitlines()
     names = [line[:16].strip() for line in lines[1:-1]]
     assert names == [
-        *("pending", "dead letters", "completed", "watermark", "breaker", "relay"),
+        *("pending", "rates", "runway", "dead letters", "completed", "watermark", "breaker", "relay"),
         *("engine", "halt latch", "store", "file", "disk free"),
     ]
     assert all(line == line.rstrip() and line.isprintable() for line in lines)
@@ -329,7 +320,7 @@ def test_a_relay_with_nothing_to_do_is_idle(atb: Atb, outbox_dir: Path, database
         Relay(box, PostgresTarget(database, OPERATIONS)) as relay,
     ):
         box.enqueue("note", {"who": "a", "what": "x"})
-        assert relay.drain()
+        assert relay.drain(LONG)
         done = atb("status")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"relay           idle, process {os.getpid()}" in done.stdout
@@ -412,7 +403,7 @@ def test_drain_waits_for_a_stopped_server_and_says_why(
     process = begin("drain", DATABASE_URL=url)
     assert "Connection refused" in _line(process, "delivery fails and is tried again")
     own_postgres.start()
-    stdout, _ = process.communicate(timeout=30)
+    stdout, _ = process.communicate(timeout=LONG)
     assert (process.returncode, stdout) == (0, "drained: 3 entries completed, none pending\n")
     assert _execute(url, "SELECT count(*) FROM notes") == [(3,)]
 
@@ -420,11 +411,11 @@ def test_drain_waits_for_a_stopped_server_and_says_why(
 def test_a_second_drain_still_tells_of_the_dead_letter(quick: Atb, outbox_dir: Path, database: str) -> None:
     with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
         box.enqueue("note", {"who": "a", "what": None})
-    for words in ("1 dead letters need an operator", "nothing is pending"):
+    for words in ("1 dead letter needs an operator", "nothing is pending"):
         done = quick("drain", DATABASE_URL=database, OUTBOX_OPERATIONS="host_declared:OPERATIONS")
         assert done.returncode == 1
         assert words in done.stdout
-    assert "1 dead letters need an operator" in done.stdout
+    assert "1 dead letter needs an operator" in done.stdout
 
 
 def test_a_handler_that_ends_the_relay_is_one_sentence(quick: Atb, host: Path, outbox_dir: Path, database: str) -> None:
@@ -443,9 +434,9 @@ def test_a_handler_that_ends_the_relay_is_one_sentence(quick: Atb, host: Path, o
 def test_on_a_terminal_drain_shows_a_bar(begin: Begin, host: Path, outbox_dir: Path, database: str) -> None:
     _fill(outbox_dir)
     ours, theirs = pty.openpty()
-    env = {**os.environ, "OUTBOX_DIR": str(outbox_dir), "DATABASE_URL": database, "TERM": "xterm"}
-    command = [sys.executable, "-m", "outbox", "outbox", "drain", "--operations", "host_declared:OPERATIONS"]
-    done = subprocess.run(command, env=env, cwd=host, stderr=theirs, stdout=subprocess.PIPE, text=True, check=False)
+    env = command_line.environment(OUTBOX_DIR=str(outbox_dir), DATABASE_URL=database, TERM="xterm")
+    drain = [*command_line.COMMAND, "drain", "--operations", "host_declared:OPERATIONS"]
+    done = subprocess.run(drain, env=env, cwd=host, stderr=theirs, stdout=subprocess.PIPE, text=True, check=False)
     os.close(theirs)
     shown = os.read(ours, 100_000).decode()
     os.close(ours)
@@ -495,8 +486,8 @@ def test_drain_beside_a_relay_waits_for_what_was_pending_and_for_no_more(
     box.enqueue("note", {"who": "a", "what": "newer"})
     target.open.set()
     relay.drain(timeout=0.1)
-    stdout, _ = process.communicate(timeout=30)
-    assert (process.returncode, stdout) == (0, "drained: 3 entries completed, 1 newer ones are pending\n")
+    stdout, _ = process.communicate(timeout=LONG)
+    assert (process.returncode, stdout) == (0, "drained: 3 entries completed, 1 newer one is pending\n")
 
 
 def test_drain_goes_on_by_itself_when_the_other_relay_ends(
@@ -507,7 +498,7 @@ def test_drain_goes_on_by_itself_when_the_other_relay_ends(
     _line(process, "waiting for it")
     relay.stop()
     _line(process, "that relay has ended, going on without it")
-    stdout, _ = process.communicate(timeout=30)
+    stdout, _ = process.communicate(timeout=LONG)
     assert (process.returncode, stdout) == (0, "drained: 3 entries completed, none pending\n")
     assert _execute(database, "SELECT what FROM notes ORDER BY id") == [("0",), ("1",), ("2",)]
 
@@ -520,7 +511,7 @@ def test_drain_that_cannot_go_on_by_itself_says_what_to_give(
     _line(process, "waiting for it")
     relay.stop()
     assert "DATABASE_URL is not set" in _line(process, "Error:")
-    assert process.wait(30) == 2
+    assert process.wait(LONG) == 2
 
 
 def test_drain_beside_a_relay_can_be_interrupted(begin: Begin, busy: tuple[Outbox, Relay, GatedTarget]) -> None:
@@ -528,7 +519,7 @@ def test_drain_beside_a_relay_can_be_interrupted(begin: Begin, busy: tuple[Outbo
     _line(process, "waiting for it")
     process.send_signal(signal.SIGINT)
     _line(process, "interrupted: 3 entries are still pending, nothing is lost")
-    assert process.wait(30) == 130
+    assert process.wait(LONG) == 130
     assert busy[1].running
 
 
@@ -538,7 +529,7 @@ def test_drain_beside_a_relay_can_be_interrupted(begin: Begin, busy: tuple[Outbo
 def test_compact_works_beside_an_engine_and_vacuum_does_not(atb: Atb, busy: tuple[Outbox, Relay, GatedTarget]) -> None:
     box, relay, target = busy
     target.open.set()
-    assert relay.drain()
+    assert relay.drain(LONG)
     refused = atb("compact", "--vacuum", "--retention-hours", "0")
     _assert_one_sentence(refused, "nothing was changed", f"process {os.getpid()}")
     assert box.status().ledger == 3
@@ -555,3 +546,11 @@ def test_the_group_can_be_mounted_by_a_host(outbox_dir: Path) -> None:
     host_program.add_command(group.commands["outbox"])
     done = CliRunner().invoke(host_program, ["outbox", "status", "--dir", str(outbox_dir)])
     assert (done.exit_code, done.stderr) == (2, f"Error: there is no outbox at {outbox_dir} (check OUTBOX_DIR)\n")
+
+
+def test_unknown_variable_is_a_warning_beside_the_answer(outbox_dir: Path) -> None:
+    Outbox.open(outbox_dir).close()
+    done = command_line.invoke("status", "--dir", str(outbox_dir), "--json", OUTBOX_LOG_LEVEL="s3cret")
+    assert done.exit_code == 0
+    assert done.stderr == "Warning: OUTBOX_LOG_LEVEL is set, and no setting has this name: it is ignored\n"
+    assert json.loads(done.stdout)["pending"] == 0

@@ -15,6 +15,8 @@ import pytest
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.testing import PostgresServer
+from tests import atb as command_line
+from tests.unit.fakes.waiting import LONG, until
 
 OPERATIONS = (Operation("note", table="notes", order_by="who"),)
 _DECLARED = """
@@ -41,19 +43,7 @@ def atb(tmp_path: Path, outbox_dir: Path) -> Atb:
     work = _declare(tmp_path)
 
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOX_", "DATABASE_URL"))}
-        env |= {"OUTBOX_DIR": str(outbox_dir), **settings}
-        done = subprocess.run(
-            [sys.executable, "-m", "outbox", "outbox", *arguments],
-            env=env,
-            cwd=work,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+        return command_line.run(*arguments, cwd=work, **{"OUTBOX_DIR": str(outbox_dir), **settings})
 
     return run
 
@@ -96,6 +86,13 @@ def test_an_empty_outbox_is_healthy(atb: Atb, outbox_dir: Path) -> None:
         assert word in done.stdout
 
 
+def test_status_shows_a_relative_directory_in_full(atb: Atb, outbox_dir: Path, tmp_path: Path) -> None:
+    Outbox.open(outbox_dir).close()
+    relative = os.path.relpath(outbox_dir, tmp_path / "host")
+    assert atb("status", OUTBOX_DIR=relative).stdout.startswith(f"outbox {outbox_dir}: healthy")
+    assert json.loads(atb("status", "--json", OUTBOX_DIR=relative).stdout)["path"] == str(outbox_dir)
+
+
 def test_a_backlog_without_a_relay_is_degraded_and_json_says_why(atb: Atb, outbox_dir: Path) -> None:
     _fill(outbox_dir)
     done = atb("status", "--json")
@@ -109,7 +106,7 @@ def test_a_dead_letter_needs_an_operator(atb: Atb, outbox_dir: Path, database: s
     with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
         box.enqueue("note", {"who": "a", "what": None})
         box.enqueue("note", {"who": "a", "what": "x"})
-        assert Relay(box, PostgresTarget(database, OPERATIONS)).drain()
+        assert Relay(box, PostgresTarget(database, OPERATIONS)).drain(LONG)
     done = atb("status")
     assert done.returncode == 2
     assert "needs an operator" in done.stdout
@@ -236,9 +233,9 @@ def test_drain_delivers_everything(atb: Atb, outbox_dir: Path, database: str, de
 def test_drain_against_a_stopped_server_says_so_in_time(atb: Atb, outbox_dir: Path) -> None:
     _fill(outbox_dir)
     url = "postgresql://trader:s3cret@127.0.0.1:1/x"
-    done = atb("drain", "--operations", "declared:OPERATIONS", "--timeout", "1", "--database-url", url)
+    done = atb("drain", "--operations", "declared:OPERATIONS", "--timeout", "3", "--database-url", url)
     assert done.returncode == 1
-    assert "not drained within 1 s, 3 entries are pending" in done.stderr
+    assert "not drained: 3 entries are pending, nothing was delivered for 3 s" in done.stderr
     assert "Connection refused" in done.stderr
     assert "s3cret" not in done.stdout + done.stderr
 
@@ -247,7 +244,7 @@ def test_drain_with_a_wrong_password_rejects_nothing_and_hides_it(atb: Atb, outb
     _fill(outbox_dir)
     with PostgresServer(fsync=False, password="right") as server:
         url = server.url(password="wr0ng")
-        done = atb("drain", "--operations", "declared:OPERATIONS", "--timeout", "1", "--database-url", url)
+        done = atb("drain", "--operations", "declared:OPERATIONS", "--timeout", "3", "--database-url", url)
     assert done.returncode == 1
     assert "3 entries are pending" in done.stderr
     assert "wr0ng" not in done.stdout + done.stderr
@@ -283,7 +280,7 @@ def test_drain_reports_what_an_operator_must_answer(atb: Atb, outbox_dir: Path, 
         box.enqueue("note", {"who": "b", "what": "free"})
     done = atb("drain", "--operations", "declared:OPERATIONS", DATABASE_URL=database)
     assert done.returncode == 1
-    assert "1 dead letters need an operator; held back behind them: 1" in done.stdout
+    assert "1 dead letter needs an operator; held back behind them: 1" in done.stdout
     assert _execute(database, "SELECT what FROM notes") == [("free",)]
 
 
@@ -291,23 +288,19 @@ def test_drain_waits_for_the_relay_of_a_running_engine(atb: Atb, engine: subproc
     done = atb("drain", "--timeout", "0.5")
     assert done.returncode == 1
     assert f"the relay of process {engine.pid} is at work" in done.stderr
-    assert "1 entries are pending" in done.stderr
+    assert "1 entry is pending" in done.stderr
 
 
 def test_interrupting_drain_is_safe(outbox_dir: Path, tmp_path: Path) -> None:
     _fill(outbox_dir)
     work = _declare(tmp_path)
-    command = [sys.executable, "-m", "outbox", "outbox", "drain", "--operations", "declared:OPERATIONS"]
-    env = {**os.environ, "OUTBOX_DIR": str(outbox_dir), "DATABASE_URL": "postgresql://127.0.0.1:1/x"}
-    process = subprocess.Popen(command, env=env, cwd=work, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    settings = {"OUTBOX_DIR": str(outbox_dir), "DATABASE_URL": "postgresql://127.0.0.1:1/x"}
+    process = command_line.begin("drain", "--operations", "declared:OPERATIONS", cwd=work, **settings)
     state = outbox_dir / "relay.state"
-    for _ in range(600):
-        if state.exists() and b"Connection refused" in state.read_bytes():
-            break
-        assert process.poll() is None
-        signal.sigtimedwait([], 0.02)
+    until(lambda: state.exists() and b"Connection refused" in state.read_bytes())
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=20)
+    _, stderr = process.communicate(timeout=LONG)
     assert process.returncode == 130, stderr
     assert "3 entries are still pending, nothing is lost" in stderr
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import psycopg2
 import pytest
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
-from outbox.envelope import seq_key
-from tests.unit.fakes.waiting import until
+from outbox.store.envelope import seq_key
+from tests import atb as command_line
+from tests.unit.fakes.waiting import LONG, until
 
 OPERATIONS = (Operation("note", table="notes", order_by="who"), Operation("other", table="notes", order_by="who"))
 
@@ -33,19 +33,14 @@ def engine(postgres_url: str, outbox_dir: Path) -> Iterator[tuple[Outbox, Relay]
             tx.enqueue("note", {"who": "d", "n": 6})
             tx.enqueue("note", {"who": "e", "n": 1000})
         with Relay(box, PostgresTarget(postgres_url, OPERATIONS, config=box.config)) as relay:
-            assert relay.drain()
+            assert relay.drain(LONG)
             yield box, relay
 
 
 @pytest.fixture
 def atb(outbox_dir: Path) -> Atb:
     def run(*arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "outbox", "outbox", *arguments, "--dir", str(outbox_dir)]
-        done = subprocess.run(
-            command, cwd="/", input=answer, capture_output=True, text=True, timeout=60, check=False
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
+        return command_line.run(*arguments, "--dir", str(outbox_dir), answer=answer)
 
     return run
 
@@ -133,7 +128,7 @@ def test_a_quarantined_entry_is_listed_shown_and_given_up(engine: tuple[Outbox, 
     seq = box.enqueue("note", {"who": "z", "n": 9}).seq
     with box.store._write("damage") as (environment, txn):
         txn.put(seq_key(seq), b"OX what is left", db=environment.pending)
-    assert relay.drain()
+    assert relay.drain(LONG)
     raw = b"OX what is left".hex()
     assert json.loads(atb("list", "--json").stdout.splitlines()[-1]) == {
         "seq": seq, "status": "QUARANTINED", "raw": raw,
@@ -172,3 +167,58 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(
     assert done.stderr.startswith("Error: ")
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_pending_entry_is_discarded_from_the_command_line(engine: tuple[Outbox, Relay], atb: Atb) -> None:
+    box, _ = engine
+    done = atb("discard", "3", "--reason", "behind a wrong one", "--yes")
+    assert (done.returncode, done.stdout) == (0, "discarded: 3\n")
+    assert box.entry(3).error == "discarded: behind a wrong one; was: pending"
+    again = atb("discard", "3", "--reason", "again", "--yes")
+    assert again.returncode == 2
+    assert "entry 3 is not a dead letter" in again.stderr
+
+
+def test_pending_and_held_back_entries_are_listed(engine: tuple[Outbox, Relay], atb: Atb) -> None:
+    assert [line.split()[0] for line in atb("list", "--held-back").stdout.splitlines()] == ["seq", "3"]
+    engine[1].stop()
+    engine[0].enqueue("other", {"who": "z", "n": 9})
+    lines = atb("list", "--pending").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["seq", "3", "8"]
+    assert lines[2].endswith('{"n": 9, "who": "z"}')
+    assert [line.split()[0] for line in atb("list", "--pending", "--order-by", "z").stdout.splitlines()[1:]] == ["8"]
+    assert [line.split()[0] for line in atb("list", "--pending", "--since", "2h").stdout.splitlines()[1:]] == ["3", "8"]
+    assert atb("list", "--pending", "--since", "2100-01-01").stdout == "no pending entries\n"
+    (one,) = [
+        json.loads(line) for line in atb("list", "--pending", "--operation", "other", "--json").stdout.splitlines()
+    ]
+    assert (one["seq"], one["status"], one["args"]) == (8, "PENDING", {"n": 9, "who": "z"})
+
+
+def test_an_entry_is_found_by_its_key_and_by_its_arguments(engine: tuple[Outbox, Relay], atb: Atb) -> None:
+    key = engine[0].entry(2).key
+    assert json.loads(atb("show", key, "--json").stdout)["seq"] == 2
+    found = [json.loads(line)["seq"] for line in atb("show", "--where", "who=a", "--json").stdout.splitlines()]
+    assert found == [1, 2, 3]
+    assert "\nseq             3\n" in atb("show", "--where", "who=a").stdout
+    assert json.loads(atb("show", "--where", "who=a", "--where", "n=3", "--json").stdout)["seq"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("show",), "name an entry by SEQ, by KEY, or by --where NAME=VALUE"),
+        (("show", "abc"), "'abc' is no sequence number and no key"),
+        (("show", "--where", "who"), "--where is 'who' (allowed: NAME=VALUE"),
+        (("show", "--where", "who=nobody"), "no entry has who=nobody"),
+        (("show", "0" * 32), "no entry has the key"),
+        (("list", "--since", "soon"), "'soon' (allowed: 90m, 24h, 7d"),
+    ],
+)
+def test_a_wrong_question_is_answered_in_one_sentence(
+    engine: tuple[Outbox, Relay], atb: Atb, arguments: tuple[str, ...], words: str
+) -> None:
+    done = atb(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
+
+from tests import atb as command_line
 
 
 def test_the_fast_demo_loses_and_doubles_nothing_through_two_outages() -> None:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
-    run = subprocess.run(
-        [sys.executable, "-m", "outbox", "outbox", "demo", "--fast"],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    run = command_line.run("demo", "--fast", FORCE_COLOR="1")
 
     last = run.stdout.strip().splitlines()[-1] if run.stdout.strip() else run.stderr
     found = re.fullmatch(r"demo: acknowledged=(\d+) applied=(\d+) lost=0 duplicated=0 outages=2", last)
@@ -25,3 +16,7 @@ def test_the_fast_demo_loses_and_doubles_nothing_through_two_outages() -> None:
     assert found, run.stdout + run.stderr
     assert int(found[1]) == int(found[2]) > 300
     assert "the engine was killed with SIGKILL while PostgreSQL is down" in run.stdout
+    first, *_, sentence, _ = run.stdout.strip().splitlines()
+    assert first.startswith("A paper engine trades real prices into a PostgreSQL of its own, for about 10 seconds")
+    assert sentence.startswith(f"Nothing lost, nothing doubled: {int(found[1]):,} of {int(found[1]):,} acknowledged")
+    assert "\x1b" not in run.stdout

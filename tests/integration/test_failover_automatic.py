@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from outbox.testing import PostgresServer, Standby
-from tests.unit.fakes.failover import LONG, Desk, create_tables, lose_primary, multi_host
+from tests.unit.fakes.failover import Desk, create_tables, lose_primary, multi_host
+from tests.unit.fakes.waiting import LONG
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from outbox.reading import FORGOTTEN
+from outbox.store.reads import FORGOTTEN
 from outbox.testing import PostgresServer, Standby
 from tests.unit.fakes.failover import Desk, create_tables
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from outbox import Outbox
+from tests.unit.fakes.waiting import LONG
 
 MANUAL = (Path(__file__).resolve().parents[2] / "docs" / "outbox.md").read_text(encoding="utf-8")
 WITH_ARGPARSE, WITH_CLICK = re.findall(
@@ -30,7 +31,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}
     done = subprocess.run(
-        [sys.executable, str(script), *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, str(script), *arguments], env=env, capture_output=True, text=True, timeout=LONG, check=False
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done

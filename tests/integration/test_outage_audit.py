@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from outbox import EntryRejected
-from outbox.ledger import Settlement
+from outbox.store.ledger import Settlement
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.scene import Scene
 

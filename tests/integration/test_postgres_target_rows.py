@@ -11,9 +11,9 @@ from uuid import UUID
 import pytest
 import sqlalchemy
 
-from outbox import Operation, TargetMisconfigured
+from outbox import Operation
 from tests.unit.fakes.audit import query
-from tests.unit.fakes.bench import Bench, completed, rejected
+from tests.unit.fakes.bench import Bench, completed, parked, rejected
 
 BERLIN = timezone(timedelta(hours=2))
 NAIVE = datetime.fromisoformat("2024-07-01 12:00")
@@ -49,13 +49,14 @@ VALUES: list[tuple[str, Any, str | None]] = [
     ("date", date(2024, 2, 29), "2024-02-29"),
     ("time", time(1, 2, 3, 4), "01:02:03.000004"),
     ("interval", timedelta(days=-1, seconds=1.5), "-1 days +00:00:01.5"),
-    ("timestamp", datetime(2024, 7, 1, 12, 0, 0, 1, BERLIN), "2024-07-01 10:00:00.000001"),
+    ("timestamp", datetime(2024, 7, 1, 12, 0, 0, 1, BERLIN), "2024-07-01 19:00:00.000001"),
     ("timestamp", NAIVE, "2024-07-01 12:00:00"),
     ("timestamptz", datetime(2024, 7, 1, 12, 0, tzinfo=BERLIN), "2024-07-01 10:00:00+00"),
-    ("timestamptz", NAIVE, "2024-07-01 12:00:00+00"),
+    ("timestamptz", NAIVE, "2024-07-01 03:00:00+00"),
     ("json", {"b": [1, None, "x"], "a": Decimal("1.10")}, '{"a":"1.10","b":[1,null,"x"]}'),
     ("jsonb", {"b": [1, None, "x"], "a": 1.5}, '{"a": 1.5, "b": [1, null, "x"]}'),
-    ("jsonb", "text", '"text"'),
+    ("jsonb", '{"a": [1, "x"]}', None),
+    ("json", "true", "true"),
     ("jsonb", [], "[]"),
     ("integer[]", [1, 2, None], "{1,2,NULL}"),
     ("text[]", ["a,b", 'c"d', ""], '{"a,b","c\\"d",""}'),
@@ -66,7 +67,7 @@ VALUES: list[tuple[str, Any, str | None]] = [
 
 
 def test_values_of_every_type_arrive_exactly(values: str, outbox_dir: Path) -> None:
-    # The host's server may default to any zone; the relay's session does not.
+    # What the zone is counts for naive times, as for any program that connects.
     query(values, f"ALTER DATABASE {values.rpartition('/')[2]} SET timezone = 'Asia/Tokyo'")
     for number, (column, _, _) in enumerate(VALUES):
         query(values, f"ALTER TABLE typed ADD COLUMN c{number} {column}")
@@ -140,7 +141,7 @@ def test_a_name_that_looks_like_sql_is_a_name(postgres_url: str, outbox_dir: Pat
     name = 'value" int) ; DROP TABLE safe; --'
     with Bench(outbox_dir, postgres_url, Operation("safe", table="safe")) as bench:
         bench.enqueue("safe", {name: 1})
-        assert isinstance(bench.apply().interruption, TargetMisconfigured)
+        assert "has no column" in parked(bench.apply())
         assert bench.query("SELECT count(*) FROM safe") == [(0,)]
 
 
@@ -251,7 +252,7 @@ def test_a_column_of_another_type_than_before_gets_the_whole_value(
         ("absent.there", "n", "CREATE SCHEMA absent; CREATE TABLE absent.there (n int)"),
     ],
 )
-def test_a_missing_table_or_column_stops_the_line_until_it_is_there(
+def test_missing_table_or_column_parks_its_operation_only(
     postgres_url: str, outbox_dir: Path, table: str, column: str, repair: str
 ) -> None:
     query(postgres_url, "CREATE TABLE there (n int)")
@@ -261,17 +262,14 @@ def test_a_missing_table_or_column_stops_the_line_until_it_is_there(
         bench.enqueue("good", {"n": 2})
         for _ in range(2):
             outcome = bench.apply()
-            assert isinstance(outcome.interruption, TargetMisconfigured)
-            assert "absent" in str(outcome.interruption)
-            assert (outcome.completed, outcome.rejected) == ([], [])
+            assert "absent" in parked(outcome)
+            assert (completed(outcome), outcome.rejected) == ([2], [])
         bench.query(repair)
         assert completed(bench.apply()) == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["typed", "public.typed"])
-def test_a_new_column_that_must_not_be_null_stops_the_line_and_buries_nothing(
-    values: str, outbox_dir: Path, name: str
-) -> None:
+def test_new_column_that_must_not_be_null_parks_its_operation(values: str, outbox_dir: Path, name: str) -> None:
     query(values, "ALTER TABLE typed ADD value int")
     with Bench(outbox_dir, values, Operation("row", table=name)) as bench:
         bench.enqueue("row", {"value": 1})
@@ -279,8 +277,7 @@ def test_a_new_column_that_must_not_be_null_stops_the_line_and_buries_nothing(
         query(values, "ALTER TABLE typed ADD venue text; UPDATE typed SET venue = 'x'")
         query(values, "ALTER TABLE typed ALTER venue SET NOT NULL")
         outcome = bench.apply(bench.enqueue("row", {"value": 2}))
-        assert isinstance(outcome.interruption, TargetMisconfigured)
-        assert f"column 'venue' of table '{name}' must not be null" in str(outcome.interruption)
+        assert f"column 'venue' of table '{name}' must not be null" in parked(outcome)
         assert outcome.rejected == []
         query(values, "ALTER TABLE typed ALTER venue SET DEFAULT 'y'")
         assert completed(bench.apply(2)) == [2]

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from outbox import DurabilityError, Health, OutboxError, StoreLocked
-from outbox.envelope import seq_key
-from outbox.ledger import MARK_PREFIX, Settlement
-from outbox.reading import FORGOTTEN
-from outbox.reconcile import GONE, Order, Reconciler, ordered, place_order, reconciliations
-from outbox.store import Store
+from outbox.relay.reconcile import GONE, Order, Reconciler, ordered, place_order, reconciliations
+from outbox.store.envelope import seq_key
+from outbox.store.ledger import MARK_PREFIX, Settlement
+from outbox.store.reads import FORGOTTEN
+from outbox.store.store import Store
 from outbox.testing import PostgresServer
-from tests.unit.fakes.failover import LONG, Desk, Past
+from tests.unit.fakes.failover import Desk, Past
 from tests.unit.fakes.rig import damage
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.waiting import LONG, until
 
 
 @pytest.fixture

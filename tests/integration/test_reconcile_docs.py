@@ -16,7 +16,8 @@ import pytest
 from outbox import Outbox
 from outbox.testing import PostgresServer
 from tests.unit.fakes.audit import query
-from tests.unit.fakes.failover import LONG, Desk, Past
+from tests.unit.fakes.failover import Desk, Past
+from tests.unit.fakes.waiting import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "recovery.md"

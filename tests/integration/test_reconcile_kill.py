@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from outbox.reading import FORGOTTEN
+from outbox.store.reads import FORGOTTEN
 from outbox.testing import PostgresServer
 from tests.faults import failpoints
 from tests.unit.fakes.failover import Desk, Past
+from tests.unit.fakes.waiting import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
 # More than one commit's worth, with a group across what would be the border between two.
@@ -42,7 +43,7 @@ def past(postgres_server: PostgresServer) -> Iterator[Past]:
 def die_at(name: str, times: int, directory: Path, url: str) -> None:
     """A process that delivers into PostgreSQL, and dies at a failpoint."""
     command = [sys.executable, "-c", VICTIM, str(directory), url, name, str(times)]
-    assert subprocess.run(command, cwd=ROOT, check=False, timeout=120).returncode == -signal.SIGKILL
+    assert subprocess.run(command, cwd=ROOT, check=False, timeout=LONG).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from outbox import Health, Operation, Outbox, PostgresTarget, Relay, recovery
-from outbox.pages import DataFile, Walk
+from outbox import Health, Operation, Outbox, PostgresTarget, Relay
+from outbox.rescue.pages import DataFile, Walk
+from outbox.transfer import exporting
 from tests.unit.fakes.audit import OPERATIONS, SCHEMA, Audit, query
+from tests.unit.fakes.waiting import LONG
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "recovery.md"
 _DECLARED = """
@@ -49,7 +51,7 @@ def shell(tmp_path: Path, postgres_url: str) -> Shell:
 
     def run(line: str) -> subprocess.CompletedProcess[str]:
         command = ["/bin/sh", "-c", line]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LONG, check=False)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
@@ -86,14 +88,14 @@ def test_dead_letters(shell: Shell, store: Path, postgres_url: str) -> None:
     ):
         for account, number in (("a", 1), ("a", 200), ("a", 3), ("b", 300), ("c", 400), ("c", 4)):
             box.enqueue("log_trade", {"account": account, "number": number})
-        assert relay.drain()
+        assert relay.drain(LONG)
         assert [line.split()[0] for line in shell(listing).stdout.splitlines()[1:]] == ["2", "4", "5"]
         assert re.search(r"number +200", shell(look).stdout)
         assert shell(giving_up).returncode == 0
         query(postgres_url, "ALTER TABLE trades DROP CONSTRAINT trades_number_check")
         for line in (once, every):
             assert shell(line).returncode == 0
-            assert relay.drain()
+            assert relay.drain(LONG)
         assert shell(status).returncode == 0
     rows = query(postgres_url, "SELECT account, number FROM trades ORDER BY account, id")
     assert rows == [("a", 1), ("a", 200), ("a", 3), ("b", 300), ("c", 4)]
@@ -106,7 +108,7 @@ def test_a_damaged_store(shell: Shell, store: Path, postgres_url: str, seed: int
     with Outbox.open(store, operations=OPERATIONS) as box:
         audit.trade(box, 30)
         target = PostgresTarget(postgres_url, OPERATIONS)
-        assert Relay(box, target).drain()
+        assert Relay(box, target).drain(LONG)
         audit.trade(box, 30)
         audit.group(box, 3)
         # Applied, and the store does not know it: the process died before it could settle.
@@ -159,7 +161,7 @@ def test_a_sound_store_moves_as_a_whole(shell: Shell, store: Path, postgres_url:
     assert shell("mv data/outbox away && atb outbox import plain.jsonl").returncode == 0
     with Outbox.open(store, operations=OPERATIONS) as box:
         audit.trade(box, 5)
-        assert Relay(box, PostgresTarget(postgres_url, OPERATIONS)).drain()
+        assert Relay(box, PostgresTarget(postgres_url, OPERATIONS)).drain(LONG)
         assert audit.problems(box) == []
         assert box.status().health in (Health.HEALTHY, Health.DEGRADED)
 
@@ -196,10 +198,10 @@ def test_a_read_only_disk_can_still_be_read(store: Path, tmp_path: Path, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(recovery, "RoleLock", refuse)
+    monkeypatch.setattr(exporting, "RoleLock", refuse)
     lines: list[bytes] = []
-    assert recovery.export(store, lines.append).sound
-    assert len(lines) == 3
+    assert exporting.export(store, lines.append).sound
+    assert [json.loads(line)["kind"] for line in lines].count("entry") == 1
 
 
 def test_a_copy_beside_a_running_engine_leaves_nothing_behind(shell: Shell, store: Path, tmp_path: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,15 +12,15 @@ import pytest
 
 from outbox import Operation, Outbox, OutboxConfig
 from outbox.testing import PostgresServer
+from tests import atb as command_line
 from tests.unit.fakes.audit import query
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.waiting import LONG, until
 
 OPERATIONS = (Operation("note", table="notes", order_by="who"),)
 _DECLARED = """
 from outbox import Operation
 OPERATIONS = [Operation("note", table="notes", order_by="who")]
 """
-LONG = 30.0
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -42,19 +40,8 @@ def start(tmp_path: Path, outbox_dir: Path, url: str) -> Iterator[Start]:
     begun: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **settings: str) -> subprocess.Popen[str]:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("OUTBOX_", "DATABASE_URL"))}
-        env |= {"OUTBOX_DIR": str(outbox_dir), "DATABASE_URL": url, "OUTBOX_OPERATIONS": "declared:OPERATIONS"}
-        command = [sys.executable, "-m", "outbox", "outbox", "relay", *arguments]
-        begun.append(
-            subprocess.Popen(
-                command,
-                env={**env, **settings},
-                cwd=work,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        given = {"OUTBOX_DIR": str(outbox_dir), "DATABASE_URL": url, "OUTBOX_OPERATIONS": "declared:OPERATIONS"}
+        begun.append(command_line.begin("relay", *arguments, cwd=work, **{**given, **settings}))
         return begun[-1]
 
     yield start
@@ -120,7 +107,7 @@ def test_a_killed_relay_goes_on_where_it_was_when_it_is_started_again(start: Sta
         process.wait(LONG)
         say(box, 300)
         start(OUTBOX_BATCH_SIZE="7")
-        until(lambda: not list(box.pending()))
+        until(lambda: not list(box.pending()), lambda: delivered(url))
     assert query(url, "SELECT count(*), count(DISTINCT what) FROM notes") == [(600, 300)]
 
 

@@ -12,11 +12,12 @@ from sqlalchemy import text
 
 from outbox import DurabilityError, OutboxConfig
 from outbox.integrations.durable import DurableDatabaseManager
-from outbox.integrations.id_reserve import IdReserve, IdReserveEmpty
+from outbox.integrations.ids.id_reserve import IdReserve, IdReserveEmpty
 from outbox.integrations.paper import DatabaseManager, PaperEngine, load
 from outbox.integrations.paper.check import compare
 from outbox.integrations.trading_engine import Wiring, wire
 from outbox.testing import PostgresServer
+from tests.unit.fakes.waiting import LONG
 
 
 class Recorded(list[dict[str, Any]]):
@@ -63,7 +64,7 @@ def test_an_engine_trades_through_a_killed_server_and_nothing_is_lost_or_doubled
         assert status.pending > 50
         own_postgres.start()
         assert wiring.relay is not None
-        assert wiring.relay.drain(timeout=30)
+        assert wiring.relay.drain(timeout=LONG)
 
     manager.engine.dispose()
     report = compare(recorded, manager.engine)
@@ -81,7 +82,7 @@ def test_ids_are_final_when_the_call_returns(wired: tuple[PaperEngine, Wiring, D
     assert _rows(manager, "SELECT id FROM positions") == []
 
     wiring.relay.start()
-    assert wiring.relay.drain()
+    assert wiring.relay.drain(LONG)
 
     assert _rows(manager, "SELECT id FROM trading_sessions") == [(session_id,)]
     assert _rows(manager, "SELECT id, session_id FROM positions") == [(position_id, session_id)]
@@ -98,7 +99,7 @@ def test_two_equal_balance_changes_both_count(wired: tuple[PaperEngine, Wiring, 
 
     assert (change.old_balance, change.new_balance) == (Decimal("997.5"), Decimal("995.0"))
     assert wiring.relay is not None
-    assert wiring.relay.drain()
+    assert wiring.relay.drain(LONG)
     assert _rows(manager, "SELECT total_balance FROM account_balances ORDER BY id DESC LIMIT 1") == [(Decimal(995),)]
 
 
@@ -126,7 +127,7 @@ def test_the_same_client_order_id_is_one_order(wired: tuple[PaperEngine, Wiring,
         engine.db_manager.create_order_journal_entry(session_id, "c1", "IBM", "buy", "entry", Decimal(1), "s")
 
     assert wiring.relay is not None
-    assert wiring.relay.drain()
+    assert wiring.relay.drain(LONG)
     assert _rows(manager, "SELECT client_order_id FROM orders") == [("c1",)]
 
 
@@ -149,7 +150,7 @@ def test_a_swallowed_failure_during_an_outage_becomes_a_dead_letter(
     wiring.relay.stop()
     assert engine.db_manager.update_position(4711, stop_loss=Decimal(1)) is True
     wiring.relay.start()
-    assert wiring.relay.drain()
+    assert wiring.relay.drain(LONG)
     (dead,) = wiring.outbox.dead_letters()
     assert "answered False" in (dead.error or "")
 
@@ -163,7 +164,7 @@ def test_a_durability_error_enters_close_only_and_is_raised(
     def fails(*_: object, **__: object) -> None:
         raise DurabilityError("the disk is gone")
 
-    monkeypatch.setattr(wiring.outbox, "enqueue", fails)
+    monkeypatch.setattr(wiring.outbox, "submit", fails)
     with pytest.raises(DurabilityError):
         engine.db_manager.update_balance(Decimal(1), "x", session_id=1)
 
@@ -209,7 +210,7 @@ def test_what_an_earlier_process_left_is_seen_and_delivered(postgres_url: str, o
     with wire(engine, config=_config(outbox_dir, postgres_url)) as wiring:
         assert engine.start() == session_id
         assert wiring.relay is not None
-        assert wiring.relay.drain()
+        assert wiring.relay.drain(LONG)
         assert manager.get_active_session_id() == session_id
     manager.close()
 

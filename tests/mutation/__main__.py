@@ -22,14 +22,14 @@ from pathlib import Path
 
 from tests.zoo.__main__ import ROOT, copy_project
 
-from .plan import PLAN
+from .plan import PLAN, source
 
 # The one test is left out because mutmut cannot be told its settings in a process that runs in another folder.
 _SETTINGS = """
 [mutmut]
 source_paths=outbox
 only_mutate=
-    outbox/{module}.py
+    {source}
 also_copy=
     outbox/cli
     outbox/integrations
@@ -77,7 +77,7 @@ _CAUGHT = ("killed", "crashed", "timeout")
 
 def verdicts(folder: Path, module: str) -> dict[str, str]:
     """The verdict on each mutant of `module`, by its name."""
-    path = folder / "mutants" / "outbox" / f"{module}.py.meta"
+    path = folder / "mutants" / f"{source(module)}.meta"
     codes = json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"] if path.exists() else {}
     return {name: _VERDICTS.get(code, "crashed") for name, code in codes.items()}
 
@@ -99,7 +99,7 @@ def prepare(folder: Path, module: str) -> None:
     else:
         copy_project(folder)
         (folder / "mutants").mkdir()  # before Python starts with it in its path, or Python overlooks it
-    settings = _SETTINGS.format(module=module, tests="\n    ".join(f"tests/{name}" for name in PLAN[module]))
+    settings = _SETTINGS.format(source=source(module), tests="\n    ".join(f"tests/{name}" for name in PLAN[module]))
     own = (ROOT / "setup.cfg").read_text(encoding="utf-8")
     (folder / "setup.cfg").write_text(own + settings, encoding="utf-8")
 

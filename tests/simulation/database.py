@@ -14,15 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from outbox import EntryRejected, Operation, receipts, watermarks
+from outbox import EntryRejected, Operation
 from outbox.clock import Clock
-from outbox.connection import UnitFailed
-from outbox.continuity import Memory, NoMemory
-from outbox.envelope import Record
 from outbox.errors import TargetMisconfigured, TargetUnavailable
-from outbox.lane import Lane
 from outbox.operation import operations_by_name
-from outbox.postgres import PostgresTarget
+from outbox.postgres import receipts, watermarks
+from outbox.postgres.connection import UnitFailed
+from outbox.postgres.lane import Lane
+from outbox.postgres.parking import OperationFault
+from outbox.postgres.target import PostgresTarget
+from outbox.store.continuity import Memory, NoMemory
+from outbox.store.envelope import Record
 from outbox.target import Outcome, Unit
 
 from .memory import Killed
@@ -40,13 +42,23 @@ class State:
 
     # Payload hashes by idempotency key.
     receipts: dict[bytes, bytes] = field(default_factory=dict)
+    # And the sequence numbers in them.
+    places: dict[bytes, int] = field(default_factory=dict)
     # (idempotency key, ordering key) of every effect, in the order of the commits.
     effects: list[tuple[bytes, str | None]] = field(default_factory=list)
     # Rows of the watermarks table by lane, in the order of its columns.
     watermarks: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    # Receipts, and their sequence numbers, that somebody has taken away; an operator has a copy of them.
+    emptied: dict[bytes, tuple[bytes, int]] = field(default_factory=dict)
 
     def copy(self) -> State:
-        return State(dict(self.receipts), list(self.effects), dict(self.watermarks))
+        return State(
+            dict(self.receipts), dict(self.places), list(self.effects), dict(self.watermarks), dict(self.emptied)
+        )
+
+    def proofs(self) -> list[bytes]:
+        """Keys of every receipt, also of those that were taken away; one that was written again is there twice."""
+        return [*self.receipts, *self.emptied]
 
 
 class Database:
@@ -61,6 +73,8 @@ class Database:
         # Keys that are refused for good until somebody mends the cause; keys refused for a while, by how often still.
         self.poison: set[bytes] = set()
         self.passing: dict[bytes, int] = {}
+        # Operations that cannot be applied, whatever their entries are.
+        self.broken: set[str] = set()
         # How often each key was refused.
         self.refusals: Counter[bytes] = Counter()
         # Chance of a fault in each transaction; 0 when all is calm.
@@ -69,6 +83,8 @@ class Database:
         self.struck: Counter[str] = Counter()
         # Whether a transaction holds the store's advisory lock.
         self.fenced = False
+        # Keys of receipts that were written again while the first ones were away.
+        self.doubled: set[bytes] = set()
 
     def commit(self, state: State) -> None:
         self._past.append(self.state)
@@ -79,11 +95,29 @@ class Database:
         if not self._past:
             return set()
         at = self._rng.randrange(len(self._past))
-        lost = set(self.state.receipts) - set(self._past[at].receipts)
+        lost = set(self.state.proofs()) - set(self._past[at].proofs())
         self.state = self._past[at]
         del self._past[at:]
         self.generation += 1
         return lost
+
+    def truncate(self) -> None:
+        """TRUNCATE of the receipts; no connection notices."""
+        state = self.state.copy()
+        state.emptied |= {key: (payload, state.places[key]) for key, payload in state.receipts.items()}
+        state.receipts, state.places = {}, {}
+        self.commit(state)
+        self.struck["truncated"] += 1
+
+    def refill(self) -> None:
+        """An operator puts the receipts back that were taken away, from a copy of the table."""
+        state = self.state.copy()
+        for key, (payload, place) in state.emptied.items():
+            if key in state.receipts:
+                self.doubled.add(key)
+            state.receipts[key], state.places[key] = payload, place
+        state.emptied = {}
+        self.commit(state)
 
     def draw(self) -> str | None:
         """What goes wrong in the next transaction."""
@@ -109,6 +143,10 @@ class Cursor:
     def execute(self, query: str, parameters: Sequence[Any] = (), /) -> None:
         self._rows = self._answers[query](self, *parameters)
 
+    @property
+    def rowcount(self) -> int:
+        return len(self._rows)
+
     def fetchall(self) -> list[Any]:
         return self._rows
 
@@ -116,14 +154,15 @@ class Cursor:
         return self._rows[0] if self._rows else None
 
     def _recovering(self) -> list[Any]:
-        return [(False,)]
+        return [(False, False, True)]
 
     def _fence(self, *_: Any) -> list[Any]:
         return [(not self._database.fenced,)]
 
-    def _find(self, keys: list[str]) -> list[Any]:
+    def _find(self, keys: str) -> list[Any]:
         known = self._state.receipts
-        return [(key, known[raw].hex(), None) for key in keys if (raw := bytes.fromhex(key)) in known]
+        asked = keys.strip("{}").split(",")
+        return [(key, known[raw].hex(), None) for key in asked if (raw := bytes.fromhex(key)) in known]
 
     def _read(self, *_: Any) -> list[Any]:
         return list(self._state.watermarks.values())
@@ -132,17 +171,38 @@ class Cursor:
         self._state.watermarks[lane] = (lane, lineage, session, 1, *follows_and_settled)
         return []
 
-    def _advance(self, settled: int, _: str, lane: int, session: str, *__: Any) -> list[Any]:
+    def _any_left(self, *_: Any) -> list[Any]:
+        return [(bool(self._state.receipts),)]
+
+    def _highest(self, *_: Any) -> list[Any]:
+        return [(max(self._state.places.values(), default=0),)]
+
+    def _advance(
+        self, settled: int, _: str, lane: int, session: str, __: int, ___: str, proof: str | None, *____: Any
+    ) -> list[Any]:
         row = self._state.watermarks.get(lane)
         if self._database.fenced or row is None or row[2] != session:
             return []
         self._state.watermarks[lane] = (*row[:3], row[3] + 1, *row[4:6], settled)
-        return [(row[3] + 1,)]
+        return [(row[3] + 1, True, proof is None or bytes.fromhex(proof) in self._state.receipts)]
+
+    def _without_receipt(self, _: str, keys: str, seqs: str, *__: Any) -> list[Any]:
+        """Only asked in front of a rollback to a savepoint: entries get their receipts in `SimulatedLane._apply`."""
+        asked = zip(keys.strip("{}").split(","), seqs.strip("{}").split(","), strict=True)
+        return [(seq,) for key, seq in asked if bytes.fromhex(key) not in self._state.receipts]
+
+    def _nothing(self, *_: Any) -> list[Any]:
+        return []
 
     _answers: dict[str, Callable[..., list[Any]]] = {  # noqa: RUF012 - constant
-        "SELECT pg_is_in_recovery()": _recovering,
+        "SAVEPOINT outbox_withdrawn; SET LOCAL lock_timeout = '100ms'": _nothing,
+        "ROLLBACK TO SAVEPOINT outbox_withdrawn": _nothing,
+        receipts._RECORD: _without_receipt,
+        watermarks._STATE: _recovering,
         receipts._FENCE: _fence,
         receipts._FIND: _find,
+        receipts._ANY_LEFT: _any_left,
+        receipts._HIGHEST: _highest,
         watermarks._READ: _read,
         watermarks._BEGIN: _begin,
         watermarks._ADVANCE: _advance,
@@ -276,7 +336,7 @@ class SimulatedLane(Lane):
             for index, unit in enumerate(part):
                 for record in unit:
                     self._apply(record, state, index)
-        session.committed()
+        session.committed(part[-1][-1])
         return [(record, b"") for unit in part for record in unit]
 
     def _apply(self, record: Record, state: State, index: int) -> None:
@@ -285,12 +345,16 @@ class SimulatedLane(Lane):
             if known != record.payload_hash:
                 raise self._refused(record, index, "a receipt exists with other arguments", permanent=True)
             return
+        if record.operation in self.database.broken:
+            self.database.say(f"  PostgreSQL lacks what {record.operation} needs")
+            raise UnitFailed(OperationFault("42P01: no table"), index, record.operation)
         if record.key in self.database.poison:
             raise self._refused(record, index, "23514: check violated", permanent=True)
         if self.database.passing.get(record.key, 0) > 0:
             self.database.passing[record.key] -= not self._copied
             raise self._refused(record, index, "XX000: unlisted", permanent=False)
         state.receipts[record.key] = record.payload_hash
+        state.places[record.key] = record.seq
         state.effects.append((record.key, record.order_by))
 
     def _refused(self, record: Record, index: int, why: str, *, permanent: bool) -> UnitFailed:

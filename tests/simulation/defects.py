@@ -10,20 +10,23 @@ from uuid import UUID
 
 import pytest
 
-from outbox import DurabilityError, EntryRejected, Outbox, lane, ledger, postgres, watermarks
-from outbox.breaker import Breaker
-from outbox.continuity import judge
-from outbox.counters import Counters
-from outbox.envelope import Record, pack, seq_key
+from outbox import DurabilityError, EntryRejected
+from outbox.calls import Calls
 from outbox.errors import TargetUnavailable
-from outbox.ledger import Settlement
-from outbox.reconcile import Reconciler
-from outbox.scan import Scan
-from outbox.store import Store
+from outbox.postgres import lane, receipts, splitting, target, watermarks
+from outbox.relay.breaker import Breaker
+from outbox.relay.reconcile import Reconciler
+from outbox.relay.scan import Scan
+from outbox.store import ledger
+from outbox.store.continuity import judge
+from outbox.store.counters import Counters
+from outbox.store.envelope import Record, pack, seq_key
+from outbox.store.ledger import Settlement
+from outbox.store.store import Store
 from outbox.target import Outcome, Unit
 
 from .database import SimulatedLane, SimulatedTarget, State
-from .world import World
+from .world import InDeliveryInMemory, World
 
 
 def skip_a_poison_row(patch: pytest.MonkeyPatch) -> None:
@@ -82,18 +85,18 @@ def forget_waiting_keys(patch: pytest.MonkeyPatch) -> None:
 
 def block_backwards(patch: pytest.MonkeyPatch) -> None:
     """What waits behind a refused row also blocks what lies before itself; this was a defect once."""
-    real = lane._free_of
+    real = splitting.free_of
 
-    def free_of(part: list[Unit], blocked: set[str]) -> tuple[list[int], set[str]]:
-        free, behind = real(part, blocked)
+    def free_of(part: list[Unit], blocked: set[str], *rest: Any) -> tuple[list[int], set[str]]:
+        free, behind = real(part, blocked, *rest)
         blocked |= behind
         return free, behind
 
-    patch.setattr(lane, "_free_of", free_of)
+    patch.setattr(lane, "free_of", free_of)
 
 
 def split_groups(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(postgres, "units", lambda records: ([record] for record in records))
+    patch.setattr(target, "units", lambda records: ([record] for record in records))
 
 
 def ignore_receipts(patch: pytest.MonkeyPatch) -> None:
@@ -138,10 +141,10 @@ def never_look_again_after_an_answer(patch: pytest.MonkeyPatch) -> None:
 
 
 def new_key_for_a_repeated_call(patch: pytest.MonkeyPatch) -> None:
-    real = Outbox._hash
+    real = Calls.key_of
     seen: set[bytes | None] = set()
 
-    def hashed(self: Outbox, operation: Any, name: str, args: Any, key: str | None) -> bytes | None:
+    def hashed(self: Calls, operation: Any, name: str, args: Any, key: str | None) -> bytes | None:
         # As if nothing but the call itself identified it; the simulation knows entries by the right hash.
         right = real(self, operation, name, args, key)
         if right is None or right not in seen:
@@ -149,7 +152,7 @@ def new_key_for_a_repeated_call(patch: pytest.MonkeyPatch) -> None:
             return right
         return right[::-1]
 
-    patch.setattr(Outbox, "_hash", hashed)
+    patch.setattr(Calls, "key_of", hashed)
 
 
 def never_close_the_breaker(patch: pytest.MonkeyPatch) -> None:
@@ -280,13 +283,40 @@ def forget_what_is_owed_when_recording_fails(patch: pytest.MonkeyPatch) -> None:
 
 
 def deliver_a_key_on_two_lanes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(postgres, "spread", lambda batch, lanes, pinned: [batch[lane::lanes] for lane in range(lanes)])
+    patch.setattr(target, "spread", lambda batch, lanes, pinned: [batch[lane::lanes] for lane in range(lanes)])
 
 
 def look_at_one_lane_only(patch: pytest.MonkeyPatch) -> None:
     """A loss in another lane is not noticed."""
     real = judge
     patch.setattr(watermarks, "judge", lambda marks, rows: real([mark for mark in marks if not mark.lane], rows))
+
+
+def never_notice_emptied_receipts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(receipts, "check_there", lambda *args, more: None)
+
+
+def take_emptied_receipts_for_the_work_of_a_copy(patch: pytest.MonkeyPatch) -> None:
+    """Once a copy has delivered, nobody looks whether receipts are there; this was a defect once."""
+    real = watermarks.Session.examine
+
+    def examine(self: watermarks.Session, cursor: Any) -> Any:
+        loss = judge(self._memory.marks(), self._rows(cursor), self._memory.sessions(), self._memory.last_seq())
+        return loss if loss is not None else real(self, cursor)
+
+    patch.setattr(watermarks.Session, "examine", examine)
+
+
+def discard_what_is_being_delivered(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(InDeliveryInMemory, "holds", lambda self, first, last: False)
+
+
+def never_ask_for_what_was_discarded(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Reconciler, "confirm_withdrawn", lambda self: None)
+
+
+def deliver_what_was_discarded_after_it_was_read(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Scan, "is_current", lambda self: True)
 
 
 DEFECTS = (
@@ -298,5 +328,7 @@ DEFECTS = (
     take_a_failed_settlement_for_made, stamp_by_the_wall_clock, try_refused_entries_for_ever,
     never_notice_what_postgresql_forgets, put_back_without_the_oldest, deliver_while_a_loss_is_not_mended,
     sound_no_alarm_while_the_store_is_halted, forget_what_is_owed_when_recording_fails,
-    deliver_a_key_on_two_lanes, look_at_one_lane_only,
+    deliver_a_key_on_two_lanes, look_at_one_lane_only, never_notice_emptied_receipts,
+    take_emptied_receipts_for_the_work_of_a_copy, discard_what_is_being_delivered, never_ask_for_what_was_discarded,
+    deliver_what_was_discarded_after_it_was_read,
 )  # fmt: skip

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import lmdb
 
-from outbox.envelope import FORMAT
-from outbox.environment import Identity
+from outbox.store.envelope import FORMAT
+from outbox.store.identity import Identity
 
 
 class Killed(BaseException):
@@ -48,7 +48,7 @@ class Rows:
 
 
 class MemoryEnvironment:
-    """Stands for `outbox.environment.Environment`, and for the `lmdb.Environment` in its `env`."""
+    """Stands for `outbox.store.environment.Environment`, and for the `lmdb.Environment` in its `env`."""
 
     def __init__(self, store_id: UUID) -> None:
         self.directory = Path("/")
@@ -70,8 +70,21 @@ class MemoryEnvironment:
     def check_in_place(self) -> None:
         """Memory stays where it is."""
 
+    check_lock_in_place = check_roles_in_place = check_in_place
+
+    def pinned_commits(self) -> int:
+        """No reader stays behind."""
+        return 0
+
+    def data_is_in_place(self) -> bool:
+        """As long as the process lives."""
+        return True
+
     def file_bytes(self) -> int:
         return 0
+
+    def can_grow(self, size: int) -> bool:
+        return not self.full
 
     def high_water_bytes(self) -> int:
         return 0
@@ -193,6 +206,10 @@ class MemoryCursor:
         rows = self._rows
         return ((key, rows.values[key]) for key in rows.keys[self._at :])
 
+    def iterprev(self) -> Iterator[tuple[bytes, bytes]]:
+        rows = self._rows
+        return ((key, rows.values[key]) for key in reversed(rows.keys))
+
     def getmulti(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes]]:
         return [(key, self._rows.values[key]) for key in keys if key in self._rows.values]
 
@@ -201,3 +218,22 @@ class MemoryCursor:
         for key, value in items:
             added += self._transaction.put(key, value, db=self._rows, append=append)
         return len(items), added
+
+
+class InlineWriter:
+    """Stands for the `Writer`: everything happens in the caller's thread, so that a seed repeats itself."""
+
+    def __init__(self, name: str, commit: Callable[..., None], committed: Callable[[], None]) -> None:
+        self._commit, self._committed = commit, committed
+
+    def submit(self, item: Any) -> None:
+        """Commit one item."""
+        self._commit([item])
+        self._committed()
+
+    def run(self, rank: Any, work: Callable[[], Any]) -> Any:
+        """Run it at once."""
+        return work()
+
+    def stop(self) -> None:
+        """There is no thread."""

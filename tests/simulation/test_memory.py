@@ -9,14 +9,14 @@ from typing import Any
 import lmdb
 
 from outbox import Outbox, OutboxConfig, OutboxError
-from outbox.counters import Counters
-from outbox.envelope import to_us
-from outbox.guarded import COUNTERS_KEY
-from outbox.ledger import Settlement
-from outbox.store import Store
+from outbox.store.counters import Counters
+from outbox.store.envelope import to_us
+from outbox.store.gate import COUNTERS_KEY
+from outbox.store.ledger import Settlement
+from outbox.store.store import Store
 
 from .database import OPERATIONS
-from .memory import MemoryEnvironment
+from .memory import InlineWriter, MemoryEnvironment
 from .world import OpenedInMemory, SeededClock
 
 
@@ -34,6 +34,7 @@ def test_the_store_in_memory_is_the_store_on_disk(tmp_path: Path) -> None:
                 reserve_bytes=0,
                 retention_us=1 << 60,
                 now_us=lambda clock=clocks[1]: to_us(clock.now()),  # type: ignore[misc]
+                writer=InlineWriter,  # type: ignore[arg-type]
             )
             memory = Outbox(OpenedInMemory(store), disk.config, OPERATIONS, clocks[1])  # type: ignore[arg-type]
             for _ in range(60):

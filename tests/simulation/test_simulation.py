@@ -41,7 +41,7 @@ def test_every_kind_of_fault_strikes() -> None:
         "refused", "cut before commit", "cut after commit", "cut after the answer", "read only",
         "deadlock", "stall", "misconfigured", "defect",
         "killed before commit", "killed after commit",
-        "failed and lost", "failed and kept", "killed and lost", "killed and kept", "full",
+        "failed and lost", "failed and kept", "killed and lost", "killed and kept", "full", "truncated",
     }  # fmt: skip
 
 

@@ -15,18 +15,21 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from outbox import DurabilityError, IdempotencyConflict, Outbox, OutboxConfig, OutboxError, Relay
-from outbox.breaker import CLOSED
-from outbox.counters import Counters
-from outbox.envelope import Record, to_us
+from outbox import AlreadyRejected, DurabilityError, IdempotencyConflict, Outbox, OutboxConfig, OutboxError, Relay
 from outbox.errors import TargetMisconfigured, TargetUnavailable
-from outbox.guarded import COUNTERS_KEY
-from outbox.reading import FORGOTTEN
-from outbox.store import Store
+from outbox.relay.breaker import CLOSED
+from outbox.store import sessions
+from outbox.store.counters import Counters
+from outbox.store.envelope import Record, to_us
+from outbox.store.gate import COUNTERS_KEY
+from outbox.store.ledger import DISCARD, answer
+from outbox.store.reads import FORGOTTEN
+from outbox.store.store import Store
+from outbox.store.withdrawal import Range, members
 from tests.faults.invariants import Applied, Call, Observation, Place, Reopened, Stored, Told, check
 
 from .database import OPERATIONS, Database, SimulatedTarget
-from .memory import Killed, MemoryEnvironment
+from .memory import InlineWriter, Killed, MemoryEnvironment
 
 _ACTIONS = 45
 _CALM_STEPS = 5000
@@ -75,18 +78,38 @@ class OpenedInMemory:
         self.store.close()
 
 
+class InDeliveryInMemory:
+    """Stands for `outbox.store.withdrawal.InDelivery`: the process that dies takes its locks with it."""
+
+    def __init__(self) -> None:
+        self._held: set[Range] = set()
+
+    def claim(self, first: int, last: int) -> bool:
+        """An operator's lock ends before anybody else has a turn."""
+        self._held.add((first, last))
+        return True
+
+    def keep(self, *wanted: Range) -> None:
+        self._held.intersection_update(wanted)
+
+    def close(self) -> None:
+        self._held.clear()
+
+    def holds(self, first: int, last: int) -> bool:
+        """Whether an operator is kept from discarding one of these."""
+        return any(first <= end and begin <= last for begin, end in self._held)
+
+
 class UnpublishedRelay(Relay):
     """A relay without files: its role is the simulation's business, and nobody looks from outside."""
 
-    _owned = False
-
     def _take_role(self) -> None:
-        if not self._owned:
-            self._owned = True
+        if self._in_delivery is None:
+            self._in_delivery = InDeliveryInMemory()  # type: ignore[assignment]
             self._reconciler.resume()
 
     def _leave_role(self) -> None:
-        self._owned = False
+        self._in_delivery = None
 
     def _publish(self, now: float, *, force: bool = False) -> None:
         pass
@@ -107,10 +130,12 @@ class World:
             reconcile=self.rng.choice(("auto", "manual")), lanes=self.rng.choice((1, 1, 2)),
             busy_batch_size=self.rng.choice((2, 1000)),
         )  # fmt: skip
-        # Either PostgreSQL forgets or the disk fills up: what a full store kept no copy of cannot be put back.
-        self.forgetful = self.rng.random() < 0.5
+        # One of three.  What a full store kept no copy of cannot be put back once PostgreSQL forgets; and a database
+        # that was set back and whose receipts were emptied before the relay looked cannot tell what it has.
+        self.lasting = self.rng.choice((self.forget, self.fill_disk, self.truncate))
         self.environment = MemoryEnvironment(self.clock.new_id())
         self.environment.main.set(COUNTERS_KEY, Counters().pack())
+        self.environment.main.set(sessions.KEY, sessions.Sessions().pack())
         self.database = Database(self.rng, self._say)
         self.history: list[Call | Reopened] = []
         # Names of intents by idempotency key, and what is known of each: arguments, ordering key, transaction.
@@ -118,6 +143,10 @@ class World:
         self.intents: dict[str, dict[str, Any]] = {}
         self.in_doubt: list[list[str]] = []
         self.refusable: set[str] = set()
+        # What an operator gave up while it was pending.
+        self.given_up: set[str] = set()
+        # Those of them that had no effect then, and so must never have one.
+        self.recalled: set[str] = set()
         # What PostgreSQL acknowledged and then forgot.
         self.forgotten: set[str] = set()
         # What no checker can see afterwards.
@@ -143,6 +172,7 @@ class World:
             reserve_bytes=0,
             retention_us=1 << 60,
             now_us=lambda: to_us(self.clock.now()),
+            writer=InlineWriter,  # type: ignore[arg-type]
         )
         return Outbox(OpenedInMemory(store), self.config, OPERATIONS, self.clock)  # type: ignore[arg-type]
 
@@ -158,11 +188,11 @@ class World:
 
     def act(self) -> None:
         """Do one thing at random, and start the program again where that kills it."""
-        lasting = self.forget if self.forgetful else self.fill_disk
         actions: list[tuple[int, Callable[[], None]]] = [
             (10, self.enqueue), (4, self.transact), (3, self.repeat), (14, self.step), (2, self.answer),
-            (1, lambda: self.restart("killed")), (2, self.doom), (2, self.fail_disk), (1, lasting),
-            (1, self.second_relay), (1, self.toggle), (1, self.turn_clock), (1, self.housekeep), (1, self.reconcile),
+            (1, lambda: self.restart("killed")), (2, self.doom), (4, self.fail_disk), (1, self.lasting),
+            (1, self.second_relay), (1, self.toggle), (1, self.break_operation), (1, self.turn_clock),
+            (1, self.housekeep), (1, self.reconcile), (1, self.give_up),
         ]  # fmt: skip
         action = self.rng.choices([action for _, action in actions], [weight for weight, _ in actions])[0]
         try:
@@ -194,7 +224,7 @@ class World:
             return
         try:
             self.box.enqueue(self.intents[name]["operation"], {"other": 1}, key=name)
-        except (IdempotencyConflict, DurabilityError) as exc:
+        except (IdempotencyConflict, AlreadyRejected, DurabilityError) as exc:
             self._say(f"{name} with other arguments: {type(exc).__name__}")
             return
         raise AssertionError(f"{name} was taken twice with different arguments")
@@ -221,7 +251,7 @@ class World:
 
     def _key(self, name: str) -> bytes:
         intent = self.intents[name]
-        key = self.box._hash(self.box.operations[intent["operation"]], intent["operation"], intent["args"], name)
+        key = self.box.calls.key_of(self.box.operations[intent["operation"]], intent["operation"], intent["args"], name)
         assert key is not None
         self.names[key] = name
         return key
@@ -246,6 +276,12 @@ class World:
                     for name in names:
                         self._enqueue(transaction, name)
                 entries = transaction.entries
+        except AlreadyRejected as exc:
+            # It was stored before, and a refusal of PostgreSQL or an operator has answered it.
+            entries = [self.box.lookup(self.intents[name]["operation"], {}, key=name) for name in names]
+            if None in entries or exc.seq not in [entry.seq for entry in entries]:
+                self.violations.append(f"{names} were called rejected, and are not all there: {exc}")
+                return
         except DurabilityError:
             self._say(f"enqueue {names}: {'halted' if halted else 'in doubt'}")
             self.in_doubt.append(names)
@@ -295,6 +331,46 @@ class World:
         lost = self.database.restore()
         self.forgotten |= {self._name(key) for key in lost}
         self._say(f"PostgreSQL forgets {sorted(self._name(key) for key in lost)}")
+
+    def truncate(self) -> None:
+        """Somebody empties the receipts, or an operator puts them back."""
+        if self.database.state.emptied:
+            self.database.refill()
+            self._say("the receipts are put back")
+        else:
+            self.database.truncate()
+            self._say("the receipts are emptied")
+
+    def give_up(self) -> None:
+        """An operator discards a pending entry, in the middle of a delivery or between two."""
+        if self.rng.random() < 0.3:
+            self.target.meanwhile = self.rng.random() < 0.5, self._give_up
+            self.step()
+            self.target.meanwhile = None
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        pending = list(self.box.store.records("pending"))
+        if not pending:
+            return
+        record = self.rng.choice(pending)
+        lock = self.relay._in_delivery
+        if isinstance(lock, InDeliveryInMemory) and lock.holds(*members(record)):
+            self._say(f"operator: {record.seq} is being delivered")
+            return
+        self._say(f"operator: discard pending {record.seq}")
+        # Where the answer is in doubt, it may have been recorded.
+        group = [one for one in pending if one.seq == record.seq or (one.group and one.group == record.group)]
+        names = {self._name(one.key) for one in group}
+        self.given_up |= names
+        audit = answer(DISCARD, {"seq": record.seq, "reason": "given up"}, self.clock.new_id().bytes)
+        try:
+            self.box.store.withdraw(record.seq, "given up", audit)
+        except DurabilityError:
+            self._say("the answer could not be recorded")
+        else:
+            self.recalled |= names - {str(applied.key) for applied in self._effects()}
 
     def reconcile(self) -> None:
         """An operator puts back what PostgreSQL has forgotten, where an alarm says so."""
@@ -354,6 +430,11 @@ class World:
         self.database.down = not self.database.down
         self._say(f"PostgreSQL is {'down' if self.database.down else 'up'}")
 
+    def break_operation(self) -> None:
+        """A table disappears, or comes back."""
+        self.database.broken ^= {self.rng.choice(("write", "note"))}
+        self._say(f"PostgreSQL lacks the tables of {sorted(self.database.broken)}")
+
     def housekeep(self) -> None:
         """Old settled entries are pruned, but not those that this run still asks about."""
         try:
@@ -375,6 +456,8 @@ class World:
             return violations
         self._say("calm")
         self.database.chance, self.database.down, self.environment.full = 0.0, False, False
+        self.database.broken.clear()
+        self.database.refill()
         self.environment.fail_next = None
         if self.rng.random() < 0.5:
             # The others go on with what the relay remembers, and a halted store drains too.
@@ -429,6 +512,11 @@ class World:
             if record.attempts > refusals[record.group or record.seq]:
                 self.violations.append(f"{self._name(record.key)} counts more attempts than it was refused")
 
+    def _check_recalled(self) -> None:
+        """Nothing takes effect after an operator was told that it is discarded."""
+        late = self.recalled.intersection(str(applied.key) for applied in self._effects())
+        self.violations += [f"{name} took effect after it was discarded" for name in sorted(late)]
+
     def _check_times(self, stored: list[Record]) -> None:
         """Captured times increase with the sequence numbers, whatever the clock does."""
         ordered = sorted(stored, key=lambda record: record.seq)
@@ -455,19 +543,23 @@ class World:
                 stored.append(Stored(seq=record.seq, key=self._name(record.key), place=place, reason=record.error))
         self._check_attempts(records)
         self._check_times(records)
+        self._check_recalled()
         counters = store.figures().counters
+        stored_as = {one.seq: one.key for one in stored}
         return Observation(
             history=self.history,
             stored=stored,
             effects=self._effects(),
-            receipts=[self._name(key) for key in self.database.state.receipts],
+            receipts=[self._name(key) for key in [*self.database.state.proofs(), *self.database.doubled]],
             counters={
                 "acknowledged": counters.acknowledged, "pending": self._pending(),
                 "completed": counters.completed, "dead": counters.dead, "discarded": counters.discarded,
                 "quarantined": counters.quarantined,
             },
             unledgered=counters.unledgered,
-            refusable=self._refusable(),
+            refusable=self._refusable() | self.given_up,
+            # A relay that is caught up asks for the receipts of what was discarded while it was pending.
+            unasked=set() if calm else {stored_as[seq] for seq in store.withdrawn() if seq in stored_as},
             calm=calm,
             held_back=self._held_back(stored),
             # The relay learns of it at its next transaction; in the end nothing may be missing.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from outbox import Outbox
-from outbox.alarms import Alarms
+from outbox.monitoring.alarms import Alarms
 
 
 @pytest.fixture

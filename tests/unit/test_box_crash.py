@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
-from outbox import Outbox, StoreClosed, StoreLocked, environment, recovery, verify
-from outbox.ledger import Settlement
-from outbox.locks import Role, RoleLock
-from tests.unit.fakes.waiting import until
+from outbox import Outbox, StoreClosed, StoreLocked
+from outbox.rescue import verify
+from outbox.store import clean_mark
+from outbox.store.ledger import Settlement
+from outbox.store.locks import Role, RoleLock
+from outbox.transfer import exporting
+from tests.unit.fakes.waiting import LONG, until
 
 ENGINE = """
 import os, sys, threading
@@ -36,7 +39,7 @@ sys.stdin.read()
 GROUPS = """
 import os, sys
 from outbox import Outbox
-from outbox.ledger import Settlement
+from outbox.store.ledger import Settlement
 box = Outbox.open(sys.argv[1])
 while True:
     with box.transaction() as tx:
@@ -182,14 +185,14 @@ def test_the_last_one_who_closes_leaves_the_clean_mark(outbox_dir: Path, monkeyp
         assert observer.stdout is not None
         observer.stdout.readline()
         box.close()
-        assert not environment.take_clean_mark(outbox_dir, keep=True)
+        assert not clean_mark.take_clean_mark(outbox_dir, keep=True)
         # Opened beside a user who verified it, it need not be verified.
         with monkeypatch.context() as patch:
             patch.setattr(verify, "check", lambda directory: pytest.fail("verified beside a user"))
             Outbox.open(outbox_dir).close()
         observer.communicate()
         assert observer.returncode == 0
-    assert environment.take_clean_mark(outbox_dir, keep=True)
+    assert clean_mark.take_clean_mark(outbox_dir, keep=True)
 
 
 def test_an_observer_does_not_call_the_store_of_a_killed_engine_clean(
@@ -202,7 +205,7 @@ def test_an_observer_does_not_call_the_store_of_a_killed_engine_clean(
         with Outbox.attach(outbox_dir):
             engine.kill()
             engine.wait()
-    assert not environment.take_clean_mark(outbox_dir, keep=True)
+    assert not clean_mark.take_clean_mark(outbox_dir, keep=True)
     monkeypatch.setattr(verify, "check", checked.append)
     # Once it was verified, by whomever, the crash is forgotten.
     Outbox.attach(outbox_dir).close()
@@ -213,7 +216,7 @@ def test_an_observer_does_not_call_the_store_of_a_killed_engine_clean(
 
 def test_after_the_death_of_a_relay_the_engine_verifies_once(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Outbox.open(outbox_dir).close()
-    environment.take_clean_mark(outbox_dir)
+    clean_mark.take_clean_mark(outbox_dir)
     RoleLock(outbox_dir, Role.RELAY).release()
     checked: list[Path] = []
     monkeypatch.setattr(verify, "check", checked.append)
@@ -222,12 +225,12 @@ def test_after_the_death_of_a_relay_the_engine_verifies_once(outbox_dir: Path, m
     assert checked == [outbox_dir]
 
 
-@pytest.mark.parametrize("second", [Outbox.attach, recovery.examine])
+@pytest.mark.parametrize("second", [Outbox.attach, exporting.examine])
 def test_of_two_who_come_at_once_after_a_crash_one_verifies(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, second: Callable[[Path], Any]
 ) -> None:
     Outbox.open(outbox_dir).close()
-    environment.take_clean_mark(outbox_dir)
+    clean_mark.take_clean_mark(outbox_dir)
     checked: list[Path] = []
     both, one_at_a_time = threading.Barrier(2), threading.Lock()
     make_exclusive = RoleLock.make_exclusive
@@ -247,19 +250,19 @@ def test_of_two_who_come_at_once_after_a_crash_one_verifies(
     other = threading.Thread(target=open_and_close, args=(second,))
     other.start()
     open_and_close(Outbox.open)
-    other.join(20)
+    other.join(LONG)
     assert checked
 
 
 def test_a_halted_store_is_not_marked_clean(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.store._latch("enqueue", OSError("bad disk"))
-    assert not environment.take_clean_mark(outbox_dir)
+    assert not clean_mark.take_clean_mark(outbox_dir)
 
 
 def test_a_forked_child_is_refused_and_harms_nobody(outbox_dir: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FORK, str(outbox_dir)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", FORK, str(outbox_dir)], capture_output=True, text=True, timeout=LONG, check=True
     )
     assert done.stdout == "True 2\n"
     with Outbox.open(outbox_dir) as box:
@@ -271,7 +274,7 @@ def test_a_child_forked_during_a_commit_is_refused_too(outbox_dir: Path) -> None
         [sys.executable, "-c", FORK_DURING_A_COMMIT, str(outbox_dir)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LONG,
         check=True,
     )
     assert done.stdout == "0\n"
@@ -303,19 +306,21 @@ def test_threads_of_one_engine_lose_and_double_nothing(outbox_dir: Path) -> None
     with Outbox.open(outbox_dir) as box:
         commits: list[int] = []
         append = box.store.append
+        writer = box.store.writer
+        assert writer is not None
 
         def counted(submissions: list, waits: Callable[[], None]) -> None:  # type: ignore[type-arg]
             commits.append(len(submissions))
             if len(commits) == 1:
                 # A quick disk would be done before the next one comes.
-                until(lambda: len(box._commit._queue) > 1)
+                until(lambda: writer._queue.qsize() > 1)
             append(submissions, waits)
 
-        box._commit._commit = counted
+        writer._commit = counted
         barrier = threading.Barrier(16)
 
         def work(name: int) -> None:
-            barrier.wait(20)
+            barrier.wait(LONG)
             for number in range(20):
                 box.enqueue("log", {"by": name, "number": number}, order_by=name)
 
@@ -323,7 +328,7 @@ def test_threads_of_one_engine_lose_and_double_nothing(outbox_dir: Path) -> None
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(LONG)
         entries = list(box.pending())
         stamps = [entry.captured_at for entry in entries]
     for name in range(16):
@@ -341,11 +346,11 @@ def test_closing_waits_for_those_who_are_inside(outbox_dir: Path) -> None:
     def read() -> None:
         with box.store._read():
             inside.set()
-            leave.wait(20)
+            leave.wait(LONG)
 
     reader = threading.Thread(target=read)
     reader.start()
-    inside.wait(20)
+    inside.wait(LONG)
     closer = threading.Thread(target=box.close)
     closer.start()
     until(lambda: box.store._environment is None)
@@ -354,8 +359,8 @@ def test_closing_waits_for_those_who_are_inside(outbox_dir: Path) -> None:
         box.status()
     assert closer.is_alive()
     leave.set()
-    closer.join(20)
-    reader.join(20)
+    closer.join(LONG)
+    reader.join(LONG)
     assert not closer.is_alive()
     with Outbox.open(outbox_dir) as again:
         again.store.settle(Settlement(completed=[(next(again.store.records("pending")), b"")]))

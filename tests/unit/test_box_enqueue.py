@@ -26,11 +26,12 @@ from outbox import (
     Outbox,
     OutboxConfig,
     OutboxError,
-    StoreBusy,
+    StoreClosed,
     StoreLocked,
 )
-from outbox.ledger import Settlement
+from outbox.store.ledger import Settlement
 from tests.unit.fakes.rig import FakeClock
+from tests.unit.fakes.waiting import LONG
 
 
 def refuse_negative(args: Mapping[str, Any]) -> None:
@@ -366,7 +367,7 @@ def test_a_transaction_that_was_given_up_takes_no_more(box: Outbox) -> None:
 
 
 def test_a_transaction_is_bounded(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outbox.box._MAX_GROUP", 3)
+    monkeypatch.setattr("outbox.transaction._MAX_GROUP", 3)
     with pytest.raises(InvalidEntry, match="at most 3 entries"), box.transaction() as tx:
         for _ in range(4):
             tx.enqueue("log", {})
@@ -497,45 +498,20 @@ def in_a_thread(call: Callable[[], object]) -> None:
     """Run `call`, and fail instead of waiting for ever where it does."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(LONG)
     assert not thread.is_alive()
 
 
-def test_an_enqueue_of_a_signal_handler_in_the_middle_of_another_is_refused(box: Outbox) -> None:
-    # A handler runs on the stack of what it has interrupted: here, of the commit.
-    raised: list[StoreBusy] = []
-    commit = box._commit._commit
+def test_signal_handler_inside_a_read_can_close(box: Outbox) -> None:
+    def close_in_a_read() -> None:
+        with box.store._read() as (_, txn):
+            box.close()
+            assert txn.stat(box.store._closing.pending)["entries"] == 0  # type: ignore[union-attr]
+        with pytest.raises(StoreClosed):
+            box.status()
 
-    def interrupted(submissions: Any, waits: Any) -> None:
-        try:
-            box.enqueue("log", {"by": "handler"})
-        except StoreBusy as exc:
-            raised.append(exc)
-        commit(submissions, waits)
-
-    box._commit._commit = interrupted
-    in_a_thread(lambda: box.enqueue("log", {"by": "loop"}))
-    assert ["set a flag" in str(exc) for exc in raised] == [True]
-    assert [entry.args["by"] for entry in box.pending()] == ["loop"]
-    box._commit._commit = commit
-    assert box.enqueue("log", {"by": "handler"}).seq == 2
-
-
-def test_a_signal_handler_does_not_wait_for_the_transaction_that_it_has_interrupted(box: Outbox) -> None:
-    raised: list[str] = []
-
-    def write_in_a_write() -> None:
-        with box.store._write("test"):
-            for call in (lambda: box.enqueue("log", {}), lambda: box.store.put_meta("a", b""), box.close):
-                try:
-                    call()
-                except StoreBusy as exc:
-                    raised.append(exc.message)
-            assert box.status().pending == 0
-
-    in_a_thread(write_in_a_write)
-    assert len(raised) == 3
-    assert box.enqueue("log", {}).seq == 1
+    in_a_thread(close_in_a_read)
+    assert box.store._closing is None
 
 
 def test_a_signal_handler_can_look_wherever_it_comes(box: Outbox) -> None:

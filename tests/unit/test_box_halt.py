@@ -19,12 +19,14 @@ from typing import Any
 import lmdb
 import pytest
 
-from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked, envelope, quota, status, store
-from outbox.ledger import Settlement
-from outbox.reading import FORGOTTEN
-from outbox.reconcile import Order, ordered, place_order, withdraw_order
+from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked
+from outbox.monitoring import status
+from outbox.relay.reconcile import Order, ordered, place_order, withdraw_order
+from outbox.store import envelope, quota, store
+from outbox.store.ledger import Settlement
+from outbox.store.reads import FORGOTTEN
 from tests.unit.fakes.rig import FakeClock
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.waiting import LONG, until
 
 HALT = """
 import json, os, resource, sys
@@ -62,7 +64,7 @@ with Outbox.open(directory) as box:
 DRAIN = """
 import os, resource, sys
 from outbox import Outbox
-from outbox.ledger import Settlement
+from outbox.store.ledger import Settlement
 box = Outbox.open(sys.argv[1])
 for number in range(300):
     box.enqueue("log", {"number": number, "text": "x" * 1500})
@@ -197,7 +199,7 @@ def test_a_call_that_was_stored_after_all_is_recognised_by_its_key(
         raise DurabilityError("the flush was reported as failed")
 
     with Outbox.open(outbox_dir) as box, monkeypatch.context() as patch:
-        patch.setattr(box._commit, "_commit", doubtful)
+        patch.setattr(box.store.writer, "_commit", doubtful)
         with pytest.raises(DurabilityError) as caught:
             box.enqueue("log", {"number": 1})
     with Outbox.open(outbox_dir) as box:
@@ -210,16 +212,18 @@ def test_every_thread_of_a_failed_commit_gets_its_own_key(outbox_dir: Path, monk
     with Outbox.open(outbox_dir) as box:
         inside, go_on = threading.Event(), threading.Event()
         append = box.store.append
+        writer = box.store.writer
+        assert writer is not None
 
         def fail(submissions: Any, waits: Any) -> None:
             if not inside.is_set():
                 inside.set()
-                go_on.wait(20)
+                go_on.wait(LONG)
                 append(submissions, waits)
                 return
             raise DurabilityError("bad disk", hint="replace it")
 
-        box._commit._commit = fail
+        writer._commit = fail
 
         def work(name: str) -> None:
             try:
@@ -229,13 +233,13 @@ def test_every_thread_of_a_failed_commit_gets_its_own_key(outbox_dir: Path, monk
 
         threads = [threading.Thread(target=work, args=(name,)) for name in ("first", "a", "b", "c")]
         threads[0].start()
-        inside.wait(20)
+        inside.wait(LONG)
         for thread in threads[1:]:
             thread.start()
-        until(lambda: len(box._commit._queue) == 3)
+        until(lambda: writer._queue.qsize() == 3)
         go_on.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(LONG)
     assert {name: exc.key for name, exc in caught.items()} == {"a": "a", "b": "b", "c": "c"}
     assert {(exc.message, exc.hint) for exc in caught.values()} == {("bad disk", "replace it")}
 
@@ -328,7 +332,7 @@ def test_nothing_is_acknowledged_between_a_failed_commit_and_its_halt(
         monkeypatch.setattr(opened, "env", LetsTheNextWriterIn(opened.env, in_between))
         with pytest.raises(DurabilityError, match="could not store 'mine': .*Input/output error"):
             box.store.put_meta("mine", b"")
-        other.join(20)
+        other.join(LONG)
         assert not acknowledged.is_set()
         assert ["enqueueing is halted" in str(exc) for exc in refused] == [True]
         assert list(box.pending()) == []
@@ -351,7 +355,7 @@ def test_the_halt_is_logged_and_told_once(
         assert told == ["could not enqueue: bad disk"]
         assert box.status().halt_reason == told[0]
     assert [record.message for record in caplog.records if record.levelname == "CRITICAL"] == [
-        "durable write failed, enqueueing is halted"
+        "durable write failed, enqueueing is halted: could not enqueue: bad disk"
     ]
 
 
@@ -571,9 +575,9 @@ def test_history_makes_room_for_new_entries(
     assert kept == [1, *range(after.last_seq - len(kept) + 2, after.last_seq + 1)]
     assert [entry.seq for entry in box.dead_letters()] == [1]
     assert any("settled entries leave before OUTBOX_RETENTION_HOURS=1, to make room" in one for one in said)
-    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        "the store is full: history leaves before its time, to make room for new entries"
-    ]
+    [warned] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warned.startswith("the store is full: history leaves before its time, to make room for new entries: ")
+    assert warned.endswith(" left before 1.0 hours were over")
 
 
 def test_what_has_expired_makes_room_without_a_word(
@@ -692,7 +696,7 @@ def with_free_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     class Info:
         def __init__(self, free: int) -> None:
-            self.f_bavail, self.f_frsize = free // 1024, 1024
+            self.f_bavail, self.f_frsize, self.f_blocks = free // 1024, 1024, 1 << 20
 
     def set_free(free: int) -> None:
         monkeypatch.setattr(os, "statvfs", lambda path: Info(free))

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from outbox import ConfigError, EntryStatus, Outbox, OutboxConfig, codec
-from outbox.ledger import DISCARD, Settlement
-from outbox.locks import Role, RoleLock
-from outbox.state_file import StateFile
+from outbox.store.ledger import DISCARD, Settlement
+from outbox.store.locks import Role, RoleLock
+from outbox.store.state_file import StateFile
 from tests.unit.fakes.rig import FakeClock
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from outbox import Health, Outbox, OutboxConfig, StoreLocked, envelope, reading
-from outbox.ledger import Settlement
-from outbox.locks import Role, RoleLock
-from outbox.state_file import StateFile
+from outbox import Health, Outbox, OutboxConfig, StoreLocked
+from outbox.store import envelope, reads
+from outbox.store.ledger import Settlement
+from outbox.store.locks import Role, RoleLock
+from outbox.store.state_file import StateFile
 from tests.unit.fakes.rig import FakeClock
 
 
@@ -61,6 +62,16 @@ def test_an_empty_store_is_healthy(outbox_dir: Path) -> None:
     assert 0 <= status.live_bytes <= status.file_bytes
     assert status.map_bytes >= 1 << 30
     assert status.free_disk_bytes > 0
+
+
+def test_a_relative_directory_is_logged_and_shown_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another folder of the program means another, empty store."""
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO"), Outbox.open(config=OutboxConfig(dir="data/outbox")) as box:
+        assert f"outbox opened at {tmp_path}/data/outbox, given as data/outbox" in caplog.messages
+        assert box.status().path == box.status().as_dict()["path"] == f"{tmp_path}/data/outbox"
 
 
 def test_without_pending_entries_there_is_no_lag(outbox_dir: Path) -> None:
@@ -118,6 +129,9 @@ class CountingEnvironment:
     def info(self) -> Any:
         return self._inner.info()
 
+    def readers(self) -> Any:
+        return self._inner.readers()
+
 
 def cost_of_status(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     calls: Counter[str] = Counter()
@@ -131,7 +145,7 @@ def cost_of_status(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> Counter[str]
 
     with monkeypatch.context() as patch:
         patch.setattr(opened, "env", CountingEnvironment(opened.env, calls))
-        patch.setattr(reading, "unpack", counted)
+        patch.setattr(reads, "unpack", counted)
         box.status()
     return calls
 
@@ -274,7 +288,7 @@ def test_a_clock_that_was_set_back_is_told_and_the_order_is_kept(
         assert status.ahead_s == pytest.approx(3600, abs=0.001)
         assert any("the clock was set back: entries are stamped 3600 s ahead of it" in said for said in status.degraded)
         assert [record.message for record in caplog.records if record.name == "outbox.store"] == [
-            "the clock was set back: entries are stamped ahead of it to keep their order"
+            "the clock was set back: entries are stamped ahead of it to keep their order: 3600.0 s"
         ]
         # By and by it catches up.
         clock.advance(3601)

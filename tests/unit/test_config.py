@@ -29,12 +29,13 @@ NUMBERS: dict[str, tuple[Any, Any, Any]] = {
     "backoff_cap": (86_400, 0.0, 86_401),
     "stuck_after": (0.01, 0.0, 86_401),
     "max_entry_kb": (65_536, 0, 65_537),
+    "id_reserve": (10, 9, 10_000_001),
 }
 WHOLE = {
     "max_retries", "alert_pending", "min_free_mb", "max_size_mb", "batch_size", "busy_batch_size", "lanes",
-    "max_entry_kb",
+    "max_entry_kb", "id_reserve",
 }  # fmt: skip
-OTHERS = {"enabled", "dir", "database_url", "namespace", "reconcile"}
+OTHERS = {"python", "enabled", "dir", "database_url", "namespace", "namespace_change_from", "reconcile"}
 
 
 @pytest.mark.parametrize("value", RECONCILE)
@@ -84,6 +85,8 @@ def test_a_value_of_a_wild_size_or_type_is_refused_by_name(setting: dict[str, An
         ({"dir": "a\0b"}, r"dir is 'a\\x00b'"),
         ({"namespace": ""}, "namespace is '' .allowed: 1 to 200 characters"),
         ({"namespace": "a" * 201}, "namespace is 'aaa.*allowed: 1 to 200 characters"),
+        ({"namespace": "\udcff"}, "namespace is '.udcff' .allowed: 1 to 200 characters"),
+        ({"namespace_change_from": ""}, "namespace_change_from is '' .allowed: 1 to 200 characters"),
         ({"database_url": "mysql://u@h/d"}, "database_url has scheme 'mysql' .allowed: postgresql://"),
         ({"database_url": "postgresql://"}, "database_url has scheme 'postgresql' .allowed: postgresql://"),
         ({"database_url": ""}, "database_url has scheme 'none'"),
@@ -224,8 +227,8 @@ def test_words_for_false(text: str) -> None:
         ("OUTBOX_RETENTION_HOURS", "-1", "OUTBOX_RETENTION_HOURS is -1.0 .allowed: a number from 0"),
         ("OUTBOX_BACKOFF_BASE", "16", r"OUTBOX_BACKOFF_BASE is 16.0 .allowed: at most backoff_cap"),
         ("DATABASE_URL", "sqlite:///x", "DATABASE_URL has scheme 'sqlite' .allowed: postgresql://"),
-        ("OUTBOX_BATCHSIZE", "5", "unknown setting OUTBOX_BATCHSIZE .allowed: DATABASE_URL, OUTBOX_"),
-        ("OUTBOX_DATABASE_URL", "postgresql://h/d", "unknown setting OUTBOX_DATABASE_URL"),
+        ("OUTBOX_BATCHSIZE", "5", "unknown setting OUTBOX_BATCHSIZE .did you mean OUTBOX_BATCH_SIZE.."),
+        ("OUTBOX_DATABASE_URL", "postgresql://h/d", "unknown setting OUTBOX_DATABASE_URL .did you mean DATABASE_URL.."),
     ],
 )
 def test_a_bad_variable_is_refused_by_name_value_and_range(variable: str, text: str, message: str) -> None:
@@ -259,3 +262,64 @@ def test_what_is_no_text_is_no_url(url: object) -> None:
 def test_settings_at_their_bounds_are_taken(setting: dict[str, Any]) -> None:
     config = OutboxConfig(**setting)
     assert {name: getattr(config, name) for name in setting} == setting
+
+
+SERVICES = {
+    "OUTBOX_SERVICE_HOST": "10.3.1.6",
+    "OUTBOX_PORT": "tcp://10.3.1.6:80",
+    "OUTBOX_RELAY_SERVICE_HOST": "10.3.1.7",
+    "OUTBOX_RELAY_SERVICE_PORT": "9102",
+    "OUTBOX_RELAY_SERVICE_PORT_METRICS": "9102",
+    "OUTBOX_RELAY_PORT": "tcp://10.3.1.7:9102",
+    "OUTBOX_RELAY_PORT_9102_TCP": "tcp://10.3.1.7:9102",
+    "OUTBOX_RELAY_PORT_9102_TCP_PROTO": "tcp",
+    "OUTBOX_RELAY_PORT_9102_TCP_PORT": "9102",
+    "OUTBOX_RELAY_PORT_9102_TCP_ADDR": "10.3.1.7",
+    "OUTBOX_DNS_PORT_53_UDP_ADDR": "10.3.1.8",
+}
+
+
+def test_variables_of_kubernetes_services_are_ignored() -> None:
+    assert OutboxConfig.from_env(SERVICES) == OutboxConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("OUTBOX_LANE", "OUTBOX_LANES"),
+        ("OUTBOX_BATCH", "OUTBOX_BATCH_SIZE"),
+        ("OUTBOX_RETENTION", "OUTBOX_RETENTION_HOURS"),
+        ("OUTBOX_MAX_RETRY", "OUTBOX_MAX_RETRIES"),
+        ("OUTBOX_OPERATION", "OUTBOX_OPERATIONS"),
+        ("OUTBOX_DB_URL", "DATABASE_URL"),
+        ("outbox_dir", "OUTBOX_DIR"),
+    ],
+)
+def test_misspelt_setting_is_refused_with_the_one_that_was_meant(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        OutboxConfig.from_env({**SERVICES, name: "s3cret"})
+    assert str(caught.value) == f"unknown setting {name} (did you mean {meant}?)"
+
+
+@pytest.mark.parametrize(
+    "name", ["OUTBOX_PORT", "OUTBOX_RELAY_PORT", "OUTBOX_SUPPORT", "OUTBOX_SERVICE", "OUTBOX_LOG_LEVEL"]
+)
+def test_unknown_variable_is_a_warning_without_its_value(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert OutboxConfig.from_env({**SERVICES, name: "s3cret"}) == OutboxConfig()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{name} is set, and no setting has this name: it is ignored"
+    ]
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg", "psycopg2", "pg8000", "psycopg_async"])
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_url_with_any_driver_of_sqlalchemy_is_taken(scheme: str, driver: str) -> None:
+    url = f"{scheme}+{driver}://u:p@h/d"
+    assert OutboxConfig.from_env({"DATABASE_URL": url}).database_url == url
+
+
+@pytest.mark.parametrize("scheme", ["postgresql+", "postgresqlx", "mysql+asyncpg", "postgresql+a+b"])
+def test_url_with_another_scheme_is_refused_unseen(scheme: str) -> None:
+    with pytest.raises(ConfigError, match=f"DATABASE_URL has scheme {re.escape(repr(scheme))}") as caught:
+        OutboxConfig.from_env({"DATABASE_URL": f"{scheme}://u:s3cret@h/d"})
+    assert "s3cret" not in str(caught.value)

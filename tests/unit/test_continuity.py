@@ -8,7 +8,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from outbox.continuity import UNKNOWN, Ahead, Mark, NoMemory, Watermark, fingerprint, judge, lineage_of
+from outbox.errors import StoreCorrupt
+from outbox.store.continuity import UNKNOWN, Ahead, Mark, NoMemory, Watermark, fingerprint, judge, lineage_of
+from outbox.store.sessions import Sessions
 
 HERE, S1, S2 = uuid4(), uuid4(), uuid4()
 MARK = Mark(HERE, S1, 50)
@@ -105,7 +107,7 @@ def test_a_fingerprint_tells_losses_apart() -> None:
     assert len({fingerprint(marks), fingerprint(marks[:1]), fingerprint([replace(MARK, position=51)]), ""}) == 4
 
 
-class Remembered:
+class Remembered(NoMemory):
     """What a store knows."""
 
     def __init__(self, marks: list[Mark], watermark: int) -> None:
@@ -137,6 +139,55 @@ def test_the_watermark_passes_only_what_lies_right_behind_it(recorded: int, expe
     assert ahead.watermark() == expected
 
 
+@pytest.mark.parametrize(
+    ("own", "last_seq", "named"),
+    [
+        (Sessions((S1,)), 500, True),  # the copy was made at the acknowledgement that it followed
+        (Sessions((S1, S2)), 500, False),  # the store's own, whose acknowledgement was lost
+        (None, 500, False),  # a store of an older version
+        (None, 399, True),  # whose numbers tell all the same
+        (Sessions((S1, S2)), 399, True),
+    ],
+)
+def test_work_of_a_copy_of_the_store_is_named(own: Sessions | None, last_seq: int, named: bool) -> None:
+    loss = judge([MARK], [row(S2, 3, (S1, 50))], own, last_seq)
+    assert (loss is not None and loss.of_a_copy) is named
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_lost_commit_is_told_from_a_copy_by_complete_sessions_only(complete: bool) -> None:
+    loss = judge([MARK], [row(S2, 3)], Sessions((S1,), complete), 500)
+    assert loss is not None
+    assert loss.of_a_copy is complete
+    loss = judge([MARK], [row(S2, 3)], Sessions((S2, S1), complete), 500)
+    assert loss is not None
+    assert not loss.of_a_copy
+
+
+def test_a_backup_of_before_the_first_delivery_is_told() -> None:
+    assert judge([], [ROW], Sessions(), 500) is not None
+    assert judge([], [ROW], Sessions((S1,)), 500) is None
+
+
+def test_sessions_are_kept_up_to_a_limit_in_a_record_of_one_size() -> None:
+    ids = [uuid4() for _ in range(61)]
+    sessions = Sessions().begun(*ids[:60])
+    assert sessions.complete
+    assert Sessions.unpack(sessions.pack()) == sessions
+    more = sessions.begun(ids[60])
+    assert (ids[0] in more, ids[60] in more, more.complete) == (False, True, False)
+    assert sessions.begun(ids[3]) == Sessions((*ids[:3], *ids[4:60], ids[3]))
+    assert len({len(one.pack()) for one in (Sessions(), sessions, more)}) == 1
+
+
+@pytest.mark.parametrize("at", [0, 3, 5, 9, 100])
+def test_a_changed_bit_in_the_sessions_is_noticed(at: int) -> None:
+    data = bytearray(Sessions((S1,)).pack())
+    data[at] ^= 1
+    with pytest.raises(StoreCorrupt):
+        Sessions.unpack(bytes(data))
+
+
 def test_a_loss_says_what_is_missing_and_where_the_database_stands() -> None:
     loss = judge([MARK], [row(S2, 60), replace(row(S1, 49), settled_seq=300)])
     assert loss is not None
@@ -151,11 +202,16 @@ def test_a_loss_says_what_is_missing_and_where_the_database_stands() -> None:
     )
 
 
-def test_the_bytes_of_a_mark_are_those_that_stores_already_hold() -> None:
+def test_a_mark_of_an_older_store_stays_readable() -> None:
+    mark = Mark(HERE, S1, 2**40, lane=3)
     body = b"\0\3" + HERE.bytes + S1.bytes + (2**40).to_bytes(8, "big")
-    data = Mark(HERE, S1, 2**40, lane=3).pack()
-    assert data == body + zlib.crc32(body).to_bytes(4, "big")
+    data = body + zlib.crc32(body).to_bytes(4, "big")
+    assert Mark.unpack(data) == mark
+    for place in range(len(data)):
+        damaged = bytes(byte ^ (1 if index == place else 0) for index, byte in enumerate(data))
+        assert Mark.unpack(damaged) is None
     assert Mark.unpack(data + b"\0") is None
+    assert mark.pack().endswith(body)
 
 
 def test_a_fingerprint_reads_as_lane_session_and_position() -> None:

@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from outbox import ConfigError, EntryStatus, StoreCorrupt, codec
-from outbox.envelope import OVERHEAD, Record, claims, from_us, key_seq, pack, pack_completed, seq_key, to_us, unpack
+from outbox.store.envelope import (
+    OVERHEAD,
+    Record,
+    claims,
+    from_us,
+    key_seq,
+    pack,
+    pack_completed,
+    seq_key,
+    to_us,
+    unpack,
+)
 
 ARGS, TYPES = codec.encode({"price": 5, "side": ("buy",)})
 RECORD = Record(

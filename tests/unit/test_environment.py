@@ -15,14 +15,19 @@ from typing import Any
 import lmdb
 import pytest
 
-from outbox import ConfigError, Outbox, StoreCorrupt, StoreFormatError, StoreMissing, environment, filesystem
+from outbox import ConfigError, Outbox, StoreCorrupt, StoreFormatError, StoreLocked, StoreMissing, StoreUnavailable
+from outbox.store import creation, filesystem
+from outbox.store.clean_mark import mark_clean
+from outbox.store.creation import create
+from outbox.store.identity import is_vacant, read_identity
 
 RACE = """
 import sys, uuid
 from pathlib import Path
-from outbox.counters import Counters
-from outbox.environment import create, read_identity
-from outbox.guarded import COUNTERS_KEY
+from outbox.store.counters import Counters
+from outbox.store.creation import create
+from outbox.store.identity import read_identity
+from outbox.store.gate import COUNTERS_KEY
 print("ready", flush=True)
 sys.stdin.readline()
 create(Path(sys.argv[1]), uuid.uuid4(), {COUNTERS_KEY: Counters().pack()})
@@ -73,10 +78,10 @@ def test_everything_in_a_store_is_private(outbox_dir: Path, prepare: str) -> Non
 @pytest.mark.parametrize(
     ("module", "step"),
     [
-        (environment, "_open"),
-        (environment, "mark_clean"),
+        (creation, "open_lmdb"),
+        (creation, "mark_clean"),
         (filesystem, "flush_directory"),
-        (environment, "_move_into_place"),
+        (creation, "_move_into_place"),
     ],
 )
 def test_a_creation_that_fails_leaves_no_trace(
@@ -137,9 +142,9 @@ def test_processes_that_race_to_create_get_one_store(outbox_dir: Path) -> None:
 
 def test_the_loser_of_a_race_uses_the_winners_store(outbox_dir: Path) -> None:
     make(outbox_dir)
-    before = environment.read_identity(outbox_dir)
-    environment.create(outbox_dir, uuid.uuid4(), {})
-    assert environment.read_identity(outbox_dir) == before
+    before = read_identity(outbox_dir)
+    create(outbox_dir, uuid.uuid4(), {})
+    assert read_identity(outbox_dir) == before
     with Outbox.open(outbox_dir) as box:
         assert [entry.args for entry in box.pending()] == [{"a": 1}]
 
@@ -166,7 +171,7 @@ def test_the_data_file_of_another_store_is_recognised(outbox_dir: Path, tmp_path
     make(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "data.mdb", outbox_dir / "data.mdb")
     if trust:  # as if its fingerprint were the same
-        environment.mark_clean(outbox_dir)
+        mark_clean(outbox_dir)
     with pytest.raises(StoreCorrupt, match="belongs to another store than outbox.json"):
         Outbox.open(outbox_dir)
 
@@ -176,7 +181,7 @@ def test_a_data_file_that_is_none_is_corruption(outbox_dir: Path, trust: bool) -
     make(outbox_dir)
     (outbox_dir / "data.mdb").write_bytes(b"not a database" * 1000)
     if trust:
-        environment.mark_clean(outbox_dir)
+        mark_clean(outbox_dir)
     with pytest.raises(StoreCorrupt, match=str(outbox_dir)):
         Outbox.open(outbox_dir)
     assert (outbox_dir / "data.mdb").read_bytes() == b"not a database" * 1000
@@ -187,7 +192,7 @@ def test_a_data_file_without_our_databases_is_corruption(outbox_dir: Path) -> No
     (outbox_dir / "data.mdb").unlink()
     with lmdb.open(str(outbox_dir), lib_version=0) as foreign, foreign.begin(write=True) as txn:
         txn.put(b"a", b"b")
-    environment.mark_clean(outbox_dir)
+    mark_clean(outbox_dir)
     with pytest.raises(StoreCorrupt, match="cannot be opened as an outbox"):
         Outbox.open(outbox_dir)
 
@@ -213,7 +218,7 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path: Path)
 
 def test_a_file_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert not environment.is_vacant(tmp_path / "file")
+    assert not is_vacant(tmp_path / "file")
     for opener in (Outbox.open, Outbox.attach):
         with pytest.raises(StoreFormatError, match="is not a directory"):
             opener(tmp_path / "file")
@@ -281,13 +286,24 @@ class Refused(lmdb.Error):
     [
         (errno.EACCES, PermissionError, "no access to the store's files"),
         (errno.ENOMEM, ConfigError, "no address space"),
-        (errno.EINVAL, StoreCorrupt, "cannot be opened as an outbox: refused"),
+        (errno.EINVAL, StoreUnavailable, "cannot be used now: Invalid argument"),
+        (errno.EMFILE, StoreUnavailable, "cannot be used now: Too many open files.*ulimit -n"),
+        (errno.EROFS, StoreUnavailable, "cannot be used now: Read-only file system"),
+        (errno.ENOLCK, StoreUnavailable, "cannot be used now: No locks available"),
+        (errno.EIO, OSError, "cannot be used now: Input/output error"),
+        (errno.EAGAIN, StoreLocked, "another container.*process namespace"),
+        (-30790, StoreUnavailable, "all its 512 reader slots in use"),
+        (-30796, StoreCorrupt, "cannot be opened as an outbox: refused"),
     ],
 )
 def test_what_lmdb_refuses_is_told_apart(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[Exception], message: str
 ) -> None:
+    named = {-30796: lmdb.CorruptedError, -30790: lmdb.ReadersFullError}
+
     def refuse(*_: Any, **__: Any) -> None:
+        if code in named:
+            raise named[code]("refused")
         exc = Refused("refused")
         exc.code = code  # type: ignore[misc]
         raise exc
@@ -303,7 +319,7 @@ def test_a_network_file_system_is_refused(outbox_dir: Path, monkeypatch: pytest.
     make(outbox_dir)
     monkeypatch.setattr(filesystem, "filesystem_of", lambda path: kind)
     for directory in (outbox_dir, outbox_dir.parent / "new"):
-        with pytest.raises(ConfigError, match=rf"network file system \({kind}\).*local disk"):
+        with pytest.raises(ConfigError, match=rf"network file system or a shared folder \({kind}\).*local disk"):
             Outbox.open(directory)
     assert not (outbox_dir.parent / "new").exists()
 

@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from outbox import Outbox, StoreLocked, locks
-from outbox.locks import Role, RoleLock, died_holding, forget_holders, holder
+from outbox import Outbox, StoreLocked
+from outbox.store import locks
+from outbox.store.locks import Role, RoleLock, died_holding, forget_holders, holder
+from tests.unit.fakes.waiting import LONG
 
 HOLD = """
 import sys
 from pathlib import Path
-from outbox.locks import Role, RoleLock
+from outbox.store.locks import Role, RoleLock
 lock = RoleLock(Path(sys.argv[1]), Role[sys.argv[2]], shared=sys.argv[3:] == ["shared"])
 print("held", flush=True)
 sys.stdin.read()
@@ -29,7 +31,7 @@ sys.stdin.read()
 HOLD_AND_FORK = """
 import os, sys
 from pathlib import Path
-from outbox.locks import Role, RoleLock
+from outbox.store.locks import Role, RoleLock
 lock = RoleLock(Path(sys.argv[1]), Role.ENGINE)
 if os.fork() == 0:
     print(os.getpid(), flush=True)
@@ -255,7 +257,8 @@ def test_an_opener_waits_for_as_long_as_another_one_is_at_work(
     monkeypatch.setattr(locks, "Event", Busy)
     RoleLock(tmp_path, Role.OPENING).release()
     assert Busy.waits == 30
-    assert [record.message for record in caplog.records] == ["waiting for the process that opens or verifies the store"]
+    [said] = [record.message for record in caplog.records]
+    assert said == f"waiting for process {os.getpid()}, which opens or verifies {tmp_path} (role: opening)"
 
 
 def test_an_opener_does_not_wait_for_ever_for_one_that_stands_still(
@@ -281,7 +284,7 @@ def test_who_is_at_work_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lock = RoleLock(tmp_path, Role.OPENING)
     real(tmp_path / "opening.lock", ns=(1, 1))
     with lock.at_work():
-        assert shown.wait(20)
+        assert shown.wait(LONG)
     assert (tmp_path / "opening.lock").stat().st_mtime_ns > 1
     lock.release()
 

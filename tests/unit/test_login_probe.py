@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from outbox.login_probe import PASSWORD_ASKED, sqlstate_of_login
-
-PATIENCE_S = 10.0
+from outbox.postgres.login_probe import PASSWORD_ASKED, sqlstate_of_login
+from tests.unit.fakes.waiting import LONG
 
 
 class Server:
@@ -32,7 +31,7 @@ class Server:
             except OSError:
                 return
             with client:
-                client.settimeout(PATIENCE_S)
+                client.settimeout(LONG)
                 sent = client.recv(65_536)
                 self.asked.append((struct.unpack_from(">I", sent)[0], sent[4:]))
                 # In pieces, as a network may deliver it, and to nobody who has heard enough.
@@ -43,7 +42,7 @@ class Server:
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(PATIENCE_S)
+        self._thread.join(LONG)
         assert not self._thread.is_alive()
 
 
@@ -104,13 +103,13 @@ LETS_IN = message(b"R", struct.pack(">I", 0))
 def test_the_answer_tells_a_refusal_from_all_else(answer: bytes, said: str | None) -> None:
     listener, port = on_tcp()
     with served(listener, answer):
-        assert sqlstate_of_login({"host": "127.0.0.1", "port": port, "user": "u"}, PATIENCE_S) == said
+        assert sqlstate_of_login({"host": "127.0.0.1", "port": port, "user": "u"}, LONG) == said
 
 
 def test_an_answer_without_end_is_read_to_a_limit() -> None:
     listener, port = on_tcp()
     with served(listener, b"E\x7f\xff\xff\xff" + b"C28000\0" + b"M" * 70_000):
-        assert sqlstate_of_login({"host": "127.0.0.1", "port": port, "user": "u"}, PATIENCE_S) == "28000"
+        assert sqlstate_of_login({"host": "127.0.0.1", "port": port, "user": "u"}, LONG) == "28000"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +118,7 @@ def test_an_answer_without_end_is_read_to_a_limit() -> None:
 def test_it_asks_for_the_login_that_failed(parameters: dict[str, str], database: bytes) -> None:
     listener, port = on_tcp()
     with served(listener, REFUSED) as server:
-        sqlstate_of_login({"host": "127.0.0.1", "port": port, **parameters}, PATIENCE_S)
+        sqlstate_of_login({"host": "127.0.0.1", "port": port, **parameters}, LONG)
     ((size, sent),) = server.asked
     assert size == 4 + len(sent)
     assert struct.unpack_from(">HH", sent) == (3, 0)
@@ -131,8 +130,8 @@ def test_a_socket_in_a_folder_is_asked_too(tmp_path: Path) -> None:
     listener.bind(str(tmp_path / ".s.PGSQL.5432"))
     listener.listen()
     with served(listener, REFUSED):
-        assert sqlstate_of_login({"host": str(tmp_path), "user": "u"}, PATIENCE_S) == "28000"
-    assert sqlstate_of_login({"host": str(tmp_path), "port": "5433", "user": "u"}, PATIENCE_S) is None
+        assert sqlstate_of_login({"host": str(tmp_path), "user": "u"}, LONG) == "28000"
+    assert sqlstate_of_login({"host": str(tmp_path), "port": "5433", "user": "u"}, LONG) is None
 
 
 def test_the_first_host_that_answers_speaks_for_all(closed_port: str) -> None:
@@ -141,7 +140,7 @@ def test_the_first_host_that_answers_speaks_for_all(closed_port: str) -> None:
     with served(first, REFUSED), served(second, ASKS) as other:
         hosts = "127.0.0.1,127.0.0.1,127.0.0.1"
         ports = f"{closed_port},{first_port},{second_port}"
-        assert sqlstate_of_login({"host": hosts, "port": ports, "user": "u"}, PATIENCE_S) == "28000"
+        assert sqlstate_of_login({"host": hosts, "port": ports, "user": "u"}, LONG) == "28000"
     assert other.asked == []
 
 
@@ -149,30 +148,30 @@ def test_one_port_is_for_all_hosts(tmp_path: Path) -> None:
     listener, port = on_tcp()
     with served(listener, REFUSED):
         hosts = f"{tmp_path},127.0.0.1"
-        assert sqlstate_of_login({"host": hosts, "port": port, "user": "u"}, PATIENCE_S) == "28000"
+        assert sqlstate_of_login({"host": hosts, "port": port, "user": "u"}, LONG) == "28000"
 
 
 def test_a_port_that_is_none_leaves_the_next_host() -> None:
     listener, port = on_tcp()
     with served(listener, REFUSED):
         parameters = {"host": "127.0.0.1,127.0.0.1", "port": f"odd,{port}", "user": "u"}
-        assert sqlstate_of_login(parameters, PATIENCE_S) == "28000"
+        assert sqlstate_of_login(parameters, LONG) == "28000"
 
 
 def test_hosts_may_be_given_by_address_or_not_at_all() -> None:
     listener, port = on_tcp()
     with served(listener, REFUSED):
-        assert sqlstate_of_login({"hostaddr": "127.0.0.1", "port": port, "user": "u"}, PATIENCE_S) == "28000"
-        assert sqlstate_of_login({"port": port, "user": "u"}, PATIENCE_S) == "28000"
+        assert sqlstate_of_login({"hostaddr": "127.0.0.1", "port": port, "user": "u"}, LONG) == "28000"
+        assert sqlstate_of_login({"port": port, "user": "u"}, LONG) == "28000"
         # Another address is not this machine.
-        assert sqlstate_of_login({"hostaddr": "256.0.0.1", "port": port, "user": "u"}, PATIENCE_S) is None
+        assert sqlstate_of_login({"hostaddr": "256.0.0.1", "port": port, "user": "u"}, LONG) is None
         # A name has precedence, as with the driver.
         named = {"host": "127.0.0.1", "hostaddr": "256.0.0.1", "port": port, "user": "u"}
-        assert sqlstate_of_login(named, PATIENCE_S) == "28000"
+        assert sqlstate_of_login(named, LONG) == "28000"
 
 
 def test_where_nobody_listens_nothing_can_be_said(closed_port: str) -> None:
-    assert sqlstate_of_login({"host": "127.0.0.1", "port": closed_port, "user": "u"}, PATIENCE_S) is None
+    assert sqlstate_of_login({"host": "127.0.0.1", "port": closed_port, "user": "u"}, LONG) is None
 
 
 def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
@@ -189,7 +188,7 @@ def test_nothing_is_asked_in_the_clear_where_encryption_is_required(mode: str) -
     listener, port = on_tcp()
     parameters = {"host": "127.0.0.1", "port": port, "user": "u"}
     with served(listener, REFUSED) as server:
-        assert sqlstate_of_login({**parameters, "sslmode": mode}, PATIENCE_S) is None
-        assert sqlstate_of_login({**parameters, "user": ""}, PATIENCE_S) is None
+        assert sqlstate_of_login({**parameters, "sslmode": mode}, LONG) is None
+        assert sqlstate_of_login({**parameters, "user": ""}, LONG) is None
         assert server.asked == []
-        assert sqlstate_of_login({**parameters, "sslmode": "prefer"}, PATIENCE_S) == "28000"
+        assert sqlstate_of_login({**parameters, "sslmode": "prefer"}, LONG) == "28000"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, cast
+from unittest.mock import Mock
 from uuid import UUID
 
 import numpy as np
@@ -14,14 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from outbox import ConfigError, InvalidEntry, Operation
-from outbox.operation import (
-    caller_key,
-    idempotency_hash,
-    operations_by_name,
-    ordering_key,
-    payload_hash,
-    shape_hash,
-)
+from outbox.operation import caller_key, idempotency_hash, operations_by_name, ordering_key, payload_hash, shape_hash
 
 
 def nothing(*_: Any) -> None:
@@ -289,3 +284,64 @@ def test_a_validator_cannot_change_what_is_stored() -> None:
     given = {"a": 1}
     Operation("log", table="log", validate=lambda args: cast(dict[str, int], args).setdefault("b", 2)).check(given)
     assert given == {"a": 1}
+
+
+async def later(*_: Any) -> None:
+    """Runs when somebody awaits it."""
+
+
+def one_by_one(*_: Any) -> Any:
+    """Runs when somebody iterates over it."""
+    yield
+
+
+async def both(*_: Any) -> Any:
+    """Runs when somebody iterates over it asynchronously."""
+    yield
+
+
+class Service:
+    """Objects that are called, and methods of objects."""
+
+    async def __call__(self, *_: Any) -> None: ...
+
+    async def method(self, *_: Any) -> None: ...
+
+    @staticmethod
+    def plain(*_: Any) -> None: ...
+
+
+DEFERRED = [later, one_by_one, both, Service(), Service().method, functools.partial(later)]
+
+
+@pytest.mark.parametrize("role", ["handler", "validate", "identity", "order_by"])
+@pytest.mark.parametrize("given", DEFERRED, ids=lambda given: type(given).__name__)
+def test_callable_that_a_call_does_not_run_is_refused(role: str, given: Any) -> None:
+    effect = {} if role == "handler" else {"handler": nothing}
+    with pytest.raises(ConfigError, match=f"operation 'log': {role} .* is asynchronous or a generator"):
+        Operation("log", **{**effect, role: given})
+
+
+def test_class_as_a_handler_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is a class"):
+        Operation("log", handler=Service)
+
+
+def two_names(a: Any, *, b: Any) -> None:
+    """Takes one positional argument."""
+
+
+def test_handler_of_another_signature_is_refused() -> None:
+    with pytest.raises(ConfigError, match="does not take 2 positional arguments"):
+        Operation("log", handler=two_names)
+
+
+@pytest.mark.parametrize("given", [nothing, Service.plain, functools.partial(nothing, 1), Mock()])
+def test_plain_callables_are_accepted_as_handlers(given: Any) -> None:
+    Operation("log", handler=given)
+
+
+def test_validate_whose_answer_is_unfinished_stores_nothing() -> None:
+    operation = Operation("log", table="t", validate=lambda args: later(args))
+    with pytest.raises(ConfigError, match="validate of operation 'log' returned coroutine"):
+        operation.check({})

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from outbox import Outbox, StoreCorrupt
-from outbox.environment import Environment
-from outbox.ledger import Settlement
-from outbox.pages import DataFile, Walk
+from outbox.rescue.pages import DataFile, Walk
+from outbox.store.environment import Environment
+from outbox.store.ledger import Settlement
 
 META_TRANSACTION = 16 + 24 + 2 * 48 + 8
 
@@ -64,6 +66,37 @@ def test_it_reads_what_lmdb_reads(outbox_dir: Path, seed: int) -> None:
         assert main.intact
         assert file.problems == file.free_list_problems == []
     assert found == expected
+
+
+def test_free_list_across_a_multiple_of_256_is_in_order(outbox_dir: Path) -> None:
+    """A reader pins freed pages, so that the free list names some hundred transactions; its keys are integers."""
+    with Outbox.open(outbox_dir) as box:
+        environment = box.store._environment
+        assert environment is not None
+        with environment.env.begin():
+            for number in range(600):
+                box.enqueue("log", {"number": number})
+    with DataFile(outbox_dir / "data.mdb") as file:
+        assert file.meta is not None
+        walk = Walk("free list")
+        listed = [int.from_bytes(row.key, sys.byteorder) for row in file.rows(file.meta.free, walk)]
+        assert len(listed) > 500
+        assert listed == sorted(listed)
+        assert walk.problems == file.problems == file.free_list_problems == []
+    (outbox_dir / "clean").unlink()
+    with Outbox.open(outbox_dir) as box:
+        assert box.status().pending == 600
+
+
+@pytest.mark.parametrize("entries", range(252, 260))
+def test_store_of_about_256_commits_opens_after_an_unclean_end(outbox_dir: Path, entries: int) -> None:
+    """At 255 commits a sound store was refused: the free list names transactions 255 and 256, FF 00 and 00 01."""
+    with Outbox.open(outbox_dir) as box:
+        for number in range(entries):
+            box.enqueue("log", {"number": number})
+    (outbox_dir / "clean").unlink()
+    with Outbox.open(outbox_dir) as box:
+        assert box.status().pending == entries
 
 
 def test_a_row_that_lies_in_a_page_costs_no_read_of_its_own(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,3 +162,33 @@ def test_a_file_that_is_too_short_for_two_meta_pages_is_no_end_of_the_world(tmp_
         assert file.problems == ["both meta pages are damaged"]
         assert file.meta is None
         assert file.free_pages() == set()
+
+
+def test_damaged_size_costs_no_memory(outbox_dir: Path) -> None:
+    """One bit of a value's size, in a file that is large enough to hold so much."""
+    with Outbox.open(outbox_dir) as box:
+        for _ in range(3):
+            box.enqueue("log", {"text": "z" * 100_000})
+    path = outbox_dir / "data.mdb"
+    with DataFile(path) as file:
+        assert file.meta is not None
+        trees = {row.key: file.tree(row) for row in file.rows(file.meta.main, Walk("main"))}
+        pending = trees[b"pending"]
+        assert pending is not None
+        row = list(file.rows(pending, Walk("pending")))[1]
+    os.truncate(path, 3 << 30)  # sparse
+    with path.open("r+b") as opened:
+        opened.seek(row.key_offset - 8 + 3)
+        byte = opened.read(1)[0]
+        opened.seek(-1, os.SEEK_CUR)
+        opened.write(bytes((byte | 0x80,)))
+    walk = Walk("pending")
+    tracemalloc.start()
+    try:
+        with DataFile(path) as file:
+            assert len(list(file.rows(pending, walk))) == 2
+            assert file.essential_problems()
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert any("more than any that an outbox writes" in problem for problem in walk.problems)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 
 from outbox.clock import SystemClock
-from outbox.progress import Progress
+from outbox.monitoring.progress import Progress
 from tests.unit.fakes.rig import FakeClock
+from tests.unit.fakes.waiting import LONG
 
 
 def test_what_is_there_needs_no_waiting() -> None:
@@ -34,9 +35,9 @@ def test_a_failure_ends_the_waiting() -> None:
 
     waiting = threading.Thread(target=progress.wait, args=(reached, 3600.0), kwargs={"poll_s": 3600.0})
     waiting.start()
-    assert asked.wait(10)
+    assert asked.wait(LONG)
     progress.report(delivering=False)
-    waiting.join(10)
+    waiting.join(LONG)
     assert not waiting.is_alive()
 
 
@@ -49,10 +50,10 @@ def test_a_step_wakes_those_who_wait() -> None:
 
     waiting = threading.Thread(target=progress.wait, args=(reached, 3600.0), kwargs={"poll_s": 3600.0})
     waiting.start()
-    assert asked.wait(10)
+    assert asked.wait(LONG)
     arrived.set()
     progress.report(delivering=True)
-    waiting.join(10)
+    waiting.join(LONG)
     assert not waiting.is_alive()
 
 
@@ -67,7 +68,7 @@ def test_a_step_between_asking_and_waiting_is_not_missed() -> None:
 
     waiting = threading.Thread(target=progress.wait, args=(reached, 3600.0), kwargs={"poll_s": 3600.0}, daemon=True)
     waiting.start()
-    waiting.join(10)
+    waiting.join(LONG)
     assert not waiting.is_alive()
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from outbox import EntryNotFound, EntryStatus, Health, IdempotencyConflict, Outbox
-from outbox.envelope import seq_key
-from outbox.ledger import Settlement
+from outbox import AlreadyRejected, EntryNotFound, EntryStatus, Health, IdempotencyConflict, Outbox
+from outbox.store.envelope import seq_key
+from outbox.store.key_row import place_of
+from outbox.store.ledger import Settlement
 
 RAW = b"OX\x01 what is left of it"
 
@@ -50,8 +51,9 @@ def test_giving_it_up_ends_the_call_for_an_operator_and_keeps_the_raw_bytes_with
 
 def test_its_key_stays_in_use_so_that_the_same_call_is_not_a_second_one(box: Outbox) -> None:
     box.discard(2, "entered by hand")
-    again = box.enqueue("log", {"number": 1}, key="k")
-    assert (again.seq, again.status) == (2, EntryStatus.FAILED)
+    with pytest.raises(AlreadyRejected, match="entered by hand") as caught:
+        box.enqueue("log", {"number": 1}, key="k")
+    assert (caught.value.seq, caught.value.entry.status) == (2, EntryStatus.FAILED)
     with pytest.raises(IdempotencyConflict):
         box.enqueue("log", {"number": 7}, key="k")
 
@@ -69,7 +71,7 @@ def test_it_cannot_be_tried_again(box: Outbox) -> None:
 
 def test_one_whose_key_is_lost_too_can_be_given_up(box: Outbox) -> None:
     with box.store._write("damage") as (environment, txn):
-        known = [(bytes(key), value[:8]) for key, value in txn.cursor(db=environment.idempotency)]
+        known = [(bytes(key), place_of(value)) for key, value in txn.cursor(db=environment.idempotency)]
         txn.delete(next(key for key, seq in known if seq == seq_key(2)), db=environment.idempotency)
     (given_up,) = box.discard(2, "nothing is left")
     assert given_up.args == {"raw": RAW}

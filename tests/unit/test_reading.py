@@ -9,11 +9,12 @@ from uuid import UUID
 
 import pytest
 
-from outbox import Outbox, StoreCorrupt, small
-from outbox.continuity import UNKNOWN, Mark
-from outbox.envelope import Record, seq_key
-from outbox.ledger import MARK_PREFIX, Settlement
-from outbox.reading import CHUNK, MANY_DAMAGED, live_bytes
+from outbox import Outbox, StoreCorrupt
+from outbox.store import small
+from outbox.store.continuity import UNKNOWN, Mark
+from outbox.store.envelope import Record, seq_key
+from outbox.store.ledger import MARK_PREFIX, Settlement
+from outbox.store.reads import CHUNK, MANY_DAMAGED, live_bytes
 from tests.unit.fakes.rig import FakeClock
 
 
@@ -153,7 +154,7 @@ def test_small_records_are_listed_by_the_beginning_of_their_names(box: Outbox) -
     for name in ("b", "a:2", "a:1", "a", "c:1"):
         box.store.put_meta(name, name.upper().encode())
     assert box.store.metas("a:") == [("a:1", b"A:1"), ("a:2", b"A:2")]
-    assert [name for name, _ in box.store.metas("")] == ["a", "a:1", "a:2", "b", "c:1"]
+    assert [name for name, _ in box.store.metas("")] == ["a", "a:1", "a:2", "b", "c:1", "namespace"]
     assert box.store.metas("d") == []
     assert (box.store.get_meta("a"), box.store.get_meta("a:")) == (b"A", None)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from outbox import DurabilityError, Health, TargetMisconfigured, TargetUnavailable
-from outbox.envelope import Record
+from outbox.store.envelope import Record
 from outbox.target import Outcome
 from tests.unit.fakes.rig import Rig
 
@@ -116,7 +116,7 @@ def test_a_misconfigured_target_stops_the_line_and_calls_an_operator(
         assert "table 'rows' does not exist" in status.needs_operator[0]
         assert rig.dead() == []
         # Said once, not once per try.
-        assert len([line for line in caplog.records if line.message == "delivery failed"]) == 1
+        assert len([line for line in caplog.records if line.message.startswith("delivery failed: ")]) == 1
         rig.target.down = None
         rig.run(15.0)
         assert rig.target.applied == seqs

@@ -8,20 +8,13 @@ from uuid import UUID
 
 import pytest
 
-from outbox import (
-    DurabilityError,
-    EntryStatus,
-    Health,
-    StoreCorrupt,
-    StoreLocked,
-    TargetMisconfigured,
-    delivery,
-    store,
-)
-from outbox.continuity import Mark
-from outbox.reading import MANY_DAMAGED
-from outbox.reconcile import Reconciler
-from outbox.state_file import StateFile
+from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked, TargetMisconfigured
+from outbox.relay import delivery
+from outbox.relay.reconcile import Reconciler
+from outbox.store import store
+from outbox.store.continuity import Mark
+from outbox.store.reads import MANY_DAMAGED
+from outbox.store.state_file import StateFile
 from tests.unit.fakes.rig import Rig, damage, permanent
 
 

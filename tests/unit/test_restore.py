@@ -19,6 +19,7 @@ from uuid import UUID
 import pytest
 
 from outbox import (
+    AlreadyRejected,
     EntryStatus,
     IdempotencyConflict,
     InvalidEntry,
@@ -29,14 +30,14 @@ from outbox import (
     StoreFormatError,
     StoreLocked,
     StoreMissing,
-    recovery,
     register_enum,
 )
 from outbox.clock import SystemClock
-from outbox.envelope import seq_key
-from outbox.exchange import State
-from outbox.ledger import Settlement
-from outbox.restore import Restored, restore
+from outbox.store.entry_json import State
+from outbox.store.envelope import seq_key
+from outbox.store.ledger import Settlement
+from outbox.transfer import exporting
+from outbox.transfer.importing import Restored, restore
 
 OPERATIONS = (
     Operation("trade", table="trades", identity=("number",), order_by="account"),
@@ -94,9 +95,9 @@ def fill(directory: Path) -> None:
         box.alarms.sound("disk", "it smells")
 
 
-def export(directory: Path, file: Path) -> recovery.Findings:
+def export(directory: Path, file: Path) -> exporting.Findings:
     with file.open("wb") as out:
-        return recovery.export(directory, out.write)
+        return exporting.export(directory, out.write)
 
 
 def contents(box: Outbox) -> dict[str, Any]:
@@ -143,7 +144,8 @@ def test_a_store_made_from_an_export_is_the_same_store(outbox_dir: Path, file: P
         # The calls of before are recognised, also the one of which only the key is left.
         assert new.enqueue("trade", EXACT).seq == 1
         assert new.enqueue("trade", {"number": 8, "account": "b", "text": ""}).status is EntryStatus.COMPLETED
-        assert new.enqueue("trade", {"number": 5, "account": "b", "text": "x" * 3000}).seq == 5
+        with pytest.raises(AlreadyRejected, match="entry 5 "):
+            new.enqueue("trade", {"number": 5, "account": "b", "text": "x" * 3000})
         with pytest.raises(IdempotencyConflict):
             new.enqueue("trade", {"number": 2, "account": "z"})
         # And the key that was freed is free.
@@ -217,7 +219,7 @@ def test_another_store_takes_it_only_when_told_and_behind_what_it_has(file: Path
         assert box.entry(4).args == EXACT
         assert [entry.seq for entry in box.dead_letters()] == [7]
         assert [entry.args["number"] for entry in box.pending() if entry.operation == "trade"] == [2, 9, 11]
-    assert recovery.examine(other).problems == []
+    assert exporting.examine(other).problems == []
 
 
 def test_a_key_that_is_in_use_for_something_else_is_left_to_an_operator(file: Path, tmp_path: Path) -> None:
@@ -240,17 +242,27 @@ def test_a_key_that_is_in_use_for_something_else_is_left_to_an_operator(file: Pa
 
 
 BAD: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
-    "an argument was changed": (lambda lines: lines[3]["args"].update(number=2), "do not fit their payload hash"),
-    "a key was cut": (lambda lines: lines[3].update(key="ab"), "has 1 bytes, expected 16"),
-    "a field is missing": (lambda lines: lines[3].pop("captured_at"), "KeyError"),
-    "a state is unknown": (lambda lines: lines[3].update(state="done"), "'done' is not a valid State"),
-    "a kind is unknown": (lambda lines: lines[3].update(kind="x"), "'x' is no kind of line"),
-    "a number is none": (lambda lines: lines[3].update(seq=0), "0 is no number from 1 on"),
+    "an argument was changed": (lambda lines: lines[4]["args"].update(number=2), "do not fit their payload hash"),
+    "a key was cut": (lambda lines: lines[4].update(key="ab"), "has 1 bytes, expected 16"),
+    "a field is missing": (lambda lines: lines[4].pop("captured_at"), "KeyError"),
+    "a state is unknown": (lambda lines: lines[4].update(state="done"), "'done' is not a valid State"),
+    "a kind is unknown": (lambda lines: lines[4].update(kind="x"), "'x' is no kind of line"),
+    "a number is none": (lambda lines: lines[4].update(seq=0), "0 is no number from 1 on"),
     "the end is missing": (lambda lines: lines.pop(), "ends early, after line"),
     "a line is missing": (lambda lines: lines.pop(4), "ends early"),
     "something follows the end": (lambda lines: lines.append({"kind": "end"}), "there is more behind the end"),
     "it begins otherwise": (lambda lines: lines.pop(0), "is no export of an outbox"),
     "raw bytes are none": (lambda lines: lines[1].update(value="?"), "Error"),
+    "the next number is text": (lambda lines: lines[0].update(next_seq="x"), "line 1: .*'x' is no number from 1"),
+    "the next number is none": (lambda lines: lines[0].pop("next_seq"), "line 1: KeyError"),
+    "the next number is too large": (lambda lines: lines[0].update(next_seq=1 << 63), "line 1: .* is no number"),
+    "the last stamp is negative": (lambda lines: lines[0].update(last_us=-1), "line 1: .*-1 is no number from 0"),
+    "the store's id is none": (lambda lines: lines[0].update(store_id="x"), "line 1: ValueError"),
+    "the store's id is a number": (lambda lines: lines[0].update(store_id=7), "line 1: AttributeError"),
+    "a number is too large": (lambda lines: lines[4].update(seq=1 << 63), "is no number from 0 to 2.63 - 1"),
+    "a number of tries is too large": (lambda lines: lines[4].update(attempts=1 << 40), "line 5: "),
+    "a name is none": (lambda lines: lines[1].update(name=7), "line 2: "),
+    "a line is a list": (lambda lines: lines.insert(2, []), "line 3 is no object"),  # type: ignore[arg-type]
     "a foreign record": (lambda lines: lines.insert(1, {"kind": "other", "name": "eA==", "value": ""}), "no name of"),
 }  # fmt: skip
 
@@ -284,11 +296,11 @@ def test_nobody_else_may_have_the_store_open(outbox_dir: Path, file: Path) -> No
     with Outbox.attach(outbox_dir), pytest.raises(StoreLocked):
         bring(file, outbox_dir)
     with Outbox.open(outbox_dir), pytest.raises(StoreLocked):
-        recovery.examine(outbox_dir)
+        exporting.examine(outbox_dir)
 
 
 def test_there_must_be_something_to_read(tmp_path: Path) -> None:
-    for call in (recovery.examine, lambda path: recovery.export(path, bytes)):
+    for call in (exporting.examine, lambda path: exporting.export(path, bytes)):
         with pytest.raises(StoreMissing):
             call(tmp_path / "absent")
         with pytest.raises(StoreCorrupt, match="data.mdb is missing"):
@@ -307,17 +319,18 @@ def test_an_existing_directory_is_filled_and_a_full_one_refused(file: Path, tmp_
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from outbox import OutboxConfig, restore
+from outbox import OutboxConfig
+from outbox.transfer import importing
 from outbox.clock import SystemClock
 left = int(sys.argv[3])
-def counted(*given, real=restore._Import._take):
+def counted(*given, real=importing._Import._take):
     global left
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*given)
-restore._Import._take = counted
-restore.restore(Path(sys.argv[1]), Path(sys.argv[2]), OutboxConfig(), SystemClock())
+importing._Import._take = counted
+importing.restore(Path(sys.argv[1]), Path(sys.argv[2]), OutboxConfig(), SystemClock())
 """
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox import StoreCorrupt
-from outbox.small import OVERHEAD, SmallRecord, size_of, unpack
+from outbox.store.small import OVERHEAD, SmallRecord, size_of, unpack
 
 RECORD = SmallRecord(b"ids:orders", b'{"next":7}', 1_700_000_000_000_001)
 DATA = RECORD.pack()

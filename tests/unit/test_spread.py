@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.envelope import Record
+from outbox.store.envelope import Record
 from outbox.target import Unit, ordering_keys, spread
 
 

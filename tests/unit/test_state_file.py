@@ -6,12 +6,11 @@ import os
 import zlib
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from outbox import Outbox, codec
-from outbox.state_file import StateFile, give_to_owner
+from outbox.store.state_file import StateFile
 
 
 @pytest.fixture
@@ -83,21 +82,6 @@ def test_something_else_than_a_state_reads_as_absent(state: StateFile, monkeypat
     monkeypatch.setattr(codec, "to_json", lambda value: b"[1]")
     state.write({"pid": 1})
     assert state.read() is None
-
-
-@pytest.mark.parametrize(
-    ("me", "owner", "given"), [(0, 1234, [(1234, 99)]), (0, os.geteuid(), []), (1000, 1234, [])], ids=str
-)
-def test_what_root_makes_is_given_to_the_owner_of_the_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, me: int, owner: int, given: list[tuple[int, int]]
-) -> None:
-    gifts: list[tuple[int, int]] = []
-    with open(tmp_path / "file", "w") as file, monkeypatch.context() as patch:
-        patch.setattr(os, "geteuid", lambda: me)
-        patch.setattr(os, "stat", lambda path: SimpleNamespace(st_uid=owner, st_gid=99))
-        patch.setattr(os, "fchown", lambda descriptor, uid, gid: gifts.append((uid, gid)))
-        give_to_owner(file.fileno(), tmp_path)
-    assert gifts == given
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at the store of another user")

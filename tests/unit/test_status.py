@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from outbox import Health, OutboxConfig, OutboxStatus, RelayStatus
-from outbox.status import assess
+from outbox.monitoring.status import assess
 
 MIB = 1 << 20
 CONFIG = OutboxConfig(alert_pending=100, min_free_mb=50)
@@ -68,8 +68,10 @@ def test_nothing_to_say_is_healthy(changes: dict[str, Any]) -> None:
     ("changes", "said"),
     [
         ({"halted": True, "halt_reason": "could not X"}, "enqueueing is halted: the store could not X"),
+        ({"quarantined": 1}, "1 damaged entry is quarantined"),
         ({"quarantined": 2}, "2 damaged entries are quarantined"),
-        ({"dead_letters": 1, "held_back": 3}, "1 dead letters hold back 3 entries"),
+        ({"dead_letters": 1, "held_back": 3}, "1 dead letter holds back 3 entries"),
+        ({"dead_letters": 2, "held_back": 1}, "2 dead letters hold back 1 entry"),
         ({"live_bytes": 84 * MIB + 1}, "the store is full: 84 of 100 MiB"),
         (
             {"free_disk_bytes": 17 * MIB - 1},
@@ -94,11 +96,13 @@ def test_what_needs_an_operator(changes: dict[str, Any], said: str) -> None:
         ({"relay": relay(breaker="open", last_error="refused")}, "delivery fails and is tried again: refused"),
         ({"relay": relay(breaker="half-open", last_error="refused")}, "delivery fails and is tried again: refused"),
         ({"relay": RelayStatus()}, "no relay is running and 3 entries wait"),
+        ({"relay": RelayStatus(), "pending": 1}, "no relay is running and 1 entry waits"),
         ({"pending": 101}, "101 entries wait, more than OUTBOX_ALERT_PENDING=100"),
         ({"free_disk_bytes": 50 * MIB - 1}, "49 MiB of disk are free, less than 50"),
         ({"free_disk_bytes": 17 * MIB}, "17 MiB of disk are free, less than 50"),
         ({"live_bytes": 70 * MIB + 1}, "70 of 100 MiB are used, enqueueing stops at 85 %"),
         ({"live_bytes": 84 * MIB}, "84 of 100 MiB are used, enqueueing stops at 85 %"),
+        ({"unledgered": 1}, "1 entry was completed without a ledger copy (acknowledge unledgered)"),
         ({"unledgered": 4}, "4 entries were completed without a ledger copy (acknowledge unledgered)"),
     ],
     ids=str,

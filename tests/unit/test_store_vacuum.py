@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from outbox import DurabilityError, Outbox, StoreCorrupt, StoreLocked, environment, filesystem
-from outbox.ledger import Settlement
-from outbox.locks import Role, RoleLock
+from outbox import DurabilityError, Outbox, StoreClosed, StoreCorrupt, StoreLocked, StoreUnavailable
+from outbox.store import environment, filesystem, gate
+from outbox.store.ledger import Settlement
+from outbox.store.locks import Role, RoleLock
+from tests.unit.fakes.waiting import LONG
 
 OBSERVER = """
 import sys
@@ -217,7 +220,7 @@ def test_other_threads_wait_meanwhile_and_go_on_in_the_new_file(box: Outbox) -> 
 
     other = threading.Thread(target=look)
     box.store.swap(action)
-    other.join(20)
+    other.join(LONG)
     assert seen == [501]
     assert done.is_set()
 
@@ -229,17 +232,17 @@ def test_a_swap_waits_for_those_who_are_inside(box: Outbox) -> None:
     def read() -> None:
         with box.store._read():
             inside.set()
-            leave.wait(20)
+            leave.wait(LONG)
             order.append("read")
 
     reader = threading.Thread(target=read)
     reader.start()
-    inside.wait(20)
+    inside.wait(LONG)
     swapper = threading.Thread(target=box.store.swap, args=(lambda: order.append("swapped"),))
     swapper.start()
     leave.set()
-    reader.join(20)
-    swapper.join(20)
+    reader.join(LONG)
+    swapper.join(LONG)
     assert order == ["read", "swapped"]
 
 
@@ -252,3 +255,37 @@ def test_a_vacuum_needs_no_room_outside_of_the_stores_folder(
         box.enqueue("log", {"a": 1})
         box.compact(vacuum=True)
         assert [entry.args for entry in box.pending()] == [{"a": 1}]
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ENOMEM])
+def test_vacuum_that_cannot_reopen_halts(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(directory: Path) -> None:
+        raise StoreUnavailable(f"{directory} cannot be used now", hint="mend it", errno=code)
+
+    box = Outbox.open(outbox_dir)
+    box.enqueue("log", {})
+    with monkeypatch.context() as patch:
+        patch.setattr(gate, "Environment", refuse)
+        with pytest.raises(DurabilityError, match="could not open its file again: .*cannot be used now"):
+            box.compact(vacuum=True)
+    for use in (lambda: box.enqueue("log", {}), box.status, lambda: list(box.pending())):
+        with pytest.raises(DurabilityError, match="could not open its file again"):
+            use()
+    box.close()
+    with pytest.raises(StoreClosed):
+        box.enqueue("log", {})
+    assert not (outbox_dir / "clean").exists()
+    with Outbox.open(outbox_dir) as again:
+        assert again.enqueue("log", {}).seq == 2
+
+
+def test_disk_error_while_the_copy_is_read_is_no_damage(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(_: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Outbox.open(outbox_dir) as box:
+        with monkeypatch.context() as patch:
+            patch.setattr(environment, "_verify_structure", unreadable)
+            with pytest.raises(StoreUnavailable, match="Input/output error"):
+                box.compact(vacuum=True)
+        assert box.enqueue("log", {}).seq == 1

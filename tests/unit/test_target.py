@@ -5,9 +5,9 @@ from __future__ import annotations
 from uuid import UUID
 
 from outbox import EntryRejected, TargetUnavailable
-from outbox.continuity import Mark
-from outbox.envelope import Record
 from outbox.errors import HistoryRewound
+from outbox.store.continuity import Mark
+from outbox.store.envelope import Record
 from outbox.target import Outcome, ordering_keys, units
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import stat
 import subprocess
 import sys
@@ -12,11 +14,15 @@ from typing import Any
 
 import pytest
 
-from outbox import Outbox, StoreCorrupt, environment, verify
-from outbox.counters import Counters
-from outbox.envelope import seq_key
-from outbox.guarded import COUNTERS_KEY
-from outbox.ledger import Settlement
+from outbox import Outbox, OutboxConfig, StoreCorrupt, StoreLocked, StoreUnavailable, StoreUnverified
+from outbox.box import LEDGER_DAMAGED
+from outbox.rescue import history, soundness, verify
+from outbox.store import clean_mark
+from outbox.store.counters import Counters
+from outbox.store.envelope import seq_key
+from outbox.store.gate import COUNTERS_KEY
+from outbox.store.ledger import Settlement
+from tests.unit.fakes.waiting import LONG
 
 
 def make(directory: Path, change: Callable[[Any, Any], None] | None = None) -> None:
@@ -41,8 +47,8 @@ def more_acknowledged(_: Any, txn: Any) -> None:
 DAMAGES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
     "a ledger record": (lambda env, txn: txn.put(seq_key(1), b"garbage", db=env.ledger), "ledger: entry 1 is damaged"),
     "an idempotency record": (lambda env, txn: txn.put(b"short", b"x", db=env.idempotency), "has 5 . 1 bytes"),
-    "a vanished entry": (lambda env, txn: txn.delete(seq_key(3), db=env.pending), "4 entries .* 3 are accounted for"),
-    "an entry that nobody counted": (more_acknowledged, "7 entries were acknowledged and 4 are accounted for"),
+    "a vanished entry": (lambda env, txn: txn.delete(seq_key(3), db=env.pending), "4 entries .* accounted for: 3"),
+    "an entry that nobody counted": (more_acknowledged, "7 entries were acknowledged, accounted for: 4"),
     "an entry of the future": (lambda env, txn: txn.put(seq_key(99), b"x", db=env.pending), "entry 99 is not below"),
     "the counters": (lambda env, txn: txn.put(COUNTERS_KEY, b"x" * 76), "the counters record is damaged"),
     "no counters": (lambda env, txn: txn.delete(COUNTERS_KEY), "the counters record is missing"),
@@ -52,11 +58,14 @@ DAMAGES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
 
 def test_a_sound_store_has_no_problems(outbox_dir: Path) -> None:
     make(outbox_dir)
-    assert list(verify.problems(outbox_dir)) == []
+    assert list(soundness.problems(outbox_dir)) == []
     verify.check(outbox_dir)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+HISTORY = ("a ledger record", "an idempotency record")
+
+
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage not in HISTORY])
 def test_damage_is_named_and_keeps_the_store_shut(outbox_dir: Path, damage: str) -> None:
     change, message = DAMAGES[damage]
     make(outbox_dir, change)
@@ -66,11 +75,84 @@ def test_damage_is_named_and_keeps_the_store_shut(outbox_dir: Path, damage: str)
     assert (outbox_dir / "data.mdb").read_bytes() == data
 
 
+@pytest.mark.parametrize("damage", HISTORY)
+@pytest.mark.parametrize("forked", [False, True])
+def test_damaged_history_is_reported_beside_the_engine(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, damage: str, forked: bool
+) -> None:
+    if forked:
+        monkeypatch.setattr(verify, "_own_interpreter", lambda: None)
+    change, message = DAMAGES[damage]
+    make(outbox_dir, change)
+    with pytest.raises(StoreCorrupt, match=message):
+        verify.check_all(outbox_dir)
+    with Outbox.open(outbox_dir) as box:
+        assert box.enqueue("log", {}).seq == 5
+        assert box._opened.history is not None
+        assert box._opened.history.wait(LONG)
+        status = box.status()
+        assert re.search(message, status.alarms[LEDGER_DAMAGED])
+        assert [sentence for sentence in status.needs_operator if LEDGER_DAMAGED in sentence]
+    # It is said once; the next start is clean.
+    with Outbox.open(outbox_dir) as box:
+        assert box.alarms.acknowledge(LEDGER_DAMAGED)
+        assert box._opened.history is not None
+        assert box._opened.history.wait(LONG)
+        assert not box.status().alarms
+
+
+def test_unfinished_check_of_the_history_is_repeated(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(outbox_dir, DAMAGES["a ledger record"][0])
+    with monkeypatch.context() as patch:
+        patch.setattr(history.HistoryCheck, "start", lambda self, report: None)
+        Outbox.open(outbox_dir).close()
+    # A relay, or a look, does not check it, and vouches for nothing.
+    Outbox.attach(outbox_dir).close()
+    assert (outbox_dir / "clean").exists()
+    with Outbox.open(outbox_dir) as box:
+        assert box._opened.history is not None
+        assert box._opened.history.wait(LONG)
+        assert LEDGER_DAMAGED in box.status().alarms
+
+
+@pytest.mark.parametrize("vacuum", [True, False])
+def test_check_of_the_history_gives_way(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, vacuum: bool) -> None:
+    """A child that takes for ever keeps neither a vacuum nor the end of the engine waiting."""
+    make(outbox_dir)
+
+    def start(directory: Path, what: str, *, python: str | None = None) -> Any:
+        real = subprocess.Popen
+
+        def sleeping(command: list[str], **named: Any) -> Any:
+            slow = (
+                "from outbox.rescue import soundness as s, verify; import time; s.history = lambda d: time.sleep(600);"
+            )
+            return real([command[0], "-c", f"{slow} verify._supervise({str(directory)!r}, 1, 'history')"], **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", sleeping)
+            return child(directory, what, python=python)
+
+    child = verify.Child
+    with Outbox.open(outbox_dir) as box:
+        pass
+    (outbox_dir / "ledger.unchecked").touch(mode=0o600)
+    monkeypatch.setattr(verify, "Child", start)
+    with Outbox.open(outbox_dir) as box:
+        assert box._opened.history is not None
+        assert not box._opened.history.wait(0.5)
+        if vacuum:
+            box.compact(vacuum=True)
+            assert not box._opened.history.wait(0.1)
+        assert box.enqueue("log", {}).seq == 5
+    assert (outbox_dir / "ledger.unchecked").exists()
+
+
 @pytest.mark.parametrize("damage", ["a ledger record", "a vanished entry", "an entry of the future"])
 def test_the_same_is_found_in_this_process(outbox_dir: Path, damage: str) -> None:
     change, _ = DAMAGES[damage]
     make(outbox_dir, change)
-    assert list(verify.problems(outbox_dir))
+    assert list(soundness.problems(outbox_dir))
 
 
 def test_a_damaged_pending_record_does_not_keep_the_store_shut(outbox_dir: Path) -> None:
@@ -86,7 +168,7 @@ def test_a_cut_file_is_found_without_dying(outbox_dir: Path, kept: float) -> Non
     os.truncate(outbox_dir / "data.mdb", int(size * kept) // 4096 * 4096)
     with pytest.raises(StoreCorrupt, match=str(outbox_dir)):
         Outbox.open(outbox_dir)
-    assert verify._main(str(outbox_dir)) == 1
+    assert "problem" in words(outbox_dir)
 
 
 def test_a_file_cut_after_a_clean_end_is_found_too(outbox_dir: Path) -> None:
@@ -106,32 +188,42 @@ def test_many_problems_are_summed_up(outbox_dir: Path) -> None:
 
     make(outbox_dir, spoil)
     with pytest.raises(StoreCorrupt, match="idempotency record .* and 17 more"):
-        verify.check(outbox_dir)
+        verify.check_all(outbox_dir)
 
 
-def test_the_program_stops_at_the_twentieth_finding(outbox_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def words(directory: Path) -> list[str]:
+    """The first word of each line that the verifying process says."""
+    return [line.partition(" ")[0] for line in lines(directory)]
+
+
+def lines(directory: Path) -> list[str]:
+    read, write = os.pipe()
+    verify._look(directory, write)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        return pipe.read().splitlines()
+
+
+def test_the_verdict_stops_at_the_twentieth_finding(outbox_dir: Path) -> None:
     def spoil(env: Any, txn: Any) -> None:
         for number in range(100):
             txn.put(b"%d" % number, b"x", db=env.idempotency)
 
     make(outbox_dir, spoil)
-    assert verify._main(str(outbox_dir)) == 1
-    assert len(capsys.readouterr().out.splitlines()) == 20
+    assert words(outbox_dir) == ["problem"] * 20
 
 
-def test_the_program_prints_its_findings(outbox_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verdict_on_a_sound_store_is_a_word(outbox_dir: Path) -> None:
     make(outbox_dir)
-    assert verify._main(str(outbox_dir)) == 0
-    assert capsys.readouterr().out == ""
-    assert verify._main(str(outbox_dir.parent / "absent")) == 1
-    assert "cannot be verified" in capsys.readouterr().out
+    assert lines(outbox_dir) == [f"sound {outbox_dir}"]
+    assert words(outbox_dir.parent / "absent") == ["unable"]
 
 
-def test_a_broken_identity_is_a_finding(outbox_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_identity_is_a_finding(outbox_dir: Path) -> None:
     make(outbox_dir)
     (outbox_dir / "outbox.json").write_bytes(b"{}")
-    assert verify._main(str(outbox_dir)) == 1
-    assert "not readable as a store's identity" in capsys.readouterr().out
+    (line,) = lines(outbox_dir)
+    assert "not readable as a store's identity" in line
 
 
 def imposter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -142,35 +234,150 @@ def imposter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> No
     monkeypatch.setattr(sys, "executable", str(program))
 
 
-@pytest.mark.parametrize("number", [6, 7])
-def test_a_child_that_dies_of_a_signal_means_damage(
-    outbox_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+@pytest.mark.parametrize("number", [6, 7, 11])
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_reader_that_dies_of_the_file_means_damage(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int, forked: bool
 ) -> None:
     make(outbox_dir)
-    imposter(tmp_path, monkeypatch, f"kill -{number} $$")
+    dying(monkeypatch, number, forked=forked)
     with pytest.raises(StoreCorrupt, match=f"is damaged: verifying it died of signal {number}"):
         Outbox.open(outbox_dir)
+
+
+@pytest.mark.parametrize("number", [2, 9, 15, 14, 24, 64])
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_reader_that_is_killed_is_no_damage(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int, forked: bool
+) -> None:
+    make(outbox_dir)
+    with monkeypatch.context() as patch:
+        dying(patch, number, forked=forked)
+        with pytest.raises(StoreUnverified, match="was interrupted by .*open it again"):
+            Outbox.open(outbox_dir)
+    Outbox.open(outbox_dir).close()
+
+
+def dying(monkeypatch: pytest.MonkeyPatch, number: int, *, forked: bool) -> None:
+    """Let the process that looks end by signal `number`, of a child that is started or forked."""
+    code = f"import os, signal; signal.signal({number}, 0) if {number} != 9 else 0; os.kill(os.getpid(), {number})"
+    if forked:
+        monkeypatch.setattr(verify, "_own_interpreter", lambda: None)
+        monkeypatch.setattr(verify, "_look", lambda directory, out, what: exec(code))  # noqa: S102 - this test's own words
+        return
+    real = subprocess.Popen
+
+    def run(command: list[str], **named: Any) -> Any:
+        start = (
+            f"from outbox.rescue import verify; verify._look = lambda d, o, w: exec({code!r}); verify._supervise('', 1)"
+        )
+        return real([command[0], "-c", start], **named)
+
+    monkeypatch.setattr(subprocess, "Popen", run)
+
+
+@pytest.mark.parametrize("end", ["kill -9 $$", "kill -15 $$", "kill -11 $$", "exit 0", "exit 3", "echo odd; exit 1"])
+def test_a_child_that_says_nothing_is_no_verdict(
+    outbox_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    make(outbox_dir)
+    with monkeypatch.context() as patch:
+        imposter(tmp_path, patch, end)
+        with pytest.raises(StoreUnverified, match="ended without a verdict: .*open it again"):
+            Outbox.open(outbox_dir)
+    Outbox.open(outbox_dir).close()
 
 
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("echo first >&2; echo second >&2; echo 'no module' >&2; exit 1", "could not be verified: no module"),
-        ("exit 3", "could not be verified: 3"),
-        ("echo odd; exit 2", "could not be verified: 2"),
+        ("echo first >&2; echo 'no module' >&2; exit 1", "without a verdict: no module"),
         # Damage may be quoted, and a broken child may say anything: none of it need be text.
-        ("printf 'odd \\377\\n'; exit 1", "is damaged: odd \N{REPLACEMENT CHARACTER}"),
-        ("printf 'odd \\377\\n' >&2; exit 1", "could not be verified: odd \N{REPLACEMENT CHARACTER}"),
-        ("printf 'a\\nb\\nc\\n'; exit 1", "is damaged: a; b; c \\("),
-        ("printf 'a\\nb\\nc\\nd\\n'; exit 1", "is damaged: a; b; c and 1 more \\("),
+        ("printf 'problem odd \\377\\n'", "is damaged: odd \N{REPLACEMENT CHARACTER}"),
+        ("printf 'odd \\377\\n' >&2; exit 1", "without a verdict: odd \N{REPLACEMENT CHARACTER}"),
+        ("printf 'problem a\\nproblem b\\nproblem c\\nsound\\n'", "is damaged: a; b; c \\("),
+        ("printf 'problem a\\nproblem b\\nproblem c\\nproblem d\\n'", "is damaged: a; b; c and 1 more \\("),
     ],
 )
-def test_a_child_that_fails_otherwise_keeps_the_store_shut(
+def test_what_a_child_says_is_part_of_the_message(
     outbox_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
     make(outbox_dir)
     imposter(tmp_path, monkeypatch, script)
-    with pytest.raises(StoreCorrupt, match=message):
+    with pytest.raises((StoreCorrupt, StoreUnverified), match=message):
+        Outbox.open(outbox_dir)
+
+
+@pytest.mark.parametrize("executable", ["", "/bin/true", "/bin/echo", None])
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_host_that_is_no_python_verifies_by_fork(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, executable: str | None, sound: bool
+) -> None:
+    make(outbox_dir, None if sound else DAMAGES["a vanished entry"][0])
+    monkeypatch.setattr(sys, "executable", executable)
+    if sound:
+        Outbox.open(outbox_dir).close()
+        return
+    with pytest.raises(StoreCorrupt, match="accounted for: 3"):
+        Outbox.open(outbox_dir)
+
+
+def test_a_frozen_program_verifies_by_fork(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(outbox_dir)
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it would start the program again"))
+    Outbox.open(outbox_dir).close()
+
+
+def test_a_given_interpreter_verifies(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(outbox_dir)
+    given = sys.executable
+    monkeypatch.setattr(sys, "executable", "")
+    Outbox.open(outbox_dir, OutboxConfig(python=given)).close()
+    (outbox_dir / "clean").unlink()
+    with pytest.raises(StoreUnavailable, match="/nowhere/python cannot be run.*set OUTBOX_PYTHON"):
+        Outbox.open(outbox_dir, OutboxConfig(python="/nowhere/python"))
+
+
+@pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.parametrize("forked", [True, False])
+def test_host_that_ignores_sigchld_gets_the_verdict(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, forked: bool, sound: bool
+) -> None:
+    make(outbox_dir, None if sound else DAMAGES["a vanished entry"][0])
+    if forked:
+        monkeypatch.setattr(verify, "_own_interpreter", lambda: None)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        if sound:
+            Outbox.open(outbox_dir).close()
+            return
+        with pytest.raises(StoreCorrupt, match="accounted for: 3"):
+            Outbox.open(outbox_dir)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), "not enough memory"),
+        (OSError(24, "Too many open files"), "Too many open files"),
+        (StoreLocked("in use", hint="stop it"), "in use"),
+        (StoreUnavailable("no memory", hint="free it", errno=12), "no memory"),
+        (KeyError("x"), "failed by itself: KeyError"),
+    ],
+)
+def test_what_keeps_the_child_from_reading_is_no_damage(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str
+) -> None:
+    def broken(_: Path) -> Any:
+        raise error
+
+    make(outbox_dir)
+    monkeypatch.setattr(verify, "_own_interpreter", lambda: None)
+    monkeypatch.setattr(soundness, "essentials", broken)
+    with pytest.raises((StoreUnverified, StoreUnavailable, StoreLocked), match=expected):
         Outbox.open(outbox_dir)
 
 
@@ -199,6 +406,6 @@ def test_it_runs_only_after_an_unclean_end(outbox_dir: Path, monkeypatch: pytest
     Outbox.open(outbox_dir).close()
     assert checked == [outbox_dir]
     # A look at the mark alone does not use it up.
-    assert environment.take_clean_mark(outbox_dir, keep=True)
-    assert environment.take_clean_mark(outbox_dir)
-    assert not environment.take_clean_mark(outbox_dir)
+    assert clean_mark.take_clean_mark(outbox_dir, keep=True)
+    assert clean_mark.take_clean_mark(outbox_dir)
+    assert not clean_mark.take_clean_mark(outbox_dir)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from outbox.watchdog import Watchdog
+from outbox.postgres.watchdog import Watchdog
+from tests.unit.fakes.waiting import LONG
 
 LIMIT_S = 0.1
-PATIENCE_S = 10.0
 
 
 class Time:
@@ -37,15 +37,15 @@ def watchdog(clock: Time) -> Iterator[Watchdog]:
     watchdog.close()
     for thread in threading.enumerate():
         if thread.name == "outbox-watchdog":
-            thread.join(PATIENCE_S)
+            thread.join(LONG)
             assert not thread.is_alive()
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     one, other = socket.socketpair()
-    one.settimeout(PATIENCE_S)
-    other.settimeout(PATIENCE_S)
+    one.settimeout(LONG)
+    other.settimeout(LONG)
     with one, other:
         yield one, other
 
@@ -112,7 +112,7 @@ def test_a_descriptor_that_was_closed_and_given_to_another_is_not_touched(
     try:
         watchdog.shut()
         assert works(pair)
-        peer.settimeout(PATIENCE_S)
+        peer.settimeout(LONG)
         assert peer.recv(1) == b""
     finally:
         os.close(number)
@@ -204,7 +204,7 @@ def test_it_may_be_closed_from_its_own_thread(clock: Time, pair: tuple[socket.so
     watchdog.watch(pair[0].fileno())
     with watchdog.guard():
         clock.now = 1.0
-        assert done.wait(PATIENCE_S)
+        assert done.wait(LONG)
 
 
 def test_connecting_has_a_limit_of_its_own_and_what_comes_then_has_this_one(

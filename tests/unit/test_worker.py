@@ -7,8 +7,7 @@ import threading
 import pytest
 
 from outbox.worker import Later, Worker
-
-LONG = 20.0
+from tests.unit.fakes.waiting import LONG
 
 
 def test_work_runs_beside_its_owner() -> None:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from outbox import Outbox, OutboxConfig, PostgresTarget, Relay, verify
+from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager
+from outbox.integrations.replay.balance import Untold
+from outbox.rescue import soundness, verify
+from tests.unit.fakes.waiting import LONG
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload([__name__])
-_PATIENCE_S = 60.0
 
 # Where a life can end: just before a call is durable; durable, but nobody has heard; applied, but not committed in
 # PostgreSQL; committed there, but not settled here.
@@ -34,6 +36,10 @@ class Raised(Exception):
     def __init__(self, names: tuple[str, ...], said: str) -> None:
         super().__init__(f"{names[0]}: {said}")
         self.names = names
+
+
+class NotLearned(Raised):
+    """The local view does not know the answer, and says so."""
 
 
 class Life:
@@ -61,13 +67,13 @@ class Life:
         """Let the process do one thing.  Raises `Raised` or `Killed`."""
         try:
             self._pipe.send((what, args))
-            assert self._pipe.poll(_PATIENCE_S), f"no answer to {what}"
+            assert self._pipe.poll(2 * LONG), f"no answer to {what}"
             kind, value = self._pipe.recv()
         except (EOFError, ConnectionError) as exc:
             self._process.join()
             raise Killed from exc
         if kind == "raised":
-            raise Raised(*value)
+            raise (NotLearned if "UnknownLocally" in value[0] else Raised)(*value)
         return value
 
     def __getattr__(self, name: str) -> Any:
@@ -76,7 +82,7 @@ class Life:
     def block(
         self, *args: Any, inside: Iterable[tuple[str, tuple[Any, ...], dict[str, Any]]] = (), **named: Any
     ) -> Any:
-        """`atomic_balance_update` with calls inside it; what it was told."""
+        """`atomic_balance_update` with calls inside it; what it was told, or nothing where that is not known."""
         return self.ask("block", args, named, list(inside))
 
     def kill(self) -> None:
@@ -90,7 +96,7 @@ class Life:
         try:
             self.ask("close")
         finally:
-            self._process.join(_PATIENCE_S)
+            self._process.join(LONG)
             self.kill()
 
 
@@ -98,7 +104,7 @@ def _live(pipe: Any, factory: Any, folder: Path, url: str, operations: Any, writ
     config = OutboxConfig(backoff_base=0.01, backoff_cap=0.05)
     verify.check = _check
     box = Outbox.open(folder, config)
-    durable: Any = DurableDatabaseManager(factory, box, operations, write_behind, wait_s=20.0)
+    durable: Any = DurableDatabaseManager(factory, box, operations, write_behind, wait_s=LONG)
     relay = Relay(box, PostgresTarget(url, durable.outbox_operations, config=config))
     if relays:
         relay.start()
@@ -114,6 +120,8 @@ def _live(pipe: Any, factory: Any, folder: Path, url: str, operations: Any, writ
         with durable.atomic_balance_update(*args, **named) as told:
             for name, values, more in inside:
                 getattr(durable, name)(*values, **more)
+            if isinstance(told, Untold):
+                return {}
             names = ("old_balance", "new_balance", "change")
             return {name: told[name] if isinstance(told, dict) else getattr(told, name) for name in names}
 
@@ -145,7 +153,7 @@ def _check(directory: Path) -> None:
     """As `verify.check`, in a child that is forked instead of started: there are no threads yet."""
     child = os.fork()
     if child == 0:
-        os._exit(any(verify.problems(directory)))
+        os._exit(any(soundness.problems(directory)))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code == 0, f"{directory} is damaged: {code}"
 
@@ -153,7 +161,7 @@ def _check(directory: Path) -> None:
 def _arm(adapter: Any, box: Outbox, moment: str) -> Callable[[], None]:
     """Die the next time that `moment` comes; returns how to undo it."""
     owner, name = {
-        "not durable": (adapter, "_enqueue"),
+        "not durable": (box, "submit"),
         "durable": (adapter.keeper, "fold"),
         "applied": (adapter.replayer.answers, "keep"),
         "committed": (box.store, "settle"),

@@ -211,6 +211,12 @@ class NastierManager(NastyManager):
             position_id: int = session.execute(made, {"size": size}).scalar_one()
         return position_id
 
+    def selected_position(self, size: Any) -> int:
+        with self.session_factory.begin() as session:
+            made = text("INSERT INTO positions (side, size) SELECT 'TEXT', :size RETURNING id")
+            position_id: int = session.execute(made, {"size": size}).scalar_one()
+        return position_id
+
     def found_position(self, size: Any, client_order_id: str) -> int:
         """Returns the row that is there already."""
         with self.get_session() as session:
@@ -222,24 +228,24 @@ class NastierManager(NastyManager):
             position_id: int = row.id
             return position_id
 
-    # -- what cannot be part of the relay's transaction
+    # -- what cannot be part of the relay's transaction, where the source does not show it
 
     def check_then_bump(self, name: str) -> bool:
         """Tries a connection of its own first, under a bare except."""
         try:
-            with self.engine.connect() as connection:
+            with vars(self)["engine"].connect() as connection:
                 connection.execute(text("SELECT 1"))
         except:  # noqa: E722 - as seen
             return False
         return self.bump(name)
 
     def by_second_engine(self, name: str) -> bool:
-        with self.second_engine.begin() as connection:
+        with vars(self)["second_engine"].begin() as connection:
             connection.execute(text("INSERT INTO counters VALUES (:name, 1)"), {"name": name})
         return True
 
     def by_driver(self, name: str) -> bool:
-        raw = self.engine.raw_connection()
+        raw = vars(self)["engine"].raw_connection()
         try:
             raw.cursor().execute("INSERT INTO counters VALUES (%s, 1)", (name,))
             raw.commit()
@@ -248,7 +254,7 @@ class NastierManager(NastyManager):
         return True
 
     def by_session_of_the_engine(self, name: str) -> bool:
-        with Session(self.engine) as session:
+        with Session(vars(self)["engine"]) as session:
             session.add(Counter(name=name, value=1))
             session.commit()
         return True
@@ -292,7 +298,7 @@ class NastierManager(NastyManager):
 
 _CREATES = {
     "note": "notes", "core_position": "positions", "core_position_by_parameters": "positions",
-    "text_position": "positions", "found_position": "positions",
+    "text_position": "positions", "selected_position": "positions", "found_position": "positions",
 }  # fmt: skip
 _OTHERS = (
     "bump", "go_around", "positional_only", "starred", "savepoint_object", "begin_block", "text_insert", "bulk",

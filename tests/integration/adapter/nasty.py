@@ -251,10 +251,14 @@ class NastyManager:
         return True
 
     def go_around(self, name: str) -> bool:
-        """Writes through a connection of its own."""
-        with self.engine.begin() as connection:
+        """Writes through a connection of its own, in a way that its source does not show."""
+        with vars(self)["engine"].begin() as connection:
             connection.execute(text("INSERT INTO counters VALUES (:name, 1)"), {"name": name})
         return True
+
+    def bump_and_go_around(self, name: str) -> bool:
+        """Turns to its session first."""
+        return self.bump(name) and self.go_around(f"{name} 2")
 
     @staticmethod
     def helper(value: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +12,23 @@ from typing import Any
 
 import psycopg2
 import pytest
+from sqlalchemy import text
 
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation
 from outbox.integrations.operations import AFTER_DRAIN
 from outbox.integrations.paper import DatabaseManager, PaperEngine, load
-from outbox.integrations.reads import LOCAL_READS
 from outbox.integrations.trading_engine import wire
+from outbox.integrations.view.reads import LOCAL_READS
 from outbox.testing import PostgresServer
+from tests import atb as command_line
+from tests.unit.fakes.waiting import LONG
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "live_trading.md").read_text(encoding="utf-8")
 DATABASE_PAGE = (ROOT / "docs" / "database.md").read_text(encoding="utf-8")
-REPLACED, WIRED, BY_HAND, OWN, SEPARATE = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+PAGE_EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+REPLACED, WIRED, BY_HAND, OWN, MAPPED, READS, SEPARATE, ASYNCIO = PAGE_EXAMPLES
 STANDS_FOR_THE_ENGINE = """
 import os
 from outbox.integrations.paper import DatabaseManager, PaperEngine, load
@@ -38,7 +43,7 @@ def run(code: str, folder: Path, url: str, **settings: str) -> str:
         env={**env, "DATABASE_URL": url, **settings},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LONG,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -97,6 +102,39 @@ def test_own_methods_are_declared_as_the_page_says(postgres_url: str, outbox_dir
     assert query(postgres_url, "SELECT count(*) FROM account_balances") == [(1,)]
 
 
+def test_reads_of_the_page_are_answered_in_an_outage(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    class Manager(DatabaseManager):
+        def get_cash(self, desk: int) -> float:
+            return self.get_current_balance(desk)
+
+        def open_desk(self) -> int | None:
+            return self.get_active_session_id()
+
+        def get_system_halt(self) -> bool:
+            with self.get_session() as session:
+                return bool(session.scalar(text("SELECT false")))
+
+        def count_trades(self) -> int:
+            with self.get_session() as session:
+                return int(session.scalar(text("SELECT count(*) FROM trades")) or 0)
+
+    names: dict[str, Any] = {}
+    exec(READS, names)  # noqa: S102 - the code of our own page
+    engine: Any = PaperEngine(Manager(own_postgres.url()))
+    config = OutboxConfig(dir=str(outbox_dir), database_url=own_postgres.url())
+    with wire(engine, config=config, operations=names["OPERATIONS"], drain_s=0.1) as wiring:
+        manager = engine.db_manager
+        session_id = manager.create_trading_session("s", "IBM", "1d", "paper", 1000)
+        manager.update_balance(1000, "start")
+        assert wiring.relay is not None
+        assert wiring.relay.drain(timeout=LONG)
+        own = (manager.get_cash(session_id), manager.open_desk(), manager.get_system_halt())
+        own_postgres.kill()
+        assert own == (1000.0, session_id, False)
+        assert (manager.get_cash(session_id), manager.open_desk(), manager.get_system_halt()) == own
+        assert manager.outbox_age_s("get_system_halt") >= 0
+
+
 def test_a_relay_of_its_own_process_delivers(postgres_url: str, tmp_path: Path) -> None:
     (tmp_path / "mymodule.py").write_text(STANDS_FOR_THE_ENGINE + SEPARATE)
     engine = PaperEngine(DatabaseManager(postgres_url))
@@ -107,9 +145,9 @@ def test_a_relay_of_its_own_process_delivers(postgres_url: str, tmp_path: Path) 
         assert wiring.outbox is not None
         pending = wiring.outbox.status().pending
         assert pending > 5
-        command = [sys.executable, "-m", "outbox", "outbox", "drain", "--dir", str(tmp_path / "store")]
-        env = {**os.environ, "DATABASE_URL": postgres_url, "OUTBOX_OPERATIONS": "mymodule:operations"}
-        subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=60)
+        given = {"DATABASE_URL": postgres_url, "OUTBOX_OPERATIONS": "mymodule:operations"}
+        done = command_line.run("drain", "--dir", str(tmp_path / "store"), cwd=tmp_path, **given)
+        assert done.returncode == 0, done.stderr
         status = wiring.outbox.status()
         assert (status.pending, status.completed, status.dead_letters) == (0, pending, 0)
     manager: Any = engine.db_manager
@@ -137,6 +175,16 @@ def test_the_table_of_methods_is_that_of_the_code(operation: ManagerOperation) -
     else:
         assert returned == ("the final id" if operation.creates else str(operation.returns))
     assert operation.best_effort == (operation in TRADING_OPERATIONS[-4:])
+
+
+def test_a_manager_with_other_names_is_declared_as_the_page_says(tmp_path: Path) -> None:
+    (tmp_path / "declared.py").write_text(MAPPED, encoding="utf-8")
+    made = runpy.run_path(str(tmp_path / "declared.py"))
+    assert [operation.schema_table_column() for operation in made["OPERATIONS"][:2]] == [
+        ("trading", "sessions", "id"),
+        ("trading", "trades", "id"),
+    ]
+    assert made["OPERATIONS"][2].amount_of({"delta": 5}) == 5
 
 
 def test_methods_that_are_never_queued_and_local_reads_are_named() -> None:

@@ -20,7 +20,7 @@ def traded(postgres_url: str, tmp_path: Path) -> Iterator[tuple[list[dict[str, A
     record = tmp_path / "record.jsonl"
     recorder = Recorder(record)
     manager = DatabaseManager(postgres_url)
-    engine = PaperEngine(manager, on_ack=recorder)
+    engine = PaperEngine(manager, on_ack=recorder, on_begin=recorder.begin)
     engine.start()
     engine.run(load()[:60])
     recorder.close()
@@ -91,4 +91,91 @@ def test_a_record_cut_short_by_a_kill_is_read_to_its_last_whole_line(tmp_path: P
     with path.open("a") as file:
         file.write(json.dumps({"kind": "trade", "exit_order_id": "b"})[:20])
 
-    assert [record["exit_order_id"] for record in read_record(path)] == ["a"]
+    assert [record["exit_order_id"] for record in read_record(path) if record["kind"] == "trade"] == ["a"]
+
+
+class _Killed(BaseException):
+    """Ends the engine as a kill does, between a call's return and its line in the record."""
+
+
+def _killed_in_an_update(manager: DatabaseManager, record: Path) -> tuple[int, str]:
+    """Trade until an update of a stop that was acknowledged before: applied, not acknowledged; position and stop."""
+    recorder = Recorder(record)
+    updated: set[int] = set()
+    died_in: list[tuple[int, str]] = []
+
+    def until_killed(kind: str, line: dict[str, Any]) -> None:
+        if kind == "position_update" and line["position_id"] in updated:
+            died_in.append((line["position_id"], line["stop_loss"]))
+            raise _Killed
+        if kind == "position_update":
+            updated.add(line["position_id"])
+        recorder(kind, line)
+
+    engine = PaperEngine(manager, on_ack=until_killed, on_begin=recorder.begin)
+    engine.start()
+    with pytest.raises(_Killed):
+        engine.run(load()[:150])
+    recorder.close()
+    return died_in[0]
+
+
+@pytest.fixture
+def killed(postgres_url: str, tmp_path: Path) -> Iterator[tuple[DatabaseManager, Path, int, str]]:
+    """The manager and record of an engine that was killed in an update, and the position and stop of that."""
+    manager, record = DatabaseManager(postgres_url), tmp_path / "record.jsonl"
+    position_id, stop = _killed_in_an_update(manager, record)
+    yield manager, record, position_id, stop
+    manager.close()
+
+
+def test_an_update_that_a_killed_engine_was_in_is_not_lost(killed: tuple[DatabaseManager, Path, int, str]) -> None:
+    """The demo once called it lost: its record had the stop before, PostgreSQL the one of the call it died in."""
+    manager, record, _, _ = killed
+
+    at_the_kill = compare(read_record(record), manager.engine)
+    Recorder(record).close()
+    after_a_restart = compare(read_record(record), manager.engine)
+
+    assert (at_the_kill.lost, at_the_kill.findings) == (0, [])
+    assert (after_a_restart.lost, after_a_restart.findings) == (0, [])
+
+
+def test_an_older_stop_than_acknowledged_is_lost_though_the_engine_was_killed(
+    killed: tuple[DatabaseManager, Path, int, str],
+) -> None:
+    manager, record, position_id, stop = killed
+    _execute(manager.engine, f"UPDATE positions SET stop_loss = stop_loss + 1 WHERE id = {position_id}")
+
+    report = compare(read_record(record), manager.engine)
+
+    assert (report.lost, report.ok, len(report.findings)) == (1, False, 1)
+    assert report.findings[0].startswith(f"position {position_id} has stop ")
+    assert stop not in report.findings[0]
+
+
+def test_an_update_that_was_acknowledged_after_the_kill_is_the_only_one_that_counts(
+    killed: tuple[DatabaseManager, Path, int, str],
+) -> None:
+    manager, record, position_id, _ = killed
+    recorder = Recorder(record)
+    recorder("position_update", {"position_id": position_id, "stop_loss": "1.00000000"})
+    recorder.close()
+
+    report = compare(read_record(record), manager.engine)
+
+    assert (report.lost, len(report.findings)) == (1, 1)
+
+
+def test_an_update_that_failed_and_is_in_the_database_is_reported(
+    killed: tuple[DatabaseManager, Path, int, str],
+) -> None:
+    """A process that writes another line has survived the call: it was told that nothing was written."""
+    manager, record, position_id, stop = killed
+    lines = [*read_record(record), {"kind": "bar", "index": 1}]
+
+    report = compare(lines, manager.engine)
+
+    assert (report.lost, len(report.findings)) == (1, 1)
+    assert f"position {position_id} has stop {stop} instead of" in report.findings[0]
+    assert report.findings[0].endswith("which is that of a call that failed")

@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from outbox.integrations.paper import Bar, DatabaseManager, MovingAverageCrossover, PaperEngine, load
 from outbox.testing import PostgresServer
+from tests.unit.fakes.waiting import LONG
 
 BARS = load()[:200]
 Acks = list[tuple[str, dict[str, Any]]]
@@ -322,7 +323,7 @@ def test_stop_from_another_thread_ends_a_paced_run(engine: PaperEngine) -> None:
     thread = threading.Thread(target=lambda: reached.append(engine.run(BARS, bars_per_second=0.001)))
     thread.start()
     engine.stop()
-    thread.join(timeout=30)
+    thread.join(timeout=LONG)
     assert reached
     assert reached[0] <= 1
     assert engine.run(BARS, start=7) == 7

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget
-from outbox.ledger import Settlement
+from outbox.store.ledger import Settlement
 from outbox.target import Outcome
 
 from .audit import query
@@ -55,6 +55,11 @@ class Bench:
 
 def completed(outcome: Outcome) -> list[int]:
     return [record.seq for record, _ in outcome.completed]
+
+
+def parked(outcome: Outcome) -> str:
+    """Why an operation is parked; empty where none is."""
+    return "; ".join(f"{name}: {error}" for name, error in outcome.parked.items())
 
 
 def rejected(outcome: Outcome) -> list[int]:

@@ -9,10 +9,9 @@ from typing import Any
 
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.testing import PostgresServer, Standby
+from tests.unit.fakes.waiting import LONG
 
 from .audit import OPERATIONS, SCHEMA, Audit
-
-LONG = 30.0
 
 
 class Desk:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from types import TracebackType
 from urllib.parse import urlsplit, urlunsplit
 
+from tests.unit.fakes.waiting import LONG
+
 _READY = b"Z\x00\x00\x00\x05I"
 _COMMIT = b"COMMIT\0"
 # What makes a transaction a batch's, unlike those with which a connection begins.
@@ -60,7 +62,7 @@ class Proxy:
         self.disconnect()
         self.refuse()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(LONG)
         for conversation in self._conversations:
             conversation.close()
 

@@ -6,19 +6,19 @@ import random
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from outbox import EntryRejected, Operation, Outbox, OutboxConfig, OutboxError, Relay, TargetUnavailable
-from outbox.continuity import Mark
-from outbox.envelope import Record
-from outbox.operation import operations_by_name
-from outbox.target import Outcome, ordering_keys, units
+from outbox import EntryRejected, Operation, Outbox, OutboxConfig, Relay
+from outbox.testing import InMemoryTarget
 
-OPERATIONS = (Operation("write", table="rows"), Operation("note", table="notes", best_effort=True))
+OPERATIONS = (
+    Operation("write", table="rows"),
+    Operation("book", table="books"),
+    Operation("note", table="notes", best_effort=True),
+)
 
 
 class FakeClock:
@@ -46,74 +46,12 @@ class FakeClock:
         self._elapsed += seconds
 
 
-class FakeTarget:
-    """Applies entries once per key, in order, groups whole, like PostgreSQL with its receipts."""
-
-    def __init__(self, operations: Iterable[Operation] = OPERATIONS) -> None:
-        self.operations: Mapping[str, Operation] = operations_by_name(operations)
-        # The sequence numbers of every call, and of every effect, in order.
-        self.calls: list[list[int]] = []
-        self.applied: list[int] = []
-        # While set, every call ends with it and applies nothing.
-        self.down: OutboxError | None = None
-        # Why an entry is refused, by sequence number.
-        self.refuse: dict[int, EntryRejected] = {}
-        # These take too long, as where somebody has locked their rows: so does all that is tried together with them.
-        self.stalls: set[int] = set()
-        # Called first in every `apply`; what it raises gets out.
-        self.before: Callable[[Sequence[Record]], None] | None = None
-        # Whose entries they were, and what to say of the transaction.
-        self.store_id: uuid.UUID | None = None
-        self.mark: Mark | None = None
-        self.interrupted = self.closed = 0
-        self.lanes = 1
-        self._receipts: set[bytes] = set()
-
-    def apply(self, store_id: uuid.UUID, records: Sequence[Record]) -> Outcome:
-        self.calls.append([record.seq for record in records])
-        self.store_id = store_id
-        if self.before is not None:
-            self.before(records)
-        outcome = Outcome(marks=[] if self.mark is None else [self.mark])
-        if self.down is not None:
-            outcome.interruption = self.down
-            return outcome
-        if self.stalls.intersection(record.seq for record in records):
-            outcome.interruption = TargetUnavailable("57014: statement timeout", stalled=True)
-            first, *more = units(records)
-            outcome.stalled = [] if more else first
-            return outcome
-        blocked: set[str] = set()
-        for unit in units(records):
-            keys = ordering_keys(unit)
-            why = next((self.refuse[record.seq] for record in unit if record.seq in self.refuse), None)
-            if keys & blocked:
-                blocked |= keys
-            elif why is not None:
-                outcome.rejected += [(record, why) for record in unit]
-                if not all(self.operations[record.operation].best_effort for record in unit):
-                    blocked |= keys
-            else:
-                for record in unit:
-                    if record.key not in self._receipts:
-                        self._receipts.add(record.key)
-                        self.applied.append(record.seq)
-                    outcome.completed.append((record, b""))
-        return outcome
-
-    def interrupt(self) -> None:
-        self.interrupted += 1
-
-    def close(self) -> None:
-        self.closed += 1
-
-
 class Rig:
     """A store, a relay, a fake clock and a fake target, closed at the end of a `with` block."""
 
     def __init__(self, directory: Path, **settings: Any) -> None:
         self.clock = FakeClock()
-        self.target = FakeTarget()
+        self.target = InMemoryTarget(OPERATIONS)
         self.box = Outbox.open(directory, OutboxConfig(**settings), OPERATIONS, clock=self.clock)
         self.relay = Relay(self.box, self.target)
         self._number = 0

@@ -13,13 +13,11 @@ from uuid import UUID
 import psycopg2
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
-from outbox.envelope import Record
+from outbox.store.envelope import Record
 from outbox.target import Outcome
 
 from .audit import OPERATIONS, SCHEMA, Audit, query
-from .waiting import until
-
-LONG = 20.0
+from .waiting import LONG, until
 
 
 class Observed:

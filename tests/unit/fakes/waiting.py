@@ -5,10 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from outbox.patience import Patience
 
-def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    """Return when `condition` holds; fail when it does not within `timeout_s` seconds."""
-    deadline = time.monotonic() + timeout_s
+# Ends a wait in which nothing moves any more, in seconds: how long a hanging test hangs.  On a loaded machine
+# a sound test may wait many times as long as on an idle one.
+LONG = 120.0
+
+
+def until(condition: Callable[[], bool], progress: Callable[[], object] = lambda: None) -> None:
+    """Return when `condition` holds; fail when it does not, and `progress` does not change, for `LONG` seconds."""
+    patience = Patience(LONG, time.monotonic)
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert not patience.is_lost(progress()), "it did not happen in time"
         time.sleep(0.002)

@@ -1,0 +1,253 @@
+"""`atb outbox list | show`: which entries wait, which are dead, and everything about one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from itertools import chain, islice
+from typing import Any
+from uuid import UUID
+
+import click
+
+from outbox import Entry, EntryNotFound, Outbox
+from outbox.words import counted
+
+from .common import Refused, directory_option, in_one_sentence, settings, since_when, without_password
+
+# Looking for what is held back stops here: it is a figure for people.
+_LOOKED_AT = 50_000
+_SHOWN_BYTES = 256
+_DEAD, _PENDING, _HELD_BACK = "dead", "pending", "held back"
+_NOUNS = {
+    _DEAD: ("dead letter", "dead letters"),
+    _PENDING: ("pending entry", "pending entries"),
+    _HELD_BACK: ("held back entry", "held back entries"),
+}
+
+
+@click.command("list")
+@directory_option
+@click.option("--dead", "what", flag_value=_DEAD, default=True, help="Dead letters; the default.")
+@click.option("--pending", "what", flag_value=_PENDING, help="Entries that wait for delivery.")
+@click.option("--held-back", "what", flag_value=_HELD_BACK, help="Pending entries behind a dead letter of their key.")
+@click.option("--operation", metavar="NAME", help="Only those of this operation.")
+@click.option("--order-by", metavar="KEY", help="Only those of this ordering key.")
+@click.option("--since", metavar="TIME", callback=since_when, help="Only those captured since: 2h, 7d, a date in UTC.")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Show at most this many.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
+@in_one_sentence
+def list_entries(
+    directory: str | None,
+    what: str,
+    operation: str | None,
+    order_by: str | None,
+    since: datetime | None,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List dead letters or pending entries, oldest first.
+
+    Dead letters come with what each of them holds back, and with damaged records that were quarantined.  Works beside
+    a running engine.
+    """
+    with Outbox.attach(config=settings(directory), readonly=True) as box:
+        chosen = (
+            entry
+            for entry in _of(box, what)
+            if operation in (None, entry.operation)
+            and order_by in (None, entry.order_by)
+            and (since is None or entry.captured_at >= since)
+        )
+        shown = list(islice(chosen, limit))
+        more = sum(1 for _ in chosen)
+        held = _held_back(box, shown) if what == _DEAD else {}
+        unfiltered = what == _DEAD and operation is None and order_by is None and since is None
+        quarantined = box.store.quarantined() if unfiltered else []
+    if as_json:
+        for entry in shown:
+            behind = {"holds_back": held[entry.seq]} if held else {}
+            click.echo(without_password(json.dumps({**_as_dict(entry), **behind})))
+        for seq, raw in quarantined:
+            click.echo(json.dumps({"seq": seq, "status": "QUARANTINED", "raw": raw.hex()}))
+        return
+    if not shown and not quarantined:
+        click.echo(f"no {_NOUNS[what][1]}")
+        return
+    columns = ("seq", "operation", "order by", "captured", "attempts", *(["holds back"] if held else []), "why")
+    rows = [_row(entry, held) for entry in shown]
+    rows += [(str(seq), "?", "?", "?", "?", "0", f"quarantined: {len(raw)} damaged bytes") for seq, raw in quarantined]
+    if quarantined and not held:
+        columns = (*columns[:-1], "holds back", "why")
+    _print(columns, rows)
+    if more:
+        click.echo(f"... and {more} more (--limit)")
+
+
+def _of(box: Outbox, what: str) -> Iterator[Entry]:
+    if what == _DEAD:
+        yield from box.dead_letters()
+    elif what == _PENDING:
+        yield from box.pending()
+    else:
+        first: dict[str, int] = {}
+        for seq, key in box.store.dead():
+            if key is not None:
+                first.setdefault(key, seq)
+        yield from (entry for entry in box.pending() if first.get(entry.order_by or "", entry.seq) < entry.seq)
+
+
+def _row(entry: Entry, held: dict[int, str]) -> tuple[str, ...]:
+    cells = (entry.seq, entry.operation, entry.order_by or "-", _time(entry.captured_at), entry.attempts)
+    why = without_password(entry.error or "") if entry.error else "" if held else for_people(dict(entry.args))
+    return (*map(str, cells), *([held[entry.seq]] if held else []), without_password(why))
+
+
+def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table, or where the terminal is too narrow for it a block for each row; nothing is cut."""
+    last = columns[-1] if any(row[-1] for row in rows) else ""
+    columns = (*columns[:-1], "arguments" if last and "holds back" not in columns else last)
+    table = [columns, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    if sys.stdout.isatty() and sum(widths[:-1]) + 2 * len(widths) + 20 > shutil.get_terminal_size().columns:
+        for row in rows:
+            click.echo(f"{row[0]} {row[1]}")
+            for name, cell in list(zip(columns, row, strict=True))[2:]:
+                if cell:
+                    click.echo(f"  {name}: {cell}")
+        return
+    for row in table:
+        # The reason comes last and is not cut, however wide the terminal.
+        cells = [f"{cell:<{width}}" for cell, width in zip(row[:-1], widths, strict=False)]
+        click.echo("  ".join([*cells, row[-1]]).rstrip())
+
+
+@click.command()
+@directory_option
+@click.argument("seq", metavar="[SEQ|KEY]", required=False)
+@click.option("--where", metavar="NAME=VALUE", multiple=True, help="Entries with this argument; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with --where one a line.")
+@in_one_sentence
+def show(directory: str | None, seq: str | None, where: tuple[str, ...], as_json: bool) -> None:
+    """Show everything about an entry: pending, settled, dead or quarantined.
+
+    Named by its sequence number, by its idempotency key (32 hexadecimal digits, as `show` and `outbox_receipts` have
+    it), or by its arguments: --where client_order_id=A-1.
+    """
+    if (seq is None) == (not where):
+        raise click.UsageError("name an entry by SEQ, by KEY, or by --where NAME=VALUE")
+    wanted = [_argument(one) for one in where]
+    with Outbox.attach(config=settings(directory), readonly=True) as box:
+        found = [_named(box, seq)] if seq is not None else _with(chain(box.pending(), box.ledger()), wanted)
+    if not found:
+        raise Refused(f"no entry has {' and '.join(where)}: it never was, or its retention has ended")
+    if as_json:
+        for one in found:
+            click.echo(without_password(json.dumps(one, indent=None if where else 2)))
+        return
+    for number, one in enumerate(found):
+        if number:
+            click.echo()
+        _show(one)
+    if len(found) > 1:
+        click.echo(f"\n{counted(len(found), 'entry', 'entries')}")
+
+
+def _named(box: Outbox, name: str) -> dict[str, Any]:
+    if name.isdecimal() and len(name) < 20:
+        seq = int(name)
+        if not seq:
+            raise click.UsageError("0 is not in the range of sequence numbers, which begin with 1")
+        raw = dict(box.store.quarantined()).get(seq)
+        if raw is not None:
+            return {"seq": seq, "status": "QUARANTINED", "raw": raw.hex()}
+        try:
+            return _as_dict(box.entry(seq))
+        except EntryNotFound as exc:
+            raise Refused(f"entry {seq} is not in the store: it never was, or its retention has ended") from exc
+    try:
+        key = UUID(name).bytes
+    except ValueError:
+        raise click.UsageError(
+            f"{name!r} is no sequence number and no key of 32 hexadecimal digits; look for arguments with --where"
+        ) from None
+    record = box.store.find(key)
+    if record is None:
+        raise Refused(f"no entry has the key {name}: it never was, or its retention has ended")
+    return _as_dict(record.entry(strict=False))
+
+
+def _argument(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise click.UsageError(f"--where is {text!r} (allowed: NAME=VALUE, for example client_order_id=A-1)")
+    return name, value
+
+
+def _with(entries: Iterable[Entry], wanted: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Those with all `wanted` arguments, by sequence number: one that was settled meanwhile is met twice."""
+    found = {one.seq: one for one in entries if all(_holds(one.args, name, value) for name, value in wanted)}
+    return [_as_dict(found[seq]) for seq in sorted(found)]
+
+
+def _holds(value: Any, name: str, text: str) -> bool:
+    """Whether `value` has `name` with a value of this text, at any depth: calls of managers are nested."""
+    if hasattr(value, "items"):
+        return any((key == name and for_people(one) == text) or _holds(one, name, text) for key, one in value.items())
+    return isinstance(value, list | tuple) and any(_holds(one, name, text) for one in value)
+
+
+def _show(found: dict[str, Any]) -> None:
+    for name, value in found.items():
+        if name == "args":
+            click.echo("args")
+            for argument, given in value.items():
+                click.echo(without_password(f"  {argument:<22}{for_people(given)}"))
+        elif name == "raw":
+            more = " ..." if len(value) > 2 * _SHOWN_BYTES else ""
+            click.echo(f"{'raw':<16}{value[: 2 * _SHOWN_BYTES]}{more}")
+        else:
+            click.echo(without_password(f"{name:<16}{for_people(value)}"))
+
+
+def _held_back(box: Outbox, dead: list[Entry]) -> dict[int, str]:
+    """How many pending entries wait behind each of `dead`, as text; a `+` where not all were looked at."""
+    if not dead:
+        return {}
+    counts: Counter[str | None] = Counter()
+    looked = 0
+    for entry in islice(box.pending(), _LOOKED_AT):
+        counts[entry.order_by] += 1
+        looked += 1
+    more = "+" if looked == _LOOKED_AT else ""
+    return {entry.seq: f"{counts[entry.order_by] if entry.order_by is not None else 0}{more}" for entry in dead}
+
+
+def _as_dict(entry: Entry) -> dict[str, Any]:
+    """Plain values for JSON: times as ISO 8601, other types as text."""
+    values = {name: getattr(entry, name) for name in entry.__dataclass_fields__}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def for_people(value: Any) -> str:
+    """A value of an argument as text."""
+    plain = _plain(value)
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
+def _time(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}"

@@ -1,0 +1,48 @@
+"""`atb outbox pause | resume`: let nothing be delivered for a while, and go on."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import click
+
+from outbox import Outbox
+
+from .common import directory_option, in_one_sentence, settings
+
+_LENGTH = re.compile(r"(\d+)([smhd])\Z")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def _length(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    found = _LENGTH.match(value)
+    if found is None or not 0 < int(found[1]) < 10_000_000:
+        raise click.BadParameter(f"{value!r} (allowed: 90s, 30m, 2h, 1d)", context, parameter)
+    return timedelta(**{_UNITS[found[2]]: int(found[1])}).total_seconds()
+
+
+@click.command()
+@directory_option
+@click.option("--reason", required=True, help="Why; every status shows it.")
+@click.option("--for", "for_s", metavar="TIME", callback=_length, help="End by itself after 90s, 30m, 2h, 1d.")
+@in_one_sentence
+def pause(directory: str | None, reason: str, for_s: float | None) -> None:
+    """Deliver nothing until `atb outbox resume`, or for a time.
+
+    Every relay obeys within about a second; a batch in flight is finished.  Enqueueing goes on.  The pause is kept in
+    the store and outlives restarts.  Works beside a running engine.
+    """
+    with Outbox.attach(config=settings(directory)) as box:
+        click.echo(box.pauses.begin(reason, for_s).sentence())
+
+
+@click.command()
+@directory_option
+@in_one_sentence
+def resume(directory: str | None) -> None:
+    """End a pause: deliveries go on within about a second."""
+    with Outbox.attach(config=settings(directory)) as box:
+        click.echo("delivery goes on" if box.pauses.end() else "delivery was not paused")

@@ -1,0 +1,208 @@
+"""Blocks: the calls of a balance block belong to the code inside it, whichever thread or coroutine runs that code.
+
+The current block follows contextvars: a coroutine that awaits inside its block does not lend it to others, and
+`asyncio.to_thread` takes it along.  The blocks of one session are kept apart by a lock that has a limit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import _GeneratorContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from .. import OutboxError
+from ..clock import Clock
+
+# How long a caller waits for another thread's block of the same session.
+_LIMIT_S = 30.0
+# A nested block gives up sooner, since two threads may wait for each other's session; it then goes on without the lock.
+_NESTED_LIMIT_S = 1.0
+
+
+class BlockMisused(OutboxError):
+    """A balance block was left by another context than entered it, or before a block inside it; it recorded nothing."""
+
+
+class SessionBusy(OutboxError):
+    """Another thread stays in a balance block of this session for longer than a caller waits; nothing was recorded."""
+
+
+class OrderLock:
+    """Held while calls become durable and are folded, so that both have one order.  Reentrant; waits have a limit."""
+
+    def __init__(self, *, limit_s: float = 60.0) -> None:
+        self._lock, self._limit_s = threading.RLock(), limit_s
+        self._holder = ""
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=self._limit_s):
+            raise SessionBusy(
+                f"thread {self._holder!r} has been recording a call for more than {self._limit_s:.0f} s",
+                hint="look at the disk: a write to it does not end",
+            )
+        self._holder = threading.current_thread().name
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class Block:
+    """The calls of one block, until it ends.  Thread-safe, since `asyncio.to_thread` and tasks share it."""
+
+    def __init__(self, owner: object, session: Any, alive: Callable[[], bool] = lambda: True) -> None:
+        """`owner`: the adapter; blocks of other adapters do not see this one's calls.
+
+        `alive()`: whether the code that would record the calls can still run.  An exception that comes at any point, as
+        from a signal handler, may end that code before it has ended the block.
+        """
+        self._alive = alive
+        self.owner, self.session = owner, session
+        self._before = _current.get()
+        self.outer = current(owner)
+        self._calls: list[Any] = []
+        self._ended = False
+        # Reentrant, since a signal handler may come while it is held.
+        self._lock = threading.RLock()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the block was left."""
+        return self._ended or not self._alive()
+
+    def add(self, *calls: Any) -> bool:
+        """Take calls up; False where the block has ended, and they are not part of it."""
+        with self._lock:
+            if self.ended:
+                return False
+            self._calls.extend(calls)
+            return True
+
+    def calls(self) -> list[Any]:
+        """What was called inside so far, here and in the blocks around, oldest first."""
+        around = [] if self.outer is None else self.outer.calls()
+        with self._lock:
+            return [*around, *self._calls]
+
+    def end(self) -> list[Any]:
+        """No call joins from now on; the calls of this block."""
+        with self._lock:
+            self._ended = True
+            return self._calls
+
+
+# The innermost block of the running context, of whichever adapter; it may have ended in another context.
+_current: ContextVar[Block | None] = ContextVar("outbox_block", default=None)
+
+
+def current(owner: object) -> Block | None:
+    """The innermost open block of `owner` in the running context."""
+    block = _current.get()
+    while block is not None and (block.owner is not owner or block.ended):
+        block = block._before
+    return block
+
+
+@contextmanager
+def entered(block: Block) -> Iterator[None]:
+    """Make `block` current.  Raises `BlockMisused` where it is not left as it was entered."""
+    _current.set(block)
+    try:
+        yield
+    except BaseException:
+        block.end()
+        if _current.get() is block:
+            _current.set(block._before)
+        raise
+    innermost = _current.get()
+    if innermost is block:
+        _current.set(block._before)
+        return
+    block.end()
+    raise BlockMisused(
+        f"a balance block of session {block.session} was left out of turn, and none of its calls was recorded",
+        hint="leave each block in the task or thread that entered it, the innermost first",
+    )
+
+
+class Entering(_GeneratorContextManager[Any]):
+    """The context manager of a block: one that raises while it is entered has ended its block."""
+
+    def __enter__(self) -> Any:
+        """See the generator."""
+        try:
+            return super().__enter__()
+        except BaseException:
+            # What is raised by a signal handler may come after the generator has stopped at its `yield`.
+            self.gen.close()
+            raise
+
+    def is_alive(self) -> bool:
+        """Whether the generator can still run."""
+        return inspect.getgeneratorstate(self.gen) != inspect.GEN_CLOSED
+
+
+@dataclass(slots=True)
+class Turn:
+    """A caller's turn to change the balance of a session."""
+
+    thread: int
+    name: str
+    since: float
+    # Whether nobody else was in a block of the session meanwhile, so that the balance is the one that the caller saw.
+    alone: bool = True
+
+
+class SessionLocks:
+    """Keeps the balance blocks of a session apart.  Thread-safe; each wait has a limit."""
+
+    def __init__(self, clock: Clock, *, limit_s: float = _LIMIT_S) -> None:
+        self._clock, self._limit_s = clock, limit_s
+        self._changed = threading.Condition()
+        self._holders: dict[Any, Turn] = {}
+
+    @contextmanager
+    def held(self, session: Any, *, inside: Block | None) -> Iterator[Turn]:
+        """Hold the session's lock, or go on without it and not alone.
+
+        A caller inside a block of the session needs no lock.  Nobody waits for a block that another coroutine of the
+        same thread is in, since that one could not go on meanwhile.  Raises `SessionBusy` after the limit.
+        """
+        turn = Turn(threading.get_ident(), threading.current_thread().name, self._clock.monotonic())
+        if not _is_in_block_of(session, inside):
+            self._take(session, turn, nested=inside is not None)
+        try:
+            yield turn
+        finally:
+            with self._changed:
+                if self._holders.get(session) is turn:
+                    del self._holders[session]
+                    self._changed.notify_all()
+
+    def _take(self, session: Any, turn: Turn, *, nested: bool) -> None:
+        deadline = turn.since + (min(_NESTED_LIMIT_S, self._limit_s) if nested else self._limit_s)
+        with self._changed:
+            while (holder := self._holders.get(session)) is not None:
+                now = self._clock.monotonic()
+                if holder.thread == turn.thread or (nested and now >= deadline):
+                    holder.alone = turn.alone = False
+                    return
+                if now >= deadline:
+                    raise SessionBusy(
+                        f"session {session} is in a balance block of thread {holder.name!r} since "
+                        f"{now - holder.since:.0f} s",
+                        hint="keep slow work out of balance blocks, or let one thread change a session's balance",
+                    )
+                self._changed.wait(deadline - now)
+            self._holders[session] = turn
+
+
+def _is_in_block_of(session: Any, block: Block | None) -> bool:
+    while block is not None:
+        if block.session == session:
+            return True
+        block = block.outer
+    return False

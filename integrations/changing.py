@@ -1,0 +1,46 @@
+"""Changing: attributes of the manager that queued calls may change when they are delivered.
+
+Until then they stand still, and nobody reads them: a risk limit would be wrong.
+"""
+
+from __future__ import annotations
+
+from .. import Entry
+from .delivery import Delivery
+from .guard import Guard
+from .host import Host
+from .preflight.class_code import ClassCode
+from .preparing import Prepared
+from .state.carried import Carried
+from .state.kept_state import NOT_STATE
+
+
+class Changing:
+    """The attributes of one manager that wait for deliveries.  Thread-safe."""
+
+    def __init__(self, host: Host, carried: Carried, delivery: Delivery, guard: Guard) -> None:
+        self._host, self._carried, self._delivery, self._guard = host, carried, delivery, guard
+        # Attributes that the methods of operations assign, and the last call each waits for.
+        self._may_change: dict[str, set[str]] = {}
+        self._changing: dict[str, tuple[str, int]] = {}
+
+    def read(self, name: str) -> None:
+        """An attribute of the manager is read: let it have what deliveries have changed.
+
+        Raises `NotCaughtUp` where a call that is not delivered in time changes it.
+        """
+        operation, seq = self._changing.get(name, ("", 0))
+        if seq and not self._delivery.settled(seq):
+            raise self._guard.not_caught_up(f"self.{name} is changed by {operation}")
+        self._changing.pop(name, None)
+        self._carried.settle()
+
+    def note(self, item: Prepared, entry: Entry) -> None:
+        """Remember which attributes the call may change when it is delivered, and has not changed yet."""
+        name, cls = item.operation.name, self._host.manager_class
+        if name not in self._may_change:
+            self._may_change[name] = ClassCode(cls).changed_by(name) - NOT_STATE if cls is not None else set()
+        later = self._carried.names.get(name, set())
+        may = self._may_change[name] | later
+        for attribute in ((may - item.rehearsal.changes.by_name.keys()) | later) - item.foreseen.keys():
+            self._changing[attribute] = (name, entry.seq)

@@ -1,0 +1,172 @@
+"""Guard: no statement of the manager's engine may overtake the calls that are queued before it.
+
+It listens to the engine, so it sees the writes of every method and thread, declared or not, and of sessions that the
+host opened itself, and the reads of the manager's methods.  Only the adapter's own statements pass without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Engine, ExceptionContext, event
+from sqlalchemy.orm import scoped_session
+
+from .. import OutboxError
+from .delivery import Delivery
+from .host import AWAY
+from .manager_connection import is_replay
+
+# Statements that neither read nor write a table.
+_HARMLESS = re.compile(
+    r"\s*(SET|SHOW|RESET|BEGIN|START|SAVEPOINT|RELEASE|ROLLBACK|COMMIT|DISCARD)\b|\s*SELECT\b(?!.*(\bFROM\b|\())",
+    re.IGNORECASE | re.DOTALL,
+)
+_READS = re.compile(
+    r"\s*(SELECT|SHOW|VALUES|EXPLAIN|WITH\b(?!.*\b(INSERT|UPDATE|DELETE|MERGE)\b))", re.IGNORECASE | re.DOTALL
+)
+_BAR = "outbox:bar"
+
+
+class NotCaughtUp(OutboxError):
+    """A call that is not queued needs the calls before it to be delivered first, and they are not yet."""
+
+
+@dataclass(slots=True)
+class Watched:
+    """One call of the manager that is not queued."""
+
+    name: str
+    # Whether it was declared to need no more than what PostgreSQL holds by now.
+    stale: bool = False
+    error: OutboxError | None = None
+    # What the database answered to a statement or a connection of the call; the manager may have swallowed it.
+    failure: BaseException | None = None
+
+
+_watched: ContextVar[Watched | None] = ContextVar("outbox_watched_call", default=None)
+_ours: ContextVar[bool] = ContextVar("outbox_own_statement", default=False)
+
+
+class Guard:
+    """Watches over the engines of one manager.  Thread-safe."""
+
+    def __init__(self, delivery: Delivery, elsewhere: Callable[[], BaseException | None]) -> None:
+        """`elsewhere()`: what to raise for a statement of a rehearsal or a replay, which have sessions of their own."""
+        self._delivery, self._elsewhere = delivery, elsewhere
+        self._undo: list[Callable[[], None]] = []
+
+    def attach(self, manager: Any) -> None:
+        """Watch over the engines that a manager holds."""
+        for engine in _engines_of(manager):
+            for name, listener in (
+                ("begin", self._begun),
+                ("before_cursor_execute", self._executes),
+                ("handle_error", _failed),
+            ):
+                event.listen(engine, name, listener)
+                self._undo.append(partial(event.remove, engine, name, listener))
+
+    def close(self) -> None:
+        """Take the listeners away; may be called twice."""
+        while self._undo:
+            self._undo.pop()()
+
+    # -- calls
+
+    @contextmanager
+    def watching(self, name: str, *, stale: bool = False) -> Iterator[Watched]:
+        """Run a call of the manager.  Raises `NotCaughtUp`, also where the manager has swallowed it."""
+        watched, around = Watched(name, stale=stale), _watched.get()
+        token = _watched.set(watched)
+        try:
+            yield watched
+        finally:
+            _watched.reset(token)
+            if around is not None:
+                # A method that calls this one may swallow it, or try again with success.
+                around.error = watched.error
+            if watched.error is not None:
+                raise watched.error
+
+    def is_watching(self) -> bool:
+        """Whether a call of the manager that is not queued is running here."""
+        return _watched.get() is not None
+
+    def note(self, error: BaseException) -> None:
+        """A call that is not queued has failed: one that has made it must not take the manager's word for an answer."""
+        watched = _watched.get()
+        if watched is not None and isinstance(error, OutboxError):
+            watched.error = error
+        elif watched is not None:
+            watched.failure = error
+
+    def not_caught_up(self, why: str) -> NotCaughtUp:
+        """What to raise where calls before this one are not delivered."""
+        return NotCaughtUp(
+            f"{why}, and calls before it are not delivered yet",
+            hint="try again when `atb outbox status` shows nothing pending",
+        )
+
+    # -- statements
+
+    def _begun(self, connection: Connection) -> None:
+        connection.info[_BAR] = self._delivery.last_seq
+
+    def _executes(self, connection: Connection, _: Any, statement: str, *__: Any) -> None:
+        watched = _watched.get()
+        if watched is not None:
+            # A manager that tries again has an answer of its own.
+            watched.failure = None
+        if _ours.get() or is_replay(connection):
+            return
+        stray = self._elsewhere()
+        if stray is not None:
+            raise stray
+        if _HARMLESS.match(statement):
+            return
+        # A host's own look at what PostgreSQL holds by now is what it seems to be.
+        if (watched is None or watched.stale) and _READS.match(statement):
+            return
+        # What is queued after the transaction's first statement is not before it.
+        bar = connection.info.get(_BAR, self._delivery.last_seq)
+        settled = self._delivery.settled(bar)
+        if watched is not None:
+            watched.error = None
+        if not settled:
+            name = "a statement of the host" if watched is None else watched.name
+            error = self.not_caught_up(f"{name} works on what PostgreSQL holds")
+            if watched is not None:
+                watched.error = error
+            raise error
+        connection.info[_BAR] = 0
+
+
+@contextmanager
+def own_statements() -> Iterator[None]:
+    """Statements that the adapter itself sends through the manager's engine pass every guard."""
+    token = _ours.set(True)
+    try:
+        yield
+    finally:
+        _ours.reset(token)
+
+
+def _failed(context: ExceptionContext) -> None:
+    watched = _watched.get()
+    # A pool tests its connections and replaces those that are lost.
+    if watched is not None and not context.is_pre_ping and isinstance(context.sqlalchemy_exception, AWAY):
+        watched.failure = context.sqlalchemy_exception
+
+
+def _engines_of(manager: Any) -> set[Engine]:
+    held = [*vars(manager).values()]
+    for value in tuple(held):
+        maker = value.session_factory if isinstance(value, scoped_session) else value
+        held.append(getattr(maker, "kw", {}).get("bind") if hasattr(maker, "kw") else None)
+    return {value for value in held if isinstance(value, Engine)}

@@ -1,0 +1,254 @@
+"""Holders: finds what of an engine holds its plain manager, and puts the durable one in its place.
+
+Components take the manager in their constructors: as an attribute, in a list, as a bound method, in a closure.  A write
+of theirs would go past the outbox.  Whatever can be reached from the engine without running its code is looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from ..errors import ConfigError
+from ..log import Log
+
+_log = Log("outbox.integrations")
+
+# Enough for an engine with its components.
+_MAX_OBJECTS = 200_000
+# Of a larger collection (a price history) only these are looked at, unless one of them may hold something.
+_SAMPLE = 1000
+
+_PLAIN = (
+    str,
+    bytes,
+    bytearray,
+    int,
+    float,
+    complex,
+    bool,
+    type(None),
+    types.ModuleType,
+    types.CodeType,
+    logging.Logger,
+)
+# Their objects hold no manager, and there may be very many of them.
+_FOREIGN = ("sqlalchemy", "psycopg2", "numpy", "pandas", "decimal", "datetime", "_thread", "logging")
+
+# What is read back where an exchange cannot fail unnoticed.
+_REPLACED = object()
+
+Undo = Callable[[], object]
+
+
+Change = Callable[[Any, Any], object]
+
+
+class _Slot:
+    """A place that holds a value: where it is, what it holds, and how another one gets there."""
+
+    def __init__(
+        self, where: str, value: Any, change: Change | None, held: Callable[[], Any], *, opens: bool = True
+    ) -> None:
+        """`change(old, new)` replaces the value, `held()` reads it; no `change` where the holder itself is replaced.
+
+        `opens`: whether the value itself is searched.
+        """
+        self.where, self.value, self.change, self._held, self.opens = where, value, change, held, opens
+
+    def put(self, change: Change, value: Any) -> Undo:
+        """Replace the value; returns what undoes it.  Raises `ConfigError` where that is impossible."""
+        try:
+            change(self.value, value)
+            held = self._held()
+            done = held is value or held is _REPLACED
+        except Exception:  # noqa: BLE001 - frozen objects raise what they like
+            done = False
+        if not done:
+            raise ConfigError(
+                f"{self.where} holds the plain manager and cannot be given the durable one",
+                hint="put DurableDatabaseManager.of(DatabaseManager) where the engine names its manager's class",
+            )
+        return functools.partial(change, value, self.value)
+
+
+def replace_held(root: Any, manager: Any, durable: Any, name: str) -> Iterator[Undo]:
+    """Put `durable` wherever `root` (called `name` in messages) holds `manager`; yields what undoes each step.
+
+    Raises `ConfigError`, which names the holder, where one cannot be changed.
+    """
+    seen: set[int] = {id(manager), id(durable)}
+    todo: deque[tuple[str, Any]] = deque([(name, root)])
+    while todo and len(seen) < _MAX_OBJECTS:
+        where, holder = todo.popleft()
+        if id(holder) in seen or not _may_hold(holder):
+            continue
+        seen.add(id(holder))
+        for slot in _slots_of(where, holder):
+            instead = _instead(slot.value, manager, durable)
+            if instead is not None and slot.change is not None:
+                _log.info("the durable manager replaces the plain one at %(holder)s", holder=slot.where)
+                yield slot.put(slot.change, instead)
+            if slot.opens:
+                todo.append((slot.where, slot.value))
+    if todo:
+        _log.warning(
+            "the engine is too large to be searched for holders of the manager: %(objects)s objects were looked at",
+            objects=len(seen),
+        )
+
+
+def others_holding(manager: Any, known: set[int]) -> list[str]:
+    """Objects and modules of the program that hold `manager` in an attribute; `known` are ids of those that may."""
+    found: set[str] = set()
+    for referrer in gc.get_referrers(manager):
+        owners = gc.get_referrers(referrer) if type(referrer) is dict else [referrer]
+        for owner in owners:
+            if id(owner) not in known and any(value is manager for value in list(_own(owner).values())):
+                is_module = type(owner) is types.ModuleType
+                found.add(f"module {owner.__name__}" if is_module else type(owner).__qualname__)
+    return sorted(found)
+
+
+def _may_hold(holder: Any) -> bool:
+    kind = type(holder)
+    if issubclass(kind, (*_PLAIN, type)) or kind.__module__.partition(".")[0] in _FOREIGN:
+        return False
+    if not issubclass(kind, (list, deque, dict, set, tuple, frozenset)) or len(holder) <= _SAMPLE:
+        return True
+    sample = islice(dict.values(holder) if issubclass(kind, dict) else holder, _SAMPLE)
+    return any(_may_hold(item) for item in sample)
+
+
+def _instead(value: Any, manager: Any, durable: Any) -> Any:
+    """What stands for `value` afterwards, if it is the manager or cannot be without it; else None."""
+    if value is manager:
+        return durable
+    kind = type(value)
+    if kind is types.MethodType:
+        return getattr(durable, value.__name__, None) if value.__self__ is manager else None
+    if kind is weakref.ref:
+        return weakref.ref(durable) if value() is manager else None
+    if kind is functools.partial:
+        function, given = _instead(value.func, manager, durable), _instead(value.args, manager, durable)
+        named = {name: _instead(item, manager, durable) for name, item in value.keywords.items()}
+        if function is None and given is None and not any(item is not None for item in named.values()):
+            return None
+        keywords = {name: value.keywords[name] if item is None else item for name, item in named.items()}
+        return functools.partial(
+            value.func if function is None else function, *(value.args if given is None else given), **keywords
+        )
+    if issubclass(kind, (tuple, frozenset)):
+        items = [(item, _instead(item, manager, durable)) for item in value]
+        if all(other is None for _, other in items):
+            return None
+        made = [item if other is None else other for item, other in items]
+        base: Any = tuple if issubclass(kind, tuple) else frozenset
+        return base.__new__(kind, made)
+    return None
+
+
+def _slots_of(where: str, holder: Any) -> Iterator[_Slot]:
+    """The places of one object that may hold something."""
+    kind = type(holder)
+    if issubclass(kind, (dict, list, deque)):
+        for key, value in list(dict.items(holder) if issubclass(kind, dict) else enumerate(holder)):
+            held = functools.partial(holder.__getitem__, key)
+            yield _Slot(f"{where}[{key!r:.40}]", value, functools.partial(_set_item, holder, key), held)
+            if issubclass(kind, dict):
+                yield _Slot(f"a key of {where}", key, _refuse, held)
+    elif issubclass(kind, set):
+        for value in list(holder):
+            yield _Slot(f"an element of {where}", value, functools.partial(_exchange, holder), _cannot_tell)
+    elif issubclass(kind, (tuple, frozenset)):
+        yield from (_inside(where, value) for value in holder)
+    elif issubclass(kind, functools.partial):
+        yield from (_inside(where, value) for value in (holder.func, holder.args, holder.keywords))
+    elif kind is types.MethodType:
+        yield from (_inside(where, value) for value in (holder.__self__, holder.__func__))
+    elif kind in (types.GeneratorType, types.CoroutineType):
+        frame = holder.gi_frame if kind is types.GeneratorType else holder.cr_frame
+        for name, value in {} if frame is None else frame.f_locals.items():
+            yield _Slot(f"{name!r} of the running {holder.__qualname__}", value, _refuse, _nothing)
+    else:
+        if kind is types.FunctionType:
+            yield from _slots_of_function(where, holder)
+        yield from _attributes(where, holder)
+
+
+def _inside(where: str, value: Any) -> _Slot:
+    """A value in an object that cannot be changed: whatever holds that is given another one."""
+    return _Slot(where, value, None, _nothing)
+
+
+def _slots_of_function(where: str, function: types.FunctionType) -> Iterator[_Slot]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # an empty cell
+            change, held = functools.partial(_set_attribute, cell, "cell_contents"), functools.partial(_contents, cell)
+            yield _Slot(f"{name!r} of the function {where}", cell.cell_contents, change, held)
+    for name in ("__defaults__", "__kwdefaults__"):
+        change = functools.partial(_set_attribute, function, name)
+        yield _Slot(f"{where}.{name}", getattr(function, name), change, functools.partial(getattr, function, name))
+
+
+def _contents(cell: types.CellType) -> Any:
+    return cell.cell_contents
+
+
+def _attributes(where: str, holder: Any) -> Iterator[_Slot]:
+    """Its own attributes, those in slots, and those of its class that are set to the manager itself."""
+    own = _own(holder)
+    for name, value in list(own.items()):
+        held = functools.partial(own.get, name)
+        yield _Slot(f"{where}.{name}", value, functools.partial(_set_attribute, holder, name), held)
+    for base in () if type(holder) is types.FunctionType else type(holder).__mro__:
+        for name, member in list(vars(base).items()) if base.__module__ != "builtins" else ():
+            if isinstance(member, types.MemberDescriptorType):
+                held = functools.partial(member.__get__, holder, base)
+                with suppress(AttributeError):
+                    yield _Slot(f"{where}.{name}", held(), functools.partial(_set_attribute, holder, name), held)
+            else:
+                change, held = functools.partial(_set_attribute, base, name), functools.partial(vars(base).get, name)
+                yield _Slot(f"{base.__qualname__}.{name}", member, change, held, opens=False)
+
+
+def _own(holder: Any) -> dict[str, Any]:
+    """Its attributes, without asking it: a proxy would ask another object, and may have none."""
+    with suppress(AttributeError, TypeError):
+        own: dict[str, Any] = object.__getattribute__(holder, "__dict__")
+        return own
+    return {}
+
+
+def _set_item(holder: Any, key: Any, _: Any, value: Any) -> None:
+    holder[key] = value
+
+
+def _set_attribute(holder: Any, name: str, _: Any, value: Any) -> None:
+    setattr(holder, name, value)
+
+
+def _exchange(holder: set[Any], old: Any, value: Any) -> None:
+    holder.discard(old)
+    holder.add(value)
+
+
+def _nothing() -> None:
+    """Read nothing back."""
+
+
+def _cannot_tell() -> Any:
+    """Read back from a set, which has no places."""
+    return _REPLACED
+
+
+def _refuse(*_: Any) -> None:
+    raise TypeError("what is held here cannot be replaced")

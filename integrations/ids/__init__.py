@@ -1,0 +1,1 @@
+"""Ids: numbers of the manager's sequences, reserved before an outage."""

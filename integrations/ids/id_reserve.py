@@ -1,0 +1,258 @@
+"""Final ids without PostgreSQL: blocks taken from its sequences while it is up, kept durably, handed out at once.
+
+An id that was handed out is never handed out again, also after a crash: a chunk is checked out durably before the
+first of its ids is used, and what a crash leaves of it is a gap.  The server's side is as durable: ids are fetched in a
+transaction whose commit is flushed, and a sequence that has fallen back, as after the restore of a backup, is set
+forward behind the highest id that was ever reserved.  A key that is a UUID needs no reserve: it is made at the call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, text
+
+from ... import DurabilityError, Outbox
+from ...errors import ConfigError, StoreBusy
+from ..manager_connection import fresh_connection
+
+_CHUNK = 64
+_WANTED = 5000
+
+_COLUMN = text(
+    "SELECT format_type(a.atttypid, NULL), a.attidentity::text, "
+    "  pg_get_serial_sequence(:table, :column), pg_get_expr(d.adbin, d.adrelid), "
+    "  (SELECT nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = a.attrelid) "
+    "FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum "
+    "WHERE a.attrelid = to_regclass(:table) AND a.attname = :column AND NOT a.attisdropped"
+)
+_NEXTVAL = re.compile(r"nextval\('((?:[^']|'')+)'::regclass\)")
+# A commit is flushed only where the transaction has a number, and a fetched id must survive the server's crash.
+_DURABLE = text("SET LOCAL synchronous_commit = on")
+_NUMBERED = text("SELECT pg_current_xact_id()")
+_FETCH = text("SELECT nextval(CAST(:sequence AS regclass)) FROM generate_series(1, :missing)")
+_FORWARD = text("SELECT setval(CAST(:sequence AS regclass), :highest)")
+_SECURE = text(
+    "SELECT setval(CAST(:sequence AS regclass), :highest) "
+    "WHERE coalesce(pg_sequence_last_value(CAST(:sequence AS regclass)), 0) < :highest"
+)
+
+
+class IdReserveEmpty(DurabilityError):
+    """No reserved id is left, or none was ever fetched: what needs one cannot be recorded, and trading must halt."""
+
+
+class IdColumn(NamedTuple):
+    """The column that holds the ids of a table's rows; `schema` is None where the search_path finds the table."""
+
+    schema: str | None
+    table: str
+    column: str
+
+    @classmethod
+    def of(cls, names: tuple[str | None, ...]) -> IdColumn:
+        """From `(schema, table, column)` or `(table, column)`."""
+        schema, table, column = names if len(names) == 3 else (None, *names)
+        return cls(schema, table or "", column or "id")
+
+    @classmethod
+    def named(cls, creates: str | None) -> IdColumn:
+        """From `table`, `table.column` or `schema.table.column`."""
+        parts = (creates or "").split(".")
+        return cls.of((*parts, "id") if len(parts) == 1 else tuple(parts))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`(schema, table, column)`, or `(table, column)` where there is no schema."""
+        return tuple(name for name in self if name is not None)
+
+    def __str__(self) -> str:
+        return ".".join(self.names)
+
+
+class IdReserve:
+    """Reserved ids of one table's column.  Thread-safe; one object per column and store."""
+
+    def __init__(
+        self, outbox: Outbox, table: str, column: str = "id", *, schema: str | None = None, wanted: int | None = None
+    ) -> None:
+        """`wanted` ids are kept in reserve by `fill`."""
+        self._outbox, self.of = outbox, IdColumn(schema, table, column)
+        self.wanted = wanted or _WANTED
+        self._meta = f"ids:{self.of}" if schema is not None or column != "id" else f"ids:{table}"
+        # A crash costs a chunk, and a small reserve must last through many.
+        self._chunk_size = max(1, min(_CHUNK, self.wanted // 50))
+        # Reentrant, so that a signal handler is refused by `take` and does not wait for what it has interrupted.
+        self._lock = threading.RLock()
+        self._chunk: deque[int] = deque()
+        # Why the column can have no reserve, as far as is known.
+        self.failure: ConfigError | None = None
+        self.taken = 0
+        stored = outbox.store.get_meta(self._meta)
+        state: dict[str, Any] = json.loads(stored) if stored else {}
+        # Ranges [first, last] of ids that are free, oldest first, and the highest id ever fetched.
+        self._ranges: list[list[int]] = state.get("ranges", [])
+        self._highest: int = state.get("highest", 0)
+        self.is_uuid: bool = state.get("uuid", False)
+        # Where the table is, as far as is known.
+        self.schema: str | None = state.get("schema", schema)
+
+    def left(self) -> int:
+        """How many ids can be handed out without PostgreSQL; as many as are wanted where they are made here."""
+        with self._lock:
+            if self.is_uuid:
+                return self.wanted
+            return len(self._chunk) + sum(last - first + 1 for first, last in self._ranges)
+
+    @property
+    def low(self) -> bool:
+        """Whether it is time to `fill` it."""
+        return self.failure is None and self.left() <= self.wanted * 9 // 10
+
+    def take(self) -> Any:
+        """The next id.
+
+        Raises `IdReserveEmpty`, `DurabilityError`, `ConfigError` where there can be none, and `StoreBusy` in the middle
+        of another call.
+        """
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise StoreBusy(
+                "this thread is in the middle of taking another id",
+                hint="nothing was written; a signal handler should set a flag and leave the rest to the program's loop",
+            )
+        with self._lock:
+            if self.is_uuid:
+                return self._outbox.clock.new_id()
+            if not self._chunk:
+                self._check_out()
+            self.taken += 1
+            return self._chunk.popleft()
+
+    @property
+    def missing(self) -> int:
+        """How many ids `fill` has to fetch."""
+        return max(0, self.wanted - self.left())
+
+    def fill(self, engine: Engine) -> None:
+        """Fetch ids from the column's sequence until enough are in reserve.
+
+        Raises `SQLAlchemyError` when PostgreSQL is away, `ConfigError` where the column has no sequence.
+        """
+        with fresh_connection(engine) as connection:
+            self.fill_on(connection)
+
+    def fill_on(self, connection: Connection) -> None:
+        """The same on a connection of the manager's, in a transaction of its own."""
+        missing = self.missing
+        if not missing:
+            return
+        self.failure = None
+        try:
+            with _transaction(connection):
+                sequence = self._sequence(connection)
+                fetched = self._fetch(connection, sequence, missing) if sequence is not None else []
+                connection.execute(_NUMBERED)
+        except ConfigError as exc:
+            self.failure = exc
+            raise
+        with self._lock:
+            self.is_uuid = not fetched
+            for number in fetched:
+                if self._ranges and self._ranges[-1][1] == number - 1:
+                    self._ranges[-1][1] = number
+                else:
+                    self._ranges.append([number, number])
+            self._highest = max([self._highest, *fetched])
+            self._save()
+
+    def secure_on(self, connection: Connection) -> None:
+        """Set the sequence forward where it has fallen behind a reserved id, so that nobody else is given that one.
+
+        Raises as `fill`.
+        """
+        if not self._highest:
+            return
+        with _transaction(connection):
+            sequence = self._sequence(connection)
+            if sequence is not None:
+                connection.execute(_SECURE, {"sequence": sequence, "highest": self._highest})
+
+    def _sequence(self, connection: Connection) -> str | None:
+        """The sequence of the column, or None where its ids are UUIDs."""
+        schemas = connection.get_execution_options().get("schema_translate_map") or {}
+        schema = schemas.get(self.of.schema, self.of.schema)
+        table = ".".join(_quoted(part) for part in (schema, self.of.table) if part is not None)
+        found = connection.execute(_COLUMN, {"table": table, "column": self.of.column}).one_or_none()
+        if found is None:
+            raise ConfigError(
+                f"there is no column {self.of}, so no ids can be reserved",
+                hint='declare creates="schema.table.column", or the operation without creates=',
+            )
+        kind, identity, sequence, default, self.schema = found
+        if kind == "uuid":
+            return None
+        if identity == "a":
+            raise ConfigError(
+                f"column {self.of} is GENERATED ALWAYS, so it takes no reserved id",
+                hint="make it GENERATED BY DEFAULT, or declare the operation without creates=",
+            )
+        if sequence is None and (called := _NEXTVAL.search(default or "")) is not None:
+            # Of a sequence that is not the column's own.
+            sequence = called[1].replace("''", "'")
+        if sequence is None:
+            raise ConfigError(
+                f"column {self.of} has no sequence, so no ids can be reserved",
+                hint="make it SERIAL or IDENTITY, or declare the operation without creates=",
+            )
+        return str(sequence)
+
+    def _fetch(self, connection: Connection, sequence: str, missing: int) -> list[int]:
+        while True:
+            found = sorted(connection.execute(_FETCH, {"sequence": sequence, "missing": missing}).scalars())
+            if found[0] > self._highest:
+                return found
+            connection.execute(_FORWARD, {"sequence": sequence, "highest": self._highest})
+
+    def _check_out(self) -> None:
+        if not self._ranges and self.failure is not None:
+            raise self.failure
+        if not self._ranges:
+            raise IdReserveEmpty(
+                f"no id is left in the reserve of {self.of}",
+                hint="PostgreSQL must be reachable to fetch more; OUTBOX_ID_RESERVE says how many are kept",
+            )
+        first, last = self._ranges[0]
+        taken = range(first, min(first + self._chunk_size, last + 1))
+        if taken[-1] == last:
+            self._ranges.pop(0)
+        else:
+            self._ranges[0][0] = taken[-1] + 1
+        self._save()
+        self._chunk.extend(taken)
+
+    def _save(self) -> None:
+        state = {"ranges": self._ranges, "highest": self._highest, "uuid": self.is_uuid, "schema": self.schema}
+        self._outbox.store.put_meta(self._meta, json.dumps(state).encode())
+
+
+@contextmanager
+def _transaction(connection: Connection) -> Iterator[None]:
+    """A transaction that is on the server's disk when the block ends."""
+    if not connection.in_transaction():
+        connection.begin()
+    try:
+        connection.execute(_DURABLE)
+        yield
+        connection.commit()
+    finally:
+        connection.rollback()
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,155 @@
+"""The id reserves of all tables of a manager: filled in the background, shown in the status with how long they last."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from ... import Outbox
+from ...errors import ConfigError
+from ...log import Log
+from ..host import AWAY
+from ..manager_connection import fresh_connection
+from .id_reserve import IdColumn, IdReserve
+
+_log = Log("outbox.integrations")
+
+_NOTICE = "ids-in-reserve"
+_MISSING = "ids-not-reserved"
+# Of these a program makes few.
+_FEW_OF = frozenset({"trading_sessions"})
+_FEW = 100
+# Below this share of what is wanted the status is degraded.
+_SCARCE = 0.2
+# The present rate is that of the last hour; a notice that is merely newer is worth a durable write once a minute.
+_RATE_S = 3600.0
+_SHOW_S = 60.0
+_RETRY_S = 60.0
+
+
+class IdReserves:
+    """The reserves of several tables.  Thread-safe; one thread tends them."""
+
+    def __init__(self, outbox: Outbox, columns: Iterable[tuple[str | None, ...]]) -> None:
+        """`columns`: `(schema, table, column)` of the ids, or `(table, column)`."""
+        self._outbox = outbox
+        wanted = outbox.config.id_reserve
+        # By the names that were given.
+        self._reserves = {
+            of.names: IdReserve(
+                outbox,
+                of.table,
+                of.column,
+                schema=of.schema,
+                wanted=min(wanted, _FEW) if of.table in _FEW_OF else wanted,
+            )
+            for of in map(IdColumn.of, columns)
+        }
+        # After a crash of the server a sequence may have fallen back.
+        self._distrusted = True
+        # What could not be filled is tried again then: somebody may have mended the table.
+        self._retry_at: float | None = None
+        self._used: deque[tuple[float, dict[IdColumn, int]]] = deque()
+        self._shown: tuple[float, bool] = (float("-inf"), False)
+
+    def take(self, *names: str | None) -> Any:
+        """The next id of a column.  Raises `IdReserveEmpty`, `DurabilityError` or `ConfigError`."""
+        return self._reserves[IdColumn.of(names).names].take()
+
+    def take_if_any(self, *names: str | None) -> Any:
+        """The next id, or None where the column has no reserve or it is empty.  Raises `DurabilityError`."""
+        of = IdColumn.of(names)
+        reserve = self._reserves.get(of.names)
+        if reserve is None and of.schema is not None:
+            # Declared without a schema, which says nothing of a table of that name elsewhere.
+            reserve = self._reserves.get(of.names[1:])
+            reserve = reserve if reserve is not None and reserve.schema in (None, of.schema) else None
+        return reserve.take() if reserve is not None and reserve.left() else None
+
+    @property
+    def low(self) -> bool:
+        """Whether one of them should be filled, or its sequence looked at."""
+        again = self._retry_at is not None and self._outbox.clock.monotonic() >= self._retry_at
+        return self._distrusted or again or any(reserve.low for reserve in self._reserves.values())
+
+    def distrust(self) -> None:
+        """PostgreSQL is back after an outage: look at its sequences before the next fill."""
+        self._distrusted = True
+
+    def secure(self, engine: Engine) -> None:
+        """Set sequences forward that have fallen behind a reserved id.
+
+        Raises `SQLAlchemyError` where PostgreSQL is away.
+        """
+        self._distrusted = True
+        self.fill(engine)
+
+    def fill(self, engine: Engine) -> dict[IdColumn, Exception]:
+        """Secure them where they are distrusted, and fill them; returns those that cannot be filled, and why.
+
+        Raises `SQLAlchemyError` where PostgreSQL is away.
+        """
+        failed: dict[IdColumn, Exception] = {}
+        secure, self._distrusted = self._distrusted, False
+        try:
+            if secure or any(reserve.missing for reserve in self._reserves.values()):
+                with fresh_connection(engine) as connection:
+                    # What a listener has set for the connection must outlive a rollback on it.
+                    connection.commit()
+                    failed = self._fill_on(connection, secure=secure)
+        except SQLAlchemyError:
+            self._distrusted |= secure
+            raise
+        self._report(failed)
+        return failed
+
+    def _fill_on(self, connection: Connection, *, secure: bool) -> dict[IdColumn, Exception]:
+        failed: dict[IdColumn, Exception] = {}
+        for reserve in self._reserves.values():
+            try:
+                if secure:
+                    reserve.secure_on(connection)
+                reserve.fill_on(connection)
+            except AWAY:
+                raise
+            except (SQLAlchemyError, ConfigError) as exc:
+                failed[reserve.of] = exc
+        return failed
+
+    def _report(self, failed: dict[IdColumn, Exception]) -> None:
+        if not failed:
+            self._retry_at = None
+            self._outbox.notices.clear(_MISSING)
+            return
+        message = "; ".join(f"{of}: {str(exc).splitlines()[0]}" for of, exc in failed.items())
+        if self._retry_at is None:
+            _log.warning("ids cannot be reserved: %(detail)s", detail=message)
+        self._retry_at = self._outbox.clock.monotonic() + _RETRY_S
+        self._outbox.notices.put(_MISSING, f"ids cannot be reserved: {message}", degraded=True)
+
+    def show(self) -> None:
+        """Say in the status what is left and for how long.  Raises `DurabilityError`."""
+        now = self._outbox.clock.monotonic()
+        reserves = [reserve for reserve in self._reserves.values() if not reserve.is_uuid and reserve.failure is None]
+        self._used.append((now, {reserve.of: reserve.taken for reserve in reserves}))
+        while len(self._used) > 2 and now - self._used[1][0] > _RATE_S:
+            self._used.popleft()
+        scarce = any(reserve.left() < reserve.wanted * _SCARCE for reserve in reserves)
+        if not reserves or (now - self._shown[0] < _SHOW_S and scarce == self._shown[1]):
+            return
+        self._shown = (now, scarce)
+        parts = [f"{reserve.of} {reserve.left()} of {reserve.wanted}{self._lasts(reserve)}" for reserve in reserves]
+        self._outbox.notices.put(_NOTICE, f"ids in reserve: {', '.join(parts)}", degraded=scarce)
+
+    def _lasts(self, reserve: IdReserve) -> str:
+        """For how long the ids last at the rate of the last hour; empty where none were taken."""
+        (began, before), (now, after) = self._used[0], self._used[-1]
+        taken = after[reserve.of] - before.get(reserve.of, 0)
+        if taken <= 0 or now <= began:
+            return ""
+        hours = reserve.left() / taken * (now - began) / 3600
+        return f" (about {hours:.0f} h)" if hours >= 2 else f" (about {hours * 60:.0f} min)"

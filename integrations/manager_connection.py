@@ -1,0 +1,373 @@
+"""The manager's connection: what a replay sees instead of the relay's, in the relay's transaction.
+
+It is a connection of the manager's own engine, with its events, execution options, dialect and JSON functions, around
+the driver's connection of the relay.  The settings of a session (search_path, role, time zone, variables for row-level
+security) are compared with those of a connection of the manager, and what differs is set for the replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+from sqlalchemy import Connection, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.orm import scoped_session
+
+from ..errors import ConfigError, TargetMisconfigured, TargetUnavailable
+from ..postgres.connection import libpq_url
+from ..postgres.piggyback import PiggybackConnection
+from .host import AWAY, Host
+
+# They are the relay's to choose: they say how its transaction ends, how long it may take, and how its driver talks.
+_OF_THE_RELAY = frozenset(
+    {
+        *("transaction_deferrable", "transaction_isolation", "transaction_read_only", "synchronous_commit"),
+        *("default_transaction_deferrable", "default_transaction_isolation", "default_transaction_read_only"),
+        *("idle_in_transaction_session_timeout", "idle_session_timeout", "lock_timeout", "statement_timeout"),
+        *("client_connection_check_interval", "client_encoding", "tcp_keepalives_count", "tcp_keepalives_idle"),
+        *("tcp_keepalives_interval", "tcp_user_timeout", "transaction_timeout", "seed"),
+    }
+)
+
+# Settings that a session of a lesser role does not see are left alone, and those of libraries that are not loaded.
+_SETTINGS = """
+    SELECT name, setting FROM pg_settings WHERE context IN ('user', 'superuser')
+        AND (position('.' IN name) = 0 OR source IN ('client', 'session', 'user', 'database', 'database user'))
+"""
+# An application's own variables are in no list: those count that the database or the connection's options name.
+_VARIABLES = r"""
+    SELECT DISTINCT lower(found[1]) FROM (
+        SELECT coalesce(pg_get_expr(polqual, polrelid), '') || ' ' || coalesce(pg_get_expr(polwithcheck, polrelid), '')
+            FROM pg_policy
+        UNION ALL SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef
+        UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'c'
+        UNION ALL SELECT pg_get_viewdef(oid) FROM pg_class WHERE relkind IN ('v', 'm') AND oid >= 16384
+        UNION ALL SELECT coalesce(prosrc, '') FROM pg_proc WHERE oid >= 16384
+    ) AS t (body), regexp_matches(body, $$current_setting\s*\(\s*E?'(\w+(\.\w+)+|application_name)'$$, 'gi') AS found
+"""
+_IDENTITY = """
+    SELECT current_user, session_user, current_setting('is_superuser') = 'on',
+        current_setting('transaction_isolation'), current_setting('transaction_read_only'), current_database(),
+        (SELECT oid FROM pg_database WHERE datname = current_database()),
+        CASE WHEN has_function_privilege('pg_control_system()', 'EXECUTE')
+            THEN (SELECT system_identifier::text FROM pg_control_system()) END
+"""
+_NAME = "application_name"
+_REPLAY = "outbox:replay"
+# Names that mean the same and are written in no row.
+_SAME = {"Etc/UTC": "UTC"}
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a session of PostgreSQL is like."""
+
+    user: str
+    login: str
+    superuser: bool
+    isolation: str
+    read_only: str
+    database: str
+    place: tuple[Any, ...]
+    settings: dict[str, str]
+    variables: dict[str, str | None] = field(default_factory=dict)
+
+
+def _state_of(raw: Any, variables: frozenset[str]) -> _State:
+    """The state of the driver's connection `raw`, in the transaction that it is in."""
+    with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+        cursor.execute(_IDENTITY)
+        user, login, superuser, isolation, read_only, database, oid, system = cursor.fetchone()
+        cursor.execute(_SETTINGS)
+        settings = {name: _SAME.get(value, value) for name, value in cursor if name not in _OF_THE_RELAY}
+        values: dict[str, str | None] = {}
+        for name in sorted(variables):
+            cursor.execute("SELECT current_setting(%s, true)", (name,))
+            values[name] = cursor.fetchone()[0]
+        place = (oid, system)
+        return _State(user, login, superuser, isolation, read_only, database, place, settings, values)
+
+
+def _variables_known(raw: Any) -> frozenset[str]:
+    """Names of an application's own variables that can matter on the connection."""
+    with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+        cursor.execute(_VARIABLES)
+        found = {name for (name,) in cursor}
+    options = (raw.info.options or "").replace("--", "-c ").split()
+    named = {word.partition("=")[0].removeprefix("-c") for word in options if "=" in word}
+    return frozenset(found | {name.lower() for name in named if "." in name})
+
+
+def engine_of(manager: Any) -> Engine:
+    """The engine of a manager's sessions.  Raises `ConfigError` where it has none, or one that is not psycopg2's."""
+    factory = getattr(manager, "session_factory", None)
+    maker = factory.session_factory if isinstance(factory, scoped_session) else factory
+    options = getattr(maker, "kw", None) or {}
+    binds = list(dict.fromkeys(_engine(bind) for bind in (options.get("binds") or {}).values()))
+    bind = options.get("bind") or (binds[0] if binds else None) or getattr(manager, "engine", None)
+    engine = _engine(bind)
+    if not isinstance(engine, Engine):
+        raise ConfigError(
+            "the manager's sessions have no engine", hint="give sessionmaker bind=engine, or the manager an .engine"
+        )
+    if any(getattr(other, "url", None) != engine.url for other in binds):
+        raise ConfigError(
+            "the manager's session factory binds tables to several engines", hint="calls of one manager go to one"
+        )
+    if engine.dialect.name != "postgresql" or engine.dialect.driver != "psycopg2":
+        raise ConfigError(
+            f"the manager's engine is of {engine.dialect.name}+{engine.dialect.driver}",
+            hint="make it with postgresql+psycopg2://; other drivers need operations with handlers",
+        )
+    return engine
+
+
+def _engine(bind: Any) -> Any:
+    return bind.engine if isinstance(bind, Connection) else bind
+
+
+def check_connection(manager: Any, database_url: str | None) -> None:
+    """Raise `ConfigError` where calls of `manager` cannot be replayed in a relay's transaction at `database_url`.
+
+    Looks at a connection of each, and at nothing while PostgreSQL is away; without a URL at the manager's only.
+    """
+    engine = engine_of(manager)
+    try:
+        with fresh_connection(engine) as connection:
+            raw = _driver_connection(connection.connection.dbapi_connection)
+            theirs = _state_of(raw, _variables_known(raw))
+        relay = psycopg2.connect(libpq_url(database_url)) if database_url is not None else None
+    except (*AWAY, psycopg2.OperationalError):
+        return
+    if relay is None:
+        _check(theirs, None)
+        return
+    try:
+        ours = _state_of(relay, frozenset(theirs.variables))
+        _check(theirs, ours)
+        try:
+            _take_over(relay, theirs, ours)
+        except psycopg2.Error as exc:
+            raise ConfigError(_refused(exc, theirs, ours), hint=_HINT) from exc
+    finally:
+        relay.close()
+
+
+_HINT = "let the manager and DATABASE_URL use the same login, or grant the relay's what is missing"
+
+
+@contextmanager
+def fresh_connection(engine: Engine) -> Iterator[Connection]:
+    """A connection as the manager's sessions have it when they begin.
+
+    From a pool of its own, with the same listeners: the host may hold all of the engine's pool, and wait for us; and
+    what a listener has set for a connection is gone after the first rollback there.  What is not committed ends here.
+    """
+    pool = engine.pool.recreate()
+    try:
+        try:
+            raw = pool.connect()
+        except psycopg2.Error as exc:
+            raise OperationalError("connect", None, exc) from exc
+        with Connection(engine, raw) as connection:
+            # Listeners may have begun already.
+            if not connection.in_transaction():
+                connection.begin()
+            yield connection
+    finally:
+        pool.dispose()
+
+
+def _refused(exc: BaseException, theirs: _State, ours: _State) -> str:
+    what = str(exc).strip().splitlines()[0]
+    return f"the session of the manager ({theirs.user}) cannot be taken over by the relay's ({ours.user}): {what}"
+
+
+def _driver_connection(raw: DBAPIConnection | None) -> Any:
+    if not isinstance(raw, psycopg2.extensions.connection):
+        raise ConfigError(f"the manager's connections are of {type(raw).__module__}, not psycopg2")
+    if raw.autocommit:
+        raise ConfigError(
+            "the manager's connections are in autocommit", hint="a call must be a transaction to be replayed in one"
+        )
+    return raw
+
+
+def _check(theirs: _State, ours: _State | None) -> None:
+    """Raise `ConfigError` for what cannot be set within a transaction."""
+    isolation = ours.isolation if ours is not None else "read committed"
+    if theirs.isolation != isolation:
+        raise ConfigError(
+            f"the manager's transactions are {theirs.isolation}, the relay's {isolation}",
+            hint="all calls of a batch share one transaction: lock rows instead",
+        )
+    if theirs.read_only == "on":
+        raise ConfigError("the manager's transactions are read-only")
+    if ours is not None and theirs.place != ours.place:
+        raise ConfigError(
+            f"the manager writes to database {theirs.database!r}, the relay to another one ({ours.database!r})",
+            hint="DATABASE_URL must lead to the manager's database",
+        )
+
+
+def _take_over(raw: Any, theirs: _State, ours: _State) -> None:
+    """Set what differs, for the transaction that `raw` is in.  Raises `psycopg2.Error`."""
+    statement = _difference(theirs, ours)
+    if statement:
+        with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+            cursor.execute(statement)
+
+
+def _difference(theirs: _State, ours: _State) -> str:
+    """SQL that makes a transaction of `ours` one of `theirs`; empty where they are alike."""
+    quoted = psycopg2.extensions.adapt
+    seen = {name: value for name, value in theirs.settings.items() if name in ours.settings or "." in name}
+    changed = [(name, value) for name, value in seen.items() if ours.settings.get(name) != value]
+    if _NAME not in theirs.variables:
+        # A name that nobody gave and nobody asks for is worth no round trip.
+        changed = [item for item in changed if item != (_NAME, "")]
+    own = {name: value for name, value in theirs.variables.items() if name != _NAME}
+    changed += [(name, value) for name, value in own.items() if value and value != ours.variables[name]]
+    calls = [
+        f"pg_catalog.set_config({_literal(quoted, name)}, {_literal(quoted, value)}, true)" for name, value in changed
+    ]
+    parts = [f"SELECT {', '.join(calls)}"] if calls else []
+    if theirs.login != ours.login and ours.superuser:
+        parts.append(f"SET LOCAL SESSION AUTHORIZATION {_identifier(theirs.login)}")
+    if theirs.user != (theirs.login if theirs.login != ours.login and ours.superuser else ours.user):
+        parts.append(f"SET LOCAL ROLE {_identifier(theirs.user)}")
+    return "; ".join(parts)
+
+
+def _literal(adapt: Callable[[Any], Any], value: str) -> str:
+    made = adapt(value)
+    made.encoding = "utf-8"
+    text: str = made.getquoted().decode()
+    # A percent sign is none of the driver's business: there are no parameters.
+    return text
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def is_replay(connection: Connection) -> bool:
+    """Whether it is one that a replay works on: the engine's listeners see it beside the host's own."""
+    return _REPLAY in connection.info
+
+
+class _ReplayConnection(Connection):
+    """Its savepoints are made and released in the round trip of the statement behind them."""
+
+    _made = 0
+
+    @property
+    def _piggyback(self) -> PiggybackConnection:
+        raw = self.connection.dbapi_connection
+        assert isinstance(raw, PiggybackConnection)
+        return raw
+
+    def _savepoint_impl(self, name: str | None = None) -> str:
+        self._made += 1
+        name = name or f"outbox_savepoint_{self._made}"
+        return name if self._piggyback.owe_savepoint(name) else super()._savepoint_impl(name)
+
+    def _release_savepoint_impl(self, name: str) -> None:
+        if not self._piggyback.owe_release(name):
+            super()._release_savepoint_impl(name)
+
+    def _rollback_to_savepoint_impl(self, name: str) -> None:
+        if not self._still_open_and_dbapi_connection_is_valid:
+            return
+        with self._piggyback.rolling_back(name):
+            super()._rollback_to_savepoint_impl(name)
+
+
+class ManagerConnection:
+    """Gives a replay the manager's connection.  Used by the relay's thread."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        # What was compared last: the driver's connection and the engine.  Then what to set, and the manager's types.
+        self._compared: tuple[Any, Engine] | None = None
+        self._statement = ""
+        self._types: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
+
+    @contextmanager
+    def around(self, relay: Connection) -> Iterator[Connection]:
+        """The manager's connection in the transaction of `relay`; what it has set ends with the relay's next reset.
+
+        Raises `TargetMisconfigured` where the session of the manager cannot be taken over, `TargetUnavailable` where
+        its engine cannot connect.
+        """
+        try:
+            engine = engine_of(self._host.manager())
+        except ConfigError as exc:
+            raise TargetMisconfigured(str(exc)) from exc
+        raw = relay.connection.dbapi_connection
+        if self._compared is None or self._compared[0] is not raw or self._compared[1] is not engine:
+            self._compare(raw, engine)
+        if self._statement:
+            self._set(raw)
+        with _types_of(raw, self._types):
+            connection = _ReplayConnection(engine, relay.connection, _has_events=False, _allow_revalidate=False)
+            # The listeners of the engine, but not those for a new connection: it is the relay's, in a transaction.
+            connection.dispatch = connection.dispatch._join(engine.dispatch)
+            connection.info[_REPLAY] = True
+            connection.begin()
+            try:
+                yield connection
+            finally:
+                # The transaction and the driver's connection are the relay's to end.
+                connection._transaction = connection._nested_transaction = connection._dbapi_connection = None
+
+    def _compare(self, raw: Any, engine: Engine) -> None:
+        self._compared = None
+        try:
+            with fresh_connection(engine) as connection:
+                own = _driver_connection(connection.connection.dbapi_connection)
+                names = _variables_known(own)
+                theirs = _state_of(own, names)
+                self._types = (dict(own.string_types), dict(own.binary_types))
+        except ConfigError as exc:
+            raise TargetMisconfigured(str(exc)) from exc
+        except SQLAlchemyError as exc:
+            raise TargetUnavailable(f"the manager's engine cannot connect: {exc}") from exc
+        ours = _state_of(raw, names)
+        try:
+            _check(theirs, ours)
+        except ConfigError as exc:
+            raise TargetMisconfigured(str(exc)) from exc
+        self._statement = _difference(theirs, ours)
+        self._compared = (raw, engine)
+
+    def _set(self, raw: Any) -> None:
+        with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+            try:
+                cursor.execute(self._statement)
+            except psycopg2.Error as exc:
+                if raw.closed or exc.pgcode is None:
+                    raise
+                raise TargetMisconfigured(
+                    f"the manager's session cannot be taken over: {str(exc).strip().splitlines()[0]}", hint=_HINT
+                ) from exc
+
+
+@contextmanager
+def _types_of(raw: Any, types: tuple[dict[int, Any], dict[int, Any]]) -> Iterator[None]:
+    """Values are read as the manager's connections read them (its own JSON functions), within the block."""
+    kept = [(registered, dict(registered)) for registered in (raw.string_types, raw.binary_types)]
+    for (registered, _), wanted in zip(kept, types, strict=True):
+        registered.update(wanted)
+    try:
+        yield
+    finally:
+        for registered, before in kept:
+            registered.clear()
+            registered.update(before)

@@ -1,0 +1,118 @@
+"""Class code: the functions of a class along its bases, and what they reach through `self`."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+from .method_code import Facts, facts_of, layers, names_in
+
+_NESTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+
+
+class ClassCode:
+    """The code of a class: functions by name along its bases, and what they reach through self."""
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls
+
+    def functions(self, name: str) -> list[Any]:
+        """Every function that runs for `self.name`, decorators and what they wrap included."""
+        found: list[Any] = []
+        for base in self.cls.__mro__:
+            member = vars(base).get(name)
+            if member is None:
+                continue
+            if isinstance(member, property):
+                member = member.fget
+            elif isinstance(member, functools.cached_property):
+                member = member.func
+            here = layers(member)
+            found += here
+            if not any(name in facts_of(one).supers for one in here):
+                break
+        return found
+
+    def reached(self, name: str, *, but: Collection[str] = ()) -> Iterator[tuple[Any, bool]]:
+        """The functions that `name` runs, itself included, with whether they are certain to be run.
+
+        Methods named in `but` are not followed.
+        """
+        seen: dict[str, bool] = {}
+        todo = [(name, True)]
+        while todo:
+            one, certain = todo.pop()
+            if (one in seen and (seen[one] or not certain)) or (one in but and one != name):
+                continue
+            seen[one] = certain
+            for function in self.functions(one):
+                yield function, certain
+                facts = facts_of(function)
+                here = facts.uses if facts.read else dict.fromkeys(names_in(function), True)
+                todo += [(used, certain and sure) for used, sure in here.items()]
+                todo += [(used, False) for used in facts.supers if used != one]
+
+    def is_read(self, name: str) -> bool:
+        """Whether the source of `name` itself could be read."""
+        functions = self.functions(name)
+        return bool(functions) and all(facts_of(function).read for function in functions)
+
+    def uses_of(self, name: str, *, but: Collection[str] = ()) -> dict[str, bool]:
+        """Attributes of self to which `name` turns, at any depth, and whether that is certain.
+
+        Taken from the compiled code where there is no source.
+        """
+        found: dict[str, bool] = {}
+        for function, certain in self.reached(name, but=but):
+            facts = facts_of(function)
+            here = facts.uses if facts.read else dict.fromkeys(names_in(function), True)
+            for used, sure in here.items():
+                found[used] = found.get(used, False) or (certain and sure)
+        return found
+
+    def changed_by(self, name: str) -> set[str]:
+        """Attributes of self that `name` assigns or puts something into, at any depth."""
+        found: set[str] = set()
+        for function, _ in self.reached(name):
+            facts = facts_of(function)
+            found.update(one for one in facts.sets | facts.counts | facts.puts if one is not None)
+        return found
+
+    def everything(self) -> Iterator[tuple[str, Any]]:
+        """Every function of the class and its bases, by name; of an overridden one also the others."""
+        for base in self.cls.__mro__:
+            if base is object:
+                continue
+            for name, member in vars(base).items():
+                function = member.fget if isinstance(member, property) else member
+                for one in layers(function):
+                    yield name, one
+
+
+def always(facts: Facts, touches: Callable[[ast.AST], bool]) -> bool:
+    """Whether every way through a function passes an expression for which `touches(expression)` is true."""
+
+    def expressions(*nodes: Any) -> bool:
+        return any(touches(node) for node in nodes if node is not None)
+
+    def block(statements: list[ast.stmt]) -> bool:
+        return any(statement(one) for one in statements)
+
+    def statement(one: ast.stmt) -> bool:
+        if isinstance(one, ast.If):
+            return expressions(one.test) or (block(one.body) and block(one.orelse))
+        if isinstance(one, ast.Try):
+            return block(one.body) or block(one.finalbody)
+        if isinstance(one, ast.With | ast.AsyncWith):
+            return expressions(*(item.context_expr for item in one.items)) or block(one.body)
+        if isinstance(one, ast.For | ast.AsyncFor):
+            return expressions(one.iter) or block(one.body)
+        if isinstance(one, ast.While):
+            return expressions(one.test) or block(one.body)
+        if isinstance(one, ast.Match):
+            return expressions(one.subject) or all(block(case.body) for case in one.cases)
+        return not isinstance(one, _NESTED) and touches(one)
+
+    return block(facts.body)

@@ -1,0 +1,46 @@
+"""Evidence: what is known of one manager before it is wired."""
+
+from __future__ import annotations
+
+import inspect
+import queue
+import threading
+from collections.abc import MutableMapping, MutableSequence, MutableSet
+from typing import Any
+
+from . import held
+from .class_code import ClassCode
+from .method_code import facts_of
+
+_CONTAINERS = (MutableSequence, MutableMapping, MutableSet, queue.Queue, queue.SimpleQueue)
+
+
+class Evidence:
+    """What is known of one manager: its class's code and what it holds beside its session factory."""
+
+    def __init__(self, manager_class: type, manager: Any = None) -> None:
+        self.cls, self.manager, self.code = manager_class, manager, ClassCode(manager_class)
+        self.held = held.held_by_code(self.code)
+        if manager is not None:
+            own = held.attributes(manager)
+            # An attribute that is filled later, or in each thread, is known by the code alone.
+            later = {
+                name: kind
+                for name, kind in self.held.items()
+                if own.get(name) is None or isinstance(own[name], threading.local)
+            }
+            self.held = later | held.held_by(manager)
+        self.containers = {name for _, one in self.code.everything() for name in facts_of(one).containers}
+        if manager is not None:
+            self.containers |= {
+                name for name, value in held.attributes(manager).items() if isinstance(value, _CONTAINERS)
+            }
+        self.engines = {"engine", *(name for name, kind in self.held.items() if kind == held.ENGINE)}
+
+    def member(self, name: str) -> Any:
+        """What the class has under a name, as it was defined."""
+        return inspect.getattr_static(self.cls, name, None)
+
+    def turns_to_the_database(self, name: str) -> bool:
+        """Whether a method uses the session factory, an engine or another connection, at any depth."""
+        return not held.KNOWN.isdisjoint(uses := self.code.uses_of(name)) or not self.held.keys().isdisjoint(uses)

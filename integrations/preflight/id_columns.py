@@ -1,0 +1,126 @@
+"""Id columns: whether ids of the rows that a method creates can be reserved, looked up in PostgreSQL's catalog.
+
+While PostgreSQL cannot be asked, the tables that the manager's code maps are looked at instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import Connection, Integer, MetaData, Table, Uuid, text
+from sqlalchemy import inspect as inspect_orm
+
+from .class_code import ClassCode
+
+_FIND = text(
+    "SELECT c.oid, n.nspname, c.relname, pg_table_is_visible(c.oid) FROM pg_class c "
+    "JOIN pg_namespace n ON n.oid = c.relnamespace "
+    "WHERE c.relname = :table AND c.relkind IN ('r', 'p', 'f', 'v') "
+    "AND n.nspname NOT IN ('pg_catalog', 'information_schema')"
+)
+_COLUMN = text(
+    "SELECT format_type(a.atttypid, NULL), a.attidentity::text, pg_get_serial_sequence(:table, :column), "
+    "pg_get_expr(d.adbin, d.adrelid) FROM pg_attribute a "
+    "LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum "
+    "WHERE a.attrelid = :oid AND a.attname = :column AND NOT a.attisdropped"
+)
+_USABLE = text("SELECT has_sequence_privilege(CAST(:sequence AS regclass), 'USAGE'), current_user")
+_NEXTVAL = re.compile(r"nextval\('((?:[^']|'')+)'::regclass\)")
+_INTEGERS = frozenset({"smallint", "integer", "bigint"})
+
+
+def refusal_by_catalog(connection: Connection, table: str, column: str) -> str | None:
+    """Why ids of `table.column` cannot be reserved, with the way out; None where they can.
+
+    `table` may have its schema before a dot; without one it is searched for as the connection does.
+    """
+    schema, _, name = table.rpartition(".")
+    rows = connection.execute(_FIND, {"table": name}).all()
+    here = [row for row in rows if (row.nspname == schema if schema else row.pg_table_is_visible)]
+    if not here:
+        found = sorted(f"{row.nspname}.{row.relname}" for row in rows)
+        meant = {row.nspname for row in connection.execute(_FIND, {"table": column})}
+        if not schema and name in meant:
+            return f'table {table} does not exist: write creates="{name}.{column}.id" for table {column} of its schema'
+        if found:
+            return f'table {table} does not exist, but {found[0]} does: declare creates="{found[0]}.{column}"'
+        return f'table {table} does not exist: declare the one that is written, creates="schema.table.column"'
+    quoted = ".".join(_quoted(part) for part in (here[0].nspname, here[0].relname))
+    row = connection.execute(_COLUMN, {"oid": here[0].oid, "table": quoted, "column": column}).first()
+    if row is None:
+        return f'table {table} has no column {column!r}: declare creates="{table}.COLUMN" with the column of its key'
+    kind, identity, sequence, default = row
+    if kind == "uuid":
+        return None
+    if kind not in _INTEGERS:
+        return f"{table}.{column} is {kind}, and ids can be reserved only of integers and UUIDs: {_WITHOUT}"
+    if identity == "a":
+        return f"{table}.{column} is GENERATED ALWAYS and takes no reserved id: make it BY DEFAULT, or {_WITHOUT}"
+    if sequence is None and (called := _NEXTVAL.search(default or "")) is not None:
+        # Of a sequence that is not the column's own.
+        sequence = called[1].replace("''", "'")
+    if sequence is None:
+        return f"{table}.{column} has no sequence: make it SERIAL or IDENTITY, or {_WITHOUT}"
+    usable, role = connection.execute(_USABLE, {"sequence": sequence}).one()
+    return None if usable else f"{role} may not use {sequence}: GRANT USAGE ON SEQUENCE {sequence} TO {role}"
+
+
+_WITHOUT = "declare the operation without creates="
+
+
+def refusal_by_tables(tables: list[Table], table: str, column: str) -> str | None:
+    """Judge by the tables that a manager's code maps, as far as they agree."""
+    schema, _, name = table.rpartition(".")
+    named = [one for one in tables if one.name == name and (not schema or one.schema == schema)]
+    if not named or any(_may_be_reserved(one, column) for one in named):
+        return None
+    return f"the key {table}.{column} is neither an integer with a sequence nor a UUID: {_WITHOUT}"
+
+
+def is_mapped(table: str, tables: list[Table]) -> bool:
+    """Whether one of `tables` has that name."""
+    schema, _, name = table.rpartition(".")
+    return any(one.name == name and (not schema or one.schema == schema) for one in tables)
+
+
+def mapped_tables(code: ClassCode) -> list[Table]:
+    """The tables of all metadata that the modules of a class's methods name."""
+    found: dict[int, MetaData] = {}
+    for one in _named_by(code):
+        metadata = one if isinstance(one, MetaData) else one.metadata if isinstance(one, Table) else None
+        if metadata is None and is_mapped_class(one):
+            metadata = inspect_orm(one).local_table.metadata
+        if metadata is not None:
+            found[id(metadata)] = metadata
+    return [table for metadata in found.values() for table in metadata.tables.values()]
+
+
+def is_mapped_class(value: Any) -> bool:
+    """Whether a value is a class that SQLAlchemy maps."""
+    return isinstance(value, type) and "__mapper__" in dir(value) and inspect_orm(value, raiseerr=False) is not None
+
+
+def _named_by(code: ClassCode) -> Iterator[Any]:
+    scopes = {id(function.__globals__): function.__globals__ for _, function in code.everything()}
+    for scope in scopes.values():
+        for value in list(scope.values()):
+            if isinstance(value, ModuleType) and not value.__name__.startswith("sqlalchemy"):
+                yield from list(vars(value).values())
+            else:
+                yield value
+
+
+def _may_be_reserved(table: Table, column: str) -> bool:
+    found = table.columns.get(column)
+    if found is None:
+        return False
+    is_integer = isinstance(found.type, Integer) and found.autoincrement is not False
+    # A type of the host's own is PostgreSQL's to know.
+    return is_integer or isinstance(found.type, Uuid) or type(found.type).__module__.partition(".")[0] != "sqlalchemy"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,47 @@
+"""Members: what the classes of managers have, found without running their code."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import types
+from typing import Any
+
+
+def class_member(cls: Any, name: str) -> Any:
+    """The member `name` of a class as it was defined, or None."""
+    for base in () if cls is None else cls.__mro__:
+        if name in vars(base):
+            return vars(base)[name]
+    return None
+
+
+def binds(member: Any) -> bool:
+    """Whether a member of a class takes `self`, and any object that has the attributes will do."""
+    native = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)
+    return hasattr(type(member), "__get__") and not isinstance(member, (*native, staticmethod, classmethod, type))
+
+
+def is_mock(member: Any) -> bool:
+    """Whether it is of `unittest.mock`, which a program in production does not load."""
+    return any(base.__module__ in ("unittest.mock", "mock.mock") for base in type(member).__mro__)
+
+
+@functools.cache
+def names_set_by(cls: type) -> frozenset[str]:
+    """The attributes that functions of the class set, of any object."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        names |= vars(base).get("__annotations__", {}).keys()
+        for member in vars(base).values():
+            function = inspect.unwrap(member) if inspect.isfunction(member) else None
+            todo = [function.__code__] if inspect.isfunction(function) else []
+            while todo:
+                code = todo.pop()
+                names |= {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_ATTR"}
+                names |= {"setattr", "__dict__"} & set(code.co_names)
+                todo += [constant for constant in code.co_consts if inspect.iscode(constant)]
+        if "__getattr__" in vars(base) or ("__getattribute__" in vars(base) and base is not object):
+            names.add("__dict__")
+    return frozenset(names)

@@ -1,0 +1,307 @@
+"""Misfits: why a declared method of a manager cannot be served, as far as its class, source and attributes show it.
+
+Each function gives reasons, with the way out.  What is certain is a refusal; what may be meant otherwise is a warning.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from enum import Enum
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session
+
+from ..operations import TRADING_OPERATIONS, ManagerOperation
+from ..view.kept_answers import ManagerRead
+from ..view.reads import LOCAL_READS
+from . import held
+from .evidence import Evidence
+from .id_columns import is_mapped_class
+from .method_code import dotted, facts_of, is_opaque, layers, meaning, names_in
+
+# What a synchronous wrapper calls to get the result of the coroutine or generator that it wraps.
+_RUNNERS = frozenset({"run", "run_until_complete", "run_coroutine_threadsafe", "list", "tuple", "next", "sum", "send"})
+# How a query is begun, and how one object of it is taken.
+_CHOOSING = frozenset({"select", "query", "get", "get_one"})
+_FINDING = frozenset({"get", "get_one", "first", "one", "one_or_none", "scalar", "scalar_one", "scalar_one_or_none"})
+# How types of ids are written, and types of answers that are no ids.
+_IDS = re.compile(r"(?:typing\.)?(?:Optional\[)?(?:uuid\.)?(?:int|UUID)\]?(?: *\| *None)?")
+_NO_IDS = frozenset({"bool", "None", "dict", "list", "float"})
+# Parameters that take what no other takes.
+_ANY = frozenset({inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
+OF_THE_OBJECT = (
+    "it was set on the object, and a replay, which runs on a copy, would call it on that object: "
+    "define it in the class, or replace it after wiring"
+)
+ASYNC_WAY = (
+    "declare operations with handlers and call enqueue_async, or call a synchronous manager by asyncio.to_thread"
+)
+
+
+def without_factory(kinds: Mapping[str, str]) -> str:
+    """What is wrong with a manager without `session_factory` whose attributes hold these."""
+    factories = [name for name, kind in kinds.items() if kind in ("a session factory", "a scoped_session")]
+    if factories:
+        return (
+            f"it has no attribute session_factory; self.{factories[0]} is one: "
+            "rename it, or add a property session_factory with a setter"
+        )
+    if held.ASYNC in kinds.values():
+        return f"it has no attribute session_factory, and what it holds is asynchronous: {ASYNC_WAY}"
+    others = [f"self.{name} ({kind})" for name, kind in kinds.items() if kind != held.ENGINE]
+    shown = f", but {', '.join(others)}" if others else ""
+    return (
+        f"it has no attribute session_factory{shown}: write through a sessionmaker in self.session_factory, "
+        "or declare operations with handlers"
+    )
+
+
+def shape(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]:
+    """Reasons in what kind of method it is."""
+    member = evidence.member(operation.name)
+    if isinstance(member, staticmethod | classmethod):
+        yield f"it is a {type(member).__name__}, which has no sessions: make it a method, or leave it out"
+        return
+    chain = layers(member)
+    outer = _RUNNERS & names_in(chain[0]) if len(chain) > 1 else frozenset()
+    if not outer and any(inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one) for one in chain):
+        yield f"it is asynchronous: {ASYNC_WAY}"
+    is_block = any(one.__globals__.get("__name__") == "contextlib" for one in chain)
+    if not outer and any(inspect.isgeneratorfunction(one) for one in chain):
+        if not is_block:
+            yield "it is a generator, which runs after the call has returned: return a list, or leave it out"
+        elif not operation.context:
+            yield "it is a context manager: declare it with context=True where it changes a balance, or leave it out"
+    own = held.attributes(evidence.manager).get(operation.name) if evidence.manager is not None else None
+    if isinstance(own, FunctionType | MethodType | functools.partial):
+        yield OF_THE_OBJECT
+
+
+def arguments(operation: ManagerOperation, evidence: Evidence, signature: inspect.Signature) -> Iterator[str]:
+    """Reasons in its arguments: names that the declaration needs and the method lacks."""
+    given = signature.parameters
+    kinds = {parameter.kind for parameter in given.values()}
+    renamed: Mapping[str, str] = getattr(operation, "args", None) or {}
+    shown = f"its arguments are {', '.join(given) or 'none'}"
+    named = [*dict.fromkeys([*needed_names(operation), *_identity(operation)])]
+    opaque = [one for one in layers(evidence.member(operation.name)) if is_opaque(one)]
+    if opaque and named:
+        yield (
+            f"a decorator hides its signature, and the declaration needs {', '.join(named)}: "
+            "put functools.wraps(function) on the decorator's wrapper"
+        )
+        return
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return
+    inherited = _inherited(operation)
+    for name, standard_name in renamed.items():
+        if name not in given and standard_name not in given and name not in inherited:
+            yield f"the declaration's args= names {name!r}, which is no argument of it: {shown}"
+    standard = {renamed.get(name, name) for name in given} | set(given)
+    required = list(needed_names(operation))
+    required += [] if operation.optional or getattr(operation, "like", None) else _identity(operation)
+    required += [operation.order_by] if isinstance(operation.order_by, str) else []
+    for name in dict.fromkeys(required):
+        if name not in standard:
+            yield (
+                f"the declaration needs {name!r}, which is no argument of it ({shown}): "
+                f'declare ManagerOperation("{operation.name}", args={{"ITS NAME": "{name}"}}, ...), or leave it out'
+            )
+
+
+def read_arguments(read: ManagerRead, signature: inspect.Signature) -> Iterator[str]:
+    """Reasons in the arguments of a read: names that it lacks, and those that the local view does not know."""
+    takes, given = LOCAL_READS[read.standard].takes, signature.parameters
+    kinds = {parameter.kind for parameter in given.values()}
+    shown = f"{read.standard} takes {', '.join(takes) or 'none'}"
+    for name, standard in read.args.items():
+        if name not in given and inspect.Parameter.VAR_KEYWORD not in kinds:
+            yield f"args= names {name!r}, which is no argument of it: its arguments are {', '.join(given) or 'none'}"
+        if standard not in takes:
+            yield f"args= gives {name!r} the standard name {standard!r}, which the local view does not know: {shown}"
+    for name, parameter in given.items():
+        is_needed = parameter.default is parameter.empty and parameter.kind not in _ANY
+        if is_needed and name not in read.args and name not in takes:
+            way = f'declare it with args={{"{name}": "{takes[0]}"}}' if takes else "leave like= out"
+            yield f"its argument {name!r} is not known to the local view ({shown}): {way}"
+
+
+def unstorable(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]:
+    """Reasons in the types of its arguments: objects that no entry can hold."""
+    for function in evidence.code.functions(operation.name):
+        try:
+            hints = typing.get_type_hints(function)
+            required = [one for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+        except Exception:  # noqa: BLE001, S112 - annotations are code of the host, and may name what is not there
+            continue
+        for parameter in required:
+            hint: Any = hints.get(parameter.name)
+            if _is_unstorable(hint):
+                yield (
+                    f"its argument {parameter.name!r} is a {hint.__name__}, which cannot be stored: "
+                    "pass its values, or leave it out"
+                )
+        return
+
+
+def _is_unstorable(hint: Any) -> bool:
+    if not isinstance(hint, type) or issubclass(hint, Enum):
+        return False
+    return is_mapped_class(hint) or dataclasses.is_dataclass(hint) or issubclass(hint, Session | Connection | Engine)
+
+
+def inserts_by_text(operation: ManagerOperation, evidence: Evidence) -> str | None:
+    """A warning where the row of which the id is returned is inserted by text that does not give the id."""
+    table, column = column_of(operation)
+    name = table.rpartition(".")[2]
+    insert = re.compile(rf'\s*INSERT\s+INTO\s+"?(?:\w+"?\."?)?{re.escape(name)}"?\s*\(([^)]*)\)', re.IGNORECASE)
+    for function, _ in evidence.code.reached(operation.name, but=held.KNOWN):
+        for found in filter(None, map(insert.match, facts_of(function).texts)):
+            if column not in re.findall(r"\w+", found[1]):
+                return (
+                    f"it inserts into {table} by text without {column!r}, so the row cannot get the id that an outage "
+                    "returned: use the ORM or insert(), or declare it without creates="
+                )
+    return None
+
+
+def _inherited(operation: ManagerOperation) -> Mapping[str, str]:
+    """The argument names that an operation has from the one that it is like, which a manager may lack."""
+    if operation.optional:
+        return getattr(operation, "args", None) or {}
+    like = getattr(operation, "like", None)
+    base = next((one for one in TRADING_OPERATIONS if one.name == like), None)
+    return getattr(base, "args", None) or {}
+
+
+def _identity(operation: ManagerOperation) -> list[str]:
+    return [name for names in operation.alternatives for name in names]
+
+
+@functools.lru_cache(256)
+def _subscripts(function: Any, position: int) -> tuple[str, ...]:
+    """Names that a function always takes out of one of its arguments: `call["name"]`."""
+    facts = facts_of(function)
+    code: CodeType | None = getattr(function, "__code__", None)
+    if not facts.read or code is None or code.co_argcount <= position:
+        return ()
+    argument = code.co_varnames[position]
+    found: list[str] = []
+
+    def look(node: ast.AST) -> None:
+        if isinstance(node, ast.If | ast.IfExp):
+            look(node.test)
+            return
+        if isinstance(node, ast.BoolOp):
+            look(node.values[0])
+            return
+        if isinstance(node, ast.Subscript) and dotted(node.value) == argument and isinstance(node.slice, ast.Constant):
+            found.append(str(node.slice.value))
+        for child in ast.iter_child_nodes(node):
+            look(child)
+
+    for statement in facts.body:
+        look(statement)
+    return tuple(found)
+
+
+def needed_names(operation: ManagerOperation) -> Iterator[str]:
+    """Arguments, by their standard names, without which an operation cannot be applied to the local view."""
+    identity = _identity(operation)
+    needed: Callable[[], list[str]] = getattr(operation, "needed", list)
+    yield from (name for name in needed() if name not in identity)
+    fold = getattr(operation, "fold", None)
+    if fold is not None:
+        yield from _subscripts(fold, 1)
+    for check in getattr(operation, "checks", ()):
+        yield from _subscripts(check, 0)
+
+
+def column_of(operation: ManagerOperation) -> tuple[str, str]:
+    """The table, with its schema where one is declared, and the column of the id that a call creates."""
+    whole = getattr(operation, "schema_table_column", None)
+    if whole is None:
+        return operation.table_and_column()
+    schema, table, column = whole()
+    return f"{schema}.{table}" if schema else table, column
+
+
+def returned_object(operation: ManagerOperation, evidence: Evidence) -> str | None:
+    """The mapped class of which a method returns an object, by its annotation or its return statements."""
+    for function in evidence.code.functions(operation.name):
+        with suppress(Exception):  # annotations are code of the host
+            found = _mapped_in(typing.get_type_hints(function).get("return"))
+            if found is not None:
+                return found
+        facts = facts_of(function)
+        for value in facts.returns:
+            for one in value.values if isinstance(value, ast.BoolOp) else [value]:
+                made = _made_object(facts.locals.get(one.id, one) if isinstance(one, ast.Name) else one, function)
+                if made is not None:
+                    return made
+    return None
+
+
+def _made_object(expression: ast.AST, function: Any) -> str | None:
+    """The mapped class of which an expression makes or finds an object."""
+    if not isinstance(expression, ast.Call):
+        return None
+    made: Any = meaning(function, dotted(expression.func))
+    if is_mapped_class(made):
+        return str(made.__name__)
+    if dotted(expression.func).rpartition(".")[2] not in _FINDING:
+        return None
+    for node in ast.walk(expression):
+        if isinstance(node, ast.Call) and node.args and dotted(node.func).rpartition(".")[2] in _CHOOSING:
+            chosen: Any = meaning(function, dotted(node.args[0]))
+            if is_mapped_class(chosen):
+                return str(chosen.__name__)
+    return None
+
+
+def other_answer(operation: ManagerOperation, evidence: Evidence) -> str | None:
+    """A warning where a method of which an outage returns the id answers with something else."""
+    functions = evidence.code.functions(operation.name)
+    if not operation.creates or operation.context or not functions:
+        return None
+    hint = inspect.signature(functions[0]).return_annotation
+    name = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
+    constants = {repr(one.value) if isinstance(one, ast.Constant) else "" for one in facts_of(functions[0]).returns}
+    answer = name if name in _NO_IDS else constants.pop() if constants in ({"True"}, {"None"}) else None
+    way = "declare it with returns= and without creates="
+    return None if answer is None else f"it answers {answer}, and an outage answers with an id: {way}"
+
+
+def untold_id(operation: ManagerOperation, evidence: Evidence) -> str | None:
+    """A warning where a method answers with an id, and its declaration knows none for an outage."""
+    functions = evidence.code.functions(operation.name)
+    answers = operation.creates or operation.returns is not None or operation.context or operation.best_effort
+    if answers or not functions:
+        return None
+    hint, facts = inspect.signature(functions[0]).return_annotation, facts_of(functions[0])
+    found = _IDS.fullmatch(hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint)))
+    returned = [facts.locals.get(one.id, one) if isinstance(one, ast.Name) else one for one in facts.returns]
+    ids = [dotted(one) for one in returned if isinstance(one, ast.Attribute) and one.attr == "id"]
+    answer = ids[0] if ids else found[0] if found else None
+    return (
+        None
+        if answer is None
+        else (
+            f"it answers {answer}, and in an outage, in a balance block and with write_behind it answers None: "
+            'declare creates="TABLE" where it is the id of a new row, or returns='
+        )
+    )
+
+
+def _mapped_in(hint: Any) -> str | None:
+    if is_mapped_class(hint):
+        return str(hint.__name__)
+    found = (_mapped_in(one) for one in typing.get_args(hint) if one is not hint)
+    return next((one for one in found if one is not None), None)

@@ -1,0 +1,398 @@
+"""Preflight: whether a manager fits, method by method, before it is wired; nothing of the manager is called.
+
+What cannot be served is refused here, with the way out, and not in an outage.  What reads source may be wrong: it
+refuses what is certain and warns of the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from ... import Operation, Outbox, OutboxError
+from ...errors import ConfigError
+from ...log import Log
+from ..host import Host, signature_of
+from ..operations import AFTER_DRAIN, ManagerOperation
+from ..view.kept_answers import ManagerRead
+from ..view.reads import LOCAL_READS, Reads, refusals
+from . import held, id_columns, likeness, misfits, ways_around
+from .evidence import Evidence
+from .method_code import facts_of
+from .misfits import ASYNC_WAY
+
+_log = Log("outbox.integrations")
+
+_NOTICE = "manager"
+# By how methods that write are called.
+_WRITES = (
+    "log_", "save_", "insert_", "update_", "create_", "add_", "delete_", "remove_", "set_", "record_", "cancel_",
+    "close_", "upsert_", "store_", "mark_", "put_", "write_", "end_", "start_", "open_", "apply_", "submit_",
+    "register_", "archive_", "purge_", "expire_", "append_", "modify_", "change_", "finish_", "fill_", "reset_",
+)  # fmt: skip
+# Methods of the manager that set up or end itself.
+_OWN_LIFE = frozenset({"close", "dispose", "shutdown", "connect", "get_session", "create_all", "create_tables"})
+
+
+class Kind(StrEnum):
+    """What becomes of a method's calls."""
+
+    DURABLE = "durable"
+    THROUGH = "durable through"
+    READ_LOCALLY = "read locally"
+    KEPT = "last answer kept"
+    AFTER_DRAIN = "after drain"
+    PASSES = "passes"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class MethodFit:
+    """One method: what becomes of its calls, why, and what a person should look at."""
+
+    name: str
+    kind: Kind
+    reason: str = ""
+    warning: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The kind for people; with the durable methods through which this one goes."""
+        return f"{self.kind} {self.reason}" if self.kind is Kind.THROUGH else str(self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a manager fits."""
+
+    manager: str
+    methods: tuple[MethodFit, ...]
+    # What is wrong with the manager as a whole, each with the way out.
+    faults: tuple[str, ...] = ()
+    # What could not be looked at.
+    unseen: tuple[str, ...] = ()
+
+    @property
+    def refused(self) -> tuple[MethodFit, ...]:
+        """The declared methods that cannot be served."""
+        return tuple(method for method in self.methods if method.kind is Kind.REFUSED)
+
+    @property
+    def writes_that_pass(self) -> tuple[str, ...]:
+        """Undeclared methods that look like writes."""
+        return tuple(one.name for one in self.methods if one.kind is Kind.PASSES and one.warning)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should look at."""
+        found = [f"{one.name}: {one.warning}" for one in self.methods if one.warning]
+        return (*found, *self.unseen)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the manager can be wired."""
+        return not self.faults and not self.refused
+
+    @property
+    def summary(self) -> str:
+        """All of it in one line."""
+        words = {Kind.DURABLE: "durable", Kind.THROUGH: "durable through these", Kind.READ_LOCALLY: "read locally",
+                 Kind.KEPT: "with their last answer",
+                 Kind.AFTER_DRAIN: "after drain", Kind.PASSES: "pass", Kind.REFUSED: "refused"}  # fmt: skip
+        counts = {kind: sum(method.kind is kind for method in self.methods) for kind in Kind}
+        always = {Kind.DURABLE, Kind.PASSES}
+        parts = [f"{counts[kind]} {word}" for kind, word in words.items() if counts[kind] or kind in always]
+        passing = self.writes_that_pass
+        noun = "method" if counts[Kind.DURABLE] == 1 else "methods"
+        line = f"{self.manager}: {counts[Kind.DURABLE]} {noun} {', '.join(parts).partition(' ')[2]}"
+        return f"{line}; look like writes and pass: {', '.join(passing)}" if passing else line
+
+    def check(self) -> None:
+        """Raise `ConfigError` with every reason, where something cannot be served."""
+        reasons = [*self.faults, *(f"{method.name}: {method.reason}" for method in self.refused)]
+        if reasons:
+            raise ConfigError(
+                f"{self.manager} cannot be made durable: " + "; ".join(reasons),
+                hint="`atb outbox check MODULE:CLASS` shows every method",
+            )
+
+
+Declared = Operation | ManagerRead
+
+
+def look(manager_class: type, operations: Iterable[Declared], *, manager: Any = None, engine: Any = None) -> Fit:
+    """Decide for each public method of a manager what becomes of its calls; calls none of them.
+
+    `manager` is an object of the class, where there is one; `engine` leads to its database, of which only the catalog
+    is looked at.
+    """
+    given = tuple(operations)
+    declared = {one.name: one for one in given if isinstance(one, ManagerOperation)}
+    reads = {one.name: one for one in given if isinstance(one, ManagerRead)}
+    matching = {name: one for name, one in declared.items() if callable(getattr(manager_class, name, None))}
+    evidence = Evidence(manager_class, manager)
+    unseen: list[str] = []
+    faults = [*_missing(manager_class, declared, matching, reads), *_unusable(evidence, matching)]
+    columns = _columns(evidence, matching, None if faults else engine, unseen)
+    names = {name for name in dir(manager_class) if not name.startswith("_") and _is_method(manager_class, name)}
+    others = frozenset(matching)
+    unfit = refusals(reads.values())
+    table = Reads(one for one in reads.values() if one.name not in unfit)
+    own = frozenset(held.attributes(manager) if manager is not None else ()) & (declared.keys() - names)
+    methods = [
+        _declared(matching[name], evidence, columns)
+        if name in matching
+        else _read(name, evidence, table, unfit) or _other(name, evidence, others)
+        for name in sorted(names | matching.keys())
+    ]
+    # Such a method would be called on the object itself, and not on the copy of it that replays.
+    methods += [MethodFit(name, Kind.REFUSED, misfits.OF_THE_OBJECT) for name in sorted(own)]
+    if not any(facts_of(one).read for _, one in evidence.code.everything()):
+        unseen.append("the source of its methods cannot be read, so only their names and arguments were looked at")
+    return Fit(manager_class.__name__, tuple(methods), tuple(faults), tuple(unseen))
+
+
+def examine(host: Host, operations: Iterable[Declared], outbox: Outbox) -> Fit | None:
+    """Refuse a manager that does not fit, and let log and status show how it does.
+
+    Before a manager is built its class is looked at, and the manager itself when it is there.  None where not even the
+    class is known, and the store remembers its methods.  Raises `ConfigError`.
+    """
+    declared = tuple(operations)
+    if host.manager_class is None:
+        named = [one.name for one in declared if isinstance(one, ManagerOperation)]
+        if named and not any(host.has(name) for name in named):
+            raise ConfigError(
+                "nothing is known of the manager: it cannot be built now, and its factory hides its class",
+                hint="pass the class (DurableDatabaseManager.of(Manager)), or start once with PostgreSQL up",
+            )
+        host.when_built(lambda manager: _look_late(manager, declared, outbox))
+        return None
+    manager = host.built
+    fit = look(host.manager_class, declared, manager=manager, engine=getattr(manager, "engine", None))
+    fit.check()
+    if manager is None:
+        host.when_built(lambda built: _look_late(built, declared, outbox))
+    _show(fit, outbox)
+    return fit
+
+
+def _look_late(manager: Any, operations: tuple[Declared, ...], outbox: Outbox) -> None:
+    """Report what does not fit of a manager that was built after wiring."""
+    fit = look(type(manager), operations, manager=manager, engine=getattr(manager, "engine", None))
+    try:
+        fit.check()
+    except ConfigError as exc:
+        _log.critical("the manager does not fit: %(error)s", error=exc)
+        _notice(outbox, exc.message, degraded=True)
+        return
+    _show(fit, outbox)
+
+
+def _show(fit: Fit, outbox: Outbox) -> None:
+    _log.info("manager looked at: %(summary)s", summary=fit.summary)
+    for warning in fit.warnings:
+        _log.warning("%(manager)s.%(warning)s", manager=fit.manager, warning=warning)
+    _notice(outbox, fit.summary)
+
+
+def _notice(outbox: Outbox, message: str, *, degraded: bool = False) -> None:
+    try:
+        outbox.notices.put(_NOTICE, message, degraded=degraded)
+    except OutboxError as exc:
+        # A full disk must not keep an engine from closing its positions.
+        _log.warning("status does not show how the manager fits: %(error)s", error=exc)
+
+
+# -- the manager as a whole
+
+
+def _missing(
+    manager_class: type,
+    declared: dict[str, ManagerOperation],
+    matching: dict[str, ManagerOperation],
+    reads: dict[str, ManagerRead],
+) -> Iterator[str]:
+    for name in reads:
+        if not callable(getattr(manager_class, name, None)):
+            yield f"read {name!r} names a method that {manager_class.__name__} lacks: check the declaration's name"
+    for name, operation in declared.items():
+        if name not in matching and not operation.optional:
+            yield f"operation {name!r} names a method that {manager_class.__name__} lacks: check the declaration's name"
+    if declared and not matching:
+        own = [name for name in dir(manager_class) if name.startswith(_WRITES) and _is_method(manager_class, name)]
+        shown = f"; it has {', '.join(own[:12])}" if own else ""
+        yield (
+            "none of its methods is declared, so nothing would be durable"
+            f"{shown}: declare them, as in {likeness.declaration(own or ['save_trade'])}"
+        )
+
+
+def _unusable(evidence: Evidence, matching: dict[str, ManagerOperation]) -> Iterator[str]:
+    manager, factory = evidence.manager, evidence.member("session_factory")
+    if isinstance(factory, property) and factory.fset is None:
+        yield "its session_factory is a property, and a copy needs one of its own: give the property a setter"
+    if manager is not None and not hasattr(manager, "session_factory"):
+        yield misfits.without_factory(
+            {name: kind for name, kind in evidence.held.items() if name in held.attributes(manager)}
+        )
+        return
+    if manager is None:
+        made = _made_by_code(evidence)
+        if made is not None and not made:
+            yield misfits.without_factory(evidence.held)
+        elif made and made <= {"async_sessionmaker"}:
+            yield f"its sessions are asynchronous: {ASYNC_WAY}"
+        return
+    engine = getattr(manager, "engine", None)
+    if engine is None and any(operation.creates for operation in matching.values()):
+        yield "it has no attribute engine, by which ids are reserved: keep the engine of its sessions in self.engine"
+    if held.ASYNC in (held.kind_of(engine), held.kind_of(manager.session_factory)):
+        yield f"its sessions are asynchronous: {ASYNC_WAY}"
+        return
+    dialect = getattr(engine or getattr(manager.session_factory, "kw", {}).get("bind"), "dialect", None)
+    name, driver = getattr(dialect, "name", None), getattr(dialect, "driver", None)
+    if isinstance(name, str) and (name, driver) != ("postgresql", "psycopg2"):
+        yield (
+            f"its engine is of {name}+{driver}, and calls are delivered into PostgreSQL by psycopg2: "
+            "make the engine with a URL that begins with postgresql+psycopg2://"
+        )
+
+
+def _made_by_code(evidence: Evidence) -> set[str] | None:
+    """Name what makes `session_factory`: empty if nothing does, None if unseen."""
+    made: set[str] = set()
+    if evidence.member("session_factory") is not None or evidence.member("__getattr__") is not None:
+        return None
+    for base in evidence.cls.__mro__[:-1]:
+        if "__init__" in vars(base) and not facts_of(vars(base)["__init__"]).read:
+            return None
+    for _, function in evidence.code.everything():
+        facts = facts_of(function)
+        if not facts.read or None in facts.sets:
+            return None
+        calls = facts.assigned.get("session_factory", [])
+        made |= {call.last for call in calls}
+        if "session_factory" in facts.sets and not calls:
+            return None
+    # A base written in C, or generated fields.
+    is_plain = all(type(base) is type for base in evidence.cls.__mro__)
+    has_fields = any("session_factory" in getattr(base, "__annotations__", {}) for base in evidence.cls.__mro__)
+    return made if is_plain and not has_fields else (made or None)
+
+
+def _columns(
+    evidence: Evidence, matching: dict[str, ManagerOperation], engine: Any, unseen: list[str]
+) -> dict[tuple[str, str], str]:
+    """Of each id column that cannot be served: why."""
+    wanted = {misfits.column_of(one) for one in matching.values() if one.creates}
+    if engine is not None and wanted:
+        try:
+            return dict(_by_catalog(engine, wanted))
+        except SQLAlchemyError as exc:
+            unseen.append(f"PostgreSQL was not asked for the tables: {str(exc).splitlines()[0]}")
+    tables = id_columns.mapped_tables(evidence.code)
+    found = {one: id_columns.refusal_by_tables(tables, *one) for one in wanted}
+    return {one: reason for one, reason in found.items() if reason is not None}
+
+
+def _by_catalog(engine: Any, wanted: set[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], str]]:
+    schemas = engine.get_execution_options().get("schema_translate_map") or {}
+    with engine.connect() as connection:
+        for table, column in sorted(wanted):
+            schema, _, name = table.rpartition(".")
+            there = schemas.get(schema or None, schema)
+            reason = id_columns.refusal_by_catalog(connection, f"{there}.{name}" if there else name, column)
+            if reason is not None:
+                yield (table, column), reason
+
+
+# -- one method
+
+
+def _is_method(manager_class: type, name: str) -> bool:
+    member = inspect.getattr_static(manager_class, name, None)
+    return not isinstance(member, type) and callable(getattr(member, "__func__", member))
+
+
+def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tuple[str, str], str]) -> MethodFit:
+    name = operation.name
+    reasons = list(misfits.shape(operation, evidence))
+    if not reasons:
+        try:
+            reasons += misfits.arguments(operation, evidence, signature_of(evidence.cls, name))
+        except (TypeError, ValueError):
+            reasons.append("its arguments are not known to Python: wrap it in a method of its own")
+        reasons += misfits.unstorable(operation, evidence)
+    column = misfits.column_of(operation) if operation.creates else None
+    reasons += [columns[column]] if column in columns else []
+    refused, warnings = ways_around.find(operation, evidence)
+    reasons += refused
+    by_text = misfits.inserts_by_text(operation, evidence) if column is not None else None
+    warnings += [by_text] if by_text is not None else []
+    made = misfits.returned_object(operation, evidence)
+    if made is not None:
+        text = f"it returns a {made}, and an outage can only return an id: return the id, or leave it out"
+        (warnings if operation.best_effort else reasons).append(text)
+    more = (
+        misfits.other_answer(operation, evidence),
+        misfits.untold_id(operation, evidence),
+        ways_around.buffers(operation, evidence),
+    )
+    warnings += [one for one in more if one is not None]
+    if reasons:
+        return MethodFit(name, Kind.REFUSED, "; ".join(reasons), "; ".join(warnings))
+    notes = ["best effort"] if operation.best_effort else []
+    notes += [f"ids of {'.'.join(column)}"] if column is not None else []
+    notes += [] if evidence.code.is_read(name) else ["not read: its source is not available"]
+    return MethodFit(name, Kind.DURABLE, ", ".join(notes), "; ".join(warnings))
+
+
+def _read(name: str, evidence: Evidence, table: Reads, unfit: Mapping[str, str]) -> MethodFit | None:
+    """How a read fits; None for a method that is none, as far as is declared."""
+    if name in unfit:
+        return MethodFit(name, Kind.REFUSED, unfit[name])
+    local, declared = table.local(name), table.declared.get(name)
+    if local is not None:
+        return _local(local, evidence, is_declared=declared is not None)
+    if declared is not None:
+        kind = Kind.KEPT if declared.keep_last else Kind.PASSES
+        return MethodFit(name, kind, "reads stale" if declared.reads_stale else "")
+    if name in LOCAL_READS:
+        return MethodFit(name, Kind.PASSES, f"{table.name(name)} is declared in its place")
+    return None
+
+
+def _local(read: ManagerRead, evidence: Evidence, *, is_declared: bool) -> MethodFit:
+    try:
+        reasons = list(misfits.read_arguments(read, signature_of(evidence.cls, read.name)))
+    except (TypeError, ValueError):
+        reasons = ["its arguments are not known to Python: wrap it in a method of its own"]
+    if reasons and is_declared:
+        return MethodFit(read.name, Kind.REFUSED, "; ".join(reasons))
+    note = f"as {read.standard}" if read.like is not None else ""
+    return MethodFit(read.name, Kind.READ_LOCALLY, note, "; ".join(reasons))
+
+
+def _other(name: str, evidence: Evidence, declared: frozenset[str]) -> MethodFit:
+    if name in AFTER_DRAIN:
+        return MethodFit(name, Kind.AFTER_DRAIN)
+    through = sorted(declared & evidence.code.uses_of(name, but=declared).keys())
+    own = name not in _OWN_LIFE and ways_around.writes(name, evidence, but=declared)
+    if through and not own:
+        return MethodFit(name, Kind.THROUGH, ", ".join(through))
+    looks = own or (name.startswith(_WRITES) and _may_write(name, evidence))
+    notes = [f"calls {', '.join(through)}"] if through else []
+    notes += [] if evidence.code.is_read(name) else ["not read"]
+    warning = "it looks like a write, and is not durable" if looks and name not in _OWN_LIFE else ""
+    return MethodFit(name, Kind.PASSES, ", ".join(notes), warning)
+
+
+def _may_write(name: str, evidence: Evidence) -> bool:
+    """Whether a method that is named as a write may be one."""
+    return not evidence.code.is_read(name) or evidence.turns_to_the_database(name)

@@ -1,0 +1,193 @@
+"""Ways around: where a manager's method turns to the database past its session factory, or does not turn to it.
+
+What is certain is a refusal; what depends on a condition is a warning.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from types import FunctionType
+from typing import Any
+
+from ..operations import ManagerOperation
+from . import held
+from .class_code import always
+from .evidence import Evidence
+from .method_code import Call, Facts, dotted, facts_of, globals_in, layers, meaning, names_in
+
+_OPENING = frozenset({"begin", "connect", "raw_connection"})
+_FACTORIES = frozenset({"Session", "sessionmaker", "scoped_session"})
+_FACTORY_KINDS = frozenset({"a scoped_session", "a session factory", "an open Session", "an open Connection"})
+_INSERTS = re.compile(r"\s*(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|TRUNCATE|MERGE\s+INTO)\b", re.IGNORECASE)
+_WRITING = frozenset(
+    {"add_all", "merge", "bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings", "executemany"}
+)
+THROUGH_FACTORY = "its writes must go through self.session_factory"
+_HAND_OVER = "hand it the session, since a replay runs on a copy of the manager"
+
+
+def find(operation: ManagerOperation, evidence: Evidence) -> tuple[list[str], list[str]]:
+    """Refusals and warnings: ways to the database past the session factory."""
+    refused: dict[str, None] = {}
+    warned: dict[str, None] = {}
+    for function, path in evidence.code.reached(operation.name, but=held.KNOWN):
+        facts = facts_of(function)
+        for attribute in facts.uses if facts.read else names_in(function):
+            kind = evidence.held.get(attribute)
+            if kind is None or kind == held.ENGINE:
+                continue
+            text = f"it uses self.{attribute}, which is {kind}"
+            # What is held of a component's may be another part of it than the one that is used.
+            sure = facts.read and ((path and facts.uses[attribute]) or " with " not in kind)
+            if "of another database" in kind:
+                warned[f"{text}: what it writes there is no part of the replay, and may be repeated"] = None
+            else:
+                (refused if sure else warned)[f"{text}: {THROUGH_FACTORY}"] = None
+        for call in facts.calls:
+            what = _back(call, evidence)
+            if what is not None:
+                (refused if call.certain and path else warned)[f"{what}: {_HAND_OVER}"] = None
+        for what, sure, driver in _opened(function, evidence):
+            reason = f"it opens a connection of its own ({what}): {THROUGH_FACTORY}, or it could be applied twice"
+            (refused if driver or (sure and path) else warned)[reason] = None
+    return list(refused), [one for one in warned if one not in refused]
+
+
+def _opened(function: Any, evidence: Evidence) -> Iterator[tuple[str, bool, bool]]:
+    """Connections that a function opens: how, whether certainly, and whether by the driver itself."""
+    for call in facts_of(function).calls:
+        parts = call.name.split(".")
+        given = [*call.node.args, *(keyword.value for keyword in call.node.keywords)]
+        engines = {f"self.{name}" for name in evidence.engines}
+        if ".".join(parts[:2]) in engines and len(parts) == 3 and parts[2] in _OPENING:
+            yield f"{call.name}()", call.certain, False
+        elif call.last in _FACTORIES and any(_written_out(one, function) in engines for one in given):
+            yield f"{call.name}(...)", call.certain, False
+        elif "?" not in call.name and "(" not in call.name and parts[0] != "self":
+            imported = ".".join([facts_of(function).imports.get(parts[0], parts[0]), *parts[1:]])
+            if imported.partition(".")[0] in held.DRIVERS and imported.endswith(".connect"):
+                yield f"{imported}()", call.certain, True
+                continue
+            yield from _by_globals(function, call.name, parts, call.certain)
+
+
+def _back(call: Call, evidence: Evidence) -> str | None:
+    """A call of a component that turns to the database by the manager which it holds, and not by the copy."""
+    parts = call.name.split(".")
+    if evidence.manager is None or len(parts) != 3 or parts[0] != "self":
+        return None
+    component = held.attributes(evidence.manager).get(parts[1])
+    method = getattr(type(component), parts[2], None)
+    held_back = [name for name, value in held.parts(component) if _is_manager(value, evidence.manager)]
+    if not held_back or not isinstance(method, FunctionType):
+        return None
+    names = names_in(method)
+    by_itself = any(callable(dict(held.parts(component))[name]) and name in names for name in held_back)
+    if by_itself or any(name in held.KNOWN or evidence.turns_to_the_database(name) for name in names):
+        return f"it calls {call.name}(), whose object holds the manager and turns to the database by it"
+    return None
+
+
+def _is_manager(value: Any, manager: Any) -> bool:
+    return value is manager or getattr(value, "__self__", None) is manager
+
+
+def _written_out(node: ast.AST, function: Any) -> str:
+    facts = facts_of(function)
+    known = facts.locals.get(node.id) if isinstance(node, ast.Name) else node
+    name = dotted(known) if known is not None else ""
+    return name.replace(f"{facts.myself}.", "self.", 1) if name.startswith(f"{facts.myself}.") else name
+
+
+def _by_globals(function: Any, name: str, parts: list[str], certain: bool) -> Iterator[tuple[str, bool, bool]]:
+    for end in range(len(parts), 0, -1):
+        found = meaning(function, ".".join(parts[:end]))
+        if found is None:
+            continue
+        kind = held.kind_of(found)
+        if kind == held.ENGINE:
+            if parts[-1] in _OPENING:
+                yield f"{name}()", certain, False
+        elif kind is not None:
+            yield f"{name}()", certain, kind not in _FACTORY_KINDS
+        elif _module_of(found).partition(".")[0] in held.DRIVERS and parts[-1] == "connect":
+            yield f"{name}()", certain, True
+        elif isinstance(found, FunctionType):
+            inner = [meaning(layer, used) for layer in layers(found) for used in globals_in(layer)]
+            if any(held.kind_of(one) in _FACTORY_KINDS for one in inner):
+                yield f"{name}()", certain, False
+        return
+
+
+def _module_of(value: Any) -> str:
+    return str(getattr(value, "__module__", None) or "")
+
+
+def buffers(operation: ManagerOperation, evidence: Evidence) -> str | None:
+    """A warning where a method may return with what it was given put aside in the manager."""
+    put: set[str] = set()
+    for function, _ in evidence.code.reached(operation.name):
+        facts = facts_of(function)
+        put |= facts.counts | (facts.puts & evidence.containers)
+    functions = evidence.code.functions(operation.name)
+    if not put or not functions or not all(facts_of(one).read for one in functions):
+        return None
+    if any(_always_turns(one, evidence, frozenset({operation.name})) for one in functions):
+        return None
+    names = ", ".join(f"self.{name}" for name in sorted(put))
+    return f"it puts into {names} and may return before it turns to the database: what it keeps there is not durable"
+
+
+def _always_turns(function: Any, evidence: Evidence, above: frozenset[str]) -> bool:
+    facts = facts_of(function)
+
+    def touches(node: ast.AST) -> bool:
+        return any(_turns(one, facts, evidence, above) for one in ast.walk(node))
+
+    return not facts.read or always(facts, touches)
+
+
+def _turns(node: ast.AST, facts: Facts, evidence: Evidence, above: frozenset[str]) -> bool:
+    """Whether an expression may turn to the database."""
+    if isinstance(node, ast.Call):
+        given = {dotted(one) for one in (*node.args, *(keyword.value for keyword in node.keywords))}
+        parts = dotted(node.func).split(".")
+        if facts.myself in given or parts[0] == "super()" or "session" in parts[0].lower():
+            return True
+        if parts[0] == facts.myself and len(parts) > 2:
+            return parts[1] not in facts.puts
+    if not isinstance(node, ast.Attribute) or dotted(node.value) != facts.myself:
+        return False
+    if node.attr in held.KNOWN or node.attr in evidence.held:
+        return True
+    if node.attr in above:
+        return False
+    functions = evidence.code.functions(node.attr)
+    return any(_always_turns(one, evidence, above | {node.attr}) for one in functions)
+
+
+def writes(name: str, evidence: Evidence, *, but: frozenset[str]) -> bool:
+    """Whether the source of a method shows a write, its calls of methods in `but` left out."""
+    commits = changes = False
+    for function, _ in evidence.code.reached(name, but=but):
+        facts = facts_of(function)
+        if any(_INSERTS.match(one) for one in facts.texts) or any(_is_write(one.name, function) for one in facts.calls):
+            return True
+        commits = commits or any(call.last in {"commit", "begin"} for call in facts.calls)
+        changes = changes or facts.changes
+    return commits and changes
+
+
+def _is_write(name: str, function: Any) -> bool:
+    base, _, last = name.rpartition(".")
+    if last in _WRITING:
+        return True
+    if last in {"insert", "update", "delete"}:
+        made = meaning(function, name)
+        return "query" in base or _module_of(made).startswith("sqlalchemy")
+    is_session = base in {"s", "db"} or "session" in base.lower() or "begin()" in base
+    # A set of the manager's own has an add, too; a session from the factory is made by a call.
+    is_own = base.startswith("self.") and "(" not in base
+    return last in {"add", "delete"} and is_session and not is_own

@@ -1,0 +1,265 @@
+"""Preparing: makes an entry of a call: binds, rehearses, notes what a replay needs, takes ids, encodes.
+
+What the manager refuses before it turns to the database is found here, before anything is stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from .. import DurabilityError, InvalidEntry, Outbox
+from ..errors import ConfigError
+from ..log import Log
+from .delivery import Delivery
+from .guard import own_statements
+from .host import AWAY, Host, ManagerUnavailable
+from .ids.id_reserve import IdReserveEmpty
+from .ids.id_reserves import IdReserves
+from .keeper import Keeper
+from .manager_connection import engine_of
+from .operations import NOTES, ManagerOperation
+from .replay.rehearsal import Rehearsal, rehearse
+from .replay.replay import Replayer
+from .roles import Balance, Session
+from .state.early_state import EarlyState
+from .state.foreseen import Foreseen
+from .state.kept_state import KeptState, copied
+from .view.conversions import Unknown
+from .view.folds import seen_of
+from .view.local_view import LocalView
+
+_log = Log("outbox.integrations")
+
+# Defaults that can be stored with a call.
+_IMMUTABLE = (type(None), bool, int, float, str, bytes, Decimal, Enum, datetime, date, timedelta, UUID)
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A call on its way into the store."""
+
+    operation: ManagerOperation
+    # The arguments as they were given, and defaults of the method for the rest.
+    bound: dict[str, Any]
+    defaults: dict[str, Any]
+    rehearsal: Rehearsal
+    notes: dict[str, Any] = field(default_factory=dict)
+    session: int | None = None
+    # Sums that the manager gets at the call, though its method has them behind its write.
+    foreseen: dict[str, Any] = field(default_factory=dict)
+    # What the outbox stores, encoded at the call.
+    ready: Any = None
+    # When the call was made; None for now.
+    at: datetime | None = None
+
+    @property
+    def told(self) -> Any:
+        """What the call returns where nobody waits for PostgreSQL."""
+        return self.notes.get("id", self.operation.returns)
+
+
+class Preparing:
+    """Makes entries of the calls of one adapter.  Thread-safe."""
+
+    def __init__(
+        self,
+        host: Host,
+        outbox: Outbox,
+        keeper: Keeper,
+        replayer: Replayer,
+        delivery: Delivery,
+        reserves: IdReserves,
+        current_session: Callable[[], int | None],
+        on_halt: Callable[[str], Any] | None,
+    ) -> None:
+        """`on_halt(reason)` is called before a caller hears that the outbox has halted."""
+        self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
+        self._delivery, self._reserves, self._current_session = delivery, reserves, current_session
+        self._on_halt = on_halt
+        self._early, self._foreseen = EarlyState(outbox), Foreseen(host)
+
+    @property
+    def _view(self) -> LocalView:
+        return self._keeper.view
+
+    def rehearsed(self, operation: ManagerOperation, bound: dict[str, Any], defaults: dict[str, Any]) -> Prepared:
+        """A call that was bound, tried on a copy of the manager.  Raises `ConfigError` for what cannot be replayed."""
+        return Prepared(operation, bound, defaults, self._rehearse(operation, bound))
+
+    def bind(
+        self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments by name, so that positional and keyword calls are alike, and the defaults of the others.
+
+        Copies: what the caller does to a list or a dict afterwards is not part of the call.  Raises `TypeError`.
+        """
+        bound = self._host.signature(operation.name).bind(*args, **kwargs)
+        call: dict[str, Any] = {}
+        for name, value in bound.arguments.items():
+            is_extra = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            call |= value if is_extra else {name: value}
+        # A signature that was recalled from the store knows only which arguments have a default.
+        parameters = bound.signature.parameters.values() if self._host.method(operation.name) is not None else ()
+        defaults = {
+            one.name: one.default
+            for one in parameters
+            if one.name not in bound.arguments and isinstance(one.default, _IMMUTABLE)
+        }
+        return {name: copied(value) for name, value in call.items()}, defaults
+
+    def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any]) -> Rehearsal:
+        """Let the manager refuse what it can refuse without PostgreSQL, in its own way."""
+        try:
+            replica = self._host.replica(session_id=self.session_of(operation, bound), doubles=True)
+            kept = KeptState(replica)
+            rehearsal = Rehearsal(kept)
+            with self._replayer.rehearsing(rehearsal):
+                call = {name: copied(value) for name, value in bound.items()}
+                rehearse(rehearsal, replica, operation.name, call, context=operation.context)
+        except ManagerUnavailable:
+            if self._host.built is not None:
+                raise
+            return Rehearsal.skipped()
+        if self._host.built is None and isinstance(rehearsal.error, AttributeError):
+            # Its constructor has not run, and what that would have set is missing.
+            return Rehearsal.skipped()
+        if rehearsal.misfit is not None:
+            raise ConfigError(
+                f"{operation.name} of the manager {rehearsal.misfit}, so it cannot be replayed; nothing was recorded",
+                hint="write through self.session_factory() and close the session, or leave the operation out",
+            )
+        shared = kept.shared_changes()
+        if shared:
+            names = ", ".join(f"self.{name}" for name in shared)
+            raise ConfigError(
+                f"{operation.name} of the manager changes {names} before it writes",
+                hint="a call may run more than once: count in the manager's own attributes, or after the write",
+            )
+        return rehearsal
+
+    def session_of(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> int | None:
+        """The trading session that a call belongs to: the one it names, its position's, or the current one."""
+        call = operation.standard(bound)
+        session: int | None = call.get("session_id")
+        for name in ("position_id", "position_db_id"):
+            if session is None and call.get(name) is not None:
+                session = self._view.session_of_position(call[name])
+        return self._current_session() if session is None else session
+
+    def prepare(self, item: Prepared, *, final: bool) -> Prepared:
+        """Note what the replay needs; `final`: the caller will not wait to hear another id than the one given here."""
+        operation, bound = item.operation, item.bound
+        item = self._with_fresh_state(item)
+        item.session = session = self.session_of(operation, bound)
+        self._keeper.meet(session)
+        notes: dict[str, Any] = {"session": session}
+        if item.defaults:
+            notes["defaults"] = item.defaults
+        changes = item.rehearsal.changes
+        amounts = self._foreseen.of(operation.name, {**item.defaults, **bound}).items()
+        item.foreseen = {name: amount for name, amount in amounts if name not in changes.by_name}
+        if item.foreseen:
+            notes["foreseen"] = item.foreseen
+        with self.halting():
+            others = self._early.before(self._host.built, changes, item.foreseen)
+        if changes or others:
+            notes["state"] = changes.noted(operation.name, others)
+        if operation.creates:
+            notes |= self._id_notes(operation, bound, final=final)
+            if operation.session is Session.BEGINS:
+                notes["session"] = item.session = notes["id"]
+        self._note_balance(operation, bound, notes)
+        self._note_side_ids(operation, bound, notes)
+        item.notes = notes
+        return item
+
+    def _id_notes(self, operation: ManagerOperation, bound: Mapping[str, Any], *, final: bool) -> dict[str, Any]:
+        """The id that the row will have; none for an exit that finds the reserve used up: PostgreSQL numbers it later.
+
+        Raises `IdReserveEmpty` for anything else, after trading was halted.
+        """
+        try:
+            with self.halting():
+                id_ = self._take_id(*operation.schema_table_column())
+        except IdReserveEmpty as exc:
+            if operation.never_refused is None or not operation.never_refused(operation.standard(bound)):
+                raise
+            _log.critical(
+                "an exit (%(operation)s) is recorded without an id: %(error)s", operation=operation.name, error=exc
+            )
+            return {}
+        return {"id": id_, "final": True} if final else {"id": id_}
+
+    def _note_balance(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
+        """What a balance is set to, for what follows in the same block."""
+        if operation.balance is Balance.SET:
+            with suppress(Unknown):
+                new = self._view.learning.balance_after(operation, None, operation.amount_of(bound))
+                notes["told"] = {"new": new}
+
+    def _note_side_ids(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
+        """Take the ids of the rows that the call writes on the side, so that they are final as well."""
+        with self._view.lock:
+            effect = self._view.learning.effect(seen_of(self._view, operation, bound, notes))
+        for name, count_ in (effect.sides if effect is not None else {}).items():
+            with self.halting():
+                ids = [self._reserves.take_if_any(*name.split(".")) for _ in range(count_)]
+            if None not in ids:
+                notes.setdefault("side", {})[name] = ids
+
+    def _with_fresh_state(self, item: Prepared) -> Prepared:
+        """Rehearse again where another thread has changed the attributes that this call changes."""
+        built = self._host.built
+        while built is not None and not item.rehearsal.changes.still_fit(built):
+            item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound))
+        return item
+
+    def encoded(self, item: Prepared) -> Prepared:
+        """Encode a call as it is now.  Raises `InvalidEntry`, or `DurabilityError` while the store is halted."""
+        args = {**item.bound, NOTES: item.notes}
+        with self.halting():
+            try:
+                item.ready = self._outbox.prepare(item.operation.name, args, at=item.at)
+            except InvalidEntry:
+                # Members of enum classes that are new to the outbox may be all that it refused.
+                if not self._host.learn_enums(self._outbox, args):
+                    raise
+                item.ready = self._outbox.prepare(item.operation.name, args, at=item.at)
+        if self._host.built is not None:
+            item.rehearsal.changes.apply(self._host.built)
+            for name, amount in item.foreseen.items():
+                setattr(self._host.built, name, getattr(self._host.built, name) + amount)
+        return item
+
+    def _take_id(self, *names: str | None) -> Any:
+        try:
+            return self._reserves.take(*names)
+        except IdReserveEmpty:
+            if self._delivery.works is False:
+                raise
+            # A burst was faster than the background work, or PostgreSQL could not be reached at the start.
+            try:
+                with own_statements():
+                    self._reserves.fill(engine_of(self._host.manager()))
+            except AWAY as exc:
+                _log.warning("id reserves could not be filled: %(error)s", error=str(exc).splitlines()[0])
+            return self._reserves.take(*names)
+
+    @contextmanager
+    def halting(self) -> Iterator[None]:
+        """Tell the host to enter its close-only mode before it hears of the error."""
+        try:
+            yield
+        except DurabilityError as exc:
+            if self._on_halt is not None:
+                self._on_halt(str(exc))
+            raise

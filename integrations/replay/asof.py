@@ -1,0 +1,238 @@
+"""AsOf: a replayed call writes the ids that its caller was given and the times at which it was made.
+
+Managers take ids from sequences and times from the clock, both at the moment of the replay.  Hooks before each flush
+and each statement give the ids, and put the time of the call where PostgreSQL would read its clock.  What the manager
+reads from the clock itself is the business of `frozen_clock`; here is only the second belt for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Column, Connection, Insert, Table
+from sqlalchemy import inspect as inspect_orm
+from sqlalchemy.orm import Session
+
+from ...clock import Clock
+from ..ids.id_reserve import IdColumn
+from . import sql_clock
+
+_INSERT = re.compile(
+    r'(?:\s|--[^\n]*\n|/\*.*?\*/)*INSERT\s+INTO\s+(?:"?(\w+)"?\.)?"?(\w+)"?', re.IGNORECASE | re.DOTALL
+)
+
+# Up to the first value.
+_ONE_ROW = re.compile(_INSERT.pattern + r"\s*\((?P<columns>[^()]*)\)\s*VALUES\s*\(", re.IGNORECASE | re.DOTALL)
+_QUOTED_OR_PAREN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|[()]""")
+
+
+class AsOf:
+    """The hooks of one replay."""
+
+    def __init__(
+        self,
+        creates: tuple[str | None, ...],
+        notes: Mapping[str, Any],
+        captured_at: datetime,
+        clock: Clock,
+        take_id: Callable[..., Any],
+        *,
+        call: Any = None,
+    ) -> None:
+        """`creates`: the column of the id in `notes`; `captured_at` is aware; the replay begins now.
+
+        `take_id(schema, table, column)` gives ids to further rows; None lets PostgreSQL do that.  Times among the
+        arguments in `call` are never taken for those of the clock.
+        """
+        self._creates = IdColumn.of(creates)
+        self._captured_at, self._clock, self._began_at = captured_at.astimezone(UTC), clock, clock.now()
+        self._take_id = take_id
+        self._id_left = notes.get("id")
+        self._times = True
+        self._given = frozenset(_times_in(call))
+        # The schema_translate_map of the manager's engine.
+        self._schemas: Mapping[str | None, str | None] = {}
+        self._connection: Connection | None = None
+        # By schema, whether the table of the caller's id is there, where that had to be asked.
+        self._same: dict[str | None, bool] = {}
+
+    def keep_times(self) -> None:
+        """Let rows have the times of the replay."""
+        self._times = False
+
+    # -- ids
+
+    def follow(self, connection: Connection) -> None:
+        """The replay goes on `connection`: take schemas of tables for others, as its engine does."""
+        self._connection = connection
+        self._schemas = connection.get_execution_options().get("schema_translate_map") or {}
+
+    def give_ids(self, session: Session) -> None:
+        """Give ids to the new rows of a session that is about to be flushed."""
+        for row in session.new:
+            self._give_id(row)
+
+    def _give_id(self, row: Any) -> None:
+        state = inspect_orm(row)
+        keys = state.mapper.primary_key
+        table: Any = state.mapper.local_table
+        if len(keys) != 1 or not isinstance(table, Table):
+            return
+        attribute = state.mapper.get_property_by_column(keys[0]).key
+        if state.dict.get(attribute) is not None:
+            return
+        id_ = self._next_id(table, keys[0])
+        if id_ is not None:
+            setattr(row, attribute, id_)
+
+    def _is_told(self, table: Table, column: Column[Any]) -> bool:
+        """Whether the caller has the id of the next row of the table."""
+        if self._id_left is None or column.name != self._creates.column or table.name != self._creates.table:
+            return False
+        return self._is_of(self._schemas.get(table.schema, table.schema))
+
+    def _is_of(self, schema: str | None) -> bool:
+        """Whether the table of the caller's id is in `schema`; None is what the search_path leads to."""
+        wanted, table = self._schemas.get(self._creates.schema, self._creates.schema), self._creates.table
+        if schema == wanted or (schema is not None and wanted is not None):
+            return schema == wanted
+        if schema not in self._same:
+            names = _quoted(wanted, table), _quoted(schema, table)
+            self._same[schema] = (
+                self._ask("SELECT coalesce(to_regclass(%s) = to_regclass(%s), true)", names) is not False
+            )
+        return self._same[schema]
+
+    def _ask(self, question: str, arguments: tuple[Any, ...]) -> Any:
+        """One value from PostgreSQL, past the events of the manager's engine; None where there is no connection."""
+        if self._connection is None:
+            return None
+        cursor: Any = self._connection.connection.cursor()
+        with cursor:
+            cursor.execute(question, arguments)
+            return cursor.fetchone()[0]
+
+    def _next_id(self, table: Table, column: Column[Any]) -> Any:
+        if self._is_told(table, column):
+            id_, self._id_left = self._id_left, None
+        else:
+            id_ = self._take_id(self._schemas.get(table.schema, table.schema), table.name, column.name)
+        return _as_column_has_it(column, id_)
+
+    def _fetch_id(self, table: Table, column: Column[Any]) -> Any:
+        """The next id of PostgreSQL's own, for the further rows of an insert of several; None where it has none."""
+        name = _quoted(self._schemas.get(table.schema, table.schema), table.name)
+        return self._ask("SELECT nextval(pg_get_serial_sequence(%s, %s))", (name, column.name))
+
+    def _with_ids(self, statement: Any, parameters: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
+        """An insert that gives no id of the row of which the caller has it, with that id in its first row."""
+        table = sql_clock.table_of(statement)
+        column = next((one for one in table.columns if self._is_told(table, one)), None) if table is not None else None
+        if table is None or column is None or not sql_clock.has_rows_by_name(statement):
+            return statement, parameters
+        if column.key in sql_clock.given(statement, parameters):
+            return statement, parameters
+        rows = max(len(parameters), sql_clock.count_rows(statement))
+        first = self._id_left
+        ids = [{column.key: self._next_id(table, column) or self._fetch_id(table, column)} for _ in range(rows)]
+        if None in [id_[column.key] for id_ in ids]:
+            self._id_left = first
+            return statement, parameters
+        if parameters and not statement._multi_values:
+            return statement, [{**row, **id_} for row, id_ in zip(parameters, ids, strict=True)]
+        return sql_clock.with_values(statement, ids), parameters
+
+    def with_id(self, statement: str, *, many: bool) -> str:
+        """SQL text that inserts one row, given as text: with the id that its caller has."""
+        found = _ONE_ROW.match(statement) if self.goes_without_id(statement) and not many else None
+        if found is None or not _ends_at(statement, found.end()):
+            return statement
+        if self._creates.column.lower() in (name.strip().strip('"').lower() for name in found["columns"].split(",")):
+            return statement
+        id_, self._id_left = self._id_left, None
+        literal = str(id_) if isinstance(id_, int) else f"'{id_}'"
+        at, columns = found.end(), found.start("columns")
+        column = _quoted(self._creates.column)
+        return f"{statement[:columns]}{column}, {statement[columns:at]}{literal}, {statement[at:]}"
+
+    def goes_without_id(self, statement: str) -> bool:
+        """Whether an SQL statement inserts the row of which the caller has the id, without that id."""
+        found = _INSERT.match(statement) if self._id_left is not None and self._creates.table else None
+        if found is None or found[2].lower() != self._creates.table.lower():
+            return False
+        return self._is_of(found[1])
+
+    # -- statements
+
+    def prepare(self, statement: Any, many: Any, one: Any) -> tuple[Any, Any, Any]:
+        """A statement of SQLAlchemy's with its parameters, as `before_execute` has them, before it is compiled."""
+        if not isinstance(statement, Insert):
+            return statement, many, one
+        parameters = list(many) or ([one] if one else [])
+        statement, changed = self._with_ids(statement, parameters)
+        if self._times:
+            statement = sql_clock.with_defaults(statement, changed)
+        if changed is parameters:
+            return statement, many, one
+        return (statement, changed, {}) if many else (statement, (), changed[0])
+
+    def at_time(self, statement: str) -> str:
+        """SQL text that reads the clock of the call instead of the server's."""
+        return sql_clock.at_time(statement, self._captured_at) if self._times else statement
+
+    def restore(self, parameters: Any) -> Any:
+        """Parameters of a statement, with the time of the capture where one was read from the real clock."""
+        if isinstance(parameters, Mapping):
+            return {name: self.restore(value) for name, value in parameters.items()}
+        if isinstance(parameters, list | tuple):
+            return type(parameters)(self.restore(value) for value in parameters)
+        if self._times and isinstance(parameters, datetime) and parameters not in self._given:
+            return self._then(parameters)
+        return parameters
+
+    def _then(self, value: datetime) -> datetime:
+        """The time of the capture for one that was read from the clock during this replay.
+
+        Captures are strictly increasing within a store, so the latest row stays the latest, without ties.
+        """
+        if value.tzinfo is not None:
+            return self._captured_at.astimezone(value.tzinfo) if self._is_now(value) else value
+        if self._is_now(value.replace(tzinfo=UTC)):
+            return self._captured_at.replace(tzinfo=None)
+        # Managers write UTC without a zone; one that writes local time is understood as well.
+        return self._captured_at.astimezone().replace(tzinfo=None) if self._is_now(value.astimezone()) else value
+
+    def _is_now(self, value: datetime) -> bool:
+        return self._began_at <= value <= self._clock.now()
+
+
+def _times_in(value: Any) -> Iterator[datetime]:
+    if isinstance(value, datetime):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _times_in(list(value.values()))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _times_in(item)
+
+
+def _ends_at(statement: str, start: int) -> bool:
+    """Whether the row of values that begins at `start` is the only one."""
+    depth = 1
+    for found in _QUOTED_OR_PAREN.finditer(statement, start):
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        if not depth:
+            return not statement[found.end() :].lstrip().startswith(",")
+    return False
+
+
+def _quoted(*names: str | None) -> str:
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names if name is not None)
+
+
+def _as_column_has_it(column: Column[Any], id_: Any) -> Any:
+    """A UUID as text, where the column's type has it so."""
+    return str(id_) if id_ is not None and column.type.python_type is str else id_

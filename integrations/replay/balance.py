@@ -1,0 +1,181 @@
+"""What a balance block is told: by the manager in a transaction that is rolled back, or as the manager was seen to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any
+
+from ..host import invoke
+from ..view.conversions import SCALES, Unknown, class_name, class_named, number_or_none
+from ..view.effects import Seen
+from ..view.learned import Learning
+from ..view.learning import Space
+from ..view.local_view import UnknownLocally
+from . import sessions
+from .asof import AsOf
+from .replay_session import ReplaySession, Watch, listen_to
+
+_SIMPLE = (str, int, float, Decimal, bool)
+
+
+class Untold:
+    """Stands for what a block would be told, where not all of that is known: the rest raises `UnknownLocally`."""
+
+    def __init__(self, why: str, known: Mapping[str, Any]) -> None:
+        self._why, self._known = why, dict(known)
+
+    def __getitem__(self, name: Any) -> Any:
+        if name not in self._known:
+            raise UnknownLocally(f"{name!r} of the block is not known while PostgreSQL is away: {self._why}")
+        return self._known[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[name]
+
+
+def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) -> None:
+    """Take in what a block of the manager was told, at an old balance that is known or not."""
+    shape, values = _shape(told)
+    known = learning.yields.get(seen.operation.name)
+    if known is None or known["shape"] != shape:
+        learning.version += 1
+        known = learning.yields[seen.operation.name] = {"shape": shape, "keys": {}}
+    for key, value in values.items():
+        sources = _sources(seen, old, exactly=not isinstance(value, float))
+        known["keys"].setdefault(key, Space()).observe(key, value, sources, scales=_scales(learning))
+
+
+def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "") -> Any:
+    """What the manager would tell the block of this call; `why` the old balance is None, where it is."""
+    name = seen.operation.name
+    known = learning.yields.get(name)
+    if known is None:
+        return Untold(f"{name} was never seen while PostgreSQL was up", {})
+    values: dict[str, Any] = {}
+    for key, space in known["keys"].items():
+        try:
+            values[key] = space.predict(_sources(seen, old, exactly=False), nearly=True)
+        except Unknown as exc:
+            why = why or f"{name}: {exc}"
+    made = _made(known["shape"], values) if len(values) == len(known["keys"]) else None
+    return Untold(why or f"{name} yields a {known['shape'][-1]}", values) if made is None else made[0]
+
+
+def kept(told: Any) -> list[Any] | None:
+    """What a block was told, to be stored with its call; None where that cannot be."""
+    if isinstance(told, Untold):
+        return None
+    shape, values = _shape(told)
+    simple = all(value is None or isinstance(value, _SIMPLE) for value in values.values())
+    return [shape, values] if simple else None
+
+
+def told_before(notes: Mapping[str, Any]) -> Any:
+    """What the first call with the same identity was told."""
+    found = notes.get("yielded")
+    made = None if found is None else _made(found[0], dict(found[1]))
+    return Untold("what the first call of this identity was told is not known", {}) if made is None else made[0]
+
+
+def _scales(learning: Learning) -> tuple[int | None, ...]:
+    found = learning.possible_scales | learning.scales
+    return (None, *sorted(scale for scale in (found or SCALES) if scale is not None))
+
+
+def _sources(seen: Seen, old: Decimal | None, *, exactly: bool) -> dict[str, Any]:
+    found = {name: value for name, value in seen.sources().items() if not name.startswith("row:")}
+    change = number_or_none(seen.amount)
+    if old is None or change is None:
+        return found
+    plain: dict[str, Any] = {"old_balance": old, "new_balance": old + change, "change": seen.amount}
+    total = float(old) + float(change)
+    floats = {} if exactly else {"old_balance": float(old), "new_balance": total, "change": total - float(old)}
+    return {
+        **{f"note:float:{name}": value for name, value in floats.items()},
+        "note:difference:change": plain["new_balance"] - old,
+        **{f"note:{name}": value for name, value in plain.items()},
+        **found,
+    }
+
+
+def _shape(told: Any) -> tuple[list[str], dict[str, Any]]:
+    """The container that a block was told in, and what is in it."""
+    cls = type(told)
+    if told is None:
+        return ["none"], {}
+    if isinstance(told, _SIMPLE):
+        return ["value"], {"": told}
+    if cls in (tuple, list):
+        return [cls.__name__], {str(index): value for index, value in enumerate(told)}
+    if isinstance(told, Mapping):
+        kind = ["dict"] if cls is dict else ["mapping", class_name(cls)]
+        return kind, {str(key): value for key, value in told.items()}
+    if isinstance(told, tuple) and hasattr(told, "_asdict"):
+        return ["named", class_name(cls)], dict(told._asdict())
+    if dataclasses.is_dataclass(told):
+        return ["object", class_name(cls)], {one.name: getattr(told, one.name) for one in dataclasses.fields(told)}
+    return ["object", class_name(cls)], dict(getattr(told, "__dict__", {}))
+
+
+def _made(shape: list[str], values: dict[str, Any]) -> tuple[Any] | None:
+    """The container again; None where its class cannot be found among those that are loaded."""
+    kind, *names = shape
+    if kind in ("none", "value"):
+        return (values.get(""),)
+    if kind in ("tuple", "list"):
+        items = [values[str(index)] for index in range(len(values))]
+        return (tuple(items) if kind == "tuple" else items,)
+    if kind == "dict":
+        return (values,)
+    cls = class_named(names[0])
+    if cls is None:
+        return None
+    if kind in ("mapping", "named"):
+        return (cls(values) if kind == "mapping" else cls(**values),)
+    made = object.__new__(cls)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    return (made,)
+
+
+class _Told(BaseException):
+    """Ends the manager's block without effect; not an Exception, since managers catch those."""
+
+
+@contextmanager
+def rolled_back(manager: Any, replica: Any, as_of: AsOf | None = None) -> Iterator[Any]:
+    """`replica`, a copy of `manager`, with sessions in a transaction of which nothing stays."""
+    with manager.engine.connect() as connection:
+        transaction = connection.begin()
+        try:
+            replica.session_factory = sessions.factory_like(
+                replica.session_factory,
+                ReplaySession,
+                listen_to,
+                bind=connection,
+                join_transaction_mode="create_savepoint",
+                info={"watch": Watch(as_of)},
+            )
+            yield replica
+        finally:
+            transaction.rollback()
+
+
+def dry_run(manager: Any, replica: Any, method: str, call: dict[str, Any], as_of: AsOf) -> Any:
+    """What `method` of `replica`, a copy of `manager`, yields now; nothing of it stays.
+
+    Raises what the manager raises: a balance that would fall below zero, a position that is closed already.
+    """
+    told = None
+    with rolled_back(manager, replica, as_of):
+        try:
+            with invoke(getattr(replica, method), call) as told:
+                raise _Told
+        except _Told:
+            return told
+    return told

@@ -1,0 +1,192 @@
+"""Rehearsal: a call is tried on a copy of the manager up to its first contact with the database.
+
+What the manager refuses before that (a bad side, an amount that is no number) it refuses here, in its own way, before
+anything is stored.  The rows that it has prepared by then are checked against their columns, as PostgreSQL would.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ClauseElement
+from sqlalchemy import inspect as inspect_orm
+from sqlalchemy.dialects.postgresql.psycopg2 import dialect as psycopg2_dialect
+from sqlalchemy.exc import DataError, StatementError
+from sqlalchemy.orm import Session
+
+from ... import OutboxError
+from ...columns import is_beyond
+from ..host import AWAY, invoke
+from ..state.kept_state import Changes, KeptState
+from . import sessions
+
+
+class Reached(BaseException):
+    """The manager turned to the database; not an Exception, since managers catch those."""
+
+
+class Rehearsal:
+    """One try of a call on a copy of the manager."""
+
+    def __init__(self, kept: KeptState | None = None) -> None:
+        """`kept`: the state of the copy."""
+        self._kept = kept
+        # Whether the call came to the database; otherwise `answer` or `error` is the manager's own.
+        self.reached = False
+        self.answer: Any = None
+        self.error: Exception | None = None
+        # Why a replay of the call could not be part of the relay's transaction.
+        self.misfit: str | None = None
+        # Whether a row was refused that PostgreSQL would have refused.
+        self.refused = False
+        # What the call had changed in the manager's attributes when it came to the database, or ended without.
+        self.changes = Changes({})
+        self._over = False
+
+    @classmethod
+    def skipped(cls) -> Rehearsal:
+        """The rehearsal of a call that cannot be rehearsed."""
+        made = cls()
+        made.reached = True
+        return made
+
+    def reach(self) -> BaseException:
+        """The call comes to the database; what to raise there."""
+        if self._over:
+            # Something of the rehearsal was kept and is used later: no BaseException may reach the host.
+            return OutboxError(
+                "a session of a rehearsed call is used after the call", hint="close sessions where they are opened"
+            )
+        if not self.reached:
+            self.reached = True
+            self._look()
+        return Reached()
+
+    def end(self) -> Rehearsal:
+        """The call has ended."""
+        if not self.reached:
+            self._look()
+        self._over = True
+        return self
+
+    def shared_changes(self) -> list[str]:
+        """What the call changed inside objects that the copy shares with the manager."""
+        return [] if self._kept is None else self._kept.shared_changes()
+
+    def _look(self) -> None:
+        if self._kept is not None:
+            self.changes = self._kept.changes()
+
+
+class _RefusedByColumn(Exception):
+    """What the driver would report for a value that its column cannot hold."""
+
+    pgcode = "22000"
+
+
+def rehearse(rehearsal: Rehearsal, replica: Any, method: str, call: dict[str, Any], *, context: bool) -> Rehearsal:
+    """Try `method` on `replica`, which must be a copy, up to its first contact with the database."""
+    replica.session_factory = sessions.factory_like(
+        getattr(replica, "session_factory", None),
+        _RehearsalSession,
+        info={"rehearsal": rehearsal, "dialect": _dialect_of(replica)},
+    )
+    try:
+        result = invoke(getattr(replica, method), call)
+        if context:
+            with result:
+                rehearsal.reach()
+        else:
+            rehearsal.answer = result
+    except (Reached, *AWAY):
+        rehearsal.reach()
+    except Exception as exc:  # noqa: BLE001 - it is the manager's answer, and given to the caller
+        # Where the manager made an error of its own out of ours, it has said nothing about the call.
+        rehearsal.error = exc
+    return rehearsal.end()
+
+
+def _dialect_of(replica: Any) -> Any:
+    """The dialect that binds the manager's values: engines may have a JSON serializer of their own."""
+    return getattr(getattr(replica, "engine", None), "dialect", None) or psycopg2_dialect()  # type: ignore[no-untyped-call]
+
+
+class _Savepoint:
+    """A savepoint needs no database until something happens in it."""
+
+    is_active = True
+
+    def __init__(self, session: _RehearsalSession) -> None:
+        self._session = session
+
+    def __enter__(self) -> _Savepoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._session.new:
+            self.commit()
+
+    def commit(self) -> None:
+        """Here the rows would be sent."""
+        self._session._reach()
+
+    def rollback(self) -> None:
+        """Nothing was begun."""
+
+    close = rollback
+
+
+class _RehearsalSession(Session):
+    """A session without a database: the first thing that would need one ends the rehearsal."""
+
+    def _reach(self, *_: Any, **__: Any) -> Any:
+        rehearsal: Rehearsal = self.info["rehearsal"]
+        for row in self.new:
+            # A refusal is the manager's to answer, and then it has not come to the database.
+            rehearsal.refused = True
+            _check_row(row, self.info["dialect"])
+        rehearsal.refused = False
+        raise rehearsal.reach()
+
+    def execute(self, statement: Any, *_: Any, **__: Any) -> Any:
+        """Settings of the transaction change nothing here; everything else needs the database."""
+        if sessions.is_setting(str(getattr(statement, "text", ""))):
+            return None
+        return self._reach()
+
+    def begin_nested(self) -> _Savepoint:  # type: ignore[override]
+        """What is new goes out before a savepoint; otherwise see `_Savepoint`."""
+        if self.new:
+            self._reach()
+        return _Savepoint(self)
+
+    def rollback(self) -> None:
+        """Nothing was begun."""
+
+    scalar = scalars = get = get_one = flush = commit = query = merge = refresh = connection = _reach
+    bulk_save_objects = bulk_insert_mappings = bulk_update_mappings = delete = _reach
+
+
+def _check_row(row: Any, dialect: Any) -> None:
+    """Raise, as a flush would, where a new row has a value that its column cannot hold or cannot bind."""
+    state = inspect_orm(row)
+    for attribute in state.mapper.column_attrs:
+        column, value = attribute.columns[0], state.dict.get(attribute.key)
+        length = getattr(column.type, "length", None)
+        if isinstance(value, str) and isinstance(length, int) and len(value) > length:
+            _refuse(f"{column} has {len(value)} characters, at most {length}", value)
+        precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
+        if isinstance(precision, int) and isinstance(scale, int) and is_beyond(value, precision, scale):
+            _refuse(f"{column} is {value}, beyond numeric({precision},{scale})", value)
+        bind = column.type.dialect_impl(dialect).bind_processor(dialect)
+        if bind is None or value is None or isinstance(value, ClauseElement):
+            continue
+        try:
+            bind(value)
+        except Exception as exc:
+            what = f"({type(exc).__module__}.{type(exc).__qualname__}) {exc}"
+            raise StatementError(what, "INSERT (not sent)", {column.name: value}, exc) from exc
+
+
+def _refuse(why: str, value: Any) -> None:
+    raise DataError("INSERT (not sent)", {"value": value}, _RefusedByColumn(why))

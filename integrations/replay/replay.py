@@ -1,0 +1,369 @@
+"""Replay: applies one stored call by calling the manager's own method inside the relay's transaction.
+
+The call runs on a shallow copy of the manager whose sessions are bound to the relay's connection, so that the manager's
+commits are savepoints and the receipt commits with the effect.  Ids are those that the caller was given, times those of
+the capture, and a method that swallows its error is not taken for success.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Dialect
+from sqlalchemy.exc import SQLAlchemyError
+
+from ... import Entry, Outbox, OutboxError
+from ...clock import Clock
+from ...errors import Reject, TargetMisconfigured, TargetUnavailable
+from ...failures import Verdict, classify
+from ...log import Log
+from ..host import Host, invoke, signature_of_bound
+from ..ids.id_reserve import IdColumn
+from ..manager_connection import ManagerConnection
+from ..operations import ManagerOperation, call_of, notes_of
+from ..state.carried import Carried
+from ..upgrades import misconfigured, must_fit, upgraded
+from ..view.conversions import number_or_none
+from ..view.learned import nearly_equal
+from ..view.reads import BALANCE, Reads
+from . import sessions
+from .asof import AsOf
+from .frozen_clock import FrozenClock, frozen
+from .rehearsal import Rehearsal
+from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_connection, watch_errors
+from .witness import SideIds, Witness
+
+_log = Log("outbox.integrations")
+
+_ANSWERS_KEPT = 256
+_ONE_FACTORY = "its writes must go through self.session_factory, or they could be applied twice"
+
+
+class CallFailed(Reject, ValueError):
+    """A replayed method raised, answered that it failed, or wrote nothing: it must not be taken for applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the manager answered to one replay: a value, or what it raised."""
+
+    value: Any = None
+    error: BaseException | None = None
+    # Whether the value says that nothing was applied.
+    refusal: bool = False
+
+    def give(self) -> Any:
+        """Return or raise it, as the manager did."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Answers:
+    """The last answers by sequence number, for callers who wait for the real result.  Thread-safe."""
+
+    def __init__(self) -> None:
+        # Reentrant, since a signal handler may come while it is held.
+        self._lock = threading.RLock()
+        self._kept: OrderedDict[int, Answer] = OrderedDict()
+
+    def keep(self, seq: int, answer: Answer) -> None:
+        """Replace what is known of `seq`."""
+        with self._lock:
+            self._kept[seq] = answer
+            self._kept.move_to_end(seq)
+            while len(self._kept) > _ANSWERS_KEPT:
+                self._kept.popitem(last=False)
+
+    def take(self, seq: int) -> Answer | None:
+        """What is known of `seq`, once."""
+        with self._lock:
+            return self._kept.pop(seq, None)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether an error of the database is about the data, and would come again."""
+    invalidated = getattr(error, "connection_invalidated", False)
+    sqlstate = getattr(getattr(error, "orig", None), "pgcode", None)
+    return classify(sqlstate, connected=not invalidated, data_error=False) is Verdict.REJECTED
+
+
+def _database_of(raw: Any) -> tuple[Any, ...] | None:
+    """What tells a PostgreSQL database from others; None for another driver's connection."""
+    info: Any = getattr(raw, "info", None)
+    return None if not hasattr(info, "dbname") else (info.host, info.port, info.dbname)
+
+
+def _no_id(*_: str) -> None:
+    """Let PostgreSQL give the id."""
+
+
+class _Nobody:
+    """Where there is nobody to learn from a replay."""
+
+    def told(self, value: Any) -> None:
+        """Nothing comes of it."""
+
+
+class Replayer:
+    """Makes handlers that replay on one host's manager.  Its handlers run in the relay's thread."""
+
+    def __init__(
+        self,
+        host: Host,
+        clock: Clock,
+        reads: Reads | None = None,
+        *,
+        outbox: Outbox | None = None,
+        take_id: Callable[..., Any] | None = None,
+    ) -> None:
+        """`take_id(schema, table, column)` gives ids to further rows of a call; None lets PostgreSQL do that."""
+        self._host, self._clock, self._outbox = host, clock, outbox
+        self._reads = reads or Reads()
+        self._take_id = take_id or _no_id
+        self._here = threading.local()
+        self._undo: list[Callable[[], None]] = []
+        self._dialects: set[Dialect] = set()
+        self._connection = ManagerConnection(host)
+        self.answers = Answers()
+        # Learns from replays; only where the local view is, which is not where a relay alone runs.
+        self.witness: Witness | None = None
+        self.carried = Carried(host, outbox)
+        self._undo.append(refuse_connections(self._refusal))
+
+    def close(self) -> None:
+        """Take the listeners away again."""
+        while self._undo:
+            self._undo.pop()()
+
+    def handler(self, operation: ManagerOperation) -> Callable[[Connection, Entry], Any]:
+        """The handler that applies entries of `operation`."""
+
+        def replay(connection: Connection, stored: Entry) -> Any:
+            self._build()
+            entry = upgraded(operation, stored)
+            notes, creates = notes_of(entry), IdColumn.named(operation.creates)
+            try:
+                # Before the watch begins: it may have to look at a connection of the manager's own.
+                with self._connection.around(connection) as own:
+                    given = [call_of(entry), notes.get("defaults")]
+                    sides = self._here.sides = SideIds(notes.get("side"), self._take_id)
+                    as_of = AsOf(creates, notes, entry.captured_at, self._clock, sides, call=given)
+                    as_of.follow(own)
+                    with self._watched(own, as_of) as watch:
+                        return self._replay(operation, own, entry, watch, as_of)
+            except BaseException:
+                self.carried.drop(entry)
+                raise
+
+        return replay
+
+    def _replay(
+        self, operation: ManagerOperation, connection: Connection, entry: Entry, watch: Watch, as_of: AsOf
+    ) -> Any:
+        replica, noted = self._host.replica(session_id=notes_of(entry).get("session")), notes_of(entry).get("state")
+        kept = self.carried.begin(replica, entry, noted)
+        watch.on_contact = kept.contact
+        replica.session_factory = sessions.factory_like(
+            replica.session_factory,
+            ReplaySession,
+            listen_to,
+            bind=connection,
+            binds=None,
+            join_transaction_mode="create_savepoint",
+            info={"watch": watch},
+        )
+        try:
+            with frozen(entry.captured_at, replica) as clock:
+                value = self._call(operation, replica, entry, as_of, clock)
+        except Exception as exc:  # noqa: BLE001 - whatever the manager raises is judged there
+            result = self._raised(operation, entry, watch, exc)
+            self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
+            return result
+        if watch.misfit is not None:
+            raise watch.misfit
+        applied = operation.success(value, watch.committed)
+        self.answers.keep(entry.seq, Answer(value, refusal=not applied))
+        if not applied:
+            if watch.error is not None:
+                raise misconfigured(watch.error, operation, entry, self._host) or watch.error
+            raise CallFailed(
+                f"{operation.name} of the manager answered {value!r} and wrote nothing",
+                hint="see the engine's log; the row may be missing",
+            )
+        self._compare_id(operation, entry, value)
+        self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
+        return value if isinstance(value, (bool, int, str, type(None))) else None
+
+    def _raised(self, operation: ManagerOperation, entry: Entry, watch: Watch, exc: Exception) -> Any:
+        """What an exception of the manager means for the entry."""
+        if watch.misfit is not None or isinstance(exc, (TargetUnavailable, TargetMisconfigured)):
+            raise watch.misfit or exc
+        self.answers.keep(entry.seq, Answer(error=exc))
+        error = watch.error_behind(exc)
+        if error is not None and not (watch.committed and _is_refusal(error)):
+            raise misconfigured(error, operation, entry, self._host) or error
+        if watch.committed:
+            # The effect counts, as it would have without us; the caller hears of the rest.
+            _log.warning(
+                "entry %(seq)s (%(operation)s) was applied and then raised: %(error)s",
+                seq=entry.seq,
+                operation=entry.operation,
+                error=exc,
+            )
+            return {"raised": f"{type(exc).__name__}: {exc}"}
+        raise CallFailed(f"{operation.name} of the manager raised {type(exc).__name__}: {exc}") from exc
+
+    def _call(self, operation: ManagerOperation, replica: Any, entry: Entry, as_of: AsOf, clock: FrozenClock) -> Any:
+        method = getattr(replica, operation.name, None)
+        if method is None:
+            raise TargetMisconfigured(f"the manager has no method {operation.name!r}, and entry {entry.seq} needs it")
+        if self._diverged(entry, replica):
+            # The change follows what the other writer did, so it must not be stamped before that.
+            as_of.keep_times()
+            clock.thaw()
+        # Defaults are those of the software that was called, as far as the method still has these arguments.
+        signature = signature_of_bound(method)
+        must_fit(operation, entry, signature)
+        known = signature.parameters
+        call = {name: value for name, value in notes_of(entry).get("defaults", {}).items() if name in known}
+        call |= call_of(entry)
+        with self._witnessing(operation, entry, replica) as witness:
+            if not operation.context:
+                return invoke(method, call)
+            with invoke(method, call) as told:
+                witness.told(told)
+        return None
+
+    def _witnessing(self, operation: ManagerOperation, entry: Entry, replica: Any) -> AbstractContextManager[Any]:
+        if self.witness is None:
+            return nullcontext(_Nobody())
+        return self.witness.watching(operation, replica, entry, self._unwatched, self._here.sides)
+
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        """Let reads of ours fail without harm to the replay that they are made in."""
+        watch, self._here.watch = self._here.watch, Watch()
+        # The call has not turned to the database by these.
+        on_contact, watch.on_contact = watch.on_contact, Watch().on_contact
+        try:
+            yield
+        finally:
+            self._here.watch, watch.on_contact = watch, on_contact
+
+    def _diverged(self, entry: Entry, replica: Any) -> bool:
+        """Whether the balance is not the one that the caller worked with; reported, since only a person can judge."""
+        told: Mapping[str, Any] = notes_of(entry).get("told") or {}
+        if "old" not in told:
+            return False
+        session = notes_of(entry).get("session")
+        with self._unwatched():
+            found = number_or_none(self._reads.asking(replica)(BALANCE, session))
+        if found is None or nearly_equal(found, told["old"]):
+            return False
+        message = (
+            f"entry {entry.seq} ({entry.operation}) was made at a balance of {told['old']} in session {session}, "
+            f"and PostgreSQL had {found}: another writer has changed it, or an earlier change was refused"
+        )
+        _log.error(
+            "balance of session %(session)s diverged at entry %(seq)s: %(detail)s",
+            seq=entry.seq,
+            session=session,
+            detail=message,
+        )
+        self._sound(f"diverged-balance-{session}", message)
+        return True
+
+    def _compare_id(self, operation: ManagerOperation, entry: Entry, value: Any) -> None:
+        """Report an id that is not the one which the caller has, as where the manager found the row there already."""
+        told = notes_of(entry).get("id")
+        if not notes_of(entry).get("final") or value is None or isinstance(value, bool) or value == told:
+            return
+        table = operation.table_and_column()[0]
+        message = (
+            f"entry {entry.seq} ({entry.operation}) gave its caller id {told} of {table}, and the manager answered "
+            f"with {value}: the row was there already"
+        )
+        _log.error(
+            "id of table %(table)s diverged at entry %(seq)s: %(detail)s", seq=entry.seq, table=table, detail=message
+        )
+        self._sound(f"diverged-id-{table}-{told}", message)
+
+    def _sound(self, alarm: str, message: str) -> None:
+        if self._outbox is not None:
+            try:
+                self._outbox.alarms.sound(alarm, message)
+            except OutboxError as exc:
+                _log.error("the alarm %(alarm)r could not be kept: %(error)s", alarm=alarm, error=exc)
+
+    def _build(self) -> None:
+        # The relay is connected, so what failed before may work now.
+        self._host.forget_failure()
+        try:
+            self._host.manager()
+        except SQLAlchemyError as exc:
+            raise TargetUnavailable(f"the manager cannot be built: {exc}") from exc
+        except Exception as exc:
+            raise TargetMisconfigured(f"the manager cannot be built: {type(exc).__name__}: {exc}") from exc
+
+    # -- nothing may go past the relay's transaction
+
+    @contextmanager
+    def _watched(self, connection: Connection, as_of: AsOf) -> Iterator[Watch]:
+        if connection.engine.dialect not in self._dialects:
+            self._dialects.add(connection.engine.dialect)
+            self._undo.append(watch_errors(connection.engine, self._watch_here))
+        watch = self._here.watch = Watch(as_of)
+        watch_connection(connection, watch)
+        self._here.database = _database_of(connection.connection.dbapi_connection)
+        try:
+            yield watch
+        finally:
+            self._here.watch = None
+
+    def _watch_here(self) -> Watch | None:
+        watch: Watch | None = getattr(self._here, "watch", None)
+        return watch
+
+    def _refusal(self, raw: Any) -> BaseException | None:
+        rehearsal: Rehearsal | None = getattr(self._here, "rehearsal", None)
+        if rehearsal is not None:
+            # Noted there too: managers have bare excepts.
+            if self._is_of_manager(raw):
+                rehearsal.misfit = "opens a connection of its own"
+            return rehearsal.reach()
+        watch = self._watch_here()
+        if watch is None or _database_of(raw) != self._here.database:
+            return None
+        return watch.misfits(
+            "opened a connection of its own",
+            _ONE_FACTORY,
+        )
+
+    def statement_elsewhere(self) -> BaseException | None:
+        """What to raise where a rehearsal or a replay of this thread sends a statement through the manager's engine."""
+        rehearsal: Rehearsal | None = getattr(self._here, "rehearsal", None)
+        if rehearsal is not None:
+            rehearsal.misfit = "uses a session that is open already"
+            return rehearsal.reach()
+        watch = self._watch_here()
+        return None if watch is None else watch.misfits("used a session that was open already", _ONE_FACTORY)
+
+    def _is_of_manager(self, raw: Any) -> bool:
+        """Whether a driver's connection is one to the manager's database."""
+        url, here = getattr(getattr(self._host.built, "engine", None), "url", None), _database_of(raw)
+        return url is not None and here is not None and here[1:] == (url.port or 5432, url.database)
+
+    @contextmanager
+    def rehearsing(self, rehearsal: Rehearsal) -> Iterator[None]:
+        """While a call is rehearsed in this thread: a connection of the manager's own ends the rehearsal."""
+        self._here.rehearsal = rehearsal
+        try:
+            yield
+        finally:
+            self._here.rehearsal = None

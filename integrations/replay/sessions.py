@@ -1,0 +1,77 @@
+"""Session factories for copies of a manager: like its own, but bound to something of ours."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+_SETTING = re.compile(
+    r"\s*SET\s+(?:(LOCAL|SESSION)\s+)?(?:(TIME\s+ZONE)\b|([A-Za-z_][A-Za-z0-9_.]*)\s*(?:=|\bTO\b))", re.IGNORECASE
+)
+
+# Events that ours must hear last.
+_ORDERED = ("before_flush", "after_flush", "do_orm_execute", "after_commit")
+
+
+def factory_like(
+    original: Any, behaviour: type[Session], listen: Callable[[type[Session]], None] | None = None, **options: Any
+) -> Any:
+    """A factory like `original` (a sessionmaker, a scoped_session around one, or None) with `behaviour` mixed in.
+
+    `listen(class)` adds listeners to the class of its sessions, behind those of the original's.  The class is made once
+    for all factories, so they must find what belongs to one call in the session's `info`.  `options` replace the
+    original's.
+    """
+    maker = maker_of(original)
+    given = dict(getattr(maker, "kw", {}))
+    base: Any = getattr(maker, "class_", Session)
+    mixed: Any = behaviour
+    info = {**(given.pop("info", None) or {}), **options.pop("info", {})}
+    made = copy.copy(_maker(mixed, base, listen, _listeners_of(base)))
+    made.kw = {**made.kw, **given, **options, "info": info}
+    return scoped_session(made) if isinstance(original, scoped_session) else made
+
+
+@lru_cache(maxsize=64)
+def _maker(
+    behaviour: type[Session], base: type[Session], listen: Callable[[type[Session]], None] | None, _: int
+) -> sessionmaker[Any]:
+    """Making a class, and the tables of its events, costs more than the rest of a short call."""
+    bases = (behaviour,) if base is Session else (behaviour, base)
+    made: sessionmaker[Any] = sessionmaker(class_=type(behaviour.__name__, bases, {}))
+    if listen is not None:
+        listen(made.class_)
+    return made
+
+
+def _listeners_of(base: type[Session]) -> int:
+    """How many listeners a class has: a new one comes before ours only in a class that is made after it."""
+    events: Any = base.dispatch
+    return sum(len(getattr(events, name)._clslevel.get(base, ())) for name in _ORDERED)
+
+
+def maker_of(factory: Any) -> Any:
+    """The sessionmaker that `factory` is, or is around."""
+    return factory.session_factory if isinstance(factory, scoped_session) else factory
+
+
+def apart(factory: Any, info: dict[str, Any]) -> Any:
+    """A factory of sessions as those of `factory`, but not the same ones, with another `info`."""
+    maker = maker_of(factory)
+    return sessionmaker(class_=maker.class_, **{**maker.kw, "info": info})
+
+
+def session_class(factory: Any) -> type[Session]:
+    """The class whose events are those of all sessions that `factory` makes."""
+    made: type[Session] = maker_of(factory).class_
+    return made
+
+
+def is_setting(statement: str) -> bool:
+    """Whether it is a SET statement, which writes nothing."""
+    return _SETTING.match(statement) is not None

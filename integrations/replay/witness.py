@@ -1,0 +1,260 @@
+"""Witness: looks at what a manager answers just before and after a call is replayed, and learns from it.
+
+Both looks are taken inside the relay's transaction, so that nothing but this call lies between them; what the reads
+themselves might write is rolled back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Float, Numeric
+from sqlalchemy import inspect as inspect_orm
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from ... import Entry
+from ...log import Log
+from ..host import shallow
+from ..operations import ManagerOperation, call_of, notes_of
+from ..roles import Session
+from ..view import checks
+from ..view.conversions import number_or_none
+from ..view.effects import ORDERS as ORDERS_TABLE
+from ..view.effects import RESOLVED, Seen, Tables, tables_of
+from ..view.learned import nearly_equal
+from ..view.local_view import LocalView
+from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, ORDERS, POSITIONS, Reads
+from . import sessions
+from .balance import learn_yield
+from .replay_session import Watch
+
+_log = Log("outbox.integrations")
+
+# So far behind its relay is the view of an engine at most; one that is further behind belongs to a relay alone.
+_EARLY = 64
+
+
+class SideIds:
+    """Ids for the rows that a replayed call writes on the side: first those that were noted at the call."""
+
+    def __init__(self, noted: dict[str, list[Any]] | None, take: Callable[..., Any]) -> None:
+        self._noted = {column: list(ids) for column, ids in (noted or {}).items()}
+        self._take = take
+        # "table.column" -> the ids that were used.
+        self.taken: dict[str, list[Any]] = {}
+
+    def __call__(self, *names: str | None) -> Any:
+        """The next id of a column, `(schema, table, column)`, or None where PostgreSQL is to give it."""
+        place = ".".join(name for name in names if name is not None)
+        left = self._noted.get(place)
+        id_ = left.pop(0) if left else self._take(*names)
+        if id_ is not None:
+            self.taken.setdefault(place, []).append(id_)
+        return id_
+
+
+class Look:
+    """What a manager answers about one session; what it cannot answer is None.  Raises `SQLAlchemyError`."""
+
+    def __init__(self, ask: Callable[..., Any], session_id: Any, more: Mapping[str, tuple[Any, ...]] = {}) -> None:
+        """`more`: the arguments of other reads by name, whose answers are in `answers`."""
+        self.balance = ask(BALANCE, session_id)
+        found = {name: ask(name, *args) for name, args in more.items()}
+        self.answers = {name: answer for name, answer in found.items() if answer is not MISSING}
+        self.tables: Tables | None = None
+        try:
+            rows = [ask(name, session_id) for name in (POSITIONS, ORDERS)]
+            if all(one is MISSING or type(one) is list for one in rows):
+                self.tables = tables_of(*([] if one is MISSING else one for one in rows))
+        except SQLAlchemyError:
+            raise
+        except Exception:  # noqa: BLE001 - a read that fails for the manager's callers too
+            _log.warning("the manager's rows cannot be understood", trace=True)
+        self.balance = None if self.balance is MISSING else self.balance
+
+
+class Witness:
+    """Learns for one local view.  Used by the relay's thread; what it cannot learn it leaves alone."""
+
+    def __init__(self, view: LocalView, reads: Reads, learned: Callable[[], None]) -> None:
+        """`learned()` hears of each new knowledge."""
+        self._view, self._reads, self._learned = view, reads, learned
+        # Sequence numbers of calls whose effect was not known for sure when they were made.
+        self.wanted: set[int] = set()
+        # Those that were replayed before the view had followed them.
+        self._early: set[int] = set()
+
+    def want(self, seq: int) -> None:
+        """Look when this call is replayed, unless it already was."""
+        if seq in self._early:
+            self._early.discard(seq)
+        else:
+            self.wanted.add(seq)
+
+    @contextmanager
+    def watching(
+        self, operation: ManagerOperation, replica: Any, entry: Entry, unwatched: Callable[[], Any], sides: SideIds
+    ) -> Iterator[_Watched]:
+        """Look before and after the block in which a call is replayed."""
+        told = notes_of(entry).get("told") or {}
+        # The relay may be quicker than the caller, who follows a call in the view when it is durable.
+        early = 0 < entry.seq - self._view.seq <= _EARLY
+        if early:
+            self._early.add(entry.seq)
+        wanted = early or entry.seq in self.wanted or (told.get("new") is not None and told["new"] < 0)
+        watched = _Watched(self._view, self._reads, operation, replica, entry, unwatched, sides)
+        if wanted and operation.has_role:
+            watched.try_to(watched.look_before)
+        try:
+            yield watched
+        except Exception as exc:
+            if not isinstance(exc, DBAPIError):
+                watched.try_to(partial(watched.refused, exc))
+            raise
+        if operation.has_role:
+            watched.try_to(watched.look_after if watched.before is not None else watched.look_at_session)
+            self.wanted.discard(entry.seq)
+            if watched.before is not None:
+                self._learned()
+
+
+class _Watched:
+    """One replay."""
+
+    def __init__(
+        self,
+        view: LocalView,
+        reads: Reads,
+        operation: ManagerOperation,
+        replica: Any,
+        entry: Entry,
+        unwatched: Any,
+        sides: SideIds,
+    ) -> None:
+        self._view, self._reads = view, reads
+        self._operation, self._replica, self._entry = operation, replica, entry
+        self._unwatched, self._sides = unwatched, sides
+        self.before: Look | None = None
+        self._told: list[Any] = []
+        self._amounts: list[tuple[int | None, Any]] = []
+
+    def try_to(self, action: Callable[[], Any]) -> None:
+        """The replay must not suffer from what is only curiosity."""
+        try:
+            action()
+        except Exception:  # noqa: BLE001
+            _log.warning("the replay of entry %(seq)s could not be learned from", seq=self._entry.seq, trace=True)
+
+    def told(self, value: Any) -> None:
+        """What a balance block was told."""
+        self._told.append(value)
+
+    def look_before(self) -> None:
+        """See the session as it is before the call."""
+        session = notes_of(self._entry).get("session")
+        if session is None:
+            return
+        self._listen()
+        begins = self._operation.session is Session.BEGINS
+        # A session that the call begins is not there yet.
+        self.before = Look(lambda *_: MISSING, session) if begins else self._look(session)
+
+    def _look(self, session: Any, **more: tuple[Any, ...]) -> Look:
+        connection = sessions.maker_of(self._replica.session_factory).kw["bind"]
+        with self._unwatched():
+            savepoint = connection.begin_nested()
+            try:
+                reader = shallow(self._replica)
+                reader.session_factory = sessions.apart(reader.session_factory, {"watch": self._watch.apart()})
+                return Look(self._reads.asking(reader), session, more)
+            finally:
+                savepoint.rollback()
+
+    def _listen(self) -> None:
+        """Note the amounts that the call writes, and how many decimal places their columns have."""
+
+        def note(session: Any) -> None:
+            for row in (*session.new, *session.dirty):
+                state = inspect_orm(row)
+                for attribute in state.mapper.column_attrs:
+                    kind = attribute.columns[0].type
+                    if isinstance(kind, Numeric):
+                        scale = None if isinstance(kind, Float) else kind.scale
+                        self._amounts.append((scale, number_or_none(state.dict.get(attribute.key))))
+
+        self._watch.on_flush = note
+
+    @property
+    def _watch(self) -> Watch:
+        watch: Watch = sessions.maker_of(self._replica.session_factory).kw["info"]["watch"]
+        return watch
+
+    def _seen(self) -> Seen:
+        notes = {**notes_of(self._entry), "at": self._entry.captured_at, "side": self._sides.taken}
+        shown = (self.before.tables if self.before is not None else None) or {}
+        with self._view.lock:
+            session = self._view.sessions.get(notes["session"]) or {"tables": {}}
+            hidden = {id_: dict(row) for id_, row in session["tables"].get(RESOLVED, {}).items()}
+        open_ = shown.get(ORDERS_TABLE, {})
+        tables = {**shown, RESOLVED: {id_: row for id_, row in hidden.items() if id_ not in open_}}
+        written = {amount for _, amount in self._amounts if amount is not None}
+        return Seen(self._operation, self._operation.standard(call_of(self._entry)), notes, tables, written)
+
+    def look_after(self) -> None:
+        """See the session as it is after the call, and learn."""
+        seen, learning = self._seen(), self._view.learning
+        assert self.before is not None
+        session, old = seen.notes["session"], number_or_none(self.before.balance)
+        # Where there is a balance row: without one this read writes it, and takes an id from its sequence.
+        asked: dict[str, tuple[Any, ...]] = {LAST_BALANCE: (session,)} if self._operation.balance is not None else {}
+        if self._operation.session is Session.BEGINS:
+            asked |= {ACTIVE_SESSION: (), LAST_SESSION: ()}
+        after = self._look(session, **asked)
+        balance = number_or_none(after.balance)
+        with self._view.lock:
+            learning.scales |= {scale for scale, _ in self._amounts}
+            if balance is not None and self._operation.balance is not None:
+                fitting = {
+                    scale for scale, amount in self._amounts if amount is not None and nearly_equal(amount, balance)
+                }
+                learning.possible_scales = (learning.possible_scales & fitting) or learning.possible_scales
+            if self.before.tables is not None and after.tables is not None:
+                learning.learn(seen, after.tables)
+            learning.learn_balance(seen, self.before.balance, after.balance)
+            if balance is not None:
+                learning.learn_answer(BALANCE, balance, after.balance)
+                if LAST_BALANCE in after.answers:
+                    learning.learn_answer(LAST_BALANCE, balance, after.answers[LAST_BALANCE])
+            found = {name: answer == session for name, answer in after.answers.items() if name != LAST_BALANCE}
+            learning.agrees |= found
+            learning.learn_sides(seen, {column: len(ids) for column, ids in self._sides.taken.items()})
+            if self._sides.taken and "side" not in notes_of(self._entry):
+                learning.taken[self._entry.seq] = dict(self._sides.taken)
+            for told in self._told:
+                learn_yield(learning, seen, told, old)
+            limits = checks.exceeded(seen, old, learning.effect(seen))
+            checks.accepted(learning, self._operation, limits)
+        self.look_at_session()
+
+    def look_at_session(self) -> None:
+        """Learn whether the session is current after it was begun or ended."""
+        if self._operation.session is None or not hasattr(self._replica, "_current_session_id"):
+            return
+        session = notes_of(self._entry).get("session")
+        if session is not None:
+            self._view.learning.current[self._operation.name] = self._replica._current_session_id == session
+
+    def refused(self, error: Exception) -> None:
+        """The manager refused the call: learn which limit it may have kept."""
+        session = notes_of(self._entry).get("session")
+        if session is None or not self._operation.has_role:
+            return
+        look = self.before or self._look(session)
+        self.before = look
+        seen = self._seen()
+        with self._view.lock:
+            limits = checks.exceeded(seen, number_or_none(look.balance), self._view.learning.effect(seen))
+            checks.refused(self._view.learning, self._operation, limits, error)

@@ -1,0 +1,169 @@
+"""Standing: what an object that stands for a manager has beside the manager's attributes, and where its calls go."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from .. import Operation, Outbox, OutboxError
+from ..log import Log
+from .adapter import Adapter
+from .host import AWAY, Host
+from .operations import ManagerOperation
+from .preflight.preflight import Kind
+from .view.kept_answers import ManagerRead
+
+_log = Log("outbox.integrations")
+
+# Methods that end the manager itself and must not wait for anything.
+_ENDINGS = frozenset({"close", "dispose", "shutdown"})
+# Best-effort calls that are kept before there is an outbox; the oldest are dropped.
+_KEPT = 1000
+
+
+@dataclass(slots=True)
+class Standing:
+    """The state of one `DurableDatabaseManager`."""
+
+    host: Host
+    operations: tuple[Operation | ManagerRead, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    adapter: Adapter | None = None
+    # Behaves as the plain manager: the outbox is disabled.
+    bypassed: bool = False
+    detached: bool = False
+    # Each with the time of the call.
+    kept: deque[tuple[str, tuple[Any, ...], dict[str, Any], datetime]] = field(
+        default_factory=lambda: deque(maxlen=_KEPT)
+    )
+    warned: set[str] = field(default_factory=set)
+
+    def copied(self, manager: Any = None) -> Standing:
+        """The state of a copy: the same outbox, attributes of its own."""
+        return replace(self, host=self.host.copied(manager))
+
+    def attach(self, outbox: Outbox, on_halt: Callable[[str], Any] | None) -> Adapter:
+        """Make calls durable from now on.  Raises `ConfigError` for operations that do not fit the manager."""
+        declared = frozenset(each.name for each in self.operations if isinstance(each, ManagerOperation))
+        before, self.host.declared = self.host.declared, declared
+        try:
+            with self.host.without_doubles():
+                self.adapter = Adapter(self.host, outbox, self.operations, on_halt=on_halt, **self.settings)
+        except BaseException:
+            self.host.declared = before
+            raise
+        methods = () if self.adapter.fit is None else self.adapter.fit.methods
+        self.host.through = frozenset(each.name for each in methods if each.kind is Kind.THROUGH)
+        self.detached = False
+        return self.adapter
+
+    def detach(self) -> None:
+        """Stop the background work; may be called twice."""
+        adapter, self.adapter, self.detached = self.adapter, None, True
+        if adapter is not None:
+            adapter.close()
+
+    def operation(self, name: str) -> Operation | None:
+        """The operation that is declared for method `name`."""
+        declared = (each for each in self.operations if isinstance(each, Operation))
+        return next((each for each in declared if each.name == name), None)
+
+    def deliver_kept(self, durable: Any) -> None:
+        """Record the best-effort calls that were made before there was an outbox."""
+        while self.kept:
+            name, args, kwargs, at = self.kept.popleft()
+            try:
+                call(durable, name, args, kwargs, at=at)
+            except Exception as exc:  # noqa: BLE001 - best effort: its caller has gone on long ago
+                _log.warning("a call of %(operation)s was not recorded: %(error)s", operation=name, error=exc)
+
+
+def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, at: datetime | None = None) -> Any:
+    """Call method `name` of the manager that `durable` stands for, the way that its declaration asks for.
+
+    `at`: when the call was made, where that was before there was an outbox.
+    """
+    standing: Standing = durable._durable
+    host, adapter = standing.host, standing.adapter
+    on_replica = host.on_replica(name)
+    if on_replica is not None:
+        return on_replica(*args, **kwargs)
+    if name in _ENDINGS:
+        # What was never built needs no end.
+        return host.bound(name, durable)(*args, **kwargs) if host.built is not None else None
+    if standing.bypassed:
+        return host.bound(name, durable)(*args, **kwargs)
+    if adapter is None:
+        return _call_without_outbox(standing, durable, name, args, kwargs)
+    operation = adapter.calls.get(name)
+    if operation is None:
+        return adapter.passing.call(durable, name, args, kwargs)
+    double = host.class_double(name, durable)
+    if double is not None:
+        return double(*args, **kwargs)
+    if operation.context:
+        return adapter.block(operation, args, kwargs)
+    return adapter.call(operation, args, kwargs, at=at)
+
+
+def read(durable: Any, name: str, get: Callable[[], Any]) -> Any:
+    """The value of property `name` of the manager's class, which `get` computes."""
+    standing: Standing = durable._durable
+    if standing.adapter is None or standing.bypassed:
+        return get()
+    return standing.adapter.passing.attribute(name, get)
+
+
+def _call_without_outbox(
+    standing: Standing, durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Before `wire` the plain manager serves; a best-effort call that it cannot serve is recorded later."""
+    operation = standing.operation(name)
+    if operation is None:
+        return standing.host.bound(name, durable)(*args, **kwargs)
+    if standing.detached and not operation.best_effort:
+        raise OutboxError(
+            f"{name} needs the outbox, which was detached", hint="attach_outbox(...) or wire(engine) before it trades"
+        )
+    try:
+        if standing.detached:
+            raise OutboxError("the outbox was detached")
+        method = standing.host.bound(name, durable)
+        _warn_of_plain_call(standing, operation)
+        return method(*args, **kwargs)
+    except (OutboxError, *AWAY) as exc:
+        if operation.best_effort:
+            _keep(standing, name, args, kwargs, exc)
+            return None
+        if standing.host.built is not None:
+            raise
+        raise OutboxError(
+            f"{name} was called before there is an outbox, and PostgreSQL is away",
+            hint="wire(engine) before the call, or give the outbox: DurableDatabaseManager.of(Manager, outbox)",
+        ) from exc
+
+
+def _warn_of_plain_call(standing: Standing, operation: Operation) -> None:
+    if not operation.best_effort and operation.name not in standing.warned:
+        standing.warned.add(operation.name)
+        _log.warning("a call of %(operation)s before there is an outbox is not durable", operation=operation.name)
+
+
+def _keep(standing: Standing, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], exc: Exception) -> None:
+    if standing.detached:
+        _log.warning("a call of %(operation)s was not recorded: %(error)s", operation=name, error=exc)
+        return
+    with suppress(Exception):
+        # The caller may change its lists and dicts before there is an outbox.
+        args, kwargs = copy.deepcopy((args, kwargs))
+    standing.kept.append((name, args, kwargs, standing.host.now()))
+    _log.info(
+        "a call of %(operation)s is kept until there is an outbox: %(error)s",
+        operation=name,
+        error=str(exc).splitlines()[0],
+    )

@@ -1,0 +1,1 @@
+"""State: what a manager keeps in its own attributes."""

@@ -1,0 +1,117 @@
+"""Carried: what replays changed in the manager's attributes reaches the manager once, when PostgreSQL has the effect.
+
+A replay runs on a copy, in a batch that may be repeated.  Its changes wait here until the entry is settled.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from ... import Entry, EntryStatus, Outbox
+from ...errors import EntryNotFound, TargetMisconfigured
+from ..host import Host
+from .kept_state import Changes, KeptState
+
+
+class Carried:
+    """The changes of replays that are not settled yet.  Thread-safe."""
+
+    def __init__(self, host: Host, outbox: Outbox | None) -> None:
+        """Without `outbox` the relay's process has no engine, whose manager could receive anything."""
+        self._host, self._outbox = host, outbox
+        # Calls of an earlier process changed a manager that is gone.
+        self._since = 0 if outbox is None else outbox.store.figures().counters.next_seq
+        self._lock = threading.RLock()
+        self._waiting: dict[int, Changes] = {}
+        # What the manager was given at the calls, by sequence number; and by how much that was wrong.
+        self._foreseen: dict[int, Mapping[str, Any]] = {}
+        self._corrections: dict[int, dict[str, Any]] = {}
+        # Attributes that a replay was seen to change, by operation.
+        self.names: dict[str, set[str]] = {}
+
+    def foresee(self, seq: int, amounts: Mapping[str, Any]) -> None:
+        """The manager has these sums of a call that is not delivered yet."""
+        if amounts:
+            with self._lock:
+                self._foreseen[seq] = amounts
+
+    def begin(self, replica: Any, entry: Entry, noted: Mapping[str, Any] | None) -> KeptState:
+        """Set the state of `replica` apart: what it was at the call, after the calls before it."""
+        self.settle()
+        kept = KeptState(replica)
+        if noted:
+            kept.restore(noted)
+        with self._lock:
+            for seq in sorted(self._waiting):
+                if seq < entry.seq:
+                    kept.follow(self._waiting[seq])
+        return kept
+
+    def end(self, kept: KeptState, entry: Entry, foreseen: Mapping[str, Any]) -> None:
+        """Keep what the replay changed.  Raises `TargetMisconfigured` for what cannot be carried over."""
+        changes = kept.later_changes()
+        wrong: dict[str, Any] = {}
+        for name, amount in foreseen.items():
+            change = changes.by_name.get(name)
+            if change is None or change.after != change.before + amount:
+                wrong[name] = -amount if change is None else change.after - change.before - amount
+        changes = Changes({name: change for name, change in changes.by_name.items() if name not in foreseen})
+        for name, change in changes.by_name.items():
+            if isinstance(change.after, (Session, Connection)):
+                raise _unkept(entry, name, "keeps a session there", "open a session for each call")
+            if self._outbox is None:
+                hint = "let the engine's own process deliver (wire with relay_here=True)"
+                raise _unkept(entry, name, "changes it after its write", hint)
+        with self._lock:
+            self._waiting.pop(entry.seq, None)
+            self._corrections.pop(entry.seq, None)
+            if wrong and entry.seq in self._foreseen:
+                self._corrections[entry.seq] = wrong
+            if changes and entry.seq >= self._since:
+                self._waiting[entry.seq] = changes
+                self.names.setdefault(entry.operation, set()).update(changes.by_name)
+
+    def drop(self, entry: Entry) -> None:
+        """The replay failed."""
+        with self._lock:
+            self._waiting.pop(entry.seq, None)
+            self._corrections.pop(entry.seq, None)
+
+    def settle(self) -> None:
+        """Let the manager have what is settled, oldest first."""
+        if self._outbox is None or self._host.built is None or not (self._waiting or self._foreseen):
+            return
+        manager = self._host.built
+        with self._lock:
+            # Attributes are read often, and a long outage keeps many calls waiting.
+            oldest = [next(iter(kept)) for kept in (self._waiting, self._foreseen) if kept]
+            if not oldest or self._outbox.store.is_pending(min(oldest)):
+                return
+            for seq in sorted({*self._waiting, *self._foreseen}):
+                if self._outbox.store.is_pending(seq):
+                    break
+                changes, foreseen = self._waiting.pop(seq, None), self._foreseen.pop(seq, {})
+                corrections = self._corrections.pop(seq, {})
+                if not self._is_completed(seq):
+                    changes, corrections = None, {name: -amount for name, amount in foreseen.items()}
+                if changes is not None:
+                    changes.apply(manager)
+                for name in corrections.keys() & foreseen.keys():
+                    setattr(manager, name, getattr(manager, name) + corrections[name])
+
+    def _is_completed(self, seq: int) -> bool:
+        assert self._outbox is not None
+        try:
+            return self._outbox.entry(seq).status is EntryStatus.COMPLETED
+        except EntryNotFound:
+            # Completed without a ledger copy on a full disk, or pruned.
+            return True
+
+
+def _unkept(entry: Entry, name: str, what: str, hint: str) -> TargetMisconfigured:
+    return TargetMisconfigured(f"{entry.operation} of the manager changes self.{name}: it {what}", hint=hint)

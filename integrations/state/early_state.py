@@ -1,0 +1,37 @@
+"""Early state: attributes that calls change before they write, such as the day of a counter that starts anew each day.
+
+A replay must find them as they were at its call, whether this call changed them or a later one did meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ... import Outbox
+from .kept_state import Changes, is_storable
+
+_META = "state:early"
+
+
+class EarlyState:
+    """The names of such attributes, as far as calls have shown them; kept in the store.  Needs the order of calls."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        stored = outbox.store.get_meta(_META)
+        self._names: set[str] = set(json.loads(stored)) if stored else set()
+
+    def before(self, manager: Any, changes: Changes, foreseen: Iterable[str]) -> Mapping[str, Any]:
+        """The present values of those that a call did not change; `foreseen` are some that it will change.
+
+        Raises `DurabilityError`.
+        """
+        new = {*changes.by_name, *foreseen} - self._names
+        if new:
+            self._names |= new
+            self._outbox.store.put_meta(_META, json.dumps(sorted(self._names)).encode())
+        own: Mapping[str, Any] = getattr(manager, "__dict__", {})
+        others = self._names & own.keys() - changes.by_name.keys()
+        return {name: own[name] for name in others if is_storable(own[name])}

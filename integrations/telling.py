@@ -1,0 +1,134 @@
+"""Telling: what a call is told while the manager itself is not asked, and what the local view refuses meanwhile.
+
+A balance block is told what the manager would tell it: by the manager, in a transaction that is rolled back, or by the
+local view, as the manager was seen to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+from .. import Outbox
+from .block import current
+from .delivery import Delivery
+from .guard import own_statements
+from .host import AWAY, Host
+from .keeper import Keeper
+from .operations import ManagerOperation
+from .preparing import Prepared, Preparing
+from .replay.asof import AsOf
+from .replay.balance import Untold, dry_run, kept, learn_yield, tell
+from .state.kept_state import KeptState
+from .view import checks
+from .view.conversions import Unknown
+from .view.folds import seen_of
+from .view.local_view import LocalView, UnknownLocally
+
+# For rows that are rolled back: the sequences stay untouched.
+_PASSING_IDS = 2_000_000_000
+
+
+class Telling:
+    """Answers the calls of one adapter that nobody waits for.  Thread-safe."""
+
+    def __init__(
+        self, owner: object, host: Host, outbox: Outbox, keeper: Keeper, delivery: Delivery, preparing: Preparing
+    ) -> None:
+        """`owner`: of the blocks in which calls are made."""
+        self._owner, self._host, self._outbox, self._keeper = owner, host, outbox, keeper
+        self._delivery, self._preparing = delivery, preparing
+
+    @property
+    def _view(self) -> LocalView:
+        return self._keeper.view
+
+    def check(self, operation: ManagerOperation, bound: dict[str, Any]) -> None:
+        """Refuse what the manager was seen to refuse, and a session that nobody knows, while it cannot be asked."""
+        session = self._preparing.session_of(operation, bound)
+        call = {**operation.standard(bound), "session_id": session}
+        for check in (*operation.checks, *((checks.session_known,) if operation.balance or operation.session else ())):
+            try:
+                check(call, self._view)
+            except UnknownLocally:
+                if not self._delivery.works or not self._keeper.observe(session):
+                    raise
+                check(call, self._view)
+        limits = self._exceeded(operation, bound, {"session": session})
+        checks.refuse(self._view.learning, operation, limits)
+
+    def _exceeded(
+        self, operation: ManagerOperation, bound: Mapping[str, Any], notes: Mapping[str, Any]
+    ) -> dict[str, str]:
+        if not operation.has_role:
+            return {}
+        balance = None
+        with suppress(UnknownLocally):
+            balance = self._local_balance(notes["session"]) if operation.balance else None
+        with self._view.lock:
+            seen = seen_of(self._view, operation, bound, notes)
+            return checks.exceeded(seen, balance, self._view.learning.effect(seen))
+
+    def told(self, item: Prepared, *, online: bool) -> Any:
+        """What the block is told: by the manager itself where it can be asked, else as the manager was seen to."""
+        told = self._told_or_known(item, online=online)
+        yielded = kept(told)
+        item.notes |= {} if yielded is None else {"yielded": yielded}
+        return told
+
+    def _told_or_known(self, item: Prepared, *, online: bool) -> Any:
+        if online and self._delivery.settled() and (asked := self._ask(item)):
+            return asked[0]
+        known = self._known(item)
+        # The first of its kind: rather wait for the manager than not answer.
+        if isinstance(known, Untold) and self._delivery.settled() and (asked := self._ask(item)):
+            return asked[0]
+        return known
+
+    def _known(self, item: Prepared) -> Any:
+        """What the block is told by the local view; raises what the manager was seen to raise."""
+        operation, learning = item.operation, self._view.learning
+        self.check(operation, item.bound)
+        seen = seen_of(self._view, operation, item.bound, item.notes)
+        try:
+            old = self._local_balance(item.session)
+            new = learning.balance_after(operation, old, operation.amount_of(item.bound))
+        except (UnknownLocally, Unknown) as exc:
+            return tell(learning, seen, None, str(exc))
+        item.notes["told"] = {"old": old, "new": new}
+        return tell(learning, seen, old)
+
+    def _ask(self, item: Prepared) -> tuple[Any] | None:
+        """What the manager tells the block now; None where it cannot be asked."""
+        clock, ids = self._outbox.clock, count(_PASSING_IDS)
+        columns = item.operation.schema_table_column()
+        as_of = AsOf(columns, item.notes, clock.now(), clock, lambda *_: next(ids))
+        old = None
+        with suppress(UnknownLocally):
+            old = self._local_balance(item.session)
+        try:
+            manager, replica = self._host.manager(), self._host.replica(session_id=item.session, doubles=True)
+            KeptState(replica)
+            with own_statements():
+                told = dry_run(manager, replica, item.operation.name, item.defaults | item.bound, as_of)
+        except AWAY:
+            return None
+        except Exception as exc:
+            limits = self._exceeded(item.operation, item.bound, item.notes)
+            checks.refused(self._view.learning, item.operation, limits, exc)
+            raise
+        with self._view.lock:
+            learn_yield(self._view.learning, seen_of(self._view, item.operation, item.bound, item.notes), told, old)
+        with suppress(Unknown):
+            new = self._view.learning.balance_after(item.operation, old, item.operation.amount_of(item.bound))
+            item.notes["told"] = {"old": old, "new": new}
+        return (told,)
+
+    def _local_balance(self, session: int | None) -> Any:
+        block = current(self._owner)
+        for item in reversed(() if block is None else block.calls()):
+            if item.session == session and "told" in item.notes:
+                return item.notes["told"]["new"]
+        return self._view.balance(session)

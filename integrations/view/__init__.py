@@ -1,0 +1,1 @@
+"""The local view: what a manager would answer, while PostgreSQL is away."""

@@ -1,0 +1,100 @@
+"""Limits that a manager was seen to keep, for refusing a call while it cannot be asked, and what an exit is.
+
+A limit that the manager was not seen to keep is none: a call within the caller's rights must not be refused by guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from ..roles import Balance, Position
+from .conversions import class_name, class_named, number_or_none
+from .effects import POSITIONS, Effect, Seen
+from .learned import Learning
+from .local_view import LocalView, UnknownLocally
+
+if TYPE_CHECKING:
+    from ..operations import ManagerOperation
+
+Call = Mapping[str, Any]
+
+_EXITS = ("exit", "close", "stop", "take_profit")
+
+
+def session_known(call: Call, view: LocalView) -> None:
+    """Raise `UnknownLocally` where the session is none that was seen."""
+    session_id = call.get("session_id")
+    if session_id is not None and view.sessions and session_id not in view.sessions:
+        raise UnknownLocally(
+            f"session {session_id} is not known while PostgreSQL is away",
+            hint="use the id that the session was created with",
+        )
+
+
+def exceeded(seen: Seen, balance: Decimal | None, effect: Effect | None) -> dict[str, str]:
+    """The limits that a call goes beyond, with what is wrong."""
+    operation, found = seen.operation, {}
+    amount = number_or_none(seen.amount)
+    if operation.balance is not None and amount is not None:
+        after = amount if operation.balance is Balance.SET else None if balance is None else balance + amount
+        if after is not None and after < 0:
+            found["balance below zero"] = f"the balance is {balance} and cannot become {after}"
+    position_id = seen.call.get("position_id")
+    if operation.position in (Position.CLOSES, Position.REDUCES, Position.ENLARGES) and position_id is not None:
+        row = seen.tables.get(POSITIONS, {}).get(position_id)
+        if row is None:
+            found["position not open"] = f"position_id {position_id} is not open"
+        elif operation.position is Position.REDUCES:
+            found |= _beyond_left(seen, row, effect)
+    return found
+
+
+def _beyond_left(seen: Seen, row: Mapping[str, Any], effect: Effect | None) -> dict[str, str]:
+    for key, space in ({} if effect is None else effect.changed.get(POSITIONS, {})).items():
+        left = number_or_none(row.get(key))
+        for one in space.candidates:
+            taken = number_or_none(seen.call.get(str(one[1])[4:])) if one[0] == "sum" and one[2] < 0 else None
+            if left is not None and taken is not None and taken > left:
+                return {"more than is left": f"{str(one[1])[4:]} must be at most the {left} left, not {taken}"}
+    return {}
+
+
+def refused(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str], error: BaseException) -> None:
+    """The manager refused a call beyond these limits."""
+    for limit in limits:
+        if learning.limits.setdefault(f"{operation.name}: {limit}", class_name(type(error))) is not None:
+            learning.version += 1
+
+
+def accepted(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str]) -> None:
+    """The manager accepted a call beyond these limits, so they are none."""
+    for limit in limits:
+        learning.limits[f"{operation.name}: {limit}"] = None
+        learning.version += 1
+
+
+def refuse(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str]) -> None:
+    """Raise what the manager was seen to raise for a call beyond one of these limits."""
+    for limit, why in limits.items():
+        name = learning.limits.get(f"{operation.name}: {limit}")
+        if name is not None:
+            raise _error(name, why)
+
+
+def _error(name: str, why: str) -> BaseException:
+    cls = class_named(name)
+    try:
+        error = cls(why)
+    except Exception:  # noqa: BLE001 - a class of the host's with arguments of its own
+        return ValueError(why)
+    return error if isinstance(error, Exception) else ValueError(why)
+
+
+def is_exit_order(call: Call) -> bool:
+    """Whether an order leaves a position, by its purpose or because it names one."""
+    purpose = call.get("order_type")
+    text = str(purpose.value if isinstance(purpose, Enum) else purpose).lower()
+    return call.get("position_id") is not None or any(word in text for word in _EXITS)

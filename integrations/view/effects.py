@@ -1,0 +1,320 @@
+"""Effects: what one kind of call does to the rows and balances that a manager shows, learned from before and after.
+
+The rows of a session are tables by name: `positions` (open ones), `orders` (unresolved ones), and `positions.orders`
+and its like for rows that are nested in a position's row.  A nested row knows its position under the key "".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from ..roles import Order, Position
+from .conversions import Unknown, is_number, number, number_or_none, text_of
+from .learning import ABSENT, DECISIVE, Space
+
+if TYPE_CHECKING:
+    from ..operations import ManagerOperation
+
+Row = dict[str, Any]
+Tables = dict[str, dict[Any, Row]]
+
+POSITIONS, ORDERS = "positions", "orders"
+# Orders that are no longer shown: a position that is opened later may show one of them again.
+RESOLVED = "resolved"
+_RESOLVED_KEPT = 200
+# The key under which a nested row holds the id of its position.
+PARENT = ""
+
+
+@dataclass(slots=True)
+class Effect:
+    """What one operation does, called with arguments of one kind."""
+
+    count: int = 0
+    # What is learned of calls with any values of their arguments: those that were seen.
+    values: set[str] | None = None
+    # Names of arguments with + where a learned call gave them, - where one did not.
+    given: set[str] = field(default_factory=set)
+    # table -> key -> its explanations, for a new row and for a row that the call names.
+    made: dict[str, dict[str, Space]] = field(default_factory=dict)
+    changed: dict[str, dict[str, Space]] = field(default_factory=dict)
+    # table -> whether a new row appears; table -> whether the named row goes away.  None: it was seen to differ.
+    makes: dict[str, bool | None] = field(default_factory=dict)
+    removes: dict[str, bool | None] = field(default_factory=dict)
+    # Tables in which rows changed that the call does not name.
+    strangers: set[str] = field(default_factory=set)
+    # Whether the balance became what the declaration makes of it; None before it was seen.
+    balance: bool | None = None
+    # The balance of a session that the call begins.
+    start: Space = field(default_factory=Space)
+    # "table.column" -> how many rows with a reserved id it writes besides the one whose id it returns.
+    sides: dict[str, int] = field(default_factory=dict)
+
+    def dump(self) -> dict[str, Any]:
+        """Its state, to be stored."""
+        spaces = {
+            name: {table: {key: space.dump() for key, space in keys.items()} for table, keys in found.items()}
+            for name, found in (("made", self.made), ("changed", self.changed))
+        }
+        return {
+            "count": self.count, "given": sorted(self.given), "makes": self.makes, "removes": self.removes,
+            "strangers": sorted(self.strangers), "balance": self.balance, "start": self.start.dump(),
+            "sides": self.sides, "values": None if self.values is None else sorted(self.values), **spaces,
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any]) -> Effect:
+        """The inverse of `dump`."""
+        spaces = {
+            name: {table: {key: Space(*space) for key, space in keys.items()} for table, keys in state[name].items()}
+            for name in ("made", "changed")
+        }
+        simple = {name: state[name] for name in ("count", "makes", "removes", "balance", "sides")}
+        values = state.get("values")
+        sets = {"given": set(state["given"]), "strangers": set(state["strangers"])}
+        sets |= {} if values is None else {"values": set(values)}
+        read: dict[str, Any] = {**simple, **sets, **spaces}
+        return cls(**read, start=Space(*state["start"]))
+
+    def predict(self, space: Space, sources: Mapping[str, Any], old: Any = ABSENT) -> Any:
+        """The value of one key.  Raises `Unknown`, also where the values of arguments were seen to change it."""
+        if self.values is not None and space.strikes:
+            raise Unknown("it depends on the values of the arguments")
+        return space.predict(sources, old)
+
+
+@dataclass(slots=True)
+class Seen:
+    """One call, as its effect is learned or predicted."""
+
+    operation: ManagerOperation
+    # Arguments by standard name, notes of the adapter, rows of the session before the call.
+    call: Mapping[str, Any]
+    notes: Mapping[str, Any]
+    tables: Tables
+    # Amounts that the replay wrote, as they were before columns rounded them.
+    written: Collection[Decimal] = ()
+
+    @property
+    def touches_rows(self) -> bool:
+        """Whether its declaration gives it a part in positions or orders."""
+        return self.operation.position is not None or self.operation.order is not None
+
+    @property
+    def amount(self) -> Any:
+        """By how much, or to what, the call changes the balance."""
+        amount = self.operation.amount
+        return None if amount is None else self.call.get(self.operation.standard_name(amount))
+
+    def named(self, table: str) -> list[Any]:
+        """The ids of the rows of a table that the call names."""
+        rows = self.tables.get(table, {})
+        if table == POSITIONS:
+            position_id = self.call.get("position_id")
+            return [position_id] if self.operation.position is not None and position_id in rows else []
+        order_id, client_id = self.call.get("order_id"), self.call.get("client_order_id")
+        ids = {id_ for id_ in rows if order_id is not None and id_ == order_id}
+        # A row that is nested in a position may lack the key by which the call names the order.
+        for known in (table, ORDERS, RESOLVED) if client_id is not None else ():
+            shown = self.tables.get(known, {}).items()
+            ids |= {id_ for id_, row in shown if str(row.get("client_order_id")) == str(client_id)}
+        return [id_ for id_ in rows if id_ in ids]
+
+    def opens(self, table: str) -> bool:
+        """Whether the id that the call returns is that of a new row of this table."""
+        if table == POSITIONS:
+            return self.operation.position is Position.OPENS
+        return self.operation.order is Order.OPENS
+
+    def kind(self) -> str:
+        """The name under which calls are learned together: all that decides what such a call does."""
+        return "|".join((self.shape(), *self.values()))
+
+    def values(self) -> list[str]:
+        """The values that may decide what the call does: of its arguments, and the side of its position."""
+        found = {name: _decisive(name, value) for name, value in sorted(self.call.items())}
+        for id_ in self.named(POSITIONS):
+            side = self.tables[POSITIONS][id_].get("side")
+            found["of"] = None if side is None else str(_decisive("side", side))
+        return [f"{name}={text}" for name, text in found.items() if text is not None]
+
+    def shape(self) -> str:
+        """The name under which calls are learned together, whatever the values of their arguments."""
+        parts = [f"in {table}" for table in sorted(self.tables) if table != POSITIONS and self.named(table)]
+        position_id = self.call.get("position_id")
+        if self.operation.position is None and position_id is not None:
+            parts += ["at an open position" if position_id in self.tables.get(POSITIONS, {}) else "at a position"]
+        for id_ in self.named(POSITIONS):
+            parts += self._all_of(id_)
+        return "|".join((self.operation.name, *parts))
+
+    def _all_of(self, position_id: Any) -> list[str]:
+        """What of a position a partial exit takes to the last: that may end the position."""
+        taken = number_or_none(self.call.get("executed_size_delta"))
+        if taken is None or self.operation.position is not Position.REDUCES:
+            return []
+        row = self.tables[POSITIONS][position_id]
+        return [f"all of {key}" for key, value in sorted(row.items()) if is_number(value) and number(value) == taken]
+
+    def given(self) -> set[str]:
+        """Which arguments the call gives, and which not."""
+        called = {name: value for name, value in self.call.items() if name != "session_id"}
+        return {f"{name}{'-' if value is None else '+'}" for name, value in called.items()}
+
+    def sources(self, row: tuple[str, Row] | None = None) -> dict[str, Any]:
+        """What values can be explained by; `row`: the table and the row that is explained, as it was."""
+        found = {f"arg:{name}": value for name, value in self.call.items() if name != "session_id"}
+        found |= {f"note:{name}": self.notes[name] for name in ("id", "session", "at") if name in self.notes}
+        for column, ids in self.notes.get("side", {}).items():
+            found |= {f"note:side:{column}:{index}:id": id_ for index, id_ in enumerate(ids)}
+        for table in self.tables:
+            for id_ in self.named(table)[:1]:
+                found |= {f"row:{table}:{key}": value for key, value in self.tables[table][id_].items()}
+        if row is not None:
+            found |= {f"row:{row[0]}:{key}": value for key, value in row[1].items()}
+        return found
+
+
+def _decisive(name: str, value: Any) -> str | None:
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    return text_of(value, "text") if name in DECISIVE and isinstance(value, str) else None
+
+
+@dataclass(slots=True)
+class Prediction:
+    """What a call makes of a session's rows.  `doubts`: (table, id or None for the table, key) -> why not known."""
+
+    rows: list[tuple[str, Any, Row]] = field(default_factory=list)
+    gone: list[tuple[str, Any]] = field(default_factory=list)
+    doubts: dict[tuple[str, Any, str], str] = field(default_factory=dict)
+
+
+def predict(effect: Effect | None, seen: Seen) -> Prediction:
+    """What a call will have done, as far as that is learned."""
+    found = Prediction()
+    if not seen.touches_rows:
+        return found
+    name = seen.operation.name
+    news = seen.given() - effect.given if effect is not None else set()
+    given = ", ".join(sorted(one[:-1] for one in news if one.endswith("+")))
+    why = f"{name} was never seen" if effect is None else f"{name} was never seen with {given or 'so few arguments'}"
+    strange = effect is None or bool(news)
+    for table in _tables_of(effect, seen):
+        for id_ in seen.named(table):
+            _predict_named(found, effect, seen, table, id_)
+            if strange:
+                found.doubts[table, id_, "*"] = why
+        if effect is not None and table in effect.strangers:
+            found.doubts[table, None, "*"] = f"{name} changes rows that it does not name"
+        if effect is not None and effect.makes.get(table, False) is not False:
+            _predict_made(found, effect, seen, table, why if strange else "")
+        elif strange and _may_make(seen, table):
+            found.doubts[table, None, "*"] = why
+    return found
+
+
+def _may_make(seen: Seen, table: str) -> bool:
+    """Whether the declaration lets a call make a row of this table."""
+    if table == POSITIONS:
+        return seen.operation.position is Position.OPENS
+    if seen.operation.order is Order.OPENS:
+        return table == ORDERS or seen.call.get("position_id") is not None
+    return seen.operation.position is Position.OPENS
+
+
+def _tables_of(effect: Effect | None, seen: Seen) -> list[str]:
+    made = {} if effect is None else effect.makes
+    return sorted({POSITIONS, ORDERS, *seen.tables, *made} - {RESOLVED}, key=lambda name: ("." in name, name))
+
+
+def _predict_named(found: Prediction, effect: Effect | None, seen: Seen, table: str, id_: Any) -> None:
+    if effect is None:
+        return
+    removes = effect.removes.get(table, False)
+    if removes:
+        found.gone.append((table, id_))
+        return
+    old = seen.tables[table][id_]
+    row, sources = dict(old), seen.sources((table, old))
+    if removes is None:
+        found.doubts[table, id_, "*"] = f"{seen.operation.name} was seen to end it and not to end it"
+    for key, space in effect.changed.get(table, {}).items():
+        try:
+            row[key] = effect.predict(space, sources, old.get(key, ABSENT))
+        except Unknown as exc:
+            found.doubts[table, id_, key] = f"{seen.operation.name}: {exc}"
+    found.rows.append((table, id_, row))
+
+
+def _predict_made(found: Prediction, effect: Effect, seen: Seen, table: str, why: str) -> None:
+    name = seen.operation.name
+    if effect.makes[table] is None:
+        found.doubts[table, None, "*"] = f"{name} was seen to make a row of {table} and not to make one"
+        return
+    sources, row, doubts = seen.sources(), {}, {"*": why} if why else {}
+    for key, space in effect.made[table].items():
+        try:
+            row[key] = effect.predict(space, sources)
+        except Unknown as exc:
+            doubts[key] = f"{name}: {exc}"
+    parent = row.get(PARENT)
+    if "id" not in row or ("." in table and parent is None):
+        found.doubts[table, None, "id"] = doubts.get("id", f"{name}: its id is not known")
+        return
+    found.rows.append((table, row["id"], row))
+    found.doubts |= {(table, row["id"], key): reason for key, reason in doubts.items()}
+
+
+def tables_of(positions: Iterable[Mapping[str, Any]], orders: Iterable[Mapping[str, Any]]) -> Tables:
+    """The rows that a manager showed, as tables.  Raises `Unknown` for rows that cannot be told apart."""
+    tables: Tables = {POSITIONS: {}, ORDERS: {}}
+    for row in positions:
+        flat = dict(_as_row(row))
+        for key, nested in list(flat.items()):
+            if isinstance(nested, list) and all(isinstance(item, Mapping) and "id" in item for item in nested):
+                del flat[key]
+                table = tables.setdefault(f"{POSITIONS}.{key}", {})
+                table |= {item["id"]: {**item, PARENT: flat["id"]} for item in nested}
+        tables[POSITIONS][flat["id"]] = flat
+    tables[ORDERS] = {row["id"]: dict(row) for row in map(_as_row, orders)}
+    return tables
+
+
+def _as_row(row: Any) -> Mapping[str, Any]:
+    if not isinstance(row, Mapping) or "id" not in row or isinstance(row["id"], list | dict):
+        raise Unknown(f"rows are dicts with an id, not {type(row).__name__}")
+    return row
+
+
+def resolve(tables: Tables, id_: Any, call: Mapping[str, Any]) -> None:
+    """Keep an order that is not shown any more, with the arguments of the call that resolved it."""
+    row, kept = tables[ORDERS].pop(id_, None), tables.setdefault(RESOLVED, {})
+    if row is not None:
+        kept[id_] = {**row, **{f"by:{name}": value for name, value in call.items()}}
+        for old in list(kept)[:-_RESOLVED_KEPT]:
+            del kept[old]
+
+
+def nested_rows(tables: Tables, table: str, position_id: Any) -> list[Row]:
+    """The rows of a nested table that belong to one position."""
+    return [item for item in tables.get(table, {}).values() if item[PARENT] == position_id]
+
+
+def joined(tables: Tables, nested: Iterable[str], ordered: Callable[[str, list[Row]], list[Row]]) -> Iterator[Row]:
+    """The rows of the positions with what is nested in them, `ordered(table, rows)`."""
+    for id_, row in tables.get(POSITIONS, {}).items():
+        more = {
+            name.partition(".")[2]: [
+                {key: value for key, value in item.items() if key != PARENT}
+                for item in ordered(name, nested_rows(tables, name, id_))
+            ]
+            for name in nested
+        }
+        yield {**row, **more}

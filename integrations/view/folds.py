@@ -1,0 +1,105 @@
+"""Folds: what a durable call does to the local view, by its declared roles and what was learned of such calls.
+
+The view's lock is held; the notes are those of the adapter: `session`, `id` where the call creates one, `side` for the
+ids of rows beside it, and `at`, the time of the capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC
+from typing import Any
+
+from ..operations import ManagerOperation
+from ..roles import Balance, Session
+from .conversions import Unknown
+from .effects import ORDERS, PARENT, POSITIONS, Prediction, Seen, predict, resolve
+from .local_view import LocalView, new_session
+
+_SESSIONS_KEPT = 50
+
+
+def seen_of(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any], notes: Mapping[str, Any]) -> Seen:
+    """A call beside the rows of its session, as effects are learned and predicted; `call` has the manager's names."""
+    session = view.sessions.get(notes.get("session"))  # type: ignore[arg-type]
+    return Seen(operation, operation.standard(call), notes, {} if session is None else session["tables"])
+
+
+def fold(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any], notes: Mapping[str, Any]) -> bool:
+    """Apply one call to the view; whether all that it did was known."""
+    seen, session_id = seen_of(view, operation, call, notes), notes.get("session")
+    if operation.session is Session.BEGINS and session_id is not None:
+        return _begin(view, session_id, seen)
+    session = view.sessions.get(session_id)  # type: ignore[arg-type]
+    if session_id is None:
+        return True
+    if session is None:
+        if operation.balance is None and not seen.touches_rows:
+            return True
+        # Of a session that was never seen only what the call itself says can be known.
+        session = view.sessions[session_id] = new_session()
+        for table in ("balance", "positions", "orders"):
+            view.doubt(session_id, table, f"session {session_id} was never seen")
+    if operation.session is Session.ENDS:
+        session["active"] = False
+    sure = _change_balance(view, session_id, seen)
+    return _apply(view, session_id, predict(view.learning.effect(seen), seen), seen.call) and sure
+
+
+def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
+    call, effect = seen.call, view.learning.effect(seen)
+    at = seen.notes["at"].astimezone(UTC).replace(tzinfo=None)
+    session = view.sessions[session_id] = new_session(call.get("strategy_name"), call.get("symbol"), None, at)
+    try:
+        if effect is None or effect.count == 0:
+            raise Unknown(f"{seen.operation.name} was never seen")
+        session["balance"] = effect.predict(effect.start, seen.sources())
+    except Unknown as exc:
+        view.doubt(session_id, "balance", f"{seen.operation.name}: {exc}")
+    for old in sorted(view.sessions)[:-_SESSIONS_KEPT]:
+        if not view.sessions[old]["active"]:
+            del view.sessions[old]
+    return not session["doubts"]
+
+
+def _change_balance(view: LocalView, session_id: int, seen: Seen) -> bool:
+    operation, session = seen.operation, view.sessions[session_id]
+    effect = view.learning.effect(seen)
+    learned = None if effect is None else effect.balance
+    doubts = session["doubts"]
+    if operation.balance is None:
+        if learned is False:
+            view.doubt(session_id, "balance", f"{operation.name} changes it, which its declaration does not say")
+        return learned is not False
+    doubted = ("balance", None, "*") in doubts
+    if operation.balance is Balance.SET:
+        doubts.pop(("balance", None, "*"), None)
+        doubted = False
+    try:
+        before = None if doubted else session["balance"]
+        session["balance"] = view.learning.balance_after(operation, before, seen.amount)
+        if not learned:
+            raise Unknown("it was never seen" if learned is None else "the manager made another balance of it")
+    except Unknown as exc:
+        doubts.setdefault(("balance", None, "*"), f"{operation.name}: {exc}")
+        return False
+    return True
+
+
+def _apply(view: LocalView, session_id: int, change: Prediction, call: Mapping[str, Any]) -> bool:
+    session = view.sessions[session_id]
+    tables, doubts = session["tables"], session["doubts"]
+    for table, id_, row in change.rows:
+        tables.setdefault(table, {})[id_] = row
+    for table, id_ in change.gone:
+        if table == ORDERS:
+            resolve(tables, id_, call)
+        tables[table].pop(id_, None)
+        nested = [(name, key) for name in tables if table == POSITIONS and name.startswith(f"{POSITIONS}.")
+                  for key, row in tables[name].items() if row[PARENT] == id_]  # fmt: skip
+        for name, key in nested:
+            del tables[name][key]
+        lost = {(table, id_), *nested}
+        session["doubts"] = doubts = {one: why for one, why in doubts.items() if one[:2] not in lost}
+    doubts |= change.doubts
+    return not change.doubts

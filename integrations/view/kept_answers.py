@@ -1,0 +1,122 @@
+"""Kept answers: reads that an outage answers with what the manager answered last, and how old that is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from ... import InvalidEntry, Outbox, OutboxError
+from ...codec import decode, encode
+from ...errors import ConfigError
+from ...log import Log
+
+_log = Log("outbox.integrations")
+
+# An answer that has not changed is stored again after this time, so that its age stays about right after a restart.
+_AGAIN = timedelta(seconds=5)
+
+
+@dataclass(frozen=True)
+class ManagerRead:
+    """A read of a manager, declared beside its operations.
+
+    `keep_last`: an outage answers it with the manager's last answer to the same arguments, also after a restart.
+    `reads_stale`: it needs no more than what PostgreSQL holds by now, and does not wait for the calls before it.
+    `like`: the standard name of the read that it is; the local view answers it in an outage.
+    `args`: the manager's name of an argument -> the standard name.
+
+    Raises `ConfigError` for a declaration that contradicts itself.
+    """
+
+    name: str
+    keep_last: bool = False
+    reads_stale: bool = False
+    like: str | None = None
+    args: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.like is not None and (self.keep_last or self.reads_stale):
+            raise ConfigError(
+                f"read {self.name!r} is declared like {self.like!r} and with keep_last or reads_stale",
+                hint="the local view knows the calls that are not delivered yet: leave keep_last and reads_stale out",
+            )
+        if len(set(self.args.values())) < len(self.args):
+            raise ConfigError(f"read {self.name!r} gives two of its arguments one standard name: {self.args}")
+
+    @property
+    def standard(self) -> str:
+        """The standard name of the read."""
+        return self.name if self.like is None else self.like
+
+    def standard_name(self, argument: str) -> str:
+        """The standard name of one of the manager's arguments."""
+        return self.args.get(argument, argument)
+
+    def own_name(self, argument: str) -> str:
+        """The manager's name of an argument that is known by its standard name."""
+        return next((own for own, standard in self.args.items() if standard == argument), argument)
+
+
+class KeptAnswers:
+    """The last answers of one manager's reads, in the store.  Thread-safe."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        # Per read and arguments: the encoded answer, and when it was stored and confirmed last.
+        self._known: dict[str, tuple[list[str], datetime, datetime]] = {}
+        self._stale: set[str] = set()
+
+    def keep(self, name: str, call: Mapping[str, Any], answer: Any) -> None:
+        """Keep what the manager answered now."""
+        key, now = _key(name, call), self._outbox.clock.now()
+        try:
+            encoded = [part.decode() for part in encode(answer)]
+            before = self._known.get(key)
+            stored = now
+            if before is None or before[0] != encoded or now - before[1] >= _AGAIN:
+                data = {"at": now.isoformat(), "answer": encoded}
+                self._outbox.store.put_meta(key, json.dumps(data).encode())
+            else:
+                stored = before[1]
+            self._known[key] = (encoded, stored, now)
+            self._renewed(name)
+        except (InvalidEntry, OutboxError) as exc:
+            _log.warning("the answer of %(method)s could not be kept: %(error)s", method=name, error=exc)
+
+    def last(self, name: str, call: Mapping[str, Any], failure: Exception) -> Any:
+        """The last known answer.  Raises `failure` where there is none."""
+        key = _key(name, call)
+        found = self._known.get(key)
+        if found is None:
+            stored = self._outbox.store.get_meta(key)
+            if stored is None:
+                raise failure
+            data = json.loads(stored)
+            at = datetime.fromisoformat(data["at"])
+            found = self._known[key] = (data["answer"], at, at)
+        plain, types = (part.encode() for part in found[0])
+        age_s = (self._outbox.clock.now() - found[2]).total_seconds()
+        _log.warning("%(method)s is answered as of %(age_s)s s ago", method=name, age_s=round(age_s))
+        if name not in self._stale:
+            self._stale.add(name)
+            self._outbox.notices.put(f"kept:{name}", f"{name} is answered as of {found[2]:%Y-%m-%d %H:%M:%S} UTC")
+        return decode(plain, types)
+
+    def age_s(self, name: str, call: Mapping[str, Any]) -> float | None:
+        """Seconds since the manager gave the answer that is kept; None where none is."""
+        found = self._known.get(_key(name, call))
+        return None if found is None else (self._outbox.clock.now() - found[2]).total_seconds()
+
+    def _renewed(self, name: str) -> None:
+        if name in self._stale:
+            self._stale.discard(name)
+            self._outbox.notices.clear(f"kept:{name}")
+
+
+def _key(name: str, call: Mapping[str, Any]) -> str:
+    arguments = b"".join(encode({str(key): value for key, value in call.items()}))
+    return f"read:{name}:{hashlib.sha256(arguments).hexdigest()[:32]}"

@@ -1,0 +1,244 @@
+"""Learned: everything that is known of one manager, to be kept with the local view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from ..roles import Balance, Session
+from .conversions import ARITHMETIC, EXACT, SCALES, Unknown, added, alike, number_or_none, rounded
+from .effects import ORDERS, PARENT, POSITIONS, RESOLVED, Effect, Row, Seen, Tables, nested_rows
+from .learning import ABSENT, Space
+from .row_order import RowOrders
+
+if TYPE_CHECKING:
+    from ..operations import ManagerOperation
+
+_OBSERVED_AT_LEAST = 3
+
+
+class Learning:
+    """What is known of a manager.  Not thread-safe: the view's lock is held."""
+
+    def __init__(self) -> None:
+        # Grows with each thing learned.
+        self.version = 0
+        self.effects: dict[str, Effect] = {}
+        # The same for calls of one shape, whatever the values of their arguments.
+        self.shapes: dict[str, Effect] = {}
+        # Decimal places of the columns in which the manager keeps amounts.
+        self.scales: set[int | None] = set()
+        # Decimal places that a balance may have, by the answers alone.
+        self.possible_scales: set[int | None] = set(SCALES)
+        # The arithmetic in which the manager may add to a balance.
+        self.possible_sums: set[str] = set(ARITHMETIC)
+        # read -> explanations of its answer by the exact balance.
+        self.reads: dict[str, Space] = {}
+        # read -> whether the view's own answer was the manager's when they were compared last.
+        self.agrees: dict[str, bool] = {}
+        # operation -> what its block yields: the container, and explanations by key.
+        self.yields: dict[str, dict[str, Any]] = {}
+        # operation -> whether the session is current after it was begun or ended.
+        self.current: dict[str, bool] = {}
+        # Sequence number -> the ids that a replay took for rows on the side, where none were noted at the call.
+        self.taken: dict[int, dict[str, list[Any]]] = {}
+        # Names of the tables of nested rows.
+        self.nested: set[str] = set()
+        self.row_orders = RowOrders()
+        # "operation: limit" -> the class of the refusal, or None where the manager was seen to accept.
+        self.limits: dict[str, str | None] = {}
+
+    def effect(self, seen: Seen) -> Effect | None:
+        """What was learned of such calls; of a combination of values that is new, by the others of its shape."""
+        own, shape = self.effects.get(seen.kind()), self.shapes.get(seen.shape())
+        if own is not None and own.count and (seen.given() <= own.given or shape is None):
+            return own
+        known = shape is not None and shape.count and (shape.values or set()).issuperset(seen.values())
+        return shape if known else own
+
+    def _effects(self, seen: Seen) -> tuple[Effect, Effect]:
+        """Where to learn of such calls."""
+        shape = self.shapes.setdefault(seen.shape(), Effect(values=set()))
+        return self.effects.setdefault(seen.kind(), Effect()), shape
+
+    def wants(self, seen: Seen) -> bool:
+        """Whether such a call should be looked at when it is delivered."""
+        effect = self.effects.get(seen.kind())
+        return effect is None or effect.count < _OBSERVED_AT_LEAST or not seen.given() <= effect.given
+
+    def scales_of_rows(self) -> tuple[int | None, ...]:
+        """The decimal places with which values of rows may be shown."""
+        return tuple(self.scales) if self.scales else SCALES
+
+    def balance_after(self, operation: ManagerOperation, old: Decimal | None, amount: Any) -> Decimal:
+        """The balance after a call, rounded as the manager keeps it.  Raises `Unknown`."""
+        change = number_or_none(amount)
+        if change is None or (old is None and operation.balance is not Balance.SET):
+            raise Unknown("the balance before it is not known")
+        totals = {_balance(operation, old, change, sum_) for sum_ in self.possible_sums}
+        found = {rounded(total, scale) for total in totals for scale in self.possible_scales}
+        if len(found) > 1:
+            raise Unknown(f"how many decimal places the balance has is not known, and it may be {min(totals)}")
+        return found.pop()
+
+    # -- learning
+
+    def learn(self, seen: Seen, after: Tables) -> None:
+        """Take in what a call did to the rows of its session."""
+        self.version += 1
+        self.learn_shown(after)
+        for effect in self._effects(seen):
+            news = {f"arg:{one[:-1]}" for one in seen.given() - effect.given if one.endswith("+")}
+            new = news if effect.count else set()
+            effect.count += 1
+            effect.given |= seen.given()
+            if effect.values is not None:
+                effect.values |= set(seen.values())
+            if not seen.touches_rows:
+                continue
+            for table in sorted({POSITIONS, ORDERS, *seen.tables, *after} - {RESOLVED}):
+                self._learn_table(effect, seen, table, after.get(table, {}), after.get(POSITIONS, {}), new)
+
+    def _learn_table(self, effect: Effect, seen: Seen, table: str, after: Any, positions: Any, new: set[str]) -> None:
+        before, named = seen.tables.get(table, {}), seen.named(table)
+        made = [id_ for id_ in after if id_ not in before]
+        gone = [id_ for id_ in before if id_ not in after and before[id_].get(PARENT) in (None, *positions)]
+        changed = [id_ for id_ in before if id_ in after and not alike(before[id_], after[id_])]
+        if len(made) > 1 or not set(gone + changed) <= set(named):
+            effect.strangers.add(table)
+            return
+        if effect.values is None:
+            effect.strangers.discard(table)
+        effect.makes[table] = _consistent(effect.makes, table, bool(made))
+        for id_ in made:
+            self._learn_row(
+                effect.made.setdefault(table, {}), after[id_], None, seen.sources(), new, own=seen.opens(table)
+            )
+        for id_ in named:
+            effect.removes[table] = _consistent(effect.removes, table, id_ in gone)
+            if id_ in after:
+                spaces = effect.changed.setdefault(table, {})
+                sources = seen.sources((table, before[id_]))
+                self._learn_row(spaces, after[id_], before[id_], sources, new)
+                for key, space in spaces.items():
+                    space.settle(seen.written, sources, before[id_].get(key, ABSENT))
+
+    def _learn_row(
+        self,
+        spaces: dict[str, Space],
+        row: Row,
+        old: Row | None,
+        sources: dict[str, Any],
+        new: set[str],
+        *,
+        own: bool = False,
+    ) -> None:
+        known = set(spaces)
+        for key, shown in row.items():
+            # The id that the caller was told is that of the row which the declaration lets the call make.
+            strange = ("note:session", "note:side:" if own else "note:id") if key == "id" and old is None else ()
+            given = {name: value for name, value in sources.items() if not name.startswith(strange)}
+            before = ABSENT if old is None else old.get(key, ABSENT)
+            # A key that other rows lack cannot be told of the next row.
+            space = spaces.setdefault(key, Space(strikes=int(bool(known) and key not in known)))
+            space.observe(key, shown, given, before, scales=self.scales_of_rows(), new=new)
+        for key in spaces.keys() - row.keys():
+            spaces[key].strikes += 1
+
+    def learn_balance(self, seen: Seen, old: Any, shown: Any) -> None:
+        """Take in what a call did to the balance."""
+        before, after = number_or_none(old), number_or_none(shown)
+        operation = seen.operation
+        if after is None:
+            return
+        if operation.session is Session.BEGINS:
+            for effect in self._effects(seen):
+                effect.start.observe("balance", after, seen.sources(), scales=self.scales_of_rows())
+            return
+        if operation.balance is None:
+            self._learn_whether(seen, before == after)
+            return
+        change = number_or_none(seen.amount)
+        if change is None:
+            return
+        totals = {sum_: _balance(operation, before, change, sum_) for sum_ in ARITHMETIC}
+        fitting = {(sum_, scale) for sum_ in ARITHMETIC for scale in SCALES if rounded(totals[sum_], scale) == after}
+        written = {sum_ for sum_, _ in fitting if totals[sum_] in seen.written} or set(ARITHMETIC)
+        sums = {sum_ for sum_, _ in fitting if sum_ in written}
+        # Where one operation adds otherwise than another, either is possible.
+        self.possible_sums = (self.possible_sums & sums) or set(ARITHMETIC)
+        scales = {scale for _, scale in fitting} or {
+            scale for scale in SCALES if nearly_equal(rounded(totals[EXACT], scale), after)
+        }
+        self._learn_whether(seen, bool(scales))
+        self.possible_scales = (self.possible_scales & scales) or self.possible_scales
+
+    def _learn_whether(self, seen: Seen, as_declared: bool) -> None:
+        for effect in self._effects(seen):
+            effect.balance = as_declared and (effect.values is None or effect.balance is not False)
+
+    def learn_shown(self, tables: Tables) -> None:
+        """Take in how the manager shows the rows of a session."""
+        self.nested |= {table for table in tables if "." in table}
+        for table, rows in tables.items():
+            parents = tables[POSITIONS] if "." in table else ()
+            for shown in [nested_rows(tables, table, id_) for id_ in parents] or [list(rows.values())]:
+                self.row_orders.observe(table, shown)
+
+    def learn_answer(self, read: str, balance: Decimal, shown: Any) -> None:
+        """Take in how a read shows a balance."""
+        space = self.reads.setdefault(read, Space())
+        # The balance is rounded already; a read that rounds once more has to be seen doing so.
+        scales = (None,) if number_or_none(shown) == balance else SCALES
+        space.observe("balance", shown, {"note:balance": balance}, scales=scales)
+
+    def learn_sides(self, seen: Seen, taken: Mapping[str, int]) -> None:
+        """Take in how many rows with a reserved id a call wrote on the side."""
+        for effect in self._effects(seen):
+            sides = {column: max(count, effect.sides.get(column, 0)) for column, count in taken.items()}
+            effect.sides = sides if effect.values is None else effect.sides | sides
+
+    # -- durability
+
+    def dump(self) -> dict[str, Any]:
+        """The state, to be stored."""
+        return {
+            "effects": {kind: effect.dump() for kind, effect in self.effects.items()},
+            "shapes": {shape: effect.dump() for shape, effect in self.shapes.items()},
+            "scales": sorted(self.scales, key=str), "possible_scales": sorted(self.possible_scales, key=str),
+            "reads": {name: space.dump() for name, space in self.reads.items()}, "agrees": self.agrees,
+            "yields": {name: {**one, "keys": {key: space.dump() for key, space in one["keys"].items()}}
+                       for name, one in self.yields.items()},
+            "current": self.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
+            "row_orders": self.row_orders.dump(), "possible_sums": sorted(self.possible_sums),
+        }  # fmt: skip
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `dump` gave."""
+        self.version += 1
+        self.effects = {kind: Effect.load(effect) for kind, effect in state["effects"].items()}
+        self.shapes = {shape: Effect.load(effect) for shape, effect in state.get("shapes", {}).items()}
+        self.scales, self.possible_scales = set(state["scales"]), set(state["possible_scales"])
+        self.reads = {name: Space(*space) for name, space in state["reads"].items()}
+        self.agrees, self.current, self.limits = state["agrees"], state["current"], state["limits"]
+        self.nested, self.taken = set(state["nested"]), state["taken"]
+        self.row_orders.load(state.get("row_orders", {}))
+        self.possible_sums = set(state.get("possible_sums", ARITHMETIC))
+        self.yields = {
+            name: {**one, "keys": {key: Space(*space) for key, space in one["keys"].items()}}
+            for name, one in state["yields"].items()
+        }
+
+
+def _consistent(known: Mapping[str, bool | None], table: str, seen: bool) -> bool | None:
+    return seen if known.get(table, seen) is seen else None
+
+
+def _balance(operation: ManagerOperation, old: Decimal | None, change: Decimal, sum_: str) -> Decimal:
+    return change if operation.balance is Balance.SET else added(old or 0, change, sum_)
+
+
+def nearly_equal(one: Decimal, other: Decimal) -> bool:
+    """Whether two amounts differ by no more than the arithmetic in which they were summed."""
+    return abs(one - other) <= Decimal("2e-8") * max(Decimal(1), abs(one).scaleb(-6))

@@ -1,0 +1,279 @@
+"""LocalView: balances, open positions, sessions and unresolved orders, known without PostgreSQL.
+
+The last state that PostgreSQL showed, and every durable call since then folded into it.  It is a fold over entries in
+their order, checkpointed in the store, so that it is the same again after a restart in the middle of an outage.
+What it does not know it refuses with `UnknownLocally`: an engine must never take silence for "nothing there".
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+from ... import OutboxError
+from ...codec import decode_result, encode_result
+from .conversions import Unknown, number_or_none
+from .effects import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined
+from .learned import Learning, nearly_equal
+
+_FORMAT = 2
+_BALANCE = "balance"
+_CURRENT_BALANCE = "get_current_balance"
+
+Doubts = dict[tuple[str, Any, str], str]
+
+
+class UnknownLocally(OutboxError, LookupError):
+    """PostgreSQL is away and the local view does not know what was asked for."""
+
+
+class LocalView:
+    """State of one store's trading, and what was learned of its manager.  Thread-safe."""
+
+    def __init__(self, shown: Callable[[str], str] = str) -> None:
+        """`shown(read)`: the manager's own name of a read, for what a caller is told."""
+        self._shown = shown
+        self.lock = threading.RLock()
+        # Sequence number of the last entry folded in.
+        self.seq = 0
+        self.sessions: dict[int, Row] = {}
+        self.learning = Learning()
+        # Folds the entries once more where more was learned since; set by the keeper.
+        self.renew: Callable[[], bool] = lambda: False
+
+    # -- durability
+
+    def dump(self) -> bytes:
+        """The state, to be stored; what was learned is apart."""
+        with self.lock:
+            # Apart, since what is stored has its keys sorted, and ids such as UUIDs have no order of their own.
+            order = {
+                id_: {name: list(rows) for name, rows in row["tables"].items()} for id_, row in self.sessions.items()
+            }
+            return encode_result({"format": _FORMAT, "seq": self.seq, "sessions": self.sessions, "order": order})
+
+    def load(self, data: bytes) -> None:
+        """Take over a state that `dump` gave; one of another format is left alone, and the fold starts anew."""
+        state = decode_result(data)
+        if state.get("format") != _FORMAT:
+            return
+        with self.lock:
+            self.seq, self.sessions = state["seq"], state["sessions"]
+            for session_id, order in state.get("order", {}).items():
+                tables = self.sessions[session_id]["tables"]
+                tables |= {name: {id_: tables[name][id_] for id_ in ids} for name, ids in order.items()}
+
+    # -- what PostgreSQL showed
+
+    def observe_session(self, session_id: int, balance: Any, tables: Tables | None, *, active: bool) -> None:
+        """Replace what is known of a session by what PostgreSQL shows, when nothing of it is pending.
+
+        `active` is taken for a session that is new to the view; `tables` are None where the manager's rows cannot be
+        understood.  Managers answer 0 for a session that does not exist, so one of which nothing but that is shown
+        stays unknown.
+        """
+        with self.lock:
+            if session_id not in self.sessions:
+                if not (balance or any((tables or {}).values())):
+                    return
+                self.sessions[session_id] = {**new_session(), "active": active}
+            session = self.sessions[session_id]
+            session["doubts"] = {}
+            session["balance"] = exact(balance, session["balance"])
+            if session["balance"] is None:
+                self.doubt(session_id, _BALANCE, f"{self._shown(_CURRENT_BALANCE)} of the manager gives none")
+            else:
+                self.learning.learn_answer(_CURRENT_BALANCE, session["balance"], balance)
+            if tables is None:
+                for table in (POSITIONS, ORDERS):
+                    self.doubt(session_id, table, "the manager's rows are no lists of dicts with an id")
+                return
+            session["tables"] = {**tables, RESOLVED: session["tables"].get(RESOLVED, {})}
+            self.learning.learn_shown(tables)
+
+    def doubt(self, session_id: int, table: str, why: str, id_: Any = None, key: str = "*") -> None:
+        """What is known of a session's balance, table or row is not to be answered any more."""
+        self.sessions[session_id]["doubts"][table, id_, key] = why
+
+    # -- answers
+
+    def active_session_id(self) -> int | None:
+        """The session begun last among those not ended.  Raises `UnknownLocally` where none was ever seen."""
+        with self.lock:
+            self._require_history()
+            self._require_agreement("get_active_session_id")
+            return max((id_ for id_, row in self.sessions.items() if row["active"]), default=None)
+
+    def last_session_id(
+        self, now: datetime, within_hours: float = 24.0, strategy_name: str | None = None, symbol: str | None = None
+    ) -> int | None:
+        """The session begun last within the given hours, of that strategy and symbol."""
+        since = now.astimezone(UTC).replace(tzinfo=None) - timedelta(hours=within_hours)
+        with self.lock:
+            self._require_history()
+            self._require_agreement("get_last_session_id")
+            for id_ in sorted(self.sessions, reverse=True):
+                row = self.sessions[id_]
+                wanted = {"strategy_name": strategy_name, "symbol": symbol}
+                asked = {name: value for name, value in wanted.items() if value is not None}
+                if any(row[name] not in (None, value) for name, value in asked.items()):
+                    continue
+                if row["start_time"] is not None and row["start_time"] < since:
+                    continue
+                if any(row[name] is None for name in asked):
+                    raise UnknownLocally(
+                        f"{' and '.join(asked)} of session {id_} are not known while PostgreSQL is away",
+                        hint="it was begun before this outbox was there",
+                    )
+                return id_
+            return None
+
+    def balance(self, session_id: int | None) -> Decimal:
+        """The exact balance of a session.  Raises `UnknownLocally`."""
+        with self.lock:
+            self._require_session(session_id, "balance")
+            assert session_id is not None
+            self._require_sure([session_id], _CURRENT_BALANCE, lambda table: table == _BALANCE)
+            balance: Decimal | None = self.sessions[session_id]["balance"]
+            if balance is None:
+                raise UnknownLocally(f"the balance of session {session_id} is not known while PostgreSQL is away")
+            return balance
+
+    def shown_balance(self, read: str, session_id: int | None) -> Any:
+        """The balance of a session as the manager's method `read` shows it.  Raises `UnknownLocally`."""
+        with self.lock:
+            balance, space = self.balance(session_id), self.learning.reads.get(read)
+            try:
+                if space is None:
+                    raise Unknown(f"{self._shown(read)} was never asked while PostgreSQL was up")
+                return space.predict({"note:balance": balance})
+            except Unknown as exc:
+                raise UnknownLocally(
+                    f"how {self._shown(read)} shows a balance of {balance} is not known: {exc}"
+                ) from None
+
+    def open_positions(self, session_id: int | None) -> list[Row]:
+        """Open positions as the manager shows them; of every session where `session_id` is None."""
+        with self.lock:
+            ids = self._asked(session_id)
+            self._require_sure(ids, "get_active_positions", lambda table: table.startswith(POSITIONS))
+            nested = sorted(self.learning.nested)
+            return self._ordered(
+                POSITIONS, (row for id_ in ids for row in joined(self.sessions[id_]["tables"], nested, self._ordered))
+            )
+
+    def unresolved_orders(self, session_id: int | None) -> list[Row]:
+        """Orders neither filled nor dead; of every session where `session_id` is None."""
+        with self.lock:
+            ids = self._asked(session_id)
+            self._require_sure(ids, "get_unresolved_orders", lambda table: table == ORDERS)
+            return self._ordered(ORDERS, (row for id_ in ids for row in self.sessions[id_]["tables"][ORDERS].values()))
+
+    def _ordered(self, table: str, rows: Iterable[Row]) -> list[Row]:
+        """Copies of rows in the order in which the manager shows them.  Raises `UnknownLocally`."""
+        try:
+            return self.learning.row_orders.sorted(table, deepcopy(list(rows)))
+        except Unknown as exc:
+            raise UnknownLocally(
+                f"the order of {table} is not known while PostgreSQL is away: {exc}",
+                hint="answers with several rows are learned from while PostgreSQL is up",
+            ) from None
+
+    def _asked(self, session_id: int | None) -> list[int]:
+        self._require_history()
+        if session_id is not None:
+            self._require_session(session_id, "rows")
+        return sorted(self.sessions) if session_id is None else [session_id]
+
+    def is_sure(self, session_id: int) -> bool:
+        """Whether nothing of a session is in doubt."""
+        with self.lock:
+            return session_id in self.sessions and not self.sessions[session_id]["doubts"]
+
+    def _require_sure(self, ids: Iterable[int], read: str, about: Callable[[str], bool]) -> None:
+        ids = list(ids)
+        found = self._doubts(ids, about)
+        if found and self.renew():
+            found = self._doubts([id_ for id_ in ids if id_ in self.sessions], about)
+        for (table, id_, key), why in found.items():
+            of = "" if id_ is None else f" of {id_}"
+            what = table if key == "*" else f"{key!r} of {table}"
+            raise UnknownLocally(
+                f"{self._shown(read)} cannot be answered while PostgreSQL is away: {what}{of} is not known ({why})",
+                hint="such calls are learned from while PostgreSQL is up",
+            )
+
+    def _doubts(self, ids: Iterable[int], about: Callable[[str], bool]) -> Doubts:
+        return {one: why for id_ in ids for one, why in self.sessions[id_]["doubts"].items() if about(one[0])}
+
+    def _require_session(self, session_id: int | None, what: str) -> None:
+        if session_id is None or session_id not in self.sessions:
+            raise UnknownLocally(
+                f"the {what} of session {session_id} are not known while PostgreSQL is away"
+                if what == "rows"
+                else f"the {what} of session {session_id} is not known while PostgreSQL is away",
+                hint="the local view knows sessions that this outbox has seen",
+            )
+
+    def _require_history(self) -> None:
+        if not self.sessions:
+            raise UnknownLocally(
+                "no trading session is known while PostgreSQL is away",
+                hint="run once with PostgreSQL up: then a restart in the middle of an outage can resume",
+            )
+
+    def _require_agreement(self, read: str) -> None:
+        if not self.learning.agrees.get(read):
+            never = read not in self.learning.agrees
+            raise UnknownLocally(
+                f"{self._shown(read)} cannot be answered while PostgreSQL is away",
+                hint="it was never asked before" if never else "PostgreSQL answered otherwise when it was asked last",
+            )
+
+    # -- rows by id
+
+    def session_of_position(self, position_id: Any) -> int | None:
+        """The session of an open position, or None where the view does not know it."""
+        with self.lock:
+            found = (id_ for id_, session in self.sessions.items() if position_id in session["tables"][POSITIONS])
+            return next(found, None)
+
+    def position(self, position_id: Any) -> Row | None:
+        """An open position's row, as far as it is known."""
+        session_id = self.session_of_position(position_id)
+        return None if session_id is None else self.sessions[session_id]["tables"][POSITIONS][position_id]
+
+
+def plain(value: Any) -> Any:
+    """`value` in types that can be stored exactly: enum members by value, containers copied."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return value
+
+
+def exact(shown: Any, known: Decimal | None) -> Decimal | None:
+    """`shown`, a float of a read perhaps, as the exact amount; the known one where they agree."""
+    found = number_or_none(shown)
+    return known if found is not None and known is not None and nearly_equal(known, found) else found
+
+
+def new_session(
+    strategy_name: Any = None,
+    symbol: Any = None,
+    balance: Decimal | None = None,
+    start_time: datetime | None = None,
+) -> Row:
+    """What is known of a session; None for what is not."""
+    return {
+        "strategy_name": strategy_name, "symbol": symbol, "balance": balance, "start_time": start_time,
+        "active": True, "tables": {POSITIONS: {}, ORDERS: {}}, "doubts": {},
+    }  # fmt: skip

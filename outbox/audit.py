@@ -1,0 +1,219 @@
+"""Audit: compares the ledger with PostgreSQL's receipts and rows.  It changes nothing.
+
+The relay already knows lost commits by its watermarks.  An audit looks at every entry instead, so it also finds rows
+that were removed, doubled or changed by something else, and receipts that were taken away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import groupby, islice
+
+from . import codec
+from .box import Outbox
+from .clock import SystemClock
+from .entry import EntryStatus
+from .errors import StoreCorrupt, TargetMisconfigured
+from .operation import Operation, operations_by_name
+from .postgres.connection import GuardedConnection, UnitFailed, libpq_url
+from .postgres.parking import OperationFault
+from .postgres.receipts import find
+from .postgres.row_audit import RowAudit, RowCount
+from .postgres.transaction_settings import Cursor
+from .store.entry_json import DISCARDED
+from .store.envelope import Record, from_us, to_us
+from .store.ledger import is_answer
+from .words import counted
+
+# Entries that are compared in one transaction of PostgreSQL.
+_CHUNK = 1000
+# A longer list helps nobody; all are counted.
+_MOST_FINDINGS = 1000
+
+NO_RECEIPT = "no receipt"
+OTHER_RECEIPT = "the receipt has other arguments"
+ROW_MISSING = "row missing"
+ROW_CHANGED = "row changed"
+ROW_DOUBLED = "row doubled"
+UNREADABLE = "unreadable in the ledger"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One entry that PostgreSQL does not have as it was acknowledged."""
+
+    seq: int
+    operation: str
+    key: str
+    captured_at: datetime | None
+    problem: str
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class Audit:
+    """What an audit has compared and found; counts are of entries captured from `since` on."""
+
+    at: datetime
+    since: datetime | None
+    # Delivered entries in the ledger, each of which must have a receipt.
+    delivered: int = 0
+    # Of those: entries with a receipt.
+    applied: int = 0
+    # Of those: entries of table operations, whose rows were compared.
+    rows_compared: int = 0
+    # Not delivered yet, given up by PostgreSQL or by an operator.
+    pending: int = 0
+    dead_letters: int = 0
+    discarded: int = 0
+    # How many entries have each problem.
+    problems: dict[str, int] = field(default_factory=dict)
+    # The first findings, in order.
+    findings: list[Finding] = field(default_factory=list)
+    # Operations whose rows could not be compared, and why.
+    not_compared: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def acknowledged(self) -> int:
+        """Entries that the store acknowledged and still knows."""
+        return self.delivered + self.pending + self.dead_letters + self.discarded + self.problems.get(UNREADABLE, 0)
+
+    @property
+    def lost(self) -> int:
+        """Delivered entries whose receipt or row is missing."""
+        return sum(self.problems.get(name, 0) for name in (NO_RECEIPT, ROW_MISSING))
+
+    @property
+    def sound(self) -> bool:
+        """Whether PostgreSQL has everything that was delivered, as it was acknowledged."""
+        return not self.problems
+
+    def add(self, record: Record, problem: str, detail: str = "") -> None:
+        """Count a finding."""
+        captured = from_us(record.captured_us)
+        self._add(Finding(record.seq, record.operation, record.key.hex(), captured, problem, detail))
+
+    def unreadable(self, seq: int, damage: StoreCorrupt) -> None:
+        """Count a record of the ledger that cannot be read."""
+        self._add(Finding(seq, "", "", None, UNREADABLE, str(damage)))
+
+    def _add(self, finding: Finding) -> None:
+        self.problems[finding.problem] = self.problems.get(finding.problem, 0) + 1
+        if len(self.findings) < _MOST_FINDINGS:
+            self.findings.append(finding)
+
+
+def audit(box: Outbox, url: str, operations: Iterable[Operation], *, since: datetime | None = None) -> Audit:
+    """Compare the ledger of `box` with the database at `url`.
+
+    `operations` tell which entries are rows; without them only receipts are compared.  `since` is aware.  Safe beside a
+    running engine and relay.  Raises `TargetUnavailable` or `TargetMisconfigured` where PostgreSQL cannot be asked.
+    """
+    clock = SystemClock()
+    done = Audit(at=clock.now(), since=since)
+    link = GuardedConnection(libpq_url(url), box.config, clock)
+    auditor = _Auditor(done, link, operations_by_name(operations))
+    try:
+        ledger = _since(box.store.records("ledger", on_damage=done.unreadable), since)
+        while chunk := list(islice(ledger, _CHUNK)):
+            auditor.compare([record for record in chunk if _is_delivered(record, done)])
+    finally:
+        link.close()
+    done.pending = sum(1 for _ in _since(box.store.records("pending", on_damage=done.unreadable), since))
+    return done
+
+
+def _since(records: Iterator[Record], since: datetime | None) -> Iterator[Record]:
+    first_us = 0 if since is None else to_us(since)
+    return (record for record in records if record.captured_us >= first_us)
+
+
+def _is_delivered(record: Record, done: Audit) -> bool:
+    if is_answer(record):
+        return False
+    if record.status is EntryStatus.COMPLETED:
+        return True
+    if (record.error or "").startswith(DISCARDED):
+        done.discarded += 1
+    else:
+        done.dead_letters += 1
+    return False
+
+
+class _Auditor:
+    def __init__(self, done: Audit, link: GuardedConnection, operations: dict[str, Operation]) -> None:
+        self._done, self._link, self._operations = done, link, operations
+        self._rows = RowAudit()
+
+    def compare(self, records: Sequence[Record]) -> None:
+        """Compare one chunk of delivered entries."""
+        if not records:
+            return
+        done = self._done
+        done.delivered += len(records)
+        self._compare_receipts(records)
+        by_shape = sorted(records, key=lambda record: (record.operation, record.shape))
+        for (name, _), run in groupby(by_shape, key=lambda record: (record.operation, record.shape)):
+            operation = self._operations.get(name)
+            if operation is None or operation.handler is not None:
+                why = "not declared here" if operation is None else "it has a handler, so only receipts are compared"
+                done.not_compared.setdefault(name, why)
+            elif operation.may_vanish:
+                done.not_compared.setdefault(name, "its rows may vanish")
+            else:
+                self._compare_rows(operation, list(run))
+
+    def _compare_receipts(self, records: Sequence[Record]) -> None:
+        with self._transaction() as cursor:
+            receipts = find(cursor, records)
+        for record in records:
+            receipt = receipts.get(record.key)
+            if receipt is None:
+                self._done.add(record, NO_RECEIPT)
+            elif receipt[0] != record.payload_hash:
+                self._done.add(record, OTHER_RECEIPT)
+            else:
+                self._done.applied += 1
+
+    def _compare_rows(self, operation: Operation, run: list[Record]) -> None:
+        names = codec.field_names(run[0].args)
+        if not names:
+            self._done.not_compared.setdefault(operation.name, "its entries have no arguments")
+            return
+        try:
+            with self._transaction() as cursor:
+                counts = list(self._rows.compare(cursor, operation, names, run))
+        except (OperationFault, TargetMisconfigured) as exc:
+            self._done.not_compared[operation.name] = str(exc)
+            return
+        self._done.rows_compared += len(run)
+        for count in sorted(counts, key=lambda count: count.record.seq):
+            self._judge(count)
+
+    def _judge(self, count: RowCount) -> None:
+        if count.equal > count.expected:
+            self._done.add(
+                count.record, ROW_DOUBLED, f"{counted(count.equal, 'row', 'rows')} instead of {count.expected}"
+            )
+        elif count.equal == 0 and count.differing:
+            self._done.add(count.record, ROW_CHANGED, f"in {', '.join(count.differing)}")
+        elif count.equal < count.expected:
+            self._done.add(
+                count.record, ROW_MISSING, f"{counted(count.equal, 'row', 'rows')} instead of {count.expected}"
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Cursor]:
+        """A transaction that changes nothing, within the stall timeout."""
+        try:
+            with self._link.translated():
+                connection = self._link.get()
+                with self._link.guard(), self._link.own_statements(), connection.begin():
+                    cursor = self._link.opening_cursor(connection)
+                    cursor.execute("SET TRANSACTION READ ONLY")
+                    yield cursor
+        except UnitFailed as exc:
+            raise TargetMisconfigured(str(exc)) from exc

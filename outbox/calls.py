@@ -1,0 +1,103 @@
+"""Calls: one call as a record that can be stored, or the reason why not.
+
+Everything that can be refused is refused here, before a write transaction begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from . import codec
+from .clock import Clock
+from .errors import InvalidEntry
+from .operation import (
+    Operation,
+    caller_key,
+    check_operation_name,
+    idempotency_hash,
+    operations_by_name,
+    ordering_key,
+    payload_hash,
+    shape_hash,
+)
+from .store.envelope import Record, to_us
+
+_TEXT = {str}
+# Stands for every operation of an outbox that was opened without declarations.
+_ANY = Operation("any", table="any")
+# A record without its sequence number, the caller's key to retry it with, and its arguments if they need no decoding.
+Prepared = tuple[Record, str | None, dict[str, Any] | None]
+
+
+class Calls:
+    """The declared operations of an outbox, and what makes records of their calls.  Thread-safe."""
+
+    def __init__(self, operations: Iterable[Operation], *, namespace: str, max_entry_kb: int, clock: Clock) -> None:
+        """Without `operations` it takes any name.  Raises `ConfigError` for two of one name."""
+        self.operations = operations_by_name(operations)
+        self._takes_any = not self.operations
+        self._namespace, self._max_entry_kb, self._clock = namespace, max_entry_kb, clock
+
+    def declare(self, operations: Iterable[Operation]) -> None:
+        """Add declarations; one of a known name replaces it."""
+        self.operations = {**self.operations, **operations_by_name(operations)}
+
+    def prepare(
+        self, name: str, args: Mapping[str, Any], key: str | None, order_by: str | int | None, at: datetime | None
+    ) -> Prepared:
+        """Validate and encode one call that was made `at`, by default now.
+
+        Raises `InvalidEntry`, or what the operation's `validate` raises.
+        """
+        operation = self.declared(name)
+        if not isinstance(args, (dict, Mapping)) or not {*map(type, args)} <= _TEXT or "" in args:
+            raise InvalidEntry(f"args of {name!r} is {args!r:.200}", hint="allowed: a mapping with text keys")
+        args = operation.complete(args)
+        plain, types, decoded = codec.encode_args(dict(args))
+        if len(plain) + len(types) > self._max_entry_kb << 10:
+            raise InvalidEntry(
+                f"args of {name!r} take {(len(plain) + len(types)) >> 10} KiB",
+                hint=f"at most {self._max_entry_kb}",
+            )
+        operation.check(args)
+        order = ordering_key(operation.order_of(args) if order_by is None else order_by)
+        id_ = self._clock.new_id().bytes
+        hashed = self.key_of(operation, name, args, key)
+        if hashed is None:
+            # A call without identity gets a fresh key, which the caller learns of if it must retry.
+            key = id_.hex()
+            hashed = idempotency_hash(self._namespace, name, "key", key.encode())
+        record = Record(
+            seq=0,
+            key=hashed,
+            id=id_,
+            operation=name,
+            order_by=order,
+            payload_hash=payload_hash(name, plain, types),
+            shape=shape_hash(args),
+            args=plain,
+            types=types,
+            captured_us=to_us(at or self._clock.now()),
+        )
+        return record, key, decoded
+
+    def declared(self, name: str) -> Operation:
+        """The declaration of an operation.  Raises `InvalidEntry` where there is none."""
+        operation = self.operations.get(name) if isinstance(name, str) else None
+        if operation is not None:
+            return operation
+        check_operation_name(name)
+        if not self._takes_any:
+            raise InvalidEntry(f"operation {name!r} is not declared", hint=f"declared: {', '.join(self.operations)}")
+        return _ANY
+
+    def key_of(self, operation: Operation, name: str, args: Mapping[str, Any], key: str | None) -> bytes | None:
+        """The idempotency hash of a call, or None where nothing identifies it."""
+        if key is not None:
+            return idempotency_hash(self._namespace, name, "key", caller_key(key))
+        declared = operation.identity_of(args)
+        if declared is None:
+            return None
+        return idempotency_hash(self._namespace, name, "identity", b"".join(codec.encode(declared, what="identity")))

@@ -1,0 +1,57 @@
+"""Log: messages that carry their facts in their text as well as in their fields, without passwords.
+
+A host that only calls `logging.basicConfig()` sees the text; one that collects records as JSON reads the fields.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+_IN_URL = re.compile(r"(://[^:/@\s]*):\S*@")
+_AS_PARAMETER = re.compile(r"(?i)(\bpassword=)('[^']*'|[^&\s'\"]+)")
+# Of the stack: the method below and `log`.
+_CALLER = 3
+
+
+class Log:
+    """The logger `name`.  Each placeholder `%(fact)s` of a message is a field of the record, and the reverse."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, message: str, **facts: Any) -> None:
+        self._log(logging.DEBUG, message, facts)
+
+    def info(self, message: str, **facts: Any) -> None:
+        self._log(logging.INFO, message, facts)
+
+    def warning(self, message: str, *, trace: bool = False, **facts: Any) -> None:
+        """With `trace` the exception that is being handled follows with its traceback."""
+        self._log(logging.WARNING, message, facts, trace)
+
+    def error(self, message: str, *, trace: bool = False, **facts: Any) -> None:
+        """See `warning`."""
+        self._log(logging.ERROR, message, facts, trace)
+
+    def critical(self, message: str, *, trace: bool = False, **facts: Any) -> None:
+        """See `warning`."""
+        self._log(logging.CRITICAL, message, facts, trace)
+
+    def _log(self, level: int, message: str, facts: dict[str, Any], trace: bool = False) -> None:
+        if not self._logger.isEnabledFor(level):
+            return
+        fields = {name: _fact(value) for name, value in facts.items()}
+        arguments = (fields,) if fields else ()
+        self._logger.log(level, message, *arguments, extra=fields, exc_info=trace, stacklevel=_CALLER)
+
+
+def without_password(text: str) -> str:
+    """`text` with the password of any URL or connection string in it redacted."""
+    return _AS_PARAMETER.sub(r"\1***", _IN_URL.sub(r"\1:***@", text))
+
+
+def _fact(value: Any) -> Any:
+    """Numbers as they are; everything else as text, which may come from anywhere."""
+    return value if value is None or isinstance(value, int | float) else without_password(str(value))

@@ -1,0 +1,49 @@
+"""Notices: what integrations let every status show, durably, beside the figures of the store itself.
+
+Unlike an alarm a notice is renewed and taken away by its author and needs no person.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..store.reads import NOTICE_PREFIX as _PREFIX
+from ..store.store import Store
+
+_MAX_CHARS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A sentence for operators; `degraded`: whether it makes the status degraded."""
+
+    message: str
+    degraded: bool = False
+
+
+class Notices:
+    """The notices of one store.  Safe from any thread and process."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def put(self, name: str, message: str, *, degraded: bool = False) -> None:
+        """Keep a notice under `name` in place of its former one.
+
+        Costs a durable write only where something changed.  Raises `DurabilityError`.
+        """
+        data = json.dumps({"message": message[:_MAX_CHARS], "degraded": degraded}).encode()
+        if self._store.get_meta(_PREFIX + name) != data:
+            self._store.put_meta(_PREFIX + name, data, despite_halt=True)
+
+    def clear(self, name: str) -> None:
+        """Take a notice away; nothing happens where there is none.  Raises `DurabilityError`."""
+        if self._store.get_meta(_PREFIX + name) is not None:
+            self._store.delete_meta(_PREFIX + name, despite_halt=True)
+
+
+def parse(notices: Mapping[str, bytes]) -> dict[str, Notice]:
+    """Every notice by its name, of those that the store read with its figures."""
+    return {name: Notice(**json.loads(data)) for name, data in notices.items()}

@@ -1,0 +1,83 @@
+"""Progress: what a relay says of its deliveries to those who wait for them in the same process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from ..clock import Clock
+
+
+class Progress:
+    """Belongs to one outbox.  Thread-safe; listeners are called by the relay's thread and must be quick."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._moved = threading.Condition()
+        self._delivering: bool | None = None
+        # Whether deliveries have failed since everything was delivered; so they may have, before the first word.
+        self._failed = True
+        self._steps = 0
+        self._listeners: list[Callable[[], None]] = []
+        self._rewound_listeners: list[Callable[[], None]] = []
+
+    @property
+    def delivering(self) -> bool | None:
+        """Whether deliveries work as far as the relay knows; None where no relay runs in this process."""
+        return self._delivering
+
+    def report(self, *, delivering: bool | None, caught_up: bool = False) -> None:
+        """The relay's word after each step; `delivering=None` when it leaves."""
+        with self._moved:
+            self._delivering = delivering
+            self._failed |= delivering is False
+            recovered = caught_up and self._failed
+            self._failed &= not recovered
+            self._steps += 1
+            self._moved.notify_all()
+        if recovered:
+            for listener in tuple(self._listeners):
+                listener()
+
+    def on_recovered(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when the relay has delivered everything, first and after each outage."""
+        self._listeners.append(listener)
+
+    def off_recovered(self, listener: Callable[[], None]) -> None:
+        """Undo `on_recovered`; may be called twice."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    def rewound(self) -> None:
+        """The relay's word that PostgreSQL was set back, and that what it lacks is pending again."""
+        for listener in tuple(self._rewound_listeners):
+            listener()
+
+    def on_rewound(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when PostgreSQL was set back to an earlier state, before anything is delivered to it again.
+
+        What was read from it before may be wrong now: rows, and the positions of its sequences.
+        """
+        self._rewound_listeners.append(listener)
+
+    def off_rewound(self, listener: Callable[[], None]) -> None:
+        """Undo `on_rewound`; may be called twice."""
+        if listener in self._rewound_listeners:
+            self._rewound_listeners.remove(listener)
+
+    def wait(self, reached: Callable[[], bool], timeout: float, *, poll_s: float = 0.01) -> bool:
+        """Wait until `reached()`, for at most `timeout` seconds, and no longer than deliveries work.
+
+        It is asked after each step of the relay; every `poll_s` seconds where the relay is another process.
+        """
+        deadline = self._clock.monotonic() + timeout
+        while True:
+            steps = self._steps
+            if reached():
+                return True
+            left = deadline - self._clock.monotonic()
+            if left <= 0 or self._delivering is False:
+                return False
+            with self._moved:
+                if self._steps == steps:
+                    self._moved.wait(min(left, poll_s))

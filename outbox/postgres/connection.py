@@ -1,0 +1,293 @@
+"""Connection: one guarded connection to PostgreSQL, and what a failure on it means.
+
+The driver's border, with `lane.py`: everything that is raised inside leaves in our words; a connection that failed is
+dropped, and the next use connects anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from ..clock import Clock
+from ..config import OutboxConfig, check_database_url
+from ..errors import ConfigError, EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
+from ..failures import STALLS, UNIQUE, UNNAMED, Verdict, classify
+from ..log import Log
+from .login_probe import sqlstate_of_login
+from .parking import OperationFault
+from .piggyback import PiggybackConnection
+from .transaction_settings import Cursor, TransactionSettings
+from .watchdog import Watchdog
+from .watermarks import ensure_tables
+
+_log = Log("outbox.postgres")
+
+
+class UnitFailed(Exception):
+    """A unit of the batch could not be applied: `position` is its place, or None where only bisecting can tell.
+
+    `error` is `EntryRejected` where the entry's data was refused, `RetryLater` where its handler asks for time, and
+    `TargetMisconfigured` where its `operation` cannot be applied; None where that is not known.
+    """
+
+    def __init__(self, error: OutboxError, position: int | None, operation: str | None = None) -> None:
+        super().__init__(str(error))
+        self.error, self.position, self.operation = error, position, operation
+        # Whether the handler may have left the connection in any state.
+        self.suspect = False
+        # The unique index that was violated: schema, name.
+        self.index: tuple[str, str] | None = None
+
+
+class GuardedConnection:
+    """At most one connection, watched for silence.  Used by one thread at a time (`interrupt` excepted)."""
+
+    def __init__(self, dsn: str, config: OutboxConfig, clock: Clock) -> None:
+        self._dsn = dsn
+        self._connect_timeout_s = config.connect_timeout
+        self._stall_timeout_s = config.stall_timeout
+        self._settings = TransactionSettings(config.stall_timeout)
+        self._engine: Engine = create_engine("postgresql+psycopg2://", creator=self._connect_raw, poolclass=NullPool)
+        self._connection: Connection | None = None
+        # What to raise when a commit is tried meanwhile; set while a handler runs.
+        self._no_commit: TargetMisconfigured | None = None
+        event.listen(self._engine, "commit", self._refuse_commit)
+        self._watchdog = Watchdog(config.stall_timeout, clock.monotonic)
+
+    @property
+    def current(self) -> Connection | None:
+        """The connection in use, if there is one."""
+        return self._connection
+
+    @property
+    def silent(self) -> bool:
+        """Whether the connection was shut because the server had gone silent, in the last guarded block."""
+        return self._watchdog.fired
+
+    @property
+    def several_hosts(self) -> bool:
+        """Whether the address names several hosts."""
+        return "," in psycopg2.extensions.parse_dsn(self._dsn).get("host", "")
+
+    def get(self) -> Connection:
+        """The connection, made now unless there is one.  Raises `TargetUnavailable` or `TargetMisconfigured`."""
+        return self._connection or self._connect()
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """The block must end within the stall timeout, else the connection is shut."""
+        with self._watchdog.guard():
+            yield
+
+    @contextmanager
+    def commits_refused(self, error: TargetMisconfigured) -> Iterator[None]:
+        """A commit of SQLAlchemy's within the block raises `error`."""
+        self._no_commit = error
+        try:
+            yield
+        finally:
+            self._no_commit = None
+
+    def _refuse_commit(self, _: Connection) -> None:
+        if self._no_commit is not None:
+            raise self._no_commit
+
+    def interrupt(self) -> None:
+        """Shut the connection's socket, so that whoever uses it fails soon; from any thread."""
+        self._watchdog.shut()
+
+    def close(self) -> None:
+        """Let go of the connection; may be called twice, and the next use connects anew."""
+        self.disconnect()
+        self._watchdog.close()
+
+    # -- failures
+
+    def verdict(self, exc: Exception, position: int | None, operation: str | None = None) -> Exception:
+        """What to raise for a failure while an entry of `operation` was applied."""
+        error: BaseException = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
+        alive = self._connection is not None and usable(self._connection) and not self._watchdog.fired
+        sqlstate = getattr(error, "pgcode", None) if isinstance(error, psycopg2.Error) else None
+        verdict = classify(sqlstate, connected=alive, data_error=isinstance(error, Reject))
+        diag = error.diag if isinstance(error, psycopg2.Error) else None
+        if diag is not None and sqlstate in UNNAMED and diag.table_name and not diag.constraint_name:
+            verdict = Verdict.MISCONFIGURED
+        text = f"{sqlstate or type(error).__name__}: {_first_line(error)}"
+        if verdict is Verdict.UNAVAILABLE:
+            return TargetUnavailable(text, stalled=self._watchdog.fired or sqlstate in STALLS)
+        if verdict is Verdict.MISCONFIGURED:
+            return UnitFailed(OperationFault(text, sqlstate=sqlstate), position, operation)
+        if isinstance(error, RetryLater):
+            return UnitFailed(error, position, operation)
+        permanent = verdict is Verdict.REJECTED
+        failed = UnitFailed(EntryRejected(text, permanent=permanent, sqlstate=sqlstate), position, operation)
+        if diag is not None and sqlstate == UNIQUE and diag.schema_name and diag.constraint_name:
+            failed.index = diag.schema_name, diag.constraint_name
+        return failed
+
+    @contextmanager
+    def own_statements(self) -> Iterator[None]:
+        """Statements within the block are the relay's own, so that no entry is to blame for their failure."""
+        try:
+            yield
+        except (SQLAlchemyError, psycopg2.Error) as exc:
+            failure = self.verdict(exc, None)
+            raise TargetMisconfigured(str(failure)) if isinstance(failure, UnitFailed) else failure from exc
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """The border: everything raised inside leaves in our words, and a connection that failed is dropped."""
+        try:
+            yield
+        except (TargetUnavailable, TargetMisconfigured):
+            self.disconnect()
+            raise
+        except (SQLAlchemyError, psycopg2.Error) as exc:
+            failure = self.verdict(exc, None)
+            if not isinstance(failure, UnitFailed):
+                self.disconnect()
+            raise failure from exc
+        except UnitFailed as exc:
+            if exc.suspect:
+                self.disconnect()
+            raise
+        finally:
+            # SQLAlchemy would quietly reconnect, without the watchdog.
+            if self._connection is not None and not usable(self._connection):
+                self.disconnect()
+
+    # -- the connection
+
+    def _connect(self) -> Connection:
+        with self._watchdog.guard():
+            try:
+                connection = self._engine.connect()
+            except (SQLAlchemyError, psycopg2.Error) as exc:
+                raise self._login_verdict(exc) from exc
+            self._connection = connection
+            try:
+                with connection.begin():
+                    ensure_tables(self.opening_cursor(connection))
+            except (SQLAlchemyError, psycopg2.Error) as exc:
+                failure = self.verdict(exc, None)
+                if isinstance(failure, UnitFailed):
+                    # Nothing here is any entry's fault; losing a race to create the table is not even a fault.
+                    broken = isinstance(failure.error, TargetMisconfigured)
+                    failure = failure.error if broken else TargetUnavailable(str(failure))
+                raise failure from exc
+        info = raw_of(connection).info
+        _log.info("connected to PostgreSQL: database %(database)s on %(host)s", host=info.host, database=info.dbname)
+        return connection
+
+    def _login_verdict(self, exc: Exception) -> Exception:
+        """What a failed connection means: an outage, unless the server itself refuses the login."""
+        failure = self.verdict(exc, None)
+        if isinstance(failure, UnitFailed):
+            failure = failure.error
+        given = psycopg2.extensions.parse_dsn(self._dsn)
+        sqlstate = None if self._watchdog.fired else sqlstate_of_login(given, self._connect_timeout_s)
+        if classify(sqlstate, connected=True, data_error=False) is Verdict.MISCONFIGURED:
+            return TargetMisconfigured(str(failure), hint="check DATABASE_URL and the server's pg_hba.conf")
+        return failure
+
+    def _connect_raw(self) -> Any:
+        given = psycopg2.extensions.parse_dsn(self._dsn)
+        limit_ms = max(1, int(self._stall_timeout_s * 1000))
+        defaults: dict[str, Any] = {
+            "connect_timeout": max(1, round(self._connect_timeout_s)),
+            "application_name": "lmdb-outbox",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": limit_ms,
+        }
+        chosen = {name: value for name, value in defaults.items() if name not in given}
+        # Whatever the database's encoding is: a text that it cannot hold then concerns one entry, not the driver.
+        raw = psycopg2.connect(self._dsn, **chosen, client_encoding="UTF8", connection_factory=PiggybackConnection)
+        try:
+            self._watchdog.watch(raw.fileno())
+        except BaseException:
+            raw.close()
+            raise
+        return raw
+
+    def opening_cursor(self, connection: Connection) -> Cursor:
+        """A driver cursor for a transaction's first statement, which gives the transaction its settings."""
+        return self._settings.opening(cursor_of(connection))
+
+    def owe_settings(self, raw: Any) -> None:
+        """Undo, before the next statement, whatever a handler has set for its session or transaction."""
+        raw.owe(self._settings.restoring)
+
+    @contextmanager
+    def behind_handlers(self) -> Iterator[None]:
+        """Statements within the block are sent with `owe_settings`.
+
+        Raises `TargetMisconfigured` where what a handler has done cannot be undone.
+        """
+        try:
+            yield
+        except psycopg2.errors.InvalidCursorName as exc:
+            raise TargetMisconfigured(
+                "a handler ended the relay's transaction", hint="it must not commit or roll back"
+            ) from exc
+        except psycopg2.errors.ActiveSqlTransaction as exc:
+            raise TargetMisconfigured(
+                "a handler made the relay's transaction read-only", hint="nothing can be delivered with it"
+            ) from exc
+
+    def disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        self._watchdog.forget()
+        if connection is None:
+            return
+        try:
+            connection.invalidate()
+            connection.close()
+        except (SQLAlchemyError, psycopg2.Error) as exc:
+            _log.debug("closing a broken connection failed: %(error)s", error=exc)
+
+
+def libpq_url(url: str) -> str:
+    """`url` as libpq takes it: without SQLAlchemy's driver.  Raises `ConfigError`, without repeating the URL."""
+    scheme, _, rest = check_database_url(url).partition("://")
+    driver = scheme.partition("+")[2]
+    if driver not in ("", "psycopg2"):
+        _log.info("the URL of the database names driver %(driver)s: the outbox connects with psycopg2", driver=driver)
+    dsn = f"postgresql://{rest}"
+    try:
+        psycopg2.extensions.parse_dsn(dsn)
+    except psycopg2.ProgrammingError:
+        raise ConfigError(
+            "database_url cannot be parsed",
+            hint="allowed: postgresql://user:password@host:port/database?option=value, options as libpq names them",
+        ) from None
+    return dsn
+
+
+def raw_of(connection: Connection) -> Any:
+    """The driver's connection, or None after it was invalidated."""
+    return None if connection.invalidated else connection.connection.dbapi_connection
+
+
+def usable(connection: Connection) -> bool:
+    """Whether the driver's connection is there and not known to be broken."""
+    raw = None if connection.closed else raw_of(connection)
+    return raw is not None and not raw.closed
+
+
+def cursor_of(connection: Connection) -> Any:
+    """A plain driver cursor inside the connection's transaction: our own few statements need nothing more."""
+    return raw_of(connection).cursor()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -1,0 +1,392 @@
+"""Lane: applies units on one connection, receipts and effects in one transaction.
+
+It promises that an entry's effect and its receipt commit together, so that a lost COMMIT reply is settled by the
+receipt at the next try; that a group is never split; and that every failure is attributed to the line or to one unit,
+never dropped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import groupby
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psycopg2
+import psycopg2.errors
+import psycopg2.extensions
+from sqlalchemy import Connection
+
+from .. import codec
+from ..clock import Clock
+from ..entry import EntryStatus
+from ..errors import EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable, Unrestorable
+from ..handlers import discard, is_unfinished
+from ..operation import Operation
+from ..store.continuity import Mark, Memory, NoMemory
+from ..store.envelope import Record
+from ..target import Outcome, Unit, Waiting, ordering_keys
+from ..words import counted, entries
+from . import watermarks
+from .connection import GuardedConnection, UnitFailed, cursor_of, raw_of, usable
+from .parking import OperationFault, UnknownClass
+from .receipts import find, keep_results, record
+from .rows import RowWriter, columns_of_index
+from .splitting import free_of, split
+from .transaction_settings import Cursor
+
+T = TypeVar("T")
+
+# A commit runs the query of such a cursor, which then fails with these words.
+_REFUSE_COMMIT = """
+DECLARE outbox_guard NO SCROLL CURSOR WITH HOLD FOR
+    SELECT ('a handler must not end the relay''s transaction' || random())::int"""
+_ALLOW_COMMIT = "CLOSE outbox_guard"
+
+_BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
+# So many units of an operation that fail alone, and none that works: the rest is not tried.
+_ENOUGH = 16
+_INSIDE = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
+
+
+class Lane:
+    """One of the connections that deliver side by side.  Used by one thread at a time (`interrupt` excepted)."""
+
+    def __init__(self, number: int, link: GuardedConnection, operations: Mapping[str, Operation], clock: Clock) -> None:
+        self._number, self._link, self._clock = number, link, clock
+        self.operations = operations
+        self._memory: Memory = NoMemory()
+        # The place in PostgreSQL's history of the connection that it belongs to.
+        self._session: watermarks.Session | None = None
+        self._session_on: Connection | None = None
+        self._rows = RowWriter()
+        self._shapes: dict[bytes, tuple[str, ...]] = {}
+
+    def apply(self, store_id: UUID, part: list[Unit]) -> Outcome:
+        """Apply units in order.  A refused entry is isolated by splitting its batch, in order."""
+        outcome = Outcome()
+        # Ordering keys behind what was refused, or behind what has to wait for that.
+        blocked: set[str] = set()
+        todo: list[list[Unit]] = [part]
+        # How many units of an operation failed alone, and which operations work.
+        failed: Counter[str] = Counter()
+        works: set[str] = set()
+        while todo:
+            part = todo.pop()
+            given_up = {name for name, units in failed.items() if units >= _ENOUGH and name not in works}
+            free, behind = free_of(part, blocked, given_up, self._is_lenient)
+            if not free:
+                blocked = behind
+                continue
+            tried = [part[index] for index in free]
+            try:
+                done = self._transact(store_id, tried)
+                outcome.completed += done
+                works |= {item.operation for item, _ in done}
+                blocked = behind
+                outcome.marks = [mark] if (mark := self.mark) is not None else []
+            except (TargetUnavailable, TargetMisconfigured) as exc:
+                outcome.interruption = exc
+                if isinstance(exc, TargetUnavailable) and exc.stalled and len(free) == 1 and not self._silent():
+                    outcome.stalled = tried[0]
+                break
+            except UnitFailed as exc:
+                if len(free) > 1:
+                    todo += reversed(split(part, free, exc.position))
+                    continue
+                unit = tried[0]
+                blocked = behind if self._is_lenient(unit) else behind | ordering_keys(unit)
+                error, operation = self._blamed(unit, exc)
+                if isinstance(error, EntryRejected):
+                    outcome.rejected += [(item, error) for item in unit]
+                    continue
+                outcome.waiting.append(Waiting(unit, error, operation))
+                if operation is not None:
+                    failed[operation] += 1
+        return outcome
+
+    def _is_lenient(self, unit: Unit) -> bool:
+        return all(item.operation in self.operations and self.operations[item.operation].best_effort for item in unit)
+
+    def _blamed(self, unit: Unit, failed: UnitFailed) -> tuple[OutboxError, str | None]:
+        """Why a unit failed that was tried alone, and whose operation's trouble that is, if it is one's."""
+        operations = {item.operation for item in unit}
+        operation = failed.operation or (operations.pop() if len(operations) == 1 else None)
+        table = self.operations[operation].table_path if operation and operation in self.operations else ()
+        if failed.index is None or not table:
+            return failed.error, operation
+        try:
+            with self._link.translated(), self._link.own_statements():
+                connection = self._link.get()
+                with self._link.guard(), connection.begin():
+                    columns = columns_of_index(self._link.opening_cursor(connection), table, *failed.index)
+        except (TargetUnavailable, TargetMisconfigured):
+            # Not known, so the entry is not given up for it.
+            return EntryRejected(str(failed.error), permanent=False), operation
+        given = {name for item in unit if item.operation == operation for name in codec.field_names(item.args)}
+        if not columns or set(columns) & given:
+            return failed.error, operation
+        hint = f"the entries have no {', '.join(columns)}: set its sequence forward; they wait"
+        return OperationFault(str(failed.error), hint=hint), operation
+
+    @property
+    def mark(self) -> Mark | None:
+        """The newest transaction that was acknowledged on its connection, or on the last one that it had."""
+        return self._session.mark if self._session is not None else None
+
+    def follow(self, memory: Memory) -> None:
+        """See `Forgetful.follow`."""
+        self._memory = memory
+
+    def compare(self, store_id: UUID) -> watermarks.Comparison:
+        """See `Forgetful.compare`.  It ends with the connection, and `apply` goes on with the same one."""
+        with self._link.translated():
+            connection, session = self._connected(store_id)
+        return watermarks.Comparison(
+            session, lambda question: self._ask(connection, question), failover=self._link.several_hosts
+        )
+
+    def interrupt(self) -> None:
+        """Make a running `apply` fail soon; from any thread."""
+        self._link.interrupt()
+
+    def disconnect(self) -> None:
+        """Connect anew at the next use, and look again at what PostgreSQL has."""
+        self._link.disconnect()
+        self._session = self._session_on = None
+
+    def close(self) -> None:
+        self.disconnect()
+        self._link.close()
+
+    def _connected(self, store_id: UUID) -> tuple[Connection, watermarks.Session]:
+        connection = self._link.get()
+        if self._session is None or self._session_on is not connection:
+            self._session = watermarks.Session(self._memory, store_id, self._clock.new_id, lane=self._number)
+            self._session_on = connection
+        return connection, self._session
+
+    def _silent(self) -> bool:
+        """Whether the server said nothing any more, so that it is no entry's fault."""
+        return self._link.silent
+
+    def _ask(self, connection: Connection, question: Callable[[Cursor], T]) -> T:
+        """Run `question` in a transaction of its own on a connection that must still be the one in use."""
+        try:
+            with self._link.translated():
+                if connection is not self._link.current:
+                    raise TargetUnavailable("the connection was lost while the ledger was compared")
+                with self._link.guard(), self._link.own_statements(), connection.begin():
+                    return question(self._link.opening_cursor(connection))
+        except UnitFailed as exc:
+            raise TargetUnavailable(str(exc)) from exc
+
+    # -- one transaction
+
+    def _transact(self, store_id: UUID, part: list[Unit]) -> list[tuple[Record, bytes]]:
+        """Apply units in one transaction.  Raises `TargetUnavailable`, `TargetMisconfigured` or `UnitFailed`."""
+        records = [item for unit in part for item in unit]
+        position = {item.seq: index for index, unit in enumerate(part) for item in unit}
+        for item in records:
+            if item.operation not in self.operations:
+                fault = OperationFault(
+                    f"entry {item.seq} is of operation {item.operation!r}, which is not declared here",
+                    hint=f"declared: {', '.join(self.operations) or 'none'}",
+                )
+                raise UnitFailed(fault, position[item.seq], item.operation)
+        with self._link.translated():
+            connection, session = self._connected(store_id)
+            with self._link.guard(), connection.begin() as transaction:
+                with self._link.own_statements():
+                    session.enter(self._link.opening_cursor(connection))
+                if raw_of(connection).info.transaction_status != _INSIDE:
+                    raise TargetMisconfigured(
+                        "PostgreSQL has not begun the relay's transaction",
+                        hint="a connection pooler must keep a transaction on one server",
+                    )
+                self._rows.forget()
+                results: dict[int, bytes] = {}
+                runs, guarded = self._runs(part)
+                for run in runs:
+                    results |= self._apply_run(connection, transaction, str(store_id), run, position, guarded=guarded)
+            session.committed(records[-1])
+        return [(item, results.get(item.seq, b"")) for item in records]
+
+    def _runs(self, part: list[Unit]) -> tuple[list[list[Record]], bool]:
+        """What gets its receipts in one statement, and whether a commit by a handler must fail.
+
+        A handler that commits behind our back must not commit receipts of entries whose effect has not run.  In a batch
+        its commit fails, and its unit is tried again alone: there each entry with a handler has a statement of its own.
+        """
+        records = [item for unit in part for item in unit]
+        if all(self._is_row(item) for item in records):
+            return [records], False
+        if len(part) > 1:
+            return [records], True
+        runs: list[list[Record]] = []
+        for is_row, run in groupby(records, key=self._is_row):
+            found = list(run)
+            runs += [found] if is_row else [[item] for item in found]
+        return runs, False
+
+    def _is_row(self, item: Record) -> bool:
+        return self.operations[item.operation].handler is None
+
+    def _apply_run(
+        self,
+        connection: Connection,
+        transaction: Any,
+        store_id: str,
+        run: list[Record],
+        position: dict[int, int],
+        *,
+        guarded: bool = False,
+    ) -> dict[int, bytes]:
+        """Write receipts and effects.  Returns what the handlers returned, now or at an earlier try, by seq."""
+        cursor, raw = cursor_of(connection), raw_of(connection)
+        with self._link.own_statements():
+            if guarded:
+                raw.owe(_REFUSE_COMMIT)
+            fresh = record(cursor, store_id, run)
+            repeated = [item for item in run if item.seq not in fresh]
+            known = find(cursor, repeated) if repeated else {}
+        for item in repeated:
+            if item.key not in known:
+                raise TargetMisconfigured(
+                    f"the receipt of entry {item.seq} was neither written nor found",
+                    hint="a trigger, a rule or a policy on outbox_receipts keeps receipts out; take it away",
+                )
+            if known[item.key][0] != item.payload_hash:
+                message = f"a receipt for key {item.key.hex()} exists with other arguments"
+                raise UnitFailed(EntryRejected(message, permanent=True), position[item.seq])
+        results = self._effects(connection, transaction, [item for item in run if item.seq in fresh], position)
+        last = run[-1]
+        at = position[last.seq] if len(set(position.values())) == 1 else None
+        operation = self.operations[last.operation]
+        try:
+            with self._link.own_statements(), self._link.behind_handlers():
+                if guarded:
+                    raw.owe(_ALLOW_COMMIT)
+                keep_results(cursor, [(item, results[item.seq]) for item in run if item.seq in results])
+                raw.send_owed()
+        except TargetMisconfigured as exc:
+            if isinstance(exc.__cause__, (psycopg2.errors.ActiveSqlTransaction, psycopg2.errors.InvalidCursorName)):
+                raise _broken(operation, exc, at) from exc
+            raise
+        return results | {item.seq: known[item.key][1] for item in repeated if item.key in known}
+
+    def _effects(
+        self, connection: Connection, transaction: Any, fresh: list[Record], position: dict[int, int]
+    ) -> dict[int, bytes]:
+        """Run the effects in order, table rows in runs.  Returns what handlers returned, encoded, by seq."""
+        results: dict[int, bytes] = {}
+        for (name, shape), run in groupby(fresh, key=lambda item: (item.operation, item.shape)):
+            operation = self.operations[name]
+            if operation.handler is None:
+                self._insert(connection, operation, shape, list(run), position)
+                continue
+            for item in run:
+                value = self._handle(connection, transaction, operation, item, position[item.seq])
+                if value is not None:
+                    results[item.seq] = codec.encode_result(value)
+        return results
+
+    def _insert(
+        self, connection: Connection, operation: Operation, shape: bytes, run: list[Record], position: dict[int, int]
+    ) -> None:
+        table = operation.table_name
+        assert table is not None
+        names = self._shapes.get(shape)
+        if names is None:
+            names = self._shapes[shape] = codec.field_names(run[0].args)
+        only = position[run[0].seq] if len(run) == 1 else None
+        try:
+            written = self._rows.insert(cursor_of(connection), operation.table_path, names, run, operation.json_columns)
+        except psycopg2.errors.NotNullViolation as exc:
+            column, of = exc.diag.column_name, exc.diag.table_name
+            if of == operation.table_path[-1] and column not in names:
+                fault = OperationFault(
+                    f"column {column!r} of table {table!r} must not be null, and the entries do not have it",
+                    hint="give it a default; the entries wait",
+                )
+                raise UnitFailed(fault, only, operation.name) from exc
+            raise self._link.verdict(exc, only, operation.name) from exc
+        except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName) as exc:
+            if exc.diag.context is not None:  # in a trigger or a function
+                raise self._link.verdict(exc, only, operation.name) from exc
+            fault = OperationFault(f"table {table!r} does not exist", hint="create it; the entries wait")
+            raise UnitFailed(fault, only, operation.name) from exc
+        except psycopg2.Error as exc:
+            raise self._link.verdict(exc, only, operation.name) from exc
+        except OperationFault as exc:
+            raise UnitFailed(exc, only, operation.name) from exc
+        except Unrestorable as exc:
+            raise UnitFailed(_unrestorable(run[0], exc), only, operation.name) from exc
+        if written < len(run) and not operation.may_vanish:
+            fault = OperationFault(
+                f"table {table!r} took {counted(written, 'row', 'rows')} of {entries(len(run))}: a trigger or a rule "
+                "keeps rows out",
+                hint="mend it, or declare the operation with may_vanish=True; the entries wait",
+            )
+            raise UnitFailed(fault, only, operation.name)
+
+    def _handle(
+        self, connection: Connection, transaction: Any, operation: Operation, item: Record, position: int
+    ) -> Any:
+        assert operation.handler is not None
+        try:
+            entry = replace(item.entry(), status=EntryStatus.SYNCING)
+        except Unrestorable as exc:
+            raise UnitFailed(_unrestorable(item, exc), position, operation.name) from exc
+        ended = OperationFault(
+            f"the handler of {operation.name!r} ended the relay's transaction", hint="it must not commit or roll back"
+        )
+        try:
+            with self._link.commits_refused(ended):
+                value = operation.handler(connection, entry)
+        except TargetUnavailable:
+            raise
+        except TargetMisconfigured as exc:
+            raise _broken(operation, exc, position) from exc
+        except Exception as exc:
+            if usable(connection) and not (transaction.is_active and _is_inside(connection)):
+                raise _broken(operation, ended, position) from exc
+            raise self._link.verdict(exc, position, operation.name) from exc
+        if not usable(connection):
+            raise TargetUnavailable(f"the connection was lost while {operation.name!r} was applied")
+        if not transaction.is_active or connection.get_transaction() is not transaction:
+            raise _broken(operation, ended, position)
+        if not _is_inside(connection):
+            raise _broken(operation, ended, position)
+        if raw_of(connection).info.transaction_status == _BROKEN:
+            message = f"the handler of {operation.name!r} swallowed a database error"
+            raise UnitFailed(EntryRejected(message, permanent=False), position, operation.name)
+        if is_unfinished(value):
+            discard(value)
+            fault = OperationFault(
+                f"the handler of {operation.name!r} returned {type(value).__name__}, whose work has not been done",
+                hint="a handler must be a plain function that ends when its work is done",
+            )
+            raise _broken(operation, fault, position)
+        # What it has set must reach neither our commit nor the next entry.
+        self._link.owe_settings(raw_of(connection))
+        return value
+
+
+def _is_inside(connection: Connection) -> bool:
+    return raw_of(connection).info.transaction_status in (_BROKEN, _INSIDE)
+
+
+def _unrestorable(item: Record, exc: Unrestorable) -> EntryRejected:
+    """The entry alone is concerned, whatever else the program can restore."""
+    kind = UnknownClass if exc.class_is_unknown else EntryRejected
+    return kind(f"entry {item.seq} cannot be restored: {exc}", permanent=True)
+
+
+def _broken(operation: Operation, error: TargetMisconfigured, position: int | None) -> UnitFailed:
+    """A handler that may have left the connection in any state."""
+    failed = UnitFailed(error, position, operation.name)
+    failed.suspect = True
+    return failed

@@ -1,0 +1,158 @@
+"""Piggyback: a driver connection that sends small statements together with the next one, in the same round trip.
+
+Savepoints and settings have no result, and nothing depends on when they are sent as long as they come before the next
+statement.  Each cursor of the connection sees to that, whoever made it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from typing import Any
+
+import psycopg2.extensions
+
+# Statements by which savepoints can end that were made here.
+_ENDS_SAVEPOINTS = re.compile(r"\b(SAVEPOINT|ROLLBACK|RELEASE|COMMIT|ABORT)\b|^\s*END\b", re.IGNORECASE)
+# Longer statements are seldom repeated.
+_CACHED_CHARS = 4096
+_BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
+
+
+class PiggybackConnection(psycopg2.extensions.connection):
+    """A connection on which statements can be owed.  Used by one thread at a time."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # What is owed: the savepoint that a statement makes, or None, and the statement.
+        self._owed: list[tuple[str | None, str]] = []
+        # Savepoints that were made here and have not ended, oldest first.
+        self._savepoints: list[str] = []
+        # Whether others make and end savepoints in this transaction, so that ours may be gone.
+        self._shared = False
+
+    def owe(self, statement: str) -> None:
+        """Send `statement` before the next one.  It must have no result and no percent sign."""
+        self._owed.append((None, statement))
+
+    def owe_savepoint(self, name: str) -> bool:
+        """Owe the savepoint `name`; False where the caller must make it at once."""
+        if self._shared or self.info.transaction_status == _BROKEN:
+            return False
+        self._savepoints.append(name)
+        self._owed.append((name, f"SAVEPOINT {name}"))
+        return True
+
+    def owe_release(self, name: str) -> bool:
+        """Owe the end of savepoint `name`; False where the caller must release it at once, since that may fail."""
+        if self._shared or name not in self._savepoints or self.info.transaction_status == _BROKEN:
+            return False
+        while self._savepoints.pop() != name:
+            pass  # Those within it end with it.
+        if self._owed and self._owed[-1][0] == name:
+            # Nothing was sent within it.
+            self._owed.pop()
+        else:
+            self._owed.append((None, f"RELEASE SAVEPOINT {name}"))
+        return True
+
+    @contextmanager
+    def rolling_back(self, name: str) -> Iterator[None]:
+        """The caller rolls back to savepoint `name` within the block, and does not use it any more."""
+        shared = self._shared
+        yield
+        self._shared = shared
+        self.owe_release(name)
+
+    def send_owed(self) -> None:
+        """Send now what is owed.  Raises `psycopg2.Error`."""
+        if self._owed:
+            statement = self._take()
+            with super().cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+                cursor.execute(statement)
+
+    def _take(self) -> str:
+        statement, self._owed = "; ".join(one for _, one in self._owed), []
+        return statement
+
+    def before(self, query: str) -> str:
+        """What to send before `query`, together with it."""
+        self._note(query)
+        return self._take() + "; " if self._owed else ""
+
+    def send_before(self, query: str) -> None:
+        """Send what is owed before `query`, which takes nothing along."""
+        self._note(query)
+        self.send_owed()
+
+    def _note(self, query: str) -> None:
+        self._shared = self._shared or _ends_savepoints(query)
+
+    def cursor(self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """See psycopg2.  Every cursor sends first what is owed."""
+        own: Any = self.cursor_factory
+        factory = cursor_factory or own or psycopg2.extensions.cursor
+        return super().cursor(name, _sending(factory), *args, **kwargs)
+
+    def lobject(self, *args: Any, **kwargs: Any) -> Any:
+        """See psycopg2."""
+        self.send_owed()
+        return super().lobject(*args, **kwargs)
+
+    def commit(self) -> None:
+        """See psycopg2.  The end of the transaction ends its savepoints; settings must have been sent."""
+        self._end()
+        super().commit()
+
+    def rollback(self) -> None:
+        """See psycopg2."""
+        self._end()
+        super().rollback()
+
+    def _end(self) -> None:
+        self._owed, self._savepoints, self._shared = [], [], False
+
+
+def _ends_savepoints(query: str) -> bool:
+    return _searched(query) if len(query) <= _CACHED_CHARS else _ENDS_SAVEPOINTS.search(query) is not None
+
+
+@lru_cache(maxsize=1024)
+def _searched(query: str) -> bool:
+    return _ENDS_SAVEPOINTS.search(query) is not None
+
+
+class _Sending:
+    """Mixed into the classes of cursors."""
+
+    connection: PiggybackConnection
+    name: str | None
+
+    def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.name is None and isinstance(query, str):
+            query = self.connection.before(query) + query
+        elif self.name is None and isinstance(query, bytes):
+            query = self.connection.before(query.decode("latin-1")).encode() + query
+        else:
+            self.connection.send_before(str(query))
+        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+
+
+def _sends_first(method: str) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.connection.send_before(str(args[0]) if args else "")
+        return getattr(super(_Sending, self), method)(*args, **kwargs)
+
+    return call
+
+
+for _method in ("executemany", "callproc", "copy_expert", "copy_from", "copy_to"):
+    setattr(_Sending, _method, _sends_first(_method))
+
+
+@cache
+def _sending(factory: Any) -> Any:
+    """A class of cursors like `factory` that send first what is owed."""
+    return type(factory.__name__, (_Sending, factory), {"__module__": factory.__module__})

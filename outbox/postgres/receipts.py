@@ -1,0 +1,142 @@
+"""The receipts table: which entries are applied, and what their handlers returned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+from .. import codec
+from ..errors import ReceiptsGone
+from ..store.envelope import Record
+from .transaction_settings import Cursor as Cursor
+
+TABLE = "outbox_receipts"
+# Distinguishes our advisory locks from the host's: the ASCII codes of "obx".
+LOCK_CLASS = 0x6F6278
+
+_CREATE = f"""
+CREATE TABLE IF NOT EXISTS {TABLE} (
+    idempotency_key uuid PRIMARY KEY,
+    store_id uuid NOT NULL,
+    seq bigint NOT NULL,
+    operation text NOT NULL,
+    payload_hash uuid NOT NULL,
+    result json,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
+)"""
+
+_FENCE = "SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))"
+
+_RECORD = f"""
+INSERT INTO {TABLE} (idempotency_key, store_id, seq, operation, payload_hash)
+SELECT key, %s::uuid, seq, operation, payload
+FROM unnest(%s::uuid[], %s::bigint[], %s::text[], %s::uuid[]) AS new (key, seq, operation, payload)
+ON CONFLICT (idempotency_key) DO NOTHING RETURNING seq"""
+
+_FIND = f"""
+SELECT idempotency_key::text, payload_hash::text, result::text FROM {TABLE}
+WHERE idempotency_key = ANY(%s::uuid[])"""
+
+_ANY_LEFT = f"SELECT EXISTS (SELECT FROM {TABLE} WHERE store_id = %s::uuid)"
+_HIGHEST = f"SELECT coalesce(max(seq), 0) FROM {TABLE} WHERE store_id = %s::uuid"
+
+_KEEP_RESULTS = f"""
+UPDATE {TABLE} AS receipt SET result = new.result
+FROM unnest(%s::uuid[], %s::json[]) AS new (key, result) WHERE receipt.idempotency_key = new.key"""
+
+
+def fence(cursor: Cursor, name: str) -> bool:
+    """Keep other relays of the same store out until the transaction ends; False where one is in."""
+    cursor.execute(_FENCE, (LOCK_CLASS, name))
+    return bool(cursor.fetchone()[0])
+
+
+def ensure_table(cursor: Cursor, name: str = TABLE, create: str = _CREATE) -> None:
+    """Create a table of ours unless it is there; needs no privilege in the latter case."""
+    cursor.execute("SELECT to_regclass(%s) IS NULL", (name,))
+    if cursor.fetchone()[0]:
+        # Of two that create it at once, the server refuses one even with IF NOT EXISTS.
+        cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (LOCK_CLASS, f"create {name}"))
+        cursor.execute(create)
+
+
+def record(cursor: Cursor, store_id: str, records: Sequence[Record]) -> set[int]:
+    """Write receipts; returns the sequence numbers that had none before, whose effects must now be applied."""
+    cursor.execute(
+        _RECORD,
+        (
+            store_id,
+            _array(item.key.hex() for item in records),
+            _array(str(item.seq) for item in records),
+            _array(_quoted(item.operation) for item in records),
+            _array(item.payload_hash.hex() for item in records),
+        ),
+    )
+    # A host may have taught the driver to read numbers as something else.
+    return {int(row[0]) for row in cursor.fetchall()}
+
+
+def find(cursor: Cursor, records: Sequence[Record]) -> dict[bytes, tuple[bytes, bytes]]:
+    """`key -> (payload hash, result)` of the receipts that exist for `records`."""
+    cursor.execute(_FIND, (_array(item.key.hex() for item in records),))
+    return {
+        bytes.fromhex(key.replace("-", "")): (bytes.fromhex(payload.replace("-", "")), (result or "").encode())
+        for key, payload, result in cursor.fetchall()
+    }
+
+
+def check_there(cursor: Cursor, store_id: str, applied: Sequence[Record], *, more: bool) -> None:
+    """Check that not all receipts of the store are gone.  Raises `ReceiptsGone`.
+
+    `applied` are known to have had one; `more`: others have, too.
+    """
+    if not (more or applied) or (applied and find(cursor, applied)):
+        return
+    # Some may have been deleted on purpose; an emptied table has none at all.
+    cursor.execute(_ANY_LEFT, (store_id,))
+    if not cursor.fetchone()[0]:
+        raise gone("is empty")
+
+
+def gone(what: str) -> ReceiptsGone:
+    """What to raise where nobody can tell any more which entries are applied."""
+    return ReceiptsGone(
+        f"table {TABLE} {what}, though this database has taken entries before",
+        hint="restore it; or check that nothing is pending and drop outbox_watermarks too",
+    )
+
+
+def highest_seq(cursor: Cursor, store_id: str) -> int:
+    """The highest sequence number of a store in all receipts.  Reads the whole table."""
+    cursor.execute(_HIGHEST, (store_id,))
+    return int(cursor.fetchone()[0])
+
+
+def keep_results(cursor: Cursor, results: Sequence[tuple[Record, bytes]]) -> None:
+    """Store what handlers returned in their receipts."""
+    if results:
+        keys = _array(item.key.hex() for item, _ in results)
+        cursor.execute(_KEEP_RESULTS, (keys, _array(_quoted_text(_in_ascii(result)) for _, result in results)))
+
+
+def _array(elements: Iterable[str]) -> str:
+    """An array in PostgreSQL's own text form.
+
+    The driver takes several times as long to write a list, and a host may have taught it to write lists as JSON.
+    """
+    return "{" + ",".join(elements) + "}"
+
+
+@cache
+def _quoted(name: str) -> str:
+    return _quoted_text(name)
+
+
+def _in_ascii(result: bytes) -> str:
+    """JSON that a database of any encoding can hold."""
+    return result.decode() if result.isascii() else codec.ascii_json(result)
+
+
+def _quoted_text(name: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

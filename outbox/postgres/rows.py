@@ -1,0 +1,155 @@
+"""Rows: inserts the arguments of entries as rows of tables, straight from the stored JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from .. import codec
+from ..store.envelope import Record
+from .parking import OperationFault
+from .sources import VALUE, ColumnType, ColumnTypes, Source
+from .transaction_settings import Cursor
+
+# Types without their modifiers: numeric(18,8) is enforced by the insert into the column, where it cannot be outdated.
+_COLUMNS = """
+SELECT attname, format_type(atttypid, -1), atttypid::bigint FROM pg_attribute
+WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
+
+_INDEX = """
+SELECT attname::text FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
+WHERE indexrelid = to_regclass(format('%%I.%%I', %s::text, %s::text)) AND NOT 0 = ANY(indkey)
+AND (indrelid = to_regclass(%s) OR to_regclass(%s) IN (SELECT relid FROM pg_partition_ancestors(indrelid)))"""
+
+# The parts of a table's name, schema first.
+Table = tuple[str, ...]
+Sources = tuple[Source | None, ...]
+
+
+class RowWriter:
+    """Inserts rows on one connection.  Knows the tables' columns until `forget`.
+
+    A stale type would silently lose part of a value (a time of day through `date`), so each transaction takes the lock
+    that its INSERT takes anyway, and then asks the catalog.
+    """
+
+    def __init__(self) -> None:
+        self._types = ColumnTypes()
+        self._columns: dict[Table, dict[str, ColumnType]] = {}
+        # By table, columns, kinds of values and JSON columns.
+        self._chosen: dict[tuple[object, ...], Sources] = {}
+
+    def forget(self) -> None:
+        """A transaction has ended, so tables may change."""
+        self._columns.clear()
+        self._chosen.clear()
+
+    def insert(
+        self,
+        cursor: Cursor,
+        table: Table,
+        names: tuple[str, ...],
+        records: Sequence[Record],
+        json_values: frozenset[str] = frozenset(),
+    ) -> int:
+        """Insert one row for each record, all of which have exactly the arguments `names`, in order.
+
+        Returns how many rows PostgreSQL has written.  In columns of `json_values` a text is a JSON string.  Raises
+        `OperationFault` for a missing column.
+        """
+        if not names:
+            written = 0
+            for _ in records:
+                cursor.execute(f"INSERT INTO {quote_table(table)} DEFAULT VALUES")
+                written += cursor.rowcount
+            return written
+        columns = self.columns_of(cursor, table, names)
+        written = 0
+        for sources, run in self.runs(table, columns, names, records, json_values):
+            rows = b"[" + b",".join(item.args for item in run) + b"]"
+            cursor.execute(_statement(table, columns, names, sources), (rows.decode(),))
+            written += cursor.rowcount
+        return written
+
+    def columns_of(self, cursor: Cursor, table: Table, names: Sequence[str]) -> dict[str, ColumnType]:
+        """The columns of a table, by name, with `names` among them; raises `OperationFault` for a missing one."""
+        known = self._columns.get(table)
+        if known is None:
+            name = quote_table(table)
+            # Analysing an INSERT takes its locks, and only them: neither partitions nor what is below a view.
+            analyse = f"EXPLAIN INSERT INTO {name} DEFAULT VALUES;".replace("%", "%%")
+            cursor.execute(analyse + _COLUMNS, (name,))
+            known = self._columns[table] = self._types.of(
+                cursor, [(column, type_name, int(oid)) for column, type_name, oid in cursor.fetchall()]
+            )
+        missing = [name for name in names if name not in known]
+        if missing:
+            name = ".".join(table)
+            raise OperationFault(f"table {name!r} has no column {missing[0]!r}", hint="add it; the entries wait")
+        return known
+
+    def runs(
+        self,
+        table: Table,
+        columns: dict[str, ColumnType],
+        names: tuple[str, ...],
+        records: Iterable[Record],
+        json_values: frozenset[str],
+    ) -> Iterator[tuple[Sources, list[Record]]]:
+        """Neighbours that one statement can insert, with how it reads them: a column has one type in a statement."""
+        merged: Sources = (None,) * len(names)
+        run: list[Record] = []
+        for item in records:
+            kinds = codec.kinds(item.args, item.types)
+            own = self._chosen.get((table, names, kinds, json_values))
+            if own is None:
+                own = self._chosen[table, names, kinds, json_values] = tuple(
+                    None if kind == "null" else columns[name].source(kind, json_value=name in json_values)
+                    for name, kind in zip(names, kinds, strict=True)
+                )
+            together = own if own == merged else _merge(merged, own)
+            if together is None:
+                yield merged, run
+                together, run = own, []
+            merged = together
+            run.append(item)
+        yield merged, run
+
+
+def columns_of_index(cursor: Cursor, table: Table, schema: str, index: str) -> list[str]:
+    """The columns of an index of `table` or of a partition of it.
+
+    None where it is another table's, or is on expressions.
+    """
+    name = quote_table(table)
+    cursor.execute(_INDEX, (schema, index, name, name))
+    return [row[0] for row in cursor.fetchall()]
+
+
+def quote(name: str) -> str:
+    """`name` as a quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_table(table: Table) -> str:
+    """A table's quoted name."""
+    return ".".join(quote(part) for part in table)
+
+
+def _merge(one: Sources, other: Sources) -> Sources | None:
+    """What reads both, or None where a column would need two types; a NULL goes with every type."""
+    both = []
+    for left, right in zip(one, other, strict=True):
+        if left is not None and right is not None and left != right:
+            return None
+        both.append(left or right)
+    return tuple(both)
+
+
+def _statement(table: Table, columns: dict[str, ColumnType], names: Sequence[str], sources: Sources) -> str:
+    read = [source or Source(columns[name].name) for name, source in zip(names, sources, strict=True)]
+    quoted = [quote(name) for name in names]
+    values = ", ".join(source.expression.replace(VALUE, name) for name, source in zip(quoted, read, strict=True))
+    types = ", ".join(f"{name} {source.type}" for name, source in zip(quoted, read, strict=True))
+    # json, not jsonb: it keeps each number's text, and is not parsed twice.
+    before = f"INSERT INTO {quote_table(table)} ({', '.join(quoted)}) SELECT {values} FROM json_to_recordset("
+    return before.replace("%", "%%") + "%s" + f") AS row ({types})".replace("%", "%%")

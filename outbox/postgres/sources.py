@@ -1,0 +1,200 @@
+"""Sources: which PostgreSQL type a value has before it is assigned to its column.
+
+The driver gives a parameter the type of its Python value, and PostgreSQL's assignment cast brings it into the column:
+`5.00` into an integer, a number into `money`, an aware time into a `timestamp` of the session's zone.  Values from
+stored JSON take the same way, so that a table operation stores what a parameterised INSERT stores.  Where no such cast
+exists, the column's own input function reads the JSON value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .. import codec
+from .transaction_settings import Cursor
+
+# Object ids of built-in types: they never change (src/include/catalog/pg_type.dat).
+_OIDS = {
+    "boolean": 16,
+    "bytea": 17,
+    "bigint": 20,
+    "text": 25,
+    "numeric": 1700,
+    "date": 1082,
+    "time": 1083,
+    "timestamp": 1114,
+    "timestamptz": 1184,
+    "interval": 1186,
+    "timetz": 1266,
+    "uuid": 2950,
+}
+_NAMES = {oid: name for name, oid in _OIDS.items()}
+_JSON = frozenset({114, 3802})
+
+# By kind of value (`codec.kinds`): the types that the driver would give it, the first that can be assigned.
+_NATURAL = {
+    "bool": ("boolean",),
+    "int": ("numeric", "bigint"),
+    "bigint": ("numeric",),
+    "float": ("numeric",),
+    "decimal": ("numeric",),
+    "number": ("numeric",),
+    "aware": ("timestamptz",),
+    "naive": ("timestamp",),
+    "date": ("date",),
+    "time": ("time",),
+    "timetz": ("timetz",),
+    "interval": ("interval",),
+    "uuid": ("uuid",),
+    "bytes": ("bytea",),
+    "str": ("text",),
+}
+
+_TYPES = """
+WITH RECURSIVE base AS (
+    SELECT oid AS typ, oid, typtype, typbasetype, typcategory, typelem, typrelid FROM pg_type WHERE oid = ANY(%s::oid[])
+    UNION ALL
+    SELECT base.typ, one.oid, one.typtype, one.typbasetype, one.typcategory, one.typelem, one.typrelid
+    FROM base JOIN pg_type one ON base.typtype = 'd' AND one.oid = base.typbasetype
+)
+SELECT typ::bigint, oid::bigint, typcategory::text, typelem::bigint, ARRAY(
+        SELECT format_type(atttypid, atttypmod) FROM pg_attribute
+        WHERE attrelid = typrelid AND typrelid <> 0 AND attnum > 0 AND NOT attisdropped ORDER BY attnum)
+FROM base WHERE typtype <> 'd'"""
+
+_CASTS = """
+SELECT casttarget::bigint, castsource::bigint FROM pg_cast
+WHERE castcontext IN ('a', 'i') AND casttarget = ANY(%s::oid[]) AND castsource = ANY(%s::oid[])"""
+
+
+# Stands for the value in an expression; no name can contain it.
+VALUE = "\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How a value is read from JSON, and the SQL by which it becomes what is assigned."""
+
+    type: str
+    # With `VALUE` for the value.
+    expression: str = VALUE
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """A column's type: its SQL name, what it is below its domains, and what can be assigned to it."""
+
+    name: str
+    oid: int
+    category: str
+    is_array: bool
+    attributes: tuple[str, ...]
+    assignable: frozenset[str]
+
+    def source(self, kind: str, *, json_value: bool) -> Source:
+        """How a value of `kind` is read; a text for a JSON column is JSON text unless it is a `json_value`."""
+        own = Source(self.name)
+        if kind.startswith("("):
+            kinds = kind[1:-1].split(",")
+            if not self.is_array and (self.category == "S" or len(self.attributes) == len(kinds)):
+                return _row(kinds, "text" if self.category == "S" else self.name)
+            kind = codec.list_kind(kinds)
+        element = kind.removesuffix("[]")
+        listed = element != kind
+        if self.oid in _JSON:
+            text = kind == "str" and not json_value and not self.is_array
+            return Source("text", f"CAST({VALUE} AS {self.name})") if text else own
+        if element == "str" and listed == self.is_array:
+            return own
+        if listed and not self.is_array:
+            if element == "null":
+                return Source("text", f"CAST(translate(upper({VALUE}), '[]', '{{}}') AS {self.name})")
+            # An array becomes text as PostgreSQL writes it.
+            return _array(_NATURAL[element][0]) if self.category == "S" and element in _NATURAL else own
+        if self.is_array and not listed:
+            return own
+        for name in _NATURAL.get(element, ()):
+            if _OIDS[name] == self.oid or name in self.assignable or self.category == "S":
+                return _array(name) if listed else _scalar(name)
+        return own
+
+
+class ColumnTypes:
+    """What is known of types, by object id.  Holds for one connection: types do not change, casts hardly ever do."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str], ColumnType] = {}
+
+    def of(self, cursor: Cursor, columns: Iterable[tuple[str, str, int]]) -> dict[str, ColumnType]:
+        """The types of `(column, type name, type oid)` by column."""
+        columns = list(columns)
+        missing = {(oid, name) for _, name, oid in columns} - self._known.keys()
+        if missing:
+            self._learn(cursor, missing)
+        return {column: self._known[oid, name] for column, name, oid in columns}
+
+    def _learn(self, cursor: Cursor, missing: set[tuple[int, str]]) -> None:
+        bases = _bases(cursor, {oid for oid, _ in missing})
+        elements = _bases(cursor, {element for _, category, element, _ in bases.values() if category == "A"} - {0})
+        leaves = {**bases}
+        for oid, (_, category, element, _) in bases.items():
+            if category == "A" and element in elements:
+                leaves[oid] = elements[element]
+        cursor.execute(_CASTS, (_ids(leaf[0] for leaf in leaves.values()), _ids(_OIDS.values())))
+        casts: dict[int, set[str]] = {}
+        for target, source in cursor.fetchall():
+            casts.setdefault(int(target), set()).add(_NAMES[int(source)])
+        for oid, name in missing:
+            leaf, category, _, attributes = leaves[oid]
+            self._known[oid, name] = ColumnType(
+                name=name,
+                oid=leaf,
+                category=category,
+                is_array=bases[oid][1] == "A",
+                attributes=attributes,
+                assignable=frozenset(casts.get(leaf, ())),
+            )
+
+
+def _scalar(name: str) -> Source:
+    if name == "interval":
+        # Under `IntervalStyle = sql_standard` the sign of the days would hold for what follows.
+        return Source("text", f"CAST(replace({VALUE}, 'days ', 'days +') AS interval)")
+    if name == "bigint":
+        # Object ids have no sign; PostgreSQL wraps the negative numbers of four bytes.
+        wraps = f"{VALUE} BETWEEN -2147483648 AND -1"
+        return Source(name, f"CASE WHEN {wraps} THEN {VALUE} + 4294967296 ELSE {VALUE} END")
+    return Source(name)
+
+
+def _row(kinds: list[str], name: str) -> Source:
+    """A tuple becomes a row, and a row becomes the composite type."""
+    values = []
+    for index, kind in enumerate(kinds):
+        value = f"{VALUE} ->> {index}"
+        if kind == "interval":
+            value = f"replace({value}, 'days ', 'days +')"
+        values.append(f"CAST({value} AS {_NATURAL.get(kind, ('text',))[0]})")
+    return Source("json", f"CASE WHEN {VALUE} IS NOT NULL THEN CAST(ROW({', '.join(values)}) AS {name}) END")
+
+
+def _array(name: str) -> Source:
+    if name == "interval":
+        return Source("text[]", f"CAST(replace(CAST({VALUE} AS text), 'days ', 'days +') AS interval[])")
+    return Source(f"{name}[]")
+
+
+def _bases(cursor: Cursor, oids: set[int]) -> dict[int, tuple[int, str, int, tuple[str, ...]]]:
+    """By type: the type below its domains, its category, the type of its elements, its attributes' types."""
+    if not oids:
+        return {}
+    cursor.execute(_TYPES, (_ids(oids),))
+    return {
+        int(typ): (int(oid), category, int(element), tuple(attributes))
+        for typ, oid, category, element, attributes in cursor.fetchall()
+    }
+
+
+def _ids(oids: Iterable[int]) -> str:
+    return "{" + ",".join(str(oid) for oid in sorted(set(oids))) + "}"

@@ -1,0 +1,110 @@
+"""PostgresTarget: delivers batches to PostgreSQL, on one connection or on several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from uuid import UUID
+
+from ..clock import Clock, SystemClock
+from ..config import OutboxConfig
+from ..errors import HistoryRewound
+from ..operation import Operation, operations_by_name
+from ..store.continuity import Memory
+from ..store.envelope import Record
+from ..target import Outcome, Unit, spread, units
+from ..worker import Worker
+from .connection import GuardedConnection, libpq_url
+from .lane import Lane
+from .parking import park
+from .watermarks import Comparison
+
+
+class PostgresTarget:
+    """PostgreSQL as the relay's target.
+
+    `operations` declare how entries are applied; entries of another operation wait.  Used by one thread at
+    a time (`interrupt` excepted).  Holds at most `config.lanes` connections.  Handlers run in the caller's thread, one
+    at a time, whatever the number of lanes; the other lanes only insert rows.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        operations: Iterable[Operation],
+        *,
+        config: OutboxConfig | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`url` is a libpq or SQLAlchemy URL, several hosts included.  Connects at the first `apply`.
+
+        Raises `ConfigError` for a bad URL (without repeating it) or bad operations.
+        """
+        settings, clock = config or OutboxConfig(), clock or SystemClock()
+        self.operations: Mapping[str, Operation] = operations_by_name(operations)
+        dsn = libpq_url(url)
+        self._lanes = [
+            Lane(number, GuardedConnection(dsn, settings, clock), self.operations, clock)
+            for number in range(settings.lanes)
+        ]
+        self._workers: list[Worker[Outcome]] = [Worker(f"outbox-lane-{number}") for number in range(1, settings.lanes)]
+
+    @property
+    def lanes(self) -> int:
+        """How many transactions `apply` runs side by side at most."""
+        return len(self._lanes)
+
+    def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
+        """See `Target.apply`.  Each lane gets a transaction of its own; an ordering key is never in two of them."""
+        # The first lane goes first: it looks whether anything was lost, and the others join the history that it finds.
+        lanes = 1 if self._lanes[0].mark is None else len(self._lanes)
+        parts = spread(list(units(records)), lanes, self._has_handler)
+        outcome = Outcome()
+        for done in self._side_by_side([self._task(number, store_id, part) for number, part in enumerate(parts)]):
+            outcome.merge(done)
+        park(outcome)
+        if outcome.interruption is not None:
+            # Another server may have taken over: no lane goes on without having looked.
+            for lane in self._lanes[1:]:
+                lane.disconnect()
+            if isinstance(outcome.interruption, HistoryRewound):
+                self._lanes[0].disconnect()
+        return outcome
+
+    def _task(self, number: int, store_id: UUID, part: list[Unit]) -> Callable[[], Outcome]:
+        return lambda: self._lanes[number].apply(store_id, part) if part else Outcome()
+
+    def _has_handler(self, unit: Unit) -> bool:
+        known = (self.operations.get(item.operation) for item in unit)
+        return any(operation is None or operation.handler is not None for operation in known)
+
+    def _side_by_side(self, tasks: list[Callable[[], Outcome]]) -> list[Outcome]:
+        """Run them all at once, the first in this thread.  A defect is raised when all have ended."""
+        first, *others = tasks
+        working = list(zip(self._workers, others, strict=False))
+        for worker, task in working:
+            worker.begin(task)
+        try:
+            own = first()
+        finally:
+            answers = [worker.wait() for worker, _ in working]
+        return [own, *(answer() for answer in answers if answer is not None)]
+
+    def follow(self, memory: Memory) -> None:
+        """See `Forgetful.follow`.  Call it before the first `apply`."""
+        for lane in self._lanes:
+            lane.follow(memory)
+
+    def compare(self, store_id: UUID) -> Comparison:
+        """See `Forgetful.compare`.  It ends with the connection, and `apply` goes on with the same one."""
+        return self._lanes[0].compare(store_id)
+
+    def interrupt(self) -> None:
+        """Shut the connections' sockets, so that a running `apply` fails soon."""
+        for lane in self._lanes:
+            lane.interrupt()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        for lane in self._lanes:
+            lane.close()

@@ -1,0 +1,85 @@
+"""TransactionSettings: what the relay sets in PostgreSQL, for one transaction at a time.
+
+Nothing is set for the session: a connection pooler gives the server's session to other programs between two
+transactions, and gives the relay another one.  Each transaction sets what it depends on with its first statement, in
+the same round trip, and looks whether it holds.  All other settings, the time zone first of all, are those of the
+database and the role, as for any program that connects.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ..errors import TargetMisconfigured
+
+
+class Cursor(Protocol):
+    """What is needed of a DB-API cursor inside the relay's transaction."""
+
+    @property
+    def rowcount(self) -> int: ...
+    def execute(self, query: str, parameters: Any = ..., /) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+    def fetchone(self) -> Any: ...
+
+
+# SQL: whether the settings hold; to be returned by the first statement of a transaction.
+HELD = "current_setting('synchronous_commit') = 'on' AND current_setting('statement_timeout') <> '0'"
+
+
+def check_held(held: bool) -> None:
+    """Raise `TargetMisconfigured` where a transaction runs without what it has set."""
+    if not held:
+        raise TargetMisconfigured(
+            "PostgreSQL does not keep the settings of a transaction",
+            hint="a connection pooler must keep a transaction on one server",
+        )
+
+
+class TransactionSettings:
+    """The settings, as SQL."""
+
+    def __init__(self, stall_timeout_s: float) -> None:
+        limit_ms = max(1, int(stall_timeout_s * 1000))
+        values = {
+            # An acknowledged commit must be on PostgreSQL's disk, whatever the server's default is.
+            "synchronous_commit": "on",
+            "statement_timeout": limit_ms,
+            # The statement's timeout bounds the wait for a lock.
+            "lock_timeout": 0,
+            # A server left alone by a dead relay must let go of its locks.
+            "idle_in_transaction_session_timeout": 2 * limit_ms,
+            # The driver writes UTF-8, and reads ISO dates only; the order of day and month stays the role's.
+            "client_encoding": "'UTF8'",
+            "datestyle": "'ISO'",
+        }
+        self._set = "".join(f"SET LOCAL {name} = {value}; " for name, value in values.items())
+
+    def opening(self, cursor: Cursor) -> Cursor:
+        """`cursor`, which sets everything together with its first statement."""
+        return _Opening(cursor, self._set)
+
+    @property
+    def restoring(self) -> str:
+        """SQL that undoes in the middle of a transaction what a handler has set for its session or transaction."""
+        undo = "SET TRANSACTION READ WRITE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; "
+        return undo + self._set.removesuffix("; ")
+
+
+class _Opening:
+    def __init__(self, cursor: Cursor, before: str) -> None:
+        self._cursor, self._before = cursor, before
+
+    @property
+    def rowcount(self) -> int:
+        return self._cursor.rowcount
+
+    def execute(self, query: str, *parameters: Any) -> None:
+        before, self._before = self._before, ""
+        self._cursor.execute(before + query, *parameters)
+
+    def fetchall(self) -> list[Any]:
+        return self._cursor.fetchall()
+
+    def fetchone(self) -> Any:
+        return self._cursor.fetchone()

@@ -1,0 +1,110 @@
+"""Watchdog: ends a conversation with a server that has gone silent.
+
+A stalled server whose kernel still acknowledges TCP keeps the driver waiting past every timeout it has; only
+shutting the socket wakes it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from ..log import Log
+
+_log = Log("outbox.watchdog")
+
+
+class Watchdog:
+    """Shuts a connection's socket when a guarded block takes too long.  Thread-safe.
+
+    It holds a duplicate of the descriptor, so that it can never shut a socket that got the number later.
+    """
+
+    def __init__(self, limit_s: float, monotonic: Callable[[], float]) -> None:
+        """`limit_s` is the longest that a guarded block may take; it fires within a quarter more."""
+        self._limit_s, self._monotonic = limit_s, monotonic
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._deadline: float | None = None
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        # Whether it shut the socket of the guarded block at hand, or of the last one.
+        self.fired = False
+        # Whether somebody asked for the end of the guarded block at hand.
+        self._unwanted = False
+
+    def watch(self, descriptor: int) -> None:
+        """Guard this connected socket from now on, instead of any earlier one."""
+        duplicate = socket.socket(fileno=os.dup(descriptor))
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+            self._socket, self.fired = duplicate, False
+            if self._deadline is not None:
+                # Connecting has a time limit of its own; what comes then has this one.
+                self._deadline = self._monotonic() + self._limit_s
+            if self._unwanted:
+                self._shut()
+            if self._thread is None:
+                self._closing = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._closing,), name="outbox-watchdog", daemon=True
+                )
+                self._thread.start()
+
+    def forget(self) -> None:
+        """Let go of the socket: while a duplicate is open, the server does not see that the connection was closed."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """The block must end within the limit; `fired` tells afterwards whether it did."""
+        with self._lock:
+            self.fired = self._unwanted = False
+            self._deadline = self._monotonic() + self._limit_s
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._deadline, self._unwanted = None, False
+
+    def shut(self) -> None:
+        """Shut the socket now, or as soon as the guarded block at hand has one."""
+        with self._lock:
+            self._unwanted = self._deadline is not None
+            self._shut()
+
+    def _shut(self) -> None:
+        """Assumes the lock."""
+        self.fired = True
+        if self._socket is not None:
+            with suppress(OSError):  # it is down already
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Forget the socket and end the thread; `watch` starts anew."""
+        with self._lock:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+            thread, self._thread = self._thread, None
+            self._closing.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(self._limit_s)
+
+    def _run(self, closing: threading.Event) -> None:
+        # Looking a few times per limit costs less than waking a thread for every batch.
+        while not closing.wait(self._limit_s / 4):
+            deadline = self._deadline
+            # Without a socket the driver is still connecting, which has a time limit of its own.
+            if deadline is None or self._socket is None or self.fired:
+                continue
+            if self._monotonic() > deadline:
+                _log.error("PostgreSQL is silent for %(limit_s)s s, shutting the connection", limit_s=self._limit_s)
+                self.shut()

@@ -1,0 +1,1 @@
+"""The relay: reads what is pending, has it delivered, and records the outcome."""

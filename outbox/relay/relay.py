@@ -1,0 +1,271 @@
+"""Relay: drives the deliveries of one outbox, in a thread of its own or for somebody who waits in `drain`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from ..box import Outbox
+from ..errors import StoreLocked
+from ..log import Log
+from ..target import Target
+from ..worker import Later, Worker
+from .breaker import CLOSED
+from .delivery import HURRY_S, Delivery
+from .reconcile import Order, Reconciliation
+
+_log = Log("outbox.relay")
+
+
+class Relay(Delivery):
+    """Drains one outbox into one target.  One relay per store: the second gets `StoreLocked`.
+
+    Either `start` and `stop` a thread, or call `drain`, or drive `step` yourself; all public methods are thread-safe,
+    except that `step` must not run beside the thread.
+    """
+
+    def __init__(self, box: Outbox, target: Target) -> None:
+        """`box` may be opened or attached.  Settings come from `box.config`, time and randomness from `box.clock`."""
+        super().__init__(box, target)
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._lifecycle = threading.Lock()
+        self._moved = threading.Condition()
+        # Held by whoever drives `step`: the thread, or one who drains.
+        self._driving = threading.Lock()
+        self._driver: int | None = None
+
+    def start(self) -> None:
+        """Take the relay's role and start the thread.  Raises `StoreLocked`; a second call does nothing.
+
+        Raises `RuntimeError` where no thread can be started.
+        """
+        with self._lifecycle:
+            if self.running and self._stop.is_set():
+                raise StoreLocked("the relay's thread has not ended yet", hint="call stop until it returns True")
+            if self.running:
+                return
+            self._take_role()
+            self._stop.clear()
+            self.died = None
+            # A first batch that hangs must be seen from outside, so the relay speaks before it.
+            self._moved_at = self._clock.monotonic()
+            self._publish(self._moved_at, force=True)
+            self._thread = threading.Thread(target=self._run, name="outbox-relay", daemon=True)
+            self._box.off_enqueue(self._wake.set)  # after a thread that died
+            self._box.on_enqueue(self._wake.set)
+            # Before the thread, which may have worse to tell.
+            self._box.progress.report(delivering=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # there is no room for another thread
+                self._thread = None
+                self._box.off_enqueue(self._wake.set)
+                self._box.progress.report(delivering=None)
+                self._leave_role()
+                raise
+
+    def stop(self, timeout: float = 10.0) -> bool:
+        """Stop the thread and let go of the role and the connection; may be called twice.
+
+        A batch in flight gets half of `timeout` seconds, then its connection is shut: nothing is lost, the receipts
+        tell at the next start.  Somebody who drains is stopped too.  Returns whether the thread, and who drained, has
+        ended; in a signal handler that has interrupted `drain` it is False, and that call ends next.
+        """
+        with self._lifecycle:
+            thread = self._thread
+            self._stop.set()
+            self._wake.set()
+            if thread is not None:
+                self._box.off_enqueue(self._wake.set)
+                thread.join(timeout / 2)
+                if thread.is_alive():
+                    self._target.interrupt()
+                    thread.join(timeout / 2)
+                if thread.is_alive():
+                    return False
+                self._thread = None
+            if self._driver == threading.get_ident():
+                return False  # a signal handler that has interrupted a drain, which ends when the handler does
+            # Somebody else may be draining.
+            for last in (False, True):
+                with self._alone(timeout / 2) as alone:
+                    if alone:
+                        self._pay()
+                        self._target.close()
+                        self._leave_role()
+                        return True
+                if not last:
+                    self._target.interrupt()
+            return False
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread is alive."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def __enter__(self) -> Relay:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def drain(self, timeout: float = 30.0) -> bool:
+        """Relay until nothing that was acknowledged before the call can be delivered any more.
+
+        True when that is so (dead letters and what they hold back may remain: see the status), False after `timeout`
+        seconds, while deliveries are paused, or when the relay's thread died.  Uses the running thread, or the calling
+        one.
+        """
+        goal = self._box.store.figures().counters.next_seq - 1
+        deadline = self._clock.monotonic() + timeout
+        with self._hurrying():
+            if self.running:
+                return self._await(goal, deadline)
+            with self._alone(timeout) as alone:
+                return alone and self._drain_alone(goal, deadline)
+
+    @contextmanager
+    def _alone(self, timeout: float) -> Iterator[bool]:
+        """Whether nobody else drives the relay within the block, waiting at most `timeout` seconds for that."""
+        alone = self._driving.acquire(timeout=max(0.0, timeout))
+        try:
+            if alone:
+                self._driver = threading.get_ident()
+            yield alone
+        finally:
+            if alone:
+                self._driver = None
+                self._driving.release()
+
+    def _drain_alone(self, goal: int, deadline: float) -> bool:
+        owned = self._role is not None
+        self._stop.clear()
+        try:
+            with self._beside_a_thread():
+                return self._drain_here(goal, deadline)
+        finally:
+            if not owned:
+                self._publish(self._clock.monotonic(), force=True)
+                self._target.close()
+                self._leave_role()
+
+    def reconcile(self, *, everything: bool = False, accept: str | None = None) -> Reconciliation:
+        """Put back into `pending` what PostgreSQL has forgotten; deliver it with `drain` or `start`.
+
+        `everything` compares the whole ledger, also where nothing is known to be lost.  With `accept`, a reason,
+        nothing is put back and PostgreSQL stays as it is.  Raises `StoreLocked` while a relay is at work,
+        `TargetUnavailable`, `TargetMisconfigured` or `DurabilityError`.
+        """
+        with self._lifecycle, self._alone(0.0) as alone:
+            if not alone:
+                raise StoreLocked("the relay's thread is at work, or somebody drains", hint="stop it first")
+            owned = self._role is not None
+            self._take_role()
+            try:
+                self._record_owed()
+                self._scan.distrust()
+                return self._reconciler.mend(Order(everything=everything, accept=accept)) or Reconciliation(
+                    needed=False
+                )
+            finally:
+                if not owned:
+                    self._target.close()
+                    self._leave_role()
+
+    def _drain_here(self, goal: int, deadline: float) -> bool:
+        while True:
+            now = self._clock.monotonic()
+            wait = self.step(now)
+            if self._has_drained(goal):
+                return True
+            now = self._clock.monotonic()
+            if self._paused:
+                return self._is_settled(goal)
+            if now >= deadline or self._stop.is_set():
+                return False
+            self._stop.wait(min(wait, deadline - now))
+
+    def _await(self, goal: int, deadline: float) -> bool:
+        self._wake.set()
+        with self._moved:
+            while self.running:
+                if self._has_drained(goal):
+                    return True
+                if self._box.pauses.current() is not None:
+                    return self._is_settled(goal)
+                left = deadline - self._clock.monotonic()
+                if left <= 0:
+                    return False
+                self._moved.wait(min(left, HURRY_S))
+        return False
+
+    def _has_drained(self, goal: int) -> bool:
+        return self._caught_up and not self._probe_wanted and self._seen_seq >= goal
+
+    def _is_settled(self, goal: int) -> bool:
+        return self._box.store.watermark() >= goal
+
+    @contextmanager
+    def _hurrying(self) -> Iterator[None]:
+        self._draining += 1
+        self._probe_wanted = True
+        self._breaker.hurry(self._clock.monotonic(), 0.0)
+        try:
+            yield
+        finally:
+            self._draining -= 1
+
+    @contextmanager
+    def _beside_a_thread(self) -> Iterator[None]:
+        """Within the block recording one batch and delivering the next go on at the same time."""
+        worker: Worker[None] = Worker("outbox-settle")
+        self._beside = worker
+        try:
+            yield
+        finally:
+            try:
+                self._pay()
+            finally:
+                self._beside = Later()
+                worker.close()
+
+    def _run(self) -> None:
+        with self._driving:
+            self._drive()
+
+    def _drive(self) -> None:
+        try:
+            with self._beside_a_thread():
+                self._deliver()
+        except BaseException as exc:  # noqa: BLE001 - a thread has no caller: its death is logged and shown in the status
+            self.died = f"{type(exc).__name__}: {exc}"
+            _log.critical("relay thread died: %(error)s", error=self.died, trace=True)
+        finally:
+            self._publish(self._clock.monotonic(), force=True)
+            if self.died is not None:
+                self._leave_role()
+            self._box.progress.report(delivering=None)
+            with self._moved:
+                self._moved.notify_all()
+
+    def _deliver(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            wait = self.step(self._clock.monotonic())
+            if wait <= 0:
+                continue
+            # During an outage new work is no reason to try earlier; somebody waiting in `drain` is.
+            outage = self._paused or (self._breaker.state != CLOSED and not self._draining)
+            (self._stop if outage else self._wake).wait(min(wait, HURRY_S) if outage else wait)
+
+    def _tell(self) -> None:
+        """Wake those who wait in this process."""
+        works = self._breaker.state == CLOSED and not self._paused if self.running or self._draining else None
+        self._box.progress.report(delivering=works, caught_up=self._caught_up)
+        with self._moved:
+            self._moved.notify_all()

@@ -1,0 +1,1 @@
+"""Rescue: whether a store is sound, and what can be saved of one that is not."""

@@ -1,0 +1,115 @@
+"""Creation: a complete store in one rename, or none.
+
+It is built in a temporary directory, flushed and renamed, so that a crash at any instant leaves nothing that hinders
+the next try.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+from . import filesystem
+from .clean_mark import mark_clean
+from .envelope import FORMAT
+from .environment import SUB_DATABASES, LmdbError, open_lmdb, translated
+from .identity import BUILDING, CLEAN_FILE, DATA_FILE, IDENTITY_FILE, IDENTITY_KEY, LOCK_FILE, Identity
+from .own_files import as_owner, refuse_shared_folder
+
+
+def create(directory: Path, store_id: UUID, records: dict[bytes, bytes]) -> None:
+    """Create a complete store at `directory` in one rename, or leave nothing that hinders the next try.
+
+    A directory that exists, perhaps a mount point, is filled instead, the identity file last.  `records` are put into
+    the main database.  When another process wins the race, its store stays.  Raises OSError.
+    """
+    filesystem.make_durably(directory.parent)
+    filesystem.refuse_remote(directory if directory.exists() else directory.parent)
+    if directory.exists():
+        with as_owner(directory):
+            _fill(directory, Identity(store_id, FORMAT), records)
+        return
+    refuse_shared_folder(directory.parent)
+    # mkdtemp gives 0700
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.creating-", dir=directory.parent))
+    try:
+        _build(temporary, Identity(store_id, FORMAT), records)
+        _move_into_place(temporary, directory)
+        filesystem.flush_directory(directory.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _build(folder: Path, identity: Identity, records: dict[bytes, bytes]) -> None:
+    """Write all files of a new store into an empty folder, flushed."""
+    env = open_lmdb(folder, readonly=False)
+    try:
+        with env.begin(write=True) as txn:
+            for name in SUB_DATABASES:
+                env.open_db(name, txn=txn)
+            txn.put(IDENTITY_KEY, identity.to_json())
+            for key, value in records.items():
+                txn.put(key, value)
+    except LmdbError as exc:
+        raise translated(exc, folder, hint="check the disk") from exc
+    finally:
+        env.close()
+    fd = os.open(folder / IDENTITY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(identity.to_json())
+        file.flush()
+        os.fsync(file.fileno())
+    mark_clean(folder)
+    filesystem.flush_directory(folder)
+
+
+def _move_into_place(temporary: Path, directory: Path) -> None:
+    try:
+        os.rename(temporary, directory)
+    except OSError as exc:
+        # Another process was first; its store is opened.
+        if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+
+
+def _fill(directory: Path, identity: Identity, records: dict[bytes, bytes]) -> None:
+    """Create a store in a directory that exists, one process at a time."""
+    turn = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        for leftover in directory.glob(f"{BUILDING}*"):  # of a process that was killed here
+            shutil.rmtree(leftover, ignore_errors=True)
+        if (directory / IDENTITY_FILE).exists():
+            return
+        with suppress(PermissionError):  # a mount point may belong to another user
+            os.chmod(directory, 0o700)
+        refuse_shared_folder(directory)
+        temporary = Path(tempfile.mkdtemp(prefix=BUILDING, dir=directory))
+        try:
+            _build(temporary, identity, records)
+            _move_files(temporary, directory)
+            filesystem.flush_directory(directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        os.close(turn)
+
+
+def _move_files(temporary: Path, directory: Path) -> None:
+    # A store without identity is none, so that goes last; until then the temporary directory tells whose the other
+    # files are.
+    names = (DATA_FILE, LOCK_FILE, CLEAN_FILE, IDENTITY_FILE)
+    try:
+        for name in names:
+            os.rename(temporary / name, directory / name)
+    except BaseException:
+        # Without either the next try would take them for a stranger's.
+        for name in names:
+            (directory / name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,101 @@
+"""Identity: which store a directory holds, if any, by its files alone.  Changes nothing.
+
+A missing or foreign data file is an error and never becomes a new empty store.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from .. import codec
+from ..errors import StoreCorrupt, StoreFormatError, StoreMissing
+from .envelope import FORMAT
+from .own_files import read_own
+
+IDENTITY_KEY = b"outbox:store"
+IDENTITY_FILE = "outbox.json"
+CLEAN_FILE = "clean"
+DATA_FILE = "data.mdb"
+LOCK_FILE = "lock.mdb"
+BUILDING = ".creating-"
+_OURS = frozenset(
+    {
+        *("engine.lock", "relay.lock", "access.lock", "opening.lock", "engine.state", "relay.state"),
+        *("ledger.unchecked", "clock.state", CLEAN_FILE),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the identity file says of a store; the same is kept inside the data file."""
+
+    store_id: UUID
+    format: int
+
+    def to_json(self) -> bytes:
+        return codec.to_json({"format": self.format, "store_id": str(self.store_id)})
+
+    @classmethod
+    def parse(cls, data: bytes, where: Path) -> Identity:
+        """Raises `StoreCorrupt` or, for another format version, `StoreFormatError`."""
+        try:
+            state = codec.from_json(data)
+            identity = cls(UUID(state["store_id"]), int(state["format"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise StoreCorrupt(
+                f"{where} is not readable as a store's identity: {exc}", hint="restore it from a backup"
+            ) from exc
+        if identity.format != FORMAT:
+            raise StoreFormatError(
+                f"{where.parent} has format {identity.format}, this version reads {FORMAT}",
+                hint="use the version of lmdb-outbox that wrote it",
+            )
+        return identity
+
+
+def read_identity(directory: Path) -> Identity:
+    """The identity of the store in `directory`, after checking that its files are there.
+
+    Raises `StoreMissing`, `StoreFormatError`, `StoreCorrupt` or PermissionError; changes nothing.
+    """
+    path = directory / IDENTITY_FILE
+    try:
+        data = read_own(path)
+    except FileNotFoundError:
+        if not directory.exists():
+            raise StoreMissing(f"there is no outbox at {directory}", hint="check OUTBOX_DIR") from None
+        if not is_vacant(directory):
+            raise StoreFormatError(
+                f"{directory} is not an outbox store: it has no {IDENTITY_FILE}", hint="check OUTBOX_DIR"
+            ) from None
+        raise StoreMissing(f"there is no outbox in {directory}, it is empty", hint="check OUTBOX_DIR") from None
+    except NotADirectoryError:
+        raise StoreFormatError(f"{directory} is not a directory", hint="check OUTBOX_DIR") from None
+    identity = Identity.parse(data, path)
+    try:
+        size = os.stat(directory / DATA_FILE).st_size
+    except FileNotFoundError:
+        raise StoreCorrupt(f"{directory / DATA_FILE} is missing", hint="restore a backup of the directory") from None
+    if size == 0:
+        raise StoreCorrupt(f"{directory / DATA_FILE} is empty", hint="restore a backup of the directory")
+    return identity
+
+
+def is_vacant(directory: Path) -> bool:
+    """Whether a store may be created at `directory`: absent, or holding nothing but lock and state files.
+
+    The `lost+found` of a file system's root and the remains of a creation that was killed do not count.
+    """
+    try:
+        names = set(os.listdir(directory))
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return False
+    remains = {name for name in names if name.startswith(BUILDING)}
+    ours = _OURS | ({DATA_FILE, LOCK_FILE} if remains else set())
+    return names - remains <= ours | {"lost+found"}

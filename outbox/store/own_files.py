@@ -1,0 +1,156 @@
+"""The store's own files: opened so that neither a link nor a stranger's file is ever taken for one of them.
+
+The owner of a store may put a symbolic link in the place of a file.  A process of root that looks at that store must
+not write through it, nor leave files behind that the owner's engine cannot open: it acts as the store's owner.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, StoreUnavailable
+
+_DATA_FILE = "data.mdb"
+
+
+def _find_c_library() -> Any:
+    """The C library with setfsuid(2), which concerns one thread only, or None."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "setfsuid") and hasattr(library, "setfsgid") else None
+
+
+_libc = _find_c_library()
+
+
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of the regular file at `path`; with O_CREAT it is made with mode 0600 where it is absent.
+
+    Raises `StoreUnavailable` for a link or anything else that is no regular file of ours, or OSError.
+    """
+    with as_owner(path.parent):
+        try:
+            fd = _open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as exc:
+            if exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise _foreign(path, exc.errno) from exc
+            raise
+    info = os.fstat(fd)
+    if stat.S_ISREG(info.st_mode) and info.st_nlink <= 1:
+        return fd
+    os.close(fd)
+    raise _foreign(path, errno.EINVAL if not stat.S_ISREG(info.st_mode) else errno.EMLINK)
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags & ~os.O_CREAT)
+    except FileNotFoundError:
+        if not flags & os.O_CREAT:
+            raise
+    try:
+        fd = os.open(path, flags | os.O_EXCL, 0o600)
+    except FileExistsError:  # another process was faster
+        return os.open(path, flags & ~os.O_CREAT)
+    give_to_owner(fd, path.parent)
+    return fd
+
+
+def give_to_owner(fd: int, directory: Path) -> None:
+    """Give a file that was made here to the owner of the store, who could not open one of root's."""
+    owner = _owner_of(directory) if os.geteuid() == 0 else None
+    if owner is not None and os.fstat(fd).st_uid != owner[0]:
+        os.fchown(fd, *owner)
+
+
+def check_own(path: Path) -> None:
+    """Raise `StoreUnavailable` where `path` is there and is no regular file of ours; for files that LMDB opens."""
+    try:
+        info = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(info.st_mode):
+        raise _foreign(path, errno.ELOOP if stat.S_ISLNK(info.st_mode) else errno.EINVAL)
+    if info.st_nlink > 1:
+        raise _foreign(path, errno.EMLINK)
+
+
+def read_own(path: Path) -> bytes:
+    """All of a small file.  Raises as `open_own`."""
+    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def _foreign(path: Path, code: int) -> StoreUnavailable:
+    what = {errno.ELOOP: "a symbolic link", errno.EMLINK: "a file with several links"}.get(code, "no regular file")
+    return StoreUnavailable(
+        f"{path} is {what}",
+        hint="a store's files are regular files with one link: put the file itself there, by copying",
+        errno=code,
+    )
+
+
+@contextmanager
+def as_owner(directory: Path) -> Iterator[None]:
+    """Let this thread use files as the owner of the store in `directory`, if this process is root's.
+
+    Raises `StoreUnavailable` where the system offers no way to do so.
+    """
+    owner = _owner_of(directory) if os.geteuid() == 0 else None
+    if owner is None:
+        yield
+        return
+    if _libc is None:
+        raise StoreUnavailable(
+            f"{directory} belongs to user {owner[0]}", hint="run this as that user", errno=errno.EPERM
+        )
+    group, user = _libc.setfsgid(owner[1]), _libc.setfsuid(owner[0])
+    try:
+        if not _reachable(directory):
+            # As a backup in a folder of root's: nor can its owner exchange a file there meanwhile.
+            _libc.setfsuid(user)
+            _libc.setfsgid(group)
+        yield
+    finally:
+        _libc.setfsuid(user)
+        _libc.setfsgid(group)
+
+
+def _reachable(directory: Path) -> bool:
+    try:
+        os.stat(directory / ".")
+    except PermissionError:
+        return False
+    return True
+
+
+def _owner_of(directory: Path) -> tuple[int, int] | None:
+    """User and group of a store that does not belong to root; of a directory, where there is no store yet."""
+    for path in (directory / _DATA_FILE, directory):
+        try:
+            info = os.lstat(path) if path != directory else os.stat(path)
+        except OSError:
+            continue
+        if not stat.S_ISLNK(info.st_mode):
+            return (info.st_uid, info.st_gid) if info.st_uid else None
+    return None
+
+
+def refuse_shared_folder(folder: Path) -> None:
+    """Raise `ConfigError` where every user may replace what is in `folder`, as in one of mode 0777.
+
+    In a sticky one, as /tmp, only the owner of a file may.
+    """
+    mode = os.stat(folder).st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        raise ConfigError(
+            f"{folder} can be written to by every user (mode {stat.S_IMODE(mode):04o})",
+            hint=f"`chmod o-w {folder}`, or set OUTBOX_DIR to a folder of your own below it: {folder}/private/outbox",
+        )

@@ -1,0 +1,1 @@
+"""Transfer: a store as lines of text, out and back in."""

@@ -1,0 +1,111 @@
+"""A signal handler may raise, or call, at any point of a call: nothing hangs, and later calls are recorded."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from _thread import interrupt_main
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox import Outbox
+from outbox.errors import StoreBusy
+from outbox.integrations.block import Block, Entering
+from outbox.integrations.ids.id_reserve import IdReserve
+from tests.unit.fakes.waiting import LONG
+
+from .small import scene
+
+
+def _raise_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool = False) -> None:
+    """Let a method of a class raise as a signal handler would, before or after it has done its work."""
+    original: Any = getattr(owner, name)
+    done: list[bool] = []
+
+    def interrupted(*args: Any) -> Any:
+        if done:
+            return original(*args)
+        done.append(True)
+        if after:
+            original(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(owner, name, interrupted)
+
+
+def test_calls_after_an_interrupted_end_are_recorded(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scene(postgres_url, tmp_path / "outbox") as here:
+        here.manager.create_trading_session("ma", 100)
+        _raise_once(monkeypatch, Block, "end")
+        with pytest.raises(KeyboardInterrupt), here.manager.atomic_balance_update(5, "fill"):
+            raise ValueError
+        here.manager.log_trade("later")
+        assert here.drain()
+        assert here.rows("SELECT symbol FROM trades") == [("later",)]
+        assert here.manager.get_current_balance() == 100
+
+
+def test_block_that_was_interrupted_while_entered_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def block() -> Any:
+        try:
+            yield "told"
+        finally:
+            ended.append(True)
+
+    made = Entering(block, (), {})
+    _raise_once(monkeypatch, Entering.__base__, "__enter__", after=True)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        made.__enter__()
+    assert ended == [True]
+    assert not made.is_alive()
+    assert caught.tb is not None
+
+
+def test_calls_after_an_interrupted_enqueue_are_recorded(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scene(postgres_url, tmp_path / "outbox") as here:
+        writer = here.box.store.writer
+        assert writer is not None
+        commit = writer._commit
+        interrupted: list[bool] = []
+
+        def interrupting(items: Any, waits: Any) -> None:
+            """The caller waits for this commit in the main thread."""
+            if not interrupted:
+                interrupted.append(True)
+                interrupt_main()
+                signal.sigtimedwait([], 0.1)
+            commit(items, waits)
+
+        monkeypatch.setattr(writer, "_commit", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            here.manager.log_trade("interrupted")
+        here.manager.log_trade("later")
+        assert here.drain()
+        # What was handed to the writer is committed, whatever becomes of its caller.
+        assert here.rows("SELECT symbol FROM trades") == [("interrupted",), ("later",)]
+
+
+def test_handler_that_takes_an_id_in_the_middle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Outbox.open(tmp_path / "outbox") as box:
+        reserve = IdReserve(box, "trades")
+        reserve._ranges.append([1, 5000])
+        told: list[Any] = []
+
+        def interrupted(*_: Any) -> None:
+            with pytest.raises(StoreBusy):
+                reserve.take()
+            told.append(reserve.left())
+
+        monkeypatch.setattr(box.store, "put_meta", interrupted)
+        taker = threading.Thread(target=lambda: told.append(reserve.take()), daemon=True)
+        taker.start()
+        taker.join(LONG)
+        assert told == [4936, 1]

@@ -1,0 +1,166 @@
+"""Nothing undeclared overtakes what is queued, and no read that the manager makes misses it."""
+
+from __future__ import annotations
+
+import threading
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+
+from outbox.integrations.durable import TRADING_OPERATIONS, ManagerRead, NotCaughtUp
+from outbox.testing import PostgresServer
+from tests.unit.fakes.waiting import LONG
+
+from .small import Scene, SmallManager, scene
+
+
+@pytest.fixture
+def here(postgres_url: str, outbox_dir: Path) -> Any:
+    with scene(postgres_url, outbox_dir) as made:
+        yield made
+
+
+@pytest.mark.parametrize("write_behind", [False, True])
+def test_undeclared_write_waits_for_what_is_before_it(postgres_url: str, outbox_dir: Path, write_behind: bool) -> None:
+    with scene(postgres_url, outbox_dir, write_behind=write_behind) as here:
+        here.relay.start()
+        for number in range(5):
+            assert here.manager.cancel_order(here.manager.create_order_journal_entry(f"c{number}")) == 1
+        assert here.rows("SELECT DISTINCT status FROM orders") == [("cancelled",)]
+
+
+def test_undeclared_write_that_would_overtake_is_refused(here: Scene) -> None:
+    order = here.manager.create_order_journal_entry("c1")
+    with pytest.raises(NotCaughtUp, match="cancel_order"):
+        here.manager.cancel_order(order)
+    assert here.drain()
+    assert here.manager.cancel_order(order) == 1
+
+
+def test_undeclared_read_that_would_miss_calls_is_refused(here: Scene) -> None:
+    assert here.manager.count_trades() == 0
+    here.manager.log_trade("IBM")
+    with pytest.raises(NotCaughtUp, match="count_trades"):
+        here.manager.count_trades()
+    assert here.drain()
+    assert here.manager.count_trades() == 1
+
+
+def test_refusal_that_the_manager_swallows_is_raised(here: Scene) -> None:
+    here.manager.log_trade("IBM")
+    with pytest.raises(NotCaughtUp, match="count_trades works on"):
+        here.manager.count_trades_quietly()
+    assert here.drain()
+    assert here.manager.count_trades_quietly() == 1
+
+
+def test_refusal_that_an_outer_method_swallows_is_raised(here: Scene) -> None:
+    here.manager.log_trade("IBM")
+    with pytest.raises(NotCaughtUp, match="calls before it are not delivered"):
+        here.manager.count_or_nothing()
+    assert here.drain()
+    assert here.manager.count_or_nothing() == 1
+
+
+def test_refusal_that_a_method_tries_again_is_forgotten(here: Scene) -> None:
+    here.manager.log_trade("IBM")
+    here.manager.between_tries = here.drain
+    assert here.manager.count_with_another_try() == 1
+
+
+def test_write_of_a_session_of_the_host_is_refused_and_its_read_is_not(here: Scene) -> None:
+    here.manager.log_trade("IBM")
+    with here.manager.session_factory() as session:
+        assert session.scalar(text("SELECT count(*) FROM trades")) == 0
+        with pytest.raises(NotCaughtUp, match="a statement of the host"):
+            session.execute(text("UPDATE trades SET symbol = 'x'"))
+    assert here.drain()
+    with here.manager.session_factory.begin() as session:
+        session.execute(text("UPDATE trades SET symbol = 'x'"))
+    assert here.rows("SELECT symbol FROM trades") == [("x",)]
+
+
+def test_write_of_another_thread_is_refused(here: Scene) -> None:
+    order = here.manager.create_order_journal_entry("c1")
+    raised: list[BaseException] = []
+
+    def cancel() -> None:
+        try:
+            here.manager.cancel_order(order)
+        except NotCaughtUp as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    thread.join(LONG)
+    assert len(raised) == 1
+
+
+def test_transaction_that_began_before_a_call_goes_on_after_it(here: Scene) -> None:
+    with here.manager.session_factory.begin() as session:
+        session.execute(text("INSERT INTO trades (symbol) VALUES ('first')"))
+        here.manager.log_trade("queued")
+        session.execute(text("INSERT INTO trades (symbol) VALUES ('second')"))
+    assert here.drain()
+    assert sorted(here.rows("SELECT symbol FROM trades")) == [("first",), ("queued",), ("second",)]
+
+
+def test_read_that_may_be_stale_does_not_wait(postgres_url: str, outbox_dir: Path) -> None:
+    operations = (
+        *TRADING_OPERATIONS,
+        ManagerRead("count_trades", reads_stale=True),
+        ManagerRead("cancel_order", reads_stale=True),
+    )
+    with scene(postgres_url, outbox_dir, operations=operations) as here:
+        order = here.manager.create_order_journal_entry("c1")
+        assert here.manager.count_trades() == 0
+        with pytest.raises(NotCaughtUp):
+            here.manager.cancel_order(order)
+
+
+class Switch(SmallManager):
+    halted: bool = False
+
+    def get_system_halt(self, scope: str = "all") -> dict[str, Any]:
+        with self.session_factory() as session:
+            count = session.scalar(text("SELECT count(*) FROM orders WHERE client_order_id = :scope"), {"scope": scope})
+            return {"scope": scope, "halted": bool(count), "limit": Decimal("1.50")}
+
+    def get_halt_quietly(self) -> bool:
+        try:
+            return bool(self.get_system_halt()["halted"])
+        except OperationalError:
+            return True
+
+
+def test_last_answer_is_kept_through_an_outage_and_a_restart(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    operations = (
+        *TRADING_OPERATIONS,
+        ManagerRead("get_system_halt", keep_last=True),
+        ManagerRead("get_halt_quietly", keep_last=True),
+    )
+    url = own_postgres.url()
+    with scene(url, outbox_dir, Switch, operations) as here:
+        here.relay.start()
+        known = here.manager.get_system_halt()
+        assert here.manager.get_halt_quietly() is False
+        own_postgres.kill()
+        assert here.manager.get_system_halt() == known
+        # The manager swallows the outage and answers with something else.
+        assert here.manager.get_halt_quietly() is False
+        with pytest.raises(OperationalError):
+            here.manager.get_system_halt("other")
+        assert "get_system_halt is answered as of" in here.box.status().notices["kept:get_system_halt"].message
+        built = here.manager._host.built
+    with scene(url, outbox_dir, lambda _: built, operations) as again:
+        answer = again.manager.get_system_halt()
+        assert answer == known
+        assert type(answer["limit"]) is Decimal
+        assert again.manager.outbox_age_s("get_system_halt") >= 0
+        own_postgres.start()
+        assert again.manager.get_system_halt() == known
+        assert "kept:get_system_halt" not in again.box.status().notices

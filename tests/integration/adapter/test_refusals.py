@@ -1,0 +1,86 @@
+"""A caller who waits hears of every refusal, whichever call of a block it was and whenever PostgreSQL refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+from outbox.integrations.durable import CallFailed
+
+from .small import Scene, SmallManager, scene
+
+
+class Refusing(SmallManager):
+    """Closes no position."""
+
+    def close_position(self, position_id: int) -> bool:
+        with self.session_factory() as session:
+            return session.scalar(text("SELECT false")) is None
+
+
+@pytest.fixture
+def wired(postgres_url: str, tmp_path: Path) -> Iterator[Scene]:
+    with scene(postgres_url, tmp_path / "outbox", Refusing) as made:
+        made.relay.start()
+        made.manager.create_trading_session("ma", 100)
+        yield made
+
+
+def _settle(manager: Any, *calls: Any) -> None:
+    with manager.atomic_balance_update(5, "fill"):
+        manager.log_trade("A")
+        for call in calls:
+            call()
+        manager.log_trade("B")
+
+
+def _unique(wired: Scene, how: str) -> None:
+    with wired.manager.engine.begin() as connection:
+        connection.execute(text(f"ALTER TABLE trades ADD CONSTRAINT one_symbol UNIQUE (symbol) {how}"))
+
+
+def test_block_with_a_call_answering_false_raises(wired: Scene) -> None:
+    with pytest.raises(CallFailed, match="close_position of the manager answered False"):
+        _settle(wired.manager, lambda: wired.manager.close_position(7))
+
+    assert wired.manager.get_current_balance() == 100
+    assert wired.rows("SELECT symbol FROM trades") == []
+    assert wired.box.status().dead_letters == 0
+
+
+def test_block_with_a_call_that_raises_raises_the_same(wired: Scene) -> None:
+    _unique(wired, "")
+
+    with pytest.raises(IntegrityError, match="one_symbol"):
+        _settle(wired.manager, lambda: wired.manager.log_trade("A"))
+
+    assert wired.manager.get_current_balance() == 100
+    assert wired.rows("SELECT symbol FROM trades") == []
+
+
+def test_call_refused_at_the_commit_raises(wired: Scene) -> None:
+    _unique(wired, "DEFERRABLE INITIALLY DEFERRED")
+    wired.manager.log_trade("A")
+
+    with pytest.raises(CallFailed, match="one_symbol"):
+        wired.manager.log_trade("A")
+
+    assert wired.rows("SELECT symbol FROM trades") == [("A",)]
+
+
+def test_block_refused_at_the_commit_raises(wired: Scene) -> None:
+    _unique(wired, "DEFERRABLE INITIALLY DEFERRED")
+
+    with pytest.raises(CallFailed, match="one_symbol"):
+        _settle(wired.manager, lambda: wired.manager.log_trade("A"))
+
+    assert wired.manager.get_current_balance() == 100
+
+
+def test_call_answering_false_by_itself_answers_false(wired: Scene) -> None:
+    assert wired.manager.close_position(7) is False

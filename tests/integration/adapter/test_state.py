@@ -1,0 +1,391 @@
+"""What a manager keeps in its attributes is what a plain manager would keep: in order, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert
+from sqlalchemy.exc import OperationalError
+
+from outbox import ConfigError
+from outbox.integrations.durable import NotCaughtUp
+
+from .small import Scene, SmallManager, Trade, scene
+
+# Sessions that somebody opened before the call, and that nobody can find in the manager.
+HELD: list[Any] = []
+
+
+class Counting(SmallManager):
+    """Numbers its rows before the write and counts its losses after it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.number = 0
+        self.pnl = Decimal(0)
+        self.recent: list[str] = []
+        self.by_symbol: dict[str, int] = {}
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        self.number += 1
+        with self.session_factory.begin() as session:
+            trade = Trade(symbol=symbol, number=self.number)
+            session.add(trade)
+            session.flush()
+            made = trade.id
+        self.pnl += Decimal(note or 0)
+        self.recent.append(symbol)
+        self.by_symbol[symbol] = self.by_symbol.get(symbol, 0) + 1
+        return made
+
+    def daily_loss_exceeded(self) -> bool:
+        return self.pnl < -100
+
+
+def kept(manager: Any) -> tuple[Any, ...]:
+    return manager.number, manager.pnl, manager.recent, manager.by_symbol
+
+
+def test_attributes_are_those_of_plain_calls(postgres_url: str, outbox_dir: Path) -> None:
+    plain = Counting(postgres_url)
+    with scene(postgres_url, outbox_dir, Counting) as here:
+        here.relay.start()
+        for number in range(4):
+            plain.log_trade(f"p{number % 2}", -60)
+            here.manager.log_trade(f"p{number % 2}", -60)
+            assert kept(here.manager) == kept(plain)
+        assert here.manager.daily_loss_exceeded()
+        assert here.rows("SELECT number FROM trades WHERE id > 4 ORDER BY id") == [(1,), (2,), (3,), (4,)]
+    plain.engine.dispose()
+
+
+def test_rows_of_an_outage_are_numbered_in_order(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Counting) as here:
+        for number in range(3):
+            here.manager.log_trade(f"s{number}", -60)
+        assert here.manager.number == 3
+        # A sum behind the write is certain, so that a risk limit holds in the outage too.
+        assert here.manager.pnl == -180
+        assert here.manager.daily_loss_exceeded()
+        assert here.drain()
+        assert kept(here.manager) == (3, Decimal(-180), ["s0", "s1", "s2"], {"s0": 1, "s1": 1, "s2": 1})
+        assert here.rows("SELECT number FROM trades ORDER BY id") == [(1,), (2,), (3,)]
+
+
+def test_attribute_that_waits_for_deliveries_is_not_answered(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Counting) as here:
+        assert here.manager.recent == []
+        here.manager.log_trade("s0", -60)
+        with pytest.raises(NotCaughtUp, match="self.recent is changed by log_trade"):
+            _ = here.manager.recent
+        assert here.manager.number == 1
+        assert here.drain()
+        assert here.manager.recent == ["s0"]
+
+
+def test_sum_in_a_branch_is_not_foreseen(postgres_url: str, outbox_dir: Path) -> None:
+    class Losing(SmallManager):
+        def __init__(self, url: str) -> None:
+            super().__init__(url)
+            self.losses = 0
+
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+            made = super().log_trade(symbol, note, session_id)
+            if note < 0:
+                self.losses += 1
+            return made
+
+    with scene(postgres_url, outbox_dir, Losing) as here:
+        here.manager.log_trade("s0", -60)
+        with pytest.raises(NotCaughtUp, match="self.losses"):
+            _ = here.manager.losses
+        assert here.drain()
+        assert here.manager.losses == 1
+
+
+def test_sum_behind_an_early_return_is_not_foreseen(postgres_url: str, outbox_dir: Path) -> None:
+    class Careful(SmallManager):
+        def __init__(self, url: str) -> None:
+            super().__init__(url)
+            self.made = 0
+
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+            with self.session_factory() as session:
+                if session.query(Trade).filter_by(symbol=symbol).count():
+                    return 0
+            trade_id = super().log_trade(symbol, note, session_id)
+            self.made += 1
+            return trade_id
+
+    with scene(postgres_url, outbox_dir, Careful) as here:
+        here.manager.log_trade("s0")
+        with pytest.raises(NotCaughtUp, match="self.made"):
+            _ = here.manager.made
+        assert here.drain()
+        assert here.manager.made == 1
+
+
+def test_sum_of_a_base_that_is_not_always_called_is_not_foreseen(postgres_url: str, outbox_dir: Path) -> None:
+    class Choosy(Counting):
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+            return super().log_trade(symbol, note) if note else 0
+
+    with scene(postgres_url, outbox_dir, Choosy) as here:
+        here.manager.log_trade("s0", -60)
+        with pytest.raises(NotCaughtUp, match="self.pnl"):
+            _ = here.manager.pnl
+        assert here.drain()
+        assert here.manager.pnl == -60
+
+
+def test_settled_calls_leave_nothing_behind(postgres_url: str, outbox_dir: Path) -> None:
+    """An engine runs for months: whatever is kept for each call must end with it."""
+    with scene(postgres_url, outbox_dir, Counting) as here:
+        for number in range(3):
+            here.manager.log_trade(f"s{number}", -60)
+            here.manager.create_order_journal_entry(f"c{number}")
+        assert here.drain()
+        assert here.manager.pnl == -180
+        carried = here.manager._adapter.replayer.carried
+        assert (carried._waiting, carried._foreseen, carried._corrections) == ({}, {}, {})
+
+
+def test_sum_of_a_refused_call_is_taken_back(postgres_url: str, outbox_dir: Path) -> None:
+    class Refusing(Counting):
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+            with self.session_factory.begin() as session:
+                if session.query(Trade).count():
+                    raise ValueError("one is enough")
+                session.add(Trade(symbol=symbol))
+            self.pnl += note
+            return 1
+
+    with scene(postgres_url, outbox_dir, Refusing) as here:
+        for note in (Decimal(-60), Decimal(-5)):
+            here.manager.log_trade("s", note)
+        assert here.manager.pnl == -65
+        here.drain()
+        assert here.box.status().dead_letters == 1
+        assert here.manager.pnl == -60
+
+
+def test_rows_show_a_sum_as_it_was_at_their_call(postgres_url: str, outbox_dir: Path) -> None:
+    class Running(Counting):
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+            with self.session_factory.begin() as session:
+                session.add(Trade(symbol=symbol, number=int(self.pnl)))
+            self.pnl += note
+            return 1
+
+    with scene(postgres_url, outbox_dir, Running) as here:
+        here.manager.log_trade("s0", 5)
+        here.manager.log_trade("s1", 7)
+        here.manager.pnl = Decimal(100)
+        here.manager.log_trade("s2", 1)
+        assert here.manager.pnl == 101
+    with scene(postgres_url, outbox_dir, Running) as again:
+        again.manager.log_trade("s3", 1)
+        assert again.drain()
+        assert again.rows("SELECT symbol, number FROM trades ORDER BY id") == [
+            ("s0", 0),
+            ("s1", 5),
+            ("s2", 100),
+            ("s3", 0),
+        ]
+        assert again.manager.pnl == 1
+
+
+def test_numbers_go_on_after_a_restart_as_they_were_given(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Counting) as here:
+        for number in range(3):
+            here.manager.log_trade(f"s{number}")
+    with scene(postgres_url, outbox_dir, Counting) as again:
+        again.manager.log_trade("new process")
+        assert again.drain()
+        assert again.rows("SELECT number FROM trades ORDER BY id") == [(1,), (2,), (3,), (1,)]
+        assert kept(again.manager) == (1, Decimal(0), ["new process"], {"new process": 1})
+
+
+class Daily(SmallManager):
+    """Numbers the rows of each day, and makes the entry of a symbol before the write and counts in it afterwards."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.day: str | None = None
+        self.number = 0
+        self.by_symbol: dict[str, int] = {}
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        if note != self.day:
+            self.day, self.number = note, 0
+        self.number += 1
+        self.by_symbol.setdefault(symbol, 0)
+        with self.session_factory.begin() as session:
+            trade = Trade(symbol=symbol, note=note, number=self.number)
+            session.add(trade)
+            session.flush()
+            self.by_symbol[symbol] += 1
+            return trade.id
+
+
+def test_calls_of_yesterday_are_numbered_as_yesterday(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Daily) as here:
+        for day in ("Mon", "Mon", "Tue", "Tue", "Tue"):
+            here.manager.log_trade("A", day)
+        assert here.drain()
+        assert here.rows("SELECT note, number FROM trades ORDER BY id") == [
+            ("Mon", 1), ("Mon", 2), ("Tue", 1), ("Tue", 2), ("Tue", 3)
+        ]  # fmt: skip
+        assert (here.manager.day, here.manager.number) == ("Tue", 3)
+
+
+def test_attribute_changed_before_and_after_keeps_both(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Daily) as here:
+        for symbol in "ABAA":
+            here.manager.log_trade(symbol, "Mon")
+        assert here.drain()
+        assert here.manager.by_symbol == {"A": 3, "B": 1}
+
+
+def test_batch_that_is_repeated_changes_attributes_once(postgres_url: str, outbox_dir: Path) -> None:
+    class Failing(Counting):
+        failures = 1
+
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+            made = super().log_trade(symbol, note, session_id)
+            if symbol == "s2" and Failing.failures:
+                Failing.failures -= 1
+                raise OperationalError("SELECT 1", {}, ConnectionError("server closed the connection"))
+            return made
+
+    with scene(postgres_url, outbox_dir, Failing) as here:
+        for number in range(4):
+            here.manager.log_trade(f"s{number}", 1)
+        assert here.drain()
+        assert kept(here.manager) == (4, Decimal(4), ["s0", "s1", "s2", "s3"], {f"s{n}": 1 for n in range(4)})
+        assert here.rows("SELECT symbol, number FROM trades ORDER BY id") == [(f"s{n}", n + 1) for n in range(4)]
+
+
+def test_state_before_the_first_contact_is_carried_once_by_blocks(postgres_url: str, outbox_dir: Path) -> None:
+    """The relay compares the balance before the call: the call itself has not turned to the database by that."""
+
+    class Numbering(SmallManager):
+        def __init__(self, url: str) -> None:
+            super().__init__(url)
+            self.number = 0
+
+        @contextmanager
+        def atomic_balance_update(self, balance_change: Any, reason: str, *more: Any, **named: Any) -> Iterator[Any]:
+            self.number += 1
+            with super().atomic_balance_update(balance_change, reason, *more, **named) as told:
+                yield told
+
+    with scene(postgres_url, outbox_dir, Numbering) as here:
+        here.relay.start()
+        session = here.manager.create_trading_session("s", 100)
+        for change in (-5, -10, -20):
+            with here.manager.atomic_balance_update(change, "fee", session) as told:
+                assert "old_balance" in told
+            here.relay.stop()
+        assert here.manager.number == 3
+        assert here.drain()
+        assert here.manager.number == 3
+
+
+def test_call_that_is_buffered_is_refused_by_the_attributes_name(postgres_url: str, outbox_dir: Path) -> None:
+    class Buffering(SmallManager):
+        def __init__(self, url: str) -> None:
+            super().__init__(url)
+            self._buffer: list[str] = []
+
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+            self._buffer.append(symbol)
+            return 0
+
+        def log_event(self, message: str) -> None:
+            self._buffer.append(message)
+
+    with scene(postgres_url, outbox_dir, Buffering) as here:
+        with pytest.raises(ConfigError, match="kept the call in self._buffer"):
+            here.manager.log_trade("IBM")
+        here.manager.log_event("kept by the manager itself")
+        assert here.manager._buffer == ["kept by the manager itself"]
+
+
+def test_refusal_with_a_counter_counts(postgres_url: str, outbox_dir: Path) -> None:
+    class Refusing(SmallManager):
+        refused = 0
+
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> Any:
+            if not symbol:
+                self.refused += 1
+                return False
+            if symbol == "?":
+                self.refused += 1
+                raise ValueError(symbol)
+            return super().log_trade(symbol, note, session_id)
+
+    with scene(postgres_url, outbox_dir, Refusing) as here:
+        assert here.manager.log_trade("") is False
+        with pytest.raises(ValueError, match=r"\?"):
+            here.manager.log_trade("?")
+        assert here.manager.refused == 2
+        assert here.box.status().acknowledged == 0
+
+
+def test_call_that_writes_nothing_is_shown(postgres_url: str, outbox_dir: Path) -> None:
+    class Disabled(SmallManager):
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> Any:
+            return None
+
+    with scene(postgres_url, outbox_dir, Disabled) as here:
+        assert here.manager.log_trade("IBM") is None
+        assert "log_trade" in here.box.status().notices["unwritten:log_trade"].message
+
+
+@pytest.mark.parametrize("best_effort", [False, True])
+def test_connection_of_its_own_is_refused_before_anything_is_stored(
+    postgres_url: str, outbox_dir: Path, best_effort: bool
+) -> None:
+    class Raw(SmallManager):
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+            # Hidden from whoever reads the code before it is wired.
+            with vars(self)["engine"].begin() as connection:
+                connection.exec_driver_sql("INSERT INTO trades (symbol) VALUES ('raw')")
+            return 1
+
+        def log_event(self, message: str) -> None:
+            self.log_trade(message)
+
+    def refused(here: Scene) -> None:
+        if best_effort:
+            here.manager.log_event("x")
+        else:
+            with pytest.raises(ConfigError, match="opens a connection of its own"):
+                here.manager.log_trade("IBM")
+
+    with scene(postgres_url, outbox_dir, Raw) as here:
+        refused(here)
+        assert here.box.status().acknowledged == 0
+        assert here.rows("SELECT * FROM trades") == []
+
+
+def test_session_that_is_open_already_is_refused(postgres_url: str, outbox_dir: Path) -> None:
+    class Held(SmallManager):
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+            HELD[0].execute(insert(Trade).values(symbol=symbol))
+            HELD[0].commit()
+            return 1
+
+    with scene(postgres_url, outbox_dir, Held) as here:
+        HELD[:] = [here.manager.session_factory()]
+        HELD[0].connection()
+        with pytest.raises(ConfigError, match="session that is open already"):
+            here.manager.log_trade("IBM")
+        HELD.pop().close()
+        assert here.rows("SELECT * FROM trades") == []

@@ -1,0 +1,64 @@
+"""Sound managers of uncommon styles are served as common ones are."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import sessionmaker
+
+from .small import SmallManager, scene
+
+
+class Single(SmallManager):
+    """Makes one object of itself, with a lock in a slot."""
+
+    __slots__ = ("__lock",)
+    _only: Any = None
+
+    def __new__(cls, *_: Any) -> Single:
+        if cls._only is None:
+            cls._only = super().__new__(cls)
+        made: Single = cls._only
+        return made
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.__lock = threading.Lock()
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        with self.__lock:
+            return super().log_trade(symbol, note)
+
+
+class Lazy(SmallManager):
+    """Makes its session factory when it is asked for."""
+
+    def __init__(self, url: str) -> None:
+        self._sessions: Any = None
+        super().__init__(url)
+        self._sessions = None
+
+    @property
+    def session_factory(self) -> Any:
+        if self._sessions is None:
+            self._sessions = sessionmaker(bind=self.engine)
+        return self._sessions
+
+    @session_factory.setter
+    def session_factory(self, value: Any) -> None:
+        self._sessions = value
+
+
+@pytest.mark.parametrize("manager_class", [Single, Lazy])
+def test_manager_of_an_uncommon_style_is_served(manager_class: Any, postgres_url: str, tmp_path: Path) -> None:
+    with scene(postgres_url, tmp_path / "outbox", manager_class) as here:
+        here.manager.create_trading_session("ma", 100)
+        here.manager.log_trade("queued")
+        assert here.drain()
+        here.relay.start()
+        here.manager.log_trade("answered")
+        assert here.rows("SELECT symbol FROM trades ORDER BY id") == [("queued",), ("answered",)]
+        assert here.manager.count_trades() == 2

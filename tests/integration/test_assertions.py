@@ -1,0 +1,68 @@
+"""`assert_delivered_once` sees each way in which an entry may not have taken effect once."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from outbox import Entry, Operation, Outbox, Relay
+from outbox.testing import assert_delivered_once
+from tests.unit.fakes.database import query
+
+OPERATIONS = (Operation("trade", table="trades", order_by="account"),)
+
+
+@pytest.fixture
+def outbox_operations() -> tuple[Operation, ...]:
+    return OPERATIONS
+
+
+@pytest.fixture
+def told(outbox_postgres: str, outbox_store: Outbox, outbox_relay: Relay) -> list[Entry]:
+    """Three acknowledged and delivered trades."""
+    query(outbox_postgres, "CREATE TABLE trades (number int CHECK (number < 100), account text)")
+    entries = [outbox_store.enqueue("trade", {"number": number, "account": "one"}) for number in (1, 2, 3)]
+    assert outbox_relay.drain()
+    return entries
+
+
+def test_delivered_entries_pass(told: list[Entry], outbox_store: Outbox, outbox_postgres: str) -> None:
+    assert_delivered_once(outbox_store, outbox_postgres, OPERATIONS, entries=told, rows={"trades": 3})
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        ("DELETE FROM trades WHERE number = 2", "entry 2 (trade): row missing"),
+        ("INSERT INTO trades SELECT * FROM trades WHERE number = 2", "entry 2 (trade): row doubled"),
+        ("UPDATE trades SET number = 7 WHERE number = 2", "entry 2 (trade): row"),
+        ("DELETE FROM outbox_receipts WHERE seq = 2", "entry 2 (trade): no receipt"),
+        ("INSERT INTO trades VALUES (9, 'other')", "table trades has 4 rows, expected 3"),
+    ],
+)
+def test_damage_in_postgresql_fails(
+    told: list[Entry], outbox_store: Outbox, outbox_postgres: str, damage: str, fault: str
+) -> None:
+    query(outbox_postgres, damage)
+    with pytest.raises(AssertionError, match=re.escape(fault)):
+        assert_delivered_once(outbox_store, outbox_postgres, OPERATIONS, entries=told, rows={"trades": 3})
+
+
+def test_rejected_and_pending_entries_fail(
+    told: list[Entry], outbox_store: Outbox, outbox_postgres: str, outbox_relay: Relay
+) -> None:
+    told += [outbox_store.enqueue("trade", {"number": number, "account": "two"}) for number in (100, 4)]
+    assert outbox_relay.drain()
+    with pytest.raises(AssertionError) as caught:
+        assert_delivered_once(outbox_store, outbox_postgres, OPERATIONS, entries=told)
+    faults = str(caught.value).splitlines()
+    assert faults[0] == "not every entry was delivered once:"
+    assert re.match(r"entry 4 \(trade\) is FAILED: 23514", faults[1])
+    assert faults[2:] == ["entry 5 (trade) is not settled", "pending: 1", "dead letters: 1"]
+
+
+def test_entry_of_another_store_fails(told: list[Entry], outbox_store: Outbox, outbox_postgres: str) -> None:
+    strange = Entry(**{**{name: getattr(told[0], name) for name in Entry.__slots__}, "id": told[1].id})
+    with pytest.raises(AssertionError, match="entry 1 is another one than the acknowledged one"):
+        assert_delivered_once(outbox_store, outbox_postgres, OPERATIONS, entries=[strange])

@@ -1,0 +1,145 @@
+"""`atb outbox audit` finds what something else did to the rows and receipts, and accepts what is sound."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
+from outbox.testing import PostgresServer
+from tests import atb as command_line
+from tests.unit.fakes.waiting import LONG
+
+OPERATIONS = (
+    Operation("trade", table="desk.trades", identity=("id",)),
+    Operation("fee", table="fees"),
+    Operation("ping", handler=lambda connection, entry: None),
+)
+TABLES = """
+CREATE SCHEMA desk;
+CREATE TABLE desk.trades (id text, price numeric(18,8), at timestamptz, tags jsonb, note text, raw json);
+CREATE TABLE fees (amount numeric(10,2), reason varchar(20));
+"""
+
+
+@pytest.fixture
+def database(postgres_url: str, postgres_server: PostgresServer) -> Any:
+    """`execute(sql)` in a database with the tables."""
+    name = postgres_url.rpartition("/")[2]
+
+    def execute(sql: str) -> Any:
+        return postgres_server.execute(sql, database=name)
+
+    execute(TABLES)
+    return execute
+
+
+@pytest.fixture
+def store(tmp_path: Path, postgres_url: str, database: Any) -> Path:
+    """A store whose 5 trades, 3 fees of which 2 are equal, and handled entry are delivered."""
+    folder = tmp_path / "outbox"
+    config = OutboxConfig(dir=str(folder))
+    with Outbox.open(folder, config, OPERATIONS) as box:
+        for number in range(5):
+            args = {
+                "id": f"T{number}",
+                "price": Decimal("1.5") + number,
+                "at": datetime(2026, 1, 1, number, tzinfo=UTC),
+                "tags": {"a": [1, None]},
+                "note": None if number % 2 else "it's, (odd)",
+                "raw": '{"b":  1}',
+            }
+            box.enqueue("trade", args)
+        for amount in ("1.25", "1.25", "2.5"):
+            box.enqueue("fee", {"amount": Decimal(amount), "reason": "exchange"})
+        box.enqueue("ping", {})
+        relay = Relay(box, PostgresTarget(postgres_url, OPERATIONS))
+        assert relay.drain(timeout=LONG)
+    return folder
+
+
+def run(store: Path, url: str, *options: str) -> Result:
+    declared = f"{__name__}:OPERATIONS"
+    arguments = ["audit", "--dir", str(store), "--database-url", url, *options]
+    return command_line.invoke(*arguments, OUTBOX_OPERATIONS=declared)
+
+
+def test_sound_database_is_accepted(store: Path, postgres_url: str) -> None:
+    done = run(store, postgres_url)
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith("Nothing delivered is lost, doubled or changed.\n")
+    report = json.loads(run(store, postgres_url, "--json").output)
+    assert (report["acknowledged"], report["delivered"], report["applied"], report["rows_compared"]) == (9, 9, 9, 8)
+    assert report["problems"] == {}
+    assert list(report["not_compared"]) == ["ping"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problems", "seqs"),
+    [
+        ("DELETE FROM desk.trades WHERE id = 'T2'", {"row missing": 1}, [3]),
+        ("UPDATE desk.trades SET price = price + 0.00000001 WHERE id = 'T1'", {"row changed": 1}, [2]),
+        ("UPDATE desk.trades SET note = '' WHERE id = 'T1'", {"row changed": 1}, [2]),
+        ("UPDATE desk.trades SET raw = '{\"b\": 1}' WHERE id = 'T3'", {"row changed": 1}, [4]),
+        ("INSERT INTO desk.trades SELECT * FROM desk.trades WHERE id = 'T4'", {"row doubled": 1}, [5]),
+        ("INSERT INTO fees VALUES (1.25, 'exchange')", {"row doubled": 2}, [6, 7]),
+        ("DELETE FROM fees WHERE amount = 2.5", {"row missing": 1}, [8]),
+        ("DELETE FROM fees WHERE ctid = (SELECT min(ctid) FROM fees)", {"row missing": 2}, [6, 7]),
+        ("DELETE FROM outbox_receipts WHERE seq = 9", {"no receipt": 1}, [9]),
+        (
+            "UPDATE outbox_receipts SET payload_hash = idempotency_key WHERE seq = 9",
+            {"the receipt has other arguments": 1},
+            [9],
+        ),
+    ],
+)
+def test_foreign_change_is_found(
+    store: Path, postgres_url: str, database: Any, change: str, problems: dict[str, int], seqs: list[int]
+) -> None:
+    database(change)
+    done = run(store, postgres_url, "--json")
+    assert done.exit_code == 1, done.output
+    report = json.loads(done.output)
+    assert report["problems"] == problems
+    assert [finding["seq"] for finding in report["findings"]] == seqs
+    shown = run(store, postgres_url).output
+    assert all(f"entry {seq} " in shown for seq in seqs)
+    assert "FOUND: " in shown
+
+
+def test_missing_column_is_told(store: Path, postgres_url: str, database: Any) -> None:
+    database("ALTER TABLE desk.trades DROP COLUMN note")
+    done = run(store, postgres_url)
+    assert "rows of trade were not compared: table 'desk.trades' has no column 'note'" in done.output
+
+
+def test_audit_changes_nothing(store: Path, postgres_url: str, database: Any) -> None:
+    database("ALTER TABLE fees ADD COLUMN touched timestamptz")
+    database("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''touched''; END'")
+    for table in ("fees", "desk.trades", "outbox_receipts", "outbox_watermarks"):
+        database(f"CREATE TRIGGER t BEFORE INSERT OR UPDATE OR DELETE ON {table} EXECUTE FUNCTION refuse()")
+    before = (store / "data.mdb").read_bytes()
+    assert run(store, postgres_url).exit_code == 0
+    assert (store / "data.mdb").read_bytes() == before
+
+
+def test_since_leaves_out_older_entries(store: Path, postgres_url: str, database: Any) -> None:
+    database("DELETE FROM fees")
+    assert run(store, postgres_url, "--since", "2100-01-01").exit_code == 0
+    assert run(store, postgres_url, "--since", "24h").exit_code == 1
+    wrong = run(store, postgres_url, "--since", "yesterday")
+    assert wrong.exit_code == 2
+    assert "'yesterday' (allowed: 90m, 24h, 7d, or 2026-11-27T08:00)" in wrong.output
+
+
+def test_server_that_is_away_gives_no_verdict(store: Path) -> None:
+    done = run(store, "postgresql://trader:s3cret@127.0.0.1:1/x")
+    assert done.exit_code == 2
+    assert "s3cret" not in done.output
+    assert "refused" in done.output

@@ -1,0 +1,72 @@
+"""The receipts table was dropped or emptied: the line stops, and goes on when an operator says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from outbox import Health, TargetMisconfigured
+from outbox.testing import PostgresServer
+from tests.unit.fakes.failover import Desk, Past
+
+HARM = ["DROP TABLE outbox_receipts", "TRUNCATE outbox_receipts"]
+
+
+@pytest.fixture
+def past(postgres_server: PostgresServer) -> Iterator[Past]:
+    past = Past(postgres_server)
+    yield past
+    past.close()
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("connected", [True, False])
+@pytest.mark.parametrize("pending", [0, 3])
+def test_nothing_is_delivered_until_an_operator_says_so(
+    past: Past, outbox_dir: Path, harm: str, connected: bool, pending: int
+) -> None:
+    with Desk(outbox_dir, past.url) as desk:
+        desk.trade(12)
+        desk.deliver()
+        if not connected:
+            desk.close()
+            desk.open()
+        past.execute(harm)
+        desk.trade(pending)
+        # One that waits for the deliveries is a reason to ask, also where nothing is pending.
+        with desk.relay:
+            assert not desk.relay.drain(0.5)
+            said = desk.box.status().needs_operator
+        assert len(said) == 1
+        assert "outbox_receipts" in said[0]
+        assert "though this database has taken entries before" in said[0]
+        with pytest.raises(TargetMisconfigured, match="outbox_receipts"):
+            desk.relay.reconcile(everything=True)
+        past.execute("DROP TABLE outbox_watermarks")
+        desk.relay.reconcile(accept="compared by hand")
+        desk.deliver()
+        for _ in range(2):
+            desk.trade(1)
+            desk.close()
+            desk.open()
+            desk.deliver()
+            assert desk.box.status().health is Health.HEALTHY
+        assert past.execute("SELECT count(*), count(DISTINCT number) FROM trades") == [(14 + pending, 14 + pending)]
+
+
+def test_a_database_that_was_accepted_needs_no_receipts(past: Past, outbox_dir: Path) -> None:
+    with Desk(outbox_dir, past.url) as desk:
+        desk.trade(12)
+        desk.deliver()
+        past.execute("DROP TABLE outbox_receipts, outbox_watermarks")
+        desk.close()
+        desk.open()
+        assert not desk.relay.drain(0.5)
+        desk.relay.reconcile(accept="it is a new one")
+        for _ in range(2):
+            desk.close()
+            desk.open()
+            desk.deliver()
+            assert desk.box.status().health is Health.HEALTHY

@@ -1,0 +1,171 @@
+"""A file of the store that is removed or replaced beside a running engine halts it; so does a latch nobody noted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox import DurabilityError, Outbox, StoreLocked
+from outbox.rescue import verify
+from outbox.store.ledger import Settlement
+from outbox.store.state_file import StateFile
+from tests.unit.fakes.waiting import LONG
+
+WRITER = """
+import sys
+from outbox import Outbox, OutboxError
+try:
+    with Outbox.attach(sys.argv[1]) as box:
+        for number in range(30):
+            box.alarms.sound(f"x{number}", "hello")
+            box.alarms.acknowledge(f"x{number}")
+except OutboxError as exc:
+    print(exc)
+"""
+KILLED = """
+import os, sys
+from outbox import Outbox
+Outbox.open(sys.argv[1]).enqueue("log", {})
+os.kill(os.getpid(), 9)
+"""
+OBSERVER = """
+import sys
+from outbox import Outbox
+with Outbox.attach(sys.argv[1]) as box:
+    print("attached", flush=True)
+    sys.stdin.read()
+"""
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def replace(path: Path) -> None:
+    copy = path.with_suffix(".copy")
+    copy.write_bytes(path.read_bytes())
+    copy.rename(path)
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The directories that were verified, in order."""
+    done: list[Path] = []
+    real = verify.check
+
+    def check(directory: Path) -> None:
+        done.append(directory)
+        real(directory)
+
+    monkeypatch.setattr(verify, "check", check)
+    return done
+
+
+@pytest.mark.parametrize("change", [remove, replace])
+@pytest.mark.parametrize("name", ["lock.mdb", "engine.lock", "access.lock", "data.mdb"])
+def test_file_that_is_gone_halts_at_the_next_write(
+    outbox_dir: Path, verified: list[Path], name: str, change: Any
+) -> None:
+    box = Outbox.open(outbox_dir)
+    box.enqueue("log", {"number": 0})
+    change(outbox_dir / name)
+    with pytest.raises(DurabilityError, match=f"removed or replaced while it was open.*{name}"):
+        box.enqueue("log", {"number": 1})
+    with pytest.raises(DurabilityError, match="enqueueing is halted"):
+        box.enqueue("log", {"number": 2})
+    assert box.status().halted
+    box.close()
+    assert not (outbox_dir / "clean").exists()
+    if not (outbox_dir / "data.mdb").exists():
+        return
+    with Outbox.open(outbox_dir) as again:
+        assert verified == [outbox_dir]
+        assert again.enqueue("log", {"number": 3}).seq >= 2
+
+
+def test_nothing_is_lost_after_lock_file_was_removed(outbox_dir: Path, verified: list[Path]) -> None:
+    """The reflex against "stale locks", with a second process that writes."""
+    box = Outbox.open(outbox_dir)
+    acknowledged = [box.enqueue("log", {"number": number}).seq for number in range(20)]
+    (outbox_dir / "lock.mdb").unlink()
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(outbox_dir)])
+    with pytest.raises(DurabilityError):
+        while True:
+            acknowledged.append(box.enqueue("log", {"number": 99}).seq)
+    # What drains would write beside the other process, too.
+    with pytest.raises(DurabilityError, match="lock.mdb"):
+        box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
+    status = box.status()
+    assert status.free_disk_bytes > 0
+    assert "stop every process" in box.store._way_out
+    assert writer.wait(LONG) == 0
+    box.close()
+    with Outbox.open(outbox_dir) as again:
+        assert verified[-1:] == [outbox_dir]
+        assert {entry.seq for entry in again.pending()} >= set(acknowledged)
+
+
+def test_files_are_watched_after_a_vacuum(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        box.compact(timedelta(0), vacuum=True)
+        box.enqueue("log", {})
+        (outbox_dir / "engine.lock").unlink()
+        with pytest.raises(DurabilityError, match="engine.lock"):
+            box.enqueue("log", {})
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_halt_is_remembered_beside_an_attached_process(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, verified: list[Path], noted: bool
+) -> None:
+    """The disk that refuses the commit refuses to note the halt as well."""
+    Outbox.open(outbox_dir).close()
+    observer = subprocess.Popen(
+        [sys.executable, "-c", OBSERVER, str(outbox_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert observer.stdout is not None
+        observer.stdout.readline()
+        box = Outbox.open(outbox_dir)
+        with monkeypatch.context() as patch:
+            if not noted:
+                patch.setattr(StateFile, "write", refused)
+            patch.setattr(box.store._environment, "check_in_place", refused)
+            with pytest.raises(DurabilityError):
+                box.enqueue("log", {})
+            box.close()
+        assert verified == []
+        if noted:
+            with pytest.raises(StoreLocked, match="must be verified after a write failed"):
+                Outbox.open(outbox_dir)
+            return
+        with Outbox.open(outbox_dir):
+            assert verified == [outbox_dir]
+    finally:
+        observer.communicate(b"", timeout=LONG)
+
+
+def refused(*_: Any) -> None:
+    raise OSError(30, "Read-only file system")
+
+
+def test_killed_engine_is_verified_beside_an_attached_process(outbox_dir: Path, verified: list[Path]) -> None:
+    """And is served: a relay in a process of its own does not keep the next engine out."""
+    Outbox.open(outbox_dir).close()
+    observer = subprocess.Popen(
+        [sys.executable, "-c", OBSERVER, str(outbox_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert observer.stdout is not None
+        observer.stdout.readline()
+        assert subprocess.run([sys.executable, "-c", KILLED, str(outbox_dir)], check=False).returncode == -9
+        with Outbox.open(outbox_dir) as box:
+            assert box.enqueue("log", {}).seq == 2
+        assert verified == [outbox_dir]
+    finally:
+        observer.communicate(b"", timeout=LONG)

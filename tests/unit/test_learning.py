@@ -1,0 +1,250 @@
+"""Learning: explanations that agree with every answer are kept, and a value is known while they agree."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from outbox.integrations.operations import TRADING_OPERATIONS
+from outbox.integrations.replay.balance import Untold, kept, learn_yield, tell, told_before
+from outbox.integrations.view.conversions import Unknown, alike, class_named, conversions, convert, number
+from outbox.integrations.view.effects import Seen
+from outbox.integrations.view.learned import Learning
+from outbox.integrations.view.learning import ABSENT, Space
+
+BY_NAME = {operation.name: operation for operation in TRADING_OPERATIONS}
+AT = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=timezone(timedelta(hours=2)))
+NAIVE = AT.astimezone(UTC).replace(tzinfo=None)
+
+
+class Side(Enum):
+    LONG = "long"
+
+
+class Shown(Enum):
+    LONG = "LONG"
+
+
+class Change(dict[str, Any]):
+    """A container of a host's own."""
+
+
+@pytest.mark.parametrize("value", ["much", None, float("nan"), Decimal("Infinity"), "1e"])
+def test_what_is_no_finite_number_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="number"):
+        number(value)
+
+
+def test_numbers_of_any_type_are_exact() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert [number(value) for value in (0.1, "0.1", Decimal("0.1"), numpy.float64(0.1))] == [Decimal("0.1")] * 4
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1 / 3, 0.33333333), (1 / 3, Decimal("0.33333333")), (Decimal(5), 5.0), (5, Decimal(5)), ("5", 5),
+        (Side.LONG, "LONG"), (Side.LONG, "long"), ("Long", "LONG"), ("long", Shown.LONG), (Side.LONG, Shown.LONG),
+        (AT, AT), (AT, NAIVE), (AT, AT.astimezone(UTC).isoformat()),
+        (AT, NAIVE.replace(microsecond=0)), (UUID(int=7), str(UUID(int=7))), ("entry", "entry"),
+        ("abc", "entry-abc"), (True, True),
+    ],
+)  # fmt: skip
+def test_a_conversion_that_was_seen_is_found(value: Any, shown: Any) -> None:
+    found = conversions(value, shown, (8,))
+    assert found
+    assert all(alike(convert(one, value), shown) for one in found)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(5, 6.0), ("a", 1.0), (None, 0), ("ab", "abc"), (AT, 1.5), (True, 1.0), ({}, "x")]
+)
+def test_what_is_no_conversion_is_not_found(value: Any, shown: Any) -> None:
+    assert conversions(value, shown, (8,)) == []
+
+
+def test_a_type_counts_as_well_as_a_value() -> None:
+    assert not alike(1, 1.0)
+    assert not alike(Decimal(1), 1)
+    assert not alike({"a": [1]}, {"a": [True]})
+    assert alike({"a": [1, (2.0,)]}, {"a": [1, (2.0,)]})
+
+
+def seen(space: Space, key: str, shown: Any, old: Any = ABSENT, **arguments: Any) -> None:
+    space.observe(key, shown, sources(**arguments), old, scales=(8,))
+
+
+def sources(**arguments: Any) -> dict[str, Any]:
+    return {f"arg:{name}": value for name, value in arguments.items()}
+
+
+def test_a_value_is_known_while_all_explanations_agree() -> None:
+    space = Space()
+    seen(space, "original", 0.5, size=0.5, quantity=0.5)
+    assert space.predict(sources(size=2.5, quantity=2.5)) == 2.5
+    with pytest.raises(Unknown, match="may become"):
+        space.predict(sources(size=2.5, quantity=3.5))
+    seen(space, "original", 1.5, size=1.5, quantity=9.0)
+    assert space.predict(sources(size=2.5, quantity=3.5)) == 2.5
+
+
+def test_an_argument_of_the_same_name_explains_best() -> None:
+    space = Space()
+    seen(space, "size", 0.5, size=0.5, quantity=0.5)
+    assert space.predict(sources(size=2.5, quantity=3.5)) == 2.5
+
+
+def test_an_argument_that_is_not_given_leaves_a_value_as_it_is() -> None:
+    space = Space()
+    seen(space, "stop", 9.5, 7.5, stop_loss=9.5)
+    assert space.predict(sources(stop_loss=None), 3.5) == 3.5
+    assert space.predict(sources(stop_loss=4), 3.5) == 4.0
+
+
+def test_counters_and_sums_are_told_apart_from_constants() -> None:
+    counter, sum_ = Space(), Space()
+    seen(counter, "taken", 1, 0, level=1)
+    seen(counter, "taken", 2, 1, level=1)
+    assert counter.predict(sources(level=1), 5) == 6
+    seen(sum_, "left", 0.25, 0.75, delta=0.5)
+    assert sum_.predict(sources(delta=0.25), 2.0) == 1.75
+
+
+def test_a_contradiction_is_remembered_until_answers_agree_again() -> None:
+    space = Space()
+    for shown in (3.5, 7.25, 11.125):
+        seen(space, "mood", shown, size=2.0)
+    with pytest.raises(Unknown, match="cannot be explained"):
+        space.predict(sources(size=2.0))
+    for _ in range(3):
+        seen(space, "mood", 11.125, size=2.0)
+    assert space.predict(sources(size=2.0)) == 11.125
+
+
+def test_only_loaded_classes_are_found_by_name() -> None:
+    assert class_named("builtins:ValueError") is ValueError
+    assert class_named("antigravity:Anything") is None
+    assert class_named("builtins:print") is None
+
+
+def block(learning: Learning, told: Any, old: Decimal, change: Any) -> None:
+    learn_yield(learning, changing(change), told, old)
+
+
+def changing(change: Any) -> Seen:
+    return Seen(BY_NAME["atomic_balance_update"], {"balance_change": change, "reason": "x"}, {"session": 1}, {})
+
+
+def test_a_block_is_told_in_floats_where_the_manager_yields_floats() -> None:
+    learning = Learning()
+    for old, change in ((1000.1, 0.2), (7.7, -0.1)):
+        yielded = {"old_balance": old, "new_balance": old + change, "change": change}
+        block(learning, yielded, Decimal(str(old)), change)
+    assert tell(learning, changing(0.3), Decimal("0.1")) == {
+        "old_balance": 0.1,
+        "new_balance": 0.1 + 0.3,
+        "change": 0.3,
+    }
+    assert type(tell(learning, changing(Decimal(1)), Decimal(1))["new_balance"]) is float
+
+
+def test_a_block_is_told_in_the_class_that_the_manager_yields() -> None:
+    learning = Learning()
+    for old, change in ((Decimal(10), Decimal(2)), (Decimal(7), Decimal("-3.5"))):
+        block(learning, Change(old_balance=old, new_balance=old + change), old, change)
+    told = tell(learning, changing(Decimal(4)), Decimal(5))
+    assert type(told) is Change
+    assert told == {"old_balance": Decimal(5), "new_balance": Decimal(9)}
+    assert told_before({"yielded": kept(told)}) == told
+
+
+def test_a_block_of_a_kind_that_was_never_seen_raises_when_it_is_read() -> None:
+    told = tell(Learning(), changing(1), Decimal(5))
+    assert isinstance(told, Untold)
+    with pytest.raises(LookupError, match="new_balance"):
+        _ = told["new_balance"]
+    with pytest.raises(LookupError, match="new_balance"):
+        _ = told.new_balance
+    assert kept(told) is None
+    assert isinstance(told_before({}), Untold)
+
+
+def test_what_a_manager_yields_beyond_understanding_is_not_made_up() -> None:
+    learning = Learning()
+    for token in (17.5, 23.5, 99.5):
+        block(learning, {"old_balance": Decimal(7), "token": token}, Decimal(7), Decimal(2))
+    told = tell(learning, changing(Decimal(2)), Decimal(8))
+    assert isinstance(told, Untold)
+    assert told["old_balance"] == 8
+
+
+def test_a_change_as_it_was_given_is_told_in_its_type() -> None:
+    learning = Learning()
+    for old, change in ((Decimal(100), 7), (Decimal(107), -0.3), (Decimal("106.7"), Decimal("1.5"))):
+        block(learning, {"new_balance": old + number(change), "change": change}, old, change)
+    for change in (5, -0.1, Decimal("0.25"), 1e-9):
+        told = tell(learning, changing(change), Decimal("0.1"))
+        assert alike(told["change"], change)
+
+
+def test_a_change_of_a_type_that_was_never_seen_is_not_told() -> None:
+    learning = Learning()
+    block(learning, {"change": -0.25}, Decimal(100), -0.25)
+    assert alike(tell(learning, changing(0.5), Decimal(1))["change"], 0.5)
+    with pytest.raises(LookupError, match=r"5\.0 or 5"):
+        _ = tell(learning, changing(5), Decimal(1))["change"]
+
+
+# In floats the sum ends below the half of the last decimal place, exactly it is the half.
+OLD, TAKEN = 7.2624958, 0.500000005
+
+
+def test_a_sum_that_depends_on_arithmetic_is_not_known() -> None:
+    space = Space()
+    seen(space, "left", 0.25, 0.75, delta=0.5)
+    assert space.predict(sources(delta=0.125), 2.0) == 1.875
+    with pytest.raises(Unknown, match="may become"):
+        space.predict(sources(delta=TAKEN), OLD)
+
+
+@pytest.mark.parametrize("in_floats", [True, False])
+def test_a_sum_is_in_the_arithmetic_that_was_seen(in_floats: bool) -> None:
+    exact, in_float = number(OLD) - number(TAKEN), number(OLD - TAKEN)
+    shown = {sum_: convert(["float", 8], sum_) for sum_ in (exact, in_float)}
+    assert len(set(shown.values())) == 2
+    used = in_float if in_floats else exact
+    by_answer, by_write = Space(), Space()
+    seen(by_answer, "left", shown[used], OLD, delta=TAKEN)
+    seen(by_write, "left", 0.2, 0.3, delta=0.1)
+    by_write.settle({number(0.3 - 0.1) if in_floats else Decimal("0.2")}, sources(delta=0.1), 0.3)
+    for space in (by_answer, by_write):
+        assert space.predict(sources(delta=TAKEN), OLD) == shown[used]
+
+
+def test_a_sum_below_zero_is_known_once_it_was_seen() -> None:
+    space = Space()
+    seen(space, "left", 0.25, 0.75, delta=0.5)
+    with pytest.raises(Unknown, match="may become"):
+        space.predict(sources(delta=0.5), 0.25)
+    seen(space, "left", 0.0, 0.25, delta=0.5)
+    assert space.predict(sources(delta=0.5), 0.125) == 0.0
+
+
+def test_a_balance_is_added_in_the_arithmetic_that_was_seen() -> None:
+    operation, old, change = BY_NAME["atomic_balance_update"], number(OLD), -TAKEN
+    learning = Learning()
+    learning.possible_scales = {8}
+    with pytest.raises(Unknown):
+        learning.balance_after(operation, old, change)
+    written = dataclasses.replace(changing(-0.1), written={number(0.3 - 0.1)})
+    learning.learn_balance(written, Decimal("0.3"), 0.2)
+    assert learning.balance_after(operation, old, change) == convert(["decimal", 8], OLD - TAKEN)
+    again = Learning()
+    again.load(learning.dump())
+    assert again.possible_sums == {"float"}

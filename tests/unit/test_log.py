@@ -1,0 +1,120 @@
+"""Each log message carries its facts in its text, too: an operator with `logging.basicConfig()` reads them."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from outbox import StoreFull, TargetMisconfigured, TargetUnavailable
+from outbox.log import Log, without_password
+from outbox.store.envelope import Record
+from tests.unit.fakes.rig import Rig, passing, permanent
+
+ROOT = Path(__file__).resolve().parents[2]
+_PLACE = re.compile(r"%\((\w+)\)")
+_PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
+_LEVELS = {"debug", "info", "warning", "error", "critical"}
+
+
+def _files() -> Iterator[Path]:
+    for folder in ("outbox", "integrations", "cli"):
+        for path in (ROOT / folder).rglob("*.py"):
+            # The paper engine stands for a host, and its messages have no fields.
+            if "paper" not in path.parts and path.name != "log.py":
+                yield path
+
+
+def _calls(source: str) -> Iterator[ast.Call]:
+    """Calls of the logger, and of a local `log` that is one of its methods."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        made = ast.unparse(node.func)
+        if made == "log" or (made.startswith("_log.") and made.removeprefix("_log.") in _LEVELS):
+            yield node
+
+
+def test_each_fact_of_a_message_is_in_its_text() -> None:
+    seen, wrong = 0, []
+    for path in _files():
+        for call in _calls(path.read_text(encoding="utf-8")):
+            seen += 1
+            [message] = call.args
+            text = message.value if isinstance(message, ast.Constant) else None
+            named = {keyword.arg for keyword in call.keywords} - {"trace"}
+            # Facts of a mapping cannot be seen here; the log would raise for a placeholder without one.
+            if not isinstance(text, str) or (None not in named and set(_PLACE.findall(text)) != named):
+                wrong.append(f"{path.name}:{call.lineno}")
+    assert wrong == []
+    assert seen > 50
+
+
+def test_only_one_file_makes_log_records() -> None:
+    plain = re.compile(r"_log = logging\.getLogger|extra=\{|exc_info=")
+    assert [path.name for path in _files() if plain.search(path.read_text(encoding="utf-8"))] == []
+
+
+def shown(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The messages from WARNING on, once it is certain that each holds the values of its fields."""
+    loud = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    for record in loud:
+        text = record.getMessage()
+        fields = {name: value for name, value in record.__dict__.items() if name not in _PLAIN}
+        assert [name for name, value in fields.items() if str(value) not in text] == [], text
+        assert "%(" not in text
+    return [record.getMessage() for record in loud]
+
+
+def test_failed_delivery_says_why_and_when_it_is_tried_again(
+    outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Rig(outbox_dir, backoff_base=3.2, backoff_cap=3.2) as rig:
+        rig.clock.jitter = 1.0
+        rig.enqueue("a")
+        rig.target.down = TargetUnavailable("connection refused")
+        rig.relay.step(rig.clock.monotonic())
+    assert shown(caplog) == ["delivery failed: connection refused (next try in 3.2 s)"]
+
+
+def _divide(records: Sequence[Record]) -> None:
+    raise ZeroDivisionError(f"division of {len(records)} by zero")
+
+
+def test_trouble_of_every_kind_is_in_the_text(outbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Rig(outbox_dir, max_retries=1) as rig:
+        bad, unlucky = rig.enqueue("a", "b")
+        rig.target.refuse = {bad: permanent("23505: duplicate key"), unlucky: passing("P0001: not now")}
+        rig.enqueue("c", operation="book")
+        rig.target.broken["book"] = TargetMisconfigured("table 'books' does not exist")
+        rig.settle()
+        rig.run(60)
+        rig.target.before = _divide
+        rig.enqueue("d")
+        rig.settle()
+        rig.target.before = None
+        rig.box.discard(bad, "told")
+        rig.box.store._latch("enqueue", OSError(5, "Input/output error"))
+    said = "\n".join(shown(caplog))
+    for fact in ("23505: duplicate key", "P0001: not now", "'books' does not exist", "division of 1 by zero"):
+        assert fact in said
+    assert f"discard of entry {bad};" in said
+    assert "Input/output error" in said
+
+
+def test_passwords_are_in_neither_text_nor_fields(caplog: pytest.LogCaptureFixture) -> None:
+    url = "postgresql://bot:s3cret@db/trades?password=s3cret"
+    Log("outbox.test").error("cannot connect: %(error)s", error=StoreFull(f"{url} is away"))
+    [record] = caplog.records
+    assert "s3cret" not in record.getMessage() + record.__dict__["error"]
+    assert "bot:***@db" in record.getMessage()
+    assert without_password("password='a b' host=db") == "password=*** host=db"
+
+
+def test_record_names_the_file_that_logs(caplog: pytest.LogCaptureFixture) -> None:
+    Log("outbox.test").warning("100 % done")
+    assert (caplog.records[0].filename, caplog.records[0].getMessage()) == ("test_log.py", "100 % done")

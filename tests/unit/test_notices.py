@@ -1,0 +1,62 @@
+"""Notices are shown by every status, renewed in place, and degrade the status only where they say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from outbox import Health, Outbox
+from tests import atb as command_line
+
+
+@pytest.fixture
+def box(outbox_dir: Path) -> Iterator[Outbox]:
+    with Outbox.open(outbox_dir) as box:
+        yield box
+
+
+def test_notice_is_renewed_in_place_and_cleared(box: Outbox) -> None:
+    box.notices.put("ids", "100 ids are left")
+    box.notices.put("ids", "90 ids are left")
+    assert {name: notice.message for name, notice in box.status().notices.items()} == {"ids": "90 ids are left"}
+    box.notices.clear("ids")
+    box.notices.clear("never there")
+    assert box.status().notices == {}
+
+
+def test_notice_degrades_the_status_only_where_it_says_so(box: Outbox) -> None:
+    box.notices.put("manager", "17 methods are durable")
+    assert box.status().health is Health.HEALTHY
+    box.notices.put("ids", "10 ids are left", degraded=True)
+    assert box.status().health is Health.DEGRADED
+    assert "10 ids are left" in box.status().degraded
+
+
+def test_unchanged_notice_costs_no_commit(box: Outbox) -> None:
+    box.notices.put("manager", "17 methods are durable")
+    before = box.store.figures().counters
+    last = box.store._environment
+    assert last is not None
+    transaction = last.env.info()["last_txnid"]
+    box.notices.put("manager", "17 methods are durable")
+    assert last.env.info()["last_txnid"] == transaction
+    assert box.store.figures().counters == before
+
+
+def test_notice_of_any_length_can_be_put_also_while_halted(box: Outbox) -> None:
+    box.store._latch("enqueue", OSError("disk"))
+    box.notices.put("long", "x" * 2001)
+    assert box.status().notices["long"].message == "x" * 2000
+
+
+def test_command_prints_notices_and_json_has_them(box: Outbox) -> None:
+    box.notices.put("manager", "17 methods are durable")
+    box.notices.put("ids", "10 ids are left", degraded=True)
+    box.close()
+    shown = command_line.invoke("status", "--dir", str(box.path))
+    assert "-  17 methods are durable" in shown.output
+    assert shown.output.count("10 ids are left") == 1
+    as_json = command_line.invoke("status", "--dir", str(box.path), "--json")
+    assert '"message": "17 methods are durable"' in as_json.output

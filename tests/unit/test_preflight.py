@@ -1,0 +1,367 @@
+"""Preflight: what does not fit is refused with its reason, and what is sound is accepted; no database is asked."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+
+from outbox import ConfigError, Operation
+from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation, ManagerRead
+from outbox.integrations.paper import DatabaseManager
+from outbox.integrations.preflight.likeness import declaration
+from outbox.integrations.preflight.preflight import Fit, Kind, look
+
+from . import managers_that_misfit as managers
+
+
+def fit_of(manager_class: Any, *more: Operation | ManagerRead, built: bool = False) -> Fit:
+    operations = (*TRADING_OPERATIONS, *more)
+    return look(manager_class, operations, manager=manager_class() if built else None)
+
+
+def kinds(fit: Fit) -> dict[str, Kind]:
+    return {method.name: method.kind for method in fit.methods}
+
+
+MISFITS = [
+    ("OtherNames", "none of its methods is declared", "save_trade"),
+    ("OtherArguments", "needs 'new_balance'", "args="),
+    ("HiddenSignature", "hides its signature", "functools.wraps"),
+    ("Generates", "is a generator", "list"),
+    ("GeneratesBelow", "is a generator", "list"),
+    ("OpensABlock", "is a context manager", "context=True"),
+    ("Awaited", "asynchronous", "to_thread"),
+    ("AwaitedBelow", "asynchronous", "enqueue_async"),
+    ("GeneratedAsynchronously", "asynchronous", "enqueue_async"),
+    ("Static", "staticmethod", "make it a method"),
+    ("OfItsClass", "classmethod", "make it a method"),
+    ("KeepsASession", "self.session, which is an open Session", "session_factory"),
+    ("KeepsASessionPerThread", "self._local, which is an open Session", "session_factory"),
+    ("Slotted", "self.stray, which is an open Session", "session_factory"),
+    ("KeepsARegistry", "self.Session, which is a scoped_session", "session_factory"),
+    ("DriverBeside", r"psycopg2.connect\(\)", "session_factory"),
+    ("DriverOnly", "no attribute session_factory, but self.pool", "handlers"),
+    ("EngineBeside", r"self.engine.begin\(\)", "session_factory"),
+    ("SessionOfTheEngine", r"Session\(...\)", "session_factory"),
+    ("FactoryOfTheModule", r"SessionLocal\(\)", "session_factory"),
+    ("DriverImportedInside", r"psycopg2.connect\(\)", "session_factory"),
+    ("ReadOnlyFactory", "session_factory is a property", "setter"),
+    ("TakesADataclass", "argument 'fill' is a Fill, which cannot be stored", "pass its values"),
+    ("TakesARow", "argument 'trade' is a Trade, which cannot be stored", "pass its values"),
+    ("TakesASession", "argument 'session' is a Session, which cannot be stored", "pass its values"),
+    ("ScopeOfTheModule", r"session_scope\(\)", "session_factory"),
+    ("NamedSessionLocal", "self.SessionLocal is one", "rename it"),
+    ("Asynchronous", "asynchronous", "to_thread"),
+    ("ReturnsARow", "returns a Trade", "return the id"),
+    ("FindsARow", "returns a Trade", "return the id"),
+    ("AnnotatesARow", "returns a Trade", "return the id"),
+]
+# What only an object shows.
+MISFITS_OF_OBJECTS = [
+    ("Repositories", r"a dict of objects with a session factory of its own in \['trades'\].factory", "session_factory"),
+    ("SlottedRepositories", "a SlottedRepository with an engine of its own", "session_factory"),
+    ("ClosesOver", "a function with an engine of its own", "session_factory"),
+    ("HandsItselfOver", r"calls self.trades.add\(\), whose object holds the manager", "hand it the session"),
+    ("HandsItsScopeOver", r"calls self.trades.add\(\), whose object holds the manager", "hand it the session"),
+    ("Lite", r"sqlite\+pysqlite", r"postgresql\+psycopg2://"),
+]
+
+
+@pytest.mark.parametrize(("name", "why", "way"), MISFITS)
+def test_a_misfit_is_refused_by_its_class(name: str, why: str, way: str) -> None:
+    fit = fit_of(getattr(managers, name))
+    assert not fit.fits
+    with pytest.raises(ConfigError, match=f"{name} cannot be made durable: .*{why}.*{way}"):
+        fit.check()
+
+
+BUILT = [*MISFITS_OF_OBJECTS, *(misfit for misfit in MISFITS if misfit[0] != "Asynchronous")]
+
+
+@pytest.mark.parametrize(("name", "why", "way"), BUILT)
+def test_a_misfit_is_refused_by_its_object(name: str, why: str, way: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} cannot be made durable: .*{why}.*{way}"):
+        fit_of(getattr(managers, name), built=True).check()
+
+
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Sound", "AnyArguments", "ShownSignature", "AwaitedAndFinished", "KeepsASessionForReading", "AsksTheEngine",
+        "Listens", "Buffers", "SettableFactory", "HandsItselfToACounter", "Remembers",
+        "MayTakeASession", "InsertsByText", "FindsAnId", "AnswersTrue", "CallsAHelper",
+    ],
+)  # fmt: skip
+def test_a_sound_manager_is_accepted(name: str, built: bool) -> None:
+    fit = fit_of(getattr(managers, name), built=built)
+    fit.check()
+    assert kinds(fit)["log_trade"] is Kind.DURABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("NamedSessionLocal", "self.SessionLocal is one"), ("DriverOnly", "self.pool .a psycopg2 conn")]
+)
+def test_an_object_without_a_session_factory_is_refused(name: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} cannot be made durable: .*{why}"):
+        DurableDatabaseManager(getattr(managers, name)())
+
+
+def test_every_reason_is_in_one_message() -> None:
+    class Twice(managers.OtherArguments, managers.Static):
+        pass
+
+    with pytest.raises(ConfigError, match="log_trade: it is a staticmethod.*; update_balance: the declaration needs"):
+        fit_of(Twice).check()
+
+
+def test_each_public_method_is_given_its_kind() -> None:
+    fit = fit_of(managers.Sound)
+    assert kinds(fit) == {
+        "cancel_order": Kind.PASSES,
+        "close": Kind.PASSES,
+        "get_session": Kind.PASSES,
+        "get_trades": Kind.PASSES,
+        "log_trade": Kind.DURABLE,
+        "put_aside": Kind.PASSES,
+        "record_fill": Kind.THROUGH,
+        "set_logger": Kind.PASSES,
+        "update_balance": Kind.DURABLE,
+    }
+    assert next(method.shown for method in fit.methods if method.name == "record_fill") == "durable through log_trade"
+    assert fit.writes_that_pass == ("cancel_order", "put_aside")
+    assert fit.summary == (
+        "Sound: 2 methods durable, 1 durable through these, 6 pass; look like writes and pass: cancel_order, put_aside"
+    )
+
+
+def test_the_paper_manager_fits_without_a_warning() -> None:
+    fit = look(DatabaseManager, TRADING_OPERATIONS)
+    fit.check()
+    assert fit.warnings == ()
+    assert fit.summary == "DatabaseManager: 18 methods durable, 6 read locally, 5 after drain, 3 pass"
+
+
+class AnswersWithIds(managers.Sound):
+    def by_annotation(self, symbol: str) -> int | None:
+        return self.log_trade(symbol)
+
+    def by_key(self, symbol: str) -> UUID:
+        return UUID(int=self.log_trade(symbol))
+
+    def by_row(self, symbol: str):  # type: ignore[no-untyped-def]
+        with self.get_session() as session:
+            row = managers.Trade(symbol=symbol)
+            session.add(row)
+            session.flush()
+            key = row.id
+        self.cache[symbol] = None
+        return key
+
+    def by_nothing(self, symbol: str) -> bool:
+        return self.log_trade(symbol) > 0
+
+
+@pytest.mark.parametrize("name", ["by_annotation", "by_key", "by_row"])
+def test_id_that_an_outage_cannot_tell_is_warned_of(name: str) -> None:
+    def warned(operation: ManagerOperation) -> bool:
+        return any(f"{name}: it answers" in one for one in fit_of(AnswersWithIds, operation).warnings)
+
+    assert warned(ManagerOperation(name))
+    assert not warned(ManagerOperation(name, creates="trades"))
+    assert not warned(ManagerOperation(name, returns=0))
+    assert not warned(ManagerOperation(name, best_effort=True))
+
+
+def test_answer_that_is_no_id_is_not_warned_of() -> None:
+    assert not any(
+        one.startswith("by_nothing") for one in fit_of(AnswersWithIds, ManagerOperation("by_nothing")).warnings
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["add_note", "save_trade"], 'ManagerOperation("save_trade", like="log_trade")'),
+        (["add_note"], 'ManagerOperation("add_note")'),
+        (["close_position"], 'ManagerOperation("close_position", like="close_position")'),
+        (["open_session"], 'ManagerOperation("open_session", like="create_trading_session")'),
+        (["save_trade_note", "close_trade"], 'ManagerOperation("save_trade_note")'),
+    ],
+)
+def test_hint_names_a_like_only_where_the_name_fits(names: list[str], shown: str) -> None:
+    assert declaration(names) == shown
+
+
+class NamesOfItsOwn(managers.Sound):
+    def get_cash(self, desk: int, symbol: str | None = None) -> int:
+        return desk
+
+    def get_active_positions(self, desk: int) -> list[int]:
+        return [desk]
+
+
+def test_declared_read_is_shown_as_read_locally() -> None:
+    cash = ManagerRead("get_cash", like="get_current_balance", args={"desk": "session_id"})
+    positions = ManagerRead("get_active_positions", args={"desk": "session_id"})
+    fit = fit_of(NamesOfItsOwn, cash, positions)
+    fit.check()
+    assert {kinds(fit)[name] for name in (cash.name, positions.name)} == {Kind.READ_LOCALLY}
+    assert "2 read locally" in fit.summary
+
+
+@pytest.mark.parametrize(
+    ("read", "why"),
+    [
+        (
+            ManagerRead("get_cash", like="cash"),
+            "like 'cash', which the local view cannot answer: .*get_current_balance",
+        ),
+        (ManagerRead("get_cash", args={"desk": "session_id"}), "like= is missing"),
+        (ManagerRead("get_cash", like="get_current_balance"), 'args={"desk": "session_id"}'),
+        (ManagerRead("get_cash", like="get_active_session_id"), "'desk' is not known .*leave like= out"),
+        (
+            ManagerRead("get_cash", like="get_current_balance", args={"desk": "session_id", "account": "symbol"}),
+            "names 'account', which is no argument of it: its arguments are desk, symbol.*'symbol', which the local",
+        ),
+        (ManagerRead("cash_of", like="get_current_balance"), "'cash_of' names a method that NamesOfItsOwn lacks"),
+    ],
+)
+def test_read_that_the_local_view_cannot_answer_is_refused(read: ManagerRead, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"NamesOfItsOwn cannot be made durable: .*{why}"):
+        fit_of(NamesOfItsOwn, read).check()
+
+
+def test_standard_read_of_other_arguments_is_warned_of() -> None:
+    """Undeclared, so that it is served as before; an outage cannot answer it."""
+    fit = fit_of(NamesOfItsOwn)
+    fit.check()
+    (warning,) = [one for one in fit.warnings if one.startswith("get_active_positions")]
+    assert 'args={"desk": "session_id"}' in warning
+
+
+def test_a_method_that_puts_aside_is_warned_of_by_its_attribute() -> None:
+    warnings = fit_of(managers.Buffers).warnings
+    assert any("log_trade: it puts into self._buffer" in warning for warning in warnings)
+    for name in ("Sound", "Remembers", "HandsItselfToACounter"):
+        assert not any("it puts into" in warning for warning in fit_of(getattr(managers, name), built=True).warnings)
+
+
+def test_a_row_that_is_inserted_by_text_is_warned_of() -> None:
+    warnings = fit_of(managers.InsertsByText).warnings
+    assert any("log_trade: it inserts into trades by text without 'id'" in warning for warning in warnings)
+
+
+def test_an_answer_that_is_no_id_is_warned_of() -> None:
+    assert any("log_trade: it answers bool" in warning for warning in fit_of(managers.AnswersTrue).warnings)
+    assert not any("it answers" in warning for warning in fit_of(managers.Sound).warnings)
+
+
+def test_a_connection_in_an_exception_handler_is_warned_of() -> None:
+    warnings = fit_of(managers.AsksTheEngine).warnings
+    assert any("self.engine.connect()" in warning for warning in warnings)
+
+
+def test_a_component_of_another_database_is_warned_of() -> None:
+    class Elsewhere(managers.Repositories):
+        def __init__(self) -> None:
+            super().__init__()
+            factory = sessionmaker(bind=create_engine(managers.URL + "2"))
+            self.repositories = {"trades": managers.Repository(factory)}
+
+    fit = look(Elsewhere, TRADING_OPERATIONS, manager=Elsewhere())
+    fit.check()
+    assert any("of another database" in warning for warning in fit.warnings)
+
+
+def test_source_that_is_missing_refuses_nothing() -> None:
+    names: dict[str, Any] = {"Sound": managers.Sound}
+    code = "class Typed(Sound):\n  def log_trade(self, symbol):\n    with self.engine.begin() as c: c.execute('x')\n"
+    exec(code, names)  # noqa: S102 - as a REPL does
+    fit = fit_of(names["Typed"])
+    fit.check()
+    assert next(method for method in fit.methods if method.name == "log_trade").reason.endswith(
+        "not read: its source is not available"
+    )
+
+
+def test_a_held_session_is_warned_of_where_source_is_missing() -> None:
+    names: dict[str, Any] = {"Keeps": managers.KeepsASession}
+    code = "class Typed(Keeps):\n  def log_trade(self, symbol):\n    self.session.add(symbol)\n"
+    exec(code, names)  # noqa: S102 - as a REPL does
+    fit = fit_of(names["Typed"], built=True)
+    fit.check()
+    assert any("it uses self.session, which is an open Session" in warning for warning in fit.warnings)
+
+
+def test_a_call_of_a_durable_method_is_found_without_source() -> None:
+    names: dict[str, Any] = {"Sound": managers.Sound}
+    exec("class Typed(Sound):\n  def take(self, symbol):\n    return self.log_trade(symbol)\n", names)  # noqa: S102
+    assert kinds(fit_of(names["Typed"]))["take"] is Kind.THROUGH
+
+
+def test_a_partial_as_a_method_is_looked_through() -> None:
+    class Partial(managers.Sound):
+        log_trade = functools.partialmethod(managers.Generates.log_trade)  # type: ignore[assignment]
+
+    with pytest.raises(ConfigError, match="generator"):
+        fit_of(Partial).check()
+
+
+def test_a_method_that_was_replaced_on_the_object_is_refused() -> None:
+    manager = managers.Sound()
+    manager.log_trade = functools.partial(manager.log_trade)  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="log_trade: it was set on the object"):
+        look(managers.Sound, TRADING_OPERATIONS, manager=manager).check()
+
+
+def test_a_method_that_only_the_object_has_is_refused() -> None:
+    manager = managers.Sound()
+    manager.log_position = manager.log_trade  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="log_position: it was set on the object"):
+        look(managers.Sound, TRADING_OPERATIONS, manager=manager).check()
+
+
+def test_a_method_whose_arguments_are_hidden_in_c_is_refused() -> None:
+    class Compiled(managers.Sound):
+        log_trade = dict.pop  # type: ignore[assignment]
+
+    with pytest.raises(ConfigError, match="log_trade: its arguments are not known"):
+        fit_of(Compiled).check()
+
+
+def test_ids_need_the_managers_engine() -> None:
+    manager = managers.Sound()
+    del manager.engine
+    with pytest.raises(ConfigError, match="no attribute engine"):
+        look(managers.Sound, TRADING_OPERATIONS, manager=manager).check()
+    look(managers.Sound, [ManagerOperation("update_balance")], manager=manager).check()
+
+
+def test_a_key_that_is_text_is_refused_by_the_mapped_tables() -> None:
+    operation = ManagerOperation("log_code", creates="coded.code")
+    with pytest.raises(ConfigError, match="the key coded.code is neither an integer with a sequence nor a UUID"):
+        fit_of(managers.CreatesByCode, operation).check()
+
+
+@pytest.mark.parametrize(
+    ("operation", "why"),
+    [
+        (ManagerOperation("no_such_method"), "'no_such_method' names a method that Sound lacks"),
+        (ManagerOperation("cancel_order", identity="nothing"), "needs 'nothing'"),
+        (ManagerOperation("cancel_order", identity=(("order_id",), ("nothing",))), "needs 'nothing'"),
+        (ManagerOperation("cancel_order", order_by="nothing"), "needs 'nothing'"),
+    ],
+)
+def test_a_declaration_that_names_nothing_is_refused(operation: ManagerOperation, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        fit_of(managers.Sound, operation).check()
+
+
+def test_whatever_a_declaration_names_may_be_an_extra_argument() -> None:
+    look(managers.AnyArguments, [ManagerOperation("update_balance", identity="nothing", order_by="no")]).check()
