@@ -40,6 +40,9 @@ class Wiring:
         # A signal handler may close what is being closed.
         self._lock = threading.RLock()
         self._winding_down: threading.Thread | None = None
+        # Set but while the engine's `start` runs: many block there until `stop`, and write on the way out.
+        self._out_of_start = threading.Event()
+        self._out_of_start.set()
         # Nothing is delivered on closing before the engine is wired.
         self._drain_s = 0.0
 
@@ -61,13 +64,16 @@ class Wiring:
                 self.outbox = self.relay = None
 
     def _deliver_rest(self) -> None:
-        outbox, relay, thread = self.outbox, self.relay, self._winding_down
+        outbox, relay = self.outbox, self.relay
         if outbox is None or relay is None or not self._drain_s:
             return
-        if thread is not None and thread.is_alive():
-            # `stop` has begun it.
-            thread.join(self._drain_s)
-        elif relay.running and outbox.store.figures().pending:
+        if self._winding_down is not None:
+            self._out_of_start.set()
+            self._winding_down.join(self._drain_s)
+            if relay.running:
+                return  # it had its time, and PostgreSQL is away
+        # Also where `stop` was called in the middle of a write, which came after the relay had ended.
+        if outbox.store.figures().pending:
             _deliver(relay, self._drain_s)
 
     def __enter__(self) -> Wiring:
@@ -132,7 +138,11 @@ class Wiring:
             @functools.wraps(start)
             def started(*args: Any, **kwargs: Any) -> Any:
                 relay.start()
-                return start(*args, **kwargs)
+                self._out_of_start.clear()
+                try:
+                    return start(*args, **kwargs)
+                finally:
+                    self._out_of_start.set()
 
             self._replace("start", started)
         if callable(stop):
@@ -144,11 +154,16 @@ class Wiring:
                 finally:
                     # Not here: `stop` may run in a signal handler, and the engine's last writes come after it.
                     self._winding_down = threading.Thread(
-                        target=_wind_down, args=(relay, drain_s), name="outbox-stop", daemon=True
+                        target=self._wind_down, args=(relay, drain_s), name="outbox-stop", daemon=True
                     )
                     self._winding_down.start()
 
             self._replace("stop", stopped)
+
+    def _wind_down(self, relay: Relay, drain_s: float) -> None:
+        self._out_of_start.wait(drain_s)
+        if relay.running and _deliver(relay, drain_s):
+            relay.stop()
 
 
 def wire(
@@ -213,11 +228,6 @@ def wire(
         raise
     _log.info("engine wired with the outbox at %(outbox)s", outbox=outbox.path)
     return wiring
-
-
-def _wind_down(relay: Relay, drain_s: float) -> None:
-    if relay.running and _deliver(relay, drain_s):
-        relay.stop()
 
 
 def _deliver(relay: Relay, drain_s: float) -> bool:

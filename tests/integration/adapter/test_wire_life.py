@@ -229,6 +229,44 @@ def test_blocking_start_ends_by_stop_and_everything_is_delivered(postgres_url: s
     manager.close()
 
 
+def test_write_after_stop_is_delivered_at_the_end_of_the_block(postgres_url: str, outbox_dir: Path) -> None:
+    manager: Any = Durable(postgres_url)
+    engine: Any = Engine(manager)
+    with wire(engine, config=config(outbox_dir, postgres_url), write_behind=True) as wiring:
+        manager.create_trading_session("s", "I", "1d", "paper", Decimal(1))
+        engine.stop()
+        assert wiring._winding_down is not None
+        wiring._winding_down.join(LONG)
+        manager.update_balance(Decimal(2), "after stop")
+    with Outbox.open(outbox_dir) as box:
+        assert box.status().pending == 0
+    manager.close()
+
+
+def test_relay_stays_until_a_blocking_start_has_returned(postgres_url: str, outbox_dir: Path) -> None:
+    class Last(Engine):
+        def start(self) -> None:
+            self.db_manager.create_trading_session("s", "I", "1d", "paper", Decimal(1))
+            self.stop()
+            assert wiring._winding_down is not None
+            wiring._winding_down.join(0.3)
+            assert wiring.relay is not None
+            assert wiring.relay.running
+            self.db_manager.update_balance(Decimal(2), "on the way out")
+
+    manager: Any = Durable(postgres_url)
+    engine: Any = Last(manager)
+    with wire(engine, config=config(outbox_dir, postgres_url), write_behind=True) as wiring:
+        engine.start()
+        assert wiring._winding_down is not None
+        wiring._winding_down.join(LONG)
+        assert wiring.relay is not None
+        assert not wiring.relay.running
+        assert wiring.outbox is not None
+        assert wiring.outbox.status().pending == 0
+    manager.close()
+
+
 PROGRAM = """
 import signal, sys, time
 from decimal import Decimal
