@@ -88,10 +88,8 @@ class Witness:
         self._early: set[int] = set()
 
     def want(self, seq: int) -> None:
-        """Look when this call is replayed, unless it already was."""
-        if seq in self._early:
-            self._early.discard(seq)
-        else:
+        """Look when this call is replayed, unless it already was; the view's lock is held."""
+        if seq not in self._early:
             self.wanted.add(seq)
 
     @contextmanager
@@ -102,8 +100,6 @@ class Witness:
         told = notes_of(entry).get("told") or {}
         # The relay may be quicker than the caller, who follows a call in the view when it is durable.
         early = 0 < entry.seq - self._view.seq <= _EARLY
-        if early:
-            self._early.add(entry.seq)
         wanted = early or entry.seq in self.wanted or (told.get("new") is not None and told["new"] < 0)
         watched = _Watched(self._view, self._reads, operation, replica, entry, unwatched, sides)
         if wanted and operation.has_role:
@@ -116,9 +112,17 @@ class Witness:
             raise
         if operation.has_role:
             watched.try_to(watched.look_after if watched.before is not None else watched.look_at_session)
-            self.wanted.discard(entry.seq)
             if watched.before is not None:
+                self._looked(entry.seq)
                 self._learned()
+            else:
+                self.wanted.discard(entry.seq)
+
+    def _looked(self, seq: int) -> None:
+        """Only now: a replay that fails is made once more, and looked at then."""
+        with self._view.lock:
+            self.wanted.discard(seq)
+            self._early = {one for one in (*self._early, seq) if one > self._view.seq}
 
 
 class _Watched:
@@ -215,6 +219,7 @@ class _Watched:
         after = self._look(session, **asked)
         balance = number_or_none(after.balance)
         with self._view.lock:
+            learning.version += 1
             learning.scales |= {scale for scale, _ in self._amounts}
             if balance is not None and self._operation.balance is not None:
                 fitting = {
