@@ -61,8 +61,8 @@ def test_replay_before_its_caller_followed_it_is_looked_at_once(view: LocalView,
 
 def test_replay_that_fails_is_looked_at_when_it_is_made_again(view: LocalView, looked: list[str]) -> None:
     made = Witness(view, Reads(), lambda: None)
-    with pytest.raises(OSError):
-        replay(made, 1, OSError)
+    with pytest.raises(RuntimeError):
+        replay(made, 1, RuntimeError)
     follow(made, view, 1)
     replay(made, 1)
     assert looked == ["before", "before", "after"]
