@@ -137,7 +137,7 @@ class Keeper:
         with self.view.lock:
             if entry.seq <= self.view.seq:
                 return
-            notes = {**notes_of(entry), "at": entry.captured_at}
+            notes = {**notes_of(entry), "at": entry.captured_at, "seq": entry.seq}
             # Ids that were not noted yet when such calls were new.
             notes.setdefault("side", self.view.learning.taken.get(entry.seq, {}))
             session = notes.get("session")

@@ -23,7 +23,7 @@ from ..roles import Session
 from ..view import checks
 from ..view.conversions import number_or_none
 from ..view.effects import ORDERS as ORDERS_TABLE
-from ..view.effects import RESOLVED, Seen, Tables, tables_of
+from ..view.effects import RESOLVED, Seen, Tables, resolved_before, tables_of
 from ..view.learned import nearly_equal
 from ..view.local_view import LocalView
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, ORDERS, POSITIONS, Reads
@@ -200,8 +200,7 @@ class _Watched:
         notes = {**notes_of(self._entry), "at": self._entry.captured_at, "side": self._sides.taken}
         shown = (self.before.tables if self.before is not None else None) or {}
         with self._view.lock:
-            session = self._view.sessions.get(notes["session"]) or {"tables": {}}
-            hidden = {id_: dict(row) for id_, row in session["tables"].get(RESOLVED, {}).items()}
+            hidden = resolved_before(self._view.sessions.get(notes["session"]) or {"tables": {}}, self._entry.seq)
         open_ = shown.get(ORDERS_TABLE, {})
         tables = {**shown, RESOLVED: {id_: row for id_, row in hidden.items() if id_ not in open_}}
         written = {amount for _, amount in self._amounts if amount is not None}

@@ -26,6 +26,8 @@ POSITIONS, ORDERS = "positions", "orders"
 # Orders that are no longer shown: a position that is opened later may show one of them again.
 RESOLVED = "resolved"
 _RESOLVED_KEPT = 200
+# The key under which a session holds the sequence number of the entry that resolved an order, by the order's id.
+_RESOLVED_BY = "resolved_by"
 # The key under which a nested row holds the id of its position.
 PARENT = ""
 
@@ -293,13 +295,22 @@ def _as_row(row: Any) -> Mapping[str, Any]:
     return row
 
 
-def resolve(tables: Tables, id_: Any, call: Mapping[str, Any]) -> None:
+def resolve(session: Row, id_: Any, seen: Seen) -> None:
     """Keep an order that is not shown any more, with the arguments of the call that resolved it."""
+    tables = session["tables"]
     row, kept = tables[ORDERS].pop(id_, None), tables.setdefault(RESOLVED, {})
     if row is not None:
-        kept[id_] = {**row, **{f"by:{name}": value for name, value in call.items()}}
+        kept[id_] = {**row, **{f"by:{name}": value for name, value in seen.call.items()}}
         for old in list(kept)[:-_RESOLVED_KEPT]:
             del kept[old]
+        numbers = {**session.get(_RESOLVED_BY, {}), id_: seen.notes["seq"]}
+        session[_RESOLVED_BY] = {one: seq for one, seq in numbers.items() if one in kept}
+
+
+def resolved_before(session: Mapping[str, Any], seq: int) -> dict[Any, Row]:
+    """The orders that an earlier entry had resolved: the view may be far ahead of what is replayed."""
+    numbers = session.get(_RESOLVED_BY, {})
+    return {id_: dict(row) for id_, row in session["tables"].get(RESOLVED, {}).items() if numbers.get(id_, 0) < seq}
 
 
 def nested_rows(tables: Tables, table: str, position_id: Any) -> list[Row]:

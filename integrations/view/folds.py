@@ -1,7 +1,7 @@
 """Folds: what a durable call does to the local view, by its declared roles and what was learned of such calls.
 
 The view's lock is held; the notes are those of the adapter: `session`, `id` where the call creates one, `side` for the
-ids of rows beside it, and `at`, the time of the capture.
+ids of rows beside it; and `at`, the time of the capture, and `seq`, the number of the entry.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def fold(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any], 
     if operation.session is Session.ENDS:
         session["active"] = False
     sure = _change_balance(view, session_id, seen)
-    return _apply(view, session_id, predict(view.learning.effect(seen), seen), seen.call) and sure
+    return _apply(view, session_id, predict(view.learning.effect(seen), seen), seen) and sure
 
 
 def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
@@ -86,14 +86,14 @@ def _change_balance(view: LocalView, session_id: int, seen: Seen) -> bool:
     return True
 
 
-def _apply(view: LocalView, session_id: int, change: Prediction, call: Mapping[str, Any]) -> bool:
+def _apply(view: LocalView, session_id: int, change: Prediction, seen: Seen) -> bool:
     session = view.sessions[session_id]
     tables, doubts = session["tables"], session["doubts"]
     for table, id_, row in change.rows:
         tables.setdefault(table, {})[id_] = row
     for table, id_ in change.gone:
         if table == ORDERS:
-            resolve(tables, id_, call)
+            resolve(session, id_, seen)
         tables[table].pop(id_, None)
         nested = [(name, key) for name in tables if table == POSITIONS and name.startswith(f"{POSITIONS}.")
                   for key, row in tables[name].items() if row[PARENT] == id_]  # fmt: skip

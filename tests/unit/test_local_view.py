@@ -31,7 +31,7 @@ def did(view: LocalView, name: str, session: int | None = 1, id_: int | None = N
 
 
 def noted(session: int | None, id_: int | None) -> dict[str, Any]:
-    return {"session": session, "at": AT} | ({} if id_ is None else {"id": id_})
+    return {"session": session, "at": AT, "seq": 1} | ({} if id_ is None else {"id": id_})
 
 
 def taught(view: LocalView, name: str, after: Tables, id_: int | None = None, **call: Any) -> None:
