@@ -262,9 +262,11 @@ def is_replay(connection: Connection) -> bool:
     return _REPLAY in connection.info
 
 
-class _ReplayConnection(Connection):
+class ReplayConnection(Connection):
     """Its savepoints are made and released in the round trip of the statement behind them."""
 
+    # The watch of the replay that it belongs to, which `replay_session` asks about each statement.
+    watch: Any
     _made = 0
 
     @property
@@ -300,7 +302,7 @@ class ManagerConnection:
         self._types: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
 
     @contextmanager
-    def around(self, relay: Connection) -> Iterator[Connection]:
+    def around(self, relay: Connection) -> Iterator[ReplayConnection]:
         """The manager's connection in the transaction of `relay`; what it has set ends with the relay's next reset.
 
         Raises `TargetMisconfigured` where the session of the manager cannot be taken over, `TargetUnavailable` where
@@ -316,7 +318,7 @@ class ManagerConnection:
         if self._statement:
             self._set(raw)
         with _types_of(raw, self._types):
-            connection = _ReplayConnection(engine, relay.connection, _has_events=False, _allow_revalidate=False)
+            connection = ReplayConnection(engine, relay.connection, _has_events=False, _allow_revalidate=False)
             # The listeners of the engine, but not those for a new connection: it is the relay's, in a transaction.
             connection.dispatch = connection.dispatch._join(engine.dispatch)
             connection.info[_REPLAY] = True

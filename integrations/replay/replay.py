@@ -24,7 +24,7 @@ from ...failures import Verdict, classify
 from ...log import Log
 from ..host import Host, invoke, signature_of_bound
 from ..ids.id_reserve import IdColumn
-from ..manager_connection import ManagerConnection
+from ..manager_connection import ManagerConnection, ReplayConnection
 from ..operations import ManagerOperation, call_of, notes_of
 from ..state.carried import Carried
 from ..upgrades import misconfigured, must_fit, upgraded
@@ -35,7 +35,7 @@ from . import sessions
 from .asof import AsOf
 from .frozen_clock import FrozenClock, frozen
 from .rehearsal import Rehearsal
-from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_connection, watch_errors
+from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_errors
 from .witness import SideIds, Witness
 
 _log = Log("outbox.integrations")
@@ -314,12 +314,12 @@ class Replayer:
     # -- nothing may go past the relay's transaction
 
     @contextmanager
-    def _watched(self, connection: Connection, as_of: AsOf) -> Iterator[Watch]:
+    def _watched(self, connection: ReplayConnection, as_of: AsOf) -> Iterator[Watch]:
         if connection.engine.dialect not in self._dialects:
             self._dialects.add(connection.engine.dialect)
             self._undo.append(watch_errors(connection.engine, self._watch_here))
         watch = self._here.watch = Watch(as_of)
-        watch_connection(connection, watch)
+        connection.watch = watch
         self._here.database = _database_of(connection.connection.dbapi_connection)
         try:
             yield watch
