@@ -150,6 +150,7 @@ def cost_of_status(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> Counter[str]
     return calls
 
 
+@pytest.mark.slow
 def test_status_costs_the_same_with_ten_and_with_twenty_thousand_entries(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def refuse_constant(name: str) -> None:
     raise AssertionError(f"{name} is no JSON")
 
 
+@pytest.mark.slow
 @bounded
 @given(values)
 def test_every_value_comes_back_with_its_type_and_content(value: Any) -> None:
@@ -128,6 +129,7 @@ def test_every_value_comes_back_with_its_type_and_content(value: Any) -> None:
     json.loads(plain, parse_constant=refuse_constant)
 
 
+@pytest.mark.slow
 @bounded
 @given(st.dictionaries(texts, st.one_of(scalars(), st.sets(hashables(), max_size=4)), max_size=6))
 def test_equal_arguments_give_equal_bytes_whatever_their_order(args: dict[str, Any]) -> None:
@@ -149,6 +151,7 @@ anything = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(bounded, max_examples=400)
 @given(
     st.one_of(

@@ -118,6 +118,7 @@ def test_the_leftover_of_a_killed_creation_is_harmless(outbox_dir: Path) -> None
     assert leftover.is_dir()
 
 
+@pytest.mark.slow
 def test_processes_that_race_to_create_get_one_store(outbox_dir: Path) -> None:
     racers = [
         subprocess.Popen(

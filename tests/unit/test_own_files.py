@@ -60,6 +60,7 @@ def touch_everything(use: Callable[[Path], Outbox], directory: Path) -> None:
             StateFile(directory / f"{role.value}.state").write({"pid": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 @pytest.mark.parametrize("name", [*FILES, "engine.state", "relay.state", "relay.lock"])
 def test_link_in_the_place_of_a_file_is_not_followed(

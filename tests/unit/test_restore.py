@@ -161,6 +161,7 @@ def test_its_export_is_the_same_byte_by_byte(file: Path, tmp_path: Path) -> None
     assert (tmp_path / "again.jsonl").read_bytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_importing_again_changes_nothing(outbox_dir: Path, file: Path, tmp_path: Path) -> None:
     for target in (outbox_dir, tmp_path / "new"):
         bring(file, target)
@@ -198,6 +199,7 @@ def test_a_newer_small_record_of_the_store_stays(outbox_dir: Path, file: Path) -
         assert box.store.get_meta("ids:trades") == b'{"next": 99}'
 
 
+@pytest.mark.slow
 def test_another_store_takes_it_only_when_told_and_behind_what_it_has(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     with Outbox.open(other) as box:
@@ -290,6 +292,7 @@ def test_what_is_no_export_is_refused(tmp_path: Path, text: bytes) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_nobody_else_may_have_the_store_open(outbox_dir: Path, file: Path) -> None:
     with Outbox.open(outbox_dir), pytest.raises(StoreLocked):
         bring(file, outbox_dir)
@@ -334,6 +337,7 @@ importing.restore(Path(sys.argv[1]), Path(sys.argv[2]), OutboxConfig(), SystemCl
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [1, 7, 13])
 def test_an_import_that_is_killed_has_not_happened(file: Path, tmp_path: Path, line: int) -> None:
     target = tmp_path / "new"

@@ -326,6 +326,7 @@ def test_an_observer_may_answer_and_the_listeners_are_told(box: Outbox) -> None:
 # -- retention
 
 
+@pytest.mark.slow
 def test_expired_entries_are_pruned_with_their_keys(box: Outbox, clock: FakeClock) -> None:
     for number in range(600):
         box.enqueue("log", {"number": number}, key=f"k{number}")
@@ -750,6 +751,7 @@ def test_a_discarded_key_can_be_freed_for_another_entry(box: Outbox) -> None:
 # -- a large settlement
 
 
+@pytest.mark.slow
 def test_a_large_settlement_lets_others_write_in_between(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     records = enqueue(box, 700)
     sizes: list[int] = []

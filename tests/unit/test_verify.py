@@ -65,6 +65,7 @@ def test_a_sound_store_has_no_problems(outbox_dir: Path) -> None:
 HISTORY = ("a ledger record", "an idempotency record")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage not in HISTORY])
 def test_damage_is_named_and_keeps_the_store_shut(outbox_dir: Path, damage: str) -> None:
     change, message = DAMAGES[damage]
@@ -75,6 +76,7 @@ def test_damage_is_named_and_keeps_the_store_shut(outbox_dir: Path, damage: str)
     assert (outbox_dir / "data.mdb").read_bytes() == data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", HISTORY)
 @pytest.mark.parametrize("forked", [False, True])
 def test_damaged_history_is_reported_beside_the_engine(
@@ -101,6 +103,7 @@ def test_damaged_history_is_reported_beside_the_engine(
         assert not box.status().alarms
 
 
+@pytest.mark.slow
 def test_unfinished_check_of_the_history_is_repeated(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(outbox_dir, DAMAGES["a ledger record"][0])
     with monkeypatch.context() as patch:
@@ -115,6 +118,7 @@ def test_unfinished_check_of_the_history_is_repeated(outbox_dir: Path, monkeypat
         assert LEDGER_DAMAGED in box.status().alarms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vacuum", [True, False])
 def test_check_of_the_history_gives_way(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, vacuum: bool) -> None:
     """A child that takes for ever keeps neither a vacuum nor the end of the engine waiting."""
@@ -155,6 +159,7 @@ def test_the_same_is_found_in_this_process(outbox_dir: Path, damage: str) -> Non
     assert list(soundness.problems(outbox_dir))
 
 
+@pytest.mark.slow
 def test_a_damaged_pending_record_does_not_keep_the_store_shut(outbox_dir: Path) -> None:
     make(outbox_dir, lambda env, txn: txn.put(seq_key(3), b"garbage", db=env.pending))
     with Outbox.open(outbox_dir) as box:
@@ -171,6 +176,7 @@ def test_a_cut_file_is_found_without_dying(outbox_dir: Path, kept: float) -> Non
     assert "problem" in words(outbox_dir)
 
 
+@pytest.mark.slow
 def test_a_file_cut_after_a_clean_end_is_found_too(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         for number in range(50):
@@ -234,6 +240,7 @@ def imposter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> No
     monkeypatch.setattr(sys, "executable", str(program))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [6, 7, 11])
 @pytest.mark.parametrize("forked", [False, True])
 def test_a_reader_that_dies_of_the_file_means_damage(
@@ -245,6 +252,7 @@ def test_a_reader_that_dies_of_the_file_means_damage(
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 9, 15, 14, 24, 64])
 @pytest.mark.parametrize("forked", [False, True])
 def test_a_reader_that_is_killed_is_no_damage(
@@ -389,6 +397,7 @@ def test_strict_warnings_in_the_environment_do_not_keep_a_sound_store_shut(
     Outbox.open(outbox_dir).close()
 
 
+@pytest.mark.slow
 def test_the_child_finds_a_package_that_its_host_found_through_sys_path(outbox_dir: Path, tmp_path: Path) -> None:
     make(outbox_dir)
     code = "import sys; sys.path[:0] = sys.argv[2:]; from outbox import Outbox; Outbox.open(sys.argv[1]).close()"
