@@ -149,6 +149,7 @@ def test_a_store_on_a_full_disk_drains_without_ledger_copies(outbox_dir: Path) -
         assert box.enqueue("log", {}).seq == 301
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [OSError(5, "Input/output error"), lmdb.Error("short write"), lmdb.DiskError("full"), lmdb.MapFullError("x")],
@@ -177,6 +178,7 @@ def test_the_first_failed_write_halts_though_the_next_would_succeed(
         assert box.enqueue("log", {"number": 1}, key="mine").seq == 2
 
 
+@pytest.mark.slow
 def test_a_call_without_a_key_is_given_the_one_to_retry_with(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Outbox.open(outbox_dir) as box:
         failing_once(box, monkeypatch, OSError("bad disk"))
@@ -372,6 +374,7 @@ def test_a_halt_that_cannot_be_published_is_still_a_halt(outbox_dir: Path, caplo
             box.enqueue("log", {})
 
 
+@pytest.mark.slow
 def test_the_halt_of_an_earlier_engine_is_not_taken_for_a_halt_of_this_one(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.store._latch("enqueue", OSError("bad disk"))

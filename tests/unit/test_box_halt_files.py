@@ -66,6 +66,7 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [remove, replace])
 @pytest.mark.parametrize("name", ["lock.mdb", "engine.lock", "access.lock", "data.mdb"])
 def test_file_that_is_gone_halts_at_the_next_write(

@@ -187,6 +187,7 @@ print([name for name in sys.modules if "prometheus" in name or "opentelemetry" i
     assert run(code).stdout.splitlines() == ["['MainThread', 'outbox-writer']", "[]"]
 
 
+@pytest.mark.slow
 def test_without_the_package_the_way_out_is_named(tmp_path: Path) -> None:
     code = f"""
 import sys

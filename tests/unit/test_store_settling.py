@@ -569,6 +569,7 @@ def test_a_sequence_number_behind_the_last_pending_one_is_corruption(box: Outbox
     assert seqs(box.pending()) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_counters_that_do_not_add_up_keep_the_store_shut(box: Outbox, outbox_dir: Path) -> None:
     enqueue(box, 3)
     opened = raw(box)

@@ -56,6 +56,7 @@ DAMAGES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_a_sound_store_has_no_problems(outbox_dir: Path) -> None:
     make(outbox_dir)
     assert list(soundness.problems(outbox_dir)) == []
@@ -166,6 +167,7 @@ def test_a_damaged_pending_record_does_not_keep_the_store_shut(outbox_dir: Path)
         assert box.store.peek(0, 10).damaged == [(3, b"garbage", "entry 3 is damaged: 7 bytes, a header has 122")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
 def test_a_cut_file_is_found_without_dying(outbox_dir: Path, kept: float) -> None:
     make(outbox_dir)
@@ -187,6 +189,7 @@ def test_a_file_cut_after_a_clean_end_is_found_too(outbox_dir: Path) -> None:
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
 def test_many_problems_are_summed_up(outbox_dir: Path) -> None:
     def spoil(env: Any, txn: Any) -> None:
         for number in range(100):
@@ -284,6 +287,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, number: int, *, forked: bool) -> None
     monkeypatch.setattr(subprocess, "Popen", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["kill -9 $$", "kill -15 $$", "kill -11 $$", "exit 0", "exit 3", "echo odd; exit 1"])
 def test_a_child_that_says_nothing_is_no_verdict(
     outbox_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
@@ -316,6 +320,7 @@ def test_what_a_child_says_is_part_of_the_message(
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executable", ["", "/bin/true", "/bin/echo", None])
 @pytest.mark.parametrize("sound", [True, False])
 def test_a_host_that_is_no_python_verifies_by_fork(
@@ -330,6 +335,7 @@ def test_a_host_that_is_no_python_verifies_by_fork(
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
 def test_a_frozen_program_verifies_by_fork(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(outbox_dir)
     monkeypatch.setattr(sys, "frozen", True, raising=False)
@@ -337,6 +343,7 @@ def test_a_frozen_program_verifies_by_fork(outbox_dir: Path, monkeypatch: pytest
     Outbox.open(outbox_dir).close()
 
 
+@pytest.mark.slow
 def test_a_given_interpreter_verifies(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(outbox_dir)
     given = sys.executable
@@ -347,6 +354,7 @@ def test_a_given_interpreter_verifies(outbox_dir: Path, monkeypatch: pytest.Monk
         Outbox.open(outbox_dir, OutboxConfig(python="/nowhere/python"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sound", [True, False])
 @pytest.mark.parametrize("forked", [True, False])
 def test_host_that_ignores_sigchld_gets_the_verdict(
@@ -366,6 +374,7 @@ def test_host_that_ignores_sigchld_gets_the_verdict(
         signal.signal(signal.SIGCHLD, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -389,6 +398,7 @@ def test_what_keeps_the_child_from_reading_is_no_damage(
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
 def test_strict_warnings_in_the_environment_do_not_keep_a_sound_store_shut(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
