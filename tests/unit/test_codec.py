@@ -498,17 +498,3 @@ def test_arguments_are_encoded_like_any_value_and_kept_decoded_only_where_that_i
     flat, nested = {"a": 1}, {"a": (1, 2)}
     assert codec.encode_args(flat) == (*codec.encode(flat), flat)
     assert codec.encode_args(nested) == (*codec.encode(nested), None)
-
-
-def test_a_time_of_day_with_its_zone_is_a_kind_of_its_own() -> None:
-    times: dict[str, Any] = {
-        "at": time(9, 30, tzinfo=UTC),
-        "again": time(2, fold=1),
-        "zoned": datetime(2024, 1, 1, tzinfo=UTC),
-    }
-    plain, types, _ = codec.encode_args(times)
-    assert dict(zip(codec.field_names(plain), codec.kinds(plain, types), strict=True)) == {
-        "at": "timetz",
-        "again": "time",
-        "zoned": "aware",
-    }
