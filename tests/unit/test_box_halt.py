@@ -21,7 +21,7 @@ import pytest
 
 from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked
 from outbox.monitoring import status
-from outbox.relay.reconcile import Order, ordered, place_order, withdraw_order
+from outbox.relay.orders import Order, ordered, place_order, withdraw_order
 from outbox.store import envelope, quota, store
 from outbox.store.ledger import Settlement
 from outbox.store.reads import FORGOTTEN

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from outbox import Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnavailable
-from outbox.relay.reconcile import Reconciliation
+from outbox.relay.orders import Reconciliation
 from outbox.store.envelope import Record
 from outbox.store.locks import Role, died_holding
 from outbox.store.reads import Peeked
