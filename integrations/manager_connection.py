@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import scoped_session
 
 from ..errors import ConfigError, TargetMisconfigured, TargetUnavailable
-from ..postgres.connection import libpq_url
+from ..postgres.connection import Address
 from ..postgres.piggyback import PiggybackConnection
 from .host import AWAY, Host
 
@@ -132,18 +132,20 @@ def _engine(bind: Any) -> Any:
     return bind.engine if isinstance(bind, Connection) else bind
 
 
-def check_connection(manager: Any, database_url: str | None) -> None:
+def check_connection(manager: Any, database_url: str | None, password: Callable[[], str] | None = None) -> None:
     """Raise `ConfigError` where calls of `manager` cannot be replayed in a relay's transaction at `database_url`.
 
     Looks at a connection of each, and at nothing while PostgreSQL is away; without a URL at the manager's only.
+    `password` as for `PostgresTarget`; raises `TargetMisconfigured` where it is of no use.
     """
     engine = engine_of(manager)
     try:
         with fresh_connection(engine) as connection:
             raw = _driver_connection(connection.connection.dbapi_connection)
             theirs = _state_of(raw, _variables_known(raw))
-        relay = psycopg2.connect(libpq_url(database_url)) if database_url is not None else None
-    except (*AWAY, psycopg2.OperationalError):
+        address = None if database_url is None else Address(database_url, password).parameters()
+        relay = None if address is None else psycopg2.connect(**address)
+    except (*AWAY, psycopg2.OperationalError, TargetUnavailable):
         return
     if relay is None:
         _check(theirs, None)

@@ -249,7 +249,7 @@ def test_a_key_that_is_in_use_for_something_else_is_left_to_an_operator(file: Pa
 
 BAD: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "an argument was changed": (lambda lines: lines[4]["args"].update(number=2), "do not fit their payload hash"),
-    "a key was cut": (lambda lines: lines[4].update(key="ab"), "has 1 bytes, expected 16"),
+    "a key was cut": (lambda lines: lines[4].update(key="ab"), "has 1 byte, expected 16"),
     "a field is missing": (lambda lines: lines[4].pop("captured_at"), "KeyError"),
     "a state is unknown": (lambda lines: lines[4].update(state="done"), "'done' is not a valid State"),
     "a kind is unknown": (lambda lines: lines[4].update(kind="x"), "'x' is no kind of line"),

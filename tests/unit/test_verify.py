@@ -46,7 +46,7 @@ def more_acknowledged(_: Any, txn: Any) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
     "a ledger record": (lambda env, txn: txn.put(seq_key(1), b"garbage", db=env.ledger), "ledger: entry 1 is damaged"),
-    "an idempotency record": (lambda env, txn: txn.put(b"short", b"x", db=env.idempotency), "has 5 . 1 bytes"),
+    "an idempotency record": (lambda env, txn: txn.put(b"short", b"x", db=env.idempotency), "has 5 . 1 byte,"),
     "a vanished entry": (lambda env, txn: txn.delete(seq_key(3), db=env.pending), "4 entries .* accounted for: 3"),
     "an entry that nobody counted": (more_acknowledged, "7 entries were acknowledged, accounted for: 4"),
     "an entry of the future": (lambda env, txn: txn.put(seq_key(99), b"x", db=env.pending), "entry 99 is not below"),
