@@ -53,6 +53,8 @@ class Keeper:
         self._host, self._outbox, self._calls, self._reserves = host, outbox, calls, reserves
         self._reads = reads
         self.view = LocalView(reads.name)
+        self.view.learning.forms.declare(calls.values())
+        self.view.learning.forms.met = partial(host.learn_enums, outbox)
         # Held while a call is made durable and folded, so that both happen in the same order.
         self.order = OrderLock()
         self._checkpointed = 0
@@ -209,7 +211,7 @@ class Keeper:
             active = look.answers.get(ACTIVE_SESSION, session_id) == session_id
             with self.view.lock:
                 before = self.view.learning.version
-                self.view.observe_session(session_id, look.balance, look.tables, active=active)
+                self.view.observe_session(session_id, look.balance, look.tables, active=active, unknown=look.unknown)
                 self._compare_answers(look.answers)
                 self.view.learning.version = before + 1
                 self._folded_with = self.view.learning.version
@@ -222,7 +224,8 @@ class Keeper:
         """What PostgreSQL has of a session, and the manager's answers to other reads; nothing of these is written."""
         manager = self._host.undoubled()
         with rolled_back(manager, self._host.replica(session_id=session_id)) as replica:
-            return Look(self._reads.asking(replica), session_id, {ACTIVE_SESSION: (), LAST_SESSION: ()})
+            more: dict[str, tuple[Any, ...]] = {ACTIVE_SESSION: (), LAST_SESSION: ()}
+            return Look(self._reads.asking(replica), session_id, self.view.learning.forms, more)
 
     def _compare_answers(self, answers: Mapping[str, Any]) -> None:
         """Learn whether the manager answers to reads of sessions as the view would."""
@@ -242,7 +245,7 @@ class Keeper:
 
         def judge(look: Look) -> None:
             known, balance = self.view.sessions.get(session_id), number_or_none(look.balance)
-            if known is None or not self.view.is_sure(session_id) or balance is None or look.tables is None:
+            if known is None or not self.view.is_sure(session_id) or balance is None or POSITIONS not in look.tables:
                 return
             if known["balance"] is not None and not nearly_equal(balance, known["balance"]):
                 differences.append(f"its balance is {balance} in PostgreSQL and {known['balance']} here")

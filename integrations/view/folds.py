@@ -22,7 +22,8 @@ _SESSIONS_KEPT = 50
 def seen_of(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any], notes: Mapping[str, Any]) -> Seen:
     """A call beside the rows of its session, as effects are learned and predicted; `call` has the manager's names."""
     session = view.sessions.get(notes.get("session"))  # type: ignore[arg-type]
-    return Seen(operation, operation.standard(call), notes, {} if session is None else session["tables"])
+    tables = {} if session is None else session["tables"]
+    return Seen(operation, operation.standard(call), notes, tables, forms=view.learning.forms)
 
 
 def fold(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any], notes: Mapping[str, Any]) -> bool:

@@ -179,8 +179,8 @@ def _direct(
 ) -> Iterator[Explanation]:
     for name in names:
         # An id is no amount and no count, however equal.
-        is_id = (name.endswith("id") or name == "note:session") and is_number(shown) and not _is_id(key)
-        if sources[name] is not None and shown is not None and not is_id:
+        other = (name.endswith("id") or name == "note:session") and is_number(shown) and not is_id(key)
+        if sources[name] is not None and shown is not None and not other:
             spelled = name.removeprefix("arg:") in DECISIVE
             for conversion in conversions(sources[name], shown, scales, spelled=spelled):
                 yield ["of", name, conversion]
@@ -232,12 +232,13 @@ def is_telling(key: str, value: Any) -> bool:
     """Whether two equal values of this kind are hardly a coincidence."""
     if value is None or isinstance(value, bool) or (isinstance(value, str | list | dict | tuple) and not value):
         return False
-    if _is_id(key):
+    if is_id(key):
         return True
     return not (is_number(value) and abs(value) in (0, 1))
 
 
-def _is_id(key: str) -> bool:
+def is_id(key: str) -> bool:
+    """Whether a value is an id, by its name."""
     return key in ("", "id") or key.endswith("_id")
 
 
