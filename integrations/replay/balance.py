@@ -57,7 +57,7 @@ def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "") -> 
     values: dict[str, Any] = {}
     for key, space in known["keys"].items():
         try:
-            values[key] = space.predict(_sources(seen, old, exactly=False), nearly=True)
+            values[key] = space.predict(_sources(seen, old, exactly=False))
         except Unknown as exc:
             why = why or f"{name}: {exc}"
     made = put_together(known["shape"], values) if len(values) == len(known["keys"]) else None

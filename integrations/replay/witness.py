@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -102,6 +103,10 @@ class Witness:
         self.wanted: set[int] = set()
         # Those that were replayed before the view had followed them.
         self._early: set[int] = set()
+
+    def is_balance(self, one: Decimal, other: Decimal) -> bool:
+        """Whether two balances are one, but for the arithmetic in which they were summed."""
+        return self._view.learning.is_balance(one, other)
 
     def want(self, seq: int) -> None:
         """Look when this call is replayed, unless it already was."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..operations import ManagerOperation
 from ..roles import Balance, Session
-from .conversions import Unknown
+from .conversions import Unknown, number_or_none
 from .effects import ORDERS, PARENT, POSITIONS, Prediction, Seen, predict, resolve
 from .local_view import LocalView, new_session
 
@@ -54,7 +54,7 @@ def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
     try:
         if effect is None or effect.count == 0:
             raise Unknown(f"{seen.operation.name} was never seen")
-        session["balance"] = effect.predict(effect.start, seen.sources())
+        session["balance"] = number_or_none(effect.predict(effect.start, seen.sources()))
     except Unknown as exc:
         view.doubt(session_id, "balance", f"{seen.operation.name}: {exc}")
     for old in sorted(view.sessions)[:-_SESSIONS_KEPT]:

@@ -86,6 +86,11 @@ class Learning:
             raise Unknown(f"how many decimal places the balance has is not known, and it may be {min(totals)}")
         return found.pop()
 
+    def is_balance(self, one: Decimal, other: Decimal) -> bool:
+        """Whether two balances are one, but for the arithmetic in which they were summed."""
+        scale = next(iter(self.possible_scales)) if len(self.possible_scales) == 1 else None
+        return nearly_equal(one, other, scale)
+
     # -- learning
 
     def learn(self, seen: Seen, after: Tables) -> None:
@@ -159,7 +164,7 @@ class Learning:
             return
         if operation.session is Session.BEGINS:
             for effect in self._effects(seen):
-                effect.start.observe("balance", after, seen.sources(), scales=self.scales_of_rows())
+                effect.start.observe("balance", shown, seen.sources(), scales=self.scales_of_rows())
             return
         if operation.balance is None:
             self._learn_whether(seen, before == after)
@@ -169,6 +174,9 @@ class Learning:
             return
         totals = {sum_: _balance(operation, before, change, sum_) for sum_ in ARITHMETIC}
         fitting = {(sum_, scale) for sum_ in ARITHMETIC for scale in SCALES if rounded(totals[sum_], scale) == after}
+        if isinstance(shown, Decimal):
+            # It is shown with as many decimal places as it has.
+            fitting = {one for one in fitting if alike(rounded(totals[one[0]], one[1]), shown)} or fitting
         written = {sum_ for sum_, _ in fitting if totals[sum_] in seen.written} or set(ARITHMETIC)
         sums = {sum_ for sum_, _ in fitting if sum_ in written}
         # Where one operation adds otherwise than another, either is possible.
@@ -198,6 +206,16 @@ class Learning:
         # The balance is rounded already; a read that rounds once more has to be seen doing so.
         scales = (None,) if number_or_none(shown) == balance else SCALES
         space.observe("balance", shown, {"note:balance": balance}, scales=scales)
+
+    def sides(self, seen: Seen) -> Mapping[str, int]:
+        """How many rows with a reserved id a call may write on the side; of a new kind, as many as others did."""
+        effect = self.effect(seen)
+        if effect is not None and effect.count and seen.given() <= effect.given:
+            return effect.sides
+        name, found = seen.operation.name, dict[str, int]()
+        for shape in (shape for key, shape in self.shapes.items() if key.split("|")[0] == name):
+            found |= {column: max(count, found.get(column, 0)) for column, count in shape.sides.items()}
+        return found
 
     def learn_sides(self, seen: Seen, taken: Mapping[str, int]) -> None:
         """Take in how many rows with a reserved id a call wrote on the side."""
@@ -247,6 +265,12 @@ def _balance(operation: ManagerOperation, old: Decimal | None, change: Decimal, 
     return change if operation.balance is Balance.SET else added(old or 0, change, sum_)
 
 
-def nearly_equal(one: Decimal, other: Decimal) -> bool:
-    """Whether two amounts differ by no more than the arithmetic in which they were summed."""
-    return abs(one - other) <= Decimal("2e-8") * max(Decimal(1), abs(one).scaleb(-6))
+def nearly_equal(one: Decimal, other: Decimal, scale: int | None = None) -> bool:
+    """Whether two amounts differ by no more than the arithmetic in which they were summed.
+
+    `scale`: the decimal places that both were rounded to, where that is known; less than one of the last is noise.
+    """
+    if scale is None:
+        return abs(one - other) <= Decimal("2e-8") * max(Decimal(1), abs(one).scaleb(-6))
+    # Beyond 15 digits floats of one amount differ.
+    return abs(one - other) <= max(Decimal("0.5").scaleb(-scale), abs(one).scaleb(-15))

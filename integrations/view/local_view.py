@@ -19,7 +19,7 @@ from ... import OutboxError
 from ...codec import decode_result, encode_result
 from .conversions import Unknown, number_or_none
 from .effects import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined
-from .learned import Learning, nearly_equal
+from .learned import Learning
 
 _FORMAT = 2
 _BALANCE = "balance"
@@ -275,9 +275,9 @@ def plain(value: Any) -> Any:
 
 
 def exact(shown: Any, known: Decimal | None) -> Decimal | None:
-    """`shown`, a float of a read perhaps, as the exact amount; the known one where they agree."""
+    """`shown`, a float of a read perhaps, as the exact amount: the known one where it is shown as that float."""
     found = number_or_none(shown)
-    return known if found is not None and known is not None and nearly_equal(known, found) else found
+    return known if isinstance(shown, float) and known is not None and float(known) == shown else found
 
 
 def new_session(
