@@ -12,7 +12,7 @@ from typing import Any
 
 from ..operations import ManagerOperation
 from ..roles import Balance, Session
-from .conversions import Unknown
+from .conversions import Unknown, number_or_none
 from .effects import ORDERS, PARENT, POSITIONS, Prediction, Seen, predict, resolve
 from .local_view import LocalView, new_session
 
@@ -22,7 +22,8 @@ _SESSIONS_KEPT = 50
 def seen_of(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any], notes: Mapping[str, Any]) -> Seen:
     """A call beside the rows of its session, as effects are learned and predicted; `call` has the manager's names."""
     session = view.sessions.get(notes.get("session"))  # type: ignore[arg-type]
-    return Seen(operation, operation.standard(call), notes, {} if session is None else session["tables"])
+    tables = {} if session is None else session["tables"]
+    return Seen(operation, operation.standard(call), notes, tables, forms=view.learning.forms)
 
 
 def fold(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any], notes: Mapping[str, Any]) -> bool:
@@ -53,7 +54,7 @@ def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
     try:
         if effect is None or effect.count == 0:
             raise Unknown(f"{seen.operation.name} was never seen")
-        session["balance"] = effect.predict(effect.start, seen.sources())
+        session["balance"] = number_or_none(effect.predict(effect.start, seen.sources()))
     except Unknown as exc:
         view.doubt(session_id, "balance", f"{seen.operation.name}: {exc}")
     for old in sorted(view.sessions)[:-_SESSIONS_KEPT]:
