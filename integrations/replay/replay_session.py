@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
@@ -23,6 +24,7 @@ class _Begun(NamedTuple):
     session: ReplaySession
     nested: bool
     commits: int
+    id_left: Any
 
 
 class Watch:
@@ -39,8 +41,10 @@ class Watch:
         self.user: ReplaySession | None = None
         # How many sessions have committed what they wrote.
         self.commits = 0
-        # By savepoint, in order: the session that began there, or made it, and `commits` at that time.
+        # By savepoint, in order: the session that began there, or made it, and what was so at that time.
         self._begun: dict[str, _Begun] = {}
+        # By transaction of a session: the id that its caller had when it was opened, and no row.
+        self._ids_left: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         # Whether a session that had written was committed.
         self.committed = False
         # The last error of the database, whoever caught it.
@@ -53,9 +57,14 @@ class Watch:
         self.misfit = TargetMisconfigured(f"a replayed method of the manager {what}", hint=hint)
         return self.misfit
 
-    def begins(self, savepoint: str, session: ReplaySession, *, nested: bool) -> None:
-        """A session begins, or makes a savepoint of its own."""
-        self._begun[savepoint] = _Begun(session, nested, self.commits)
+    def opens(self, transaction: Any) -> None:
+        """A transaction of a session is opened; rows may get ids before it comes to the database."""
+        self._ids_left[transaction] = self.as_of and self.as_of.id_left
+
+    def begins(self, savepoint: str, session: ReplaySession, transaction: Any) -> None:
+        """A transaction of a session, or a savepoint of its own, comes to the database."""
+        id_left = self._ids_left.get(transaction)
+        self._begun[savepoint] = _Begun(session, transaction.nested, self.commits, id_left)
 
     def only_read(self, savepoint: str) -> bool:
         """Whether a session that has written nothing began there, so that there is nothing of its own to undo."""
@@ -76,6 +85,9 @@ class Watch:
             )
         if not begun.nested:
             session.wrote = False
+        if self.as_of is not None:
+            # The row that had it is gone, and another one may be tried.
+            self.as_of.id_left = begun.id_left
 
     def apart(self) -> Watch:
         """A watch for sessions beside those of the replay, whose rows get ids as theirs do."""
@@ -141,10 +153,14 @@ class ReplaySession(Session):
 def listen_to(session_class: type[Session]) -> None:
     """Keep track of what the sessions of replays write and commit; each has the watch of its own in its `info`."""
 
+    @event.listens_for(session_class, "after_transaction_create")
+    def opened(session: ReplaySession, transaction: Any) -> None:
+        session.info["watch"].opens(transaction)
+
     @event.listens_for(session_class, "after_begin")
     def begun(session: ReplaySession, transaction: Any, connection: Connection) -> None:
         savepoint: Any = connection.get_nested_transaction()
-        session.info["watch"].begins(savepoint._savepoint, session, nested=transaction.nested)
+        session.info["watch"].begins(savepoint._savepoint, session, transaction)
 
     @event.listens_for(session_class, "after_soft_rollback")
     def rolled_back(session: ReplaySession, transaction: Any) -> None:
