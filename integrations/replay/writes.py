@@ -1,4 +1,4 @@
-"""Writes: which statements of a replay may write, also those that its sessions do not hear of.
+"""Writes: which statements may write, also those that the sessions of a replay do not hear of.
 
 Bulk inserts, statements on a session's connection, cursors of the driver, COPY and functions of the database go past
 the ORM's flush.  PostgreSQL itself tells which functions may write: those that are volatile.
@@ -7,10 +7,10 @@ the ORM's flush.  PostgreSQL itself tells which functions may write: those that 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import psycopg2.extensions
 
-from ...postgres.piggyback import PiggybackConnection
 from . import sessions
 
 _READS = re.compile(
@@ -27,7 +27,7 @@ _VOLATILE = """
 
 
 class Writes:
-    """Tells statements that may write.  Used by one thread at a time."""
+    """Tells statements that may write.  Thread-safe."""
 
     def __init__(self) -> None:
         # By lower-case name, whether the database has a function of that name that may write.
@@ -37,16 +37,16 @@ class Writes:
         """Something failed: functions may be made, or made anew, before it is tried again."""
         self._functions.clear()
 
-    def may_write(self, raw: PiggybackConnection, statement: str) -> bool:
+    def may_write(self, raw: Any, statement: str) -> bool:
         """Whether `statement`, about to be sent on the driver's connection `raw`, may write."""
         if sessions.is_setting(statement) or _OF_TRANSACTION.match(statement):
             return False
         return not _READS.match(statement) or self._calls_what_writes(raw, statement)
 
-    def _calls_what_writes(self, raw: PiggybackConnection, statement: str) -> bool:
+    def _calls_what_writes(self, raw: Any, statement: str) -> bool:
         names = {name.lower() for name in _CALL.findall(statement)}
         unknown = names - self._functions.keys()
-        if unknown and not raw.is_broken:
+        if unknown and raw.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_INERROR:
             with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
                 cursor.execute(_VOLATILE, (sorted(unknown),))
                 found = {name for (name,) in cursor}
