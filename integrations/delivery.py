@@ -67,11 +67,12 @@ class Delivery:
         Waits for it, for a limited time, as long as deliveries work.
         """
         bar = self.last_seq if last_seq is None else last_seq
-        if self._passed(bar):
+        if self.passed(bar):
             return True
-        return bool(self.works) and self._outbox.progress.wait(lambda: self._passed(bar), self._wait_s)
+        return bool(self.works) and self._outbox.progress.wait(lambda: self.passed(bar), self._wait_s)
 
-    def _passed(self, bar: int) -> bool:
+    def passed(self, bar: int) -> bool:
+        """Whether the relay has passed the calls up to `bar`."""
         first = self._outbox.store.figures().first_pending
         while first is not None and first <= bar and self._outbox.progress.is_acknowledged(first):
             first += 1

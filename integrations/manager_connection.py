@@ -267,8 +267,8 @@ def is_replay(connection: Connection) -> bool:
 class ReplayConnection(Connection):
     """Its savepoints are made and released in the round trip of the statement behind them."""
 
-    # The watch of the replay that it belongs to, which `replay_session` asks about each statement.
-    watch: Any
+    # The `Watch` of the replay that it belongs to: hears of each statement, and judges what a rollback undoes.
+    watch: Any = None
     _made = 0
 
     @property
@@ -280,6 +280,9 @@ class ReplayConnection(Connection):
     def _savepoint_impl(self, name: str | None = None) -> str:
         self._made += 1
         name = name or f"outbox_savepoint_{self._made}"
+        if self._nested_transaction is not None and self._piggyback.is_broken:
+            # A session begins beside one that has failed, which can only end: what it did is undone now.
+            self._undo(self._nested_transaction._savepoint)
         return name if self._piggyback.owe_savepoint(name) else super()._savepoint_impl(name)
 
     def _release_savepoint_impl(self, name: str) -> None:
@@ -289,7 +292,15 @@ class ReplayConnection(Connection):
     def _rollback_to_savepoint_impl(self, name: str) -> None:
         if not self._still_open_and_dbapi_connection_is_valid:
             return
-        with self._piggyback.rolling_back(name):
+        only_read = self.watch is not None and self.watch.only_read(name)
+        if not only_read or self._piggyback.is_broken:
+            self._undo(name)
+        self._release_savepoint_impl(name)
+
+    def _undo(self, name: str) -> None:
+        if self.watch is not None:
+            self.watch.undoes(name, gone=self._piggyback.is_merged(name))
+        with self._piggyback.rolling_back():
             super()._rollback_to_savepoint_impl(name)
 
 

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Dialect
@@ -37,6 +38,7 @@ from .frozen_clock import FrozenClock, frozen
 from .rehearsal import Rehearsal
 from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_errors
 from .witness import SideIds, Witness
+from .writes import Writes
 
 _log = Log("outbox.integrations")
 
@@ -130,6 +132,7 @@ class Replayer:
         self._undo: list[Callable[[], None]] = []
         self._dialects: set[Dialect] = set()
         self._connection = ManagerConnection(host)
+        self._writes = Writes()
         self.answers = Answers()
         # Learns from replays; only where the local view is, which is not where a relay alone runs.
         self.witness: Witness | None = None
@@ -159,6 +162,7 @@ class Replayer:
                         return self._replay(operation, own, entry, watch, as_of)
             except BaseException:
                 self.carried.drop(entry)
+                self._writes.forget()
                 raise
 
         return replay
@@ -319,13 +323,20 @@ class Replayer:
         if connection.engine.dialect not in self._dialects:
             self._dialects.add(connection.engine.dialect)
             self._undo.append(watch_errors(connection.engine, self._watch_here))
-        watch = self._here.watch = Watch(as_of)
-        connection.watch = watch
-        self._here.database = _database_of(connection.connection.dbapi_connection)
+        watch = self._here.watch = connection.watch = Watch(as_of)
+        raw: Any = connection.connection.dbapi_connection
+        self._here.database = _database_of(raw)
+        raw.on_statement = partial(self._sent, raw)
         try:
             yield watch
         finally:
-            self._here.watch = None
+            raw.on_statement = self._here.watch = None
+
+    def _sent(self, raw: Any, statement: str) -> None:
+        watch = self._watch_here()
+        session = None if watch is None else watch.user
+        if session is not None and not session.wrote and session.in_transaction():
+            session.wrote = self._writes.may_write(raw, statement)
 
     def _watch_here(self) -> Watch | None:
         watch: Watch | None = getattr(self._here, "watch", None)

@@ -383,8 +383,8 @@ BUGS = (
     Bug(
         "a replay takes new ids",
         "integrations/replay/asof.py",
-        '        self._id_left = notes.get("id")',
-        "        self._id_left = None",
+        '        self.id_left = notes.get("id")',
+        "        self.id_left = None",
         ("tests/integration/adapter/test_outage.py",),
     ),
     Bug(
@@ -453,9 +453,23 @@ BUGS = (
     Bug(
         "adapter: a mere reader takes the rows of nested sessions with it",
         "integrations/replay/replay_session.py",
-        "        if self.wrote or not self.in_transaction() or _is_broken(self.get_bind()):",
-        "        if True:",
-        ("tests/integration/adapter/test_nasty.py",),
+        "return begun is not None and not begun.nested and not begun.session.wrote",
+        "return False",
+        ("tests/integration/replaying/test_writes_past_the_orm.py",),
+    ),
+    Bug(
+        "adapter: what goes past the ORM's flush is no write",
+        "integrations/replay/writes.py",
+        "return not _READS.match(statement) or self._calls_what_writes(raw, statement)",
+        "return False",
+        ("tests/integration/replaying/test_writes_past_the_orm.py",),
+    ),
+    Bug(
+        "adapter: a session that is rolled back takes along what another one has committed",
+        "integrations/replay/replay_session.py",
+        "if gone or watch.commits > begun.commits or any(",
+        "if False and any(",
+        ("tests/integration/replaying/test_writes_past_the_orm.py",),
     ),
     Bug(
         "adapter: the view guesses what a call does that was never seen",
