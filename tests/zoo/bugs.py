@@ -607,7 +607,7 @@ BUGS = (
     Bug(
         "a batch that is repeated counts twice in the manager's attributes",
         "integrations/state/carried.py",
-        "                if self._outbox.store.is_pending(seq):\n                    break\n",
+        "                if not has_arrived(self._outbox, seq):\n                    break\n",
         "",
         ("tests/unit/test_carried.py", "tests/integration/adapter/test_state.py"),
     ),
