@@ -369,7 +369,7 @@ BUGS = (
     Bug(
         "a requeued dead letter comes behind later entries of its key",
         "outbox/relay/scan.py",
-        "        if peeked.releases != self._releases:",
+        "        if peeked.releases != self.releases:",
         "        if False:",
         ("tests/unit/test_relay_rejection.py",),
     ),
@@ -900,9 +900,9 @@ BUGS = (
     ),
     Bug(
         "the reason of a stopped line is forgotten when the next relay begins",
-        "outbox/relay/delivery.py",
+        "outbox/relay/publication.py",
         'if said.get("last_error"):',
-        'if said.get("last_error") and self._draining:',
+        'if said.get("last_error") and self._since:',
         ("tests/integration/test_last_word.py",),
     ),
     Bug(
