@@ -262,6 +262,20 @@ class Lane:
                 message = f"a receipt for key {item.key.hex()} exists with other arguments"
                 raise UnitFailed(EntryRejected(message, permanent=True), position[item.seq])
         results = self._effects(connection, transaction, cursor, [item for item in run if item.seq in fresh], position)
+        if not all(self._is_row(item) for item in run):
+            self._leave_handlers(cursor, raw, run, results, position, guarded)
+        return results | {item.seq: known[item.key][1] for item in repeated if item.key in known}
+
+    def _leave_handlers(
+        self,
+        cursor: Cursor,
+        raw: Any,
+        run: list[Record],
+        results: Mapping[int, bytes],
+        position: dict[int, int],
+        guarded: bool,
+    ) -> None:
+        """Undo what handlers have set, and keep what they returned."""
         last = run[-1]
         at = position[last.seq] if len(set(position.values())) == 1 else None
         operation = self.operations[last.operation]
@@ -275,7 +289,6 @@ class Lane:
             if isinstance(exc.__cause__, (psycopg2.errors.ActiveSqlTransaction, psycopg2.errors.InvalidCursorName)):
                 raise _broken(operation, exc, at) from exc
             raise
-        return results | {item.seq: known[item.key][1] for item in repeated if item.key in known}
 
     def _effects(
         self, connection: Connection, transaction: Any, cursor: Cursor, fresh: list[Record], position: dict[int, int]

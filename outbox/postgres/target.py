@@ -53,11 +53,12 @@ class PostgresTarget:
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
         """See `Target.apply`.  Each lane gets a transaction of its own; an ordering key is never in two of them."""
         # The first lane goes first: it looks whether anything was lost, and the others join the history that it finds.
-        lanes = 1 if self._lanes[0].mark is None else len(self._lanes)
+        lanes = self.lanes if self.lanes > 1 and self._lanes[0].mark is not None else 1
         parts = spread(list(units(records)), lanes, self._has_handler)
-        outcome = Outcome()
-        for done in self._side_by_side([self._task(number, store_id, part) for number, part in enumerate(parts)]):
-            outcome.merge(done)
+        tasks = [self._task(number, store_id, part) for number, part in enumerate(parts)]
+        outcome, *others = self._side_by_side(tasks)
+        for other in others:
+            outcome.merge(other)
         if outcome.waiting or outcome.rejected:
             park(outcome)
         if outcome.interruption is not None:

@@ -27,13 +27,12 @@ class Cursor(Protocol):
 HELD = "current_setting('synchronous_commit') = 'on' AND current_setting('statement_timeout') <> '0'"
 
 
-def check_held(held: bool) -> None:
-    """Raise `TargetMisconfigured` where a transaction runs without what it has set."""
-    if not held:
-        raise TargetMisconfigured(
-            "PostgreSQL does not keep the settings of a transaction",
-            hint="a connection pooler must keep a transaction on one server",
-        )
+def not_held() -> TargetMisconfigured:
+    """What to raise where a transaction runs without what it has set."""
+    return TargetMisconfigured(
+        "PostgreSQL does not keep the settings of a transaction",
+        hint="a connection pooler must keep a transaction on one server",
+    )
 
 
 class TransactionSettings:
