@@ -31,11 +31,11 @@ from .monitoring.status import UNLEDGERED, OutboxStatus
 from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import Operation, operations_by_name
 from .store import namespace
+from .store.appending import Append
 from .store.envelope import Record, to_us
 from .store.ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
 from .store.reads import FORGOTTEN
 from .store.state_file import StateFile
-from .store.store import Append
 from .store.withdrawal import members, not_in_delivery
 from .store.writer import Rank, Writer
 from .transaction import Transaction

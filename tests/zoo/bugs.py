@@ -865,7 +865,7 @@ BUGS = (
     ),
     Bug(
         "a repeated dead letter comes back as if it were on its way",
-        "outbox/store/store.py",
+        "outbox/store/appending.py",
         "if known is not None and known.status is EntryStatus.FAILED:",
         "if known is not None and known.status is None:",
         ("tests/unit/test_already_rejected.py",),
