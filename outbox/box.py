@@ -24,11 +24,11 @@ from .handing_over import Awaited, in_doubt
 from .hooks import HookCalls, Hooks
 from .log import Log
 from .monitoring.alarms import Alarms
+from .monitoring.findings import UNLEDGERED, assess
 from .monitoring.notices import Notices
 from .monitoring.pause import Pauses
 from .monitoring.progress import Progress
-from .monitoring.snapshot import snapshot
-from .monitoring.status import UNLEDGERED, OutboxStatus
+from .monitoring.status import OutboxStatus, snapshot
 from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import Operation, operations_by_name
 from .store import namespace
@@ -389,7 +389,8 @@ class Outbox:
 
     def status(self) -> OutboxStatus:
         """A snapshot for operators, in time independent of the backlog.  Raises `StoreClosed`."""
-        return snapshot(self.store, self.config, self.clock, is_engine=self._opened.is_engine)
+        found = snapshot(self.store, self.config, self.clock, is_engine=self._opened.is_engine)
+        return assess(found, self.config)
 
     # -- the operator's answers
 

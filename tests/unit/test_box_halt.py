@@ -20,7 +20,7 @@ import lmdb
 import pytest
 
 from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked
-from outbox.monitoring import status
+from outbox.monitoring import findings
 from outbox.relay.orders import Order, ordered, place_order, withdraw_order
 from outbox.store import appending, envelope, quota, store
 from outbox.store.ledger import Settlement
@@ -550,7 +550,7 @@ def test_a_full_store_is_an_operators_matter(outbox_dir: Path) -> None:
 def full_of_history(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Outbox, FakeClock]]:
     """A store that keeps settled entries for an hour and is full of them, and of a dead letter."""
     monkeypatch.setattr(quota, "KEPT_HISTORY", 20)
-    monkeypatch.setattr(status, "KEPT_HISTORY", 20)
+    monkeypatch.setattr(findings, "KEPT_HISTORY", 20)
     clock = FakeClock()
     with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1, retention_hours=1), clock=clock) as box:
         box.enqueue("log", {"text": "bad"})

@@ -907,7 +907,7 @@ BUGS = (
     ),
     Bug(
         "a stopped line looks degraded once its relay has ended",
-        "outbox/monitoring/status.py",
+        "outbox/monitoring/findings.py",
         "if relay.stopped:",
         "if relay.stopped and relay.alive:",
         ("tests/integration/test_last_word.py",),
