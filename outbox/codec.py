@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -41,6 +41,10 @@ MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, Arithm
 _WRAPPER = {"$value", "$types"}
 
 _enums: dict[str, type[Enum]] = {}
+
+# Compact JSON of plain values and datetimes, for state files and `--json` output; and back, or `ValueError`.
+to_json: Callable[[Any], bytes] = orjson.dumps
+from_json: Callable[[bytes], Any] = orjson.loads
 
 
 def register_enum(cls: type[Enum]) -> type[Enum]:
@@ -187,16 +191,6 @@ def _repr(value: Any) -> str:
     except Exception as exc:  # noqa: BLE001 - a foreign class's defect must not undo an applied effect
         text = f"<{type(value).__name__}, whose repr raises {type(exc).__name__}>"
     return text.replace("\0", "").encode("utf-8", "replace").decode()[:500]
-
-
-def to_json(value: Any) -> bytes:
-    """Compact JSON of plain values and datetimes, for state files and `--json` output."""
-    return orjson.dumps(value)
-
-
-def from_json(data: bytes) -> Any:
-    """Parse JSON; raises `ValueError` when it is none."""
-    return orjson.loads(data)
 
 
 def ascii_json(data: bytes) -> str:

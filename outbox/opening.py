@@ -43,11 +43,8 @@ class OpenStore:
         self.history = history
         self._access: RoleLock | None = access
         self._engine = engine
-
-    @property
-    def is_engine(self) -> bool:
-        """Whether this process may enqueue."""
-        return self._engine is not None
+        # Whether this process may enqueue.
+        self.is_engine = engine is not None
 
     def close(self) -> None:
         """Close the store, note a clean shutdown, let go of the roles; may be called twice."""
@@ -71,6 +68,7 @@ class OpenStore:
                 mark_clean(directory)
         self._access.release()
         self._access = self._engine = None
+        self.is_engine = False
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -109,6 +109,8 @@ class GuardedConnection:
         self._no_commit: TargetMisconfigured | None = None
         event.listen(self._engine, "commit", self._refuse_commit)
         self._watchdog = Watchdog(config.stall_timeout, clock.monotonic)
+        # A block that must end within the stall timeout, else the connection is shut.
+        self.guard = self._watchdog.guard
 
     @property
     def current(self) -> Connection | None:
@@ -128,12 +130,6 @@ class GuardedConnection:
     def get(self) -> Connection:
         """The connection, made now unless there is one.  Raises `TargetUnavailable` or `TargetMisconfigured`."""
         return self._connection or self._connect()
-
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """The block must end within the stall timeout, else the connection is shut."""
-        with self._watchdog.guard():
-            yield
 
     @contextmanager
     def commits_refused(self, error: TargetMisconfigured) -> Iterator[None]:
@@ -267,8 +263,11 @@ class GuardedConnection:
         return raw
 
     def opening_cursor(self, connection: Connection) -> Cursor:
-        """A driver cursor for a transaction's first statement, which gives the transaction its settings."""
-        return self._settings.opening(cursor_of(connection))
+        """A driver cursor for the statements of a new transaction; the first one also sets what they depend on."""
+        raw = raw_of(connection)
+        raw.owe(self._settings.beginning)
+        cursor: Cursor = raw.cursor()
+        return cursor
 
     def owe_settings(self, raw: Any) -> None:
         """Undo, before the next statement, whatever a handler has set for its session or transaction."""
@@ -329,11 +328,6 @@ def usable(connection: Connection) -> bool:
     """Whether the driver's connection is there and not known to be broken."""
     raw = None if connection.closed else raw_of(connection)
     return raw is not None and not raw.closed
-
-
-def cursor_of(connection: Connection) -> Any:
-    """A plain driver cursor inside the connection's transaction: our own few statements need nothing more."""
-    return raw_of(connection).cursor()
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ..store.envelope import Record
 from .parking import OperationFault
-from .sources import VALUE, ColumnType, ColumnTypes, Source, kinds_of
+from .sources import VALUE, ColumnType, ColumnTypes, Source, kinds_of, sources_of
 from .transaction_settings import Cursor
 
 # Types without their modifiers: numeric(18,8) is enforced by the insert into the column, where it cannot be outdated.
@@ -101,10 +101,8 @@ class RowWriter:
             kinds = kinds_of(item.args, item.types)
             own = self._chosen.get((table, names, kinds, json_values))
             if own is None:
-                own = self._chosen[table, names, kinds, json_values] = tuple(
-                    None if kind == "null" else columns[name].source(kind, json_value=name in json_values)
-                    for name, kind in zip(names, kinds, strict=True)
-                )
+                own = sources_of(columns, names, kinds, json_values)
+                self._chosen[table, names, kinds, json_values] = own
             together = own if own == merged else _merge(merged, own)
             if together is None:
                 yield merged, run

@@ -8,7 +8,7 @@ exists, the column's own input function reads the JSON value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -192,6 +192,16 @@ class ColumnType:
             if _OIDS[name] == self.oid or name in self.assignable or self.category == "S":
                 return _array(name) if listed else _scalar(name)
         return own
+
+
+def sources_of(
+    columns: Mapping[str, ColumnType], names: Sequence[str], kinds: Sequence[str], json_values: frozenset[str]
+) -> tuple[Source | None, ...]:
+    """How the values of a row are read, by the kinds of its values; None of a NULL, which goes with every type."""
+    return tuple(
+        None if kind == "null" else columns[name].source(kind, json_value=name in json_values)
+        for name, kind in zip(names, kinds, strict=True)
+    )
 
 
 class ColumnTypes:

@@ -51,22 +51,21 @@ class PostgresTarget:
             Lane(number, GuardedConnection(address, settings, clock), self.operations, clock)
             for number in range(settings.lanes)
         ]
+        # How many transactions `apply` runs side by side at most.
+        self.lanes = len(self._lanes)
         self._workers: list[Worker[Outcome]] = [Worker(f"outbox-lane-{number}") for number in range(1, settings.lanes)]
-
-    @property
-    def lanes(self) -> int:
-        """How many transactions `apply` runs side by side at most."""
-        return len(self._lanes)
 
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
         """See `Target.apply`.  Each lane gets a transaction of its own; an ordering key is never in two of them."""
         # The first lane goes first: it looks whether anything was lost, and the others join the history that it finds.
-        lanes = 1 if self._lanes[0].mark is None else len(self._lanes)
+        lanes = self.lanes if self.lanes > 1 and self._lanes[0].mark is not None else 1
         parts = spread(list(units(records)), lanes, self._has_handler)
-        outcome = Outcome()
-        for done in self._side_by_side([self._task(number, store_id, part) for number, part in enumerate(parts)]):
-            outcome.merge(done)
-        park(outcome)
+        tasks = [self._task(number, store_id, part) for number, part in enumerate(parts)]
+        outcome, *others = self._side_by_side(tasks)
+        for other in others:
+            outcome.merge(other)
+        if outcome.waiting or outcome.rejected:
+            park(outcome)
         if outcome.interruption is not None:
             # Another server may have taken over: no lane goes on without having looked.
             for lane in self._lanes[1:]:

@@ -54,7 +54,8 @@ class Reconciler:
         self._box, self._store = box, box.store
         self._alarms = Alarms(box.store)
         self._target = target if isinstance(target, Forgetful) else None
-        self._lost = False
+        # Whether PostgreSQL lacks something that has not been put back yet, as far as is known.
+        self.waiting = False
         # Whether sequence numbers are above those of a copy of the store, as far as it was known then.
         self._risen = False
         if self._target is not None:
@@ -62,23 +63,18 @@ class Reconciler:
 
     def resume(self) -> None:
         """Take up what the last holder of the role left."""
-        self._lost = self._target is not None and self._alarms.sounds(FORGOTTEN)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether PostgreSQL lacks something that has not been put back yet, as far as is known."""
-        return self._lost
+        self.waiting = self._target is not None and self._alarms.sounds(FORGOTTEN)
 
     @property
     def wanted(self) -> bool:
         """Whether `mend` would do something."""
-        return self._target is not None and (self._lost or ordered(self._box))
+        return self._target is not None and (self.waiting or ordered(self._box))
 
     def note(self, interruption: Exception | None) -> None:
         """What ended a batch may be a loss: look closer before the next one."""
-        if isinstance(interruption, HistoryRewound) and not self._lost:
+        if isinstance(interruption, HistoryRewound) and not self.waiting:
             _log.critical("deliveries stop: %(why)s", why=interruption.message)
-            self._lost = True
+            self.waiting = True
 
     def probe(self) -> bool:
         """Ask PostgreSQL although nothing is to be delivered; whether it answered that it has everything.
@@ -95,7 +91,7 @@ class Reconciler:
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 _log.debug("could not ask whether anything was lost: %(error)s", error=exc)
             else:
-                return not self._lost
+                return not self.waiting
         return False
 
     def confirm_withdrawn(self) -> None:
@@ -131,7 +127,7 @@ class Reconciler:
         # One that is placed from now on is left for the next time: it has not been looked at.
         found = None if order is not None else given_order(self._box)
         order = order or found
-        if order is None and not self._lost:
+        if order is None and not self.waiting:
             return None
         comparison = self._target.compare(self._store.identity.store_id)
         loss = comparison.loss
@@ -294,7 +290,7 @@ class Reconciler:
         self._alarms.sound(FORGOTTEN, f"{loss.message}; nothing is delivered until it is reconciled: {way_out}")
 
     def _healed(self) -> None:
-        self._lost = self._risen = False
+        self.waiting = self._risen = False
         self._alarms.acknowledge(FORGOTTEN)
 
 

@@ -20,9 +20,9 @@ import lmdb
 import pytest
 
 from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked
-from outbox.monitoring import status
+from outbox.monitoring import findings
 from outbox.relay.orders import Order, ordered, place_order, withdraw_order
-from outbox.store import envelope, quota, store
+from outbox.store import appending, envelope, quota, store
 from outbox.store.ledger import Settlement
 from outbox.store.reads import FORGOTTEN
 from tests.unit.fakes.rig import FakeClock
@@ -84,10 +84,10 @@ def failing_once(box: Outbox, monkeypatch: pytest.MonkeyPatch, error: Exception)
     pack = envelope.pack
 
     def fail(record: Any) -> bytes:
-        monkeypatch.setattr(store, "pack", pack)
+        monkeypatch.setattr(appending, "pack", pack)
         raise error
 
-    monkeypatch.setattr(store, "pack", fail)
+    monkeypatch.setattr(appending, "pack", fail)
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_a_call_that_was_stored_after_all_is_recognised_by_its_key(
 ) -> None:
     real = store.Store.append
 
-    def doubtful(submissions: list[store.Append], waits: Any) -> None:
+    def doubtful(submissions: list[appending.Append], waits: Any) -> None:
         real(box.store, submissions, waits)
         raise DurabilityError("the flush was reported as failed")
 
@@ -550,7 +550,7 @@ def test_a_full_store_is_an_operators_matter(outbox_dir: Path) -> None:
 def full_of_history(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Outbox, FakeClock]]:
     """A store that keeps settled entries for an hour and is full of them, and of a dead letter."""
     monkeypatch.setattr(quota, "KEPT_HISTORY", 20)
-    monkeypatch.setattr(status, "KEPT_HISTORY", 20)
+    monkeypatch.setattr(findings, "KEPT_HISTORY", 20)
     clock = FakeClock()
     with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1, retention_hours=1), clock=clock) as box:
         box.enqueue("log", {"text": "bad"})
@@ -691,7 +691,7 @@ def test_one_entry_that_does_not_fit_takes_nobody_else_with_it(outbox_dir: Path)
 def test_a_neighbour_in_the_same_commit_that_does_not_fit_harms_nobody_else(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
         texts = ("small", "x" * 900_000, "small too")
-        submissions = [store.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
+        submissions = [appending.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
         box.store.append(submissions)
         assert [type(one.error) for one in submissions] == [type(None), StoreFull, type(None)]
         assert [entry.args["text"] for entry in box.pending()] == ["small", "small too"]
@@ -703,7 +703,7 @@ def test_a_neighbour_for_which_the_disk_has_no_room_harms_nobody_else(
     with Outbox.open(outbox_dir, OutboxConfig(min_free_mb=160)) as box:
         with_free_bytes(monkeypatch)(11 << 20)
         texts = ("small", "x" * 900_000)
-        submissions = [store.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
+        submissions = [appending.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
         box.store.append(submissions)
         assert [type(one.error) for one in submissions] == [type(None), StoreFull]
         assert [entry.args["text"] for entry in box.pending()] == ["small"]

@@ -30,6 +30,7 @@ LINE = [
     "monitoring",
     "handing_over",
     "hooks",
+    "answers",
     "calls",
     "transaction",
     "box",

@@ -27,12 +27,13 @@ from outbox import (
 )
 from outbox.store import envelope, small
 from outbox.store import ledger as ledger_module
+from outbox.store.appending import Append
 from outbox.store.continuity import UNKNOWN, Mark
 from outbox.store.counters import Counters
 from outbox.store.envelope import Record, seq_key
 from outbox.store.gate import COUNTERS_KEY
 from outbox.store.ledger import Settlement
-from outbox.store.store import Append, Store
+from outbox.store.store import Store
 from tests.unit.fakes.rig import FakeClock
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from outbox import DurabilityError, Entry, IdempotencyConflict, InvalidEntry, Outbox, OutboxConfig, StoreClosed
-from outbox.store.store import Append
+from outbox.store.appending import Append
 from outbox.store.writer import Rank, Writer
 from tests.unit.fakes.waiting import LONG, until
 

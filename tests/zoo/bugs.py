@@ -369,7 +369,7 @@ BUGS = (
     Bug(
         "a requeued dead letter comes behind later entries of its key",
         "outbox/relay/scan.py",
-        "        if peeked.releases != self._releases:",
+        "        if peeked.releases != self.releases:",
         "        if False:",
         ("tests/unit/test_relay_rejection.py",),
     ),
@@ -914,7 +914,7 @@ BUGS = (
     ),
     Bug(
         "a repeated dead letter comes back as if it were on its way",
-        "outbox/store/store.py",
+        "outbox/store/appending.py",
         "if known is not None and known.status is EntryStatus.FAILED:",
         "if known is not None and known.status is None:",
         ("tests/unit/test_already_rejected.py",),
@@ -949,14 +949,14 @@ BUGS = (
     ),
     Bug(
         "the reason of a stopped line is forgotten when the next relay begins",
-        "outbox/relay/delivery.py",
+        "outbox/relay/publication.py",
         'if said.get("last_error"):',
-        'if said.get("last_error") and self._draining:',
+        'if said.get("last_error") and self._since:',
         ("tests/integration/test_last_word.py",),
     ),
     Bug(
         "a stopped line looks degraded once its relay has ended",
-        "outbox/monitoring/status.py",
+        "outbox/monitoring/findings.py",
         "if relay.stopped:",
         "if relay.stopped and relay.alive:",
         ("tests/integration/test_last_word.py",),
