@@ -29,8 +29,9 @@ directory_option = click.option(
 )
 
 
-def _seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
-    if not 0 <= value < math.inf:
+def seconds(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """The value of an option in seconds, which NaN is not."""
+    if value is not None and not 0 <= value < math.inf:
         raise click.BadParameter(f"{value} (allowed: a number of seconds, 0 or more)", context, parameter)
     return value
 
@@ -47,7 +48,7 @@ operations_option = click.option(
 timeout_option = click.option(
     "--timeout",
     type=float,
-    callback=_seconds,
+    callback=seconds,
     default=60.0,
     show_default=True,
     help="Give up after this many seconds in which nothing was delivered.",
@@ -58,11 +59,11 @@ def since_when(context: click.Context, parameter: click.Parameter, value: str | 
     """The moment of an option like 24h, 7d or a date in UTC."""
     if value is None:
         return None
-    if ago := _AGO.match(value):
-        return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
     try:
+        if ago := _AGO.match(value):
+            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         moment = datetime.fromisoformat(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise click.BadParameter(
             f"{value!r} (allowed: 90m, 24h, 7d, or 2026-11-27T08:00)", context, parameter
         ) from None

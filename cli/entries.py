@@ -38,7 +38,9 @@ _NOUNS = {
 @click.option("--operation", metavar="NAME", help="Only those of this operation.")
 @click.option("--order-by", metavar="KEY", help="Only those of this ordering key.")
 @click.option("--since", metavar="TIME", callback=since_when, help="Only those captured since: 2h, 7d, a date in UTC.")
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="Show at most this many.")
+@click.option(
+    "--limit", type=click.IntRange(1, sys.maxsize), default=100, show_default=True, help="Show at most this many."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
 @in_one_sentence
 def list_entries(

@@ -13,10 +13,11 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import ColumnClause, Connection, Engine, column, func, select, table, text
+from sqlalchemy.exc import ProgrammingError
 
 from ... import DurabilityError, Outbox
 from ...errors import ConfigError, StoreBusy
@@ -174,7 +175,7 @@ class IdReserve:
     def secure_on(self, connection: Connection) -> None:
         """Set the sequence forward where it has fallen behind a reserved id, so that nobody else is given that one.
 
-        Raises as `fill`.
+        Gives up reserved ids that have rows already: the store was restored from a backup.  Raises as `fill`.
         """
         if not self._highest:
             return
@@ -182,6 +183,24 @@ class IdReserve:
             sequence = self._sequence(connection)
             if sequence is not None:
                 connection.execute(_SECURE, {"sequence": sequence, "highest": self._highest})
+        # A role that may only insert sees no rows.
+        with suppress(ProgrammingError), _transaction(connection):
+            self._give_up_used(connection)
+
+    def _give_up_used(self, connection: Connection) -> None:
+        with self._lock:
+            free = [*self._chunk, *(first for first, _ in self._ranges)]
+        if not free or self.is_uuid:
+            return
+        id_: ColumnClause[int] = column(self.of.column)
+        rows = select(func.max(id_)).select_from(table(self.of.table, schema=self.schema))
+        used = connection.execute(rows.where(id_.between(min(free), self._highest))).scalar()
+        if used is None:
+            return
+        with self._lock:
+            self._chunk = deque(number for number in self._chunk if number > used)
+            self._ranges = [[max(first, used + 1), last] for first, last in self._ranges if last > used]
+            self._save()
 
     def _sequence(self, connection: Connection) -> str | None:
         """The sequence of the column, or None where its ids are UUIDs."""

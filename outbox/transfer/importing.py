@@ -25,7 +25,7 @@ from ..entry import EntryStatus
 from ..errors import InvalidEntry, OutboxError, StoreFormatError
 from ..opening import open_store
 from ..rescue import verify
-from ..store import filesystem, late, ledger, namespace, quarantine, sessions, small
+from ..store import filesystem, late, ledger, namespace, quarantine, sessions, small, withdrawal
 from ..store.counters import Counters
 from ..store.creation import create
 from ..store.entry_json import FORMAT, State, from_object, raw_bytes
@@ -177,6 +177,8 @@ class _Import:
         # The lowest entry that is pending again and may have been settled before, as far as PostgreSQL knows.
         self._top = counters.next_seq
         self._late: int | None = None
+        # Entries that were discarded while they were pending, for whose receipts nobody has asked yet.
+        self._withdrawn: set[bytes] = set()
         # New numbers of groups, where entries get new ones.
         self._groups: dict[int, int] = {}
 
@@ -202,6 +204,10 @@ class _Import:
             name, value = raw_bytes(line["name"]), raw_bytes(line["value"])
             if name == sessions.KEY and self._same_store:
                 return self._take_sessions(value)
+            if name.startswith(withdrawal.PREFIX):
+                # With its entry, which may get another number.
+                self._withdrawn.add(name.removeprefix(withdrawal.PREFIX))
+                return False
             return bool(self._txn.put(name, value, overwrite=False))
         if kind == "entry":
             loose = bool(line.get("loose"))
@@ -238,6 +244,7 @@ class _Import:
             if state is State.PENDING:
                 state = State.DEAD
                 record = record.settled(EntryStatus.FAILED, record.captured_us, error=_CONFLICT)
+        withdrawn = seq_key(record.seq) in self._withdrawn
         record = self._numbered(record)
         if self._occupied(record.seq):
             raise InvalidEntry(f"sequence number {record.seq} stands for two entries", hint="nothing was imported")
@@ -247,6 +254,8 @@ class _Import:
             self._late = min(record.seq, self._late or record.seq)
         self._txn.put(key, pack(record), db=self._environment.pending if in_pending else self._environment.ledger)
         self._txn.put(lookup, pack_row(lookup, key, record.payload_hash), db=self._environment.idempotency)
+        if withdrawn:
+            self._txn.put(withdrawal.PREFIX + key, b"")
         self._count(record, state)
         self._done.entries[state] += 1
         return True

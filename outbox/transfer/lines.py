@@ -12,10 +12,10 @@ from uuid import UUID
 
 from .. import codec
 from ..errors import InvalidEntry, StoreCorrupt
-from ..store import late, ledger, sessions, small
+from ..store import late, ledger, sessions, small, withdrawal
 from ..store.continuity import Mark
 from ..store.entry_json import from_object, raw_bytes
-from ..store.envelope import pack, to_us, unpack
+from ..store.envelope import pack, seq_key, to_us, unpack
 from ..store.reads import ALARM_PREFIX, NOTICE_PREFIX
 
 # Far below what PostgreSQL can hold as a bigint, in which sequence numbers end up: others must follow.
@@ -88,6 +88,9 @@ def _check_other(name: bytes, value: bytes) -> None:
         sessions.Sessions.unpack(value)
     elif name == late.KEY:
         late.unpack(value)
+    elif name.startswith(withdrawal.PREFIX) and len(name) == len(withdrawal.PREFIX) + len(seq_key(1)):
+        if value:
+            raise ValueError("what was discarded while it was pending has a value")
     elif not name.startswith(ledger.MARK_PREFIX) or len(name) != len(ledger.MARK_PREFIX) + 1:
         raise ValueError(f"{name!r:.60} is no name of ours")
     elif Mark.unpack(value) is None:

@@ -229,6 +229,10 @@ def test_an_entry_is_found_by_the_key_that_its_caller_gave(engine: tuple[Outbox,
         (("show", "--where", "who=nobody"), "no entry has who=nobody"),
         (("show", "0" * 32), "no entry has the key"),
         (("list", "--since", "soon"), "'soon' (allowed: 90m, 24h, 7d"),
+        (("list", "--since", "99999999d"), "'99999999d' (allowed: 90m, 24h, 7d"),
+        (("list", "--since", "9" * 40 + "h"), "h' (allowed: 90m, 24h, 7d"),
+        (("list", "--limit", "9" * 40), "is not in the range"),
+        (("healthy", "--max-lag", "nan"), "nan (allowed: a number of seconds"),
     ],
 )
 def test_a_wrong_question_is_answered_in_one_sentence(

@@ -227,6 +227,30 @@ def test_another_store_takes_it_only_when_told_and_behind_what_it_has(file: Path
     assert exporting.examine(other).problems == []
 
 
+def test_what_was_discarded_while_it_was_pending_is_asked_for_in_the_other_store(tmp_path: Path) -> None:
+    """PostgreSQL may have it all the same, and the relay that would have asked is gone."""
+    old, new, other, file = (tmp_path / name for name in ("old", "new", "other", "file"))
+    for directory in (old, other):
+        with Outbox.open(directory) as box:
+            for number in range(3):
+                box.enqueue("own", {"number": number, "of": directory.name})
+    with Outbox.open(old) as box:
+        box.discard(2, "not wanted")
+        assert box.store.withdrawn() == [2]
+    assert export(old, file).sound
+    bring(file, new)
+    assert bring(file, other, merge=True).renumbered
+    for directory, asked in ((new, 2), (other, 5)):
+        with Outbox.open(directory) as box:
+            assert box.store.withdrawn() == [asked]
+            assert box.entry(asked).args == {"number": 1, "of": "old"}
+    assert export(new, tmp_path / "again").sound
+    assert (tmp_path / "again").read_bytes() == file.read_bytes()
+    bad = edited(file, lambda lines: lines[2].update(value="eA=="))
+    with pytest.raises(InvalidEntry, match="line 3: ValueError: what was discarded"):
+        bring(bad, tmp_path / "none")
+
+
 @pytest.mark.slow
 def test_a_key_that_is_in_use_for_something_else_is_left_to_an_operator(file: Path, tmp_path: Path) -> None:
     bring(file, tmp_path / "new")

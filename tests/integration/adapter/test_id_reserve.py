@@ -45,6 +45,11 @@ def execute(engine: Engine, sql: str) -> list[int]:
         return list(connection.execute(text(sql)).scalars())
 
 
+def secure(reserve: IdReserve, engine: Engine) -> None:
+    with engine.connect() as connection:
+        reserve.secure_on(connection)
+
+
 @pytest.mark.parametrize(("table", "column"), [("serial", "id"), ("identity", "id"), ("named", "number")])
 def test_ids_come_from_the_sequence_and_are_left_out_by_it(
     engine: Engine, outbox_dir: Path, table: str, column: str
@@ -116,6 +121,44 @@ def test_a_sequence_behind_reserved_ids_is_set_forward_at_once(engine: Engine, o
         reserves.secure(engine)
         assert execute(engine, "INSERT INTO serial DEFAULT VALUES RETURNING id") == [5001]
         assert execute(engine, "INSERT INTO identity DEFAULT VALUES RETURNING id") == [9001]
+
+
+def test_ids_that_have_rows_already_are_given_up(engine: Engine, outbox_dir: Path) -> None:
+    """A store that was restored from a backup knows nothing of the ids that were used since."""
+    with Outbox.open(outbox_dir) as box:
+        reserve = IdReserve(box, "serial", wanted=100)
+        reserve.fill(engine)
+        assert reserve.take() == 1
+        execute(engine, "INSERT INTO serial VALUES (1), (2), (40) RETURNING id")
+        secure(reserve, engine)
+        assert reserve.left() == 60
+    with Outbox.open(outbox_dir) as box:
+        again = IdReserve(box, "serial", wanted=100)
+        assert again.take() == 41
+        execute(engine, "INSERT INTO serial VALUES (41), (1000) RETURNING id")
+        secure(again, engine)
+        assert [again.take(), again.left()] == [42, 58]
+
+
+def test_role_that_may_only_insert_keeps_its_reserve(engine: Engine, outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        reserve = IdReserve(box, "serial", wanted=100)
+        reserve.fill(engine)
+        execute(engine, "INSERT INTO serial VALUES (5) RETURNING id")
+        with engine.begin() as connection:
+            connection.execute(text("CREATE ROLE only_inserts; GRANT INSERT ON serial TO only_inserts"))
+            connection.execute(text("GRANT ALL ON SEQUENCE serial_id_seq TO only_inserts"))
+        try:
+            with engine.connect() as connection:
+                connection.execute(text("SET ROLE only_inserts"))
+                connection.commit()
+                reserve.secure_on(connection)
+                connection.execute(text("RESET ROLE"))
+                connection.commit()
+        finally:
+            with engine.begin() as connection:
+                connection.execute(text("DROP OWNED BY only_inserts; DROP ROLE only_inserts"))
+        assert reserve.left() == 100
 
 
 def test_ids_that_others_took_in_between_are_left_out(engine: Engine, outbox_dir: Path) -> None:
