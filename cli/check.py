@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 import psycopg2
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy import Engine, create_engine
@@ -25,6 +24,7 @@ from outbox.postgres.connection import libpq_url
 
 from .common import in_one_sentence, without_password
 from .declared import load, load_operations
+from .screen import Lines
 
 _STYLES = {Kind.REFUSED: "bold red", Kind.PASSES: "dim", Kind.DURABLE: "green", Kind.THROUGH: "green"}
 _CONNECT_S = 5
@@ -100,7 +100,7 @@ def _engine(url: str | None) -> Iterator[Engine | None]:
 
 
 def _show(fit: Fit) -> None:
-    console = Console(highlight=False)
+    console = Lines(highlight=False)
     table = Table(Column("method", overflow="fold"), "its calls", "why, and what to do")
     for method in fit.methods:
         reason = "" if method.kind is Kind.THROUGH else method.reason

@@ -9,12 +9,17 @@ import click
 from outbox import Outbox, StoreLocked
 from outbox.words import counted
 
-from .common import Refused, directory_option, in_one_sentence, settings, size
+from .common import Number, Refused, directory_option, in_one_sentence, settings, size
 
 
 @click.command()
 @directory_option
-@click.option("--retention-hours", type=float, help="Keep settled entries this long; default: OUTBOX_RETENTION_HOURS.")
+@click.option(
+    "--retention-hours",
+    type=Number(),
+    metavar="HOURS",
+    help="Keep settled entries this long; default: OUTBOX_RETENTION_HOURS.",
+)
 @click.option("--vacuum", is_flag=True, help="Also rewrite the file compactly; nobody else may have the store open.")
 @in_one_sentence
 def compact(directory: str | None, retention_hours: float | None, vacuum: bool) -> None:

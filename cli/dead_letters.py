@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event
 
 import click
 
 from outbox import Entry, EntryInDelivery, Outbox
 
-from .common import directory_option, in_one_sentence, settings
+from .common import Number, directory_option, in_one_sentence, settings
 from .entries import for_people
 
 # So long a discard waits for a moment in which the entry is in no batch, looking so often.
@@ -18,7 +20,7 @@ _LOOK_S = 0.02
 
 @click.command()
 @directory_option
-@click.argument("seq", metavar="[SEQ]...", type=click.IntRange(1), nargs=-1)
+@click.argument("seq", metavar="[SEQ]...", type=Number(1, whole=True), nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
 @click.option("--operation", metavar="NAME", help="With --all: only those of this operation.")
 @in_one_sentence
@@ -34,16 +36,17 @@ def retry(directory: str | None, seq: tuple[int, ...], everything: bool, operati
     with Outbox.attach(config=settings(directory)) as box:
         if everything:
             seq = tuple(entry.seq for entry in box.dead_letters() if operation in (None, entry.operation))
-        done: set[int] = set()
-        for number in seq:
-            if number not in done:
-                done |= {entry.seq for entry in box.requeue(number)}
-    click.echo(f"requeued: {_numbers(done)}" if done else "no dead letters")
+        with _said("requeued") as done:
+            for number in seq:
+                if number not in done:
+                    done |= {entry.seq for entry in box.requeue(number)}
+    if not done:
+        click.echo("no dead letters")
 
 
 @click.command()
 @directory_option
-@click.argument("seq", metavar="SEQ...", type=click.IntRange(1), nargs=-1, required=True)
+@click.argument("seq", metavar="SEQ...", type=Number(1, whole=True), nargs=-1, required=True)
 @click.option("--reason", required=True, help="Why; it is kept in the ledger.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @in_one_sentence
@@ -56,11 +59,10 @@ def discard(directory: str | None, seq: tuple[int, ...], reason: str, yes: bool)
     with Outbox.attach(config=settings(directory)) as box:
         if not yes:
             _ask(box, seq)
-        done: set[int] = set()
-        for number in seq:
-            if number not in done:
-                done |= {entry.seq for entry in _discard(box, number, reason)} or {number}
-    click.echo(f"discarded: {_numbers(done)}")
+        with _said("discarded") as done:
+            for number in seq:
+                if number not in done:
+                    done |= {entry.seq for entry in _discard(box, number, reason)} or {number}
 
 
 def _discard(box: Outbox, seq: int, reason: str) -> list[Entry]:
@@ -83,5 +85,12 @@ def _ask(box: Outbox, seqs: tuple[int, ...]) -> None:
     click.confirm("Give these up for good?", abort=True)
 
 
-def _numbers(seqs: set[int]) -> str:
-    return ", ".join(map(str, sorted(seqs)))
+@contextmanager
+def _said(what: str) -> Iterator[set[int]]:
+    """Name the entries that were answered within the block, also where one of them was refused."""
+    done: set[int] = set()
+    try:
+        yield done
+    finally:
+        if done:
+            click.echo(f"{what}: {', '.join(map(str, sorted(done)))}")

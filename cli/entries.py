@@ -17,7 +17,7 @@ import click
 from outbox import Entry, EntryNotFound, Outbox
 from outbox.words import counted
 
-from .common import Refused, directory_option, in_one_sentence, settings, since_when, without_password
+from .common import Number, Refused, directory_option, in_one_sentence, settings, since_when, without_password
 
 # Looking for what is held back stops here: it is a figure for people.
 _LOOKED_AT = 50_000
@@ -39,7 +39,12 @@ _NOUNS = {
 @click.option("--order-by", metavar="KEY", help="Only those of this ordering key.")
 @click.option("--since", metavar="TIME", callback=since_when, help="Only those captured since: 2h, 7d, a date in UTC.")
 @click.option(
-    "--limit", type=click.IntRange(1, sys.maxsize), default=100, show_default=True, help="Show at most this many."
+    "--limit",
+    type=Number(1, 1_000_000_000, whole=True),
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="Show at most this many.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
 @in_one_sentence
@@ -118,7 +123,11 @@ def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     columns = (*columns[:-1], "arguments" if last and "holds back" not in columns else last)
     table = [columns, *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    if sys.stdout.isatty() and sum(widths[:-1]) + 2 * len(widths) + 20 > shutil.get_terminal_size().columns:
+    if (
+        sys.stdout is not None
+        and sys.stdout.isatty()
+        and sum(widths[:-1]) + 2 * len(widths) + 20 > shutil.get_terminal_size().columns
+    ):
         for row in rows:
             click.echo(f"{row[0]} {row[1]}")
             for name, cell in list(zip(columns, row, strict=True))[2:]:

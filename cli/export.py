@@ -14,7 +14,7 @@ import click
 
 from outbox.transfer.exporting import export as export_store
 
-from .common import directory_option, in_one_sentence, settings
+from .common import Refused, directory_option, in_one_sentence, naming, settings
 from .verify import summary
 
 
@@ -44,13 +44,16 @@ def export(context: click.Context, directory: str | None, file: Path, force: boo
 def _target(file: Path, *, force: bool) -> Iterator[Callable[[bytes], object]]:
     """Where the lines go: a file appears only once it is complete and on the disk."""
     if str(file) == "-":
+        if sys.stdout is None:
+            raise Refused("the standard output is closed: name a file")
         yield sys.stdout.buffer.write
         sys.stdout.buffer.flush()
         return
     if file.exists() and not force:
         raise FileExistsError(errno.EEXIST, "it exists; --force replaces it", str(file))
     # mkstemp gives 0600: arguments are nobody else's business.
-    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    with naming(file):
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
         with os.fdopen(descriptor, "wb") as target:
             yield target.write

@@ -9,14 +9,14 @@ import click
 from outbox import Health, Outbox, OutboxStatus
 from outbox.words import duration, entries
 
-from .common import directory_option, in_one_sentence, seconds, settings, without_password
+from .common import Number, directory_option, in_one_sentence, settings, without_password
 
 
 @click.command()
 @directory_option
 @click.option("--relay", is_flag=True, help="Also unhealthy while no relay is running, and while it is stuck.")
-@click.option("--max-lag", metavar="SECONDS", type=float, callback=seconds, help="Also unhealthy above this lag.")
-@click.option("--max-pending", metavar="N", type=click.IntRange(0), help="Also unhealthy above so many entries.")
+@click.option("--max-lag", metavar="SECONDS", type=Number(0), help="Also unhealthy above this lag.")
+@click.option("--max-pending", metavar="N", type=Number(0, whole=True), help="Also unhealthy above so many entries.")
 @click.option("--no-operator", is_flag=True, help="Also unhealthy while anything needs an operator.")
 @click.pass_context
 @in_one_sentence

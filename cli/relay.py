@@ -16,6 +16,7 @@ from outbox.log import Log
 from outbox.metrics import start_metrics
 
 from .common import (
+    Number,
     Refused,
     database_of,
     database_option,
@@ -42,7 +43,8 @@ _STOP_S = 20.0
 @operations_option
 @click.option(
     "--interval",
-    type=click.FloatRange(0.001, 3600),
+    type=Number(0.001, 3600),
+    metavar="SECONDS",
     help=f"Seconds between two looks for new entries; default: OUTBOX_SYNC_INTERVAL, else {_INTERVAL_S:g}.",
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there; needs the extra `metrics`.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from typing import Any
 
 import click
@@ -12,7 +14,7 @@ from outbox import Health, Outbox, OutboxStatus
 from outbox.store.reads import UNKNOWN_BYTES
 from outbox.words import duration, rate
 
-from .common import directory_option, in_one_sentence, settings, size, without_password
+from .common import Number, directory_option, in_one_sentence, settings, size, without_password
 
 _STYLES: dict[Health, dict[str, Any]] = {
     Health.HEALTHY: {"fg": "green"},
@@ -40,7 +42,8 @@ _LONG_RUNWAY_S = 30 * 86_400.0
 @click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
 @click.option(
     "--interval",
-    type=click.FloatRange(0.1, 3600),
+    type=Number(0.1, 3600),
+    metavar="SECONDS",
     help=f"With --watch: seconds between two looks; default: {_INTERVAL_S:g}.",
 )
 @click.pass_context
@@ -79,20 +82,37 @@ def show(found: OutboxStatus) -> None:
     """Print it: a line for each fact, and what is wrong below."""
     # click colours a terminal only, but does not know this convention.  Rich does, and takes longer than the look.
     color = False if os.environ.get("NO_COLOR") else None
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else None
 
-    def line(text: str, **style: Any) -> None:
-        click.secho(without_password(text), color=color, **style)
+    def line(text: str, indent: int, **style: Any) -> None:
+        for part in _folded(without_password(text), width, indent):
+            click.secho(part, color=color, **style)
 
-    line(f"outbox {found.path}: {HEALTH_WORDS[found.health]}", **_STYLES[found.health])
+    # Not folded: a path is copied in one piece.
+    headline = without_password(f"outbox {found.path}: {HEALTH_WORDS[found.health]}")
+    click.secho(headline, color=color, **_STYLES[found.health])
     for name, value in rows(found):
-        line(f"{name:<16}{value}")
+        line(f"{name:<16}{value}", 16)
     for notice in found.notices.values():
         if not notice.degraded:
-            line(f"-  {notice.message}")
+            line(f"-  {notice.message}", 3)
     for sentence in found.needs_operator:
-        line(f"!! {sentence}", fg="red")
+        line(f"!! {sentence}", 3, fg="red")
     for sentence in found.degraded:
-        line(f"!  {sentence}", fg="yellow")
+        line(f"!  {sentence}", 3, fg="yellow")
+
+
+def _folded(text: str, width: int | None, indent: int) -> list[str]:
+    """The lines of a text on a terminal of this width; elsewhere each fact is one line."""
+    if width is None or len(text) <= width:
+        return [text]
+    import textwrap
+
+    # A text of PostgreSQL may have lines of its own.
+    return textwrap.wrap(
+        text, max(width, indent + 10), subsequent_indent=" " * indent, break_on_hyphens=False, expand_tabs=False
+    )
 
 
 def rows(found: OutboxStatus) -> list[tuple[str, str]]:

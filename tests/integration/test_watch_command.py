@@ -93,7 +93,7 @@ def test_a_reader_that_leaves_ends_it_without_a_traceback(watching: subprocess.P
     assert watching.stderr is not None
     watching.stdout.close()
     assert watching.stderr.read() == ""
-    assert watching.wait(LONG) == 1
+    assert watching.wait(LONG) == 141
 
 
 def test_a_terminal_gets_its_cursor_and_its_screen_back(box: Outbox, outbox_dir: Path) -> None:
