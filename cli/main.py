@@ -30,11 +30,15 @@ _NO_COMMANDS = {
     "declared",
     "demo_view",
     "entries",
+    "history",
     "import_",
+    "log_lines",
     "main",
     "mount",
     "pace",
     "screen",
+    "watch",
+    "watch_view",
 }
 
 
