@@ -20,7 +20,7 @@ from outbox.monitoring.figures import FIGURES
 from outbox.store.reads import UNKNOWN_BYTES
 from tests.unit.fakes.rig import Rig, permanent
 
-MANUAL = Path(__file__).resolve().parents[2] / "docs" / "outbox.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
 
 
 def test_the_table_of_metrics_is_complete() -> None:
-    text = MANUAL.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(lmdb_outbox_\w+)(?:\{([\w, ]+)\})?` \| (\w+) \| (.+) \|$", text, re.MULTILINE)
     assert rows == [(one.full_name, ", ".join(one.labels), one.kind, f"{one.meaning}.") for one in FIGURES]
 
