@@ -240,10 +240,19 @@ COMMANDS = dict(commands(atb, "atb"))
 def test_every_command_and_option_is_documented(path: str) -> None:
     described = section(COMMANDS_PAGE, f"### {path}")
     for parameter in COMMANDS[path].params:
+        if parameter.opts == ["--dir"]:
+            continue
         for name in [*parameter.opts, *parameter.secondary_opts]:
             shown = name if name.startswith("-") else name.upper()
             assert re.search(rf"`{re.escape(shown)}\b", described), f"{path} {shown} is not documented"
     assert "Exit code" in described
+
+
+def test_the_commands_without_the_shared_option_are_named() -> None:
+    named = re.search(r"Every command but (.*) takes `--dir PATH`", COMMANDS_PAGE.read_text(encoding="utf-8"))
+    assert named is not None
+    without = [path for path, command in COMMANDS.items() if ["--dir"] not in [each.opts for each in command.params]]
+    assert sorted(re.findall(r"`(\w+)`", named[1])) == sorted(path.split()[-1] for path in without)
 
 
 def test_the_options_of_the_program_itself_are_documented() -> None:
