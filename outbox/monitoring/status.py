@@ -46,7 +46,7 @@ class RelayStatus:
     pid: int | None = None
     # closed, open or half-open; unknown where no relay ever reported.
     breaker: str = "unknown"
-    # True while PostgreSQL refuses for a reason that a person must mend.
+    # True while PostgreSQL refuses and an operator must act.
     stopped: bool = False
     # True when it is alive, PostgreSQL answers and entries wait, but nothing moved for `stuck_after` seconds.
     stuck: bool = False
@@ -58,7 +58,7 @@ class RelayStatus:
     said_at: datetime | None = None
     # Sequence number of an entry that took too long again and again, though it was alone in its transaction.
     slow: int | None = None
-    # Operations whose entries wait until somebody mends what they need, and why; best-effort ones in the second.
+    # Parked operations, and why; best-effort ones in the second.
     parked: dict[str, str] = field(default_factory=dict)
     parked_best_effort: dict[str, str] = field(default_factory=dict)
     # Entries that were tried, wait, and are not to blame themselves, by sequence number, and why.
@@ -191,8 +191,8 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
     ended = _ended(relay)
     if relay.slow is not None:
         said.append(
-            f"entry {relay.slow} takes too long in PostgreSQL: somebody holds a lock that it needs, or it is too much; "
-            f"what shares its ordering key waits{ended}"
+            f"entry {relay.slow} takes too long in PostgreSQL: it is blocked by a lock, or too large; later "
+            f"entries of its ordering key wait{ended}"
         )
     said += [f"operation {name!r} is parked, its entries wait: {why}{ended}" for name, why in relay.parked.items()]
     said += [f"entry {seq} waits, and its ordering key: {why}{ended}" for seq, why in relay.waiting.items()]
@@ -202,10 +202,10 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
 
 
 def _ended(relay: RelayStatus) -> str:
-    """Behind what a relay said that has ended since: its last word stays until another one knows better."""
+    """A remark that the relay has ended: its last report stays until another relay knows better."""
     if relay.alive:
         return ""
-    known = [("since", relay.since), ("its last word:", relay.said_at)]
+    known = [("since", relay.since), ("last report", relay.said_at)]
     times = [f"{what} {at:%Y-%m-%d %H:%M:%S} UTC" for what, at in known if at is not None]
     return f" ({', '.join(['the relay has ended', *times])})"
 
