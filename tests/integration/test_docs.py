@@ -182,19 +182,18 @@ def test_the_tables_are_the_ones_that_the_relay_makes(postgres_url: str, tmp_pat
 
 
 def settings() -> dict[str, list[str]]:
-    """The rows of the settings' table, by field: variable, field, default, allowed, meaning."""
+    """The rows of the settings' table, by variable: variable, default, allowed, meaning."""
     rows = [
         re.split(r" \| ", line.strip("| "))
         for line in section(SETTINGS_PAGE, "## All settings").splitlines()
         if "|" in line
     ]
-    return {row[1].strip("`"): row for row in rows[2:]}
+    return {row[0].strip("`"): row for row in rows[2:]}
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(OutboxConfig), ids=lambda field: field.name)
 def test_every_setting_is_documented(field: dataclasses.Field[object]) -> None:
-    variable, _, default, allowed, meaning = settings()[field.name]
-    assert variable == f"`{variable_name(field.name)}`"
+    _, default, allowed, meaning = settings()[variable_name(field.name)]
     shown = "true" if field.default is True else str(field.default)
     expected = "none" if field.default is None else f"`{shown}`"
     assert default == expected
@@ -215,7 +214,7 @@ def test_every_setting_is_documented(field: dataclasses.Field[object]) -> None:
 
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
-    assert list(settings()) == [field.name for field in dataclasses.fields(OutboxConfig)]
+    assert list(settings()) == [variable_name(field.name) for field in dataclasses.fields(OutboxConfig)]
 
 
 # -- commands
