@@ -100,6 +100,11 @@ def settings(directory: str | None, **overrides: Any) -> OutboxConfig:
     """Settings from the environment, with the options that were given.  Raises `ConfigError`."""
     for name in unknown_variables(os.environ):
         click.echo(f"Warning: {name} is set, and no setting has this name: it is ignored", err=True)
+    return logged_settings(directory, **overrides)
+
+
+def logged_settings(directory: str | None, **overrides: Any) -> OutboxConfig:
+    """The same for a command with a log: the library's own warnings are in it.  Raises `ConfigError`."""
     given = {name: value for name, value in {"dir": directory, **overrides}.items() if value is not None}
     return OutboxConfig.from_env(**given)
 

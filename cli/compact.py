@@ -32,6 +32,7 @@ def compact(directory: str | None, retention_hours: float | None, vacuum: bool) 
             raise Refused(f"the store is in use, nothing was changed: {exc}") from exc
         after = box.status()
     settled = counted(before.ledger, "settled entry", "settled entries")
-    click.echo(f"pruned {pruned} of {settled} older than {config.retention_hours:g} hours")
+    hours = "hour" if config.retention_hours == 1 else "hours"
+    click.echo(f"pruned {pruned} of {settled} older than {config.retention_hours:g} {hours}")
     click.echo(f"file: {size(before.file_bytes)} before, {size(after.file_bytes)} after")
     click.echo(f"in use: {size(before.live_bytes)} before, {size(after.live_bytes)} after")

@@ -118,13 +118,17 @@ def _verdict(report: Report, outages: int) -> str:
         return "Nothing was shown: the engine got no write acknowledged."
     if not report.ok:
         return (
-            f"{report.lost:,} of {report.acknowledged:,} acknowledged writes are lost, "
-            f"{report.duplicated:,} are doubled, after {outages} outages."
+            f"{report.lost:,} of {report.acknowledged:,} acknowledged writes {_are(report.lost)} lost, "
+            f"{report.duplicated:,} {_are(report.duplicated)} doubled, after {counted(outages, 'outage')}."
         )
     return (
         f"Nothing lost, nothing doubled: {report.applied:,} of {report.acknowledged:,} acknowledged writes are in "
-        f"PostgreSQL, through {outages} outages."
+        f"PostgreSQL, through {counted(outages, 'outage')}."
     )
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 class Demo:

@@ -1,4 +1,4 @@
-"""`atb outbox status`: one look, an exit code for monitoring."""
+"""`atb outbox status`: one look, or one after the other, and an exit code for monitoring."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _STYLES: dict[Health, dict[str, Any]] = {
     Health.DEGRADED: {"fg": "yellow"},
     Health.NEEDS_OPERATOR: {"fg": "red", "bold": True},
 }
-_WORDS = {Health.HEALTHY: "healthy", Health.DEGRADED: "degraded", Health.NEEDS_OPERATOR: "needs an operator"}
+HEALTH_WORDS = {Health.HEALTHY: "healthy", Health.DEGRADED: "degraded", Health.NEEDS_OPERATOR: "needs an operator"}
 
 _FAIL_ON = {"degraded": Health.DEGRADED, "needs-operator": Health.NEEDS_OPERATOR}
+_INTERVAL_S = 2.0
 # A backlog that grows more slowly is no more than what comes and goes.
 _LONG_RUNWAY_S = 30 * 86_400.0
 
@@ -36,32 +37,54 @@ _LONG_RUNWAY_S = 30 * 86_400.0
     show_default=True,
     help="From which health on the exit code is not 0.",
 )
+@click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    help=f"With --watch: seconds between two looks; default: {_INTERVAL_S:g}.",
+)
 @click.pass_context
 @in_one_sentence
-def status(context: click.Context, directory: str | None, as_json: bool, fail_on: str) -> None:
+def status(
+    context: click.Context, directory: str | None, as_json: bool, fail_on: str, watch: bool, interval: float | None
+) -> None:
     """Show the state of an outbox; works beside a running engine.
+
+    With --watch a terminal shows it until Ctrl-C, with the last minutes drawn; a pipe gets a block for each look.
 
     Exit code 0: healthy.  1: degraded, it will mend itself (an outage, a backlog).  2: needs an operator (dead
     letters, halted, stuck, a full store), or the store could not be read.
     """
-    with Outbox.attach(config=settings(directory), readonly=True) as box:
-        found = box.status()
-    if as_json:
-        click.echo(without_password(json.dumps(found.as_dict(), indent=2)))
+    if interval is not None and not watch:
+        raise click.UsageError("--interval needs --watch")
+    config = settings(directory)
+    found: OutboxStatus | None
+    if watch:
+        # Monitoring that looks once does not wait for what draws.
+        from . import watch as watching
+
+        found = watching.watch(lambda: watching.look_at(config), interval or _INTERVAL_S, as_json=as_json)
     else:
-        _show(found)
-    context.exit(int(found.health) if found.health >= _FAIL_ON[fail_on] else 0)
+        with Outbox.attach(config=config, readonly=True) as box:
+            found = box.status()
+        if as_json:
+            click.echo(without_password(json.dumps(found.as_dict(), indent=2)))
+        else:
+            show(found)
+    health = Health.NEEDS_OPERATOR if found is None else found.health
+    context.exit(int(health) if health >= _FAIL_ON[fail_on] else 0)
 
 
-def _show(found: OutboxStatus) -> None:
+def show(found: OutboxStatus) -> None:
+    """Print it: a line for each fact, and what is wrong below."""
     # click colours a terminal only, but does not know this convention.  Rich does, and takes longer than the look.
     color = False if os.environ.get("NO_COLOR") else None
 
     def line(text: str, **style: Any) -> None:
         click.secho(without_password(text), color=color, **style)
 
-    line(f"outbox {found.path}: {_WORDS[found.health]}", **_STYLES[found.health])
-    for name, value in _rows(found):
+    line(f"outbox {found.path}: {HEALTH_WORDS[found.health]}", **_STYLES[found.health])
+    for name, value in rows(found):
         line(f"{name:<16}{value}")
     for notice in found.notices.values():
         if not notice.degraded:
@@ -72,7 +95,8 @@ def _show(found: OutboxStatus) -> None:
         line(f"!  {sentence}", fg="yellow")
 
 
-def _rows(found: OutboxStatus) -> list[tuple[str, str]]:
+def rows(found: OutboxStatus) -> list[tuple[str, str]]:
+    """The facts by their names, as people read them."""
     used = 100 * found.live_bytes / found.max_bytes
     mapped = 100 * found.file_bytes / found.map_bytes
     return [

@@ -8,16 +8,19 @@ this one engine object.
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+from sqlalchemy import URL
+
 from .. import Hooks, Operation, Outbox, OutboxConfig, OutboxError, OutboxStatus, PostgresTarget, Relay
 from ..errors import ConfigError
 from ..log import Log
 from .durable import DurableDatabaseManager
-from .holders import others_holding, replace_held
+from .holders import others_held, others_holding, replace_held
 from .manager_connection import check_connection
 from .view.kept_answers import ManagerRead
 
@@ -26,6 +29,7 @@ _log = Log("outbox.integrations")
 # The method that is called when trading must halt, where `halt_method` names none.
 _HALT = "enter_close_only"
 _NOTICE = "halt-method"
+_OTHERS = "other-managers"
 
 
 class Wiring:
@@ -103,6 +107,19 @@ class Wiring:
                 holders=", ".join(others),
             )
 
+    def _look_for_others(self, manager: Any, durable: DurableDatabaseManager) -> None:
+        """Warn of managers of the same class that components have made for themselves: they have no outbox."""
+        host, outbox = durable._durable.host, self.outbox
+        assert outbox is not None
+        outbox.notices.clear(_OTHERS)
+        known, cls = {id(one) for one in (manager, durable, host, host.built)}, host.manager_class
+        found = [] if cls is None else others_held(self._engine, cls, known, type(self._engine).__name__)
+        others = [where for where, other in found if not _is_durable(other)]
+        if others:
+            message = f"further managers are held at {', '.join(others)}, and their writes are not durable"
+            _log.warning("%(problem)s: let components take the engine's", problem=message)
+            outbox.notices.put(_OTHERS, f"{message}: let components take the engine's")
+
     def _find_halt(self, name: str | None) -> Callable[[str], Any] | None:
         """The engine's method for the halt.  Raises `ConfigError` where it lacks the one that the caller named."""
         halt: Callable[[str], Any] | None = getattr(self._engine, name or _HALT, None)
@@ -139,24 +156,21 @@ class Wiring:
             def started(*args: Any, **kwargs: Any) -> Any:
                 relay.start()
                 self._out_of_start.clear()
-                try:
-                    return start(*args, **kwargs)
-                finally:
-                    self._out_of_start.set()
+                return _then(functools.partial(start, *args, **kwargs), self._out_of_start.set)
 
             self._replace("start", started)
         if callable(stop):
 
             @functools.wraps(stop)
             def stopped(*args: Any, **kwargs: Any) -> Any:
-                try:
-                    return stop(*args, **kwargs)
-                finally:
-                    # Not here: `stop` may run in a signal handler, and the engine's last writes come after it.
-                    self._winding_down = threading.Thread(
-                        target=self._wind_down, args=(relay, drain_s), name="outbox-stop", daemon=True
-                    )
-                    self._winding_down.start()
+                return _then(functools.partial(stop, *args, **kwargs), wind_down)
+
+            def wind_down() -> None:
+                # Not here: `stop` may run in a signal handler, and the engine's last writes come after it.
+                self._winding_down = threading.Thread(
+                    target=self._wind_down, args=(relay, drain_s), name="outbox-stop", daemon=True
+                )
+                self._winding_down.start()
 
             self._replace("stop", stopped)
 
@@ -177,6 +191,7 @@ def wire(
     relay_here: bool = True,
     drain_s: float = 10.0,
     hooks: Hooks | None = None,
+    password: Callable[[], str] | None = None,
 ) -> Wiring:
     """Make the critical writes of `engine` durable; call it before the engine starts.
 
@@ -189,7 +204,8 @@ def wire(
     for at most `drain_s` seconds what is left.  PostgreSQL may be away if this store was used before and the engine's
     manager is one of `DurableDatabaseManager.of(...)`.  Where it is a plain one, the durable one replaces it in
     everything that can be reached from the engine; a holder that cannot be changed is a `ConfigError`.  `hooks` are
-    called when something happens to the outbox.
+    called when something happens to the outbox.  `password` returns the password of the relay's connections, and is
+    asked at each, so that it may change while the engine runs; see `PostgresTarget`.
 
     Raises `ConfigError`, `StoreLocked` and what opening an outbox raises; the engine is then as it was.
     """
@@ -211,13 +227,15 @@ def wire(
         wiring._undo.append(durable.detach_outbox)
         if durable is not manager:
             wiring._put_durable(manager_attribute, manager, durable)
+        wiring._look_for_others(manager, durable)
         wiring._replace("get_outbox_status", wiring.get_outbox_status)
         if relay_here:
-            url = settings.database_url or _url_of(durable)
+            url = settings.database_url or _url_of(durable, with_password=password is None)
             built = durable._durable.host.built
             if built is not None:
-                check_connection(built, url)
-            relay = wiring.relay = Relay(outbox, PostgresTarget(url, durable.outbox_operations, config=settings))
+                check_connection(built, url, password)
+            target = PostgresTarget(url, durable.outbox_operations, password=password, config=settings)
+            relay = wiring.relay = Relay(outbox, target)
             wiring._undo.append(wiring._join)
             wiring._undo.append(relay.stop)
             wiring._follow(relay, drain_s)
@@ -228,6 +246,30 @@ def wire(
         raise
     _log.info("engine wired with the outbox at %(outbox)s", outbox=outbox.path)
     return wiring
+
+
+def _is_durable(manager: Any) -> bool:
+    return isinstance(manager, DurableDatabaseManager) and manager._durable.adapter is not None
+
+
+def _then(call: Callable[[], Any], then: Callable[[], None]) -> Any:
+    """What `call` returns; `then` is called once it has ended, which a coroutine does when it has been awaited."""
+    try:
+        value = call()
+    except BaseException:
+        then()
+        raise
+    if not inspect.isawaitable(value):
+        then()
+        return value
+
+    async def ended() -> Any:
+        try:
+            return await value
+        finally:
+            then()
+
+    return ended()
 
 
 def _deliver(relay: Relay, drain_s: float) -> bool:
@@ -243,12 +285,16 @@ def _deliver(relay: Relay, drain_s: float) -> bool:
     return done
 
 
-def _url_of(durable: DurableDatabaseManager) -> str:
+def _url_of(durable: DurableDatabaseManager, *, with_password: bool) -> str:
     built = durable._durable.host.built
     if built is None:
         raise ConfigError(
             "DATABASE_URL is not set, and the manager cannot be built to ask it",
             hint="set DATABASE_URL: the relay needs it to deliver",
         )
-    url: str = built.engine.url.render_as_string(hide_password=False)
+    full = built.engine.url
+    if not with_password:
+        # `URL.set` takes None for what is to stay.
+        full = URL.create(full.drivername, full.username, None, full.host, full.port, full.database, full.query)
+    url: str = full.render_as_string(hide_password=False)
     return url

@@ -13,7 +13,7 @@ from ..store.continuity import Memory
 from ..store.envelope import Record
 from ..target import Outcome, Unit, spread, units
 from ..worker import Worker
-from .connection import GuardedConnection, libpq_url
+from .connection import Address, GuardedConnection
 from .lane import Lane
 from .parking import park
 from .watermarks import Comparison
@@ -29,21 +29,26 @@ class PostgresTarget:
 
     def __init__(
         self,
-        url: str,
+        url: str | Callable[[], str],
         operations: Iterable[Operation],
         *,
+        password: Callable[[], str] | None = None,
         config: OutboxConfig | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`url` is a libpq or SQLAlchemy URL, several hosts included.  Connects at the first `apply`.
 
+        `url` may also be a callable that returns one, and `password` one that returns the password that the URL leaves
+        out.  They are asked at each new connection, in the relay's thread or a lane's, and must be quick.  An OSError
+        of theirs counts as an outage; any other error stops the line until it is mended.
+
         Raises `ConfigError` for a bad URL (without repeating it) or bad operations.
         """
         settings, clock = config or OutboxConfig(), clock or SystemClock()
         self.operations: Mapping[str, Operation] = operations_by_name(operations)
-        dsn = libpq_url(url)
+        address = Address(url, password)
         self._lanes = [
-            Lane(number, GuardedConnection(dsn, settings, clock), self.operations, clock)
+            Lane(number, GuardedConnection(address, settings, clock), self.operations, clock)
             for number in range(settings.lanes)
         ]
         self._workers: list[Worker[Outcome]] = [Worker(f"outbox-lane-{number}") for number in range(1, settings.lanes)]

@@ -129,8 +129,15 @@ class Delivery:
                 self._beside.begin(self._meanwhile(batch, self._reach(now)))
             outcome = self._apply(batch)
             self._record_owed()
+            # Before it is recorded: who waits for the effect need not wait for our disk too.
+            self._box.progress.acknowledge(record.seq for record, _ in outcome.completed)
             self._settle(batch, outcome, now)
-            self._pace.batch(len(outcome.completed), self._clock.monotonic() - now)
+            if self._owed is None:
+                self._box.progress.acknowledge(())
+            took_s = self._clock.monotonic() - now
+            self._pace.batch(len(outcome.completed), took_s)
+            if batch.records and _log.is_detailed:
+                self._describe(batch, outcome, took_s)
             self._pace.sample(now, batch.newest_seq)
             return self._schedule(batch, outcome, now)
         except (DurabilityError, TargetUnavailable, TargetMisconfigured) as exc:
@@ -203,7 +210,7 @@ class Delivery:
     def _yields(self, now: float) -> bool:
         """Whether to go easy on the disk and the interpreter, since the program enqueues and waits for both.
 
-        Then batches are small, and one thing is done after the other: measured in `docs/explanation/performance.md`.
+        Then batches are small, one step after the other: `docs/explanation/decisions/011-busy-batches.md`.
         """
         return now < self._busy_until and self._config.busy_batch_size < self._config.batch_size
 
@@ -313,6 +320,21 @@ class Delivery:
             done = {record.seq for record, _ in outcome.completed} | {record.seq for record, _ in outcome.rejected}
             self._scan.passed(batch, done)
 
+    def _describe(self, batch: Batch, outcome: Outcome, took_s: float) -> None:
+        """One line for each batch, for those who look for what the relay does with its time."""
+        _log.debug(
+            "batch of %(claimed)s, from %(first)s to %(last)s: %(delivered)s delivered, %(rejected)s rejected, "
+            "%(waiting)s waiting, settled %(settled)s, took %(took_ms)s ms",
+            claimed=len(batch.records),
+            first=batch.records[0].seq,
+            last=batch.records[-1].seq,
+            delivered=len(outcome.completed),
+            rejected=len(outcome.rejected),
+            waiting=sum(len(one.unit) for one in outcome.waiting),
+            settled="now" if self._owed is None else "with the next batch",
+            took_ms=round(took_s * 1000, 1),
+        )
+
     def _park(self, outcome: Outcome, now: float) -> None:
         """Let wait what cannot be applied though no entry is to blame; it is tried again with backoff."""
 
@@ -409,6 +431,10 @@ class Delivery:
         if str(exc) != self._last_error or stopped != self._stopped_line:
             log = _log.error if stopped or isinstance(exc, DurabilityError) else _log.warning
             log("delivery failed: %(error)s (next try in %(retry_in_s)s s)", error=exc, retry_in_s=round(delay, 1))
+        else:
+            _log.debug(
+                "delivery failed again: %(error)s (next try in %(retry_in_s)s s)", error=exc, retry_in_s=round(delay, 1)
+            )
         self._last_error, self._stopped_line = str(exc), stopped
         if self._draining:
             self._breaker.hurry(now, HURRY_S)
