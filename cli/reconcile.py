@@ -104,7 +104,7 @@ def _report(box: Outbox, done: Reconciliation, patience: Patience) -> int:
     """Say how it ended, when all is delivered or nothing more will happen; returns the exit code."""
     click.echo(done.sentence())
     if done.gone:
-        click.echo(f"{entries(done.gone)} cannot be delivered again: not in the ledger, or not whole")
+        click.echo(f"{entries(done.gone)} cannot be delivered again: missing or incomplete in the ledger")
     if done.last_seq is None:
         return 1 if done.gone else 0
     while True:
