@@ -90,7 +90,11 @@ class Delivery:
                 self._late_seq = last.seq
             return local_result(operation, entry)
         answers = [self._answers.take(one.seq) for one in entries]
-        settled, answer = self._outbox.entry(entry.seq), answers[0]
+        answer = answers[0]
+        if answer is None:
+            # Another handler than ours has applied it: what it returned is known when it is recorded.
+            self._outbox.progress.wait(lambda: not self._outbox.store.is_pending(last.seq), self._wait_s)
+        settled = self._outbox.entry(entry.seq)
         if settled.status is not EntryStatus.FAILED:
             if answer is not None and "id" in entry.args[NOTES] and answer.value != entry.args[NOTES]["id"]:
                 # The manager found the row there already.

@@ -331,7 +331,7 @@ class ManagerConnection:
         if self._statement:
             self._set(raw)
         with _types_of(raw, self._types):
-            connection = ReplayConnection(engine, relay.connection, _has_events=False, _allow_revalidate=False)
+            connection = ReplayConnection(engine, relay.connection, _has_events=True, _allow_revalidate=False)
             # The listeners of the engine, but not those for a new connection: it is the relay's, in a transaction.
             connection.dispatch = connection.dispatch._join(engine.dispatch)
             connection.info[_REPLAY] = True
