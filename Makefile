@@ -8,7 +8,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 export ROOT := $(CURDIR)
 
-.PHONY: help demo test fast t faults simulate corruption zoo mutants lint bench clean
+.PHONY: help demo test fast t faults simulate corruption zoo mutants lint docs bench clean
 
 # A line `##@ title` begins a group; `## text` behind a target describes it.
 help: ## Show this list
@@ -38,6 +38,9 @@ lint: .venv/.test-installed ## Linters and types only
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+docs: .venv/.docs-installed ## The documents as a site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+
 ##@ Try to break it
 
 SEEDS ?= 20000
@@ -61,7 +64,7 @@ faults: .venv/.test-installed ## Every kill point and every disk error (some min
 
 ##@ Measure it
 
-# For docs/performance.md: make bench BENCH="--report docs/performance.md"
+# For docs/explanation/performance.md: make bench BENCH="--report docs/performance.md"
 bench: .venv/.bench-installed ## Beside other ways to do the same; BENCH=--quick is short
 	$(PY) -m benchmarks $(BENCH)
 
@@ -95,6 +98,10 @@ endif
 	$(PIP) install --quiet --editable '.[test,dev]'
 	@rm -rf .venv/typing && mkdir -p .venv/typing/outbox
 	@ln -s ../../../cli ../../../integrations .venv/typing/outbox/
+	@touch $@
+
+.venv/.docs-installed: .venv/.root setup.cfg pyproject.toml
+	$(PIP) install --quiet --editable '.[docs]'
 	@touch $@
 
 .venv/.mutation-installed: .venv/.test-installed

@@ -45,11 +45,10 @@ _CONNECT_S = 5
 def check(
     context: click.Context, manager: str, operations: str | None, database_url: str | None, as_json: bool
 ) -> None:
-    """Show what becomes of each method of MANAGER (MODULE:CLASS) when it is wired.
+    """Show whether MANAGER (MODULE:CLASS) can be wired, by method.
 
     Reads the class and its source; calls none of its methods and makes no object of it.  Exit code 0: it fits.  1: it
-    fits, and there is something to look at, such as methods that look like writes and are not declared.  2: it is
-    refused, or could not be loaded.
+    fits with findings, such as undeclared methods that look like writes.  2: it is refused, or could not be loaded.
     """
     with redirect_stdout(sys.stderr):
         manager_class, made = _manager_at(manager)

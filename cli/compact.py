@@ -20,7 +20,7 @@ from .common import Number, Refused, directory_option, in_one_sentence, settings
     metavar="HOURS",
     help="Keep settled entries this long; default: OUTBOX_RETENTION_HOURS.",
 )
-@click.option("--vacuum", is_flag=True, help="Also rewrite the file compactly; nobody else may have the store open.")
+@click.option("--vacuum", is_flag=True, help="Also rewrite the file compactly; needs exclusive access.")
 @in_one_sentence
 def compact(directory: str | None, retention_hours: float | None, vacuum: bool) -> None:
     """Prune settled entries from the ledger, and with --vacuum shrink the file.

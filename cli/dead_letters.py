@@ -25,9 +25,9 @@ _LOOK_S = 0.02
 @click.option("--operation", metavar="NAME", help="With --all: only those of this operation.")
 @in_one_sentence
 def retry(directory: str | None, seq: tuple[int, ...], everything: bool, operation: str | None) -> None:
-    """Try dead letters again, at their old places in the order.  Mend the cause first.
+    """Try dead letters again, at their old places in the order.
 
-    A dead letter of a transaction is tried again together with the others of it.
+    Correct the cause first.  A dead letter of a transaction is tried again together with the others of it.
     """
     if bool(seq) == everything:
         raise click.UsageError("name the dead letters by SEQ, or all of them with --all")
@@ -51,10 +51,10 @@ def retry(directory: str | None, seq: tuple[int, ...], everything: bool, operati
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @in_one_sentence
 def discard(directory: str | None, seq: tuple[int, ...], reason: str, yes: bool) -> None:
-    """Give up dead letters, quarantined records or pending entries: they will never be written to PostgreSQL.
+    """Give up dead letters, quarantined records or pending entries.
 
-    Later entries of their ordering keys go on.  An entry of a transaction is given up with the others of it.  A pending
-    entry that a relay is delivering is waited for, up to 10 s.
+    They are never written to PostgreSQL; later entries of their ordering keys go on.  An entry of a transaction is
+    given up with the others of it.  For a pending entry in a relay's batch the command waits up to 10 s.
     """
     with Outbox.attach(config=settings(directory)) as box:
         if not yes:

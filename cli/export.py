@@ -25,10 +25,11 @@ from .verify import summary
 @click.pass_context
 @in_one_sentence
 def export(context: click.Context, directory: str | None, file: Path, force: bool) -> None:
-    """Write everything that can be read of a store to FILE (- for the standard output), one JSON object a line.
+    """Write all readable entries of a store to FILE as JSON lines.
 
-    Works beside a running engine, and on a damaged store.  Changes nothing.  Exit code 0: the store is sound and all
-    of it was written.  1: it is damaged; what could be read was written.  2: nothing was written.
+    FILE - is the standard output.  Works beside a running engine, and on a damaged store.  Changes nothing.  Exit code
+    0: the store is sound and was written completely.  1: it is damaged; the readable part was written.  2: nothing was
+    written.
     """
     path = Path(settings(directory).dir).absolute()
     with _target(file, force=force) as write:

@@ -28,10 +28,10 @@ def healthy(
     max_pending: int | None,
     no_operator: bool,
 ) -> None:
-    """Say whether a restart would help: a probe of liveness, and with options one of readiness.
+    """Probe liveness: fail only when a restart would help.
 
-    Without options it fails only when enqueueing is halted or the relay has died.  An outage of PostgreSQL never fails
-    it: that is when the engine must go on.  Exit code 0: healthy.  1: not.  2: the store could not be read.
+    That is when enqueueing is halted or the relay has died, and never in an outage of PostgreSQL.  Options add
+    conditions, for a readiness probe.  Exit code 0: healthy.  1: not.  2: the store could not be read.
     """
     with Outbox.attach(config=settings(directory), readonly=True) as box:
         found = box.status()

@@ -24,7 +24,7 @@ from .common import directory_option, in_one_sentence, naming, settings
 )
 @in_one_sentence
 def metrics(directory: str | None, output: Path | None) -> None:
-    """Print the metrics of an outbox once, for Prometheus; works beside a running engine.
+    """Print the metrics of an outbox once, for Prometheus.
 
     Needs the extra `metrics`.  Exit code 0: done, whatever the health.  2: the store could not be read, or the metrics
     not be written; FILE is then as it was.

@@ -430,7 +430,7 @@ class Outbox:
         """
         if self.alarms.sounds(FORGOTTEN):
             raise OutboxError(
-                "PostgreSQL lacks what it had acknowledged, so nothing may leave the ledger",
+                "cannot prune: PostgreSQL lost entries that it acknowledged",
                 hint="run `atb outbox reconcile` first",
             )
         keep = timedelta(hours=self.config.retention_hours) if retention is None else retention

@@ -214,7 +214,7 @@ def _verify_if_unclean(
         if engine is not None and (state.read() or {}).get("halted"):
             # Whoever uses it did so when the write failed, and verified nothing since.
             raise StoreLocked(
-                f"{directory} must be verified after a write failed, and somebody has it open",
+                f"{directory} must be verified after a write failed, and another process has it open",
                 hint="stop the relay and whatever else has it open, then start the engine",
                 holder_pid=holder(directory, Role.RELAY) or None,
             ) from None

@@ -71,8 +71,8 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
     ended = _ended(relay)
     if relay.slow is not None:
         said.append(
-            f"entry {relay.slow} takes too long in PostgreSQL: somebody holds a lock that it needs, or it is too much; "
-            f"what shares its ordering key waits{ended}"
+            f"entry {relay.slow} takes too long in PostgreSQL: it is blocked by a lock, or too large; later "
+            f"entries of its ordering key wait{ended}"
         )
     said += [f"operation {name!r} is parked, its entries wait: {why}{ended}" for name, why in relay.parked.items()]
     said += [f"entry {seq} waits, and its ordering key: {why}{ended}" for seq, why in relay.waiting.items()]
@@ -82,10 +82,10 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
 
 
 def _ended(relay: RelayStatus) -> str:
-    """Behind what a relay said that has ended since: its last word stays until another one knows better."""
+    """A remark that the relay has ended: its last report stays until another relay knows better."""
     if relay.alive:
         return ""
-    known = [("since", relay.since), ("its last word:", relay.said_at)]
+    known = [("since", relay.since), ("last report", relay.said_at)]
     times = [f"{what} {at:%Y-%m-%d %H:%M:%S} UTC" for what, at in known if at is not None]
     return f" ({', '.join(['the relay has ended', *times])})"
 

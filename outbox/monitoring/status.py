@@ -41,7 +41,7 @@ class RelayStatus:
     pid: int | None = None
     # closed, open or half-open; unknown where no relay ever reported.
     breaker: str = "unknown"
-    # True while PostgreSQL refuses for a reason that a person must mend.
+    # True while PostgreSQL refuses and an operator must act.
     stopped: bool = False
     # True when it is alive, PostgreSQL answers and entries wait, but nothing moved for `stuck_after` seconds.
     stuck: bool = False
@@ -53,7 +53,7 @@ class RelayStatus:
     said_at: datetime | None = None
     # Sequence number of an entry that took too long again and again, though it was alone in its transaction.
     slow: int | None = None
-    # Operations whose entries wait until somebody mends what they need, and why; best-effort ones in the second.
+    # Parked operations, and why; best-effort ones in the second.
     parked: dict[str, str] = field(default_factory=dict)
     parked_best_effort: dict[str, str] = field(default_factory=dict)
     # Entries that were tried, wait, and are not to blame themselves, by sequence number, and why.

@@ -341,7 +341,7 @@ class Lane:
             fault = OperationFault(
                 f"table {table!r} took {counted(written, 'row', 'rows')} of {entries(len(run))}: a trigger or a rule "
                 "keeps rows out",
-                hint="mend it, or declare the operation with may_vanish=True; the entries wait",
+                hint="correct it, or declare the operation with may_vanish=True; the entries wait",
             )
             raise UnitFailed(fault, only, operation.name)
 

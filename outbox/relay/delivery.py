@@ -193,7 +193,7 @@ class Delivery:
     def _yields(self, now: float) -> bool:
         """Whether to go easy on the disk and the interpreter, since the program enqueues and waits for both.
 
-        Then batches are small, and one thing is done after the other: measured in `docs/performance.md`.
+        Then batches are small, one step after the other: `docs/explanation/decisions/011-busy-batches.md`.
         """
         return now < self._busy_until and self._config.busy_batch_size < self._config.batch_size
 

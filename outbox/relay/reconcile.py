@@ -175,8 +175,8 @@ class Reconciler:
             later = counted(done.gone, "later entry is", "later entries are")
             self._alarms.sound(
                 GONE,
-                f"PostgreSQL was set back behind entry {done.settled_seq}, and {later} not in "
-                "the ledger, or not whole: those that it lacks cannot be delivered again. Compare your books, then "
+                f"PostgreSQL was set back behind entry {done.settled_seq}, and {later} not in the ledger, "
+                "or incomplete there: those that it lacks cannot be delivered again. Compare your books, then "
                 f"acknowledge this alarm with `atb outbox acknowledge {GONE}`",
             )
         mark = comparison.accept()

@@ -407,7 +407,7 @@ def test_an_engine_that_halted_is_not_back_before_the_store_could_be_verified(ou
         box = Outbox.open(outbox_dir)
         box.store._latch("enqueue", OSError("bad disk"))
         box.close()
-        with pytest.raises(StoreLocked, match="must be verified after a write failed, and somebody has it open"):
+        with pytest.raises(StoreLocked, match="must be verified after a write failed, and another process has it open"):
             Outbox.open(outbox_dir)
         observer.communicate()
     with Outbox.open(outbox_dir) as again:

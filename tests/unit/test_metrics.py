@@ -20,7 +20,7 @@ from outbox.monitoring.figures import FIGURES
 from outbox.store.reads import UNKNOWN_BYTES
 from tests.unit.fakes.rig import Rig, permanent
 
-MANUAL = Path(__file__).resolve().parents[2] / "docs" / "outbox.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
 
 
 @pytest.fixture
@@ -161,9 +161,12 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
 
 
 def test_the_table_of_metrics_is_complete() -> None:
-    text = MANUAL.read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(lmdb_outbox_\w+)(?:\{([\w, ]+)\})?` \| (\w+) \| (.+) \|$", text, re.MULTILINE)
-    assert rows == [(one.full_name, ", ".join(one.labels), one.kind, f"{one.meaning}.") for one in FIGURES]
+    text = PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(lmdb_outbox_\w+)(?:\{([\w, ]+)\})?` \| (.+) \|$", text, re.MULTILINE)
+    assert rows == [(one.full_name, ", ".join(one.labels), f"{one.meaning}.") for one in FIGURES]
+    assert re.findall(r"`(\w+)` is a counter, all others are gauges", text) == [
+        one.full_name for one in FIGURES if one.kind == "counter"
+    ]
 
 
 # -- who does not ask
