@@ -17,11 +17,13 @@ from ..store.continuity import Ahead
 from ..store.ledger import Settlement
 from ..store.locks import Role, RoleLock
 from ..store.rates import Pace
+from ..store.reads import PAUSE
 from ..store.withdrawal import InDelivery
 from ..target import Outcome, Target
 from ..worker import Later, Worker
 from .breaker import Breaker
 from .housekeeping import Housekeeping
+from .orders import ORDER
 from .publication import Publication
 from .reconcile import Reconciler
 from .refusals import Refusals
@@ -94,7 +96,9 @@ class Delivery:
         Takes the relay's role at the first call.  Raises `StoreLocked`, or what reading the store raises.
         """
         self._take_role()
-        if self._is_paused():
+        # Of an operator, in any process.
+        orders = self._box.store.existing_metas(PAUSE, ORDER)
+        if self._is_paused(PAUSE in orders):
             return self._rest(now)
         if self._draining:
             self._scan.hurry(now + HURRY_S)
@@ -102,7 +106,7 @@ class Delivery:
         if pause > 0:
             return pause
         try:
-            if self._reconciler.wanted:
+            if self._reconciler.able and (self._reconciler.waiting or ORDER in orders):
                 self._record_owed()
                 self._mend()
             batch = self._scan.next_batch(now, self._reach(now))
@@ -129,9 +133,9 @@ class Delivery:
         finally:
             self._keep_owed()
 
-    def _is_paused(self) -> bool:
-        """Whether an operator lets nothing be delivered now."""
-        before, pause = self._paused, self._box.pauses.current(forget=True)
+    def _is_paused(self, ordered: bool) -> bool:
+        """Whether an operator lets nothing be delivered now; `ordered`: there is a pause, which may have ended."""
+        before, pause = self._paused, self._box.pauses.current(forget=True) if ordered else None
         self._paused = pause is not None
         if pause is not None and not before:
             _log.warning("%(pause)s", pause=pause.sentence())
