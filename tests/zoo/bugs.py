@@ -51,7 +51,7 @@ BUGS = (
     ),
     Bug(
         "a poison row is skipped",
-        "outbox/relay/delivery.py",
+        "outbox/relay/refusals.py",
         "            else:\n                settlement.dead.append((record, str(error)))",
         "            else:\n                settlement.completed.append((record, b''))",
         ("tests/unit/test_relay_rejection.py",),
@@ -270,7 +270,7 @@ BUGS = (
     ),
     Bug(
         "a child whose parent waits is a dead letter",
-        "outbox/relay/delivery.py",
+        "outbox/relay/refusals.py",
         "            if child and (first < unit[0].seq",
         "            if False and (first < unit[0].seq",
         ("tests/integration/test_parking.py",),
