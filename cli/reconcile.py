@@ -8,7 +8,7 @@ import click
 
 from outbox import Outbox, PostgresTarget, Relay
 from outbox.patience import Patience
-from outbox.relay.reconcile import Order, Reconciliation, ordered, place_order, reconciliations, withdraw_order
+from outbox.relay.orders import Order, Reconciliation, ordered, place_order, reconciliations, withdraw_order
 from outbox.store.reads import FORGOTTEN
 from outbox.words import counted, entries
 

@@ -67,8 +67,11 @@ class Adapter:
             call.name: call for call in declared if isinstance(call, ManagerOperation) and host.has(call.name)
         }
         refuse_unfit(outbox, host, self.calls)
+        creating = [call for call in self.calls.values() if call.creates]
         self._reserves = IdReserves(
-            outbox, {call.schema_table_column() for call in self.calls.values() if call.creates}
+            outbox,
+            {call.schema_table_column() for call in creating},
+            few={call.schema_table_column() for call in creating if call.session is Session.BEGINS},
         )
         self.replayer = Replayer(host, outbox.clock, reads, outbox=outbox, take_id=self._reserves.take_if_any)
         self.operations: tuple[Operation, ...] = bind_to(self.replayer, declared, self.calls)
@@ -79,7 +82,7 @@ class Adapter:
         self._session_id: int | None = None
         # The operation that ended the current session, while it is not known whether that one stays current.
         self._ended: tuple[str, int | None] | None = None
-        self.guard = Guard(self.delivery, self.replayer.statement_elsewhere)
+        self.guard = Guard(self.delivery, self.replayer.statement_elsewhere, self._has_called_in_block)
         host.when_built(self.guard.attach)
         self.passing = Passing(self, reads)
         self._session_locks = SessionLocks(outbox.clock)
@@ -284,6 +287,11 @@ class Adapter:
         if waits:
             self._result(operation, entries)
 
+    def _has_called_in_block(self) -> bool:
+        block = current(self)
+        # The first is the block's own.
+        return block is not None and len(block.calls()) > 1
+
     def _first(self, operation: ManagerOperation, bound: dict[str, Any]) -> Entry | None:
         """The entry of an earlier call with the same identity, or None.
 
@@ -318,6 +326,7 @@ class Adapter:
         """Make calls durable in one commit and fold them into the view; the order is held meanwhile."""
         with self._preparing.halting():
             entries = self.outbox.submit([item.ready for item in items])
+        self.guard.queued(entries[-1].seq)
         for item, entry in zip(items, entries, strict=True):
             self.keeper.fold(entry)
             self.delivery.noted(entry)

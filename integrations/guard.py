@@ -7,6 +7,7 @@ host opened itself, and the reads of the manager's methods.  Only the adapter's 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,15 +22,14 @@ from .. import OutboxError
 from .delivery import Delivery
 from .host import AWAY
 from .manager_connection import is_replay
+from .replay.writes import Writes
 
 # Statements that neither read nor write a table.
 _HARMLESS = re.compile(
     r"\s*(SET|SHOW|RESET|BEGIN|START|SAVEPOINT|RELEASE|ROLLBACK|COMMIT|DISCARD)\b|\s*SELECT\b(?!.*(\bFROM\b|\())",
     re.IGNORECASE | re.DOTALL,
 )
-_READS = re.compile(
-    r"\s*(SELECT|SHOW|VALUES|EXPLAIN|WITH\b(?!.*\b(INSERT|UPDATE|DELETE|MERGE)\b))", re.IGNORECASE | re.DOTALL
-)
+_CHANGES = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 _BAR = "outbox:bar"
 
 
@@ -56,9 +56,17 @@ _ours: ContextVar[bool] = ContextVar("outbox_own_statement", default=False)
 class Guard:
     """Watches over the engines of one manager.  Thread-safe."""
 
-    def __init__(self, delivery: Delivery, elsewhere: Callable[[], BaseException | None]) -> None:
-        """`elsewhere()`: what to raise for a statement of a rehearsal or a replay, which have sessions of their own."""
-        self._delivery, self._elsewhere = delivery, elsewhere
+    def __init__(
+        self, delivery: Delivery, elsewhere: Callable[[], BaseException | None], in_block: Callable[[], bool]
+    ) -> None:
+        """`elsewhere()`: what to raise for a statement of a rehearsal or a replay, which have sessions of their own.
+
+        `in_block()`: whether calls were made in the balance block that the caller is in, which are recorded at its end.
+        """
+        self._delivery, self._elsewhere, self._in_block = delivery, elsewhere, in_block
+        # The last call that this thread has queued.
+        self._here = threading.local()
+        self._writes = Writes()
         self._undo: list[Callable[[], None]] = []
 
     def attach(self, manager: Any) -> None:
@@ -67,7 +75,8 @@ class Guard:
             for name, listener in (
                 ("begin", self._begun),
                 ("before_cursor_execute", self._executes),
-                ("handle_error", _failed),
+                ("after_cursor_execute", self._executed),
+                ("handle_error", self._failed),
             ):
                 event.listen(engine, name, listener)
                 self._undo.append(partial(event.remove, engine, name, listener))
@@ -106,6 +115,10 @@ class Guard:
         elif watched is not None:
             watched.failure = error
 
+    def queued(self, seq: int) -> None:
+        """This thread has queued a call."""
+        self._here.seq = seq
+
     def not_caught_up(self, why: str) -> NotCaughtUp:
         """What to raise where calls before this one are not delivered."""
         return NotCaughtUp(
@@ -118,7 +131,7 @@ class Guard:
     def _begun(self, connection: Connection) -> None:
         connection.info[_BAR] = self._delivery.last_seq
 
-    def _executes(self, connection: Connection, _: Any, statement: str, *__: Any) -> None:
+    def _executes(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
         watched = _watched.get()
         if watched is not None:
             # A manager that tries again has an answer of its own.
@@ -131,7 +144,7 @@ class Guard:
         if _HARMLESS.match(statement):
             return
         # A host's own look at what PostgreSQL holds by now is what it seems to be.
-        if (watched is None or watched.stale) and _READS.match(statement):
+        if (watched is None or watched.stale) and not self._writes.may_write(cursor.connection, statement):
             return
         # What is queued after the transaction's first statement is not before it.
         bar = connection.info.get(_BAR, self._delivery.last_seq)
@@ -139,12 +152,30 @@ class Guard:
         if watched is not None:
             watched.error = None
         if not settled:
-            name = "a statement of the host" if watched is None else watched.name
-            error = self.not_caught_up(f"{name} works on what PostgreSQL holds")
-            if watched is not None:
-                watched.error = error
-            raise error
+            raise self._refused(watched, "works on what PostgreSQL holds")
         connection.info[_BAR] = 0
+
+    def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+        # A call that was made within the transaction, or within a block, need not be before this statement; but where
+        # it finds no row, it is most likely after one of that call's.
+        if cursor.rowcount != 0 or not _CHANGES.match(statement) or _ours.get() or is_replay(connection):
+            return
+        if self._in_block() or not self._delivery.passed(getattr(self._here, "seq", 0)):
+            raise self._refused(_watched.get(), "changes no row of what PostgreSQL holds")
+
+    def _failed(self, context: ExceptionContext) -> None:
+        self._writes.forget()
+        watched = _watched.get()
+        # A pool tests its connections and replaces those that are lost.
+        if watched is not None and not context.is_pre_ping and isinstance(context.sqlalchemy_exception, AWAY):
+            watched.failure = context.sqlalchemy_exception
+
+    def _refused(self, watched: Watched | None, why: str) -> NotCaughtUp:
+        name = "a statement of the host" if watched is None else watched.name
+        error = self.not_caught_up(f"{name} {why}")
+        if watched is not None:
+            watched.error = error
+        return error
 
 
 @contextmanager
@@ -155,13 +186,6 @@ def own_statements() -> Iterator[None]:
         yield
     finally:
         _ours.reset(token)
-
-
-def _failed(context: ExceptionContext) -> None:
-    watched = _watched.get()
-    # A pool tests its connections and replaces those that are lost.
-    if watched is not None and not context.is_pre_ping and isinstance(context.sqlalchemy_exception, AWAY):
-        watched.failure = context.sqlalchemy_exception
 
 
 def _engines_of(manager: Any) -> set[Engine]:

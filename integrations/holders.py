@@ -85,7 +85,25 @@ def replace_held(root: Any, manager: Any, durable: Any, name: str) -> Iterator[U
 
     Raises `ConfigError`, which names the holder, where one cannot be changed.
     """
-    seen: set[int] = {id(manager), id(durable)}
+    for slot in _reached(root, name, {id(manager), id(durable)}):
+        instead = _instead(slot.value, manager, durable)
+        if instead is not None and slot.change is not None:
+            _log.info("the durable manager replaces the plain one at %(holder)s", holder=slot.where)
+            yield slot.put(slot.change, instead)
+
+
+def others_held(root: Any, manager_class: type, known: set[int], name: str) -> Iterator[tuple[str, Any]]:
+    """Managers of `manager_class` that `root` (called `name`) holds, but those with the ids `known`, and where."""
+    seen = set(known)
+    for slot in _reached(root, name, seen):
+        # Without `isinstance`, which asks a proxy.
+        if issubclass(type(slot.value), manager_class) and id(slot.value) not in seen:
+            seen.add(id(slot.value))
+            yield slot.where, slot.value
+
+
+def _reached(root: Any, name: str, seen: set[int]) -> Iterator[_Slot]:
+    """Every place that can be reached from `root`, but not through the objects with the ids `seen`."""
     todo: deque[tuple[str, Any]] = deque([(name, root)])
     while todo and len(seen) < _MAX_OBJECTS:
         where, holder = todo.popleft()
@@ -93,10 +111,7 @@ def replace_held(root: Any, manager: Any, durable: Any, name: str) -> Iterator[U
             continue
         seen.add(id(holder))
         for slot in _slots_of(where, holder):
-            instead = _instead(slot.value, manager, durable)
-            if instead is not None and slot.change is not None:
-                _log.info("the durable manager replaces the plain one at %(holder)s", holder=slot.where)
-                yield slot.put(slot.change, instead)
+            yield slot
             if slot.opens:
                 todo.append((slot.where, slot.value))
     if todo:

@@ -380,7 +380,9 @@ def signature_of_bound(method: Any) -> inspect.Signature:
 def invoke(method: Any, call: Mapping[str, Any]) -> Any:
     """Call `method` with arguments by name, also those that Python takes by position only."""
     signature = signature_of_bound(method)
-    named = {name: value for name, value in call.items() if name in signature.parameters}
+    # Further keywords may have any name, that of `**kwargs` itself included.
+    known = {one.name for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD}
+    named = {name: value for name, value in call.items() if name in known}
     bound = inspect.BoundArguments(signature, named)
     others = {name: value for name, value in call.items() if name not in named}
     return method(*bound.args, **bound.kwargs, **others)

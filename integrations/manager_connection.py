@@ -264,9 +264,11 @@ def is_replay(connection: Connection) -> bool:
     return _REPLAY in connection.info
 
 
-class _ReplayConnection(Connection):
+class ReplayConnection(Connection):
     """Its savepoints are made and released in the round trip of the statement behind them."""
 
+    # The `Watch` of the replay that it belongs to: hears of each statement, and judges what a rollback undoes.
+    watch: Any = None
     _made = 0
 
     @property
@@ -278,6 +280,9 @@ class _ReplayConnection(Connection):
     def _savepoint_impl(self, name: str | None = None) -> str:
         self._made += 1
         name = name or f"outbox_savepoint_{self._made}"
+        if self._nested_transaction is not None and self._piggyback.is_broken:
+            # A session begins beside one that has failed, which can only end: what it did is undone now.
+            self._undo(self._nested_transaction._savepoint)
         return name if self._piggyback.owe_savepoint(name) else super()._savepoint_impl(name)
 
     def _release_savepoint_impl(self, name: str) -> None:
@@ -287,7 +292,15 @@ class _ReplayConnection(Connection):
     def _rollback_to_savepoint_impl(self, name: str) -> None:
         if not self._still_open_and_dbapi_connection_is_valid:
             return
-        with self._piggyback.rolling_back(name):
+        only_read = self.watch is not None and self.watch.only_read(name)
+        if not only_read or self._piggyback.is_broken:
+            self._undo(name)
+        self._release_savepoint_impl(name)
+
+    def _undo(self, name: str) -> None:
+        if self.watch is not None:
+            self.watch.undoes(name, gone=self._piggyback.is_merged(name))
+        with self._piggyback.rolling_back():
             super()._rollback_to_savepoint_impl(name)
 
 
@@ -302,7 +315,7 @@ class ManagerConnection:
         self._types: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
 
     @contextmanager
-    def around(self, relay: Connection) -> Iterator[Connection]:
+    def around(self, relay: Connection) -> Iterator[ReplayConnection]:
         """The manager's connection in the transaction of `relay`; what it has set ends with the relay's next reset.
 
         Raises `TargetMisconfigured` where the session of the manager cannot be taken over, `TargetUnavailable` where
@@ -318,7 +331,7 @@ class ManagerConnection:
         if self._statement:
             self._set(raw)
         with _types_of(raw, self._types):
-            connection = _ReplayConnection(engine, relay.connection, _has_events=False, _allow_revalidate=False)
+            connection = ReplayConnection(engine, relay.connection, _has_events=True, _allow_revalidate=False)
             # The listeners of the engine, but not those for a new connection: it is the relay's, in a transaction.
             connection.dispatch = connection.dispatch._join(engine.dispatch)
             connection.info[_REPLAY] = True

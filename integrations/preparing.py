@@ -104,8 +104,13 @@ class Preparing:
         """
         bound = self._host.signature(operation.name).bind(*args, **kwargs)
         call: dict[str, Any] = {}
+        taken = {one.name for one in bound.signature.parameters.values() if one.kind is not one.VAR_KEYWORD} | {NOTES}
         for name, value in bound.arguments.items():
             is_extra = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            if is_extra and value.keys() & taken:
+                # Python allows the name of an argument that it takes by position only.
+                clash = min(value.keys() & taken)
+                raise InvalidEntry(f"{operation.name} got {clash!r} as a further keyword, and that name is taken")
             call |= value if is_extra else {name: value}
         # A signature that was recalled from the store knows only which arguments have a default.
         parameters = bound.signature.parameters.values() if self._host.method(operation.name) is not None else ()
@@ -209,8 +214,8 @@ class Preparing:
     def _note_side_ids(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
         """Take the ids of the rows that the call writes on the side, so that they are final as well."""
         with self._view.lock:
-            effect = self._view.learning.effect(seen_of(self._view, operation, bound, notes))
-        for name, count_ in (effect.sides if effect is not None else {}).items():
+            sides = self._view.learning.sides(seen_of(self._view, operation, bound, notes))
+        for name, count_ in sides.items():
             with self.halting():
                 ids = [self._reserves.take_if_any(*name.split(".")) for _ in range(count_)]
             if None not in ids:

@@ -8,6 +8,7 @@ this one engine object.
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
@@ -19,7 +20,7 @@ from .. import Hooks, Operation, Outbox, OutboxConfig, OutboxError, OutboxStatus
 from ..errors import ConfigError
 from ..log import Log
 from .durable import DurableDatabaseManager
-from .holders import others_holding, replace_held
+from .holders import others_held, others_holding, replace_held
 from .manager_connection import check_connection
 from .view.kept_answers import ManagerRead
 
@@ -28,6 +29,7 @@ _log = Log("outbox.integrations")
 # The method that is called when trading must halt, where `halt_method` names none.
 _HALT = "enter_close_only"
 _NOTICE = "halt-method"
+_OTHERS = "other-managers"
 
 
 class Wiring:
@@ -105,6 +107,19 @@ class Wiring:
                 holders=", ".join(others),
             )
 
+    def _look_for_others(self, manager: Any, durable: DurableDatabaseManager) -> None:
+        """Warn of managers of the same class that components have made for themselves: they have no outbox."""
+        host, outbox = durable._durable.host, self.outbox
+        assert outbox is not None
+        outbox.notices.clear(_OTHERS)
+        known, cls = {id(one) for one in (manager, durable, host, host.built)}, host.manager_class
+        found = [] if cls is None else others_held(self._engine, cls, known, type(self._engine).__name__)
+        others = [where for where, other in found if not _is_durable(other)]
+        if others:
+            message = f"further managers are held at {', '.join(others)}, and their writes are not durable"
+            _log.warning("%(problem)s: let components take the engine's", problem=message)
+            outbox.notices.put(_OTHERS, f"{message}: let components take the engine's")
+
     def _find_halt(self, name: str | None) -> Callable[[str], Any] | None:
         """The engine's method for the halt.  Raises `ConfigError` where it lacks the one that the caller named."""
         halt: Callable[[str], Any] | None = getattr(self._engine, name or _HALT, None)
@@ -141,24 +156,21 @@ class Wiring:
             def started(*args: Any, **kwargs: Any) -> Any:
                 relay.start()
                 self._out_of_start.clear()
-                try:
-                    return start(*args, **kwargs)
-                finally:
-                    self._out_of_start.set()
+                return _then(functools.partial(start, *args, **kwargs), self._out_of_start.set)
 
             self._replace("start", started)
         if callable(stop):
 
             @functools.wraps(stop)
             def stopped(*args: Any, **kwargs: Any) -> Any:
-                try:
-                    return stop(*args, **kwargs)
-                finally:
-                    # Not here: `stop` may run in a signal handler, and the engine's last writes come after it.
-                    self._winding_down = threading.Thread(
-                        target=self._wind_down, args=(relay, drain_s), name="outbox-stop", daemon=True
-                    )
-                    self._winding_down.start()
+                return _then(functools.partial(stop, *args, **kwargs), wind_down)
+
+            def wind_down() -> None:
+                # Not here: `stop` may run in a signal handler, and the engine's last writes come after it.
+                self._winding_down = threading.Thread(
+                    target=self._wind_down, args=(relay, drain_s), name="outbox-stop", daemon=True
+                )
+                self._winding_down.start()
 
             self._replace("stop", stopped)
 
@@ -215,6 +227,7 @@ def wire(
         wiring._undo.append(durable.detach_outbox)
         if durable is not manager:
             wiring._put_durable(manager_attribute, manager, durable)
+        wiring._look_for_others(manager, durable)
         wiring._replace("get_outbox_status", wiring.get_outbox_status)
         if relay_here:
             url = settings.database_url or _url_of(durable, with_password=password is None)
@@ -233,6 +246,30 @@ def wire(
         raise
     _log.info("engine wired with the outbox at %(outbox)s", outbox=outbox.path)
     return wiring
+
+
+def _is_durable(manager: Any) -> bool:
+    return isinstance(manager, DurableDatabaseManager) and manager._durable.adapter is not None
+
+
+def _then(call: Callable[[], Any], then: Callable[[], None]) -> Any:
+    """What `call` returns; `then` is called once it has ended, which a coroutine does when it has been awaited."""
+    try:
+        value = call()
+    except BaseException:
+        then()
+        raise
+    if not inspect.isawaitable(value):
+        then()
+        return value
+
+    async def ended() -> Any:
+        try:
+            return await value
+        finally:
+            then()
+
+    return ended()
 
 
 def _deliver(relay: Relay, drain_s: float) -> bool:

@@ -50,7 +50,8 @@ class AsOf:
         self._creates = IdColumn.of(creates)
         self._captured_at, self._clock, self._began_at = captured_at.astimezone(UTC), clock, clock.now()
         self._take_id = take_id
-        self._id_left = notes.get("id")
+        # The id that the caller has, until a row has it; a rollback gives it back.
+        self.id_left = notes.get("id")
         self._times = True
         self._given = frozenset(_times_in(call))
         # The schema_translate_map of the manager's engine.
@@ -90,7 +91,7 @@ class AsOf:
 
     def _is_told(self, table: Table, column: Column[Any]) -> bool:
         """Whether the caller has the id of the next row of the table."""
-        if self._id_left is None or column.name != self._creates.column or table.name != self._creates.table:
+        if self.id_left is None or column.name != self._creates.column or table.name != self._creates.table:
             return False
         return self._is_of(self._schemas.get(table.schema, table.schema))
 
@@ -117,7 +118,7 @@ class AsOf:
 
     def _next_id(self, table: Table, column: Column[Any]) -> Any:
         if self._is_told(table, column):
-            id_, self._id_left = self._id_left, None
+            id_, self.id_left = self.id_left, None
         else:
             id_ = self._take_id(self._schemas.get(table.schema, table.schema), table.name, column.name)
         return _as_column_has_it(column, id_)
@@ -136,10 +137,10 @@ class AsOf:
         if column.key in sql_clock.given(statement, parameters):
             return statement, parameters
         rows = max(len(parameters), sql_clock.count_rows(statement))
-        first = self._id_left
+        first = self.id_left
         ids = [{column.key: self._next_id(table, column) or self._fetch_id(table, column)} for _ in range(rows)]
         if None in [id_[column.key] for id_ in ids]:
-            self._id_left = first
+            self.id_left = first
             return statement, parameters
         if parameters and not statement._multi_values:
             return statement, [{**row, **id_} for row, id_ in zip(parameters, ids, strict=True)]
@@ -152,7 +153,7 @@ class AsOf:
             return statement
         if self._creates.column.lower() in (name.strip().strip('"').lower() for name in found["columns"].split(",")):
             return statement
-        id_, self._id_left = self._id_left, None
+        id_, self.id_left = self.id_left, None
         literal = str(id_) if isinstance(id_, int) else f"'{id_}'"
         at, columns = found.end(), found.start("columns")
         column = _quoted(self._creates.column)
@@ -160,7 +161,7 @@ class AsOf:
 
     def goes_without_id(self, statement: str) -> bool:
         """Whether an SQL statement inserts the row of which the caller has the id, without that id."""
-        found = _INSERT.match(statement) if self._id_left is not None and self._creates.table else None
+        found = _INSERT.match(statement) if self.id_left is not None and self._creates.table else None
         if found is None or found[2].lower() != self._creates.table.lower():
             return False
         return self._is_of(found[1])

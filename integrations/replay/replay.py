@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Dialect
@@ -24,7 +25,7 @@ from ...failures import Verdict, classify
 from ...log import Log
 from ..host import Host, invoke, signature_of_bound
 from ..ids.id_reserve import IdColumn
-from ..manager_connection import ManagerConnection
+from ..manager_connection import ManagerConnection, ReplayConnection
 from ..operations import ManagerOperation, call_of, notes_of
 from ..state.carried import Carried
 from ..upgrades import misconfigured, must_fit, upgraded
@@ -35,8 +36,9 @@ from . import sessions
 from .asof import AsOf
 from .frozen_clock import FrozenClock, frozen
 from .rehearsal import Rehearsal
-from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_connection, watch_errors
+from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_errors
 from .witness import SideIds, Witness
+from .writes import Writes
 
 _log = Log("outbox.integrations")
 
@@ -130,6 +132,7 @@ class Replayer:
         self._undo: list[Callable[[], None]] = []
         self._dialects: set[Dialect] = set()
         self._connection = ManagerConnection(host)
+        self._writes = Writes()
         self.answers = Answers()
         # Learns from replays; only where the local view is, which is not where a relay alone runs.
         self.witness: Witness | None = None
@@ -159,6 +162,7 @@ class Replayer:
                         return self._replay(operation, own, entry, watch, as_of)
             except BaseException:
                 self.carried.drop(entry)
+                self._writes.forget()
                 raise
 
         return replay
@@ -264,7 +268,8 @@ class Replayer:
         session = notes_of(entry).get("session")
         with self._unwatched():
             found = number_or_none(self._reads.asking(replica)(BALANCE, session))
-        if found is None or nearly_equal(found, told["old"]):
+        near = nearly_equal if self.witness is None else self.witness.is_balance
+        if found is None or near(found, told["old"]):
             return False
         message = (
             f"entry {entry.seq} ({entry.operation}) was made at a balance of {told['old']} in session {session}, "
@@ -314,17 +319,24 @@ class Replayer:
     # -- nothing may go past the relay's transaction
 
     @contextmanager
-    def _watched(self, connection: Connection, as_of: AsOf) -> Iterator[Watch]:
+    def _watched(self, connection: ReplayConnection, as_of: AsOf) -> Iterator[Watch]:
         if connection.engine.dialect not in self._dialects:
             self._dialects.add(connection.engine.dialect)
             self._undo.append(watch_errors(connection.engine, self._watch_here))
-        watch = self._here.watch = Watch(as_of)
-        watch_connection(connection, watch)
-        self._here.database = _database_of(connection.connection.dbapi_connection)
+        watch = self._here.watch = connection.watch = Watch(as_of)
+        raw: Any = connection.connection.dbapi_connection
+        self._here.database = _database_of(raw)
+        raw.on_statement = partial(self._sent, raw)
         try:
             yield watch
         finally:
-            self._here.watch = None
+            raw.on_statement = self._here.watch = None
+
+    def _sent(self, raw: Any, statement: str) -> None:
+        watch = self._watch_here()
+        session = None if watch is None else watch.user
+        if session is not None and not session.wrote and session.in_transaction():
+            session.wrote = self._writes.may_write(raw, statement)
 
     def _watch_here(self) -> Watch | None:
         watch: Watch | None = getattr(self._here, "watch", None)

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-from psycopg2.extensions import TRANSACTION_STATUS_INERROR
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
 
 from ...errors import TargetMisconfigured
+from ..manager_connection import ReplayConnection
 from . import sessions
 from .asof import AsOf
 
 _ISOLATION = re.compile(r"\s*SET\s+(TRANSACTION|SESSION\s+CHARACTERISTICS)\b", re.IGNORECASE)
 _OF_TRANSACTION = re.compile(r"\s*(SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
-_READS = re.compile(r"\s*(SELECT|SHOW)\b", re.IGNORECASE)
+
+
+class _Begun(NamedTuple):
+    session: ReplaySession
+    nested: bool
+    commits: int
+    id_left: Any
 
 
 class Watch:
@@ -31,6 +38,14 @@ class Watch:
         self.on_contact: Callable[[], None] = _ignore
         # Called before each flush, when the rows have their ids.
         self.on_flush: Callable[[Session], None] = _ignore
+        # The session that turned to its connection last.
+        self.user: ReplaySession | None = None
+        # How many sessions have committed what they wrote.
+        self.commits = 0
+        # By savepoint, in order: the session that began there, or made it, and what was so at that time.
+        self._begun: dict[str, _Begun] = {}
+        # By transaction of a session: the id that its caller had when it was opened, and no row.
+        self._ids_left: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         # Whether a session that had written was committed.
         self.committed = False
         # The last error of the database, whoever caught it.
@@ -43,10 +58,42 @@ class Watch:
         self.misfit = TargetMisconfigured(f"a replayed method of the manager {what}", hint=hint)
         return self.misfit
 
+    def opens(self, transaction: Any) -> None:
+        """A transaction of a session is opened; rows may get ids before it comes to the database."""
+        self._ids_left[transaction] = self.as_of and self.as_of.id_left
+
+    def begins(self, savepoint: str, session: ReplaySession, transaction: Any) -> None:
+        """A transaction of a session, or a savepoint of its own, comes to the database."""
+        id_left = self._ids_left.get(transaction)
+        self._begun[savepoint] = _Begun(session, transaction.nested, self.commits, id_left)
+
+    def only_read(self, savepoint: str) -> bool:
+        """Whether a session that has written nothing began there, so that there is nothing of its own to undo."""
+        begun = self._begun.get(savepoint)
+        return begun is not None and not begun.nested and not begun.session.wrote
+
+    def undoes(self, savepoint: str, *, gone: bool) -> None:
+        """All since the savepoint is undone.  Raises `TargetMisconfigured` where some of that is another session's."""
+        begun = self._begun.get(savepoint)
+        if begun is None:
+            return
+        session, watch = begun.session, begun.session.info["watch"]
+        later = [one.session for one in list(self._begun.values())[list(self._begun).index(savepoint) :]]
+        if gone or watch.commits > begun.commits or any(one.wrote for one in later if one is not session):
+            raise watch.misfits(
+                "rolled back a session while another one was open or had committed within it",
+                "end the one session before the other begins",
+            )
+        if not begun.nested:
+            session.wrote = False
+        if self.as_of is not None:
+            # The row that had it is gone, and another one may be tried.
+            self.as_of.id_left = begun.id_left
+
     def apart(self) -> Watch:
         """A watch for sessions beside those of the replay, whose rows get ids as theirs do."""
         made = Watch(self.as_of)
-        made.on_flush = self.on_flush
+        made.on_flush, made._begun = self.on_flush, self._begun
         return made
 
     def sees(self, statement: str) -> None:
@@ -84,8 +131,8 @@ class ReplaySession(Session):
     """A session whose transactions are savepoints of the relay's.
 
     Savepoints nest, and the manager's sessions need not: one that only reads (again after its commit, say) while
-    another one commits must not take that one's rows with it when it is closed.  So what has written nothing is
-    released, not rolled back.
+    another one commits must not take that one's rows with it when it is closed.  So the savepoint of one that has
+    written nothing is released, not rolled back; see `Watch.only_read`.
     """
 
     wrote = False
@@ -98,33 +145,28 @@ class ReplaySession(Session):
             raise watch.isolated()
         return super().connection(*args, **kwargs)
 
-    def rollback(self) -> None:
-        """Roll back what was written; a mere reader lets go."""
-        if self.wrote or not self.in_transaction() or _is_broken(self.get_bind()):
-            super().rollback()
-        else:
-            self.expunge_all()
-            try:
-                super().commit()
-            except SQLAlchemyError:
-                super().rollback()
-        self.wrote = False
-
-    def close(self) -> None:
-        """See `rollback`."""
-        if self.in_transaction():
-            self.rollback()
-        super().close()
-
-
-def _is_broken(bind: Any) -> bool:
-    """Whether a statement has failed since the last savepoint: then that one must be rolled back."""
-    raw = None if bind.closed or bind.invalidated else bind.connection.dbapi_connection
-    return raw is None or raw.info.transaction_status == TRANSACTION_STATUS_INERROR
+    def get_bind(self, *args: Any, **kwargs: Any) -> Any:
+        """Every way to the connection leads here: what is sent there from now on is this session's."""
+        self.info["watch"].user = self
+        return super().get_bind(*args, **kwargs)
 
 
 def listen_to(session_class: type[Session]) -> None:
     """Keep track of what the sessions of replays write and commit; each has the watch of its own in its `info`."""
+
+    @event.listens_for(session_class, "after_transaction_create")
+    def opened(session: ReplaySession, transaction: Any) -> None:
+        session.info["watch"].opens(transaction)
+
+    @event.listens_for(session_class, "after_begin")
+    def begun(session: ReplaySession, transaction: Any, connection: Connection) -> None:
+        savepoint: Any = connection.get_nested_transaction()
+        session.info["watch"].begins(savepoint._savepoint, session, transaction)
+
+    @event.listens_for(session_class, "after_soft_rollback")
+    def rolled_back(session: ReplaySession, transaction: Any) -> None:
+        if transaction.parent is None:
+            session.wrote = False
 
     @event.listens_for(session_class, "before_flush")
     def flushes(session: ReplaySession, *_: Any) -> None:
@@ -137,45 +179,41 @@ def listen_to(session_class: type[Session]) -> None:
     def flushed(session: ReplaySession, *_: Any) -> None:
         session.wrote = True
 
-    @event.listens_for(session_class, "do_orm_execute")
-    def executed(state: Any) -> None:
-        text = str(getattr(state.statement, "text", ""))
-        if not state.is_select and not _READS.match(text) and not sessions.is_setting(text):
-            state.session.wrote = True
-
-    @event.listens_for(session_class, "after_bulk_update")
-    @event.listens_for(session_class, "after_bulk_delete")
-    def changed_many(context: Any) -> None:
-        context.session.wrote = True
-
     @event.listens_for(session_class, "after_commit")
     def committed(session: ReplaySession) -> None:
         if session.wrote and not session.in_nested_transaction():
             session.info["watch"].committed = True
+            session.info["watch"].commits += 1
             session.wrote = False
 
 
-def watch_connection(connection: Connection, watch: Watch) -> None:
-    """Watch over the statements that a replay executes on its connection."""
+# Watches over the statements that replays execute.  On the class, since listening anew for each call takes longer than
+# many a call; each connection has the watch of its replay.
 
-    def before_execute(_: Connection, statement: Any, many: Any, one: Any, __: Any) -> tuple[Any, Any, Any]:
-        return (statement, many, one) if watch.as_of is None else watch.as_of.prepare(statement, many, one)
 
-    def before(_: Connection, __: Any, statement: str, parameters: Any, ___: Any, many: bool) -> tuple[str, Any]:
-        if watch.as_of is not None:
-            statement = watch.as_of.with_id(statement, many=many)
-        watch.sees(statement)
-        if watch.as_of is None:
-            return statement, parameters
-        return watch.as_of.at_time(statement), watch.as_of.restore(parameters)
+@event.listens_for(ReplayConnection, "before_execute", retval=True)
+def _before_execute(connection: ReplayConnection, statement: Any, many: Any, one: Any, _: Any) -> tuple[Any, Any, Any]:
+    as_of = connection.watch.as_of
+    return (statement, many, one) if as_of is None else as_of.prepare(statement, many, one)
 
-    def ended(_: Connection) -> None:
-        raise watch.misfits("ended the relay's transaction", "it must commit its sessions, not their connection")
 
-    event.listen(connection, "before_execute", before_execute, retval=True)
-    event.listen(connection, "before_cursor_execute", before, retval=True)
-    event.listen(connection, "commit", ended)
-    event.listen(connection, "rollback", ended)
+@event.listens_for(ReplayConnection, "before_cursor_execute", retval=True)
+def _before_cursor_execute(
+    connection: ReplayConnection, _: Any, statement: str, parameters: Any, __: Any, many: bool
+) -> tuple[str, Any]:
+    watch: Watch = connection.watch
+    if watch.as_of is not None:
+        statement = watch.as_of.with_id(statement, many=many)
+    watch.sees(statement)
+    if watch.as_of is None:
+        return statement, parameters
+    return watch.as_of.at_time(statement), watch.as_of.restore(parameters)
+
+
+@event.listens_for(ReplayConnection, "commit")
+@event.listens_for(ReplayConnection, "rollback")
+def _ended(connection: ReplayConnection) -> None:
+    raise connection.watch.misfits("ended the relay's transaction", "it must commit its sessions, not their connection")
 
 
 def watch_errors(engine: Engine, watch_here: Callable[[], Watch | None]) -> Callable[[], None]:

@@ -15,7 +15,7 @@ _SETTING = re.compile(
 )
 
 # Events that ours must hear last.
-_ORDERED = ("before_flush", "after_flush", "do_orm_execute", "after_commit")
+_ORDERED = ("before_flush", "after_flush", "after_commit")
 
 
 def factory_like(

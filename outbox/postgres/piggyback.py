@@ -7,7 +7,7 @@ statement.  Each cursor of the connection sees to that, whoever made it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any
@@ -30,8 +30,17 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self._owed: list[tuple[str | None, str]] = []
         # Savepoints that were made here and have not ended, oldest first.
         self._savepoints: list[str] = []
+        # Those that ended with an outer one, before whoever made them has ended them.
+        self._merged: set[str] = set()
         # Whether others make and end savepoints in this transaction, so that ours may be gone.
         self._shared = False
+        # Called with each statement of a cursor before it is sent, but not for those that it sends itself.
+        self.on_statement: Callable[[str], None] | None = None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a statement has failed since the last savepoint: then that one must be rolled back."""
+        return bool(self.info.transaction_status == _BROKEN)
 
     def owe(self, statement: str) -> None:
         """Send `statement` before the next one.  It must have no result and no percent sign."""
@@ -39,7 +48,7 @@ class PiggybackConnection(psycopg2.extensions.connection):
 
     def owe_savepoint(self, name: str) -> bool:
         """Owe the savepoint `name`; False where the caller must make it at once."""
-        if self._shared or self.info.transaction_status == _BROKEN:
+        if self._shared or self.is_broken:
             return False
         self._savepoints.append(name)
         self._owed.append((name, f"SAVEPOINT {name}"))
@@ -47,10 +56,13 @@ class PiggybackConnection(psycopg2.extensions.connection):
 
     def owe_release(self, name: str) -> bool:
         """Owe the end of savepoint `name`; False where the caller must release it at once, since that may fail."""
-        if self._shared or name not in self._savepoints or self.info.transaction_status == _BROKEN:
+        if name in self._merged:
+            self._merged.discard(name)
+            return True
+        if self._shared or name not in self._savepoints or self.is_broken:
             return False
-        while self._savepoints.pop() != name:
-            pass  # Those within it end with it.
+        while (inner := self._savepoints.pop()) != name:
+            self._merged.add(inner)
         if self._owed and self._owed[-1][0] == name:
             # Nothing was sent within it.
             self._owed.pop()
@@ -58,13 +70,16 @@ class PiggybackConnection(psycopg2.extensions.connection):
             self._owed.append((None, f"RELEASE SAVEPOINT {name}"))
         return True
 
+    def is_merged(self, name: str) -> bool:
+        """Whether savepoint `name` has ended with an outer one, so that nobody can roll back to it."""
+        return name in self._merged
+
     @contextmanager
-    def rolling_back(self, name: str) -> Iterator[None]:
-        """The caller rolls back to savepoint `name` within the block, and does not use it any more."""
+    def rolling_back(self) -> Iterator[None]:
+        """The caller rolls back to a savepoint that was owed, within the block."""
         shared = self._shared
         yield
         self._shared = shared
-        self.owe_release(name)
 
     def send_owed(self) -> None:
         """Send now what is owed.  Raises `psycopg2.Error`."""
@@ -89,6 +104,12 @@ class PiggybackConnection(psycopg2.extensions.connection):
 
     def _note(self, query: str) -> None:
         self._shared = self._shared or _ends_savepoints(query)
+        heard, self.on_statement = self.on_statement, None
+        if heard is not None:
+            try:
+                heard(query)
+            finally:
+                self.on_statement = heard
 
     def cursor(self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any) -> Any:
         """See psycopg2.  Every cursor sends first what is owed."""
@@ -112,7 +133,7 @@ class PiggybackConnection(psycopg2.extensions.connection):
         super().rollback()
 
     def _end(self) -> None:
-        self._owed, self._savepoints, self._shared = [], [], False
+        self._owed, self._savepoints, self._merged, self._shared = [], [], set(), False
 
 
 def _ends_savepoints(query: str) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from .. import codec
 from ..store.envelope import Record
 from .parking import OperationFault
-from .sources import VALUE, ColumnType, ColumnTypes, Source
+from .sources import VALUE, ColumnType, ColumnTypes, Source, kinds_of
 from .transaction_settings import Cursor
 
 # Types without their modifiers: numeric(18,8) is enforced by the insert into the column, where it cannot be outdated.
@@ -99,7 +98,7 @@ class RowWriter:
         merged: Sources = (None,) * len(names)
         run: list[Record] = []
         for item in records:
-            kinds = codec.kinds(item.args, item.types)
+            kinds = kinds_of(item.args, item.types)
             own = self._chosen.get((table, names, kinds, json_values))
             if own is None:
                 own = self._chosen[table, names, kinds, json_values] = tuple(

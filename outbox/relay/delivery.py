@@ -129,7 +129,11 @@ class Delivery:
                 self._beside.begin(self._meanwhile(batch, self._reach(now)))
             outcome = self._apply(batch)
             self._record_owed()
+            # Before it is recorded: who waits for the effect need not wait for our disk too.
+            self._box.progress.acknowledge(record.seq for record, _ in outcome.completed)
             self._settle(batch, outcome, now)
+            if self._owed is None:
+                self._box.progress.acknowledge(())
             took_s = self._clock.monotonic() - now
             self._pace.batch(len(outcome.completed), took_s)
             if batch.records and _log.is_detailed:

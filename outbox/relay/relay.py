@@ -14,7 +14,7 @@ from ..target import Target
 from ..worker import Later, Worker
 from .breaker import CLOSED
 from .delivery import HURRY_S, Delivery
-from .reconcile import Order, Reconciliation
+from .orders import Order, Reconciliation
 
 _log = Log("outbox.relay")
 

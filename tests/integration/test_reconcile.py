@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from outbox import DurabilityError, Health, OutboxError, StoreLocked
-from outbox.relay.reconcile import GONE, Order, Reconciler, ordered, place_order, reconciliations
+from outbox.relay.orders import Order, ordered, place_order, reconciliations
+from outbox.relay.reconcile import GONE, Reconciler
 from outbox.store.envelope import seq_key
 from outbox.store.ledger import MARK_PREFIX, Settlement
 from outbox.store.reads import FORGOTTEN

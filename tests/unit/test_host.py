@@ -187,6 +187,7 @@ def test_arguments_without_a_name_find_their_places() -> None:
     assert invoke(manager.plain, {"c": 5, "a": 1}) == (1, 2, 5)
     assert invoke(manager.unnamed, {"a": 1, "rest": (2, 3), "d": 4}) == (1, (2, 3), 3, {"d": 4})
     assert invoke(manager.unnamed, {"a": 1, "c": 9}) == (1, (), 9, {})
+    assert invoke(manager.unnamed, {"a": 1, "more": {"d": 4}}) == (1, (), 3, {"more": {"d": 4}})
     with pytest.raises(TypeError, match="gone"):
         invoke(manager.plain, {"a": 1, "gone": 2})
 

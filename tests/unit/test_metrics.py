@@ -111,6 +111,7 @@ def test_registering_does_not_read_the_store() -> None:
     prometheus_client.CollectorRegistry().register(StatusCollector(look, "s"))
 
 
+@pytest.mark.slow
 def test_a_server_reads_the_status_when_it_is_scraped(rig: Rig) -> None:
     before = threading.active_count()
     with start_metrics(rig.box, "127.0.0.1:0") as server:
@@ -125,6 +126,7 @@ def test_a_server_reads_the_status_when_it_is_scraped(rig: Rig) -> None:
         get(server.address)
 
 
+@pytest.mark.slow
 def test_a_server_outlives_its_outbox_and_says_so(tmp_path: Path) -> None:
     with Rig(tmp_path / "outbox") as rig:
         server = start_metrics(rig.box, "127.0.0.1:0")
@@ -171,6 +173,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_nobody_who_does_not_ask_imports_prometheus(tmp_path: Path) -> None:
     code = f"""
 import sys, threading
@@ -184,6 +187,7 @@ print([name for name in sys.modules if "prometheus" in name or "opentelemetry" i
     assert run(code).stdout.splitlines() == ["['MainThread', 'outbox-writer']", "[]"]
 
 
+@pytest.mark.slow
 def test_without_the_package_the_way_out_is_named(tmp_path: Path) -> None:
     code = f"""
 import sys

@@ -230,6 +230,7 @@ def test_housekeeping_prunes_what_is_older_than_the_retention(outbox_dir: Path) 
         assert rig.box.status().completed == 3
 
 
+@pytest.mark.slow
 def test_housekeeping_prunes_a_little_at_a_time(outbox_dir: Path) -> None:
     with Rig(outbox_dir, retention_hours=1) as rig:
         rig.group(*[None] * 2600)

@@ -130,6 +130,7 @@ def test_something_else_than_a_state_reads_as_absent(state: StateFile, monkeypat
     assert state.read() is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can look at the store of another user")
 def test_the_look_of_root_leaves_everything_to_the_owner(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:

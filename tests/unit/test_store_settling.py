@@ -326,6 +326,7 @@ def test_an_observer_may_answer_and_the_listeners_are_told(box: Outbox) -> None:
 # -- retention
 
 
+@pytest.mark.slow
 def test_expired_entries_are_pruned_with_their_keys(box: Outbox, clock: FakeClock) -> None:
     for number in range(600):
         box.enqueue("log", {"number": number}, key=f"k{number}")
@@ -568,6 +569,7 @@ def test_a_sequence_number_behind_the_last_pending_one_is_corruption(box: Outbox
     assert seqs(box.pending()) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_counters_that_do_not_add_up_keep_the_store_shut(box: Outbox, outbox_dir: Path) -> None:
     enqueue(box, 3)
     opened = raw(box)
@@ -750,6 +752,7 @@ def test_a_discarded_key_can_be_freed_for_another_entry(box: Outbox) -> None:
 # -- a large settlement
 
 
+@pytest.mark.slow
 def test_a_large_settlement_lets_others_write_in_between(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     records = enqueue(box, 700)
     sizes: list[int] = []

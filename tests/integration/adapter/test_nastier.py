@@ -18,7 +18,16 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, StatementError
 
-from outbox import ConfigError, EntryStatus, IdempotencyConflict, Outbox, OutboxConfig, PostgresTarget, Relay
+from outbox import (
+    ConfigError,
+    EntryStatus,
+    IdempotencyConflict,
+    InvalidEntry,
+    Outbox,
+    OutboxConfig,
+    PostgresTarget,
+    Relay,
+)
 from outbox.integrations.durable import DurableDatabaseManager, ManagerOperation
 from outbox.testing import PostgresServer
 
@@ -77,6 +86,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "positional_only": lambda m: m.positional_only("a", more="b"),
     "positional_only, by name": lambda m: m.positional_only(name="a"),
     "starred": lambda m: m.starred("a", "b", "c", suffix="!", other="d"),
+    "starred, by their own name": lambda m: m.starred("a", others="d"),
     "starred, one": lambda m: m.starred(first="a"),
     "savepoint_object": lambda m: m.savepoint_object("a"),
     "begin_block": lambda m: m.begin_block("a"),
@@ -252,6 +262,15 @@ def test_what_the_column_would_refuse_is_refused_before_it_is_stored(late: Scene
     assert late.manager.swallowed_refusal(Decimal(10) ** 12) is False
     assert late.box.status().acknowledged == before
     assert late.manager.note("ENTRY") == 1
+
+
+def test_keyword_with_a_name_that_python_takes_by_position_is_refused(late: Scene) -> None:
+    assert late.manager.positional_only("a", more="b") is True
+    assert late.manager.starred("a", others="b") is True
+    with pytest.raises(InvalidEntry, match="'names' as a further keyword"):
+        late.manager.starred("a", names=["b"])
+    assert late.deliver()
+    assert late.rows("SELECT name, value FROM counters ORDER BY name") == [("a", 1), ("ab", 1), ("b", 1)]
 
 
 def test_json_functions_of_the_managers_engine_are_used(postgres_url: str, outbox_dir: Path) -> None:

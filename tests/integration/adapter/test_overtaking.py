@@ -109,6 +109,45 @@ def test_transaction_that_began_before_a_call_goes_on_after_it(here: Scene) -> N
     assert sorted(here.rows("SELECT symbol FROM trades")) == [("first",), ("queued",), ("second",)]
 
 
+def test_function_that_writes_is_no_read_of_the_host(here: Scene) -> None:
+    body = "UPDATE trades SET symbol = upper(symbol); SELECT 1::bigint"
+    with here.manager.session_factory.begin() as session:
+        session.execute(text(f"CREATE FUNCTION mark() RETURNS bigint LANGUAGE sql AS $${body}$$"))
+    here.manager.log_trade("queued")
+    with here.manager.session_factory() as session, pytest.raises(NotCaughtUp, match="a statement of the host"):
+        session.execute(text("SELECT mark()"))
+    with here.manager.session_factory() as session:
+        assert session.scalar(text("SELECT upper(concat('a', count(*))) FROM trades")) == "A0"
+
+
+def test_change_in_a_block_of_what_the_block_has_made_is_refused(here: Scene) -> None:
+    here.relay.start()
+    session_id = here.manager.create_trading_session("ma", 100)
+    older = here.manager.create_order_journal_entry("older")
+    with here.manager.atomic_balance_update(1, "fill", session_id=session_id):
+        order = here.manager.create_order_journal_entry("c1")
+        assert here.manager.cancel_order(older) == 1
+        with pytest.raises(NotCaughtUp, match="cancel_order changes no row"):
+            here.manager.cancel_order(order)
+    assert here.manager.cancel_order(order) == 1
+    with here.manager.atomic_balance_update(1, "fee", session_id=session_id):
+        assert here.manager.cancel_order(999_999) == 0
+
+
+def test_change_of_what_was_called_within_its_transaction_is_refused(here: Scene) -> None:
+    change = text("UPDATE trades SET symbol = 'x'")
+    with here.manager.session_factory() as session:
+        session.execute(change)
+        here.manager.log_trade("queued")
+        with pytest.raises(NotCaughtUp, match="a statement of the host changes no row"):
+            session.execute(change)
+    assert here.drain()
+    with here.manager.session_factory.begin() as session:
+        session.execute(change)
+        session.execute(text("DELETE FROM orders"))
+    assert here.rows("SELECT symbol FROM trades") == [("x",)]
+
+
 def test_read_that_may_be_stale_does_not_wait(postgres_url: str, outbox_dir: Path) -> None:
     operations = (
         *TRADING_OPERATIONS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import signal
@@ -60,6 +61,31 @@ def test_components_of_the_engine_write_through_the_outbox(own_postgres: Postgre
     assert engine.executor.db is engine.db_manager is plain
     assert plain.get_current_balance(session_id) == 4.0
     plain.close()
+
+
+class Separate(Engine):
+    """Its component makes a manager of its own."""
+
+    def __init__(self, db_manager: Any, other: Any) -> None:
+        super().__init__(db_manager)
+        self.executor = Component(other)
+
+
+@pytest.mark.parametrize("manager_class", [Manager, Durable])
+def test_further_manager_of_a_component_is_shown(
+    postgres_url: str, outbox_dir: Path, manager_class: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    managers = [manager_class(postgres_url), manager_class(postgres_url)]
+    engine: Any = Separate(*managers)
+    with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+        assert wiring.outbox is not None
+        shown = wiring.outbox.status().notices["other-managers"].message
+        assert shown.startswith("further managers are held at Separate.executor.db, and their writes are not durable")
+        assert shown in caplog.text
+    engine.executor = Component(engine.db_manager)
+    with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+        assert wiring.outbox is not None
+        assert "other-managers" not in wiring.outbox.status().notices
 
 
 def test_holder_that_cannot_be_changed_refuses_the_wiring(postgres_url: str, outbox_dir: Path) -> None:
@@ -241,6 +267,39 @@ def test_write_after_stop_is_delivered_at_the_end_of_the_block(postgres_url: str
     with Outbox.open(outbox_dir) as box:
         assert box.status().pending == 0
     manager.close()
+
+
+class AsyncEngine:
+    def __init__(self, db_manager: Any) -> None:
+        self.db_manager = db_manager
+
+    async def start(self) -> str:
+        await asyncio.sleep(0)
+        return "started"
+
+    async def stop(self) -> str:
+        """Closes its positions, which takes its time."""
+        await asyncio.sleep(0.3)
+        self.db_manager.update_balance(Decimal(2), "closed", session_id=self.session_id)
+        return "stopped"
+
+    session_id: int
+
+
+def test_relay_stays_until_a_coroutine_has_stopped_the_engine(postgres_url: str, outbox_dir: Path) -> None:
+    engine: Any = AsyncEngine(Manager(postgres_url))
+
+    async def life() -> None:
+        with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+            assert await engine.start() == "started"
+            engine.session_id = engine.db_manager.create_trading_session("s", "I", "1d", "paper", Decimal(1))
+            assert await engine.stop() == "stopped"
+            assert wiring._winding_down is not None
+            await asyncio.to_thread(wiring._winding_down.join, LONG)
+            assert engine.get_outbox_status().pending == 0
+            assert not wiring.relay.running  # type: ignore[union-attr]
+
+    asyncio.run(life())
 
 
 def test_relay_stays_until_a_blocking_start_has_returned(postgres_url: str, outbox_dir: Path) -> None:

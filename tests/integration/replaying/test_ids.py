@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DataError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from outbox.errors import TargetMisconfigured
@@ -123,6 +125,27 @@ class Manager:
             session.flush()
             return row.id
 
+    def tried_again(self) -> Any:
+        """Its first session fails, as at a deadlock."""
+        for divisor in (0, 1):
+            with suppress(DataError), self.session_factory.begin() as session:
+                session.add(row := Trade(symbol="a"))
+                session.flush()
+                session.execute(select(1 / func.abs(divisor)))
+                return row.id
+        return None
+
+    def tried_again_within(self) -> Any:
+        """With a savepoint for each try."""
+        with self.session_factory.begin() as session:
+            for divisor in (0, 1):
+                with suppress(DataError), session.begin_nested():
+                    session.add(row := Trade(symbol="a"))
+                    session.flush()
+                    session.execute(select(1 / func.abs(divisor)))
+                    return row.id
+        return None
+
     def in_schema(self) -> Any:
         with self.session_factory.begin() as session:
             session.execute(insert(Trade).values(symbol="other"))
@@ -179,7 +202,7 @@ class Manager:
 FORMS = [
     "orm", "orm_several", "values", "values_of_rows", "parameters", "list_of_one", "list_of_three",
     "list_without_returning", "objects_returned", "on_the_connection", "bulk_mappings", "bulk_objects", "upserted",
-    "merged", "textual", "textual_in_full",
+    "merged", "textual", "textual_in_full", "tried_again", "tried_again_within",
 ]  # fmt: skip
 
 

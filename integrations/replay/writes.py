@@ -1,0 +1,54 @@
+"""Writes: which statements may write, also those that the sessions of a replay do not hear of.
+
+Bulk inserts, statements on a session's connection, cursors of the driver, COPY and functions of the database go past
+the ORM's flush.  PostgreSQL itself tells which functions may write: those that are volatile.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import psycopg2.extensions
+
+from . import sessions
+
+_READS = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(?:(SELECT|SHOW|VALUES|TABLE|EXPLAIN|FETCH|DECLARE|CLOSE)\b"
+    r"|WITH\b(?!.*\b(INSERT|UPDATE|DELETE|MERGE)\b))",
+    re.IGNORECASE | re.DOTALL,
+)
+_OF_TRANSACTION = re.compile(r"\s*(SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
+_CALL = re.compile(r'(\w+)"?\s*\(')
+_VOLATILE = """
+    SELECT DISTINCT lower(proname) FROM pg_catalog.pg_proc JOIN pg_catalog.pg_namespace n ON n.oid = pronamespace
+    WHERE lower(proname) = ANY(%s) AND provolatile = 'v' AND nspname NOT IN ('pg_catalog', 'information_schema')
+"""
+
+
+class Writes:
+    """Tells statements that may write.  Thread-safe."""
+
+    def __init__(self) -> None:
+        # By lower-case name, whether the database has a function of that name that may write.
+        self._functions: dict[str, bool] = {}
+
+    def forget(self) -> None:
+        """Something failed: functions may be made, or made anew, before it is tried again."""
+        self._functions.clear()
+
+    def may_write(self, raw: Any, statement: str) -> bool:
+        """Whether `statement`, about to be sent on the driver's connection `raw`, may write."""
+        if sessions.is_setting(statement) or _OF_TRANSACTION.match(statement):
+            return False
+        return not _READS.match(statement) or self._calls_what_writes(raw, statement)
+
+    def _calls_what_writes(self, raw: Any, statement: str) -> bool:
+        names = {name.lower() for name in _CALL.findall(statement)}
+        unknown = names - self._functions.keys()
+        if unknown and raw.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_INERROR:
+            with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+                cursor.execute(_VOLATILE, (sorted(unknown),))
+                found = {name for (name,) in cursor}
+            self._functions |= {name: name in found for name in unknown}
+        return any(self._functions.get(name, False) for name in names)
