@@ -280,9 +280,10 @@ class ReplayConnection(Connection):
     def _savepoint_impl(self, name: str | None = None) -> str:
         self._made += 1
         name = name or f"outbox_savepoint_{self._made}"
-        if self._nested_transaction is not None and self._piggyback.is_broken:
+        inner = None if self._nested_transaction is None else self._nested_transaction._savepoint
+        if inner and self.watch and self.watch.is_of_another(inner) and self._piggyback.is_broken:
             # A session begins beside one that has failed, which can only end: what it did is undone now.
-            self._undo(self._nested_transaction._savepoint)
+            self._undo(inner)
         return name if self._piggyback.owe_savepoint(name) else super()._savepoint_impl(name)
 
     def _release_savepoint_impl(self, name: str) -> None:

@@ -72,6 +72,11 @@ class Watch:
         begun = self._begun.get(savepoint)
         return begun is not None and not begun.nested and not begun.session.wrote
 
+    def is_of_another(self, savepoint: str) -> bool:
+        """Whether the session that began there is not the one that turned to its connection last."""
+        begun = self._begun.get(savepoint)
+        return begun is not None and begun.session is not self.user
+
     def undoes(self, savepoint: str, *, gone: bool) -> None:
         """All since the savepoint is undone.  Raises `TargetMisconfigured` where some of that is another session's."""
         begun = self._begun.get(savepoint)

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg2.extras
 import pytest
 from sqlalchemy import Column, Integer, String, create_engine, func, insert, select, text
+from sqlalchemy.exc import DataError, InternalError
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
 from outbox import TargetMisconfigured
@@ -114,6 +115,17 @@ class Manager:
             except Exception:  # noqa: BLE001 - as seen
                 self.note("failure")
                 session.rollback()
+        return True
+
+    def goes_on_after_a_failure(self) -> bool:
+        """Which PostgreSQL does not let it."""
+        with self.session_factory() as session:
+            session.execute(insert(Note).values(what="undone"))
+            with suppress(DataError):
+                session.execute(text("SELECT 1 / 0"))
+            with session.begin_nested():
+                session.add(Note(what="later"))
+            session.commit()
         return True
 
     def notes_and_refuses(self) -> bool:
@@ -248,6 +260,13 @@ def test_sessions_that_overlap_keep_what_they_commit(
     manager: Manager, here: Replays, method: str, kept: list[str]
 ) -> None:
     assert as_plain(manager, here, method) == kept
+
+
+def test_session_that_goes_on_after_a_failure_fails_as_the_managers(manager: Manager, here: Replays) -> None:
+    for call in (manager.goes_on_after_a_failure, lambda: here.call(ManagerOperation("goes_on_after_a_failure"))):
+        with pytest.raises(InternalError, match="InFailedSqlTransaction"):
+            call()
+        assert notes(manager) == []
 
 
 @pytest.mark.filterwarnings("ignore:nested transaction already deassociated")
