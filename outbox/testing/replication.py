@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .cluster import Cluster
 from .postgres_server import PostgresServer
 from .processes import wait_until
 
@@ -30,8 +30,9 @@ class Standby(PostgresServer):
     ) -> None:
         super().__exit__(kind, error, traceback)
 
-    def _fill(self, data: Path) -> None:
-        self._run("pg_basebackup", ["-D", data, "-d", self._primary.url(), "-X", "stream", "-c", "fast", "-R"])
+    def _fill(self, cluster: Cluster) -> None:
+        data = cluster.new_folder(cluster.data.name)
+        cluster.run("pg_basebackup", ["-D", data, "-d", self._primary.url(), "-X", "stream", "-c", "fast", "-R"])
 
     def catch_up(self) -> None:
         """Wait until everything that the primary has committed so far is visible here."""
@@ -52,4 +53,4 @@ class Standby(PostgresServer):
     def promote(self) -> None:
         """Become a primary of its own, on a new timeline; returns when it takes writes."""
         if self.execute("SELECT pg_promote(true, 60)") != [(True,)]:
-            raise self._failure("the standby was not promoted within 60 s")
+            raise self._files().failure("the standby was not promoted within 60 s")
