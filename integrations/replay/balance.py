@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
-from math import ulp
 from typing import Any
 
 from ..host import invoke
@@ -20,6 +19,8 @@ from .asof import AsOf
 from .replay_session import ReplaySession, Watch, listen_to
 
 _FLOAT_SUM = "note:float:new_balance"
+# Sums that differ by less than this share are taken for one, where the manager cannot be asked which it yields.
+_NOISE = 1e-9
 
 
 class Untold:
@@ -54,7 +55,7 @@ def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) 
 def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "", *, asked: bool = True) -> Any:
     """What the manager would tell the block of this call; `why` the old balance is None, where it is.
 
-    `asked`: the manager can be asked instead, where it was not seen yet in which arithmetic it adds.
+    `asked`: the manager can be asked instead, where it was not seen yet how exactly it adds.
     """
     name = seen.operation.name
     known = learning.yields.get(name)
@@ -75,13 +76,14 @@ def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "", *, 
 
 
 def _total(space: Space, sources: Mapping[str, Any]) -> float | None:
-    """The sum of balance and change in floats, where exact sums explain the answers as well and differ by its noise."""
+    """The sum of balance and change in floats, where other sums explain the answers as well and hardly differ."""
     names = {one[1] if one[0] == "of" else "" for one in space.candidates}
     if not names <= {name for name in sources if name.endswith(":new_balance")} or _FLOAT_SUM not in names:
         return None
     total: float = sources[_FLOAT_SUM]
     values = [evaluate(one, sources) for one in space.candidates]
-    return total if all(isinstance(one, float) and abs(one - total) <= 4 * ulp(one) for one in values) else None
+    noise = _NOISE * max(1.0, abs(total))
+    return total if all(isinstance(one, float) and abs(one - total) <= noise for one in values) else None
 
 
 def kept(told: Any) -> list[Any] | None:

@@ -304,6 +304,13 @@ def test_a_sum_of_unknown_arithmetic_is_told_in_floats_where_nobody_can_be_asked
     with pytest.raises(UnknownLocally, match="1002.9361904733332 or 1002.9361904733333"):
         tell(learning, changing(change), old)["new_balance"]
     assert tell(learning, changing(change), old, asked=False) == {"new_balance": 1002.9361904733332}
+    rough = Learning()
+    rough.possible_scales = {8}
+    block(rough, {"new_balance": 1000.5, "change": 0.5}, Decimal(1000), 0.5)
+    told = tell(rough, changing(change), old, asked=False)
+    assert told["new_balance"] == 1002.9361904733332
+    with pytest.raises(UnknownLocally, match="'change' of the block"):
+        told["change"]
     block(learning, {"new_balance": 1002.9361904733333}, old, change)
     assert tell(learning, changing(change), old) == {"new_balance": 1002.9361904733333}
 
