@@ -8,7 +8,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 export ROOT := $(CURDIR)
 
-.PHONY: help demo test fast t faults simulate corruption zoo mutants lint bench clean
+.PHONY: help demo test fast t faults simulate corruption zoo mutants lint docs bench clean
 
 # A line `##@ title` begins a group; `## text` behind a target describes it.
 help: ## Show this list
@@ -26,8 +26,9 @@ test: lint ## Linters, types, and all tests with coverage
 
 ##@ Work on it
 
+# Compiling takes as long as testing: the bytecode is kept here also where the environment forbids it elsewhere.
 fast: lint ## Linters and the tests that need no server, process or disk waits
-	$(PY) -m pytest -n 2 -q -m "not slow" tests/unit
+	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$$ROOT/.venv/bytecode" $(PY) -m pytest -n 2 -q -m "not slow" tests/unit
 
 t: .venv/.test-installed ## The tests that judge one module: make t T=scan
 	@judges="$$($(PY) -m tests.mutation.plan $(T))" && $(PY) -m pytest -q $$judges
@@ -36,6 +37,9 @@ lint: .venv/.test-installed ## Linters and types only
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: .venv/.docs-installed ## The documents as a site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
 ##@ Try to break it
 
@@ -60,7 +64,7 @@ faults: .venv/.test-installed ## Every kill point and every disk error (some min
 
 ##@ Measure it
 
-# For docs/performance.md: make bench BENCH="--report docs/performance.md"
+# For docs/explanation/performance.md: make bench BENCH="--report docs/performance.md"
 bench: .venv/.bench-installed ## Beside other ways to do the same; BENCH=--quick is short
 	$(PY) -m benchmarks $(BENCH)
 
@@ -94,6 +98,10 @@ endif
 	$(PIP) install --quiet --editable '.[test,dev]'
 	@rm -rf .venv/typing && mkdir -p .venv/typing/outbox
 	@ln -s ../../../cli ../../../integrations .venv/typing/outbox/
+	@touch $@
+
+.venv/.docs-installed: .venv/.root setup.cfg pyproject.toml
+	$(PIP) install --quiet --editable '.[docs]'
 	@touch $@
 
 .venv/.mutation-installed: .venv/.test-installed

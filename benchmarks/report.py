@@ -1,4 +1,4 @@
-"""How results are shown: a table, JSON, the block of docs/performance.md that a run replaces."""
+"""How results are shown: a table, JSON, the block of docs/explanation/performance.md that a run replaces."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def show(console: Console, result: Result) -> None:
 
 
 def markdown(run: dict[str, Any], results: Iterable[Result]) -> str:
-    """The measured block of docs/performance.md."""
+    """The measured block of docs/explanation/performance.md."""
     text = [
         f"A {run['run']} run of {run['at'][:10]}: {run['system']}, {run['cpus']} CPUs, load {run['load']} at first, "
         f"{run['file_system']}, Python {run['python']}, PostgreSQL {run['postgresql']}, "
@@ -70,12 +70,18 @@ def markdown(run: dict[str, Any], results: Iterable[Result]) -> str:
     for result in results:
         text += ["", f"### {result.title}", ""]
         if result.lines:
-            text += ["| " + " | ".join(_HEADERS) + " |", "|---|" + "---:|" * 6 + "---|"]
-            text += ["| " + " | ".join(cells) + " |" for cells in _cells(result.lines)]
-            text += [""]
+            text += [*_markdown_table(result.lines), ""]
         notes = [f"Ratio: to {result.reference}."] if result.reference else []
         text += [f"- {note}" for note in [*notes, *(f"{_verdict(goal)}" for goal in result.goals), *result.notes]]
     return "\n".join(text)
+
+
+def _markdown_table(lines: Iterable[Line]) -> list[str]:
+    """The lines as a table, without the columns that are empty in all of them."""
+    columns = [column for column in zip(_HEADERS, *_cells(lines), strict=True) if any(column[1:])]
+    rules = ["---" if header in ("contender", "") else "---:" for header, *_ in columns]
+    header, *rows = [f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True)]
+    return [header, f"|{'|'.join(rules)}|", *rows]
 
 
 def replace_block(document: Path, block: str) -> None:

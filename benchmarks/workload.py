@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg2
 
 from outbox import Operation, Outbox, OutboxConfig
-from outbox.store.store import Append
+from outbox.store.appending import Append
 
 START = datetime(2024, 5, 1, 9, 30, tzinfo=UTC)
 # Of one bulk commit of `fill`.

@@ -14,7 +14,7 @@ from .common import Refused, directory_option, in_one_sentence, settings
 @click.argument("name")
 @in_one_sentence
 def acknowledge(directory: str | None, name: str) -> None:
-    """Take the alarm NAME out of the status: somebody has looked at it and mended what there was to mend.
+    """Clear the alarm NAME after fixing its cause.
 
     `atb outbox status` shows the names.  `unledgered` is the name of entries that were completed without a ledger copy.
     Works beside a running engine.

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from outbox import Outbox, OutboxConfig
@@ -26,6 +25,7 @@ from .common import (
     since_when,
 )
 from .declared import load_operations
+from .screen import Lines
 
 _SHOWN = 20
 
@@ -79,7 +79,7 @@ def _plain(value: Any) -> Any:
 
 
 def _show(done: Audit) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    console = Lines(soft_wrap=True, highlight=False)
     since = f", of entries since {done.since:%Y-%m-%d %H:%M} UTC" if done.since else ""
     console.print(f"audit of {done.at:%Y-%m-%d %H:%M:%S} UTC{since}")
     table = Table(box=None, show_header=False, pad_edge=False)

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 import psycopg2
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy import Engine, create_engine
@@ -25,6 +24,7 @@ from outbox.postgres.connection import libpq_url
 
 from .common import in_one_sentence, without_password
 from .declared import load, load_operations
+from .screen import Lines
 
 _STYLES = {Kind.REFUSED: "bold red", Kind.PASSES: "dim", Kind.DURABLE: "green", Kind.THROUGH: "green"}
 _CONNECT_S = 5
@@ -45,11 +45,10 @@ _CONNECT_S = 5
 def check(
     context: click.Context, manager: str, operations: str | None, database_url: str | None, as_json: bool
 ) -> None:
-    """Show what becomes of each method of MANAGER (MODULE:CLASS) when it is wired.
+    """Show whether MANAGER (MODULE:CLASS) can be wired, by method.
 
     Reads the class and its source; calls none of its methods and makes no object of it.  Exit code 0: it fits.  1: it
-    fits, and there is something to look at, such as methods that look like writes and are not declared.  2: it is
-    refused, or could not be loaded.
+    fits with findings, such as undeclared methods that look like writes.  2: it is refused, or could not be loaded.
     """
     with redirect_stdout(sys.stderr):
         manager_class, made = _manager_at(manager)
@@ -100,7 +99,7 @@ def _engine(url: str | None) -> Iterator[Engine | None]:
 
 
 def _show(fit: Fit) -> None:
-    console = Console(highlight=False)
+    console = Lines(highlight=False)
     table = Table(Column("method", overflow="fold"), "its calls", "why, and what to do")
     for method in fit.methods:
         reason = "" if method.kind is Kind.THROUGH else method.reason

@@ -7,10 +7,12 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import IO, Any, NoReturn, ParamSpec, TypeVar
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -22,6 +24,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _AGO = re.compile(r"(\d+)([mhd])\Z")
+# Options that are named otherwise than the setting that they stand for.
+_OPTIONS = {"sync_interval": "interval"}
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 directory_option = click.option(
@@ -29,11 +33,33 @@ directory_option = click.option(
 )
 
 
-def seconds(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """The value of an option in seconds, which NaN is not."""
-    if value is not None and not 0 <= value < math.inf:
-        raise click.BadParameter(f"{value} (allowed: a number of seconds, 0 or more)", context, parameter)
-    return value
+if TYPE_CHECKING:
+    _NumberType = click.ParamType[float]
+else:
+    _NumberType = click.ParamType  # not generic before click 8.2
+
+
+class Number(_NumberType):
+    """A number of an option.  What is allowed is said as for settings; NaN and infinity are not."""
+
+    name = "number"
+
+    def __init__(self, low: float = -math.inf, high: float = math.inf, *, whole: bool = False) -> None:
+        self._low, self._high, self._whole = low, high, whole
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = int(value) if self._whole else float(value)
+            if self._low <= number <= self._high and math.isfinite(number):
+                return number
+        except (ValueError, OverflowError):
+            pass
+        kind = "a whole number" if self._whole else "a number"
+        if math.isfinite(self._high):
+            kind += f" from {self._low:g} to {self._high:g}"
+        elif math.isfinite(self._low):
+            kind += f", {self._low:g} or more"
+        raise click.BadParameter(f"{str(value)[:100]!r} (allowed: {kind})", ctx, param)
 
 
 database_option = click.option(
@@ -47,8 +73,8 @@ operations_option = click.option(
 )
 timeout_option = click.option(
     "--timeout",
-    type=float,
-    callback=seconds,
+    type=Number(0),
+    metavar="SECONDS",
     default=60.0,
     show_default=True,
     help="Give up after this many seconds in which nothing was delivered.",
@@ -59,11 +85,12 @@ def since_when(context: click.Context, parameter: click.Parameter, value: str | 
     """The moment of an option like 24h, 7d or a date in UTC."""
     if value is None:
         return None
-    try:
-        if ago := _AGO.match(value):
+    if ago := _AGO.match(value):
+        with suppress(OverflowError):
             return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+    try:
         moment = datetime.fromisoformat(value)
-    except (ValueError, OverflowError):
+    except ValueError:
         raise click.BadParameter(
             f"{value!r} (allowed: 90m, 24h, 7d, or 2026-11-27T08:00)", context, parameter
         ) from None
@@ -85,6 +112,24 @@ class Interrupted(click.ClickException):
         click.echo(f"interrupted: {self.message}", file=file, err=file is None)
 
 
+class ReaderLeft(click.ClickException):
+    """The output's reader has ended (`| head`): the code that shells give to a program that SIGPIPE ends.
+
+    A health or a failure would be read into 1 or 2.
+    """
+
+    exit_code = 141
+
+    def __init__(self) -> None:
+        super().__init__("nobody reads the output")
+        with suppress(AttributeError, OSError, ValueError):
+            # Else the interpreter would complain when it flushes the rest at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        del file
+
+
 class OneSentenceGroup(click.Group):
     """A group whose wrong options, here and in its commands, are one sentence instead of a usage text."""
 
@@ -101,8 +146,20 @@ def settings(directory: str | None, **overrides: Any) -> OutboxConfig:
     """Settings from the environment, with the options that were given.  Raises `ConfigError`."""
     for name in unknown_variables(os.environ):
         click.echo(f"Warning: {name} is set, and no setting has this name: it is ignored", err=True)
+    return logged_settings(directory, **overrides)
+
+
+def logged_settings(directory: str | None, **overrides: Any) -> OutboxConfig:
+    """The same for a command with a log: the library's own warnings are in it.  Raises `ConfigError`."""
     given = {name: value for name, value in {"dir": directory, **overrides}.items() if value is not None}
-    return OutboxConfig.from_env(**given)
+    try:
+        return OutboxConfig.from_env(**given)
+    except ConfigError as exc:
+        name, _, rest = exc.message.partition(" ")
+        if name not in given:
+            raise
+        option = _OPTIONS.get(name, name.replace("_", "-"))
+        raise ConfigError(f"--{option} {rest}", hint=exc.hint) from None
 
 
 def database_of(box: Outbox) -> str:
@@ -132,8 +189,10 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except OutboxError as exc:
             _refuse(str(exc), exc)
-        except BrokenPipeError:
-            raise  # whoever read the output has seen enough
+        except BrokenPipeError as exc:
+            raise ReaderLeft from exc
+        except UnicodeEncodeError as exc:
+            _refuse(f"{str(exc.object)[:100]!r} holds bytes that are no text", exc)
         except PermissionError as exc:
             where = exc.filename if exc.filename is not None else "the store"
             _refuse(f"no permission for {where}: run this as the user who owns the outbox", exc)
@@ -144,6 +203,15 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
             raise Interrupted("nothing is lost") from exc
 
     return guarded
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError within the block names `path`, not a temporary file beside it."""
+    try:
+        yield
+    except OSError as exc:
+        raise type(exc)(exc.errno, exc.strerror, str(path)) from exc
 
 
 def size(count: int) -> str:

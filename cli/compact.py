@@ -9,13 +9,18 @@ import click
 from outbox import Outbox, StoreLocked
 from outbox.words import counted
 
-from .common import Refused, directory_option, in_one_sentence, settings, size
+from .common import Number, Refused, directory_option, in_one_sentence, settings, size
 
 
 @click.command()
 @directory_option
-@click.option("--retention-hours", type=float, help="Keep settled entries this long; default: OUTBOX_RETENTION_HOURS.")
-@click.option("--vacuum", is_flag=True, help="Also rewrite the file compactly; nobody else may have the store open.")
+@click.option(
+    "--retention-hours",
+    type=Number(),
+    metavar="HOURS",
+    help="Keep settled entries this long; default: OUTBOX_RETENTION_HOURS.",
+)
+@click.option("--vacuum", is_flag=True, help="Also rewrite the file compactly; needs exclusive access.")
 @in_one_sentence
 def compact(directory: str | None, retention_hours: float | None, vacuum: bool) -> None:
     """Prune settled entries from the ledger, and with --vacuum shrink the file.
@@ -32,6 +37,7 @@ def compact(directory: str | None, retention_hours: float | None, vacuum: bool) 
             raise Refused(f"the store is in use, nothing was changed: {exc}") from exc
         after = box.status()
     settled = counted(before.ledger, "settled entry", "settled entries")
-    click.echo(f"pruned {pruned} of {settled} older than {config.retention_hours:g} hours")
+    hours = "hour" if config.retention_hours == 1 else "hours"
+    click.echo(f"pruned {pruned} of {settled} older than {config.retention_hours:g} {hours}")
     click.echo(f"file: {size(before.file_bytes)} before, {size(after.file_bytes)} after")
     click.echo(f"in use: {size(before.live_bytes)} before, {size(after.live_bytes)} after")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Event
 
 import click
 
 from outbox import Entry, EntryInDelivery, Outbox
 
-from .common import directory_option, in_one_sentence, settings
+from .common import Number, directory_option, in_one_sentence, settings
 from .entries import for_people
 
 # So long a discard waits for a moment in which the entry is in no batch, looking so often.
@@ -18,14 +20,14 @@ _LOOK_S = 0.02
 
 @click.command()
 @directory_option
-@click.argument("seq", metavar="[SEQ]...", type=click.IntRange(1), nargs=-1)
+@click.argument("seq", metavar="[SEQ]...", type=Number(1, whole=True), nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every dead letter.")
 @click.option("--operation", metavar="NAME", help="With --all: only those of this operation.")
 @in_one_sentence
 def retry(directory: str | None, seq: tuple[int, ...], everything: bool, operation: str | None) -> None:
-    """Try dead letters again, at their old places in the order.  Mend the cause first.
+    """Try dead letters again, at their old places in the order.
 
-    A dead letter of a transaction is tried again together with the others of it.
+    Correct the cause first.  A dead letter of a transaction is tried again together with the others of it.
     """
     if bool(seq) == everything:
         raise click.UsageError("name the dead letters by SEQ, or all of them with --all")
@@ -34,33 +36,33 @@ def retry(directory: str | None, seq: tuple[int, ...], everything: bool, operati
     with Outbox.attach(config=settings(directory)) as box:
         if everything:
             seq = tuple(entry.seq for entry in box.dead_letters() if operation in (None, entry.operation))
-        done: set[int] = set()
-        for number in seq:
-            if number not in done:
-                done |= {entry.seq for entry in box.requeue(number)}
-    click.echo(f"requeued: {_numbers(done)}" if done else "no dead letters")
+        with _said("requeued") as done:
+            for number in seq:
+                if number not in done:
+                    done |= {entry.seq for entry in box.requeue(number)}
+    if not done:
+        click.echo("no dead letters")
 
 
 @click.command()
 @directory_option
-@click.argument("seq", metavar="SEQ...", type=click.IntRange(1), nargs=-1, required=True)
+@click.argument("seq", metavar="SEQ...", type=Number(1, whole=True), nargs=-1, required=True)
 @click.option("--reason", required=True, help="Why; it is kept in the ledger.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @in_one_sentence
 def discard(directory: str | None, seq: tuple[int, ...], reason: str, yes: bool) -> None:
-    """Give up dead letters, quarantined records or pending entries: they will never be written to PostgreSQL.
+    """Give up dead letters, quarantined records or pending entries.
 
-    Later entries of their ordering keys go on.  An entry of a transaction is given up with the others of it.  A pending
-    entry that a relay is delivering is waited for, up to 10 s.
+    They are never written to PostgreSQL; later entries of their ordering keys go on.  An entry of a transaction is
+    given up with the others of it.  For a pending entry in a relay's batch the command waits up to 10 s.
     """
     with Outbox.attach(config=settings(directory)) as box:
         if not yes:
             _ask(box, seq)
-        done: set[int] = set()
-        for number in seq:
-            if number not in done:
-                done |= {entry.seq for entry in _discard(box, number, reason)} or {number}
-    click.echo(f"discarded: {_numbers(done)}")
+        with _said("discarded") as done:
+            for number in seq:
+                if number not in done:
+                    done |= {entry.seq for entry in _discard(box, number, reason)} or {number}
 
 
 def _discard(box: Outbox, seq: int, reason: str) -> list[Entry]:
@@ -83,5 +85,12 @@ def _ask(box: Outbox, seqs: tuple[int, ...]) -> None:
     click.confirm("Give these up for good?", abort=True)
 
 
-def _numbers(seqs: set[int]) -> str:
-    return ", ".join(map(str, sorted(seqs)))
+@contextmanager
+def _said(what: str) -> Iterator[set[int]]:
+    """Name the entries that were answered within the block, also where one of them was refused."""
+    done: set[int] = set()
+    try:
+        yield done
+    finally:
+        if done:
+            click.echo(f"{what}: {', '.join(map(str, sorted(done)))}")

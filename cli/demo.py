@@ -76,11 +76,11 @@ At the end every row in PostgreSQL is compared with the engine's own record.
 @click.option("--keep", is_flag=True, help="Keep the store and the record, and say where they are.")
 @in_one_sentence
 def demo(fast: bool, keep: bool) -> None:
-    """Trade through two PostgreSQL outages and a killed engine, then check every row.
+    """Trade through outages and a kill, then check every row.
 
-    Starts a private PostgreSQL and the paper engine on real prices, kills PostgreSQL in the middle of trading, lets the
-    engine trade on, kills the engine too, starts it again in the outage, and compares PostgreSQL with what the engine
-    was told was durable, ids included.
+    Starts a private PostgreSQL and the paper engine on real prices.  Kills PostgreSQL twice while the engine trades,
+    kills the engine and starts it again in the outage.  Then compares every row and id in PostgreSQL with the engine's
+    record of acknowledged writes.
     """
     plan = _FAST if fast else _FULL
     for line in _INTRODUCTION.format(seconds=plan.seconds).splitlines():
@@ -118,13 +118,17 @@ def _verdict(report: Report, outages: int) -> str:
         return "Nothing was shown: the engine got no write acknowledged."
     if not report.ok:
         return (
-            f"{report.lost:,} of {report.acknowledged:,} acknowledged writes are lost, "
-            f"{report.duplicated:,} are doubled, after {outages} outages."
+            f"{report.lost:,} of {report.acknowledged:,} acknowledged writes {_are(report.lost)} lost, "
+            f"{report.duplicated:,} {_are(report.duplicated)} doubled, after {counted(outages, 'outage')}."
         )
     return (
         f"Nothing lost, nothing doubled: {report.applied:,} of {report.acknowledged:,} acknowledged writes are in "
-        f"PostgreSQL, through {outages} outages."
+        f"PostgreSQL, through {counted(outages, 'outage')}."
     )
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 class Demo:

@@ -47,11 +47,11 @@ _STOP_S = 4.0
 def drain(
     context: click.Context, directory: str | None, database_url: str | None, operations: str | None, timeout: float
 ) -> None:
-    """Move everything that is pending into PostgreSQL.
+    """Move every pending entry into PostgreSQL.
 
-    It goes on for as long as entries are delivered, and waits where a relay is running already.  Interrupting it is
-    safe: what was applied stays applied, the rest stays pending.  Exit code 0: what was pending is delivered.  1:
-    something is left.  2: it could not be tried.
+    Continues for as long as entries are delivered, and waits for a running relay.  Interrupting is safe: applied
+    entries stay applied, the rest stays pending.  Exit code 0: all are delivered.  1: some are left.  2: it could not
+    be tried.
     """
     config = settings(directory, database_url=database_url)
     with Outbox.attach(config=config) as box:

@@ -17,7 +17,7 @@ import click
 from outbox import Entry, EntryNotFound, Outbox
 from outbox.words import counted
 
-from .common import Refused, directory_option, in_one_sentence, settings, since_when, without_password
+from .common import Number, Refused, directory_option, in_one_sentence, settings, since_when, without_password
 
 # Looking for what is held back stops here: it is a figure for people.
 _LOOKED_AT = 50_000
@@ -39,7 +39,12 @@ _NOUNS = {
 @click.option("--order-by", metavar="KEY", help="Only those of this ordering key.")
 @click.option("--since", metavar="TIME", callback=since_when, help="Only those captured since: 2h, 7d, a date in UTC.")
 @click.option(
-    "--limit", type=click.IntRange(1, sys.maxsize), default=100, show_default=True, help="Show at most this many."
+    "--limit",
+    type=Number(1, 1_000_000_000, whole=True),
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="Show at most this many.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines instead of a table.")
 @in_one_sentence
@@ -82,7 +87,10 @@ def list_entries(
         return
     columns = ("seq", "operation", "order by", "captured", "attempts", *(["holds back"] if held else []), "why")
     rows = [_row(entry, held) for entry in shown]
-    rows += [(str(seq), "?", "?", "?", "?", "0", f"quarantined: {len(raw)} damaged bytes") for seq, raw in quarantined]
+    rows += [
+        (str(seq), "?", "?", "?", "?", "0", f"quarantined: {counted(len(raw), 'damaged byte')}")
+        for seq, raw in quarantined
+    ]
     if quarantined and not held:
         columns = (*columns[:-1], "holds back", "why")
     _print(columns, rows)
@@ -115,7 +123,11 @@ def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     columns = (*columns[:-1], "arguments" if last and "holds back" not in columns else last)
     table = [columns, *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    if sys.stdout.isatty() and sum(widths[:-1]) + 2 * len(widths) + 20 > shutil.get_terminal_size().columns:
+    if (
+        sys.stdout is not None
+        and sys.stdout.isatty()
+        and sum(widths[:-1]) + 2 * len(widths) + 20 > shutil.get_terminal_size().columns
+    ):
         for row in rows:
             click.echo(f"{row[0]} {row[1]}")
             for name, cell in list(zip(columns, row, strict=True))[2:]:
@@ -131,25 +143,32 @@ def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 @click.command()
 @directory_option
 @click.argument("seq", metavar="[SEQ|KEY]", required=False)
+@click.option("--key", "text", metavar="TEXT", help="Entries whose caller gave this key.")
 @click.option("--where", metavar="NAME=VALUE", multiple=True, help="Entries with this argument; may be repeated.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with --where one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; several are one a line.")
 @in_one_sentence
-def show(directory: str | None, seq: str | None, where: tuple[str, ...], as_json: bool) -> None:
+def show(directory: str | None, seq: str | None, text: str | None, where: tuple[str, ...], as_json: bool) -> None:
     """Show everything about an entry: pending, settled, dead or quarantined.
 
-    Named by its sequence number, by its idempotency key (32 hexadecimal digits, as `show` and `outbox_receipts` have
-    it), or by its arguments: --where client_order_id=A-1.
+    Named by its sequence number; by its idempotency key, in 32 hexadecimal digits as `show` and `outbox_receipts` have
+    it, or as the caller gave it; or by its arguments: --where client_order_id=A-1.
     """
-    if (seq is None) == (not where):
-        raise click.UsageError("name an entry by SEQ, by KEY, or by --where NAME=VALUE")
+    if [seq is not None, text is not None, bool(where)].count(True) != 1:
+        raise click.UsageError("name an entry by SEQ, by KEY, by --key TEXT, or by --where NAME=VALUE")
     wanted = [_argument(one) for one in where]
     with Outbox.attach(config=settings(directory), readonly=True) as box:
-        found = [_named(box, seq)] if seq is not None else _with(chain(box.pending(), box.ledger()), wanted)
+        if seq is not None:
+            found = _named(box, seq)
+        elif text is not None:
+            found = _called(box, text)
+        else:
+            found = _with(chain(box.pending(), box.ledger()), wanted)
     if not found:
-        raise Refused(f"no entry has {' and '.join(where)}: it never was, or its retention has ended")
+        what = " and ".join(where) if where else f"the key {seq or text!r}"
+        raise Refused(f"no entry has {what}: it never was, or its retention has ended")
     if as_json:
         for one in found:
-            click.echo(without_password(json.dumps(one, indent=None if where else 2)))
+            click.echo(without_password(json.dumps(one, indent=None if where or len(found) > 1 else 2)))
         return
     for number, one in enumerate(found):
         if number:
@@ -159,28 +178,42 @@ def show(directory: str | None, seq: str | None, where: tuple[str, ...], as_json
         click.echo(f"\n{counted(len(found), 'entry', 'entries')}")
 
 
-def _named(box: Outbox, name: str) -> dict[str, Any]:
+def _named(box: Outbox, name: str) -> list[dict[str, Any]]:
+    """The entry of a sequence number, or those of a key."""
     if name.isdecimal() and len(name) < 20:
         seq = int(name)
         if not seq:
             raise click.UsageError("0 is not in the range of sequence numbers, which begin with 1")
         raw = dict(box.store.quarantined()).get(seq)
         if raw is not None:
-            return {"seq": seq, "status": "QUARANTINED", "raw": raw.hex()}
+            return [{"seq": seq, "status": "QUARANTINED", "raw": raw.hex()}]
         try:
-            return _as_dict(box.entry(seq))
+            return [_as_dict(box.entry(seq))]
         except EntryNotFound as exc:
+            if called := _called(box, name):
+                return called
             raise Refused(f"entry {seq} is not in the store: it never was, or its retention has ended") from exc
     try:
-        key = UUID(name).bytes
+        record = box.store.find(UUID(name).bytes)
     except ValueError:
-        raise click.UsageError(
-            f"{name!r} is no sequence number and no key of 32 hexadecimal digits; look for arguments with --where"
-        ) from None
-    record = box.store.find(key)
-    if record is None:
-        raise Refused(f"no entry has the key {name}: it never was, or its retention has ended")
-    return _as_dict(record.entry(strict=False))
+        record = None
+    # Callers, too, take UUIDs as keys.
+    return _called(box, name) if record is None else [_as_dict(record.entry(strict=False))]
+
+
+def _called(box: Outbox, key: str) -> list[dict[str, Any]]:
+    """Entries whose caller gave this key: it is hashed together with the operation, of which there may be several."""
+    names: set[str] = set()
+    for part in ("pending", "ledger"):
+        # What cannot be read has no name; a verification reports it.
+        names.update(record.operation for record in box.store.records(part, on_damage=lambda *_: None))
+    found = {}
+    for name in names:
+        hashed = box.calls.key_of(box.calls.declared(name), name, {}, key)
+        record = None if hashed is None else box.store.find(hashed)
+        if record is not None:
+            found[record.seq] = _as_dict(record.entry(strict=False))
+    return [found[seq] for seq in sorted(found)]
 
 
 def _argument(text: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import click
 
 from outbox.transfer.exporting import export as export_store
 
-from .common import directory_option, in_one_sentence, settings
+from .common import Refused, directory_option, in_one_sentence, naming, settings
 from .verify import summary
 
 
@@ -25,10 +25,11 @@ from .verify import summary
 @click.pass_context
 @in_one_sentence
 def export(context: click.Context, directory: str | None, file: Path, force: bool) -> None:
-    """Write everything that can be read of a store to FILE (- for the standard output), one JSON object a line.
+    """Write all readable entries of a store to FILE as JSON lines.
 
-    Works beside a running engine, and on a damaged store.  Changes nothing.  Exit code 0: the store is sound and all
-    of it was written.  1: it is damaged; what could be read was written.  2: nothing was written.
+    FILE - is the standard output.  Works beside a running engine, and on a damaged store.  Changes nothing.  Exit code
+    0: the store is sound and was written completely.  1: it is damaged; the readable part was written.  2: nothing was
+    written.
     """
     path = Path(settings(directory).dir).absolute()
     with _target(file, force=force) as write:
@@ -44,13 +45,16 @@ def export(context: click.Context, directory: str | None, file: Path, force: boo
 def _target(file: Path, *, force: bool) -> Iterator[Callable[[bytes], object]]:
     """Where the lines go: a file appears only once it is complete and on the disk."""
     if str(file) == "-":
+        if sys.stdout is None:
+            raise Refused("the standard output is closed: name a file")
         yield sys.stdout.buffer.write
         sys.stdout.buffer.flush()
         return
     if file.exists() and not force:
         raise FileExistsError(errno.EEXIST, "it exists; --force replaces it", str(file))
     # mkstemp gives 0600: arguments are nobody else's business.
-    descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    with naming(file):
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
         with os.fdopen(descriptor, "wb") as target:
             yield target.write

@@ -9,14 +9,14 @@ import click
 from outbox import Health, Outbox, OutboxStatus
 from outbox.words import duration, entries
 
-from .common import directory_option, in_one_sentence, seconds, settings, without_password
+from .common import Number, directory_option, in_one_sentence, settings, without_password
 
 
 @click.command()
 @directory_option
 @click.option("--relay", is_flag=True, help="Also unhealthy while no relay is running, and while it is stuck.")
-@click.option("--max-lag", metavar="SECONDS", type=float, callback=seconds, help="Also unhealthy above this lag.")
-@click.option("--max-pending", metavar="N", type=click.IntRange(0), help="Also unhealthy above so many entries.")
+@click.option("--max-lag", metavar="SECONDS", type=Number(0), help="Also unhealthy above this lag.")
+@click.option("--max-pending", metavar="N", type=Number(0, whole=True), help="Also unhealthy above so many entries.")
 @click.option("--no-operator", is_flag=True, help="Also unhealthy while anything needs an operator.")
 @click.pass_context
 @in_one_sentence
@@ -28,10 +28,10 @@ def healthy(
     max_pending: int | None,
     no_operator: bool,
 ) -> None:
-    """Say whether a restart would help: a probe of liveness, and with options one of readiness.
+    """Probe liveness: fail only when a restart would help.
 
-    Without options it fails only when enqueueing is halted or the relay has died.  An outage of PostgreSQL never fails
-    it: that is when the engine must go on.  Exit code 0: healthy.  1: not.  2: the store could not be read.
+    That is when enqueueing is halted or the relay has died, and never in an outage of PostgreSQL.  Options add
+    conditions, for a readiness probe.  Exit code 0: healthy.  1: not.  2: the store could not be read.
     """
     with Outbox.attach(config=settings(directory), readonly=True) as box:
         found = box.status()

@@ -19,11 +19,11 @@ from .common import directory_option, in_one_sentence, settings
 @click.pass_context
 @in_one_sentence
 def import_(context: click.Context, directory: str | None, file: Path, merge: bool) -> None:
-    """Feed FILE, which `atb outbox export` wrote, into a store; where there is none it is created.
+    """Add a FILE of `atb outbox export` to a store, or create the store.
 
-    Nobody else may have the store open.  All or nothing.  Keys, ids, order and what became of each entry are kept, so
-    nothing takes effect twice, and importing a file again changes nothing.  Exit code 0: done.  1: done, and something
-    needs an operator (see `atb outbox list`).  2: nothing was imported.
+    Needs exclusive access.  All or nothing.  Keys, ids, order and states are kept, so nothing takes effect twice, and
+    importing a file again changes nothing.  Exit code 0: done.  1: done, and something needs an operator (see
+    `atb outbox list`).  2: nothing was imported.
     """
     config = settings(directory)
     done = restore(file, Path(config.dir).absolute(), config, SystemClock(), merge=merge)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -13,29 +15,38 @@ from .common import OneSentenceGroup
 # Also for the group alone, which hosts mount into scripts of their own.
 _HELP = {"help_option_names": ["-h", "--help"]}
 
-# Each command's module, and the function in it where that has another name.
-_COMMANDS = {
-    "status": "status",
-    "healthy": "healthy",
+# Each file here is named after its command, a function of the same name; these are the others.
+_NAMED_OTHERWISE = {
     "list": "entries:list_entries",
     "show": "entries",
     "retry": "dead_letters",
     "discard": "dead_letters",
-    "acknowledge": "acknowledge",
-    "drain": "drain",
-    "relay": "relay",
-    "pause": "pause",
     "resume": "pause",
-    "reconcile": "reconcile",
-    "audit": "audit",
-    "metrics": "metrics",
-    "compact": "compact",
-    "verify": "verify",
-    "export": "export",
     "import": "import_:import_",
-    "check": "check",
-    "demo": "demo",
 }
+_NO_COMMANDS = {
+    "common",
+    "dead_letters",
+    "declared",
+    "demo_view",
+    "entries",
+    "history",
+    "import_",
+    "log_lines",
+    "main",
+    "mount",
+    "pace",
+    "screen",
+    "watch",
+    "watch_view",
+}
+
+
+@functools.cache
+def _commands() -> dict[str, str]:
+    """By command: its module, and the function in it where that has another name."""
+    files = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}
+    return {name: name for name in files - _NO_COMMANDS} | _NAMED_OTHERWISE
 
 
 class CommandsOnDemand(OneSentenceGroup):
@@ -43,11 +54,11 @@ class CommandsOnDemand(OneSentenceGroup):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
-        return sorted({*_COMMANDS, *self.commands})
+        return sorted({*_commands(), *self.commands})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.commands and cmd_name in _COMMANDS:
-            module, _, function = _COMMANDS[cmd_name].partition(":")
+        if cmd_name not in self.commands and cmd_name in _commands():
+            module, _, function = _commands()[cmd_name].partition(":")
             self.add_command(getattr(importlib.import_module(f".{module}", __package__), function or cmd_name))
         return super().get_command(ctx, cmd_name)
 

@@ -11,7 +11,7 @@ import click
 from outbox import Outbox
 from outbox.metrics import as_text
 
-from .common import directory_option, in_one_sentence, settings
+from .common import directory_option, in_one_sentence, naming, settings
 
 
 @click.command()
@@ -24,7 +24,7 @@ from .common import directory_option, in_one_sentence, settings
 )
 @in_one_sentence
 def metrics(directory: str | None, output: Path | None) -> None:
-    """Print the metrics of an outbox once, for Prometheus; works beside a running engine.
+    """Print the metrics of an outbox once, for Prometheus.
 
     Needs the extra `metrics`.  Exit code 0: done, whatever the health.  2: the store could not be read, or the metrics
     not be written; FILE is then as it was.
@@ -40,7 +40,8 @@ def metrics(directory: str | None, output: Path | None) -> None:
 def _replace(path: Path, text: str) -> None:
     """A reader sees the former file or this one, and may be another user.  Raises OSError."""
     # The collector reads what ends in .prom only.
-    number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with naming(path):
+        number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(number, "w", encoding="utf-8") as file:
             file.write(text)

@@ -8,7 +8,7 @@ import click
 
 from outbox import Outbox, PostgresTarget, Relay
 from outbox.patience import Patience
-from outbox.relay.reconcile import Order, Reconciliation, ordered, place_order, reconciliations, withdraw_order
+from outbox.relay.orders import Order, Reconciliation, ordered, place_order, reconciliations, withdraw_order
 from outbox.store.reads import FORGOTTEN
 from outbox.words import counted, entries
 
@@ -47,12 +47,12 @@ def reconcile(
     everything: bool,
     accept: str | None,
 ) -> None:
-    """Deliver again what PostgreSQL acknowledged and lost, in order.
+    """Deliver lost entries again, in order.
 
-    Compares the ledger with the receipts, puts what is missing back to its old place, and delivers it.  A relay that
-    is alive does that by itself when it is told; otherwise this command does, and needs --operations to deliver.
-    Interrupting it is safe, and so is running it twice.  Exit code 0: PostgreSQL has everything.  1: something is left
-    to deliver, or is lost for good.  2: it could not be tried.
+    Compares the ledger with the receipts, puts missing entries back to their old places, and delivers them.  A
+    running relay does the work; without one this command does, and needs --operations to deliver.  Interrupting it is
+    safe, and so is running it twice.  Exit code 0: PostgreSQL has everything.  1: something is left to deliver, or is
+    lost for good.  2: it could not be tried.
     """
     config = settings(directory, database_url=database_url)
     order = Order(everything=everything, accept=accept)
@@ -69,7 +69,7 @@ def _by_relay(box: Outbox, order: Order, patience: Patience) -> Reconciliation |
         return None
     if before.paused is not None:
         raise Refused(without_password(f"nothing was put back: {before.paused.sentence()}"))
-    click.echo(f"the relay of process {before.relay.pid or '?'} is told to compare, waiting for it", err=True)
+    click.echo(f"the relay of process {before.relay.pid or '?'} compares; waiting for it", err=True)
     place_order(box, order)
     while ordered(box):
         now = box.status()
@@ -104,7 +104,7 @@ def _report(box: Outbox, done: Reconciliation, patience: Patience) -> int:
     """Say how it ended, when all is delivered or nothing more will happen; returns the exit code."""
     click.echo(done.sentence())
     if done.gone:
-        click.echo(f"{entries(done.gone)} cannot be delivered again: not in the ledger, or not whole")
+        click.echo(f"{entries(done.gone)} cannot be delivered again: missing or incomplete in the ledger")
     if done.last_seq is None:
         return 1 if done.gone else 0
     while True:

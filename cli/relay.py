@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from threading import Event
@@ -14,20 +12,24 @@ from types import FrameType
 import click
 
 from outbox import Outbox, PostgresTarget, Relay
+from outbox.log import Log
 from outbox.metrics import start_metrics
-from outbox.words import counted
 
 from .common import (
+    Number,
     Refused,
     database_of,
     database_option,
     directory_option,
     in_one_sentence,
+    logged_settings,
     operations_option,
-    settings,
     without_password,
 )
 from .declared import required_operations
+from .log_lines import FORMATS, LEVELS, logging_to_stderr
+
+_log = Log("outbox.cli")
 
 # Another process's entries are looked for so often, unless OUTBOX_SYNC_INTERVAL says otherwise: a look is cheap.
 _INTERVAL_S = 0.1
@@ -41,39 +43,66 @@ _STOP_S = 20.0
 @operations_option
 @click.option(
     "--interval",
-    type=click.FloatRange(0.001, 3600),
+    type=Number(0.001, 3600),
+    metavar="SECONDS",
     help=f"Seconds between two looks for new entries; default: OUTBOX_SYNC_INTERVAL, else {_INTERVAL_S:g}.",
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there; needs the extra `metrics`.")
-@in_one_sentence
+@click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help="Lines of the log.")
+@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), help="From which on; default: info.")
+@click.option("--verbose", is_flag=True, help="The same as --log-level debug: a line for each batch.")
 def relay(
     directory: str | None,
     database_url: str | None,
     operations: str | None,
     interval: float | None,
     metrics: str | None,
+    log_format: str,
+    log_level: str | None,
+    verbose: bool,
 ) -> None:
     """Move entries into PostgreSQL until SIGTERM, SIGHUP or Ctrl-C.
 
     The engine only enqueues, so delivering takes none of its time.  Its log goes to stderr.  Exit code 0: it was asked
     to stop; what was not delivered stays pending.  1: it died or did not end in time.  2: it could not begin.
     """
+    if verbose and log_level not in (None, "debug"):
+        raise click.UsageError(f"--verbose contradicts --log-level {log_level}")
+    level = "debug" if verbose else log_level or "info"
+    with logging_to_stderr(log_format, level):
+        try:
+            _relay(directory, database_url, operations, interval, metrics)
+        except click.ClickException as exc:
+            if log_format == "text":
+                raise
+            _log.critical("%(error)s", error=exc.format_message())
+            raise SystemExit(exc.exit_code) from exc
+
+
+@in_one_sentence
+def _relay(
+    directory: str | None,
+    database_url: str | None,
+    operations: str | None,
+    interval: float | None,
+    metrics: str | None,
+) -> None:
     if interval is None and "OUTBOX_SYNC_INTERVAL" not in os.environ:
         interval = _INTERVAL_S
-    config = settings(directory, database_url=database_url, sync_interval=interval)
-    with _logging_to_stderr(), _asked_to_stop() as stop, Outbox.attach(config=config) as box:
+    config = logged_settings(directory, database_url=database_url, sync_interval=interval)
+    with _asked_to_stop() as stop, Outbox.attach(config=config) as box:
         declared = required_operations(operations)
         worker = Relay(box, PostgresTarget(database_of(box), declared, config=box.config))
         with nullcontext() if metrics is None else start_metrics(box, metrics) as server:
             if server is not None:
-                click.echo(f"metrics at http://{server.address}/metrics", err=True)
+                _log.info("metrics at %(url)s", url=f"http://{server.address}/metrics")
             _deliver(worker, box, stop)
 
 
 def _deliver(worker: Relay, box: Outbox, stop: Event) -> None:
     """Run the relay until it is asked to stop.  Raises `_Died`."""
     worker.start()
-    click.echo(f"delivering from {box.path}, {_pending(box)}", err=True)
+    _log.info("delivering from %(path)s, pending: %(pending)s", path=box.path, pending=box.status().pending)
     try:
         while worker.running and not stop.wait(_LOOK_S):
             pass
@@ -83,7 +112,7 @@ def _deliver(worker: Relay, box: Outbox, stop: Event) -> None:
         raise _Died(without_password(f"the relay died: {worker.died}"))
     if not ended:
         raise _Died(f"the relay did not end within {_STOP_S:g} s; nothing is lost")
-    click.echo(f"stopped, {_pending(box)}", err=True)
+    _log.info("stopped, pending: %(pending)s", pending=box.status().pending)
 
 
 class _Died(Refused):
@@ -110,29 +139,3 @@ def _asked_to_stop() -> Iterator[Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Redacted(logging.Formatter):
-    """A line without passwords, the traceback of an error included."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return without_password(super().format(record))
-
-
-@contextmanager
-def _logging_to_stderr() -> Iterator[None]:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Redacted("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logger = logging.getLogger("outbox")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
-def _pending(box: Outbox) -> str:
-    return f"{counted(box.status().pending, 'entry is', 'entries are')} pending"

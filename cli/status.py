@@ -1,9 +1,11 @@
-"""`atb outbox status`: one look, an exit code for monitoring."""
+"""`atb outbox status`: one look, or one after the other, and an exit code for monitoring."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from typing import Any
 
 import click
@@ -12,16 +14,17 @@ from outbox import Health, Outbox, OutboxStatus
 from outbox.store.reads import UNKNOWN_BYTES
 from outbox.words import duration, rate
 
-from .common import directory_option, in_one_sentence, settings, size, without_password
+from .common import Number, directory_option, in_one_sentence, settings, size, without_password
 
 _STYLES: dict[Health, dict[str, Any]] = {
     Health.HEALTHY: {"fg": "green"},
     Health.DEGRADED: {"fg": "yellow"},
     Health.NEEDS_OPERATOR: {"fg": "red", "bold": True},
 }
-_WORDS = {Health.HEALTHY: "healthy", Health.DEGRADED: "degraded", Health.NEEDS_OPERATOR: "needs an operator"}
+HEALTH_WORDS = {Health.HEALTHY: "healthy", Health.DEGRADED: "degraded", Health.NEEDS_OPERATOR: "needs an operator"}
 
 _FAIL_ON = {"degraded": Health.DEGRADED, "needs-operator": Health.NEEDS_OPERATOR}
+_INTERVAL_S = 2.0
 # A backlog that grows more slowly is no more than what comes and goes.
 _LONG_RUNWAY_S = 30 * 86_400.0
 
@@ -36,43 +39,84 @@ _LONG_RUNWAY_S = 30 * 86_400.0
     show_default=True,
     help="From which health on the exit code is not 0.",
 )
+@click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=Number(0.1, 3600),
+    metavar="SECONDS",
+    help=f"With --watch: seconds between two looks; default: {_INTERVAL_S:g}.",
+)
 @click.pass_context
 @in_one_sentence
-def status(context: click.Context, directory: str | None, as_json: bool, fail_on: str) -> None:
+def status(
+    context: click.Context, directory: str | None, as_json: bool, fail_on: str, watch: bool, interval: float | None
+) -> None:
     """Show the state of an outbox; works beside a running engine.
+
+    With --watch a terminal shows it until Ctrl-C, with the last minutes drawn; a pipe gets a block for each look.
 
     Exit code 0: healthy.  1: degraded, it will mend itself (an outage, a backlog).  2: needs an operator (dead
     letters, halted, stuck, a full store), or the store could not be read.
     """
-    with Outbox.attach(config=settings(directory), readonly=True) as box:
-        found = box.status()
-    if as_json:
-        click.echo(without_password(json.dumps(found.as_dict(), indent=2)))
+    if interval is not None and not watch:
+        raise click.UsageError("--interval needs --watch")
+    config = settings(directory)
+    found: OutboxStatus | None
+    if watch:
+        # Monitoring that looks once does not wait for what draws.
+        from . import watch as watching
+
+        found = watching.watch(lambda: watching.look_at(config), interval or _INTERVAL_S, as_json=as_json)
     else:
-        _show(found)
-    context.exit(int(found.health) if found.health >= _FAIL_ON[fail_on] else 0)
+        with Outbox.attach(config=config, readonly=True) as box:
+            found = box.status()
+        if as_json:
+            click.echo(without_password(json.dumps(found.as_dict(), indent=2)))
+        else:
+            show(found)
+    health = Health.NEEDS_OPERATOR if found is None else found.health
+    context.exit(int(health) if health >= _FAIL_ON[fail_on] else 0)
 
 
-def _show(found: OutboxStatus) -> None:
+def show(found: OutboxStatus) -> None:
+    """Print it: a line for each fact, and what is wrong below."""
     # click colours a terminal only, but does not know this convention.  Rich does, and takes longer than the look.
     color = False if os.environ.get("NO_COLOR") else None
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else None
 
-    def line(text: str, **style: Any) -> None:
-        click.secho(without_password(text), color=color, **style)
+    def line(text: str, indent: int, **style: Any) -> None:
+        for part in _folded(without_password(text), width, indent):
+            click.secho(part, color=color, **style)
 
-    line(f"outbox {found.path}: {_WORDS[found.health]}", **_STYLES[found.health])
-    for name, value in _rows(found):
-        line(f"{name:<16}{value}")
+    # Not folded: a path is copied in one piece.
+    headline = without_password(f"outbox {found.path}: {HEALTH_WORDS[found.health]}")
+    click.secho(headline, color=color, **_STYLES[found.health])
+    for name, value in rows(found):
+        line(f"{name:<16}{value}", 16)
     for notice in found.notices.values():
         if not notice.degraded:
-            line(f"-  {notice.message}")
+            line(f"-  {notice.message}", 3)
     for sentence in found.needs_operator:
-        line(f"!! {sentence}", fg="red")
+        line(f"!! {sentence}", 3, fg="red")
     for sentence in found.degraded:
-        line(f"!  {sentence}", fg="yellow")
+        line(f"!  {sentence}", 3, fg="yellow")
 
 
-def _rows(found: OutboxStatus) -> list[tuple[str, str]]:
+def _folded(text: str, width: int | None, indent: int) -> list[str]:
+    """The lines of a text on a terminal of this width; elsewhere each fact is one line."""
+    if width is None or len(text) <= width:
+        return [text]
+    import textwrap
+
+    # A text of PostgreSQL may have lines of its own.
+    return textwrap.wrap(
+        text, max(width, indent + 10), subsequent_indent=" " * indent, break_on_hyphens=False, expand_tabs=False
+    )
+
+
+def rows(found: OutboxStatus) -> list[tuple[str, str]]:
+    """The facts by their names, as people read them."""
     used = 100 * found.live_bytes / found.max_bytes
     mapped = 100 * found.file_bytes / found.map_bytes
     return [

@@ -18,10 +18,10 @@ _SHOWN = 20
 @click.pass_context
 @in_one_sentence
 def verify(context: click.Context, directory: str | None) -> None:
-    """Check every page and every record of a store that nobody has open; changes nothing.
+    """Check every page and every record of a store; change nothing.
 
-    Exit code 0: sound.  1: damaged; it says how, and what `atb outbox export` can salvage.  2: it could not be checked,
-    or a defect of this command came to light.
+    Needs exclusive access.  Shows the damage, and what `atb outbox export` can salvage.  Exit code 0: sound.  1:
+    damaged.  2: it could not be checked, or this command has a defect.
     """
     config = settings(directory)
     path = Path(config.dir).absolute()

@@ -67,8 +67,11 @@ class Adapter:
             call.name: call for call in declared if isinstance(call, ManagerOperation) and host.has(call.name)
         }
         refuse_unfit(outbox, host, self.calls)
+        creating = [call for call in self.calls.values() if call.creates]
         self._reserves = IdReserves(
-            outbox, {call.schema_table_column() for call in self.calls.values() if call.creates}
+            outbox,
+            {call.schema_table_column() for call in creating},
+            few={call.schema_table_column() for call in creating if call.session is Session.BEGINS},
         )
         self.replayer = Replayer(host, outbox.clock, reads, outbox=outbox, take_id=self._reserves.take_if_any)
         self.operations: tuple[Operation, ...] = bind_to(self.replayer, declared, self.calls)

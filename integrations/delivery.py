@@ -11,6 +11,7 @@ from ..errors import EntryNotFound
 from ..log import Log
 from .operations import NOTES, ManagerOperation
 from .replay.replay import Answer, Answers, CallFailed
+from .state.carried import has_arrived
 
 _log = Log("outbox.integrations")
 
@@ -73,21 +74,27 @@ class Delivery:
     def passed(self, bar: int) -> bool:
         """Whether the relay has passed the calls up to `bar`."""
         first = self._outbox.store.figures().first_pending
+        while first is not None and first <= bar and self._outbox.progress.is_acknowledged(first):
+            first += 1
         return first is None or first > bar
 
     def result(self, operation: ManagerOperation, entries: Sequence[Entry]) -> Any:
         """Wait for the delivery of a call, or of a block, and return or raise what the manager answered to the first.
 
-        The local result where that does not come in time.  What PostgreSQL refused is discarded, since its caller is
-        told.
+        The caller is answered when PostgreSQL has committed, before the store has recorded that; with the local result
+        where that takes too long.  What PostgreSQL refused is discarded, since its caller is told.
         """
-        store, entry, last = self._outbox.store, entries[0], entries[-1]
-        if not self._outbox.progress.wait(lambda: not store.is_pending(last.seq), self._wait_s):
+        entry, last = entries[0], entries[-1]
+        if not self._outbox.progress.wait(lambda: has_arrived(self._outbox, last.seq), self._wait_s):
             if self.works:
                 self._late_seq = last.seq
             return local_result(operation, entry)
         answers = [self._answers.take(one.seq) for one in entries]
-        settled, answer = self._outbox.entry(entry.seq), answers[0]
+        answer = answers[0]
+        if answer is None:
+            # Another handler than ours has applied it: what it returned is known when it is recorded.
+            self._outbox.progress.wait(lambda: not self._outbox.store.is_pending(last.seq), self._wait_s)
+        settled = self._outbox.entry(entry.seq)
         if settled.status is not EntryStatus.FAILED:
             if answer is not None and "id" in entry.args[NOTES] and answer.value != entry.args[NOTES]["id"]:
                 # The manager found the row there already.

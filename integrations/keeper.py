@@ -27,7 +27,6 @@ from .upgrades import upgraded
 from .view.conversions import number_or_none
 from .view.effects import POSITIONS
 from .view.folds import fold, seen_of
-from .view.learned import nearly_equal
 from .view.local_view import LocalView
 from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
 
@@ -53,11 +52,13 @@ class Keeper:
         self._host, self._outbox, self._calls, self._reserves = host, outbox, calls, reserves
         self._reads = reads
         self.view = LocalView(reads.name)
+        self.view.learning.forms.declare(calls.values())
+        self.view.learning.forms.met = partial(host.learn_enums, outbox)
         # Held while a call is made durable and folded, so that both happen in the same order.
         self.order = OrderLock()
         self._checkpointed = 0
         # The last view without a doubt, from which the entries since can be folded once more.
-        self._base = self.view.dump()
+        self._base, self._base_seq = self.view.dump(), 0
         self._folded_with = self._kept_version = 0
         self.witness = Witness(self.view, reads, self._learned)
         self.view.renew = self._renew
@@ -76,7 +77,7 @@ class Keeper:
             self._kept_version = self.view.learning.version
         if stored is not None:
             self.view.load(stored)
-            self._base = stored
+            self._base, self._base_seq = stored, self.view.seq
         self._checkpointed = self.view.seq
         self._fold_again()
 
@@ -89,8 +90,7 @@ class Keeper:
                     self._fold(record.entry(strict=False))
 
     def _set_base(self, seq: int, data: bytes) -> None:
-        self._base, taken = data, self.view.learning.taken
-        self.view.learning.taken = {later: ids for later, ids in taken.items() if later > seq}
+        self._base, self._base_seq = data, seq
 
     def _renew(self) -> bool:
         """Fold anew what was folded before more was learned; whether that was so."""
@@ -137,7 +137,7 @@ class Keeper:
         with self.view.lock:
             if entry.seq <= self.view.seq:
                 return
-            notes = {**notes_of(entry), "at": entry.captured_at}
+            notes = {**notes_of(entry), "at": entry.captured_at, "seq": entry.seq}
             # Ids that were not noted yet when such calls were new.
             notes.setdefault("side", self.view.learning.taken.get(entry.seq, {}))
             session = notes.get("session")
@@ -161,21 +161,25 @@ class Keeper:
             self._wake.set()
 
     def checkpoint(self) -> None:
-        """Keep the view, where nothing in it is in doubt, and what was learned.  Raises `OutboxError`."""
+        """Keep the last view in which nothing was in doubt, and what was learned.  Raises `OutboxError`."""
         with self.order, self.view.lock:
             version, learned = self.view.learning.version, encode_result(self.view.learning.dump())
-            seq, data = self.view.seq, self.view.dump()
             sure = all(map(self.view.is_sure, self.view.sessions))
             if sure:
-                self._set_base(seq, data)
+                self._set_base(self.view.seq, self.view.dump())
+            seq, data = self._base_seq, self._base
+            if self.view.seq - max(seq, self._checkpointed) > _FOLDED_AT_MOST:
+                seq, data = self.view.seq, self.view.dump()
         if version != self._kept_version:
             self._outbox.store.put_meta(_LEARNED, learned)
             self._kept_version = version
-        if (seq > self._checkpointed or not self._checkpointed) and (
-            sure or seq - self._checkpointed > _FOLDED_AT_MOST
-        ):
+        if seq > self._checkpointed or (sure and not self._checkpointed):
             self._outbox.store.put_meta(_META, data)
             self._checkpointed = seq
+            with self.view.lock:
+                # Entries behind it are folded once more after a restart, with the ids that their replays took.
+                taken = self.view.learning.taken
+                self.view.learning.taken = {later: ids for later, ids in taken.items() if later > seq}
 
     def doubt(self, session_id: int | None) -> None:
         """PostgreSQL refused a call of this session: the view is taken from there again."""
@@ -209,7 +213,7 @@ class Keeper:
             active = look.answers.get(ACTIVE_SESSION, session_id) == session_id
             with self.view.lock:
                 before = self.view.learning.version
-                self.view.observe_session(session_id, look.balance, look.tables, active=active)
+                self.view.observe_session(session_id, look.balance, look.tables, active=active, unknown=look.unknown)
                 self._compare_answers(look.answers)
                 self.view.learning.version = before + 1
                 self._folded_with = self.view.learning.version
@@ -222,7 +226,8 @@ class Keeper:
         """What PostgreSQL has of a session, and the manager's answers to other reads; nothing of these is written."""
         manager = self._host.undoubled()
         with rolled_back(manager, self._host.replica(session_id=session_id)) as replica:
-            return Look(self._reads.asking(replica), session_id, {ACTIVE_SESSION: (), LAST_SESSION: ()})
+            more: dict[str, tuple[Any, ...]] = {ACTIVE_SESSION: (), LAST_SESSION: ()}
+            return Look(self._reads.asking(replica), session_id, self.view.learning.forms, more)
 
     def _compare_answers(self, answers: Mapping[str, Any]) -> None:
         """Learn whether the manager answers to reads of sessions as the view would."""
@@ -242,9 +247,9 @@ class Keeper:
 
         def judge(look: Look) -> None:
             known, balance = self.view.sessions.get(session_id), number_or_none(look.balance)
-            if known is None or not self.view.is_sure(session_id) or balance is None or look.tables is None:
+            if known is None or not self.view.is_sure(session_id) or balance is None or POSITIONS not in look.tables:
                 return
-            if known["balance"] is not None and not nearly_equal(balance, known["balance"]):
+            if known["balance"] is not None and not self.view.learning.is_balance(balance, known["balance"]):
                 differences.append(f"its balance is {balance} in PostgreSQL and {known['balance']} here")
             here, there = set(known["tables"][POSITIONS]), set(look.tables[POSITIONS])
             if here != there:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import psycopg2
 import psycopg2.extensions
@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import scoped_session
 
 from ..errors import ConfigError, TargetMisconfigured, TargetUnavailable
-from ..postgres.connection import libpq_url
+from ..postgres.connection import Address
 from ..postgres.piggyback import PiggybackConnection
 from .host import AWAY, Host
 
@@ -138,18 +138,20 @@ def _engine(bind: Any) -> Any:
     return bind.engine if isinstance(bind, Connection) else bind
 
 
-def check_connection(manager: Any, database_url: str | None) -> None:
+def check_connection(manager: Any, database_url: str | None, password: Callable[[], str] | None = None) -> None:
     """Raise `ConfigError` where calls of `manager` cannot be replayed in a relay's transaction at `database_url`.
 
     Looks at a connection of each, and at nothing while PostgreSQL is away; without a URL at the manager's only.
+    `password` as for `PostgresTarget`; raises `TargetMisconfigured` where it is of no use.
     """
     engine = engine_of(manager)
     try:
         with fresh_connection(engine) as connection:
             raw = _driver_connection(connection.connection.dbapi_connection)
             theirs = _state_of(raw, _variables_known(raw))
-        relay = psycopg2.connect(libpq_url(database_url)) if database_url is not None else None
-    except (*AWAY, psycopg2.OperationalError):
+        address = None if database_url is None else Address(database_url, password).parameters()
+        relay = None if address is None else psycopg2.connect(**address)
+    except (*AWAY, psycopg2.OperationalError, TargetUnavailable):
         return
     if relay is None:
         _check(theirs, None)
@@ -268,27 +270,11 @@ def is_replay(connection: Connection) -> bool:
     return _REPLAY in connection.info
 
 
-class Savepoints(Protocol):
-    """What a replay knows of the savepoints on its connection, by name."""
-
-    def only_read(self, savepoint: str) -> bool:
-        """Whether there is nothing to undo since."""
-
-    def is_of_another(self, savepoint: str) -> bool:
-        """Whether the session that began there is not the one that turns to the connection now."""
-
-    def has_written(self, savepoint: str) -> bool:
-        """Whether a session that has written began there."""
-
-    def undoes(self, savepoint: str, *, gone: bool) -> None:
-        """All since is to be undone; `gone`: the savepoint ended with an outer one.  Raises where that is no way."""
-
-
 class ReplayConnection(Connection):
     """Its savepoints are made and released in the round trip of the statement behind them."""
 
-    # Set by the replay.
-    savepoints: Savepoints | None = None
+    # The `Watch` of the replay that it belongs to: hears of each statement, and judges what a rollback undoes.
+    watch: Any = None
     # Whether the database has constraints that may be checked at the end of a transaction only.
     defers = False
     _made = 0
@@ -303,13 +289,13 @@ class ReplayConnection(Connection):
         self._made += 1
         name = name or f"outbox_savepoint_{self._made}"
         inner = None if self._nested_transaction is None else self._nested_transaction._savepoint
-        if inner and self.savepoints and self.savepoints.is_of_another(inner) and self._piggyback.is_broken:
+        if inner and self.watch is not None and self.watch.is_of_another(inner) and self._piggyback.is_broken:
             # A session begins beside one that has failed, which can only end: what it did is undone now.
             self._undo(inner)
         return name if self._piggyback.owe_savepoint(name) else super()._savepoint_impl(name)
 
     def _release_savepoint_impl(self, name: str) -> None:
-        if self.defers and self.savepoints is not None and self.savepoints.has_written(name):
+        if self.defers and self.watch is not None and self.watch.has_written(name):
             self._check_deferred(name)
         self._end_savepoint(name)
 
@@ -331,14 +317,14 @@ class ReplayConnection(Connection):
     def _rollback_to_savepoint_impl(self, name: str) -> None:
         if not self._still_open_and_dbapi_connection_is_valid:
             return
-        only_read = self.savepoints is not None and self.savepoints.only_read(name)
+        only_read = self.watch is not None and self.watch.only_read(name)
         if not only_read or self._piggyback.is_broken:
             self._undo(name)
         self._end_savepoint(name)
 
     def _undo(self, name: str) -> None:
-        if self.savepoints is not None:
-            self.savepoints.undoes(name, gone=self._piggyback.is_merged(name))
+        if self.watch is not None:
+            self.watch.undoes(name, gone=self._piggyback.is_merged(name))
         with self._piggyback.rolling_back():
             super()._rollback_to_savepoint_impl(name)
 
@@ -371,7 +357,7 @@ class ManagerConnection:
         if self._statement:
             self._set(raw)
         with _types_of(raw, self._types):
-            connection = ReplayConnection(engine, relay.connection, _has_events=False, _allow_revalidate=False)
+            connection = ReplayConnection(engine, relay.connection, _has_events=True, _allow_revalidate=False)
             # The listeners of the engine, but not those for a new connection: it is the relay's, in a transaction.
             connection.dispatch = connection.dispatch._join(engine.dispatch)
             connection.info[_REPLAY], connection.defers = True, self._defers

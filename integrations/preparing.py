@@ -214,8 +214,8 @@ class Preparing:
     def _note_side_ids(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
         """Take the ids of the rows that the call writes on the side, so that they are final as well."""
         with self._view.lock:
-            effect = self._view.learning.effect(seen_of(self._view, operation, bound, notes))
-        for name, count_ in (effect.sides if effect is not None else {}).items():
+            sides = self._view.learning.sides(seen_of(self._view, operation, bound, notes))
+        for name, count_ in sides.items():
             with self.halting():
                 ids = [self._reserves.take_if_any(*name.split(".")) for _ in range(count_)]
             if None not in ids:

@@ -24,6 +24,7 @@ from .replay.balance import Untold, dry_run, kept, learn_yield, tell
 from .state.kept_state import KeptState
 from .view import checks
 from .view.conversions import Unknown
+from .view.effects import POSITIONS
 from .view.folds import seen_of
 from .view.local_view import LocalView, UnknownLocally
 
@@ -69,6 +70,9 @@ class Telling:
             balance = self._local_balance(notes["session"]) if operation.balance else None
         with self._view.lock:
             seen = seen_of(self._view, operation, bound, notes)
+            if not self._view.is_understood(notes["session"], POSITIONS):
+                # One that is not in the view may be open all the same.
+                seen.tables = {name: rows for name, rows in seen.tables.items() if name != POSITIONS}
             return checks.exceeded(seen, balance, self._view.learning.effect(seen))
 
     def told(self, item: Prepared, *, online: bool) -> Any:

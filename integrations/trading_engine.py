@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+from sqlalchemy import URL
+
 from .. import Hooks, Operation, Outbox, OutboxConfig, OutboxError, OutboxStatus, PostgresTarget, Relay
 from ..errors import ConfigError
 from ..log import Log
@@ -189,6 +191,7 @@ def wire(
     relay_here: bool = True,
     drain_s: float = 10.0,
     hooks: Hooks | None = None,
+    password: Callable[[], str] | None = None,
 ) -> Wiring:
     """Make the critical writes of `engine` durable; call it before the engine starts.
 
@@ -201,7 +204,8 @@ def wire(
     for at most `drain_s` seconds what is left.  PostgreSQL may be away if this store was used before and the engine's
     manager is one of `DurableDatabaseManager.of(...)`.  Where it is a plain one, the durable one replaces it in
     everything that can be reached from the engine; a holder that cannot be changed is a `ConfigError`.  `hooks` are
-    called when something happens to the outbox.
+    called when something happens to the outbox.  `password` returns the password of the relay's connections, and is
+    asked at each, so that it may change while the engine runs; see `PostgresTarget`.
 
     Raises `ConfigError`, `StoreLocked` and what opening an outbox raises; the engine is then as it was.
     """
@@ -226,11 +230,12 @@ def wire(
         wiring._look_for_others(manager, durable)
         wiring._replace("get_outbox_status", wiring.get_outbox_status)
         if relay_here:
-            url = settings.database_url or _url_of(durable)
+            url = settings.database_url or _url_of(durable, with_password=password is None)
             built = durable._durable.host.built
             if built is not None:
-                check_connection(built, url)
-            relay = wiring.relay = Relay(outbox, PostgresTarget(url, durable.outbox_operations, config=settings))
+                check_connection(built, url, password)
+            target = PostgresTarget(url, durable.outbox_operations, password=password, config=settings)
+            relay = wiring.relay = Relay(outbox, target)
             wiring._undo.append(wiring._join)
             wiring._undo.append(relay.stop)
             wiring._follow(relay, drain_s)
@@ -280,12 +285,16 @@ def _deliver(relay: Relay, drain_s: float) -> bool:
     return done
 
 
-def _url_of(durable: DurableDatabaseManager) -> str:
+def _url_of(durable: DurableDatabaseManager, *, with_password: bool) -> str:
     built = durable._durable.host.built
     if built is None:
         raise ConfigError(
             "DATABASE_URL is not set, and the manager cannot be built to ask it",
             hint="set DATABASE_URL: the relay needs it to deliver",
         )
-    url: str = built.engine.url.render_as_string(hide_password=False)
+    full = built.engine.url
+    if not with_password:
+        # `URL.set` takes None for what is to stay.
+        full = URL.create(full.drivername, full.username, None, full.host, full.port, full.database, full.query)
+    url: str = full.render_as_string(hide_password=False)
     return url

@@ -66,7 +66,7 @@ def refuse_unfit(outbox: Outbox, host: Host, calls: Mapping[str, ManagerOperatio
     more = f"; and {len(found) - _SHOWN} more kinds" if len(found) > _SHOWN else ""
     raise ConfigError(
         f"pending calls of an earlier version do not fit {_named(host)}: {'; '.join(kinds)}{more}",
-        hint="nothing was delivered; mend the declaration, deliver with the earlier version (atb outbox drain), or "
+        hint="nothing was delivered; correct the declaration, deliver with the earlier version (atb outbox drain), or "
         "give single calls up (atb outbox discard SEQ --reason TEXT)",
     )
 

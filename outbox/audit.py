@@ -18,7 +18,7 @@ from .clock import SystemClock
 from .entry import EntryStatus
 from .errors import StoreCorrupt, TargetMisconfigured
 from .operation import Operation, operations_by_name
-from .postgres.connection import GuardedConnection, UnitFailed, libpq_url
+from .postgres.connection import Address, GuardedConnection, UnitFailed
 from .postgres.parking import OperationFault
 from .postgres.receipts import find
 from .postgres.row_audit import RowAudit, RowCount
@@ -114,7 +114,7 @@ def audit(box: Outbox, url: str, operations: Iterable[Operation], *, since: date
     """
     clock = SystemClock()
     done = Audit(at=clock.now(), since=since)
-    link = GuardedConnection(libpq_url(url), box.config, clock)
+    link = GuardedConnection(Address(url), box.config, clock)
     auditor = _Auditor(done, link, operations_by_name(operations))
     try:
         ledger = _since(box.store.records("ledger", on_damage=done.unreadable), since)

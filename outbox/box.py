@@ -14,29 +14,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .answers import Answers
 from .calls import Calls, Prepared
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
 from .entry import Entry
-from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, OutboxError, StoreLocked
+from .errors import ConfigError, DurabilityError, EntryNotFound, OutboxError, StoreLocked
 from .handing_over import Awaited, in_doubt
 from .hooks import HookCalls, Hooks
 from .log import Log
 from .monitoring.alarms import Alarms
+from .monitoring.findings import UNLEDGERED, assess
 from .monitoring.notices import Notices
 from .monitoring.pause import Pauses
 from .monitoring.progress import Progress
-from .monitoring.snapshot import snapshot
-from .monitoring.status import UNLEDGERED, OutboxStatus
+from .monitoring.status import OutboxStatus, snapshot
 from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import Operation, operations_by_name
 from .store import namespace
-from .store.envelope import Record, to_us
-from .store.ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
+from .store.appending import Append
+from .store.envelope import to_us
 from .store.reads import FORGOTTEN
 from .store.state_file import StateFile
-from .store.store import Append
-from .store.withdrawal import members, not_in_delivery
 from .store.writer import Rank, Writer
 from .transaction import Transaction
 
@@ -72,6 +71,7 @@ class Outbox:
             max_entry_kb=config.max_entry_kb,
             clock=clock,
         )
+        self._answers = Answers(self.store, clock.new_id)
         self.alarms = Alarms(self.store)
         self.pauses = Pauses(self.store, self.clock)
         self.notices = Notices(self.store)
@@ -389,7 +389,8 @@ class Outbox:
 
     def status(self) -> OutboxStatus:
         """A snapshot for operators, in time independent of the backlog.  Raises `StoreClosed`."""
-        return snapshot(self.store, self.config, self.clock, is_engine=self._opened.is_engine)
+        found = snapshot(self.store, self.config, self.clock, is_engine=self._opened.is_engine)
+        return assess(found, self.config)
 
     # -- the operator's answers
 
@@ -398,7 +399,7 @@ class Outbox:
 
         Recorded in the ledger.  Raises `EntryNotFound`.
         """
-        return self._answer("requeue", seq, {})
+        return self._answers.requeue(seq)
 
     def discard(self, seq: int, reason: str, *, free_key: bool = False) -> list[Entry]:
         """Give up dead letter `seq`, together with the group it belongs to; later entries of its key go on.
@@ -409,49 +410,14 @@ class Outbox:
         must not be empty.  With `free_key` its idempotency key may be used again, as is right where the caller was told
         of the rejection.  Raises `EntryNotFound`, `EntryInDelivery` or `InvalidEntry`.
         """
-        if not isinstance(reason, str) or not reason.strip():
-            raise InvalidEntry(f"reason is {reason!r}", hint="say why this entry may be given up")
-        extra = {"reason": reason, "free_key": True} if free_key else {"reason": reason}
-        return self._answer("discard", seq, extra)
+        return self._answers.discard(seq, reason, free_key=free_key)
 
     def acknowledge(self, name: str) -> bool:
         """Take alarm `name` out of the status; whether there was one.
 
         `unledgered` stands for the entries that were completed without a ledger copy.  Raises `DurabilityError`.
         """
-        if name != UNLEDGERED:
-            return self.alarms.acknowledge(name)
-        count = self.store.figures().counters.unledgered
-        if count:
-            self.store.forget_unledgered(
-                count, answer(ACKNOWLEDGE, {"name": name, "entries": count}, self.clock.new_id().bytes)
-            )
-        return bool(count)
-
-    def _answer(self, action: str, seq: int, extra: dict[str, Any]) -> list[Entry]:
-        if not isinstance(seq, int) or isinstance(seq, bool):
-            raise InvalidEntry(f"seq is {seq!r}", hint="allowed: a sequence number")
-        audit = answer(REQUEUE if action == "requeue" else DISCARD, {"seq": seq, **extra}, self.clock.new_id().bytes)
-        if action == "requeue":
-            released = self.store.requeue(seq, audit)
-        else:
-            released = self._discard(seq, extra["reason"], audit, free_key="free_key" in extra)
-        _log.warning(
-            "entry answered by an operator: %(action)s of entry %(seq)s; entries in its transaction: %(entries)s",
-            action=action,
-            seq=seq,
-            entries=len(released),
-        )
-        for listener in tuple(self.store.listeners):
-            listener()
-        return [record.entry(strict=False) for record in released]
-
-    def _discard(self, seq: int, reason: str, audit: Record, *, free_key: bool) -> list[Record]:
-        pending = self.store.record("pending", seq) if 0 < seq < 1 << 63 else None
-        if pending is None:
-            return self.store.discard(seq, reason, audit, free_key=free_key)
-        with not_in_delivery(self.path, *members(pending)):
-            return self.store.withdraw(seq, reason, audit, free_key=free_key)
+        return self._answers.forget_unledgered(name) if name == UNLEDGERED else self.alarms.acknowledge(name)
 
     # -- retention
 
@@ -464,7 +430,7 @@ class Outbox:
         """
         if self.alarms.sounds(FORGOTTEN):
             raise OutboxError(
-                "PostgreSQL lacks what it had acknowledged, so nothing may leave the ledger",
+                "cannot prune: PostgreSQL lost entries that it acknowledged",
                 hint="run `atb outbox reconcile` first",
             )
         keep = timedelta(hours=self.config.retention_hours) if retention is None else retention

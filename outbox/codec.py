@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -35,25 +34,17 @@ _NUL = b"\\u0000"
 _INT64 = 2**63
 
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-# What `kinds` calls a value, by its tag, or by its type in JSON.
-_KINDS = {"int": "bigint"}
-_PLAIN_KINDS: Mapping[type, str] = {
-    type(None): "null",
-    bool: "bool",
-    int: "int",
-    float: "float",
-    str: "str",
-    dict: "object",
-}
-_NUMBERS = {"int", "float", "decimal", "bigint", "number"}
-
 # What wrong types make of values, as of an import that was written by hand.
-_MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError)
+MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError)
 
 # The form of a result that JSON alone cannot express.
 _WRAPPER = {"$value", "$types"}
 
 _enums: dict[str, type[Enum]] = {}
+
+# Compact JSON of plain values and datetimes, for state files and `--json` output; and back, or `ValueError`.
+to_json: Callable[[Any], bytes] = orjson.dumps
+from_json: Callable[[bytes], Any] = orjson.loads
 
 
 def register_enum(cls: type[Enum]) -> type[Enum]:
@@ -160,13 +151,14 @@ def _restored(value: Any, types: bytes, strict: bool) -> Any:
         return _lift(value, orjson.loads(types), strict)
     except Unrestorable:
         raise
-    except _MALFORMED as exc:
+    except MALFORMED as exc:
         if strict:
-            raise _malformed(exc) from exc
+            raise malformed(exc) from exc
         return value
 
 
-def _malformed(exc: Exception) -> Unrestorable:
+def malformed(exc: Exception) -> Unrestorable:
+    """What to raise for types that are malformed."""
     return Unrestorable(f"the stored types are malformed: {type(exc).__name__}: {exc}", hint="discard the entry")
 
 
@@ -201,16 +193,6 @@ def _repr(value: Any) -> str:
     return text.replace("\0", "").encode("utf-8", "replace").decode()[:500]
 
 
-def to_json(value: Any) -> bytes:
-    """Compact JSON of plain values and datetimes, for state files and `--json` output."""
-    return orjson.dumps(value)
-
-
-def from_json(data: bytes) -> Any:
-    """Parse JSON; raises `ValueError` when it is none."""
-    return orjson.loads(data)
-
-
 def ascii_json(data: bytes) -> str:
     """The same JSON in ASCII."""
     return _NOT_ASCII.sub(lambda found: _escaped(found.group()), data.decode())
@@ -219,66 +201,6 @@ def ascii_json(data: bytes) -> str:
 def _escaped(text: str) -> str:
     units = text.encode("utf-16-be").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
-
-
-def kinds(plain: bytes, types: bytes) -> tuple[str, ...]:
-    """What the values of an encoded argument object are, in the order of `field_names`.
-
-    One of null, bool, int, float, str, object, bigint, decimal, aware, naive, date, time, timetz, interval, uuid and
-    bytes; `list_kind` of a list's elements; of a tuple's elements `(int,str)`.  Raises `Unrestorable` where the types
-    are malformed.
-    """
-    args = orjson.loads(plain)
-    python = tuple(map(type, args.values()))
-    try:
-        if list not in python:
-            return _flat_kinds(tuple(args), python, types)
-        tags = _tags_of(types)
-        return tuple(_kind(value, tags.get(name)) for name, value in args.items())
-    except _MALFORMED as exc:
-        raise _malformed(exc) from exc
-
-
-@lru_cache(maxsize=4096)
-def _flat_kinds(names: tuple[str, ...], python: tuple[type, ...], types: bytes) -> tuple[str, ...]:
-    tags = _tags_of(types)
-    return tuple(_scalar_kind(kind, tags.get(name)) for name, kind in zip(names, python, strict=True))
-
-
-@lru_cache(maxsize=4096)
-def _tags_of(types: bytes) -> Mapping[str, Any]:
-    tags: Mapping[str, Any] = orjson.loads(types).get("dict", {}) if types else {}
-    return tags
-
-
-def _kind(value: Any, tag: Any) -> str:
-    if type(value) is not list:
-        return _scalar_kind(type(value), tag)
-    ((name, marks),) = tag.items() if isinstance(tag, dict) else (("list", {}),)
-    if name == "pairs":
-        return "object"
-    elements = [_kind(item, marks.get(str(index))) for index, item in enumerate(value)]
-    return f"({','.join(elements)})" if name == "tuple" and "(" not in "".join(elements) else list_kind(elements)
-
-
-def list_kind(elements: Iterable[str]) -> str:
-    """The kind of the elements with `[]` behind it; `null[]` of none, `number[]` and `mixed[]` where they differ."""
-    found = {kind.removesuffix("[]") for kind in elements} - {"null"}
-    if len(found) < 2:
-        return f"{found.pop() if found else 'null'}[]"
-    return "number[]" if found <= _NUMBERS else "mixed[]"
-
-
-def _scalar_kind(python: type, tag: Any) -> str:
-    if isinstance(tag, list) and tag[0] != "enum":
-        # An offset, or the second of two equal times of a day.
-        kind: str = {"aware": "aware", "time": "timetz", "fold": tag[1]}.get(tag[0], "mixed")
-        return _KINDS.get(kind, kind)
-    if isinstance(tag, str):
-        if tag not in _SCALARS:
-            raise KeyError(tag)
-        return _KINDS.get(tag, tag)
-    return _PLAIN_KINDS.get(python, "mixed")
 
 
 def field_names(plain: bytes) -> tuple[str, ...]:
@@ -449,14 +371,14 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
     if tag is None:
         return plain
     if isinstance(tag, str):
-        return _SCALARS[tag](plain)
+        return SCALARS[tag](plain)
     if isinstance(tag, list):
         if tag[0] == "aware":
             return datetime.fromisoformat(plain).astimezone(timezone(timedelta(seconds=tag[1])))
         if tag[0] == "time":
             return time.fromisoformat(plain).replace(tzinfo=timezone(timedelta(seconds=tag[1])))
         if tag[0] == "fold":  # the second of two times of a day on which the clock is set back
-            return _SCALARS[tag[1]](plain).replace(fold=1)
+            return SCALARS[tag[1]](plain).replace(fold=1)
         _, name, member = tag
         cls = _enums.get(name)
         if cls is not None and member in cls.__members__:
@@ -484,7 +406,8 @@ def _interval(text: str) -> timedelta:
     return timedelta(days=int(days), microseconds=int(microseconds))
 
 
-_SCALARS: Mapping[str, Any] = {
+# By tag, how a value is restored that is a text in JSON.
+SCALARS: Mapping[str, Any] = {
     "int": int,
     "decimal": Decimal,
     "aware": datetime.fromisoformat,

@@ -223,6 +223,9 @@ def check_database_url(url: object) -> str:
             "database_url has a host or port that cannot be read",
             hint="write @ as %40, / as %2F, : as %3A in user and password",
         )
+    for port in re.findall(r":(\d+)(?:,|\Z)", hosts):
+        if not 0 < int(port) <= 65_535:
+            raise ConfigError(f"database_url has port {port}", hint="allowed: 1 to 65535")
     return url
 
 

@@ -21,6 +21,11 @@ class Log:
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
 
+    @property
+    def is_detailed(self) -> bool:
+        """Whether somebody reads DEBUG: where facts cost more than a look, they are gathered only then."""
+        return self._logger.isEnabledFor(logging.DEBUG)
+
     def debug(self, message: str, **facts: Any) -> None:
         self._log(logging.DEBUG, message, facts)
 

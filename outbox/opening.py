@@ -43,11 +43,8 @@ class OpenStore:
         self.history = history
         self._access: RoleLock | None = access
         self._engine = engine
-
-    @property
-    def is_engine(self) -> bool:
-        """Whether this process may enqueue."""
-        return self._engine is not None
+        # Whether this process may enqueue.
+        self.is_engine = engine is not None
 
     def close(self) -> None:
         """Close the store, note a clean shutdown, let go of the roles; may be called twice."""
@@ -71,6 +68,7 @@ class OpenStore:
                 mark_clean(directory)
         self._access.release()
         self._access = self._engine = None
+        self.is_engine = False
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -216,7 +214,7 @@ def _verify_if_unclean(
         if engine is not None and (state.read() or {}).get("halted"):
             # Whoever uses it did so when the write failed, and verified nothing since.
             raise StoreLocked(
-                f"{directory} must be verified after a write failed, and somebody has it open",
+                f"{directory} must be verified after a write failed, and another process has it open",
                 hint="stop the relay and whatever else has it open, then start the engine",
                 holder_pid=holder(directory, Role.RELAY) or None,
             ) from None

@@ -237,7 +237,7 @@ def _shape_of(names: tuple[str, ...]) -> bytes:
 def caller_key(key: object) -> bytes:
     """The bytes of a caller's `key`; raises `InvalidEntry` where it is not usable text."""
     if not isinstance(key, str) or not 0 < len(key) <= _MAX_KEY_CHARS:
-        raise InvalidEntry(f"key is {key!r}", hint=f"allowed: text of 1 to {_MAX_KEY_CHARS} characters, or None")
+        raise InvalidEntry(f"key is {key!r:.100}", hint=f"allowed: text of 1 to {_MAX_KEY_CHARS} characters, or None")
     try:
         return key.encode()
     except UnicodeEncodeError as exc:

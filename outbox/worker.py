@@ -27,6 +27,8 @@ class Worker(Generic[T]):
         self._thread: threading.Thread | None = None
         self._tasks: SimpleQueue[_Task[T] | None] = SimpleQueue()
         self._task: _Task[T] | None = None
+        # Whether something was begun and not asked for.
+        self.busy = False
 
     def begin(self, work: Callable[[], T]) -> None:
         """Start `work`; what was begun before and not asked for is waited for and forgotten.
@@ -41,6 +43,7 @@ class Worker(Generic[T]):
         task = _Task(work)
         self._tasks.put(task)
         self._task = task
+        self.busy = True
 
     def wait(self) -> Callable[[], T] | None:
         """Wait until the work that was begun has ended; the answer returns its result, or raises what it raised.
@@ -52,6 +55,7 @@ class Worker(Generic[T]):
             return None
         task.done.wait()
         self._task = None
+        self.busy = False
         return task.answer
 
     def close(self) -> None:
@@ -73,12 +77,14 @@ class Later(Generic[T]):
 
     def __init__(self) -> None:
         self._work: Callable[[], T] | None = None
+        self.busy = False
 
     def begin(self, work: Callable[[], T]) -> None:
-        self._work = work
+        self._work, self.busy = work, True
 
     def wait(self) -> Callable[[], T] | None:
         work, self._work = self._work, None
+        self.busy = False
         return None if work is None else _answer(work)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -28,6 +28,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _SERVERS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+# A run without the slow tests has a limit for each test, so that the whole stays short.
+FAST_RUN = "not slow"
+FAST_TEST_S = 0.25
+
+
+def too_long(reports: Iterable[pytest.TestReport]) -> list[str]:
+    """The tests whose fixtures and call took over 0.25 s, the longest first."""
+    took: dict[str, float] = {}
+    for report in reports:
+        if report.when != "teardown":
+            took[report.nodeid] = took.get(report.nodeid, 0.0) + report.duration
+    return [f"{took[one]:.2f} s  {one}" for one in sorted(took, key=lambda one: -took[one]) if took[one] > FAST_TEST_S]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name the tests that are too long for `make fast`; a busy machine makes it a hint, never a failure."""
+    if config.option.markexpr != FAST_RUN:
+        return
+    reports = [one for kind in ("", "passed") for one in terminalreporter.stats.get(kind, [])]
+    if long := too_long(one for one in reports if isinstance(one, pytest.TestReport)):
+        terminalreporter.section(f"over {FAST_TEST_S} s: shorten or mark as slow, unless the machine is busy")
+        for line in long:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -20,8 +20,7 @@ _log = Log("outbox.integrations")
 
 _NOTICE = "ids-in-reserve"
 _MISSING = "ids-not-reserved"
-# Of these a program makes few.
-_FEW_OF = frozenset({"trading_sessions"})
+# So many are wanted at most where a program makes few.
 _FEW = 100
 # Below this share of what is wanted the status is degraded.
 _SCARCE = 0.2
@@ -34,8 +33,10 @@ _RETRY_S = 60.0
 class IdReserves:
     """The reserves of several tables.  Thread-safe; one thread tends them."""
 
-    def __init__(self, outbox: Outbox, columns: Iterable[tuple[str | None, ...]]) -> None:
-        """`columns`: `(schema, table, column)` of the ids, or `(table, column)`."""
+    def __init__(
+        self, outbox: Outbox, columns: Iterable[tuple[str | None, ...]], few: Collection[tuple[str | None, ...]] = ()
+    ) -> None:
+        """`columns`: `(schema, table, column)` of the ids, or `(table, column)`; `few`: those with few rows a day."""
         self._outbox = outbox
         wanted = outbox.config.id_reserve
         # By the names that were given.
@@ -45,9 +46,9 @@ class IdReserves:
                 of.table,
                 of.column,
                 schema=of.schema,
-                wanted=min(wanted, _FEW) if of.table in _FEW_OF else wanted,
+                wanted=min(wanted, _FEW) if given in few else wanted,
             )
-            for of in map(IdColumn.of, columns)
+            for given, of in ((given, IdColumn.of(given)) for given in columns)
         }
         # After a crash of the server a sequence may have fallen back.
         self._distrusted = True

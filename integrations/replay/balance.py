@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
 from ..host import invoke
-from ..view.conversions import SCALES, Unknown, class_name, class_named, number_or_none
+from ..view.containers import SIMPLE, put_together, taken_apart
+from ..view.conversions import SCALES, Unknown, number_or_none
 from ..view.effects import Seen
 from ..view.learned import Learning
 from ..view.learning import Space
@@ -17,8 +17,6 @@ from ..view.local_view import UnknownLocally
 from . import sessions
 from .asof import AsOf
 from .replay_session import ReplaySession, Watch, listen_to
-
-_SIMPLE = (str, int, float, Decimal, bool)
 
 
 class Untold:
@@ -40,7 +38,7 @@ class Untold:
 
 def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) -> None:
     """Take in what a block of the manager was told, at an old balance that is known or not."""
-    shape, values = _shape(told)
+    shape, values = taken_apart(told)
     known = learning.yields.get(seen.operation.name)
     if known is None or known["shape"] != shape:
         learning.version += 1
@@ -59,10 +57,10 @@ def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "") -> 
     values: dict[str, Any] = {}
     for key, space in known["keys"].items():
         try:
-            values[key] = space.predict(_sources(seen, old, exactly=False), nearly=True)
+            values[key] = space.predict(_sources(seen, old, exactly=False))
         except Unknown as exc:
             why = why or f"{name}: {exc}"
-    made = _made(known["shape"], values) if len(values) == len(known["keys"]) else None
+    made = put_together(known["shape"], values) if len(values) == len(known["keys"]) else None
     return Untold(why or f"{name} yields a {known['shape'][-1]}", values) if made is None else made[0]
 
 
@@ -70,15 +68,15 @@ def kept(told: Any) -> list[Any] | None:
     """What a block was told, to be stored with its call; None where that cannot be."""
     if isinstance(told, Untold):
         return None
-    shape, values = _shape(told)
-    simple = all(value is None or isinstance(value, _SIMPLE) for value in values.values())
+    shape, values = taken_apart(told)
+    simple = all(value is None or isinstance(value, SIMPLE) for value in values.values())
     return [shape, values] if simple else None
 
 
 def told_before(notes: Mapping[str, Any]) -> Any:
     """What the first call with the same identity was told."""
     found = notes.get("yielded")
-    made = None if found is None else _made(found[0], dict(found[1]))
+    made = None if found is None else put_together(found[0], dict(found[1]))
     return Untold("what the first call of this identity was told is not known", {}) if made is None else made[0]
 
 
@@ -101,46 +99,6 @@ def _sources(seen: Seen, old: Decimal | None, *, exactly: bool) -> dict[str, Any
         **{f"note:{name}": value for name, value in plain.items()},
         **found,
     }
-
-
-def _shape(told: Any) -> tuple[list[str], dict[str, Any]]:
-    """The container that a block was told in, and what is in it."""
-    cls = type(told)
-    if told is None:
-        return ["none"], {}
-    if isinstance(told, _SIMPLE):
-        return ["value"], {"": told}
-    if cls in (tuple, list):
-        return [cls.__name__], {str(index): value for index, value in enumerate(told)}
-    if isinstance(told, Mapping):
-        kind = ["dict"] if cls is dict else ["mapping", class_name(cls)]
-        return kind, {str(key): value for key, value in told.items()}
-    if isinstance(told, tuple) and hasattr(told, "_asdict"):
-        return ["named", class_name(cls)], dict(told._asdict())
-    if dataclasses.is_dataclass(told):
-        return ["object", class_name(cls)], {one.name: getattr(told, one.name) for one in dataclasses.fields(told)}
-    return ["object", class_name(cls)], dict(getattr(told, "__dict__", {}))
-
-
-def _made(shape: list[str], values: dict[str, Any]) -> tuple[Any] | None:
-    """The container again; None where its class cannot be found among those that are loaded."""
-    kind, *names = shape
-    if kind in ("none", "value"):
-        return (values.get(""),)
-    if kind in ("tuple", "list"):
-        items = [values[str(index)] for index in range(len(values))]
-        return (tuple(items) if kind == "tuple" else items,)
-    if kind == "dict":
-        return (values,)
-    cls = class_named(names[0])
-    if cls is None:
-        return None
-    if kind in ("mapping", "named"):
-        return (cls(values) if kind == "mapping" else cls(**values),)
-    made = object.__new__(cls)
-    for name, value in values.items():
-        object.__setattr__(made, name, value)
-    return (made,)
 
 
 class _Told(BaseException):

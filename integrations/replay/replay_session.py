@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
 
 from ...errors import TargetMisconfigured
+from ..manager_connection import ReplayConnection
 from . import sessions
 from .asof import AsOf
 
@@ -196,27 +197,33 @@ def listen_to(session_class: type[Session]) -> None:
             session.wrote = False
 
 
-def watch_connection(connection: Connection, watch: Watch) -> None:
-    """Watch over the statements that a replay executes on its connection."""
+# Watches over the statements that replays execute.  On the class, since listening anew for each call takes longer than
+# many a call; each connection has the watch of its replay.
 
-    def before_execute(_: Connection, statement: Any, many: Any, one: Any, __: Any) -> tuple[Any, Any, Any]:
-        return (statement, many, one) if watch.as_of is None else watch.as_of.prepare(statement, many, one)
 
-    def before(_: Connection, __: Any, statement: str, parameters: Any, ___: Any, many: bool) -> tuple[str, Any]:
-        if watch.as_of is not None:
-            statement = watch.as_of.with_id(statement, many=many)
-        watch.sees(statement)
-        if watch.as_of is None:
-            return statement, parameters
-        return watch.as_of.at_time(statement), watch.as_of.restore(parameters)
+@event.listens_for(ReplayConnection, "before_execute", retval=True)
+def _before_execute(connection: ReplayConnection, statement: Any, many: Any, one: Any, _: Any) -> tuple[Any, Any, Any]:
+    as_of = connection.watch.as_of
+    return (statement, many, one) if as_of is None else as_of.prepare(statement, many, one)
 
-    def ended(_: Connection) -> None:
-        raise watch.misfits("ended the relay's transaction", "it must commit its sessions, not their connection")
 
-    event.listen(connection, "before_execute", before_execute, retval=True)
-    event.listen(connection, "before_cursor_execute", before, retval=True)
-    event.listen(connection, "commit", ended)
-    event.listen(connection, "rollback", ended)
+@event.listens_for(ReplayConnection, "before_cursor_execute", retval=True)
+def _before_cursor_execute(
+    connection: ReplayConnection, _: Any, statement: str, parameters: Any, __: Any, many: bool
+) -> tuple[str, Any]:
+    watch: Watch = connection.watch
+    if watch.as_of is not None:
+        statement = watch.as_of.with_id(statement, many=many)
+    watch.sees(statement)
+    if watch.as_of is None:
+        return statement, parameters
+    return watch.as_of.at_time(statement), watch.as_of.restore(parameters)
+
+
+@event.listens_for(ReplayConnection, "commit")
+@event.listens_for(ReplayConnection, "rollback")
+def _ended(connection: ReplayConnection) -> None:
+    raise connection.watch.misfits("ended the relay's transaction", "it must commit its sessions, not their connection")
 
 
 def watch_errors(engine: Engine, watch_here: Callable[[], Watch | None]) -> Callable[[], None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -23,10 +24,12 @@ from ..roles import Session
 from ..view import checks
 from ..view.conversions import number_or_none
 from ..view.effects import ORDERS as ORDERS_TABLE
-from ..view.effects import RESOLVED, Seen, Tables, tables_of
+from ..view.effects import POSITIONS as POSITIONS_TABLE
+from ..view.effects import RESOLVED, Seen, Tables, resolved_before
 from ..view.learned import nearly_equal
 from ..view.local_view import LocalView
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, ORDERS, POSITIONS, Reads
+from ..view.row_forms import RowForms
 from . import sessions
 from .balance import learn_yield
 from .replay_session import Watch
@@ -35,6 +38,7 @@ _log = Log("outbox.integrations")
 
 # So far behind its relay is the view of an engine at most; one that is further behind belongs to a relay alone.
 _EARLY = 64
+_READS = {POSITIONS_TABLE: POSITIONS, ORDERS_TABLE: ORDERS}
 
 
 class SideIds:
@@ -59,21 +63,34 @@ class SideIds:
 class Look:
     """What a manager answers about one session; what it cannot answer is None.  Raises `SQLAlchemyError`."""
 
-    def __init__(self, ask: Callable[..., Any], session_id: Any, more: Mapping[str, tuple[Any, ...]] = {}) -> None:
+    def __init__(
+        self,
+        ask: Callable[..., Any],
+        session_id: Any,
+        forms: RowForms,
+        more: Mapping[str, tuple[Any, ...]] = {},
+    ) -> None:
         """`more`: the arguments of other reads by name, whose answers are in `answers`."""
         self.balance = ask(BALANCE, session_id)
         found = {name: ask(name, *args) for name, args in more.items()}
         self.answers = {name: answer for name, answer in found.items() if answer is not MISSING}
-        self.tables: Tables | None = None
-        try:
-            rows = [ask(name, session_id) for name in (POSITIONS, ORDERS)]
-            if all(one is MISSING or type(one) is list for one in rows):
-                self.tables = tables_of(*([] if one is MISSING else one for one in rows))
-        except SQLAlchemyError:
-            raise
-        except Exception:  # noqa: BLE001 - a read that fails for the manager's callers too
-            _log.warning("the manager's rows cannot be understood", trace=True)
+        rows = {table: _rows(ask, name, session_id) for table, name in _READS.items()}
+        # By table; of one that is missing there, why its rows cannot be understood.
+        self.tables: Tables
+        self.tables, self.unknown = forms.tables_of(rows[POSITIONS_TABLE], rows[ORDERS_TABLE])
         self.balance = None if self.balance is MISSING else self.balance
+
+
+def _rows(ask: Callable[..., Any], read: str, session_id: Any) -> Any:
+    """What a manager answers to a read of rows; the error where it fails for the manager's callers too."""
+    try:
+        rows = ask(read, session_id)
+    except SQLAlchemyError:
+        raise
+    except Exception as exc:  # noqa: BLE001
+        _log.warning("the rows of %(read)s cannot be understood", read=read, trace=True)
+        return exc
+    return [] if rows is MISSING else rows
 
 
 class Witness:
@@ -87,11 +104,13 @@ class Witness:
         # Those that were replayed before the view had followed them.
         self._early: set[int] = set()
 
+    def is_balance(self, one: Decimal, other: Decimal) -> bool:
+        """Whether two balances are one, but for the arithmetic in which they were summed."""
+        return self._view.learning.is_balance(one, other)
+
     def want(self, seq: int) -> None:
-        """Look when this call is replayed, unless it already was."""
-        if seq in self._early:
-            self._early.discard(seq)
-        else:
+        """Look when this call is replayed, unless it already was; the view's lock is held."""
+        if seq not in self._early:
             self.wanted.add(seq)
 
     @contextmanager
@@ -102,8 +121,6 @@ class Witness:
         told = notes_of(entry).get("told") or {}
         # The relay may be quicker than the caller, who follows a call in the view when it is durable.
         early = 0 < entry.seq - self._view.seq <= _EARLY
-        if early:
-            self._early.add(entry.seq)
         wanted = early or entry.seq in self.wanted or (told.get("new") is not None and told["new"] < 0)
         watched = _Watched(self._view, self._reads, operation, replica, entry, unwatched, sides)
         if wanted and operation.has_role:
@@ -116,9 +133,17 @@ class Witness:
             raise
         if operation.has_role:
             watched.try_to(watched.look_after if watched.before is not None else watched.look_at_session)
-            self.wanted.discard(entry.seq)
             if watched.before is not None:
+                self._looked(entry.seq)
                 self._learned()
+            else:
+                self.wanted.discard(entry.seq)
+
+    def _looked(self, seq: int) -> None:
+        """Only now: a replay that fails is made once more, and looked at then."""
+        with self._view.lock:
+            self.wanted.discard(seq)
+            self._early = {one for one in (*self._early, seq) if one > self._view.seq}
 
 
 class _Watched:
@@ -160,7 +185,7 @@ class _Watched:
         self._listen()
         begins = self._operation.session is Session.BEGINS
         # A session that the call begins is not there yet.
-        self.before = Look(lambda *_: MISSING, session) if begins else self._look(session)
+        self.before = Look(lambda *_: MISSING, session, self._forms) if begins else self._look(session)
 
     def _look(self, session: Any, **more: tuple[Any, ...]) -> Look:
         connection = sessions.maker_of(self._replica.session_factory).kw["bind"]
@@ -169,9 +194,13 @@ class _Watched:
             try:
                 reader = shallow(self._replica)
                 reader.session_factory = sessions.apart(reader.session_factory, {"watch": self._watch.apart()})
-                return Look(self._reads.asking(reader), session, more)
+                return Look(self._reads.asking(reader), session, self._forms, more)
             finally:
                 savepoint.rollback()
+
+    @property
+    def _forms(self) -> RowForms:
+        return self._view.learning.forms
 
     def _listen(self) -> None:
         """Note the amounts that the call writes, and how many decimal places their columns have."""
@@ -194,14 +223,14 @@ class _Watched:
 
     def _seen(self) -> Seen:
         notes = {**notes_of(self._entry), "at": self._entry.captured_at, "side": self._sides.taken}
-        shown = (self.before.tables if self.before is not None else None) or {}
+        shown = {} if self.before is None else self.before.tables
         with self._view.lock:
-            session = self._view.sessions.get(notes["session"]) or {"tables": {}}
-            hidden = {id_: dict(row) for id_, row in session["tables"].get(RESOLVED, {}).items()}
+            hidden = resolved_before(self._view.sessions.get(notes["session"]) or {"tables": {}}, self._entry.seq)
         open_ = shown.get(ORDERS_TABLE, {})
         tables = {**shown, RESOLVED: {id_: row for id_, row in hidden.items() if id_ not in open_}}
         written = {amount for _, amount in self._amounts if amount is not None}
-        return Seen(self._operation, self._operation.standard(call_of(self._entry)), notes, tables, written)
+        call = self._operation.standard(call_of(self._entry))
+        return Seen(self._operation, call, notes, tables, written, self._forms)
 
     def look_after(self) -> None:
         """See the session as it is after the call, and learn."""
@@ -215,14 +244,14 @@ class _Watched:
         after = self._look(session, **asked)
         balance = number_or_none(after.balance)
         with self._view.lock:
+            learning.version += 1
             learning.scales |= {scale for scale, _ in self._amounts}
             if balance is not None and self._operation.balance is not None:
                 fitting = {
                     scale for scale, amount in self._amounts if amount is not None and nearly_equal(amount, balance)
                 }
                 learning.possible_scales = (learning.possible_scales & fitting) or learning.possible_scales
-            if self.before.tables is not None and after.tables is not None:
-                learning.learn(seen, after.tables)
+            learning.learn(seen, after.tables)
             learning.learn_balance(seen, self.before.balance, after.balance)
             if balance is not None:
                 learning.learn_answer(BALANCE, balance, after.balance)

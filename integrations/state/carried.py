@@ -1,6 +1,6 @@
 """Carried: what replays changed in the manager's attributes reaches the manager once, when PostgreSQL has the effect.
 
-A replay runs on a copy, in a batch that may be repeated.  Its changes wait here until the entry is settled.
+A replay runs on a copy, in a batch that may be repeated.  Its changes wait here until PostgreSQL has committed it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .kept_state import Changes, KeptState
 
 
 class Carried:
-    """The changes of replays that are not settled yet.  Thread-safe."""
+    """The changes of replays that are not committed yet.  Thread-safe."""
 
     def __init__(self, host: Host, outbox: Outbox | None) -> None:
         """Without `outbox` the relay's process has no engine, whose manager could receive anything."""
@@ -83,17 +83,17 @@ class Carried:
             self._corrections.pop(entry.seq, None)
 
     def settle(self) -> None:
-        """Let the manager have what is settled, oldest first."""
+        """Let the manager have what is committed or refused, oldest first."""
         if self._outbox is None or self._host.built is None or not (self._waiting or self._foreseen):
             return
         manager = self._host.built
         with self._lock:
             # Attributes are read often, and a long outage keeps many calls waiting.
             oldest = [next(iter(kept)) for kept in (self._waiting, self._foreseen) if kept]
-            if not oldest or self._outbox.store.is_pending(min(oldest)):
+            if not oldest or not has_arrived(self._outbox, min(oldest)):
                 return
             for seq in sorted({*self._waiting, *self._foreseen}):
-                if self._outbox.store.is_pending(seq):
+                if not has_arrived(self._outbox, seq):
                     break
                 changes, foreseen = self._waiting.pop(seq, None), self._foreseen.pop(seq, {})
                 corrections = self._corrections.pop(seq, {})
@@ -106,11 +106,18 @@ class Carried:
 
     def _is_completed(self, seq: int) -> bool:
         assert self._outbox is not None
+        if self._outbox.progress.is_acknowledged(seq):
+            return True
         try:
             return self._outbox.entry(seq).status is EntryStatus.COMPLETED
         except EntryNotFound:
             # Completed without a ledger copy on a full disk, or pruned.
             return True
+
+
+def has_arrived(outbox: Outbox, seq: int) -> bool:
+    """Whether the relay is done with an entry: PostgreSQL has committed it, or it is settled."""
+    return outbox.progress.is_acknowledged(seq) or not outbox.store.is_pending(seq)
 
 
 def _unkept(entry: Entry, name: str, what: str, hint: str) -> TargetMisconfigured:

@@ -43,8 +43,9 @@ def exceeded(seen: Seen, balance: Decimal | None, effect: Effect | None) -> dict
         if after is not None and after < 0:
             found["balance below zero"] = f"the balance is {balance} and cannot become {after}"
     position_id = seen.call.get("position_id")
-    if operation.position in (Position.CLOSES, Position.REDUCES, Position.ENLARGES) and position_id is not None:
-        row = seen.tables.get(POSITIONS, {}).get(position_id)
+    moves = operation.position in (Position.CLOSES, Position.REDUCES, Position.ENLARGES)
+    if moves and position_id is not None and POSITIONS in seen.tables:
+        row = seen.tables[POSITIONS].get(position_id)
         if row is None:
             found["position not open"] = f"position_id {position_id} is not open"
         elif operation.position is Position.REDUCES:

@@ -69,13 +69,15 @@ def rounded(value: Decimal, scale: int | None) -> Decimal:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two values are equal and of one type, inside containers too."""
+    """Whether two values are equal, of one type and spelled alike (1.50 is not 1.5), inside containers too."""
     if type(one) is not type(other):
         return False
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(alike(value, other[key]) for key, value in one.items())
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, float | Decimal):
+        return str(one) == str(other)
     return bool(one == other)
 
 

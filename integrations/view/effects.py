@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..roles import Order, Position
 from .conversions import Unknown, is_number, number, number_or_none, text_of
-from .learning import ABSENT, DECISIVE, Space
+from .learning import ABSENT, DECISIVE, Space, is_id
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
+    from .row_forms import RowForms
 
 Row = dict[str, Any]
 Tables = dict[str, dict[Any, Row]]
@@ -26,6 +27,8 @@ POSITIONS, ORDERS = "positions", "orders"
 # Orders that are no longer shown: a position that is opened later may show one of them again.
 RESOLVED = "resolved"
 _RESOLVED_KEPT = 200
+# The key under which a session holds the sequence number of the entry that resolved an order, by the order's id.
+_RESOLVED_BY = "resolved_by"
 # The key under which a nested row holds the id of its position.
 PARENT = ""
 
@@ -80,6 +83,10 @@ class Effect:
         read: dict[str, Any] = {**simple, **sets, **spaces}
         return cls(**read, start=Space(*state["start"]))
 
+    def knows(self, table: str) -> bool:
+        """Whether it was seen what becomes of a table, whose rows may be shown in a form that is not understood."""
+        return table in self.makes or table in self.strangers or table not in (POSITIONS, ORDERS)
+
     def predict(self, space: Space, sources: Mapping[str, Any], old: Any = ABSENT) -> Any:
         """The value of one key.  Raises `Unknown`, also where the values of arguments were seen to change it."""
         if self.values is not None and space.strikes:
@@ -98,6 +105,8 @@ class Seen:
     tables: Tables
     # Amounts that the replay wrote, as they were before columns rounded them.
     written: Collection[Decimal] = ()
+    # How the manager shows rows; None where each has an `id`.
+    forms: RowForms | None = None
 
     @property
     def touches_rows(self) -> bool:
@@ -117,12 +126,26 @@ class Seen:
             position_id = self.call.get("position_id")
             return [position_id] if self.operation.position is not None and position_id in rows else []
         order_id, client_id = self.call.get("order_id"), self.call.get("client_order_id")
-        ids = {id_ for id_ in rows if order_id is not None and id_ == order_id}
+        names = self._names("client_order_id")
+        ids = {id_ for id_ in rows if order_id is not None and id_ == order_id and self.key(table) not in names}
         # A row that is nested in a position may lack the key by which the call names the order.
         for known in (table, ORDERS, RESOLVED) if client_id is not None else ():
             shown = self.tables.get(known, {}).items()
-            ids |= {id_ for id_, row in shown if str(row.get("client_order_id")) == str(client_id)}
+            ids |= {id_ for id_, row in shown if str(client_id) in [str(row[name]) for name in names if name in row]}
         return [id_ for id_ in rows if id_ in ids]
+
+    def key(self, table: str) -> str:
+        """The column by which rows of a table are told apart."""
+        return "id" if self.forms is None else self.forms.key(table)
+
+    def _names(self, standard: str) -> Collection[str]:
+        return (standard,) if self.forms is None else self.forms.names(standard)
+
+    def known_as(self, table: str, column: str) -> str:
+        """The standard name of a column of a table, as far as declarations give it one."""
+        name = self.operation.standard_name(column)
+        is_key = column == self.key(table) and name not in self._names("client_order_id")
+        return "id" if is_key and not is_id(name) else name
 
     def opens(self, table: str) -> bool:
         """Whether the id that the call returns is that of a new row of this table."""
@@ -211,6 +234,8 @@ def predict(effect: Effect | None, seen: Seen) -> Prediction:
             _predict_named(found, effect, seen, table, id_)
             if strange:
                 found.doubts[table, id_, "*"] = why
+        if effect is not None and not strange and not effect.knows(table):
+            found.doubts[table, None, "*"] = f"{name} was never seen with {table} that could be understood"
         if effect is not None and table in effect.strangers:
             found.doubts[table, None, "*"] = f"{name} changes rows that it does not name"
         if effect is not None and effect.makes.get(table, False) is not False:
@@ -264,42 +289,30 @@ def _predict_made(found: Prediction, effect: Effect, seen: Seen, table: str, why
             row[key] = effect.predict(space, sources)
         except Unknown as exc:
             doubts[key] = f"{name}: {exc}"
-    parent = row.get(PARENT)
-    if "id" not in row or ("." in table and parent is None):
-        found.doubts[table, None, "id"] = doubts.get("id", f"{name}: its id is not known")
+    parent, key_ = row.get(PARENT), seen.key(table)
+    if row.get(key_) is None or ("." in table and parent is None):
+        found.doubts[table, None, key_] = doubts.get(key_, f"{name}: its {key_} is not known")
         return
-    found.rows.append((table, row["id"], row))
-    found.doubts |= {(table, row["id"], key): reason for key, reason in doubts.items()}
+    found.rows.append((table, row[key_], row))
+    found.doubts |= {(table, row[key_], key): reason for key, reason in doubts.items()}
 
 
-def tables_of(positions: Iterable[Mapping[str, Any]], orders: Iterable[Mapping[str, Any]]) -> Tables:
-    """The rows that a manager showed, as tables.  Raises `Unknown` for rows that cannot be told apart."""
-    tables: Tables = {POSITIONS: {}, ORDERS: {}}
-    for row in positions:
-        flat = dict(_as_row(row))
-        for key, nested in list(flat.items()):
-            if isinstance(nested, list) and all(isinstance(item, Mapping) and "id" in item for item in nested):
-                del flat[key]
-                table = tables.setdefault(f"{POSITIONS}.{key}", {})
-                table |= {item["id"]: {**item, PARENT: flat["id"]} for item in nested}
-        tables[POSITIONS][flat["id"]] = flat
-    tables[ORDERS] = {row["id"]: dict(row) for row in map(_as_row, orders)}
-    return tables
-
-
-def _as_row(row: Any) -> Mapping[str, Any]:
-    if not isinstance(row, Mapping) or "id" not in row or isinstance(row["id"], list | dict):
-        raise Unknown(f"rows are dicts with an id, not {type(row).__name__}")
-    return row
-
-
-def resolve(tables: Tables, id_: Any, call: Mapping[str, Any]) -> None:
+def resolve(session: Row, id_: Any, seen: Seen) -> None:
     """Keep an order that is not shown any more, with the arguments of the call that resolved it."""
+    tables = session["tables"]
     row, kept = tables[ORDERS].pop(id_, None), tables.setdefault(RESOLVED, {})
     if row is not None:
-        kept[id_] = {**row, **{f"by:{name}": value for name, value in call.items()}}
+        kept[id_] = {**row, **{f"by:{name}": value for name, value in seen.call.items()}}
         for old in list(kept)[:-_RESOLVED_KEPT]:
             del kept[old]
+        numbers = {**session.get(_RESOLVED_BY, {}), id_: seen.notes["seq"]}
+        session[_RESOLVED_BY] = {one: seq for one, seq in numbers.items() if one in kept}
+
+
+def resolved_before(session: Mapping[str, Any], seq: int) -> dict[Any, Row]:
+    """The orders that an earlier entry had resolved: the view may be far ahead of what is replayed."""
+    numbers = session.get(_RESOLVED_BY, {})
+    return {id_: dict(row) for id_, row in session["tables"].get(RESOLVED, {}).items() if numbers.get(id_, 0) < seq}
 
 
 def nested_rows(tables: Tables, table: str, position_id: Any) -> list[Row]:
@@ -317,4 +330,5 @@ def joined(tables: Tables, nested: Iterable[str], ordered: Callable[[str, list[R
             ]
             for name in nested
         }
-        yield {**row, **more}
+        # A list that is empty in some rows and no rows in others is as it was shown.
+        yield {**more, **row}

@@ -1,7 +1,7 @@
 """Folds: what a durable call does to the local view, by its declared roles and what was learned of such calls.
 
 The view's lock is held; the notes are those of the adapter: `session`, `id` where the call creates one, `side` for the
-ids of rows beside it, and `at`, the time of the capture.
+ids of rows beside it; and `at`, the time of the capture, and `seq`, the number of the entry.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from ..operations import ManagerOperation
 from ..roles import Balance, Session
-from .conversions import Unknown
+from .conversions import Unknown, number_or_none
 from .effects import ORDERS, PARENT, POSITIONS, Prediction, Seen, predict, resolve
 from .local_view import LocalView, new_session
 
@@ -22,7 +22,8 @@ _SESSIONS_KEPT = 50
 def seen_of(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any], notes: Mapping[str, Any]) -> Seen:
     """A call beside the rows of its session, as effects are learned and predicted; `call` has the manager's names."""
     session = view.sessions.get(notes.get("session"))  # type: ignore[arg-type]
-    return Seen(operation, operation.standard(call), notes, {} if session is None else session["tables"])
+    tables = {} if session is None else session["tables"]
+    return Seen(operation, operation.standard(call), notes, tables, forms=view.learning.forms)
 
 
 def fold(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any], notes: Mapping[str, Any]) -> bool:
@@ -43,7 +44,7 @@ def fold(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any], 
     if operation.session is Session.ENDS:
         session["active"] = False
     sure = _change_balance(view, session_id, seen)
-    return _apply(view, session_id, predict(view.learning.effect(seen), seen), seen.call) and sure
+    return _apply(view, session_id, predict(view.learning.effect(seen), seen), seen) and sure
 
 
 def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
@@ -53,7 +54,7 @@ def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
     try:
         if effect is None or effect.count == 0:
             raise Unknown(f"{seen.operation.name} was never seen")
-        session["balance"] = effect.predict(effect.start, seen.sources())
+        session["balance"] = number_or_none(effect.predict(effect.start, seen.sources()))
     except Unknown as exc:
         view.doubt(session_id, "balance", f"{seen.operation.name}: {exc}")
     for old in sorted(view.sessions)[:-_SESSIONS_KEPT]:
@@ -86,14 +87,14 @@ def _change_balance(view: LocalView, session_id: int, seen: Seen) -> bool:
     return True
 
 
-def _apply(view: LocalView, session_id: int, change: Prediction, call: Mapping[str, Any]) -> bool:
+def _apply(view: LocalView, session_id: int, change: Prediction, seen: Seen) -> bool:
     session = view.sessions[session_id]
     tables, doubts = session["tables"], session["doubts"]
     for table, id_, row in change.rows:
         tables.setdefault(table, {})[id_] = row
     for table, id_ in change.gone:
         if table == ORDERS:
-            resolve(tables, id_, call)
+            resolve(session, id_, seen)
         tables[table].pop(id_, None)
         nested = [(name, key) for name in tables if table == POSITIONS and name.startswith(f"{POSITIONS}.")
                   for key, row in tables[name].items() if row[PARENT] == id_]  # fmt: skip

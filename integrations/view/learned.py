@@ -10,6 +10,7 @@ from ..roles import Balance, Session
 from .conversions import ARITHMETIC, EXACT, SCALES, Unknown, added, alike, number_or_none, rounded
 from .effects import ORDERS, PARENT, POSITIONS, RESOLVED, Effect, Row, Seen, Tables, nested_rows
 from .learning import ABSENT, Space
+from .row_forms import RowForms
 from .row_order import RowOrders
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Learning:
         # Names of the tables of nested rows.
         self.nested: set[str] = set()
         self.row_orders = RowOrders()
+        self.forms = RowForms()
         # "operation: limit" -> the class of the refusal, or None where the manager was seen to accept.
         self.limits: dict[str, str | None] = {}
 
@@ -65,7 +67,9 @@ class Learning:
     def wants(self, seen: Seen) -> bool:
         """Whether such a call should be looked at when it is delivered."""
         effect = self.effects.get(seen.kind())
-        return effect is None or effect.count < _OBSERVED_AT_LEAST or not seen.given() <= effect.given
+        if effect is None or effect.count < _OBSERVED_AT_LEAST or not seen.given() <= effect.given:
+            return True
+        return seen.touches_rows and not all(map(effect.knows, (POSITIONS, ORDERS)))
 
     def scales_of_rows(self) -> tuple[int | None, ...]:
         """The decimal places with which values of rows may be shown."""
@@ -82,12 +86,17 @@ class Learning:
             raise Unknown(f"how many decimal places the balance has is not known, and it may be {min(totals)}")
         return found.pop()
 
+    def is_balance(self, one: Decimal, other: Decimal) -> bool:
+        """Whether two balances are one, but for the arithmetic in which they were summed."""
+        scale = next(iter(self.possible_scales)) if len(self.possible_scales) == 1 else None
+        return nearly_equal(one, other, scale)
+
     # -- learning
 
     def learn(self, seen: Seen, after: Tables) -> None:
         """Take in what a call did to the rows of its session."""
         self.version += 1
-        self.learn_shown(after)
+        self.learn_shown(after, seen.tables)
         for effect in self._effects(seen):
             news = {f"arg:{one[:-1]}" for one in seen.given() - effect.given if one.endswith("+")}
             new = news if effect.count else set()
@@ -97,7 +106,9 @@ class Learning:
                 effect.values |= set(seen.values())
             if not seen.touches_rows:
                 continue
-            for table in sorted({POSITIONS, ORDERS, *seen.tables, *after} - {RESOLVED}):
+            understood = seen.tables.keys() & after
+            tables = sorted({*seen.tables, *after} - {RESOLVED})
+            for table in (one for one in tables if one.partition(".")[0] in understood):
                 self._learn_table(effect, seen, table, after.get(table, {}), after.get(POSITIONS, {}), new)
 
     def _learn_table(self, effect: Effect, seen: Seen, table: str, after: Any, positions: Any, new: set[str]) -> None:
@@ -112,37 +123,36 @@ class Learning:
             effect.strangers.discard(table)
         effect.makes[table] = _consistent(effect.makes, table, bool(made))
         for id_ in made:
-            self._learn_row(
-                effect.made.setdefault(table, {}), after[id_], None, seen.sources(), new, own=seen.opens(table)
-            )
+            self._learn_row(effect.made.setdefault(table, {}), seen, table, after[id_], None, seen.sources(), new)
         for id_ in named:
             effect.removes[table] = _consistent(effect.removes, table, id_ in gone)
             if id_ in after:
                 spaces = effect.changed.setdefault(table, {})
                 sources = seen.sources((table, before[id_]))
-                self._learn_row(spaces, after[id_], before[id_], sources, new)
+                self._learn_row(spaces, seen, table, after[id_], before[id_], sources, new)
                 for key, space in spaces.items():
                     space.settle(seen.written, sources, before[id_].get(key, ABSENT))
 
     def _learn_row(
         self,
         spaces: dict[str, Space],
+        seen: Seen,
+        table: str,
         row: Row,
         old: Row | None,
         sources: dict[str, Any],
         new: set[str],
-        *,
-        own: bool = False,
     ) -> None:
-        known = set(spaces)
+        known, own, id_ = set(spaces), seen.opens(table), seen.key(table)
         for key, shown in row.items():
             # The id that the caller was told is that of the row which the declaration lets the call make.
-            strange = ("note:session", "note:side:" if own else "note:id") if key == "id" and old is None else ()
+            strange = ("note:session", "note:side:" if own else "note:id") if key == id_ and old is None else ()
             given = {name: value for name, value in sources.items() if not name.startswith(strange)}
             before = ABSENT if old is None else old.get(key, ABSENT)
             # A key that other rows lack cannot be told of the next row.
             space = spaces.setdefault(key, Space(strikes=int(bool(known) and key not in known)))
-            space.observe(key, shown, given, before, scales=self.scales_of_rows(), new=new)
+            name = seen.known_as(table, key)
+            space.observe(name, shown, given, before, scales=self.scales_of_rows(), new=new)
         for key in spaces.keys() - row.keys():
             spaces[key].strikes += 1
 
@@ -154,7 +164,7 @@ class Learning:
             return
         if operation.session is Session.BEGINS:
             for effect in self._effects(seen):
-                effect.start.observe("balance", after, seen.sources(), scales=self.scales_of_rows())
+                effect.start.observe("balance", shown, seen.sources(), scales=self.scales_of_rows())
             return
         if operation.balance is None:
             self._learn_whether(seen, before == after)
@@ -164,6 +174,9 @@ class Learning:
             return
         totals = {sum_: _balance(operation, before, change, sum_) for sum_ in ARITHMETIC}
         fitting = {(sum_, scale) for sum_ in ARITHMETIC for scale in SCALES if rounded(totals[sum_], scale) == after}
+        if isinstance(shown, Decimal):
+            # It is shown with as many decimal places as it has.
+            fitting = {one for one in fitting if alike(rounded(totals[one[0]], one[1]), shown)} or fitting
         written = {sum_ for sum_, _ in fitting if totals[sum_] in seen.written} or set(ARITHMETIC)
         sums = {sum_ for sum_, _ in fitting if sum_ in written}
         # Where one operation adds otherwise than another, either is possible.
@@ -178,13 +191,14 @@ class Learning:
         for effect in self._effects(seen):
             effect.balance = as_declared and (effect.values is None or effect.balance is not False)
 
-    def learn_shown(self, tables: Tables) -> None:
-        """Take in how the manager shows the rows of a session."""
+    def learn_shown(self, tables: Tables, before: Tables | None = None) -> None:
+        """Take in how the manager shows the rows of a session, and showed them before one call."""
         self.nested |= {table for table in tables if "." in table}
         for table, rows in tables.items():
             parents = tables[POSITIONS] if "." in table else ()
             for shown in [nested_rows(tables, table, id_) for id_ in parents] or [list(rows.values())]:
-                self.row_orders.observe(table, shown)
+                earlier = None if before is None else before.get(table, {})
+                self.row_orders.observe(table, shown, self.forms.key(table), earlier)
 
     def learn_answer(self, read: str, balance: Decimal, shown: Any) -> None:
         """Take in how a read shows a balance."""
@@ -192,6 +206,16 @@ class Learning:
         # The balance is rounded already; a read that rounds once more has to be seen doing so.
         scales = (None,) if number_or_none(shown) == balance else SCALES
         space.observe("balance", shown, {"note:balance": balance}, scales=scales)
+
+    def sides(self, seen: Seen) -> Mapping[str, int]:
+        """How many rows with a reserved id a call may write on the side; of a new kind, as many as others did."""
+        effect = self.effect(seen)
+        if effect is not None and effect.count and seen.given() <= effect.given:
+            return effect.sides
+        name, found = seen.operation.name, dict[str, int]()
+        for shape in (shape for key, shape in self.shapes.items() if key.split("|")[0] == name):
+            found |= {column: max(count, found.get(column, 0)) for column, count in shape.sides.items()}
+        return found
 
     def learn_sides(self, seen: Seen, taken: Mapping[str, int]) -> None:
         """Take in how many rows with a reserved id a call wrote on the side."""
@@ -211,7 +235,8 @@ class Learning:
             "yields": {name: {**one, "keys": {key: space.dump() for key, space in one["keys"].items()}}
                        for name, one in self.yields.items()},
             "current": self.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
-            "row_orders": self.row_orders.dump(), "possible_sums": sorted(self.possible_sums),
+            "orders_shown": self.row_orders.dump(), "possible_sums": sorted(self.possible_sums),
+            "forms": self.forms.dump(),
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -223,7 +248,8 @@ class Learning:
         self.reads = {name: Space(*space) for name, space in state["reads"].items()}
         self.agrees, self.current, self.limits = state["agrees"], state["current"], state["limits"]
         self.nested, self.taken = set(state["nested"]), state["taken"]
-        self.row_orders.load(state.get("row_orders", {}))
+        self.row_orders.load(state.get("orders_shown", {}))
+        self.forms.load(state.get("forms", {}))
         self.possible_sums = set(state.get("possible_sums", ARITHMETIC))
         self.yields = {
             name: {**one, "keys": {key: Space(*space) for key, space in one["keys"].items()}}
@@ -239,6 +265,12 @@ def _balance(operation: ManagerOperation, old: Decimal | None, change: Decimal, 
     return change if operation.balance is Balance.SET else added(old or 0, change, sum_)
 
 
-def nearly_equal(one: Decimal, other: Decimal) -> bool:
-    """Whether two amounts differ by no more than the arithmetic in which they were summed."""
-    return abs(one - other) <= Decimal("2e-8") * max(Decimal(1), abs(one).scaleb(-6))
+def nearly_equal(one: Decimal, other: Decimal, scale: int | None = None) -> bool:
+    """Whether two amounts differ by no more than the arithmetic in which they were summed.
+
+    `scale`: the decimal places that both were rounded to, where that is known; less than one of the last is noise.
+    """
+    if scale is None:
+        return abs(one - other) <= Decimal("2e-8") * max(Decimal(1), abs(one).scaleb(-6))
+    # Beyond 15 digits floats of one amount differ.
+    return abs(one - other) <= max(Decimal("0.5").scaleb(-scale), abs(one).scaleb(-15))

@@ -26,8 +26,6 @@ DECISIVE = ("status", "side", "order_type")
 ABSENT: Any = object()
 _STRIKES = 2
 _TRUSTED_AGAIN = 3
-# Equal to so many digits, two sums of one amount in different arithmetic are one amount.
-_NOISE = Decimal("1e-9")
 _FORMS = ("absolute", "relative", "percent")
 
 
@@ -40,13 +38,13 @@ class Space:
     strikes: int = 0
     agreed: int = 0
 
-    def predict(self, sources: Sources, old: Any = ABSENT, *, nearly: bool = False) -> Any:
-        """The value; raises `Unknown` where the explanations differ, with `nearly` by more than rounding."""
+    def predict(self, sources: Sources, old: Any = ABSENT) -> Any:
+        """The value; raises `Unknown` where the explanations differ."""
         if not self.candidates or (self.strikes >= _STRIKES and self.agreed < _TRUSTED_AGAIN):
             raise Unknown("the manager's answers cannot be explained")
         values = [evaluate(candidate, sources, old) for candidate in self.candidates]
         for value in values[1:]:
-            if not alike(value, values[0]) and not (nearly and _nearly(value, values[0])):
+            if not alike(value, values[0]):
                 raise Unknown(f"it may become {values[0]!r} or {value!r}")
         return values[0]
 
@@ -179,8 +177,8 @@ def _direct(
 ) -> Iterator[Explanation]:
     for name in names:
         # An id is no amount and no count, however equal.
-        is_id = (name.endswith("id") or name == "note:session") and is_number(shown) and not _is_id(key)
-        if sources[name] is not None and shown is not None and not is_id:
+        other = (name.endswith("id") or name == "note:session") and is_number(shown) and not is_id(key)
+        if sources[name] is not None and shown is not None and not other:
             spelled = name.removeprefix("arg:") in DECISIVE
             for conversion in conversions(sources[name], shown, scales, spelled=spelled):
                 yield ["of", name, conversion]
@@ -232,20 +230,15 @@ def is_telling(key: str, value: Any) -> bool:
     """Whether two equal values of this kind are hardly a coincidence."""
     if value is None or isinstance(value, bool) or (isinstance(value, str | list | dict | tuple) and not value):
         return False
-    if _is_id(key):
+    if is_id(key):
         return True
     return not (is_number(value) and abs(value) in (0, 1))
 
 
-def _is_id(key: str) -> bool:
+def is_id(key: str) -> bool:
+    """Whether a value is an id, by its name."""
     return key in ("", "id") or key.endswith("_id")
 
 
 def _can_be_stored(value: Any) -> bool:
     return isinstance(value, str | int | float | Decimal | Enum | type(None)) or value in ([], {}, ())
-
-
-def _nearly(one: Any, other: Any) -> bool:
-    if type(one) is not type(other) or not is_number(one):
-        return False
-    return abs(number(one) - number(other)) <= _NOISE * max(Decimal(1), abs(number(one)))

@@ -19,7 +19,7 @@ from ... import OutboxError
 from ...codec import decode_result, encode_result
 from .conversions import Unknown, number_or_none
 from .effects import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined
-from .learned import Learning, nearly_equal
+from .learned import Learning
 
 _FORMAT = 2
 _BALANCE = "balance"
@@ -70,16 +70,17 @@ class LocalView:
 
     # -- what PostgreSQL showed
 
-    def observe_session(self, session_id: int, balance: Any, tables: Tables | None, *, active: bool) -> None:
+    def observe_session(
+        self, session_id: int, balance: Any, tables: Tables, *, active: bool, unknown: Mapping[str, str] | None = None
+    ) -> None:
         """Replace what is known of a session by what PostgreSQL shows, when nothing of it is pending.
 
-        `active` is taken for a session that is new to the view; `tables` are None where the manager's rows cannot be
-        understood.  Managers answer 0 for a session that does not exist, so one of which nothing but that is shown
-        stays unknown.
+        `active` is taken for a session that is new to the view; `unknown` tells why a table is missing among `tables`.
+        Managers answer 0 for a session that does not exist, so one of which nothing but that is shown stays unknown.
         """
         with self.lock:
             if session_id not in self.sessions:
-                if not (balance or any((tables or {}).values())):
+                if not (balance or any(tables.values())):
                     return
                 self.sessions[session_id] = {**new_session(), "active": active}
             session = self.sessions[session_id]
@@ -89,11 +90,10 @@ class LocalView:
                 self.doubt(session_id, _BALANCE, f"{self._shown(_CURRENT_BALANCE)} of the manager gives none")
             else:
                 self.learning.learn_answer(_CURRENT_BALANCE, session["balance"], balance)
-            if tables is None:
-                for table in (POSITIONS, ORDERS):
-                    self.doubt(session_id, table, "the manager's rows are no lists of dicts with an id")
-                return
-            session["tables"] = {**tables, RESOLVED: session["tables"].get(RESOLVED, {})}
+            for table in {POSITIONS, ORDERS} - tables.keys():
+                self.doubt(session_id, table, (unknown or {}).get(table, "the manager does not show them"))
+            resolved = session["tables"].get(RESOLVED, {})
+            session["tables"] = {POSITIONS: {}, ORDERS: {}, **tables, RESOLVED: resolved}
             self.learning.learn_shown(tables)
 
     def doubt(self, session_id: int, table: str, why: str, id_: Any = None, key: str = "*") -> None:
@@ -157,27 +157,35 @@ class LocalView:
                     f"how {self._shown(read)} shows a balance of {balance} is not known: {exc}"
                 ) from None
 
-    def open_positions(self, session_id: int | None) -> list[Row]:
+    def open_positions(self, session_id: int | None) -> list[Any]:
         """Open positions as the manager shows them; of every session where `session_id` is None."""
         with self.lock:
             ids = self._asked(session_id)
             self._require_sure(ids, "get_active_positions", lambda table: table.startswith(POSITIONS))
             nested = sorted(self.learning.nested)
-            return self._ordered(
-                POSITIONS, (row for id_ in ids for row in joined(self.sessions[id_]["tables"], nested, self._ordered))
-            )
+            rows = (row for id_ in ids for row in joined(self.sessions[id_]["tables"], nested, self._ordered))
+            return self._shown_rows(POSITIONS, rows, nested)
 
-    def unresolved_orders(self, session_id: int | None) -> list[Row]:
+    def unresolved_orders(self, session_id: int | None) -> list[Any]:
         """Orders neither filled nor dead; of every session where `session_id` is None."""
         with self.lock:
             ids = self._asked(session_id)
             self._require_sure(ids, "get_unresolved_orders", lambda table: table == ORDERS)
-            return self._ordered(ORDERS, (row for id_ in ids for row in self.sessions[id_]["tables"][ORDERS].values()))
+            rows = (row for id_ in ids for row in self.sessions[id_]["tables"][ORDERS].values())
+            return self._shown_rows(ORDERS, rows)
+
+    def _shown_rows(self, table: str, rows: Iterable[Row], nested: Iterable[str] = ()) -> list[Any]:
+        found = self._ordered(table, rows)
+        try:
+            return [self.learning.forms.shown(table, row, nested) for row in found]
+        except Unknown as exc:
+            raise UnknownLocally(f"{table} cannot be answered while PostgreSQL is away: {exc}") from None
 
     def _ordered(self, table: str, rows: Iterable[Row]) -> list[Row]:
         """Copies of rows in the order in which the manager shows them.  Raises `UnknownLocally`."""
         try:
-            return self.learning.row_orders.sorted(table, deepcopy(list(rows)))
+            key = self.learning.forms.key(table)
+            return self.learning.row_orders.sorted(table, deepcopy(list(rows)), key)
         except Unknown as exc:
             raise UnknownLocally(
                 f"the order of {table} is not known while PostgreSQL is away: {exc}",
@@ -189,6 +197,12 @@ class LocalView:
         if session_id is not None:
             self._require_session(session_id, "rows")
         return sorted(self.sessions) if session_id is None else [session_id]
+
+    def is_understood(self, session_id: Any, table: str) -> bool:
+        """Whether the rows of a table are all that there are, as far as is known."""
+        with self.lock:
+            session = self.sessions.get(session_id)
+            return session is not None and (table, None, "*") not in session["doubts"]
 
     def is_sure(self, session_id: int) -> bool:
         """Whether nothing of a session is in doubt."""
@@ -261,9 +275,9 @@ def plain(value: Any) -> Any:
 
 
 def exact(shown: Any, known: Decimal | None) -> Decimal | None:
-    """`shown`, a float of a read perhaps, as the exact amount; the known one where they agree."""
+    """`shown`, a float of a read perhaps, as the exact amount: the known one where it is shown as that float."""
     found = number_or_none(shown)
-    return known if found is not None and known is not None and nearly_equal(known, found) else found
+    return known if isinstance(shown, float) and known is not None and float(known) == shown else found
 
 
 def new_session(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +11,8 @@ from .conversions import Unknown
 # A key of the rows, and whether they descend by it.
 Order = list[Any]
 
-_BY_ID: Order = ["id", False]
+# The order in which they were made; "" is no key of the manager's.
+_AS_MADE: Order = ["", False]
 
 
 class RowOrders:
@@ -21,30 +22,38 @@ class RowOrders:
         # table -> all orders that fit every answer so far.
         self._fitting: dict[str, list[Order]] = {}
 
-    def observe(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take in rows as the manager showed them."""
+    def observe(
+        self, table: str, rows: Iterable[Mapping[str, Any]], id_: str = "id", before: Collection[Any] | None = None
+    ) -> None:
+        """Take in rows as the manager showed them, with their key `id_`; `before`: the ids shown before one call."""
         found = list(rows)
         if len(found) < 2:
             return
         orders = self._fitting.get(table)
         if orders is None:
-            # "" is no key of the manager's.
-            orders = [[key, descending] for key in found[0] if key for descending in (False, True)]
-        self._fitting[table] = [order for order in orders if _fits(order, found)]
+            keys = [key for key in found[0] if key]
+            orders = [_AS_MADE, *([key, descending] for key in keys for descending in (False, True))]
+        as_made = before is None or _is_as_made([row[id_] for row in found], before)
+        self._fitting[table] = [order for order in orders if (as_made if order == _AS_MADE else _fits(order, found))]
 
-    def sorted(self, table: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows as the manager shows them: by id while that fits.  Raises `Unknown` where other orders differ."""
+    def sorted(self, table: str, rows: Iterable[dict[str, Any]], id_: str = "id") -> list[dict[str, Any]]:
+        """Rows as the manager shows them; they are given as they were made.
+
+        By their key `id_` while that fits; ids that are no numbers have no order of their own, and their rows are as
+        they were made while that fits.  Raises `Unknown` where other orders differ.
+        """
         found = list(rows)
         if len(found) < 2:
             return found
-        orders = self._fitting.get(table) or [_BY_ID]
-        if _BY_ID in orders:
-            # Ids that are no numbers have no order of their own: the view has the oldest first.
-            return _by(_BY_ID, found) if all(isinstance(row["id"], int) for row in found) else found
+        by_id = [id_, False]
+        numbered, orders = all(isinstance(row[id_], int) for row in found), self._fitting.get(table)
+        of_itself = by_id if numbered else _AS_MADE
+        if not orders or orders == [_AS_MADE] or of_itself in orders:
+            return _by(by_id, found) if numbered else found
         # An order that leaves rows equal shows nothing about them.
         answers = [_by(order, found) for order in orders if _fits(order, found, either=True)]
         if not answers or any(one != answers[0] for one in answers[1:]):
-            keys = " or ".join(sorted({repr(order[0]) for order in orders}))
+            keys = " or ".join(sorted({repr(order[0]) for order in orders if order != _AS_MADE}))
             raise Unknown(f"whether rows of {table} are ordered by {keys} was not seen")
         return answers[0]
 
@@ -60,6 +69,12 @@ class RowOrders:
 def _by(order: Order, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     key, descending = order
     return sorted(rows, key=lambda row: row[key], reverse=descending)
+
+
+def _is_as_made(ids: list[Any], before: Collection[Any]) -> bool:
+    """Whether rows have kept their order, and a new one is the last."""
+    kept = [id_ for id_ in ids if id_ in before]
+    return kept == [id_ for id_ in before if id_ in kept] and ids[: len(kept)] == kept
 
 
 def _fits(order: Order, rows: list[Any], *, either: bool = False) -> bool:

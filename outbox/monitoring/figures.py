@@ -103,19 +103,17 @@ FIGURES = (
     Figure(
         "alarm",
         "gauge",
-        "1 for each alarm that nobody has acknowledged",
+        "1 for each unacknowledged alarm",
         lambda s: [((name,), 1.0) for name in s.alarms],
         ("alarm",),
     ),
     _gauge("relay_running", "1 while some process is the relay", lambda s: s.relay.alive),
     Figure("relay_breaker", "gauge", "1 for the state of the relay's circuit breaker", _breaker, ("state",)),
-    _gauge(
-        "relay_stopped", "1 while PostgreSQL refuses for a reason that a person must mend", lambda s: s.relay.stopped
-    ),
+    _gauge("relay_stopped", "1 while PostgreSQL refuses and an operator must act", lambda s: s.relay.stopped),
     _gauge("relay_stuck", "1 while entries wait, PostgreSQL answers and nothing moves", lambda s: s.relay.stuck),
     _gauge(
         "relay_parked_operations",
-        "Operations whose entries wait until somebody mends what they need; at most 8 are counted",
+        "Parked operations; at most 8 are counted",
         lambda s: len(s.relay.parked) + len(s.relay.parked_best_effort),
     ),
     _gauge("relay_idle_seconds", "Since the relay settled something or found nothing to do", lambda s: s.relay.idle_s),

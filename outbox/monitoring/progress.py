@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..clock import Clock
 
@@ -18,6 +18,7 @@ class Progress:
         # Whether deliveries have failed since everything was delivered; so they may have, before the first word.
         self._failed = True
         self._steps = 0
+        self._acknowledged: frozenset[int] = frozenset()
         self._listeners: list[Callable[[], None]] = []
         self._rewound_listeners: list[Callable[[], None]] = []
 
@@ -38,6 +39,20 @@ class Progress:
         if recovered:
             for listener in tuple(self._listeners):
                 listener()
+
+    def acknowledge(self, seqs: Iterable[int]) -> None:
+        """The relay's word that PostgreSQL has committed these entries, which it records next."""
+        with self._moved:
+            self._acknowledged = frozenset(seqs)
+            self._steps += 1
+            self._moved.notify_all()
+
+    def is_acknowledged(self, seq: int) -> bool:
+        """Whether PostgreSQL has committed an entry of the newest batch, which may still be pending here.
+
+        Its effect can be read; should the process end before it is recorded, its receipt keeps it from being repeated.
+        """
+        return seq in self._acknowledged
 
     def on_recovered(self, listener: Callable[[], None]) -> None:
         """Call `listener` when the relay has delivered everything, first and after each outage."""

@@ -1,32 +1,27 @@
-"""OutboxStatus: what an operator and a monitor see of an outbox, from any process."""
+"""OutboxStatus: what an operator and a monitor see of an outbox, from any process, and where each field comes from."""
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import IntEnum
 from typing import Any
 
+from ..clock import Clock
 from ..config import OutboxConfig
-from ..store.quota import KEPT_HISTORY, QUOTA_SHARE
-from ..store.rates import Rates
+from ..store.envelope import from_us, to_us
+from ..store.locks import Role, holder
+from ..store.rates import Rates, Room, measure
 from ..store.reads import FORGOTTEN
-from ..store.store import AHEAD_US
-from ..words import counted, duration, entries, rate
+from ..store.state_file import StateFile
+from ..store.store import AHEAD_US, Store
 from .notices import Notice
+from .notices import parse as parse_notices
 from .pause import Pause
-
-# A store that refuses entries is short of the limit by what the entry that did not fit would have cost.
-_FULL_SHARE = QUOTA_SHARE - 0.01
-_REFUSING_SHARE = 1 + 1 / 16
-_FILLING_SHARE = 0.7
-# A read takes milliseconds, so that a reader which is so many commits behind hangs, or is dead.
-_PINNED_COMMITS = 10_000
-# While the backlog grows, somebody must have this much time to act before enqueueing is refused.
-SHORT_RUNWAY_S = 3600.0
-
-# The name under which an operator acknowledges that entries have no ledger copy.
-UNLEDGERED = "unledgered"
+from .pause import parse as parse_pause
 
 
 class Health(IntEnum):
@@ -46,7 +41,7 @@ class RelayStatus:
     pid: int | None = None
     # closed, open or half-open; unknown where no relay ever reported.
     breaker: str = "unknown"
-    # True while PostgreSQL refuses for a reason that a person must mend.
+    # True while PostgreSQL refuses and an operator must act.
     stopped: bool = False
     # True when it is alive, PostgreSQL answers and entries wait, but nothing moved for `stuck_after` seconds.
     stuck: bool = False
@@ -58,7 +53,7 @@ class RelayStatus:
     said_at: datetime | None = None
     # Sequence number of an entry that took too long again and again, though it was alone in its transaction.
     slow: int | None = None
-    # Operations whose entries wait until somebody mends what they need, and why; best-effort ones in the second.
+    # Parked operations, and why; best-effort ones in the second.
     parked: dict[str, str] = field(default_factory=dict)
     parked_best_effort: dict[str, str] = field(default_factory=dict)
     # Entries that were tried, wait, and are not to blame themselves, by sequence number, and why.
@@ -144,110 +139,124 @@ class OutboxStatus:
         return {**values, "breaker": self.breaker, "health": self.health.name.lower()}
 
 
-def assess(status: OutboxStatus, config: OutboxConfig) -> OutboxStatus:
-    """`status` with its findings filled in: what needs an operator and what is degraded."""
-    return replace(status, needs_operator=_needs_operator(status), degraded=_degraded(status, config))
+def snapshot(store: Store, config: OutboxConfig, clock: Clock, *, is_engine: bool) -> OutboxStatus:
+    """The state of an outbox, in time independent of the backlog, without findings.
+
+    Put together from the store and what engine and relay say of themselves.  `is_engine`: this process may enqueue.
+    Raises `StoreClosed`.
+    """
+    figures = store.figures()
+    relay_state = StateFile(store.directory / "relay.state").read() or {}
+    engine_state = StateFile(store.directory / "engine.state").read() or {}
+    engine_pid = os.getpid() if is_engine else holder(store.directory, Role.ENGINE)
+    relay_pid = holder(store.directory, Role.RELAY)
+    halt = store.halt_reason
+    if halt is None and engine_pid is not None and engine_state.get("pid") == engine_pid:
+        halt = engine_state.get("halted")
+    counters = figures.counters
+    now = clock.now()
+    lag_s = 0.0 if figures.oldest_us is None else max(0.0, (now - from_us(figures.oldest_us)).total_seconds())
+    ahead_s = max(0.0, (from_us(counters.last_us) - now).total_seconds())
+    # The stamp of an entry that was made by a clock ahead of this one does not tell how long it has been waiting.
+    waits_s = math.inf if (figures.oldest_us or 0) > to_us(now) + AHEAD_US else lag_s
+    held_back = min(int(relay_state.get("held_back") or 0), figures.pending) if counters.dead else 0
+    paused = parse_pause(figures.pause, clock)
+    relay = _relay_status(config, clock, relay_state, relay_pid, waits_s if figures.pending > held_back else 0.0)
+    status = OutboxStatus(
+        path=str(store.directory),
+        store_id=str(store.identity.store_id),
+        pending=figures.pending,
+        held_back=held_back,
+        dead_letters=counters.dead,
+        completed=counters.completed,
+        acknowledged=counters.acknowledged,
+        discarded=counters.discarded,
+        quarantined=counters.quarantined,
+        unledgered=counters.unledgered,
+        ledger=figures.ledger,
+        lag_s=lag_s,
+        watermark=counters.next_seq - 1 if figures.first_pending is None else figures.first_pending - 1,
+        last_seq=counters.next_seq - 1,
+        ahead_s=ahead_s,
+        relay=replace(relay, stuck=relay.stuck and paused is None),
+        paused=paused,
+        engine_pid=engine_pid,
+        halted=halt is not None,
+        halt_reason=halt,
+        live_bytes=figures.live_bytes,
+        file_bytes=figures.file_bytes,
+        max_bytes=store.max_bytes,
+        reserve_bytes=store.reserve_bytes,
+        map_bytes=figures.map_bytes,
+        free_disk_bytes=figures.free_disk_bytes,
+        pinned_commits=figures.pinned_commits,
+        alarms=figures.alarms,
+        notices=parse_notices(figures.notices),
+    )
+    known = None if math.isinf(waits_s) else lag_s
+    rates = _rates(status, clock, relay_state.get("pace"), figures.first_pending, known)
+    return replace(status, rates=rates)
 
 
-def _is_full(status: OutboxStatus) -> bool:
-    return status.live_bytes > _FULL_SHARE * status.max_bytes
+def _rates(
+    status: OutboxStatus, clock: Clock, said: object, first_pending: int | None, waiting_s: float | None
+) -> Rates:
+    relay = status.relay
+    delivering = relay.alive and relay.breaker == "closed" and not relay.stopped and status.paused is None
+    # Of what is parked nobody knows how much it is.
+    waits = relay.parked or relay.parked_best_effort or relay.waiting or relay.slow
+    return measure(
+        said,
+        now=clock.monotonic(),
+        delivering=delivering,
+        relay_alive=relay.alive,
+        last_seq=status.last_seq,
+        first_pending=first_pending,
+        waiting_s=waiting_s,
+        deliverable=0 if waits else status.pending - status.held_back,
+        room=Room(
+            live_bytes=status.live_bytes,
+            file_bytes=status.file_bytes,
+            max_bytes=status.max_bytes,
+            free_disk_bytes=status.free_disk_bytes,
+            reserve_bytes=status.reserve_bytes,
+            pending=status.pending,
+            ledger=status.ledger,
+            dead_letters=status.dead_letters,
+            history_may_go=FORGOTTEN not in status.alarms,
+        ),
+    )
 
 
-def _has_history(status: OutboxStatus) -> bool:
-    """Whether settled entries can make room for new ones."""
-    return status.ledger - status.dead_letters > KEPT_HISTORY and FORGOTTEN not in status.alarms
+def _relay_status(
+    config: OutboxConfig, clock: Clock, state: Mapping[str, Any], pid: int | None, waits_s: float
+) -> RelayStatus:
+    moved = state.get("moved_at")
+    idle = None if moved is None else max(0.0, clock.monotonic() - float(moved))
+    alive = pid is not None
+    breaker = str(state.get("breaker", "unknown"))
+    # Both: the relay may have been idle for long before a new entry came.
+    late = min(idle or 0.0, waits_s) > config.stuck_after
+    stuck = alive and breaker == "closed" and late
+    parked = state.get("parked") or {}
+    return RelayStatus(
+        alive=alive,
+        pid=pid or None,
+        breaker=breaker,
+        stopped=bool(state.get("stopped")),
+        stuck=stuck,
+        died=state.get("died"),
+        last_error=state.get("last_error"),
+        slow=state.get("slow"),
+        parked={name: one["reason"] for name, one in parked.items() if not one["best_effort"]},
+        parked_best_effort={name: one["reason"] for name, one in parked.items() if one["best_effort"]},
+        waiting=dict(state.get("waiting") or {}),
+        idle_s=idle,
+        since=_time(state.get("since")),
+        said_at=_time(state.get("said_at")),
+        last_applied_at=_time(state.get("last_applied_at")),
+    )
 
 
-def _disk_is_full(status: OutboxStatus) -> bool:
-    return status.free_disk_bytes < _REFUSING_SHARE * status.reserve_bytes
-
-
-def _refuses(status: OutboxStatus) -> bool:
-    """Whether there is no room any more, which is said as such."""
-    return (_is_full(status) and not _has_history(status)) or _disk_is_full(status)
-
-
-def _needs_operator(status: OutboxStatus) -> list[str]:
-    relay, said = status.relay, []
-    if status.halted:
-        said.append(f"enqueueing is halted: the store {status.halt_reason}")
-    if status.quarantined:
-        said.append(f"{counted(status.quarantined, 'damaged entry is', 'damaged entries are')} quarantined")
-    if status.dead_letters:
-        dead = counted(status.dead_letters, "dead letter holds", "dead letters hold")
-        said.append(f"{dead} back {entries(status.held_back)}")
-    said += [f"{name}: {message}" for name, message in status.alarms.items()]
-    if _is_full(status) and not _has_history(status):
-        said.append(f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB")
-    if _disk_is_full(status):
-        said.append(
-            f"enqueueing is refused: {status.free_disk_bytes >> 20} MiB of disk are free, "
-            f"{status.reserve_bytes >> 20} MiB are kept for draining"
-        )
-    if relay.died and not relay.alive:
-        said.append(f"the relay died: {relay.died}")
-    if relay.stuck:
-        said.append(f"the relay is stuck: no progress for {relay.idle_s or 0:.0f} s while entries wait")
-    ended = _ended(relay)
-    if relay.slow is not None:
-        said.append(
-            f"entry {relay.slow} takes too long in PostgreSQL: somebody holds a lock that it needs, or it is too much; "
-            f"what shares its ordering key waits{ended}"
-        )
-    said += [f"operation {name!r} is parked, its entries wait: {why}{ended}" for name, why in relay.parked.items()]
-    said += [f"entry {seq} waits, and its ordering key: {why}{ended}" for seq, why in relay.waiting.items()]
-    if relay.stopped:
-        said.append(f"the line is stopped: {relay.last_error}{ended}")
-    return said
-
-
-def _ended(relay: RelayStatus) -> str:
-    """Behind what a relay said that has ended since: its last word stays until another one knows better."""
-    if relay.alive:
-        return ""
-    known = [("since", relay.since), ("its last word:", relay.said_at)]
-    times = [f"{what} {at:%Y-%m-%d %H:%M:%S} UTC" for what, at in known if at is not None]
-    return f" ({', '.join(['the relay has ended', *times])})"
-
-
-def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
-    relay, said = status.relay, []
-    if status.paused is not None:
-        said.append(status.paused.sentence())
-    if relay.alive and relay.breaker != "closed" and relay.breaker != "unknown":
-        said.append(f"delivery fails and is tried again: {relay.last_error}")
-    parked, ended = relay.parked_best_effort.items(), _ended(relay)
-    said += [f"operation {name!r} is parked, its best-effort entries wait: {why}{ended}" for name, why in parked]
-    waiting = counted(status.pending, "entry waits", "entries wait")
-    if status.pending and not relay.alive:
-        why = f": {relay.last_error}{ended}" if relay.last_error and not relay.stopped else ""
-        said.append(f"no relay is running and {waiting}{why}")
-    if status.pending > config.alert_pending:
-        said.append(f"{waiting}, more than OUTBOX_ALERT_PENDING={config.alert_pending}")
-    rates = status.rates
-    if rates.full_in_s is not None and rates.full_in_s < SHORT_RUNWAY_S and not _refuses(status):
-        said.append(
-            f"the {rates.limit} is full in about {duration(rates.full_in_s)} at this rate "
-            f"({rate(rates.enqueued_per_s or 0.0)} enqueued), and then enqueueing is refused"
-        )
-    if status.pinned_commits > _PINNED_COMMITS:
-        said.append(
-            f"a reader that is {status.pinned_commits} commits behind keeps freed pages from being used again, "
-            f"and the file grows ({status.file_bytes >> 20} MiB): end the process that hangs (`mdb_stat -r`)"
-        )
-    if status.live_bytes > _FILLING_SHARE * status.max_bytes and not _is_full(status):
-        said.append(f"{status.live_bytes >> 20} of {status.max_bytes >> 20} MiB are used, enqueueing stops at 85 %")
-    if _is_full(status) and _has_history(status):
-        said.append(
-            f"the store is full: settled entries leave before OUTBOX_RETENTION_HOURS={config.retention_hours:g}, "
-            f"to make room for new ones ({status.live_bytes >> 20} of {status.max_bytes >> 20} MiB)"
-        )
-    if status.free_disk_bytes < config.min_free_mb << 20 and not _disk_is_full(status):
-        said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
-    if status.ahead_s > AHEAD_US / 1e6:
-        said.append(f"the clock was set back: entries are stamped {status.ahead_s:.0f} s ahead of it")
-    said += [notice.message for notice in status.notices.values() if notice.degraded]
-    if status.unledgered:
-        done = counted(status.unledgered, "entry was", "entries were")
-        said.append(f"{done} completed without a ledger copy (acknowledge {UNLEDGERED})")
-    return said
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

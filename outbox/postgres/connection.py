@@ -6,7 +6,7 @@ dropped, and the next use connects anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,11 +47,59 @@ class UnitFailed(Exception):
         self.index: tuple[str, str] | None = None
 
 
+class Address:
+    """Where to connect, and as whom; callables are asked at each new connection, so that a password may change."""
+
+    def __init__(self, url: str | Callable[[], str], password: Callable[[], str] | None = None) -> None:
+        """Raises `ConfigError`, without repeating the URL, for a text that is none or has a password beside another."""
+        self._url = url if callable(url) else libpq_url(url)
+        self._password = password
+        if isinstance(self._url, str) and password is not None and "password" in _parsed(self._url):
+            raise ConfigError("the URL has a password, and password= gives another", hint="leave it out of the URL")
+
+    def parameters(self) -> dict[str, Any]:
+        """What libpq needs for a new connection.
+
+        Raises `TargetUnavailable` where a callable raises OSError, and `TargetMisconfigured` where it raises anything
+        else or answers with something that is of no use.
+        """
+        url = self._url
+        if callable(url):
+            try:
+                url = libpq_url(_asked("URL of the database", url))
+            except ConfigError as exc:
+                raise TargetMisconfigured(f"the URL of the database is of no use: {exc}") from exc
+        given = _parsed(url)
+        if self._password is not None:
+            given["password"] = _asked("password", self._password)
+        return given
+
+
+def _asked(what: str, ask: Callable[[], str]) -> str:
+    try:
+        answer: object = ask()
+    except OSError as exc:  # what keeps it is away
+        raise TargetUnavailable(f"the {what} cannot be had: {type(exc).__name__}: {exc}") from exc
+    except Exception as exc:
+        raise TargetMisconfigured(f"the {what} cannot be had: {type(exc).__name__}: {exc}") from exc
+    if not isinstance(answer, str) or not answer:
+        shown = "empty" if answer == "" else type(answer).__name__
+        raise TargetMisconfigured(f"the {what} that was asked for is {shown}", hint="allowed: a text")
+    return answer
+
+
+def _parsed(dsn: str) -> dict[str, Any]:
+    parameters: dict[str, Any] = psycopg2.extensions.parse_dsn(dsn)
+    return parameters
+
+
 class GuardedConnection:
     """At most one connection, watched for silence.  Used by one thread at a time (`interrupt` excepted)."""
 
-    def __init__(self, dsn: str, config: OutboxConfig, clock: Clock) -> None:
-        self._dsn = dsn
+    def __init__(self, address: Address, config: OutboxConfig, clock: Clock) -> None:
+        self._address = address
+        # libpq's parameters of the last connection that was tried.
+        self._given: Mapping[str, str] = {}
         self._connect_timeout_s = config.connect_timeout
         self._stall_timeout_s = config.stall_timeout
         self._settings = TransactionSettings(config.stall_timeout)
@@ -61,6 +109,8 @@ class GuardedConnection:
         self._no_commit: TargetMisconfigured | None = None
         event.listen(self._engine, "commit", self._refuse_commit)
         self._watchdog = Watchdog(config.stall_timeout, clock.monotonic)
+        # A block that must end within the stall timeout, else the connection is shut.
+        self.guard = self._watchdog.guard
 
     @property
     def current(self) -> Connection | None:
@@ -74,18 +124,12 @@ class GuardedConnection:
 
     @property
     def several_hosts(self) -> bool:
-        """Whether the address names several hosts."""
-        return "," in psycopg2.extensions.parse_dsn(self._dsn).get("host", "")
+        """Whether the address of the last connection names several hosts."""
+        return "," in self._given.get("host", "")
 
     def get(self) -> Connection:
         """The connection, made now unless there is one.  Raises `TargetUnavailable` or `TargetMisconfigured`."""
         return self._connection or self._connect()
-
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """The block must end within the stall timeout, else the connection is shut."""
-        with self._watchdog.guard():
-            yield
 
     @contextmanager
     def commits_refused(self, error: TargetMisconfigured) -> Iterator[None]:
@@ -192,14 +236,13 @@ class GuardedConnection:
         failure = self.verdict(exc, None)
         if isinstance(failure, UnitFailed):
             failure = failure.error
-        given = psycopg2.extensions.parse_dsn(self._dsn)
-        sqlstate = None if self._watchdog.fired else sqlstate_of_login(given, self._connect_timeout_s)
+        sqlstate = None if self._watchdog.fired else sqlstate_of_login(self._given, self._connect_timeout_s)
         if classify(sqlstate, connected=True, data_error=False) is Verdict.MISCONFIGURED:
             return TargetMisconfigured(str(failure), hint="check DATABASE_URL and the server's pg_hba.conf")
         return failure
 
     def _connect_raw(self) -> Any:
-        given = psycopg2.extensions.parse_dsn(self._dsn)
+        self._given = given = self._address.parameters()
         limit_ms = max(1, int(self._stall_timeout_s * 1000))
         defaults: dict[str, Any] = {
             "connect_timeout": max(1, round(self._connect_timeout_s)),
@@ -209,9 +252,9 @@ class GuardedConnection:
             "keepalives_count": 3,
             "tcp_user_timeout": limit_ms,
         }
-        chosen = {name: value for name, value in defaults.items() if name not in given}
+        chosen = {**defaults, **given}
         # Whatever the database's encoding is: a text that it cannot hold then concerns one entry, not the driver.
-        raw = psycopg2.connect(self._dsn, **chosen, client_encoding="UTF8", connection_factory=PiggybackConnection)
+        raw = psycopg2.connect(**{**chosen, "client_encoding": "UTF8"}, connection_factory=PiggybackConnection)
         try:
             self._watchdog.watch(raw.fileno())
         except BaseException:
@@ -220,8 +263,11 @@ class GuardedConnection:
         return raw
 
     def opening_cursor(self, connection: Connection) -> Cursor:
-        """A driver cursor for a transaction's first statement, which gives the transaction its settings."""
-        return self._settings.opening(cursor_of(connection))
+        """A driver cursor for the statements of a new transaction; the first one also sets what they depend on."""
+        raw = raw_of(connection)
+        raw.owe(self._settings.beginning)
+        cursor: Cursor = raw.cursor()
+        return cursor
 
     def owe_settings(self, raw: Any) -> None:
         """Undo, before the next statement, whatever a handler has set for its session or transaction."""
@@ -282,11 +328,6 @@ def usable(connection: Connection) -> bool:
     """Whether the driver's connection is there and not known to be broken."""
     raw = None if connection.closed else raw_of(connection)
     return raw is not None and not raw.closed
-
-
-def cursor_of(connection: Connection) -> Any:
-    """A plain driver cursor inside the connection's transaction: our own few statements need nothing more."""
-    return raw_of(connection).cursor()
 
 
 def _first_line(error: BaseException) -> str:

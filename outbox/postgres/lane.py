@@ -27,14 +27,13 @@ from ..handlers import discard, is_unfinished
 from ..operation import Operation
 from ..store.continuity import Mark, Memory, NoMemory
 from ..store.envelope import Record
-from ..target import Outcome, Unit, Waiting, ordering_keys
+from ..target import Outcome, Unit, Waiting, free_of, ordering_keys, split
 from ..words import counted, entries
 from . import watermarks
-from .connection import GuardedConnection, UnitFailed, cursor_of, raw_of, usable
+from .connection import GuardedConnection, UnitFailed, raw_of, usable
 from .parking import OperationFault, UnknownClass
 from .receipts import find, keep_results, record
 from .rows import RowWriter, columns_of_index
-from .splitting import free_of, split
 from .transaction_settings import Cursor
 
 T = TypeVar("T")
@@ -200,7 +199,8 @@ class Lane:
             connection, session = self._connected(store_id)
             with self._link.guard(), connection.begin() as transaction:
                 with self._link.own_statements():
-                    session.enter(self._link.opening_cursor(connection))
+                    cursor = self._link.opening_cursor(connection)
+                    session.enter(cursor)
                 if raw_of(connection).info.transaction_status != _INSIDE:
                     raise TargetMisconfigured(
                         "PostgreSQL has not begun the relay's transaction",
@@ -210,7 +210,7 @@ class Lane:
                 results: dict[int, bytes] = {}
                 runs, guarded = self._runs(part)
                 for run in runs:
-                    results |= self._apply_run(connection, transaction, str(store_id), run, position, guarded=guarded)
+                    results |= self._apply_run(connection, transaction, cursor, str(store_id), run, position, guarded)
             session.committed(records[-1])
         return [(item, results.get(item.seq, b"")) for item in records]
 
@@ -238,14 +238,14 @@ class Lane:
         self,
         connection: Connection,
         transaction: Any,
+        cursor: Cursor,
         store_id: str,
         run: list[Record],
         position: dict[int, int],
-        *,
-        guarded: bool = False,
+        guarded: bool,
     ) -> dict[int, bytes]:
         """Write receipts and effects.  Returns what the handlers returned, now or at an earlier try, by seq."""
-        cursor, raw = cursor_of(connection), raw_of(connection)
+        raw = raw_of(connection)
         with self._link.own_statements():
             if guarded:
                 raw.owe(_REFUSE_COMMIT)
@@ -261,7 +261,21 @@ class Lane:
             if known[item.key][0] != item.payload_hash:
                 message = f"a receipt for key {item.key.hex()} exists with other arguments"
                 raise UnitFailed(EntryRejected(message, permanent=True), position[item.seq])
-        results = self._effects(connection, transaction, [item for item in run if item.seq in fresh], position)
+        results = self._effects(connection, transaction, cursor, [item for item in run if item.seq in fresh], position)
+        if not all(self._is_row(item) for item in run):
+            self._leave_handlers(cursor, raw, run, results, position, guarded)
+        return results | {item.seq: known[item.key][1] for item in repeated if item.key in known}
+
+    def _leave_handlers(
+        self,
+        cursor: Cursor,
+        raw: Any,
+        run: list[Record],
+        results: Mapping[int, bytes],
+        position: dict[int, int],
+        guarded: bool,
+    ) -> None:
+        """Undo what handlers have set, and keep what they returned."""
         last = run[-1]
         at = position[last.seq] if len(set(position.values())) == 1 else None
         operation = self.operations[last.operation]
@@ -275,17 +289,16 @@ class Lane:
             if isinstance(exc.__cause__, (psycopg2.errors.ActiveSqlTransaction, psycopg2.errors.InvalidCursorName)):
                 raise _broken(operation, exc, at) from exc
             raise
-        return results | {item.seq: known[item.key][1] for item in repeated if item.key in known}
 
     def _effects(
-        self, connection: Connection, transaction: Any, fresh: list[Record], position: dict[int, int]
+        self, connection: Connection, transaction: Any, cursor: Cursor, fresh: list[Record], position: dict[int, int]
     ) -> dict[int, bytes]:
         """Run the effects in order, table rows in runs.  Returns what handlers returned, encoded, by seq."""
         results: dict[int, bytes] = {}
         for (name, shape), run in groupby(fresh, key=lambda item: (item.operation, item.shape)):
             operation = self.operations[name]
             if operation.handler is None:
-                self._insert(connection, operation, shape, list(run), position)
+                self._insert(cursor, operation, shape, list(run), position)
                 continue
             for item in run:
                 value = self._handle(connection, transaction, operation, item, position[item.seq])
@@ -294,7 +307,7 @@ class Lane:
         return results
 
     def _insert(
-        self, connection: Connection, operation: Operation, shape: bytes, run: list[Record], position: dict[int, int]
+        self, cursor: Cursor, operation: Operation, shape: bytes, run: list[Record], position: dict[int, int]
     ) -> None:
         table = operation.table_name
         assert table is not None
@@ -303,7 +316,7 @@ class Lane:
             names = self._shapes[shape] = codec.field_names(run[0].args)
         only = position[run[0].seq] if len(run) == 1 else None
         try:
-            written = self._rows.insert(cursor_of(connection), operation.table_path, names, run, operation.json_columns)
+            written = self._rows.insert(cursor, operation.table_path, names, run, operation.json_columns)
         except psycopg2.errors.NotNullViolation as exc:
             column, of = exc.diag.column_name, exc.diag.table_name
             if of == operation.table_path[-1] and column not in names:
@@ -328,7 +341,7 @@ class Lane:
             fault = OperationFault(
                 f"table {table!r} took {counted(written, 'row', 'rows')} of {entries(len(run))}: a trigger or a rule "
                 "keeps rows out",
-                hint="mend it, or declare the operation with may_vanish=True; the entries wait",
+                hint="correct it, or declare the operation with may_vanish=True; the entries wait",
             )
             raise UnitFailed(fault, only, operation.name)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from .. import codec
 from ..store.envelope import Record
 from .parking import OperationFault
-from .sources import VALUE, ColumnType, ColumnTypes, Source
+from .sources import VALUE, ColumnType, ColumnTypes, Source, kinds_of, sources_of
 from .transaction_settings import Cursor
 
 # Types without their modifiers: numeric(18,8) is enforced by the insert into the column, where it cannot be outdated.
@@ -99,13 +98,11 @@ class RowWriter:
         merged: Sources = (None,) * len(names)
         run: list[Record] = []
         for item in records:
-            kinds = codec.kinds(item.args, item.types)
+            kinds = kinds_of(item.args, item.types)
             own = self._chosen.get((table, names, kinds, json_values))
             if own is None:
-                own = self._chosen[table, names, kinds, json_values] = tuple(
-                    None if kind == "null" else columns[name].source(kind, json_value=name in json_values)
-                    for name, kind in zip(names, kinds, strict=True)
-                )
+                own = sources_of(columns, names, kinds, json_values)
+                self._chosen[table, names, kinds, json_values] = own
             together = own if own == merged else _merge(merged, own)
             if together is None:
                 yield merged, run

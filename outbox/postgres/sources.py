@@ -1,4 +1,4 @@
-"""Sources: which PostgreSQL type a value has before it is assigned to its column.
+"""Sources: the kinds of an entry's values, and the PostgreSQL type of each before it is assigned to its column.
 
 The driver gives a parameter the type of its Python value, and PostgreSQL's assignment cast brings it into the column:
 `5.00` into an integer, a number into `money`, an aware time into a `timestamp` of the session's zone.  Values from
@@ -8,8 +8,10 @@ exists, the column's own input function reads the JSON value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 from .. import codec
 from .transaction_settings import Cursor
@@ -32,7 +34,7 @@ _OIDS = {
 _NAMES = {oid: name for name, oid in _OIDS.items()}
 _JSON = frozenset({114, 3802})
 
-# By kind of value (`codec.kinds`): the types that the driver would give it, the first that can be assigned.
+# By kind of value (`kinds_of`): the types that the driver would give it, the first that can be assigned.
 _NATURAL = {
     "bool": ("boolean",),
     "int": ("numeric", "bigint"),
@@ -68,8 +70,80 @@ SELECT casttarget::bigint, castsource::bigint FROM pg_cast
 WHERE castcontext IN ('a', 'i') AND casttarget = ANY(%s::oid[]) AND castsource = ANY(%s::oid[])"""
 
 
+# What `kinds_of` calls a value, by its tag, or by its type in JSON.
+_KINDS = {"int": "bigint"}
+_PLAIN_KINDS: Mapping[type, str] = {
+    type(None): "null",
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    dict: "object",
+}
+_NUMBERS = {"int", "float", "decimal", "bigint", "number"}
+
 # Stands for the value in an expression; no name can contain it.
 VALUE = "\0"
+
+
+def kinds_of(plain: bytes, types: bytes) -> tuple[str, ...]:
+    """What the values of an encoded argument object are, in the order of `codec.field_names`.
+
+    One of null, bool, int, float, str, object, bigint, decimal, aware, naive, date, time, timetz, interval, uuid and
+    bytes; the kind of a list's elements with `[]` behind it; of a tuple's elements `(int,str)`.  Raises `Unrestorable`
+    where the types are malformed.
+    """
+    args = codec.from_json(plain)
+    python = tuple(map(type, args.values()))
+    try:
+        if list not in python:
+            return _flat_kinds(tuple(args), python, types)
+        tags = _tags_of(types)
+        return tuple(_kind(value, tags.get(name)) for name, value in args.items())
+    except codec.MALFORMED as exc:
+        raise codec.malformed(exc) from exc
+
+
+@lru_cache(maxsize=4096)
+def _flat_kinds(names: tuple[str, ...], python: tuple[type, ...], types: bytes) -> tuple[str, ...]:
+    tags = _tags_of(types)
+    return tuple(_scalar_kind(kind, tags.get(name)) for name, kind in zip(names, python, strict=True))
+
+
+@lru_cache(maxsize=4096)
+def _tags_of(types: bytes) -> Mapping[str, Any]:
+    tags: Mapping[str, Any] = codec.from_json(types).get("dict", {}) if types else {}
+    return tags
+
+
+def _kind(value: Any, tag: Any) -> str:
+    if type(value) is not list:
+        return _scalar_kind(type(value), tag)
+    ((name, marks),) = tag.items() if isinstance(tag, dict) else (("list", {}),)
+    if name == "pairs":
+        return "object"
+    elements = [_kind(item, marks.get(str(index))) for index, item in enumerate(value)]
+    return f"({','.join(elements)})" if name == "tuple" and "(" not in "".join(elements) else _list_kind(elements)
+
+
+def _list_kind(elements: Iterable[str]) -> str:
+    """The kind of the elements with `[]` behind it; `null[]` of none, `number[]` and `mixed[]` where they differ."""
+    found = {kind.removesuffix("[]") for kind in elements} - {"null"}
+    if len(found) < 2:
+        return f"{found.pop() if found else 'null'}[]"
+    return "number[]" if found <= _NUMBERS else "mixed[]"
+
+
+def _scalar_kind(python: type, tag: Any) -> str:
+    if isinstance(tag, list) and tag[0] != "enum":
+        # An offset, or the second of two equal times of a day.
+        kind: str = {"aware": "aware", "time": "timetz", "fold": tag[1]}.get(tag[0], "mixed")
+        return _KINDS.get(kind, kind)
+    if isinstance(tag, str):
+        if tag not in codec.SCALARS:
+            raise KeyError(tag)
+        return _KINDS.get(tag, tag)
+    return _PLAIN_KINDS.get(python, "mixed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +173,7 @@ class ColumnType:
             kinds = kind[1:-1].split(",")
             if not self.is_array and (self.category == "S" or len(self.attributes) == len(kinds)):
                 return _row(kinds, "text" if self.category == "S" else self.name)
-            kind = codec.list_kind(kinds)
+            kind = _list_kind(kinds)
         element = kind.removesuffix("[]")
         listed = element != kind
         if self.oid in _JSON:
@@ -118,6 +192,16 @@ class ColumnType:
             if _OIDS[name] == self.oid or name in self.assignable or self.category == "S":
                 return _array(name) if listed else _scalar(name)
         return own
+
+
+def sources_of(
+    columns: Mapping[str, ColumnType], names: Sequence[str], kinds: Sequence[str], json_values: frozenset[str]
+) -> tuple[Source | None, ...]:
+    """How the values of a row are read, by the kinds of its values; None of a NULL, which goes with every type."""
+    return tuple(
+        None if kind == "null" else columns[name].source(kind, json_value=name in json_values)
+        for name, kind in zip(names, kinds, strict=True)
+    )
 
 
 class ColumnTypes:

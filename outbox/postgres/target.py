@@ -13,7 +13,7 @@ from ..store.continuity import Memory
 from ..store.envelope import Record
 from ..target import Outcome, Unit, spread, units
 from ..worker import Worker
-from .connection import GuardedConnection, libpq_url
+from .connection import Address, GuardedConnection
 from .lane import Lane
 from .parking import park
 from .watermarks import Comparison
@@ -29,39 +29,43 @@ class PostgresTarget:
 
     def __init__(
         self,
-        url: str,
+        url: str | Callable[[], str],
         operations: Iterable[Operation],
         *,
+        password: Callable[[], str] | None = None,
         config: OutboxConfig | None = None,
         clock: Clock | None = None,
     ) -> None:
         """`url` is a libpq or SQLAlchemy URL, several hosts included.  Connects at the first `apply`.
 
+        `url` may also be a callable that returns one, and `password` one that returns the password that the URL leaves
+        out.  They are asked at each new connection, in the relay's thread or a lane's, and must be quick.  An OSError
+        of theirs counts as an outage; any other error stops the line until it is mended.
+
         Raises `ConfigError` for a bad URL (without repeating it) or bad operations.
         """
         settings, clock = config or OutboxConfig(), clock or SystemClock()
         self.operations: Mapping[str, Operation] = operations_by_name(operations)
-        dsn = libpq_url(url)
+        address = Address(url, password)
         self._lanes = [
-            Lane(number, GuardedConnection(dsn, settings, clock), self.operations, clock)
+            Lane(number, GuardedConnection(address, settings, clock), self.operations, clock)
             for number in range(settings.lanes)
         ]
+        # How many transactions `apply` runs side by side at most.
+        self.lanes = len(self._lanes)
         self._workers: list[Worker[Outcome]] = [Worker(f"outbox-lane-{number}") for number in range(1, settings.lanes)]
-
-    @property
-    def lanes(self) -> int:
-        """How many transactions `apply` runs side by side at most."""
-        return len(self._lanes)
 
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
         """See `Target.apply`.  Each lane gets a transaction of its own; an ordering key is never in two of them."""
         # The first lane goes first: it looks whether anything was lost, and the others join the history that it finds.
-        lanes = 1 if self._lanes[0].mark is None else len(self._lanes)
+        lanes = self.lanes if self.lanes > 1 and self._lanes[0].mark is not None else 1
         parts = spread(list(units(records)), lanes, self._has_handler)
-        outcome = Outcome()
-        for done in self._side_by_side([self._task(number, store_id, part) for number, part in enumerate(parts)]):
-            outcome.merge(done)
-        park(outcome)
+        tasks = [self._task(number, store_id, part) for number, part in enumerate(parts)]
+        outcome, *others = self._side_by_side(tasks)
+        for other in others:
+            outcome.merge(other)
+        if outcome.waiting or outcome.rejected:
+            park(outcome)
         if outcome.interruption is not None:
             # Another server may have taken over: no lane goes on without having looked.
             for lane in self._lanes[1:]:

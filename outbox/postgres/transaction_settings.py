@@ -27,13 +27,12 @@ class Cursor(Protocol):
 HELD = "current_setting('synchronous_commit') = 'on' AND current_setting('statement_timeout') <> '0'"
 
 
-def check_held(held: bool) -> None:
-    """Raise `TargetMisconfigured` where a transaction runs without what it has set."""
-    if not held:
-        raise TargetMisconfigured(
-            "PostgreSQL does not keep the settings of a transaction",
-            hint="a connection pooler must keep a transaction on one server",
-        )
+def not_held() -> TargetMisconfigured:
+    """What to raise where a transaction runs without what it has set."""
+    return TargetMisconfigured(
+        "PostgreSQL does not keep the settings of a transaction",
+        hint="a connection pooler must keep a transaction on one server",
+    )
 
 
 class TransactionSettings:
@@ -53,33 +52,8 @@ class TransactionSettings:
             "client_encoding": "'UTF8'",
             "datestyle": "'ISO'",
         }
-        self._set = "".join(f"SET LOCAL {name} = {value}; " for name, value in values.items())
-
-    def opening(self, cursor: Cursor) -> Cursor:
-        """`cursor`, which sets everything together with its first statement."""
-        return _Opening(cursor, self._set)
-
-    @property
-    def restoring(self) -> str:
-        """SQL that undoes in the middle of a transaction what a handler has set for its session or transaction."""
+        # To be sent with the first statement of a transaction.
+        self.beginning = "; ".join(f"SET LOCAL {name} = {value}" for name, value in values.items())
+        # Undoes in the middle of a transaction what a handler has set for its session or transaction.
         undo = "SET TRANSACTION READ WRITE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; "
-        return undo + self._set.removesuffix("; ")
-
-
-class _Opening:
-    def __init__(self, cursor: Cursor, before: str) -> None:
-        self._cursor, self._before = cursor, before
-
-    @property
-    def rowcount(self) -> int:
-        return self._cursor.rowcount
-
-    def execute(self, query: str, *parameters: Any) -> None:
-        before, self._before = self._before, ""
-        self._cursor.execute(before + query, *parameters)
-
-    def fetchall(self) -> list[Any]:
-        return self._cursor.fetchall()
-
-    def fetchone(self) -> Any:
-        return self._cursor.fetchone()
+        self.restoring = undo + self.beginning

@@ -11,7 +11,7 @@ from ..store.continuity import Mark, Memory, NoMemory, Watermark, anonymous, jud
 from ..store.envelope import Record
 from . import receipts
 from .receipts import LOCK_CLASS, fence, find
-from .transaction_settings import HELD, Cursor, check_held
+from .transaction_settings import HELD, Cursor, not_held
 
 T = TypeVar("T")
 
@@ -67,7 +67,8 @@ def check_writable(cursor: Cursor) -> None:
             "transactions are read-only by default_transaction_read_only, and the server is no standby",
             hint="find out who set it (a full disk, a maintenance); ALTER ROLE, DATABASE or SYSTEM ... RESET it",
         )
-    check_held(held)
+    if not held:
+        raise not_held()
 
 
 def ensure_tables(cursor: Cursor) -> None:
@@ -123,7 +124,8 @@ class Session:
         row = (self._memory.watermark(), self._store_id, self._lane, str(self._id))
         cursor.execute(_ADVANCE, (*row, LOCK_CLASS, self._fence, self._proof, self._proof))
         position, held, proven = cursor.fetchone() or (None, True, True)
-        check_held(held)
+        if not held:
+            raise not_held()
         # A host may have taught the driver to read numbers as something else.
         if position is None or int(position) != self._position + 1:
             _check_fence(fence(cursor, self._fence))

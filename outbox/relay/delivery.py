@@ -6,45 +6,32 @@ drives it, and when, is the business of `relay.py`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from itertools import islice
 
 from ..box import Outbox
-from ..errors import DurabilityError, EntryRejected, OutboxError, StoreCorrupt, TargetMisconfigured, TargetUnavailable
+from ..errors import DurabilityError, EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable
 from ..failures import FOREIGN_KEY
 from ..log import Log
 from ..store.continuity import Ahead
-from ..store.envelope import Record, to_us
+from ..store.envelope import Record
 from ..store.ledger import Settlement
 from ..store.locks import Role, RoleLock
 from ..store.rates import Pace
-from ..store.state_file import StateFile
 from ..store.withdrawal import InDelivery
 from ..target import Outcome, Target, Waiting, units
 from ..worker import Later, Worker
 from .breaker import Breaker
+from .housekeeping import Housekeeping
+from .publication import Publication
 from .reconcile import Reconciler
 from .scan import Batch, Retry, Scan
 
 _log = Log("outbox.relay")
 
-_HOUSEKEEPING_S = 60.0
 _PROBE_S = 60.0
-# So much of the ledger's expired part at once, and after so many seconds more of it, idle or with work waiting.
-_PRUNE_ROWS = 2500
-_PRUNE_ROWS_BUSY = 500
-_PRUNE_PAUSE_S = 1.0
-_PUBLISH_S = 1.0
 # Of an error's text: what is published must fit its file.
 _SAID_CHARS = 1000
-_REASON_CHARS = 300
-# So many parked operations, and so many waiting entries, are shown.
-_SHOWN = 8
-# What stays of a relay that has ended.
-_LAST_WORD = ("last_error", "stopped", "parked", "waiting", "slow", "since")
 # So long after an entry came the program counts as enqueueing: as long as a trading loop may pause.
 _BUSY_S = 60.0
 # So long after an operator's process had an entry of the batch the batch is read again.
@@ -83,7 +70,7 @@ class Delivery:
         self._busy_until = 0.0
         # How many wait for the deliveries right now.
         self._draining = 0
-        self._next_housekeeping = 0.0
+        self._housekeeping = Housekeeping(box.store, box.clock, box.config.retention_hours)
         # Somebody who waits wants to know whether the target still has everything.
         self._probe_wanted = False
         self._next_probe = 0.0
@@ -94,11 +81,7 @@ class Delivery:
         self._pace = Pace()
         # Whether an operator had paused the deliveries at the last step.
         self._paused = False
-        self._published: dict[str, object] = {}
-        self._publish_at = 0.0
-        # When the trouble began, and the last word of the relay before this one, until this one knows better.
-        self._since: str | None = None
-        self._inherited: dict[str, object] = {}
+        self._publication = Publication(box.path, box.clock)
         # Why the relay's thread died, or None.
         self.died: str | None = None
 
@@ -129,8 +112,15 @@ class Delivery:
                 self._beside.begin(self._meanwhile(batch, self._reach(now)))
             outcome = self._apply(batch)
             self._record_owed()
+            # Before it is recorded: who waits for the effect need not wait for our disk too.
+            self._box.progress.acknowledge(record.seq for record, _ in outcome.completed)
             self._settle(batch, outcome, now)
-            self._pace.batch(len(outcome.completed), self._clock.monotonic() - now)
+            if self._owed is None:
+                self._box.progress.acknowledge(())
+            took_s = self._clock.monotonic() - now
+            self._pace.batch(len(outcome.completed), took_s)
+            if batch.records and _log.is_detailed:
+                self._describe(batch, outcome, took_s)
             self._pace.sample(now, batch.newest_seq)
             return self._schedule(batch, outcome, now)
         except (DurabilityError, TargetUnavailable, TargetMisconfigured) as exc:
@@ -203,7 +193,7 @@ class Delivery:
     def _yields(self, now: float) -> bool:
         """Whether to go easy on the disk and the interpreter, since the program enqueues and waits for both.
 
-        Then batches are small, and one thing is done after the other: measured in `docs/performance.md`.
+        Then batches are small, one step after the other: `docs/explanation/decisions/011-busy-batches.md`.
         """
         return now < self._busy_until and self._config.busy_batch_size < self._config.batch_size
 
@@ -230,6 +220,8 @@ class Delivery:
 
     def _record_owed(self) -> None:
         """Record now, or end recording, what waits for the next batch.  Raises `DurabilityError`."""
+        if self._owed is None and not self._beside.busy:
+            return
         answer, owed = self._beside.wait(), self._owed
         self._owed = None
         self._memory.forget()
@@ -260,16 +252,19 @@ class Delivery:
                 outcome = self._target.apply(self._box.store.identity.store_id, batch.records)
         except (TargetUnavailable, TargetMisconfigured) as exc:
             outcome = Outcome(interruption=exc)
-        self._reconciler.note(outcome.interruption)
+        if outcome.interruption is not None:
+            self._reconciler.note(outcome.interruption)
         return outcome
 
     def _settle(self, batch: Batch, outcome: Outcome, now: float) -> None:
         """Record the outcome in one commit, or owe that to the next step.  Raises `DurabilityError`."""
         settlement = Settlement(completed=outcome.completed, marks=outcome.marks)
-        self._spare_children(outcome, batch)
-        self._park(outcome, now)
+        if outcome.rejected:
+            self._spare_children(outcome, batch)
+        if outcome.waiting:
+            self._park(outcome, now)
         settlement.dead += [(record, "another entry of its transaction is damaged") for record in batch.broken]
-        lenient = self._best_effort(record for record, _ in outcome.rejected)
+        lenient = self._best_effort(record for record, _ in outcome.rejected) if outcome.rejected else set()
         for record, error in outcome.rejected:
             if not error.permanent and record.attempts < self._config.max_retries:
                 settlement.retried.append((record, str(error)))
@@ -312,6 +307,21 @@ class Delivery:
         if outcome.interruption is None:
             done = {record.seq for record, _ in outcome.completed} | {record.seq for record, _ in outcome.rejected}
             self._scan.passed(batch, done)
+
+    def _describe(self, batch: Batch, outcome: Outcome, took_s: float) -> None:
+        """One line for each batch, for those who look for what the relay does with its time."""
+        _log.debug(
+            "batch of %(claimed)s, from %(first)s to %(last)s: %(delivered)s delivered, %(rejected)s rejected, "
+            "%(waiting)s waiting, settled %(settled)s, took %(took_ms)s ms",
+            claimed=len(batch.records),
+            first=batch.records[0].seq,
+            last=batch.records[-1].seq,
+            delivered=len(outcome.completed),
+            rejected=len(outcome.rejected),
+            waiting=sum(len(one.unit) for one in outcome.waiting),
+            settled="now" if self._owed is None else "with the next batch",
+            took_ms=round(took_s * 1000, 1),
+        )
 
     def _park(self, outcome: Outcome, now: float) -> None:
         """Let wait what cannot be applied though no entry is to blame; it is tried again with backoff."""
@@ -382,7 +392,7 @@ class Delivery:
         if self._caught_up:
             self._seen_seq = batch.newest_seq
             self._moved_at = now
-            self._inherited = {}
+            self._publication.inherited = {}
         self._housekeep(now, idle=self._caught_up)
         self._probe(now)
         self._confirm_withdrawn(now)
@@ -400,7 +410,7 @@ class Delivery:
         """Called after each step."""
 
     def _fail(self, exc: OutboxError, now: float) -> None:
-        self._inherited = {}
+        self._publication.inherited = {}
         delay = self._breaker.failed(now)
         stopped = isinstance(exc, TargetMisconfigured)
         self._may_owe &= not isinstance(exc, DurabilityError)
@@ -409,6 +419,10 @@ class Delivery:
         if str(exc) != self._last_error or stopped != self._stopped_line:
             log = _log.error if stopped or isinstance(exc, DurabilityError) else _log.warning
             log("delivery failed: %(error)s (next try in %(retry_in_s)s s)", error=exc, retry_in_s=round(delay, 1))
+        else:
+            _log.debug(
+                "delivery failed again: %(error)s (next try in %(retry_in_s)s s)", error=exc, retry_in_s=round(delay, 1)
+            )
         self._last_error, self._stopped_line = str(exc), stopped
         if self._draining:
             self._breaker.hurry(now, HURRY_S)
@@ -417,29 +431,15 @@ class Delivery:
         if self._last_error is not None:
             _log.info("delivery works again after: %(after)s", after=self._last_error)
         self._breaker.succeeded()
-        self._last_error, self._stopped_line, self._inherited = None, False, {}
+        self._last_error, self._stopped_line = None, False
+        self._publication.inherited = {}
         self._limit = min(self._config.batch_size, self._limit * 2)
 
     def _housekeep(self, now: float, *, idle: bool) -> None:
-        """Every minute: clear killed readers and prune the ledger's expired part, piece by piece."""
-        if now < self._next_housekeeping:
-            return
-        self._next_housekeeping = now + _HOUSEKEEPING_S
-        self._box.store.reader_check()
-        # In an outage nobody knows what PostgreSQL has, and whether it will need the history.
-        unknown = self._last_error is not None or self._reconciler.waiting
-        if self._box.store.halt_reason is not None or unknown:
-            return
-        keep = timedelta(hours=self._config.retention_hours)
-        before_us = to_us(self._clock.now()) - keep // timedelta(microseconds=1)
-        # A relay that is never idle must prune too, or its history fills the store.
-        most = _PRUNE_ROWS if idle else _PRUNE_ROWS_BUSY
-        try:
-            if self._box.store.prune(before_us, most=most) >= most:
-                self._next_housekeeping = now + _PRUNE_PAUSE_S
-        except (StoreCorrupt, DurabilityError) as exc:
-            # An old record that cannot be read or deleted is no reason to stop deliveries.
-            _log.error("the ledger cannot be pruned: %(error)s", error=exc)
+        if now >= self._housekeeping.due_at:
+            # In an outage nobody knows what PostgreSQL has, and whether it will need the history.
+            unknown = self._last_error is not None or self._reconciler.waiting
+            self._housekeeping.run(now, idle=idle, prune=not unknown)
 
     def _probe(self, now: float) -> None:
         """When idle, ask the target now and then whether it still has everything: a batch would tell by itself."""
@@ -469,34 +469,18 @@ class Delivery:
         """Tell other processes how it goes: at once when something changed, else every second."""
         error = self._last_error or self._scan.trouble
         state: dict[str, object] = {
-            "pid": os.getpid(),
             "breaker": self._breaker.state,
             "stopped": self._stopped_line,
             "last_error": error and error[:_SAID_CHARS],
             "died": self.died and self.died[:_SAID_CHARS],
-            "held_back": self._scan.held,
-            "slow": self._scan.slow,
-            "parked": {
-                name: {"reason": parked.reason[:_REASON_CHARS], "best_effort": not parked.holds}
-                for name, parked in islice(sorted(self._scan.all_parked.items()), _SHOWN)
-            },
-            "waiting": {seq: why[:_REASON_CHARS] for seq, why in islice(self._scan.waiting.items(), _SHOWN)},
+            **self._scan.what_waits(),
         }
-        self._since = (self._since or self._clock.now().isoformat()) if error is not None else None
-        state |= {"since": self._since, **self._inherited}
-        if state == self._published and now < self._publish_at and not force:
-            return
-        self._published, self._publish_at = state, now + _PUBLISH_S
-        moving = {
+        moving: dict[str, object] = {
             "moved_at": self._moved_at,
             "last_applied_at": self._last_applied_at,
-            "said_at": self._clock.now().isoformat(),
             "pace": self._pace.published(),
         }
-        try:
-            StateFile(self._box.path / "relay.state").write({**state, **moving})
-        except OSError as exc:
-            _log.warning("relay state could not be published: %(error)s", error=exc)
+        self._publication.tell(state, moving, now, force=force)
 
     def _take_role(self) -> None:
         if self._role is None:
@@ -507,18 +491,8 @@ class Delivery:
                 role.release(clean=True)
                 raise
             self._role = role
-            self._inherit()
+            self._pace.inherit(self._publication.take_up())
             self._reconciler.resume()
-
-    def _inherit(self) -> None:
-        """Take up the last word of the relay before: a program that starts again and again must not look better."""
-        try:
-            said = StateFile(self._box.path / "relay.state").read() or {}
-        except OSError:  # whoever publishes says so
-            return
-        self._pace.inherit(said.get("pace"))
-        if said.get("last_error"):
-            self._inherited = {name: said[name] for name in _LAST_WORD if name in said}
 
     def _leave_role(self) -> None:
         if self._role is not None:

@@ -8,14 +8,13 @@ point it starts over: until the end the store remembers the old acknowledgement,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from .. import codec
 from ..box import Outbox
 from ..entry import EntryStatus
-from ..errors import HistoryRewound, InvalidEntry, ReceiptsGone, StoreCorrupt, TargetMisconfigured, TargetUnavailable
+from ..errors import HistoryRewound, ReceiptsGone, StoreCorrupt, TargetMisconfigured, TargetUnavailable
 from ..log import Log
 from ..monitoring.alarms import Alarms
 from ..store.continuity import Memory, fingerprint
@@ -25,7 +24,8 @@ from ..store.environment import Environment
 from ..store.ledger import COPIED, RECONCILE, REQUEUE, answer, is_answer, note
 from ..store.reads import FORGOTTEN
 from ..target import Comparison, Forgetful, Target, Unit, units
-from ..words import counted, entries
+from ..words import counted
+from .orders import Order, Reconciliation, given_order, ordered, say, withdraw_order
 
 _log = Log("outbox.reconcile")
 
@@ -33,7 +33,6 @@ _log = Log("outbox.reconcile")
 GONE = "postgresql-forgot-for-good"
 # PostgreSQL has the work of a copy of this store, and deliveries go on.
 COPY = "store-copied"
-_ORDER = "reconcile"
 # What is noted of entries that came back to old places: a later loss must look for them there.
 _CAME_BACK = frozenset({REQUEUE, RECONCILE, COPIED})
 _COMPARED = 500
@@ -47,53 +46,6 @@ _RUN_ELSEWHERE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What an operator asked for: `everything` compares the whole ledger, `accept` re-delivers nothing and says why."""
-
-    everything: bool = False
-    accept: str | None = None
-    # The loss that it was given for, by what the store remembered; None where the operator waits for the answer.
-    marks: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.accept is not None and not self.accept.strip():
-            raise InvalidEntry(f"reason is {self.accept!r}", hint="say why PostgreSQL may stay as it is")
-
-
-@dataclass(slots=True, kw_only=True)
-class Reconciliation:
-    """What a reconciliation did."""
-
-    # Sequence number that it began behind: everything up to there is in PostgreSQL.
-    settled_seq: int = 0
-    compared: int = 0
-    # First and last sequence number that was put back, and how many.
-    put_back: int = 0
-    first_seq: int | None = None
-    last_seq: int | None = None
-    # Entries that cannot be delivered again, because the ledger no longer has them, or not all of their transaction.
-    gone: int = 0
-    accepted: str | None = None
-
-    # False: PostgreSQL has all that it acknowledged, and nothing was compared.
-    needed: bool = True
-
-    def sentence(self) -> str:
-        """What there is to say of it."""
-        if not self.needed:
-            return "PostgreSQL has everything that it acknowledged"
-        if self.accepted is not None:
-            return f"PostgreSQL was accepted as it is: {self.accepted}"
-        if not self.put_back:
-            return f"compared {entries(self.compared)}, none was missing"
-        lost, back = counted(self.put_back, "was", "were"), "was" if self.put_back == 1 else "were"
-        return (
-            f"compared {entries(self.compared)}, {lost} missing and {back} put back "
-            f"(first {self.first_seq}, last {self.last_seq})"
-        )
-
-
 class Reconciler:
     """Belongs to the holder of the relay's role; not thread-safe."""
 
@@ -102,7 +54,8 @@ class Reconciler:
         self._box, self._store = box, box.store
         self._alarms = Alarms(box.store)
         self._target = target if isinstance(target, Forgetful) else None
-        self._lost = False
+        # Whether PostgreSQL lacks something that has not been put back yet, as far as is known.
+        self.waiting = False
         # Whether sequence numbers are above those of a copy of the store, as far as it was known then.
         self._risen = False
         if self._target is not None:
@@ -110,23 +63,18 @@ class Reconciler:
 
     def resume(self) -> None:
         """Take up what the last holder of the role left."""
-        self._lost = self._target is not None and self._alarms.sounds(FORGOTTEN)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether PostgreSQL lacks something that has not been put back yet, as far as is known."""
-        return self._lost
+        self.waiting = self._target is not None and self._alarms.sounds(FORGOTTEN)
 
     @property
     def wanted(self) -> bool:
         """Whether `mend` would do something."""
-        return self._target is not None and (self._lost or ordered(self._box))
+        return self._target is not None and (self.waiting or ordered(self._box))
 
     def note(self, interruption: Exception | None) -> None:
         """What ended a batch may be a loss: look closer before the next one."""
-        if isinstance(interruption, HistoryRewound) and not self._lost:
+        if isinstance(interruption, HistoryRewound) and not self.waiting:
             _log.critical("deliveries stop: %(why)s", why=interruption.message)
-            self._lost = True
+            self.waiting = True
 
     def probe(self) -> bool:
         """Ask PostgreSQL although nothing is to be delivered; whether it answered that it has everything.
@@ -143,7 +91,7 @@ class Reconciler:
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 _log.debug("could not ask whether anything was lost: %(error)s", error=exc)
             else:
-                return not self._lost
+                return not self.waiting
         return False
 
     def confirm_withdrawn(self) -> None:
@@ -177,9 +125,9 @@ class Reconciler:
         if self._target is None:
             return None
         # One that is placed from now on is left for the next time: it has not been looked at.
-        found = None if order is not None else self._order()
+        found = None if order is not None else given_order(self._box)
         order = order or found
-        if order is None and not self._lost:
+        if order is None and not self.waiting:
             return None
         comparison = self._target.compare(self._store.identity.store_id)
         loss = comparison.loss
@@ -209,11 +157,6 @@ class Reconciler:
         wanted = self._box.config.reconcile
         return loss.same_database and (wanted == "auto" or (wanted == "failover" and comparison.failover))
 
-    def _order(self) -> Order | None:
-        """What an operator ordered from another process."""
-        data = self._store.get_meta(_ORDER)
-        return None if data is None else Order(**codec.from_json(data))
-
     # -- comparing and putting back
 
     def _run(self, comparison: Comparison, loss: HistoryRewound | None, order: Order) -> Reconciliation:
@@ -232,8 +175,8 @@ class Reconciler:
             later = counted(done.gone, "later entry is", "later entries are")
             self._alarms.sound(
                 GONE,
-                f"PostgreSQL was set back behind entry {done.settled_seq}, and {later} not in "
-                "the ledger, or not whole: those that it lacks cannot be delivered again. Compare your books, then "
+                f"PostgreSQL was set back behind entry {done.settled_seq}, and {later} not in the ledger, "
+                "or incomplete there: those that it lacks cannot be delivered again. Compare your books, then "
                 f"acknowledge this alarm with `atb outbox acknowledge {GONE}`",
             )
         mark = comparison.accept()
@@ -276,7 +219,7 @@ class Reconciler:
 
     def _completed(self, first: int) -> Iterator[Unit]:
         """What PostgreSQL acknowledged, in order, groups whole."""
-        for unit in units(self._store.records("ledger", first=first, on_damage=_say)):
+        for unit in units(self._store.records("ledger", first=first, on_damage=say)):
             if all(record.status is EntryStatus.COMPLETED and not is_answer(record) for record in unit):
                 yield unit
 
@@ -297,7 +240,7 @@ class Reconciler:
 
     def _notes(self, first: int) -> Iterator[Mapping[str, Any]]:
         """What was noted from sequence number `first` on of entries that came back to old places."""
-        for record in self._store.records("ledger", first=first, on_damage=_say):
+        for record in self._store.records("ledger", first=first, on_damage=say):
             if record.operation in _CAME_BACK and is_answer(record):
                 yield record.entry().args
 
@@ -329,7 +272,7 @@ class Reconciler:
             if "unused_to" in args:
                 absent -= max(0, args["unused_to"] - max(args["unused_from"], settled_seq + 1))
         for name in ("pending", "ledger"):
-            absent -= sum(1 for _ in self._store.records(name, first=settled_seq + 1, on_damage=_say))
+            absent -= sum(1 for _ in self._store.records(name, first=settled_seq + 1, on_damage=say))
         absent -= sum(seq > settled_seq for seq, _ in self._store.quarantined())
         if self._store.figures().counters.unledgered:
             bare = (record for record in self._store.without_record() if record.seq > settled_seq)
@@ -347,33 +290,8 @@ class Reconciler:
         self._alarms.sound(FORGOTTEN, f"{loss.message}; nothing is delivered until it is reconciled: {way_out}")
 
     def _healed(self) -> None:
-        self._lost = self._risen = False
+        self.waiting = self._risen = False
         self._alarms.acknowledge(FORGOTTEN)
-
-
-def place_order(box: Outbox, order: Order) -> None:
-    """Tell the relay of another process to reconcile; it does so at its next try.  Raises `DurabilityError`."""
-    given = replace(order, marks=fingerprint(box.store.marks()))
-    box.store.put_meta(_ORDER, codec.to_json(asdict(given)), despite_halt=True)
-
-
-def ordered(box: Outbox) -> bool:
-    """Whether an order waits to be carried out."""
-    return box.store.get_meta(_ORDER) is not None
-
-
-def withdraw_order(box: Outbox) -> None:
-    """Undo `place_order`.  Raises `DurabilityError`."""
-    box.store.delete_meta(_ORDER, despite_halt=True)
-
-
-def reconciliations(box: Outbox, *, after_seq: int) -> Iterator[Reconciliation]:
-    """What was done, of the ledger's records after a sequence number."""
-    names = [item.name for item in fields(Reconciliation)]
-    for record in box.store.records("ledger", first=after_seq + 1, on_damage=_say):
-        if record.operation == RECONCILE and is_answer(record):
-            args = record.entry().args
-            yield Reconciliation(**{name: args[name] for name in names})
 
 
 def _lowest(args: Mapping[str, Any]) -> int | None:
@@ -411,7 +329,3 @@ def _way_out(loss: HistoryRewound) -> str:
     if loss.of_a_copy:
         return _RUN_FOR_COPY.format("atb outbox reconcile")
     return _RUN if loss.same_database else _RUN_ELSEWHERE
-
-
-def _say(seq: int, damage: StoreCorrupt) -> None:
-    _log.error("settled entry %(seq)s cannot be read: %(why)s", seq=seq, why=damage)

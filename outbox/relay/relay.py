@@ -14,7 +14,7 @@ from ..target import Target
 from ..worker import Later, Worker
 from .breaker import CLOSED
 from .delivery import HURRY_S, Delivery
-from .reconcile import Order, Reconciliation
+from .orders import Order, Reconciliation
 
 _log = Log("outbox.relay")
 
@@ -163,7 +163,7 @@ class Relay(Delivery):
         """
         with self._lifecycle, self._alone(0.0) as alone:
             if not alone:
-                raise StoreLocked("the relay's thread is at work, or somebody drains", hint="stop it first")
+                raise StoreLocked("the relay's thread runs, or another call drains", hint="stop it first")
             owned = self._role is not None
             self._take_role()
             try:

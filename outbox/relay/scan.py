@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from ..errors import StoreCorrupt
 from ..store.envelope import Record
@@ -18,6 +19,9 @@ from ..store.store import Store
 from ..target import Unit, ordering_keys, units
 
 _BATCH_BYTES = 8 << 20
+# Of a reason's text, and how many parked operations and waiting entries are published.
+_REASON_CHARS = 300
+_SHOWN = 8
 
 
 @dataclass(slots=True)
@@ -74,7 +78,8 @@ class Scan:
     def __init__(self, store: Store, is_best_effort: Callable[[str], bool]) -> None:
         self._store, self._is_best_effort = store, is_best_effort
         self._cursor = 0
-        self._releases = -1
+        # As of which release of the store the walk knows what is pending.
+        self.releases = -1
         # By ordering key: the sequence number behind which everything waits for an operator.
         self._dead: dict[str, int] = {}
         # Ordering keys behind an entry that waits for its retry.
@@ -92,11 +97,6 @@ class Scan:
         self._ahead: tuple[int, int, Peeked] | None = None
         # Entries behind dead letters, of those up to the cursor.
         self.held = 0
-
-    @property
-    def releases(self) -> int:
-        """As of which release of the store the walk knows what is pending."""
-        return self._releases
 
     @property
     def next_retry(self) -> float | None:
@@ -125,6 +125,18 @@ class Scan:
         """Why entries wait that were tried and whose data is not to blame, by sequence number."""
         return {str(seq): why for seq, (_, why) in sorted(self._waiting.items())}
 
+    def what_waits(self) -> dict[str, object]:
+        """What waits, and why, to be published: it must fit its file."""
+        parked = islice(sorted(self.all_parked.items()), _SHOWN)
+        return {
+            "held_back": self.held,
+            "slow": self.slow,
+            "parked": {
+                name: {"reason": one.reason[:_REASON_CHARS], "best_effort": not one.holds} for name, one in parked
+            },
+            "waiting": {seq: why[:_REASON_CHARS] for seq, why in islice(self.waiting.items(), _SHOWN)},
+        }
+
     def waits_before(self, seq: int) -> bool:
         """Whether an entry older than `seq` may still be applied before it."""
         parked = [one.first for one in self.all_parked.values() if one.holds]
@@ -142,8 +154,8 @@ class Scan:
             self.restart()
         self._try_again(now)
         peeked, fresh = self._peek(limit)
-        if peeked.releases != self._releases:
-            self._releases = peeked.releases
+        if peeked.releases != self.releases:
+            self.releases = peeked.releases
             self._forget_discarded()
             self.restart()
             peeked, fresh = self._peek(limit)
@@ -182,7 +194,7 @@ class Scan:
 
     def is_current(self) -> bool:
         """Whether nothing was requeued or discarded since the batch was read."""
-        return self._store.releases() == self._releases
+        return self._store.releases() == self.releases
 
     def _forget_discarded(self) -> None:
         """Of what waits, some may have been discarded."""
@@ -255,7 +267,7 @@ class Scan:
 
     def distrust(self) -> None:
         """Forget what was assumed of a batch that could not be settled: the next one starts from the oldest entry."""
-        self._releases, self._ahead = -1, None
+        self.releases, self._ahead = -1, None
 
     def refused(self, settlement: Settlement, retries: dict[int, Retry]) -> None:
         """Note what was rejected: dead letters, and entries to try again with their `retries` by sequence number."""
@@ -283,8 +295,9 @@ class Scan:
 
     def passed(self, batch: Batch, settled: set[int]) -> None:
         """Move behind a batch that was tried to its end.  What the target left out of it waits, with its keys."""
-        for unit in units(record for record in batch.records if record.seq not in settled):
-            self._must_wait(unit, batch)
+        if left := [record for record in batch.records if record.seq not in settled]:
+            for unit in units(left):
+                self._must_wait(unit, batch)
         for seq in settled & self._slow.keys():
             del self._slow[seq]
         for seq in settled & self._waiting.keys():

@@ -265,7 +265,9 @@ class Salvage:
     def _survey_records(self, tree: Tree | None, name: str, found: _Tree) -> None:
         for row in self._rows(tree, found.walk):
             if len(row.key) != 8:
-                found.walk.problems.append(f"{name}: found a key of {len(row.key)} bytes: {row.key[:16].hex()}")
+                found.walk.problems.append(
+                    f"{name}: found a key of {counted(len(row.key), 'byte')}: {row.key[:16].hex()}"
+                )
                 continue
             seq = key_seq(row.key)
             data = self._file.read(row.offset, row.size)

@@ -218,7 +218,7 @@ class _Content:
         for key, value in self._rows(name):
             rows += 1
             if len(key) != 8:
-                yield f"{name}: found a key of {len(key)} bytes: {key[:16].hex()}"
+                yield f"{name}: found a key of {counted(len(key), 'byte')}: {key[:16].hex()}"
                 continue
             self._forget_pages(rows)
             if key <= last:

@@ -185,7 +185,7 @@ def judge(
     earlier = [row for row in rows if lost and row.lineage == lost[0].lineage]
     if lost and not earlier:
         return HistoryRewound(
-            "this database has never acknowledged anything to this store, or one of the two has forgotten it",
+            "this database has never acknowledged anything to this store, or one of them lost its record",
             settled_seq=0,
             same_database=False,
         )
@@ -194,7 +194,7 @@ def judge(
         return copied
     mark, row = lost[0], max(earlier, key=lambda row: row.settled_seq)
     return HistoryRewound(
-        "PostgreSQL lacks what it had acknowledged, or this store is an older copy of itself: transaction "
+        "PostgreSQL lost entries that it acknowledged, or this store is an older copy of itself: transaction "
         f"{mark.position} of session {mark.session} is not there; the newest is {row.position} of {row.session}",
         settled_seq=row.settled_seq,
         same_database=True,

@@ -16,6 +16,7 @@ from .. import codec
 from ..entry import EntryStatus
 from ..errors import InvalidEntry
 from ..operation import payload_hash
+from ..words import counted
 from .envelope import Record, from_us, to_us
 
 # Of the file that `export` writes.
@@ -138,5 +139,5 @@ def _text(value: Any) -> str:
 def _bytes(value: Any, size: int) -> bytes:
     found = bytes.fromhex(_text(value))
     if len(found) != size:
-        raise ValueError(f"{value!r:.50} has {len(found)} bytes, expected {size}")
+        raise ValueError(f"{value!r:.50} has {counted(len(found), 'byte')}, expected {size}")
     return found

@@ -20,6 +20,7 @@ from uuid import UUID
 from .. import codec
 from ..entry import Entry, EntryStatus
 from ..errors import StoreCorrupt
+from ..words import counted
 from .frame import ENTRY, HEAD, seal, tag_of, unseal
 from .frame import FORMAT as FORMAT
 
@@ -127,7 +128,9 @@ def seq_key(seq: int) -> bytes:
 def key_seq(key: bytes) -> int:
     """The inverse of `seq_key`; raises `StoreCorrupt` for a key of another length."""
     if len(key) != 8:
-        raise StoreCorrupt(f"found a key of {len(key)} bytes where a sequence number belongs: {key[:16].hex()}")
+        raise StoreCorrupt(
+            f"found a key of {counted(len(key), 'byte')} where a sequence number belongs: {key[:16].hex()}"
+        )
     return int(_KEY.unpack(key)[0])
 
 
@@ -186,7 +189,7 @@ def pack_completed(record: Record, at_us: int, result: bytes) -> bytes:
 def unpack(seq: int, data: bytes) -> Record:
     """The record stored under `seq`; raises `StoreCorrupt` saying what is wrong with it."""
     if len(data) < OVERHEAD:
-        raise StoreCorrupt(f"entry {seq} is damaged: {len(data)} bytes, a header has {OVERHEAD}")
+        raise StoreCorrupt(f"entry {seq} is damaged: {counted(len(data), 'byte')}, a header has {OVERHEAD}")
     body = unseal(ENTRY, b"", data, f"entry {seq}")
     status = _STATUS_OF.get(tag_of(data))
     if status is None:
@@ -204,7 +207,7 @@ def unpack(seq: int, data: bytes) -> Record:
     result_at = args_at + args_size
     end = result_at + result_size
     if end != len(data):
-        raise StoreCorrupt(f"entry {seq} is damaged: {len(data)} bytes, its parts add up to {end}")
+        raise StoreCorrupt(f"entry {seq} is damaged: {counted(len(data), 'byte')}, its parts add up to {end}")
     # By position: a relay makes one for each entry, and names cost a third more.
     return Record(
         seq,

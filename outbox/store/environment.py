@@ -342,7 +342,7 @@ def translated(exc: Exception, directory: Path, *, hint: str) -> Exception:
 def system_error(code: int, path: Path, said: str = "") -> StoreUnavailable:
     """What to raise where the system refuses a file of the store."""
     reason = os.strerror(code) if code > 0 else said
-    hint = _HINTS.get(code, "nothing was changed; mend that and open it again")
+    hint = _HINTS.get(code, "nothing was changed; correct that and open it again")
     return StoreUnavailable(f"{path} cannot be used now: {reason}", hint=hint, errno=code if code > 0 else None)
 
 

@@ -11,6 +11,7 @@ import struct
 from zlib import crc32
 
 from ..errors import StoreCorrupt
+from ..words import counted
 
 FORMAT = 1
 HEAD = struct.Struct(">2sBBI")
@@ -37,7 +38,7 @@ def unseal(kind: bytes, key: bytes, data: bytes, what: str = "a record", *, plai
             raise StoreCorrupt(f"{what} is damaged: its checksum does not match")
         return body
     if len(data) < HEAD.size:
-        raise StoreCorrupt(f"{what} is damaged: {len(data)} bytes, a header has {HEAD.size}")
+        raise StoreCorrupt(f"{what} is damaged: {counted(len(data), 'byte')}, a header has {HEAD.size}")
     magic, version, tag, crc = HEAD.unpack_from(data)
     if magic != kind or version != FORMAT:
         raise StoreCorrupt(f"{what} is damaged: magic {magic!r}, format {version}, expected {kind!r}, {FORMAT}")

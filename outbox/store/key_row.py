@@ -8,6 +8,7 @@ some have none.
 from __future__ import annotations
 
 from ..errors import StoreCorrupt
+from ..words import counted
 from .frame import HEAD, KEY_ROW, is_sealed, seal, unseal
 
 KEY_BYTES = 16
@@ -27,7 +28,7 @@ def unpack_row(key: bytes, value: bytes) -> tuple[bytes, bytes]:
     """The entry's key in `pending` and `ledger`, and its payload hash.  Raises `StoreCorrupt`."""
     if len(key) != KEY_BYTES or len(value) not in SIZES:
         raise StoreCorrupt(
-            f"the idempotency record of key {key.hex()} has {len(key)} + {len(value)} bytes, "
+            f"the idempotency record of key {key.hex()} has {len(key)} + {counted(len(value), 'byte')}, "
             f"expected {KEY_BYTES} + {_SIZE}"
         )
     if len(value) == _PLAIN_BYTES:

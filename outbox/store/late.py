@@ -10,6 +10,7 @@ import struct
 from typing import Any
 
 from ..errors import StoreCorrupt
+from ..words import counted
 from .frame import LATE, seal, unseal
 
 KEY = b"outbox:late"
@@ -20,7 +21,7 @@ def unpack(data: bytes) -> tuple[int, int]:
     """The lowest of them, and the newest sequence number of then.  Raises `StoreCorrupt`."""
     body = unseal(LATE, KEY, data, "the record of late entries")
     if len(body) != _LAYOUT.size:
-        raise StoreCorrupt(f"the record of late entries has {len(body)} bytes, expected {_LAYOUT.size}")
+        raise StoreCorrupt(f"the record of late entries has {counted(len(body), 'byte')}, expected {_LAYOUT.size}")
     first, newest = _LAYOUT.unpack(body)
     return first, newest
 

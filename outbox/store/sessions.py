@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from ..errors import StoreCorrupt
+from ..words import counted
 from .frame import SESSIONS, seal, unseal
 
 KEY = b"outbox:sessions"
@@ -46,7 +47,7 @@ class Sessions:
         """Raises `StoreCorrupt`."""
         body = unseal(SESSIONS, KEY, data, "the record of sessions")
         if len(body) != 1 + 16 * _SLOTS:
-            raise StoreCorrupt(f"the record of sessions has {len(body)} bytes, expected {1 + 16 * _SLOTS}")
+            raise StoreCorrupt(f"the record of sessions has {counted(len(body), 'byte')}, expected {1 + 16 * _SLOTS}")
         slots = [body[at : at + 16] for at in range(1, len(body), 16)]
         return cls(tuple(UUID(bytes=slot) for slot in slots if slot != _NONE), bool(body[0]))
 

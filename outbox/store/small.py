@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from ..errors import StoreCorrupt
+from ..words import counted
 from .frame import FORMAT, HEAD, SMALL, seal, unseal
 
 PREFIX = b"outbox:meta:"
@@ -45,7 +46,7 @@ def unpack(data: bytes, name: bytes | None = None) -> SmallRecord:
     """The record that is stored under `name` (None: under any).  Raises `StoreCorrupt`."""
     what = "a small record" if name is None else f"the small record {name.decode(errors='replace')!r}"
     if size_of(data) != len(data):
-        raise StoreCorrupt(f"{what} is damaged: it has {len(data)} bytes, its header says {size_of(data)}")
+        raise StoreCorrupt(f"{what} is damaged: it has {counted(len(data), 'byte')}, its header says {size_of(data)}")
     unseal(SMALL, b"", data, what)
     stamp, length, _ = _BODY.unpack_from(data, HEAD.size)
     found = SmallRecord(data[OVERHEAD : OVERHEAD + length], data[OVERHEAD + length :], stamp)

@@ -17,6 +17,9 @@ from .own_files import open_own, read_own
 
 _SIZE = 4096
 _CRC_BYTES = 8
+_ROOM = _SIZE - _CRC_BYTES
+# Texts of this length are never cut: times, states and names must stay whole.
+_WHOLE_CHARS = 64
 
 
 class StateFile:
@@ -29,10 +32,8 @@ class StateFile:
         self._path = path
 
     def write(self, state: dict[str, Any]) -> None:
-        """Overwrite the record.  Raises OSError."""
-        body = codec.to_json(state)
-        body = body if len(body) <= _SIZE - _CRC_BYTES else codec.to_json({"pid": state.get("pid")})
-        body = body.ljust(_SIZE - _CRC_BYTES)
+        """Overwrite the record; where it is too long, its longest texts are cut.  Raises OSError."""
+        body = _fitting(state).ljust(_ROOM)
         fd = open_own(self._path, os.O_WRONLY | os.O_CREAT)
         try:
             os.pwrite(fd, b"%08x" % zlib.crc32(body) + body, 0)
@@ -50,3 +51,35 @@ class StateFile:
             return None
         state = codec.from_json(body)
         return state if isinstance(state, dict) else None
+
+
+def _fitting(state: dict[str, Any]) -> bytes:
+    """`state` as JSON that fits: with texts as long as possible, else without its mappings, else only the pid."""
+    whole = codec.to_json(state)
+    if len(whole) <= _ROOM:
+        return whole
+    flat = {name: value for name, value in state.items() if not isinstance(value, dict | list)}
+    for said in (state, flat):
+        fits, too_long = _WHOLE_CHARS, len(whole)
+        best = codec.to_json(_shortened(said, fits))
+        if len(best) > _ROOM:
+            continue
+        while too_long - fits > 1:
+            limit = (fits + too_long) // 2
+            body = codec.to_json(_shortened(said, limit))
+            if len(body) <= _ROOM:
+                fits, best = limit, body
+            else:
+                too_long = limit
+        return best
+    return codec.to_json({"pid": state.get("pid")})
+
+
+def _shortened(value: Any, limit: int) -> Any:
+    if isinstance(value, dict):
+        return {name: _shortened(one, limit) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_shortened(one, limit) for one in value]
+    if isinstance(value, str) and len(value) > limit:
+        return value[: limit - 1] + "…"
+    return value

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from benchmarks import __main__ as program
 from benchmarks import durability, enqueue, flushes, report, writers
-from benchmarks.measure import TINY, Goal, NotTheSameWork, Setting, turns
+from benchmarks.measure import TINY, Goal, Line, NotTheSameWork, Result, Setting, turns
 from benchmarks.writers import BARE, JSON_LINES, LIMIT, OUTBOX, WRITERS, JsonLines
 
 
@@ -168,3 +168,13 @@ def test_a_document_without_a_place_for_the_results_is_left_alone(tmp_path: Path
     with pytest.raises(ValueError, match=r"has no <!-- measured: begin --> \.\.\. <!-- measured: end -->"):
         report.replace_block(document, "block")
     assert document.read_text(encoding="utf-8") == "text"
+
+
+def test_columns_without_a_value_are_left_out_of_the_document() -> None:
+    lines = [Line(contender=name, count=3, median_us=1.5, p99_us=2.5, per_second=7.0) for name in "ab"]
+    run = dict.fromkeys(("run", "at", "system", "cpus", "load", "file_system", "python", "postgresql"), "x")
+    text = report.markdown({**run, "packages": {}}, [Result(scenario="s", title="Title", reference="a", lines=lines)])
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert table[0] == "| contender | n | median | p99 | per second |"
+    assert table[1] == "|---|---:|---:|---:|---:|"
+    assert len(table) == 4

@@ -149,13 +149,13 @@ def test_a_quarantined_entry_is_listed_shown_and_given_up(engine: tuple[Outbox, 
         (("retry", "2", "--all"), "name the dead letters by SEQ, or all of them with --all"),
         (("retry", "2", "--operation", "note"), "--operation goes with --all"),
         (("retry", "1"), "entry 1 is not a dead letter"),
-        (("retry", "x"), "'x' is not a valid integer"),
+        (("retry", "x"), "'x' (allowed: a whole number, 1 or more)"),
         (("discard", "2"), "Missing option '--reason'"),
         (("discard", "--reason", "x"), "Missing argument 'SEQ...'"),
         (("discard", "2", "--reason", " ", "--yes"), "reason is ' '"),
         (("discard", "1", "--reason", "x", "--yes"), "entry 1 is not a dead letter"),
         (("discard", "99", "--reason", "x"), "entry 99 is not"),
-        (("list", "--limit", "0"), "0 is not in the range"),
+        (("list", "--limit", "0"), "'0' (allowed: a whole number, 1 or more)"),
         (("show", "0"), "0 is not in the range"),
     ],
 )
@@ -204,11 +204,27 @@ def test_an_entry_is_found_by_its_key_and_by_its_arguments(engine: tuple[Outbox,
     assert json.loads(atb("show", "--where", "who=a", "--where", "n=3", "--json").stdout)["seq"] == 3
 
 
+def test_an_entry_is_found_by_the_key_that_its_caller_gave(engine: tuple[Outbox, Relay], atb: Atb) -> None:
+    box, _ = engine
+    uuid = "6f1c2a4e-0000-4000-8000-000000000001"
+    keys = ("A-1", "7", "700", "ü b", uuid)
+    seqs = {key: box.enqueue("other", {"who": "k", "n": 9}, key=key, order_by="k").seq for key in keys}
+    for named in (("A-1",), ("--key", "7"), ("700",), ("ü b",), (uuid,)):
+        assert json.loads(atb("show", *named, "--json").stdout)["seq"] == seqs[named[-1]]
+    same = box.enqueue("note", {"who": "k", "n": 9}, key="A-1", order_by="k").seq
+    lines = atb("show", "A-1", "--json").stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == [seqs["A-1"], same]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("show",), "name an entry by SEQ, by KEY, or by --where NAME=VALUE"),
-        (("show", "abc"), "'abc' is no sequence number and no key"),
+        (("show",), "name an entry by SEQ, by KEY, by --key TEXT, or by --where NAME=VALUE"),
+        (("show", "1", "--key", "a"), "name an entry by SEQ, by KEY, by --key TEXT"),
+        (("show", "abc"), "no entry has the key 'abc': it never was"),
+        (("show", "--key", ""), "key is ''"),
+        (("show", "--key", "7"), "no entry has the key '7'"),
+        (("show", "77"), "entry 77 is not in the store"),
         (("show", "--where", "who"), "--where is 'who' (allowed: NAME=VALUE"),
         (("show", "--where", "who=nobody"), "no entry has who=nobody"),
         (("show", "0" * 32), "no entry has the key"),

@@ -87,7 +87,7 @@ def test_alerts_name_metrics_that_exist_and_say_how_bad_it_is() -> None:
 
 
 def test_every_alert_is_described() -> None:
-    described = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    described = (ROOT / "docs" / "how-to" / "monitor.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(Outbox\w+)` \|", described, re.MULTILINE) == [rule["alert"] for rule in rules()]
 
 

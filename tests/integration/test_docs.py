@@ -24,8 +24,13 @@ from tests.unit.fakes.waiting import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-MANUAL = ROOT / "docs" / "outbox.md"
-DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"
+COMMANDS_PAGE = REFERENCE / "commands.md"
+ERRORS_PAGE = REFERENCE / "errors.md"
+SETTINGS_PAGE = REFERENCE / "settings.md"
+POSTGRESQL_PAGE = REFERENCE / "postgresql.md"
+DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -100,7 +105,7 @@ def test_the_answers_to_dead_letters_run(postgres_url: str, tmp_path: Path) -> N
         for number in (1, 200, 300):
             box.enqueue("log_trade", {"number": number})
         assert Relay(box, PostgresTarget(postgres_url, declared)).drain(LONG)
-    looking, answering = [code for code in blocks(MANUAL, "python") if "Outbox.attach" in code]
+    looking, answering = [code for code in blocks(REFERENCE / "delivery.md", "python") if "Outbox.attach" in code]
     assert [line.split()[:2] for line in run(looking, tmp_path, postgres_url).splitlines()] == [
         ["2", "log_trade"],
         ["3", "log_trade"],
@@ -137,7 +142,7 @@ def raised() -> list[tuple[str, str]]:
 
 
 def test_the_errors_are_those_that_are_raised() -> None:
-    sentences = re.findall(r"`([A-Z][A-Za-z]+): (.*?)`", section(MANUAL, "## Troubleshooting"))
+    sentences = re.findall(r"`([A-Z][A-Za-z]+): (.*?)`", ERRORS_PAGE.read_text(encoding="utf-8"))
     known = raised()
     checked = 0
     for name, sentence in sentences:
@@ -153,11 +158,11 @@ def test_the_errors_are_those_that_are_raised() -> None:
 
 
 def test_the_tables_are_the_ones_that_the_relay_makes(postgres_url: str, tmp_path: Path) -> None:
-    create, *looks = blocks(MANUAL, "sql")
+    prepared, *looks = blocks(POSTGRESQL_PAGE, "sql")
     columns = """SELECT column_name::text, data_type::text, is_nullable::text, column_default::text
         FROM information_schema.columns WHERE table_name IN ('outbox_receipts', 'outbox_watermarks')
         ORDER BY table_name, ordinal_position"""
-    query(postgres_url, create)
+    query(postgres_url, prepared.partition("GRANT")[0])
     by_hand = query(postgres_url, columns)
     query(postgres_url, "DROP TABLE outbox_receipts, outbox_watermarks; CREATE TABLE trades (number int)")
     operations = [Operation("log_trade", table="trades")]
@@ -165,7 +170,7 @@ def test_the_tables_are_the_ones_that_the_relay_makes(postgres_url: str, tmp_pat
         box.enqueue("log_trade", {"number": 1})
         assert Relay(box, PostgresTarget(postgres_url, operations)).drain(LONG)
     assert query(postgres_url, columns) == by_hand
-    described = section(MANUAL, "## Receipts") + (ROOT / "docs" / "recovery.md").read_text(encoding="utf-8")
+    described = POSTGRESQL_PAGE.read_text(encoding="utf-8")
     for name, *_ in by_hand:
         assert re.search(rf"^\| (`\w+`, )?`{name}`[ ,]", described, re.MULTILINE), f"column {name} is not described"
     assert looks
@@ -177,15 +182,18 @@ def test_the_tables_are_the_ones_that_the_relay_makes(postgres_url: str, tmp_pat
 
 
 def settings() -> dict[str, list[str]]:
-    """The rows of the settings' table, by field: variable, field, default, allowed, meaning."""
-    rows = [re.split(r" \| ", line.strip("| ")) for line in section(MANUAL, "## Settings").splitlines() if "|" in line]
-    return {row[1].strip("`"): row for row in rows[2:]}
+    """The rows of the settings' table, by variable: variable, default, allowed, meaning."""
+    rows = [
+        re.split(r" \| ", line.strip("| "))
+        for line in section(SETTINGS_PAGE, "## All settings").splitlines()
+        if "|" in line
+    ]
+    return {row[0].strip("`"): row for row in rows[2:]}
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(OutboxConfig), ids=lambda field: field.name)
 def test_every_setting_is_documented(field: dataclasses.Field[object]) -> None:
-    variable, _, default, allowed, meaning = settings()[field.name]
-    assert variable == f"`{variable_name(field.name)}`"
+    _, default, allowed, meaning = settings()[variable_name(field.name)]
     shown = "true" if field.default is True else str(field.default)
     expected = "none" if field.default is None else f"`{shown}`"
     assert default == expected
@@ -206,7 +214,7 @@ def test_every_setting_is_documented(field: dataclasses.Field[object]) -> None:
 
 
 def test_no_setting_is_documented_that_does_not_exist() -> None:
-    assert list(settings()) == [field.name for field in dataclasses.fields(OutboxConfig)]
+    assert list(settings()) == [variable_name(field.name) for field in dataclasses.fields(OutboxConfig)]
 
 
 # -- commands
@@ -229,26 +237,35 @@ COMMANDS = dict(commands(atb, "atb"))
 
 @pytest.mark.parametrize("path", COMMANDS)
 def test_every_command_and_option_is_documented(path: str) -> None:
-    described = section(MANUAL, f"### {path}")
+    described = section(COMMANDS_PAGE, f"### {path}")
     for parameter in COMMANDS[path].params:
+        if parameter.opts == ["--dir"]:
+            continue
         for name in [*parameter.opts, *parameter.secondary_opts]:
             shown = name if name.startswith("-") else name.upper()
             assert re.search(rf"`{re.escape(shown)}\b", described), f"{path} {shown} is not documented"
     assert "Exit code" in described
 
 
+def test_the_commands_without_the_shared_option_are_named() -> None:
+    named = re.search(r"Every command but (.*) takes `--dir PATH`", COMMANDS_PAGE.read_text(encoding="utf-8"))
+    assert named is not None
+    without = [path for path, command in COMMANDS.items() if ["--dir"] not in [each.opts for each in command.params]]
+    assert sorted(re.findall(r"`(\w+)`", named[1])) == sorted(path.split()[-1] for path in without)
+
+
 def test_the_options_of_the_program_itself_are_documented() -> None:
-    described = section(MANUAL, "## Commands")
+    described = COMMANDS_PAGE.read_text(encoding="utf-8")
     for name in [name for parameter in atb.params for name in parameter.opts]:
         assert f"`atb {name}`" in described
 
 
 def test_no_command_is_documented_that_does_not_exist() -> None:
-    assert set(re.findall(r"^### (atb .*)$", MANUAL.read_text(encoding="utf-8"), re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^### (atb .*)$", COMMANDS_PAGE.read_text(encoding="utf-8"), re.MULTILINE)) == set(COMMANDS)
 
 
 def test_every_field_of_the_status_is_documented() -> None:
-    described = section(MANUAL, "## Monitoring")
+    described = section(REFERENCE / "status.md", "## All fields")
     names = [field.name for field in dataclasses.fields(OutboxStatus) if field.name not in ("relay", "rates")]
     names += [f"rates.{field.name}" for field in dataclasses.fields(Rates)]
     names += [f"relay.{field.name}" for field in dataclasses.fields(RelayStatus)] + ["breaker", "health"]
@@ -259,7 +276,7 @@ def test_every_field_of_the_status_is_documented() -> None:
 
 
 def test_every_file_of_the_line_is_described() -> None:
-    described = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    described = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
     paths = [path.relative_to(ROOT / "outbox") for path in sorted((ROOT / "outbox").rglob("*.py"))]
     rooms = [path for path in paths if path.parts[0] not in ("testing", "cli", "integrations")]
     files = [str(path) for path in rooms if path.name != "__init__.py" or path.parent == Path()]
@@ -271,7 +288,7 @@ def test_every_error_is_described() -> None:
     inner = {"OutboxError", "EntryRejected", "TargetMisconfigured", "TargetUnavailable", "Reject", "RetryLater"}
     public = {name for name in outbox.__all__ if isinstance(getattr(outbox, name), type)}
     errors = {name for name in public if issubclass(getattr(outbox, name), Exception)}
-    text = section(MANUAL, "## Troubleshooting")
+    text = ERRORS_PAGE.read_text(encoding="utf-8")
     assert sorted(name for name in errors - inner if name not in text) == []
 
 
@@ -281,7 +298,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
 def test_links_resolve(document: Path) -> None:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(document)):
@@ -295,7 +312,7 @@ def test_links_resolve(document: Path) -> None:
 
 
 def test_every_test_that_a_document_names_exists() -> None:
-    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    text = (DOCS / "explanation" / "reliability.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
     assert len(named) > 15
     assert [f"{path}::{name}" for path, name in named if f"def {name}(" not in (ROOT / path).read_text()] == []

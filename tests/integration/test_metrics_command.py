@@ -117,9 +117,10 @@ def relay(directory: Path, url: str, folder: Path, *arguments: str) -> Iterator[
 
 def served_at(process: subprocess.Popen[str]) -> str:
     assert process.stderr is not None
-    found = re.fullmatch(r"metrics at (http://\S+)\n", process.stderr.readline())
-    assert found is not None
-    return found[1]
+    for line in process.stderr:
+        if found := re.search(r"metrics at (http://\S+)\n", line):
+            return found[1]
+    pytest.fail("it ended without saying where its metrics are")
 
 
 def test_the_relay_serves_its_metrics_until_it_stops(box: Outbox, postgres_url: str, tmp_path: Path) -> None:

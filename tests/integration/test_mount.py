@@ -13,9 +13,9 @@ import pytest
 from outbox import Outbox
 from tests.unit.fakes.waiting import LONG
 
-MANUAL = (Path(__file__).resolve().parents[2] / "docs" / "outbox.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
 WITH_ARGPARSE, WITH_CLICK = re.findall(
-    r"^```python\n(.*?)^```$", MANUAL.partition("### In a host's own script")[2], re.DOTALL | re.MULTILINE
+    r"^```python\n(.*?)^```$", PAGE.partition("## In a host's own script")[2], re.DOTALL | re.MULTILINE
 )[:2]
 HOSTS = {"argparse": WITH_ARGPARSE, "click": WITH_CLICK + "\natb(prog_name='atb')\n"}
 

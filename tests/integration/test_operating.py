@@ -1,4 +1,4 @@
-"""The instructions of docs/operating.md, followed."""
+"""The instructions of docs/how-to/install.md and docs/how-to/rotate-a-password.md, followed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.fakes.database import query
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "operating.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
 BASH = shutil.which("bash") or "/bin/bash"
 SCRIPTS = Path(sys.executable).parent
 COMPLETIONS = re.findall(r"^eval .*$", PAGE, re.MULTILINE)

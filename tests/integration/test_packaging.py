@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("outbox", "cli", "integrations", "tests", "docs", "benchmarks", ".ci")
 FILES = (
     "setup.cfg", "pyproject.toml", "MANIFEST.in", "Makefile", "README.md", "CHANGELOG.md", "LICENSE",
-    ".pre-commit-config.yaml",
+    ".pre-commit-config.yaml", "mkdocs.yml",
 )  # fmt: skip
 SDIST = "import setuptools; setuptools.setup(script_args=['-q', 'sdist', '--formats=gztar', '-d', 'dist'])"
 

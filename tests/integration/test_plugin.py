@@ -14,7 +14,9 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 TO_PASTE, WITHOUT_SERVER = re.findall(
-    r"^```python\n(.*?)^```$", (ROOT / "docs" / "testing.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    r"^```python\n(.*?)^```$",
+    (ROOT / "docs" / "how-to" / "test-your-outage.md").read_text(encoding="utf-8"),
+    re.DOTALL | re.MULTILINE,
 )
 
 NOT_USED = """

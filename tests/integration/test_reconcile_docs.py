@@ -1,4 +1,4 @@
-"""The procedures of docs/recovery.md: each command is run where it belongs, and prints what the document shows."""
+"""docs/how-to/recover.md: each command is run where it belongs, and prints what the page shows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from tests.unit.fakes.failover import Desk, Past
 from tests.unit.fakes.waiting import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENT = ROOT / "docs" / "recovery.md"
+DOCUMENT = ROOT / "docs" / "how-to" / "recover.md"
+POSTGRESQL_PAGE = ROOT / "docs" / "reference" / "postgresql.md"
 
 
 def set_back(desk: Desk, past: Past) -> None:
@@ -81,9 +82,9 @@ PROCEDURES: dict[str, tuple[Callable[[Desk, Past], None], int]] = {
     "A restored backup, or a failover with one host": (beside_the_engine, 32),
     "The engine is not running": (without_engine, 32),
     "Another database": (another, 32),
-    "It shall stay as it is": (without_engine, 12),
-    "Receipts are missing, and nothing was set back": (deleted, 32),
-    "What cannot be delivered again": (pruned, 15),
+    "Accept PostgreSQL as it is": (without_engine, 12),
+    "Rows and receipts were deleted": (deleted, 32),
+    "Entries that cannot be delivered again": (pruned, 15),
 }
 
 
@@ -161,8 +162,8 @@ def test_the_look_at_the_watermark_runs(past: Past, outbox_dir: Path) -> None:
     with Desk(outbox_dir, past.url) as desk:
         desk.trade(3)
         desk.deliver()
-    text = DOCUMENT.read_text(encoding="utf-8")
-    [look] = re.findall(r"^```sql\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    text = POSTGRESQL_PAGE.read_text(encoding="utf-8")
+    *_, look = re.findall(r"^```sql\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert len(past.execute(look)) == 1
     columns = past.execute("SELECT column_name FROM information_schema.columns WHERE table_name = 'outbox_watermarks'")
     described = set(re.findall(r"`(\w+)`", "".join(line for line in text.splitlines() if line.startswith("| `"))))

@@ -1,4 +1,4 @@
-"""The procedures of docs/recovery.md, command by command, on a real store and a real PostgreSQL."""
+"""The procedures of docs/how-to/recover.md, command by command, on a real store and a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from outbox.transfer import exporting
 from tests.unit.fakes.audit import OPERATIONS, SCHEMA, Audit, query
 from tests.unit.fakes.waiting import LONG
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "recovery.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "recover.md"
 _DECLARED = """
 from outbox import Operation
 OPERATIONS = [Operation("log_trade", table="trades", order_by="account"), Operation("trade", table="trades")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import threading
@@ -80,7 +81,7 @@ def test_it_delivers_what_another_process_enqueues_until_it_is_asked_to_stop(
         code, said = ended(process)
         assert code == 0
         assert "delivering from" in said
-        assert said.rstrip().endswith("stopped, 0 entries are pending")
+        assert said.rstrip().endswith("stopped, pending: 0")
         assert not box.status().relay.alive
 
 
@@ -125,8 +126,21 @@ def test_it_waits_through_an_outage_and_shows_it_in_its_log(
         assert code == 0
         assert "WARNING outbox.relay: delivery failed" in said
         assert "hunter2" not in said
-        assert said.rstrip().endswith("stopped, 3 entries are pending")
+        assert said.rstrip().endswith("stopped, pending: 3")
     assert delivered(url) == 0
+
+
+def test_every_line_of_a_json_log_is_an_object(start: Start, outbox_dir: Path, url: str) -> None:
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        process = start("--log-format", "json", "--verbose")
+        say(box, 10)
+        until(lambda: delivered(url) == 10)
+        process.terminate()
+        code, said = ended(process)
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert code == 0
+    assert sum(line["delivered"] for line in lines if line["message"].startswith("batch of ")) == 10
+    assert (lines[-1]["message"], lines[-1]["pending"]) == ("stopped, pending: 0", 0)
 
 
 def test_a_second_relay_is_refused_and_names_the_first(start: Start, outbox_dir: Path) -> None:

@@ -219,7 +219,7 @@ class SimulatedTarget(PostgresTarget):
         self.operations = operations_by_name(OPERATIONS)
         self._rng = rng
         self._lanes = [SimulatedLane(number, database, clock, self, copied=copied) for number in range(lanes)]
-        self._workers = []
+        self.lanes, self._workers = lanes, []
         # Called at a transaction's begin, or inside it: what somebody else does meanwhile.
         self.meanwhile: tuple[bool, Callable[[], Any]] | None = None
 

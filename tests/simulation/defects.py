@@ -13,7 +13,7 @@ import pytest
 from outbox import DurabilityError, EntryRejected
 from outbox.calls import Calls
 from outbox.errors import TargetUnavailable
-from outbox.postgres import lane, receipts, splitting, target, watermarks
+from outbox.postgres import lane, receipts, target, watermarks
 from outbox.relay.breaker import Breaker
 from outbox.relay.reconcile import Reconciler
 from outbox.relay.scan import Scan
@@ -23,7 +23,7 @@ from outbox.store.counters import Counters
 from outbox.store.envelope import Record, pack, seq_key
 from outbox.store.ledger import Settlement
 from outbox.store.store import Store
-from outbox.target import Outcome, Unit
+from outbox.target import Outcome, Unit, free_of
 
 from .database import SimulatedLane, SimulatedTarget, State
 from .world import InDeliveryInMemory, World
@@ -85,14 +85,14 @@ def forget_waiting_keys(patch: pytest.MonkeyPatch) -> None:
 
 def block_backwards(patch: pytest.MonkeyPatch) -> None:
     """What waits behind a refused row also blocks what lies before itself; this was a defect once."""
-    real = splitting.free_of
+    real = free_of
 
-    def free_of(part: list[Unit], blocked: set[str], *rest: Any) -> tuple[list[int], set[str]]:
+    def blocking(part: list[Unit], blocked: set[str], *rest: Any) -> tuple[list[int], set[str]]:
         free, behind = real(part, blocked, *rest)
         blocked |= behind
         return free, behind
 
-    patch.setattr(lane, "free_of", free_of)
+    patch.setattr(lane, "free_of", blocking)
 
 
 def split_groups(patch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def never_look_again_after_an_answer(patch: pytest.MonkeyPatch) -> None:
     real = Scan.next_batch
 
     def next_batch(self: Scan, now: float, limit: int) -> Any:
-        self._releases = self._store.peek(self._cursor, 1).releases
+        self.releases = self._store.peek(self._cursor, 1).releases
         return real(self, now, limit)
 
     patch.setattr(Scan, "next_batch", next_batch)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from outbox import AlreadyRejected, EntryStatus, IdempotencyConflict, OutboxError
-from outbox.store.store import Append
+from outbox.store.appending import Append
 from tests.unit.fakes.rig import Rig, permanent
 
 

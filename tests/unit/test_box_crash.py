@@ -128,6 +128,7 @@ def killed_after(child: subprocess.Popen[str], lines: int) -> list[str]:
     return said + child.stdout.readlines()
 
 
+@pytest.mark.slow
 def test_all_that_a_killed_engine_was_told_is_there(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with process(ENGINE, outbox_dir) as engine:
         said = killed_after(engine, 200)
@@ -152,6 +153,7 @@ def test_all_that_a_killed_engine_was_told_is_there(outbox_dir: Path, monkeypatc
         assert box.status().acknowledged == len(there) + 1
 
 
+@pytest.mark.slow
 def test_a_group_of_a_killed_engine_is_whole_or_absent(outbox_dir: Path) -> None:
     with process(GROUPS, outbox_dir) as engine:
         told = [int(line) for line in killed_after(engine, 30)]
@@ -166,6 +168,7 @@ def test_a_group_of_a_killed_engine_is_whole_or_absent(outbox_dir: Path) -> None
         assert sorted(seqs) == list(range(1, len(seqs) + 1))
 
 
+@pytest.mark.slow
 def test_a_store_stays_usable_while_another_process_has_it_open_and_is_killed(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.enqueue("log", {})
@@ -178,6 +181,7 @@ def test_a_store_stays_usable_while_another_process_has_it_open_and_is_killed(ou
         assert box.enqueue("log", {}).seq == 2
 
 
+@pytest.mark.slow
 def test_the_last_one_who_closes_leaves_the_clean_mark(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box = Outbox.open(outbox_dir)
     box.enqueue("log", {})
@@ -195,6 +199,7 @@ def test_the_last_one_who_closes_leaves_the_clean_mark(outbox_dir: Path, monkeyp
     assert clean_mark.take_clean_mark(outbox_dir, keep=True)
 
 
+@pytest.mark.slow
 def test_an_observer_does_not_call_the_store_of_a_killed_engine_clean(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +230,7 @@ def test_after_the_death_of_a_relay_the_engine_verifies_once(outbox_dir: Path, m
     assert checked == [outbox_dir]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [Outbox.attach, exporting.examine])
 def test_of_two_who_come_at_once_after_a_crash_one_verifies(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, second: Callable[[Path], Any]
@@ -260,6 +266,7 @@ def test_a_halted_store_is_not_marked_clean(outbox_dir: Path) -> None:
     assert not clean_mark.take_clean_mark(outbox_dir)
 
 
+@pytest.mark.slow
 def test_a_forked_child_is_refused_and_harms_nobody(outbox_dir: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORK, str(outbox_dir)], capture_output=True, text=True, timeout=LONG, check=True
@@ -269,6 +276,7 @@ def test_a_forked_child_is_refused_and_harms_nobody(outbox_dir: Path) -> None:
         assert [entry.args["by"] for entry in box.pending()] == ["parent", "parent again"]
 
 
+@pytest.mark.slow
 def test_a_child_forked_during_a_commit_is_refused_too(outbox_dir: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORK_DURING_A_COMMIT, str(outbox_dir)],
@@ -280,6 +288,7 @@ def test_a_child_forked_during_a_commit_is_refused_too(outbox_dir: Path) -> None
     assert done.stdout == "0\n"
 
 
+@pytest.mark.slow
 def test_a_failed_opening_lets_go_of_everything(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Outbox.open(outbox_dir).close()
 
@@ -312,8 +321,8 @@ def test_threads_of_one_engine_lose_and_double_nothing(outbox_dir: Path) -> None
         def counted(submissions: list, waits: Callable[[], None]) -> None:  # type: ignore[type-arg]
             commits.append(len(submissions))
             if len(commits) == 1:
-                # A quick disk would be done before the next one comes.
-                until(lambda: writer._queue.qsize() > 1)
+                # A quick disk would be done before the next one comes, and a slow thread after all the others have.
+                until(lambda: len(submissions) > 1 or writer._queue.qsize() > 1)
             append(submissions, waits)
 
         writer._commit = counted

@@ -247,6 +247,7 @@ def test_the_ordering_key_of_the_call_wins(box: Outbox) -> None:
     assert box.enqueue("log", {}).order_by is None
 
 
+@pytest.mark.slow
 def test_entries_are_listed_in_the_order_of_their_calls(box: Outbox) -> None:
     for number in range(700):
         box.enqueue("log", {"number": number}) if number % 2 else box.enqueue("order", order(order_id=number))
@@ -396,6 +397,7 @@ def test_listeners_hear_of_durable_entries_only(box: Outbox) -> None:
     assert heard == [1, 3]
 
 
+@pytest.mark.slow
 def test_listing_takes_bounded_memory_and_holds_no_snapshot(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         with box.transaction() as tx:

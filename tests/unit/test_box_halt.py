@@ -20,9 +20,9 @@ import lmdb
 import pytest
 
 from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked
-from outbox.monitoring import status
-from outbox.relay.reconcile import Order, ordered, place_order, withdraw_order
-from outbox.store import envelope, quota, store
+from outbox.monitoring import findings
+from outbox.relay.orders import Order, ordered, place_order, withdraw_order
+from outbox.store import appending, envelope, quota, store
 from outbox.store.ledger import Settlement
 from outbox.store.reads import FORGOTTEN
 from tests.unit.fakes.rig import FakeClock
@@ -84,12 +84,13 @@ def failing_once(box: Outbox, monkeypatch: pytest.MonkeyPatch, error: Exception)
     pack = envelope.pack
 
     def fail(record: Any) -> bytes:
-        monkeypatch.setattr(store, "pack", pack)
+        monkeypatch.setattr(appending, "pack", pack)
         raise error
 
-    monkeypatch.setattr(store, "pack", fail)
+    monkeypatch.setattr(appending, "pack", fail)
 
 
+@pytest.mark.slow
 def test_a_real_failed_write_halts_until_the_store_is_opened_again(outbox_dir: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HALT, str(outbox_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -139,6 +140,7 @@ def test_a_halted_store_still_takes_alarms_and_orders_to_reconcile(
             box.enqueue("log", {})
 
 
+@pytest.mark.slow
 def test_a_store_on_a_full_disk_drains_without_ledger_copies(outbox_dir: Path) -> None:
     done = subprocess.run([sys.executable, "-c", DRAIN, str(outbox_dir)], capture_output=True, text=True, check=True)
     assert done.stdout == "0 300 True 300 True\n"
@@ -147,6 +149,7 @@ def test_a_store_on_a_full_disk_drains_without_ledger_copies(outbox_dir: Path) -
         assert box.enqueue("log", {}).seq == 301
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [OSError(5, "Input/output error"), lmdb.Error("short write"), lmdb.DiskError("full"), lmdb.MapFullError("x")],
@@ -175,6 +178,7 @@ def test_the_first_failed_write_halts_though_the_next_would_succeed(
         assert box.enqueue("log", {"number": 1}, key="mine").seq == 2
 
 
+@pytest.mark.slow
 def test_a_call_without_a_key_is_given_the_one_to_retry_with(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Outbox.open(outbox_dir) as box:
         failing_once(box, monkeypatch, OSError("bad disk"))
@@ -194,7 +198,7 @@ def test_a_call_that_was_stored_after_all_is_recognised_by_its_key(
 ) -> None:
     real = store.Store.append
 
-    def doubtful(submissions: list[store.Append], waits: Any) -> None:
+    def doubtful(submissions: list[appending.Append], waits: Any) -> None:
         real(box.store, submissions, waits)
         raise DurabilityError("the flush was reported as failed")
 
@@ -306,6 +310,7 @@ class LetsTheNextWriterIn:
             raise lmdb.Error("mdb_txn_commit: Input/output error")
 
 
+@pytest.mark.slow
 def test_nothing_is_acknowledged_between_a_failed_commit_and_its_halt(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,6 +374,7 @@ def test_a_halt_that_cannot_be_published_is_still_a_halt(outbox_dir: Path, caplo
             box.enqueue("log", {})
 
 
+@pytest.mark.slow
 def test_the_halt_of_an_earlier_engine_is_not_taken_for_a_halt_of_this_one(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.store._latch("enqueue", OSError("bad disk"))
@@ -387,6 +393,7 @@ with Outbox.attach(sys.argv[1]) as box:
 """
 
 
+@pytest.mark.slow
 def test_an_engine_that_halted_is_not_back_before_the_store_could_be_verified(outbox_dir: Path) -> None:
     box = Outbox.open(outbox_dir)
     box.enqueue("log", {})
@@ -400,13 +407,14 @@ def test_an_engine_that_halted_is_not_back_before_the_store_could_be_verified(ou
         box = Outbox.open(outbox_dir)
         box.store._latch("enqueue", OSError("bad disk"))
         box.close()
-        with pytest.raises(StoreLocked, match="must be verified after a write failed, and somebody has it open"):
+        with pytest.raises(StoreLocked, match="must be verified after a write failed, and another process has it open"):
             Outbox.open(outbox_dir)
         observer.communicate()
     with Outbox.open(outbox_dir) as again:
         assert again.enqueue("log", {}).seq == 2
 
 
+@pytest.mark.slow
 def test_whoever_verifies_the_store_forgets_the_halt(outbox_dir: Path) -> None:
     box = Outbox.open(outbox_dir)
     box.store._latch("enqueue", OSError("bad disk"))
@@ -509,6 +517,7 @@ def fill_up(box: Outbox) -> int:
     raise AssertionError("the quota was never met")
 
 
+@pytest.mark.slow
 def test_a_full_store_refuses_entries_but_drains_and_then_takes_them_again(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
         taken = fill_up(box)
@@ -526,6 +535,7 @@ def test_a_full_store_refuses_entries_but_drains_and_then_takes_them_again(outbo
         assert box.enqueue("log", {"text": "x" * 1500}).seq == taken + 1
 
 
+@pytest.mark.slow
 def test_a_full_store_is_an_operators_matter(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
         fill_up(box)
@@ -540,7 +550,7 @@ def test_a_full_store_is_an_operators_matter(outbox_dir: Path) -> None:
 def full_of_history(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Outbox, FakeClock]]:
     """A store that keeps settled entries for an hour and is full of them, and of a dead letter."""
     monkeypatch.setattr(quota, "KEPT_HISTORY", 20)
-    monkeypatch.setattr(status, "KEPT_HISTORY", 20)
+    monkeypatch.setattr(findings, "KEPT_HISTORY", 20)
     clock = FakeClock()
     with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1, retention_hours=1), clock=clock) as box:
         box.enqueue("log", {"text": "bad"})
@@ -556,6 +566,7 @@ def enqueue_and_settle(box: Outbox, count: int) -> None:
         box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
 
 
+@pytest.mark.slow
 def test_history_makes_room_for_new_entries(
     full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -580,6 +591,7 @@ def test_history_makes_room_for_new_entries(
     assert warned.endswith(" left before 1.0 hours were over")
 
 
+@pytest.mark.slow
 def test_what_has_expired_makes_room_without_a_word(
     full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -589,11 +601,13 @@ def test_what_has_expired_makes_room_without_a_word(
     assert "history leaves" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_large_entry_makes_as_much_room_as_it_needs(full_of_history: tuple[Outbox, FakeClock]) -> None:
     box, _ = full_of_history
     box.enqueue("log", {"text": "x" * 200_000})
 
 
+@pytest.mark.slow
 def test_what_left_early_is_told_once(
     full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -607,6 +621,7 @@ def test_what_left_early_is_told_once(
     assert len(caplog.records) == said
 
 
+@pytest.mark.slow
 def test_dead_letters_make_room_as_soon_as_they_are_answered(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quota, "KEPT_HISTORY", 20)
     with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
@@ -624,6 +639,7 @@ def test_dead_letters_make_room_as_soon_as_they_are_answered(outbox_dir: Path, m
         box.enqueue("log", {"text": "x" * 1500})
 
 
+@pytest.mark.slow
 def test_pending_entries_never_make_room(full_of_history: tuple[Outbox, FakeClock]) -> None:
     box, _ = full_of_history
     seqs = [box.enqueue("log", {"text": "x" * 1500}).seq for _ in range(100)]
@@ -636,6 +652,7 @@ def test_pending_entries_never_make_room(full_of_history: tuple[Outbox, FakeCloc
     assert box.status().health is Health.NEEDS_OPERATOR
 
 
+@pytest.mark.slow
 def test_history_is_kept_while_postgresql_lacks_something(full_of_history: tuple[Outbox, FakeClock]) -> None:
     box, _ = full_of_history
     box.alarms.sound(FORGOTTEN, "restored")
@@ -647,6 +664,7 @@ def test_history_is_kept_while_postgresql_lacks_something(full_of_history: tuple
     assert any("the store is full" in said for said in box.status().needs_operator)
 
 
+@pytest.mark.slow
 def test_history_that_cannot_be_read_is_reported_and_kept(
     full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -673,7 +691,7 @@ def test_one_entry_that_does_not_fit_takes_nobody_else_with_it(outbox_dir: Path)
 def test_a_neighbour_in_the_same_commit_that_does_not_fit_harms_nobody_else(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
         texts = ("small", "x" * 900_000, "small too")
-        submissions = [store.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
+        submissions = [appending.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
         box.store.append(submissions)
         assert [type(one.error) for one in submissions] == [type(None), StoreFull, type(None)]
         assert [entry.args["text"] for entry in box.pending()] == ["small", "small too"]
@@ -685,7 +703,7 @@ def test_a_neighbour_for_which_the_disk_has_no_room_harms_nobody_else(
     with Outbox.open(outbox_dir, OutboxConfig(min_free_mb=160)) as box:
         with_free_bytes(monkeypatch)(11 << 20)
         texts = ("small", "x" * 900_000)
-        submissions = [store.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
+        submissions = [appending.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]
         box.store.append(submissions)
         assert [type(one.error) for one in submissions] == [type(None), StoreFull]
         assert [entry.args["text"] for entry in box.pending()] == ["small"]

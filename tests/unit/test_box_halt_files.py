@@ -66,6 +66,7 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [remove, replace])
 @pytest.mark.parametrize("name", ["lock.mdb", "engine.lock", "access.lock", "data.mdb"])
 def test_file_that_is_gone_halts_at_the_next_write(
@@ -88,6 +89,7 @@ def test_file_that_is_gone_halts_at_the_next_write(
         assert again.enqueue("log", {"number": 3}).seq >= 2
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_after_lock_file_was_removed(outbox_dir: Path, verified: list[Path]) -> None:
     """The reflex against "stale locks", with a second process that writes."""
     box = Outbox.open(outbox_dir)
@@ -119,6 +121,7 @@ def test_files_are_watched_after_a_vacuum(outbox_dir: Path) -> None:
             box.enqueue("log", {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noted", [True, False])
 def test_halt_is_remembered_beside_an_attached_process(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, verified: list[Path], noted: bool
@@ -154,6 +157,7 @@ def refused(*_: Any) -> None:
     raise OSError(30, "Read-only file system")
 
 
+@pytest.mark.slow
 def test_killed_engine_is_verified_beside_an_attached_process(outbox_dir: Path, verified: list[Path]) -> None:
     """And is served: a relay in a process of its own does not keep the next engine out."""
     Outbox.open(outbox_dir).close()

@@ -88,6 +88,7 @@ def test_a_relay_that_died_and_one_that_has_only_begun(outbox_dir: Path) -> None
         lock.release()
 
 
+@pytest.mark.slow
 def test_every_figure_of_the_status(outbox_dir: Path) -> None:
     clock = FakeClock()
     config = OutboxConfig(max_size_mb=64, min_free_mb=32)

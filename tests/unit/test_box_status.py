@@ -150,6 +150,7 @@ def cost_of_status(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> Counter[str]
     return calls
 
 
+@pytest.mark.slow
 def test_status_costs_the_same_with_ten_and_with_twenty_thousand_entries(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +166,7 @@ def test_status_costs_the_same_with_ten_and_with_twenty_thousand_entries(
     assert few.total() < 20
 
 
+@pytest.mark.slow
 def test_another_process_sees_the_same(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         fill(box, 3)

@@ -118,6 +118,7 @@ def refuse_constant(name: str) -> None:
     raise AssertionError(f"{name} is no JSON")
 
 
+@pytest.mark.slow
 @bounded
 @given(values)
 def test_every_value_comes_back_with_its_type_and_content(value: Any) -> None:
@@ -128,6 +129,7 @@ def test_every_value_comes_back_with_its_type_and_content(value: Any) -> None:
     json.loads(plain, parse_constant=refuse_constant)
 
 
+@pytest.mark.slow
 @bounded
 @given(st.dictionaries(texts, st.one_of(scalars(), st.sets(hashables(), max_size=4)), max_size=6))
 def test_equal_arguments_give_equal_bytes_whatever_their_order(args: dict[str, Any]) -> None:
@@ -149,6 +151,7 @@ anything = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(bounded, max_examples=400)
 @given(
     st.one_of(
@@ -495,17 +498,3 @@ def test_arguments_are_encoded_like_any_value_and_kept_decoded_only_where_that_i
     flat, nested = {"a": 1}, {"a": (1, 2)}
     assert codec.encode_args(flat) == (*codec.encode(flat), flat)
     assert codec.encode_args(nested) == (*codec.encode(nested), None)
-
-
-def test_a_time_of_day_with_its_zone_is_a_kind_of_its_own() -> None:
-    times: dict[str, Any] = {
-        "at": time(9, 30, tzinfo=UTC),
-        "again": time(2, fold=1),
-        "zoned": datetime(2024, 1, 1, tzinfo=UTC),
-    }
-    plain, types, _ = codec.encode_args(times)
-    assert dict(zip(codec.field_names(plain), codec.kinds(plain, types), strict=True)) == {
-        "at": "timetz",
-        "again": "time",
-        "zoned": "aware",
-    }

@@ -192,13 +192,13 @@ def test_a_loss_says_what_is_missing_and_where_the_database_stands() -> None:
     loss = judge([MARK], [row(S2, 60), replace(row(S1, 49), settled_seq=300)])
     assert loss is not None
     assert loss.message == (
-        "PostgreSQL lacks what it had acknowledged, or this store is an older copy of itself: transaction 50 of "
+        "PostgreSQL lost entries that it acknowledged, or this store is an older copy of itself: transaction 50 of "
         f"session {S1} is not there; the newest is 60 of {S2}"
     )
     loss = judge([MARK], [])
     assert loss is not None
     assert loss.message == (
-        "this database has never acknowledged anything to this store, or one of the two has forgotten it"
+        "this database has never acknowledged anything to this store, or one of them lost its record"
     )
 
 

@@ -71,13 +71,19 @@ def test_screen_is_none_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
         ),
         (
             Report(acknowledged=6745, applied=6743, lost=2, duplicated=1),
-            "2 of 6,745 acknowledged writes are lost, 1 are doubled, after 2 outages.",
+            "2 of 6,745 acknowledged writes are lost, 1 is doubled, after 2 outages.",
         ),
         (Report(), "Nothing was shown: the engine got no write acknowledged."),
     ],
 )
 def test_verdict_is_a_sentence(report: Report, sentence: str) -> None:
     assert _verdict(report, 2) == sentence
+
+
+def test_verdict_tells_one_from_several() -> None:
+    assert _verdict(Report(acknowledged=9, applied=8, lost=1), 1) == (
+        "1 of 9 acknowledged writes is lost, 0 are doubled, after 1 outage."
+    )
 
 
 @pytest.mark.parametrize("lost", [0, 1])

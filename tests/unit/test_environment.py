@@ -118,6 +118,7 @@ def test_the_leftover_of_a_killed_creation_is_harmless(outbox_dir: Path) -> None
     assert leftover.is_dir()
 
 
+@pytest.mark.slow
 def test_processes_that_race_to_create_get_one_store(outbox_dir: Path) -> None:
     racers = [
         subprocess.Popen(
@@ -165,6 +166,7 @@ def test_a_missing_or_empty_data_file_is_corruption_and_not_a_new_store(
     assert (damage == "empty") == data.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trust", [False, True])
 def test_the_data_file_of_another_store_is_recognised(outbox_dir: Path, tmp_path: Path, trust: bool) -> None:
     make(outbox_dir)
@@ -176,6 +178,7 @@ def test_the_data_file_of_another_store_is_recognised(outbox_dir: Path, tmp_path
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trust", [False, True])
 def test_a_data_file_that_is_none_is_corruption(outbox_dir: Path, trust: bool) -> None:
     make(outbox_dir)
@@ -261,12 +264,14 @@ def test_an_identity_that_is_unreadable_or_newer_is_refused(
 # -- the machine beneath
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit_mb", "map_gb"), [(6000, 4), (2000, 1)])
 def test_the_map_is_as_large_as_the_address_space_allows(outbox_dir: Path, limit_mb: int, map_gb: int) -> None:
     run = [sys.executable, "-c", OPEN_WITH_LITTLE_ADDRESS_SPACE, str(outbox_dir), str(limit_mb)]
     assert subprocess.run(run, capture_output=True, text=True, check=True).stdout.split() == ["1", str(map_gb)]
 
 
+@pytest.mark.slow
 def test_too_little_address_space_is_said(outbox_dir: Path) -> None:
     run = [sys.executable, "-c", OPEN_WITH_LITTLE_ADDRESS_SPACE, str(outbox_dir), "900"]
     said = subprocess.run(run, capture_output=True, text=True, check=False).stderr

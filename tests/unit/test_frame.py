@@ -88,6 +88,7 @@ def test_every_record_has_a_frame_of_its_kind(outbox_dir: Path) -> None:
     assert seen == KINDS
 
 
+@pytest.mark.slow
 def test_one_changed_bit_in_any_record_is_noticed(outbox_dir: Path) -> None:
     """Whatever it counts or leads to: verifying the store, or opening it, says so."""
     rng = random.Random(7)
@@ -113,6 +114,7 @@ def write(directory: Path, name: str, key: bytes, value: bytes) -> None:
     environment.close()
 
 
+@pytest.mark.slow
 def test_a_store_without_frames_stays_readable(unframed: Path, tmp_path: Path) -> None:
     verify.check_all(unframed)
     lines: list[bytes] = []
@@ -148,6 +150,7 @@ def test_a_store_without_frames_stays_readable(unframed: Path, tmp_path: Path) -
         assert (status.pending, status.completed, status.dead_letters, status.quarantined) == (4, 3, 2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_a_malformed_file_ends_with_one_sentence(unframed: Path, tmp_path: Path, seed: int) -> None:
     """Any value of any line is replaced by another one; then nothing is imported, or the store is sound."""

@@ -140,6 +140,7 @@ def test_a_halt_in_the_process_of_a_relay_is_handed_over_there(outbox_dir: Path,
         until(lambda: told.events == [relays.store.halt_reason])
 
 
+@pytest.mark.slow
 def test_the_state_is_handed_over_at_the_beginning_and_after_a_change(outbox_dir: Path, told: Told) -> None:
     with opened(outbox_dir, on_state=told) as box:
         until(lambda: len(told.events) == 1)

@@ -34,12 +34,14 @@ def test_import_of_the_package_loads_no_library() -> None:
     assert HEAVY & loaded("import outbox") == set()
 
 
+@pytest.mark.slow
 def test_an_engine_that_only_enqueues_loads_no_sqlalchemy() -> None:
     found = loaded("from outbox import Outbox, Operation, OutboxConfig, DurabilityError")
     assert "lmdb" in found
     assert {"sqlalchemy", "psycopg2", "asyncio"} & found == set()
 
 
+@pytest.mark.slow
 def test_status_loads_only_what_it_shows(tmp_path: Path) -> None:
     """Monitoring calls the command every few seconds: SQLAlchemy, the demo and rich took three quarters of its time."""
     Outbox.open(tmp_path / "store").close()

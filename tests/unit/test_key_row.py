@@ -62,6 +62,7 @@ def plain_rows(box: Outbox) -> None:
     box.store.maintain("write plain rows", body)
 
 
+@pytest.mark.slow
 def test_store_without_checksums_stays_readable(outbox_dir: Path, tmp_path: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         first = [box.enqueue("log", {"number": number}, key=f"k{number}") for number in range(4)]
@@ -84,6 +85,7 @@ def test_store_without_checksums_stays_readable(outbox_dir: Path, tmp_path: Path
         assert box.compact(timedelta(0)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("bit", [63, 40, 3])
 def test_damaged_row_does_not_move_the_next_number(outbox_dir: Path, tmp_path: Path, bit: int, plain: bool) -> None:

@@ -17,6 +17,7 @@ from outbox.integrations.view.conversions import Unknown, alike, class_named, co
 from outbox.integrations.view.effects import Seen
 from outbox.integrations.view.learned import Learning
 from outbox.integrations.view.learning import ABSENT, Space
+from outbox.integrations.view.local_view import UnknownLocally
 
 BY_NAME = {operation.name: operation for operation in TRADING_OPERATIONS}
 AT = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=timezone(timedelta(hours=2)))
@@ -49,7 +50,7 @@ def test_numbers_of_any_type_are_exact() -> None:
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (1 / 3, 0.33333333), (1 / 3, Decimal("0.33333333")), (Decimal(5), 5.0), (5, Decimal(5)), ("5", 5),
+        (1 / 3, 0.33333333), (1 / 3, Decimal("0.33333333")), (Decimal(5), 5.0), (5, Decimal("5.00000000")), ("5", 5),
         (Side.LONG, "LONG"), (Side.LONG, "long"), ("Long", "LONG"), ("long", Shown.LONG), (Side.LONG, Shown.LONG),
         (AT, AT), (AT, NAIVE), (AT, AT.astimezone(UTC).isoformat()),
         (AT, NAIVE.replace(microsecond=0)), (UUID(int=7), str(UUID(int=7))), ("entry", "entry"),
@@ -248,3 +249,50 @@ def test_a_balance_is_added_in_the_arithmetic_that_was_seen() -> None:
     again = Learning()
     again.load(learning.dump())
     assert again.possible_sums == {"float"}
+
+
+def test_a_new_kind_of_call_takes_as_many_ids_as_others_did() -> None:
+    """So that rows beside the one whose id is told have the same ids whenever the call is replayed."""
+    learning, operation = Learning(), BY_NAME["log_position"]
+
+    def call(**more: Any) -> Seen:
+        return Seen(operation, {"symbol": "x", **more}, {"session": 1}, {})
+
+    assert learning.sides(call()) == {}
+    learning.learn(call(side="LONG"), {})
+    learning.learn_sides(call(side="LONG"), {"orders.id": 2, "legs.id": 1})
+    learning.learn(call(side="SHORT"), {})
+    learning.learn_sides(call(side="SHORT"), {"orders.id": 1})
+    assert learning.sides(call(side="long", stop_loss=1)) == {"orders.id": 2, "legs.id": 1}
+    assert learning.sides(call(side="SHORT")) == {"orders.id": 1}
+    assert learning.sides(Seen(BY_NAME["log_trade"], {"symbol": "x"}, {"session": 1}, {})) == {}
+
+
+@pytest.mark.parametrize(("one", "other", "is_one"), [("1.000000004", "1", True), ("1.00000001", "1", False)])
+def test_a_balance_that_differs_in_the_last_place_is_another(one: str, other: str, is_one: bool) -> None:
+    learning = Learning()
+    assert learning.is_balance(Decimal(one), Decimal(other))
+    learning.possible_scales = {8}
+    assert learning.is_balance(Decimal(one), Decimal(other)) is is_one
+
+
+def test_amounts_of_other_decimal_places_are_spelled_otherwise() -> None:
+    assert not alike(Decimal("-0.3"), Decimal("-0.300000"))
+    assert alike([Decimal("1.50")], [Decimal("1.50")])
+    assert conversions(Decimal("1.5"), Decimal("1.500000"), (None, 4, 6)) == [["decimal", 6]]
+    learning, seen = Learning(), changing(Decimal("1.5"))
+    learning.learn_balance(seen, Decimal("2.000000"), Decimal("3.500000"))
+    assert learning.possible_scales == {None, 6}
+    learning.learn_balance(changing(Decimal("1.1234567")), Decimal("2.000000"), Decimal("3.123457"))
+    assert str(learning.balance_after(seen.operation, Decimal("2.000000"), 4)) == "6.000000"
+
+
+def test_a_computed_change_is_not_told_for_the_one_that_was_given() -> None:
+    """Both explain a change that is seen first; where they differ the manager has to be asked."""
+    learning, old = Learning(), Decimal("4000.7")
+    learn_yield(learning, changing(-0.5), {"change": -0.5}, old)
+    assert tell(learning, changing(-0.25), old) == {"change": -0.25}
+    with pytest.raises(UnknownLocally, match="it may become"):
+        tell(learning, changing(-11.11111111111), old)["change"]
+    learn_yield(learning, changing(-11.11111111111), {"change": -11.11111111111}, old)
+    assert tell(learning, changing(-0.3), old) == {"change": -0.3}

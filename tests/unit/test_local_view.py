@@ -13,9 +13,10 @@ import pytest
 
 from outbox.integrations.operations import TRADING_OPERATIONS
 from outbox.integrations.view import checks
-from outbox.integrations.view.effects import Seen, Tables, tables_of
+from outbox.integrations.view.effects import Seen, Tables
 from outbox.integrations.view.folds import fold, seen_of
 from outbox.integrations.view.local_view import LocalView, UnknownLocally, exact, plain
+from outbox.integrations.view.row_forms import RowForms
 
 AT = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 BY_NAME = {operation.name: operation for operation in TRADING_OPERATIONS}
@@ -25,13 +26,19 @@ class Side(Enum):
     LONG = "long"
 
 
+def tables_of(positions: Any, orders: Any) -> Tables:
+    tables, unknown = RowForms().tables_of(positions, orders)
+    assert not unknown
+    return tables
+
+
 def did(view: LocalView, name: str, session: int | None = 1, id_: int | None = None, **call: Any) -> bool:
     """A durable call of the trading operation `name`; whether its effect was known."""
     return fold(view, BY_NAME[name], call, noted(session, id_))
 
 
 def noted(session: int | None, id_: int | None) -> dict[str, Any]:
-    return {"session": session, "at": AT} | ({} if id_ is None else {"id": id_})
+    return {"session": session, "at": AT, "seq": 1} | ({} if id_ is None else {"id": id_})
 
 
 def taught(view: LocalView, name: str, after: Tables, id_: int | None = None, **call: Any) -> None:
@@ -258,10 +265,13 @@ def test_a_state_of_another_format_is_left_alone(view: LocalView, monkeypatch: p
 
 
 def test_rows_that_cannot_be_told_apart_are_not_answered(view: LocalView) -> None:
-    view.observe_session(1, 99.5, None, active=True)
+    """One table by itself: the other one is answered."""
+    tables, unknown = RowForms().tables_of([{"symbol": "ETH-USD"}], [{"client_order_id": "o"}])
+    view.observe_session(1, 99.5, tables, active=True, unknown=unknown)
     assert view.balance(1) == Decimal("99.5")
-    with pytest.raises(UnknownLocally, match="no lists of dicts"):
+    with pytest.raises(UnknownLocally, match="rows of positions show none of id, position_id"):
         view.open_positions(1)
+    assert view.unresolved_orders(1) == [{"client_order_id": "o"}]
 
 
 def test_a_session_of_which_nothing_is_shown_stays_unknown(view: LocalView) -> None:
@@ -407,7 +417,8 @@ def order_was_made(view: LocalView, id_: int, side: str, order_type: str, **more
 def make_order(view: LocalView, id_: int, side: str, order_type: str, **more: Any) -> dict[str, Any]:
     call = {"client_order_id": f"c-{id_}", "side": side, "order_type": order_type, **more}
     did(view, "create_order_journal_entry", id_=id_, **call)
-    return view.unresolved_orders(1)[-1]
+    row: dict[str, Any] = view.unresolved_orders(1)[-1]
+    return row
 
 
 def test_values_that_were_seen_are_known_in_any_combination(view: LocalView) -> None:

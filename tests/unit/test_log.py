@@ -39,6 +39,7 @@ def _calls(source: str) -> Iterator[ast.Call]:
             yield node
 
 
+@pytest.mark.slow
 def test_each_fact_of_a_message_is_in_its_text() -> None:
     seen, wrong = 0, []
     for path in _files():

@@ -20,7 +20,7 @@ from outbox.monitoring.figures import FIGURES
 from outbox.store.reads import UNKNOWN_BYTES
 from tests.unit.fakes.rig import Rig, permanent
 
-MANUAL = Path(__file__).resolve().parents[2] / "docs" / "outbox.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
 
 
 @pytest.fixture
@@ -111,6 +111,7 @@ def test_registering_does_not_read_the_store() -> None:
     prometheus_client.CollectorRegistry().register(StatusCollector(look, "s"))
 
 
+@pytest.mark.slow
 def test_a_server_reads_the_status_when_it_is_scraped(rig: Rig) -> None:
     before = threading.active_count()
     with start_metrics(rig.box, "127.0.0.1:0") as server:
@@ -125,6 +126,7 @@ def test_a_server_reads_the_status_when_it_is_scraped(rig: Rig) -> None:
         get(server.address)
 
 
+@pytest.mark.slow
 def test_a_server_outlives_its_outbox_and_says_so(tmp_path: Path) -> None:
     with Rig(tmp_path / "outbox") as rig:
         server = start_metrics(rig.box, "127.0.0.1:0")
@@ -159,9 +161,12 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
 
 
 def test_the_table_of_metrics_is_complete() -> None:
-    text = MANUAL.read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(lmdb_outbox_\w+)(?:\{([\w, ]+)\})?` \| (\w+) \| (.+) \|$", text, re.MULTILINE)
-    assert rows == [(one.full_name, ", ".join(one.labels), one.kind, f"{one.meaning}.") for one in FIGURES]
+    text = PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(lmdb_outbox_\w+)(?:\{([\w, ]+)\})?` \| (.+) \|$", text, re.MULTILINE)
+    assert rows == [(one.full_name, ", ".join(one.labels), f"{one.meaning}.") for one in FIGURES]
+    assert re.findall(r"`(\w+)` is a counter, all others are gauges", text) == [
+        one.full_name for one in FIGURES if one.kind == "counter"
+    ]
 
 
 # -- who does not ask
@@ -171,6 +176,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_nobody_who_does_not_ask_imports_prometheus(tmp_path: Path) -> None:
     code = f"""
 import sys, threading
@@ -184,6 +190,7 @@ print([name for name in sys.modules if "prometheus" in name or "opentelemetry" i
     assert run(code).stdout.splitlines() == ["['MainThread', 'outbox-writer']", "[]"]
 
 
+@pytest.mark.slow
 def test_without_the_package_the_way_out_is_named(tmp_path: Path) -> None:
     code = f"""
 import sys

@@ -141,6 +141,7 @@ def exported(directory: Path, file: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_store_made_of_an_export_has_its_namespace(outbox_dir: Path, tmp_path: Path) -> None:
     make(outbox_dir)
     file = exported(outbox_dir, tmp_path / "export.jsonl")

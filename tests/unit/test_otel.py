@@ -59,6 +59,7 @@ def test_the_instruments_are_the_figures(tmp_path: Path, monkeypatch: pytest.Mon
     assert collected(reader) == {"lmdb_outbox_up": [(store, 0)]}
 
 
+@pytest.mark.slow
 def test_without_the_package_the_way_out_is_named(tmp_path: Path) -> None:
     code = f"""
 import sys

@@ -60,6 +60,7 @@ def touch_everything(use: Callable[[Path], Outbox], directory: Path) -> None:
             StateFile(directory / f"{role.value}.state").write({"pid": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 @pytest.mark.parametrize("name", [*FILES, "engine.state", "relay.state", "relay.lock"])
 def test_link_in_the_place_of_a_file_is_not_followed(
@@ -83,6 +84,7 @@ def test_pipe_in_the_place_of_a_file_is_refused(outbox_dir: Path) -> None:
         Outbox.attach(outbox_dir)
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize("name", FILES)
 def test_root_gives_nothing_away_through_a_link(reachable: Path, name: str) -> None:
@@ -95,6 +97,7 @@ def test_root_gives_nothing_away_through_a_link(reachable: Path, name: str) -> N
     assert untouched(victim, 0)
 
 
+@pytest.mark.slow
 @needs_root
 def test_root_acts_as_the_owner_of_the_store(reachable: Path) -> None:
     """A file of root's where the owner cannot write is not written to either, nor left behind."""
@@ -111,6 +114,7 @@ def test_root_acts_as_the_owner_of_the_store(reachable: Path) -> None:
     assert [codec.from_json(line)["kind"] for line in lines].count("entry") == 2
 
 
+@pytest.mark.slow
 @needs_root
 def test_root_opens_a_store_whose_owner_cannot_reach_it(reachable: Path) -> None:
     """As a backup of the owner's store in a folder of root's."""

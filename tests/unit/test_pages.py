@@ -68,6 +68,7 @@ def test_it_reads_what_lmdb_reads(outbox_dir: Path, seed: int) -> None:
     assert found == expected
 
 
+@pytest.mark.slow
 def test_free_list_across_a_multiple_of_256_is_in_order(outbox_dir: Path) -> None:
     """A reader pins freed pages, so that the free list names some hundred transactions; its keys are integers."""
     with Outbox.open(outbox_dir) as box:
@@ -88,6 +89,7 @@ def test_free_list_across_a_multiple_of_256_is_in_order(outbox_dir: Path) -> Non
         assert box.status().pending == 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entries", range(252, 260))
 def test_store_of_about_256_commits_opens_after_an_unclean_end(outbox_dir: Path, entries: int) -> None:
     """At 255 commits a sound store was refused: the free list names transactions 255 and 256, FF 00 and 00 01."""
@@ -121,6 +123,7 @@ def test_a_row_that_lies_in_a_page_costs_no_read_of_its_own(outbox_dir: Path, mo
     assert len(reads) == len(walk.pages) < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bit", range(16))
 @pytest.mark.parametrize("page", [0, 1])
 def test_a_meta_page_that_is_taken_for_the_newest_by_mistake_is_noticed(

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from outbox import Outbox
-from outbox.monitoring import status
+from outbox.monitoring import findings
 from tests.unit.fakes.waiting import LONG
 
 
 def test_reader_that_hangs_is_counted(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "_PINNED_COMMITS", 5)
+    monkeypatch.setattr(findings, "_PINNED_COMMITS", 5)
     began, done = threading.Event(), threading.Event()
 
     def hang() -> None:

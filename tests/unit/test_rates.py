@@ -45,6 +45,7 @@ def slow(rig: Rig, seconds: float) -> None:
     rig.target.before = take
 
 
+@pytest.mark.slow
 def test_both_rates_are_those_of_the_last_minute(outbox_dir: Path) -> None:
     with Rig(outbox_dir, sync_interval=1) as rig:
         trade(rig, 120, 1)
@@ -64,6 +65,7 @@ def test_before_five_seconds_are_over_no_rate_is_known(outbox_dir: Path) -> None
         assert rig.box.status().rates.enqueued_per_s == pytest.approx(10, rel=0.2)
 
 
+@pytest.mark.slow
 def test_in_an_outage_the_runway_is_that_of_what_is_enqueued(outbox_dir: Path) -> None:
     with Rig(outbox_dir, sync_interval=1, max_size_mb=1, backoff_cap=5) as rig:
         slow(rig, 0.1)
@@ -100,6 +102,7 @@ def test_a_long_runway_does_not_degrade(outbox_dir: Path) -> None:
         assert [said for said in status.degraded if "full" in said] == []
 
 
+@pytest.mark.slow
 def test_while_a_backlog_is_drained_it_is_known_for_how_long(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=100, busy_batch_size=100) as rig:
         rig.enqueue(*[None] * 2000)

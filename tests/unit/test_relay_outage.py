@@ -16,6 +16,7 @@ from tests.unit.fakes.rig import Rig
 DOWN = TargetUnavailable("connection refused")
 
 
+@pytest.mark.slow
 def test_six_hours_of_outage_consume_no_attempt_and_try_a_bounded_number_of_times(outbox_dir: Path) -> None:
     with Rig(outbox_dir, max_retries=0) as rig:
         rig.target.down = DOWN

@@ -308,6 +308,7 @@ def many(box: Outbox, count: int) -> None:
         box.enqueue("write", {"number": number})
 
 
+@pytest.mark.slow
 def test_stopping_ends_a_drain_of_another_thread(outbox_dir: Path) -> None:
     target = InMemoryTarget(OPERATIONS)
     entered = threading.Event()

@@ -67,6 +67,7 @@ def test_parking_is_logged_once(outbox_dir: Path, caplog: pytest.LogCaptureFixtu
         assert len([line for line in caplog.records if "is parked: " in line.message]) == 1
 
 
+@pytest.mark.slow
 def test_backlog_of_a_parked_operation_is_not_walked_at_each_try(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,8 +9,7 @@ from uuid import UUID
 import pytest
 
 from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked, TargetMisconfigured
-from outbox.relay import delivery
-from outbox.relay.reconcile import Reconciler
+from outbox.relay import housekeeping
 from outbox.store import store
 from outbox.store.continuity import Mark
 from outbox.store.reads import MANY_DAMAGED
@@ -230,6 +229,7 @@ def test_housekeeping_prunes_what_is_older_than_the_retention(outbox_dir: Path) 
         assert rig.box.status().completed == 3
 
 
+@pytest.mark.slow
 def test_housekeeping_prunes_a_little_at_a_time(outbox_dir: Path) -> None:
     with Rig(outbox_dir, retention_hours=1) as rig:
         rig.group(*[None] * 2600)
@@ -279,7 +279,7 @@ def test_housekeeping_prunes_piece_by_piece_until_all_that_expired_is_gone(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, idle: bool
 ) -> None:
     monkeypatch.setattr(store, "CHUNK", 1)
-    monkeypatch.setattr(delivery, "_PRUNE_ROWS" if idle else "_PRUNE_ROWS_BUSY", 2)
+    monkeypatch.setattr(housekeeping, "_PRUNE_ROWS" if idle else "_PRUNE_ROWS_BUSY", 2)
     with Rig(outbox_dir, retention_hours=1, batch_size=1) as rig:
         rig.enqueue(*[None] * 5)
         rig.settle()
@@ -301,7 +301,7 @@ def test_nothing_is_pruned_while_something_waits_to_be_reconciled(
         rig.settle()
         rig.clock.advance(7200)
         with monkeypatch.context() as patch:
-            patch.setattr(Reconciler, "waiting", True)
+            patch.setattr(rig.relay._reconciler, "waiting", True)
             rig.step()
             assert rig.box.status().ledger == 1
         rig.clock.advance(60)

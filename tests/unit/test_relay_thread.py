@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from outbox import Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnavailable
-from outbox.relay.reconcile import Reconciliation
+from outbox.relay.orders import Reconciliation
 from outbox.store.envelope import Record
 from outbox.store.locks import Role, died_holding
 from outbox.store.reads import Peeked
@@ -129,6 +129,7 @@ def test_stop_lets_a_batch_in_flight_end(box: Outbox, target: InMemoryTarget, re
     assert target.interrupted == 0
 
 
+@pytest.mark.slow
 def test_stop_interrupts_a_batch_that_does_not_end(
     box: Outbox, target: InMemoryTarget, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +247,7 @@ def test_drain_does_not_wait_for_what_is_enqueued_after_it(
     target.before = None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threaded", [True, False])
 def test_drain_gives_up_at_its_timeout(box: Outbox, target: InMemoryTarget, relay: Relay, threaded: bool) -> None:
     target.down = TargetUnavailable("connection refused")
@@ -650,6 +652,7 @@ def test_an_idle_thread_waits_for_work_as_long_as_its_step_said(outbox_dir: Path
                 assert naps.noted[0] == interval
 
 
+@pytest.mark.slow
 def test_in_an_outage_work_is_no_reason_to_try_earlier_but_somebody_who_waits_is(
     outbox_dir: Path, target: InMemoryTarget
 ) -> None:

@@ -135,6 +135,7 @@ def file(outbox_dir: Path, tmp_path: Path) -> Path:
     return tmp_path / "export.jsonl"
 
 
+@pytest.mark.slow
 def test_a_store_made_from_an_export_is_the_same_store(outbox_dir: Path, file: Path, tmp_path: Path) -> None:
     done = bring(file, tmp_path / "new")
     assert (done.created, done.known, done.conflicts, done.remains, done.renumbered) == (True, 0, 0, 1, False)
@@ -155,12 +156,14 @@ def test_a_store_made_from_an_export_is_the_same_store(outbox_dir: Path, file: P
     assert export(tmp_path / "new", tmp_path / "again.jsonl").sound
 
 
+@pytest.mark.slow
 def test_its_export_is_the_same_byte_by_byte(file: Path, tmp_path: Path) -> None:
     bring(file, tmp_path / "new")
     export(tmp_path / "new", tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_importing_again_changes_nothing(outbox_dir: Path, file: Path, tmp_path: Path) -> None:
     for target in (outbox_dir, tmp_path / "new"):
         bring(file, target)
@@ -173,6 +176,7 @@ def test_importing_again_changes_nothing(outbox_dir: Path, file: Path, tmp_path:
             assert contents(box) == before
 
 
+@pytest.mark.slow
 def test_what_an_older_backup_lacks_is_added_at_its_place(outbox_dir: Path, tmp_path: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         for number in range(3):
@@ -198,6 +202,7 @@ def test_a_newer_small_record_of_the_store_stays(outbox_dir: Path, file: Path) -
         assert box.store.get_meta("ids:trades") == b'{"next": 99}'
 
 
+@pytest.mark.slow
 def test_another_store_takes_it_only_when_told_and_behind_what_it_has(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     with Outbox.open(other) as box:
@@ -246,6 +251,7 @@ def test_what_was_discarded_while_it_was_pending_is_asked_for_in_the_other_store
         bring(bad, tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_a_key_that_is_in_use_for_something_else_is_left_to_an_operator(file: Path, tmp_path: Path) -> None:
     bring(file, tmp_path / "new")
 
@@ -267,7 +273,7 @@ def test_a_key_that_is_in_use_for_something_else_is_left_to_an_operator(file: Pa
 
 BAD: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "an argument was changed": (lambda lines: lines[4]["args"].update(number=2), "do not fit their payload hash"),
-    "a key was cut": (lambda lines: lines[4].update(key="ab"), "has 1 bytes, expected 16"),
+    "a key was cut": (lambda lines: lines[4].update(key="ab"), "has 1 byte, expected 16"),
     "a field is missing": (lambda lines: lines[4].pop("captured_at"), "KeyError"),
     "a state is unknown": (lambda lines: lines[4].update(state="done"), "'done' is not a valid State"),
     "a kind is unknown": (lambda lines: lines[4].update(kind="x"), "'x' is no kind of line"),
@@ -314,6 +320,7 @@ def test_what_is_no_export_is_refused(tmp_path: Path, text: bytes) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_nobody_else_may_have_the_store_open(outbox_dir: Path, file: Path) -> None:
     with Outbox.open(outbox_dir), pytest.raises(StoreLocked):
         bring(file, outbox_dir)
@@ -331,6 +338,7 @@ def test_there_must_be_something_to_read(tmp_path: Path) -> None:
             call(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_existing_directory_is_filled_and_a_full_one_refused(file: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert bring(file, tmp_path / "empty").created
@@ -358,6 +366,7 @@ importing.restore(Path(sys.argv[1]), Path(sys.argv[2]), OutboxConfig(), SystemCl
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [1, 7, 13])
 def test_an_import_that_is_killed_has_not_happened(file: Path, tmp_path: Path, line: int) -> None:
     target = tmp_path / "new"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from outbox import Health, OutboxConfig, OutboxStatus, RelayStatus
-from outbox.monitoring.status import assess
+from outbox.monitoring.findings import assess
 
 MIB = 1 << 20
 CONFIG = OutboxConfig(alert_pending=100, min_free_mb=50)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from outbox import IdempotencyConflict, Outbox, StoreCorrupt
+from outbox.store.appending import Append
 from outbox.store.envelope import Record, pack, seq_key
-from outbox.store.store import Append
 from tests.unit.fakes.rig import FakeClock
 
 

@@ -27,12 +27,13 @@ from outbox import (
 )
 from outbox.store import envelope, small
 from outbox.store import ledger as ledger_module
+from outbox.store.appending import Append
 from outbox.store.continuity import UNKNOWN, Mark
 from outbox.store.counters import Counters
 from outbox.store.envelope import Record, seq_key
 from outbox.store.gate import COUNTERS_KEY
 from outbox.store.ledger import Settlement
-from outbox.store.store import Append, Store
+from outbox.store.store import Store
 from tests.unit.fakes.rig import FakeClock
 
 
@@ -326,6 +327,7 @@ def test_an_observer_may_answer_and_the_listeners_are_told(box: Outbox) -> None:
 # -- retention
 
 
+@pytest.mark.slow
 def test_expired_entries_are_pruned_with_their_keys(box: Outbox, clock: FakeClock) -> None:
     for number in range(600):
         box.enqueue("log", {"number": number}, key=f"k{number}")
@@ -568,6 +570,7 @@ def test_a_sequence_number_behind_the_last_pending_one_is_corruption(box: Outbox
     assert seqs(box.pending()) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_counters_that_do_not_add_up_keep_the_store_shut(box: Outbox, outbox_dir: Path) -> None:
     enqueue(box, 3)
     opened = raw(box)
@@ -750,6 +753,7 @@ def test_a_discarded_key_can_be_freed_for_another_entry(box: Outbox) -> None:
 # -- a large settlement
 
 
+@pytest.mark.slow
 def test_a_large_settlement_lets_others_write_in_between(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     records = enqueue(box, 700)
     sizes: list[int] = []

@@ -101,6 +101,7 @@ def unchanged(box: Outbox, directory: Path) -> Any:
     return content(box), info.st_ino, info.st_size, sorted(os.listdir(directory))
 
 
+@pytest.mark.slow
 def test_beside_another_process_it_refuses_and_changes_nothing(box: Outbox, outbox_dir: Path) -> None:
     records = list(box.store.records("pending"))
     box.store.settle(Settlement(completed=[(record, b"") for record in records[:10]]))
@@ -172,6 +173,7 @@ def test_a_copy_that_runs_out_of_room_leaves_the_store_as_it_was(
     assert not list(outbox_dir.glob(".vacuum-*"))
 
 
+@pytest.mark.slow
 def test_a_swap_that_may_not_survive_a_power_cut_halts(
     box: Outbox, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +259,7 @@ def test_a_vacuum_needs_no_room_outside_of_the_stores_folder(
         assert [entry.args for entry in box.pending()] == [{"a": 1}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ENOMEM])
 def test_vacuum_that_cannot_reopen_halts(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def refuse(directory: Path) -> None:

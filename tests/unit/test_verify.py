@@ -46,7 +46,7 @@ def more_acknowledged(_: Any, txn: Any) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
     "a ledger record": (lambda env, txn: txn.put(seq_key(1), b"garbage", db=env.ledger), "ledger: entry 1 is damaged"),
-    "an idempotency record": (lambda env, txn: txn.put(b"short", b"x", db=env.idempotency), "has 5 . 1 bytes"),
+    "an idempotency record": (lambda env, txn: txn.put(b"short", b"x", db=env.idempotency), "has 5 . 1 byte,"),
     "a vanished entry": (lambda env, txn: txn.delete(seq_key(3), db=env.pending), "4 entries .* accounted for: 3"),
     "an entry that nobody counted": (more_acknowledged, "7 entries were acknowledged, accounted for: 4"),
     "an entry of the future": (lambda env, txn: txn.put(seq_key(99), b"x", db=env.pending), "entry 99 is not below"),
@@ -56,6 +56,7 @@ DAMAGES: dict[str, tuple[Callable[[Any, Any], None], str]] = {
 }
 
 
+@pytest.mark.slow
 def test_a_sound_store_has_no_problems(outbox_dir: Path) -> None:
     make(outbox_dir)
     assert list(soundness.problems(outbox_dir)) == []
@@ -65,6 +66,7 @@ def test_a_sound_store_has_no_problems(outbox_dir: Path) -> None:
 HISTORY = ("a ledger record", "an idempotency record")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [damage for damage in DAMAGES if damage not in HISTORY])
 def test_damage_is_named_and_keeps_the_store_shut(outbox_dir: Path, damage: str) -> None:
     change, message = DAMAGES[damage]
@@ -75,6 +77,7 @@ def test_damage_is_named_and_keeps_the_store_shut(outbox_dir: Path, damage: str)
     assert (outbox_dir / "data.mdb").read_bytes() == data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", HISTORY)
 @pytest.mark.parametrize("forked", [False, True])
 def test_damaged_history_is_reported_beside_the_engine(
@@ -101,6 +104,7 @@ def test_damaged_history_is_reported_beside_the_engine(
         assert not box.status().alarms
 
 
+@pytest.mark.slow
 def test_unfinished_check_of_the_history_is_repeated(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(outbox_dir, DAMAGES["a ledger record"][0])
     with monkeypatch.context() as patch:
@@ -115,6 +119,7 @@ def test_unfinished_check_of_the_history_is_repeated(outbox_dir: Path, monkeypat
         assert LEDGER_DAMAGED in box.status().alarms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vacuum", [True, False])
 def test_check_of_the_history_gives_way(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, vacuum: bool) -> None:
     """A child that takes for ever keeps neither a vacuum nor the end of the engine waiting."""
@@ -155,12 +160,14 @@ def test_the_same_is_found_in_this_process(outbox_dir: Path, damage: str) -> Non
     assert list(soundness.problems(outbox_dir))
 
 
+@pytest.mark.slow
 def test_a_damaged_pending_record_does_not_keep_the_store_shut(outbox_dir: Path) -> None:
     make(outbox_dir, lambda env, txn: txn.put(seq_key(3), b"garbage", db=env.pending))
     with Outbox.open(outbox_dir) as box:
         assert box.store.peek(0, 10).damaged == [(3, b"garbage", "entry 3 is damaged: 7 bytes, a header has 122")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
 def test_a_cut_file_is_found_without_dying(outbox_dir: Path, kept: float) -> None:
     make(outbox_dir)
@@ -171,6 +178,7 @@ def test_a_cut_file_is_found_without_dying(outbox_dir: Path, kept: float) -> Non
     assert "problem" in words(outbox_dir)
 
 
+@pytest.mark.slow
 def test_a_file_cut_after_a_clean_end_is_found_too(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         for number in range(50):
@@ -181,6 +189,7 @@ def test_a_file_cut_after_a_clean_end_is_found_too(outbox_dir: Path) -> None:
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
 def test_many_problems_are_summed_up(outbox_dir: Path) -> None:
     def spoil(env: Any, txn: Any) -> None:
         for number in range(100):
@@ -234,6 +243,7 @@ def imposter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> No
     monkeypatch.setattr(sys, "executable", str(program))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [6, 7, 11])
 @pytest.mark.parametrize("forked", [False, True])
 def test_a_reader_that_dies_of_the_file_means_damage(
@@ -245,6 +255,7 @@ def test_a_reader_that_dies_of_the_file_means_damage(
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 9, 15, 14, 24, 64])
 @pytest.mark.parametrize("forked", [False, True])
 def test_a_reader_that_is_killed_is_no_damage(
@@ -276,6 +287,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, number: int, *, forked: bool) -> None
     monkeypatch.setattr(subprocess, "Popen", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["kill -9 $$", "kill -15 $$", "kill -11 $$", "exit 0", "exit 3", "echo odd; exit 1"])
 def test_a_child_that_says_nothing_is_no_verdict(
     outbox_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
@@ -308,6 +320,7 @@ def test_what_a_child_says_is_part_of_the_message(
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executable", ["", "/bin/true", "/bin/echo", None])
 @pytest.mark.parametrize("sound", [True, False])
 def test_a_host_that_is_no_python_verifies_by_fork(
@@ -322,6 +335,7 @@ def test_a_host_that_is_no_python_verifies_by_fork(
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
 def test_a_frozen_program_verifies_by_fork(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(outbox_dir)
     monkeypatch.setattr(sys, "frozen", True, raising=False)
@@ -329,6 +343,7 @@ def test_a_frozen_program_verifies_by_fork(outbox_dir: Path, monkeypatch: pytest
     Outbox.open(outbox_dir).close()
 
 
+@pytest.mark.slow
 def test_a_given_interpreter_verifies(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(outbox_dir)
     given = sys.executable
@@ -339,6 +354,7 @@ def test_a_given_interpreter_verifies(outbox_dir: Path, monkeypatch: pytest.Monk
         Outbox.open(outbox_dir, OutboxConfig(python="/nowhere/python"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sound", [True, False])
 @pytest.mark.parametrize("forked", [True, False])
 def test_host_that_ignores_sigchld_gets_the_verdict(
@@ -358,6 +374,7 @@ def test_host_that_ignores_sigchld_gets_the_verdict(
         signal.signal(signal.SIGCHLD, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -381,6 +398,7 @@ def test_what_keeps_the_child_from_reading_is_no_damage(
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
 def test_strict_warnings_in_the_environment_do_not_keep_a_sound_store_shut(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +407,7 @@ def test_strict_warnings_in_the_environment_do_not_keep_a_sound_store_shut(
     Outbox.open(outbox_dir).close()
 
 
+@pytest.mark.slow
 def test_the_child_finds_a_package_that_its_host_found_through_sys_path(outbox_dir: Path, tmp_path: Path) -> None:
     make(outbox_dir)
     code = "import sys; sys.path[:0] = sys.argv[2:]; from outbox import Outbox; Outbox.open(sys.argv[1]).close()"

@@ -207,6 +207,7 @@ def test_it_may_be_closed_from_its_own_thread(clock: Time, pair: tuple[socket.so
         assert done.wait(LONG)
 
 
+@pytest.mark.slow
 def test_connecting_has_a_limit_of_its_own_and_what_comes_then_has_this_one(
     watchdog: Watchdog, clock: Time, pair: tuple[socket.socket, socket.socket]
 ) -> None:

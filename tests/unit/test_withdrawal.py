@@ -18,6 +18,7 @@ from outbox.store.withdrawal import InDelivery
 from tests.unit.fakes.rig import Rig, passing
 
 
+@pytest.mark.slow
 def test_pending_entry_is_discarded_and_its_key_goes_on(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         first, second, other = rig.enqueue("a", "a", "b")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox.relay.reconcile import Reconciliation
+from outbox.relay.orders import Reconciliation
 from outbox.words import counted, entries
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from outbox import DurabilityError, Entry, IdempotencyConflict, InvalidEntry, Outbox, OutboxConfig, StoreClosed
-from outbox.store.store import Append
+from outbox.store.appending import Append
 from outbox.store.writer import Rank, Writer
 from tests.unit.fakes.waiting import LONG, until
 
@@ -225,6 +225,7 @@ def in_main(code: str, directory: Path, *, timeout: float = 60.0) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_handler_can_enqueue_inside_an_enqueue(outbox_dir: Path) -> None:
     said = in_main(
         """
@@ -245,6 +246,7 @@ def test_handler_can_enqueue_inside_an_enqueue(outbox_dir: Path) -> None:
     assert said == "well\n"
 
 
+@pytest.mark.slow
 def test_raising_handlers_reach_no_other_thread(outbox_dir: Path) -> None:
     """Every entry that was acknowledged is stored once; every interrupted call tells its key; nothing hangs."""
     said = in_main(
@@ -302,6 +304,7 @@ def test_raising_handlers_reach_no_other_thread(outbox_dir: Path) -> None:
     assert said == "well\n"
 
 
+@pytest.mark.slow
 def test_interrupted_maintenance_is_done_all_the_same(outbox_dir: Path) -> None:
     said = in_main(
         """
@@ -332,6 +335,7 @@ def test_interrupted_maintenance_is_done_all_the_same(outbox_dir: Path) -> None:
     assert said == "well True\n"
 
 
+@pytest.mark.slow
 def test_program_that_ends_while_threads_enqueue_loses_nothing(outbox_dir: Path) -> None:
     said = in_main(
         """

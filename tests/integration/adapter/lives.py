@@ -38,10 +38,6 @@ class Raised(Exception):
         self.names = names
 
 
-class NotLearned(Raised):
-    """The local view does not know the answer, and says so."""
-
-
 class Life:
     """One process; `factory` makes its manager.  End it with `close` or `kill`."""
 
@@ -73,7 +69,7 @@ class Life:
             self._process.join()
             raise Killed from exc
         if kind == "raised":
-            raise (NotLearned if "UnknownLocally" in value[0] else Raised)(*value)
+            raise Raised(*value)
         return value
 
     def __getattr__(self, name: str) -> Any:

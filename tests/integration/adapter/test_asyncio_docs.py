@@ -1,4 +1,4 @@
-"""The example for asyncio programs in docs/live_trading.md: the event loop goes on, and nothing is lost."""
+"""The example for asyncio programs in docs/how-to/asyncio.md: the event loop goes on, and nothing is lost."""
 
 from __future__ import annotations
 

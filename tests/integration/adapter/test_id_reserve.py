@@ -318,6 +318,14 @@ def test_a_tenth_used_is_time_to_fill(engine: Engine, outbox_dir: Path) -> None:
         assert low.low
 
 
+def test_a_table_with_few_rows_gets_a_small_reserve(engine: Engine, outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir, OutboxConfig(id_reserve=1000)) as box:
+        reserves = IdReserves(box, [("serial", "id"), ("identity", "id")], few={("identity", "id")})
+        reserves.fill(engine)
+        reserves.show()
+        assert shown(box)[0] == "ids in reserve: serial.id 1000 of 1000, identity.id 100 of 100"
+
+
 def test_the_status_shows_what_is_left_and_for_how_long(engine: Engine, outbox_dir: Path) -> None:
     clock = FakeClock()
     with Outbox.open(outbox_dir, OutboxConfig(id_reserve=100), clock=clock) as box:

@@ -1,4 +1,4 @@
-"""docs/live_trading.md and docs/database.md tell the truth: their code runs, their tables are those of the code."""
+"""The pages for wired engines are right: their code runs, their tables are those of the code."""
 
 from __future__ import annotations
 
@@ -25,10 +25,19 @@ from tests import atb as command_line
 from tests.unit.fakes.waiting import LONG
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGE = (ROOT / "docs" / "live_trading.md").read_text(encoding="utf-8")
-DATABASE_PAGE = (ROOT / "docs" / "database.md").read_text(encoding="utf-8")
-PAGE_EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-REPLACED, WIRED, BY_HAND, OWN, MAPPED, READS, SEPARATE, ASYNCIO = PAGE_EXAMPLES
+PAGE = (ROOT / "docs" / "reference" / "manager.md").read_text(encoding="utf-8")
+DATABASE_PAGE = (ROOT / "docs" / "reference" / "postgresql.md").read_text(encoding="utf-8")
+
+
+def examples(page: str) -> list[str]:
+    """The Python code of a page in docs/how-to."""
+    text = (ROOT / "docs" / "how-to" / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+REPLACED, WIRED, BY_HAND, SEPARATE = examples("wire-an-engine.md")
+OWN, MAPPED, READS = examples("declare-methods.md")
+(ASYNCIO,) = examples("asyncio.md")
 STANDS_FOR_THE_ENGINE = """
 import os
 from outbox.integrations.paper import DatabaseManager, PaperEngine, load
@@ -196,7 +205,7 @@ def test_the_permissions_of_the_page_are_enough(own_postgres: PostgresServer, tm
     manager = DatabaseManager(url)
     manager.close()
     query(url, "CREATE ROLE engine LOGIN PASSWORD 'p'; REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-    (prepared,) = re.findall(r"^```sql\n(.*?)^```$", DATABASE_PAGE, re.DOTALL | re.MULTILINE)
+    prepared, *_ = re.findall(r"^```sql\n(.*?)^```$", DATABASE_PAGE, re.DOTALL | re.MULTILINE)
     query(url, prepared)
     query(url, "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO engine")
     query(url, "GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public TO engine")

@@ -39,7 +39,7 @@ def wired(order: Order, journal: Journal, closes: list[float]) -> Iterator[tuple
         with by_hand(kind, url, folder) as (manager, status):
             yield KINDS[kind].engine(manager, journal, closes), status
         return
-    durable_class: Any = DurableDatabaseManager.of(KINDS[kind].manager)
+    durable_class: Any = DurableDatabaseManager.of(KINDS[kind].manager, operations=OPERATIONS[kind])
     engine = KINDS[kind].engine(durable_class(url), journal, closes)
     with wire(
         engine,

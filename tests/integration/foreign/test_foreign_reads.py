@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import inspect, select
+from sqlalchemy.orm import load_only
 
 from outbox import Outbox, PostgresTarget, Relay
 from outbox.integrations.durable import DurableDatabaseManager
@@ -21,18 +23,70 @@ from .declarations import TYPED_OPERATIONS
 from .durable import config, drained
 from .journal import spelled
 from .typed_manager import TypedManager
-from .typed_models import Side, State, Ticket
+from .typed_models import OpenPosition, Side, State, Ticket
 
 
-class ShowsIds(TypedManager):
-    """Shows the tickets by their references, and takes the arguments of reads in another order."""
+class Shows(TypedManager):
+    """Takes the arguments of one read in another order."""
 
     def working_tickets(self, symbol: str | None = None, *, desk: int) -> list[dict[str, Any]]:  # type: ignore[override]
         with self.session_factory() as session:
             query = select(Ticket).where(Ticket.desk_id == desk, Ticket.state.in_([State.NEW, State.WORKING]))
             query = query if symbol is None else query.where(Ticket.symbol == symbol)
-            rows = session.scalars(query.order_by(Ticket.placed_at))
-            return [{"id": row.ref, "client_order_id": row.ref, "state": row.state, "px": row.px} for row in rows]
+            return [self.ticket(row) for row in session.scalars(query.order_by(Ticket.placed_at))]
+
+    def ticket(self, row: Ticket) -> Any:
+        return {"id": row.ref, "client_order_id": row.ref, "state": row.state, "px": row.px}
+
+
+class ShowsRefs(Shows):
+    """Shows no ids of tickets."""
+
+    def ticket(self, row: Ticket) -> Any:
+        return {"ref": row.ref, "state": row.state, "px": row.px}
+
+
+@dataclass(frozen=True, slots=True)
+class Working:
+    ref: str
+    state: State
+    px: Decimal | None
+
+
+class Held(NamedTuple):
+    position: int
+    side: Side
+    size: Decimal
+    tag: str
+
+
+class ShowsClasses(Shows):
+    """Shows tickets as dataclasses and positions as named tuples, whose id is called as in its methods."""
+
+    def ticket(self, row: Ticket) -> Any:
+        return Working(row.ref, row.state, row.px)
+
+    def positions_of(self, desk: int) -> list[Any]:
+        return [Held(row["id"], row["side"], row["size"], row["entry_order_id"]) for row in super().positions_of(desk)]
+
+
+class ShowsMapped(Shows):
+    """Shows tickets as rows of SQLAlchemy, and positions as objects of the mapped class."""
+
+    def working_tickets(self, symbol: str | None = None, *, desk: int) -> list[Any]:  # type: ignore[override]
+        with self.session_factory() as session:
+            query = select(Ticket.state, Ticket.ref, Ticket.px).where(Ticket.desk_id == desk)
+            query = query.where(Ticket.state.in_([State.NEW, State.WORKING])).order_by(Ticket.placed_at)
+            return list(session.execute(query if symbol is None else query.where(Ticket.symbol == symbol)))
+
+    def positions_of(self, desk: int) -> list[Any]:
+        columns = (OpenPosition.desk_id, OpenPosition.side, OpenPosition.qty, OpenPosition.px, OpenPosition.mark)
+        with self.session_factory() as session:
+            query = select(OpenPosition).where(OpenPosition.desk_id == desk, OpenPosition.is_open)
+            return list(session.scalars(query.order_by(OpenPosition.id).options(load_only(*columns))))
+
+
+MANAGERS = (Shows, ShowsRefs, ShowsClasses, ShowsMapped)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +96,12 @@ def server(no_leftovers: None) -> Iterator[PostgresServer]:
 
 
 @contextmanager
-def running(server: PostgresServer, url: str, folder: Path) -> Iterator[tuple[Any, Outbox, Relay]]:
+def running(
+    server: PostgresServer, url: str, folder: Path, manager: type[Shows] = Shows
+) -> Iterator[tuple[Any, Outbox, Relay]]:
     settings = config(url, folder)
     with Outbox.open(folder, settings) as box:
-        durable: Any = DurableDatabaseManager(partial(ShowsIds, url), box, TYPED_OPERATIONS, wait_s=20.0)
+        durable: Any = DurableDatabaseManager(partial(manager, url), box, TYPED_OPERATIONS, wait_s=20.0)
         with Relay(box, PostgresTarget(url, durable.outbox_operations, config=settings)) as relay:
             yield durable, box, relay
         durable.detach_outbox()
@@ -78,13 +134,30 @@ QUESTIONS: dict[str, Callable[[Any, int], Any]] = {
 
 
 def answers(manager: Any, desk: int) -> dict[str, Any]:
-    return {name: spelled(ask(manager, desk)) for name, ask in QUESTIONS.items()}
+    return {name: spelled(apart(ask(manager, desk))) for name, ask in QUESTIONS.items()}
 
 
-def test_local_answers_of_other_names_are_the_managers(server: PostgresServer, tmp_path: Path) -> None:
+def apart(answer: Any) -> Any:
+    """An answer with what is in its rows, beside the class of each."""
+    if not isinstance(answer, list):
+        return answer
+    return [(type(row).__qualname__, names_of(row) if type(row) is not dict else row) for row in answer]
+
+
+def names_of(row: Any) -> dict[str, Any]:
+    if isinstance(row, OpenPosition):
+        return {"detached": inspect(row).detached, **inspect(row).dict, "_sa_instance_state": None}
+    names = row._fields if isinstance(row, tuple) else row.__slots__  # type: ignore[attr-defined]
+    return {name: getattr(row, name) for name in names} | {"in order": list(names)}
+
+
+@pytest.mark.parametrize("manager", MANAGERS, ids=lambda manager: manager.__name__)
+def test_local_answers_of_other_names_are_the_managers(
+    server: PostgresServer, tmp_path: Path, manager: type[Shows]
+) -> None:
     """By value and type, also after a restart in the middle of the outage."""
-    url = server.create_database("answers")
-    with running(server, url, tmp_path) as (durable, _, _):
+    url = server.create_database(f"answers_{manager.__name__.lower()}")
+    with running(server, url, tmp_path, manager) as (durable, _, _):
         desk = durable.open_session("alpha", "ETH-USD", Decimal("5000.25"))
         for number in range(5):
             day(durable, desk, number)
@@ -96,7 +169,7 @@ def test_local_answers_of_other_names_are_the_managers(server: PostgresServer, t
             durable.working_tickets("ETH-USD", desk=desk)
         with pytest.raises(UnknownLocally, match=str(desk + 1)):
             durable.get_cash(desk + 1)
-    with running(server, url, tmp_path) as (durable, box, _):
+    with running(server, url, tmp_path, manager) as (durable, box, _):
         assert answers(durable, desk) == local
         server.start()
         status = drained(box.status)
@@ -109,7 +182,7 @@ def test_local_answers_of_other_names_are_the_managers(server: PostgresServer, t
 def test_session_of_before_is_found_by_the_declared_read(server: PostgresServer, tmp_path: Path) -> None:
     """A session that was begun before there was an outbox is looked up by the manager's own name of the read."""
     url = server.create_database("adopted")
-    plain = ShowsIds(url)
+    plain = Shows(url)
     desk = plain.open_session("alpha", "ETH-USD", Decimal("5000.25"))
     position = plain.book_position(desk, "ETH-USD", Side.BUY, Decimal(1), Decimal(100), "before")
     own = answers(plain, desk)
@@ -117,7 +190,7 @@ def test_session_of_before_is_found_by_the_declared_read(server: PostgresServer,
     with running(server, url, tmp_path) as (durable, _, _):
         server.kill()
         assert answers(durable, desk) == own
-        assert own["positions_of"][1]["id"] == position
+        assert own["positions_of"][1][2]["id"] == position
         server.start()
 
 
@@ -133,7 +206,7 @@ def test_balance_of_another_writer_sounds_the_alarm(server: PostgresServer, tmp_
             pass
         relay.stop()
         server.start()
-        other = ShowsIds(url)
+        other = Shows(url)
         other.set_cash(desk, Decimal(7), "by hand")
         with Relay(box, PostgresTarget(url, durable.outbox_operations, config=box.config)):
             status = drained(box.status)

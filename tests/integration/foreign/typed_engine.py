@@ -132,7 +132,7 @@ class TypedEngine:
 
     def _tickets(self) -> None:
         for row in self.call(self.store.working_tickets, self.id):
-            self.call(self.store.move_ticket, row["client_order_id"], State.DEAD)
+            self.call(self.store.move_ticket, row["ref"], State.DEAD)
 
     def _exits(self, bar: int, px: Decimal) -> None:
         for row in list(self.book.values()):

@@ -16,7 +16,7 @@ from outbox.integrations.durable import ManagerOperation
 from outbox.integrations.host import Host
 from outbox.integrations.operations import NOTES
 from outbox.integrations.replay.replay import Replayer
-from outbox.postgres.connection import GuardedConnection, libpq_url, raw_of
+from outbox.postgres.connection import Address, GuardedConnection, raw_of
 
 THEN = datetime(2023, 3, 4, 5, 6, 7, 891234, tzinfo=UTC)
 
@@ -57,7 +57,7 @@ class Replays:
 
 @contextmanager
 def replays(manager: Any, url: str, **settings: Any) -> Iterator[Replays]:
-    link = GuardedConnection(libpq_url(url), OutboxConfig(), SystemClock())
+    link = GuardedConnection(Address(url), OutboxConfig(), SystemClock())
     made = Replays(manager, link, **settings)
     try:
         yield made

@@ -1,0 +1,97 @@
+"""Containers: takes apart what a manager answers in, such as a dict, a dataclass or a row, and makes the like again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Row, RowMapping
+from sqlalchemy import inspect as inspect_orm
+from sqlalchemy.engine import result_tuple
+from sqlalchemy.exc import NoInspectionAvailable
+from sqlalchemy.orm import InstanceState, make_transient_to_detached
+from sqlalchemy.orm.attributes import set_committed_value
+
+from .conversions import class_name, class_named
+
+# A container in a form that can be stored: its kind and what it needs.
+Container = list[str]
+
+SIMPLE = (str, int, float, Decimal, bool)
+
+
+def taken_apart(value: Any) -> tuple[Container, dict[str, Any]]:
+    """The container that a value is, and what is in it by name."""
+    cls = type(value)
+    if value is None:
+        return ["none"], {}
+    if isinstance(value, SIMPLE):
+        return ["value"], {"": value}
+    if cls in (tuple, list):
+        return [cls.__name__], {str(index): item for index, item in enumerate(value)}
+    if isinstance(value, Row | RowMapping):
+        return ["row" if isinstance(value, Row) else "row mapping"], dict(
+            value._mapping if isinstance(value, Row) else value
+        )
+    if isinstance(value, Mapping):
+        kind = ["dict"] if cls is dict else ["mapping", class_name(cls)]
+        return kind, {str(key): item for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return ["named", class_name(cls)], dict(value._asdict())
+    state = _state_of(value)
+    if state is not None:
+        return ["mapped", class_name(cls)], {
+            key: value for key, value in state.dict.items() if key in state.mapper.attrs
+        }
+    if dataclasses.is_dataclass(value):
+        return ["object", class_name(cls)], {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+    return ["object", class_name(cls)], dict(getattr(value, "__dict__", {}))
+
+
+def put_together(container: Container, values: dict[str, Any]) -> tuple[Any] | None:
+    """The container again; None where its class cannot be found among those that are loaded."""
+    kind, *names = container
+    if kind in ("none", "value"):
+        return (values.get(""),)
+    if kind in ("tuple", "list"):
+        items = [values[str(index)] for index in range(len(values))]
+        return (tuple(items) if kind == "tuple" else items,)
+    if kind == "dict":
+        return (values,)
+    if kind in ("row", "row mapping"):
+        row = result_tuple(list(values))(list(values.values()))
+        return (row if kind == "row" else row._mapping,)
+    cls = class_named(names[0])
+    if cls is None:
+        return None
+    if kind in ("mapping", "named"):
+        return (cls(values) if kind == "mapping" else cls(**values),)
+    return (_mapped(cls, values) if kind == "mapped" else _object(cls, values),)
+
+
+def _object(cls: type, values: Mapping[str, Any]) -> Any:
+    made: Any = object.__new__(cls)
+    for name, value in values.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def _mapped(cls: Any, values: Mapping[str, Any]) -> Any:
+    """An object of a mapped class as it is after the session that has loaded it."""
+    found: Any = inspect_orm(cls)
+    made: Any = found.class_manager.new_instance()
+    for name, value in values.items():
+        set_committed_value(made, name, value)
+    make_transient_to_detached(made)
+    return made
+
+
+def _state_of(value: Any) -> InstanceState[Any] | None:
+    """What SQLAlchemy knows of an object of a mapped class; None for any other."""
+    try:
+        state = inspect_orm(value)
+    except NoInspectionAvailable:
+        return None
+    return state if isinstance(state, InstanceState) else None

@@ -1,0 +1,133 @@
+"""Findings: what of a status needs an operator, and what is degraded, in sentences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..config import OutboxConfig
+from ..store.quota import KEPT_HISTORY, QUOTA_SHARE
+from ..store.reads import FORGOTTEN
+from ..store.store import AHEAD_US
+from ..words import counted, duration, entries, rate
+from .status import OutboxStatus, RelayStatus
+
+# A store that refuses entries is short of the limit by what the entry that did not fit would have cost.
+_FULL_SHARE = QUOTA_SHARE - 0.01
+_REFUSING_SHARE = 1 + 1 / 16
+_FILLING_SHARE = 0.7
+# A read takes milliseconds, so that a reader which is so many commits behind hangs, or is dead.
+_PINNED_COMMITS = 10_000
+# While the backlog grows, somebody must have this much time to act before enqueueing is refused.
+SHORT_RUNWAY_S = 3600.0
+
+# The name under which an operator acknowledges that entries have no ledger copy.
+UNLEDGERED = "unledgered"
+
+
+def assess(status: OutboxStatus, config: OutboxConfig) -> OutboxStatus:
+    """`status` with its findings filled in: what needs an operator and what is degraded."""
+    return replace(status, needs_operator=_needs_operator(status), degraded=_degraded(status, config))
+
+
+def _is_full(status: OutboxStatus) -> bool:
+    return status.live_bytes > _FULL_SHARE * status.max_bytes
+
+
+def _has_history(status: OutboxStatus) -> bool:
+    """Whether settled entries can make room for new ones."""
+    return status.ledger - status.dead_letters > KEPT_HISTORY and FORGOTTEN not in status.alarms
+
+
+def _disk_is_full(status: OutboxStatus) -> bool:
+    return status.free_disk_bytes < _REFUSING_SHARE * status.reserve_bytes
+
+
+def _refuses(status: OutboxStatus) -> bool:
+    """Whether there is no room any more, which is said as such."""
+    return (_is_full(status) and not _has_history(status)) or _disk_is_full(status)
+
+
+def _needs_operator(status: OutboxStatus) -> list[str]:
+    relay, said = status.relay, []
+    if status.halted:
+        said.append(f"enqueueing is halted: the store {status.halt_reason}")
+    if status.quarantined:
+        said.append(f"{counted(status.quarantined, 'damaged entry is', 'damaged entries are')} quarantined")
+    if status.dead_letters:
+        dead = counted(status.dead_letters, "dead letter holds", "dead letters hold")
+        said.append(f"{dead} back {entries(status.held_back)}")
+    said += [f"{name}: {message}" for name, message in status.alarms.items()]
+    if _is_full(status) and not _has_history(status):
+        said.append(f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB")
+    if _disk_is_full(status):
+        said.append(
+            f"enqueueing is refused: {status.free_disk_bytes >> 20} MiB of disk are free, "
+            f"{status.reserve_bytes >> 20} MiB are kept for draining"
+        )
+    if relay.died and not relay.alive:
+        said.append(f"the relay died: {relay.died}")
+    if relay.stuck:
+        said.append(f"the relay is stuck: no progress for {relay.idle_s or 0:.0f} s while entries wait")
+    ended = _ended(relay)
+    if relay.slow is not None:
+        said.append(
+            f"entry {relay.slow} takes too long in PostgreSQL: it is blocked by a lock, or too large; later "
+            f"entries of its ordering key wait{ended}"
+        )
+    said += [f"operation {name!r} is parked, its entries wait: {why}{ended}" for name, why in relay.parked.items()]
+    said += [f"entry {seq} waits, and its ordering key: {why}{ended}" for seq, why in relay.waiting.items()]
+    if relay.stopped:
+        said.append(f"the line is stopped: {relay.last_error}{ended}")
+    return said
+
+
+def _ended(relay: RelayStatus) -> str:
+    """A remark that the relay has ended: its last report stays until another relay knows better."""
+    if relay.alive:
+        return ""
+    known = [("since", relay.since), ("last report", relay.said_at)]
+    times = [f"{what} {at:%Y-%m-%d %H:%M:%S} UTC" for what, at in known if at is not None]
+    return f" ({', '.join(['the relay has ended', *times])})"
+
+
+def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
+    relay, said = status.relay, []
+    if status.paused is not None:
+        said.append(status.paused.sentence())
+    if relay.alive and relay.breaker != "closed" and relay.breaker != "unknown":
+        said.append(f"delivery fails and is tried again: {relay.last_error}")
+    parked, ended = relay.parked_best_effort.items(), _ended(relay)
+    said += [f"operation {name!r} is parked, its best-effort entries wait: {why}{ended}" for name, why in parked]
+    waiting = counted(status.pending, "entry waits", "entries wait")
+    if status.pending and not relay.alive:
+        why = f": {relay.last_error}{ended}" if relay.last_error and not relay.stopped else ""
+        said.append(f"no relay is running and {waiting}{why}")
+    if status.pending > config.alert_pending:
+        said.append(f"{waiting}, more than OUTBOX_ALERT_PENDING={config.alert_pending}")
+    rates = status.rates
+    if rates.full_in_s is not None and rates.full_in_s < SHORT_RUNWAY_S and not _refuses(status):
+        said.append(
+            f"the {rates.limit} is full in about {duration(rates.full_in_s)} at this rate "
+            f"({rate(rates.enqueued_per_s or 0.0)} enqueued), and then enqueueing is refused"
+        )
+    if status.pinned_commits > _PINNED_COMMITS:
+        said.append(
+            f"a reader that is {status.pinned_commits} commits behind keeps freed pages from being used again, "
+            f"and the file grows ({status.file_bytes >> 20} MiB): end the process that hangs (`mdb_stat -r`)"
+        )
+    if status.live_bytes > _FILLING_SHARE * status.max_bytes and not _is_full(status):
+        said.append(f"{status.live_bytes >> 20} of {status.max_bytes >> 20} MiB are used, enqueueing stops at 85 %")
+    if _is_full(status) and _has_history(status):
+        said.append(
+            f"the store is full: settled entries leave before OUTBOX_RETENTION_HOURS={config.retention_hours:g}, "
+            f"to make room for new ones ({status.live_bytes >> 20} of {status.max_bytes >> 20} MiB)"
+        )
+    if status.free_disk_bytes < config.min_free_mb << 20 and not _disk_is_full(status):
+        said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
+    if status.ahead_s > AHEAD_US / 1e6:
+        said.append(f"the clock was set back: entries are stamped {status.ahead_s:.0f} s ahead of it")
+    said += [notice.message for notice in status.notices.values() if notice.degraded]
+    if status.unledgered:
+        done = counted(status.unledgered, "entry was", "entries were")
+        said.append(f"{done} completed without a ledger copy (acknowledge {UNLEDGERED})")
+    return said

@@ -1,0 +1,72 @@
+"""Callers are answered when PostgreSQL has committed; that the store records it afterwards costs them nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.fakes.waiting import LONG
+
+from .small import Scene, SmallManager, scene
+
+
+class Counting(SmallManager):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.made = 0
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        id_ = super().log_trade(symbol, note, session_id)
+        self.made += 1
+        return id_
+
+
+@pytest.fixture
+def slow(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Scene, threading.Event]]:
+    """A running engine whose store records no delivery until the event is set."""
+    with scene(postgres_url, outbox_dir, Counting, wait_s=LONG) as here:
+        here.relay.start()
+        here.manager.create_trading_session("s", Decimal(100))
+        here.manager.log_trade("the first")
+        assert here.drain()
+        goes_on = threading.Event()
+        settle = here.box.store.settle
+
+        def settle_later(*args: Any) -> Any:
+            assert goes_on.wait(LONG)
+            return settle(*args)
+
+        monkeypatch.setattr(here.box.store, "settle", settle_later)
+        yield here, goes_on
+        goes_on.set()
+
+
+def test_call_is_answered_before_its_delivery_is_recorded(slow: tuple[Scene, threading.Event]) -> None:
+    here, goes_on = slow
+    id_ = here.manager.log_trade("the second")
+    assert here.box.status().pending == 1
+    assert here.rows("SELECT id, symbol FROM trades ORDER BY id")[-1] == (id_, "the second")
+    # What the call changed in the manager, and what the manager reads, is there as well.
+    assert here.manager.made == 2
+    assert here.manager.get_current_balance() == 100
+    goes_on.set()
+    assert here.drain()
+    assert here.box.status().pending == 0
+    assert here.rows("SELECT count(*) FROM trades") == [(2,)]
+
+
+def test_what_was_recorded_is_not_called_acknowledged_any_more(slow: tuple[Scene, threading.Event]) -> None:
+    here, goes_on = slow
+    here.manager.log_trade("the second")
+    [entry] = here.box.pending()
+    assert here.box.progress.is_acknowledged(entry.seq)
+    goes_on.set()
+    assert here.drain()
+    assert not here.box.progress.is_acknowledged(entry.seq)

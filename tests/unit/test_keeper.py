@@ -1,0 +1,56 @@
+"""The keeper stores the last view in which nothing is in doubt, and what is needed to fold the rest once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from outbox import Outbox
+from outbox.integrations.host import Host
+from outbox.integrations.keeper import Keeper
+from outbox.integrations.view.reads import Reads
+
+IDS = {5: {"orders.id": [50]}, 7: {"orders.id": [70]}}
+
+
+def keeper(box: Outbox) -> Keeper:
+    host = Host(SimpleNamespace, box.clock)
+    reserves: Any = SimpleNamespace(low=False)
+    return Keeper(host, box, {}, Reads(), reserves)
+
+
+def shown(one: Keeper, seq: int) -> None:
+    """PostgreSQL shows session 1 as it is after entry `seq`."""
+    one.view.seq = seq
+    one.view.observe_session(1, 1.0, {"positions": {}, "orders": {}}, active=True)
+    one.view.learning.version += 1
+
+
+def test_a_view_in_doubt_is_stored_as_it_was_before(outbox_dir: Path) -> None:
+    """A restart in an outage begins with it, not with an older one whose entries cannot be folded any more."""
+    with Outbox.open(outbox_dir) as box:
+        first = keeper(box)
+        shown(first, 4)
+        first.checkpoint()
+        shown(first, 5)
+        first._set_base(5, first.view.dump())
+        first.view.seq = 7
+        first.view.doubt(1, "orders", "a call that was never seen")
+        first.view.learning.taken = dict(IDS)
+        first.view.learning.version += 1
+        first.checkpoint()
+        again = keeper(box)
+        assert (again.view.seq, again.view.is_sure(1)) == (5, True)
+        assert again.view.learning.taken == IDS
+
+
+def test_ids_of_entries_behind_the_stored_view_are_kept(outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir) as box:
+        first = keeper(box)
+        first.view.learning.taken = dict(IDS)
+        shown(first, 5)
+        first._set_base(5, first.view.dump())
+        assert first.view.learning.taken == IDS
+        first.checkpoint()
+        assert first.view.learning.taken == {7: IDS[7]}

@@ -1,0 +1,182 @@
+"""Row forms: how a manager's rows are told apart and made again, table by table."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, namedtuple
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import pytest
+from sqlalchemy.engine import result_tuple
+
+from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
+from outbox.integrations.view.effects import Seen, Tables
+from outbox.integrations.view.folds import fold, seen_of
+from outbox.integrations.view.local_view import LocalView, UnknownLocally
+from outbox.integrations.view.row_forms import RowForms
+
+BY_NAME = {operation.name: operation for operation in TRADING_OPERATIONS}
+NOTES = {"session": 1, "at": datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)}
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    ref: str
+    px: int
+
+
+class Held(NamedTuple):
+    ref: str
+    px: int
+
+
+class Plain:
+    def __init__(self, ref: str) -> None:
+        self.ref, self.px = ref, 5
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+ROW = result_tuple(["ref", "px"])(["a", 5])
+
+
+def declared(**args: str) -> RowForms:
+    forms = RowForms()
+    forms.declare([ManagerOperation("place", like="create_order_journal_entry", args=args, creates="tickets.ref_no")])
+    return forms
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"ref": "a", "px": 5},
+        OrderedDict(ref="a", px=5),
+        Ticket("a", 5),
+        Held("a", 5),
+        Plain("a"),
+        ROW,
+        ROW._mapping,
+    ],
+    ids=lambda row: type(row).__name__,
+)
+def test_rows_are_shown_again_as_they_were(row: Any) -> None:
+    forms = declared(ref="client_order_id")
+    tables, unknown = forms.tables_of([], [row])
+    assert not unknown
+    assert tables["orders"] == {"a": {"ref": "a", "px": 5}}
+    again = RowForms()
+    again.load(forms.dump())
+    shown = again.shown("orders", {"px": 5, "ref": "a"})
+    assert type(shown) is type(row)
+    assert shown == row
+    assert again.key("orders") == "ref"
+
+
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"ref_no": 7, "id": 1, "ref": "a"}, "ref_no"),
+        ({"id": 1, "ref": "a"}, "id"),
+        ({"order": 3, "ref": "a", "client_order_id": "b"}, "order"),
+        ({"ref": "a", "client_order_id": "b"}, "ref"),
+        ({"client_order_id": "b"}, "client_order_id"),
+    ],
+)
+def test_key_is_the_column_that_names_the_row(row: dict[str, Any], key: str) -> None:
+    """The column of `creates=` first, then `id`, then the manager's own names of the arguments that name it."""
+    forms = declared(ref="client_order_id", order="order_id")
+    assert list(forms.tables_of([], [row])[0]["orders"]) == [row[key]]
+    assert forms.key("orders") == key
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([{"symbol": "x"}], "show none of ref_no, id, order_id, ref, client_order_id"),
+        ([{"ref": "a"}, {"ref": "a"}], "cannot be told apart by 'ref'"),
+        ([{"ref": None}], "cannot be told apart by 'ref'"),
+        ([{"ref": ["a"]}], "cannot be told apart by 'ref'"),
+        ([{"ref": "a"}, Ticket("b", 5)], "not all one kind"),
+        ([3], "not all one kind"),
+        ([("a", 5)], "not all one kind"),
+        ((), "a tuple, which is no list"),
+        (LookupError("no"), "a LookupError, which is no list"),
+        ([{"ref": "a", "of": object()}], "cannot be kept"),
+        ([namedtuple("Elsewhere", "ref")("a")], "cannot be made again"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_not_understood_leave_the_other_table_alone(rows: Any, why: str) -> None:
+    tables, unknown = declared(ref="client_order_id").tables_of([{"id": 5}], rows)
+    assert tables == {"positions": {5: {"id": 5}}}
+    assert list(unknown) == ["orders"]
+    assert why in unknown["orders"]
+
+
+def test_nested_rows_keep_their_form() -> None:
+    forms = RowForms()
+    forms.declare(TRADING_OPERATIONS)
+    shown = [{"id": 5, "orders": [Numbered(2), Numbered(3)], "tags": ["a"]}]
+    tables, _ = forms.tables_of(shown, [])
+    view = LocalView()
+    view.learning.forms = forms
+    view.observe_session(1, 1.0, tables, active=True)
+    assert view.open_positions(1) == shown
+
+
+@dataclass
+class Numbered:
+    order_id: int
+
+
+def test_list_that_is_empty_in_some_rows_is_shown_as_it_is() -> None:
+    """Texts are no rows of another table, though an empty list may stand for either."""
+    view = LocalView()
+    for tags in ([], ["a"]):
+        tables, _ = view.learning.forms.tables_of([{"id": 5, "tags": tags}], [])
+        view.observe_session(1, 1.0, tables, active=True)
+        assert view.open_positions(1) == [{"id": 5, "tags": tags}]
+
+
+def taught(view: LocalView, operation: ManagerOperation, after: Tables, **call: Any) -> None:
+    before = deepcopy(seen_of(view, operation, call, NOTES).tables)
+    before = {name: rows for name, rows in before.items() if name in after}
+    view.learning.learn(Seen(operation, operation.standard(call), NOTES, before, forms=view.learning.forms), after)
+
+
+def test_new_row_without_id_is_known_by_what_the_caller_named_it() -> None:
+    view = LocalView()
+    place = ManagerOperation("place", like="create_order_journal_entry", args={"ref": "client_order_id", "px": "price"})
+    move = ManagerOperation("move", like="update_order_journal", args={"reference": "client_order_id", "to": "status"})
+    view.learning.forms.declare([place, move])
+
+    def shown(*rows: tuple[str, int, str]) -> Tables:
+        tables, _ = view.learning.forms.tables_of([], [{"ref": ref, "px": px, "state": to} for ref, px, to in rows])
+        return tables
+
+    view.observe_session(1, 1.0, shown(("a", 5, "NEW")), active=True)
+    taught(view, place, shown(("a", 5, "NEW"), ("b", 6, "NEW")), ref="b", px=6, tag="b")
+    fold(view, place, {"ref": "b", "px": 6, "tag": "b"}, NOTES)
+    taught(view, move, shown(("a", 5, "NEW"), ("b", 6, "DONE")), reference="b", to="done")
+    fold(view, place, {"ref": "c", "px": 7, "tag": "other"}, NOTES)
+    fold(view, move, {"reference": "c", "to": "done"}, NOTES)
+    rows = {row["ref"]: row for row in view.unresolved_orders(1)}
+    assert rows["c"] == {"ref": "c", "px": 7, "state": "DONE"}
+    assert rows["b"]["state"] == "NEW"
+
+
+def test_table_that_was_not_understood_is_not_answered_after_a_call() -> None:
+    """What is learned of the orders says nothing about positions."""
+    view, order = LocalView(), {"id": 9, "client_order_id": "o"}
+    tables, unknown = view.learning.forms.tables_of([], [order])
+    view.observe_session(1, 1.0, tables, active=True)
+    taught(view, BY_NAME["log_position"], {"orders": tables["orders"]}, symbol="x")
+    fold(view, BY_NAME["log_position"], {"symbol": "x"}, {**NOTES, "id": 5})
+    assert view.unresolved_orders(1) == [order]
+    with pytest.raises(UnknownLocally, match="never seen with positions that could be understood"):
+        view.open_positions(1)
+    assert not unknown

@@ -1,0 +1,70 @@
+"""Which replays are looked at: each that the view asks for, until one of them has succeeded."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from outbox.integrations.operations import NOTES
+from outbox.integrations.replay import witness
+from outbox.integrations.replay.witness import SideIds, Witness
+from outbox.integrations.view.local_view import LocalView
+from outbox.integrations.view.reads import Reads
+
+OPERATION: Any = SimpleNamespace(has_role=True)
+
+
+@pytest.fixture
+def view() -> LocalView:
+    return LocalView()
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was looked at, in order."""
+    found: list[str] = []
+
+    def before(watched: Any) -> None:
+        watched.before = object()
+        found.append("before")
+
+    monkeypatch.setattr(witness._Watched, "look_before", before)
+    monkeypatch.setattr(witness._Watched, "look_after", lambda _: found.append("after"))
+    monkeypatch.setattr(witness._Watched, "look_at_session", lambda _: None)
+    monkeypatch.setattr(witness._Watched, "refused", lambda *_: None)
+    return found
+
+
+def replay(made: Witness, seq: int, error: type[Exception] | None = None) -> None:
+    entry: Any = SimpleNamespace(seq=seq, args={NOTES: {}})
+    with made.watching(OPERATION, None, entry, lambda: None, SideIds(None, lambda *_: None)):
+        if error is not None:
+            raise error
+
+
+def follow(made: Witness, view: LocalView, seq: int) -> None:
+    """As the keeper does where it is not sure."""
+    with view.lock:
+        made.want(seq)
+        view.seq = seq
+
+
+def test_replay_before_its_caller_followed_it_is_looked_at_once(view: LocalView, looked: list[str]) -> None:
+    made = Witness(view, Reads(), lambda: None)
+    replay(made, 1)
+    assert looked == ["before", "after"]
+    follow(made, view, 1)
+    assert made.wanted == set()
+
+
+def test_replay_that_fails_is_looked_at_when_it_is_made_again(view: LocalView, looked: list[str]) -> None:
+    made = Witness(view, Reads(), lambda: None)
+    with pytest.raises(RuntimeError):
+        replay(made, 1, RuntimeError)
+    follow(made, view, 1)
+    replay(made, 1)
+    assert looked == ["before", "before", "after"]
+    replay(made, 1)
+    assert len(looked) == 3
