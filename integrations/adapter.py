@@ -32,6 +32,7 @@ from .preparing import Prepared, Preparing
 from .replay.balance import told_before
 from .replay.replay import Replayer
 from .roles import Session
+from .state.begun import begun
 from .telling import Telling
 from .upgrades import refuse_unfit, upgraded
 from .view.kept_answers import ManagerRead
@@ -88,7 +89,15 @@ class Adapter:
         self._session_locks = SessionLocks(outbox.clock)
         self._changing = Changing(host, self.replayer.carried, self.delivery, self.guard)
         self._preparing = Preparing(
-            host, outbox, self.keeper, self.replayer, self.delivery, self._reserves, lambda: self.session_id, on_halt
+            host,
+            outbox,
+            self.keeper,
+            self.replayer,
+            self.delivery,
+            self._reserves,
+            current_session=lambda: self.session_id,
+            block_session=lambda: None if (block := current(self)) is None else block.session,
+            on_halt=on_halt,
         )
         self._telling = Telling(self, host, outbox, self.keeper, self.delivery, self._preparing)
         # Operations that were seen to write nothing.
@@ -112,6 +121,8 @@ class Adapter:
             self.host.manager()
         except AWAY as exc:
             _log.warning("PostgreSQL is away, the manager is built later: %(error)s", error=str(exc).splitlines()[0])
+            if self.host.manager_class is not None:
+                self.host.begin_with(begun(self.host.manager_class))
 
     # -- the session that is current
 

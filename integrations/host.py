@@ -206,6 +206,16 @@ class Host:
             else:
                 setattr(self.built, name, value)
 
+    def attributes(self) -> Mapping[str, Any]:
+        """The attributes of the manager, or those that it will have, as far as they are known."""
+        return self.early if self.built is None else _own(self.built)
+
+    def begin_with(self, attributes: Mapping[str, Any]) -> None:
+        """Attributes that the manager will have when it is built, and may be read and counted up before."""
+        with self.lock:
+            if self.built is None:
+                self.early.update({name: value for name, value in attributes.items() if name not in self.early})
+
     def bound(self, name: str, stand_in: Any = None) -> Any:
         """Attribute `name` as the manager's class defines it, with `stand_in` (by default the manager) as `self`.
 

@@ -289,7 +289,7 @@ class ReplayConnection(Connection):
         self._made += 1
         name = name or f"outbox_savepoint_{self._made}"
         inner = None if self._nested_transaction is None else self._nested_transaction._savepoint
-        if inner and self.watch is not None and self.watch.is_of_another(inner) and self._piggyback.is_broken:
+        if inner and self.watch and self.watch.is_of_another(inner) and self._piggyback.is_broken:
             # A session begins beside one that has failed, which can only end: what it did is undone now.
             self._undo(inner)
         return name if self._piggyback.owe_savepoint(name) else super()._savepoint_impl(name)

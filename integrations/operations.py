@@ -128,6 +128,12 @@ class ManagerOperation(Operation):
         """Whether it does something to a balance, session, position or order, as far as it is declared."""
         return any(role is not None for role in (self.balance, self.session, self.position, self.order))
 
+    @property
+    def names_row(self) -> bool:
+        """Whether a call changes a position or an order that it names."""
+        changes = self.position not in (None, Position.OPENS)
+        return changes or (self.order is Order.UPDATES and self.position is None)
+
     def standard_name(self, name: str) -> str:
         """The standard name of one of the manager's arguments."""
         return self.args.get(name, name)

@@ -29,7 +29,7 @@ from .manager_connection import engine_of
 from .operations import NOTES, ManagerOperation
 from .replay.rehearsal import Rehearsal, rehearse
 from .replay.replay import Replayer
-from .roles import Balance, Session
+from .roles import Balance, Order, Session
 from .state.early_state import EarlyState
 from .state.foreseen import Foreseen
 from .state.kept_state import KeptState, copied
@@ -79,12 +79,13 @@ class Preparing:
         delivery: Delivery,
         reserves: IdReserves,
         current_session: Callable[[], int | None],
+        block_session: Callable[[], int | None],
         on_halt: Callable[[str], Any] | None,
     ) -> None:
         """`on_halt(reason)` is called before a caller hears that the outbox has halted."""
         self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
         self._delivery, self._reserves, self._current_session = delivery, reserves, current_session
-        self._on_halt = on_halt
+        self._block_session, self._on_halt = block_session, on_halt
         self._early, self._foreseen = EarlyState(outbox), Foreseen(host)
 
     @property
@@ -152,13 +153,21 @@ class Preparing:
         return rehearsal
 
     def session_of(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> int | None:
-        """The trading session that a call belongs to: the one it names, its position's, or the current one."""
+        """The trading session of a call: the one it names, that of its position or order, or the current one."""
         call = operation.standard(bound)
         session: int | None = call.get("session_id")
         for name in ("position_id", "position_db_id"):
             if session is None and call.get(name) is not None:
                 session = self._view.session_of_position(call[name])
-        return self._current_session() if session is None else session
+        if session is not None:
+            return session
+        current = self._current_session()
+        if operation.order is Order.UPDATES and operation.position is None:
+            session = self._view.session_of_order(call, current)
+        if session is None and current is None and operation.names_row:
+            # Perhaps the row is made in the same block, and not in the view yet.
+            return self._block_session()
+        return current if session is None else session
 
     def prepare(self, item: Prepared, *, final: bool) -> Prepared:
         """Note what the replay needs; `final`: the caller will not wait to hear another id than the one given here."""
@@ -175,7 +184,7 @@ class Preparing:
         if item.foreseen:
             notes["foreseen"] = item.foreseen
         with self.halting():
-            others = self._early.before(self._host.built, changes, item.foreseen)
+            others = self._early.before(self._host.attributes(), changes, item.foreseen)
         if changes or others:
             notes["state"] = changes.noted(operation.name, others)
         if operation.creates:
@@ -241,8 +250,8 @@ class Preparing:
                 item.ready = self._outbox.prepare(item.operation.name, args, at=item.at)
         if self._host.built is not None:
             item.rehearsal.changes.apply(self._host.built)
-            for name, amount in item.foreseen.items():
-                setattr(self._host.built, name, getattr(self._host.built, name) + amount)
+        for name, amount in item.foreseen.items():
+            self._host.set(name, self._host.get(name) + amount)
         return item
 
     def _take_id(self, *names: str | None) -> Any:

@@ -86,12 +86,13 @@ class Telling:
         if online and self._delivery.settled() and (asked := self._ask(item)):
             return asked[0]
         known = self._known(item)
+        if not isinstance(known, Untold):
+            return known
         # The first of its kind: rather wait for the manager than not answer.
-        if isinstance(known, Untold) and self._delivery.settled() and (asked := self._ask(item)):
-            return asked[0]
-        return known
+        asked = self._ask(item) if self._delivery.settled() else None
+        return self._known(item, asked=False) if asked is None else asked[0]
 
-    def _known(self, item: Prepared) -> Any:
+    def _known(self, item: Prepared, *, asked: bool = True) -> Any:
         """What the block is told by the local view; raises what the manager was seen to raise."""
         operation, learning = item.operation, self._view.learning
         self.check(operation, item.bound)
@@ -100,9 +101,9 @@ class Telling:
             old = self._local_balance(item.session)
             new = learning.balance_after(operation, old, operation.amount_of(item.bound))
         except (UnknownLocally, Unknown) as exc:
-            return tell(learning, seen, None, str(exc))
+            return tell(learning, seen, None, str(exc), asked=asked)
         item.notes["told"] = {"old": old, "new": new}
-        return tell(learning, seen, old)
+        return tell(learning, seen, old, asked=asked)
 
     def _ask(self, item: Prepared) -> tuple[Any] | None:
         """What the manager tells the block now; None where it cannot be asked."""

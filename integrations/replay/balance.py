@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
+from math import ulp
 from typing import Any
 
 from ..host import invoke
 from ..view.containers import SIMPLE, put_together, taken_apart
-from ..view.conversions import SCALES, Unknown, number_or_none
+from ..view.conversions import SCALES, Unknown, bare, number, number_or_none, rounded
 from ..view.effects import Seen
 from ..view.learned import Learning
-from ..view.learning import Space
+from ..view.learning import Space, evaluate
 from ..view.local_view import UnknownLocally
 from . import sessions
 from .asof import AsOf
 from .replay_session import ReplaySession, Watch, listen_to
+
+_FLOAT_SUM = "note:float:new_balance"
 
 
 class Untold:
@@ -48,8 +51,11 @@ def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) 
         known["keys"].setdefault(key, Space()).observe(key, value, sources, scales=_scales(learning))
 
 
-def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "") -> Any:
-    """What the manager would tell the block of this call; `why` the old balance is None, where it is."""
+def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "", *, asked: bool = True) -> Any:
+    """What the manager would tell the block of this call; `why` the old balance is None, where it is.
+
+    `asked`: the manager can be asked instead, where it was not seen yet in which arithmetic it adds.
+    """
     name = seen.operation.name
     known = learning.yields.get(name)
     if known is None:
@@ -59,9 +65,23 @@ def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "") -> 
         try:
             values[key] = space.predict(_sources(seen, old, exactly=False))
         except Unknown as exc:
-            why = why or f"{name}: {exc}"
+            total = None if asked else _total(space, _sources(seen, old, exactly=False))
+            if total is None:
+                why = why or f"{name}: {exc}"
+            else:
+                values[key] = total
     made = put_together(known["shape"], values) if len(values) == len(known["keys"]) else None
     return Untold(why or f"{name} yields a {known['shape'][-1]}", values) if made is None else made[0]
+
+
+def _total(space: Space, sources: Mapping[str, Any]) -> float | None:
+    """The sum of balance and change in floats, where exact sums explain the answers as well and differ by its noise."""
+    names = {one[1] if one[0] == "of" else "" for one in space.candidates}
+    if not names <= {name for name in sources if name.endswith(":new_balance")} or _FLOAT_SUM not in names:
+        return None
+    total: float = sources[_FLOAT_SUM]
+    values = [evaluate(one, sources) for one in space.candidates]
+    return total if all(isinstance(one, float) and abs(one - total) <= 4 * ulp(one) for one in values) else None
 
 
 def kept(told: Any) -> list[Any] | None:
@@ -90,13 +110,24 @@ def _sources(seen: Seen, old: Decimal | None, *, exactly: bool) -> dict[str, Any
     change = number_or_none(seen.amount)
     if old is None or change is None:
         return found
-    plain: dict[str, Any] = {"old_balance": old, "new_balance": old + change, "change": seen.amount}
+    # With how many decimal places the balance is known is no matter of the manager's.
+    old = bare(old)
     total = float(old) + float(change)
     floats = {} if exactly else {"old_balance": float(old), "new_balance": total, "change": total - float(old)}
+    shown = {str(scale): rounded(old, scale) for scale in SCALES if scale is not None}
+    # A balance with more decimal places is of no column of that scale.
+    shown = {name: value if value == old else old for name, value in shown.items()}
+    # As the text of the float by which the balance is read.
+    shown["text"] = number(float(old))
     return {
         **{f"note:float:{name}": value for name, value in floats.items()},
-        "note:difference:change": plain["new_balance"] - old,
-        **{f"note:{name}": value for name, value in plain.items()},
+        **{f"note:{scale}:new_balance": value + change for scale, value in shown.items()},
+        **{f"note:{scale}:change": value + change - value for scale, value in shown.items()},
+        "note:text:old_balance": shown["text"],
+        "note:old_balance": old,
+        "note:new_balance": old + change,
+        "note:difference:change": old + change - old,
+        "note:change": seen.amount,
         **found,
     }
 

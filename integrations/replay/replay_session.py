@@ -198,12 +198,12 @@ def listen_to(session_class: type[Session]) -> None:
 
 
 # Watches over the statements that replays execute.  On the class, since listening anew for each call takes longer than
-# many a call; each connection has the watch of its replay.
+# many a call; each connection has the watch of its replay, but while the engine's own listeners begin it.
 
 
 @event.listens_for(ReplayConnection, "before_execute", retval=True)
 def _before_execute(connection: ReplayConnection, statement: Any, many: Any, one: Any, _: Any) -> tuple[Any, Any, Any]:
-    as_of = connection.watch.as_of
+    as_of = None if connection.watch is None else connection.watch.as_of
     return (statement, many, one) if as_of is None else as_of.prepare(statement, many, one)
 
 
@@ -211,7 +211,9 @@ def _before_execute(connection: ReplayConnection, statement: Any, many: Any, one
 def _before_cursor_execute(
     connection: ReplayConnection, _: Any, statement: str, parameters: Any, __: Any, many: bool
 ) -> tuple[str, Any]:
-    watch: Watch = connection.watch
+    watch: Watch | None = connection.watch
+    if watch is None:
+        return statement, parameters
     if watch.as_of is not None:
         statement = watch.as_of.with_id(statement, many=many)
     watch.sees(statement)
@@ -223,7 +225,10 @@ def _before_cursor_execute(
 @event.listens_for(ReplayConnection, "commit")
 @event.listens_for(ReplayConnection, "rollback")
 def _ended(connection: ReplayConnection) -> None:
-    raise connection.watch.misfits("ended the relay's transaction", "it must commit its sessions, not their connection")
+    if connection.watch is not None:
+        raise connection.watch.misfits(
+            "ended the relay's transaction", "it must commit its sessions, not their connection"
+        )
 
 
 def watch_errors(engine: Engine, watch_here: Callable[[], Watch | None]) -> Callable[[], None]:

@@ -23,8 +23,10 @@ class EarlyState:
         stored = outbox.store.get_meta(_META)
         self._names: set[str] = set(json.loads(stored)) if stored else set()
 
-    def before(self, manager: Any, changes: Changes, foreseen: Iterable[str]) -> Mapping[str, Any]:
+    def before(self, own: Mapping[str, Any], changes: Changes, foreseen: Iterable[str]) -> Mapping[str, Any]:
         """The present values of those that a call did not change; `foreseen` are some that it will change.
+
+        `own`: the attributes of the manager, or of what stands for it before it is built.
 
         Raises `DurabilityError`.
         """
@@ -32,6 +34,5 @@ class EarlyState:
         if new:
             self._names |= new
             self._outbox.store.put_meta(_META, json.dumps(sorted(self._names)).encode())
-        own: Mapping[str, Any] = getattr(manager, "__dict__", {})
         others = self._names & own.keys() - changes.by_name.keys()
         return {name: own[name] for name in others if is_storable(own[name])}

@@ -42,15 +42,15 @@ class Foreseen:
 
     def of(self, name: str, call: Mapping[str, Any]) -> dict[str, Any]:
         """By how much method `name` changes which attributes of the manager, where that is certain."""
-        manager = self._host.built
-        if manager is None:
+        cls, own = self._host.manager_class, self._host.attributes()
+        if cls is None:
             return {}
         if name not in self._sums:
-            self._sums[name] = dict(_sums_of(ClassCode(type(manager)), name))
+            self._sums[name] = dict(_sums_of(ClassCode(cls), name))
         found: dict[str, Any] = {}
         for attribute, sums in self._sums[name].items():
             amount = _evaluated(sums, call)
-            present = vars(manager).get(attribute)
+            present = own.get(attribute)
             if amount is not None and _is_number(present) and _adds_up(present, amount):
                 found[attribute] = amount
         return found

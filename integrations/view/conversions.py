@@ -68,6 +68,14 @@ def rounded(value: Decimal, scale: int | None) -> Decimal:
         return value.quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)
 
 
+def bare(value: Decimal) -> Decimal:
+    """An amount without the zeros at its end, which say how it was shown."""
+    with localcontext() as context:
+        context.prec = 80
+        found = value.normalize()
+        return found.quantize(Decimal(1)) if found.as_tuple().exponent > 0 else found  # type: ignore[operator]
+
+
 def alike(one: Any, other: Any) -> bool:
     """Whether two values are equal, of one type and spelled alike (1.50 is not 1.5), inside containers too."""
     if type(one) is not type(other):

@@ -125,14 +125,7 @@ class Seen:
         if table == POSITIONS:
             position_id = self.call.get("position_id")
             return [position_id] if self.operation.position is not None and position_id in rows else []
-        order_id, client_id = self.call.get("order_id"), self.call.get("client_order_id")
-        names = self._names("client_order_id")
-        ids = {id_ for id_ in rows if order_id is not None and id_ == order_id and self.key(table) not in names}
-        # A row that is nested in a position may lack the key by which the call names the order.
-        for known in (table, ORDERS, RESOLVED) if client_id is not None else ():
-            shown = self.tables.get(known, {}).items()
-            ids |= {id_ for id_, row in shown if str(client_id) in [str(row[name]) for name in names if name in row]}
-        return [id_ for id_ in rows if id_ in ids]
+        return named_orders(self.tables, table, self.call, self.key(table), self._names("client_order_id"))
 
     def key(self, table: str) -> str:
         """The column by which rows of a table are told apart."""
@@ -295,6 +288,17 @@ def _predict_made(found: Prediction, effect: Effect, seen: Seen, table: str, why
         return
     found.rows.append((table, row[key_], row))
     found.doubts |= {(table, row[key_], key): reason for key, reason in doubts.items()}
+
+
+def named_orders(tables: Tables, table: str, call: Mapping[str, Any], key: str, names: Collection[str]) -> list[Any]:
+    """The ids of the orders in a table that a call names; `key` of the table, `names` of client_order_id in rows."""
+    rows, order_id, client_id = tables.get(table, {}), call.get("order_id"), call.get("client_order_id")
+    ids = {id_ for id_ in rows if order_id is not None and id_ == order_id and key not in names}
+    # A row that is nested in a position may lack the key by which the call names the order.
+    for known in (table, ORDERS, RESOLVED) if client_id is not None else ():
+        shown = tables.get(known, {}).items()
+        ids |= {id_ for id_, row in shown if str(client_id) in [str(row[name]) for name in names if name in row]}
+    return [id_ for id_ in rows if id_ in ids]
 
 
 def resolve(session: Row, id_: Any, seen: Seen) -> None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
-from .conversions import ARITHMETIC, EXACT, SCALES, Unknown, added, alike, number_or_none, rounded
+from .conversions import ARITHMETIC, EXACT, SCALES, Unknown, added, alike, bare, number_or_none, rounded
 from .effects import ORDERS, PARENT, POSITIONS, RESOLVED, Effect, Row, Seen, Tables, nested_rows
 from .learning import ABSENT, Space
 from .row_forms import RowForms
@@ -204,8 +204,8 @@ class Learning:
         """Take in how a read shows a balance."""
         space = self.reads.setdefault(read, Space())
         # The balance is rounded already; a read that rounds once more has to be seen doing so.
-        scales = (None,) if number_or_none(shown) == balance else SCALES
-        space.observe("balance", shown, {"note:balance": balance}, scales=scales)
+        is_exact = number_or_none(shown) == balance and not isinstance(shown, Decimal)
+        space.observe("balance", shown, {"note:balance": bare(balance)}, scales=(None,) if is_exact else SCALES)
 
     def sides(self, seen: Seen) -> Mapping[str, int]:
         """How many rows with a reserved id a call may write on the side; of a new kind, as many as others did."""

@@ -17,8 +17,8 @@ from typing import Any
 
 from ... import OutboxError
 from ...codec import decode_result, encode_result
-from .conversions import Unknown, number_or_none
-from .effects import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined
+from .conversions import Unknown, bare, number_or_none
+from .effects import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders
 from .learned import Learning
 
 _FORMAT = 2
@@ -151,7 +151,7 @@ class LocalView:
             try:
                 if space is None:
                     raise Unknown(f"{self._shown(read)} was never asked while PostgreSQL was up")
-                return space.predict({"note:balance": balance})
+                return space.predict({"note:balance": bare(balance)})
             except Unknown as exc:
                 raise UnknownLocally(
                     f"how {self._shown(read)} shows a balance of {balance} is not known: {exc}"
@@ -256,6 +256,16 @@ class LocalView:
         with self.lock:
             found = (id_ for id_, session in self.sessions.items() if position_id in session["tables"][POSITIONS])
             return next(found, None)
+
+    def session_of_order(self, call: Mapping[str, Any], likely: Any) -> Any:
+        """The session of the order that a call names, `likely` before others, or None where no view has it."""
+        with self.lock:
+            key, names = self.learning.forms.key(ORDERS), self.learning.forms.names("client_order_id")
+            for id_ in (likely, *(one for one in self.sessions if one != likely)):
+                tables = self.sessions.get(id_, {}).get("tables", {})
+                if any(named_orders(tables, table, call, key, names) for table in (ORDERS, RESOLVED)):
+                    return id_
+            return None
 
     def position(self, position_id: Any) -> Row | None:
         """An open position's row, as far as it is known."""

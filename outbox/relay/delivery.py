@@ -6,25 +6,27 @@ drives it, and when, is the business of `relay.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..box import Outbox
-from ..errors import DurabilityError, EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable
-from ..failures import FOREIGN_KEY
+from ..errors import DurabilityError, OutboxError, TargetMisconfigured, TargetUnavailable
 from ..log import Log
 from ..store.continuity import Ahead
-from ..store.envelope import Record
 from ..store.ledger import Settlement
 from ..store.locks import Role, RoleLock
 from ..store.rates import Pace
+from ..store.reads import PAUSE
 from ..store.withdrawal import InDelivery
-from ..target import Outcome, Target, Waiting, units
+from ..target import Outcome, Target
 from ..worker import Later, Worker
 from .breaker import Breaker
 from .housekeeping import Housekeeping
+from .orders import ORDER
 from .publication import Publication
 from .reconcile import Reconciler
+from .refusals import Refusals
 from .scan import Batch, Retry, Scan
 
 _log = Log("outbox.relay")
@@ -56,6 +58,7 @@ class Delivery:
         self._asked, self._ask_at = -1, 0.0
         self._limit = self._config.batch_size
         self._scan = Scan(box.store, self._is_best_effort)
+        self._refusals = Refusals(self._scan, target, self._breaker, self._config.max_retries, self._is_best_effort)
         # What PostgreSQL has acknowledged and the store has not recorded yet: that is done while the next batch runs.
         self._owed: Settlement | None = None
         # Not while recording fails: each failure must be known before the next batch.
@@ -93,7 +96,9 @@ class Delivery:
         Takes the relay's role at the first call.  Raises `StoreLocked`, or what reading the store raises.
         """
         self._take_role()
-        if self._is_paused():
+        # Of an operator, in any process.
+        orders = self._box.store.existing_metas(PAUSE, ORDER)
+        if self._is_paused(PAUSE in orders):
             return self._rest(now)
         if self._draining:
             self._scan.hurry(now + HURRY_S)
@@ -101,7 +106,7 @@ class Delivery:
         if pause > 0:
             return pause
         try:
-            if self._reconciler.wanted:
+            if self._reconciler.able and (self._reconciler.waiting or ORDER in orders):
                 self._record_owed()
                 self._mend()
             batch = self._scan.next_batch(now, self._reach(now))
@@ -135,9 +140,9 @@ class Delivery:
         finally:
             self._keep_owed()
 
-    def _is_paused(self) -> bool:
-        """Whether an operator lets nothing be delivered now."""
-        before, pause = self._paused, self._box.pauses.current(forget=True)
+    def _is_paused(self, ordered: bool) -> bool:
+        """Whether an operator lets nothing be delivered now; `ordered`: there is a pause, which may have ended."""
+        before, pause = self._paused, self._box.pauses.current(forget=True) if ordered else None
         self._paused = pause is not None
         if pause is not None and not before:
             _log.warning("%(pause)s", pause=pause.sentence())
@@ -259,19 +264,10 @@ class Delivery:
     def _settle(self, batch: Batch, outcome: Outcome, now: float) -> None:
         """Record the outcome in one commit, or owe that to the next step.  Raises `DurabilityError`."""
         settlement = Settlement(completed=outcome.completed, marks=outcome.marks)
-        if outcome.rejected:
-            self._spare_children(outcome, batch)
-        if outcome.waiting:
-            self._park(outcome, now)
-        settlement.dead += [(record, "another entry of its transaction is damaged") for record in batch.broken]
-        lenient = self._best_effort(record for record, _ in outcome.rejected) if outcome.rejected else set()
-        for record, error in outcome.rejected:
-            if not error.permanent and record.attempts < self._config.max_retries:
-                settlement.retried.append((record, str(error)))
-            elif record.seq in lenient:
-                settlement.dropped.append((record, str(error)))
-            else:
-                settlement.dead.append((record, str(error)))
+        retries: dict[int, Retry] = {}
+        if outcome.rejected or outcome.waiting or batch.broken:
+            most_s = HURRY_S if self._draining else math.inf
+            retries = self._refusals.sort(batch, outcome, settlement, now, most_s)
         waits = outcome.waiting or outcome.parked
         plain = not (settlement.dead or settlement.dropped or settlement.retried or outcome.interruption or waits)
         may_owe = self._may_owe and not self._yields(now)
@@ -283,10 +279,6 @@ class Delivery:
         elif settlement:
             self._box.store.settle(settlement)
             self._may_owe = True
-        retries = {
-            record.seq: Retry(now + self._breaker.backoff(record.attempts + 1), record.seq not in lenient)
-            for record, _ in settlement.retried
-        }
         self._scan.refused(settlement, retries)
         if outcome.stalled:
             self._scan.stalled(outcome.stalled, now, self._config.stall_timeout)
@@ -323,59 +315,9 @@ class Delivery:
             took_ms=round(took_s * 1000, 1),
         )
 
-    def _park(self, outcome: Outcome, now: float) -> None:
-        """Let wait what cannot be applied though no entry is to blame; it is tried again with backoff."""
-
-        def due(times: int) -> float:
-            pause = self._breaker.backoff(times)
-            return now + (min(pause, HURRY_S) if self._draining else pause)
-
-        # The oldest entry of each operation that is concerned: what waits alone says nothing of the others.
-        concerned: dict[str, int] = {}
-        for one in outcome.waiting:
-            if one.operation in outcome.parked and not self._scan.waits_alone(one.unit):
-                concerned.setdefault(one.operation, one.unit[0].seq)
-        for name, error in outcome.parked.items():
-            if name not in concerned:
-                continue
-            if name not in self._scan.all_parked:
-                _log.error("operation %(operation)r is parked: %(error)s", operation=name, error=error)
-            self._scan.park(name, str(error), concerned[name], due)
-        for one in outcome.waiting:
-            if one.operation not in concerned:
-                holds = not all(self._is_best_effort(record.operation) for record in one.unit)
-                self._scan.wait(one.unit, str(one.error), holds, due)
-
     def _is_best_effort(self, name: str) -> bool:
         operation = self._target.operations.get(name)
         return operation is not None and operation.best_effort
-
-    def _spare_children(self, outcome: Outcome, batch: Batch) -> None:
-        """Rows may refer to a row that is still to come: they wait while an older entry does."""
-        older = [record.seq for one in outcome.waiting for record in one.unit]
-        older += [record.seq for record, error in outcome.rejected if not error.permanent]
-        first = min(older, default=batch.newest_seq + 1)
-        errors = {record.seq: error for record, error in outcome.rejected}
-        outcome.rejected = []
-        for unit in units([record for record in batch.records if record.seq in errors]):
-            error = errors[unit[0].seq]
-            child = error.permanent and error.sqlstate == FOREIGN_KEY
-            if child and (first < unit[0].seq or self._scan.waits_before(unit[0].seq)):
-                outcome.waiting.append(Waiting(unit, error, None))
-                continue
-            if child and self._target.lanes > 1 and batch.records[0].seq < unit[0].seq:
-                # The other may have been on its way on another connection; the next try tells.
-                error = EntryRejected(str(error), permanent=False, sqlstate=error.sqlstate)
-            outcome.rejected += [(record, error) for record in unit]
-
-    def _best_effort(self, records: Iterable[Record]) -> set[int]:
-        """Sequence numbers of those that need no operator: a group does not count unless all of it is best effort."""
-        return {
-            record.seq
-            for unit in units(records)
-            if all(self._is_best_effort(item.operation) for item in unit)
-            for record in unit
-        }
 
     def _schedule(self, batch: Batch, outcome: Outcome, now: float) -> float:
         """Note how the step went; returns the wait until the next one."""

@@ -15,7 +15,8 @@ from ..words import counted, entries
 
 _log = Log("outbox.reconcile")
 
-_ORDER = "reconcile"
+# The small record of the store that holds an order.
+ORDER = "reconcile"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,22 +69,22 @@ class Reconciliation:
 def place_order(box: Outbox, order: Order) -> None:
     """Tell the relay of another process to reconcile; it does so at its next try.  Raises `DurabilityError`."""
     given = replace(order, marks=fingerprint(box.store.marks()))
-    box.store.put_meta(_ORDER, codec.to_json(asdict(given)), despite_halt=True)
+    box.store.put_meta(ORDER, codec.to_json(asdict(given)), despite_halt=True)
 
 
 def ordered(box: Outbox) -> bool:
     """Whether an order waits to be carried out."""
-    return box.store.get_meta(_ORDER) is not None
+    return box.store.get_meta(ORDER) is not None
 
 
 def withdraw_order(box: Outbox) -> None:
     """Undo `place_order`.  Raises `DurabilityError`."""
-    box.store.delete_meta(_ORDER, despite_halt=True)
+    box.store.delete_meta(ORDER, despite_halt=True)
 
 
 def given_order(box: Outbox) -> Order | None:
     """What an operator ordered from another process."""
-    data = box.store.get_meta(_ORDER)
+    data = box.store.get_meta(ORDER)
     return None if data is None else Order(**codec.from_json(data))
 
 

@@ -25,7 +25,7 @@ from ..store.ledger import COPIED, RECONCILE, REQUEUE, answer, is_answer, note
 from ..store.reads import FORGOTTEN
 from ..target import Comparison, Forgetful, Target, Unit, units
 from ..words import counted
-from .orders import Order, Reconciliation, given_order, ordered, say, withdraw_order
+from .orders import Order, Reconciliation, given_order, say, withdraw_order
 
 _log = Log("outbox.reconcile")
 
@@ -54,6 +54,8 @@ class Reconciler:
         self._box, self._store = box, box.store
         self._alarms = Alarms(box.store)
         self._target = target if isinstance(target, Forgetful) else None
+        # Whether PostgreSQL can be compared at all.
+        self.able = self._target is not None
         # Whether PostgreSQL lacks something that has not been put back yet, as far as is known.
         self.waiting = False
         # Whether sequence numbers are above those of a copy of the store, as far as it was known then.
@@ -64,11 +66,6 @@ class Reconciler:
     def resume(self) -> None:
         """Take up what the last holder of the role left."""
         self.waiting = self._target is not None and self._alarms.sounds(FORGOTTEN)
-
-    @property
-    def wanted(self) -> bool:
-        """Whether `mend` would do something."""
-        return self._target is not None and (self.waiting or ordered(self._box))
 
     def note(self, interruption: Exception | None) -> None:
         """What ended a batch may be a loss: look closer before the next one."""

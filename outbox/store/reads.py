@@ -207,6 +207,11 @@ class Reader(Guarded):
             value = txn.get(small.PREFIX + name.encode())
         return None if value is None else small.unpack(bytes(value), name.encode()).value
 
+    def existing_metas(self, *names: str) -> set[str]:
+        """Which small records of these names there are."""
+        with self._read() as (_, txn):
+            return {name for name in names if txn.get(small.PREFIX + name.encode()) is not None}
+
     def metas(self, prefix: str) -> list[tuple[str, bytes]]:
         """`(name, value)` of every small record whose name begins with `prefix`, in the order of the names."""
         with self._read() as (_, txn):

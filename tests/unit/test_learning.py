@@ -296,3 +296,26 @@ def test_a_computed_change_is_not_told_for_the_one_that_was_given() -> None:
         tell(learning, changing(-11.11111111111), old)["change"]
     learn_yield(learning, changing(-11.11111111111), {"change": -11.11111111111}, old)
     assert tell(learning, changing(-0.3), old) == {"change": -0.3}
+
+
+def test_a_sum_of_unknown_arithmetic_is_told_in_floats_where_nobody_can_be_asked() -> None:
+    learning, old, change = Learning(), Decimal("1001.50285714"), 1.4333333333333333
+    block(learning, {"new_balance": 1000 + 1 / 7}, Decimal(1000), 1 / 7)
+    with pytest.raises(UnknownLocally, match="1002.9361904733332 or 1002.9361904733333"):
+        tell(learning, changing(change), old)["new_balance"]
+    assert tell(learning, changing(change), old, asked=False) == {"new_balance": 1002.9361904733332}
+    block(learning, {"new_balance": 1002.9361904733333}, old, change)
+    assert tell(learning, changing(change), old) == {"new_balance": 1002.9361904733333}
+
+
+@pytest.mark.parametrize("places", [8, 1], ids=["as the column", "as the text of a float"])
+def test_amounts_of_a_block_are_spelled_as_the_manager_has_them(places: int) -> None:
+    """However the balance was shown by which the view knows it."""
+    learning = Learning()
+    for balance, change in (("167", "0.5"), ("167.5", "-0.25"), ("167.2", "0.123456789"), ("160", "2.0")):
+        old, amount = Decimal(balance).quantize(Decimal(1).scaleb(-places)), Decimal(change)
+        told = {"old_balance": old, "new_balance": old + amount, "change": old + amount - old}
+        block(learning, told, Decimal(balance), amount)
+    old, amount = Decimal(99).quantize(Decimal(1).scaleb(-places)), Decimal("1.25")
+    told = {"old_balance": old, "new_balance": old + amount, "change": old + amount - old}
+    assert alike(tell(learning, changing(amount), Decimal("99.000")), told)

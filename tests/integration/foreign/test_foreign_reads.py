@@ -123,6 +123,15 @@ def day(manager: Any, desk: int, number: int) -> None:
             manager.move_ticket(tag, State.DONE)
 
 
+def in_one_block(manager: Any, desk: int) -> None:
+    """An order and a position that are named before the block that made them is recorded."""
+    with manager.adjust_cash(desk, Decimal("-0.25"), why="fee"):
+        manager.place_ticket(desk, "c", "ETH-USD", Side.BUY, Decimal("1.5"), Decimal(100))
+        position = manager.book_position(desk, "ETH-USD", Side.BUY, Decimal("1.5"), Decimal(100), "c")
+        manager.flatten_position(position, Decimal(102))
+        manager.move_ticket("c", State.DONE)
+
+
 QUESTIONS: dict[str, Callable[[Any, int], Any]] = {
     "get_cash": lambda m, desk: m.get_cash(desk),
     "get_cash, by name": lambda m, desk: m.get_cash(desk=desk),
@@ -171,12 +180,17 @@ def test_local_answers_of_other_names_are_the_managers(
             durable.get_cash(desk + 1)
     with running(server, url, tmp_path, manager) as (durable, box, _):
         assert answers(durable, desk) == local
+        # No call has said which session is the current one.
+        for number in range(7, 9):
+            day(durable, desk, number)
+        in_one_block(durable, desk)
+        local = answers(durable, desk)
         server.start()
         status = drained(box.status)
         assert (status["pending"], status["dead_letters"], status["alarms"]) == (0, 0, {})
         own = answers(durable._host.manager(), desk)
     assert local == own
-    assert (len(own["positions_of"]), len(own["working_tickets"])) == (1 + 7, 1 + 7)
+    assert (len(own["positions_of"]), len(own["working_tickets"])) == (1 + 9, 1 + 9)
 
 
 def test_session_of_before_is_found_by_the_declared_read(server: PostgresServer, tmp_path: Path) -> None:

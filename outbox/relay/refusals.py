@@ -1,0 +1,98 @@
+"""Refusals: what becomes of entries that were not applied: another try, a wait, a dead letter, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from ..errors import EntryRejected
+from ..failures import FOREIGN_KEY
+from ..log import Log
+from ..store.envelope import Record
+from ..store.ledger import Settlement
+from ..target import Outcome, Target, Waiting, units
+from .breaker import Breaker
+from .scan import Batch, Retry, Scan
+
+_log = Log("outbox.relay")
+
+
+class Refusals:
+    """Belongs to one relay's step; not thread-safe."""
+
+    def __init__(
+        self, scan: Scan, target: Target, breaker: Breaker, max_retries: int, is_best_effort: Callable[[str], bool]
+    ) -> None:
+        self._scan, self._target, self._breaker = scan, target, breaker
+        self._max_retries, self._is_best_effort = max_retries, is_best_effort
+
+    def sort(
+        self, batch: Batch, outcome: Outcome, settlement: Settlement, now: float, most_s: float
+    ) -> dict[int, Retry]:
+        """Add to `settlement` what was refused, and let wait what cannot be applied yet, at most `most_s` at a time.
+
+        Returns when the rejected entries that are tried again are due.
+        """
+        self._spare_children(outcome, batch)
+        self._park(outcome, now, most_s)
+        settlement.dead += [(record, "another entry of its transaction is damaged") for record in batch.broken]
+        lenient = self._best_effort(record for record, _ in outcome.rejected)
+        for record, error in outcome.rejected:
+            if not error.permanent and record.attempts < self._max_retries:
+                settlement.retried.append((record, str(error)))
+            elif record.seq in lenient:
+                settlement.dropped.append((record, str(error)))
+            else:
+                settlement.dead.append((record, str(error)))
+        return {
+            record.seq: Retry(now + self._breaker.backoff(record.attempts + 1), record.seq not in lenient)
+            for record, _ in settlement.retried
+        }
+
+    def _spare_children(self, outcome: Outcome, batch: Batch) -> None:
+        """Rows may refer to a row that is still to come: they wait while an older entry does."""
+        older = [record.seq for one in outcome.waiting for record in one.unit]
+        older += [record.seq for record, error in outcome.rejected if not error.permanent]
+        first = min(older, default=batch.newest_seq + 1)
+        errors = {record.seq: error for record, error in outcome.rejected}
+        outcome.rejected = []
+        for unit in units([record for record in batch.records if record.seq in errors]):
+            error = errors[unit[0].seq]
+            child = error.permanent and error.sqlstate == FOREIGN_KEY
+            if child and (first < unit[0].seq or self._scan.waits_before(unit[0].seq)):
+                outcome.waiting.append(Waiting(unit, error, None))
+                continue
+            if child and self._target.lanes > 1 and batch.records[0].seq < unit[0].seq:
+                # The other may have been on its way on another connection; the next try tells.
+                error = EntryRejected(str(error), permanent=False, sqlstate=error.sqlstate)
+            outcome.rejected += [(record, error) for record in unit]
+
+    def _park(self, outcome: Outcome, now: float, most_s: float) -> None:
+        """Let wait what cannot be applied though no entry is to blame; it is tried again with backoff."""
+
+        def due(times: int) -> float:
+            return now + min(self._breaker.backoff(times), most_s)
+
+        # The oldest entry of each operation that is concerned: what waits alone says nothing of the others.
+        concerned: dict[str, int] = {}
+        for one in outcome.waiting:
+            if one.operation in outcome.parked and not self._scan.waits_alone(one.unit):
+                concerned.setdefault(one.operation, one.unit[0].seq)
+        for name, error in outcome.parked.items():
+            if name not in concerned:
+                continue
+            if name not in self._scan.all_parked:
+                _log.error("operation %(operation)r is parked: %(error)s", operation=name, error=error)
+            self._scan.park(name, str(error), concerned[name], due)
+        for one in outcome.waiting:
+            if one.operation not in concerned:
+                holds = not all(self._is_best_effort(record.operation) for record in one.unit)
+                self._scan.wait(one.unit, str(one.error), holds, due)
+
+    def _best_effort(self, records: Iterable[Record]) -> set[int]:
+        """Sequence numbers of those that need no operator: a group does not count unless all of it is best effort."""
+        return {
+            record.seq
+            for unit in units(records)
+            if all(self._is_best_effort(item.operation) for item in unit)
+            for record in unit
+        }
