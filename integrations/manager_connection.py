@@ -375,7 +375,10 @@ class ManagerConnection:
                 own = _driver_connection(connection.connection.dbapi_connection)
                 names = _variables_known(own)
                 theirs = _state_of(own, names)
-                self._defers = bool(connection.exec_driver_sql(_DEFERS).scalar())
+                with own.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+                    # Past the engine's listeners: a guard would let it wait for the delivery that it is part of.
+                    cursor.execute(_DEFERS)
+                    self._defers = cursor.fetchone()[0]
                 self._types = (dict(own.string_types), dict(own.binary_types))
         except ConfigError as exc:
             raise TargetMisconfigured(str(exc)) from exc
