@@ -16,7 +16,7 @@ import psycopg2
 import psycopg2.extensions
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import scoped_session
 
 from ..errors import ConfigError, TargetMisconfigured, TargetUnavailable
@@ -58,6 +58,12 @@ _IDENTITY = """
         CASE WHEN has_function_privilege('pg_control_system()', 'EXECUTE')
             THEN (SELECT system_identifier::text FROM pg_control_system()) END
 """
+# What was deferred is checked now, and is as deferred as before.
+_CHECK_DEFERRED = (
+    "SAVEPOINT outbox_check; SET CONSTRAINTS ALL IMMEDIATE; "
+    "ROLLBACK TO SAVEPOINT outbox_check; RELEASE SAVEPOINT outbox_check"
+)
+_DEFERS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE condeferrable)"
 _NAME = "application_name"
 _REPLAY = "outbox:replay"
 # Names that mean the same and are written in no row.
@@ -269,6 +275,8 @@ class ReplayConnection(Connection):
 
     # The `Watch` of the replay that it belongs to: hears of each statement, and judges what a rollback undoes.
     watch: Any = None
+    # Whether the database has constraints that may be checked at the end of a transaction only.
+    defers = False
     _made = 0
 
     @property
@@ -287,6 +295,22 @@ class ReplayConnection(Connection):
         return name if self._piggyback.owe_savepoint(name) else super()._savepoint_impl(name)
 
     def _release_savepoint_impl(self, name: str) -> None:
+        if self.defers and self.watch is not None and self.watch.has_written(name):
+            self._check_deferred(name)
+        self._end_savepoint(name)
+
+    def _check_deferred(self, name: str) -> None:
+        """The manager's commit would do it, and it may have an answer to a refusal."""
+        try:
+            with self._piggyback.rolling_back():
+                self.exec_driver_sql(_CHECK_DEFERRED)
+        except DBAPIError:
+            # What fails to commit is undone, and nobody rolls it back.
+            self._undo(name)
+            self._end_savepoint(name)
+            raise
+
+    def _end_savepoint(self, name: str) -> None:
         if not self._piggyback.owe_release(name):
             super()._release_savepoint_impl(name)
 
@@ -296,7 +320,7 @@ class ReplayConnection(Connection):
         only_read = self.watch is not None and self.watch.only_read(name)
         if not only_read or self._piggyback.is_broken:
             self._undo(name)
-        self._release_savepoint_impl(name)
+        self._end_savepoint(name)
 
     def _undo(self, name: str) -> None:
         if self.watch is not None:
@@ -313,6 +337,7 @@ class ManagerConnection:
         # What was compared last: the driver's connection and the engine.  Then what to set, and the manager's types.
         self._compared: tuple[Any, Engine] | None = None
         self._statement = ""
+        self._defers = False
         self._types: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
 
     @contextmanager
@@ -335,7 +360,7 @@ class ManagerConnection:
             connection = ReplayConnection(engine, relay.connection, _has_events=True, _allow_revalidate=False)
             # The listeners of the engine, but not those for a new connection: it is the relay's, in a transaction.
             connection.dispatch = connection.dispatch._join(engine.dispatch)
-            connection.info[_REPLAY] = True
+            connection.info[_REPLAY], connection.defers = True, self._defers
             connection.begin()
             try:
                 yield connection
@@ -350,6 +375,10 @@ class ManagerConnection:
                 own = _driver_connection(connection.connection.dbapi_connection)
                 names = _variables_known(own)
                 theirs = _state_of(own, names)
+                with own.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+                    # Past the engine's listeners: a guard would let it wait for the delivery that it is part of.
+                    cursor.execute(_DEFERS)
+                    self._defers = cursor.fetchone()[0]
                 self._types = (dict(own.string_types), dict(own.binary_types))
         except ConfigError as exc:
             raise TargetMisconfigured(str(exc)) from exc

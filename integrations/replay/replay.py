@@ -292,7 +292,8 @@ class Replayer:
         table = operation.table_and_column()[0]
         message = (
             f"entry {entry.seq} ({entry.operation}) gave its caller id {told} of {table}, and the manager answered "
-            f"with {value}: the row was there already"
+            f"with {value}: the row was there already, or the manager has numbered it otherwise (by SQL of its own, "
+            "or as a further row of the table)"
         )
         _log.error(
             "id of table %(table)s diverged at entry %(seq)s: %(detail)s", seq=entry.seq, table=table, detail=message

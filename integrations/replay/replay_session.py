@@ -72,6 +72,11 @@ class Watch:
         begun = self._begun.get(savepoint)
         return begun is not None and not begun.nested and not begun.session.wrote
 
+    def has_written(self, savepoint: str) -> bool:
+        """Whether a session that has written began there."""
+        begun = self._begun.get(savepoint)
+        return begun is not None and not begun.nested and begun.session.wrote
+
     def is_of_another(self, savepoint: str) -> bool:
         """Whether the session that began there is not the one that turned to its connection last."""
         begun = self._begun.get(savepoint)

@@ -76,10 +76,12 @@ class PiggybackConnection(psycopg2.extensions.connection):
 
     @contextmanager
     def rolling_back(self) -> Iterator[None]:
-        """The caller rolls back to a savepoint that was owed, within the block."""
+        """Within the block the caller rolls back to savepoints of its own: those that are owed stay as they are."""
         shared = self._shared
-        yield
-        self._shared = shared
+        try:
+            yield
+        finally:
+            self._shared = shared
 
     def send_owed(self) -> None:
         """Send now what is owed.  Raises `psycopg2.Error`."""

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2.extras
 import pytest
 from sqlalchemy import Column, Integer, String, create_engine, func, insert, select, text
-from sqlalchemy.exc import DataError, InternalError
+from sqlalchemy.exc import DataError, IntegrityError, InternalError
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
 from outbox import TargetMisconfigured
@@ -99,6 +99,21 @@ class Manager:
             session.execute(select(func.count(), func.count_notes()).select_from(Note).where(Note.id.in_([1, 2])))
             session.execute(text("WITH found AS (SELECT * FROM notes) SELECT max(id) FROM found"))
             session.commit()
+
+    # -- constraints that are checked at the end
+
+    def has_a_way_out(self) -> bool:
+        for of in (77, None):
+            with suppress(IntegrityError):
+                with self.session_factory.begin() as session:
+                    session.execute(text("INSERT INTO replies (of, what) VALUES (:of, 'a')"), {"of": of})
+                return True
+        return False
+
+    def answers_first(self) -> None:
+        with self.session_factory.begin() as session:
+            session.execute(text("INSERT INTO replies (of, what) VALUES (77, 'b')"))
+            session.execute(insert(Note).values(id=77, what="asked"))
 
     # -- sessions that overlap
 
@@ -230,6 +245,19 @@ def test_what_goes_past_the_flush_is_kept_and_undone_as_the_manager_does(
     assert as_plain(manager, here, "commits", way=way)
     assert not as_plain(manager, here, "rolls_back", way=way)
     assert not as_plain(manager, here, "closes", way=way)
+
+
+def test_constraint_that_is_deferred_is_checked_at_the_managers_commit(manager: Manager, postgres_url: str) -> None:
+    """As those of Django's tables are."""
+    with manager.engine.begin() as connection:
+        of = "of int REFERENCES notes DEFERRABLE INITIALLY DEFERRED"
+        connection.execute(text(f"CREATE TABLE replies ({of}, what text)"))
+    with replays(manager, postgres_url) as here:
+        here.call(ManagerOperation("has_a_way_out"))
+        here.call(ManagerOperation("answers_first"))
+    with manager.engine.connect() as connection:
+        found = connection.execute(text("SELECT of, what FROM replies ORDER BY what"))
+        assert [tuple(row) for row in found] == [(None, "a"), (77, "b")]
 
 
 def test_call_that_only_reads_is_not_taken_for_applied(manager: Manager, here: Replays) -> None:
