@@ -83,11 +83,10 @@ class Keeper:
 
     def _fold_again(self) -> None:
         self._folded_with = self.view.learning.version
-        # Entries move from pending to the ledger, never back behind the checkpoint unless requeued.
-        for name in ("ledger", "pending"):
-            for record in self._outbox.store.records(name, first=self.view.seq + 1):
-                if record.operation in self._calls and record.status is not EntryStatus.FAILED:
-                    self._fold(record.entry(strict=False))
+        # In one order: an entry that is held back may be older than one that is settled.
+        for record in self._outbox.store.records("ledger", "pending", first=self.view.seq + 1):
+            if record.operation in self._calls and record.status is not EntryStatus.FAILED:
+                self._fold(record.entry(strict=False))
 
     def _set_base(self, seq: int, data: bytes) -> None:
         self._base, self._base_seq = data, seq

@@ -102,16 +102,21 @@ class Reader(Guarded):
         return Peeked(records, damaged, last, counters.next_seq - 1, counters.releases)
 
     def records(
-        self, name: str, *, first: int = 0, on_damage: Callable[[int, StoreCorrupt], None] | None = None
+        self, *names: str, first: int = 0, on_damage: Callable[[int, StoreCorrupt], None] | None = None
     ) -> Iterator[Record]:
-        """All records of sub-database `name` from sequence number `first` on, oldest first, in bounded memory.
+        """All records of these sub-databases from sequence number `first` on, oldest first, in bounded memory.
 
-        At a damaged one it calls `on_damage` with its sequence number, or else raises `StoreCorrupt`.
+        Of `pending` and `ledger` together none is left out that is settled meanwhile.  At a damaged one it calls
+        `on_damage` with its sequence number, or else raises `StoreCorrupt`.
         """
         while True:
-            with self._read() as (environment, txn), txn.cursor(db=getattr(environment, name)) as cursor:
-                rows = list(islice(cursor.iternext(), CHUNK)) if cursor.set_range(seq_key(first)) else []
-            for key, value in rows:
+            with self._read() as (environment, txn):
+                read = [_chunk(txn, getattr(environment, name), seq_key(first)) for name in names]
+            # Beyond the end of a chunk that is full there is more of its sub-database.
+            ends = [rows[-1][0] for rows in read if len(rows) == CHUNK]
+            for key, value in sorted(row for rows in read for row in rows):
+                if ends and key > min(ends):
+                    break
                 try:
                     record = unpack(key_seq(key), value)
                 except StoreCorrupt as exc:
@@ -120,9 +125,9 @@ class Reader(Guarded):
                     on_damage(key_seq(key), exc)
                 else:
                     yield record
-            if len(rows) < CHUNK:
+            if not ends:
                 return
-            first = key_seq(rows[-1][0]) + 1
+            first = key_seq(min(ends)) + 1
 
     def dead(self) -> list[tuple[int, str | None]]:
         """`(seq, ordering key)` of every dead letter, oldest first."""
@@ -312,3 +317,9 @@ def _from(cursor: Any, first: bytes) -> Iterator[tuple[bytes, bytes]]:
     """The rows from key `first` on."""
     found = cursor.set_range(first) if first else cursor.first()
     return cursor.iternext() if found else iter(())
+
+
+def _chunk(txn: Any, handle: Any, first: bytes) -> list[tuple[bytes, bytes]]:
+    """At most `CHUNK` rows of a sub-database from key `first` on."""
+    with txn.cursor(db=handle) as cursor:
+        return list(islice(cursor.iternext(), CHUNK)) if cursor.set_range(first) else []

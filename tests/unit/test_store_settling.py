@@ -25,7 +25,7 @@ from outbox import (
     StoreCorrupt,
     codec,
 )
-from outbox.store import envelope, small
+from outbox.store import envelope, reads, small
 from outbox.store import ledger as ledger_module
 from outbox.store.appending import Append
 from outbox.store.continuity import UNKNOWN, Mark
@@ -784,3 +784,18 @@ def test_no_group_is_divided_between_two_commits_and_every_one_knows_the_marks()
     assert [part.marks for part in parts] == [[mark]] * 3
     assert [part.dead for part in parts] == [[], [], dead]
     assert Settlement(dead=dead).parts(3) == [Settlement(dead=dead)]
+
+
+def test_history_misses_nothing_that_is_settled_while_it_is_read(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "CHUNK", 2)
+    for number in range(7):
+        box.enqueue("x", {"number": number})
+    pending = {record.seq: record for record in box.store.records("pending")}
+    # The first waits, as one that is held back, and the second is settled already.
+    box.store.settle(Settlement(completed=[(pending[2], b"null")]))
+    seen = []
+    for record in box.store.records("ledger", "pending"):
+        seen.append(record.seq)
+        if record.seq == 2:
+            box.store.settle(Settlement(completed=[(pending[seq], b"null") for seq in (3, 4, 5, 6)]))
+    assert seen == [1, 2, 3, 4, 5, 6, 7]

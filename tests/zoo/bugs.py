@@ -683,6 +683,13 @@ BUGS = (
         ("tests/integration/adapter/test_learning_behind.py",),
     ),
     Bug(
+        "store: entries that wait are read behind those that are settled",
+        "outbox/store/reads.py",
+        "sorted(row for rows in read for row in rows)",
+        "[row for rows in read for row in rows]",
+        ("tests/unit/test_store_settling.py",),
+    ),
+    Bug(
         "witness: a look at a replay that failed counts as one",
         "integrations/replay/witness.py",
         "        early = 0 < entry.seq - self._view.seq <= _EARLY\n",
