@@ -546,7 +546,7 @@ BUGS = (
         "adapter: the view forgets what came after its checkpoint",
         "integrations/keeper.py",
         'in self._outbox.store.records("ledger", "pending", first=self.view.seq + 1)',
-        "for name in ():",
+        "in ()",
         ("tests/integration/adapter/test_nasty_lives.py", "tests/integration/adapter/test_property.py"),
     ),
     Bug(
