@@ -48,15 +48,20 @@ def _share(first: int, step: int, end: int, take: Callable[[Verdict], None]) -> 
     while first < end:
         command = [sys.executable, "-m", "tests.corruption.campaign", str(first), str(step), str(end)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), *(path for path in sys.path if path)))}
-        with subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
+        # A file, since the warnings of many mutants fill a pipe that nobody reads meanwhile.
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            ) as process,
+        ):
             assert process.stdout is not None
-            assert process.stderr is not None
             for line in process.stdout:
                 take(Verdict(**json.loads(line)))
                 first += step
-            said = process.stderr.read().strip().splitlines()[-1:]
+            process.wait()
+            errors.seek(0)
+            said = errors.read().strip().splitlines()[-1:]
         if process.returncode:
             told = f"ended with {process.returncode}: {' '.join(said)}"
             take(Verdict(first, "unknown", "", DIED, [told]))
