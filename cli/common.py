@@ -56,9 +56,9 @@ class Number(_NumberType):
             pass
         kind = "a whole number" if self._whole else "a number"
         if math.isfinite(self._high):
-            kind += f" from {self._low:g} to {self._high:g}"
+            kind += f" from {self._low} to {self._high}"
         elif math.isfinite(self._low):
-            kind += f", {self._low:g} or more"
+            kind += f", {self._low} or more"
         raise click.BadParameter(f"{str(value)[:100]!r} (allowed: {kind})", ctx, param)
 
 

@@ -209,10 +209,13 @@ class DataFile:
         number = tree.root
         for depth in range(0 if number == _NO_ROOT else min(tree.depth, _MAX_DEPTH), 0, -1):
             walk.pages.add(number)
+            if (number + 1) * self.page_size > self.size:
+                walk.report(number, "is behind the end of the file")
+                return
             data = self.read(number * self.page_size, self.page_size)
-            own, _, flags, lower, upper = _PAGE.unpack_from(data.ljust(_HEADER, b"\0"))
+            own, _, flags, lower, upper = _PAGE.unpack_from(data)
             expected = _LEAF if depth == 1 else _BRANCH
-            if own != number or flags != expected or not _HEADER < lower <= upper <= len(data):
+            if own != number or flags != expected or not _HEADER < lower <= upper <= self.page_size:
                 walk.report(number, f"is damaged: number {own}, flags {flags}, expected {expected}")
                 return
             at = _PLACE.unpack_from(data, lower - _PLACE.size)[0]

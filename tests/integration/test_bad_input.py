@@ -36,7 +36,7 @@ def store(outbox_dir: Path) -> Path:
         (("relay", "--interval", "0"), "'0' (allowed: a number from 0.001 to 3600)"),
         (("list", "--since", "99999999999d"), "'99999999999d' (allowed: 90m, 24h, 7d, or"),
         (("list", "--since", "9999999d"), "'9999999d' (allowed: 90m, 24h, 7d, or"),
-        (("list", "--limit", "9" * 5000), "(allowed: a whole number, 1 or more)"),
+        (("list", "--limit", "9" * 5000), "(allowed: a whole number from 1 to 1000000000)"),
         (("acknowledge", "ü\udc80"), "holds bytes that are no text"),
         (("pause", "--reason", "\udc80"), "holds bytes that are no text"),
         (("drain", "--database-url", "postgresql://u:s3cret@h:99999999/x"), "--database-url has port 99999999"),

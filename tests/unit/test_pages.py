@@ -195,3 +195,17 @@ def test_damaged_size_costs_no_memory(outbox_dir: Path) -> None:
     finally:
         tracemalloc.stop()
     assert any("more than any that an outbox writes" in problem for problem in walk.problems)
+
+
+def test_a_file_that_ends_within_a_page_has_problems_wherever_it_ends(filled: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy(filled / "data.mdb", tmp_path / "data.mdb"))
+    with DataFile(copy) as file:
+        assert file.essential_problems() == []
+        assert file.meta is not None
+        end = (file.meta.last_page + 1) * file.page_size
+    for size in range(end - 200, 2 * 4096, -1619):
+        os.truncate(copy, size)
+        with DataFile(copy) as file:
+            assert all(
+                "behind the end of the file" in problem or "read" in problem for problem in file.essential_problems()
+            )
