@@ -35,6 +35,8 @@ MISFITS = [
     ("Generates", "is a generator", "list"),
     ("GeneratesBelow", "is a generator", "list"),
     ("OpensABlock", "is a context manager", "context=True"),
+    ("OpensNoBlock", "it is no context manager", "balance=Balance.CHANGE"),
+    ("AnswersInsteadOfABlock", "it is no context manager", "balance=Balance.CHANGE"),
     ("Awaited", "asynchronous", "to_thread"),
     ("AwaitedBelow", "asynchronous", "enqueue_async"),
     ("GeneratedAsynchronously", "asynchronous", "enqueue_async"),
@@ -95,7 +97,7 @@ def test_a_misfit_is_refused_by_its_object(name: str, why: str, way: str) -> Non
     [
         "Sound", "AnyArguments", "ShownSignature", "AwaitedAndFinished", "KeepsASessionForReading", "AsksTheEngine",
         "Listens", "Buffers", "SettableFactory", "HandsItselfToACounter", "Remembers",
-        "MayTakeASession", "InsertsByText", "FindsAnId", "AnswersTrue", "CallsAHelper",
+        "MayTakeASession", "InsertsByText", "FindsAnId", "AnswersTrue", "CallsAHelper", "HandsOnABlock",
     ],
 )  # fmt: skip
 def test_a_sound_manager_is_accepted(name: str, built: bool) -> None:
