@@ -32,9 +32,19 @@ def load_operations(where: str, also: tuple[type, ...] = ()) -> list[Any]:
         declared = list(found) if isinstance(found, Iterable) else [found]
     strange = [one for one in declared if not isinstance(one, (Operation, *also))]
     if strange or not isinstance(found, Iterable):
-        shown = f"{(strange or declared)[0]!r:.100}"
-        raise ConfigError(f"--operations is {where!r}, with {shown}", hint="allowed: an iterable of Operation")
+        first = (strange or declared)[0]
+        hint = "allowed: an iterable of Operation"
+        if _is_read(first):
+            hint = "for an engine's DatabaseManager give a callable that returns bind(OPERATIONS, factory)"
+        raise ConfigError(f"--operations is {where!r}, with {first!r:.100}", hint=hint)
     return declared
+
+
+def _is_read(declared: object) -> bool:
+    """Whether it is a declared read, which `bind` leaves out; imported here, since it takes long and few need it."""
+    from outbox.integrations.durable import ManagerRead
+
+    return isinstance(declared, ManagerRead)
 
 
 def load(where: str, parameter: str, example: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from threading import Event
 
 import click
@@ -56,7 +57,8 @@ def drain(
     config = settings(directory, database_url=database_url)
     with Outbox.attach(config=config) as box:
         before = box.status()
-        progress = _Progress(before.pending)
+        # What the last relay met may be over; this command's own relay reports it again if it is not.
+        progress = _Progress(before.pending, since=None if before.relay.alive else before.relay.since)
         patience = Patience(timeout, box.clock.monotonic)
         try:
             done = before.pending == 0 or _drain_or_wait(box, operations, patience, progress)
@@ -151,8 +153,9 @@ def _report(before: OutboxStatus, now: OutboxStatus, done: bool, timeout: float)
 class _Progress:
     """A bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    def __init__(self, total: int, *, since: datetime | None = None) -> None:
+        """`since`: when an error began that an earlier relay has left behind, and that is not shown."""
+        self._total, self._left_behind = total, since
         self._said: set[str] = set()
         self._pace = Pace()
         self._plain_at = time.monotonic() + _PLAIN_EVERY_S
@@ -175,8 +178,10 @@ class _Progress:
         elif time.monotonic() >= self._plain_at:
             self._plain_at = time.monotonic() + _PLAIN_EVERY_S
             click.echo(f"{entries(now.pending)} pending" + (f", {speed}" if speed else ""), err=True)
-        if now.relay.alive and now.relay.last_error is not None:
-            self.say(f"delivery fails and is tried again: {now.relay.last_error}")
+        relay = now.relay
+        is_news = relay.since is None or relay.since != self._left_behind
+        if relay.alive and relay.last_error is not None and is_news:
+            self.say(f"delivery fails and is tried again: {relay.last_error}")
 
     def say(self, sentence: str) -> None:
         """A line of its own, once."""

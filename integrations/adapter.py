@@ -256,7 +256,7 @@ class Adapter:
             return made is not None and made.is_alive()
 
         # Weak, or nobody would ever collect a block that was left open.
-        made = Entering(self._block, (operation, args, kwargs, alive), {})
+        made = Entering(self._block, (operation, args, kwargs, alive), {}, operation.name)
         entering = weakref.ref(made)
         return made
 

@@ -16,6 +16,9 @@ from typing import Any
 
 from .. import OutboxError
 from ..clock import Clock
+from ..log import Log
+
+_log = Log("outbox.integrations")
 
 # How long a caller waits for another thread's block of the same session.
 _LIMIT_S = 30.0
@@ -129,7 +132,28 @@ def entered(block: Block) -> Iterator[None]:
 
 
 class Entering(_GeneratorContextManager[Any]):
-    """The context manager of a block: one that raises while it is entered has ended its block."""
+    """The context manager of a block: one that raises while it is entered has ended its block.
+
+    `name`: the method that made it.  A plain method that was declared as a context manager is called without `with`;
+    the log names it then, because nothing of the call was recorded.
+    """
+
+    def __init__(self, func: Any, args: Any, kwds: Any, name: str = "") -> None:
+        super().__init__(func, args, kwds)
+        self._name = name
+
+    def __call__(self, func: Any) -> Any:
+        """As a decorator, each call of `func` enters a block of its own."""
+        self._name = ""
+        return super().__call__(func)
+
+    def __del__(self) -> None:
+        if getattr(self, "_name", "") and inspect.getgeneratorstate(self.gen) == inspect.GEN_CREATED:
+            _log.critical(
+                "%(method)s was called without `with`, and nothing of the call was recorded: use `with`, or declare it "
+                "without context=True and without a like= that has it",
+                method=self._name,
+            )
 
     def __enter__(self) -> Any:
         """See the generator."""

@@ -33,6 +33,7 @@ _CHOOSING = frozenset({"select", "query", "get", "get_one"})
 _FINDING = frozenset({"get", "get_one", "first", "one", "one_or_none", "scalar", "scalar_one", "scalar_one_or_none"})
 # How types of ids are written, and types of answers that are no ids.
 _IDS = re.compile(r"(?:typing\.)?(?:Optional\[)?(?:uuid\.)?(?:int|UUID)\]?(?: *\| *None)?")
+_NO_BLOCKS = frozenset({"None", "bool", "int", "float", "Decimal", "str", "UUID", "dict", "list", "tuple"})
 _NO_IDS = frozenset({"bool", "None", "dict", "list", "float"})
 # Parameters that take what no other takes.
 _ANY = frozenset({inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
@@ -74,6 +75,11 @@ def shape(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]:
     if not outer and any(inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one) for one in chain):
         yield f"it is asynchronous: {ASYNC_WAY}"
     is_block = any(one.__globals__.get("__name__") == "contextlib" for one in chain)
+    if operation.context and _opens_no_block(chain):
+        yield (
+            "it is no context manager, and it is declared as one (context=True, or by like=), so a call without `with` "
+            "would write nothing: declare its role itself, by balance=Balance.CHANGE and amount="
+        )
     if not outer and any(inspect.isgeneratorfunction(one) for one in chain):
         if not is_block:
             yield "it is a generator, which runs after the call has returned: return a list, or leave it out"
@@ -82,6 +88,15 @@ def shape(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]:
     own = held.attributes(evidence.manager).get(operation.name) if evidence.manager is not None else None
     if isinstance(own, FunctionType | MethodType | functools.partial):
         yield OF_THE_OBJECT
+
+
+def _opens_no_block(chain: list[Any]) -> bool:
+    """Whether a method certainly answers with something that `with` cannot enter; a decorator may change an answer."""
+    if len(chain) != 1 or inspect.isgeneratorfunction(chain[0]):
+        return False
+    facts, hint = facts_of(chain[0]), inspect.signature(chain[0]).return_annotation
+    name = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
+    return name in _NO_BLOCKS or (facts.read and all(isinstance(one, ast.Constant) for one in facts.returns))
 
 
 def arguments(operation: ManagerOperation, evidence: Evidence, signature: inspect.Signature) -> Iterator[str]:

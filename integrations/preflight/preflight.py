@@ -196,8 +196,12 @@ def _look_late(manager: Any, operations: tuple[Declared, ...], outbox: Outbox) -
 
 def _show(fit: Fit, outbox: Outbox) -> None:
     _log.info("manager looked at: %(summary)s", summary=fit.summary)
-    for warning in fit.warnings:
-        _log.warning("%(manager)s.%(warning)s", manager=fit.manager, warning=warning)
+    for method in fit.methods:
+        if method.warning:
+            _log.warning("%(manager)s.%(method)s: %(warning)s", manager=fit.manager, method=method.name,
+                         warning=method.warning)  # fmt: skip
+    for unseen in fit.unseen:
+        _log.warning("%(manager)s: %(unseen)s", manager=fit.manager, unseen=unseen)
     _notice(outbox, fit.summary)
 
 

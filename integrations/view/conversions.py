@@ -102,7 +102,9 @@ def conversions(value: Any, shown: Any, scales: Iterable[int | None], *, spelled
             return [as_it_is, *(one for case in cases if _makes(one := ["text", "text", case], value, shown))]
         if len(value) >= _TELLING_LENGTH and value in shown:
             before, _, after = shown.partition(value)
-            return [["around", before, after]]
+            within: Conversion = ["around", before, after]
+            if _makes(within, value, shown):
+                return [within]
     possible = [one for one in _possible(shown, scales) if isinstance(value, Enum) or "name" not in one]
     # An amount that is not rounded may have the type in which the caller gives it.
     possible += [["same"]] if type(shown) in (int, float, Decimal) and None in scales else []

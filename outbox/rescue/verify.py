@@ -46,6 +46,7 @@ from outbox.rescue import verify
 verify.main(*sys.argv[2:])
 """
 _PACKAGE = Path(__file__).resolve().parents[1]
+_STDLIB = os.path.dirname(os.__file__)
 # What to look at: see `soundness`.
 ESSENTIALS, HISTORY, ALL = "essentials", "history", "all"
 _MOST_PROBLEMS = 20
@@ -208,8 +209,10 @@ def _own_interpreter() -> str | None:
 
 
 def _start_program(program: str, directory: Path, what: str) -> subprocess.Popen[bytes]:
-    # The host may have found this package by changing sys.path; the child must find the same one.
-    paths = [os.fspath(_PACKAGE.parent), *(path for path in sys.path if path)]
+    # The host may have found this package by changing sys.path; the child must find the same one.  The standard library
+    # comes first: the host has imported it before its own folder was added, and a module there may have such a name.
+    standard = [path for path in sys.path if path == _STDLIB or os.path.basename(path) == "lib-dynload"]
+    paths = [*standard, os.fspath(_PACKAGE.parent), *(path for path in sys.path if path and path not in standard)]
     try:
         return subprocess.Popen(
             # A host that turns warnings into errors must not make a sound store look damaged.

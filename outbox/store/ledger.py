@@ -151,7 +151,8 @@ def discard(
 ) -> list[Record]:
     """Give up dead letter `seq` and its group; they stay in the ledger with the reason.  Raises `EntryNotFound`."""
     released = [
-        replace(record, error=f"discarded: {reason}; was: {record.error}") for record in _dead(txn, environment, seq)
+        replace(record, error=f"discarded: {reason}; was: {record.error}")
+        for record in _dead(txn, environment, seq, "a dead letter, and not pending")
     ]
     for record in released:
         txn.put(seq_key(record.seq), pack(record), db=environment.ledger)
@@ -298,10 +299,10 @@ def _last_key(txn: Any, handle: Any) -> bytes:
         return bytes(cursor.key()) if cursor.last() else b""
 
 
-def _dead(txn: Any, environment: Environment, seq: int) -> list[Record]:
-    """Dead letter `seq` and the dead letters of its group."""
+def _dead(txn: Any, environment: Environment, seq: int, wanted: str = "a dead letter") -> list[Record]:
+    """Dead letter `seq` and the dead letters of its group; `wanted`: what it would have to be, for people."""
     if not 0 < seq < 1 << 64 or txn.get(DEAD_PREFIX + seq_key(seq)) is None:
-        raise EntryNotFound(f"entry {seq} is not a dead letter", hint="list the dead letters first")
+        raise EntryNotFound(f"entry {seq} is not {wanted}", hint=f"`atb outbox show {seq}` shows what became of it")
     record = unpack(seq, txn.get(seq_key(seq), db=environment.ledger))
     if not record.group:
         return [record]

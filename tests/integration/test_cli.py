@@ -374,6 +374,11 @@ def test_a_halted_engine_is_seen_from_outside_with_the_reason(atb: Atb, outbox_d
         ("def X():\n    yield 7", "X", "with 7 (allowed: an iterable of Operation)"),
         ("X = None", "X", "with None (allowed: an iterable of Operation)"),
         ("Y = []", "X", "host_broken has no X"),
+        (
+            "from outbox.integrations.durable import ManagerRead\nX = [ManagerRead('kept', keep_last=True)]",
+            "X",
+            "for an engine's DatabaseManager give a callable that returns bind(OPERATIONS, factory)",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_hosts_operations_is_one_sentence(

@@ -8,6 +8,7 @@ import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 
 import psycopg2
@@ -165,6 +166,21 @@ class OpensABlock(Sound):
     @contextmanager
     def log_trade(self, symbol: str) -> Iterator[int]:  # type: ignore[override]
         yield super().log_trade(symbol)
+
+
+class OpensNoBlock(Sound):
+    def atomic_balance_update(self, balance_change: Any, reason: str, correlation_id: str | None = None):  # type: ignore[no-untyped-def]
+        self.update_balance(balance_change)
+
+
+class AnswersInsteadOfABlock(Sound):
+    def atomic_balance_update(self, balance_change: Any, reason: str, correlation_id: str | None = None) -> Decimal:
+        return Decimal(self.update_balance(balance_change))
+
+
+class HandsOnABlock(Sound):
+    def atomic_balance_update(self, balance_change: Any, reason: str, correlation_id: str | None = None) -> Any:
+        return self.get_session()
 
 
 class Awaited(Sound):

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from outbox import SystemClock
-from outbox.integrations.block import Block, BlockMisused, OrderLock, SessionBusy, SessionLocks, current, entered
+from outbox.integrations.block import (
+    Block,
+    BlockMisused,
+    Entering,
+    OrderLock,
+    SessionBusy,
+    SessionLocks,
+    current,
+    entered,
+)
 from tests.unit.fakes.waiting import LONG
 
 OWNER = object()
@@ -193,3 +203,23 @@ def test_waiting_for_the_order_of_calls_ends_with_the_holder_named() -> None:
     holder.join()
     with order:
         pass
+
+
+def test_block_that_is_never_entered_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A plain method behind a decorator, declared as a context manager, wrote nothing in silence."""
+
+    def run() -> Generator[None, None, None]:
+        yield
+
+    with Entering(run, (), {}, "charge"):
+        pass
+    as_decorator = Entering(run, (), {}, "charge")(lambda: 1)
+    assert as_decorator() == 1
+    del as_decorator
+    gc.collect()
+    assert not caplog.records
+    Entering(run, (), {}, "charge")
+    gc.collect()
+    assert [(one.levelname, one.getMessage().partition(":")[0]) for one in caplog.records] == [
+        ("CRITICAL", "charge was called without `with`, and nothing of the call was recorded")
+    ]

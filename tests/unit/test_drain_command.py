@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,26 @@ def test_drain_gives_up_without_progress_beside_a_busy_engine(rig: Rig) -> None:
         patience = Patience(12, rig.clock.monotonic)
         assert not _until(stepping(rig, enqueueing=True), rig.box, patience, _Progress(1))
         assert patience.lost
+
+
+def test_error_of_an_earlier_relay_is_not_shown_as_this_ones(
+    rig: Rig, outbox_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PostgreSQL may be back: the first line of a drain after an outage named an error that was over."""
+    with rig:
+        rig.enqueue("a")
+        rig.target.down = TargetUnavailable("connection refused")
+        rig.step()
+        left = rig.box.status()
+        assert left.relay.last_error is not None
+    progress = _Progress(1, since=left.relay.since)
+    relay = replace(left.relay, alive=True)
+    progress.show(replace(left, relay=relay))
+    assert capsys.readouterr().err == ""
+    assert left.relay.since is not None
+    later = replace(relay, since=left.relay.since + timedelta(seconds=1))
+    progress.show(replace(left, relay=later))
+    assert "delivery fails and is tried again: " in capsys.readouterr().err
 
 
 def test_pace_says_speed_and_time_left() -> None:

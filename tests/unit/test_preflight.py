@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -10,11 +11,11 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
-from outbox import ConfigError, Operation
+from outbox import ConfigError, Operation, Outbox
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation, ManagerRead
 from outbox.integrations.paper import DatabaseManager
 from outbox.integrations.preflight.likeness import declaration
-from outbox.integrations.preflight.preflight import Fit, Kind, look
+from outbox.integrations.preflight.preflight import Fit, Kind, MethodFit, _show, look
 
 from . import managers_that_misfit as managers
 
@@ -35,6 +36,8 @@ MISFITS = [
     ("Generates", "is a generator", "list"),
     ("GeneratesBelow", "is a generator", "list"),
     ("OpensABlock", "is a context manager", "context=True"),
+    ("OpensNoBlock", "it is no context manager", "balance=Balance.CHANGE"),
+    ("AnswersInsteadOfABlock", "it is no context manager", "balance=Balance.CHANGE"),
     ("Awaited", "asynchronous", "to_thread"),
     ("AwaitedBelow", "asynchronous", "enqueue_async"),
     ("GeneratedAsynchronously", "asynchronous", "enqueue_async"),
@@ -95,7 +98,7 @@ def test_a_misfit_is_refused_by_its_object(name: str, why: str, way: str) -> Non
     [
         "Sound", "AnyArguments", "ShownSignature", "AwaitedAndFinished", "KeepsASessionForReading", "AsksTheEngine",
         "Listens", "Buffers", "SettableFactory", "HandsItselfToACounter", "Remembers",
-        "MayTakeASession", "InsertsByText", "FindsAnId", "AnswersTrue", "CallsAHelper",
+        "MayTakeASession", "InsertsByText", "FindsAnId", "AnswersTrue", "CallsAHelper", "HandsOnABlock",
     ],
 )  # fmt: skip
 def test_a_sound_manager_is_accepted(name: str, built: bool) -> None:
@@ -365,3 +368,13 @@ def test_a_declaration_that_names_nothing_is_refused(operation: ManagerOperation
 
 def test_whatever_a_declaration_names_may_be_an_extra_argument() -> None:
     look(managers.AnyArguments, [ManagerOperation("update_balance", identity="nothing", order_by="no")]).check()
+
+
+def test_what_was_not_looked_at_is_logged_as_a_sentence(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    fit = Fit("Books", (MethodFit("save", Kind.PASSES, warning="it looks like a write"),), unseen=("its source",))
+    with Outbox.open(tmp_path / "outbox") as box:
+        _show(fit, box)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "Books.save: it looks like a write",
+        "Books: its source",
+    ]

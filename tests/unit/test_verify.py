@@ -408,6 +408,16 @@ def test_strict_warnings_in_the_environment_do_not_keep_a_sound_store_shut(
 
 
 @pytest.mark.slow
+def test_module_of_the_host_named_as_a_standard_one_is_harmless(
+    outbox_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine had an operator.py beside its program, and could not open its store after a crash."""
+    (tmp_path / "operator.py").write_text("raise ImportError('of the host')")
+    monkeypatch.syspath_prepend(tmp_path)
+    make(outbox_dir)
+    Outbox.open(outbox_dir).close()
+
+
 def test_the_child_finds_a_package_that_its_host_found_through_sys_path(outbox_dir: Path, tmp_path: Path) -> None:
     make(outbox_dir)
     code = "import sys; sys.path[:0] = sys.argv[2:]; from outbox import Outbox; Outbox.open(sys.argv[1]).close()"
