@@ -346,9 +346,9 @@ def _last_free_key(fd: int, meta: Meta) -> int | None:
         return 0
     number, size = meta.free.root, meta.page_size
     for depth in range(min(meta.free.depth, _MAX_DEPTH), 0, -1):
-        data = os.pread(fd, size, number * size)
-        if len(data) < size:
+        if (number + 1) * size > os.fstat(fd).st_size:
             return None
+        data = os.pread(fd, size, number * size)
         own, _, flags, lower, upper = _PAGE.unpack_from(data)
         if own != number or flags != (_LEAF if depth == 1 else _BRANCH) or not _HEADER < lower <= upper <= size:
             return None

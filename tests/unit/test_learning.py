@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +25,10 @@ NAIVE = AT.astimezone(UTC).replace(tzinfo=None)
 
 
 class Side(Enum):
+    LONG = "long"
+
+
+class Way(StrEnum):
     LONG = "long"
 
 
@@ -54,7 +58,7 @@ def test_numbers_of_any_type_are_exact() -> None:
         (Side.LONG, "LONG"), (Side.LONG, "long"), ("Long", "LONG"), ("long", Shown.LONG), (Side.LONG, Shown.LONG),
         (AT, AT), (AT, NAIVE), (AT, AT.astimezone(UTC).isoformat()),
         (AT, NAIVE.replace(microsecond=0)), (UUID(int=7), str(UUID(int=7))), ("entry", "entry"),
-        ("abc", "entry-abc"), (True, True),
+        ("abc", "entry-abc"), (True, True), (Way.LONG, Way.LONG), ("long", Way.LONG), (Way.LONG, "long"),
     ],
 )  # fmt: skip
 def test_a_conversion_that_was_seen_is_found(value: Any, shown: Any) -> None:
