@@ -219,7 +219,9 @@ class LocalView:
             what = table if key == "*" else f"{key!r} of {table}"
             raise UnknownLocally(
                 f"{self._shown(read)} cannot be answered while PostgreSQL is away: {what}{of} is not known ({why})",
-                hint="such calls are learned from while PostgreSQL is up",
+                hint="the manager computes it from more than the call: pass it as an argument"
+                if "cannot be explained" in why
+                else "such calls are learned from while PostgreSQL is up",
             )
 
     def _doubts(self, ids: Iterable[int], about: Callable[[str], bool]) -> Doubts:
