@@ -13,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-TO_PASTE, WITHOUT_SERVER = re.findall(
+TO_PASTE, WITHOUT_SERVER, SERVER_ALONE = re.findall(
     r"^```python\n(.*?)^```$",
     (ROOT / "docs" / "how-to" / "test-your-outage.md").read_text(encoding="utf-8"),
     re.DOTALL | re.MULTILINE,
@@ -99,3 +99,7 @@ def test_missing_operations_are_explained(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "define a fixture `outbox_operations`" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_server_without_pytest_is_used_as_the_page_says() -> None:
+    exec(SERVER_ALONE, {})  # noqa: S102 - the page's own example

@@ -16,6 +16,7 @@ from outbox.errors import TargetUnavailable
 from outbox.postgres import lane, receipts, target, watermarks
 from outbox.relay.breaker import Breaker
 from outbox.relay.reconcile import Reconciler
+from outbox.relay.refusals import Refusals
 from outbox.relay.scan import Scan
 from outbox.store import ledger
 from outbox.store.continuity import judge
@@ -127,7 +128,7 @@ def do_not_distrust_after_a_failed_settlement(patch: pytest.MonkeyPatch) -> None
 
 
 def drop_what_fails_for_an_unlisted_reason(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(World.relay_class, "_best_effort", lambda self, records: {record.seq for record in records})
+    patch.setattr(Refusals, "_best_effort", lambda self, records: {record.seq for record in records})
 
 
 def never_look_again_after_an_answer(patch: pytest.MonkeyPatch) -> None:

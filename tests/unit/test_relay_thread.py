@@ -532,7 +532,7 @@ def test_nothing_to_reconcile_leaves_everything_as_it_was(box: Outbox, target: I
 def test_no_reconciliation_beside_the_thread(relay: Relay) -> None:
     relay.start()
     began = time.monotonic()
-    with pytest.raises(StoreLocked, match="the relay's thread is at work"):
+    with pytest.raises(StoreLocked, match="the relay's thread runs"):
         relay.reconcile()
     assert time.monotonic() - began < 5
 

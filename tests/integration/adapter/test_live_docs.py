@@ -36,7 +36,7 @@ def examples(page: str) -> list[str]:
 
 
 REPLACED, WIRED, BY_HAND, SEPARATE = examples("wire-an-engine.md")
-OWN, MAPPED, READS = examples("declare-methods.md")
+OWN, MAPPED, BY_ROLES, READS = examples("declare-methods.md")
 (ASYNCIO,) = examples("asyncio.md")
 STANDS_FOR_THE_ENGINE = """
 import os
@@ -216,3 +216,9 @@ def test_the_permissions_of_the_page_are_enough(own_postgres: PostgresServer, tm
     assert run(STANDS_FOR_THE_ENGINE + BY_HAND, tmp_path, restricted) == "1000.0\n"
     with pytest.raises(psycopg2.errors.InsufficientPrivilege):
         query(restricted, "DELETE FROM outbox_receipts")
+
+
+def test_methods_are_declared_by_their_roles_as_the_page_says() -> None:
+    declared: dict[str, Any] = {}
+    exec(BY_ROLES, declared)  # noqa: S102 - the page's own example
+    assert next(operation.name for operation in declared["OPERATIONS"]) == "charge"

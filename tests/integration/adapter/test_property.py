@@ -136,9 +136,10 @@ class Two(RuleBasedStateMachine):
     def teach_position(self, ids: tuple[int, int], turn: Decimal) -> None:
         for act in (
             lambda m, which: m.update_position(ids[which], stop_loss=90 + turn),
-            lambda m, which: m.apply_scale_in_update(ids[which], turn / 20, 70 + turn, 1),
-            # Twice, so that the level is not taken for the count; what takes the rest is learned by itself.
+            # Twice, so that the level is not taken for the count; what takes the rest is learned by itself.  The first
+            # one before a scale-in, so that the level is not taken for the count of those either.
             lambda m, which: m.apply_partial_exit_update(ids[which], turn / 20, 60 + turn, 1),
+            lambda m, which: m.apply_scale_in_update(ids[which], turn / 20, 70 + turn, 1),
             lambda m, which: m.apply_partial_exit_update(ids[which], turn / 20, 70 + turn, 1),
             lambda m, which: m.apply_partial_exit_update(ids[which], Decimal(9), Decimal(9), 1),
             # The level is 2 in the first turn and 1 in the second, so that it is not taken for the count.
