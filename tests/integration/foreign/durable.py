@@ -66,10 +66,10 @@ def by_hand(kind: str, url: str, folder: Path, **settings: Any) -> Iterator[tupl
 
 
 def drained(status: Callable[[], Any]) -> dict[str, Any]:
-    """Wait until nothing is pending, or until nothing has moved for a while."""
+    """Wait until nothing is pending and nothing passing is wrong, or until nothing has moved for a while."""
     now = status()
     patience = Patience(STUCK_S, time.monotonic)
-    while now.pending and not patience.is_lost(now.pending):
+    while (now.pending or now.degraded) and not patience.is_lost((now.pending, tuple(now.degraded))):
         time.sleep(0.05)
         now = status()
     return {
