@@ -106,7 +106,7 @@ class Carried:
 
     def _is_completed(self, seq: int) -> bool:
         assert self._outbox is not None
-        if self._outbox.progress.is_acknowledged(seq):
+        if seq in self._outbox.progress.acknowledged:
             return True
         try:
             return self._outbox.entry(seq).status is EntryStatus.COMPLETED
@@ -117,7 +117,7 @@ class Carried:
 
 def has_arrived(outbox: Outbox, seq: int) -> bool:
     """Whether the relay is done with an entry: PostgreSQL has committed it, or it is settled."""
-    return outbox.progress.is_acknowledged(seq) or not outbox.store.is_pending(seq)
+    return seq in outbox.progress.acknowledged or not outbox.store.is_pending(seq)
 
 
 def _unkept(entry: Entry, name: str, what: str, hint: str) -> TargetMisconfigured:

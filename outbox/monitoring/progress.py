@@ -42,17 +42,21 @@ class Progress:
 
     def acknowledge(self, seqs: Iterable[int]) -> None:
         """The relay's word that PostgreSQL has committed these entries, which it records next."""
+        acknowledged = frozenset(seqs)
         with self._moved:
-            self._acknowledged = frozenset(seqs)
-            self._steps += 1
-            self._moved.notify_all()
+            if acknowledged != self._acknowledged:
+                self._acknowledged = acknowledged
+                self._steps += 1
+                self._moved.notify_all()
 
-    def is_acknowledged(self, seq: int) -> bool:
-        """Whether PostgreSQL has committed an entry of the newest batch, which may still be pending here.
+    @property
+    def acknowledged(self) -> frozenset[int]:
+        """The entries of the newest batch that PostgreSQL has committed, which may still be pending here.
 
-        Its effect can be read; should the process end before it is recorded, its receipt keeps it from being repeated.
+        Their effects can be read; should the process end before they are recorded, receipts keep them from being
+        repeated.  To be asked before the store is: what is recorded in between is then seen in one of the two.
         """
-        return seq in self._acknowledged
+        return self._acknowledged
 
     def on_recovered(self, listener: Callable[[], None]) -> None:
         """Call `listener` when the relay has delivered everything, first and after each outage."""

@@ -120,8 +120,6 @@ class Delivery:
             # Before it is recorded: who waits for the effect need not wait for our disk too.
             self._box.progress.acknowledge(record.seq for record, _ in outcome.completed)
             self._settle(batch, outcome, now)
-            if self._owed is None:
-                self._box.progress.acknowledge(())
             took_s = self._clock.monotonic() - now
             self._pace.batch(len(outcome.completed), took_s)
             if batch.records and _log.is_detailed:
@@ -139,6 +137,9 @@ class Delivery:
             return self._breaker.wait(now)
         finally:
             self._keep_owed()
+            if self._owed is None:
+                # Recorded, or not to be relied on: what comes again may have been lost by PostgreSQL meanwhile.
+                self._box.progress.acknowledge(())
 
     def _is_paused(self, ordered: bool) -> bool:
         """Whether an operator lets nothing be delivered now; `ordered`: there is a pause, which may have ended."""

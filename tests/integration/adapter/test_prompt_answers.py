@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from outbox import DurabilityError
 from tests.unit.fakes.waiting import LONG
 
 from .small import Scene, SmallManager, scene
@@ -66,7 +67,26 @@ def test_what_was_recorded_is_not_called_acknowledged_any_more(slow: tuple[Scene
     here, goes_on = slow
     here.manager.log_trade("the second")
     [entry] = here.box.pending()
-    assert here.box.progress.is_acknowledged(entry.seq)
+    assert entry.seq in here.box.progress.acknowledged
     goes_on.set()
     assert here.drain()
-    assert not here.box.progress.is_acknowledged(entry.seq)
+    assert entry.seq not in here.box.progress.acknowledged
+
+
+def test_what_could_not_be_recorded_is_not_called_acknowledged(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes again, and PostgreSQL may have been set back by then."""
+    with scene(postgres_url, outbox_dir, Counting, write_behind=True) as here:
+        here.manager.create_trading_session("s", Decimal(100))
+        told: list[frozenset[int]] = []
+
+        def refuse(*_: Any) -> None:
+            told.append(here.box.progress.acknowledged)
+            raise DurabilityError("the disk refuses")
+
+        monkeypatch.setattr(here.box.store, "settle", refuse)
+        here.relay.step(0.0)
+        [entry] = here.box.pending()
+        assert told == [frozenset({entry.seq})]
+        assert here.box.progress.acknowledged == frozenset()
