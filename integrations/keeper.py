@@ -142,8 +142,9 @@ class Keeper:
             session = notes.get("session")
             try:
                 if operation.has_role:
-                    wants = self.view.learning.wants(seen_of(self.view, operation, call, notes))
-                    sure = fold(self.view, operation, call, notes)
+                    seen = seen_of(self.view, operation, call, notes)
+                    wants = self.view.learning.wants(seen)
+                    sure = fold(self.view, seen)
                     if wants or not sure:
                         self.witness.want(entry.seq)
                     if not sure:

@@ -6,7 +6,9 @@ anything is stored.  The rows that it has prepared by then are checked against t
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import ClauseElement
 from sqlalchemy import inspect as inspect_orm
@@ -167,19 +169,47 @@ class _RehearsalSession(Session):
     bulk_save_objects = bulk_insert_mappings = bulk_update_mappings = delete = _reach
 
 
+# mapped class -> dialect -> how to check what its columns take; worked out once.
+_checks: WeakKeyDictionary[Any, WeakKeyDictionary[Any, list[_Check]]] = WeakKeyDictionary()
+
+
+class _Check(NamedTuple):
+    """What one column takes: characters, digits, and what its type can bind."""
+
+    attribute: str
+    column: Any
+    length: int | None
+    digits: tuple[int, int] | None
+    bind: Callable[[Any], Any] | None
+
+
+def _checks_of(mapper: Any, dialect: Any) -> list[_Check]:
+    by_dialect = _checks.setdefault(mapper, WeakKeyDictionary())
+    found = by_dialect.get(dialect)
+    if found is None:
+        found = by_dialect[dialect] = [_check_of(one.key, one.columns[0], dialect) for one in mapper.column_attrs]
+    return found
+
+
+def _check_of(attribute: str, column: Any, dialect: Any) -> _Check:
+    length, precision, scale = (getattr(column.type, name, None) for name in ("length", "precision", "scale"))
+    digits = (precision, scale) if isinstance(precision, int) and isinstance(scale, int) else None
+    bind = column.type.dialect_impl(dialect).bind_processor(dialect)
+    return _Check(attribute, column, length if isinstance(length, int) else None, digits, bind)
+
+
 def _check_row(row: Any, dialect: Any) -> None:
     """Raise, as a flush would, where a new row has a value that its column cannot hold or cannot bind."""
     state = inspect_orm(row)
-    for attribute in state.mapper.column_attrs:
-        column, value = attribute.columns[0], state.dict.get(attribute.key)
-        length = getattr(column.type, "length", None)
-        if isinstance(value, str) and isinstance(length, int) and len(value) > length:
+    for attribute, column, length, digits, bind in _checks_of(state.mapper, dialect):
+        value = state.dict.get(attribute)
+        if value is None:
+            continue
+        if length is not None and isinstance(value, str) and len(value) > length:
             _refuse(f"{column} has {len(value)} characters, at most {length}", value)
-        precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
-        if isinstance(precision, int) and isinstance(scale, int) and is_beyond(value, precision, scale):
-            _refuse(f"{column} is {value}, beyond numeric({precision},{scale})", value)
-        bind = column.type.dialect_impl(dialect).bind_processor(dialect)
-        if bind is None or value is None or isinstance(value, ClauseElement):
+        if digits is not None and is_beyond(value, *digits):
+            _refuse(f"{column} is {value}, beyond numeric({digits[0]},{digits[1]})", value)
+        if bind is None or isinstance(value, ClauseElement):
             continue
         try:
             bind(value)

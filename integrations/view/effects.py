@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Order, Position
-from .conversions import Unknown, is_number, number, number_or_none, text_of
-from .learning import ABSENT, DECISIVE, Space, is_id
+from .conversions import is_number, number, number_or_none, text_of
+from .learning import DECISIVE, Space, is_id, predict_row
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
@@ -87,16 +88,19 @@ class Effect:
         """Whether it was seen what becomes of a table, whose rows may be shown in a form that is not understood."""
         return table in self.makes or table in self.strangers or table not in (POSITIONS, ORDERS)
 
-    def predict(self, space: Space, sources: Mapping[str, Any], old: Any = ABSENT) -> Any:
-        """The value of one key.  Raises `Unknown`, also where the values of arguments were seen to change it."""
-        if self.values is not None and space.strikes:
-            raise Unknown("it depends on the values of the arguments")
-        return space.predict(sources, old)
+    def predict(
+        self, spaces: Mapping[str, Space], sources: Mapping[str, Any], old: Row | None = None
+    ) -> tuple[Row, dict[str, str]]:
+        """The values of a row by key, and why others are not known; `old`: the row as it was, None for a new one."""
+        return predict_row(spaces, sources, old, by_values=self.values is not None)
 
 
-@dataclass(slots=True)
+@dataclass
 class Seen:
-    """One call, as its effect is learned or predicted."""
+    """One call beside the rows of its session, as its effect is learned or predicted.
+
+    What it says of them is worked out once: it is made anew for each look at rows that change.
+    """
 
     operation: ManagerOperation
     # Arguments by standard name, notes of the adapter, rows of the session before the call.
@@ -107,6 +111,8 @@ class Seen:
     written: Collection[Decimal] = ()
     # How the manager shows rows; None where each has an `id`.
     forms: RowForms | None = None
+    # table -> the ids of its rows that the call names, once asked for.
+    _named: dict[str, list[Any]] = field(default_factory=dict, init=False)
 
     @property
     def touches_rows(self) -> bool:
@@ -121,7 +127,15 @@ class Seen:
 
     def named(self, table: str) -> list[Any]:
         """The ids of the rows of a table that the call names."""
+        found = self._named.get(table)
+        if found is None:
+            found = self._named[table] = self._find_named(table)
+        return found
+
+    def _find_named(self, table: str) -> list[Any]:
         rows = self.tables.get(table, {})
+        if not rows:
+            return []
         if table == POSITIONS:
             position_id = self.call.get("position_id")
             return [position_id] if self.operation.position is not None and position_id in rows else []
@@ -134,11 +148,13 @@ class Seen:
     def _names(self, standard: str) -> Collection[str]:
         return (standard,) if self.forms is None else self.forms.names(standard)
 
-    def known_as(self, table: str, column: str) -> str:
-        """The standard name of a column of a table, as far as declarations give it one."""
-        name = self.operation.standard_name(column)
-        is_key = column == self.key(table) and name not in self._names("client_order_id")
-        return "id" if is_key and not is_id(name) else name
+    def standard_names(self, table: str, columns: Iterable[str]) -> dict[str, str]:
+        """The standard names of columns of a table, as far as declarations give them one."""
+        key, client_ids, found = self.key(table), self._names("client_order_id"), dict[str, str]()
+        for column in columns:
+            name = self.operation.standard_name(column)
+            found[column] = "id" if column == key and name not in client_ids and not is_id(name) else name
+        return found
 
     def opens(self, table: str) -> bool:
         """Whether the id that the call returns is that of a new row of this table."""
@@ -146,10 +162,12 @@ class Seen:
             return self.operation.position is Position.OPENS
         return self.operation.order is Order.OPENS
 
+    @cached_property
     def kind(self) -> str:
         """The name under which calls are learned together: all that decides what such a call does."""
-        return "|".join((self.shape(), *self.values()))
+        return "|".join((self.shape, *self.values))
 
+    @cached_property
     def values(self) -> list[str]:
         """The values that may decide what the call does: of its arguments, and the side of its position."""
         found = {name: _decisive(name, value) for name, value in sorted(self.call.items())}
@@ -158,6 +176,7 @@ class Seen:
             found["of"] = None if side is None else str(_decisive("side", side))
         return [f"{name}={text}" for name, text in found.items() if text is not None]
 
+    @cached_property
     def shape(self) -> str:
         """The name under which calls are learned together, whatever the values of their arguments."""
         parts = [f"in {table}" for table in sorted(self.tables) if table != POSITIONS and self.named(table)]
@@ -176,13 +195,19 @@ class Seen:
         row = self.tables[POSITIONS][position_id]
         return [f"all of {key}" for key, value in sorted(row.items()) if is_number(value) and number(value) == taken]
 
+    @cached_property
     def given(self) -> set[str]:
         """Which arguments the call gives, and which not."""
-        called = {name: value for name, value in self.call.items() if name != "session_id"}
-        return {f"{name}{'-' if value is None else '+'}" for name, value in called.items()}
+        return {f"{name}{'-' if value is None else '+'}" for name, value in self.call.items() if name != "session_id"}
 
     def sources(self, row: tuple[str, Row] | None = None) -> dict[str, Any]:
         """What values can be explained by; `row`: the table and the row that is explained, as it was."""
+        if row is None:
+            return self._own_sources
+        return self._own_sources | {f"row:{row[0]}:{key}": value for key, value in row[1].items()}
+
+    @cached_property
+    def _own_sources(self) -> dict[str, Any]:
         found = {f"arg:{name}": value for name, value in self.call.items() if name != "session_id"}
         found |= {f"note:{name}": self.notes[name] for name in ("id", "session", "at") if name in self.notes}
         for column, ids in self.notes.get("side", {}).items():
@@ -190,8 +215,6 @@ class Seen:
         for table in self.tables:
             for id_ in self.named(table)[:1]:
                 found |= {f"row:{table}:{key}": value for key, value in self.tables[table][id_].items()}
-        if row is not None:
-            found |= {f"row:{row[0]}:{key}": value for key, value in row[1].items()}
         return found
 
 
@@ -218,7 +241,7 @@ def predict(effect: Effect | None, seen: Seen) -> Prediction:
     if not seen.touches_rows:
         return found
     name = seen.operation.name
-    news = seen.given() - effect.given if effect is not None else set()
+    news = seen.given - effect.given if effect is not None else set()
     given = ", ".join(sorted(one[:-1] for one in news if one.endswith("+")))
     why = f"{name} was never seen" if effect is None else f"{name} was never seen with {given or 'so few arguments'}"
     strange = effect is None or bool(news)
@@ -260,14 +283,11 @@ def _predict_named(found: Prediction, effect: Effect | None, seen: Seen, table: 
         found.gone.append((table, id_))
         return
     old = seen.tables[table][id_]
-    row, sources = dict(old), seen.sources((table, old))
+    name = seen.operation.name
     if removes is None:
-        found.doubts[table, id_, "*"] = f"{seen.operation.name} was seen to end it and not to end it"
-    for key, space in effect.changed.get(table, {}).items():
-        try:
-            row[key] = effect.predict(space, sources, old.get(key, ABSENT))
-        except Unknown as exc:
-            found.doubts[table, id_, key] = f"{seen.operation.name}: {exc}"
+        found.doubts[table, id_, "*"] = f"{name} was seen to end it and not to end it"
+    row, doubts = effect.predict(effect.changed.get(table, {}), seen.sources((table, old)), old)
+    found.doubts |= {(table, id_, key): f"{name}: {reason}" for key, reason in doubts.items()}
     found.rows.append((table, id_, row))
 
 
@@ -276,12 +296,8 @@ def _predict_made(found: Prediction, effect: Effect, seen: Seen, table: str, why
     if effect.makes[table] is None:
         found.doubts[table, None, "*"] = f"{name} was seen to make a row of {table} and not to make one"
         return
-    sources, row, doubts = seen.sources(), {}, {"*": why} if why else {}
-    for key, space in effect.made[table].items():
-        try:
-            row[key] = effect.predict(space, sources)
-        except Unknown as exc:
-            doubts[key] = f"{name}: {exc}"
+    row, unknown = effect.predict(effect.made[table], seen.sources())
+    doubts = {key: f"{name}: {reason}" for key, reason in unknown.items()} | ({"*": why} if why else {})
     parent, key_ = row.get(PARENT), seen.key(table)
     if row.get(key_) is None or ("." in table and parent is None):
         found.doubts[table, None, key_] = doubts.get(key_, f"{name}: its {key_} is not known")

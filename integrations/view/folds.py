@@ -26,9 +26,9 @@ def seen_of(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any
     return Seen(operation, operation.standard(call), notes, tables, forms=view.learning.forms)
 
 
-def fold(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any], notes: Mapping[str, Any]) -> bool:
+def fold(view: LocalView, seen: Seen) -> bool:
     """Apply one call to the view; whether all that it did was known."""
-    seen, session_id = seen_of(view, operation, call, notes), notes.get("session")
+    operation, session_id = seen.operation, seen.notes.get("session")
     if operation.session is Session.BEGINS and session_id is not None:
         return _begin(view, session_id, seen)
     session = view.sessions.get(session_id)  # type: ignore[arg-type]
@@ -51,12 +51,12 @@ def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
     call, effect = seen.call, view.learning.effect(seen)
     at = seen.notes["at"].astimezone(UTC).replace(tzinfo=None)
     session = view.sessions[session_id] = new_session(call.get("strategy_name"), call.get("symbol"), None, at)
-    try:
-        if effect is None or effect.count == 0:
-            raise Unknown(f"{seen.operation.name} was never seen")
-        session["balance"] = number_or_none(effect.predict(effect.start, seen.sources()))
-    except Unknown as exc:
-        view.doubt(session_id, "balance", f"{seen.operation.name}: {exc}")
+    name, values, unknown = seen.operation.name, dict[str, Any](), {"balance": f"{seen.operation.name} was never seen"}
+    if effect is not None and effect.count:
+        values, unknown = effect.predict({"balance": effect.start}, seen.sources())
+    session["balance"] = number_or_none(values.get("balance"))
+    if unknown:
+        view.doubt(session_id, "balance", f"{name}: {unknown['balance']}")
     for old in sorted(view.sessions)[:-_SESSIONS_KEPT]:
         if not view.sessions[old]["active"]:
             del view.sessions[old]

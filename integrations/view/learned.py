@@ -53,21 +53,21 @@ class Learning:
 
     def effect(self, seen: Seen) -> Effect | None:
         """What was learned of such calls; of a combination of values that is new, by the others of its shape."""
-        own, shape = self.effects.get(seen.kind()), self.shapes.get(seen.shape())
-        if own is not None and own.count and (seen.given() <= own.given or shape is None):
+        own, shape = self.effects.get(seen.kind), self.shapes.get(seen.shape)
+        if own is not None and own.count and (seen.given <= own.given or shape is None):
             return own
-        known = shape is not None and shape.count and (shape.values or set()).issuperset(seen.values())
+        known = shape is not None and shape.count and (shape.values or set()).issuperset(seen.values)
         return shape if known else own
 
     def _effects(self, seen: Seen) -> tuple[Effect, Effect]:
         """Where to learn of such calls."""
-        shape = self.shapes.setdefault(seen.shape(), Effect(values=set()))
-        return self.effects.setdefault(seen.kind(), Effect()), shape
+        shape = self.shapes.setdefault(seen.shape, Effect(values=set()))
+        return self.effects.setdefault(seen.kind, Effect()), shape
 
     def wants(self, seen: Seen) -> bool:
         """Whether such a call should be looked at when it is delivered."""
-        effect = self.effects.get(seen.kind())
-        if effect is None or effect.count < _OBSERVED_AT_LEAST or not seen.given() <= effect.given:
+        effect = self.effects.get(seen.kind)
+        if effect is None or effect.count < _OBSERVED_AT_LEAST or not seen.given <= effect.given:
             return True
         return seen.touches_rows and not all(map(effect.knows, (POSITIONS, ORDERS)))
 
@@ -98,12 +98,12 @@ class Learning:
         self.version += 1
         self.learn_shown(after, seen.tables)
         for effect in self._effects(seen):
-            news = {f"arg:{one[:-1]}" for one in seen.given() - effect.given if one.endswith("+")}
+            news = {f"arg:{one[:-1]}" for one in seen.given - effect.given if one.endswith("+")}
             new = news if effect.count else set()
             effect.count += 1
-            effect.given |= seen.given()
+            effect.given |= seen.given
             if effect.values is not None:
-                effect.values |= set(seen.values())
+                effect.values |= set(seen.values)
             if not seen.touches_rows:
                 continue
             understood = seen.tables.keys() & after
@@ -144,6 +144,7 @@ class Learning:
         new: set[str],
     ) -> None:
         known, own, id_ = set(spaces), seen.opens(table), seen.key(table)
+        names, scales = seen.standard_names(table, row), self.scales_of_rows()
         for key, shown in row.items():
             # The id that the caller was told is that of the row which the declaration lets the call make.
             strange = ("note:session", "note:side:" if own else "note:id") if key == id_ and old is None else ()
@@ -151,8 +152,7 @@ class Learning:
             before = ABSENT if old is None else old.get(key, ABSENT)
             # A key that other rows lack cannot be told of the next row.
             space = spaces.setdefault(key, Space(strikes=int(bool(known) and key not in known)))
-            name = seen.known_as(table, key)
-            space.observe(name, shown, given, before, scales=self.scales_of_rows(), new=new)
+            space.observe(names[key], shown, given, before, scales=scales, new=new)
         for key in spaces.keys() - row.keys():
             spaces[key].strikes += 1
 
@@ -210,7 +210,7 @@ class Learning:
     def sides(self, seen: Seen) -> Mapping[str, int]:
         """How many rows with a reserved id a call may write on the side; of a new kind, as many as others did."""
         effect = self.effect(seen)
-        if effect is not None and effect.count and seen.given() <= effect.given:
+        if effect is not None and effect.count and seen.given <= effect.given:
             return effect.sides
         name, found = seen.operation.name, dict[str, int]()
         for shape in (shape for key, shape in self.shapes.items() if key.split("|")[0] == name):

@@ -88,6 +88,24 @@ class Space:
         return [self.candidates, self.strikes, self.agreed]
 
 
+def predict_row(
+    spaces: Mapping[str, Space], sources: Sources, old: Mapping[str, Any] | None = None, *, by_values: bool = False
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a row by key, and why others are not known; `old`: the row as it was, None for a new one.
+
+    `by_values`: what was seen to contradict itself depends on the values of the arguments.
+    """
+    row, doubts = dict(old or {}), dict[str, str]()
+    for key, space in spaces.items():
+        try:
+            if by_values and space.strikes:
+                raise Unknown("it depends on the values of the arguments")
+            row[key] = space.predict(sources, ABSENT if old is None else old.get(key, ABSENT))
+        except Unknown as exc:
+            doubts[key] = str(exc)
+    return row, doubts
+
+
 def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any:
     """The value that an explanation gives.  Raises `Unknown`."""
     kind, *details = candidate

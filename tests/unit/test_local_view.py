@@ -34,7 +34,7 @@ def tables_of(positions: Any, orders: Any) -> Tables:
 
 def did(view: LocalView, name: str, session: int | None = 1, id_: int | None = None, **call: Any) -> bool:
     """A durable call of the trading operation `name`; whether its effect was known."""
-    return fold(view, BY_NAME[name], call, noted(session, id_))
+    return fold(view, seen_of(view, BY_NAME[name], call, noted(session, id_)))
 
 
 def noted(session: int | None, id_: int | None) -> dict[str, Any]:

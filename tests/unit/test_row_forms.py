@@ -160,10 +160,10 @@ def test_new_row_without_id_is_known_by_what_the_caller_named_it() -> None:
 
     view.observe_session(1, 1.0, shown(("a", 5, "NEW")), active=True)
     taught(view, place, shown(("a", 5, "NEW"), ("b", 6, "NEW")), ref="b", px=6, tag="b")
-    fold(view, place, {"ref": "b", "px": 6, "tag": "b"}, NOTES)
+    fold(view, seen_of(view, place, {"ref": "b", "px": 6, "tag": "b"}, NOTES))
     taught(view, move, shown(("a", 5, "NEW"), ("b", 6, "DONE")), reference="b", to="done")
-    fold(view, place, {"ref": "c", "px": 7, "tag": "other"}, NOTES)
-    fold(view, move, {"reference": "c", "to": "done"}, NOTES)
+    fold(view, seen_of(view, place, {"ref": "c", "px": 7, "tag": "other"}, NOTES))
+    fold(view, seen_of(view, move, {"reference": "c", "to": "done"}, NOTES))
     rows = {row["ref"]: row for row in view.unresolved_orders(1)}
     assert rows["c"] == {"ref": "c", "px": 7, "state": "DONE"}
     assert rows["b"]["state"] == "NEW"
@@ -175,7 +175,7 @@ def test_table_that_was_not_understood_is_not_answered_after_a_call() -> None:
     tables, unknown = view.learning.forms.tables_of([], [order])
     view.observe_session(1, 1.0, tables, active=True)
     taught(view, BY_NAME["log_position"], {"orders": tables["orders"]}, symbol="x")
-    fold(view, BY_NAME["log_position"], {"symbol": "x"}, {**NOTES, "id": 5})
+    fold(view, seen_of(view, BY_NAME["log_position"], {"symbol": "x"}, {**NOTES, "id": 5}))
     assert view.unresolved_orders(1) == [order]
     with pytest.raises(UnknownLocally, match="never seen with positions that could be understood"):
         view.open_positions(1)
