@@ -30,7 +30,8 @@ from ..store.key_row import KEY_BYTES, MOST_BYTES, payload_of, unpack_row
 from ..store.ledger import DEAD_PREFIX, MARK_PREFIX, dead_order
 from ..store.own_files import read_own
 from ..words import counted
-from .pages import DataFile, Row, Tree, Walk
+from .metas import Tree
+from .pages import MAIN, DataFile, Row, Walk
 
 _PIECE = 1 << 20
 _OURS = b"outbox:"
@@ -191,7 +192,7 @@ class Salvage:
         self.problems += self._file.free_list_problems
 
     def _survey_main(self) -> dict[str, Tree]:
-        walk, trees = Walk("main"), dict[str, Tree]()
+        walk, trees = Walk(MAIN), dict[str, Tree]()
         self._main_intact = False
         if self._file.meta is None:
             return trees

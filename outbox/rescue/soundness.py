@@ -26,8 +26,8 @@ from ..store.identity import DATA_FILE, IDENTITY_KEY, Identity
 from ..store.key_row import place_of, unpack_row
 from ..store.locks import Role, RoleLock, nobody_writes
 from ..words import counted
-from . import pages
-from .pages import DataFile
+from . import metas
+from .pages import FREE_LIST, MAIN, DataFile, Walk
 
 _OURS = b"outbox:"
 # A history of more rows is not read in one snapshot, which would pin the pages that an engine frees meanwhile.
@@ -42,7 +42,7 @@ def problems(directory: Path) -> Iterator[str]:
     Beside a process that may write to it, only what LMDB reads is looked at.
     """
     with nobody_writes(directory) as alone:
-        found = _metas(directory) or structural_problems(directory) if alone else []
+        found = _structure(directory) if alone else []
         yield from found
         if not found:  # else LMDB could die of it, and would find nothing more
             yield from _read(directory, _Content.problems)
@@ -71,7 +71,7 @@ def history(directory: Path) -> Iterator[str]:
 
 
 def _metas(directory: Path) -> list[str]:
-    return pages.meta_problems(directory / DATA_FILE, most_bytes=MAP_BYTES)
+    return metas.meta_problems(directory / DATA_FILE, most_bytes=MAP_BYTES)
 
 
 def _pages_in_doubt(directory: Path) -> list[str]:
@@ -81,8 +81,54 @@ def _pages_in_doubt(directory: Path) -> list[str]:
     which reads the whole file, must confirm it.
     """
     with DataFile(directory / DATA_FILE) as file:
-        suspected = file.essential_problems()
-    return structural_problems(directory) if suspected else []
+        walks = file.essential_walks()
+    suspected = any(walk.problems for walk in walks)
+    return structural_problems(directory) or _unchangeable(directory, walks) if suspected else []
+
+
+def _structure(directory: Path) -> list[str]:
+    """What is wrong with the pages of the whole file."""
+    found = _metas(directory) or structural_problems(directory)
+    if found:
+        return found
+    with DataFile(directory / DATA_FILE) as file:
+        walks = file.all_walks()
+    return _unchangeable(directory, walks)
+
+
+def _unchangeable(directory: Path, walks: list[Walk]) -> list[str]:
+    """Rows that LMDB refuses to delete, of those that the walks found marked as databases.
+
+    It reads them, and its verifier does not look at the marks of large values: nothing else would tell before an
+    entry is delivered and cannot be settled.  Changes nothing.
+    """
+    marked = [(walk.name, key) for walk in walks for key in walk.marked if walk.name != FREE_LIST]
+    if not marked:
+        return []
+    environment = Environment(directory)
+    try:
+        return [
+            f"{name}: {_row_name(name, key)} can be read, and LMDB refuses to change it"
+            for name, key in marked
+            if not _can_be_deleted(environment, name, key)
+        ]
+    finally:
+        environment.close()
+
+
+def _row_name(name: str, key: bytes) -> str:
+    return f"entry {key_seq(key)}" if name in ("pending", "ledger") and len(key) == 8 else f"key {key.hex()}"
+
+
+def _can_be_deleted(environment: Environment, name: str, key: bytes) -> bool:
+    txn = environment.env.begin(write=True)
+    try:
+        txn.delete(key, db=None if name == MAIN else getattr(environment, name))
+        return True
+    except LmdbError:
+        return False
+    finally:
+        txn.abort()
 
 
 def _read(directory: Path, look: Callable[[_Content], Iterator[str]]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ CLEAN, QUARANTINE, REFUSED = "clean, all right", "quarantine with report", "refu
 REPORTED = "opened, damaged ledger reported"
 # Each so many are verified in a real child, opened again after an import, and so on: slow, and the same each time.
 _THOROUGH = 50
+# A relay that has not come to an end by then never does, in seconds.
+_LIMIT_S = 60.0
 
 
 @dataclass
@@ -145,10 +148,14 @@ class Judge:
         target = InMemoryTarget([Operation("trade", table="trades")])
         target.before = lambda records: delivered.update({record.seq: record for record in records})
         relay = Relay(box, target)
+        # The clock of the store stands still.
+        limit = threading.Timer(_LIMIT_S, relay.stop)
+        limit.start()
         try:
             if not relay.drain(20):
                 wrong.append("the relay does not come to an end")
         finally:
+            limit.cancel()
             relay.stop()
         for seq, record in delivered.items():
             if seq != new.seq and record != known.get(seq):

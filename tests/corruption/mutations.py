@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,21 @@ def bit_flip_in_head(template: Template, directory: Path, draw: Draw) -> Damage:
     def place() -> int:
         _, page = _page(template, draw)
         return page * template.page_size + draw.randrange(160 if page < 2 else 32)
+
+    return _flip(template, directory, draw, 1, place)
+
+
+def bit_flip_in_row_head(template: Template, directory: Path, draw: Draw) -> Damage:
+    """One bit of what LMDB keeps before each row of a page: the size of its value, its flags, the size of its key."""
+
+    def place() -> int:
+        _, page = _page(template, draw)
+        at = page * template.page_size
+        # The places of the rows stand behind the head of the page, whose `lower` tells where they end.
+        places = range(at + 16, at + min(int.from_bytes(template.data[at + 12 : at + 14], sys.byteorder), 4096), 2)
+        spot = draw.choice(places) if places else at
+        row = int.from_bytes(template.data[spot : spot + 2], sys.byteorder)
+        return at + (row + draw.randrange(8)) % template.page_size
 
     return _flip(template, directory, draw, 1, place)
 
@@ -190,6 +206,7 @@ MUTATIONS: tuple[tuple[Mutation, int], ...] = (
     (bit_flip, 20),
     (bit_flips, 10),
     (bit_flip_in_head, 15),
+    (bit_flip_in_row_head, 10),
     (zeroed_pages, 12),
     (torn_page, 6),
     (swapped_pages, 10),

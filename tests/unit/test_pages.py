@@ -30,6 +30,10 @@ def fill(directory: Path, seed: int = 1) -> None:
                 box.store.settle(Settlement(completed=[(record, b"") for record in records]))
 
 
+def suspicions(file: DataFile) -> list[str]:
+    return [problem for walk in file.essential_walks() for problem in walk.problems]
+
+
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A filled store, for tests that work on a copy of it."""
@@ -190,7 +194,7 @@ def test_damaged_size_costs_no_memory(outbox_dir: Path) -> None:
     try:
         with DataFile(path) as file:
             assert len(list(file.rows(pending, walk))) == 2
-            assert file.essential_problems()
+            assert suspicions(file)
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
@@ -200,12 +204,10 @@ def test_damaged_size_costs_no_memory(outbox_dir: Path) -> None:
 def test_a_file_that_ends_within_a_page_has_problems_wherever_it_ends(filled: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(filled / "data.mdb", tmp_path / "data.mdb"))
     with DataFile(copy) as file:
-        assert file.essential_problems() == []
+        assert suspicions(file) == []
         assert file.meta is not None
         end = (file.meta.last_page + 1) * file.page_size
     for size in range(end - 200, 2 * 4096, -1619):
         os.truncate(copy, size)
         with DataFile(copy) as file:
-            assert all(
-                "behind the end of the file" in problem or "read" in problem for problem in file.essential_problems()
-            )
+            assert all("behind the end of the file" in problem or "read" in problem for problem in suspicions(file))

@@ -17,6 +17,8 @@ import pytest
 from outbox import Outbox, OutboxConfig, StoreCorrupt, StoreLocked, StoreUnavailable, StoreUnverified
 from outbox.box import LEDGER_DAMAGED
 from outbox.rescue import history, soundness, verify
+from outbox.rescue.metas import Tree
+from outbox.rescue.pages import DataFile, Walk
 from outbox.store import clean_mark
 from outbox.store.counters import Counters
 from outbox.store.envelope import seq_key
@@ -61,6 +63,53 @@ def test_a_sound_store_has_no_problems(outbox_dir: Path) -> None:
     make(outbox_dir)
     assert list(soundness.problems(outbox_dir)) == []
     verify.check(outbox_dir)
+
+
+def mark(directory: Path, name: str, number: int = 0) -> None:
+    """Mark a row as one that describes a named database: one bit that LMDB does not mind when it reads."""
+    with DataFile(directory / "data.mdb") as file:
+        assert file.meta is not None
+        trees: dict[bytes, Tree | None] = {b"main": file.meta.main, b"free list": file.meta.free}
+        trees |= {row.key: file.tree(row) for row in file.rows(file.meta.main, Walk("main"))}
+        tree = trees[name.encode()]
+        assert tree is not None
+        row = [row for row in file.rows(tree, Walk(name)) if not row.is_tree][number]
+    with (directory / "data.mdb").open("r+b") as opened:
+        flags = row.key_offset - 4
+        opened.seek(flags)
+        byte = opened.read(1)[0]
+        opened.seek(flags)
+        opened.write(bytes((byte | 2,)))
+
+
+# By what LMDB's own verifier says, where it looks at such marks: it does not at those of large values.
+UNCHANGEABLE: dict[str, str] = {
+    "pending": "pending: entry 3 can be read, and LMDB refuses to change it",
+    "main": "main DB: leaf page .* F_SUBDATA",
+    "free list": "freeDB: page .* has sub-DB/dup flags",
+}
+ANYWHERE: dict[str, str] = {
+    **UNCHANGEABLE,
+    "ledger": "ledger: entry 1 can be read, and LMDB refuses to change it",
+    "idempotency": "main/idempotency DB: leaf page .* F_SUBDATA",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNCHANGEABLE)
+def test_a_row_that_could_never_be_settled_keeps_the_store_shut(outbox_dir: Path, name: str) -> None:
+    make(outbox_dir)
+    mark(outbox_dir, name)
+    with pytest.raises(StoreCorrupt, match=f"{outbox_dir} is damaged: {UNCHANGEABLE[name]}"):
+        Outbox.open(outbox_dir)
+
+
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_verify_names_every_row_that_lmdb_refuses_to_change(outbox_dir: Path, name: str) -> None:
+    make(outbox_dir)
+    mark(outbox_dir, name)
+    found, *_ = soundness.problems(outbox_dir)
+    assert re.match(ANYWHERE[name], found)
 
 
 HISTORY = ("a ledger record", "an idempotency record")

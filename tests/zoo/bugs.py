@@ -22,10 +22,17 @@ class Bug:
 BUGS = (
     Bug(
         "a sound store is refused: the free list's integer keys are compared as bytes",
-        "outbox/rescue/pages.py",
+        "outbox/rescue/metas.py",
         "integer_keys=True)",
         "integer_keys=False)",
         ("tests/unit/test_pages.py",),
+    ),
+    Bug(
+        "a row that LMDB reads and refuses to delete passes as sound: its entry is delivered and never settled",
+        "outbox/rescue/soundness.py",
+        "structural_problems(directory) or _unchangeable(directory, walks) if suspected",
+        "structural_problems(directory) if suspected",
+        ("tests/unit/test_verify.py",),
     ),
     Bug(
         "a relay with much to say says only its process id",
