@@ -530,9 +530,9 @@ BUGS = (
     ),
     Bug(
         "adapter: the view takes a branch of the manager for another",
-        "integrations/view/effects.py",
-        "        if self.values is not None and space.strikes:",
-        "        if False:",
+        "integrations/view/learning.py",
+        "            if by_values and space.strikes:",
+        "            if False:",
         ("tests/unit/test_local_view.py",),
     ),
     Bug(
