@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..roles import Balance, Session
 from .conversions import ARITHMETIC, EXACT, SCALES, Unknown, added, alike, bare, number_or_none, rounded
 from .effects import ORDERS, PARENT, POSITIONS, RESOLVED, Effect, Row, Seen, Tables, nested_rows
-from .learning import ABSENT, Space
+from .learning import ABSENT, Space, observe_row
 from .row_forms import RowForms
 from .row_order import RowOrders
 
@@ -143,18 +143,12 @@ class Learning:
         sources: dict[str, Any],
         new: set[str],
     ) -> None:
-        known, own, id_ = set(spaces), seen.opens(table), seen.key(table)
+        id_ = seen.key(table)
+        # The id that the caller was told is that of the row which the declaration lets the call make.
+        strange = ("note:session", "note:side:" if seen.opens(table) else "note:id") if old is None else ()
+        of_id = {name: value for name, value in sources.items() if not name.startswith(strange)}
         names, scales = seen.standard_names(table, row), self.scales_of_rows()
-        for key, shown in row.items():
-            # The id that the caller was told is that of the row which the declaration lets the call make.
-            strange = ("note:session", "note:side:" if own else "note:id") if key == id_ and old is None else ()
-            given = {name: value for name, value in sources.items() if not name.startswith(strange)}
-            before = ABSENT if old is None else old.get(key, ABSENT)
-            # A key that other rows lack cannot be told of the next row.
-            space = spaces.setdefault(key, Space(strikes=int(bool(known) and key not in known)))
-            space.observe(names[key], shown, given, before, scales=scales, new=new)
-        for key in spaces.keys() - row.keys():
-            spaces[key].strikes += 1
+        observe_row(spaces, names, row, old, sources, {id_: of_id}, scales=scales, new=new)
 
     def learn_balance(self, seen: Seen, old: Any, shown: Any) -> None:
         """Take in what a call did to the balance."""

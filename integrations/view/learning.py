@@ -106,6 +106,28 @@ def predict_row(
     return row, doubts
 
 
+def observe_row(
+    spaces: dict[str, Space],
+    names: Mapping[str, str],
+    row: Mapping[str, Any],
+    old: Mapping[str, Any] | None,
+    sources: Sources,
+    apart: Mapping[str, Sources],
+    *,
+    scales: Iterable[int | None],
+    new: Iterable[str] = (),
+) -> None:
+    """Take a row in; `names`: the standard names of its keys, `old`: as `predict_row`, `apart`: sources of some."""
+    known = set(spaces)
+    for key, shown in row.items():
+        before = ABSENT if old is None else old.get(key, ABSENT)
+        # A key that other rows lack cannot be told of the next row.
+        space = spaces.setdefault(key, Space(strikes=int(bool(known) and key not in known)))
+        space.observe(names[key], shown, apart.get(key, sources), before, scales=scales, new=new)
+    for key in spaces.keys() - row.keys():
+        spaces[key].strikes += 1
+
+
 def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any:
     """The value that an explanation gives.  Raises `Unknown`."""
     kind, *details = candidate
