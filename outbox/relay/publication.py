@@ -7,11 +7,16 @@ from pathlib import Path
 
 from ..clock import Clock
 from ..log import Log
+from ..store.rates import Pace
 from ..store.state_file import StateFile
+from .scan import Scan
+from .trouble import Trouble
 
 _log = Log("outbox.relay")
 
 _PUBLISH_S = 1.0
+# Of an error's text: what is published must fit its file.
+_SAID_CHARS = 1000
 # What stays of a relay that has ended.
 _LAST_WORD = ("last_error", "stopped", "parked", "waiting", "slow", "since")
 
@@ -26,31 +31,51 @@ class Publication:
         # When the trouble began.
         self._since: str | None = None
         # The last word of the relay before this one, until this one knows better.
-        self.inherited: dict[str, object] = {}
+        self._inherited: dict[str, object] = {}
+        # When deliveries came on last, or had nothing to do (monotonic seconds); and when one was applied.
+        self.moved_at = clock.monotonic()
+        self._last_applied_at: str | None = None
+        self.pace = Pace()
+        # Why the relay's thread died, or None.
+        self.died: str | None = None
 
-    def take_up(self) -> object:
-        """Take up the last word of the relay before: a program that starts again and again must not look better.
-
-        Returns the pace that it published, or None.
-        """
+    def take_up(self) -> None:
+        """Take up the last word of the relay before: a program that starts again and again must not look better."""
         try:
             said = self._file.read() or {}
         except OSError:  # whoever publishes says so
-            return None
+            return
         if said.get("last_error"):
-            self.inherited = {name: said[name] for name in _LAST_WORD if name in said}
-        return said.get("pace")
+            self._inherited = {name: said[name] for name in _LAST_WORD if name in said}
+        self.pace.inherit(said.get("pace"))
 
-    def tell(self, state: dict[str, object], moving: dict[str, object], now: float, *, force: bool) -> None:
-        """Publish at once when `state` has changed, else every second with what is `moving`."""
-        if state["last_error"] is None:
+    def know_better(self) -> None:
+        """This relay has a word of its own."""
+        self._inherited = {}
+
+    def applied(self) -> None:
+        """Something was applied just now."""
+        self._last_applied_at = self._clock.now().isoformat()
+
+    def tell(self, trouble: Trouble, scan: Scan, now: float, *, force: bool = False) -> None:
+        """Publish at once when something has changed, else every second."""
+        error = trouble.last_error or scan.trouble
+        state: dict[str, object] = {
+            "breaker": trouble.breaker.state,
+            "stopped": trouble.stopped,
+            "last_error": error and error[:_SAID_CHARS],
+            "died": self.died and self.died[:_SAID_CHARS],
+            **scan.what_waits(),
+        }
+        if error is None:
             self._since = None
         elif self._since is None:
             self._since = self._clock.now().isoformat()
-        state = {"pid": os.getpid(), **state, "since": self._since, **self.inherited}
+        state = {"pid": os.getpid(), **state, "since": self._since, **self._inherited}
         if state == self._said and now < self._again_at and not force:
             return
         self._said, self._again_at = state, now + _PUBLISH_S
+        moving = {"moved_at": self.moved_at, "last_applied_at": self._last_applied_at, "pace": self.pace.published()}
         try:
             self._file.write({**state, **moving, "said_at": self._clock.now().isoformat()})
         except OSError as exc:

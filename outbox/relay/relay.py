@@ -10,16 +10,15 @@ from types import TracebackType
 from ..box import Outbox
 from ..errors import StoreLocked
 from ..log import Log
+from ..store.locks import Role, RoleLock
 from ..target import Target
-from ..worker import Later, Worker
-from .breaker import CLOSED
-from .delivery import HURRY_S, Delivery
+from .delivery import HURRY_S, Delivery, Step
 from .orders import Order, Reconciliation
 
 _log = Log("outbox.relay")
 
 
-class Relay(Delivery):
+class Relay:
     """Drains one outbox into one target.  One relay per store: the second gets `StoreLocked`.
 
     Either `start` and `stop` a thread, or call `drain`, or drive `step` yourself; all public methods are thread-safe,
@@ -28,7 +27,10 @@ class Relay(Delivery):
 
     def __init__(self, box: Outbox, target: Target) -> None:
         """`box` may be opened or attached.  Settings come from `box.config`, time and randomness from `box.clock`."""
-        super().__init__(box, target)
+        self._box, self._target, self._clock = box, target, box.clock
+        self._delivery = Delivery(box, target)
+        self._role: RoleLock | None = None
+        self._last = Step()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -50,10 +52,10 @@ class Relay(Delivery):
                 return
             self._take_role()
             self._stop.clear()
-            self.died = None
             # A first batch that hangs must be seen from outside, so the relay speaks before it.
-            self._moved_at = self._clock.monotonic()
-            self._publish(self._moved_at, force=True)
+            said = self._delivery.publication
+            said.died, said.moved_at = None, self._clock.monotonic()
+            self._delivery.publish(said.moved_at, force=True)
             self._thread = threading.Thread(target=self._run, name="outbox-relay", daemon=True)
             self._box.off_enqueue(self._wake.set)  # after a thread that died
             self._box.on_enqueue(self._wake.set)
@@ -94,7 +96,7 @@ class Relay(Delivery):
             for last in (False, True):
                 with self._alone(timeout / 2) as alone:
                     if alone:
-                        self._pay()
+                        self._delivery.pay()
                         self._target.close()
                         self._leave_role()
                         return True
@@ -106,6 +108,21 @@ class Relay(Delivery):
     def running(self) -> bool:
         """Whether the thread is alive."""
         return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def died(self) -> str | None:
+        """Why the thread died, or None."""
+        return self._delivery.publication.died
+
+    def step(self, now: float) -> float:
+        """Move one batch.  `now` is monotonic seconds; returns the seconds until the next step is due, 0 for at once.
+
+        Takes the relay's role at the first call.  Raises `StoreLocked`, or what reading the store raises.
+        """
+        self._take_role()
+        self._last = self._delivery.step(now)
+        self._tell()
+        return self._last.wait_s
 
     def __enter__(self) -> Relay:
         self.start()
@@ -123,11 +140,11 @@ class Relay(Delivery):
         """
         goal = self._box.store.figures().counters.next_seq - 1
         deadline = self._clock.monotonic() + timeout
-        with self._hurrying():
+        with self._hurrying() as question:
             if self.running:
-                return self._await(goal, deadline)
+                return self._await(goal, question, deadline)
             with self._alone(timeout) as alone:
-                return alone and self._drain_alone(goal, deadline)
+                return alone and self._drain_alone(goal, question, deadline)
 
     @contextmanager
     def _alone(self, timeout: float) -> Iterator[bool]:
@@ -142,15 +159,15 @@ class Relay(Delivery):
                 self._driver = None
                 self._driving.release()
 
-    def _drain_alone(self, goal: int, deadline: float) -> bool:
+    def _drain_alone(self, goal: int, question: int, deadline: float) -> bool:
         owned = self._role is not None
         self._stop.clear()
         try:
-            with self._beside_a_thread():
-                return self._drain_here(goal, deadline)
+            with self._delivery.beside_a_thread():
+                return self._drain_here(goal, question, deadline)
         finally:
             if not owned:
-                self._publish(self._clock.monotonic(), force=True)
+                self._delivery.publish(self._clock.monotonic(), force=True)
                 self._target.close()
                 self._leave_role()
 
@@ -167,34 +184,31 @@ class Relay(Delivery):
             owned = self._role is not None
             self._take_role()
             try:
-                self._record_owed()
-                self._scan.distrust()
-                return self._reconciler.mend(Order(everything=everything, accept=accept)) or Reconciliation(
-                    needed=False
-                )
+                done = self._delivery.reconcile(Order(everything=everything, accept=accept))
+                return done or Reconciliation(needed=False)
             finally:
                 if not owned:
                     self._target.close()
                     self._leave_role()
 
-    def _drain_here(self, goal: int, deadline: float) -> bool:
+    def _drain_here(self, goal: int, question: int, deadline: float) -> bool:
         while True:
             now = self._clock.monotonic()
             wait = self.step(now)
-            if self._has_drained(goal):
+            if self._has_drained(goal, question):
                 return True
             now = self._clock.monotonic()
-            if self._paused:
+            if self._last.paused:
                 return self._is_settled(goal)
             if now >= deadline or self._stop.is_set():
                 return False
             self._stop.wait(min(wait, deadline - now))
 
-    def _await(self, goal: int, deadline: float) -> bool:
+    def _await(self, goal: int, question: int, deadline: float) -> bool:
         self._wake.set()
         with self._moved:
             while self.running:
-                if self._has_drained(goal):
+                if self._has_drained(goal, question):
                     return True
                 if self._box.pauses.current() is not None:
                     return self._is_settled(goal)
@@ -204,35 +218,22 @@ class Relay(Delivery):
                 self._moved.wait(min(left, HURRY_S))
         return False
 
-    def _has_drained(self, goal: int) -> bool:
-        return self._caught_up and not self._probe_wanted and self._seen_seq >= goal
+    def _has_drained(self, goal: int, question: int) -> bool:
+        last = self._last
+        return last.caught_up and last.answered >= question and last.seen_seq >= goal
 
     def _is_settled(self, goal: int) -> bool:
         return self._box.store.watermark() >= goal
 
     @contextmanager
-    def _hurrying(self) -> Iterator[None]:
-        self._draining += 1
-        self._probe_wanted = True
-        self._breaker.hurry(self._clock.monotonic(), 0.0)
+    def _hurrying(self) -> Iterator[int]:
+        """Within the block somebody waits, who asks whether PostgreSQL has everything: see `IdleChecks.want`."""
+        self._delivery.awaited += 1
+        self._delivery.trouble.breaker.hurry(self._clock.monotonic(), 0.0)
         try:
-            yield
+            yield self._delivery.idle.want()
         finally:
-            self._draining -= 1
-
-    @contextmanager
-    def _beside_a_thread(self) -> Iterator[None]:
-        """Within the block recording one batch and delivering the next go on at the same time."""
-        worker: Worker[None] = Worker("outbox-settle")
-        self._beside = worker
-        try:
-            yield
-        finally:
-            try:
-                self._pay()
-            finally:
-                self._beside = Later()
-                worker.close()
+            self._delivery.awaited -= 1
 
     def _run(self) -> None:
         with self._driving:
@@ -240,13 +241,13 @@ class Relay(Delivery):
 
     def _drive(self) -> None:
         try:
-            with self._beside_a_thread():
+            with self._delivery.beside_a_thread():
                 self._deliver()
         except BaseException as exc:  # noqa: BLE001 - a thread has no caller: its death is logged and shown in the status
-            self.died = f"{type(exc).__name__}: {exc}"
+            self._delivery.publication.died = f"{type(exc).__name__}: {exc}"
             _log.critical("relay thread died: %(error)s", error=self.died, trace=True)
         finally:
-            self._publish(self._clock.monotonic(), force=True)
+            self._delivery.publish(self._clock.monotonic(), force=True)
             if self.died is not None:
                 self._leave_role()
             self._box.progress.report(delivering=None)
@@ -260,12 +261,28 @@ class Relay(Delivery):
             if wait <= 0:
                 continue
             # During an outage new work is no reason to try earlier; somebody waiting in `drain` is.
-            outage = self._paused or (self._breaker.state != CLOSED and not self._draining)
+            outage = self._last.paused or not (self._last.works or self._delivery.awaited)
             (self._stop if outage else self._wake).wait(min(wait, HURRY_S) if outage else wait)
 
     def _tell(self) -> None:
         """Wake those who wait in this process."""
-        works = self._breaker.state == CLOSED and not self._paused if self.running or self._draining else None
-        self._box.progress.report(delivering=works, caught_up=self._caught_up)
+        works = self._last.works if self.running or self._delivery.awaited else None
+        self._box.progress.report(delivering=works, caught_up=self._last.caught_up)
         with self._moved:
             self._moved.notify_all()
+
+    def _take_role(self) -> None:
+        if self._role is None:
+            role = RoleLock(self._box.path, Role.RELAY)
+            try:
+                self._delivery.take_up()
+            except BaseException:
+                role.release(clean=True)
+                raise
+            self._role = role
+
+    def _leave_role(self) -> None:
+        if self._role is not None:
+            self._delivery.leave()
+            self._role.release(clean=True)
+            self._role = None

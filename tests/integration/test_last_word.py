@@ -52,7 +52,7 @@ def test_next_relay_keeps_the_word_until_it_knows_better(outbox_dir: Path) -> No
         rig.relay.stop()
         later = Relay(rig.box, rig.target)
         later._take_role()
-        later._publish(rig.clock.monotonic(), force=True)
+        later._delivery.publish(rig.clock.monotonic(), force=True)
         assert rig.box.status().needs_operator == ["the line is stopped: 28P01: password authentication failed"]
         rig.target.down = TargetUnavailable("connection refused")
         for _ in range(5):
@@ -126,7 +126,7 @@ def test_read_only_database_is_told_after_the_relay_has_ended(postgres_url: str,
         until(lambda: box.status().health is Health.NEEDS_OPERATOR)
         if ends == "dies":
             # As after SIGKILL: nothing is published at the end.
-            relay._publish = lambda now, force=False: None  # type: ignore[method-assign,misc]
+            relay._delivery.publish = lambda now, *, force=False: None  # type: ignore[method-assign]
         relay.stop()
         status = box.status()
         assert "the line is stopped" in status.needs_operator[0]

@@ -15,7 +15,9 @@ from outbox.calls import Calls
 from outbox.errors import TargetUnavailable
 from outbox.postgres import lane, receipts, target, watermarks
 from outbox.relay.breaker import Breaker
+from outbox.relay.delivery import Delivery
 from outbox.relay.reconcile import Reconciler
+from outbox.relay.recording import Recording
 from outbox.relay.refusals import Refusals
 from outbox.relay.scan import Scan
 from outbox.store import ledger
@@ -27,7 +29,7 @@ from outbox.store.store import Store
 from outbox.target import Outcome, Unit, free_of
 
 from .database import SimulatedLane, SimulatedTarget, State
-from .world import InDeliveryInMemory, World
+from .world import InDeliveryInMemory
 
 
 def skip_a_poison_row(patch: pytest.MonkeyPatch) -> None:
@@ -43,24 +45,24 @@ def skip_a_poison_row(patch: pytest.MonkeyPatch) -> None:
 
 
 def count_outages_as_retries(patch: pytest.MonkeyPatch) -> None:
-    real = World.relay_class._settle
+    real = Delivery._settle
 
     def settle(self: Any, batch: Any, outcome: Outcome, now: float) -> None:
         if outcome.interruption is not None:
             outcome.rejected += [(record, EntryRejected("outage", permanent=False)) for record in batch.records]
         real(self, batch, outcome, now)
 
-    patch.setattr(World.relay_class, "_settle", settle)
+    patch.setattr(Delivery, "_settle", settle)
 
 
 def settle_before_applying(patch: pytest.MonkeyPatch) -> None:
-    real = World.relay_class._apply
+    real = Delivery._apply
 
     def apply(self: Any, batch: Any) -> Outcome:
         self._box.store.settle(Settlement(completed=[(record, b"") for record in batch.records]))
         return real(self, batch)
 
-    patch.setattr(World.relay_class, "_apply", apply)
+    patch.setattr(Delivery, "_apply", apply)
 
 
 def do_not_hold_back_behind_dead_letters(patch: pytest.MonkeyPatch) -> None:
@@ -118,13 +120,13 @@ def go_on_after_a_durability_error(patch: pytest.MonkeyPatch) -> None:
 
 def do_not_distrust_after_a_failed_settlement(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scan, "distrust", lambda self: None)
-    real = World.relay_class._settle
+    real = Delivery._settle
 
     def settle(self: Any, batch: Any, outcome: Outcome, now: float) -> None:
         self._scan.passed(batch, {record.seq for record in batch.records})
         real(self, batch, outcome, now)
 
-    patch.setattr(World.relay_class, "_settle", settle)
+    patch.setattr(Delivery, "_settle", settle)
 
 
 def drop_what_fails_for_an_unlisted_reason(patch: pytest.MonkeyPatch) -> None:
@@ -161,7 +163,7 @@ def never_close_the_breaker(patch: pytest.MonkeyPatch) -> None:
 
 
 def take_a_lost_reply_for_a_commit(patch: pytest.MonkeyPatch) -> None:
-    real = World.relay_class._settle
+    real = Delivery._settle
 
     def settle(self: Any, batch: Any, outcome: Outcome, now: float) -> None:
         if isinstance(outcome.interruption, TargetUnavailable):
@@ -169,7 +171,7 @@ def take_a_lost_reply_for_a_commit(patch: pytest.MonkeyPatch) -> None:
             outcome.completed += [(record, b"") for record in batch.records if record.seq not in done]
         real(self, batch, outcome, now)
 
-    patch.setattr(World.relay_class, "_settle", settle)
+    patch.setattr(Delivery, "_settle", settle)
 
 
 def bury_one_member_of_a_group(patch: pytest.MonkeyPatch) -> None:
@@ -238,13 +240,13 @@ def stamp_by_the_wall_clock(patch: pytest.MonkeyPatch) -> None:
 def try_refused_entries_for_ever(patch: pytest.MonkeyPatch) -> None:
     """A refused entry is tried again at once, for ever."""
     patch.setattr(Breaker, "backoff", lambda self, failures: 0.0)
-    real = World.relay_class._settle
+    real = Delivery._settle
 
     def settle(self: Any, batch: Any, outcome: Outcome, now: float) -> None:
         outcome.rejected = []
         real(self, batch, outcome, now)
 
-    patch.setattr(World.relay_class, "_settle", settle)
+    patch.setattr(Delivery, "_settle", settle)
 
 
 def never_notice_what_postgresql_forgets(patch: pytest.MonkeyPatch) -> None:
@@ -258,7 +260,7 @@ def put_back_without_the_oldest(patch: pytest.MonkeyPatch) -> None:
 
 def deliver_while_a_loss_is_not_mended(patch: pytest.MonkeyPatch) -> None:
     """What is new overtakes what PostgreSQL has forgotten."""
-    patch.setattr(World.relay_class, "_mend", lambda self: None)
+    patch.setattr(Delivery, "_mend", lambda self: None)
     patch.setattr(watermarks.Session, "examine", lambda self, cursor: None)
 
 
@@ -273,14 +275,14 @@ def sound_no_alarm_while_the_store_is_halted(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_what_is_owed_when_recording_fails(patch: pytest.MonkeyPatch) -> None:
-    real = World.relay_class._record_owed
+    real = Recording.finish
 
-    def record_owed(self: Any) -> None:
+    def finish(self: Any) -> None:
         with contextlib.suppress(DurabilityError), pytest.MonkeyPatch.context() as inner:
             inner.setattr(self._scan, "distrust", lambda: None)
             real(self)
 
-    patch.setattr(World.relay_class, "_record_owed", record_owed)
+    patch.setattr(Recording, "finish", finish)
 
 
 def deliver_a_key_on_two_lanes(patch: pytest.MonkeyPatch) -> None:

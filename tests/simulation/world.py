@@ -26,6 +26,7 @@ from outbox.store.ledger import DISCARD, answer
 from outbox.store.reads import FORGOTTEN
 from outbox.store.store import Store
 from outbox.store.withdrawal import Range, members
+from outbox.target import Target
 from tests.faults.invariants import Applied, Call, Observation, Place, Reopened, Stored, Told, check
 
 from .database import OPERATIONS, Database, SimulatedTarget
@@ -103,16 +104,17 @@ class InDeliveryInMemory:
 class UnpublishedRelay(Relay):
     """A relay without files: its role is the simulation's business, and nobody looks from outside."""
 
+    def __init__(self, box: Outbox, target: Target) -> None:
+        super().__init__(box, target)
+        self._delivery.publish = lambda now, *, force=False: None  # type: ignore[method-assign]
+
     def _take_role(self) -> None:
-        if self._in_delivery is None:
-            self._in_delivery = InDeliveryInMemory()  # type: ignore[assignment]
-            self._reconciler.resume()
+        if self._delivery._recording._claims is None:
+            self._delivery._recording._claims = InDeliveryInMemory()  # type: ignore[assignment]
+            self._delivery._reconciler.resume()
 
     def _leave_role(self) -> None:
-        self._in_delivery = None
-
-    def _publish(self, now: float, *, force: bool = False) -> None:
-        pass
+        self._delivery._recording._claims = None
 
 
 class World:
@@ -355,7 +357,7 @@ class World:
         if not pending:
             return
         record = self.rng.choice(pending)
-        lock = self.relay._in_delivery
+        lock = self.relay._delivery._recording._claims
         if isinstance(lock, InDeliveryInMemory) and lock.holds(*members(record)):
             self._say(f"operator: {record.seq} is being delivered")
             return
@@ -491,7 +493,7 @@ class World:
                 # In a database that knows nothing of the store, which may be the wrong one, nothing is automatic.
                 self.reconcile()
             pending, wait = self._pending(), self.relay.step(self.clock.monotonic())
-            if self.relay._caught_up and self.clock.monotonic() >= asked_at:
+            if self.relay._last.caught_up and self.clock.monotonic() >= asked_at:
                 break
             idle = 0 if wait or self._pending() < pending else idle + 1
             # With a batch of one it looks at each waiting entry in a step of its own.
@@ -499,9 +501,10 @@ class World:
                 self.violations.append("the relay is busy with nothing")
                 break
             # With nothing to do but to ask, time passes without a step for each look.
-            self.clock.advance(max(wait, asked_at - self.clock.monotonic()) if self.relay._caught_up else wait)
-        if self.relay._breaker.state != CLOSED:
-            self.violations.append(f"the breaker is {self.relay._breaker.state} although all is calm")
+            self.clock.advance(max(wait, asked_at - self.clock.monotonic()) if self.relay._last.caught_up else wait)
+        breaker = self.relay._delivery.trouble.breaker
+        if breaker.state != CLOSED:
+            self.violations.append(f"the breaker is {breaker.state} although all is calm")
 
     def _check_attempts(self, stored: list[Record]) -> None:
         """No entry counts more attempts than refusals of it or its transaction: an outage counts for nobody."""

@@ -249,3 +249,25 @@ def test_relative_imports_of_a_folder_above_are_resolved() -> None:
         "outbox.integrations.durable.Durable"
     }
     assert imports("from .. import Outbox", "outbox.cli") == {"outbox.Outbox"}
+
+
+_MOST_ATTRIBUTES = 20
+
+
+def _attributes(cls: ast.ClassDef) -> set[str]:
+    """The names that a class assigns to `self`, but for its properties."""
+    stored = (node for node in ast.walk(cls) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store))
+    names = {node.attr for node in stored if isinstance(node.value, ast.Name) and node.value.id == "self"}
+    return names - {node.name for node in cls.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_no_object_has_more_than_twenty_attributes() -> None:
+    paths = [path for room in ("outbox", "integrations", "cli") for path in (ROOT / room).rglob("*.py")]
+    classes = [
+        (path.name, node.name, len(_attributes(node)))
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert len(classes) > 100
+    assert [one for one in classes if one[2] > _MOST_ATTRIBUTES] == []

@@ -12,6 +12,7 @@ import pytest
 from outbox import TargetUnavailable
 from outbox.cli.log_lines import logging_to_stderr
 from outbox.log import Log
+from outbox.relay.delivery import Delivery
 from tests import atb as command_line
 from tests.unit.fakes.rig import Rig, passing, permanent
 
@@ -112,7 +113,7 @@ def test_each_try_of_an_outage_is_a_debug_line(outbox_dir: Path, capsys: pytest.
 
 def test_without_debug_no_facts_are_gathered(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Rig(outbox_dir) as rig, logging_to_stderr():
-        monkeypatch.setattr(type(rig.relay), "_describe", None)
+        monkeypatch.setattr(Delivery, "_describe", None)
         rig.enqueue("a")
         rig.settle()
         assert rig.target.applied == [1]

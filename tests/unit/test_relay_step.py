@@ -301,7 +301,7 @@ def test_nothing_is_pruned_while_something_waits_to_be_reconciled(
         rig.settle()
         rig.clock.advance(7200)
         with monkeypatch.context() as patch:
-            patch.setattr(rig.relay._reconciler, "waiting", True)
+            patch.setattr(rig.relay._delivery._reconciler, "waiting", True)
             rig.step()
             assert rig.box.status().ledger == 1
         rig.clock.advance(60)

@@ -372,7 +372,7 @@ def test_drain_says_no_when_the_thread_dies_meanwhile(
     answers: list[bool] = []
     drainer = threading.Thread(target=lambda: answers.append(relay.drain(LONG)))
     drainer.start()
-    until(lambda: relay._draining == 1)
+    until(lambda: relay._delivery.awaited == 1)
     signals.gate.set()
     drainer.join(LONG)
     assert answers == [False]
@@ -404,7 +404,7 @@ def test_a_batch_that_hangs_is_shown_as_stuck(outbox_dir: Path, target: InMemory
         with Relay(box, target) as relay:
             write(box, 1)
             signals.wait()
-            until(lambda: relay._caught_up and box.status().completed == 1)
+            until(lambda: relay._last.caught_up and box.status().completed == 1)
             signals.gate.clear()
             write(box, 2)
             signals.wait()
@@ -707,7 +707,7 @@ def test_a_drain_does_not_end_with_a_look_from_before_the_last_entry(
     drained: list[bool] = []
     drainer = threading.Thread(target=lambda: drained.append(relay.drain(LONG)))
     drainer.start()
-    until(lambda: relay._probe_wanted)
+    until(lambda: relay._delivery.awaited == 1)
     go_on.set()
     signals.wait()
     drainer.join(0.2)

@@ -43,7 +43,7 @@ def test_entry_that_waits_for_its_retry_is_discarded(outbox_dir: Path) -> None:
         assert gone.error == "discarded: mended by hand; was: P0001: not now"
         rig.settle()
         assert rig.target.applied == [behind]
-        assert rig.relay._scan.next_retry is None
+        assert rig.relay._delivery._scan.next_retry is None
 
 
 def test_transaction_is_discarded_whole(outbox_dir: Path) -> None:
@@ -118,7 +118,7 @@ def test_entry_that_is_applied_and_not_recorded_is_not_discarded(outbox_dir: Pat
 def test_entry_discarded_after_it_was_read_is_not_delivered(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Rig(outbox_dir) as rig:
         first, second = rig.enqueue("a", "b")
-        scan, late = rig.relay._scan, [first]
+        scan, late = rig.relay._delivery._scan, [first]
         read = scan.next_batch
 
         def discarded_behind_its_back(now: float, limit: int):  # type: ignore[no-untyped-def]

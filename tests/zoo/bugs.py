@@ -124,7 +124,7 @@ BUGS = (
     ),
     Bug(
         "two relays of one store at a time",
-        "outbox/relay/delivery.py",
+        "outbox/relay/relay.py",
         "            role = RoleLock(self._box.path, Role.RELAY)",
         "            role = RoleLock(self._box.path, Role.ACCESS, shared=True)",
         ("tests/unit/test_relay_thread.py", "tests/unit/test_relay_step.py"),
@@ -320,7 +320,7 @@ BUGS = (
     ),
     Bug(
         "a batch that could not be recorded does not come again",
-        "outbox/relay/delivery.py",
+        "outbox/relay/recording.py",
         "            self._scan.distrust()\n            raise\n",
         "            raise\n",
         ("tests/unit/test_relay_overlap.py", "tests/unit/test_relay_outage.py"),
@@ -384,7 +384,7 @@ BUGS = (
     Bug(
         "the relay's death is not told",
         "outbox/relay/relay.py",
-        '            self.died = f"{type(exc).__name__}: {exc}"\n',
+        '            self._delivery.publication.died = f"{type(exc).__name__}: {exc}"\n',
         "            pass\n",
         ("tests/unit/test_relay_thread.py",),
     ),
@@ -698,8 +698,8 @@ BUGS = (
     ),
     Bug(
         "relay: what could not be recorded stays acknowledged",
-        "outbox/relay/delivery.py",
-        "self._box.progress.acknowledge(())",
+        "outbox/relay/recording.py",
+        "self._progress.acknowledge(())",
         "pass",
         ("tests/integration/adapter/test_prompt_answers.py",),
     ),
@@ -999,7 +999,7 @@ BUGS = (
     ),
     Bug(
         "an entry that was discarded after it was read is delivered",
-        "outbox/relay/delivery.py",
+        "outbox/relay/recording.py",
         "if claimed and self._scan.is_current():",
         "if claimed:",
         ("tests/unit/test_withdrawal.py",),
@@ -1013,9 +1013,9 @@ BUGS = (
     ),
     Bug(
         "what is acknowledged by PostgreSQL and not recorded yet can be discarded",
-        "outbox/relay/delivery.py",
-        "self._in_delivery.keep(*[self._owed_range] if self._owed is not None else [])",
-        "self._in_delivery.keep()",
+        "outbox/relay/recording.py",
+        "self._claims.keep(*[self._owed_range] if self._owed is not None else [])",
+        "self._claims.keep()",
         ("tests/unit/test_withdrawal.py",),
     ),
     Bug(

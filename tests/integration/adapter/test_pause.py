@@ -14,7 +14,7 @@ def test_calls_of_a_manager_return_as_in_an_outage(tmp_path: Path, postgres_url:
         here.manager.log_trade("before")
         assert here.drain()
         here.box.pauses.begin("vacuum", 3600)
-        until(lambda: here.relay._paused)
+        until(lambda: here.relay._last.paused)
         assert here.manager.log_trade("meanwhile") is not None
         assert here.box.status().pending == 1
         assert here.rows("SELECT symbol FROM trades") == [("before",)]

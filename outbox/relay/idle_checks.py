@@ -1,0 +1,56 @@
+"""Idle checks: what a relay asks PostgreSQL when nothing is to be delivered, since no batch would tell."""
+
+from __future__ import annotations
+
+from ..errors import TargetMisconfigured, TargetUnavailable
+from ..log import Log
+from .reconcile import Reconciler
+from .trouble import foreseen
+
+_log = Log("outbox.relay")
+
+_PROBE_S = 60.0
+_ASK_S = 1.0
+
+
+class IdleChecks:
+    """Belongs to one relay's step; `want` may be called from any thread."""
+
+    def __init__(self, reconciler: Reconciler) -> None:
+        self._reconciler = reconciler
+        # How often somebody has asked whether PostgreSQL still has everything, and up to which question that is known.
+        self._wanted = self.answered = 0
+        self._next_probe = 0.0
+        # As of which release it was asked whether what was discarded had been applied.
+        self._asked, self._ask_at = -1, 0.0
+
+    def want(self) -> int:
+        """Ask whether PostgreSQL still has everything; known when `answered` has reached the number returned."""
+        self._wanted += 1
+        return self._wanted
+
+    def probe(self, now: float) -> bool:
+        """Now and then ask whether PostgreSQL still has everything; whether it has answered that it does.
+
+        Raises `OutboxError`.
+        """
+        wanted, fine = self._wanted, False
+        if wanted > self.answered or now >= self._next_probe:
+            with foreseen():
+                fine = self._reconciler.probe()
+            self.answered, self._next_probe = wanted, now + _PROBE_S
+        return fine
+
+    def confirm_withdrawn(self, now: float, releases: int) -> None:
+        """What was discarded may have been sent before.  `releases`: of the store, as the scan knows it."""
+        if self._asked == releases or now < self._ask_at:
+            return
+        self._ask_at = now + _ASK_S
+        try:
+            with foreseen():
+                self._reconciler.confirm_withdrawn()
+        except (TargetUnavailable, TargetMisconfigured) as exc:
+            # The next batch says so where that is true of deliveries, too.
+            _log.debug("could not ask whether anything discarded was applied: %(error)s", error=exc)
+        else:
+            self._asked = releases

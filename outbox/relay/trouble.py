@@ -1,0 +1,54 @@
+"""Trouble: why deliveries fail, since when that is known, and when they are tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import DurabilityError, OutboxError, TargetMisconfigured
+from ..log import Log
+from .breaker import Breaker
+
+_log = Log("outbox.relay")
+
+
+class Trouble:
+    """Belongs to one relay's step; not thread-safe."""
+
+    def __init__(self, breaker: Breaker) -> None:
+        self.breaker = breaker
+        # The newest failure, until something is delivered; and whether an operator must end it.
+        self.last_error: str | None = None
+        self.stopped = False
+
+    def failed(self, exc: OutboxError, now: float) -> None:
+        """Note a failure, and say so where it is another one than before."""
+        delay = self.breaker.failed(now)
+        stopped = isinstance(exc, TargetMisconfigured)
+        if str(exc) != self.last_error or stopped != self.stopped:
+            log = _log.error if stopped or isinstance(exc, DurabilityError) else _log.warning
+            log("delivery failed: %(error)s (next try in %(retry_in_s)s s)", error=exc, retry_in_s=round(delay, 1))
+        else:
+            _log.debug(
+                "delivery failed again: %(error)s (next try in %(retry_in_s)s s)", error=exc, retry_in_s=round(delay, 1)
+            )
+        self.last_error, self.stopped = str(exc), stopped
+
+    def recovered(self) -> None:
+        """Note a success."""
+        if self.last_error is not None:
+            _log.info("delivery works again after: %(after)s", after=self.last_error)
+        self.breaker.succeeded()
+        self.last_error, self.stopped = None, False
+
+
+@contextmanager
+def foreseen() -> Iterator[None]:
+    """A defect in the target must neither drop an entry nor end the deliveries: the line stops and tries again."""
+    try:
+        yield
+    except OutboxError:
+        raise
+    except Exception as exc:
+        _log.error("target failed unexpectedly: %(error)s", error=f"{type(exc).__name__}: {exc}", trace=True)
+        raise TargetMisconfigured(f"unexpected {type(exc).__name__}: {exc}") from exc
