@@ -119,6 +119,7 @@ def rows(found: OutboxStatus) -> list[tuple[str, str]]:
     """The facts by their names, as people read them."""
     used = 100 * found.live_bytes / found.max_bytes
     mapped = 100 * found.file_bytes / found.map_bytes
+    lanes = [("lanes", _lanes(found))] if found.relay.alive and found.relay.lanes else []
     return [
         ("pending", _pending(found)),
         ("rates", _rates(found)),
@@ -128,6 +129,7 @@ def rows(found: OutboxStatus) -> list[tuple[str, str]]:
         ("watermark", f"{found.watermark} of {found.last_seq}"),
         ("breaker", found.breaker),
         ("relay", _relay(found)),
+        *lanes,
         ("engine", "not running" if found.engine_pid is None else f"process {found.engine_pid}"),
         ("halt latch", f"SET: {found.halt_reason}" if found.halted else "not set"),
         ("store", f"{size(found.live_bytes)} of {size(found.max_bytes)} used ({used:.1f} %)"),
@@ -159,6 +161,11 @@ def _runway(found: OutboxStatus) -> str:
     if rates.full_in_s is not None and rates.full_in_s < _LONG_RUNWAY_S:
         return f"at this rate the {rates.limit} is full in {duration(rates.full_in_s)}{then}"
     return f"an outage may last {duration(rates.outage_s)} at this rate{then}"
+
+
+def _lanes(found: OutboxStatus) -> str:
+    parts = [f"{number}: {count:,}" for number, count in enumerate(found.relay.lanes, start=1)]
+    return f"delivered by {', '.join(parts)}"
 
 
 def _relay(found: OutboxStatus) -> str:

@@ -122,6 +122,7 @@ class Delivery:
             self._settle(batch, outcome, now)
             took_s = self._clock.monotonic() - now
             self._pace.batch(len(outcome.completed), took_s)
+            self._publication.delivered(outcome.by_lane)
             if batch.records and _log.is_detailed:
                 self._describe(batch, outcome, took_s)
             self._pace.sample(now, batch.newest_seq)

@@ -27,6 +27,14 @@ class Publication:
         self._since: str | None = None
         # The last word of the relay before this one, until this one knows better.
         self.inherited: dict[str, object] = {}
+        # Entries that each lane has delivered; empty while there is one lane.
+        self._by_lane: list[int] = []
+
+    def delivered(self, by_lane: list[int]) -> None:
+        """Count what each lane completed of a batch; `by_lane` is empty for one lane."""
+        before = self._by_lane or [0] * len(by_lane)
+        if by_lane:
+            self._by_lane = [count + more for count, more in zip(before, by_lane, strict=True)]
 
     def take_up(self) -> object:
         """Take up the last word of the relay before: a program that starts again and again must not look better.
@@ -52,6 +60,6 @@ class Publication:
             return
         self._said, self._again_at = state, now + _PUBLISH_S
         try:
-            self._file.write({**state, **moving, "said_at": self._clock.now().isoformat()})
+            self._file.write({**state, **moving, "lanes": self._by_lane, "said_at": self._clock.now().isoformat()})
         except OSError as exc:
             _log.warning("relay state could not be published: %(error)s", error=exc)
