@@ -164,7 +164,7 @@ def show(directory: str | None, seq: str | None, text: str | None, where: tuple[
         else:
             found = _with(chain(box.pending(), box.ledger()), wanted)
     if not found:
-        what = " and ".join(where) if where else f"the key {seq or text!r}"
+        what = " and ".join(where) if where else f"the key {seq or text!r:.100}"
         raise Refused(f"no entry has {what}: it never was, or its retention has ended")
     if as_json:
         for one in found:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from outbox.transfer.exporting import export as export_store
 
-from .common import Refused, directory_option, in_one_sentence, naming, settings
+from .common import OutputFails, Refused, directory_option, in_one_sentence, settings
+from .replacing import replacing
 from .verify import summary
 
 
@@ -41,26 +39,28 @@ def export(context: click.Context, directory: str | None, file: Path, force: boo
     context.exit(0 if found.sound else 1)
 
 
+def _write_to_stdout(data: bytes, *, flush: bool = False) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        if flush:
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise OutputFails(exc) from exc
+
+
 @contextmanager
 def _target(file: Path, *, force: bool) -> Iterator[Callable[[bytes], object]]:
     """Where the lines go: a file appears only once it is complete and on the disk."""
     if str(file) == "-":
         if sys.stdout is None:
             raise Refused("the standard output is closed: name a file")
-        yield sys.stdout.buffer.write
-        sys.stdout.buffer.flush()
+        yield _write_to_stdout
+        _write_to_stdout(b"", flush=True)
         return
-    if file.exists() and not force:
-        raise FileExistsError(errno.EEXIST, "it exists; --force replaces it", str(file))
-    # mkstemp gives 0600: arguments are nobody else's business.
-    with naming(file):
-        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as target:
-            yield target.write
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(name, file)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+    # Arguments are nobody else's business.
+    with replacing(file, 0o600) as write:
+        if file.exists() and not force:
+            raise Refused(f"{file} exists (--force replaces it)")
+        yield write

@@ -20,7 +20,7 @@ def _length(context: click.Context, parameter: click.Parameter, value: str | Non
         return None
     found = _LENGTH.match(value)
     if found is None or not 0 < int(found[1]) < 10_000_000:
-        raise click.BadParameter(f"{value!r} (allowed: 90s, 30m, 2h, 1d)", context, parameter)
+        raise click.BadParameter(f"{value[:100]!r} (allowed: 90s, 30m, 2h, 1d)", context, parameter)
     return timedelta(**{_UNITS[found[2]]: int(found[1])}).total_seconds()
 
 
