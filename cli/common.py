@@ -8,6 +8,7 @@ import math
 import os
 import pwd
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -100,10 +101,51 @@ def since_when(context: click.Context, parameter: click.Parameter, value: str | 
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+def say(sentence: str, *, err: bool = False, indent: int = 0, color: bool | None = None, **style: Any) -> None:
+    """Print a line without passwords: on a terminal folded between words, elsewhere as it is."""
+    stream = sys.stderr if err else sys.stdout
+    width = shutil.get_terminal_size().columns if stream is not None and stream.isatty() else None
+    for part in _folded(without_password(sentence), width, indent):
+        # Without a style click would still add the code that ends one.
+        click.echo(click.style(part, **style) if style else part, err=err, color=color)
+
+
+def _folded(text: str, width: int | None, indent: int) -> list[str]:
+    if width is None or len(text) <= width:
+        return [text]
+    import textwrap
+
+    # A text of PostgreSQL may have lines of its own.  A path is copied in one piece.
+    return textwrap.wrap(
+        text,
+        max(width, indent + 10),
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+        expand_tabs=False,
+    )
+
+
 class Refused(click.ClickException):
     """An error that ends a command with exit code 2."""
 
     exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if file is None:
+            say(f"Error: {self.format_message()}", err=True)
+        else:
+            super().show(file)
+
+
+class WrongUse(click.UsageError):
+    """A wrong option or argument, in one sentence."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if file is None:
+            say(f"Error: {self.format_message()}", err=True)
+        else:
+            super().show(file)
 
 
 class Interrupted(click.ClickException):
@@ -112,7 +154,8 @@ class Interrupted(click.ClickException):
     exit_code = 130
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"interrupted: {self.message}", file=file, err=file is None)
+        del file
+        say(f"interrupted: {self.message}", err=True)
 
 
 class ReaderLeft(click.ClickException):
@@ -293,4 +336,4 @@ def _brief_usage_errors() -> Iterator[None]:
         if exc.ctx is not None:
             sentence += f" (see '{exc.ctx.command_path} --help')"
         # Without a context click leaves out the usage text.
-        raise click.UsageError(sentence) from exc
+        raise WrongUse(sentence) from exc

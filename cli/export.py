@@ -11,7 +11,7 @@ import click
 
 from outbox.transfer.exporting import export as export_store
 
-from .common import OutputFails, Refused, directory_option, in_one_sentence, settings
+from .common import OutputFails, Refused, directory_option, in_one_sentence, say, settings
 from .replacing import replacing
 from .verify import summary
 
@@ -33,9 +33,9 @@ def export(context: click.Context, directory: str | None, file: Path, force: boo
     with _target(file, force=force) as write:
         found = export_store(path, write)
     for line in summary(found):
-        click.echo(line, err=True)
+        say(line, err=True, indent=16)
     if not found.sound:
-        click.echo(f"the store is damaged: {(found.problems or ['entries are lost'])[0]}", err=True)
+        say(f"the store is damaged: {(found.problems or ['entries are lost'])[0]}", err=True)
     context.exit(0 if found.sound else 1)
 
 

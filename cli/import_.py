@@ -10,7 +10,7 @@ import click
 from outbox.clock import SystemClock
 from outbox.transfer.importing import Restored, restore
 
-from .common import Refused, directory_option, in_one_sentence, settings
+from .common import Refused, directory_option, in_one_sentence, say, settings
 
 
 @click.command("import")
@@ -20,7 +20,7 @@ from .common import Refused, directory_option, in_one_sentence, settings
 @click.pass_context
 @in_one_sentence
 def import_(context: click.Context, directory: str | None, file: Path, merge: bool) -> None:
-    """Add a FILE of `atb outbox export` to a store, or create the store.
+    """Add an exported FILE to a store, or create the store.
 
     Needs exclusive access.  All or nothing.  Keys, ids, order and states are kept, so nothing takes effect twice, and
     importing a file again changes nothing.  Exit code 0: done.  1: done, and something needs an operator (see
@@ -34,7 +34,7 @@ def import_(context: click.Context, directory: str | None, file: Path, merge: bo
             raise
         raise Refused(f"{file} cannot be read: {exc.strerror} (give a file that `atb outbox export` wrote)") from exc
     for line in _report(done):
-        click.echo(line)
+        say(line, indent=16)
     context.exit(1 if done.remains or done.conflicts else 0)
 
 

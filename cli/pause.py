@@ -9,7 +9,7 @@ import click
 
 from outbox import Outbox
 
-from .common import directory_option, in_one_sentence, settings
+from .common import directory_option, in_one_sentence, say, settings
 
 _LENGTH = re.compile(r"(\d+)([smhd])\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -36,7 +36,7 @@ def pause(directory: str | None, reason: str, for_s: float | None) -> None:
     the store and outlives restarts.  Works beside a running engine.
     """
     with Outbox.attach(config=settings(directory)) as box:
-        click.echo(box.pauses.begin(reason, for_s).sentence())
+        say(box.pauses.begin(reason, for_s).sentence())
 
 
 @click.command()

@@ -266,16 +266,18 @@ def test_closed_output_is_no_traceback(store: Path, arguments: tuple[str, ...], 
     assert (done.returncode, done.stderr) == (code, said)
 
 
-def test_status_fits_a_narrow_terminal(store: Path) -> None:
+def on_a_terminal(store: Path, columns: int, *arguments: str) -> tuple[int, str]:
+    """The exit code, and what a terminal of that width is shown."""
     leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
-    settings = command_line.environment(OUTBOX_DIR=str(store), NO_COLOR="1")
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    settings = command_line.environment(OUTBOX_DIR=str(store), DATABASE_URL=_AWAY, NO_COLOR="1")
     process = subprocess.Popen(
-        [*command_line.COMMAND, "status"],
+        [*command_line.COMMAND, *arguments],
         env={name: value for name, value in settings.items() if name not in ("COLUMNS", "LINES")},
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=follower,
+        stderr=follower,
     )
     os.close(follower)
     shown = b""
@@ -291,12 +293,43 @@ def test_status_fits_a_narrow_terminal(store: Path) -> None:
     finally:
         process.wait(LONG)
         os.close(leader)
-    first, *lines = shown.decode().replace("\r\n", "\n").splitlines()
-    assert process.returncode == 1
+    return process.returncode, shown.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("audit", "--since", "garbage"), 2, "'garbage' (allowed: 90m, 24h, 7d, or"),
+        (("export", "/nowhere/x"), 2, "(make the directory first, or name another file)"),
+        (("reconcile", "--all"), 2, "(start PostgreSQL or correct DATABASE_URL, then run it again; nothing is lost)"),
+        (("pause", "--reason", "the schema is being changed this night"), 0, "the schema is being changed this night"),
+        (("healthy", "--relay", "--max-pending", "1"), 1, "no relay is running; 3 entries pending, more than 1"),
+        (("compact",), 0, "pruned 0 of 0 settled entries older than 168 hours"),
+        (("show", "1"), 0, "captured_at"),
+        (
+            ("check", "no_such:X"),
+            2,
+            "run it where your program is, or set PYTHONPATH to that directory",
+        ),
+    ],
+    ids=lambda arguments: arguments[0] if isinstance(arguments, tuple) else None,
+)
+def test_sentences_are_folded_between_words(store: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+    returned, shown = on_a_terminal(store, 40, *arguments)
+    assert returned == code
+    # A time or a path is one word of any length.
+    assert [line for line in shown.splitlines() if len(line) > 40 and " " in line.strip()] == []
+    assert words in " ".join(shown.split())
+
+
+def test_status_fits_a_narrow_terminal(store: Path) -> None:
+    returned, shown = on_a_terminal(store, 40, "status")
+    first, *lines = shown.splitlines()
+    assert returned == 1
     assert first.startswith("outbox ")
     facts = "\n".join(lines)
     # The path is one word of any length.
     facts = facts[facts.index("pending ") :]
     assert max(map(len, facts.splitlines())) <= 40
-    assert "\ndead letters    0 (held back behind\n                them: 0)\n" in facts
+    assert "\ndead letters    0 (entries held back: 0)\n" in facts
     assert "\n!  no relay is running and 3 entries\n   wait" in facts
