@@ -85,7 +85,10 @@ def _engine(url: str | None) -> Iterator[Engine | None]:
     if url is None:
         yield None
         return
-    target = libpq_url(url)
+    try:
+        target = libpq_url(url)
+    except ConfigError as exc:
+        raise ConfigError(exc.message.replace("database_url", "--database-url", 1), hint=exc.hint) from None
     # As the relay connects: SQLAlchemy reads URLs of several hosts in another way.
     engine = create_engine(
         "postgresql+psycopg2://",

@@ -6,7 +6,9 @@ import functools
 import logging
 import math
 import os
+import pwd
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
-from outbox import ConfigError, Outbox, OutboxConfig, OutboxError, OutboxStatus
+from outbox import ConfigError, Outbox, OutboxConfig, OutboxError, OutboxStatus, TargetUnavailable
 from outbox.config import unknown_variables
 from outbox.log import without_password as without_password
 
@@ -26,6 +28,8 @@ R = TypeVar("R")
 _AGO = re.compile(r"(\d+)([mhd])\Z")
 # Options that are named otherwise than the setting that they stand for.
 _OPTIONS = {"sync_interval": "interval"}
+_PRINTERS = ("click", "rich")
+_POSTGRESQL_AWAY = "start PostgreSQL or correct DATABASE_URL, then run it again; nothing is lost"
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 directory_option = click.option(
@@ -92,15 +96,56 @@ def since_when(context: click.Context, parameter: click.Parameter, value: str | 
         moment = datetime.fromisoformat(value)
     except ValueError:
         raise click.BadParameter(
-            f"{value!r} (allowed: 90m, 24h, 7d, or 2026-11-27T08:00)", context, parameter
+            f"{value[:100]!r} (allowed: 90m, 24h, 7d, or 2026-11-27T08:00)", context, parameter
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def say(sentence: str, *, err: bool = False, indent: int = 0, color: bool | None = None, **style: Any) -> None:
+    """Print a line without passwords: on a terminal folded between words, elsewhere as it is."""
+    stream = sys.stderr if err else sys.stdout
+    width = shutil.get_terminal_size().columns if stream is not None and stream.isatty() else None
+    for part in _folded(without_password(sentence), width, indent):
+        # Without a style click would still add the code that ends one.
+        click.echo(click.style(part, **style) if style else part, err=err, color=color)
+
+
+def _folded(text: str, width: int | None, indent: int) -> list[str]:
+    if width is None or len(text) <= width:
+        return [text]
+    import textwrap
+
+    # A text of PostgreSQL may have lines of its own.  A path is copied in one piece.
+    return textwrap.wrap(
+        text,
+        max(width, indent + 10),
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+        expand_tabs=False,
+    )
 
 
 class Refused(click.ClickException):
     """An error that ends a command with exit code 2."""
 
     exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if file is None:
+            say(f"Error: {self.format_message()}", err=True)
+        else:
+            super().show(file)
+
+
+class WrongUse(click.UsageError):
+    """A wrong option or argument, in one sentence."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if file is None:
+            say(f"Error: {self.format_message()}", err=True)
+        else:
+            super().show(file)
 
 
 class Interrupted(click.ClickException):
@@ -109,7 +154,8 @@ class Interrupted(click.ClickException):
     exit_code = 130
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"interrupted: {self.message}", file=file, err=file is None)
+        del file
+        say(f"interrupted: {self.message}", err=True)
 
 
 class ReaderLeft(click.ClickException):
@@ -122,23 +168,53 @@ class ReaderLeft(click.ClickException):
 
     def __init__(self) -> None:
         super().__init__("nobody reads the output")
-        with suppress(AttributeError, OSError, ValueError):
-            # Else the interpreter would complain when it flushes the rest at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
 
     def show(self, file: IO[Any] | None = None) -> None:
         del file
+
+
+class OutputFails(Refused):
+    """The standard output cannot be written, most likely since its disk is full; what the command did is done."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(f"the output cannot be written: {cause.strerror or cause} (send it elsewhere, or free space)")
+        _silence_stdout()
+
+
+def no_permission(error: PermissionError, user: int) -> str:
+    """The sentence for what this user may not do, and who may."""
+    if error.filename is None:
+        return "no permission for the store (run it as the user who owns the store)"
+    nearest = Path(os.fsdecode(error.filename)).absolute()
+    while True:
+        nearest = nearest.parent if nearest != nearest.parent else nearest
+        with suppress(OSError):
+            owner = nearest.stat().st_uid
+            break
+    if owner == user:
+        way_out = f"it is yours: chmod -R u+rwX {nearest}"
+    else:
+        way_out = f"{nearest} belongs to {_name_of(owner)}: run it as that user"
+    return f"no permission for {error.filename} ({way_out})"
+
+
+def _name_of(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"
 
 
 class OneSentenceGroup(click.Group):
     """A group whose wrong options, here and in its commands, are one sentence instead of a usage text."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with _brief_usage_errors():
+        with _brief_usage_errors(), _help_that_cannot_be_written():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _brief_usage_errors():
+        with _brief_usage_errors(), _help_that_cannot_be_written():
             return super().invoke(ctx)
 
 
@@ -187,6 +263,8 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
             logging.getLogger("outbox").addHandler(logging.NullHandler())
         try:
             return command(*args, **kwargs)
+        except TargetUnavailable as exc:
+            _refuse(f"{exc.message} ({exc.hint or _POSTGRESQL_AWAY})", exc)
         except OutboxError as exc:
             _refuse(str(exc), exc)
         except BrokenPipeError as exc:
@@ -194,24 +272,16 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
         except UnicodeEncodeError as exc:
             _refuse(f"{str(exc.object)[:100]!r} holds bytes that are no text", exc)
         except PermissionError as exc:
-            where = exc.filename if exc.filename is not None else "the store"
-            _refuse(f"no permission for {where}: run this as the user who owns the outbox", exc)
+            _refuse(no_permission(exc, os.geteuid()), exc)
         except OSError as exc:
+            if _is_of_the_output(exc):
+                raise OutputFails(exc) from exc
             where = f" ({exc.filename})" if exc.filename is not None else ""
             _refuse(f"{exc.strerror or exc}{where}", exc)
         except KeyboardInterrupt as exc:
             raise Interrupted("nothing is lost") from exc
 
     return guarded
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError within the block names `path`, not a temporary file beside it."""
-    try:
-        yield
-    except OSError as exc:
-        raise type(exc)(exc.errno, exc.strerror, str(path)) from exc
 
 
 def size(count: int) -> str:
@@ -223,8 +293,36 @@ def size(count: int) -> str:
     return f"{amount:.0f} {units[0]}" if units[0] == "B" else f"{amount:.1f} {units[0]}"
 
 
+def _is_of_the_output(error: OSError) -> bool:
+    """Whether printing failed: a full disk's error does not say which disk it was, but who was writing."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__"))
+    return error.filename is None and module.partition(".")[0] in _PRINTERS
+
+
+def _silence_stdout() -> None:
+    """Drop the rest: else the interpreter would complain when it flushes it at its end."""
+    with suppress(AttributeError, OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _refuse(message: str, cause: Exception) -> NoReturn:
     raise Refused(without_password(message)) from cause
+
+
+@contextmanager
+def _help_that_cannot_be_written() -> Iterator[None]:
+    """Help and version are printed by click itself, outside of any command."""
+    try:
+        yield
+    except BrokenPipeError as exc:
+        raise ReaderLeft from exc
+    except OSError as exc:
+        if not _is_of_the_output(exc):
+            raise
+        raise OutputFails(exc) from exc
 
 
 @contextmanager
@@ -238,4 +336,4 @@ def _brief_usage_errors() -> Iterator[None]:
         if exc.ctx is not None:
             sentence += f" (see '{exc.ctx.command_path} --help')"
         # Without a context click leaves out the usage text.
-        raise click.UsageError(sentence) from exc
+        raise WrongUse(sentence) from exc

@@ -9,7 +9,7 @@ import click
 from outbox import Outbox, StoreLocked
 from outbox.words import counted
 
-from .common import Number, Refused, directory_option, in_one_sentence, settings, size
+from .common import Number, Refused, directory_option, in_one_sentence, say, settings, size
 
 
 @click.command()
@@ -38,6 +38,6 @@ def compact(directory: str | None, retention_hours: float | None, vacuum: bool) 
         after = box.status()
     settled = counted(before.ledger, "settled entry", "settled entries")
     hours = "hour" if config.retention_hours == 1 else "hours"
-    click.echo(f"pruned {pruned} of {settled} older than {config.retention_hours:g} {hours}")
-    click.echo(f"file: {size(before.file_bytes)} before, {size(after.file_bytes)} after")
-    click.echo(f"in use: {size(before.live_bytes)} before, {size(after.live_bytes)} after")
+    say(f"pruned {pruned} of {settled} older than {config.retention_hours:g} {hours}")
+    say(f"file: {size(before.file_bytes)} before, {size(after.file_bytes)} after")
+    say(f"in use: {size(before.live_bytes)} before, {size(after.live_bytes)} after")

@@ -11,6 +11,8 @@ from typing import Any
 
 from outbox import ConfigError, Operation
 
+_NOT_FOUND = "run it where your program is, or set PYTHONPATH to that directory"
+
 
 def required_operations(where: str | None) -> list[Operation]:
     """As `load_operations`; where nothing is given, `ConfigError` says how to."""
@@ -36,8 +38,14 @@ def load_operations(where: str, also: tuple[type, ...] = ()) -> list[Any]:
         hint = "allowed: an iterable of Operation"
         if _is_read(first):
             hint = "for an engine's DatabaseManager give a callable that returns bind(OPERATIONS, factory)"
-        raise ConfigError(f"--operations is {where!r}, with {first!r:.100}", hint=hint)
+        raise ConfigError(f"--operations is {where!r}, with {_kind(first)}", hint=hint)
     return declared
+
+
+def _kind(found: object) -> str:
+    """What it is, for people: its repr may be anything."""
+    name = type(found).__name__
+    return "None" if found is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def _is_read(declared: object) -> bool:
@@ -57,7 +65,9 @@ def load(where: str, parameter: str, example: str) -> Any:
     with _code_of_the_host(where, parameter):
         module = importlib.import_module(module_name)
     if not hasattr(module, name):
-        raise ConfigError(f"{parameter} is {where!r}, and {module_name} has no {name}")
+        raise ConfigError(
+            f"{parameter} is {where!r}, and {module_name} has no {name}", hint=f"allowed: MODULE:NAME, as in {example}"
+        )
     return getattr(module, name)
 
 
@@ -69,4 +79,5 @@ def _code_of_the_host(where: str, parameter: str) -> Iterator[None]:
     except (Exception, SystemExit) as exc:
         kind = "" if isinstance(exc, ImportError) else f"{type(exc).__name__}: "
         said = (str(exc).strip().splitlines() or ["no reason given"])[0]
-        raise ConfigError(f"{parameter} is {where!r}, and loading it failed: {kind}{said}") from exc
+        hint = _NOT_FOUND if isinstance(exc, ModuleNotFoundError) else "correct that first"
+        raise ConfigError(f"{parameter} is {where!r}, and loading it failed: {kind}{said}", hint=hint) from exc

@@ -23,6 +23,7 @@ from .common import (
     directory_option,
     in_one_sentence,
     operations_option,
+    say,
     settings,
     settled,
     timeout_option,
@@ -133,20 +134,21 @@ def _report(before: OutboxStatus, now: OutboxStatus, done: bool, timeout: float)
         click.echo("nothing is pending")
     if now.dead_letters:
         dead = counted(now.dead_letters, "dead letter needs", "dead letters need")
-        click.echo(f"{dead} an operator; held back behind them: {now.held_back}")
+        held = f"; {entries(now.held_back)} held back" if now.held_back else ""
+        say(f"{dead} an operator{held}")
     if now.quarantined:
         damaged = counted(now.quarantined, "damaged entry is", "damaged entries are")
-        click.echo(f"{damaged} quarantined, not delivered")
+        say(f"{damaged} quarantined, not delivered")
     if not done and now.paused is not None:
-        click.echo(without_password(f"{now.paused.sentence()}; pending: {now.pending}"), err=True)
+        say(f"{now.paused.sentence()}; pending: {now.pending}", err=True)
     elif not done:
         why = f": {now.relay.last_error}" if now.relay.last_error else ""
         left = counted(now.pending, "entry is", "entries are")
         sentence = f"not drained: {left} pending, nothing was delivered for {timeout:g} s{why}"
-        click.echo(without_password(sentence), err=True)
+        say(sentence, err=True)
     elif before.pending and not now.dead_letters and not now.quarantined:
         left = f"{counted(now.pending, 'newer one is', 'newer ones are')} pending" if now.pending else "none pending"
-        click.echo(f"drained: {entries(now.completed)} completed, {left}")
+        say(f"drained: {entries(now.completed)} completed, {left}")
     return 0 if done and now.dead_letters == now.quarantined == 0 else 1
 
 
@@ -192,7 +194,7 @@ class _Progress:
             # As Text, since what PostgreSQL said may look like markup.
             self._bar.console.print(Text(without_password(sentence)))
         else:
-            click.echo(without_password(sentence), err=True)
+            say(sentence, err=True)
 
     def close(self) -> None:
         if self._bar is not None:

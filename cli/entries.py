@@ -17,7 +17,7 @@ import click
 from outbox import Entry, EntryNotFound, Outbox
 from outbox.words import counted
 
-from .common import Number, Refused, directory_option, in_one_sentence, settings, since_when, without_password
+from .common import Number, Refused, directory_option, in_one_sentence, say, settings, since_when, without_password
 
 # Looking for what is held back stops here: it is a figure for people.
 _LOOKED_AT = 50_000
@@ -132,7 +132,7 @@ def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
             click.echo(f"{row[0]} {row[1]}")
             for name, cell in list(zip(columns, row, strict=True))[2:]:
                 if cell:
-                    click.echo(f"  {name}: {cell}")
+                    say(f"  {name}: {cell}", indent=4)
         return
     for row in table:
         # The reason comes last and is not cut, however wide the terminal.
@@ -164,7 +164,7 @@ def show(directory: str | None, seq: str | None, text: str | None, where: tuple[
         else:
             found = _with(chain(box.pending(), box.ledger()), wanted)
     if not found:
-        what = " and ".join(where) if where else f"the key {seq or text!r}"
+        what = " and ".join(where) if where else f"the key {seq or text!r:.100}"
         raise Refused(f"no entry has {what}: it never was, or its retention has ended")
     if as_json:
         for one in found:
@@ -241,12 +241,12 @@ def _show(found: dict[str, Any]) -> None:
         if name == "args":
             click.echo("args")
             for argument, given in value.items():
-                click.echo(without_password(f"  {argument:<22}{for_people(given)}"))
+                say(f"  {argument:<22}{for_people(given)}", indent=24)
         elif name == "raw":
             more = " ..." if len(value) > 2 * _SHOWN_BYTES else ""
             click.echo(f"{'raw':<16}{value[: 2 * _SHOWN_BYTES]}{more}")
         else:
-            click.echo(without_password(f"{name:<16}{for_people(value)}"))
+            say(f"{name:<16}{for_people(value)}", indent=16)
 
 
 def _held_back(box: Outbox, dead: list[Entry]) -> dict[int, str]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from outbox.transfer.exporting import export as export_store
 
-from .common import Refused, directory_option, in_one_sentence, naming, settings
+from .common import OutputFails, Refused, directory_option, in_one_sentence, say, settings
+from .replacing import replacing
 from .verify import summary
 
 
@@ -35,10 +33,21 @@ def export(context: click.Context, directory: str | None, file: Path, force: boo
     with _target(file, force=force) as write:
         found = export_store(path, write)
     for line in summary(found):
-        click.echo(line, err=True)
+        say(line, err=True, indent=16)
     if not found.sound:
-        click.echo(f"the store is damaged: {(found.problems or ['entries are lost'])[0]}", err=True)
+        say(f"the store is damaged: {(found.problems or ['entries are lost'])[0]}", err=True)
     context.exit(0 if found.sound else 1)
+
+
+def _write_to_stdout(data: bytes, *, flush: bool = False) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        if flush:
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as exc:
+        raise OutputFails(exc) from exc
 
 
 @contextmanager
@@ -47,20 +56,11 @@ def _target(file: Path, *, force: bool) -> Iterator[Callable[[bytes], object]]:
     if str(file) == "-":
         if sys.stdout is None:
             raise Refused("the standard output is closed: name a file")
-        yield sys.stdout.buffer.write
-        sys.stdout.buffer.flush()
+        yield _write_to_stdout
+        _write_to_stdout(b"", flush=True)
         return
-    if file.exists() and not force:
-        raise FileExistsError(errno.EEXIST, "it exists; --force replaces it", str(file))
-    # mkstemp gives 0600: arguments are nobody else's business.
-    with naming(file):
-        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as target:
-            yield target.write
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(name, file)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+    # Arguments are nobody else's business.
+    with replacing(file, 0o600) as write:
+        if file.exists() and not force:
+            raise Refused(f"{file} exists (--force replaces it)")
+        yield write

@@ -9,7 +9,7 @@ import click
 from outbox import Health, Outbox, OutboxStatus
 from outbox.words import duration, entries
 
-from .common import Number, directory_option, in_one_sentence, settings, without_password
+from .common import Number, directory_option, in_one_sentence, say, settings
 
 
 @click.command()
@@ -46,7 +46,7 @@ def healthy(
         faults.append(f"{entries(found.pending)} pending, more than {max_pending}")
     if no_operator and found.health is Health.NEEDS_OPERATOR and not faults:
         faults += found.needs_operator
-    click.echo(without_password("; ".join(faults)) if faults else "healthy")
+    say("; ".join(faults) if faults else "healthy")
     context.exit(1 if faults else 0)
 
 

@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from outbox import OutboxStatus
 
@@ -25,6 +26,7 @@ class _Look:
     pending: int
     enqueued: int
     delivered: int
+    lanes: tuple[int, ...]
 
 
 class History:
@@ -37,7 +39,7 @@ class History:
 
     def look(self, at_s: float, found: OutboxStatus) -> None:
         """Note a status at a monotonic time.  One of another store begins a new history."""
-        look = _Look(at_s, found.pending, found.acknowledged, found.completed)
+        look = _Look(at_s, found.pending, found.acknowledged, found.completed, tuple(found.relay.lanes))
         went_back = self._looks and look.enqueued < self._looks[-1].enqueued
         if found.store_id != self._store_id or went_back:
             self._looks.clear()
@@ -76,14 +78,32 @@ class History:
         """Entries enqueued and delivered per second of late; None before the second look."""
         if len(self._looks) < 2:
             return None
-        last = self._looks[-1]
-        first = next(look for look in reversed(self._looks) if look is not last and self._tells(look, last))
+        first, last = self._first_of_late(), self._looks[-1]
         seconds = last.at_s - first.at_s
         return (
             (last.enqueued - first.enqueued) / seconds,
             # What a reconciliation puts back is not undelivered.
             max(0, last.delivered - first.delivered) / seconds,
         )
+
+    def lane_rates(self) -> list[float] | None:
+        """Entries that each lane delivered per second of late; None before the second look at so many lanes."""
+        if len(self._looks) < 2:
+            return None
+        first, last = self._first_of_late(), self._looks[-1]
+        counts = [look.lanes for look in self._looks if look.at_s >= first.at_s]
+        if any(len(lanes) != len(last.lanes) for lanes in counts):
+            return None
+        # A relay that begins anew counts from 0.
+        delivered = [
+            sum(now - before if now >= before else now for before, now in pairwise(of_lane))
+            for of_lane in zip(*counts, strict=True)
+        ]
+        return [count / (last.at_s - first.at_s) for count in delivered]
+
+    def _first_of_late(self) -> _Look:
+        last = self._looks[-1]
+        return next(look for look in reversed(self._looks) if look is not last and self._tells(look, last))
 
     def _tells(self, look: _Look, last: _Look) -> bool:
         return last.at_s - look.at_s >= _RATE_S or look is self._looks[0]

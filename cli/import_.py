@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -9,7 +10,7 @@ import click
 from outbox.clock import SystemClock
 from outbox.transfer.importing import Restored, restore
 
-from .common import directory_option, in_one_sentence, settings
+from .common import Refused, directory_option, in_one_sentence, say, settings
 
 
 @click.command("import")
@@ -19,16 +20,21 @@ from .common import directory_option, in_one_sentence, settings
 @click.pass_context
 @in_one_sentence
 def import_(context: click.Context, directory: str | None, file: Path, merge: bool) -> None:
-    """Add a FILE of `atb outbox export` to a store, or create the store.
+    """Add an exported FILE to a store, or create the store.
 
     Needs exclusive access.  All or nothing.  Keys, ids, order and states are kept, so nothing takes effect twice, and
     importing a file again changes nothing.  Exit code 0: done.  1: done, and something needs an operator (see
     `atb outbox list`).  2: nothing was imported.
     """
     config = settings(directory)
-    done = restore(file, Path(config.dir).absolute(), config, SystemClock(), merge=merge)
+    try:
+        done = restore(file, Path(config.dir).absolute(), config, SystemClock(), merge=merge)
+    except OSError as exc:
+        if exc.filename is None or os.fspath(exc.filename) != str(file):
+            raise
+        raise Refused(f"{file} cannot be read: {exc.strerror} (give a file that `atb outbox export` wrote)") from exc
     for line in _report(done):
-        click.echo(line)
+        say(line, indent=16)
     context.exit(1 if done.remains or done.conflicts else 0)
 
 

@@ -36,6 +36,7 @@ _NO_COMMANDS = {
     "main",
     "mount",
     "pace",
+    "replacing",
     "screen",
     "watch",
     "watch_view",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import click
@@ -11,14 +9,15 @@ import click
 from outbox import Outbox
 from outbox.metrics import as_text
 
-from .common import directory_option, in_one_sentence, naming, settings
+from .common import directory_option, in_one_sentence, settings
+from .replacing import replacing
 
 
 @click.command()
 @directory_option
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="Write to FILE, in one rename, instead of printing: for the textfile collector of node_exporter.",
 )
@@ -34,19 +33,6 @@ def metrics(directory: str | None, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
     else:
-        _replace(output, text)
-
-
-def _replace(path: Path, text: str) -> None:
-    """A reader sees the former file or this one, and may be another user.  Raises OSError."""
-    # The collector reads what ends in .prom only.
-    with naming(path):
-        number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(number, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(number, 0o644)
-        os.rename(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        # The collector may be another user, and reads what ends in .prom only.
+        with replacing(output, 0o644) as write:
+            write(text.encode())

@@ -9,7 +9,7 @@ import click
 
 from outbox import Outbox
 
-from .common import directory_option, in_one_sentence, settings
+from .common import directory_option, in_one_sentence, say, settings
 
 _LENGTH = re.compile(r"(\d+)([smhd])\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -20,7 +20,7 @@ def _length(context: click.Context, parameter: click.Parameter, value: str | Non
         return None
     found = _LENGTH.match(value)
     if found is None or not 0 < int(found[1]) < 10_000_000:
-        raise click.BadParameter(f"{value!r} (allowed: 90s, 30m, 2h, 1d)", context, parameter)
+        raise click.BadParameter(f"{value[:100]!r} (allowed: 90s, 30m, 2h, 1d)", context, parameter)
     return timedelta(**{_UNITS[found[2]]: int(found[1])}).total_seconds()
 
 
@@ -36,7 +36,7 @@ def pause(directory: str | None, reason: str, for_s: float | None) -> None:
     the store and outlives restarts.  Works beside a running engine.
     """
     with Outbox.attach(config=settings(directory)) as box:
-        click.echo(box.pauses.begin(reason, for_s).sentence())
+        say(box.pauses.begin(reason, for_s).sentence())
 
 
 @click.command()

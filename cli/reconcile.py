@@ -19,6 +19,7 @@ from .common import (
     directory_option,
     in_one_sentence,
     operations_option,
+    say,
     settings,
     settled,
     timeout_option,
@@ -69,7 +70,7 @@ def _by_relay(box: Outbox, order: Order, patience: Patience) -> Reconciliation |
         return None
     if before.paused is not None:
         raise Refused(without_password(f"nothing was put back: {before.paused.sentence()}"))
-    click.echo(f"the relay of process {before.relay.pid or '?'} compares; waiting for it", err=True)
+    say(f"the relay of process {before.relay.pid or '?'} compares; waiting for it", err=True)
     place_order(box, order)
     while ordered(box):
         now = box.status()
@@ -102,9 +103,9 @@ def _here(box: Outbox, order: Order, operations: str | None, patience: Patience)
 
 def _report(box: Outbox, done: Reconciliation, patience: Patience) -> int:
     """Say how it ended, when all is delivered or nothing more will happen; returns the exit code."""
-    click.echo(done.sentence())
+    say(done.sentence())
     if done.gone:
-        click.echo(f"{entries(done.gone)} cannot be delivered again: missing or incomplete in the ledger")
+        say(f"{entries(done.gone)} cannot be delivered again: missing or incomplete in the ledger")
     if done.last_seq is None:
         return 1 if done.gone else 0
     while True:
@@ -115,8 +116,8 @@ def _report(box: Outbox, done: Reconciliation, patience: Patience) -> int:
             break
         Event().wait(_LOOK_S)
     if delivered:
-        click.echo("all of them are delivered")
+        say("all of them are delivered")
         return 1 if done.gone else 0
     way_out = "" if now.relay.alive else "; start the engine, or run `atb outbox drain --operations MODULE:NAME`"
-    click.echo(f"{counted(now.pending, 'entry is', 'entries are')} pending{way_out}")
+    say(f"{counted(now.pending, 'entry is', 'entries are')} pending{way_out}")
     return 1

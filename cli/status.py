@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import shutil
-import sys
 from typing import Any
 
 import click
@@ -14,7 +13,7 @@ from outbox import Health, Outbox, OutboxStatus
 from outbox.store.reads import UNKNOWN_BYTES
 from outbox.words import duration, rate
 
-from .common import Number, directory_option, in_one_sentence, settings, size, without_password
+from .common import Number, directory_option, in_one_sentence, say, settings, size, without_password
 
 _STYLES: dict[Health, dict[str, Any]] = {
     Health.HEALTHY: {"fg": "green"},
@@ -82,52 +81,37 @@ def show(found: OutboxStatus) -> None:
     """Print it: a line for each fact, and what is wrong below."""
     # click colours a terminal only, but does not know this convention.  Rich does, and takes longer than the look.
     color = False if os.environ.get("NO_COLOR") else None
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else None
-
-    def line(text: str, indent: int, **style: Any) -> None:
-        for part in _folded(without_password(text), width, indent):
-            click.secho(part, color=color, **style)
+    line = functools.partial(say, color=color)
 
     # Not folded: a path is copied in one piece.
     headline = without_password(f"outbox {found.path}: {HEALTH_WORDS[found.health]}")
     click.secho(headline, color=color, **_STYLES[found.health])
     for name, value in rows(found):
-        line(f"{name:<16}{value}", 16)
+        line(f"{name:<16}{value}", indent=16)
     for notice in found.notices.values():
         if not notice.degraded:
-            line(f"-  {notice.message}", 3)
+            line(f"-  {notice.message}", indent=3)
     for sentence in found.needs_operator:
-        line(f"!! {sentence}", 3, fg="red")
+        line(f"!! {sentence}", indent=3, fg="red")
     for sentence in found.degraded:
-        line(f"!  {sentence}", 3, fg="yellow")
-
-
-def _folded(text: str, width: int | None, indent: int) -> list[str]:
-    """The lines of a text on a terminal of this width; elsewhere each fact is one line."""
-    if width is None or len(text) <= width:
-        return [text]
-    import textwrap
-
-    # A text of PostgreSQL may have lines of its own.
-    return textwrap.wrap(
-        text, max(width, indent + 10), subsequent_indent=" " * indent, break_on_hyphens=False, expand_tabs=False
-    )
+        line(f"!  {sentence}", indent=3, fg="yellow")
 
 
 def rows(found: OutboxStatus) -> list[tuple[str, str]]:
     """The facts by their names, as people read them."""
     used = 100 * found.live_bytes / found.max_bytes
     mapped = 100 * found.file_bytes / found.map_bytes
+    lanes = [("lanes", _lanes(found))] if found.relay.alive and found.relay.lanes else []
     return [
         ("pending", _pending(found)),
         ("rates", _rates(found)),
         ("runway", _runway(found)),
-        ("dead letters", f"{found.dead_letters} (held back behind them: {found.held_back})"),
+        ("dead letters", f"{found.dead_letters} (entries held back: {found.held_back})"),
         ("completed", f"{found.completed} of {found.acknowledged} acknowledged; in the ledger: {found.ledger}"),
         ("watermark", f"{found.watermark} of {found.last_seq}"),
         ("breaker", found.breaker),
         ("relay", _relay(found)),
+        *lanes,
         ("engine", "not running" if found.engine_pid is None else f"process {found.engine_pid}"),
         ("halt latch", f"SET: {found.halt_reason}" if found.halted else "not set"),
         ("store", f"{size(found.live_bytes)} of {size(found.max_bytes)} used ({used:.1f} %)"),
@@ -159,6 +143,11 @@ def _runway(found: OutboxStatus) -> str:
     if rates.full_in_s is not None and rates.full_in_s < _LONG_RUNWAY_S:
         return f"at this rate the {rates.limit} is full in {duration(rates.full_in_s)}{then}"
     return f"an outage may last {duration(rates.outage_s)} at this rate{then}"
+
+
+def _lanes(found: OutboxStatus) -> str:
+    parts = [f"{number}: {count:,}" for number, count in enumerate(found.relay.lanes, start=1)]
+    return f"delivered by {', '.join(parts)}"
 
 
 def _relay(found: OutboxStatus) -> str:

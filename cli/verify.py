@@ -8,7 +8,7 @@ import click
 
 from outbox.transfer.exporting import Findings, examine
 
-from .common import directory_option, in_one_sentence, settings
+from .common import directory_option, in_one_sentence, say, settings
 
 _SHOWN = 20
 
@@ -28,17 +28,15 @@ def verify(context: click.Context, directory: str | None) -> None:
     found = examine(path, python=config.python)
     click.echo(f"outbox {path}: {'sound' if found.sound else 'damaged'}")
     for problem in found.disagreements[:_SHOWN]:
-        click.echo(f"?? {problem}")
+        say(f"?? {problem}", indent=3)
     for problem in found.problems[:_SHOWN]:
-        click.echo(f"!! {problem}")
+        say(f"!! {problem}", indent=3)
     if len(found.problems) > _SHOWN:
         click.echo(f"!! and {len(found.problems) - _SHOWN} more")
     for line in summary(found):
-        click.echo(line)
+        say(line, indent=16)
     if found.sound and found.disagreements:
-        click.echo(
-            "?? an engine opens this store; only the second reading objects: please report this as a defect of ours"
-        )
+        say("?? an engine opens this store; only the second reading objects: please report this as a defect of ours")
         context.exit(2)
     context.exit(0 if found.sound else 1)
 

@@ -15,7 +15,7 @@ from rich.live import Live
 
 from outbox import Clock, Outbox, OutboxConfig, OutboxError, OutboxStatus, SystemClock
 
-from .common import without_password
+from .common import say, without_password
 from .history import History
 from .screen import screen
 from .status import show
@@ -80,7 +80,7 @@ class _Blocks:
         if look.unreadable is None:
             show(look.found)
         else:
-            click.echo(f"cannot be read: {look.unreadable}")
+            say(f"cannot be read: {look.unreadable}")
         click.echo()
 
 
@@ -91,7 +91,7 @@ class _Json(_Blocks):
         if look.unreadable is None:
             click.echo(without_password(json.dumps(look.found.as_dict())))
         else:
-            click.echo(f"cannot be read: {look.unreadable}", err=True)
+            say(f"cannot be read: {look.unreadable}", err=True)
 
 
 class _InPlace(_Blocks):

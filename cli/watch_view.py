@@ -52,7 +52,7 @@ class WatchView:
         yield self._lines(self._found, width, ascii_only=options.ascii_only)
         # Above the figures: the end of what does not fit a terminal is cut.
         yield from _sentences(self._found)
-        yield self._figures(self._found)
+        yield self._figures(self._found, self._history.lane_rates())
 
     def _headline(self) -> RenderableType:
         look = self._look
@@ -90,7 +90,7 @@ class WatchView:
         return lines
 
     @staticmethod
-    def _figures(found: OutboxStatus) -> RenderableType:
+    def _figures(found: OutboxStatus, lane_rates: list[float] | None) -> RenderableType:
         figures = Table.grid(padding=(0, 1))
         figures.add_column(no_wrap=True)
         figures.add_column(overflow="fold")
@@ -98,6 +98,8 @@ class WatchView:
         drained_in = "" if drained is None or drained < 1 else f", drained in about {duration(drained)}"
         figures.add_row("lag", f"{duration(found.lag_s)}{drained_in}")
         for name, value in rows(found):
+            if name == "lanes" and lane_rates is not None:
+                value = ", ".join(f"{number}: {rate(one)}" for number, one in enumerate(lane_rates, start=1))
             if name not in _LEFT_OUT:
                 style = _BREAKER_STYLES.get(value, "") if name == "breaker" else ""
                 figures.add_row(name, Text(without_password(value), style=style))

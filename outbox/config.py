@@ -117,18 +117,18 @@ class OutboxConfig:
             if item.name in _RANGES:
                 self._check_number(item.name, value, whole=item.type == "int")
         if not isinstance(self.enabled, bool):
-            raise ConfigError(f"enabled is {self.enabled!r}", hint="allowed: true or false")
+            raise ConfigError(f"enabled is {self.enabled!r:.100}", hint="allowed: true or false")
         if not isinstance(self.dir, (str, os.PathLike)) or not str(self.dir) or "\0" in str(self.dir):
-            raise ConfigError(f"dir is {self.dir!r}", hint="allowed: a path")
+            raise ConfigError(f"dir is {self.dir!r:.100}", hint="allowed: a path")
         object.__setattr__(self, "dir", os.fspath(self.dir))
         for name in ("namespace", "namespace_change_from"):
             value = getattr(self, name)
             if value is not None and not _is_name(value):
-                raise ConfigError(f"{name} is {value!r}", hint="allowed: 1 to 200 characters")
+                raise ConfigError(f"{name} is {value!r:.100}", hint="allowed: 1 to 200 characters")
         if self.python is not None and not (isinstance(self.python, str) and self.python):
-            raise ConfigError(f"python is {self.python!r}", hint="allowed: the path of a Python interpreter")
+            raise ConfigError(f"python is {self.python!r:.100}", hint="allowed: the path of a Python interpreter")
         if self.reconcile not in RECONCILE:
-            raise ConfigError(f"reconcile is {self.reconcile!r}", hint=f"allowed: {', '.join(RECONCILE)}")
+            raise ConfigError(f"reconcile is {self.reconcile!r:.100}", hint=f"allowed: {', '.join(RECONCILE)}")
         if self.database_url is not None:
             check_database_url(self.database_url)
         if self.backoff_base > self.backoff_cap:
@@ -142,7 +142,7 @@ class OutboxConfig:
         right = isinstance(value, int) if whole else isinstance(value, (int, float))
         # Compared first: NaN is in no range, and an integer may be too large for a float.
         if not right or isinstance(value, bool) or not low <= value <= high:
-            raise ConfigError(f"{name} is {value!r}", hint=f"allowed: {kind} from {low:g} to {high:g}")
+            raise ConfigError(f"{name} is {value!r:.100}", hint=f"allowed: {kind} from {low:g} to {high:g}")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> OutboxConfig:
@@ -187,7 +187,10 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     for name, value in sorted(environ.items()):
         if name in known or not name.upper().startswith("OUTBOX_") or _is_service(name, value):
             continue
-        near = difflib.get_close_matches(name.upper().removeprefix("OUTBOX_"), meant, 1, _RESEMBLES)
+        short = name.upper().removeprefix("OUTBOX_")
+        # Whoever misspells a name begins it right: TABLE, of another library, is not ENABLED.
+        alike = [one for one in meant if one[0] == short[:1]]
+        near = difflib.get_close_matches(short, alike, 1, _RESEMBLES)
         if near:
             raise ConfigError(f"unknown setting {name}", hint=f"did you mean {meant[near[0]]}?")
         unknown.append(name)
@@ -210,10 +213,8 @@ def check_database_url(url: object) -> str:
     # Without a scheme the whole value may be a password.
     scheme = scheme if separator and _SCHEME.match(scheme) else ""
     if not separator or not _POSTGRESQL.match(scheme) or not rest:
-        raise ConfigError(
-            f"database_url has scheme {scheme or 'none'!r}",
-            hint="allowed: postgresql://user:password@host:port/database",
-        )
+        has = f"scheme {scheme!r:.100}" if scheme else "no scheme"
+        raise ConfigError(f"database_url has {has}", hint="allowed: postgresql://user@host:port/database")
     assert isinstance(url, str)
     # A password with these characters would be read as host or port, and then be quoted in the driver's errors.
     authority, _, path = rest.partition("?")[0].partition("/")
@@ -232,12 +233,12 @@ def check_database_url(url: object) -> str:
 def _parse(variable: str, text: str, kind: str) -> Any:
     if kind == "bool":
         if text.lower() not in _TRUE | _FALSE:
-            raise ConfigError(f"{variable} is {text!r}", hint="allowed: true or false")
+            raise ConfigError(f"{variable} is {text!r:.100}", hint="allowed: true or false")
         return text.lower() in _TRUE
     if kind in ("int", "float"):
         try:
             return int(text) if kind == "int" else float(text)
         except ValueError:
             wanted = "a whole number" if kind == "int" else "a number"
-            raise ConfigError(f"{variable} is {text!r}", hint=f"allowed: {wanted}") from None
+            raise ConfigError(f"{variable} is {text!r:.100}", hint=f"allowed: {wanted}") from None
     return text

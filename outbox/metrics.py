@@ -6,6 +6,7 @@ else.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 _log = Log("outbox.metrics")
 
 DEFAULT_ADDRESS = "127.0.0.1:9464"
+_ADDRESS_HINTS = {
+    errno.EADDRINUSE: "choose a free port",
+    errno.EADDRNOTAVAIL: "name an address of this machine, or 0.0.0.0 for all of them",
+    errno.EACCES: "choose a port above 1023",
+}
 _MISSING_HINT = "pip install 'lmdb-outbox[metrics]'"
 
 
@@ -102,7 +108,8 @@ def start_metrics(box: Outbox, address: str = DEFAULT_ADDRESS) -> MetricsServer:
     try:
         server, thread = prometheus.start_http_server(port, host, registry=registry_of(box))
     except OSError as exc:
-        raise ConfigError(f"metrics cannot be served at {address}: {exc}", hint="choose a free port") from exc
+        hint = _ADDRESS_HINTS.get(exc.errno or 0, "choose another address or port")
+        raise ConfigError(f"metrics cannot be served at {address}: {exc.strerror or exc}", hint=hint) from exc
     return MetricsServer(server, thread)
 
 

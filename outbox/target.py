@@ -41,6 +41,8 @@ class Outcome:
     stalled: Unit = field(default_factory=list)
     # The newest transactions that were acknowledged, one for each lane, of a target that keeps watermarks.
     marks: list[Mark] = field(default_factory=list)
+    # How many entries each lane completed; empty for a target with one lane.
+    by_lane: list[int] = field(default_factory=list)
 
     def merge(self, other: Outcome) -> None:
         """Add what became of the other part of the batch.  Of two interruptions a loss is the one to know of."""

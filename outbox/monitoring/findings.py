@@ -54,8 +54,12 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
     if status.quarantined:
         said.append(f"{counted(status.quarantined, 'damaged entry is', 'damaged entries are')} quarantined")
     if status.dead_letters:
-        dead = counted(status.dead_letters, "dead letter holds", "dead letters hold")
-        said.append(f"{dead} back {entries(status.held_back)}")
+        if status.held_back:
+            dead = counted(status.dead_letters, "dead letter holds", "dead letters hold")
+            said.append(f"{dead} back {entries(status.held_back)}")
+        else:
+            dead = counted(status.dead_letters, "dead letter waits", "dead letters wait")
+            said.append(f"{dead} for an answer")
     said += [f"{name}: {message}" for name, message in status.alarms.items()]
     if _is_full(status) and not _has_history(status):
         said.append(f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB")

@@ -61,6 +61,8 @@ class RelayStatus:
     # Seconds since it last settled or found nothing to do; None where unknown.
     idle_s: float | None = None
     last_applied_at: datetime | None = None
+    # Entries that each lane has delivered since the relay began; empty where there is one lane.
+    lanes: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +257,7 @@ def _relay_status(
         since=_time(state.get("since")),
         said_at=_time(state.get("said_at")),
         last_applied_at=_time(state.get("last_applied_at")),
+        lanes=list(state.get("lanes") or []),
     )
 
 

@@ -62,6 +62,9 @@ class PostgresTarget:
         parts = spread(list(units(records)), lanes, self._has_handler)
         tasks = [self._task(number, store_id, part) for number, part in enumerate(parts)]
         outcome, *others = self._side_by_side(tasks)
+        if self.lanes > 1:
+            completed = [len(one.completed) for one in (outcome, *others)]
+            outcome.by_lane = completed + [0] * (self.lanes - len(completed))
         for other in others:
             outcome.merge(other)
         if outcome.waiting or outcome.rejected:

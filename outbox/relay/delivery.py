@@ -236,6 +236,7 @@ class Delivery:
     def _measure(self, batch: Batch, outcome: Outcome, now: float) -> None:
         took_s = self._box.clock.monotonic() - now
         self.publication.pace.batch(len(outcome.completed), took_s)
+        self.publication.delivered(outcome.by_lane)
         if batch.records and _log.is_detailed:
             self._describe(batch, outcome, took_s)
         self.publication.pace.sample(now, batch.newest_seq)

@@ -36,8 +36,16 @@ class Publication:
         self.moved_at = clock.monotonic()
         self._last_applied_at: str | None = None
         self.pace = Pace()
+        # Entries that each lane has delivered; empty while there is one lane.
+        self._by_lane: list[int] = []
         # Why the relay's thread died, or None.
         self.died: str | None = None
+
+    def delivered(self, by_lane: list[int]) -> None:
+        """Count what each lane completed of a batch; `by_lane` is empty for one lane."""
+        before = self._by_lane or [0] * len(by_lane)
+        if by_lane:
+            self._by_lane = [count + more for count, more in zip(before, by_lane, strict=True)]
 
     def take_up(self) -> None:
         """Take up the last word of the relay before: a program that starts again and again must not look better."""
@@ -77,6 +85,6 @@ class Publication:
         self._said, self._again_at = state, now + _PUBLISH_S
         moving = {"moved_at": self.moved_at, "last_applied_at": self._last_applied_at, "pace": self.pace.published()}
         try:
-            self._file.write({**state, **moving, "said_at": self._clock.now().isoformat()})
+            self._file.write({**state, **moving, "lanes": self._by_lane, "said_at": self._clock.now().isoformat()})
         except OSError as exc:
             _log.warning("relay state could not be published: %(error)s", error=exc)

@@ -21,6 +21,7 @@ CLEAN_FILE = "clean"
 DATA_FILE = "data.mdb"
 LOCK_FILE = "lock.mdb"
 BUILDING = ".creating-"
+_WAY_OUT = "check OUTBOX_DIR or --dir; the engine makes it when it starts"
 _OURS = frozenset(
     {
         *("engine.lock", "relay.lock", "access.lock", "opening.lock", "engine.state", "relay.state"),
@@ -67,14 +68,14 @@ def read_identity(directory: Path) -> Identity:
         data = read_own(path)
     except FileNotFoundError:
         if not directory.exists():
-            raise StoreMissing(f"there is no outbox at {directory}", hint="check OUTBOX_DIR") from None
+            raise StoreMissing(f"there is no outbox at {directory}", hint=_WAY_OUT) from None
         if not is_vacant(directory):
             raise StoreFormatError(
-                f"{directory} is not an outbox store: it has no {IDENTITY_FILE}", hint="check OUTBOX_DIR"
+                f"{directory} is not an outbox store: it has no {IDENTITY_FILE}", hint=_WAY_OUT
             ) from None
-        raise StoreMissing(f"there is no outbox in {directory}, it is empty", hint="check OUTBOX_DIR") from None
+        raise StoreMissing(f"there is no outbox in {directory}, it is empty", hint=_WAY_OUT) from None
     except NotADirectoryError:
-        raise StoreFormatError(f"{directory} is not a directory", hint="check OUTBOX_DIR") from None
+        raise StoreFormatError(f"{directory} is not a directory", hint=_WAY_OUT) from None
     identity = Identity.parse(data, path)
     try:
         size = os.stat(directory / DATA_FILE).st_size

@@ -52,6 +52,8 @@ class InMemoryTarget:
         # How often each was called.
         self.interrupted = self.closed = 0
         self.lanes = 1
+        # What the next outcomes say of each lane: `Outcome.by_lane`.
+        self.by_lane: list[int] = []
         self._delivered: list[Record] = []
         # Hashes of the arguments, by idempotency key.
         self._receipts: dict[bytes, bytes] = {}
@@ -76,7 +78,7 @@ class InMemoryTarget:
         self.store_id = store_id
         if self.before is not None:
             self.before(records)
-        outcome = Outcome(marks=[] if self.mark is None else [self.mark])
+        outcome = Outcome(marks=[] if self.mark is None else [self.mark], by_lane=list(self.by_lane))
         if self.down is not None:
             outcome.interruption = self.down
         elif self.stalls.intersection(record.seq for record in records):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import codec
-from ..errors import StoreCorrupt, StoreLocked, StoreMissing
+from ..errors import StoreCorrupt, StoreLocked
 from ..rescue import verify
 from ..rescue.salvage import Remains, Salvage
 from ..store import environment, sessions
@@ -102,10 +102,8 @@ def export(directory: Path, write: Callable[[bytes], object]) -> Findings:
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """Nobody else has the store open, nor opens it meanwhile.  Raises `StoreLocked`."""
-    if not directory.is_dir():
-        raise StoreMissing(f"there is no outbox at {directory}", hint="check OUTBOX_DIR")
     if not (directory / DATA_FILE).exists():
-        raise StoreCorrupt(f"{directory / DATA_FILE} is missing", hint="restore a backup of the directory")
+        read_identity(directory)  # whatever is missing, it says so
     try:
         access = _claim(directory)
     except OSError as exc:

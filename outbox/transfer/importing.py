@@ -69,7 +69,7 @@ class ExportFile:
         lines = self._lines()
         number, self.header = next(lines, (1, {}))
         if self.header.get("kind") != "outbox" or number != 1:
-            raise InvalidEntry(f"{path} is no export of an outbox", hint="give a file that `atb outbox export` wrote")
+            raise self._foreign()
         if self.header.get("format") != FORMAT:
             raise StoreFormatError(
                 f"{path} has format {self.header.get('format')!r}, this version reads {FORMAT}",
@@ -91,6 +91,11 @@ class ExportFile:
         if end.get("lines") != number - 1:
             raise InvalidEntry(f"{path} ends early, after line {number}", hint="export again; nothing was imported")
 
+    def _foreign(self) -> InvalidEntry:
+        return InvalidEntry(
+            f"{self._path} is no export of an outbox", hint="give a file that `atb outbox export` wrote"
+        )
+
     def _stated_id(self) -> UUID | None:
         """The id of the exported store, after checking the header.  Raises `InvalidEntry`."""
         try:
@@ -110,7 +115,11 @@ class ExportFile:
                 try:
                     line = codec.from_json(text)
                 except ValueError as exc:
-                    raise InvalidEntry(f"{self._path}, line {number}: {exc}", hint="nothing was imported") from exc
+                    if number == 1:
+                        raise self._foreign() from exc
+                    raise InvalidEntry(
+                        f"{self._path}, line {number} is no JSON: {exc}", hint="export again; nothing was imported"
+                    ) from exc
                 if not isinstance(line, dict):
                     raise InvalidEntry(f"{self._path}, line {number} is no object", hint="nothing was imported")
                 yield number, line

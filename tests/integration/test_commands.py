@@ -110,7 +110,7 @@ def test_a_dead_letter_needs_an_operator(atb: Atb, outbox_dir: Path, database: s
     done = atb("status")
     assert done.returncode == 2
     assert "needs an operator" in done.stdout
-    assert "1 (held back behind them: 1)" in done.stdout
+    assert "1 (entries held back: 1)" in done.stdout
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_drain_reports_what_an_operator_must_answer(atb: Atb, outbox_dir: Path, 
         box.enqueue("note", {"who": "b", "what": "free"})
     done = atb("drain", "--operations", "declared:OPERATIONS", DATABASE_URL=database)
     assert done.returncode == 1
-    assert "1 dead letter needs an operator; held back behind them: 1" in done.stdout
+    assert "1 dead letter needs an operator; 1 entry held back" in done.stdout
     assert _execute(database, "SELECT what FROM notes") == [("free",)]
 
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,41 @@ def check_command(words: list[str]) -> None:
     assert isinstance(group, click.Group)
     with group.commands[words[2]].make_context(words[2], words[3:]):
         pass
+
+
+def written(path: Path) -> list[list[str]]:
+    """Every call of `atb` that a file makes: as a list in YAML, or behind `ExecStart=`."""
+    text = path.read_text(encoding="utf-8")
+    lists = re.findall(r"\[(\"atb\"[^\]]*)\]", text)
+    lines = re.findall(r"^Exec\w+=\S*/(atb .*)$", text, re.MULTILINE)
+    return [json.loads(f"[{one}]") for one in lists] + [shlex.split(one) for one in lines]
+
+
+CALLS = {path: calls for path in sorted(DEPLOY.rglob("*")) if path.is_file() and (calls := written(path))}
+
+
+@pytest.mark.parametrize("path", CALLS, ids=lambda path: path.name)
+def test_every_call_in_a_file_is_accepted_by_its_command(path: Path) -> None:
+    for call in CALLS[path]:
+        check_command(call)
+
+
+def test_calls_are_found_in_all_files_that_start_the_relay() -> None:
+    assert [path.name for path in CALLS] == ["docker-compose.yml", "engine.yaml", "engine-outbox.service"]
+
+
+@pytest.mark.parametrize("wrong", ["--log-frmat json", "--log-format yaml", "--metrics", "surplus"])
+def test_a_wrong_option_in_a_file_would_be_found(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "relay.service").write_text(f"ExecStart=/srv/.venv/bin/atb outbox relay {wrong}\n")
+    (call,) = written(tmp_path / "relay.service")
+    with pytest.raises(click.UsageError):
+        check_command(call)
+
+
+def test_logs_that_are_collected_are_json() -> None:
+    """A cluster's collector reads lines of containers; people read the journal and `docker compose logs`."""
+    formats = {path.name: dict(pairwise(call)).get("--log-format") for path, (call,) in CALLS.items()}
+    assert formats == {"docker-compose.yml": None, "engine.yaml": "json", "engine-outbox.service": None}
 
 
 def check_settings(names: set[str]) -> None:

@@ -264,6 +264,21 @@ def test_no_command_is_documented_that_does_not_exist() -> None:
     assert set(re.findall(r"^### (atb .*)$", COMMANDS_PAGE.read_text(encoding="utf-8"), re.MULTILINE)) == set(COMMANDS)
 
 
+def called(text: str) -> list[tuple[str, list[str]]]:
+    """Every `atb outbox NAME` of a text with the options that stand behind it on its line."""
+    found = re.findall(r"atb outbox ([a-z][a-z-]*)\b([^`|#\n]*)", text)
+    return [(name, re.findall(r"(?<!\S)(--[a-z][a-z-]*)", rest)) for name, rest in found]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_call_in_a_document_names_options_that_exist(document: Path) -> None:
+    for name, options in called(document.read_text(encoding="utf-8")):
+        command = COMMANDS.get(f"atb outbox {name}")
+        assert command is not None, name
+        known = {one for parameter in command.params for one in parameter.opts} | {"--help"}
+        assert set(options) <= known, (name, options)
+
+
 def test_every_field_of_the_status_is_documented() -> None:
     described = section(REFERENCE / "status.md", "## All fields")
     names = [field.name for field in dataclasses.fields(OutboxStatus) if field.name not in ("relay", "rates")]

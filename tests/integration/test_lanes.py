@@ -51,6 +51,25 @@ def test_a_backlog_is_delivered_on_two_connections_in_order_within_each_key(url:
     assert query(url, wrong) == [(0,)]
 
 
+def test_status_tells_what_each_lane_has_delivered(url: str, outbox_dir: Path) -> None:
+    config = OutboxConfig(lanes=2, batch_size=20)
+    with Outbox.open(outbox_dir, config, [ROW]) as box:
+        relay = Relay(box, PostgresTarget(url, [ROW], config=config))
+        fill(box, 400)
+        assert relay.drain(timeout=LONG)
+        first, second = box.status().relay.lanes
+        assert first + second == 400
+        # All but the first batch is split in halves.
+        assert second > 100
+
+
+def test_status_of_one_lane_names_none(url: str, outbox_dir: Path) -> None:
+    with Outbox.open(outbox_dir, None, [ROW]) as box:
+        fill(box, 4)
+        assert Relay(box, PostgresTarget(url, [ROW], config=box.config)).drain(timeout=LONG)
+        assert box.status().relay.lanes == []
+
+
 def test_handlers_run_in_the_callers_thread_one_at_a_time(url: str, outbox_dir: Path) -> None:
     threads: set[int] = set()
 

@@ -136,7 +136,11 @@ def test_the_relay_serves_its_metrics_until_it_stops(box: Outbox, postgres_url: 
 
 @pytest.mark.parametrize(
     ("address", "expected"),
-    [("9464", "address of the metrics is '9464'"), ("{taken}", "metrics cannot be served at {taken}")],
+    [
+        ("9464", "address of the metrics is '9464'"),
+        ("{taken}", "metrics cannot be served at {taken}: Address already in use (choose a free port)"),
+        ("192.0.2.1:9464", "192.0.2.1:9464: Cannot assign requested address (name an address of this machine, or"),
+    ],
 )
 def test_a_relay_whose_metrics_cannot_be_served_does_not_begin(
     box: Outbox, postgres_url: str, tmp_path: Path, address: str, expected: str

@@ -181,7 +181,7 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(shell: Shell, store: Pat
         ("atb outbox export x.jsonl --dir nowhere", "there is no outbox at"),
         ("atb outbox verify --dir nowhere", "there is no outbox at"),
         ("atb outbox import nowhere.jsonl", "No such file"),
-        ("atb outbox import myengine/outbox.py", "line 1"),
+        ("atb outbox import myengine/outbox.py", "myengine/outbox.py is no export of an outbox (give a file"),
     ):
         done = shell(line)
         assert done.returncode == 2

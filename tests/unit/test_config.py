@@ -89,7 +89,7 @@ def test_a_value_of_a_wild_size_or_type_is_refused_by_name(setting: dict[str, An
         ({"namespace_change_from": ""}, "namespace_change_from is '' .allowed: 1 to 200 characters"),
         ({"database_url": "mysql://u@h/d"}, "database_url has scheme 'mysql' .allowed: postgresql://"),
         ({"database_url": "postgresql://"}, "database_url has scheme 'postgresql' .allowed: postgresql://"),
-        ({"database_url": ""}, "database_url has scheme 'none'"),
+        ({"database_url": ""}, "database_url has no scheme .allowed: postgresql://"),
         ({"backoff_base": 20.0}, r"backoff_base is 20.0 .allowed: at most backoff_cap \(15.0\)"),
     ],
 )
@@ -252,7 +252,7 @@ def test_variable_names() -> None:
 
 @pytest.mark.parametrize("url", [None, 5, b"postgresql://h/d"])
 def test_what_is_no_text_is_no_url(url: object) -> None:
-    with pytest.raises(ConfigError, match="database_url has scheme 'none'"):
+    with pytest.raises(ConfigError, match="database_url has no scheme .allowed: postgresql://"):
         check_database_url(url)
 
 
@@ -302,7 +302,16 @@ def test_misspelt_setting_is_refused_with_the_one_that_was_meant(name: str, mean
 
 
 @pytest.mark.parametrize(
-    "name", ["OUTBOX_PORT", "OUTBOX_RELAY_PORT", "OUTBOX_SUPPORT", "OUTBOX_SERVICE", "OUTBOX_LOG_LEVEL"]
+    "name",
+    [
+        "OUTBOX_PORT",
+        "OUTBOX_RELAY_PORT",
+        "OUTBOX_SUPPORT",
+        "OUTBOX_SERVICE",
+        "OUTBOX_LOG_LEVEL",
+        "OUTBOX_TABLE",
+        "OUTBOX_",
+    ],
 )
 def test_unknown_variable_is_a_warning_without_its_value(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert OutboxConfig.from_env({**SERVICES, name: "s3cret"}) == OutboxConfig()

@@ -70,6 +70,8 @@ def test_nothing_to_say_is_healthy(changes: dict[str, Any]) -> None:
         ({"halted": True, "halt_reason": "could not X"}, "enqueueing is halted: the store could not X"),
         ({"quarantined": 1}, "1 damaged entry is quarantined"),
         ({"quarantined": 2}, "2 damaged entries are quarantined"),
+        ({"dead_letters": 1, "held_back": 0}, "1 dead letter waits for an answer"),
+        ({"dead_letters": 2, "held_back": 0}, "2 dead letters wait for an answer"),
         ({"dead_letters": 1, "held_back": 3}, "1 dead letter holds back 3 entries"),
         ({"dead_letters": 2, "held_back": 1}, "2 dead letters hold back 1 entry"),
         ({"live_bytes": 84 * MIB + 1}, "the store is full: 84 of 100 MiB"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from outbox import OutboxStatus, StoreMissing, TargetUnavailable
+from outbox import OutboxStatus, Relay, StoreMissing, TargetUnavailable
 from outbox.cli import watch as watch_command
 from outbox.cli.history import History, sparkline
 from outbox.cli.watch import watch
@@ -125,6 +125,40 @@ def test_view_fits_the_terminal(rig: Rig, width: int) -> None:
     assert [line.split() for line in lines if line.startswith("breaker")] == [["breaker", "open"]]
     assert re.search(r"the last \d+ min", text)
     assert "s3cret" not in text
+
+
+def lane_lines(rig: Rig, history: History) -> list[str]:
+    lines = drawn(Look.seen(rig.box.status(), _AT), history, 60)
+    return [line for line in lines if line.startswith("lanes")]
+
+
+@pytest.mark.parametrize(("lanes", "line"), [(1, []), (2, ["lanes        1: 3.0/s, 2: 1.0/s"])])
+def test_view_shows_the_pace_of_each_of_several_lanes(rig: Rig, lanes: int, line: list[str]) -> None:
+    history = History(1.0)
+    rig.target.lanes = lanes
+    rig.target.by_lane = [3, 1] if lanes > 1 else []
+    for _ in range(8):
+        look_after(rig, history, 1.0, enqueued=4)
+    assert lane_lines(rig, history) == line
+
+
+def test_pace_of_lanes_outlives_the_relay(rig: Rig) -> None:
+    history = History(1.0)
+    rig.target.lanes, rig.target.by_lane = 2, [3, 1]
+    for _ in range(3):
+        look_after(rig, history, 1.0, enqueued=4)
+    rig.relay.stop()
+    rig.relay = Relay(rig.box, rig.target)
+    look_after(rig, history, 1.0, enqueued=4)
+    assert rig.box.status().relay.lanes == [3, 1]
+    assert history.lane_rates() == [3.0, 1.0]
+
+
+def test_first_look_at_lanes_shows_what_they_delivered(rig: Rig) -> None:
+    history = History(1.0)
+    rig.target.lanes, rig.target.by_lane = 2, [3000, 1]
+    look_after(rig, history, 1.0, enqueued=4)
+    assert lane_lines(rig, history) == ["lanes        delivered by 1: 3,000, 2: 1"]
 
 
 def test_view_of_a_store_that_is_gone_says_since_when(rig: Rig) -> None:
