@@ -73,8 +73,6 @@ class Host:
         self.doubles: dict[str, Any] = {}
         # Names of the methods that are made durable: a replica has its class's own.
         self.declared: frozenset[str] = frozenset()
-        # Names of methods that write by calling these: they need no manager where these need none.
-        self.through: frozenset[str] = frozenset()
         self._enums: set[str] = set()
 
     @classmethod
@@ -220,13 +218,13 @@ class Host:
         """Attribute `name` as the manager's class defines it, with `stand_in` (by default the manager) as `self`.
 
         What is patched on the class is taken, a double that was set on the wrapper is not.  Builds the manager; where
-        it cannot, methods of `through` are bound to `stand_in` nevertheless.
+        it cannot, methods are bound to `stand_in` nevertheless: what they call may need none.
         """
         try:
             manager = self.manager()
         except AWAY:
             known = class_member(self.manager_class, name)
-            if stand_in is None or name not in self.through or not binds(known):
+            if stand_in is None or not binds(known):
                 raise
             return known.__get__(stand_in, self.manager_class)
         member = class_member(type(manager), name)

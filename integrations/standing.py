@@ -15,7 +15,6 @@ from ..log import Log
 from .adapter import Adapter
 from .host import AWAY, Host
 from .operations import ManagerOperation
-from .preflight.preflight import Kind
 from .view.kept_answers import ManagerRead
 
 _log = Log("outbox.integrations")
@@ -57,8 +56,6 @@ class Standing:
         except BaseException:
             self.host.declared = before
             raise
-        methods = () if self.adapter.fit is None else self.adapter.fit.methods
-        self.host.through = frozenset(each.name for each in methods if each.kind is Kind.THROUGH)
         self.detached = False
         return self.adapter
 
