@@ -93,7 +93,7 @@ def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
     if name in _ENDINGS:
         # What was never built needs no end.
         return host.bound(name, durable)(*args, **kwargs) if host.built is not None else None
-    if standing.bypassed:
+    if standing.bypassed or "session_factory" in host.replaced:
         return host.bound(name, durable)(*args, **kwargs)
     if adapter is None:
         return _call_without_outbox(standing, durable, name, args, kwargs)
@@ -111,7 +111,7 @@ def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
 def read(durable: Any, name: str, get: Callable[[], Any]) -> Any:
     """The value of property `name` of the manager's class, which `get` computes."""
     standing: Standing = durable._durable
-    if standing.adapter is None or standing.bypassed:
+    if standing.adapter is None or standing.bypassed or "session_factory" in standing.host.replaced:
         return get()
     return standing.adapter.passing.attribute(name, get)
 
@@ -130,6 +130,7 @@ def _call_without_outbox(
     try:
         if standing.detached:
             raise OutboxError("the outbox was detached")
+        standing.host.manager()
         method = standing.host.bound(name, durable)
         _warn_of_plain_call(standing, operation)
         return method(*args, **kwargs)
