@@ -209,6 +209,7 @@ class DurableDatabaseManager:
             self.__dict__.pop(name, None)
             standing.host.doubles.pop(name, None)
         else:
+            standing.host.set_connecting(name, value)
             # A manager that another thread builds meanwhile gets it too.
             with standing.host.lock if standing.host.built is None else nullcontext():
                 super().__setattr__(name, value)

@@ -12,7 +12,7 @@ import functools
 import inspect
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime
@@ -33,6 +33,8 @@ from .preflight.misfits import without_factory
 AWAY = (OperationalError, InterfaceError)
 
 _META = "manager:signatures"
+# Attributes of a manager by which it reaches PostgreSQL.
+_CONNECTING = ("session_factory", "engine")
 _ENUMS = "manager:enums"
 # After a failed try to build the manager, callers get the same error for this many times as long as the try took, so
 # that a server which does not answer costs a loop a tenth of its time, and one that refuses at once is asked again.
@@ -71,10 +73,10 @@ class Host:
         self.early: dict[str, Any] = {}
         # What was set on the wrapper in place of methods of the manager's class, by name.
         self.doubles: dict[str, Any] = {}
+        # The manager's own session factory and engine, where a test has put a mock or None in their place.
+        self.replaced: dict[str, Any] = {}
         # Names of the methods that are made durable: a replica has its class's own.
         self.declared: frozenset[str] = frozenset()
-        # Names of methods that write by calling these: they need no manager where these need none.
-        self.through: frozenset[str] = frozenset()
         self._enums: set[str] = set()
 
     @classmethod
@@ -120,7 +122,7 @@ class Host:
     def undoubled(self) -> Any:
         """The manager for the adapter's own questions, without what a host has put in place of methods."""
         manager = self.manager()
-        if not self.doubles.keys() & _own(manager).keys():
+        if not {*self.doubles, *self.replaced} & _own(manager).keys():
             return manager
         copied = shallow(manager)
         self._with_own_methods(copied, doubles=False)
@@ -220,13 +222,13 @@ class Host:
         """Attribute `name` as the manager's class defines it, with `stand_in` (by default the manager) as `self`.
 
         What is patched on the class is taken, a double that was set on the wrapper is not.  Builds the manager; where
-        it cannot, methods of `through` are bound to `stand_in` nevertheless.
+        it cannot, methods are bound to `stand_in` nevertheless: what they call may need none.
         """
         try:
             manager = self.manager()
         except AWAY:
             known = class_member(self.manager_class, name)
-            if stand_in is None or name not in self.through or not binds(known):
+            if stand_in is None or not binds(known):
                 raise
             return known.__get__(stand_in, self.manager_class)
         member = class_member(type(manager), name)
@@ -248,6 +250,21 @@ class Host:
         """Note what was set on the wrapper in place of a method."""
         if callable(self.method(name)) and not inspect.isclass(self.method(name)):
             self.doubles[name] = value
+
+    def set_connecting(self, name: str, value: Any) -> None:
+        """Note what is set in place of the manager's session factory or engine, before it is."""
+        if self.built is None or name not in _CONNECTING:
+            return
+        if value is None or is_mock(value):
+            self.replaced.setdefault(name, _own(self.built).get(name))
+        else:
+            self.replaced.pop(name, None)
+
+    @property
+    def is_mocked(self) -> bool:
+        """Whether a mock of a test answers in place of PostgreSQL, or in place of a method that is not durable."""
+        mocks = (name for name, double in self.doubles.items() if name not in self.declared and is_mock(double))
+        return bool(self.replaced) or any(mocks)
 
     @contextmanager
     def without_doubles(self) -> Iterator[None]:
@@ -286,9 +303,18 @@ class Host:
         self._with_own_methods(copied, doubles=doubles)
         return copied
 
+    def show_mocks(self, replica: Any, hidden: Collection[str]) -> None:
+        """Let a replica call the mocks of methods, but those of `hidden`: a test sees what other methods call."""
+        for name, double in self.doubles.items():
+            # A method that yields sessions has to serve the calls that were made before there was a mock.
+            yields = inspect.isgeneratorfunction(inspect.unwrap(self.method(name)))
+            if is_mock(double) and name not in hidden and not yields:
+                _own(replica)[name] = functools.partial(_call_on, self, replica, double)
+
     def _with_own_methods(self, replica: Any, *, doubles: bool) -> None:
         """Let a replica have its class's methods; of the doubles only those of methods that are not durable."""
         own = _own(replica)
+        own.update(self.replaced)
         for name in {*self.doubles, *self.declared} & own.keys():
             if name in self.doubles or callable(self.method(name)):
                 del own[name]

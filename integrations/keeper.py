@@ -279,7 +279,9 @@ class Keeper:
 
     def _rewound(self) -> None:
         """PostgreSQL was set back: its sequences too, and they would give others the ids that were given out here."""
-        self._try("sequences could not be set forward", lambda: self._reserves.secure(engine_of(self._host.manager())))
+        self._try(
+            "sequences could not be set forward", lambda: self._reserves.secure(engine_of(self._host.undoubled()))
+        )
         self._recovered()
 
     def _run(self) -> None:
@@ -302,7 +304,7 @@ class Keeper:
         if self._outbox.progress.delivering is False or self._host.built is None:
             return
         if self._reserves.low:
-            self._try("id reserves could not be filled", lambda: self._reserves.fill(engine_of(self._host.manager())))
+            self._try("id reserves could not be filled", lambda: self._reserves.fill(engine_of(self._host.undoubled())))
         if not self.view.sessions:
             self._try("the active session could not be looked up", self._adopt)
         if self._compare:

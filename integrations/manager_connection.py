@@ -348,7 +348,7 @@ class ManagerConnection:
         its engine cannot connect.
         """
         try:
-            engine = engine_of(self._host.manager())
+            engine = engine_of(self._host.undoubled())
         except ConfigError as exc:
             raise TargetMisconfigured(str(exc)) from exc
         raw = relay.connection.dbapi_connection

@@ -130,7 +130,8 @@ class Preparing:
             rehearsal = Rehearsal(kept)
             with self._replayer.rehearsing(rehearsal):
                 call = {name: copied(value) for name, value in bound.items()}
-                rehearse(rehearsal, replica, operation.name, call, context=operation.context)
+                mocked = self._host.is_mocked
+                rehearse(rehearsal, replica, operation.name, call, context=operation.context, mocked=mocked)
         except ManagerUnavailable:
             if self._host.built is not None:
                 raise
@@ -263,7 +264,7 @@ class Preparing:
             # A burst was faster than the background work, or PostgreSQL could not be reached at the start.
             try:
                 with own_statements():
-                    self._reserves.fill(engine_of(self._host.manager()))
+                    self._reserves.fill(engine_of(self._host.undoubled()))
             except AWAY as exc:
                 _log.warning("id reserves could not be filled: %(error)s", error=str(exc).splitlines()[0])
             return self._reserves.take(*names)

@@ -15,7 +15,6 @@ from ..log import Log
 from .adapter import Adapter
 from .host import AWAY, Host
 from .operations import ManagerOperation
-from .preflight.preflight import Kind
 from .view.kept_answers import ManagerRead
 
 _log = Log("outbox.integrations")
@@ -57,8 +56,6 @@ class Standing:
         except BaseException:
             self.host.declared = before
             raise
-        methods = () if self.adapter.fit is None else self.adapter.fit.methods
-        self.host.through = frozenset(each.name for each in methods if each.kind is Kind.THROUGH)
         self.detached = False
         return self.adapter
 
@@ -96,7 +93,7 @@ def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
     if name in _ENDINGS:
         # What was never built needs no end.
         return host.bound(name, durable)(*args, **kwargs) if host.built is not None else None
-    if standing.bypassed:
+    if standing.bypassed or "session_factory" in host.replaced:
         return host.bound(name, durable)(*args, **kwargs)
     if adapter is None:
         return _call_without_outbox(standing, durable, name, args, kwargs)
@@ -114,7 +111,7 @@ def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
 def read(durable: Any, name: str, get: Callable[[], Any]) -> Any:
     """The value of property `name` of the manager's class, which `get` computes."""
     standing: Standing = durable._durable
-    if standing.adapter is None or standing.bypassed:
+    if standing.adapter is None or standing.bypassed or "session_factory" in standing.host.replaced:
         return get()
     return standing.adapter.passing.attribute(name, get)
 
@@ -133,6 +130,7 @@ def _call_without_outbox(
     try:
         if standing.detached:
             raise OutboxError("the outbox was detached")
+        standing.host.manager()
         method = standing.host.bound(name, durable)
         _warn_of_plain_call(standing, operation)
         return method(*args, **kwargs)

@@ -114,7 +114,7 @@ class Telling:
         with suppress(UnknownLocally):
             old = self._local_balance(item.session)
         try:
-            manager, replica = self._host.manager(), self._host.replica(session_id=item.session, doubles=True)
+            manager, replica = self._host.undoubled(), self._host.replica(session_id=item.session, doubles=True)
             KeptState(replica)
             with own_statements():
                 told = dry_run(manager, replica, item.operation.name, item.defaults | item.bound, as_of)

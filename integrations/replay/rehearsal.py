@@ -86,8 +86,13 @@ class _RefusedByColumn(Exception):
     pgcode = "22000"
 
 
-def rehearse(rehearsal: Rehearsal, replica: Any, method: str, call: dict[str, Any], *, context: bool) -> Rehearsal:
-    """Try `method` on `replica`, which must be a copy, up to its first contact with the database."""
+def rehearse(
+    rehearsal: Rehearsal, replica: Any, method: str, call: dict[str, Any], *, context: bool, mocked: bool = False
+) -> Rehearsal:
+    """Try `method` on `replica`, which must be a copy, up to its first contact with the database.
+
+    `mocked`: a mock of a test may raise what the database would; it is the manager's answer.
+    """
     replica.session_factory = sessions.factory_like(
         getattr(replica, "session_factory", None),
         _RehearsalSession,
@@ -100,9 +105,11 @@ def rehearse(rehearsal: Rehearsal, replica: Any, method: str, call: dict[str, An
                 rehearsal.reach()
         else:
             rehearsal.answer = result
-    except (Reached, *AWAY):
+    except Reached:
         rehearsal.reach()
     except Exception as exc:  # noqa: BLE001 - it is the manager's answer, and given to the caller
+        if isinstance(exc, AWAY) and not mocked:
+            rehearsal.reach()
         # Where the manager made an error of its own out of ours, it has said nothing about the call.
         rehearsal.error = exc
     return rehearsal.end()

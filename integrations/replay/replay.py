@@ -171,6 +171,7 @@ class Replayer:
         self, operation: ManagerOperation, connection: Connection, entry: Entry, watch: Watch, as_of: AsOf
     ) -> Any:
         replica, noted = self._host.replica(session_id=notes_of(entry).get("session")), notes_of(entry).get("state")
+        self._host.show_mocks(replica, {operation.name, *self._reads.names})
         kept = self.carried.begin(replica, entry, noted)
         watch.on_contact = kept.contact
         replica.session_factory = sessions.factory_like(

@@ -50,6 +50,9 @@ class RowOrders:
         of_itself = by_id if numbered else _AS_MADE
         if not orders or orders == [_AS_MADE] or of_itself in orders:
             return _by(by_id, found) if numbered else found
+        if not any(_was_seen(order, orders) or _is_by_text(order, found) for order in orders):
+            # No key orders the rows that were shown: callers cannot rely on an order.
+            return _by(by_id, found) if numbered else found
         # An order that leaves rows equal shows nothing about them.
         answers = [_by(order, found) for order in orders if _fits(order, found, either=True)]
         if not answers or any(one != answers[0] for one in answers[1:]):
@@ -64,6 +67,17 @@ class RowOrders:
     def load(self, state: Mapping[str, list[Order]]) -> None:
         """Take over what `dump` gave."""
         self._fitting = dict(state)
+
+
+def _was_seen(order: Order, orders: Collection[Order]) -> bool:
+    """Whether it is by a key in which rows differed; else both directions of the key fit every answer."""
+    return order != _AS_MADE and [order[0], not order[1]] not in orders
+
+
+def _is_by_text(order: Order, rows: list[dict[str, Any]]) -> bool:
+    """Whether rows differ in a text by which a manager may order them: not a flag, a counter or an amount."""
+    values = [row.get(order[0]) for row in rows]
+    return any(isinstance(value, str) and value != values[0] for value in values)
 
 
 def _by(order: Order, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -387,6 +387,19 @@ def test_rows_without_an_order_are_in_the_order_of_ids(view: LocalView) -> None:
     assert nested_ids(view) == [2, 3, 4]
 
 
+def test_row_order_of_equal_flags_only_is_of_ids(view: LocalView) -> None:
+    """PostgreSQL shows rows without ORDER BY in any order: keys that never differed are no evidence of one."""
+    rows = [{"id": id_, "symbol": "X", "flag": False, "size": 1.0 + size} for id_, size in ((7, 1), (5, 2), (6, 0))]
+    view.observe_session(1, 1.0, tables_of(rows, []), active=True)
+    shown = view.sessions[1]["tables"]["positions"]
+    assert [row["id"] for row in view.open_positions(1)] == [5, 6, 7]
+    shown[6]["flag"] = True
+    assert [row["id"] for row in view.open_positions(1)] == [5, 6, 7]
+    shown[6]["symbol"] = "Y"
+    with pytest.raises(UnknownLocally, match="ordered by 'flag' or 'symbol'"):
+        view.open_positions(1)
+
+
 def test_nested_rows_are_in_the_order_that_was_seen(view: LocalView) -> None:
     nested_in(view, (9, 10), (2, 30))
     nested_in(view, (9, 30), (2, 10))

@@ -43,6 +43,10 @@ class Manager(DatabaseManager):
         found: float = self.get_current_balance(self._current_session_id)
         return found
 
+    def is_solvent(self) -> bool:
+        """A method that is not declared, and reads only."""
+        return bool(self.get_current_balance(self._current_session_id) > 0)
+
     @functools.cached_property
     def token(self) -> object:
         return object()

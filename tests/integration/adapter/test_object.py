@@ -348,6 +348,7 @@ def test_start_in_an_outage_serves_what_needs_no_manager(own_postgres: PostgresS
             hasattr(db, "engine")
         db.note, db._current_session_id = "early", session_id
         assert db.balance == 100.0
+        assert db.is_solvent() is True
         assert db.record_fill(101) is True
         assert (db.balance, db.note, db._current_session_id) == (101.0, "early", session_id)
         db.update_balance = timed = Timed(db.update_balance)
