@@ -121,7 +121,7 @@ class ReaderLeft(click.ClickException):
     exit_code = 141
 
     def __init__(self) -> None:
-        super().__init__("nobody reads the output")
+        super().__init__("the reader of the output has ended")
         with suppress(AttributeError, OSError, ValueError):
             # Else the interpreter would complain when it flushes the rest at its end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -192,7 +192,7 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError as exc:
             raise ReaderLeft from exc
         except UnicodeEncodeError as exc:
-            _refuse(f"{str(exc.object)[:100]!r} holds bytes that are no text", exc)
+            _refuse(f"{str(exc.object)[:100]!r} is not valid text", exc)
         except PermissionError as exc:
             where = exc.filename if exc.filename is not None else "the store"
             _refuse(f"no permission for {where}: run this as the user who owns the outbox", exc)
