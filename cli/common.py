@@ -167,7 +167,7 @@ class ReaderLeft(click.ClickException):
     exit_code = 141
 
     def __init__(self) -> None:
-        super().__init__("nobody reads the output")
+        super().__init__("the reader of the output has ended")
         _silence_stdout()
 
     def show(self, file: IO[Any] | None = None) -> None:
@@ -270,7 +270,7 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
         except BrokenPipeError as exc:
             raise ReaderLeft from exc
         except UnicodeEncodeError as exc:
-            _refuse(f"{str(exc.object)[:100]!r} holds bytes that are no text", exc)
+            _refuse(f"{str(exc.object)[:100]!r} is not valid text", exc)
         except PermissionError as exc:
             _refuse(no_permission(exc, os.geteuid()), exc)
         except OSError as exc:

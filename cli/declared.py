@@ -17,9 +17,7 @@ _NOT_FOUND = "run it where your program is, or set PYTHONPATH to that directory"
 def required_operations(where: str | None) -> list[Operation]:
     """As `load_operations`; where nothing is given, `ConfigError` says how to."""
     if where is None:
-        raise ConfigError(
-            "it is not known how entries are applied", hint="give --operations MODULE:NAME or set OUTBOX_OPERATIONS"
-        )
+        raise ConfigError("no operations are given", hint="give --operations MODULE:NAME or set OUTBOX_OPERATIONS")
     return load_operations(where)
 
 

@@ -73,7 +73,7 @@ At the end every row in PostgreSQL is compared with the engine's own record.
 
 @click.command()
 @click.option("--fast", is_flag=True, help="A tenth of the bars, for tests.")
-@click.option("--keep", is_flag=True, help="Keep the store and the record, and say where they are.")
+@click.option("--keep", is_flag=True, help="Keep the store and the record, and print where they are.")
 @in_one_sentence
 def demo(fast: bool, keep: bool) -> None:
     """Trade through outages and a kill, then check every row.
@@ -233,8 +233,8 @@ class Demo:
             status = self._look()
             if patience.is_lost((self._bar(), None if status is None else settled(status))):
                 raise click.ClickException(
-                    f"the engine stands still at bar {self._bar()} of {self._plan.total} for {_STILL_S:g} s: "
-                    f"{self._engine_said() or 'it said nothing'}"
+                    f"the engine made no progress at bar {self._bar()} of {self._plan.total} for {_STILL_S:g} s: "
+                    f"{self._engine_said() or 'its log is empty'}"
                 )
             time.sleep(_LOOK_S)
 

@@ -83,7 +83,7 @@ def _drain_or_wait(box: Outbox, operations: str | None, patience: Patience, prog
             return True
         if patience.lost or box.status().paused is not None:
             return False
-        progress.say("that relay has ended, going on without it")
+        progress.say("that relay has ended, this command continues")
     declared = required_operations(operations)
     relay = Relay(box, PostgresTarget(database_of(box), declared, config=box.config))
     try:

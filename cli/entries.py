@@ -59,8 +59,8 @@ def list_entries(
 ) -> None:
     """List dead letters or pending entries, oldest first.
 
-    Dead letters come with what each of them holds back, and with damaged records that were quarantined.  Works beside
-    a running engine.
+    Each dead letter has the number of entries that it holds back.  Quarantined records are listed with them.  Works
+    beside a running engine.
     """
     with Outbox.attach(config=settings(directory), readonly=True) as box:
         chosen = (
@@ -150,8 +150,8 @@ def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 def show(directory: str | None, seq: str | None, text: str | None, where: tuple[str, ...], as_json: bool) -> None:
     """Show everything about an entry: pending, settled, dead or quarantined.
 
-    Named by its sequence number; by its idempotency key, in 32 hexadecimal digits as `show` and `outbox_receipts` have
-    it, or as the caller gave it; or by its arguments: --where client_order_id=A-1.
+    Give its sequence number; or its idempotency key, in 32 hexadecimal digits as `show` and `outbox_receipts` have it,
+    or as the caller gave it; or an argument: --where client_order_id=A-1.
     """
     if [seq is not None, text is not None, bool(where)].count(True) != 1:
         raise click.UsageError("name an entry by SEQ, by KEY, by --key TEXT, or by --where NAME=VALUE")
@@ -165,7 +165,7 @@ def show(directory: str | None, seq: str | None, text: str | None, where: tuple[
             found = _with(chain(box.pending(), box.ledger()), wanted)
     if not found:
         what = " and ".join(where) if where else f"the key {seq or text!r:.100}"
-        raise Refused(f"no entry has {what}: it never was, or its retention has ended")
+        raise Refused(f"no entry has {what}: it never existed, or its retention has ended")
     if as_json:
         for one in found:
             click.echo(without_password(json.dumps(one, indent=None if where or len(found) > 1 else 2)))
@@ -192,7 +192,7 @@ def _named(box: Outbox, name: str) -> list[dict[str, Any]]:
         except EntryNotFound as exc:
             if called := _called(box, name):
                 return called
-            raise Refused(f"entry {seq} is not in the store: it never was, or its retention has ended") from exc
+            raise Refused(f"entry {seq} is not in the store: it never existed, or its retention has ended") from exc
     try:
         record = box.store.find(UUID(name).bytes)
     except ValueError:

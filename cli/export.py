@@ -25,7 +25,7 @@ from .verify import summary
 def export(context: click.Context, directory: str | None, file: Path, force: bool) -> None:
     """Write all readable entries of a store to FILE as JSON lines.
 
-    FILE - is the standard output.  Works beside a running engine, and on a damaged store.  Changes nothing.  Exit code
+    `-` is the standard output.  Works beside a running engine, and on a damaged store.  Changes nothing.  Exit code
     0: the store is sound and was written completely.  1: it is damaged; the readable part was written.  2: nothing was
     written.
     """

@@ -45,7 +45,7 @@ def _report(done: Restored) -> list[str]:
     if done.known:
         lines.append(f"known           {done.known}, left as they are")
     if done.renumbered and done.entries:
-        lines.append("renumbered      they come behind what the store had, in their own order")
+        lines.append("renumbered      they follow the store's own entries, in their old order")
     if done.conflicts:
         lines.append(f"conflicts       {done.conflicts} whose key is in use with other arguments")
     if done.remains:

@@ -26,7 +26,7 @@ def metrics(directory: str | None, output: Path | None) -> None:
     """Print the metrics of an outbox once, for Prometheus.
 
     Needs the extra `metrics`.  Exit code 0: done, whatever the health.  2: the store could not be read, or the metrics
-    not be written; FILE is then as it was.
+    not be written; FILE is then unchanged.
     """
     with Outbox.attach(config=settings(directory), readonly=True) as box:
         text = as_text(box)

@@ -32,8 +32,8 @@ def _length(context: click.Context, parameter: click.Parameter, value: str | Non
 def pause(directory: str | None, reason: str, for_s: float | None) -> None:
     """Deliver nothing until `atb outbox resume`, or for a time.
 
-    Every relay obeys within about a second; a batch in flight is finished.  Enqueueing goes on.  The pause is kept in
-    the store and outlives restarts.  Works beside a running engine.
+    The relay stops within about a second, after the batch in flight.  Enqueueing goes on.  The store keeps the pause
+    over restarts.  Works beside a running engine.
     """
     with Outbox.attach(config=settings(directory)) as box:
         say(box.pauses.begin(reason, for_s).sentence())

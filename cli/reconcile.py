@@ -36,7 +36,7 @@ _LOOK_S = 0.1
 @operations_option
 @timeout_option
 @click.option("--all", "everything", is_flag=True, help="Compare the whole ledger, even if nothing seems lost.")
-@click.option("--accept", metavar="REASON", help="Deliver nothing again: PostgreSQL is right, and this is why.")
+@click.option("--accept", metavar="REASON", help="Deliver nothing again: PostgreSQL is right, for this reason.")
 @click.pass_context
 @in_one_sentence
 def reconcile(
@@ -79,13 +79,11 @@ def _by_relay(box: Outbox, order: Order, patience: Patience) -> Reconciliation |
             if not now.relay.alive:
                 return None
             why = f": {now.relay.last_error}" if now.relay.last_error else ""
-            raise Refused(without_password(f"the relay did not get to it in time, nothing was put back{why}"))
+            raise Refused(without_password(f"the relay did not begin in time, nothing was put back{why}"))
         Event().wait(_LOOK_S)
     done = next(reconciliations(box, after_seq=before.last_seq), None)
     if done is None and FORGOTTEN in box.status().alarms:
-        raise Refused(
-            "PostgreSQL has lost something else meanwhile, nothing was put back; look at the status, try again"
-        )
+        raise Refused("PostgreSQL has lost more entries meanwhile, nothing was put back; check the status, try again")
     return done or Reconciliation(needed=False)
 
 

@@ -45,11 +45,13 @@ _STOP_S = 20.0
     "--interval",
     type=Number(0.001, 3600),
     metavar="SECONDS",
-    help=f"Seconds between two looks for new entries; default: OUTBOX_SYNC_INTERVAL, else {_INTERVAL_S:g}.",
+    help=f"Seconds between two polls for new entries; default: OUTBOX_SYNC_INTERVAL, else {_INTERVAL_S:g}.",
 )
 @click.option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there; needs the extra `metrics`.")
-@click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help="Lines of the log.")
-@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), help="From which on; default: info.")
+@click.option("--log-format", type=click.Choice(FORMATS), default="text", show_default=True, help="Format of the log.")
+@click.option(
+    "--log-level", type=click.Choice(LEVELS, case_sensitive=False), help="Lowest level logged; default: info."
+)
 @click.option("--verbose", is_flag=True, help="The same as --log-level debug: a line for each batch.")
 def relay(
     directory: str | None,
@@ -63,8 +65,8 @@ def relay(
 ) -> None:
     """Move entries into PostgreSQL until SIGTERM, SIGHUP or Ctrl-C.
 
-    The engine only enqueues, so delivering takes none of its time.  Its log goes to stderr.  Exit code 0: it was asked
-    to stop; what was not delivered stays pending.  1: it died or did not end in time.  2: it could not begin.
+    Delivering here takes no time of the engine.  The log goes to stderr.  Exit code 0: it was asked to stop; entries
+    that are not delivered stay pending.  1: it died or did not end in time.  2: it could not begin.
     """
     if verbose and log_level not in (None, "debug"):
         raise click.UsageError(f"--verbose contradicts --log-level {log_level}")

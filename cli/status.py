@@ -36,14 +36,14 @@ _LONG_RUNWAY_S = 30 * 86_400.0
     type=click.Choice(list(_FAIL_ON)),
     default="degraded",
     show_default=True,
-    help="From which health on the exit code is not 0.",
+    help="Mildest health whose exit code is not 0.",
 )
-@click.option("--watch", is_flag=True, help="Look again and again, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Repeat until Ctrl-C.")
 @click.option(
     "--interval",
     type=Number(0.1, 3600),
     metavar="SECONDS",
-    help=f"With --watch: seconds between two looks; default: {_INTERVAL_S:g}.",
+    help=f"With --watch: seconds between two updates; default: {_INTERVAL_S:g}.",
 )
 @click.pass_context
 @in_one_sentence
@@ -52,9 +52,9 @@ def status(
 ) -> None:
     """Show the state of an outbox; works beside a running engine.
 
-    With --watch a terminal shows it until Ctrl-C, with the last minutes drawn; a pipe gets a block for each look.
+    With --watch a terminal draws the last minutes until Ctrl-C; a pipe gets a block for each update.
 
-    Exit code 0: healthy.  1: degraded, it will mend itself (an outage, a backlog).  2: needs an operator (dead
+    Exit code 0: healthy.  1: degraded, it recovers by itself (an outage, a backlog).  2: needs an operator (dead
     letters, halted, stuck, a full store), or the store could not be read.
     """
     if interval is not None and not watch:

@@ -36,7 +36,7 @@ def verify(context: click.Context, directory: str | None) -> None:
     for line in summary(found):
         say(line, indent=16)
     if found.sound and found.disagreements:
-        say("?? an engine opens this store; only the second reading objects: please report this as a defect of ours")
+        say("?? an engine opens this store; only this command rejects it: please report a defect of lmdb-outbox")
         context.exit(2)
     context.exit(0 if found.sound else 1)
 

@@ -3,12 +3,12 @@
 A leaf module: the whole line raises from here and nothing is imported here.  All errors share
 `OutboxError`; each message names the thing, the value and the way out.
 
-- *Rejected*, nothing was stored, mend the call: `InvalidEntry`, `IdempotencyConflict`, `AlreadyRejected`,
+- *Rejected*, nothing was stored, correct the call: `InvalidEntry`, `IdempotencyConflict`, `AlreadyRejected`,
   `ConfigError`, `EntryNotFound`, `EntryInDelivery`, `StoreBusy`.
 - *Halted*, stop opening positions: `DurabilityError` (in doubt: retry with the same key after a verified
   reopen) and `StoreFull` (certainly not stored).
 - *Cannot open*: `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`; `StoreUnavailable` and
-  `StoreUnverified` are no verdict on the content: mend the system, or open again.
+  `StoreUnverified` are no verdict on the content: correct the system, or open again.
 - *Delivery*, seen by the relay only: `TargetUnavailable` (retried for ever), `TargetMisconfigured` (retried for
   ever and alarmed), `HistoryRewound` (the same, until it is reconciled), `EntryRejected` (dead letter).
 - *For handlers*: `Reject` and `RetryLater`.
@@ -157,9 +157,9 @@ class StoreClosed(OutboxError):
 
 
 class StoreBusy(OutboxError):
-    """A signal handler has interrupted a call of its own thread that takes an id, and asked for one.
+    """A signal handler asked for an id while it interrupted a call that takes one, in the same thread.
 
-    Nothing was written.  It could only have waited for ever: the other call goes on when the handler returns.
+    Nothing was written.  Waiting would be a deadlock: the other call continues only when the handler returns.
     """
 
 
@@ -176,18 +176,18 @@ class TargetUnavailable(OutboxError):
 
 
 class TargetMisconfigured(OutboxError):
-    """PostgreSQL refuses for a reason that a person must mend (schema, privileges, unknown operation).
+    """PostgreSQL refuses for a reason that an operator must correct (login, schema, privileges, unknown operation).
 
-    The line stops and alarms; no entry is rejected.
+    The line stops, or an operation is parked; no entry is rejected.
     """
 
 
 class HistoryRewound(TargetMisconfigured):
-    """PostgreSQL lacks what it had acknowledged, or is another database than the one that did.
+    """PostgreSQL lost entries that it acknowledged, or this is another database.
 
-    The line stops until what is missing has been put back.  Everything up to sequence number `settled_seq` is there;
-    `same_database` is false where the database has no memory of this store at all.  `of_a_copy`: nothing was lost in
-    PostgreSQL; it has the work of a copy of this store, which was restored from one or has one beside it.
+    The line stops until the missing entries have been put back.  Everything up to sequence number `settled_seq` is
+    there; `same_database` is false if the database never received anything of this store.  `of_a_copy`: PostgreSQL lost
+    nothing; it has entries of a copy of this store, which was restored from a backup or has a copy beside it.
     """
 
     def __init__(

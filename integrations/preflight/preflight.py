@@ -153,7 +153,7 @@ def look(manager_class: type, operations: Iterable[Declared], *, manager: Any = 
     # Such a method would be called on the object itself, and not on the copy of it that replays.
     methods += [MethodFit(name, Kind.REFUSED, misfits.OF_THE_OBJECT) for name in sorted(own)]
     if not any(facts_of(one).read for _, one in evidence.code.everything()):
-        unseen.append("the source of its methods cannot be read, so only their names and arguments were looked at")
+        unseen.append("the source of its methods cannot be read, so only their names and arguments were checked")
     return Fit(manager_class.__name__, tuple(methods), tuple(faults), tuple(unseen))
 
 
@@ -168,7 +168,7 @@ def examine(host: Host, operations: Iterable[Declared], outbox: Outbox) -> Fit |
         named = [one.name for one in declared if isinstance(one, ManagerOperation)]
         if named and not any(host.has(name) for name in named):
             raise ConfigError(
-                "nothing is known of the manager: it cannot be built now, and its factory hides its class",
+                "the manager's class is unknown: it cannot be built now, and its factory hides the class",
                 hint="pass the class (DurableDatabaseManager.of(Manager)), or start once with PostgreSQL up",
             )
         host.when_built(lambda manager: _look_late(manager, declared, outbox))
@@ -195,7 +195,7 @@ def _look_late(manager: Any, operations: tuple[Declared, ...], outbox: Outbox) -
 
 
 def _show(fit: Fit, outbox: Outbox) -> None:
-    _log.info("manager looked at: %(summary)s", summary=fit.summary)
+    _log.info("manager checked: %(summary)s", summary=fit.summary)
     for method in fit.methods:
         if method.warning:
             _log.warning("%(manager)s.%(method)s: %(warning)s", manager=fit.manager, method=method.name,
@@ -331,7 +331,7 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
         try:
             reasons += misfits.arguments(operation, evidence, signature_of(evidence.cls, name))
         except (TypeError, ValueError):
-            reasons.append("its arguments are not known to Python: wrap it in a method of its own")
+            reasons.append("Python cannot inspect its arguments: wrap it in a method")
         reasons += misfits.unstorable(operation, evidence)
     column = misfits.column_of(operation) if operation.creates else None
     reasons += [columns[column]] if column in columns else []
@@ -376,7 +376,7 @@ def _local(read: ManagerRead, evidence: Evidence, *, is_declared: bool) -> Metho
     try:
         reasons = list(misfits.read_arguments(read, signature_of(evidence.cls, read.name)))
     except (TypeError, ValueError):
-        reasons = ["its arguments are not known to Python: wrap it in a method of its own"]
+        reasons = ["Python cannot inspect its arguments: wrap it in a method"]
     if reasons and is_declared:
         return MethodFit(read.name, Kind.REFUSED, "; ".join(reasons))
     note = f"as {read.standard}" if read.like is not None else ""

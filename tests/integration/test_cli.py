@@ -502,7 +502,7 @@ def test_drain_goes_on_by_itself_when_the_other_relay_ends(
     process = begin("drain", DATABASE_URL=database)
     _line(process, "waiting for it")
     relay.stop()
-    _line(process, "that relay has ended, going on without it")
+    _line(process, "that relay has ended, this command continues")
     stdout, _ = process.communicate(timeout=LONG)
     assert (process.returncode, stdout) == (0, "drained: 3 entries completed, none pending\n")
     assert _execute(database, "SELECT what FROM notes ORDER BY id") == [("0",), ("1",), ("2",)]

@@ -78,7 +78,7 @@ def test_an_entry_is_shown_wherever_it_is(engine: tuple[Outbox, Relay], atb: Atb
     assert "\norder_by        a\n" in shown
     missing = atb("show", "99")
     assert (missing.returncode, missing.stderr) == (
-        2, "Error: entry 99 is not in the store: it never was, or its retention has ended\n",
+        2, "Error: entry 99 is not in the store: it never existed, or its retention has ended\n",
     )  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def test_an_entry_is_found_by_the_key_that_its_caller_gave(engine: tuple[Outbox,
     [
         (("show",), "name an entry by SEQ, by KEY, by --key TEXT, or by --where NAME=VALUE"),
         (("show", "1", "--key", "a"), "name an entry by SEQ, by KEY, by --key TEXT"),
-        (("show", "abc"), "no entry has the key 'abc': it never was"),
+        (("show", "abc"), "no entry has the key 'abc': it never existed"),
         (("show", "--key", ""), "key is ''"),
         (("show", "--key", "7"), "no entry has the key '7'"),
         (("show", "77"), "entry 77 is not in the store"),

@@ -153,7 +153,7 @@ def test_status_and_log_show_how_a_manager_fits(
         assert (status.notices["manager"].message, status.health) == (expected, Health.HEALTHY)
     told = [record for record in caplog.records if record.name == "outbox.integrations"]
     assert [record.getMessage() for record in told if expected in record.getMessage()] == [
-        f"manager looked at: {expected}"
+        f"manager checked: {expected}"
     ]
     warned = [record.getMessage() for record in told if record.levelno == logging.WARNING]
     assert [message for message in warned if message.startswith("NastyManager")] == [
@@ -229,5 +229,5 @@ def test_a_hidden_signature_is_served_where_no_name_is_needed(postgres_url: str,
 
 
 def test_a_factory_of_which_nothing_is_known_is_refused(outbox_dir: Path) -> None:
-    with Outbox.open(outbox_dir) as box, pytest.raises(ConfigError, match="nothing is known of the manager"):
+    with Outbox.open(outbox_dir) as box, pytest.raises(ConfigError, match="the manager's class is unknown"):
         DurableDatabaseManager(lambda: Manager("postgresql://nobody@127.0.0.1:1/none"), box, TRADING_OPERATIONS)
