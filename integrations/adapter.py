@@ -18,6 +18,7 @@ from .. import AlreadyRejected, DurabilityError, Entry, EntryStatus, Idempotency
 from ..codec import encode
 from ..errors import ConfigError
 from ..log import Log
+from ..words import first_line
 from .block import Block, Entering, SessionLocks, current, entered
 from .changing import Changing
 from .delivery import Delivery, local_result
@@ -120,7 +121,7 @@ class Adapter:
         try:
             self.host.manager()
         except AWAY as exc:
-            _log.warning("PostgreSQL is away, the manager is built later: %(error)s", error=str(exc).splitlines()[0])
+            _log.warning("PostgreSQL is away, the manager is built later: %(error)s", error=first_line(exc))
             if self.host.manager_class is not None:
                 self.host.begin_with(begun(self.host.manager_class))
 

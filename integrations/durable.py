@@ -15,6 +15,7 @@ from .. import Operation, Outbox, OutboxError
 from ..clock import SystemClock
 from ..errors import ConfigError
 from ..log import Log
+from ..words import first_line
 from . import classes
 from .adapter import Adapter, bind_to
 from .guard import NotCaughtUp
@@ -293,7 +294,7 @@ def _construct_as(
         # What is wrong with the arguments is raised here, as by the plain constructor.
         durable._durable.host.manager()
     except AWAY as exc:
-        _log.info("PostgreSQL is away, the manager is built later: %(error)s", error=str(exc).splitlines()[0])
+        _log.info("PostgreSQL is away, the manager is built later: %(error)s", error=first_line(exc))
 
 
 def _is_new_durable(durable: Any) -> bool:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from .. import Entry, EntryStatus, Outbox, OutboxError
 from ..codec import decode_result, encode_result
 from ..log import Log
+from ..words import first_line
 from .block import OrderLock
 from .host import Host
 from .ids.id_reserves import IdReserves
@@ -327,6 +328,6 @@ class Keeper:
         try:
             action()
         except (SQLAlchemyError, OutboxError) as exc:
-            _log.warning("%(what)s: %(error)s", what=what, error=exc)
+            _log.warning("%(what)s: %(error)s", what=what, error=first_line(exc))
         except Exception:  # noqa: BLE001 - a manager of another shape must not end the background work
             _log.error("%(what)s", what=what, trace=True)

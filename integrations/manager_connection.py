@@ -22,6 +22,7 @@ from sqlalchemy.orm import scoped_session
 from ..errors import ConfigError, TargetMisconfigured, TargetUnavailable
 from ..postgres.connection import Address
 from ..postgres.piggyback import PiggybackConnection
+from ..words import first_line
 from .host import AWAY, Host
 
 # They are the relay's to choose: they say how its transaction ends, how long it may take, and how its driver talks.
@@ -193,7 +194,7 @@ def fresh_connection(engine: Engine) -> Iterator[Connection]:
 
 
 def _refused(exc: BaseException, theirs: _State, ours: _State) -> str:
-    what = str(exc).strip().splitlines()[0]
+    what = first_line(exc)
     return f"the session of the manager ({theirs.user}) cannot be taken over by the relay's ({ours.user}): {what}"
 
 
@@ -400,7 +401,7 @@ class ManagerConnection:
                 if raw.closed or exc.pgcode is None:
                     raise
                 raise TargetMisconfigured(
-                    f"the manager's session cannot be taken over: {str(exc).strip().splitlines()[0]}", hint=_HINT
+                    f"the manager's session cannot be taken over: {first_line(exc)}", hint=_HINT
                 ) from exc
 
 

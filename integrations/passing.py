@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from .. import Outbox
 from ..log import Log
+from ..words import first_line
 from .delivery import Delivery
 from .guard import Guard, NotCaughtUp
 from .host import AWAY, Host
@@ -79,7 +80,7 @@ class Passing:
             except (NotCaughtUp, *AWAY) as exc:
                 if caller.host.is_mocked:
                     raise
-                error = str(exc).splitlines()[0]
+                error = first_line(exc)
                 _log.warning("%(method)s is read from the local view: %(error)s", method=name, error=error)
         signature, now = caller.host.signature(name), caller.outbox.clock.now()
         with caller.keeper.order:

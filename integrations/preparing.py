@@ -19,6 +19,7 @@ from uuid import UUID
 from .. import DurabilityError, InvalidEntry, Outbox
 from ..errors import ConfigError
 from ..log import Log
+from ..words import first_line
 from .delivery import Delivery
 from .guard import own_statements
 from .host import AWAY, Host, ManagerUnavailable
@@ -266,7 +267,7 @@ class Preparing:
                 with own_statements():
                     self._reserves.fill(engine_of(self._host.undoubled()))
             except AWAY as exc:
-                _log.warning("id reserves could not be filled: %(error)s", error=str(exc).splitlines()[0])
+                _log.warning("id reserves could not be filled: %(error)s", error=first_line(exc))
             return self._reserves.take(*names)
 
     @contextmanager

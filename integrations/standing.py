@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import Operation, Outbox, OutboxError
 from ..log import Log
+from ..words import first_line
 from .adapter import Adapter
 from .host import AWAY, Host
 from .operations import ManagerOperation
@@ -163,5 +164,5 @@ def _keep(standing: Standing, name: str, args: tuple[Any, ...], kwargs: dict[str
     _log.info(
         "a call of %(operation)s is kept until there is an outbox: %(error)s",
         operation=name,
-        error=str(exc).splitlines()[0],
+        error=first_line(exc),
     )

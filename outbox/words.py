@@ -1,4 +1,4 @@
-"""Words: numbers and durations as people read them."""
+"""Words: numbers, durations and errors as people read them."""
 
 from __future__ import annotations
 
@@ -40,3 +40,8 @@ def rate(per_s: float) -> str:
     seconds, unit = (1, "s") if per_s >= 1 else (_MINUTE_S, "min") if per_s * _MINUTE_S >= 1 else (_HOUR_S, "h")
     amount = per_s * seconds
     return f"{amount:.0f}/{unit}" if amount >= 100 else f"{amount:.1f}/{unit}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in one line, since drivers add statements and links; its class where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

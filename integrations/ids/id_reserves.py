@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ... import Outbox
 from ...errors import ConfigError
 from ...log import Log
+from ...words import first_line
 from ..host import AWAY
 from ..manager_connection import fresh_connection
 from .id_reserve import IdColumn, IdReserve
@@ -126,7 +127,7 @@ class IdReserves:
             self._retry_at = None
             self._outbox.notices.clear(_MISSING)
             return
-        message = "; ".join(f"{of}: {str(exc).splitlines()[0]}" for of, exc in failed.items())
+        message = "; ".join(f"{of}: {first_line(exc)}" for of, exc in failed.items())
         if self._retry_at is None:
             _log.warning("ids cannot be reserved: %(detail)s", detail=message)
         self._retry_at = self._outbox.clock.monotonic() + _RETRY_S

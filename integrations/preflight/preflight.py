@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ... import Operation, Outbox, OutboxError
 from ...errors import ConfigError
 from ...log import Log
+from ...words import first_line
 from ..host import Host, signature_of
 from ..operations import AFTER_DRAIN, ManagerOperation
 from ..view.kept_answers import ManagerRead
@@ -299,7 +300,7 @@ def _columns(
         try:
             return dict(_by_catalog(engine, wanted))
         except SQLAlchemyError as exc:
-            unseen.append(f"PostgreSQL was not asked for the tables: {str(exc).splitlines()[0]}")
+            unseen.append(f"PostgreSQL was not asked for the tables: {first_line(exc)}")
     tables = id_columns.mapped_tables(evidence.code)
     found = {one: id_columns.refusal_by_tables(tables, *one) for one in wanted}
     return {one: reason for one, reason in found.items() if reason is not None}

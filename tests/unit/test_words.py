@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from outbox.relay.orders import Reconciliation
-from outbox.words import counted, entries
+from outbox.words import counted, entries, first_line
 
 ROOT = Path(__file__).resolve().parents[2]
 # A number of something that is counted, put into a sentence without `counted`.
@@ -44,3 +44,11 @@ def test_no_message_puts_a_count_before_a_plural() -> None:
 )
 def test_a_reconciliation_is_one_sentence(put_back: int, said: str) -> None:
     assert Reconciliation(compared=1, put_back=put_back, first_seq=3, last_seq=4).sentence() == said
+
+
+def test_error_with_several_lines_is_said_in_its_first() -> None:
+    assert first_line(ValueError("\nconnection refused\n\n[SQL: connect]")) == "connection refused"
+
+
+def test_error_without_text_is_said_by_its_class() -> None:
+    assert first_line(TimeoutError()) == "TimeoutError"
