@@ -17,6 +17,7 @@ from .guard import Guard, NotCaughtUp
 from .host import AWAY, Host
 from .keeper import Keeper
 from .operations import AFTER_DRAIN, ManagerOperation
+from .repeated import Repeated
 from .stepwise import stepwise
 from .view.kept_answers import KeptAnswers
 from .view.local_view import UnknownLocally
@@ -44,6 +45,7 @@ class Passing:
     def __init__(self, caller: Caller, reads: Reads) -> None:
         self._caller, self._reads = caller, reads
         self.kept = KeptAnswers(caller.outbox)
+        self._repeated = Repeated(_log)
         self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls)
 
     def call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -78,12 +80,14 @@ class Passing:
         caller = self._caller
         if caller.delivery.settled() and caller.delivery.works is not False:
             try:
-                return self._ask(None, name, args, kwargs, whole=True)
+                answer = self._ask(None, name, args, kwargs, whole=True)
+                self._repeated.over(name)
+                return answer
             except (NotCaughtUp, *AWAY) as exc:
                 if caller.host.is_mocked:
                     raise
                 error = str(exc).splitlines()[0]
-                _log.warning("%(method)s is read from the local view: %(error)s", method=name, error=error)
+                self._repeated.warn(name, "%(method)s is read from the local view: %(error)s", method=name, error=error)
         signature, now = caller.host.signature(name), caller.outbox.clock.now()
         with caller.keeper.order:
             return self._reads.answer(name, signature, args, kwargs, caller.keeper.view, caller.session_id, now)
