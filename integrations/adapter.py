@@ -341,6 +341,7 @@ class Adapter:
         self.guard.queued(entries[-1].seq)
         for item, entry in zip(items, entries, strict=True):
             self.keeper.fold(entry)
+            self.passing.waiting.note(entry.operation, entry.seq)
             self.delivery.noted(entry)
             self.replayer.carried.foresee(entry.seq, item.foreseen)
             self._changing.note(item, entry)

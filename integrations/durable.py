@@ -294,7 +294,7 @@ def _construct_as(
         # What is wrong with the arguments is raised here, as by the plain constructor.
         durable._durable.host.manager()
     except AWAY as exc:
-        _log.info("PostgreSQL is away, the manager is built later: %(error)s", error=first_line(exc))
+        _log.debug("PostgreSQL is away, the manager is built later: %(error)s", error=first_line(exc))
 
 
 def _is_new_durable(durable: Any) -> bool:

@@ -22,6 +22,7 @@ from .host import Host
 from .ids.id_reserves import IdReserves
 from .manager_connection import engine_of
 from .operations import ManagerOperation, call_of, notes_of
+from .repeated import Repeated
 from .replay.balance import rolled_back
 from .replay.witness import Look, Witness
 from .upgrades import upgraded
@@ -63,6 +64,7 @@ class Keeper:
         self._folded_with = self._kept_version = 0
         self.witness = Witness(self.view, reads, self._learned)
         self.view.renew = self._renew
+        self._repeated = Repeated(_log)
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -327,7 +329,8 @@ class Keeper:
     def _try(self, what: str, action: Callable[[], Any]) -> None:
         try:
             action()
+            self._repeated.over(what)
         except (SQLAlchemyError, OutboxError) as exc:
-            _log.warning("%(what)s: %(error)s", what=what, error=first_line(exc))
+            self._repeated.warn(what, "%(what)s: %(error)s", what=what, error=first_line(exc))
         except Exception:  # noqa: BLE001 - a manager of another shape must not end the background work
             _log.error("%(what)s", what=what, trace=True)

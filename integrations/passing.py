@@ -17,11 +17,13 @@ from .delivery import Delivery
 from .guard import Guard, NotCaughtUp
 from .host import AWAY, Host
 from .keeper import Keeper
-from .operations import AFTER_DRAIN
+from .operations import AFTER_DRAIN, ManagerOperation
+from .repeated import Repeated
 from .stepwise import stepwise
 from .view.kept_answers import KeptAnswers
 from .view.local_view import UnknownLocally
 from .view.reads import Reads
+from .view.waiting_writes import WaitingWrites
 
 _log = Log("outbox.integrations")
 
@@ -31,6 +33,7 @@ class Caller(Protocol):
 
     host: Host
     outbox: Outbox
+    calls: dict[str, ManagerOperation]
     keeper: Keeper
     delivery: Delivery
     guard: Guard
@@ -43,6 +46,8 @@ class Passing:
     def __init__(self, caller: Caller, reads: Reads) -> None:
         self._caller, self._reads = caller, reads
         self.kept = KeptAnswers(caller.outbox)
+        self._repeated = Repeated(_log)
+        self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls)
 
     def call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `name` of the manager, after the program's own writes; answered locally where PostgreSQL cannot.
@@ -76,12 +81,14 @@ class Passing:
         caller = self._caller
         if caller.delivery.settled() and caller.delivery.works is not False:
             try:
-                return self._ask(None, name, args, kwargs, whole=True)
+                answer = self._ask(None, name, args, kwargs, whole=True)
+                self._repeated.over(name)
+                return answer
             except (NotCaughtUp, *AWAY) as exc:
                 if caller.host.is_mocked:
                     raise
                 error = first_line(exc)
-                _log.warning("%(method)s is read from the local view: %(error)s", method=name, error=error)
+                self._repeated.warn(name, "%(method)s is read from the local view: %(error)s", method=name, error=error)
         signature, now = caller.host.signature(name), caller.outbox.clock.now()
         with caller.keeper.order:
             return self._reads.answer(name, signature, args, kwargs, caller.keeper.view, caller.session_id, now)
@@ -89,13 +96,18 @@ class Passing:
     def _kept_read(
         self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, stale: bool
     ) -> Any:
-        """A read whose last answer is kept for an outage."""
+        """A read whose last answer is kept.  Raises `UnknownLocally` where a waiting call may change it."""
         call = self._caller.host.signature(name).bind(*args, **kwargs).arguments
         try:
             answer = self._ask(stand_in, name, args, kwargs, stale=stale, whole=True)
         except (NotCaughtUp, *AWAY) as exc:
             if self._caller.host.is_mocked:
                 raise
+            waiting = self.waiting.of(name)
+            if waiting is not None:
+                raise UnknownLocally(
+                    f"{name} is not known while {waiting[0]} is not delivered (entry {waiting[1]}), which may change it"
+                ) from exc
             return self.kept.last(name, call, exc)
         self.kept.keep(name, call, answer)
         return answer

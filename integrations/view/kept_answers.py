@@ -13,6 +13,7 @@ from ... import InvalidEntry, Outbox, OutboxError
 from ...codec import decode, encode
 from ...errors import ConfigError
 from ...log import Log
+from ..repeated import Repeated
 
 _log = Log("outbox.integrations")
 
@@ -69,6 +70,7 @@ class KeptAnswers:
         # Per read and arguments: the encoded answer, and when it was stored and confirmed last.
         self._known: dict[str, tuple[list[str], datetime, datetime]] = {}
         self._stale: set[str] = set()
+        self._repeated = Repeated(_log)
 
     def keep(self, name: str, call: Mapping[str, Any], answer: Any) -> None:
         """Keep what the manager answered now."""
@@ -100,7 +102,7 @@ class KeptAnswers:
             found = self._known[key] = (data["answer"], at, at)
         plain, types = (part.encode() for part in found[0])
         age_s = (self._outbox.clock.now() - found[2]).total_seconds()
-        _log.warning("%(method)s is answered as of %(age_s)s s ago", method=name, age_s=round(age_s))
+        self._repeated.warn(name, "%(method)s is answered as of %(age_s)s s ago", method=name, age_s=round(age_s))
         if name not in self._stale:
             self._stale.add(name)
             self._outbox.notices.put(f"kept:{name}", f"{name} is answered as of {found[2]:%Y-%m-%d %H:%M:%S} UTC")
@@ -112,6 +114,7 @@ class KeptAnswers:
         return None if found is None else (self._outbox.clock.now() - found[2]).total_seconds()
 
     def _renewed(self, name: str) -> None:
+        self._repeated.over(name)
         if name in self._stale:
             self._stale.discard(name)
             self._outbox.notices.clear(f"kept:{name}")

@@ -18,6 +18,7 @@ from tests.unit.fakes.rig import Rig, passing, permanent
 ROOT = Path(__file__).resolve().parents[2]
 _PLACE = re.compile(r"%\((\w+)\)")
 _PLAIN = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"}
+_ONCE = "self._repeated.warn"
 _LEVELS = {"debug", "info", "warning", "error", "critical"}
 
 
@@ -30,12 +31,12 @@ def _files() -> Iterator[Path]:
 
 
 def _calls(source: str) -> Iterator[ast.Call]:
-    """Calls of the logger, and of a local `log` that is one of its methods."""
+    """Calls of the logger, of a local `log` that is one of its methods, and of warnings that are logged once."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
         made = ast.unparse(node.func)
-        if made == "log" or (made.startswith("_log.") and made.removeprefix("_log.") in _LEVELS):
+        if made in ("log", _ONCE) or (made.startswith("_log.") and made.removeprefix("_log.") in _LEVELS):
             yield node
 
 
@@ -45,7 +46,8 @@ def test_each_fact_of_a_message_is_in_its_text() -> None:
     for path in _files():
         for call in _calls(path.read_text(encoding="utf-8")):
             seen += 1
-            [message] = call.args
+            *subject, message = call.args
+            assert len(subject) == (ast.unparse(call.func) == _ONCE)
             text = message.value if isinstance(message, ast.Constant) else None
             named = {keyword.arg for keyword in call.keywords} - {"trace"}
             # Facts of a mapping cannot be seen here; the log would raise for a placeholder without one.

@@ -11,11 +11,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from outbox.integrations.durable import TRADING_OPERATIONS, ManagerRead, NotCaughtUp
+from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation, ManagerRead, NotCaughtUp
+from outbox.integrations.view.local_view import UnknownLocally
 from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import LONG
 
-from .small import Scene, SmallManager, scene
+from .small import Order, Scene, SmallManager, Trade, scene
 
 
 @pytest.fixture
@@ -176,7 +177,9 @@ class Switch(SmallManager):
             return True
 
 
-def test_last_answer_is_kept_through_an_outage_and_a_restart(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+def test_last_answer_is_kept_through_an_outage_and_a_restart(
+    own_postgres: PostgresServer, outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     operations = (
         *TRADING_OPERATIONS,
         ManagerRead("get_system_halt", keep_last=True),
@@ -188,7 +191,8 @@ def test_last_answer_is_kept_through_an_outage_and_a_restart(own_postgres: Postg
         known = here.manager.get_system_halt()
         assert here.manager.get_halt_quietly() is False
         own_postgres.kill()
-        assert here.manager.get_system_halt() == known
+        assert [here.manager.get_system_halt() for _ in range(3)] == [known] * 3
+        assert caplog.text.count("get_system_halt is answered as of") == 1
         # The manager swallows the outage and answers with something else.
         assert here.manager.get_halt_quietly() is False
         with pytest.raises(OperationalError):
@@ -203,3 +207,41 @@ def test_last_answer_is_kept_through_an_outage_and_a_restart(own_postgres: Postg
         own_postgres.start()
         assert again.manager.get_system_halt() == known
         assert "kept:get_system_halt" not in again.box.status().notices
+
+
+class Tripped(Switch):
+    """A switch that the engine trips, and a note that has nothing to do with it."""
+
+    def trip(self, reason: str) -> None:
+        with self.session_factory.begin() as session:
+            session.add(Order(client_order_id="all", status=reason))
+
+    def add_note(self, note: str) -> None:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol="note", note=note))
+
+
+def test_kept_answer_is_unknown_while_its_change_waits(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    operations = (
+        *TRADING_OPERATIONS,
+        ManagerOperation("trip"),
+        ManagerOperation("add_note"),
+        ManagerRead("get_system_halt", keep_last=True),
+    )
+    url = own_postgres.url()
+    with scene(url, outbox_dir, Tripped, operations) as here:
+        here.relay.start()
+        assert here.manager.get_system_halt()["halted"] is False
+        own_postgres.kill()
+        here.manager.add_note("unrelated")
+        assert here.manager.get_system_halt()["halted"] is False
+        here.manager.trip("drawdown")
+        with pytest.raises(UnknownLocally, match="while trip is not delivered"):
+            here.manager.get_system_halt()
+        built = here.manager._host.built
+    with scene(url, outbox_dir, lambda _: built, operations) as again:
+        with pytest.raises(UnknownLocally, match="while trip is not delivered"):
+            again.manager.get_system_halt()
+        own_postgres.start()
+        assert again.drain()
+        assert again.manager.get_system_halt()["halted"] is True

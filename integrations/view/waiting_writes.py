@@ -1,0 +1,59 @@
+"""Waiting writes: calls that are not delivered yet and may change an answer that is kept for an outage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from ... import Outbox
+from ..host import Host
+from ..operations import ManagerOperation
+from ..preflight.tables_named import tables_named
+
+_KEPT = 256
+
+
+class WaitingWrites:
+    """The waiting calls of operations without a role: what they change is in no local view.  Thread-safe."""
+
+    def __init__(self, host: Host, outbox: Outbox, calls: Mapping[str, ManagerOperation]) -> None:
+        """`calls`: the operations by name.  Calls of an earlier process are found in the store."""
+        self._host, self._outbox = host, outbox
+        self._operations = frozenset(
+            name for name, operation in calls.items() if not operation.has_role and not operation.best_effort
+        )
+        self._seqs: dict[str, list[int]] = {}
+        if self._operations:
+            for record in outbox.store.records("pending"):
+                if record.operation in self._operations:
+                    self._seqs.setdefault(record.operation, []).append(record.seq)
+
+    def note(self, operation: str, seq: int) -> None:
+        """A call of an operation was recorded."""
+        if operation not in self._operations:
+            return
+        seqs = self._seqs.get(operation, [])
+        if len(seqs) >= _KEPT:
+            seqs = [one for one in seqs if self._outbox.store.is_pending(one)]
+        self._seqs[operation] = [*seqs, seq]
+
+    def of(self, read: str) -> tuple[str, int] | None:
+        """A waiting call, by operation and sequence number, that may change what `read` answers; None for none.
+
+        It may where both name a table in common, and where the tables of one of them cannot be seen.
+        """
+        for operation, seqs in self._seqs.items():
+            waiting = next((seq for seq in reversed(seqs) if self._outbox.store.is_pending(seq)), None)
+            if waiting is not None and self._may_change(operation, read):
+                return operation, waiting
+        return None
+
+    def _may_change(self, operation: str, read: str) -> bool:
+        cls = self._host.manager_class
+        return cls is None or _have_one_table(cls, operation, read)
+
+
+@lru_cache(maxsize=256)
+def _have_one_table(cls: type, operation: str, read: str) -> bool:
+    written, shown = tables_named(cls, operation), tables_named(cls, read)
+    return not written or not shown or not written.isdisjoint(shown)

@@ -1,0 +1,22 @@
+"""Warnings that hold for a whole outage are logged once."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from outbox.integrations.repeated import Repeated
+from outbox.log import Log
+
+
+def test_repeated_warning_is_logged_once_until_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    repeated = Repeated(Log("outbox.integrations"))
+    with caplog.at_level(logging.DEBUG, logger="outbox.integrations"):
+        for age_s in (1, 2):
+            repeated.warn("halt", "answered as of %(age_s)s s ago", age_s=age_s)
+        repeated.warn("peak", "answered as of %(age_s)s s ago", age_s=3)
+        repeated.over("halt")
+        repeated.warn("halt", "answered as of %(age_s)s s ago", age_s=4)
+    said = [(record.levelname, record.getMessage().split()[3]) for record in caplog.records]
+    assert said == [("WARNING", "1"), ("DEBUG", "2"), ("WARNING", "3"), ("WARNING", "4")]
