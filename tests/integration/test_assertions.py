@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, text
 
-from outbox import Entry, Operation, Outbox, Relay
+from outbox import Entry, Operation, Outbox, PostgresTarget, Relay
 from outbox.testing import assert_delivered_once
 from tests.unit.fakes.database import query
+from tests.unit.fakes.waiting import LONG
 
 OPERATIONS = (Operation("trade", table="trades", order_by="account"),)
 
@@ -66,3 +69,27 @@ def test_entry_of_another_store_fails(told: list[Entry], outbox_store: Outbox, o
     strange = Entry(**{**{name: getattr(told[0], name) for name in Entry.__slots__}, "id": told[1].id})
     with pytest.raises(AssertionError, match="entry 1 is another one than the acknowledged one"):
         assert_delivered_once(outbox_store, outbox_postgres, OPERATIONS, entries=[strange])
+
+
+def test_handlers_pass_by_their_number_of_rows(outbox_postgres: str, tmp_path: Path) -> None:
+    def insert(connection: Connection, entry: Entry) -> None:
+        connection.execute(text("INSERT INTO fees (fee) VALUES (:fee)"), entry.args)
+
+    handler = Operation("fee", handler=insert)
+    query(outbox_postgres, "CREATE TABLE fees (fee int)")
+    with Outbox.open(tmp_path / "outbox", operations=[handler]) as box:
+        for fee in (1, 2):
+            box.enqueue("fee", {"fee": fee})
+        assert Relay(box, PostgresTarget(outbox_postgres, [handler])).drain(LONG)
+        for declared in ([handler], []):
+            assert_delivered_once(box, outbox_postgres, declared, rows={"fees": 2})
+        with pytest.raises(AssertionError, match="table fees has 2 rows, expected 3"):
+            assert_delivered_once(box, outbox_postgres, [handler], rows={"fees": 3})
+
+
+def test_rows_that_cannot_be_compared_fail(told: list[Entry], outbox_store: Outbox, outbox_postgres: str) -> None:
+    query(outbox_postgres, "ALTER TABLE trades RENAME TO gone")
+    with pytest.raises(AssertionError, match="rows of trade were not compared"):
+        assert_delivered_once(outbox_store, outbox_postgres, OPERATIONS, entries=told)
+    # Without declared operations only receipts are compared.
+    assert_delivered_once(outbox_store, outbox_postgres, entries=told)

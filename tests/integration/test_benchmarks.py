@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import __main__ as program
-from benchmarks import durability, enqueue, flushes, report, writers
+from benchmarks import durability, enqueue, flushes, outage, report, writers
 from benchmarks.measure import TINY, Goal, Line, NotTheSameWork, Result, Setting, turns
 from benchmarks.writers import BARE, JSON_LINES, LIMIT, OUTBOX, WRITERS, JsonLines
 
@@ -178,3 +178,21 @@ def test_columns_without_a_value_are_left_out_of_the_document() -> None:
     assert table[0] == "| contender | n | median | p99 | per second |"
     assert table[1] == "|---|---:|---:|---:|---:|"
     assert len(table) == 4
+
+
+def test_the_picture_of_an_outage_shows_a_backlog_that_drains(tmp_path: Path) -> None:
+    done = outage.run(tmp_path, seconds=14.0, away=(2.0, 5.0), per_s=50.0)
+    killed, back = done.away_s
+    assert 2.0 <= killed < back
+    during = [look for look in done.looks if killed + 1 < look.at_s < back - 1]
+    # The program goes on, PostgreSQL gets nothing.
+    assert during[-1].acknowledged > during[0].acknowledged
+    assert during[-1].applied == during[0].applied
+    assert during[-1].pending > during[0].pending
+    assert done.looks[-1].pending < 50
+    assert outage.draw(done).count("<polyline") == 3
+
+
+def test_the_pictures_in_the_documents_are_small() -> None:
+    for path in (Path(__file__).parents[2] / "docs").rglob("*.svg"):
+        assert path.stat().st_size < 30_000

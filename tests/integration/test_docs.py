@@ -119,6 +119,31 @@ def test_the_answers_to_dead_letters_run(postgres_url: str, tmp_path: Path) -> N
         assert [entry.operation for entry in box.ledger() if entry.seq > 3] == ["outbox.requeue", "outbox.discard"]
 
 
+def test_the_proof_for_other_servers_runs(postgres_url: str, tmp_path: Path) -> None:
+    (proof,) = blocks(DOCS / "explanation" / "other-servers.md", "python")
+    *proven, last = run(proof, tmp_path, postgres_url).splitlines()
+    assert proven == [
+        "every entry took effect once",
+        "refused data is isolated",
+        "receipts are unique",
+        "relays are kept apart",
+    ]
+    assert last.startswith("it works with PostgreSQL ")
+
+
+def test_the_proof_says_what_a_server_lacks(postgres_url: str, tmp_path: Path) -> None:
+    """A lock function that keeps nobody out, as some servers have for compatibility."""
+    (proof,) = blocks(DOCS / "explanation" / "other-servers.md", "python")
+    query(
+        postgres_url,
+        "CREATE FUNCTION pg_try_advisory_xact_lock(int, int) RETURNS bool LANGUAGE sql AS 'SELECT true'; "
+        f"ALTER ROLE CURRENT_USER IN DATABASE {postgres_url.rpartition('/')[2].partition('?')[0]} "
+        "SET search_path = public, pg_catalog",
+    )
+    with pytest.raises(AssertionError, match="relays are not kept apart"):
+        run(proof, tmp_path, postgres_url)
+
+
 def test_all_python_of_the_documents_compiles() -> None:
     for document in DOCUMENTS:
         for number, code in enumerate(blocks(document, "python")):
