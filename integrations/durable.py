@@ -19,7 +19,8 @@ from ..words import first_line
 from . import classes
 from .adapter import Adapter, bind_to
 from .guard import NotCaughtUp
-from .host import AWAY, Host, class_made_by, register_loaded_enums
+from .host import AWAY, Host, class_made_by
+from .host_enums import register_loaded_enums
 from .operations import TRADING_OPERATIONS, ManagerOperation
 from .preflight.members import class_member
 from .replay.replay import CallFailed, Replayer

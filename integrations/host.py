@@ -13,21 +13,21 @@ import inspect
 import json
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from enum import Enum
 from typing import Any
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from .. import Outbox, OutboxError
 from ..clock import Clock
-from ..codec import enum_name, register_enum
 from ..errors import ConfigError
+from .host_enums import HostEnums
 from .preflight.held import held_by
 from .preflight.members import binds, class_member, is_mock, names_set_by
 from .preflight.misfits import without_factory
+from .signatures import described, signature_from, signature_of
 
 # What SQLAlchemy raises where PostgreSQL cannot be reached, or was lost.
 AWAY = (OperationalError, InterfaceError)
@@ -35,7 +35,6 @@ AWAY = (OperationalError, InterfaceError)
 _META = "manager:signatures"
 # Attributes of a manager by which it reaches PostgreSQL.
 _CONNECTING = ("session_factory", "engine")
-_ENUMS = "manager:enums"
 # After a failed try to build the manager, callers get the same error for this many times as long as the try took, so
 # that a server which does not answer costs a loop a tenth of its time, and one that refuses at once is asked again.
 _REBUILD_RATIO = 10.0
@@ -77,7 +76,7 @@ class Host:
         self.replaced: dict[str, Any] = {}
         # Names of the methods that are made durable: a replica has its class's own.
         self.declared: frozenset[str] = frozenset()
-        self._enums: set[str] = set()
+        self.enums = HostEnums()
 
     @classmethod
     def unconstructed(cls, manager_class: type, clock: Clock) -> Host:
@@ -166,7 +165,7 @@ class Host:
 
     def remember(self, outbox: Outbox, names: Iterable[str]) -> None:
         """Keep the signatures of `names` in the store, for a start while PostgreSQL is away."""
-        known = {name: _describe(self.signature(name)) for name in names if callable(self.method(name))}
+        known = {name: described(self.signature(name)) for name in names if callable(self.method(name))}
         data = json.dumps(known, sort_keys=True).encode()
         if known and outbox.store.get_meta(_META) != data:
             outbox.store.put_meta(_META, data)
@@ -175,26 +174,8 @@ class Host:
         """Take the signatures that an earlier process remembered."""
         stored = outbox.store.get_meta(_META)
         if stored is not None:
-            self._stored = {name: _parse(parameters) for name, parameters in json.loads(stored).items()}
-        seen = outbox.store.get_meta(_ENUMS)
-        self._enums = set(json.loads(seen)) if seen is not None else set()
-        for cls in _loaded_enums() if self._enums else ():
-            if enum_name(cls) in self._enums:
-                _register(cls)
-
-    def learn_enums(self, outbox: Outbox, values: Any) -> bool:
-        """Allow the enum classes of members among `values`, now and after a restart; whether there are any.
-
-        Hosts pass enums of their own and of their ORM.  The store keeps the names only: nothing is imported by name.
-        """
-        found = {enum_name(cls): cls for cls in _enums_in(values)}
-        new = found.keys() - self._enums
-        if new:
-            self._enums |= new
-            outbox.store.put_meta(_ENUMS, json.dumps(sorted(self._enums)).encode())
-        for cls in found.values():
-            _register(cls)
-        return bool(found)
+            self._stored = {name: signature_from(parameters) for name, parameters in json.loads(stored).items()}
+        self.enums.recall(outbox)
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute of the manager, or what was set before there is one."""
@@ -355,88 +336,3 @@ def class_made_by(factory: Any) -> type | None:
     while isinstance(factory, functools.partial):
         factory = factory.func
     return factory if inspect.isclass(factory) else None
-
-
-def register_loaded_enums() -> None:
-    """Allow members of every enum class that the program has loaded, for a process that only relays."""
-    for cls in _loaded_enums():
-        _register(cls)
-
-
-def _loaded_enums() -> Iterator[type[Enum]]:
-    todo: list[type[Enum]] = [Enum]
-    while todo:
-        for cls in todo.pop().__subclasses__():
-            todo.append(cls)
-            if cls.__members__:
-                yield cls
-
-
-def _register(cls: type[Enum]) -> None:
-    # Where another class of that name came first, its own members are refused when they are passed.
-    with suppress(ConfigError):
-        register_enum(cls)
-
-
-def _enums_in(value: Any) -> Iterator[type[Enum]]:
-    if isinstance(value, Enum):
-        yield type(value)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _enums_in(key)
-            yield from _enums_in(item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from _enums_in(item)
-
-
-def signature_of(manager_class: Any, name: str) -> inspect.Signature:
-    """The signature of a class's method as objects of the class have it: without `self`."""
-    bare = isinstance(class_member(manager_class, name), staticmethod | classmethod)
-    return _signature(getattr(manager_class, name), not bare)
-
-
-@functools.lru_cache(maxsize=1024)
-def _signature(function: Any, without_first: bool) -> inspect.Signature:
-    """Computed once: a signature costs more than the rest of a call's binding."""
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    # A wrapper of any arguments takes self among them.
-    takes_any = bool(parameters) and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
-    return signature.replace(parameters=parameters[1:]) if without_first and not takes_any else signature
-
-
-def signature_of_bound(method: Any) -> inspect.Signature:
-    """The signature of a method that is bound to its object."""
-    if inspect.ismethod(method) and inspect.isfunction(method.__func__):
-        return _signature(method.__func__, True)
-    return inspect.signature(method)
-
-
-def invoke(method: Any, call: Mapping[str, Any]) -> Any:
-    """Call `method` with arguments by name, also those that Python takes by position only."""
-    signature = signature_of_bound(method)
-    # Further keywords may have any name, that of `**kwargs` itself included.
-    known = {one.name for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD}
-    named = {name: value for name, value in call.items() if name in known}
-    bound = inspect.BoundArguments(signature, named)
-    others = {name: value for name, value in call.items() if name not in named}
-    return method(*bound.args, **bound.kwargs, **others)
-
-
-def _describe(signature: inspect.Signature) -> list[list[Any]]:
-    return [
-        [parameter.name, int(parameter.kind), parameter.default is parameter.empty]
-        for parameter in signature.parameters.values()
-    ]
-
-
-def _parse(parameters: list[list[Any]]) -> inspect.Signature:
-    kinds = {int(kind): kind for kind in inspect._ParameterKind}
-    return inspect.Signature(
-        [
-            # Only whether there is a default counts: calls are stored as they were made.
-            inspect.Parameter(name, kinds[kind], default=inspect.Parameter.empty if required else None)
-            for name, kind, required in parameters
-        ]
-    )

@@ -55,7 +55,7 @@ class Keeper:
         self._reads = reads
         self.view = LocalView(reads.name)
         self.view.learning.forms.declare(calls.values())
-        self.view.learning.forms.met = partial(host.learn_enums, outbox)
+        self.view.learning.forms.met = partial(host.enums.learn, outbox)
         # Held while a call is made durable and folded, so that both happen in the same order.
         self.order = OrderLock()
         self._checkpointed = 0

@@ -247,7 +247,7 @@ class Preparing:
                 item.ready = self._outbox.prepare(item.operation.name, args, at=item.at)
             except InvalidEntry:
                 # Members of enum classes that are new to the outbox may be all that it refused.
-                if not self._host.learn_enums(self._outbox, args):
+                if not self._host.enums.learn(self._outbox, args):
                     raise
                 item.ready = self._outbox.prepare(item.operation.name, args, at=item.at)
         if self._host.built is not None:

@@ -18,8 +18,9 @@ from ... import Operation, Outbox, OutboxError
 from ...errors import ConfigError
 from ...log import Log
 from ...words import first_line
-from ..host import Host, signature_of
+from ..host import Host
 from ..operations import AFTER_DRAIN, ManagerOperation
+from ..signatures import signature_of
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
 from . import held, id_columns, likeness, misfits, ways_around

@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 
 from ... import OutboxError
 from ...columns import is_beyond
-from ..host import AWAY, invoke
+from ..host import AWAY
+from ..signatures import invoke
 from ..state.kept_state import Changes, KeptState
 from . import sessions
 

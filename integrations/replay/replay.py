@@ -23,10 +23,11 @@ from ...clock import Clock
 from ...errors import Reject, TargetMisconfigured, TargetUnavailable
 from ...failures import Verdict, classify
 from ...log import Log
-from ..host import Host, invoke, signature_of_bound
+from ..host import Host
 from ..ids.id_reserve import IdColumn
 from ..manager_connection import ManagerConnection, ReplayConnection
 from ..operations import ManagerOperation, call_of, notes_of
+from ..signatures import invoke, signature_of_bound
 from ..state.carried import Carried
 from ..upgrades import misconfigured, must_fit, upgraded
 from ..view.conversions import number_or_none

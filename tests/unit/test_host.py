@@ -13,9 +13,10 @@ from sqlalchemy.exc import OperationalError
 
 from outbox import Outbox
 from outbox.clock import SystemClock
-from outbox.integrations.host import Host, ManagerUnavailable, class_made_by, invoke, signature_of
+from outbox.integrations.host import Host, ManagerUnavailable, class_made_by
 from outbox.integrations.operations import ManagerOperation
 from outbox.integrations.replay.rehearsal import Rehearsal, rehearse
+from outbox.integrations.signatures import invoke, signature_of
 from outbox.integrations.state.kept_state import KeptState
 
 
@@ -174,8 +175,8 @@ def test_enum_classes_outlive_the_process(outbox_dir: Path) -> None:
 
     with Outbox.open(outbox_dir) as box:
         host = Host(Manager, SystemClock())
-        assert host.learn_enums(box, [{"deep": [(Seen.A,)]}])
-        assert not host.learn_enums(box, ["none", 5])
+        assert host.enums.learn(box, [{"deep": [(Seen.A,)]}])
+        assert not host.enums.learn(box, ["none", 5])
     with Outbox.open(outbox_dir) as box:
         host = Host(Manager, SystemClock())
         host.recall(box)

@@ -17,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, sessionmaker
 from outbox import ConfigError, Entry, Outbox, OutboxConfig, PostgresTarget, Relay, codec
 from outbox.integrations import upgrades
 from outbox.integrations.durable import DurableDatabaseManager, ManagerOperation
-from outbox.integrations.host import signature_of
+from outbox.integrations.signatures import signature_of
 
 CONFIG = OutboxConfig(backoff_base=0.05, backoff_cap=0.2, max_retries=2)
 

@@ -1,0 +1,64 @@
+"""Signatures: the arguments of a manager's methods, computed once, and kept in a form that can be stored."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from .preflight.members import class_member
+
+
+def signature_of(manager_class: Any, name: str) -> inspect.Signature:
+    """The signature of a class's method as objects of the class have it: without `self`."""
+    bare = isinstance(class_member(manager_class, name), staticmethod | classmethod)
+    return _signature(getattr(manager_class, name), not bare)
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature(function: Any, without_first: bool) -> inspect.Signature:
+    """Computed once: a signature costs more than the rest of a call's binding."""
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    # A wrapper of any arguments takes self among them.
+    takes_any = bool(parameters) and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
+    return signature.replace(parameters=parameters[1:]) if without_first and not takes_any else signature
+
+
+def signature_of_bound(method: Any) -> inspect.Signature:
+    """The signature of a method that is bound to its object."""
+    if inspect.ismethod(method) and inspect.isfunction(method.__func__):
+        return _signature(method.__func__, True)
+    return inspect.signature(method)
+
+
+def invoke(method: Any, call: Mapping[str, Any]) -> Any:
+    """Call `method` with arguments by name, also those that Python takes by position only."""
+    signature = signature_of_bound(method)
+    # Further keywords may have any name, that of `**kwargs` itself included.
+    known = {one.name for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD}
+    named = {name: value for name, value in call.items() if name in known}
+    bound = inspect.BoundArguments(signature, named)
+    others = {name: value for name, value in call.items() if name not in named}
+    return method(*bound.args, **bound.kwargs, **others)
+
+
+def described(signature: inspect.Signature) -> list[list[Any]]:
+    """The names of a signature, their kinds, and which of them have a default, to be stored."""
+    return [
+        [parameter.name, int(parameter.kind), parameter.default is parameter.empty]
+        for parameter in signature.parameters.values()
+    ]
+
+
+def signature_from(parameters: list[list[Any]]) -> inspect.Signature:
+    """The inverse of `described`."""
+    kinds = {int(kind): kind for kind in inspect._ParameterKind}
+    return inspect.Signature(
+        [
+            # Only whether there is a default counts: calls are stored as they were made.
+            inspect.Parameter(name, kinds[kind], default=inspect.Parameter.empty if required else None)
+            for name, kind, required in parameters
+        ]
+    )
