@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg2
@@ -24,91 +23,15 @@ from ..postgres.connection import Address
 from ..postgres.piggyback import PiggybackConnection
 from ..words import first_line
 from .host import AWAY, Host
+from .session_state import HINT, check, difference, refused, state_of, take_over, variables_known
 
-# They are the relay's to choose: they say how its transaction ends, how long it may take, and how its driver talks.
-_OF_THE_RELAY = frozenset(
-    {
-        *("transaction_deferrable", "transaction_isolation", "transaction_read_only", "synchronous_commit"),
-        *("default_transaction_deferrable", "default_transaction_isolation", "default_transaction_read_only"),
-        *("idle_in_transaction_session_timeout", "idle_session_timeout", "lock_timeout", "statement_timeout"),
-        *("client_connection_check_interval", "client_encoding", "tcp_keepalives_count", "tcp_keepalives_idle"),
-        *("tcp_keepalives_interval", "tcp_user_timeout", "transaction_timeout", "seed"),
-    }
-)
-
-# Settings that a session of a lesser role does not see are left alone, and those of libraries that are not loaded.
-_SETTINGS = """
-    SELECT name, setting FROM pg_settings WHERE context IN ('user', 'superuser')
-        AND (position('.' IN name) = 0 OR source IN ('client', 'session', 'user', 'database', 'database user'))
-"""
-# An application's own variables are in no list: those count that the database or the connection's options name.
-_VARIABLES = r"""
-    SELECT DISTINCT lower(found[1]) FROM (
-        SELECT coalesce(pg_get_expr(polqual, polrelid), '') || ' ' || coalesce(pg_get_expr(polwithcheck, polrelid), '')
-            FROM pg_policy
-        UNION ALL SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef
-        UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'c'
-        UNION ALL SELECT pg_get_viewdef(oid) FROM pg_class WHERE relkind IN ('v', 'm') AND oid >= 16384
-        UNION ALL SELECT coalesce(prosrc, '') FROM pg_proc WHERE oid >= 16384
-    ) AS t (body), regexp_matches(body, $$current_setting\s*\(\s*E?'(\w+(\.\w+)+|application_name)'$$, 'gi') AS found
-"""
-_IDENTITY = """
-    SELECT current_user, session_user, current_setting('is_superuser') = 'on',
-        current_setting('transaction_isolation'), current_setting('transaction_read_only'), current_database(),
-        (SELECT oid FROM pg_database WHERE datname = current_database()),
-        CASE WHEN has_function_privilege('pg_control_system()', 'EXECUTE')
-            THEN (SELECT system_identifier::text FROM pg_control_system()) END
-"""
 # What was deferred is checked now, and is as deferred as before.
 _CHECK_DEFERRED = (
     "SAVEPOINT outbox_check; SET CONSTRAINTS ALL IMMEDIATE; "
     "ROLLBACK TO SAVEPOINT outbox_check; RELEASE SAVEPOINT outbox_check"
 )
 _DEFERS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE condeferrable)"
-_NAME = "application_name"
 _REPLAY = "outbox:replay"
-# Names that mean the same and are written in no row.
-_SAME = {"Etc/UTC": "UTC"}
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What a session of PostgreSQL is like."""
-
-    user: str
-    login: str
-    superuser: bool
-    isolation: str
-    read_only: str
-    database: str
-    place: tuple[Any, ...]
-    settings: dict[str, str]
-    variables: dict[str, str | None] = field(default_factory=dict)
-
-
-def _state_of(raw: Any, variables: frozenset[str]) -> _State:
-    """The state of the driver's connection `raw`, in the transaction that it is in."""
-    with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
-        cursor.execute(_IDENTITY)
-        user, login, superuser, isolation, read_only, database, oid, system = cursor.fetchone()
-        cursor.execute(_SETTINGS)
-        settings = {name: _SAME.get(value, value) for name, value in cursor if name not in _OF_THE_RELAY}
-        values: dict[str, str | None] = {}
-        for name in sorted(variables):
-            cursor.execute("SELECT current_setting(%s, true)", (name,))
-            values[name] = cursor.fetchone()[0]
-        place = (oid, system)
-        return _State(user, login, superuser, isolation, read_only, database, place, settings, values)
-
-
-def _variables_known(raw: Any) -> frozenset[str]:
-    """Names of an application's own variables that can matter on the connection."""
-    with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
-        cursor.execute(_VARIABLES)
-        found = {name for (name,) in cursor}
-    options = (raw.info.options or "").replace("--", "-c ").split()
-    named = {word.partition("=")[0].removeprefix("-c") for word in options if "=" in word}
-    return frozenset(found | {name.lower() for name in named if "." in name})
 
 
 def engine_of(manager: Any) -> Engine:
@@ -149,26 +72,23 @@ def check_connection(manager: Any, database_url: str | None, password: Callable[
     try:
         with fresh_connection(engine) as connection:
             raw = _driver_connection(connection.connection.dbapi_connection)
-            theirs = _state_of(raw, _variables_known(raw))
+            theirs = state_of(raw, variables_known(raw))
         address = None if database_url is None else Address(database_url, password).parameters()
         relay = None if address is None else psycopg2.connect(**address)
     except (*AWAY, psycopg2.OperationalError, TargetUnavailable):
         return
     if relay is None:
-        _check(theirs, None)
+        check(theirs, None)
         return
     try:
-        ours = _state_of(relay, frozenset(theirs.variables))
-        _check(theirs, ours)
+        ours = state_of(relay, frozenset(theirs.variables))
+        check(theirs, ours)
         try:
-            _take_over(relay, theirs, ours)
+            take_over(relay, theirs, ours)
         except psycopg2.Error as exc:
-            raise ConfigError(_refused(exc, theirs, ours), hint=_HINT) from exc
+            raise ConfigError(refused(exc, theirs, ours), hint=HINT) from exc
     finally:
         relay.close()
-
-
-_HINT = "let the manager and DATABASE_URL use the same login, or grant the relay's what is missing"
 
 
 @contextmanager
@@ -193,11 +113,6 @@ def fresh_connection(engine: Engine) -> Iterator[Connection]:
         pool.dispose()
 
 
-def _refused(exc: BaseException, theirs: _State, ours: _State) -> str:
-    what = first_line(exc)
-    return f"the session of the manager ({theirs.user}) cannot be taken over by the relay's ({ours.user}): {what}"
-
-
 def _driver_connection(raw: DBAPIConnection | None) -> Any:
     if not isinstance(raw, psycopg2.extensions.connection):
         raise ConfigError(f"the manager's connections are of {type(raw).__module__}, not psycopg2")
@@ -206,64 +121,6 @@ def _driver_connection(raw: DBAPIConnection | None) -> Any:
             "the manager's connections are in autocommit", hint="a call must be a transaction to be replayed in one"
         )
     return raw
-
-
-def _check(theirs: _State, ours: _State | None) -> None:
-    """Raise `ConfigError` for what cannot be set within a transaction."""
-    isolation = ours.isolation if ours is not None else "read committed"
-    if theirs.isolation != isolation:
-        raise ConfigError(
-            f"the manager's transactions are {theirs.isolation}, the relay's {isolation}",
-            hint="all calls of a batch share one transaction: lock rows instead",
-        )
-    if theirs.read_only == "on":
-        raise ConfigError("the manager's transactions are read-only")
-    if ours is not None and theirs.place != ours.place:
-        raise ConfigError(
-            f"the manager writes to database {theirs.database!r}, the relay to another one ({ours.database!r})",
-            hint="DATABASE_URL must lead to the manager's database",
-        )
-
-
-def _take_over(raw: Any, theirs: _State, ours: _State) -> None:
-    """Set what differs, for the transaction that `raw` is in.  Raises `psycopg2.Error`."""
-    statement = _difference(theirs, ours)
-    if statement:
-        with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
-            cursor.execute(statement)
-
-
-def _difference(theirs: _State, ours: _State) -> str:
-    """SQL that makes a transaction of `ours` one of `theirs`; empty where they are alike."""
-    quoted = psycopg2.extensions.adapt
-    seen = {name: value for name, value in theirs.settings.items() if name in ours.settings or "." in name}
-    changed = [(name, value) for name, value in seen.items() if ours.settings.get(name) != value]
-    if _NAME not in theirs.variables:
-        # A name that nobody gave and nobody asks for is worth no round trip.
-        changed = [item for item in changed if item != (_NAME, "")]
-    own = {name: value for name, value in theirs.variables.items() if name != _NAME}
-    changed += [(name, value) for name, value in own.items() if value and value != ours.variables[name]]
-    calls = [
-        f"pg_catalog.set_config({_literal(quoted, name)}, {_literal(quoted, value)}, true)" for name, value in changed
-    ]
-    parts = [f"SELECT {', '.join(calls)}"] if calls else []
-    if theirs.login != ours.login and ours.superuser:
-        parts.append(f"SET LOCAL SESSION AUTHORIZATION {_identifier(theirs.login)}")
-    if theirs.user != (theirs.login if theirs.login != ours.login and ours.superuser else ours.user):
-        parts.append(f"SET LOCAL ROLE {_identifier(theirs.user)}")
-    return "; ".join(parts)
-
-
-def _literal(adapt: Callable[[Any], Any], value: str) -> str:
-    made = adapt(value)
-    made.encoding = "utf-8"
-    text: str = made.getquoted().decode()
-    # A percent sign is none of the driver's business: there are no parameters.
-    return text
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def is_replay(connection: Connection) -> bool:
@@ -374,8 +231,8 @@ class ManagerConnection:
         try:
             with fresh_connection(engine) as connection:
                 own = _driver_connection(connection.connection.dbapi_connection)
-                names = _variables_known(own)
-                theirs = _state_of(own, names)
+                names = variables_known(own)
+                theirs = state_of(own, names)
                 with own.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
                     # Past the engine's listeners: a guard would let it wait for the delivery that it is part of.
                     cursor.execute(_DEFERS)
@@ -385,12 +242,12 @@ class ManagerConnection:
             raise TargetMisconfigured(str(exc)) from exc
         except SQLAlchemyError as exc:
             raise TargetUnavailable(f"the manager's engine cannot connect: {exc}") from exc
-        ours = _state_of(raw, names)
+        ours = state_of(raw, names)
         try:
-            _check(theirs, ours)
+            check(theirs, ours)
         except ConfigError as exc:
             raise TargetMisconfigured(str(exc)) from exc
-        self._statement = _difference(theirs, ours)
+        self._statement = difference(theirs, ours)
         self._compared = (raw, engine)
 
     def _set(self, raw: Any) -> None:
@@ -401,7 +258,7 @@ class ManagerConnection:
                 if raw.closed or exc.pgcode is None:
                     raise
                 raise TargetMisconfigured(
-                    f"the manager's session cannot be taken over: {first_line(exc)}", hint=_HINT
+                    f"the manager's session cannot be taken over: {first_line(exc)}", hint=HINT
                 ) from exc
 
 
