@@ -146,7 +146,10 @@ class Learning:
         known, own, id_ = set(spaces), seen.opens(table), seen.key(table)
         for key, shown in row.items():
             # The id that the caller was told is that of the row which the declaration lets the call make.
-            strange = ("note:session", "note:side:" if own else "note:id") if key == id_ and old is None else ()
+            strange: tuple[str, ...] = ()
+            if old is None and key in (id_, PARENT):
+                makes = seen.opens(POSITIONS) if key == PARENT else own
+                strange = ("note:session", "note:side:" if makes else "note:id")
             given = {name: value for name, value in sources.items() if not name.startswith(strange)}
             before = ABSENT if old is None else old.get(key, ABSENT)
             # A key that other rows lack cannot be told of the next row.
