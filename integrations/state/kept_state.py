@@ -21,6 +21,7 @@ from uuid import UUID
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from ...errors import ConfigError
+from .own_locks import own_locks
 
 _SCALARS = (bool, int, float, complex, str, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, type(None))
 _NUMBERS = (int, float, Decimal)
@@ -53,8 +54,10 @@ class KeptState:
         # Attributes of which the manager has what the call did before it turned to the database.
         self._noted: tuple[str, ...] = ()
         self._in_contact = False
-        own = vars(replica)
-        for name in own.keys() - NOT_STATE:
+        own, locks = vars(replica), own_locks(replica)
+        own.update(locks)
+        self._before.update(locks)
+        for name in own.keys() - NOT_STATE - locks.keys():
             value = own[name]
             own[name] = copied(value)
             self._before[name] = copied(value)

@@ -145,10 +145,12 @@ class Learning:
     ) -> None:
         id_ = seen.key(table)
         # The id that the caller was told is that of the row which the declaration lets the call make.
-        strange = ("note:session", "note:side:" if seen.opens(table) else "note:id") if old is None else ()
-        of_id = {name: value for name, value in sources.items() if not name.startswith(strange)}
+        of_ids: dict[str, dict[str, Any]] = {}
+        for key, makes in ((id_, seen.opens(table)), (PARENT, seen.opens(POSITIONS))) if old is None else ():
+            strange = ("note:session", "note:side:" if makes else "note:id")
+            of_ids[key] = {name: value for name, value in sources.items() if not name.startswith(strange)}
         names, scales = seen.standard_names(table, row), self.scales_of_rows()
-        observe_row(spaces, names, row, old, sources, {id_: of_id}, scales=scales, new=new)
+        observe_row(spaces, names, row, old, sources, of_ids, scales=scales, new=new)
 
     def learn_balance(self, seen: Seen, old: Any, shown: Any) -> None:
         """Take in what a call did to the balance."""

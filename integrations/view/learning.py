@@ -216,8 +216,10 @@ def _direct(
     key: str, names: list[str], shown: Any, sources: Sources, scales: tuple[int | None, ...]
 ) -> Iterator[Explanation]:
     for name in names:
-        # An id is no amount and no count, however equal.
-        other = (name.endswith("id") or name == "note:session") and is_number(shown) and not is_id(key)
+        # An id is no amount and no count, however equal, and no amount is an id.
+        from_id = name.endswith("id") or name == "note:session"
+        is_amount = isinstance(sources[name], bool | float | Decimal) and not from_id
+        other = is_number(shown) and ((from_id and not is_id(key)) or (is_amount and is_id(key)))
         if sources[name] is not None and shown is not None and not other:
             spelled = name.removeprefix("arg:") in DECISIVE
             for conversion in conversions(sources[name], shown, scales, spelled=spelled):
@@ -227,6 +229,8 @@ def _direct(
 def _named(key: str, found: Iterable[Explanation]) -> list[Explanation]:
     """Of several sources of one value the one that has the value's name."""
     every = list(found)
+    if "session" not in key:
+        every = [one for one in every if one[1] != "note:session"] or every
     names = {one[1]: one[1].rpartition(":")[2] for one in every}
     exact = [one for one in every if names[one[1]] == key or (one[1] == "note:session" and key == "session_id")]
     near = [one for one in every if min(len(key), len(names[one[1]])) > 3 and _overlap(key, names[one[1]])]

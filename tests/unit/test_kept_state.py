@@ -178,3 +178,34 @@ def test_large_cache_is_shared_and_costs_nothing() -> None:
     replica = copy.copy(manager)
     KeptState(replica)
     assert replica.cache is manager.cache
+
+
+class Locked:
+    everywhere = threading.Lock()
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.again = threading.RLock()
+        self.arrived = threading.Condition(self.lock)
+        self.few = threading.BoundedSemaphore(1)
+
+    def locks(self) -> list[Any]:
+        return [self.everywhere, self.lock, self.again, self.few]
+
+
+def test_copy_never_waits_for_locks_of_the_manager_nor_keeps_them() -> None:
+    manager = Locked()
+    for lock in manager.locks():
+        lock.acquire()
+    replica = copy.copy(manager)
+    kept = KeptState(replica)
+    for lock in replica.locks():
+        assert lock.acquire(blocking=False)
+    # A condition keeps the lock that it shares with an attribute.
+    replica.arrived.notify()
+    assert not kept.changes()
+    assert kept.shared_changes() == []
+    for lock in manager.locks():
+        lock.release()
+    with manager.lock, manager.again, manager.few, manager.everywhere:
+        manager.arrived.notify()

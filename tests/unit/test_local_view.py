@@ -173,6 +173,23 @@ def test_a_new_position_is_shown_as_the_manager_showed_others(view: LocalView) -
     }  # fmt: skip
 
 
+def test_first_position_of_a_new_database_is_learned_whole(view: LocalView) -> None:
+    """There all ids are 1, and so may be an amount: no amount is an id, and no session's id a position's."""
+
+    def rows(id_: int) -> Any:
+        nested = [{"id": id_, "position_id": id_, "client_order_id": f"c-{id_}"}]
+        return {"id": id_, "side": "LONG", "size": 1.0, "orders": nested}
+
+    view.observe_session(1, 1.0, tables_of([], []), active=True)
+    notes = noted(1, 1) | {"side": {"orders.id": [1]}}
+    operation, call = BY_NAME["log_position"], {"side": "long", "size": 1.0, "client_order_id": "c-1"}
+    view.learning.learn(Seen(operation, call, notes, view.sessions[1]["tables"]), tables_of([rows(1)], []))
+    view.observe_session(1, 1.0, tables_of([rows(1)], []), active=True)
+    later = noted(1, 2) | {"side": {"orders.id": [2]}}
+    assert fold(view, operation, call | {"client_order_id": "c-2"}, later)
+    assert view.open_positions(1) == [rows(1), rows(2)]
+
+
 def test_a_session_begun_without_knowledge_has_no_balance_that_is_known() -> None:
     view = LocalView()
     did(view, "create_trading_session", session=4, id_=4, strategy_name="s", symbol="IBM", initial_balance=100)

@@ -1,0 +1,39 @@
+"""Own locks: a copy of a manager has locks of its own, as it has a state of its own.
+
+A rehearsal ends where the call turns to the database, between `acquire()` and `release()`; and a replay must not wait
+for a lock that the caller holds while it waits for the replay.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+_LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
+
+
+def own_locks(replica: Any) -> dict[str, Any]:
+    """New locks for those that a copy shares with its manager, by the names of its attributes; none is held."""
+    found = {name: value for name, value in vars(replica).items() if _is_lock(value)}
+    for base in type(replica).__mro__:
+        shared = {name: value for name, value in vars(base).items() if _is_lock(value)}
+        found = shared | found
+    made: dict[int, Any] = {}
+    return {name: _like(value, made) for name, value in found.items()}
+
+
+def _is_lock(value: Any) -> bool:
+    return isinstance(value, _LOCK | _RLOCK | threading.Condition | threading.Semaphore)
+
+
+def _like(lock: Any, made: dict[int, Any]) -> Any:
+    """A lock of the same kind; one for each, since a condition may share its lock with an attribute."""
+    if id(lock) not in made:
+        if isinstance(lock, threading.Condition):
+            made[id(lock)] = threading.Condition(_like(lock._lock, made))  # type: ignore[attr-defined]
+        elif isinstance(lock, threading.Semaphore):
+            # A copy may enter as often as the manager could now, and at least once: nobody else releases it.
+            made[id(lock)] = threading.Semaphore(max(1, lock._value))
+        else:
+            made[id(lock)] = threading.RLock() if isinstance(lock, _RLOCK) else threading.Lock()
+    return made[id(lock)]
