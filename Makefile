@@ -40,6 +40,9 @@ lint: .venv/.test-installed ## Linters and types only
 
 docs: .venv/.docs-installed ## The documents as a site in build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+	@npm install --silent --no-audit --no-fund --prefix build/npm mermaid@11 >/dev/null 2>&1 && \
+	  cp build/npm/node_modules/mermaid/dist/mermaid.min.js build/site/assets/ || \
+	  echo "npm has no mermaid for us: browsers will load it from unpkg.com to draw the diagrams"
 
 ##@ Try to break it
 

@@ -45,7 +45,7 @@ class Run:
     away_s: tuple[float, float]
 
 
-def run(folder: Path, *, seconds: float = 50.0, away: tuple[float, float] = (12.0, 30.0), per_s: float = 200.0) -> Run:
+def run(folder: Path, *, seconds: float = 50.0, away: tuple[float, float] = (12.0, 30.0), per_s: float = 100.0) -> Run:
     """Enqueue `per_s` entries a second for so long, with PostgreSQL killed from `away[0]` to `away[1]`."""
     looks: list[Look] = []
     with PostgresServer() as server:
@@ -67,13 +67,14 @@ def run(folder: Path, *, seconds: float = 50.0, away: tuple[float, float] = (12.
                         start.start()
                     elif not start.is_alive():
                         back = now
-                while number < per_s * now:
-                    number += 1
-                    box.enqueue("write", {"account": number % 7, "number": number})
                 if not looks or now - looks[-1].at_s >= _LOOK_S:
                     found = box.status()
                     looks.append(Look(now, found.acknowledged, found.completed, found.pending))
-                Event().wait(_TICK_S)
+                if number < per_s * now:
+                    number += 1
+                    box.enqueue("write", {"account": number % 7, "number": number})
+                else:
+                    Event().wait(_TICK_S)
             start.join()
     return Run(looks, (killed, back))
 

@@ -186,7 +186,7 @@ def test_first_position_of_a_new_database_is_learned_whole(view: LocalView) -> N
     view.learning.learn(Seen(operation, call, notes, view.sessions[1]["tables"]), tables_of([rows(1)], []))
     view.observe_session(1, 1.0, tables_of([rows(1)], []), active=True)
     later = noted(1, 2) | {"side": {"orders.id": [2]}}
-    assert fold(view, operation, call | {"client_order_id": "c-2"}, later)
+    assert fold(view, seen_of(view, operation, call | {"client_order_id": "c-2"}, later))
     assert view.open_positions(1) == [rows(1), rows(2)]
 
 
