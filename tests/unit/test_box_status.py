@@ -151,7 +151,7 @@ def cost_of_status(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> Counter[str]
 
 
 @pytest.mark.slow
-def test_status_costs_the_same_with_ten_and_with_twenty_thousand_entries(
+def test_status_costs_the_same_with_ten_and_twenty_thousand_entries(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Outbox.open(outbox_dir) as box:
@@ -259,7 +259,7 @@ def test_entries_that_are_held_back_do_not_make_a_relay_stuck(outbox_dir: Path) 
         lock.release()
 
 
-def test_a_relay_is_stuck_though_a_clock_that_was_ahead_hides_how_long_entries_wait(outbox_dir: Path) -> None:
+def test_relay_is_reported_stuck_though_the_clock_was_ahead(outbox_dir: Path) -> None:
     clock = TurnedClock()
     with Outbox.open(outbox_dir, OutboxConfig(stuck_after=30), clock=clock) as box:
         clock.turn(timedelta(days=400))
