@@ -11,7 +11,7 @@ _PER_TEST = 50
 
 
 @pytest.mark.parametrize("first", range(1, 6 * _PER_TEST, _PER_TEST))
-def test_no_damage_ends_the_process_or_passes_in_silence_and_what_is_untouched_can_be_salvaged(first: int) -> None:
+def test_damaged_store_is_reported_and_its_untouched_part_is_salvaged(first: int) -> None:
     verdicts = run(first, first + _PER_TEST)
     assert [verdict for verdict in verdicts if verdict.wrong] == []
     assert [verdict.number for verdict in verdicts] == list(range(first, first + _PER_TEST))

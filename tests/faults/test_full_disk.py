@@ -80,7 +80,7 @@ def test_a_file_that_cannot_grow(drill: Drill) -> None:
     drill.finish()
 
 
-def test_a_full_disk_drains_also_after_a_restart_and_resumes_when_there_is_room(small: Drill) -> None:
+def test_full_disk_drains_after_a_restart_and_resumes_with_free_space(small: Drill) -> None:
     small.settings = {"min_free_mb": 0}
     report = small.run(
         [
@@ -122,7 +122,7 @@ def test_a_full_disk_drains_also_after_a_restart_and_resumes_when_there_is_room(
     assert judged(small, report, calm=True) == []
 
 
-def test_the_reserve_refuses_entries_before_the_disk_is_full_and_is_warned_of(small: Drill) -> None:
+def test_nearly_full_disk_gives_a_warning_and_then_refuses_entries(small: Drill) -> None:
     small.settings = {"min_free_mb": 16}
     report = small.run(
         [
@@ -188,7 +188,7 @@ def test_a_full_quota_refuses_entries_drains_and_can_be_raised(drill: Drill) -> 
     drill.finish()
 
 
-def test_a_quota_larger_than_the_address_space_refuses_instead_of_halting(drill: Drill) -> None:
+def test_quota_above_the_address_space_is_lowered_without_a_halt(drill: Drill) -> None:
     drill.settings = {"max_size_mb": 65536}
     report = drill.run([("address_space", 6 << 30), ("open",), ("status",)])
     [status] = statuses(report)
@@ -196,7 +196,7 @@ def test_a_quota_larger_than_the_address_space_refuses_instead_of_halting(drill:
     assert status["max_bytes"] == status["map_bytes"]
 
 
-def test_dead_letters_that_cannot_be_recorded_are_not_taken_for_recorded(outbox_dir: Path, postgres_url: str) -> None:
+def test_unrecorded_dead_letter_stays_pending_until_there_is_room(outbox_dir: Path, postgres_url: str) -> None:
     """On a full disk a rejected entry stays pending, visible, and is recorded when there is room."""
     drill = Drill(outbox_dir, postgres_url).create()
     with Outbox.open(outbox_dir, OutboxConfig(backoff_base=0.01, backoff_cap=0.02), OPERATIONS) as box:

@@ -114,9 +114,7 @@ def test_an_honest_contender_passes(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("counting")
 @pytest.mark.parametrize(("name", "expected"), [(LIMIT, 1), (BARE, 2), (OUTBOX, 2), (JSON_LINES, 1)])
-def test_flushes_are_counted_synchronous_writes_of_a_meta_page_included(
-    setting: Setting, name: str, expected: int
-) -> None:
+def test_synchronous_writes_of_a_meta_page_count_as_flushes(setting: Setting, name: str, expected: int) -> None:
     assert durability.flushes_per_write(setting, [name]) == ({name: expected}, [])
 
 

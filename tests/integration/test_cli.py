@@ -482,7 +482,7 @@ def busy(outbox_dir: Path) -> Iterator[tuple[Outbox, Relay, GatedTarget]]:
             yield box, relay, target
 
 
-def test_drain_beside_a_relay_waits_for_what_was_pending_and_for_no_more(
+def test_drain_beside_a_relay_waits_only_for_entries_pending_before(
     begin: Begin, busy: tuple[Outbox, Relay, GatedTarget]
 ) -> None:
     box, relay, target = busy

@@ -147,7 +147,7 @@ def test_status_works_beside_a_running_engine_and_shows_the_outage(atb: Atb, eng
     assert "s3cret" not in done.stdout + done.stderr
 
 
-def test_a_killed_engine_leaves_a_store_that_status_verifies_and_shows(atb: Atb, engine: subprocess.Popen[str]) -> None:
+def test_store_of_a_killed_engine_is_verified_and_shown_by_status(atb: Atb, engine: subprocess.Popen[str]) -> None:
     engine.send_signal(signal.SIGKILL)
     engine.wait()
     found = json.loads(atb("status", "--json").stdout)

@@ -96,7 +96,7 @@ def test_a_retry_keeps_the_order_within_the_key(engine: tuple[Outbox, Relay], at
     assert ("b", 300) in query(postgres_url, "SELECT who, n FROM notes")
 
 
-def test_a_discarded_dead_letter_lets_its_key_go_on_and_the_reason_is_kept(
+def test_discarded_dead_letter_frees_its_key_and_keeps_the_reason(
     engine: tuple[Outbox, Relay], atb: Atb, postgres_url: str
 ) -> None:
     refused = atb("discard", "2", "--reason", "by hand", answer="n\n")
@@ -112,7 +112,7 @@ def test_a_discarded_dead_letter_lets_its_key_go_on_and_the_reason_is_kept(
     assert audits == [{"seq": 2, "reason": "by hand"}, {"seq": 6, "reason": "both"}]
 
 
-def test_a_relay_that_nobody_wakes_notices_an_answer_from_another_process(
+def test_idle_relay_notices_a_retry_from_another_process(
     engine: tuple[Outbox, Relay], atb: Atb, postgres_url: str
 ) -> None:
     query(postgres_url, "ALTER TABLE notes DROP CONSTRAINT notes_n_check")

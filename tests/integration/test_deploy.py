@@ -225,7 +225,7 @@ def test_systemd_finds_nothing_wrong_with_a_unit(path: Path, tmp_path: Path) -> 
 # -- Docker Compose
 
 
-def test_compose_shares_store_and_process_ids_and_waits_for_no_postgresql() -> None:
+def test_compose_shares_store_and_pids_and_needs_no_postgresql() -> None:
     compose = loaded(COMPOSE)
     services = compose["services"]
     for name in ("engine", "relay"):

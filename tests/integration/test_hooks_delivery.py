@@ -31,7 +31,7 @@ def note(box: Outbox, size: int) -> int:
     return box.enqueue("note", {"who": f"w{size}", "size": size}).seq
 
 
-def test_deliveries_and_dead_letters_are_handed_over_after_postgresql_has_them(url: str, outbox_dir: Path) -> None:
+def test_hooks_are_called_after_postgresql_has_the_effects(url: str, outbox_dir: Path) -> None:
     rows: list[tuple[int, int]] = []
     dead: list[Entry] = []
 

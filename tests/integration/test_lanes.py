@@ -39,7 +39,7 @@ def warm(bench: Bench) -> None:
     bench.query("DELETE FROM effects")
 
 
-def test_a_backlog_is_delivered_on_two_connections_in_order_within_each_key(url: str, outbox_dir: Path) -> None:
+def test_backlog_on_two_connections_keeps_the_order_of_each_key(url: str, outbox_dir: Path) -> None:
     config = OutboxConfig(lanes=2, batch_size=20)
     with Outbox.open(outbox_dir, config, [ROW]) as box:
         fill(box, 400)
@@ -102,7 +102,7 @@ def test_a_refused_row_in_one_lane_leaves_the_other_alone(url: str, outbox_dir: 
         assert behind not in completed(outcome)
 
 
-def test_the_loss_of_one_connection_keeps_what_the_other_has_committed(
+def test_lost_connection_keeps_the_commits_of_the_other_connection(
     url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Bench(outbox_dir, url, ROW, lanes=2) as bench:

@@ -81,9 +81,7 @@ def test_the_store_is_closed_during_the_outage_and_opened_after_it(
         scene.finish = lambda: None  # type: ignore[method-assign]
 
 
-def test_a_frozen_server_is_given_up_by_the_watchdog_and_delivery_goes_on(
-    own_postgres: PostgresServer, outbox_dir: Path
-) -> None:
+def test_frozen_server_is_given_up_and_delivery_goes_on_later(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     with Scene(outbox_dir, own_postgres.url(), stall_timeout=0.5) as scene:
         scene.create()
         scene.trade(5)

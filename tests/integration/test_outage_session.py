@@ -46,9 +46,7 @@ def test_the_session_is_terminated_in_the_middle_of_a_batch(scene: Scene) -> Non
         assert isinstance(scene.target.interruptions()[0], TargetUnavailable)
 
 
-def test_a_batch_that_waits_too_long_for_a_lock_is_given_up_and_made_smaller(
-    postgres_url: str, outbox_dir: Path
-) -> None:
+def test_batch_that_waits_too_long_for_a_lock_is_given_up_and_shrinks(postgres_url: str, outbox_dir: Path) -> None:
     with Scene(outbox_dir, postgres_url, stall_timeout=0.2) as scene:
         scene.create()
         with scene.batch_in_flight():

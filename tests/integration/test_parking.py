@@ -180,7 +180,7 @@ def test_check_of_a_trigger_is_the_entrys_fault(url: str, outbox_dir: Path) -> N
         assert (completed(outcome), rejected(outcome), parked(outcome)) == ([1, 3], [2], "")
 
 
-def test_orphan_is_a_dead_letter_beside_a_parked_best_effort_operation(url: str, outbox_dir: Path) -> None:
+def test_orphan_beside_a_parked_best_effort_operation_is_dead_letter(url: str, outbox_dir: Path) -> None:
     query(url, "CREATE TABLE children (id serial, parent int REFERENCES trades)")
     with Bench(outbox_dir, url, NOTE, Operation("child", table="children"), **QUICK) as bench:
         bench.enqueue("note", {"k": "a", "n": 1})

@@ -61,9 +61,7 @@ def delivered(url: str) -> int:
     return int(query(url, "SELECT count(*) FROM notes")[0][0])
 
 
-def test_a_relay_of_another_process_obeys_and_a_killed_one_changes_nothing(
-    shell: Shell, outbox_dir: Path, url: str
-) -> None:
+def test_pause_from_another_process_survives_the_kill_of_the_relay(shell: Shell, outbox_dir: Path, url: str) -> None:
     with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
         relay = shell.begin("relay")
         box.enqueue("note", {"n": 1})

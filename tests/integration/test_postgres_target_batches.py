@@ -105,7 +105,7 @@ def test_a_constraint_that_is_checked_at_commit_finds_its_culprit(
         assert bench.receipts() == completed(outcome)
 
 
-def test_behind_a_refused_entry_its_key_waits_and_the_groups_that_span_it(url: str, outbox_dir: Path) -> None:
+def test_refused_entry_holds_back_its_key_and_the_groups_across_it(url: str, outbox_dir: Path) -> None:
     with rows(outbox_dir, url) as bench:
         bench.enqueue("row", {"n": 1}, order_by="a")
         bad = bench.enqueue("row", {"n": 1}, order_by="a")

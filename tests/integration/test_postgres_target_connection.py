@@ -162,7 +162,7 @@ def clerk(url: str) -> Iterator[str]:
     query(url, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
-def test_a_role_that_may_not_create_tables_uses_the_receipts_table_that_exists(
+def test_role_without_create_rights_uses_the_existing_receipts_table(
     url: str, clerk: str, outbox_dir: Path, tmp_path: Path
 ) -> None:
     with Bench(outbox_dir, clerk, ROW) as bench:
@@ -178,7 +178,7 @@ def test_a_role_that_may_not_create_tables_uses_the_receipts_table_that_exists(
         assert completed(bench.apply()) == [1]
 
 
-def test_two_stores_that_make_the_receipts_table_at_once_lose_no_entry(url: str, outbox_dir: Path) -> None:
+def test_two_stores_creating_the_receipts_table_at_once_lose_no_entry(url: str, outbox_dir: Path) -> None:
     with Bench(outbox_dir, url, ROW) as bench, closing(psycopg2.connect(url)) as other:
         other.cursor().execute("CREATE TABLE outbox_receipts (LIKE effects)")
         other.rollback()
@@ -401,9 +401,7 @@ def test_receipts_deleted_one_by_one_do_not_stop_the_line(url: str, outbox_dir: 
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
-def test_one_row_that_somebody_has_locked_keeps_only_its_own_key_waiting(
-    url: str, outbox_dir: Path, lanes: int
-) -> None:
+def test_locked_row_keeps_only_its_own_key_waiting(url: str, outbox_dir: Path, lanes: int) -> None:
     def set_balance(connection: Connection, entry: Entry) -> None:
         connection.execute(text("UPDATE accounts SET n = :n WHERE name = :name"), entry.args)
 

@@ -200,7 +200,7 @@ def test_retry_later_counts_no_attempt_and_holds_its_key(url: str, outbox_dir: P
         assert effects(bench) == [3, 1, 2]
 
 
-def test_when_every_entry_fails_for_an_unknown_reason_the_operation_waits(url: str, outbox_dir: Path) -> None:
+def test_operation_is_parked_when_every_entry_fails_without_a_reason(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         raise RuntimeError("the handler itself is broken")
 
@@ -226,9 +226,7 @@ def test_where_something_works_unknown_errors_of_others_stop_nobody(url: str, ou
 
 
 @pytest.mark.parametrize("members", [1, 2])
-def test_an_unknown_error_of_all_that_there_is_stops_no_line_where_that_is_one_unit(
-    url: str, outbox_dir: Path, members: int
-) -> None:
+def test_unknown_error_of_a_single_unit_rejects_it_and_parks_nothing(url: str, outbox_dir: Path, members: int) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         raise RuntimeError("who knows")
 
@@ -312,7 +310,7 @@ def test_a_handler_that_ends_the_transaction_parks_its_operation(url: str, outbo
         assert outcome.rejected == []
 
 
-def test_after_a_handler_committed_no_entry_counts_as_applied_without_its_effect(url: str, outbox_dir: Path) -> None:
+def test_commit_by_a_handler_leaves_no_receipt_without_its_effect(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         insert(connection, entry)
         connection.commit()
@@ -326,7 +324,7 @@ def test_after_a_handler_committed_no_entry_counts_as_applied_without_its_effect
         assert set(bench.receipts()) <= set(effects(bench))
 
 
-def test_a_handler_that_swallows_the_loss_of_its_connection_is_an_outage(url: str, outbox_dir: Path) -> None:
+def test_connection_loss_swallowed_by_a_handler_counts_as_an_outage(url: str, outbox_dir: Path) -> None:
     lost: list[int] = []
 
     def handler(connection: Connection, entry: Entry) -> bool:
@@ -349,9 +347,7 @@ def test_a_handler_that_swallows_the_loss_of_its_connection_is_an_outage(url: st
         assert effects(bench) == [1, 2]
 
 
-def test_a_data_error_on_a_connection_that_was_lost_unnoticed_leaves_a_working_target(
-    url: str, outbox_dir: Path
-) -> None:
+def test_data_error_on_a_lost_connection_leaves_a_working_target(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
         query(url, "SELECT pg_terminate_backend(%s, 10000)", [pid])
@@ -462,7 +458,7 @@ def test_a_group_with_a_refused_member_leaves_nothing(url: str, outbox_dir: Path
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "ROLLBACK"])
-def test_a_handler_that_ends_the_transaction_behind_sqlalchemy_loses_and_doubles_nothing(
+def test_transaction_ended_past_sqlalchemy_loses_and_doubles_nothing(
     statement: str, postgres_url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def handle(connection: Connection, entry: Entry) -> None:
@@ -520,9 +516,7 @@ def test_receipts_that_a_trigger_keeps_out_stop_the_line(postgres_url: str, outb
         ("session_authorization", "somebody"),
     ],
 )
-def test_what_a_handler_sets_reaches_neither_our_statements_nor_the_next_entry(
-    url: str, outbox_dir: Path, name: str, value: str
-) -> None:
+def test_setting_of_a_handler_reaches_no_later_statement(url: str, outbox_dir: Path, name: str, value: str) -> None:
     seen: list[str] = []
 
     def handler(connection: Connection, entry: Entry) -> int:
@@ -557,7 +551,7 @@ def test_a_handler_that_makes_the_transaction_read_only_waits(url: str, outbox_d
         assert bench.receipts() == []
 
 
-def test_a_commit_waits_for_the_disk_although_a_handler_said_otherwise(url: str, outbox_dir: Path) -> None:
+def test_commit_waits_for_the_disk_against_the_setting_of_a_handler(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         insert(connection, entry)
         connection.execute(text("SET LOCAL synchronous_commit = off"))

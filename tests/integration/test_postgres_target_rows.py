@@ -159,9 +159,7 @@ def test_a_table_of_another_schema_and_one_of_sqlalchemy(postgres_url: str, outb
         assert bench.query("SELECT n FROM trades") == []
 
 
-def test_serial_ids_follow_the_sequence_over_changing_shapes_and_operations(
-    postgres_url: str, outbox_dir: Path
-) -> None:
+def test_serial_ids_follow_the_sequence_over_shapes_and_operations(postgres_url: str, outbox_dir: Path) -> None:
     query(postgres_url, "CREATE TABLE a (id serial, n int, x int); CREATE SEQUENCE both_ids; CREATE TABLE b (n int)")
     query(postgres_url, "ALTER TABLE a ADD COLUMN both_id int DEFAULT nextval('both_ids')")
     query(postgres_url, "ALTER TABLE b ADD COLUMN both_id int DEFAULT nextval('both_ids')")
@@ -202,7 +200,7 @@ def test_a_receipt_tells_what_was_applied(postgres_url: str, outbox_dir: Path) -
         assert abs(datetime.now(UTC) - applied) < timedelta(minutes=1)
 
 
-def test_a_column_that_was_widened_while_connected_gets_the_whole_value(postgres_url: str, outbox_dir: Path) -> None:
+def test_column_widened_while_connected_gets_the_whole_value(postgres_url: str, outbox_dir: Path) -> None:
     query(postgres_url, "CREATE TABLE a (price numeric(10,2))")
     with Bench(outbox_dir, postgres_url, Operation("a", table="a")) as bench:
         bench.settle(outcome := bench.apply(bench.enqueue("a", {"price": Decimal("1.23")})))

@@ -253,7 +253,7 @@ def two_refused(desk: Desk, past: Past) -> None:
     past.execute("ALTER TABLE trades DROP CONSTRAINT picky")
 
 
-def test_several_requeued_entries_from_long_before_are_delivered_again(desk: Desk, past: Past) -> None:
+def test_several_entries_requeued_long_before_are_delivered_again(desk: Desk, past: Past) -> None:
     two_refused(desk, past)
     copy = past.remember()
     older, newer = [entry.seq for entry in desk.box.dead_letters()]
@@ -275,9 +275,7 @@ def spoil(desk: Desk, seq: int) -> None:
         txn.put(seq_key(seq), b"garbage", db=opened.ledger)
 
 
-def test_a_requeued_entry_that_cannot_be_read_any_more_keeps_nothing_else_from_coming_back(
-    desk: Desk, past: Past
-) -> None:
+def test_unreadable_requeued_entry_does_not_keep_others_from_return(desk: Desk, past: Past) -> None:
     two_refused(desk, past)
     copy = past.remember()
     dead = [entry.seq for entry in desk.box.dead_letters()]
@@ -293,7 +291,7 @@ def test_a_requeued_entry_that_cannot_be_read_any_more_keeps_nothing_else_from_c
     assert "2 later entries are not in the ledger" in desk.box.status().alarms[GONE]
 
 
-def test_a_group_that_is_not_whole_in_the_ledger_is_gone_and_nothing_else(desk: Desk, past: Past) -> None:
+def test_group_incomplete_in_the_ledger_is_gone_and_the_rest_returns(desk: Desk, past: Past) -> None:
     desk.trade(12)
     desk.deliver()
     copy = past.remember()
@@ -322,7 +320,7 @@ def test_a_quarantined_entry_is_not_missed(desk: Desk, past: Past) -> None:
     assert GONE not in desk.box.status().alarms
 
 
-def test_a_loss_of_many_is_put_back_in_several_commits_and_told_as_one(desk: Desk, past: Past) -> None:
+def test_large_loss_is_put_back_in_several_commits_and_reported_once(desk: Desk, past: Past) -> None:
     lost = lose(desk, past, 600)
     before = desk.box.status().last_seq
     done = desk.relay.reconcile()
@@ -608,9 +606,7 @@ def test_back_to_a_server_that_had_been_left(past: Past, outbox_dir: Path) -> No
         assert len(desk.reconciliations()) == 2
 
 
-def test_a_copy_of_the_store_that_reconciles_and_dies_hides_the_loss_from_nobody(
-    past: Past, outbox_dir: Path, tmp_path: Path
-) -> None:
+def test_copy_of_a_store_that_reconciles_does_not_hide_the_loss(past: Past, outbox_dir: Path, tmp_path: Path) -> None:
     with Desk(outbox_dir, past.url, reconcile="auto") as desk:
         lose(desk, past)
         desk.close()

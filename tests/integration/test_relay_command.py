@@ -67,7 +67,7 @@ def delivered(url: str) -> int:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_it_delivers_what_another_process_enqueues_until_it_is_asked_to_stop(
+def test_relay_command_delivers_for_another_process_until_stopped(
     start: Start, outbox_dir: Path, url: str, number: int
 ) -> None:
     with Outbox.open(outbox_dir, operations=OPERATIONS) as box:

@@ -45,7 +45,7 @@ def _rows(manager: DatabaseManager, sql: str) -> list[Any]:
         return list(connection.execute(text(sql)))
 
 
-def test_an_engine_trades_through_a_killed_server_and_nothing_is_lost_or_doubled(
+def test_engine_with_a_killed_server_trades_on_and_loses_nothing(
     own_postgres: PostgresServer, outbox_dir: Path
 ) -> None:
     manager = DatabaseManager(own_postgres.url())
@@ -131,7 +131,7 @@ def test_the_same_client_order_id_is_one_order(wired: tuple[PaperEngine, Wiring,
     assert _rows(manager, "SELECT client_order_id FROM orders") == [("c1",)]
 
 
-def test_a_failure_that_the_manager_swallows_is_told_as_it_would_be_and_leaves_no_dead_letter(
+def test_failure_swallowed_by_the_manager_leaves_no_dead_letter(
     wired: tuple[PaperEngine, Wiring, DatabaseManager],
 ) -> None:
     engine, wiring, _ = wired

@@ -46,7 +46,7 @@ pytest_add_cli_args=
     -pno:cacheprovider
     -pno:xdist
     -pno:pytest_cov
-    --deselect=tests/unit/test_verify.py::test_the_child_finds_a_package_that_its_host_found_through_sys_path
+    --deselect=tests/unit/test_verify.py::test_child_finds_a_package_through_the_sys_path_of_its_host
 timeout_multiplier=2.0
 timeout_constant=3.0
 """

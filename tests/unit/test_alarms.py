@@ -49,7 +49,7 @@ def test_an_alarm_of_any_length_and_content_can_be_sounded(box: Outbox) -> None:
 
 
 @pytest.mark.slow
-def test_alarms_outlive_the_process_and_work_while_enqueueing_is_halted(outbox_dir: Path) -> None:
+def test_alarms_survive_a_restart_and_sound_while_halted(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.store._latch("enqueue", OSError("disk"))
         Alarms(box.store).sound("one", "look")

@@ -169,7 +169,7 @@ def test_a_group_of_a_killed_engine_is_whole_or_absent(outbox_dir: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_store_stays_usable_while_another_process_has_it_open_and_is_killed(outbox_dir: Path) -> None:
+def test_store_stays_usable_when_an_observer_process_is_killed(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.enqueue("log", {})
         with process(OBSERVER, outbox_dir) as observer:
@@ -303,7 +303,7 @@ def test_a_failed_opening_lets_go_of_everything(outbox_dir: Path, monkeypatch: p
     assert caught.type is MemoryError
 
 
-def test_an_observer_beside_the_engine_in_one_process_is_told_what_is_wrong(outbox_dir: Path) -> None:
+def test_observer_in_the_process_of_the_engine_is_refused_with_reason(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.enqueue("log", {})
         with pytest.raises(StoreLocked, match="this process"):

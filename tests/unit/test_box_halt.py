@@ -375,7 +375,7 @@ def test_a_halt_that_cannot_be_published_is_still_a_halt(outbox_dir: Path, caplo
 
 
 @pytest.mark.slow
-def test_the_halt_of_an_earlier_engine_is_not_taken_for_a_halt_of_this_one(outbox_dir: Path) -> None:
+def test_halt_of_an_earlier_engine_is_no_halt_of_this_one(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.store._latch("enqueue", OSError("bad disk"))
     with Outbox.attach(outbox_dir) as observer:
@@ -394,7 +394,7 @@ with Outbox.attach(sys.argv[1]) as box:
 
 
 @pytest.mark.slow
-def test_an_engine_that_halted_is_not_back_before_the_store_could_be_verified(outbox_dir: Path) -> None:
+def test_halted_engine_returns_only_after_the_store_was_verified(outbox_dir: Path) -> None:
     box = Outbox.open(outbox_dir)
     box.enqueue("log", {})
     with subprocess.Popen(
@@ -446,9 +446,7 @@ TAKEN_AWAY = {
 
 
 @pytest.mark.parametrize("take_away", TAKEN_AWAY.values(), ids=TAKEN_AWAY)
-def test_nothing_is_acknowledged_into_a_file_that_is_no_longer_in_its_place(
-    outbox_dir: Path, take_away: Callable[[Path], None]
-) -> None:
+def test_enqueue_into_a_removed_or_replaced_file_halts(outbox_dir: Path, take_away: Callable[[Path], None]) -> None:
     with Outbox.open(outbox_dir) as box:
         box.enqueue("log", {"number": 0})
         take_away(outbox_dir)
@@ -463,7 +461,7 @@ def test_nothing_is_acknowledged_into_a_file_that_is_no_longer_in_its_place(
         assert box.status().completed == 1
 
 
-def test_a_small_record_is_not_acknowledged_into_a_deleted_file_either(outbox_dir: Path) -> None:
+def test_small_record_is_not_acknowledged_into_a_deleted_file(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         (outbox_dir / "data.mdb").unlink()
         with pytest.raises(DurabilityError, match="could not store 'a': .*removed or replaced while it was open"):
@@ -480,7 +478,7 @@ def test_a_status_notices_that_the_file_is_gone(outbox_dir: Path) -> None:
         assert (status.file_bytes, status.free_disk_bytes) == (0, 0)
 
 
-def test_closing_does_not_vouch_for_a_file_that_was_put_in_place_meanwhile(outbox_dir: Path) -> None:
+def test_closing_over_a_replaced_file_leaves_no_clean_mark(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.enqueue("log", {})
         replace_by_a_copy(outbox_dir)
@@ -518,7 +516,7 @@ def fill_up(box: Outbox) -> int:
 
 
 @pytest.mark.slow
-def test_a_full_store_refuses_entries_but_drains_and_then_takes_them_again(outbox_dir: Path) -> None:
+def test_full_store_refuses_entries_until_it_is_drained(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
         taken = fill_up(box)
         assert 300 < taken < 600
@@ -688,7 +686,7 @@ def test_one_entry_that_does_not_fit_takes_nobody_else_with_it(outbox_dir: Path)
         assert box.enqueue("log", {"text": "small"}).seq == 1
 
 
-def test_a_neighbour_in_the_same_commit_that_does_not_fit_harms_nobody_else(outbox_dir: Path) -> None:
+def test_entry_that_does_not_fit_harms_no_other_in_its_commit(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1)) as box:
         texts = ("small", "x" * 900_000, "small too")
         submissions = [appending.Append([box._prepare("log", {"text": text}, None, None)[0]]) for text in texts]

@@ -32,7 +32,7 @@ def box(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outbox]:
         yield opened
 
 
-def test_entries_of_a_type_that_nobody_knows_are_shown_by_their_values(box: Outbox) -> None:
+def test_entries_of_an_unknown_type_are_shown_by_their_values(box: Outbox) -> None:
     shown = {"side": "buy"}
     assert [entry.args for entry in box.pending()] == [shown]
     assert [entry.args for entry in box.ledger()] == [shown]

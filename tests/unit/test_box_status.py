@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Any
 import pytest
 
 from outbox import Health, Outbox, OutboxConfig, StoreLocked
+from outbox.monitoring import findings
 from outbox.store import envelope, reads
 from outbox.store.ledger import Settlement
 from outbox.store.locks import Role, RoleLock
 from outbox.store.state_file import StateFile
 from tests.unit.fakes.rig import FakeClock
+from tests.unit.fakes.waiting import LONG
 
 
 class TurnedClock(FakeClock):
@@ -151,7 +154,7 @@ def cost_of_status(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> Counter[str]
 
 
 @pytest.mark.slow
-def test_status_costs_the_same_with_ten_and_with_twenty_thousand_entries(
+def test_status_costs_the_same_with_ten_and_twenty_thousand_entries(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Outbox.open(outbox_dir) as box:
@@ -259,7 +262,7 @@ def test_entries_that_are_held_back_do_not_make_a_relay_stuck(outbox_dir: Path) 
         lock.release()
 
 
-def test_a_relay_is_stuck_though_a_clock_that_was_ahead_hides_how_long_entries_wait(outbox_dir: Path) -> None:
+def test_relay_is_reported_stuck_though_the_clock_was_ahead(outbox_dir: Path) -> None:
     clock = TurnedClock()
     with Outbox.open(outbox_dir, OutboxConfig(stuck_after=30), clock=clock) as box:
         clock.turn(timedelta(days=400))
@@ -320,3 +323,31 @@ def test_who_only_looks_cannot_write(outbox_dir: Path) -> None:
         assert not observer.status().halted
     # It leaves the store as clean as it was.
     assert (outbox_dir / "clean").exists()
+
+
+def test_reader_that_hangs_is_counted(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its snapshot keeps freed pages from being used again."""
+    monkeypatch.setattr(findings, "_PINNED_COMMITS", 5)
+    began, done = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        with box.store._read():
+            began.set()
+            done.wait()
+
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {})
+        assert box.status().pinned_commits == 0
+        reader = threading.Thread(target=hang)
+        reader.start()
+        try:
+            assert began.wait(LONG)
+            for number in range(8):
+                box.enqueue("log", {"number": number})
+            found = box.status()
+        finally:
+            done.set()
+            reader.join()
+        assert found.pinned_commits == 8
+        assert [said for said in found.degraded if "a reader that is 8 commits behind" in said]
+        assert box.status().pinned_commits == 0

@@ -159,7 +159,7 @@ anything = st.one_of(
         st.lists(anything, max_size=3),
     )
 )
-def test_the_short_way_of_common_arguments_agrees_with_the_general_one(value: Any) -> None:
+def test_short_encoding_of_common_arguments_equals_the_general_one(value: Any) -> None:
     short = codec._encode_flat(value)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "_encode_flat", lambda value: None)
@@ -359,7 +359,7 @@ REFUSED: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("value", "message"), REFUSED, ids=[message[:24].replace("\\", "") for _, message in REFUSED])
-def test_what_postgresql_or_an_exact_round_trip_would_refuse_is_refused_by_name(value: Any, message: str) -> None:
+def test_value_unfit_for_postgresql_or_a_round_trip_is_refused(value: Any, message: str) -> None:
     with pytest.raises(InvalidEntry, match=message):
         codec.encode({"x": [value]})
 
@@ -494,7 +494,7 @@ def test_what_json_holds_exactly_is_decoded_without_types() -> None:
     assert codec.from_json(codec.to_json({"a": [1, None]})) == {"a": [1, None]}
 
 
-def test_arguments_are_encoded_like_any_value_and_kept_decoded_only_where_that_is_exact() -> None:
+def test_arguments_are_kept_decoded_only_where_that_is_exact() -> None:
     flat, nested = {"a": 1}, {"a": (1, 2)}
     assert codec.encode_args(flat) == (*codec.encode(flat), flat)
     assert codec.encode_args(nested) == (*codec.encode(nested), None)

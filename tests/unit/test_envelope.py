@@ -102,7 +102,7 @@ def test_a_record_under_another_sequence_number_is_noticed() -> None:
         unpack(8, pack(RECORD))
 
 
-def test_parts_that_do_not_add_up_are_noticed_even_under_a_right_checksum() -> None:
+def test_wrong_part_lengths_are_noticed_under_a_right_checksum() -> None:
     data = pack(RECORD)
     body = data[8:] + b"\0"
     forged = data[:4] + struct.pack(">I", zlib.crc32(body, data[3])) + body
@@ -152,7 +152,7 @@ def test_an_entry_takes_the_arguments_that_are_at_hand() -> None:
     assert RECORD.entry(args=args).args is args
 
 
-def test_an_entry_of_a_type_that_is_gone_is_refused_unless_it_is_only_shown() -> None:
+def test_entry_of_a_missing_type_is_refused_unless_only_shown() -> None:
     record = replace(RECORD, args=b'{"side":"buy"}', types=b'{"dict":{"side":["enum","gone.Side","BUY"]}}')
     with pytest.raises(ConfigError, match="gone.Side"):
         record.entry()

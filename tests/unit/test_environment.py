@@ -152,9 +152,7 @@ def test_the_loser_of_a_race_uses_the_winners_store(outbox_dir: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "empty"])
 @pytest.mark.parametrize("opener", [Outbox.open, Outbox.attach])
-def test_a_missing_or_empty_data_file_is_corruption_and_not_a_new_store(
-    outbox_dir: Path, damage: str, opener: Any
-) -> None:
+def test_missing_or_empty_data_file_is_corruption_and_no_new_store(outbox_dir: Path, damage: str, opener: Any) -> None:
     make(outbox_dir)
     data = outbox_dir / "data.mdb"
     if damage == "missing":
@@ -403,7 +401,7 @@ def test_a_filling_that_failed_leaves_nothing(outbox_dir: Path, monkeypatch: pyt
     Outbox.open(outbox_dir).close()
 
 
-def test_each_new_folder_above_a_store_is_flushed_into_the_one_above_it(
+def test_each_new_folder_above_a_store_is_flushed_into_its_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[Path] = []
@@ -423,7 +421,7 @@ def test_an_engine_flushes_the_renames_of_whoever_was_killed_before(
     assert flushed == [outbox_dir, outbox_dir.parent]
 
 
-def test_every_commit_is_flushed_with_its_meta_page_and_none_goes_through_the_map(outbox_dir: Path) -> None:
+def test_commits_are_flushed_with_their_meta_page_and_not_mapped(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         opened = box.store._environment
         assert opened is not None

@@ -34,7 +34,7 @@ def test_it_is_what_stat_says(ask: Ask, tmp_path: Path) -> None:
         assert ask(path) == (info.st_ino, os.major(info.st_dev), os.minor(info.st_dev))
 
 
-def test_a_link_is_followed_and_another_file_of_the_same_name_is_another(ask: Ask, tmp_path: Path) -> None:
+def test_link_is_followed_and_a_replaced_file_is_another_file(ask: Ask, tmp_path: Path) -> None:
     first, second, link = tmp_path / "first", tmp_path / "second", tmp_path / "link"
     first.write_text("1", encoding="utf-8")
     second.write_text("2", encoding="utf-8")

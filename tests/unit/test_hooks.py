@@ -251,9 +251,7 @@ def test_a_hook_may_close_the_outbox(outbox_dir: Path) -> None:
     until(lambda: not hook_threads())
 
 
-def test_a_hook_that_blocks_holds_up_neither_commits_nor_deliveries_nor_other_hooks(
-    outbox_dir: Path, told: Told
-) -> None:
+def test_blocking_hook_holds_up_no_commit_no_delivery_no_other_hook(outbox_dir: Path, told: Told) -> None:
     halted = Told()
     told.gate.clear()
     with opened(outbox_dir, on_delivered=told, on_halt=halted) as box:

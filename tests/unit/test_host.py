@@ -142,7 +142,7 @@ def test_signatures_are_those_of_an_object_of_the_class() -> None:
         assert signature_of(Manager, name) == inspect.signature(getattr(Manager(), name))
 
 
-def test_signatures_outlive_the_process_for_a_factory_that_hides_its_class(outbox_dir: Path) -> None:
+def test_signatures_survive_a_restart_where_a_factory_hides_its_class(outbox_dir: Path) -> None:
     names = ("plain", "unnamed", "static", "missing")
     with Outbox.open(outbox_dir) as box:
         Host(Manager, SystemClock()).remember(box, names)
@@ -211,7 +211,7 @@ def test_before_there_is_a_manager_a_copy_is_an_object_of_its_class() -> None:
     assert not hasattr(replica, "url")
 
 
-def test_an_optional_operation_does_without_identities_that_a_manager_lacks() -> None:
+def test_optional_operation_does_without_an_identity_that_is_missing() -> None:
     operation = ManagerOperation("plain", identity=(("nothing",), ("a",)), optional=True)
     assert operation.identity_of({"a": 5}) == [["a"], [5]]
     assert operation.identity_of({"a": None}) is None

@@ -302,7 +302,7 @@ def test_a_computed_change_is_not_told_for_the_one_that_was_given() -> None:
     assert tell(learning, changing(-0.3), old) == {"change": -0.3}
 
 
-def test_a_sum_of_unknown_arithmetic_is_told_in_floats_where_nobody_can_be_asked() -> None:
+def test_sum_of_unknown_arithmetic_is_a_float_in_an_outage() -> None:
     learning, old, change = Learning(), Decimal("1001.50285714"), 1.4333333333333333
     block(learning, {"new_balance": 1000 + 1 / 7}, Decimal(1000), 1 / 7)
     with pytest.raises(UnknownLocally, match="1002.9361904733332 or 1002.9361904733333"):

@@ -152,7 +152,7 @@ def test_a_status_is_learned_for_each_of_its_values(view: LocalView) -> None:
     assert view.unresolved_orders(1) == []
 
 
-def test_a_row_that_a_call_does_not_name_is_never_answered_after_it_changed(view: LocalView) -> None:
+def test_row_changed_by_a_call_that_does_not_name_it_is_unknown(view: LocalView) -> None:
     two = [{"id": 5, "side": "LONG", "size": 9.5, "orders": []}]
     taught(view, "close_position", tables_of(two, [{"id": 9, "client_order_id": "o"}]), position_id=6)
     assert not did(view, "close_position", position_id=6)
@@ -190,7 +190,7 @@ def test_first_position_of_a_new_database_is_learned_whole(view: LocalView) -> N
     assert view.open_positions(1) == [rows(1), rows(2)]
 
 
-def test_a_session_begun_without_knowledge_has_no_balance_that_is_known() -> None:
+def test_session_begun_before_learning_has_no_known_balance() -> None:
     view = LocalView()
     did(view, "create_trading_session", session=4, id_=4, strategy_name="s", symbol="IBM", initial_balance=100)
     with pytest.raises(UnknownLocally, match="create_trading_session was never seen"):
@@ -239,7 +239,7 @@ def test_a_read_that_postgresql_answered_otherwise_is_not_answered(view: LocalVi
         view.active_session_id()
 
 
-def test_ended_sessions_are_forgotten_in_the_end_and_active_ones_never(view: LocalView) -> None:
+def test_old_ended_sessions_are_forgotten_and_active_ones_never(view: LocalView) -> None:
     for id_ in range(2, 80):
         did(view, "create_trading_session", session=id_, id_=id_)
         did(view, "end_trading_session", session=id_)

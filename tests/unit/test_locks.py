@@ -121,7 +121,7 @@ def test_only_a_clean_release_hides_who_held_a_role(tmp_path: Path) -> None:
     assert not died_holding(tmp_path, Role.RELAY)
 
 
-def test_a_forked_child_that_outlives_the_holder_does_not_keep_the_role(tmp_path: Path) -> None:
+def test_forked_child_that_outlives_the_holder_does_not_keep_the_role(tmp_path: Path) -> None:
     with process(HOLD_AND_FORK, tmp_path) as other:
         child = int(said(other))
         assert holder(tmp_path, Role.ENGINE) == other.pid
@@ -185,9 +185,7 @@ class Pause:
         """Nothing."""
 
 
-def test_an_observer_in_the_middle_of_its_look_does_not_keep_an_engine_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_observer_that_looks_does_not_keep_an_engine_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pause = Pause()
     monkeypatch.setattr(locks, "Event", pause)
     RoleLock(tmp_path, Role.ENGINE).release()

@@ -49,7 +49,7 @@ def test_a_declaration_that_cannot_work_is_refused_by_name(declaration: dict[str
     [{"identity": None}, {"identity": 5}, {"order_by": 5}, {"name": "bad name"}, {"name": 5}],
     ids=str,
 )
-def test_a_declaration_with_a_wrong_type_is_refused_as_a_configuration_error(declaration: dict[str, Any]) -> None:
+def test_declaration_with_a_wrong_type_is_a_configuration_error(declaration: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Operation(**{"name": "log", "table": "t", **declaration})
 

@@ -130,9 +130,7 @@ def test_a_row_that_lies_in_a_page_costs_no_read_of_its_own(outbox_dir: Path, mo
 @pytest.mark.slow
 @pytest.mark.parametrize("bit", range(16))
 @pytest.mark.parametrize("page", [0, 1])
-def test_a_meta_page_that_is_taken_for_the_newest_by_mistake_is_noticed(
-    filled: Path, outbox_dir: Path, page: int, bit: int
-) -> None:
+def test_meta_page_mistaken_for_the_newest_is_noticed(filled: Path, outbox_dir: Path, page: int, bit: int) -> None:
     # With one bit of its number changed, LMDB takes the other one and silently forgets the last commit.
     shutil.copytree(filled, outbox_dir)
     data = bytearray((outbox_dir / "data.mdb").read_bytes())
@@ -163,7 +161,7 @@ def test_a_new_store_and_a_vacuumed_one_are_sound(outbox_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 4095, 4096, 4200, 8191])
-def test_a_file_that_is_too_short_for_two_meta_pages_is_no_end_of_the_world(tmp_path: Path, size: int) -> None:
+def test_file_too_short_for_two_meta_pages_is_reported_as_damaged(tmp_path: Path, size: int) -> None:
     (tmp_path / "data.mdb").write_bytes(random.Random(1).randbytes(size))
     with DataFile(tmp_path / "data.mdb") as file:
         assert file.problems == ["both meta pages are damaged"]

@@ -33,7 +33,7 @@ def accounted(box: Outbox) -> bool:
     return now.acknowledged == now.pending + now.completed + now.dead_letters + now.discarded + now.quarantined
 
 
-def test_giving_it_up_ends_the_call_for_an_operator_and_keeps_the_raw_bytes_with_the_reason(box: Outbox) -> None:
+def test_discarded_quarantined_entry_keeps_its_raw_bytes_and_reason(box: Outbox) -> None:
     assert box.status().health is Health.NEEDS_OPERATOR
     (given_up,) = box.discard(2, "entered by hand")
     assert box.status().needs_operator == []
@@ -49,7 +49,7 @@ def test_giving_it_up_ends_the_call_for_an_operator_and_keeps_the_raw_bytes_with
         box.discard(2, "again")
 
 
-def test_its_key_stays_in_use_so_that_the_same_call_is_not_a_second_one(box: Outbox) -> None:
+def test_key_of_a_discarded_quarantined_entry_stays_in_use(box: Outbox) -> None:
     box.discard(2, "entered by hand")
     with pytest.raises(AlreadyRejected, match="entered by hand") as caught:
         box.enqueue("log", {"number": 1}, key="k")
@@ -116,7 +116,7 @@ def test_what_is_left_of_it_goes_with_its_retention(box: Outbox) -> None:
     assert box.enqueue("log", {"number": 1}, key="k").seq == 5
 
 
-def test_entries_without_a_ledger_copy_are_shown_until_somebody_has_seen_to_it(box: Outbox) -> None:
+def test_entries_without_a_ledger_copy_are_shown_until_acknowledged(box: Outbox) -> None:
     assert not box.acknowledge("unledgered")
     box.store._settle(
         Settlement(completed=[(record, b"") for record in box.store.records("pending")]), keep_ledger=False

@@ -50,7 +50,7 @@ def test_a_busy_batch_is_recorded_in_its_own_step(outbox_dir: Path) -> None:
         assert rig.pending() == list(range(15, 22))
 
 
-def test_a_backlog_that_was_there_before_the_relay_is_not_the_program_at_work(outbox_dir: Path) -> None:
+def test_backlog_older_than_the_relay_does_not_count_as_busy(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=4, busy_batch_size=1) as rig:
         rig.enqueue(*[None] * 9)
         rig.settle()

@@ -17,7 +17,7 @@ DOWN = TargetUnavailable("connection refused")
 
 
 @pytest.mark.slow
-def test_six_hours_of_outage_consume_no_attempt_and_try_a_bounded_number_of_times(outbox_dir: Path) -> None:
+def test_outage_of_six_hours_uses_no_attempt_and_bounds_the_tries(outbox_dir: Path) -> None:
     with Rig(outbox_dir, max_retries=0) as rig:
         rig.target.down = DOWN
         seqs = rig.enqueue(*(f"k{number}" for number in range(20)))
@@ -167,7 +167,7 @@ def test_an_ordinary_outage_does_not_shrink_the_batch(outbox_dir: Path) -> None:
         assert {len(call) for call in rig.target.calls} == {16}
 
 
-def test_a_settlement_that_fails_is_tried_again_and_receipts_keep_effects_single(
+def test_failed_settlement_is_retried_without_a_second_effect(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Rig(outbox_dir, batch_size=2) as rig:
@@ -245,7 +245,7 @@ def test_a_recovery_is_told_when_all_is_delivered_and_not_before(outbox_dir: Pat
         assert told == [[], []]
 
 
-def test_those_who_wait_are_told_whether_deliveries_work_while_somebody_delivers(outbox_dir: Path) -> None:
+def test_delivering_is_known_while_drained_and_false_in_an_outage(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=1) as rig:
         said: list[bool | None] = []
         rig.target.before = lambda records: said.append(rig.box.progress.delivering)
@@ -262,7 +262,7 @@ def test_those_who_wait_are_told_whether_deliveries_work_while_somebody_delivers
         assert rig.box.progress.delivering is False
 
 
-def test_nothing_leaves_the_ledger_while_nobody_knows_what_postgresql_has(outbox_dir: Path) -> None:
+def test_ledger_is_not_pruned_in_an_outage(outbox_dir: Path) -> None:
     with Rig(outbox_dir, retention_hours=1) as rig:
         rig.enqueue(None)
         rig.settle()
@@ -277,7 +277,7 @@ def test_nothing_leaves_the_ledger_while_nobody_knows_what_postgresql_has(outbox
         assert [entry.seq for entry in rig.box.ledger()] == [2]
 
 
-def test_an_entry_that_takes_too_long_is_tried_alone_and_ever_more_seldom_while_others_go_first(
+def test_slow_entry_is_tried_alone_and_ever_later_behind_the_others(
     outbox_dir: Path,
 ) -> None:
     with Rig(outbox_dir, batch_size=4, stall_timeout=8) as rig:

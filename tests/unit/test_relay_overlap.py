@@ -45,7 +45,7 @@ def test_a_batch_is_recorded_while_the_target_has_the_next_one(
         assert not list(box.pending())
 
 
-def test_a_process_that_dies_before_it_recorded_a_batch_applies_it_once(outbox_dir: Path) -> None:
+def test_relay_lost_before_it_recorded_a_batch_applies_it_once(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=2) as rig:
         seqs = rig.enqueue(*"aabb", None)
         rig.step()
@@ -91,7 +91,7 @@ def test_walking_over_what_is_held_back_writes_nothing(outbox_dir: Path, monkeyp
 
 
 @pytest.mark.parametrize("what", ["dead", "dropped", "retried"])
-def test_a_batch_with_anything_but_successes_is_recorded_in_its_own_step(outbox_dir: Path, what: str) -> None:
+def test_batch_that_is_not_all_success_is_recorded_in_its_own_step(outbox_dir: Path, what: str) -> None:
     with Rig(outbox_dir, batch_size=2) as rig:
         [bad] = rig.enqueue("a", operation="note" if what == "dropped" else "write")
         rig.enqueue("b", "c", "d")
@@ -171,7 +171,7 @@ def test_what_was_passed_over_is_not_taken_for_acknowledged(outbox_dir: Path) ->
         assert [watermark for _, watermark in target.told] == [0, 1, 1]
 
 
-def test_what_ends_a_batch_may_be_a_loss_and_nothing_is_delivered_until_that_is_settled(outbox_dir: Path) -> None:
+def test_loss_that_ends_a_batch_stops_delivery_until_it_is_settled(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         target = remembering(rig)
         target.down = target.loss = LOSS
@@ -187,7 +187,7 @@ def test_what_ends_a_batch_may_be_a_loss_and_nothing_is_delivered_until_that_is_
         assert rig.box.status().alarms == {}
 
 
-def test_a_loss_that_an_idle_relay_met_is_forgotten_when_the_right_database_is_back(outbox_dir: Path) -> None:
+def test_loss_met_while_idle_is_forgotten_with_the_right_database(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         target = remembering(rig)
         target.mark = MARK
@@ -381,7 +381,7 @@ class Hasty:
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_stopping_interrupts_a_batch_of_another_threads_drain_that_does_not_end(
+def test_stop_interrupts_a_hanging_batch_of_a_drain_in_another_thread(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
     target = InMemoryTarget(OPERATIONS)
@@ -422,7 +422,7 @@ def test_a_drain_without_time_moves_one_batch(outbox_dir: Path) -> None:
         assert rig.target.applied == [1]
 
 
-def test_who_drives_the_steps_counts_as_delivering_only_while_somebody_drains(outbox_dir: Path) -> None:
+def test_stepped_relay_counts_as_delivering_only_in_a_drain(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=1) as rig:
         seen: list[bool | None] = []
         rig.target.before = lambda records: seen.append(rig.box.progress.delivering)
@@ -446,7 +446,7 @@ def test_the_end_is_told_at_once_though_the_last_word_is_hardly_older(outbox_dir
 
 
 @pytest.mark.parametrize("loss", [None, LOSS])
-def test_an_idle_relay_that_hears_that_all_is_there_forgets_its_last_failure(
+def test_idle_relay_forgets_its_last_failure_if_no_entry_is_lost(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, loss: HistoryRewound | None
 ) -> None:
     with Rig(outbox_dir, batch_size=3) as rig:

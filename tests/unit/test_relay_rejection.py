@@ -10,7 +10,7 @@ from outbox import EntryStatus, Health
 from tests.unit.fakes.rig import Rig, passing, permanent
 
 
-def test_a_permanent_rejection_is_a_dead_letter_at_once_and_holds_its_key(outbox_dir: Path) -> None:
+def test_permanent_rejection_is_a_dead_letter_and_holds_its_key(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         a1, b1, a2, none, b2 = rig.enqueue("a", "b", "a", None, "b")
         rig.target.refuse[a1] = permanent("23505: duplicate key")
@@ -26,7 +26,7 @@ def test_a_permanent_rejection_is_a_dead_letter_at_once_and_holds_its_key(outbox
         assert status.breaker == "closed"
 
 
-def test_a_dead_letter_holds_what_is_enqueued_later_and_after_a_restart(outbox_dir: Path) -> None:
+def test_dead_letter_holds_later_entries_of_its_key_after_a_restart(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=2) as rig:
         [a1] = rig.enqueue("a")
         rig.target.refuse[a1] = permanent()
@@ -292,7 +292,7 @@ def test_discarding_a_group_gives_up_all_of_it_and_releases_its_keys(outbox_dir:
         assert rig.box.status().discarded == 2
 
 
-def test_a_best_effort_entry_waits_for_its_retry_although_something_else_was_released(outbox_dir: Path) -> None:
+def test_best_effort_entry_waits_for_its_retry_after_another_release(outbox_dir: Path) -> None:
     with Rig(outbox_dir, backoff_base=100.0, backoff_cap=100.0) as rig:
         rig.clock.jitter = 1.0
         [note] = rig.enqueue("a", operation="note")

@@ -53,7 +53,7 @@ def test_a_batch_is_bounded_by_its_bytes_too(outbox_dir: Path) -> None:
         assert len(rig.target.calls) > 1
 
 
-def test_a_caught_up_relay_waits_for_the_sync_interval_and_leaves_the_target_alone(outbox_dir: Path) -> None:
+def test_caught_up_relay_waits_for_the_sync_interval_without_a_call(outbox_dir: Path) -> None:
     with Rig(outbox_dir, sync_interval=42.0) as rig:
         assert rig.step() == 42.0
         rig.enqueue(None)
@@ -86,7 +86,7 @@ def test_status_tells_when_it_last_applied(outbox_dir: Path) -> None:
         assert relay.breaker == "closed"
 
 
-def test_the_target_is_told_whose_entries_they_are_and_its_mark_is_kept(outbox_dir: Path) -> None:
+def test_target_gets_the_store_id_and_its_mark_is_kept(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         rig.target.mark = Mark(UUID(int=1), UUID(int=2), 7)
         rig.enqueue(None)
@@ -117,7 +117,7 @@ def test_a_second_relay_is_refused_while_the_first_holds_the_role(outbox_dir: Pa
         other.stop()
 
 
-def test_a_damaged_entry_is_quarantined_and_reported_and_the_others_go_on(outbox_dir: Path) -> None:
+def test_damaged_entry_is_quarantined_and_the_others_are_delivered(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=2) as rig:
         seqs = rig.enqueue("k", "k", "k", "k")
         damage(outbox_dir, seqs[0], seqs[2])
@@ -186,7 +186,7 @@ def full_disk(*args: object, **kwargs: object) -> None:
     raise DurabilityError("the store could not write: no space left on device")
 
 
-def test_the_state_is_published_every_second_and_at_once_when_something_changed(outbox_dir: Path) -> None:
+def test_state_is_published_every_second_and_at_once_after_a_change(outbox_dir: Path) -> None:
     path = outbox_dir / "relay.state"
 
     def published() -> bool:
@@ -275,7 +275,7 @@ def test_a_relay_that_is_never_idle_prunes_too(outbox_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("idle", [True, False])
-def test_housekeeping_prunes_piece_by_piece_until_all_that_expired_is_gone(
+def test_expired_ledger_entries_are_pruned_piece_by_piece(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, idle: bool
 ) -> None:
     monkeypatch.setattr(store, "CHUNK", 1)

@@ -460,7 +460,7 @@ def test_a_restart_is_told_at_once_though_nothing_else_has_changed(outbox_dir: P
         assert relay.stop()
 
 
-def test_a_relay_that_starts_counts_as_delivering_before_its_first_batch_has_ended(
+def test_starting_relay_counts_as_delivering_during_its_first_batch(
     box: Outbox, target: InMemoryTarget, relay: Relay
 ) -> None:
     signals = Signals(target)
@@ -598,7 +598,7 @@ def test_a_relay_that_stopped_is_not_taken_for_one_that_died(box: Outbox, relay:
     assert not died_holding(box.path, Role.RELAY)
 
 
-def test_a_thread_that_died_listens_to_nobody_after_its_successor_has_stopped(
+def test_dead_thread_stops_listening_once_its_successor_has_stopped(
     box: Outbox, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -653,9 +653,7 @@ def test_an_idle_thread_waits_for_work_as_long_as_its_step_said(outbox_dir: Path
 
 
 @pytest.mark.slow
-def test_in_an_outage_work_is_no_reason_to_try_earlier_but_somebody_who_waits_is(
-    outbox_dir: Path, target: InMemoryTarget
-) -> None:
+def test_new_entry_in_an_outage_brings_no_early_try_but_a_drain_does(outbox_dir: Path, target: InMemoryTarget) -> None:
     clock = FakeClock()
     clock.jitter = 0.0
     config = OutboxConfig(backoff_base=3600, backoff_cap=3600)
@@ -719,7 +717,7 @@ def test_a_drain_does_not_end_with_a_look_from_before_the_last_entry(
 
 
 @pytest.mark.parametrize("threaded", [True, False])
-def test_drain_does_not_outlast_its_timeout_for_a_retry_that_is_far_away(
+def test_drain_with_a_distant_retry_ends_at_its_timeout(
     outbox_dir: Path, target: InMemoryTarget, threaded: bool
 ) -> None:
     with Outbox.open(outbox_dir, OutboxConfig(backoff_base=3600, backoff_cap=3600), OPERATIONS) as box:

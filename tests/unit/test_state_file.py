@@ -118,7 +118,7 @@ def test_a_cut_state_reads_as_absent(state: StateFile, tmp_path: Path, size: int
     assert state.read() is None
 
 
-def test_a_state_of_another_size_reads_as_absent_even_under_a_right_checksum(state: StateFile, tmp_path: Path) -> None:
+def test_state_of_a_wrong_size_reads_as_absent(state: StateFile, tmp_path: Path) -> None:
     body = b'{"pid":1}'
     (tmp_path / "state").write_bytes(b"%08x" % zlib.crc32(body) + body)
     assert state.read() is None

@@ -75,9 +75,7 @@ def test_outcomes_of_an_earlier_try_are_forgotten(box: Outbox) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_sequence_number_that_is_not_behind_the_last_is_corruption_and_nothing_is_stored(
-    box: Outbox, count: int
-) -> None:
+def test_sequence_number_not_above_the_last_is_corruption(box: Outbox, count: int) -> None:
     with box.store._write("damage") as (environment, txn):
         txn.put(seq_key(9), pack(record("z").numbered(9, 1, 0, 0)), db=environment.pending)
     before = box.store.figures()

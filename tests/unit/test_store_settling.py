@@ -393,7 +393,7 @@ def test_dead_letters_are_never_pruned_but_answered_ones_are(box: Outbox, clock:
     assert box.store.figures().idempotency == 2
 
 
-def test_a_key_that_was_used_anew_survives_the_pruning_of_its_first_owner(box: Outbox, clock: FakeClock) -> None:
+def test_reused_key_survives_the_pruning_of_its_first_owner(box: Outbox, clock: FakeClock) -> None:
     box.enqueue("log", {"a": 1}, key="k")
     complete(box, *box.store.records("pending"))
     opened = raw(box)
@@ -514,7 +514,7 @@ def test_many_damaged_records_are_reported_a_batch_at_a_time(box: Outbox) -> Non
     assert (len(rest.damaged), seqs(rest.records)) == (19, [40])
 
 
-def test_a_retry_of_a_quarantined_entry_is_not_told_that_it_was_completed(box: Outbox) -> None:
+def test_repeated_call_of_a_quarantined_entry_is_already_rejected(box: Outbox) -> None:
     box.enqueue("log", {"a": 1}, key="k")
     opened = raw(box)
     with opened.env.begin(write=True) as txn:
@@ -655,7 +655,7 @@ def test_meta_records_are_refused_after_a_failed_write(box: Outbox) -> None:
     assert box.store.delete_meta("a", despite_halt=True)
 
 
-def test_a_newer_small_record_has_a_higher_stamp_whatever_the_clock_says(box: Outbox, clock: FakeClock) -> None:
+def test_newer_small_record_has_a_higher_stamp_under_any_clock(box: Outbox, clock: FakeClock) -> None:
     stamps = []
     for elapsed in (0, 0, -100, 5, 1000):
         clock.advance(elapsed)
@@ -771,7 +771,7 @@ def test_a_large_settlement_lets_others_write_in_between(box: Outbox, monkeypatc
     assert box.status().completed == 700
 
 
-def test_no_group_is_divided_between_two_commits_and_every_one_knows_the_marks() -> None:
+def test_settlement_in_parts_divides_no_group_and_repeats_the_marks() -> None:
     def record(seq: int, group: int) -> Record:
         return Record(seq, b"", b"", "log", None, b"", b"", b"{}", b"", group=group)
 

@@ -47,7 +47,7 @@ def test_the_unit_that_took_too_long_is_known_from_any_part() -> None:
         assert whole.stalled == slow
 
 
-def test_of_two_interruptions_the_first_is_told_but_a_loss_before_any_other() -> None:
+def test_merged_outcome_keeps_the_first_interruption_or_the_loss() -> None:
     away, gone = TargetUnavailable("away"), TargetUnavailable("gone")
     loss = HistoryRewound("it lacks something", settled_seq=1, same_database=True)
     for first, second, told in [

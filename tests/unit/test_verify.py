@@ -448,9 +448,7 @@ def test_what_keeps_the_child_from_reading_is_no_damage(
 
 
 @pytest.mark.slow
-def test_strict_warnings_in_the_environment_do_not_keep_a_sound_store_shut(
-    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sound_store_opens_under_strict_warnings(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(outbox_dir)
     monkeypatch.setenv("PYTHONWARNINGS", "error")
     Outbox.open(outbox_dir).close()
@@ -467,7 +465,7 @@ def test_module_of_the_host_named_as_a_standard_one_is_harmless(
     Outbox.open(outbox_dir).close()
 
 
-def test_the_child_finds_a_package_that_its_host_found_through_sys_path(outbox_dir: Path, tmp_path: Path) -> None:
+def test_child_finds_a_package_through_the_sys_path_of_its_host(outbox_dir: Path, tmp_path: Path) -> None:
     make(outbox_dir)
     code = "import sys; sys.path[:0] = sys.argv[2:]; from outbox import Outbox; Outbox.open(sys.argv[1]).close()"
     paths = [path for path in sys.path if path]

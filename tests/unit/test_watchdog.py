@@ -101,7 +101,7 @@ def test_a_socket_that_is_down_already_is_no_error(
         assert watchdog.fired
 
 
-def test_a_descriptor_that_was_closed_and_given_to_another_is_not_touched(
+def test_descriptor_closed_and_given_to_another_is_not_touched(
     watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     first, peer = socket.socketpair()
@@ -138,7 +138,7 @@ def test_each_block_is_judged_for_itself(watchdog: Watchdog, pair: tuple[socket.
         assert not watchdog.fired
 
 
-def test_a_block_that_was_shut_before_it_had_a_socket_does_not_get_one(
+def test_block_shut_before_it_had_a_socket_does_not_get_one(
     watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     with watchdog.guard():
@@ -147,7 +147,7 @@ def test_a_block_that_was_shut_before_it_had_a_socket_does_not_get_one(
         assert not works(pair)
 
 
-def test_a_socket_shut_in_an_earlier_block_does_not_spoil_the_next_one(
+def test_socket_shut_in_an_earlier_block_does_not_spoil_the_next(
     watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     with watchdog.guard():
@@ -208,7 +208,7 @@ def test_it_may_be_closed_from_its_own_thread(clock: Time, pair: tuple[socket.so
 
 
 @pytest.mark.slow
-def test_connecting_has_a_limit_of_its_own_and_what_comes_then_has_this_one(
+def test_limit_of_a_statement_starts_after_connecting(
     watchdog: Watchdog, clock: Time, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     watchdog.watch(pair[0].fileno())
@@ -227,7 +227,7 @@ def test_connecting_has_a_limit_of_its_own_and_what_comes_then_has_this_one(
     assert watchdog.fired
 
 
-def test_nothing_has_fired_before_there_was_a_block_nor_on_a_new_connection(
+def test_watchdog_has_not_fired_before_a_block_or_after_reconnecting(
     watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     assert not watchdog.fired

@@ -316,7 +316,7 @@ BUGS = (
         "outbox/target.py",
         "            lane = lane_of[family.of(next(iter(own)))]",
         "            lane = unit[0].seq % lanes",
-        ("tests/unit/test_spread.py",),
+        ("tests/unit/test_target_spread.py",),
     ),
     Bug(
         "a batch that could not be recorded does not come again",
@@ -953,7 +953,7 @@ BUGS = (
         "outbox/store/appending.py",
         "if known is not None and known.status is EntryStatus.FAILED:",
         "if known is not None and known.status is None:",
-        ("tests/unit/test_already_rejected.py",),
+        ("tests/unit/test_rejected.py",),
     ),
     Bug(
         "adapter: an exit stops at the dead letter of its first call",

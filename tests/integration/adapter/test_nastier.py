@@ -291,7 +291,7 @@ def test_the_managers_own_memory_is_touched_once(late: Scene) -> None:
     assert late.rows("SELECT name FROM counters") == [("a",)]
 
 
-def test_a_refused_call_becomes_a_dead_letter_and_holds_back_its_session_only(late: Scene) -> None:
+def test_refused_call_is_a_dead_letter_and_holds_its_session_back(late: Scene) -> None:
     manager = late.manager
     first = manager.log_position("long", 1)
     assert manager.update_position(99, stop_loss=1) is True
@@ -392,7 +392,7 @@ class Asynchronous(NastierManager):
         (NastierManager, "connected_to", "classmethod"),
     ],
 )
-def test_a_method_that_cannot_be_replayed_is_refused_when_it_is_declared(
+def test_declaring_a_method_that_cannot_be_replayed_is_refused(
     postgres_url: str, outbox_dir: Path, manager_class: Any, name: str, why: str
 ) -> None:
     manager = manager_class(postgres_url)

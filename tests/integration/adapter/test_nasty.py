@@ -213,9 +213,7 @@ def test_a_setting_of_one_call_does_not_reach_the_next(postgres_url: str, outbox
         durable.close()
 
 
-def test_a_replay_that_goes_around_the_session_factory_stops_the_line_and_writes_nothing(
-    postgres_url: str, outbox_dir: Path
-) -> None:
+def test_replay_around_the_session_factory_stops_and_writes_nothing(postgres_url: str, outbox_dir: Path) -> None:
     with running(postgres_url, outbox_dir, relay=False) as run:
         run.manager.create_trading_session("s")
         # A rehearsal ends where the method first turns to its session.
@@ -237,7 +235,7 @@ def test_an_error_of_the_hosts_own_is_a_refusal_and_not_an_outage(postgres_url: 
         assert run.manager.get_current_balance() == 10.0
 
 
-def test_what_is_committed_before_an_error_stays_and_the_error_is_told(postgres_url: str, outbox_dir: Path) -> None:
+def test_commit_before_an_error_stays_and_the_error_is_raised(postgres_url: str, outbox_dir: Path) -> None:
     with running(postgres_url, outbox_dir) as run:
         run.manager.create_trading_session("s")
         position_id = run.manager.log_position("long", 2000)

@@ -129,7 +129,7 @@ def test_a_day_in_an_outage_is_as_a_day_without_one(world: World, write_behind: 
     assert all(before < time < after for (time,) in times)
 
 
-def test_write_behind_gives_results_without_waiting_and_they_come_true(world: World) -> None:
+def test_write_behind_result_comes_at_once_and_proves_true(world: World) -> None:
     with world.life(write_behind=True) as life:
         session_id, ids = a_day(life)
         settled(life)
@@ -147,7 +147,7 @@ def test_write_behind_gives_results_without_waiting_and_they_come_true(world: Wo
 
 
 @pytest.mark.parametrize("moment", ["applied", "committed"])
-def test_a_relay_that_is_killed_in_the_middle_doubles_and_loses_nothing(world: World, moment: str) -> None:
+def test_relay_killed_in_the_middle_doubles_and_loses_nothing(world: World, moment: str) -> None:
     with world.life() as life:
         life.close()
     with world.life() as life:

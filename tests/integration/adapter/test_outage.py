@@ -88,9 +88,7 @@ def open_position(run: Running, name: str) -> int:
     return position_id
 
 
-def test_a_program_trades_through_an_outage_and_a_restart_in_its_middle(
-    own_postgres: PostgresServer, outbox_dir: Path
-) -> None:
+def test_program_restarted_in_an_outage_trades_on(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     with running(own_postgres, outbox_dir) as run:
         taught(run)
         session_id = begun(run)
@@ -141,9 +139,7 @@ def test_a_program_trades_through_an_outage_and_a_restart_in_its_middle(
     assert rows(own_postgres, "SELECT count(*) FROM system_events WHERE event_type = 'outage'") == [(1,)]
 
 
-def test_what_the_local_view_does_not_know_is_an_error_and_never_nothing(
-    own_postgres: PostgresServer, outbox_dir: Path
-) -> None:
+def test_value_unknown_to_the_local_view_is_an_error_not_empty(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     with running(own_postgres, outbox_dir) as run:
         own_postgres.kill()
         with pytest.raises(UnknownLocally):
@@ -179,9 +175,7 @@ def test_a_session_from_before_the_outbox_is_known_during_an_outage(
         assert [row["id"] for row in run.manager.get_active_positions(session_id)] == [position_id]
 
 
-def test_a_program_that_never_ran_cannot_start_in_an_outage_and_says_why(
-    own_postgres: PostgresServer, outbox_dir: Path
-) -> None:
+def test_first_start_in_an_outage_fails_with_the_reason(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     own_postgres.kill()
     with running(own_postgres, outbox_dir) as run, pytest.raises(Exception, match="reserve of trading_sessions"):
         begun(run)
@@ -206,9 +200,7 @@ def test_a_balance_below_zero_is_refused_where_the_manager_did(own_postgres: Pos
         assert run.box.status().acknowledged == before
 
 
-def test_times_are_those_of_the_calls_and_the_latest_balance_is_the_last(
-    own_postgres: PostgresServer, outbox_dir: Path
-) -> None:
+def test_rows_after_an_outage_have_the_times_of_their_calls(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     with running(own_postgres, outbox_dir) as run:
         begun(run)
         own_postgres.kill()
@@ -229,7 +221,7 @@ def test_times_are_those_of_the_calls_and_the_latest_balance_is_the_last(
     assert rows(own_postgres, "SELECT max(timestamp) FROM system_events")[0][0] < last
 
 
-def test_another_writer_during_the_outage_is_reported_and_nothing_is_papered_over(
+def test_another_writer_in_an_outage_is_reported_as_a_divergence(
     own_postgres: PostgresServer, outbox_dir: Path
 ) -> None:
     with running(own_postgres, outbox_dir, write_behind=True) as run:
@@ -269,7 +261,7 @@ def test_write_behind_never_waits(own_postgres: PostgresServer, outbox_dir: Path
         assert run.manager.get_current_balance() == 8.0
 
 
-def test_toggles_equal_changes_and_equal_partial_exits_all_count_and_one_order_is_one(
+def test_equal_changes_each_count_and_a_repeated_order_counts_once(
     own_postgres: PostgresServer, outbox_dir: Path
 ) -> None:
     with running(own_postgres, outbox_dir) as run:
@@ -296,7 +288,7 @@ def test_toggles_equal_changes_and_equal_partial_exits_all_count_and_one_order_i
     assert rows(own_postgres, "SELECT count(*) FROM positions WHERE client_order_id = 'twice'") == [(1,)]
 
 
-def test_everything_in_a_balance_block_is_one_group_and_an_exception_records_none_of_it(
+def test_balance_block_is_one_group_and_records_nothing_on_an_error(
     own_postgres: PostgresServer, outbox_dir: Path
 ) -> None:
     with running(own_postgres, outbox_dir) as run:

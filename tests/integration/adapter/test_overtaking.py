@@ -73,7 +73,7 @@ def test_refusal_that_a_method_tries_again_is_forgotten(here: Scene) -> None:
     assert here.manager.count_with_another_try() == 1
 
 
-def test_write_of_a_session_of_the_host_is_refused_and_its_read_is_not(here: Scene) -> None:
+def test_session_of_the_host_may_read_but_not_write_before_a_drain(here: Scene) -> None:
     here.manager.log_trade("IBM")
     with here.manager.session_factory() as session:
         assert session.scalar(text("SELECT count(*) FROM trades")) == 0

@@ -165,9 +165,7 @@ def test_durable_manager_before_wire_serves_as_the_plain_one(
     durable.close()
 
 
-def test_an_opaque_factory_restarts_in_an_outage_from_what_the_store_remembers(
-    own_postgres: PostgresServer, outbox_dir: Path
-) -> None:
+def test_opaque_factory_restarts_in_an_outage_from_the_store(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     url = own_postgres.url()
     engine = Engine(DurableDatabaseManager(lambda: DatabaseManager(url, connect_timeout=2)))
     with wire(engine, config=config(outbox_dir, url)):
@@ -207,9 +205,7 @@ def test_reserved_ids_go_on_behind_a_sequence_that_fell_back(manager: DatabaseMa
         assert len(set(ids)) == len(ids)
 
 
-def test_sequences_are_set_forward_as_soon_as_postgresql_is_found_set_back(
-    manager: DatabaseManager, outbox_dir: Path
-) -> None:
+def test_sequences_are_set_forward_once_postgresql_was_set_back(manager: DatabaseManager, outbox_dir: Path) -> None:
     engine = Engine(manager)
     with wire(engine, config=config(outbox_dir, None)) as wiring:
         engine.db_manager.create_trading_session("s", "I", "1d", "paper", 1)

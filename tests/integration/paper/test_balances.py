@@ -45,9 +45,7 @@ def position_id(manager: DatabaseManager, session_id: int) -> int:
     return manager.log_position("IBM", "long", 100, "0.1", "ma", "exchange-1", quantity=2)
 
 
-def test_balance_is_the_initial_one_until_set_and_zero_for_an_unknown_session(
-    manager: DatabaseManager, session_id: int
-) -> None:
+def test_balance_is_initial_until_set_and_zero_without_a_session(manager: DatabaseManager, session_id: int) -> None:
     assert manager.get_current_balance() == 1000.0
     assert manager.update_balance(Decimal("1100.5"), "deposit", "operator", session_id)
     assert manager.get_current_balance(session_id) == 1100.5
@@ -60,7 +58,7 @@ def test_update_balance_swallows_every_error(manager: DatabaseManager, session_i
     assert manager.get_current_balance() == 1000.0
 
 
-def test_update_balance_answers_false_without_a_session_and_for_an_unknown_one(manager: DatabaseManager) -> None:
+def test_update_balance_answers_false_without_a_known_session(manager: DatabaseManager) -> None:
     assert manager.update_balance(1, "bad", "test") is False
     assert manager.update_balance(1, "bad", "test", session_id=99) is False
 

@@ -141,7 +141,7 @@ def test_an_update_that_a_killed_engine_was_in_is_not_lost(killed: tuple[Databas
     assert (after_a_restart.lost, after_a_restart.findings) == (0, [])
 
 
-def test_an_older_stop_than_acknowledged_is_lost_though_the_engine_was_killed(
+def test_older_stop_than_acknowledged_counts_as_lost_after_a_kill(
     killed: tuple[DatabaseManager, Path, int, str],
 ) -> None:
     manager, record, position_id, stop = killed
@@ -154,7 +154,7 @@ def test_an_older_stop_than_acknowledged_is_lost_though_the_engine_was_killed(
     assert stop not in report.findings[0]
 
 
-def test_an_update_that_was_acknowledged_after_the_kill_is_the_only_one_that_counts(
+def test_update_acknowledged_after_the_kill_alone_counts_as_lost(
     killed: tuple[DatabaseManager, Path, int, str],
 ) -> None:
     manager, record, position_id, _ = killed

@@ -208,7 +208,7 @@ def test_error_of_the_callback_stops_the_engine(manager: DatabaseManager) -> Non
         engine.run(BARS)
 
 
-def test_close_only_refuses_entries_lets_exits_go_on_and_keeps_the_first_reason(engine: PaperEngine) -> None:
+def test_close_only_refuses_entries_and_keeps_its_first_reason(engine: PaperEngine) -> None:
     engine.start()
     engine.run(BARS[:60])
     entries, open_now = engine.stats.entries, len(engine.positions)

@@ -121,7 +121,7 @@ def test_ids_come_from_sequences(manager: DatabaseManager) -> None:
         assert one(manager, f"SELECT pg_get_serial_sequence('{table}', 'id') AS s")["s"] == f"public.{table}_id_seq"
 
 
-def test_new_session_becomes_current_is_named_by_time_and_logs_an_event(manager: DatabaseManager) -> None:
+def test_new_session_is_current_named_by_time_and_logs_an_event(manager: DatabaseManager) -> None:
     before = datetime.now(UTC).replace(tzinfo=None)
     session_id = manager.create_trading_session("ma", "IBM", "1d", "PAPER", 1000, {"fast": np.int64(3), "at": ENTRY})
     row = one(manager, "SELECT * FROM trading_sessions")
@@ -138,9 +138,7 @@ def test_session_with_an_unknown_mode_is_refused(manager: DatabaseManager) -> No
     assert rows(manager, "SELECT id FROM trading_sessions") == []
 
 
-def test_ended_session_has_totals_of_its_trades_and_is_no_longer_active(
-    manager: DatabaseManager, session_id: int
-) -> None:
+def test_ended_session_has_its_totals_and_is_no_longer_active(manager: DatabaseManager, session_id: int) -> None:
     trade(manager, pnl=20)
     trade(manager, pnl=-5)
     manager.end_trading_session(session_id, 1015)

@@ -239,15 +239,13 @@ WAYS = [
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_goes_past_the_flush_is_kept_and_undone_as_the_manager_does(
-    manager: Manager, here: Replays, way: str
-) -> None:
+def test_write_past_the_flush_is_kept_or_undone_as_by_the_manager(manager: Manager, here: Replays, way: str) -> None:
     assert as_plain(manager, here, "commits", way=way)
     assert not as_plain(manager, here, "rolls_back", way=way)
     assert not as_plain(manager, here, "closes", way=way)
 
 
-def test_constraint_that_is_deferred_is_checked_at_the_managers_commit(manager: Manager, postgres_url: str) -> None:
+def test_deferred_constraint_is_checked_at_the_commit_of_the_manager(manager: Manager, postgres_url: str) -> None:
     """As those of Django's tables are."""
     with manager.engine.begin() as connection:
         of = "of int REFERENCES notes DEFERRABLE INITIALLY DEFERRED"

@@ -226,7 +226,7 @@ def test_another_store_takes_it_only_when_told_and_behind_what_it_has(file: Path
     assert exporting.examine(other).problems == []
 
 
-def test_what_was_discarded_while_it_was_pending_is_asked_for_in_the_other_store(tmp_path: Path) -> None:
+def test_entry_discarded_while_pending_is_asked_for_after_the_import(tmp_path: Path) -> None:
     """PostgreSQL may have it all the same, and the relay that would have asked is gone."""
     old, new, other, file = (tmp_path / name for name in ("old", "new", "other", "file"))
     for directory in (old, other):
@@ -251,7 +251,7 @@ def test_what_was_discarded_while_it_was_pending_is_asked_for_in_the_other_store
 
 
 @pytest.mark.slow
-def test_a_key_that_is_in_use_for_something_else_is_left_to_an_operator(file: Path, tmp_path: Path) -> None:
+def test_imported_key_in_use_by_another_entry_is_left_to_an_operator(file: Path, tmp_path: Path) -> None:
     bring(file, tmp_path / "new")
 
     def another(lines: list[dict[str, Any]]) -> None:

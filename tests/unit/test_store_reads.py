@@ -159,7 +159,7 @@ def test_small_records_are_listed_by_the_beginning_of_their_names(box: Outbox) -
     assert (box.store.get_meta("a"), box.store.get_meta("a:")) == (b"A", None)
 
 
-def test_a_small_record_that_lies_under_the_name_of_another_is_never_taken_for_it(box: Outbox) -> None:
+def test_small_record_under_the_name_of_another_is_damaged(box: Outbox) -> None:
     box.store.put_meta("ids:orders", b"7")
     with box.store._write("damage") as (_, txn):
         txn.put(small.PREFIX + b"ids:rows", bytes(txn.get(small.PREFIX + b"ids:orders")))
