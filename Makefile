@@ -67,7 +67,7 @@ faults: .venv/.test-installed ## Every kill point and every disk error (some min
 
 ##@ Measure it
 
-# For docs/explanation/performance.md: make bench BENCH="--report docs/performance.md"
+# For the documents: make bench BENCH="--report docs/explanation/performance.md"
 bench: .venv/.bench-installed ## Beside other ways to do the same; BENCH=--quick is short
 	$(PY) -m benchmarks $(BENCH)
 

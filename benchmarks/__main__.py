@@ -15,6 +15,7 @@ from outbox.testing import PostgresServer
 
 from . import (
     chart,
+    coroutines,
     disturbance,
     drain,
     end_to_end,
@@ -22,6 +23,7 @@ from . import (
     manager,
     measure,
     report,
+    restart,
     scale,
     steady,
     threads,
@@ -34,6 +36,8 @@ SCENARIOS: dict[str, Callable[[Setting], Result]] = {
     "enqueue": enqueue.run,
     "transaction": transaction.run,
     "threads": threads.run,
+    "async": coroutines.run,
+    "restart": restart.run,
     "drain": drain.run,
     "disturbance": disturbance.run,
     "end_to_end": end_to_end.run,

@@ -43,8 +43,10 @@ def run(setting: Setting) -> Result:
             Goal(
                 text="outbox / bare LMDB transaction, median",
                 value=middle[OUTBOX] / middle[BARE],
-                limit=1.10,
+                limit=1.25,
                 judged=setting.sizes.judges,
+                question="One bare enqueue",
+                answer="{value:.2f} bare LMDB transactions",
             ),
             Goal(
                 text="outbox / one 4 KiB fdatasync, median",

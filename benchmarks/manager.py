@@ -166,11 +166,15 @@ def _calls(setting: Setting, kind: str) -> tuple[list[Line], list[Goal]]:
     judged = setting.sizes.judges
     up = [median(samples[name, _DURABLE]) / median(samples[name, _PLAIN]) for name in kinds]
     text = f"{kind}: PostgreSQL up / plain, median of the kinds"
-    goals.append(Goal(text=text, value=median(up), limit=1.5, judged=judged))
+    answer = "{value:.1f} times the plain manager's"
+    question = f"A critical call, PostgreSQL up ({kind} engine)"
+    goals.append(Goal(text=text, value=median(up), limit=1.5, judged=judged, question=question, answer=answer))
     for mode in (_OUTAGE, _BEHIND):
         over = [(median(samples[name, mode]) * 1e3 - 0.3) / (median(bare) * 1e3) for name in kinds]
         text = f"{kind}: {mode}, less 0.3 ms / {_BARE}, median of the kinds"
-        goals.append(Goal(text=text, value=median(over), limit=1.3, judged=judged))
+        asked = f"A critical call in an outage ({kind} engine)" if mode == _OUTAGE else ""
+        answer = "{value:.2f} bare durable enqueues and 0.3 ms"
+        goals.append(Goal(text=text, value=median(over), limit=1.3, judged=judged, question=asked, answer=answer))
     return lines, goals
 
 
@@ -219,6 +223,8 @@ def _backlog(setting: Setting, kind: str, what: str, delay_ms: float) -> tuple[l
     goal = Goal(
         text=f"{name}: drained / made directly, calls per second",
         value=median(ratios), limit=limit, at_most=False, judged=setting.sizes.judges,
+        question=f"A backlog of calls after an outage ({kind} engine)" if what == "mix" and not delay_ms else "",
+        answer="{value:.2f} times as fast as the plain manager makes them",
     )  # fmt: skip
     cpu_ms = {mode: median(times) * 1e3 for mode, times in used.items()}
     note = (

@@ -45,6 +45,9 @@ class Goal:
     at_most: bool = True
     # Sizes too small to judge by: shown, not judged.
     judged: bool = True
+    # For the table at the head of the document: what a reader wants to know, and the answer with `{value}` in it.
+    question: str = ""
+    answer: str = ""
 
     @property
     def met(self) -> bool:
@@ -99,6 +102,11 @@ class Sizes:
     # Trades of nine calls each, and calls of a backlog.
     manager_rounds: int
     manager_backlog: int
+    coroutines: int
+    # Entries, and how often the process is killed.
+    restart_settled: tuple[int, ...]
+    restart_pending: int
+    restart_rounds: int
     audited: int
 
     @property
@@ -126,6 +134,10 @@ FULL = Sizes(
     steady_step=1,
     manager_rounds=60,
     manager_backlog=3000,
+    coroutines=1000,
+    restart_settled=(100_000, 1_000_000),
+    restart_pending=10_000,
+    restart_rounds=5,
     audited=60,
 )
 # Takes about 7 GiB of disk.
@@ -150,6 +162,10 @@ QUICK = Sizes(
     steady_step=10,
     manager_rounds=10,
     manager_backlog=450,
+    coroutines=1000,
+    restart_settled=(2000, 20_000),
+    restart_pending=1000,
+    restart_rounds=2,
     audited=20,
 )
 TINY = Sizes(
@@ -172,6 +188,10 @@ TINY = Sizes(
     steady_step=60,
     manager_rounds=1,
     manager_backlog=45,
+    coroutines=20,
+    restart_settled=(50, 100),
+    restart_pending=10,
+    restart_rounds=1,
     audited=4,
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -57,13 +57,15 @@ def show(console: Console, result: Result) -> None:
     console.print(f"  {result.seconds:.0f} s\n", highlight=False)
 
 
-def markdown(run: dict[str, Any], results: Iterable[Result]) -> str:
+def markdown(run: dict[str, Any], results: Sequence[Result]) -> str:
     """The measured block of docs/explanation/performance.md."""
     text = [
         f"A {run['run']} run of {run['at'][:10]}: {run['system']}, {run['cpus']} CPUs, load {run['load']} at first, "
         f"{run['file_system']}, Python {run['python']}, PostgreSQL {run['postgresql']}, "
         + ", ".join(f"{name} {number}" for name, number in run["packages"].items())
         + ".",
+        "",
+        *_answers(results),
         "",
         "![The scenarios of this run](performance.png)",
     ]
@@ -74,6 +76,13 @@ def markdown(run: dict[str, Any], results: Iterable[Result]) -> str:
         notes = [f"Ratio: to {result.reference}."] if result.reference else []
         text += [f"- {note}" for note in [*notes, *(f"{_verdict(goal)}" for goal in result.goals), *result.notes]]
     return "\n".join(text)
+
+
+def _answers(results: Sequence[Result]) -> list[str]:
+    """What a reader may rely on, in a table of few lines."""
+    goals = [goal for result in results for goal in result.goals if goal.question]
+    rows = [f"| {goal.question} | {goal.answer.format(value=goal.value)} |" for goal in goals]
+    return ["", "| What you may rely on | In this run |", "|---|---|", *rows] if rows else []
 
 
 def _markdown_table(lines: Iterable[Line]) -> list[str]:

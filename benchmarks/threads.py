@@ -57,9 +57,11 @@ def run(setting: Setting) -> Result:
             Goal(
                 text="outbox / JSON lines, throughput",
                 value=rates[OUTBOX] / rates[JSON_LINES],
-                limit=5.5,
+                limit=3.5,
                 at_most=False,
                 judged=sizes.judges,
+                question=f"Enqueues of {sizes.threads} threads",
+                answer="{value:.1f} times as many as lines of JSON, each flushed",
             ),
             Goal(
                 text="JSON lines / outbox, p99",

@@ -42,8 +42,10 @@ def run(setting: Setting) -> Result:
             Goal(
                 text="a transaction of 10 / one entry, median",
                 value=middle[_TEN] / middle[_ONE],
-                limit=1.5,
+                limit=1.7,
                 judged=setting.sizes.judges,
+                question="A transaction of ten entries",
+                answer="{value:.1f} times one entry",
             )
         ],
     )
