@@ -19,7 +19,7 @@ from .calls import Calls, Prepared
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
 from .entry import Entry
-from .errors import ConfigError, DurabilityError, EntryNotFound, OutboxError, StoreLocked
+from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, OutboxError, StoreLocked
 from .handing_over import Awaited, in_doubt
 from .hooks import HookCalls, Hooks
 from .log import Log
@@ -315,9 +315,11 @@ class Outbox:
         return None if record is None else record.entry()
 
     def entry(self, seq: int) -> Entry:
-        """Entry `seq`, pending or in the ledger.  Raises `EntryNotFound`."""
+        """Entry `seq`, pending or in the ledger.  Raises `EntryNotFound` or `InvalidEntry`."""
+        if not isinstance(seq, int) or isinstance(seq, bool):
+            raise InvalidEntry(f"seq is {seq!r}", hint="allowed: a sequence number")
         for name in ("pending", "ledger", "pending"):  # it may move in between
-            record = self.store.record(name, seq)
+            record = self.store.record(name, seq) if 0 < seq < 2**64 else None
             if record is not None:
                 return record.entry(strict=False)
         raise EntryNotFound(f"entry {seq} is not in the store", hint="it was never there, or its retention has ended")

@@ -166,8 +166,8 @@ class StoreBusy(OutboxError):
 class TargetUnavailable(OutboxError):
     """PostgreSQL cannot take writes now (away, starting, read-only, full, deadlock, timeout).
 
-    An outage: it never consumes an entry's retries.  `stalled` is true where a batch took too long, so that
-    the relay tries a smaller one.
+    An outage: it never consumes an entry's retries.  `stalled` is true where a batch took too long, or
+    its connection was lost while an entry was applied, so that the relay tries a smaller one.
     """
 
     def __init__(self, message: str, *, hint: str = "", stalled: bool = False) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import concurrent.futures
 import functools
 import inspect
+import threading
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from .errors import ConfigError
@@ -60,6 +62,24 @@ def discard(value: Any) -> None:
     """Close what was not run, so that Python does not warn of it."""
     if inspect.iscoroutine(value) or inspect.isgenerator(value):
         value.close()
+
+
+def is_for_the_thread(exc: BaseException) -> bool:
+    """Whether an exception that leaves a handler is meant for the program: Ctrl-C, or a signal handler's exit.
+
+    Python runs signal handlers in the main thread only.  Anything else is the handler's own, such as the CancelledError
+    of an event loop that it ran, or the SystemExit of a function that it called.
+    """
+    return isinstance(exc, (KeyboardInterrupt, SystemExit)) and threading.current_thread() is threading.main_thread()
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says, also where its class cannot say it."""
+    for say in (str, repr):
+        with suppress(Exception):
+            if text := say(error).strip():
+                return text
+    return type(error).__name__
 
 
 def _is_deferred(given: Any) -> bool:

@@ -24,7 +24,7 @@ from .store.envelope import to_us
 from .store.gate import COUNTERS_KEY
 from .store.identity import read_identity
 from .store.locks import Role, RoleLock, died_holding, forget_holders, holder
-from .store.own_files import as_owner
+from .store.own_files import as_owner, occupy_standard_descriptors
 from .store.state_file import StateFile
 from .store.steady import Steady
 from .store.store import Store
@@ -100,6 +100,7 @@ def open_store(
 
     Raises `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`, `ConfigError` or OSError.
     """
+    occupy_standard_descriptors()
     if engine:
         _create_if_vacant(directory, config, clock)
     read_identity(directory)

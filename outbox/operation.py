@@ -194,7 +194,13 @@ def ordering_key(value: Any) -> str | None:
         return None
     if type(value) is not str and hasattr(value, "item") and type(value).__module__ == "numpy":
         value = value.item()
-    text = str(value) if isinstance(value, (str, int, UUID)) and not isinstance(value, bool) else ""
+    # Equal values are one key, whatever a subclass shows itself as: `class Symbol(str, Enum)`, for instance.
+    if isinstance(value, str):
+        text = str.__str__(value)
+    elif isinstance(value, (int, UUID)) and not isinstance(value, bool):
+        text = int.__repr__(value) if isinstance(value, int) else str(value)
+    else:
+        text = ""
     try:
         size = len(text.encode())
     except UnicodeEncodeError:

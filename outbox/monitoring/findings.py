@@ -75,8 +75,8 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
     ended = _ended(relay)
     if relay.slow is not None:
         said.append(
-            f"entry {relay.slow} takes too long in PostgreSQL: it is blocked by a lock, or too large; later "
-            f"entries of its ordering key wait{ended}"
+            f"entry {relay.slow} takes too long in PostgreSQL, or ends its connection each time: it is blocked by a "
+            f"lock, too large, or crashes its backend; later entries of its ordering key wait{ended}"
         )
     said += [f"operation {name!r} is parked, its entries wait: {why}{ended}" for name, why in relay.parked.items()]
     said += [f"entry {seq} waits, and its ordering key: {why}{ended}" for seq, why in relay.waiting.items()]

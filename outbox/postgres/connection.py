@@ -20,6 +20,7 @@ from ..clock import Clock
 from ..config import OutboxConfig, check_database_url
 from ..errors import ConfigError, EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
 from ..failures import STALLS, UNIQUE, UNNAMED, Verdict, classify
+from ..handlers import text_of
 from ..log import Log
 from .login_probe import sqlstate_of_login
 from .parking import OperationFault
@@ -155,7 +156,7 @@ class GuardedConnection:
 
     # -- failures
 
-    def verdict(self, exc: Exception, position: int | None, operation: str | None = None) -> Exception:
+    def verdict(self, exc: BaseException, position: int | None, operation: str | None = None) -> Exception:
         """What to raise for a failure while an entry of `operation` was applied."""
         error: BaseException = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
         alive = self._connection is not None and usable(self._connection) and not self._watchdog.fired
@@ -166,7 +167,9 @@ class GuardedConnection:
             verdict = Verdict.MISCONFIGURED
         text = f"{sqlstate or type(error).__name__}: {_first_line(error)}"
         if verdict is Verdict.UNAVAILABLE:
-            return TargetUnavailable(text, stalled=self._watchdog.fired or sqlstate in STALLS)
+            # An entry may end its connection each time, as one does that crashes the server's process.
+            lost = operation is not None and not alive
+            return TargetUnavailable(text, stalled=lost or self._watchdog.fired or sqlstate in STALLS)
         if verdict is Verdict.MISCONFIGURED:
             return UnitFailed(OperationFault(text, sqlstate=sqlstate), position, operation)
         if isinstance(error, RetryLater):
@@ -331,4 +334,4 @@ def usable(connection: Connection) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0]
+    return text_of(error).splitlines()[0]

@@ -23,7 +23,7 @@ from .. import codec
 from ..clock import Clock
 from ..entry import EntryStatus
 from ..errors import EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable, Unrestorable
-from ..handlers import discard, is_unfinished
+from ..handlers import discard, is_for_the_thread, is_unfinished
 from ..operation import Operation
 from ..store.continuity import Mark, Memory, NoMemory
 from ..store.envelope import Record
@@ -354,8 +354,10 @@ class Lane:
         except Unrestorable as exc:
             raise UnitFailed(_unrestorable(item, exc), position, operation.name) from exc
         ended = OperationFault(
-            f"the handler of {operation.name!r} ended the relay's transaction", hint="it must not commit or roll back"
+            f"the handler of {operation.name!r} ended the relay's transaction",
+            hint="it must not commit, roll back or close",
         )
+        options = connection.get_execution_options()
         try:
             with self._link.commits_refused(ended):
                 value = operation.handler(connection, entry)
@@ -363,12 +365,17 @@ class Lane:
             raise
         except TargetMisconfigured as exc:
             raise _broken(operation, exc, position) from exc
-        except Exception as exc:
+        except BaseException as exc:
+            if is_for_the_thread(exc):
+                raise
             if usable(connection) and not (transaction.is_active and _is_inside(connection)):
                 raise _broken(operation, ended, position) from exc
             raise self._link.verdict(exc, position, operation.name) from exc
+        if connection.closed:
+            raise _broken(operation, ended, position)
         if not usable(connection):
-            raise TargetUnavailable(f"the connection was lost while {operation.name!r} was applied")
+            self._link.disconnect()
+            raise TargetUnavailable(f"the connection was lost while {operation.name!r} was applied", stalled=True)
         if not transaction.is_active or connection.get_transaction() is not transaction:
             raise _broken(operation, ended, position)
         if not _is_inside(connection):
@@ -383,7 +390,8 @@ class Lane:
                 hint="a handler must be a plain function that ends when its work is done",
             )
             raise _broken(operation, fault, position)
-        # What it has set must reach neither our commit nor the next entry.
+        # What it has set must reach neither our commit nor the next entry.  SQLAlchemy cannot take options back.
+        connection._execution_options = options
         self._link.owe_settings(raw_of(connection))
         return value
 

@@ -54,6 +54,7 @@ class TransactionSettings:
         }
         # To be sent with the first statement of a transaction.
         self.beginning = "; ".join(f"SET LOCAL {name} = {value}" for name, value in values.items())
-        # Undoes in the middle of a transaction what a handler has set for its session or transaction.
-        undo = "SET TRANSACTION READ WRITE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; "
+        # Undoes in the middle of a transaction what a handler has set for its session or transaction.  A temporary
+        # table hides one of the same name: rows would go into it, and be gone with the connection.
+        undo = "SET TRANSACTION READ WRITE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; "
         self.restoring = undo + self.beginning

@@ -216,7 +216,8 @@ class Delivery:
         if outcome.stalled:
             self._scan.stalled(outcome.stalled, now, self._box.config.stall_timeout)
             _log.warning(
-                "entry %(seq)s of operation %(operation)r takes too long in PostgreSQL although it is alone",
+                "entry %(seq)s of operation %(operation)r takes too long in PostgreSQL, or loses its connection, "
+                "although it is alone",
                 seq=outcome.stalled[0].seq,
                 operation=outcome.stalled[0].operation,
             )

@@ -34,7 +34,8 @@ class Relay:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._lifecycle = threading.Lock()
+        # A signal handler may stop a relay whose start or stop it has interrupted.
+        self._lifecycle = threading.RLock()
         self._moved = threading.Condition()
         # Held by whoever drives `step`: the thread, or one who drains.
         self._driving = threading.Lock()

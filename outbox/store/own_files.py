@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,17 @@ def _find_c_library() -> Any:
 
 
 _libc = _find_c_library()
+
+
+def occupy_standard_descriptors() -> None:
+    """Let no file of a store become descriptor 0, 1 or 2 where a daemon has closed them.
+
+    Whatever this process or a child of it prints would overwrite that file.
+    """
+    with suppress(OSError):  # there may be no /dev
+        while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(fd, True)
+        os.close(fd)
 
 
 def open_own(path: Path, flags: int) -> int:

@@ -7,6 +7,7 @@ only, so no handler can interrupt a commit, and an exception in one caller reach
 
 from __future__ import annotations
 
+import sys
 import threading
 from _thread import allocate_lock
 from collections import deque
@@ -15,7 +16,7 @@ from enum import IntEnum
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from ..errors import StoreClosed, StoreUnavailable
+from ..errors import DurabilityError, StoreClosed, StoreUnavailable
 from ..log import Log
 
 T = TypeVar("T")
@@ -26,6 +27,8 @@ _log = Log("outbox.store")
 # Seconds after which a caller that waits looks by itself whether its commit has ended: the writer may wait for another
 # process's commit before it wakes anybody.
 _LOOK_S = 0.02
+# Seconds after which a caller that waits for other work looks whether the interpreter ends: then no thread goes on.
+_END_S = 1.0
 
 
 class Rank(IntEnum):
@@ -116,7 +119,8 @@ class Writer(Generic[Item]):
         waiter = _Waiter(item)
         self._put(waiter)
         while not waiter.lock.acquire(timeout=_LOOK_S) and waiter.outcome is None:
-            pass
+            if sys.is_finalizing():
+                raise _ended()
         assert waiter.outcome is not None
         (error,) = waiter.outcome
         if error is not None:
@@ -151,8 +155,10 @@ class Writer(Generic[Item]):
             self._refuse_rest()
         interruption: BaseException | None = None
         while not task.ended:
+            if sys.is_finalizing():
+                raise _ended()
             try:
-                task.lock.acquire()
+                task.lock.acquire(timeout=_END_S)
             except BaseException as exc:  # noqa: BLE001 - raised below
                 interruption = exc
         if interruption is not None:
@@ -165,7 +171,8 @@ class Writer(Generic[Item]):
     def stop(self) -> None:
         """End the thread when all that was handed over before is done; may be called twice."""
         self._queue.put(None)
-        if threading.current_thread() is not self._thread:
+        # An interpreter that ends has stopped the thread for good.
+        if threading.current_thread() is not self._thread and not sys.is_finalizing():
             self._thread.join()
 
     # -- the thread
@@ -225,7 +232,7 @@ class Writer(Generic[Item]):
         elif handed.then is not None:
             try:
                 handed.then(error)
-            except Exception:  # noqa: BLE001 - a host's callback must not end the writer
+            except BaseException:  # noqa: BLE001 - a host's callback must not end the writer, SystemExit included
                 _log.error("a callback of an enqueue failed; its entry is not affected", trace=True)
 
     def _wake(self) -> None:
@@ -254,3 +261,8 @@ class Writer(Generic[Item]):
             elif found is not None:
                 found.error = closed
                 found.end()
+
+
+def _ended() -> DurabilityError:
+    """What to raise at the end of the interpreter, which has stopped the writer: in `__del__`, for instance."""
+    return DurabilityError("the interpreter ends and stores nothing more", hint="close the outbox before, or in atexit")

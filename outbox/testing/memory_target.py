@@ -13,6 +13,7 @@ from uuid import UUID
 
 from outbox.entry import Entry
 from outbox.errors import EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
+from outbox.handlers import is_for_the_thread, text_of
 from outbox.operation import Operation, operations_by_name
 from outbox.store.continuity import Mark
 from outbox.store.envelope import Record
@@ -146,8 +147,10 @@ class InMemoryTarget:
             return exc
         except Reject as exc:
             return EntryRejected(str(exc), permanent=True)
-        except Exception as exc:  # noqa: BLE001 - as a handler's: the entry's trouble, which may pass
-            return EntryRejected(f"{type(exc).__name__}: {exc}", permanent=False)
+        except BaseException as exc:  # as a handler's: the entry's trouble, which may pass
+            if is_for_the_thread(exc):
+                raise
+            return EntryRejected(f"{type(exc).__name__}: {text_of(exc)}", permanent=False)
         return None
 
     def _is_best_effort(self, unit: Unit) -> bool:

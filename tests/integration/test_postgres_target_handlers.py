@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from asyncio import CancelledError
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,45 @@ def test_error_of_a_handler_that_passes_is_no_dead_letter(url: str, outbox_dir: 
         assert effects(bench) == [1]
 
 
+class _Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("a defect of the class")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("error", [SystemExit, CancelledError, GeneratorExit, KeyboardInterrupt, _Mute])
+def test_odd_exception_of_a_handler_concerns_its_entry_only(
+    url: str, outbox_dir: Path, error: type[BaseException]
+) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        raise error("of something that the handler called")
+
+    with bench_with(outbox_dir, url, handler, max_retries=0) as bench:
+        bench.enqueue("special", {"n": 1})
+        bench.enqueue("plain", {"n": 2})
+        with Relay(bench.box, bench.target) as relay:
+            assert relay.drain(LONG)
+            assert relay.died is None
+        [dead] = bench.box.dead_letters()
+        assert error.__name__ in (dead.error or "")
+        assert effects(bench) == [2]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_exit_that_is_raised_in_the_main_thread_ends_the_program(
+    url: str, outbox_dir: Path, error: type[BaseException]
+) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        raise error("as a signal handler does")
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        bench.enqueue("special", {"n": 1})
+        with pytest.raises(error):
+            bench.apply()
+        assert bench.receipts() == []
+
+
 def test_retry_later_counts_no_attempt_and_holds_its_key(url: str, outbox_dir: Path) -> None:
     left = [3]
 
@@ -299,10 +339,7 @@ def test_a_handler_that_ends_the_transaction_parks_its_operation(url: str, outbo
         bench.enqueue("special", {"n": 2})
         bench.enqueue("plain", {"n": 3})
         outcome = bench.apply()
-        if end == "close":
-            # It cannot be told from a lost connection.
-            assert isinstance(outcome.interruption, TargetUnavailable)
-        elif end != "commit":
+        if end != "commit":
             assert "the handler of 'special' ended the relay's transaction" in parked(outcome)
             assert completed(outcome) == [1, 3]
         # What was committed too early has its receipt.
@@ -345,6 +382,28 @@ def test_connection_loss_swallowed_by_a_handler_counts_as_an_outage(url: str, ou
         assert (outcome.completed, outcome.rejected) == ([], [])
         assert completed(bench.apply()) == [1, 2]
         assert effects(bench) == [1, 2]
+
+
+def _crash(connection: Connection) -> None:
+    connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+@pytest.mark.parametrize("end", [_crash, Connection.invalidate, lambda one: one.connection.dbapi_connection.close()])
+def test_entry_that_ends_its_connection_each_time_holds_only_its_key(
+    url: str, outbox_dir: Path, end: Callable[[Connection], Any]
+) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        end(connection)
+
+    settings = {"batch_size": 4, "backoff_base": 0.001, "backoff_cap": 0.002}
+    with bench_with(outbox_dir, url, handler, **settings) as bench:
+        bench.enqueue("special", {"n": 1}, order_by="a")
+        bench.enqueue("plain", {"n": 2}, order_by="a")
+        bench.enqueue("plain", {"n": 3}, order_by="b")
+        with Relay(bench.box, bench.target):
+            until(lambda: effects(bench) == [3])
+            until(lambda: bench.box.status().relay.slow == 1)
+        assert bench.box.status().pending == 2
 
 
 def test_data_error_on_a_lost_connection_leaves_a_working_target(url: str, outbox_dir: Path) -> None:
@@ -537,6 +596,36 @@ def test_setting_of_a_handler_reaches_no_later_statement(url: str, outbox_dir: P
             assert bench.receipts() == numbers
     finally:
         query(url, "DROP ROLE somebody")
+
+
+def test_temporary_table_of_a_handler_takes_no_rows_of_others(url: str, outbox_dir: Path) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        connection.execute(text("CREATE TEMP TABLE IF NOT EXISTS effects (n int)"))
+        connection.execute(text("INSERT INTO effects VALUES (:n)"), {"n": entry.args["n"]})
+
+    operations = (Operation("special", handler=handler), Operation("row", table="effects"))
+    with Bench(outbox_dir, url, *operations) as bench:
+        for number in range(3):
+            bench.enqueue("special", {"n": number})
+            bench.enqueue("row", {"n": number})
+        assert completed(bench.apply(1, 2)) == [1, 2]
+        assert completed(bench.apply(3, 4, 5)) == [3, 4, 5]
+        assert completed(bench.apply(6)) == [6]
+        assert effects(bench) == [0, 1, 2]
+
+
+def test_execution_options_of_a_handler_do_not_reach_the_next_entry(url: str, outbox_dir: Path) -> None:
+    seen = []
+
+    def handler(connection: Connection, entry: Entry) -> None:
+        seen.append(dict(connection.get_execution_options()))
+        connection.execution_options(schema_translate_map={None: "elsewhere"}, stream_results=True)
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        bench.enqueue("special", {"n": 1})
+        bench.enqueue("special", {"n": 2})
+        assert completed(bench.apply()) == [1, 2]
+        assert seen[0] == seen[1]
 
 
 def test_a_handler_that_makes_the_transaction_read_only_waits(url: str, outbox_dir: Path) -> None:

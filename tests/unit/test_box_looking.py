@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from outbox import ConfigError, EntryStatus, Outbox, OutboxConfig, codec
+from outbox import ConfigError, EntryNotFound, EntryStatus, InvalidEntry, Outbox, OutboxConfig, codec
 from outbox.store.ledger import DISCARD, Settlement
 from outbox.store.locks import Role, RoleLock
 from outbox.store.state_file import StateFile
@@ -38,6 +39,18 @@ def test_entries_of_an_unknown_type_are_shown_by_their_values(box: Outbox) -> No
     assert [entry.args for entry in box.ledger()] == [shown]
     assert [entry.args for entry in box.dead_letters()] == [shown]
     assert [box.entry(seq).args for seq in (1, 2)] == [shown, shown]
+
+
+@pytest.mark.parametrize("seq", [-1, 0, 2**63, 2**64, 10**30])
+def test_number_that_no_entry_can_have_is_not_found(box: Outbox, seq: int) -> None:
+    with pytest.raises(EntryNotFound):
+        box.entry(seq)
+
+
+@pytest.mark.parametrize("seq", [True, "1", None, 1.0])
+def test_something_that_is_no_number_is_refused(box: Outbox, seq: Any) -> None:
+    with pytest.raises(InvalidEntry):
+        box.entry(seq)
 
 
 def test_a_program_that_would_act_on_them_is_refused(box: Outbox) -> None:

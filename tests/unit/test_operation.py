@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from decimal import Decimal
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any, cast
 from unittest.mock import Mock
 from uuid import UUID
@@ -105,6 +105,26 @@ def test_the_ordering_key_comes_from_an_argument_or_a_callable() -> None:
 
 class Symbol(StrEnum):
     BTC = "btc"
+
+
+# As `class Symbol(str, Enum)`, which shows itself as `Symbol.BTC`, unlike a StrEnum.
+_Symbol = Enum("_Symbol", {"BTC": "BTC"}, type=str)
+
+
+class _Shouting(str):
+    def __str__(self) -> str:
+        return "?"
+
+
+class _Account(int):
+    def __repr__(self) -> str:
+        return f"account {int(self)}"
+
+
+@pytest.mark.parametrize(("value", "equal"), [(_Symbol.BTC, "BTC"), (_Shouting("BTC"), "BTC"), (_Account(7), 7)])
+def test_equal_values_of_another_class_are_one_ordering_key(value: Any, equal: Any) -> None:
+    assert value == equal
+    assert ordering_key(value) == ordering_key(equal)
 
 
 @pytest.mark.parametrize(

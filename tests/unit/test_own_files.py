@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -170,3 +173,24 @@ def test_existing_store_in_a_shared_folder_is_opened(tmp_path: Path) -> None:
     make(tmp_path / "outbox")
     tmp_path.chmod(0o777)
     make(tmp_path / "outbox")
+
+
+@pytest.mark.parametrize("closed", [(0, 1, 2), (1,), (2,)])
+def test_output_of_a_daemon_does_not_overwrite_the_store(outbox_dir: Path, closed: tuple[int, ...]) -> None:
+    """A daemon closes its standard descriptors, and the next files that it opens get their numbers."""
+    program = f"""
+        import os, subprocess
+        for fd in {closed}:
+            os.close(fd)
+        from outbox import Outbox
+        box = Outbox.open({str(outbox_dir)!r})
+        held = [os.readlink(f"/proc/self/fd/{{fd}}") for fd in range(3)]
+        assert not any(name.startswith({str(outbox_dir)!r}) for name in held), held
+        subprocess.run(["sh", "-c", "echo from a child; echo from a child >&2"], check=True)
+        box.enqueue("note", {{}})
+        box.close()
+    """
+    child = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    with Outbox.open(outbox_dir) as box:
+        assert box.status().pending == 1

@@ -114,6 +114,31 @@ def test_stop_during_an_outage_does_not_wait_for_the_backoff(outbox_dir: Path, t
         assert target.interrupted == 0
 
 
+def test_signal_handler_may_stop_a_relay_that_is_being_stopped(
+    box: Outbox, target: InMemoryTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = Relay(box, target)
+    relay.start()
+    assert relay.drain(LONG)
+    answers: list[bool] = []
+    # As a handler does that interrupts the wait for the thread.
+    thread = relay._thread
+    assert thread is not None
+    join = thread.join
+
+    def interrupted(timeout: float | None = None) -> None:
+        monkeypatch.undo()
+        answers.append(relay.stop())
+        join(timeout)
+
+    monkeypatch.setattr(thread, "join", interrupted)
+    stopper = threading.Thread(target=lambda: answers.append(relay.stop()), daemon=True)
+    stopper.start()
+    stopper.join(LONG)
+    assert answers == [True, True]
+    assert not relay.running
+
+
 def test_stop_lets_a_batch_in_flight_end(box: Outbox, target: InMemoryTarget, relay: Relay) -> None:
     signals = Signals(target)
     signals.gate.clear()

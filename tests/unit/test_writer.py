@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -125,6 +126,43 @@ def test_exit_raised_in_a_commit_does_not_end_the_writer(rig: Rig) -> None:
     assert isinstance(rig.ends["a"], SystemExit)
     rig.submit("b")
     assert rig.ends["b"] is None
+
+
+@pytest.mark.parametrize("error", [SystemExit, CancelledError, GeneratorExit, KeyboardInterrupt, ValueError])
+def test_callback_that_raises_anything_does_not_end_the_writer(error: type[BaseException]) -> None:
+    def then(_: BaseException | None) -> None:
+        raise error("of a host")
+
+    writer = Rig().writer
+    writer.hand_over("a", then)
+    caller = threading.Thread(target=writer.submit, args=("b",), daemon=True)
+    caller.start()
+    caller.join(LONG)
+    assert not caller.is_alive()
+    writer.stop()
+
+
+def test_end_of_the_interpreter_is_not_waited_for(outbox_dir: Path) -> None:
+    """`__del__` of a module's object runs when the interpreter has stopped all other threads for good."""
+    program = f"""
+        import os, sys
+        from outbox import DurabilityError, Outbox
+
+        class Last:
+            def __del__(self):
+                for call in (lambda: box.enqueue("note", {{}}), box.compact):
+                    try:
+                        call()
+                    except DurabilityError as exc:
+                        os.write(1, b"refused ")
+                box.store.writer.stop()
+                os.write(1, b"ended")
+
+        box = Outbox.open({str(outbox_dir)!r})
+        sys.modules["last"] = Last()
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, timeout=LONG)
+    assert ended.stdout == b"refused refused ended"
 
 
 def test_appends_go_before_settlements_before_maintenance(rig: Rig) -> None:
