@@ -38,9 +38,14 @@ class Space:
     strikes: int = 0
     agreed: int = 0
 
+    @property
+    def is_explained(self) -> bool:
+        """Whether an explanation is left that may be trusted."""
+        return bool(self.candidates) and (self.strikes < _STRIKES or self.agreed >= _TRUSTED_AGAIN)
+
     def predict(self, sources: Sources, old: Any = ABSENT) -> Any:
         """The value; raises `Unknown` where the explanations differ."""
-        if not self.candidates or (self.strikes >= _STRIKES and self.agreed < _TRUSTED_AGAIN):
+        if not self.is_explained:
             raise Unknown("the manager's answers cannot be explained")
         values = [evaluate(candidate, sources, old) for candidate in self.candidates]
         for value in values[1:]:
