@@ -26,6 +26,7 @@ DECISIVE = ("status", "side", "order_type")
 ABSENT: Any = object()
 _STRIKES = 2
 _TRUSTED_AGAIN = 3
+_FARTHEST = ("max", "min")
 _FORMS = ("absolute", "relative", "percent")
 
 
@@ -114,6 +115,9 @@ def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any
         if sources.get(details[0]) is None or old is None:
             return _present(old)
         return convert(details[-1], _total(sources, old, *details[:-1]))
+    if kind in _FARTHEST:
+        value = sources.get(details[0])
+        return convert(details[1], value) if value is not None and _is_beyond(kind, value, old) else _present(old)
     *parts, conversion = details
     return _present(old) if sources.get(parts[0]) is None else convert(conversion, _won(sources, *parts))
 
@@ -122,6 +126,14 @@ def _total(sources: Sources, old: Any, name: str, sign: int, arithmetic: str, fl
     """An amount that the call makes larger or smaller, before it is rounded; `floored`: at least 0."""
     total = added(_present(old), sign * number(sources[name]), arithmetic)
     return max(total, Decimal(0)) if floored else total
+
+
+def _is_beyond(way: str, value: Any, old: Any) -> bool:
+    """Whether an amount takes the place of a highest or lowest one, `old`, which None leaves open."""
+    present = _present(old)
+    if not is_number(value) or not (present is None or is_number(present)):
+        raise Unknown(f"{present!r} or {value!r} is no number")
+    return present is None or (number(value) > number(present) if way == "max" else number(value) < number(present))
 
 
 def _present(old: Any) -> Any:
@@ -169,6 +181,8 @@ def explain(
         found += [] if found and not widely else _profits(shown, sources, scales)
         if found and telling:
             return found
+    if widely and old is not ABSENT and is_number(shown):
+        found += _farthest(shown, sources, old, scales)
     rows = [name for name in sources if name.startswith("row:")]
     if old is ABSENT:
         found += _named(key, _direct(key, rows, shown, sources, scales))
@@ -217,6 +231,17 @@ def _counted(shown: Any, sources: Sources, old: Any, scales: tuple[int | None, .
                 total = _total(sources, old, name, sign, arithmetic, floored)
                 for conversion in conversions(total, shown, scales):
                     yield ["sum", name, sign, arithmetic, floored, conversion]
+
+
+def _farthest(shown: Any, sources: Sources, old: Any, scales: tuple[int | None, ...]) -> Iterator[Explanation]:
+    """A highest or lowest amount so far: a trailing stop, the best price."""
+    for way, (name, value) in product(_FARTHEST, sources.items()):
+        if not name.startswith("arg:") or not is_number(value) or not (old is None or is_number(old)):
+            continue
+        beyond = _is_beyond(way, value, old)
+        if beyond or alike(old, shown):
+            for conversion in conversions(value if beyond else number(shown), shown, scales):
+                yield [way, name, conversion]
 
 
 def _profits(shown: Any, sources: Sources, scales: tuple[int | None, ...]) -> Iterator[Explanation]:

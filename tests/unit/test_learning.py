@@ -132,6 +132,19 @@ def test_a_contradiction_is_remembered_until_answers_agree_again() -> None:
     assert space.predict(sources(size=2.0)) == 11.125
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_farthest_amount_so_far_is_learned(sign: int) -> None:
+    """A trailing stop that only rises, a lowest price: the argument counts only beyond the former amount."""
+    space, best = Space(), 10.0 * sign
+    for price in (12.123456789, 11.5, 13.25):
+        new = max(best * sign, round(price, 8)) * sign
+        seen(space, "best_price", new, best, price=price * sign, level=3)
+        best = new
+    assert space.predict(sources(price=12.5 * sign, level=3), best) == best
+    assert space.predict(sources(price=14.111111119 * sign, level=3), best) == 14.11111112 * sign
+    assert space.predict(sources(price=None, level=3), best) == best
+
+
 def test_only_loaded_classes_are_found_by_name() -> None:
     assert class_named("builtins:ValueError") is ValueError
     assert class_named("antigravity:Anything") is None
