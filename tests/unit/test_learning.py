@@ -159,6 +159,16 @@ def changing(change: Any) -> Seen:
     return Seen(BY_NAME["atomic_balance_update"], {"balance_change": change, "reason": "x"}, {"session": 1}, {})
 
 
+def test_balance_told_at_an_unknown_one_is_no_constant() -> None:
+    learning = Learning()
+    for _ in range(2):
+        learn_yield(learning, changing(-1.5), {"new_balance": 98.5, "reason": "x"}, None)
+    told = tell(learning, changing(-2.0), None, "it was never seen")
+    assert told["reason"] == "x"
+    with pytest.raises(UnknownLocally, match="'new_balance' of the block is not known"):
+        told["new_balance"]
+
+
 def test_a_block_is_told_in_floats_where_the_manager_yields_floats() -> None:
     learning = Learning()
     for old, change in ((1000.1, 0.2), (7.7, -0.1)):
