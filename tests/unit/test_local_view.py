@@ -174,6 +174,17 @@ def test_a_new_position_is_shown_as_the_manager_showed_others(view: LocalView) -
     }  # fmt: skip
 
 
+def test_row_whose_id_is_shown_as_text_is_named_by_its_number(view: LocalView) -> None:
+    def shown(size: float) -> Tables:
+        return tables_of([{"id": "5", "side": "LONG", "size": size, "orders": []}], [])
+
+    view.observe_session(1, 1.0, shown(2.5), active=True)
+    taught(view, "update_position", shown(3.5), position_id=5, size=3.5)
+    assert did(view, "update_position", position_id=5, size=4.5)
+    assert view.open_positions(1)[0]["size"] == 4.5
+    assert view.session_of_position(5) == 1
+
+
 def test_first_position_of_a_new_database_is_learned_whole(view: LocalView) -> None:
     """There all ids are 1, and so may be an amount: no amount is an id, and no session's id a position's."""
 
