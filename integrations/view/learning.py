@@ -14,7 +14,18 @@ from enum import Enum
 from itertools import product
 from typing import Any
 
-from .conversions import ARITHMETIC, Unknown, added, alike, conversions, convert, is_number, number, rounded
+from .conversions import (
+    ARITHMETIC,
+    Unknown,
+    added,
+    alike,
+    conversions,
+    convert,
+    is_number,
+    number,
+    number_or_none,
+    rounded,
+)
 
 # One explanation, in a form that can be stored: its kind and what it needs.
 Explanation = list[Any]
@@ -26,6 +37,8 @@ DECISIVE = ("status", "side", "order_type")
 ABSENT: Any = object()
 _STRIKES = 2
 _TRUSTED_AGAIN = 3
+# How often an amount must be the same to be a constant: after one call it may be computed in a way that is not known.
+_SEEN = 2
 _FARTHEST = ("max", "min")
 _FORMS = ("absolute", "relative", "percent")
 
@@ -48,6 +61,8 @@ class Space:
         """The value; raises `Unknown` where the explanations differ."""
         if not self.is_explained:
             raise Unknown("the manager's answers cannot be explained")
+        if self.agreed < _SEEN and any(one[0] == "const" and _is_amount(one[1]) for one in self.candidates):
+            raise Unknown("it was seen once only, and may be computed")
         values = [evaluate(candidate, sources, old) for candidate in self.candidates]
         for value in values[1:]:
             if not alike(value, values[0]):
@@ -267,6 +282,12 @@ def is_telling(key: str, value: Any) -> bool:
     if is_id(key):
         return True
     return not (is_number(value) and abs(value) in (0, 1))
+
+
+def _is_amount(value: Any) -> bool:
+    """Whether it is a number, also as a text, that is hardly a default."""
+    amount = number_or_none(value)
+    return amount is not None and not isinstance(value, bool) and abs(amount) not in (0, 1)
 
 
 def is_id(key: str) -> bool:

@@ -132,6 +132,17 @@ def test_a_contradiction_is_remembered_until_answers_agree_again() -> None:
     assert space.predict(sources(size=2.0)) == 11.125
 
 
+@pytest.mark.parametrize(("shown", "other"), [(101.25, 99.5), ("13.00000000", "12.00000000")])
+def test_amount_that_was_seen_once_is_no_constant(shown: Any, other: Any) -> None:
+    """An average price may be anything after the next call."""
+    space = Space()
+    seen(space, "average", shown, other, price=3.5)
+    with pytest.raises(Unknown, match="seen once only"):
+        space.predict(sources(price=4.5), shown)
+    seen(space, "average", shown, other, price=7.5)
+    assert space.predict(sources(price=4.5), shown) == shown
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_farthest_amount_so_far_is_learned(sign: int) -> None:
     """A trailing stop that only rises, a lowest price: the argument counts only beyond the former amount."""
