@@ -31,6 +31,7 @@ from .view.effects import POSITIONS
 from .view.folds import fold, seen_of
 from .view.local_view import LocalView
 from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
+from .view.unanswerable import NOTICE, unanswerable
 
 _log = Log("outbox.integrations")
 
@@ -62,6 +63,7 @@ class Keeper:
         # The last view without a doubt, from which the entries since can be folded once more.
         self._base, self._base_seq = self.view.dump(), 0
         self._folded_with = self._kept_version = 0
+        self._shown_version = -1
         self.witness = Witness(self.view, reads, self._learned)
         self.view.renew = self._renew
         self._repeated = Repeated(_log)
@@ -299,6 +301,7 @@ class Keeper:
         self._work()
         # Behind the fill: a reserve that is being filled is not scarce.
         self._try("the id reserves are not in the status", self._reserves.show)
+        self._try("the status does not show what an outage does not answer", self._show_unanswerable)
 
     def _work(self) -> None:
         learned = self.view.learning.version != self._kept_version
@@ -315,6 +318,17 @@ class Keeper:
             self._try("the local view could not be compared", self._compare_active)
         for session_id in tuple(self._doubtful):
             self._try("the local view could not be renewed", partial(self.observe, session_id))
+
+    def _show_unanswerable(self) -> None:
+        if self._shown_version == self.view.learning.version or not self.view.sessions:
+            return
+        with self.view.lock:
+            self._shown_version = self.view.learning.version
+            clauses = unanswerable(self.view.learning, self._calls)
+        if clauses:
+            self._outbox.notices.put(NOTICE, f"an outage does not answer: {'; '.join(clauses)}")
+        else:
+            self._outbox.notices.clear(NOTICE)
 
     def _adopt(self) -> None:
         """Learn of a session that was begun before there was an outbox."""

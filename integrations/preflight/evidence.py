@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import queue
 import threading
-from collections.abc import MutableMapping, MutableSequence, MutableSet
+from collections.abc import Collection, MutableMapping, MutableSequence, MutableSet
 from typing import Any
 
 from . import held
@@ -41,6 +41,10 @@ class Evidence:
         """What the class has under a name, as it was defined."""
         return inspect.getattr_static(self.cls, name, None)
 
-    def turns_to_the_database(self, name: str) -> bool:
-        """Whether a method uses the session factory, an engine or another connection, at any depth."""
-        return not held.KNOWN.isdisjoint(uses := self.code.uses_of(name)) or not self.held.keys().isdisjoint(uses)
+    def turns_to_the_database(self, name: str, *, but: Collection[str] = ()) -> bool:
+        """Whether a method uses the session factory, an engine or another connection, at any depth.
+
+        Methods named in `but` are not followed.
+        """
+        uses = self.code.uses_of(name, but=but)
+        return not held.KNOWN.isdisjoint(uses) or not self.held.keys().isdisjoint(uses)

@@ -31,6 +31,7 @@ from .misfits import ASYNC_WAY
 _log = Log("outbox.integrations")
 
 _NOTICE = "manager"
+_UNANSWERED = "a read that an outage does not answer, unless keep_last=True declares it"
 # By how methods that write are called.
 _WRITES = (
     "log_", "save_", "insert_", "update_", "create_", "add_", "delete_", "remove_", "set_", "record_", "cancel_",
@@ -145,11 +146,13 @@ def look(manager_class: type, operations: Iterable[Declared], *, manager: Any = 
     others = frozenset(matching)
     unfit = refusals(reads.values())
     table = Reads(one for one in reads.values() if one.name not in unfit)
+    kept = {one.name for one in reads.values() if one.keep_last}
+    answered = frozenset({*kept, *matching, *(name for name in names if table.local(name) is not None)})
     own = frozenset(held.attributes(manager) if manager is not None else ()) & (declared.keys() - names)
     methods = [
         _declared(matching[name], evidence, columns)
         if name in matching
-        else _read(name, evidence, table, unfit) or _other(name, evidence, others)
+        else _read(name, evidence, table, unfit) or _other(name, evidence, others, answered)
         for name in sorted(names | matching.keys())
     ]
     # Such a method would be called on the object itself, and not on the copy of it that replays.
@@ -368,7 +371,9 @@ def _read(name: str, evidence: Evidence, table: Reads, unfit: Mapping[str, str])
         return _local(local, evidence, is_declared=declared is not None)
     if declared is not None:
         kind = Kind.KEPT if declared.keep_last else Kind.PASSES
-        return MethodFit(name, kind, "reads stale" if declared.reads_stale else "")
+        notes = ["reads stale"] if declared.reads_stale else []
+        notes += [] if declared.keep_last else [_UNANSWERED]
+        return MethodFit(name, kind, ", ".join(notes))
     if name in LOCAL_READS:
         return MethodFit(name, Kind.PASSES, f"{table.name(name)} is declared in its place")
     return None
@@ -385,7 +390,7 @@ def _local(read: ManagerRead, evidence: Evidence, *, is_declared: bool) -> Metho
     return MethodFit(read.name, Kind.READ_LOCALLY, note, "; ".join(reasons))
 
 
-def _other(name: str, evidence: Evidence, declared: frozenset[str]) -> MethodFit:
+def _other(name: str, evidence: Evidence, declared: frozenset[str], answered: frozenset[str]) -> MethodFit:
     if name in AFTER_DRAIN:
         return MethodFit(name, Kind.AFTER_DRAIN)
     through = sorted(declared & evidence.code.uses_of(name, but=declared).keys())
@@ -395,6 +400,8 @@ def _other(name: str, evidence: Evidence, declared: frozenset[str]) -> MethodFit
     looks = own or (name.startswith(_WRITES) and _may_write(name, evidence))
     notes = [f"calls {', '.join(through)}"] if through else []
     notes += [] if evidence.code.is_read(name) else ["not read"]
+    if not looks and name not in _OWN_LIFE and evidence.turns_to_the_database(name, but=answered):
+        notes.append(_UNANSWERED)
     warning = "it looks like a write, and is not durable" if looks and name not in _OWN_LIFE else ""
     return MethodFit(name, Kind.PASSES, ", ".join(notes), warning)
 

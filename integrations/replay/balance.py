@@ -9,7 +9,7 @@ from typing import Any
 
 from ..signatures import invoke
 from ..view.containers import SIMPLE, put_together, taken_apart
-from ..view.conversions import SCALES, Unknown, bare, number, number_or_none, rounded
+from ..view.conversions import SCALES, Unknown, bare, is_number, number, number_or_none, rounded
 from ..view.effects import Seen
 from ..view.learned import Learning
 from ..view.learning import Space, evaluate
@@ -48,8 +48,12 @@ def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) 
         learning.version += 1
         known = learning.yields[seen.operation.name] = {"shape": shape, "keys": {}}
     for key, value in values.items():
+        space = known["keys"].setdefault(key, Space())
+        if old is None and is_number(value):
+            # It may be a balance, which would be taken for a constant.
+            continue
         sources = _sources(seen, old, exactly=not isinstance(value, float))
-        known["keys"].setdefault(key, Space()).observe(key, value, sources, scales=_scales(learning))
+        space.observe(key, value, sources, scales=_scales(learning))
 
 
 def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "", *, asked: bool = True) -> Any:

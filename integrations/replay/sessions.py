@@ -63,7 +63,8 @@ def maker_of(factory: Any) -> Any:
 def apart(factory: Any, info: dict[str, Any]) -> Any:
     """A factory of sessions as those of `factory`, but not the same ones, with another `info`."""
     maker = maker_of(factory)
-    return sessionmaker(class_=maker.class_, **{**maker.kw, "info": info})
+    made = sessionmaker(class_=maker.class_, **{**maker.kw, "info": info})
+    return scoped_session(made) if isinstance(factory, scoped_session) else made
 
 
 def session_class(factory: Any) -> type[Session]:

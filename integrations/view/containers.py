@@ -13,6 +13,7 @@ from sqlalchemy.engine import result_tuple
 from sqlalchemy.exc import NoInspectionAvailable
 from sqlalchemy.orm import InstanceState, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.collections import InstrumentedList
 
 from .conversions import class_name, class_named
 
@@ -42,8 +43,11 @@ def taken_apart(value: Any) -> tuple[Container, dict[str, Any]]:
         return ["named", class_name(cls)], dict(value._asdict())
     state = _state_of(value)
     if state is not None:
+        # The collection of a relationship is a list of the ORM's own, which it makes of any list.
         return ["mapped", class_name(cls)], {
-            key: value for key, value in state.dict.items() if key in state.mapper.attrs
+            key: list(value) if isinstance(value, InstrumentedList) else value
+            for key, value in state.dict.items()
+            if key in state.mapper.attrs
         }
     if dataclasses.is_dataclass(value):
         return ["object", class_name(cls)], {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}

@@ -137,8 +137,8 @@ class Seen:
         if not rows:
             return []
         if table == POSITIONS:
-            position_id = self.call.get("position_id")
-            return [position_id] if self.operation.position is not None and position_id in rows else []
+            position_id = shown_id(rows, self.call.get("position_id"))
+            return [position_id] if self.operation.position is not None and position_id is not None else []
         return named_orders(self.tables, table, self.call, self.key(table), self._names("client_order_id"))
 
     def key(self, table: str) -> str:
@@ -182,7 +182,8 @@ class Seen:
         parts = [f"in {table}" for table in sorted(self.tables) if table != POSITIONS and self.named(table)]
         position_id = self.call.get("position_id")
         if self.operation.position is None and position_id is not None:
-            parts += ["at an open position" if position_id in self.tables.get(POSITIONS, {}) else "at a position"]
+            is_open = shown_id(self.tables.get(POSITIONS, {}), position_id) is not None
+            parts += ["at an open position" if is_open else "at a position"]
         for id_ in self.named(POSITIONS):
             parts += self._all_of(id_)
         return "|".join((self.operation.name, *parts))
@@ -306,10 +307,15 @@ def _predict_made(found: Prediction, effect: Effect, seen: Seen, table: str, why
     found.doubts |= {(table, row[key_], key): reason for key, reason in doubts.items()}
 
 
+def shown_id(rows: Mapping[Any, Any], id_: Any) -> Any:
+    """The id of a row that a call names as the manager shows it: perhaps as text; None where there is no such row."""
+    return next((one for one in (id_, str(id_)) if id_ is not None and one in rows), None)
+
+
 def named_orders(tables: Tables, table: str, call: Mapping[str, Any], key: str, names: Collection[str]) -> list[Any]:
     """The ids of the orders in a table that a call names; `key` of the table, `names` of client_order_id in rows."""
     rows, order_id, client_id = tables.get(table, {}), call.get("order_id"), call.get("client_order_id")
-    ids = {id_ for id_ in rows if order_id is not None and id_ == order_id and key not in names}
+    ids = {shown_id(rows, order_id)} if key not in names else set()
     # A row that is nested in a position may lack the key by which the call names the order.
     for known in (table, ORDERS, RESOLVED) if client_id is not None else ():
         shown = tables.get(known, {}).items()

@@ -14,7 +14,18 @@ from enum import Enum
 from itertools import product
 from typing import Any
 
-from .conversions import ARITHMETIC, Unknown, added, alike, conversions, convert, is_number, number, rounded
+from .conversions import (
+    ARITHMETIC,
+    Unknown,
+    added,
+    alike,
+    conversions,
+    convert,
+    is_number,
+    number,
+    number_or_none,
+    rounded,
+)
 
 # One explanation, in a form that can be stored: its kind and what it needs.
 Explanation = list[Any]
@@ -26,6 +37,9 @@ DECISIVE = ("status", "side", "order_type")
 ABSENT: Any = object()
 _STRIKES = 2
 _TRUSTED_AGAIN = 3
+# How often an amount must be the same to be a constant: after one call it may be computed in a way that is not known.
+_SEEN = 2
+_FARTHEST = ("max", "min")
 _FORMS = ("absolute", "relative", "percent")
 
 
@@ -38,10 +52,17 @@ class Space:
     strikes: int = 0
     agreed: int = 0
 
+    @property
+    def is_explained(self) -> bool:
+        """Whether an explanation is left that may be trusted."""
+        return bool(self.candidates) and (self.strikes < _STRIKES or self.agreed >= _TRUSTED_AGAIN)
+
     def predict(self, sources: Sources, old: Any = ABSENT) -> Any:
         """The value; raises `Unknown` where the explanations differ."""
-        if not self.candidates or (self.strikes >= _STRIKES and self.agreed < _TRUSTED_AGAIN):
+        if not self.is_explained:
             raise Unknown("the manager's answers cannot be explained")
+        if self.agreed < _SEEN and any(one[0] == "const" and _is_amount(one[1]) for one in self.candidates):
+            raise Unknown("it was seen once only, and may be computed")
         values = [evaluate(candidate, sources, old) for candidate in self.candidates]
         for value in values[1:]:
             if not alike(value, values[0]):
@@ -149,6 +170,9 @@ def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any
         if sources.get(details[0]) is None or old is None:
             return _present(old)
         return convert(details[-1], _total(sources, old, *details[:-1]))
+    if kind in _FARTHEST:
+        value = sources.get(details[0])
+        return convert(details[1], value) if value is not None and _is_beyond(kind, value, old) else _present(old)
     *parts, conversion = details
     return _present(old) if sources.get(parts[0]) is None else convert(conversion, _won(sources, *parts))
 
@@ -157,6 +181,14 @@ def _total(sources: Sources, old: Any, name: str, sign: int, arithmetic: str, fl
     """An amount that the call makes larger or smaller, before it is rounded; `floored`: at least 0."""
     total = added(_present(old), sign * number(sources[name]), arithmetic)
     return max(total, Decimal(0)) if floored else total
+
+
+def _is_beyond(way: str, value: Any, old: Any) -> bool:
+    """Whether an amount takes the place of a highest or lowest one, `old`, which None leaves open."""
+    present = _present(old)
+    if not is_number(value) or not (present is None or is_number(present)):
+        raise Unknown(f"{present!r} or {value!r} is no number")
+    return present is None or (number(value) > number(present) if way == "max" else number(value) < number(present))
 
 
 def _present(old: Any) -> Any:
@@ -204,6 +236,8 @@ def explain(
         found += [] if found and not widely else _profits(shown, sources, scales)
         if found and telling:
             return found
+    if widely and old is not ABSENT and is_number(shown):
+        found += _farthest(shown, sources, old, scales)
     rows = [name for name in sources if name.startswith("row:")]
     if old is ABSENT:
         found += _named(key, _direct(key, rows, shown, sources, scales))
@@ -254,6 +288,17 @@ def _counted(shown: Any, sources: Sources, old: Any, scales: tuple[int | None, .
                     yield ["sum", name, sign, arithmetic, floored, conversion]
 
 
+def _farthest(shown: Any, sources: Sources, old: Any, scales: tuple[int | None, ...]) -> Iterator[Explanation]:
+    """A highest or lowest amount so far: a trailing stop, the best price."""
+    for way, (name, value) in product(_FARTHEST, sources.items()):
+        if not name.startswith("arg:") or not is_number(value) or not (old is None or is_number(old)):
+            continue
+        beyond = _is_beyond(way, value, old)
+        if beyond or alike(old, shown):
+            for conversion in conversions(value if beyond else number(shown), shown, scales):
+                yield [way, name, conversion]
+
+
 def _profits(shown: Any, sources: Sources, scales: tuple[int | None, ...]) -> Iterator[Explanation]:
     if not isinstance(shown, float | Decimal):
         return
@@ -277,6 +322,12 @@ def is_telling(key: str, value: Any) -> bool:
     if is_id(key):
         return True
     return not (is_number(value) and abs(value) in (0, 1))
+
+
+def _is_amount(value: Any) -> bool:
+    """Whether it is a number, also as a text, that is hardly a default."""
+    amount = number_or_none(value)
+    return amount is not None and not isinstance(value, bool) and abs(amount) not in (0, 1)
 
 
 def is_id(key: str) -> bool:

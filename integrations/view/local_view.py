@@ -18,7 +18,7 @@ from typing import Any
 from ... import OutboxError
 from ...codec import decode_result, encode_result
 from .conversions import Unknown, bare, number_or_none
-from .effects import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders
+from .effects import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, shown_id
 from .learned import Learning
 
 _FORMAT = 2
@@ -256,8 +256,8 @@ class LocalView:
     def session_of_position(self, position_id: Any) -> int | None:
         """The session of an open position, or None where the view does not know it."""
         with self.lock:
-            found = (id_ for id_, session in self.sessions.items() if position_id in session["tables"][POSITIONS])
-            return next(found, None)
+            shown = ((id_, session["tables"][POSITIONS]) for id_, session in self.sessions.items())
+            return next((id_ for id_, rows in shown if shown_id(rows, position_id) is not None), None)
 
     def session_of_order(self, call: Mapping[str, Any], likely: Any) -> Any:
         """The session of the order that a call names, `likely` before others, or None where no view has it."""
@@ -272,7 +272,10 @@ class LocalView:
     def position(self, position_id: Any) -> Row | None:
         """An open position's row, as far as it is known."""
         session_id = self.session_of_position(position_id)
-        return None if session_id is None else self.sessions[session_id]["tables"][POSITIONS][position_id]
+        if session_id is None:
+            return None
+        rows: dict[Any, Row] = self.sessions[session_id]["tables"][POSITIONS]
+        return rows[shown_id(rows, position_id)]
 
 
 def plain(value: Any) -> Any:

@@ -9,15 +9,17 @@ from typing import Any
 from outbox import Outbox
 from outbox.integrations.host import Host
 from outbox.integrations.keeper import Keeper
+from outbox.integrations.operations import ManagerOperation
+from outbox.integrations.view.effects import Seen
 from outbox.integrations.view.reads import Reads
 
 IDS = {5: {"orders.id": [50]}, 7: {"orders.id": [70]}}
 
 
-def keeper(box: Outbox) -> Keeper:
+def keeper(box: Outbox, *operations: ManagerOperation) -> Keeper:
     host = Host(SimpleNamespace, box.clock)
-    reserves: Any = SimpleNamespace(low=False)
-    return Keeper(host, box, {}, Reads(), reserves)
+    reserves: Any = SimpleNamespace(low=False, show=lambda: None)
+    return Keeper(host, box, {one.name: one for one in operations}, Reads(), reserves)
 
 
 def shown(one: Keeper, seq: int) -> None:
@@ -54,3 +56,17 @@ def test_ids_of_entries_behind_the_stored_view_are_kept(outbox_dir: Path) -> Non
         assert first.view.learning.taken == IDS
         first.checkpoint()
         assert first.view.learning.taken == {7: IDS[7]}
+
+
+def test_status_shows_before_an_outage_what_it_does_not_answer(outbox_dir: Path) -> None:
+    close = ManagerOperation("close_position", like="close_position")
+    with Outbox.open(outbox_dir) as box:
+        first = keeper(box, close)
+        shown(first, 4)
+        first._tend()
+        notice = box.status().notices["unanswerable"]
+        assert notice.message == "an outage does not answer: rows after the first call of close_position (never seen)"
+        assert not notice.degraded
+        first.view.learning.learn(Seen(close, {"position_id": 5}, {}, {"positions": {5: {"id": 5}}}), {"positions": {}})
+        first._tend()
+        assert "unanswerable" not in box.status().notices

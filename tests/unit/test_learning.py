@@ -132,6 +132,30 @@ def test_a_contradiction_is_remembered_until_answers_agree_again() -> None:
     assert space.predict(sources(size=2.0)) == 11.125
 
 
+@pytest.mark.parametrize(("shown", "other"), [(101.25, 99.5), ("13.00000000", "12.00000000")])
+def test_amount_that_was_seen_once_is_no_constant(shown: Any, other: Any) -> None:
+    """An average price may be anything after the next call."""
+    space = Space()
+    seen(space, "average", shown, other, price=3.5)
+    with pytest.raises(Unknown, match="seen once only"):
+        space.predict(sources(price=4.5), shown)
+    seen(space, "average", shown, other, price=7.5)
+    assert space.predict(sources(price=4.5), shown) == shown
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_farthest_amount_so_far_is_learned(sign: int) -> None:
+    """A trailing stop that only rises, a lowest price: the argument counts only beyond the former amount."""
+    space, best = Space(), 10.0 * sign
+    for price in (12.123456789, 11.5, 13.25):
+        new = max(best * sign, round(price, 8)) * sign
+        seen(space, "best_price", new, best, price=price * sign, level=3)
+        best = new
+    assert space.predict(sources(price=12.5 * sign, level=3), best) == best
+    assert space.predict(sources(price=14.111111119 * sign, level=3), best) == 14.11111112 * sign
+    assert space.predict(sources(price=None, level=3), best) == best
+
+
 def test_only_loaded_classes_are_found_by_name() -> None:
     assert class_named("builtins:ValueError") is ValueError
     assert class_named("antigravity:Anything") is None
@@ -144,6 +168,16 @@ def block(learning: Learning, told: Any, old: Decimal, change: Any) -> None:
 
 def changing(change: Any) -> Seen:
     return Seen(BY_NAME["atomic_balance_update"], {"balance_change": change, "reason": "x"}, {"session": 1}, {})
+
+
+def test_balance_told_at_an_unknown_one_is_no_constant() -> None:
+    learning = Learning()
+    for _ in range(2):
+        learn_yield(learning, changing(-1.5), {"new_balance": 98.5, "reason": "x"}, None)
+    told = tell(learning, changing(-2.0), None, "it was never seen")
+    assert told["reason"] == "x"
+    with pytest.raises(UnknownLocally, match="'new_balance' of the block is not known"):
+        told["new_balance"]
 
 
 def test_a_block_is_told_in_floats_where_the_manager_yields_floats() -> None:

@@ -17,6 +17,7 @@ from outbox.integrations.view.effects import Seen, Tables
 from outbox.integrations.view.folds import fold, seen_of
 from outbox.integrations.view.local_view import LocalView, UnknownLocally, exact, plain
 from outbox.integrations.view.row_forms import RowForms
+from outbox.integrations.view.unanswerable import unanswerable
 
 AT = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 BY_NAME = {operation.name: operation for operation in TRADING_OPERATIONS}
@@ -171,6 +172,17 @@ def test_a_new_position_is_shown_as_the_manager_showed_others(view: LocalView) -
     assert view.open_positions(1)[-1] == {
         "id": 8, "side": "LONG", "size": 0.1, "name": "entry-xyz", "mfe": 0.0, "at": AT.isoformat(), "orders": [],
     }  # fmt: skip
+
+
+def test_row_whose_id_is_shown_as_text_is_named_by_its_number(view: LocalView) -> None:
+    def shown(size: float) -> Tables:
+        return tables_of([{"id": "5", "side": "LONG", "size": size, "orders": []}], [])
+
+    view.observe_session(1, 1.0, shown(2.5), active=True)
+    taught(view, "update_position", shown(3.5), position_id=5, size=3.5)
+    assert did(view, "update_position", position_id=5, size=4.5)
+    assert view.open_positions(1)[0]["size"] == 4.5
+    assert view.session_of_position(5) == 1
 
 
 def test_first_position_of_a_new_database_is_learned_whole(view: LocalView) -> None:
@@ -536,3 +548,20 @@ def test_a_nested_order_is_known_by_the_id_of_its_order(view: LocalView) -> None
     taught(view, "update_order_journal", after, client_order_id="c-32", status="FILLED")
     did(view, "update_order_journal", client_order_id="c-32", status="FILLED")
     assert view.open_positions(1)[0]["orders"][1] == {"id": 32, "status": "FILLED"}
+
+
+def test_what_an_outage_does_not_answer_is_known_before_it(view: LocalView) -> None:
+    calls = {name: BY_NAME[name] for name in ("log_position", "update_position", "close_position", "log_event")}
+    assert unanswerable(view.learning, calls) == [
+        "rows after the first call of close_position, log_position, update_position (never seen)"
+    ]
+    order = [{"id": 9, "client_order_id": "o"}]
+    for price, shown in ((7.0, 9.13), (8.0, 2.79), (3.0, 6.41)):
+        rows = tables_of([{"id": 5, "side": "LONG", "size": shown, "price": price, "orders": []}], order)
+        taught(view, "update_position", rows, position_id=5, price=price)
+        view.observe_session(1, 1.0, rows, active=True)
+    taught(view, "close_position", tables_of([], order), position_id=5)
+    assert unanswerable(view.learning, calls) == [
+        "size of positions after update_position (cannot be explained)",
+        "rows after the first call of log_position (never seen)",
+    ]

@@ -143,6 +143,14 @@ def test_each_public_method_is_given_its_kind() -> None:
     )
 
 
+def test_read_that_an_outage_does_not_answer_is_named() -> None:
+    said = {method.name: method.reason for method in fit_of(managers.Sound).methods if "outage" in method.reason}
+    assert said == {"get_trades": "a read that an outage does not answer, unless keep_last=True declares it"}
+    kept = look(managers.Sound, (*TRADING_OPERATIONS, ManagerRead("get_trades", keep_last=True)))
+    assert next(method.shown for method in kept.methods if method.name == "get_trades") == "last answer kept"
+    assert not any("outage" in method.reason for method in kept.methods)
+
+
 def test_the_paper_manager_fits_without_a_warning() -> None:
     fit = look(DatabaseManager, TRADING_OPERATIONS)
     fit.check()

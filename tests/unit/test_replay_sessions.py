@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from outbox.integrations.replay.sessions import factory_like, session_class
+from outbox.integrations.replay.sessions import apart, factory_like, session_class
 
 
 class Ours(Session):
@@ -37,3 +37,14 @@ def test_listener_that_the_host_adds_later_still_comes_before_ours() -> None:
     session = factory_like(original, Ours, listen)()
     session.dispatch.before_flush(session, None, None)
     assert heard == ["the host's", "ours"]
+
+
+def test_sessions_apart_are_of_the_same_kind_of_factory() -> None:
+    """A manager with a scoped_session calls its remove()."""
+    scoped = scoped_session(sessionmaker(expire_on_commit=False))
+    made = apart(scoped, {"call": 1})
+    assert made() is made()
+    assert made() is not scoped()
+    assert (made().info, made().expire_on_commit) == ({"call": 1}, False)
+    made.remove()
+    assert isinstance(apart(sessionmaker(), {}), sessionmaker)

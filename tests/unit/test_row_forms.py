@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
+from sqlalchemy import ForeignKey
 from sqlalchemy.engine import result_tuple
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
 from outbox.integrations.view.effects import Seen, Tables
@@ -40,6 +42,22 @@ class Plain:
         return vars(self) == vars(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Position(Base):
+    __tablename__ = "positions"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    orders: Mapped[list[Order]] = relationship()
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    position_id: Mapped[int] = mapped_column(ForeignKey("positions.id"))
 
 
 ROW = result_tuple(["ref", "px"])(["a", 5])
@@ -115,6 +133,18 @@ def test_rows_that_are_not_understood_leave_the_other_table_alone(rows: Any, why
     assert tables == {"positions": {5: {"id": 5}}}
     assert list(unknown) == ["orders"]
     assert why in unknown["orders"]
+
+
+def test_mapped_rows_with_a_relationship_are_understood() -> None:
+    """A manager may answer with the rows of its session, with their orders loaded."""
+    forms = RowForms()
+    row = Position(id=5, orders=[Order(id=9, position_id=5)])
+    tables, unknown = forms.tables_of([row], [])
+    assert not unknown
+    assert tables["positions.orders"] == {9: {"id": 9, "position_id": 5, "": 5}}
+    shown = forms.shown("positions", {"id": 5, "orders": [{"id": 9, "position_id": 5}]}, ["positions.orders"])
+    assert type(shown.orders) is type(row.orders)
+    assert [(type(one), one.id, one.position_id) for one in shown.orders] == [(Order, 9, 5)]
 
 
 def test_nested_rows_keep_their_form() -> None:

@@ -1,0 +1,35 @@
+"""Unanswerable: what the local view will not answer after calls of an outage, as far as is known before the outage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .effects import PARENT
+from .learned import Learning
+
+if TYPE_CHECKING:
+    from ..operations import ManagerOperation
+
+NOTICE = "unanswerable"
+
+
+def unanswerable(learning: Learning, calls: Mapping[str, ManagerOperation]) -> list[str]:
+    """One clause for each reason why reads of positions and orders may not be answered in an outage.
+
+    `calls`: the operations by the names of their methods.  A method without a part in positions and orders is left out.
+    """
+    methods = sorted(name for name, one in calls.items() if one.position is not None or one.order is not None)
+    values: dict[str, set[str]] = {}
+    for kind, effect in learning.effects.items():
+        if effect.count:
+            here = values.setdefault(kind.partition("|")[0], set())
+            here |= {f"rows of {table} that it does not name" for table in effect.strangers}
+            for table, keys in (*effect.made.items(), *effect.changed.items()):
+                here |= {f"{key} of {table}" for key, space in keys.items() if key != PARENT and not space.is_explained}
+    unexplained = [(name, sorted(values[name])) for name in methods if values.get(name)]
+    never = [name for name in methods if name not in values]
+    return [
+        *(f"{', '.join(names)} after {name} (cannot be explained)" for name, names in unexplained),
+        *([f"rows after the first call of {', '.join(never)} (never seen)"] if never else []),
+    ]
