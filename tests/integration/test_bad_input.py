@@ -49,7 +49,7 @@ def store(outbox_dir: Path) -> Path:
         (("compact", "--retention-hours", "1e9"), "--retention-hours is 1000000000.0 (allowed: a number from 0"),
         (("status", "--dir", ""), "--dir is ''"),
         (("status", "--dir", "/nowhere"), "no outbox at /nowhere (check OUTBOX_DIR or --dir; the engine makes it"),
-        (("export", "-", "--dir", "/etc/hostname"), "/etc/hostname is not a directory (check OUTBOX_DIR"),
+        (("export", "-", "--dir", "/etc/hostname"), "/etc/hostname is not a directory (name another directory, by"),
         (("export", "/nowhere/x"), "/nowhere/x cannot be written: No such file or directory (make the directory"),
         (("export", ""), ". cannot be written: it is a directory (name a file in it)"),
         (("export", "--force", "/etc"), "/etc cannot be written: it is a directory (name a file in it)"),
