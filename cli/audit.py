@@ -30,7 +30,7 @@ from .screen import Lines
 _SHOWN = 20
 
 
-@click.command()
+@click.command(short_help="Prove that PostgreSQL has each delivered entry once.")
 @directory_option
 @database_option
 @operations_option

@@ -187,19 +187,27 @@ def no_permission(error: PermissionError, user: int) -> str:
     if error.filename is None:
         return "no permission for the store (run it as the user who owns the store)"
     nearest = Path(os.fsdecode(error.filename)).absolute()
-    while True:
-        nearest = nearest.parent if nearest != nearest.parent else nearest
-        with suppress(OSError):
-            owner = nearest.stat().st_uid
-            break
+    while (owner := _owner_of(nearest)) is None and nearest != nearest.parent:
+        nearest = nearest.parent
     if owner == user:
-        way_out = f"it is yours: chmod -R u+rwX {nearest}"
+        folder = nearest if nearest.is_dir() else nearest.parent
+        way_out = f"it is yours: chmod -R u+rwX {folder}"
     else:
         way_out = f"{nearest} belongs to {_name_of(owner)}: run it as that user"
     return f"no permission for {error.filename} ({way_out})"
 
 
-def _name_of(user: int) -> str:
+def _owner_of(path: Path) -> int | None:
+    """Whose it is; None where that cannot be seen."""
+    try:
+        return path.stat().st_uid
+    except OSError:
+        return None
+
+
+def _name_of(user: int | None) -> str:
+    if user is None:
+        return "another user"
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:

@@ -12,7 +12,7 @@ from outbox.words import counted
 from .common import Number, Refused, directory_option, in_one_sentence, say, settings, size
 
 
-@click.command()
+@click.command(short_help="Prune settled entries; with --vacuum shrink the file.")
 @directory_option
 @click.option(
     "--retention-hours",

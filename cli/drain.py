@@ -144,7 +144,8 @@ def _report(before: OutboxStatus, now: OutboxStatus, done: bool, timeout: float)
     elif not done:
         why = f": {now.relay.last_error}" if now.relay.last_error else ""
         left = counted(now.pending, "entry is", "entries are")
-        sentence = f"not drained: {left} pending, nothing was delivered for {timeout:g} s{why}"
+        way_out = "nothing is lost; `atb outbox status` tells what to do, then drain again"
+        sentence = f"not drained: {left} pending, nothing was delivered for {timeout:g} s{why} ({way_out})"
         say(sentence, err=True)
     elif before.pending and not now.dead_letters and not now.quarantined:
         left = f"{counted(now.pending, 'newer one is', 'newer ones are')} pending" if now.pending else "none pending"

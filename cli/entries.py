@@ -140,7 +140,7 @@ def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         click.echo("  ".join([*cells, row[-1]]).rstrip())
 
 
-@click.command()
+@click.command(short_help="Show everything about an entry, whatever its state.")
 @directory_option
 @click.argument("seq", metavar="[SEQ|KEY]", required=False)
 @click.option("--key", "text", metavar="TEXT", help="Entries whose caller gave this key.")

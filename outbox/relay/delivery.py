@@ -224,7 +224,8 @@ class Delivery:
         if settlement.dead:
             record, why = settlement.dead[0]
             _log.error(
-                "entries became dead letters: %(entries)s, the first is %(seq)s of operation %(operation)r: %(why)s",
+                "entries became dead letters: %(entries)s, the first is %(seq)s of operation %(operation)r: %(why)s "
+                "(see `atb outbox list`)",
                 entries=len(settlement.dead),
                 seq=record.seq,
                 operation=record.operation,

@@ -21,6 +21,7 @@ CLEAN_FILE = "clean"
 DATA_FILE = "data.mdb"
 LOCK_FILE = "lock.mdb"
 BUILDING = ".creating-"
+_ELSEWHERE = "name another directory, by OUTBOX_DIR or --dir, or move this one away"
 _WAY_OUT = "check OUTBOX_DIR or --dir; the engine makes it when it starts"
 _OURS = frozenset(
     {
@@ -71,11 +72,11 @@ def read_identity(directory: Path) -> Identity:
             raise StoreMissing(f"there is no outbox at {directory}", hint=_WAY_OUT) from None
         if not is_vacant(directory):
             raise StoreFormatError(
-                f"{directory} is not an outbox store: it has no {IDENTITY_FILE}", hint=_WAY_OUT
+                f"{directory} is not an outbox store: it has no {IDENTITY_FILE}", hint=_ELSEWHERE
             ) from None
         raise StoreMissing(f"there is no outbox in {directory}, it is empty", hint=_WAY_OUT) from None
     except NotADirectoryError:
-        raise StoreFormatError(f"{directory} is not a directory", hint=_WAY_OUT) from None
+        raise StoreFormatError(f"{directory} is not a directory", hint=_ELSEWHERE) from None
     identity = Identity.parse(data, path)
     try:
         size = os.stat(directory / DATA_FILE).st_size

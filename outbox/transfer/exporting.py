@@ -81,7 +81,7 @@ def export(directory: Path, write: Callable[[bytes], object]) -> Findings:
     """Write everything that can be read of the store in `directory` as JSON lines, also of a damaged one.
 
     Works beside a running engine, for which it needs room for a copy in the temporary directory.  Raises
-    `StoreMissing`, `StoreCorrupt` where there is no data file, `StoreLocked` or OSError.
+    `StoreMissing`, `StoreFormatError`, `StoreCorrupt` where there is no data file, `StoreLocked` or OSError.
     """
     try:
         with _alone(directory):

@@ -49,7 +49,7 @@ def store(outbox_dir: Path) -> Path:
         (("compact", "--retention-hours", "1e9"), "--retention-hours is 1000000000.0 (allowed: a number from 0"),
         (("status", "--dir", ""), "--dir is ''"),
         (("status", "--dir", "/nowhere"), "no outbox at /nowhere (check OUTBOX_DIR or --dir; the engine makes it"),
-        (("export", "-", "--dir", "/etc/hostname"), "/etc/hostname is not a directory (check OUTBOX_DIR"),
+        (("export", "-", "--dir", "/etc/hostname"), "/etc/hostname is not a directory (name another directory, by"),
         (("export", "/nowhere/x"), "/nowhere/x cannot be written: No such file or directory (make the directory"),
         (("export", ""), ". cannot be written: it is a directory (name a file in it)"),
         (("export", "--force", "/etc"), "/etc cannot be written: it is a directory (name a file in it)"),
@@ -191,11 +191,12 @@ def test_an_owner_without_access_is_told_how_to_get_it(store: Path) -> None:
     )
 
 
-def test_another_user_is_told_whose_it_is(store: Path) -> None:
-    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(store / "gone" / "data.mdb"))
+@pytest.mark.parametrize("below", ["", "gone/data.mdb"])
+def test_another_user_is_told_whose_it_is(store: Path, below: str) -> None:
+    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(store / below))
     owner = pwd.getpwuid(os.stat(store).st_uid).pw_name
     assert no_permission(error, 12345) == (
-        f"no permission for {store / 'gone' / 'data.mdb'} ({store} belongs to {owner}: run it as that user)"
+        f"no permission for {store / below} ({store} belongs to {owner}: run it as that user)"
     )
 
 

@@ -181,6 +181,12 @@ def test_a_wrong_argument_is_one_sentence_and_changes_nothing(
     assert {path.name: path.read_bytes() for path in outbox_dir.iterdir()} == before
 
 
+def test_no_line_of_the_help_is_cut(quick: Atb) -> None:
+    lines = quick("--help").stdout.splitlines()
+    assert [line for line in lines if line.startswith("  ") and line.endswith("...")] == []
+    assert max(map(len, lines)) <= 80
+
+
 def test_without_a_command_the_help_is_shown(quick: Atb) -> None:
     done = quick()
     assert all(command in done.stdout + done.stderr for command in ("status", "drain", "compact", "demo"))

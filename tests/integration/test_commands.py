@@ -236,6 +236,7 @@ def test_drain_against_a_stopped_server_says_so_in_time(atb: Atb, outbox_dir: Pa
     done = atb("drain", "--operations", "declared:OPERATIONS", "--timeout", "3", "--database-url", url)
     assert done.returncode == 1
     assert "not drained: 3 entries are pending, nothing was delivered for 3 s" in done.stderr
+    assert "(nothing is lost; `atb outbox status` tells what to do, then drain again)" in done.stderr
     assert "Connection refused" in done.stderr
     assert "s3cret" not in done.stdout + done.stderr
 

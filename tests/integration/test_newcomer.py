@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.unit.fakes.audit import query
 
 ROOT = Path(__file__).resolve().parents[2]
 AWAY = "postgresql://trader:s3cret@127.0.0.1:1/x"
@@ -57,3 +60,24 @@ def test_deleted_data_file_is_named_when_the_store_is_opened(example: Path) -> N
     *_, last = said(example, AWAY)
     assert "StoreCorrupt" in last
     assert "data.mdb" in last
+
+
+def test_deleted_store_is_told_by_the_refused_duplicate(example: Path, postgres_url: str) -> None:
+    tables = re.search(r"```sql\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert tables is not None
+    query(postgres_url, tables[1])
+    assert list(said(example, postgres_url)) == []
+    shutil.rmtree(example.parent / "data")
+    (line,) = said(example, postgres_url)
+    assert "duplicate key value" in line
+    # The way out.
+    assert line.endswith("(see `atb outbox list`)\n")
+
+
+def test_foreign_directory_is_refused_with_a_way_out(example: Path) -> None:
+    foreign = example.parent / "data" / "outbox"
+    foreign.mkdir(parents=True)
+    (foreign / "notes.txt").touch()
+    *_, last = said(example, AWAY)
+    assert "is not an outbox store: it has no outbox.json" in last
+    assert "(name another directory, by OUTBOX_DIR or --dir, or move this one away)" in last

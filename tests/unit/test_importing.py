@@ -335,6 +335,11 @@ def test_there_must_be_something_to_read(tmp_path: Path) -> None:
             call(tmp_path / "absent")
         with pytest.raises(StoreMissing, match="it is empty"):
             call(tmp_path)
+    Outbox.open(tmp_path / "store").close()
+    (tmp_path / "store" / "data.mdb").unlink()
+    for call in (exporting.examine, lambda path: exporting.export(path, bytes)):
+        with pytest.raises(StoreCorrupt, match="data.mdb is missing"):
+            call(tmp_path / "store")
 
 
 @pytest.mark.slow

@@ -1116,4 +1116,32 @@ BUGS = (
         "text = str(value)",
         ("tests/unit/test_operation.py",),
     ),
+    Bug(
+        "an export replaces a pipe or a device by a file",
+        "cli/replacing.py",
+        "if not stat.S_ISREG(found):",
+        "if stat.S_ISLNK(found):",
+        ("tests/integration/test_bad_input.py",),
+    ),
+    Bug(
+        "a full output is taken for a full store",
+        "cli/common.py",
+        "error.filename is None and module.partition",
+        "False and module.partition",
+        ("tests/integration/test_bad_input.py",),
+    ),
+    Bug(
+        "declared rows that could not be compared count as delivered once",
+        "outbox/testing/assertions.py",
+        "sorted(tables & done.not_compared.keys())",
+        "sorted(set())",
+        ("tests/integration/test_assertions.py",),
+    ),
+    Bug(
+        "the status counts one lane's deliveries only",
+        "outbox/postgres/target.py",
+        "for one in (outcome, *others)]",
+        "for one in (outcome,)]",
+        ("tests/integration/test_lanes.py",),
+    ),
 )  # fmt: skip
