@@ -311,7 +311,7 @@ def test_a_relay_that_never_moved_is_not_stuck(outbox_dir: Path) -> None:
     assert (relay.idle_s, relay.stuck) == (None, False)
 
 
-def test_who_only_looks_cannot_write(outbox_dir: Path) -> None:
+def test_readonly_observer_cannot_write(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.enqueue("log", {})
     with Outbox.attach(outbox_dir, readonly=True) as observer:

@@ -338,7 +338,7 @@ async def _later(_: Any) -> None:
         (lambda: None, "does not take 1 positional arguments"),
     ],
 )
-def test_what_cannot_be_called_is_refused_where_it_is_declared(hook: Any, expected: str) -> None:
+def test_hook_that_cannot_be_called_is_refused_at_its_declaration(hook: Any, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         Hooks(on_halt=hook)
 

@@ -115,7 +115,7 @@ def test_an_answer_without_end_is_read_to_a_limit() -> None:
 @pytest.mark.parametrize(
     ("parameters", "database"), [({"user": "me", "dbname": "trading"}, b"trading"), ({"user": "me"}, b"me")]
 )
-def test_it_asks_for_the_login_that_failed(parameters: dict[str, str], database: bytes) -> None:
+def test_login_probe_sends_the_login_that_failed(parameters: dict[str, str], database: bytes) -> None:
     listener, port = on_tcp()
     with served(listener, REFUSED) as server:
         sqlstate_of_login({"host": "127.0.0.1", "port": port, **parameters}, LONG)
@@ -184,7 +184,7 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full"])
-def test_nothing_is_asked_in_the_clear_where_encryption_is_required(mode: str) -> None:
+def test_login_probe_that_requires_encryption_sends_no_plain_text(mode: str) -> None:
     listener, port = on_tcp()
     parameters = {"host": "127.0.0.1", "port": port, "user": "u"}
     with served(listener, REFUSED) as server:

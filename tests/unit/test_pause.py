@@ -62,7 +62,7 @@ def test_drain_does_not_wait_for_the_end_of_a_pause(outbox_dir: Path) -> None:
         assert rig.target.applied == []
 
 
-def test_who_waits_in_the_same_process_is_told(outbox_dir: Path) -> None:
+def test_pause_ends_the_wait_of_a_caller_in_the_same_process(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         rig.relay.start()
         rig.box.pauses.begin("migration 42")
