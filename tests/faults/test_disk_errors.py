@@ -37,7 +37,7 @@ def part_of_commit(step: Step) -> str | None:
     return None
 
 
-def test_what_is_acknowledged_was_flushed_before(outbox_dir: Path, postgres_url: str) -> None:
+def test_acknowledged_entry_was_flushed_before(outbox_dir: Path, postgres_url: str) -> None:
     """Kills cannot show that: what the kernel has got survives them, and no power cut."""
     drill = Drill(outbox_dir, postgres_url).create()
     report = drill.run([("open",), ("surrender",), ("enqueue", 0, 4), ("group", 10, 3), ("drain",)])

@@ -115,7 +115,7 @@ def test_a_commit_that_nobody_heard_of_before_the_process_was_killed(proxy: Prox
     assert proxy.struck["cut at COMMIT"] == 1
 
 
-def test_a_storm(scene: Scene, proxy: Proxy) -> None:
+def test_storm_of_faults_on_the_wire_loses_and_doubles_nothing(scene: Scene, proxy: Proxy) -> None:
     """Faults at random moments, always of every kind, while trading goes on."""
     dice = random.Random(20240501)
     scene.relay.start()

@@ -381,7 +381,7 @@ def test_a_halted_engine_is_seen_from_outside_with_the_reason(atb: Atb, outbox_d
         ),
     ],
 )
-def test_what_is_wrong_with_the_hosts_operations_is_one_sentence(
+def test_wrong_operations_of_the_host_are_refused_in_one_sentence(
     quick: Atb, host: Path, outbox_dir: Path, source: str, name: str, words: str
 ) -> None:
     _fill(outbox_dir)

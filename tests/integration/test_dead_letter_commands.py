@@ -162,7 +162,7 @@ def test_a_quarantined_entry_is_listed_shown_and_given_up(engine: tuple[Outbox, 
         (("show", "0"), "0 is not in the range"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_sentence(
+def test_wrong_command_is_refused_in_one_sentence(
     engine: tuple[Outbox, Relay], atb: Atb, arguments: tuple[str, ...], sentence: str
 ) -> None:
     done = atb(*arguments)

@@ -314,7 +314,7 @@ def anchors(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
-def test_links_resolve(document: Path) -> None:
+def test_links_of_a_document_resolve(document: Path) -> None:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(document)):
         if link.startswith("http"):

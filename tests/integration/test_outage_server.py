@@ -16,7 +16,7 @@ from tests.unit.fakes.scene import Scene
 from tests.unit.fakes.waiting import LONG, until
 
 
-def test_down_at_start(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+def test_server_down_at_the_start_delays_delivery_only(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     with Scene(outbox_dir, own_postgres.url()) as scene:
         scene.create()
         own_postgres.stop()
@@ -118,7 +118,7 @@ def test_stop_is_bounded_while_the_server_hangs_at_the_door(own_postgres: Postgr
         own_postgres.resume()
 
 
-def test_too_many_clients(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+def test_server_with_too_many_clients_delays_delivery_only(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     own_postgres.options |= {"max_connections": 4, "superuser_reserved_connections": 0}
     own_postgres.restart()
     with Scene(outbox_dir, own_postgres.url()) as scene:

@@ -248,7 +248,7 @@ def test_a_chosen_port_that_was_taken_meanwhile_is_replaced() -> None:
         assert server.port == second
 
 
-def test_no_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_without_a_free_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_server, "_port_is_free", lambda _: False)
     with pytest.raises(RuntimeError, match=r"no free TCP port found on 127\.0\.0\.1"):
         PostgresServer()

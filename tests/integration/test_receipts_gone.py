@@ -24,7 +24,7 @@ def past(postgres_server: PostgresServer) -> Iterator[Past]:
 @pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("connected", [True, False])
 @pytest.mark.parametrize("pending", [0, 3])
-def test_nothing_is_delivered_until_an_operator_says_so(
+def test_missing_receipts_stop_delivery_until_an_operator_accepts(
     past: Past, outbox_dir: Path, harm: str, connected: bool, pending: int
 ) -> None:
     with Desk(outbox_dir, past.url) as desk:
