@@ -23,9 +23,8 @@ from click.testing import CliRunner
 from outbox import Operation, Outbox
 from outbox.cli import atb
 from tests.unit.fakes.audit import query
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.waiting import LONG, until
 
-LONG = 30.0
 _DECLARED = """
 from outbox import Operation
 OPERATIONS = [Operation("note", table="notes")]

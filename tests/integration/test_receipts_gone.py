@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from outbox import Health, TargetMisconfigured
-from outbox.testing import PostgresServer
 from tests.unit.fakes.failover import Desk, Past
 
 HARM = ["DROP TABLE outbox_receipts", "TRUNCATE outbox_receipts"]
-
-
-@pytest.fixture
-def past(postgres_server: PostgresServer) -> Iterator[Past]:
-    past = Past(postgres_server)
-    yield past
-    past.close()
 
 
 @pytest.mark.parametrize("harm", HARM)

@@ -23,13 +23,6 @@ from tests.unit.fakes.waiting import LONG, until
 
 
 @pytest.fixture
-def past(postgres_server: PostgresServer) -> Iterator[Past]:
-    past = Past(postgres_server)
-    yield past
-    past.close()
-
-
-@pytest.fixture
 def desk(past: Past, outbox_dir: Path) -> Iterator[Desk]:
     """With one host in its URL, so that a person decides."""
     with Desk(outbox_dir, past.url) as desk:

@@ -30,9 +30,7 @@ from outbox.hooks import StateWatch
 from outbox.store.ledger import Settlement
 from outbox.testing import InMemoryTarget
 from tests.unit.fakes.rig import OPERATIONS, Rig, permanent
-from tests.unit.fakes.waiting import until
-
-LONG = 20.0
+from tests.unit.fakes.waiting import LONG, until
 
 
 class Told:
