@@ -74,7 +74,9 @@ _ONE_FAILS: Steps = [
     [(part, error) for part in (_DATA, _FLUSH, _META) for error in _ERRORS if (part, error) != (_FLUSH, SHORT)],
     ids=describe,
 )
-def test_an_enqueue_whose_commit_fails(part: str, error: Decision, outbox_dir: Path, postgres_url: str) -> None:
+def test_enqueue_with_a_failing_commit_halts_and_loses_nothing(
+    part: str, error: Decision, outbox_dir: Path, postgres_url: str
+) -> None:
     left = [1]
 
     def decide(step: Step) -> Decision:
@@ -103,7 +105,7 @@ def test_an_enqueue_whose_commit_fails(part: str, error: Decision, outbox_dir: P
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.ENOSPC], ids=describe)
-def test_a_disk_that_fails_for_good_after_the_ledger_commit_began(
+def test_disk_lost_in_the_ledger_commit_halts_and_loses_nothing(
     error: int, outbox_dir: Path, postgres_url: str
 ) -> None:
     drill = Drill(outbox_dir, postgres_url).create()

@@ -88,7 +88,7 @@ def test_stop_refuses_an_unknown_mode(own_postgres: PostgresServer) -> None:
     assert own_postgres.is_running
 
 
-def test_restart_with_other_options(own_postgres: PostgresServer) -> None:
+def test_restart_applies_changed_options(own_postgres: PostgresServer) -> None:
     own_postgres.options.update(max_connections=7, autovacuum=False)
     own_postgres.restart()
     assert own_postgres.execute("SHOW max_connections") == [("7",)]
@@ -138,7 +138,7 @@ def test_pause_needs_a_running_server(own_postgres: PostgresServer) -> None:
     own_postgres.resume()
 
 
-def test_start_after_somebody_else_killed_the_main_process(table: PostgresServer) -> None:
+def test_start_after_a_kill_of_the_main_process_keeps_the_data(table: PostgresServer) -> None:
     before = tree(table)
     before[0].kill()
     until(lambda: not table.is_running)

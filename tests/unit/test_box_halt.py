@@ -761,7 +761,7 @@ def refused(room: int, *sizes: int) -> list[int]:
     return [place for place, error in enumerate(found) if error is not None]
 
 
-def test_where_there_is_room_for_all_nobody_is_refused() -> None:
+def test_quota_with_room_for_all_refuses_nothing() -> None:
     assert refused(10, 6, 4) == []
     assert refused(10) == []
 
@@ -792,7 +792,7 @@ def test_refusal_of_a_full_store_names_the_space_and_the_remedy(outbox_dir: Path
         assert caught.value.hint == "halt trading; drain and compact, or raise OUTBOX_MAX_SIZE_MB"
 
 
-def test_where_the_address_space_is_the_limit_that_is_said(outbox_dir: Path) -> None:
+def test_address_space_that_limits_the_store_is_named(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         opened = box.store._environment
         assert opened is not None

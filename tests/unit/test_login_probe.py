@@ -170,7 +170,7 @@ def test_hosts_may_be_given_by_address_or_not_at_all() -> None:
         assert sqlstate_of_login(named, LONG) == "28000"
 
 
-def test_where_nobody_listens_nothing_can_be_said(closed_port: str) -> None:
+def test_login_probe_without_a_listener_has_no_answer(closed_port: str) -> None:
     assert sqlstate_of_login({"host": "127.0.0.1", "port": closed_port, "user": "u"}, LONG) is None
 
 
