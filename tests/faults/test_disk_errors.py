@@ -37,7 +37,7 @@ def part_of_commit(step: Step) -> str | None:
     return None
 
 
-def test_what_is_acknowledged_was_flushed_before(outbox_dir: Path, postgres_url: str) -> None:
+def test_acknowledged_entry_was_flushed_before(outbox_dir: Path, postgres_url: str) -> None:
     """Kills cannot show that: what the kernel has got survives them, and no power cut."""
     drill = Drill(outbox_dir, postgres_url).create()
     report = drill.run([("open",), ("surrender",), ("enqueue", 0, 4), ("group", 10, 3), ("drain",)])
@@ -74,7 +74,9 @@ _ONE_FAILS: Steps = [
     [(part, error) for part in (_DATA, _FLUSH, _META) for error in _ERRORS if (part, error) != (_FLUSH, SHORT)],
     ids=describe,
 )
-def test_an_enqueue_whose_commit_fails(part: str, error: Decision, outbox_dir: Path, postgres_url: str) -> None:
+def test_enqueue_with_a_failing_commit_halts_and_loses_nothing(
+    part: str, error: Decision, outbox_dir: Path, postgres_url: str
+) -> None:
     left = [1]
 
     def decide(step: Step) -> Decision:
@@ -103,7 +105,7 @@ def test_an_enqueue_whose_commit_fails(part: str, error: Decision, outbox_dir: P
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.EROFS, errno.ENOSPC], ids=describe)
-def test_a_disk_that_fails_for_good_after_the_ledger_commit_began(
+def test_disk_lost_in_the_ledger_commit_halts_and_loses_nothing(
     error: int, outbox_dir: Path, postgres_url: str
 ) -> None:
     drill = Drill(outbox_dir, postgres_url).create()

@@ -44,7 +44,7 @@ def without(key: str) -> list[Stored]:
     return [entry for entry in SOUND.stored if entry.key != key]
 
 
-def test_nothing_is_said_of_what_is_sound() -> None:
+def test_sound_evidence_has_no_violation() -> None:
     assert check(SOUND) == []
 
 
@@ -136,5 +136,5 @@ def test_each_violation_is_reported(change: dict[str, Any], problem: str) -> Non
         {"history": [*SOUND.history[:4], SOUND.history[4], Reopened(verified=False), acknowledged("f", 5)]},
     ],
 )
-def test_what_is_allowed_is_not_reported(change: dict[str, Any]) -> None:
+def test_allowed_difference_from_sound_evidence_is_not_reported(change: dict[str, Any]) -> None:
     assert check(replace(SOUND, **change)) == []

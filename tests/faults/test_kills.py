@@ -28,7 +28,9 @@ def steps(name: str, times: int) -> Steps:
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("name", [name for name in failpoints.NAMES if ":" not in name])
-def test_a_kill_in_the_middle_of_work(name: str, times: int, outbox_dir: Path, postgres_url: str) -> None:
+def test_kill_in_the_middle_of_work_loses_and_doubles_nothing(
+    name: str, times: int, outbox_dir: Path, postgres_url: str
+) -> None:
     drill = Drill(outbox_dir, postgres_url).create()
     drill.run(_BEFORE)
     assert drill.run(steps(name, times)).killed
@@ -36,14 +38,14 @@ def test_a_kill_in_the_middle_of_work(name: str, times: int, outbox_dir: Path, p
 
 
 @pytest.mark.parametrize("name", [name for name in failpoints.NAMES if name.startswith("creation")])
-def test_a_kill_during_creation(name: str, outbox_dir: Path, postgres_url: str) -> None:
+def test_kill_during_creation_loses_and_doubles_nothing(name: str, outbox_dir: Path, postgres_url: str) -> None:
     drill = Drill(outbox_dir, postgres_url).create()
     assert drill.run(steps(name, 1)).killed
     drill.finish()
 
 
 @pytest.mark.parametrize("name", [name for name in failpoints.NAMES if name.startswith("vacuum")])
-def test_a_kill_during_a_vacuum(name: str, outbox_dir: Path, postgres_url: str) -> None:
+def test_kill_during_a_vacuum_loses_and_doubles_nothing(name: str, outbox_dir: Path, postgres_url: str) -> None:
     drill = Drill(outbox_dir, postgres_url).create()
     drill.run(_BEFORE)
     assert drill.run(steps(name, 1)).killed
@@ -51,7 +53,9 @@ def test_a_kill_during_a_vacuum(name: str, outbox_dir: Path, postgres_url: str) 
 
 
 @pytest.mark.parametrize("name", [name for name in failpoints.NAMES if name.startswith("recovery")])
-def test_a_kill_during_recovery_from_a_kill(name: str, outbox_dir: Path, postgres_url: str) -> None:
+def test_kill_during_recovery_from_a_kill_loses_and_doubles_nothing(
+    name: str, outbox_dir: Path, postgres_url: str
+) -> None:
     drill = Drill(outbox_dir, postgres_url).create()
     drill.run(_BEFORE)
     assert drill.run(steps("before the ledger commit", 1)).killed
@@ -59,7 +63,7 @@ def test_a_kill_during_recovery_from_a_kill(name: str, outbox_dir: Path, postgre
     drill.finish()
 
 
-def test_a_killed_relay_is_seen(outbox_dir: Path, postgres_url: str) -> None:
+def test_killed_relay_is_reported_by_the_engine(outbox_dir: Path, postgres_url: str) -> None:
     drill = Drill(outbox_dir, postgres_url).create()
     with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
         engine = box.enqueue("trade", {"number": 0, "account": "account-0"}, key="trade-0")

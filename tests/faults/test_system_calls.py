@@ -79,7 +79,7 @@ class Walk:
 
 
 @pytest.mark.parametrize("name", _SCENARIOS)
-def test_a_kill_at_each_system_call(name: str, tmp_path: Path, postgres_url: str) -> None:
+def test_kill_at_each_system_call_loses_and_doubles_nothing(name: str, tmp_path: Path, postgres_url: str) -> None:
     walk = Walk(name, tmp_path, postgres_url)
     number = 1
     while True:
@@ -98,7 +98,7 @@ def test_a_kill_at_each_system_call(name: str, tmp_path: Path, postgres_url: str
 
 
 @pytest.mark.parametrize("name", _SCENARIOS)
-def test_each_system_call_fails_once(name: str, tmp_path: Path, postgres_url: str) -> None:
+def test_failure_of_each_system_call_loses_and_doubles_nothing(name: str, tmp_path: Path, postgres_url: str) -> None:
     walk = Walk(name, tmp_path, postgres_url)
     number = 1
     while True:

@@ -45,7 +45,7 @@ def test_a_slow_wire_only_takes_longer(scene: Scene, proxy: Proxy) -> None:
     assert proxy.struck["delay"] > 10
 
 
-def test_a_wire_that_stalls_in_the_middle_of_a_batch(scene: Scene, proxy: Proxy) -> None:
+def test_wire_stalled_in_a_batch_is_an_outage_without_attempts(scene: Scene, proxy: Proxy) -> None:
     scene.relay.start()
     scene.trade(1)
     assert scene.relay.drain(LONG)
@@ -59,7 +59,7 @@ def test_a_wire_that_stalls_in_the_middle_of_a_batch(scene: Scene, proxy: Proxy)
     assert {entry.attempts for entry in scene.box.pending()} <= {0}
 
 
-def test_a_wire_that_is_reset_in_the_middle_of_a_batch(scene: Scene, proxy: Proxy) -> None:
+def test_wire_reset_in_a_batch_is_an_outage_without_attempts(scene: Scene, proxy: Proxy) -> None:
     with scene.batch_in_flight():
         proxy.reset()
         scene.target.wait_for_interruptions(1)
@@ -67,7 +67,7 @@ def test_a_wire_that_is_reset_in_the_middle_of_a_batch(scene: Scene, proxy: Prox
     assert {entry.attempts for entry in scene.box.pending()} <= {0}
 
 
-def test_a_host_on_which_nobody_listens(scene: Scene, proxy: Proxy) -> None:
+def test_host_that_refuses_connections_degrades_without_attempts(scene: Scene, proxy: Proxy) -> None:
     proxy.refuse()
     proxy.disconnect()
     scene.trade(12)
@@ -82,7 +82,7 @@ def test_a_host_on_which_nobody_listens(scene: Scene, proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("operation", ["trade", "booking"])
 @pytest.mark.parametrize(("where", "applied"), [("before", 0), ("after", 8)])
-def test_a_wire_that_is_cut_around_the_commit(
+def test_wire_cut_around_the_commit_loses_and_doubles_nothing(
     scene: Scene, proxy: Proxy, where: str, applied: int, operation: str
 ) -> None:
     for round_ in range(3):
@@ -102,7 +102,7 @@ def test_a_wire_that_is_cut_around_the_commit(
     assert proxy.struck[f"cut {'before' if where == 'before' else 'at'} COMMIT"] == 3
 
 
-def test_a_commit_that_nobody_heard_of_before_the_process_was_killed(proxy: Proxy, outbox_dir: Path) -> None:
+def test_commit_unknown_to_a_killed_relay_is_not_repeated(proxy: Proxy, outbox_dir: Path) -> None:
     drill = Drill(outbox_dir, proxy.url).create()
     drill.run([("open",), ("enqueue", 0, 6)])
     proxy.cut_at_commit.set()
@@ -115,7 +115,7 @@ def test_a_commit_that_nobody_heard_of_before_the_process_was_killed(proxy: Prox
     assert proxy.struck["cut at COMMIT"] == 1
 
 
-def test_a_storm(scene: Scene, proxy: Proxy) -> None:
+def test_storm_of_faults_on_the_wire_loses_and_doubles_nothing(scene: Scene, proxy: Proxy) -> None:
     """Faults at random moments, always of every kind, while trading goes on."""
     dice = random.Random(20240501)
     scene.relay.start()

@@ -190,5 +190,5 @@ def test_value_beside_values_of_other_types_is_stored_alike(connection: Any) -> 
     connection.rollback()
 
 
-def test_names_are_quoted() -> None:
+def test_name_with_a_quote_is_quoted() -> None:
     assert quote('a"b') == '"a""b"'

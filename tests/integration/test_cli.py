@@ -20,7 +20,6 @@ from threading import Event
 from uuid import UUID
 
 import click
-import psycopg2
 import pytest
 from click.testing import CliRunner
 
@@ -34,6 +33,7 @@ from outbox.store.state_file import StateFile
 from outbox.target import Outcome
 from outbox.testing import PostgresServer
 from tests import atb as command_line
+from tests.unit.fakes.database import query
 from tests.unit.fakes.waiting import LONG
 
 OPERATIONS = (Operation("note", table="notes", order_by="who"),)
@@ -126,19 +126,8 @@ def _line(process: subprocess.Popen[str], words: str) -> str:
 
 @pytest.fixture
 def database(postgres_url: str) -> str:
-    _execute(postgres_url, "CREATE TABLE notes (id serial PRIMARY KEY, who text, what text NOT NULL)")
+    query(postgres_url, "CREATE TABLE notes (id serial PRIMARY KEY, who text, what text NOT NULL)")
     return postgres_url
-
-
-def _execute(url: str, statement: str) -> list[tuple[object, ...]]:
-    connection = psycopg2.connect(url)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchall() if cursor.description else []
-    finally:
-        connection.close()
 
 
 def _assert_one_sentence(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -387,7 +376,7 @@ def test_a_halted_engine_is_seen_from_outside_with_the_reason(atb: Atb, outbox_d
         ),
     ],
 )
-def test_what_is_wrong_with_the_hosts_operations_is_one_sentence(
+def test_wrong_operations_of_the_host_are_refused_in_one_sentence(
     quick: Atb, host: Path, outbox_dir: Path, source: str, name: str, words: str
 ) -> None:
     _fill(outbox_dir)
@@ -408,7 +397,7 @@ def test_drain_waits_for_a_stopped_server_and_says_why(
     begin: Begin, outbox_dir: Path, own_postgres: PostgresServer
 ) -> None:
     url = own_postgres.url()
-    _execute(url, "CREATE TABLE notes (who text, what text)")
+    query(url, "CREATE TABLE notes (who text, what text)")
     own_postgres.kill()
     _fill(outbox_dir)
     process = begin("drain", DATABASE_URL=url)
@@ -416,7 +405,7 @@ def test_drain_waits_for_a_stopped_server_and_says_why(
     own_postgres.start()
     stdout, _ = process.communicate(timeout=LONG)
     assert (process.returncode, stdout) == (0, "drained: 3 entries completed, none pending\n")
-    assert _execute(url, "SELECT count(*) FROM notes") == [(3,)]
+    assert query(url, "SELECT count(*) FROM notes") == [(3,)]
 
 
 def test_a_second_drain_still_tells_of_the_dead_letter(quick: Atb, outbox_dir: Path, database: str) -> None:
@@ -511,7 +500,7 @@ def test_drain_goes_on_by_itself_when_the_other_relay_ends(
     _line(process, "that relay has ended, this command continues")
     stdout, _ = process.communicate(timeout=LONG)
     assert (process.returncode, stdout) == (0, "drained: 3 entries completed, none pending\n")
-    assert _execute(database, "SELECT what FROM notes ORDER BY id") == [("0",), ("1",), ("2",)]
+    assert query(database, "SELECT what FROM notes ORDER BY id") == [("0",), ("1",), ("2",)]
 
 
 def test_drain_that_cannot_go_on_by_itself_says_what_to_give(

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psycopg2
 import pytest
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.testing import PostgresServer
 from tests import atb as command_line
+from tests.unit.fakes.database import query
 from tests.unit.fakes.waiting import LONG, until
 
 OPERATIONS = (Operation("note", table="notes", order_by="who"),)
@@ -50,19 +50,8 @@ def atb(tmp_path: Path, outbox_dir: Path) -> Atb:
 
 @pytest.fixture
 def database(postgres_url: str) -> str:
-    _execute(postgres_url, "CREATE TABLE notes (id serial PRIMARY KEY, who text, what text NOT NULL)")
+    query(postgres_url, "CREATE TABLE notes (id serial PRIMARY KEY, who text, what text NOT NULL)")
     return postgres_url
-
-
-def _execute(url: str, statement: str) -> list[tuple[object, ...]]:
-    connection = psycopg2.connect(url)
-    try:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchall() if cursor.description else []
-    finally:
-        connection.close()
 
 
 def _fill(folder: Path, count: int = 3) -> None:
@@ -226,7 +215,7 @@ def test_drain_delivers_everything(atb: Atb, outbox_dir: Path, database: str, de
     done = atb("drain", "--operations", declared, DATABASE_URL=database)
     assert done.returncode == 0, done.stderr
     assert "drained: 3 entries completed, none pending" in done.stdout
-    assert _execute(database, "SELECT what FROM notes ORDER BY id") == [("0",), ("1",), ("2",)]
+    assert query(database, "SELECT what FROM notes ORDER BY id") == [("0",), ("1",), ("2",)]
     assert "nothing is pending" in atb("drain").stdout
 
 
@@ -282,7 +271,7 @@ def test_drain_reports_what_an_operator_must_answer(atb: Atb, outbox_dir: Path, 
     done = atb("drain", "--operations", "declared:OPERATIONS", DATABASE_URL=database)
     assert done.returncode == 1
     assert "1 dead letter needs an operator; 1 entry held back" in done.stdout
-    assert _execute(database, "SELECT what FROM notes") == [("free",)]
+    assert query(database, "SELECT what FROM notes") == [("free",)]
 
 
 def test_drain_waits_for_the_relay_of_a_running_engine(atb: Atb, engine: subprocess.Popen[str]) -> None:

@@ -7,12 +7,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psycopg2
 import pytest
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.store.envelope import seq_key
 from tests import atb as command_line
+from tests.unit.fakes.database import query
 from tests.unit.fakes.waiting import LONG, until
 
 OPERATIONS = (Operation("note", table="notes", order_by="who"), Operation("other", table="notes", order_by="who"))
@@ -43,16 +43,6 @@ def atb(outbox_dir: Path) -> Atb:
         return command_line.run(*arguments, "--dir", str(outbox_dir), answer=answer)
 
     return run
-
-
-def query(url: str, sql: str) -> list[tuple[object, ...]]:
-    connection = psycopg2.connect(url)
-    try:
-        with connection, connection.cursor() as cursor:
-            cursor.execute(sql)
-            return list(cursor.fetchall()) if cursor.description else []
-    finally:
-        connection.close()
 
 
 def test_dead_letters_are_listed_with_what_they_hold_back(engine: tuple[Outbox, Relay], atb: Atb) -> None:
@@ -162,7 +152,7 @@ def test_a_quarantined_entry_is_listed_shown_and_given_up(engine: tuple[Outbox, 
         (("show", "0"), "0 is not in the range"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_sentence(
+def test_wrong_command_is_refused_in_one_sentence(
     engine: tuple[Outbox, Relay], atb: Atb, arguments: tuple[str, ...], sentence: str
 ) -> None:
     done = atb(*arguments)

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import psycopg2
 import pytest
 
 import outbox
@@ -20,6 +19,7 @@ from outbox import ConfigError, Operation, Outbox, OutboxConfig, OutboxStatus, P
 from outbox.cli import atb
 from outbox.config import variable_name
 from outbox.store.rates import Rates
+from tests.unit.fakes.database import query
 from tests.unit.fakes.waiting import LONG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,16 +68,6 @@ def run(code: str, folder: Path, url: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def query(url: str, sql: str) -> list[tuple[object, ...]]:
-    connection = psycopg2.connect(url)
-    try:
-        with connection, connection.cursor() as cursor:
-            cursor.execute(sql)
-            return list(cursor.fetchall()) if cursor.description else []
-    finally:
-        connection.close()
 
 
 # -- code
@@ -339,7 +329,7 @@ def anchors(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
-def test_links_resolve(document: Path) -> None:
+def test_links_of_a_document_resolve(document: Path) -> None:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(document)):
         if link.startswith("http"):

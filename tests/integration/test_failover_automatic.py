@@ -20,7 +20,7 @@ def servers(no_leftovers: None) -> Iterator[tuple[PostgresServer, Standby]]:
             yield primary, standby
 
 
-def test_what_a_promoted_standby_lacks_is_delivered_again(
+def test_entries_that_a_promoted_standby_lacks_are_delivered_again(
     servers: tuple[PostgresServer, Standby], outbox_dir: Path
 ) -> None:
     primary, standby = servers

@@ -15,9 +15,8 @@ from outbox.integrations.trading_engine import wire
 from outbox.testing import PostgresServer
 from tests.integration.adapter.scripted import Engine, Manager, config
 from tests.unit.fakes.audit import query
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.waiting import LONG, until
 
-LONG = 30.0
 OPERATIONS = (Operation("note", table="notes", order_by="who"),)
 
 

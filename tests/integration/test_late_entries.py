@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from outbox import OutboxConfig
 from outbox.clock import SystemClock
-from outbox.testing import PostgresServer
 from outbox.transfer.exporting import export
 from outbox.transfer.importing import restore
 from tests.unit.fakes.failover import Desk, Past
-
-
-@pytest.fixture
-def past(postgres_server: PostgresServer) -> Iterator[Past]:
-    past = Past(postgres_server)
-    yield past
-    past.close()
 
 
 def everything(desk: Desk) -> None:

@@ -23,9 +23,8 @@ from click.testing import CliRunner
 from outbox import Operation, Outbox
 from outbox.cli import atb
 from tests.unit.fakes.audit import query
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.waiting import LONG, until
 
-LONG = 30.0
 _DECLARED = """
 from outbox import Operation
 OPERATIONS = [Operation("note", table="notes")]
@@ -58,7 +57,7 @@ def closed(outbox_dir: Path) -> Path:
     return outbox_dir
 
 
-def test_it_prints_the_figures_whatever_the_health(closed: Path) -> None:
+def test_metrics_command_prints_the_figures_whatever_the_health(closed: Path) -> None:
     code, said = outbox("metrics", "--dir", str(closed))
     assert code == 0
     assert f'\nlmdb_outbox_pending_entries{{store="{closed}"}} 1.0\n' in said

@@ -77,6 +77,6 @@ def test_a_dead_letter_with_which_nothing_was_wrong_is_reported(scene: Scene) ->
     assert scene.audit.problems(scene.box) == []
 
 
-def test_what_is_pending_is_no_problem(scene: Scene) -> None:
+def test_pending_entry_is_no_problem_of_the_audit(scene: Scene) -> None:
     scene.trade(3)
     assert scene.audit.problems(scene.box) == []

@@ -16,7 +16,7 @@ from tests.unit.fakes.scene import Scene
 from tests.unit.fakes.waiting import LONG, until
 
 
-def test_down_at_start(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+def test_server_down_at_the_start_delays_delivery_only(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     with Scene(outbox_dir, own_postgres.url()) as scene:
         scene.create()
         own_postgres.stop()
@@ -33,7 +33,7 @@ def test_down_at_start(own_postgres: PostgresServer, outbox_dir: Path) -> None:
         own_postgres.start()
 
 
-def test_a_sigkill_while_a_batch_is_in_flight(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+def test_server_killed_during_a_batch_uses_no_attempt(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     with Scene(outbox_dir, own_postgres.url()) as scene:
         scene.create()
         scene.trade(25)
@@ -47,7 +47,9 @@ def test_a_sigkill_while_a_batch_is_in_flight(own_postgres: PostgresServer, outb
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_restarts_while_trading_goes_on(own_postgres: PostgresServer, outbox_dir: Path, mode: Any) -> None:
+def test_server_restarts_during_trading_lose_and_double_nothing(
+    own_postgres: PostgresServer, outbox_dir: Path, mode: Any
+) -> None:
     with Scene(outbox_dir, own_postgres.url()) as scene:
         scene.create()
         scene.relay.start()
@@ -59,9 +61,7 @@ def test_restarts_while_trading_goes_on(own_postgres: PostgresServer, outbox_dir
         scene.trade(5)
 
 
-def test_the_store_is_closed_during_the_outage_and_opened_after_it(
-    own_postgres: PostgresServer, outbox_dir: Path
-) -> None:
+def test_store_reopened_after_an_outage_delivers_everything(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     with Scene(outbox_dir, own_postgres.url()) as scene:
         scene.create()
         scene.trade(12)
@@ -118,7 +118,7 @@ def test_stop_is_bounded_while_the_server_hangs_at_the_door(own_postgres: Postgr
         own_postgres.resume()
 
 
-def test_too_many_clients(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+def test_server_with_too_many_clients_delays_delivery_only(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     own_postgres.options |= {"max_connections": 4, "superuser_reserved_connections": 0}
     own_postgres.restart()
     with Scene(outbox_dir, own_postgres.url()) as scene:
@@ -133,7 +133,7 @@ def test_too_many_clients(own_postgres: PostgresServer, outbox_dir: Path) -> Non
             other.close()
 
 
-def test_a_port_where_something_else_answers(postgres_url: str, outbox_dir: Path) -> None:
+def test_port_with_another_service_is_an_outage_without_loss(postgres_url: str, outbox_dir: Path) -> None:
     with (
         closing(socket.create_server(("127.0.0.1", 0))) as stranger,
         Scene(outbox_dir, postgres_url, relay_url=f"postgresql://u@127.0.0.1:{stranger.getsockname()[1]}/db") as scene,

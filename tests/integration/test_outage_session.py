@@ -31,7 +31,7 @@ def scene(postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
         yield scene
 
 
-def test_the_session_is_terminated_between_batches(scene: Scene) -> None:
+def test_session_terminated_between_batches_loses_nothing(scene: Scene) -> None:
     scene.relay.start()
     for _ in range(3):
         scene.trade(5)
@@ -39,7 +39,7 @@ def test_the_session_is_terminated_between_batches(scene: Scene) -> None:
         assert scene.terminate() == 1
 
 
-def test_the_session_is_terminated_in_the_middle_of_a_batch(scene: Scene) -> None:
+def test_session_terminated_in_a_batch_is_an_outage(scene: Scene) -> None:
     with scene.batch_in_flight():
         assert scene.terminate() == 1
         scene.target.wait_for_interruptions(1)
@@ -55,7 +55,7 @@ def test_batch_that_waits_too_long_for_a_lock_is_given_up_and_shrinks(postgres_u
             assert {entry.attempts for entry in scene.box.pending()} == {0}
 
 
-def test_a_database_that_is_read_only(scene: Scene) -> None:
+def test_read_only_database_needs_an_operator_and_uses_no_attempt(scene: Scene) -> None:
     database = scene.url.rpartition("/")[2]
     query(scene.url, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     scene.trade(15)
@@ -139,7 +139,7 @@ def test_a_deadlock_is_tried_again(postgres_url: str, outbox_dir: Path) -> None:
         assert query(postgres_url, "SELECT n FROM accounts ORDER BY id") == [(11,), (11,)]
 
 
-def test_a_commit_that_nobody_heard_of_is_not_repeated(postgres_url: str, outbox_dir: Path) -> None:
+def test_commit_with_a_lost_answer_is_not_repeated(postgres_url: str, outbox_dir: Path) -> None:
     with Proxy(postgres_url) as proxy, Scene(outbox_dir, postgres_url, relay_url=proxy.url) as scene:
         scene.create()
         scene.trade(3)
@@ -179,7 +179,9 @@ with Outbox.attach(sys.argv[1], OutboxConfig(batch_size=4)) as box:
 
 
 @pytest.mark.parametrize(("moment", "applied"), [("before the COMMIT", 0), ("between COMMIT and ledger", 4)])
-def test_the_relay_process_is_killed(scene: Scene, outbox_dir: Path, moment: str, applied: int) -> None:
+def test_killed_relay_process_loses_and_doubles_nothing(
+    scene: Scene, outbox_dir: Path, moment: str, applied: int
+) -> None:
     scene.trade(10)
     for _ in range(2):
         command = [sys.executable, "-c", _RELAY, str(outbox_dir), scene.url, moment]

@@ -88,7 +88,7 @@ def test_stop_refuses_an_unknown_mode(own_postgres: PostgresServer) -> None:
     assert own_postgres.is_running
 
 
-def test_restart_with_other_options(own_postgres: PostgresServer) -> None:
+def test_restart_applies_changed_options(own_postgres: PostgresServer) -> None:
     own_postgres.options.update(max_connections=7, autovacuum=False)
     own_postgres.restart()
     assert own_postgres.execute("SHOW max_connections") == [("7",)]
@@ -138,7 +138,7 @@ def test_pause_needs_a_running_server(own_postgres: PostgresServer) -> None:
     own_postgres.resume()
 
 
-def test_start_after_somebody_else_killed_the_main_process(table: PostgresServer) -> None:
+def test_start_after_a_kill_of_the_main_process_keeps_the_data(table: PostgresServer) -> None:
     before = tree(table)
     before[0].kill()
     until(lambda: not table.is_running)
@@ -248,7 +248,7 @@ def test_a_chosen_port_that_was_taken_meanwhile_is_replaced() -> None:
         assert server.port == second
 
 
-def test_no_free_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_without_a_free_port_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_server, "_port_is_free", lambda _: False)
     with pytest.raises(RuntimeError, match=r"no free TCP port found on 127\.0\.0\.1"):
         PostgresServer()

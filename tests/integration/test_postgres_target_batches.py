@@ -181,7 +181,7 @@ def test_two_stores_with_one_namespace_share_their_keys(url: str, tmp_path: Path
         assert effects(one) == [1]
 
 
-def test_nothing_to_apply_is_nothing_done(url: str, outbox_dir: Path, transactions: Transactions) -> None:
+def test_empty_batch_begins_no_transaction(url: str, outbox_dir: Path, transactions: Transactions) -> None:
     with rows(outbox_dir, url) as bench:
         outcome = bench.apply()
         assert (outcome.completed, outcome.rejected, outcome.interruption) == ([], [], None)

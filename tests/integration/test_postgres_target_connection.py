@@ -59,7 +59,7 @@ def test_transaction_commits_synchronously_in_the_zone_of_the_role(url: str, out
         assert entry.result == ["on", "America/New_York", "7s", "14s", "lmdb-outbox"]
 
 
-def test_what_the_url_says_wins_over_our_defaults(url: str, outbox_dir: Path) -> None:
+def test_setting_in_the_url_wins_over_our_default(url: str, outbox_dir: Path) -> None:
     def name(connection: Connection, entry: Entry) -> str:
         return str(connection.execute(text("SELECT current_setting('application_name')")).scalar_one())
 

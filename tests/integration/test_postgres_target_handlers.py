@@ -240,7 +240,7 @@ def test_retry_later_counts_no_attempt_and_holds_its_key(url: str, outbox_dir: P
         assert effects(bench) == [3, 1, 2]
 
 
-def test_operation_is_parked_when_every_entry_fails_without_a_reason(url: str, outbox_dir: Path) -> None:
+def test_operation_with_only_unknown_errors_is_parked(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         raise RuntimeError("the handler itself is broken")
 
@@ -252,7 +252,7 @@ def test_operation_is_parked_when_every_entry_fails_without_a_reason(url: str, o
         assert (outcome.rejected, outcome.interruption) == ([], None)
 
 
-def test_where_something_works_unknown_errors_of_others_stop_nobody(url: str, outbox_dir: Path) -> None:
+def test_unknown_errors_beside_a_success_reject_only_their_entries(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         raise RuntimeError("who knows")
 

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from outbox import Health, TargetMisconfigured
-from outbox.testing import PostgresServer
 from tests.unit.fakes.failover import Desk, Past
 
 HARM = ["DROP TABLE outbox_receipts", "TRUNCATE outbox_receipts"]
 
 
-@pytest.fixture
-def past(postgres_server: PostgresServer) -> Iterator[Past]:
-    past = Past(postgres_server)
-    yield past
-    past.close()
-
-
 @pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("connected", [True, False])
 @pytest.mark.parametrize("pending", [0, 3])
-def test_nothing_is_delivered_until_an_operator_says_so(
+def test_missing_receipts_stop_delivery_until_an_operator_accepts(
     past: Past, outbox_dir: Path, harm: str, connected: bool, pending: int
 ) -> None:
     with Desk(outbox_dir, past.url) as desk:

@@ -23,13 +23,6 @@ from tests.unit.fakes.waiting import LONG, until
 
 
 @pytest.fixture
-def past(postgres_server: PostgresServer) -> Iterator[Past]:
-    past = Past(postgres_server)
-    yield past
-    past.close()
-
-
-@pytest.fixture
 def desk(past: Past, outbox_dir: Path) -> Iterator[Desk]:
     """With one host in its URL, so that a person decides."""
     with Desk(outbox_dir, past.url) as desk:
@@ -54,7 +47,7 @@ def rows(past: Past) -> int:
 # -- the line stops
 
 
-def test_nothing_overtakes_what_was_lost(desk: Desk, past: Past) -> None:
+def test_new_entries_do_not_overtake_lost_ones(desk: Desk, past: Past) -> None:
     lose(desk, past)
     new = desk.trade(6, accounts=6)  # of keys that lost nothing too
     assert not desk.relay.drain(0.5)
@@ -66,7 +59,7 @@ def test_nothing_overtakes_what_was_lost(desk: Desk, past: Past) -> None:
     assert desk.reconciliations() == []
 
 
-def test_what_is_forgotten_before_it_was_recorded_is_missed_too(desk: Desk, past: Past) -> None:
+def test_entries_lost_before_they_were_recorded_are_missed_too(desk: Desk, past: Past) -> None:
     desk.trade(10)
     desk.deliver()
     copy = past.remember()
@@ -336,7 +329,7 @@ def test_large_loss_is_put_back_in_several_commits_and_reported_once(desk: Desk,
     assert desk.problems() == []
 
 
-def test_what_survived_is_not_put_back(desk: Desk, past: Past) -> None:
+def test_entries_that_survived_are_not_put_back(desk: Desk, past: Past) -> None:
     """The surviving watermark lies before transactions that survived too: their receipts tell."""
     desk.trade(12)
     desk.deliver()
@@ -369,7 +362,7 @@ def test_entries_without_a_ledger_copy_are_looked_up_by_their_keys(
     assert desk.relay.reconcile().gone == 3
 
 
-def test_what_the_ledger_no_longer_has_is_alarmed(desk: Desk, past: Past) -> None:
+def test_lost_entries_missing_in_the_ledger_raise_an_alarm(desk: Desk, past: Past) -> None:
     desk.trade(4)
     desk.deliver()
     copy = past.remember()
@@ -443,7 +436,7 @@ def test_a_server_that_changes_behind_a_pooler_is_noticed(desk: Desk, past: Past
 # -- an operator's order
 
 
-def test_what_is_put_back_comes_before_what_was_read_beforehand(desk: Desk, past: Past) -> None:
+def test_entries_put_back_come_before_a_batch_that_was_read_ahead(desk: Desk, past: Past) -> None:
     first = desk.trade(10, accounts=1)
     desk.deliver()
     desk.trade(40, accounts=1)

@@ -7,14 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from outbox import Outbox
-from outbox.testing import PostgresServer
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.failover import Desk, Past
 from tests.unit.fakes.waiting import LONG
@@ -110,13 +109,6 @@ def pattern(lines: list[str]) -> str:
     text = re.escape("\n".join(lines)).replace(re.escape("/srv/engine/data/outbox"), r"\S+")
     text = re.sub(r"process \d+", r"process \\d+", text.replace(r"process\ ", "process "))
     return text.replace(re.escape("..."), r"(?:.|\n)*") + r"\n?"
-
-
-@pytest.fixture
-def past(postgres_server: PostgresServer) -> Iterator[Past]:
-    past = Past(postgres_server)
-    yield past
-    past.close()
 
 
 def test_every_procedure_is_run() -> None:

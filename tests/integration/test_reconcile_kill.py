@@ -5,13 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from outbox.store.reads import FORGOTTEN
-from outbox.testing import PostgresServer
 from tests.faults import failpoints
 from tests.unit.fakes.failover import Desk, Past
 from tests.unit.fakes.waiting import LONG
@@ -31,13 +29,6 @@ with Desk(Path(directory), url, reconcile="auto", batch_size=500) as desk:
     failpoints.arm(name, int(times))
     desk.deliver()
 """
-
-
-@pytest.fixture
-def past(postgres_server: PostgresServer) -> Iterator[Past]:
-    past = Past(postgres_server)
-    yield past
-    past.close()
 
 
 def die_at(name: str, times: int, directory: Path, url: str) -> None:

@@ -78,7 +78,7 @@ def damage(store: Path, seed: int = 0) -> None:
             data.write(bytes(4096))
 
 
-def test_dead_letters(shell: Shell, store: Path, postgres_url: str) -> None:
+def test_dead_letters_are_answered_as_documented(shell: Shell, store: Path, postgres_url: str) -> None:
     query(postgres_url, "CREATE TABLE trades (id serial, account text, number int CHECK (number < 100))")
     operations = (Operation("log_trade", table="trades", order_by="account"),)
     listing, look, once, every, giving_up, status = steps("Dead letters")
@@ -102,7 +102,7 @@ def test_dead_letters(shell: Shell, store: Path, postgres_url: str) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 5])
-def test_a_damaged_store(shell: Shell, store: Path, postgres_url: str, seed: int) -> None:
+def test_damaged_store_is_recovered_as_documented(shell: Shell, store: Path, postgres_url: str, seed: int) -> None:
     query(postgres_url, SCHEMA)
     audit = Audit(postgres_url)
     with Outbox.open(store, operations=OPERATIONS) as box:
@@ -166,7 +166,7 @@ def test_a_sound_store_moves_as_a_whole(shell: Shell, store: Path, postgres_url:
         assert box.status().health in (Health.HEALTHY, Health.DEGRADED)
 
 
-def test_what_makes_no_sense_is_refused_in_one_sentence(shell: Shell, store: Path) -> None:
+def test_wrong_command_is_refused_in_one_sentence(shell: Shell, store: Path) -> None:
     with Outbox.open(store) as box:
         box.enqueue("trade", {"number": 1})
         in_use = shell("atb outbox verify")

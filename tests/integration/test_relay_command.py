@@ -112,7 +112,7 @@ def test_a_killed_relay_goes_on_where_it_was_when_it_is_started_again(start: Sta
     assert query(url, "SELECT count(*), count(DISTINCT what) FROM notes") == [(600, 300)]
 
 
-def test_it_waits_through_an_outage_and_shows_it_in_its_log(
+def test_relay_command_waits_through_an_outage_and_logs_it(
     start: Start, outbox_dir: Path, postgres_server: PostgresServer, url: str
 ) -> None:
     del postgres_server
@@ -160,7 +160,7 @@ def test_a_second_relay_is_refused_and_names_the_first(start: Start, outbox_dir:
         ({"OUTBOX_DIR": "nowhere"}, "nowhere"),
     ],
 )
-def test_what_keeps_it_from_beginning_is_said_in_one_sentence(
+def test_relay_command_that_cannot_begin_fails_with_one_sentence(
     start: Start, outbox_dir: Path, settings: dict[str, str], expected: str
 ) -> None:
     with Outbox.open(outbox_dir, operations=OPERATIONS):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,7 @@ from outbox import Health
 from outbox.relay.reconcile import COPY
 from outbox.store.ledger import COPIED
 from outbox.store.reads import FORGOTTEN
-from outbox.testing import PostgresServer
 from tests.unit.fakes.failover import Desk, Past
-
-
-@pytest.fixture
-def past(postgres_server: PostgresServer) -> Iterator[Past]:
-    past = Past(postgres_server)
-    yield past
-    past.close()
 
 
 def backup(directory: Path) -> Path:

@@ -64,7 +64,7 @@ def test_a_store_that_is_away_and_back_is_watched_on(watching: subprocess.Popen[
     read_until(watching, ": healthy")
 
 
-def test_it_keeps_out_neither_a_vacuum_nor_the_next_engine(
+def test_watching_keeps_out_neither_a_vacuum_nor_the_next_engine(
     watching: subprocess.Popen[str], box: Outbox, outbox_dir: Path
 ) -> None:
     read_until(watching, ": healthy")

@@ -199,7 +199,7 @@ def test_closing_the_wiring_gives_the_manager_back(postgres_url: str, outbox_dir
     manager.close()
 
 
-def test_what_an_earlier_process_left_is_seen_and_delivered(postgres_url: str, outbox_dir: Path) -> None:
+def test_entries_of_an_earlier_process_are_seen_and_delivered(postgres_url: str, outbox_dir: Path) -> None:
     manager = DatabaseManager(postgres_url)
     engine = PaperEngine(manager)
     wiring = wire(engine, config=_config(outbox_dir, postgres_url), relay_here=False)

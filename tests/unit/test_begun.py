@@ -65,7 +65,7 @@ def test_constants_that_a_constructor_always_sets_are_known() -> None:
     }
 
 
-def test_nothing_is_known_of_a_constructor_that_sets_any_name() -> None:
+def test_constructor_that_sets_any_name_gives_no_known_state() -> None:
     assert begun(SetsByName) == {}
     assert begun(object) == {}
 

@@ -232,7 +232,7 @@ def test_after_the_death_of_a_relay_the_engine_verifies_once(outbox_dir: Path, m
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", [Outbox.attach, exporting.examine])
-def test_of_two_who_come_at_once_after_a_crash_one_verifies(
+def test_of_two_openings_at_once_after_a_crash_one_verifies(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, second: Callable[[Path], Any]
 ) -> None:
     Outbox.open(outbox_dir).close()

@@ -311,7 +311,7 @@ class LetsTheNextWriterIn:
 
 
 @pytest.mark.slow
-def test_nothing_is_acknowledged_between_a_failed_commit_and_its_halt(
+def test_enqueue_between_a_failed_commit_and_its_halt_is_refused(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acknowledged = threading.Event()
@@ -590,7 +590,7 @@ def test_history_makes_room_for_new_entries(
 
 
 @pytest.mark.slow
-def test_what_has_expired_makes_room_without_a_word(
+def test_expired_history_makes_room_without_a_warning(
     full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
 ) -> None:
     box, clock = full_of_history
@@ -606,7 +606,7 @@ def test_a_large_entry_makes_as_much_room_as_it_needs(full_of_history: tuple[Out
 
 
 @pytest.mark.slow
-def test_what_left_early_is_told_once(
+def test_history_that_leaves_early_is_logged_once(
     full_of_history: tuple[Outbox, FakeClock], caplog: pytest.LogCaptureFixture
 ) -> None:
     box, clock = full_of_history
@@ -761,7 +761,7 @@ def refused(room: int, *sizes: int) -> list[int]:
     return [place for place, error in enumerate(found) if error is not None]
 
 
-def test_where_there_is_room_for_all_nobody_is_refused() -> None:
+def test_quota_with_room_for_all_refuses_nothing() -> None:
     assert refused(10, 6, 4) == []
     assert refused(10) == []
 
@@ -771,12 +771,12 @@ def test_the_room_goes_to_the_first_who_come() -> None:
     assert refused(10, 10, 1, 1) == [1, 2]
 
 
-def test_what_does_not_fit_leaves_its_room_to_smaller_ones_behind_it() -> None:
+def test_refused_large_entry_leaves_its_room_to_smaller_ones() -> None:
     assert refused(10, 6, 5, 4) == [1]
     assert refused(10, 11, 10, 1) == [0, 2]
 
 
-def test_who_is_refused_is_told_how_full_it_is_and_what_to_do(outbox_dir: Path) -> None:
+def test_refusal_of_a_full_store_names_the_space_and_the_remedy(outbox_dir: Path) -> None:
     limits = quota.Quota(Path("/store"), max_bytes=1, reserve_bytes=2 << 20, retention_us=0, now_us=lambda: 0)
     (error,) = limits.admit_to_disk(3 << 20, [10 << 20])
     assert error is not None
@@ -792,7 +792,7 @@ def test_who_is_refused_is_told_how_full_it_is_and_what_to_do(outbox_dir: Path) 
         assert caught.value.hint == "halt trading; drain and compact, or raise OUTBOX_MAX_SIZE_MB"
 
 
-def test_where_the_address_space_is_the_limit_that_is_said(outbox_dir: Path) -> None:
+def test_address_space_that_limits_the_store_is_named(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         opened = box.store._environment
         assert opened is not None

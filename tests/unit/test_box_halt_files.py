@@ -90,7 +90,7 @@ def test_file_that_is_gone_halts_at_the_next_write(
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_after_lock_file_was_removed(outbox_dir: Path, verified: list[Path]) -> None:
+def test_removed_lock_file_loses_no_acknowledged_entry(outbox_dir: Path, verified: list[Path]) -> None:
     """The reflex against "stale locks", with a second process that writes."""
     box = Outbox.open(outbox_dir)
     acknowledged = [box.enqueue("log", {"number": number}).seq for number in range(20)]

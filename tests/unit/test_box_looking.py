@@ -58,7 +58,7 @@ def test_a_program_that_would_act_on_them_is_refused(box: Outbox) -> None:
         box.lookup("log", {}, key="a")
 
 
-def test_they_can_be_answered_and_the_answer_is_kept(box: Outbox) -> None:
+def test_dead_letter_of_an_unknown_type_is_answered_and_audited(box: Outbox) -> None:
     assert [entry.args for entry in box.requeue(1)] == [{"side": "buy"}]
     box.store.settle(Settlement(dead=[(next(box.store.records("pending")), "refused")]))
     assert [entry.args for entry in box.discard(1, "by hand", free_key=True)] == [{"side": "buy"}]
@@ -77,7 +77,7 @@ def test_a_call_is_looked_up_by_its_key(box: Outbox) -> None:
     assert box.lookup("log", {}) is None
 
 
-def test_who_attaches_has_settings_and_a_clock_of_its_own(box: Outbox) -> None:
+def test_attached_box_has_settings_and_a_clock_of_its_own(box: Outbox) -> None:
     box.close()
     clock, config = FakeClock(), OutboxConfig(stuck_after=77)
     with Outbox.attach(box.path, config, clock=clock) as observer:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,8 @@ from outbox.store import envelope, reads
 from outbox.store.ledger import Settlement
 from outbox.store.locks import Role, RoleLock
 from outbox.store.state_file import StateFile
-from tests.unit.fakes.rig import FakeClock
+from tests.unit.fakes.rig import FakeClock, TurnedClock
 from tests.unit.fakes.waiting import LONG
-
-
-class TurnedClock(FakeClock):
-    """A clock that somebody sets to another time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._turned = timedelta(0)
-
-    def now(self) -> datetime:
-        return super().now() + self._turned
-
-    def turn(self, by: timedelta) -> None:
-        self._turned += by
-
 
 STATUS = """
 import json, sys
@@ -311,7 +296,7 @@ def test_a_relay_that_never_moved_is_not_stuck(outbox_dir: Path) -> None:
     assert (relay.idle_s, relay.stuck) == (None, False)
 
 
-def test_who_only_looks_cannot_write(outbox_dir: Path) -> None:
+def test_readonly_observer_cannot_write(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.enqueue("log", {})
     with Outbox.attach(outbox_dir, readonly=True) as observer:

@@ -30,7 +30,7 @@ def test_an_outage_of_years_does_not_overflow() -> None:
     assert breaker(cap_s=15.0).backoff(10**9) == 15.0
 
 
-def test_it_opens_at_the_third_failure_in_a_row() -> None:
+def test_breaker_opens_at_the_third_failure_in_a_row() -> None:
     failing = breaker()
     states = []
     for _ in range(4):

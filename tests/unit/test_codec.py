@@ -285,11 +285,11 @@ class Timestamp(datetime):
         return datetime(self.year, self.month, self.day, self.hour)  # noqa: DTZ001 - naive on purpose
 
 
-def test_what_looks_like_a_timestamp_of_pandas_becomes_a_datetime() -> None:
+def test_timestamp_of_pandas_becomes_a_datetime() -> None:
     assert exact(round_trip(Timestamp(2024, 3, 1, 12))) == exact(datetime(2024, 3, 1, 12))  # noqa: DTZ001
 
 
-def test_what_is_only_like_a_timestamp_of_pandas_is_refused() -> None:
+def test_inexact_or_foreign_timestamp_is_refused() -> None:
     finer = type("Timestamp", (Timestamp,), {"__module__": "pandas", "nanosecond": 1})(2024, 3, 1)
     nat = type("NaT", (Timestamp,), {"__module__": "pandas", "__eq__": lambda *_: False, "__hash__": None})(2024, 3, 1)
     series = type("Series", (), {"__module__": "pandas"})()
@@ -483,13 +483,13 @@ def test_field_names_are_the_top_level_ones() -> None:
     assert codec.field_names(codec.encode({"b": {"c": 1}, "a": 2})[0]) == ("a", "b")
 
 
-def test_what_orjson_cannot_encode_is_an_invalid_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_value_that_orjson_cannot_encode_is_an_invalid_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "_lower", lambda value, what, depth: (object(), None))
     with pytest.raises(InvalidEntry, match="args cannot be encoded"):
         codec.encode(1)
 
 
-def test_what_json_holds_exactly_is_decoded_without_types() -> None:
+def test_value_that_json_holds_exactly_is_decoded_without_types() -> None:
     assert codec.decode(b'{"a":[1,null]}') == {"a": [1, None]}
     assert codec.from_json(codec.to_json({"a": [1, None]})) == {"a": [1, None]}
 

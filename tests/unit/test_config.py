@@ -205,13 +205,13 @@ def test_the_process_environment_is_read_when_none_is_given(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("text", ["1", "true", "YES", "on"])
-def test_words_for_true(text: str) -> None:
+def test_word_for_true_enables_the_outbox(text: str) -> None:
     assert OutboxConfig.from_env({"OUTBOX_ENABLED": text}, enabled=True).enabled
     assert OutboxConfig.from_env({"OUTBOX_ENABLED": text}).enabled
 
 
 @pytest.mark.parametrize("text", ["0", "False", "no", "OFF"])
-def test_words_for_false(text: str) -> None:
+def test_word_for_false_disables_the_outbox(text: str) -> None:
     assert not OutboxConfig.from_env({"OUTBOX_ENABLED": text}).enabled
 
 
@@ -245,13 +245,13 @@ def test_a_bad_override_is_named_by_its_field() -> None:
         OutboxConfig.from_env({"OUTBOX_MAX_RETRIES": "5"}, batch_size=0)
 
 
-def test_variable_names() -> None:
+def test_variable_of_a_setting_begins_with_outbox_except_the_url() -> None:
     assert variable_name("database_url") == "DATABASE_URL"
     assert variable_name("sync_interval") == "OUTBOX_SYNC_INTERVAL"
 
 
 @pytest.mark.parametrize("url", [None, 5, b"postgresql://h/d"])
-def test_what_is_no_text_is_no_url(url: object) -> None:
+def test_url_that_is_no_text_is_refused(url: object) -> None:
     with pytest.raises(ConfigError, match="database_url has no scheme .allowed: postgresql://"):
         check_database_url(url)
 

@@ -30,7 +30,7 @@ def row(session: UUID, position: int, follows: tuple[UUID, int] | None = None, l
         row(S2, 9, (S1, 50)),
     ],
 )
-def test_nothing_is_lost(shown: Watermark) -> None:
+def test_database_with_the_remembered_mark_has_lost_nothing(shown: Watermark) -> None:
     assert judge([MARK], [shown]) is None
 
 
@@ -44,7 +44,7 @@ def test_nothing_is_lost(shown: Watermark) -> None:
         row(S1, 50, lane=1),
     ],
 )
-def test_something_is_lost(shown: Watermark) -> None:
+def test_database_behind_the_remembered_mark_is_a_loss(shown: Watermark) -> None:
     loss = judge([MARK], [shown])
     assert loss is not None
     assert (loss.settled_seq, loss.same_database) == (400, True)
@@ -120,7 +120,7 @@ class Remembered(NoMemory):
         return self._watermark
 
 
-def test_what_is_not_recorded_yet_is_known_until_it_is_forgotten() -> None:
+def test_unrecorded_marks_are_known_until_they_are_forgotten() -> None:
     old = [Mark(UUID(int=1), UUID(int=2), 5, lane) for lane in (0, 1)]
     new = Mark(UUID(int=1), UUID(int=2), 6, 1)
     ahead = Ahead(Remembered(old, 10))

@@ -197,7 +197,7 @@ def test_the_beginning_of_a_record_tells_its_number_and_its_size(record: Record,
     assert claims(data[:OVERHEAD]) == (record.seq, len(data))
 
 
-def test_what_is_no_beginning_of_a_record_claims_nothing() -> None:
+def test_bytes_that_begin_no_record_claim_nothing() -> None:
     data = pack(RECORD)
     assert claims(data[: OVERHEAD - 1]) is None
     assert claims(b"XO" + data[2:]) is None

@@ -58,7 +58,7 @@ def test_a_store_is_created_with_its_parents_and_without_leftovers(tmp_path: Pat
 
 
 @pytest.mark.parametrize("prepare", ["absent", "empty", "lock files"])
-def test_everything_in_a_store_is_private(outbox_dir: Path, prepare: str) -> None:
+def test_files_of_a_new_store_are_private(outbox_dir: Path, prepare: str) -> None:
     if prepare != "absent":
         outbox_dir.mkdir(mode=0o755)
     if prepare == "lock files":
@@ -299,7 +299,7 @@ class Refused(lmdb.Error):
         (-30796, StoreCorrupt, "cannot be opened as an outbox: refused"),
     ],
 )
-def test_what_lmdb_refuses_is_told_apart(
+def test_error_of_lmdb_at_opening_is_translated_by_its_cause(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, code: int, error: type[Exception], message: str
 ) -> None:
     named = {-30796: lmdb.CorruptedError, -30790: lmdb.ReadersFullError}
@@ -433,7 +433,7 @@ def test_commits_are_flushed_with_their_meta_page_and_not_mapped(outbox_dir: Pat
 
 
 @pytest.mark.parametrize("readonly", [True, False])
-def test_who_only_looks_has_the_file_open_for_reading(outbox_dir: Path, readonly: bool) -> None:
+def test_readonly_observer_has_the_file_open_for_reading(outbox_dir: Path, readonly: bool) -> None:
     make(outbox_dir)
     with Outbox.attach(outbox_dir, readonly=readonly) as box:
         opened = box.store._environment

@@ -62,5 +62,5 @@ def test_a_value_that_cannot_be_applied_is_rejected(sqlstate: str | None) -> Non
     assert classify(sqlstate, connected=True, data_error=True) is Verdict.REJECTED
 
 
-def test_stalls_are_outages() -> None:
+def test_stalled_statement_is_an_outage() -> None:
     assert {classify(state, connected=True, data_error=False) for state in STALLS} == {Verdict.UNAVAILABLE}

@@ -28,7 +28,7 @@ def ask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ask:
     return lambda path: file_identity(os.fsencode(path))
 
 
-def test_it_is_what_stat_says(ask: Ask, tmp_path: Path) -> None:
+def test_identity_of_a_file_agrees_with_stat(ask: Ask, tmp_path: Path) -> None:
     for path in (tmp_path, Path("/"), Path("/dev/null"), Path(__file__)):
         info = path.stat()
         assert ask(path) == (info.st_ino, os.major(info.st_dev), os.minor(info.st_dev))
@@ -46,7 +46,7 @@ def test_link_is_followed_and_a_replaced_file_is_another_file(ask: Ask, tmp_path
     assert ask(link) == ask(first)
 
 
-def test_it_fails_as_stat_does(ask: Ask, tmp_path: Path) -> None:
+def test_identity_of_an_unreachable_file_fails_as_stat_does(ask: Ask, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent"):
         ask(tmp_path / "absent")
     (tmp_path / "file").touch()

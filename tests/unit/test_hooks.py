@@ -30,9 +30,7 @@ from outbox.hooks import StateWatch
 from outbox.store.ledger import Settlement
 from outbox.testing import InMemoryTarget
 from tests.unit.fakes.rig import OPERATIONS, Rig, permanent
-from tests.unit.fakes.waiting import until
-
-LONG = 20.0
+from tests.unit.fakes.waiting import LONG, until
 
 
 class Told:
@@ -338,7 +336,7 @@ async def _later(_: Any) -> None:
         (lambda: None, "does not take 1 positional arguments"),
     ],
 )
-def test_what_cannot_be_called_is_refused_where_it_is_declared(hook: Any, expected: str) -> None:
+def test_hook_that_cannot_be_called_is_refused_at_its_declaration(hook: Any, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         Hooks(on_halt=hook)
 

@@ -119,7 +119,7 @@ def test_refusal_at_once_asks_again_at_the_next_call() -> None:
     assert host.manager().url == "built"
 
 
-def test_what_is_set_before_there_is_a_manager_is_set_on_it() -> None:
+def test_attribute_set_before_the_manager_exists_is_set_on_it() -> None:
     factory = Flaky()
     host = Host(factory, SystemClock())
     heard: list[Any] = []

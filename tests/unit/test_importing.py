@@ -156,7 +156,7 @@ def test_a_store_made_from_an_export_is_the_same_store(outbox_dir: Path, file: P
 
 
 @pytest.mark.slow
-def test_its_export_is_the_same_byte_by_byte(file: Path, tmp_path: Path) -> None:
+def test_export_of_an_imported_store_is_the_same_byte_by_byte(file: Path, tmp_path: Path) -> None:
     bring(file, tmp_path / "new")
     export(tmp_path / "new", tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_bytes() == file.read_bytes()
@@ -176,7 +176,7 @@ def test_importing_again_changes_nothing(outbox_dir: Path, file: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_what_an_older_backup_lacks_is_added_at_its_place(outbox_dir: Path, tmp_path: Path) -> None:
+def test_entries_that_an_older_backup_lacks_are_added_at_their_place(outbox_dir: Path, tmp_path: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         for number in range(3):
             box.enqueue("log", {"number": number})
@@ -312,7 +312,7 @@ def test_a_file_of_another_format_is_refused(file: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"[]\n", b"{", b"\xff\n"])
-def test_what_is_no_export_is_refused(tmp_path: Path, text: bytes) -> None:
+def test_file_that_is_no_export_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "file").write_bytes(text)
     with pytest.raises(InvalidEntry):
         bring(tmp_path / "file", tmp_path / "new")
@@ -320,7 +320,7 @@ def test_what_is_no_export_is_refused(tmp_path: Path, text: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_nobody_else_may_have_the_store_open(outbox_dir: Path, file: Path) -> None:
+def test_import_and_export_of_a_store_in_use_are_refused(outbox_dir: Path, file: Path) -> None:
     with Outbox.open(outbox_dir), pytest.raises(StoreLocked):
         bring(file, outbox_dir)
     with Outbox.attach(outbox_dir), pytest.raises(StoreLocked):
@@ -329,7 +329,7 @@ def test_nobody_else_may_have_the_store_open(outbox_dir: Path, file: Path) -> No
         exporting.examine(outbox_dir)
 
 
-def test_there_must_be_something_to_read(tmp_path: Path) -> None:
+def test_export_of_a_missing_or_empty_store_is_refused(tmp_path: Path) -> None:
     for call in (exporting.examine, lambda path: exporting.export(path, bytes)):
         with pytest.raises(StoreMissing):
             call(tmp_path / "absent")

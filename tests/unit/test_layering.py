@@ -182,7 +182,7 @@ def test_the_files_of_a_room_do_not_import_each_other_in_a_circle(room: str) -> 
 
 
 @pytest.mark.parametrize("name", KNOW_NOBODY)
-def test_knows_nobody(name: str) -> None:
+def test_leaf_file_imports_no_other_file(name: str) -> None:
     source = line_files().get(name)
     if source is not None:
         assert line_neighbours(imports(source, "outbox")) == set()
@@ -201,7 +201,7 @@ def test_a_library_has_only_its_own_importers(library: str) -> None:
 
 
 @pytest.mark.parametrize("name", ABOVE)
-def test_what_stands_above_imports_downwards(name: str) -> None:
+def test_folder_above_the_line_imports_only_downwards(name: str) -> None:
     root = ROOT / "outbox" / "testing" if name == "testing" else ROOT / name
     wrong = []
     for path in sorted(root.rglob("*.py")):

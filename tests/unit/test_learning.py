@@ -41,7 +41,7 @@ class Change(dict[str, Any]):
 
 
 @pytest.mark.parametrize("value", ["much", None, float("nan"), Decimal("Infinity"), "1e"])
-def test_what_is_no_finite_number_is_refused(value: Any) -> None:
+def test_value_that_is_no_finite_number_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="number"):
         number(value)
 
@@ -70,7 +70,7 @@ def test_a_conversion_that_was_seen_is_found(value: Any, shown: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "shown"), [(5, 6.0), ("a", 1.0), (None, 0), ("ab", "abc"), (AT, 1.5), (True, 1.0), ({}, "x")]
 )
-def test_what_is_no_conversion_is_not_found(value: Any, shown: Any) -> None:
+def test_value_without_a_conversion_has_none_found(value: Any, shown: Any) -> None:
     assert conversions(value, shown, (8,)) == []
 
 
@@ -214,7 +214,7 @@ def test_a_block_of_a_kind_that_was_never_seen_raises_when_it_is_read() -> None:
     assert isinstance(told_before({}), Untold)
 
 
-def test_what_a_manager_yields_beyond_understanding_is_not_made_up() -> None:
+def test_unexplained_value_of_a_block_is_not_made_up() -> None:
     learning = Learning()
     for token in (17.5, 23.5, 99.5):
         block(learning, {"old_balance": Decimal(7), "token": token}, Decimal(7), Decimal(2))

@@ -65,7 +65,7 @@ def learned_balances(view: LocalView) -> None:
         view.learning.learn_balance(seen, 0, 4)
 
 
-def test_nothing_is_known_before_anything_was_seen() -> None:
+def test_empty_local_view_knows_no_answer() -> None:
     view = LocalView()
     for ask in (
         lambda: view.balance(1),
@@ -86,7 +86,7 @@ def test_an_unknown_session_is_an_error_and_never_nothing(view: LocalView) -> No
             ask(2)
 
 
-def test_what_was_observed_is_answered_as_it_was_shown(view: LocalView) -> None:
+def test_observed_answer_is_given_as_it_was_shown(view: LocalView) -> None:
     assert view.shown_balance("get_current_balance", 1) == 100.0
     assert type(view.shown_balance("get_current_balance", 1)) is float
     assert view.open_positions(1) == [{"id": 5, "side": "LONG", "size": 0.5, "orders": []}]
@@ -259,14 +259,14 @@ def test_old_ended_sessions_are_forgotten_and_active_ones_never(view: LocalView)
     assert 1 in view.sessions
 
 
-def test_what_is_read_can_be_changed_without_harm(view: LocalView) -> None:
+def test_changed_answer_leaves_the_local_view_unchanged(view: LocalView) -> None:
     view.open_positions(1)[0]["side"] = "changed"
     view.unresolved_orders(1)[0]["id"] = "changed"
     assert view.open_positions(1)[0]["side"] == "LONG"
     assert view.unresolved_orders(1)[0]["id"] == 9
 
 
-def test_it_is_the_same_after_it_was_stored(view: LocalView) -> None:
+def test_local_view_is_the_same_after_dump_and_load(view: LocalView) -> None:
     did(view, "update_position", position_id=5, stop_loss=9)
     view.seq = 17
     again = LocalView()

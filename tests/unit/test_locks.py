@@ -209,7 +209,7 @@ def test_an_opener_waits_while_another_one_verifies(tmp_path: Path, monkeypatch:
     ("role", "shared", "patient"),
     [(Role.ACCESS, True, True), (Role.OPENING, False, True), (Role.ENGINE, False, False), (Role.RELAY, False, False)],
 )
-def test_who_opens_is_more_patient_than_who_wants_to_enqueue_or_drain(
+def test_opening_waits_longer_for_its_lock_than_an_engine_or_a_relay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: Role, shared: bool, patient: bool
 ) -> None:
     pause = Pause(at=100)
@@ -269,7 +269,7 @@ def test_an_opener_does_not_wait_for_ever_for_one_that_stands_still(
     opening.release()
 
 
-def test_who_is_at_work_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_at_work_renews_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = threading.Event()
     real = os.utime
 

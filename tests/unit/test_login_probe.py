@@ -115,7 +115,7 @@ def test_an_answer_without_end_is_read_to_a_limit() -> None:
 @pytest.mark.parametrize(
     ("parameters", "database"), [({"user": "me", "dbname": "trading"}, b"trading"), ({"user": "me"}, b"me")]
 )
-def test_it_asks_for_the_login_that_failed(parameters: dict[str, str], database: bytes) -> None:
+def test_login_probe_sends_the_login_that_failed(parameters: dict[str, str], database: bytes) -> None:
     listener, port = on_tcp()
     with served(listener, REFUSED) as server:
         sqlstate_of_login({"host": "127.0.0.1", "port": port, **parameters}, LONG)
@@ -170,7 +170,7 @@ def test_hosts_may_be_given_by_address_or_not_at_all() -> None:
         assert sqlstate_of_login(named, LONG) == "28000"
 
 
-def test_where_nobody_listens_nothing_can_be_said(closed_port: str) -> None:
+def test_login_probe_without_a_listener_has_no_answer(closed_port: str) -> None:
     assert sqlstate_of_login({"host": "127.0.0.1", "port": closed_port, "user": "u"}, LONG) is None
 
 
@@ -184,7 +184,7 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full"])
-def test_nothing_is_asked_in_the_clear_where_encryption_is_required(mode: str) -> None:
+def test_login_probe_that_requires_encryption_sends_no_plain_text(mode: str) -> None:
     listener, port = on_tcp()
     parameters = {"host": "127.0.0.1", "port": port, "user": "u"}
     with served(listener, REFUSED) as server:

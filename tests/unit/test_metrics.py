@@ -86,7 +86,7 @@ def test_every_series_names_its_store(rig: Rig) -> None:
     assert [line for line in lines if f'store="{rig.box.path}"' not in line] == []
 
 
-def test_what_is_not_known_is_left_out(rig: Rig) -> None:
+def test_unknown_figure_is_left_out(rig: Rig) -> None:
     unknown = replace(rig.box.status(), free_disk_bytes=UNKNOWN_BYTES)
     families = {family.name: family.samples for family in StatusCollector(lambda: unknown, "s").collect()}
     assert families["lmdb_outbox_free_disk_bytes"] == []
@@ -143,7 +143,7 @@ def test_an_address_is_host_and_port(address: str, expected: tuple[str, int]) ->
 
 
 @pytest.mark.parametrize("address", ["9464", ":9464", "host:", "host:x", "host:65536", "host:-1", ""])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_wrong_address_of_the_metrics_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"address of the metrics is {address!r}")):
         parse_address(address)
 
@@ -177,7 +177,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_nobody_who_does_not_ask_imports_prometheus(tmp_path: Path) -> None:
+def test_program_without_metrics_does_not_import_prometheus(tmp_path: Path) -> None:
     code = f"""
 import sys, threading
 import outbox, outbox.cli, outbox.integrations.trading_engine

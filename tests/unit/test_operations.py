@@ -102,7 +102,7 @@ def test_only_keys_that_callers_make_identify_a_call() -> None:
     assert identities == {"client_order_id", "entry_order_id", "exit_order_id", "correlation_id", "reason"}
 
 
-def test_what_a_trading_operation_does_is_declared() -> None:
+def test_trading_operations_declare_their_roles() -> None:
     assert {name for name, one in BY_NAME.items() if one.session} == {"create_trading_session", "end_trading_session"}
     assert BY_NAME["create_trading_session"].session is Session.BEGINS
     assert {name for name, one in BY_NAME.items() if one.order is Order.OPENS} == {"create_order_journal_entry"}

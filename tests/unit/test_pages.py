@@ -43,7 +43,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_it_reads_what_lmdb_reads(outbox_dir: Path, seed: int) -> None:
+def test_data_file_reads_the_same_as_lmdb(outbox_dir: Path, seed: int) -> None:
     fill(outbox_dir, seed)
     environment = Environment(outbox_dir, readonly=True)
     with environment.env.begin() as txn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,18 +12,7 @@ from outbox import InvalidEntry, Outbox
 from outbox.monitoring import pause
 from outbox.monitoring.pause import Pauses
 from outbox.store.reads import PAUSE
-from tests.unit.fakes.rig import FakeClock, Rig
-
-
-class TurnedClock(FakeClock):
-    """A clock that somebody sets to another time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.turned = timedelta(0)
-
-    def now(self) -> datetime:
-        return super().now() + self.turned
+from tests.unit.fakes.rig import Rig, TurnedClock
 
 
 def test_a_paused_relay_delivers_nothing_and_goes_on_when_told(outbox_dir: Path) -> None:
@@ -62,7 +51,7 @@ def test_drain_does_not_wait_for_the_end_of_a_pause(outbox_dir: Path) -> None:
         assert rig.target.applied == []
 
 
-def test_who_waits_in_the_same_process_is_told(outbox_dir: Path) -> None:
+def test_pause_ends_the_wait_of_a_caller_in_the_same_process(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         rig.relay.start()
         rig.box.pauses.begin("migration 42")
@@ -91,7 +80,7 @@ def test_a_wall_clock_that_jumps_neither_ends_nor_extends_a_pause(outbox_dir: Pa
     clock = TurnedClock()
     with Outbox.open(outbox_dir, clock=clock) as box:
         box.pauses.begin("migration 42", 60)
-        clock.turned = jump
+        clock.turn(jump)
         clock.advance(59)
         assert box.pauses.current() is not None
         clock.advance(2)
@@ -107,10 +96,10 @@ def test_after_a_restart_of_the_machine_the_wall_clock_decides(
         monkeypatch.setattr(pause, "boot_id", lambda: "another")
         clock.advance(30)
         assert box.pauses.current() is not None
-        clock.turned = timedelta(hours=-1)
+        clock.turn(timedelta(hours=-1))
         assert box.pauses.current() is None
         box.pauses.begin("for ever")
-        clock.turned = timedelta(days=-400)
+        clock.turn(timedelta(days=-400))
         assert box.pauses.current() is not None
 
 

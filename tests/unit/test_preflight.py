@@ -378,7 +378,7 @@ def test_whatever_a_declaration_names_may_be_an_extra_argument() -> None:
     look(managers.AnyArguments, [ManagerOperation("update_balance", identity="nothing", order_by="no")]).check()
 
 
-def test_what_was_not_looked_at_is_logged_as_a_sentence(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_unseen_part_of_a_manager_is_logged_as_a_sentence(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     fit = Fit("Books", (MethodFit("save", Kind.PASSES, warning="it looks like a write"),), unseen=("its source",))
     with Outbox.open(tmp_path / "outbox") as box:
         _show(fit, box)

@@ -10,7 +10,7 @@ from tests.unit.fakes.rig import FakeClock
 from tests.unit.fakes.waiting import LONG
 
 
-def test_what_is_there_needs_no_waiting() -> None:
+def test_wait_for_a_delivered_entry_ends_at_once() -> None:
     assert Progress(SystemClock()).wait(lambda: True, 0.0)
 
 
@@ -18,7 +18,7 @@ def test_waiting_ends_with_the_time() -> None:
     assert not Progress(SystemClock()).wait(lambda: False, 0.05)
 
 
-def test_nobody_waits_while_deliveries_fail() -> None:
+def test_wait_ends_at_once_while_deliveries_fail() -> None:
     progress = Progress(SystemClock())
     progress.report(delivering=False)
     assert progress.delivering is False
@@ -104,7 +104,7 @@ def test_a_rewound_database_is_told_to_all_who_listen() -> None:
     assert told == ["first", "second", "second"]
 
 
-def test_who_stops_listening_while_being_told_disturbs_nobody() -> None:
+def test_listener_that_removes_itself_while_called_disturbs_no_other() -> None:
     progress = Progress(SystemClock())
     told: list[str] = []
 

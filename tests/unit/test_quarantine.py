@@ -58,18 +58,18 @@ def test_key_of_a_discarded_quarantined_entry_stays_in_use(box: Outbox) -> None:
         box.enqueue("log", {"number": 7}, key="k")
 
 
-def test_its_key_can_be_freed(box: Outbox) -> None:
+def test_key_of_a_quarantined_entry_can_be_freed(box: Outbox) -> None:
     box.discard(2, "never sent", free_key=True)
     assert box.enqueue("log", {"number": 1}, key="k").seq == 5
     assert accounted(box)
 
 
-def test_it_cannot_be_tried_again(box: Outbox) -> None:
+def test_quarantined_entry_cannot_be_tried_again(box: Outbox) -> None:
     with pytest.raises(EntryNotFound, match="entry 2 is damaged and quarantined, it cannot be tried again"):
         box.requeue(2)
 
 
-def test_one_whose_key_is_lost_too_can_be_given_up(box: Outbox) -> None:
+def test_quarantined_entry_without_a_key_can_be_discarded(box: Outbox) -> None:
     with box.store._write("damage") as (environment, txn):
         known = [(bytes(key), place_of(value)) for key, value in txn.cursor(db=environment.idempotency)]
         txn.delete(next(key for key, seq in known if seq == seq_key(2)), db=environment.idempotency)
@@ -109,7 +109,7 @@ def test_numbers_that_no_entry_has_are_not_found(box: Outbox, seq: int) -> None:
         box.requeue(seq)
 
 
-def test_what_is_left_of_it_goes_with_its_retention(box: Outbox) -> None:
+def test_discarded_quarantined_entry_is_pruned_after_its_retention(box: Outbox) -> None:
     box.discard(2, "entered by hand")
     assert box.compact(timedelta(0)) == 2
     assert list(box.ledger()) == []

@@ -119,7 +119,7 @@ def test_while_a_backlog_is_drained_it_is_known_for_how_long(outbox_dir: Path) -
         assert rig.box.status().rates.drained_in_s is None
 
 
-def test_what_is_parked_has_no_end_in_sight(outbox_dir: Path) -> None:
+def test_parked_backlog_has_no_end_in_sight(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=100) as rig:
         slow(rig, 0.5)
         rig.enqueue(*[None] * 200)
@@ -228,7 +228,7 @@ def test_a_torn_or_older_state_says_nothing() -> None:
         assert rates == Rates()
 
 
-def test_words_for_numbers() -> None:
+def test_numbers_durations_and_rates_are_written_in_words() -> None:
     assert [counted(n, "entry", "entries") for n in (0, 1, 2)] == ["0 entries", "1 entry", "2 entries"]
     assert counted(2, "dead letter") == "2 dead letters"
     spans = [0.5, 119.9, 120, 7199, 13_200, 200_000, 86_400 * 400]

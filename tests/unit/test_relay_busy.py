@@ -70,7 +70,7 @@ def test_a_busy_size_that_is_not_below_the_batch_size_changes_nothing(outbox_dir
         assert rig.pending() == [5, 6, 7, 8]
 
 
-def test_what_arrives_during_an_outage_counts_as_the_program_at_work(outbox_dir: Path) -> None:
+def test_entries_of_an_outage_count_as_the_program_at_work(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=4, busy_batch_size=1, backoff_base=0.1, backoff_cap=0.1) as rig:
         rig.enqueue(None)
         rig.target.down = TargetUnavailable("away")

@@ -124,7 +124,7 @@ def test_a_misconfigured_target_stops_the_line_and_calls_an_operator(
         assert rig.box.status().health is Health.HEALTHY
 
 
-def test_what_was_completed_before_an_interruption_stays_completed(
+def test_entry_completed_before_an_interruption_stays_completed(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Rig(outbox_dir) as rig:

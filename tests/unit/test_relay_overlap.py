@@ -61,7 +61,7 @@ def test_relay_lost_before_it_recorded_a_batch_applies_it_once(outbox_dir: Path)
         assert rig.pending() == []
 
 
-def test_what_comes_after_the_next_batch_was_read_is_noticed_at_once(outbox_dir: Path) -> None:
+def test_entry_after_the_batch_read_ahead_is_noticed_at_once(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=1, sync_interval=3600) as rig:
         rig.enqueue(None, None)
         assert rig.step() == 0
@@ -159,7 +159,7 @@ def test_the_target_knows_what_was_acknowledged_before_it_is_recorded(outbox_dir
         assert rig.box.store.marks() == [MARK]
 
 
-def test_what_was_passed_over_is_not_taken_for_acknowledged(outbox_dir: Path) -> None:
+def test_entry_held_back_keeps_the_watermark_below_it(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=3) as rig:
         target = remembering(rig)
         [bad] = rig.enqueue("a")
@@ -231,7 +231,7 @@ def test_a_drain_that_runs_out_of_time_records_what_was_applied(outbox_dir: Path
         assert rig.pending() == seqs[2:]
 
 
-def test_what_could_not_be_recorded_at_the_end_of_a_drain_comes_again(
+def test_batch_not_recorded_at_the_end_of_a_drain_comes_again(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(settlement: Settlement) -> None:

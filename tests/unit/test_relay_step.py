@@ -293,7 +293,7 @@ def test_expired_ledger_entries_are_pruned_piece_by_piece(
         assert left == [[3, 4, 5], [5], [], []]
 
 
-def test_nothing_is_pruned_while_something_waits_to_be_reconciled(
+def test_ledger_is_not_pruned_while_a_loss_waits_for_reconcile(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Rig(outbox_dir, retention_hours=1) as rig:

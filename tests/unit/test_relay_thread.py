@@ -544,7 +544,7 @@ def test_the_thread_keeps_no_process_from_ending(relay: Relay) -> None:
     assert thread.daemon
 
 
-def test_nothing_to_reconcile_leaves_everything_as_it_was(box: Outbox, target: InMemoryTarget, relay: Relay) -> None:
+def test_reconcile_without_a_loss_leaves_the_relay_as_it_was(box: Outbox, target: InMemoryTarget, relay: Relay) -> None:
     assert relay.reconcile() == Reconciliation(needed=False)
     assert target.closed == 1
     assert not box.status().relay.alive

@@ -23,7 +23,7 @@ def test_a_small_record_comes_back_and_its_beginning_tells_its_size(
     assert size_of(data + behind) == size_of(data[:OVERHEAD]) == len(data)
 
 
-def test_what_is_no_beginning_of_a_small_record_has_no_size() -> None:
+def test_bytes_that_begin_no_small_record_have_no_size() -> None:
     assert size_of(b"") is None
     assert size_of(DATA[: OVERHEAD - 1]) is None
     assert size_of(b"MO" + DATA[2:]) is None

@@ -24,7 +24,7 @@ def test_the_last_state_is_read(state: StateFile) -> None:
     assert state.read() == {"pid": 2}
 
 
-def test_nothing_was_written_yet(state: StateFile) -> None:
+def test_state_that_was_never_written_reads_as_absent(state: StateFile) -> None:
     assert state.read() is None
 
 

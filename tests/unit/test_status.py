@@ -59,7 +59,7 @@ def relay(**changes: Any) -> RelayStatus:
     ],
     ids=str,
 )
-def test_nothing_to_say_is_healthy(changes: dict[str, Any]) -> None:
+def test_status_without_a_finding_is_healthy(changes: dict[str, Any]) -> None:
     status = assess(replace(GOOD, **changes), CONFIG)
     assert (status.needs_operator, status.degraded, status.health) == ([], [], Health.HEALTHY)
 
@@ -86,7 +86,7 @@ def test_nothing_to_say_is_healthy(changes: dict[str, Any]) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_needs_an_operator(changes: dict[str, Any], said: str) -> None:
+def test_finding_for_an_operator_is_told_in_one_sentence(changes: dict[str, Any], said: str) -> None:
     status = assess(replace(GOOD, **changes), CONFIG)
     assert (status.needs_operator, status.degraded) == ([said], [])
     assert status.health is Health.NEEDS_OPERATOR
@@ -109,7 +109,7 @@ def test_what_needs_an_operator(changes: dict[str, Any], said: str) -> None:
     ],
     ids=str,
 )
-def test_what_is_degraded(changes: dict[str, Any], said: str) -> None:
+def test_finding_that_degrades_is_told_in_one_sentence(changes: dict[str, Any], said: str) -> None:
     status = assess(replace(GOOD, **changes), CONFIG)
     assert (status.needs_operator, status.degraded) == ([], [said])
     assert status.health is Health.DEGRADED

@@ -121,7 +121,7 @@ def test_an_entry_is_found_wherever_it_is(box: Outbox) -> None:
     assert bare == Record(2, second.key, b"", "", None, second.payload_hash, b"", b"", b"")
 
 
-def test_what_is_left_of_many_entries_without_a_ledger_copy_is_told(box: Outbox) -> None:
+def test_many_entries_without_a_ledger_copy_are_all_listed(box: Outbox) -> None:
     count = 2 * CHUNK
     with box.transaction() as tx:
         for _ in range(count):

@@ -346,7 +346,7 @@ def test_expired_entries_are_pruned_with_their_keys(box: Outbox, clock: FakeCloc
     assert (status.completed, status.acknowledged, status.pending) == (552, 602, 50)
 
 
-def test_nothing_younger_is_pruned_and_zero_prunes_all(box: Outbox, clock: FakeClock) -> None:
+def test_compact_prunes_only_older_entries_and_all_with_zero(box: Outbox, clock: FakeClock) -> None:
     complete(box, *enqueue(box, 3))
     clock.advance(100)
     assert box.compact(timedelta(seconds=101)) == 0
@@ -430,7 +430,7 @@ def test_pruning_goes_on_behind_the_last_row_that_it_has_seen(box: Outbox) -> No
         assert ledger_module.prune(opened, txn, 5, 2, before_us=1 << 62, now_us=1 << 62) == (1, None)
 
 
-def test_what_was_settled_at_the_limit_itself_is_pruned(box: Outbox, clock: FakeClock) -> None:
+def test_entry_settled_at_the_limit_itself_is_pruned(box: Outbox, clock: FakeClock) -> None:
     complete(box, *enqueue(box, 2))
     now_us = box.store._now_us()
     assert box.store.prune(now_us - 1) == 0
@@ -441,7 +441,7 @@ def test_what_was_settled_at_the_limit_itself_is_pruned(box: Outbox, clock: Fake
 # -- after PostgreSQL has forgotten
 
 
-def test_what_is_put_back_is_pending_as_if_it_had_never_been_settled(box: Outbox, clock: FakeClock) -> None:
+def test_entry_put_back_is_pending_as_if_never_settled(box: Outbox, clock: FakeClock) -> None:
     kept, *lost = enqueue(box, 3)
     box.store.settle(Settlement(completed=[(record, codec.encode_result({"id": 7})) for record in (kept, *lost)]))
     settled = list(box.store.records("ledger"))[1:]

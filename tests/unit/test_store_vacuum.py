@@ -78,7 +78,7 @@ def test_the_file_shrinks_and_everything_is_kept(box: Outbox, outbox_dir: Path) 
         assert len(list(again.pending())) == 99
 
 
-def test_it_prunes_first(box: Outbox) -> None:
+def test_vacuum_prunes_first(box: Outbox) -> None:
     records = list(box.store.records("pending"))
     box.store.settle(Settlement(completed=[(record, b"") for record in records]))
     assert box.compact(timedelta(0), vacuum=True) == 98

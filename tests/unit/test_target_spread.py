@@ -65,7 +65,7 @@ def test_the_work_is_shared_evenly() -> None:
     assert [len(part) for part in parts] == [20, 20]
 
 
-def test_what_has_no_key_fills_the_lane_with_less_to_do() -> None:
+def test_unit_without_a_key_fills_the_lane_with_less_to_do() -> None:
     parts = spread(batch(["a"], ["a"], ["a"], [None], [None]), 2, never)
     assert seqs(parts) == [[1, 2, 3], [4, 5]]
 
@@ -75,7 +75,7 @@ def test_keys_of_one_transaction_stay_together() -> None:
     assert seqs(parts) == [[1, 2, 3], [5]]
 
 
-def test_what_is_pinned_is_in_the_first_part_with_all_of_its_keys() -> None:
+def test_pinned_unit_is_in_the_first_part_with_all_of_its_keys() -> None:
     parts = spread(batch(["a"], ["b"], ["b"], ["b"], [None]), 2, lambda unit: unit[0].seq in (1, 5))
     assert seqs(parts) == [[1, 5], [2, 3, 4]]
 
@@ -85,7 +85,7 @@ def test_the_largest_families_are_placed_first() -> None:
     assert sorted(seqs(parts)) == [[1, 2], [3, 4]]
 
 
-def test_what_has_no_key_is_shared_evenly() -> None:
+def test_units_without_a_key_are_shared_evenly() -> None:
     keyless: list[list[str | None]] = [[None]] * 6
     assert [len(part) for part in spread(batch(*keyless), 2, never)] == [3, 3]
     assert [len(part) for part in spread(batch(*keyless), 3, never)] == [2, 2, 2]

@@ -360,7 +360,7 @@ def test_a_child_that_says_nothing_is_no_verdict(
         ("printf 'problem a\\nproblem b\\nproblem c\\nproblem d\\n'", "is damaged: a; b; c and 1 more \\("),
     ],
 )
-def test_what_a_child_says_is_part_of_the_message(
+def test_output_of_the_child_is_part_of_the_message(
     outbox_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
     make(outbox_dir)
@@ -434,7 +434,7 @@ def test_host_that_ignores_sigchld_gets_the_verdict(
         (KeyError("x"), "failed by itself: KeyError"),
     ],
 )
-def test_what_keeps_the_child_from_reading_is_no_damage(
+def test_error_that_keeps_the_child_from_reading_is_no_damage(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, expected: str
 ) -> None:
     def broken(_: Path) -> Any:
@@ -473,7 +473,7 @@ def test_child_finds_a_package_through_the_sys_path_of_its_host(outbox_dir: Path
     subprocess.run([sys.executable, "-c", code, str(outbox_dir), *paths], cwd=tmp_path, env=env, check=True)
 
 
-def test_it_runs_only_after_an_unclean_end(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_runs_only_after_an_unclean_end(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(outbox_dir)
     checked: list[Path] = []
     monkeypatch.setattr(verify, "check", checked.append)

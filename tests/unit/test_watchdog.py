@@ -119,7 +119,9 @@ def test_descriptor_closed_and_given_to_another_is_not_touched(
         peer.close()
 
 
-def test_it_guards_the_newest_connection_only(watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_watchdog_guards_the_newest_connection_only(
+    watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
+) -> None:
     one, other = socket.socketpair()
     with one, other:
         watchdog.watch(one.fileno())
@@ -182,7 +184,7 @@ def test_after_closing_it_can_be_used_again(
         assert pair[0].recv(1) == b""
 
 
-def test_it_keeps_no_descriptor(clock: Time, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_closed_watchdog_keeps_no_descriptor(clock: Time, pair: tuple[socket.socket, socket.socket]) -> None:
     before = len(os.listdir("/proc/self/fd"))
     watchdog = Watchdog(LIMIT_S, clock)
     for _ in range(5):
@@ -191,7 +193,7 @@ def test_it_keeps_no_descriptor(clock: Time, pair: tuple[socket.socket, socket.s
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_it_may_be_closed_from_its_own_thread(clock: Time, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_watchdog_may_be_closed_from_its_own_thread(clock: Time, pair: tuple[socket.socket, socket.socket]) -> None:
     done = threading.Event()
 
     class Closing(Watchdog):
@@ -236,7 +238,7 @@ def test_watchdog_has_not_fired_before_a_block_or_after_reconnecting(
     assert not watchdog.fired
 
 
-def test_its_thread_has_a_name_and_keeps_no_process_from_ending(
+def test_watchdog_thread_has_a_name_and_ends_with_the_process(
     watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     watchdog.watch(pair[0].fileno())

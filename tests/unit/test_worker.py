@@ -29,7 +29,7 @@ def test_work_runs_beside_its_owner() -> None:
 
 
 @pytest.mark.parametrize("worker", [Worker[int]("beside"), Later[int]()], ids=["thread", "later"])
-def test_what_work_raises_is_raised_where_it_is_asked_for(worker: Worker[int] | Later[int]) -> None:
+def test_error_of_the_work_is_raised_to_its_reader(worker: Worker[int] | Later[int]) -> None:
     worker.begin(lambda: 1 // 0)
     answer = worker.wait()
     assert answer is not None
@@ -43,7 +43,7 @@ def test_what_work_raises_is_raised_where_it_is_asked_for(worker: Worker[int] | 
 
 
 @pytest.mark.parametrize("worker", [Worker[int]("beside"), Later[int]()], ids=["thread", "later"])
-def test_there_is_nothing_to_wait_for_where_nothing_was_begun(worker: Worker[int] | Later[int]) -> None:
+def test_wait_without_begun_work_returns_nothing(worker: Worker[int] | Later[int]) -> None:
     assert worker.wait() is None
     worker.begin(lambda: 7)
     worker.wait()
@@ -69,7 +69,7 @@ def test_a_closed_worker_has_no_thread_and_begins_anew() -> None:
     worker.close()
 
 
-def test_its_thread_has_the_name_and_ends_with_the_process() -> None:
+def test_worker_thread_has_its_name_and_ends_with_the_process() -> None:
     worker: Worker[threading.Thread] = Worker("outbox-test-worker")
     worker.begin(threading.current_thread)
     answer = worker.wait()

@@ -80,7 +80,7 @@ def test_an_empty_reserve_says_so(engine: Engine, outbox_dir: Path) -> None:
         assert reserves.take_if_any("serial", "id") == 4
 
 
-def test_what_a_crash_leaves_of_a_chunk_is_a_gap(engine: Engine, outbox_dir: Path) -> None:
+def test_ids_left_in_a_chunk_by_a_crash_are_not_given_again(engine: Engine, outbox_dir: Path) -> None:
     """The next process has only what is in the store: it must not give again what the last one gave."""
     seen: list[int] = []
     with Outbox.open(outbox_dir) as box:

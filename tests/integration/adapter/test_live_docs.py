@@ -22,6 +22,7 @@ from outbox.integrations.trading_engine import wire
 from outbox.integrations.view.reads import LOCAL_READS
 from outbox.testing import PostgresServer
 from tests import atb as command_line
+from tests.unit.fakes.database import query
 from tests.unit.fakes.waiting import LONG
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,16 +58,6 @@ def run(code: str, folder: Path, url: str, **settings: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def query(url: str, sql: str) -> list[tuple[Any, ...]]:
-    connection = psycopg2.connect(url)
-    try:
-        with connection, connection.cursor() as cursor:
-            cursor.execute(sql)
-            return list(cursor.fetchall()) if cursor.description else []
-    finally:
-        connection.close()
 
 
 def test_an_engine_is_wired_as_the_page_says(postgres_url: str, tmp_path: Path) -> None:

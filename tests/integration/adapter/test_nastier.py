@@ -251,7 +251,7 @@ def test_a_zone_of_one_call_does_not_reach_the_next(late: Scene) -> None:
     ]
 
 
-def test_what_the_column_would_refuse_is_refused_before_it_is_stored(late: Scene) -> None:
+def test_value_unfit_for_its_column_is_refused_before_it_is_stored(late: Scene) -> None:
     before = late.box.status().acknowledged
     with pytest.raises(StatementError):
         late.manager.note(Kind.ENTRY, {"a": Decimal(1)})
@@ -313,7 +313,7 @@ def test_refused_call_is_a_dead_letter_and_holds_its_session_back(late: Scene) -
     assert late.rows(f"SELECT stop_loss FROM positions WHERE id = {first}") == [(Decimal(2),)]
 
 
-def test_what_a_dead_letter_wrote_before_it_failed_is_undone(late: Scene) -> None:
+def test_writes_of_a_dead_letter_before_its_failure_are_undone(late: Scene) -> None:
     late.manager.commits_and_then_violates("a")
     late.manager.tries_again("b")
     late.manager.swallowed_refusal("1; DROP")

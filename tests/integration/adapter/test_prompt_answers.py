@@ -63,7 +63,7 @@ def test_call_is_answered_before_its_delivery_is_recorded(slow: tuple[Scene, thr
     assert here.rows("SELECT count(*) FROM trades") == [(2,)]
 
 
-def test_what_was_recorded_is_not_called_acknowledged_any_more(slow: tuple[Scene, threading.Event]) -> None:
+def test_recorded_entry_is_no_longer_listed_as_acknowledged(slow: tuple[Scene, threading.Event]) -> None:
     here, goes_on = slow
     here.manager.log_trade("the second")
     [entry] = here.box.pending()
@@ -74,7 +74,7 @@ def test_what_was_recorded_is_not_called_acknowledged_any_more(slow: tuple[Scene
     until(lambda: entry.seq not in here.box.progress.acknowledged)
 
 
-def test_what_could_not_be_recorded_is_not_called_acknowledged(
+def test_entry_that_cannot_be_recorded_is_not_listed_as_acknowledged(
     postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes again, and PostgreSQL may have been set back by then."""

@@ -77,7 +77,9 @@ def flat(index: int, low: int, high: int) -> Bar:
     )
 
 
-def test_everything_acknowledged_is_in_postgresql(manager: DatabaseManager, engine: PaperEngine, acks: Acks) -> None:
+def test_acknowledged_writes_of_a_run_are_all_in_postgresql(
+    manager: DatabaseManager, engine: PaperEngine, acks: Acks
+) -> None:
     engine.start()
     assert engine.run(BARS) == len(BARS)
     engine.finish(BARS[-1])

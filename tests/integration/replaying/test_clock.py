@@ -357,7 +357,7 @@ def test_a_reader_of_the_clock_that_is_not_found_is_put_right(run: Replays, mana
     assert (row.expires, row.naive) == (THEN, THEN.replace(tzinfo=None))
 
 
-def test_nothing_stays_in_the_host_after_a_replay(run: Replays, manager: Manager) -> None:
+def test_modules_of_the_host_are_as_before_after_a_replay(run: Replays, manager: Manager) -> None:
     before = (datetime, date, time, manager.tick, Manager.stamp, as_keyword.__kwdefaults__, vars(Manager)["seconds"])
     run.call(ManagerOperation("core"), what="x")
     after = (datetime, date, time, manager.tick, Manager.stamp, as_keyword.__kwdefaults__, vars(Manager)["seconds"])

@@ -46,6 +46,20 @@ class FakeClock:
         self._elapsed += seconds
 
 
+class TurnedClock(FakeClock):
+    """A fake clock whose wall time can be turned forward or back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turned = timedelta(0)
+
+    def now(self) -> datetime:
+        return super().now() + self._turned
+
+    def turn(self, by: timedelta) -> None:
+        self._turned += by
+
+
 class Rig:
     """A store, a relay, a fake clock and a fake target, closed at the end of a `with` block."""
 
