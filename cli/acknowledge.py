@@ -1,4 +1,4 @@
-"""`atb outbox acknowledge`: an operator has seen to an alarm."""
+"""`atb outbox acknowledge`: clears an alarm after an operator has corrected its cause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`atb outbox audit`: compare everything that was delivered with what PostgreSQL has."""
+"""`atb outbox audit`: compares every delivered entry with its receipt and row in PostgreSQL."""
 
 from __future__ import annotations
 

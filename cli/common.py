@@ -1,4 +1,4 @@
-"""What the commands share: their options, and one sentence instead of a traceback."""
+"""Shared by the commands: their options, and errors in one sentence instead of a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`atb outbox compact`: forget what was settled long ago, and give disk space back."""
+"""`atb outbox compact`: prunes expired ledger entries and, with `--vacuum`, shrinks the file."""
 
 from __future__ import annotations
 

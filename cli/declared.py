@@ -1,4 +1,4 @@
-"""Where a host declares its operations: `MODULE:NAME`."""
+"""Loads the operations that a host declares, from `MODULE:NAME`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the backlog did lately: looks at a status, and lines drawn of them."""
+"""The backlog over the last minutes: samples of the status, and the lines drawn from them."""
 
 from __future__ import annotations
 

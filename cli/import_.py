@@ -1,4 +1,4 @@
-"""`atb outbox import`: an exported file goes into a store."""
+"""`atb outbox import`: adds an exported file to a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log of a command that runs for long: lines of text, or of JSON with the fields of each record, on stderr."""
+"""The log of a command that runs for long: lines of text, or of JSON with each record's fields, on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`atb` and its group `outbox`; each command has a file of its own, which is imported when the command is asked for."""
+"""`atb` and its group `outbox`.  Each command has a file of its own, imported when the command is called."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a backlog shrinks, and how long it still takes."""
+"""The speed at which a backlog shrinks, and the time that is left."""
 
 from __future__ import annotations
 

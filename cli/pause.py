@@ -1,4 +1,4 @@
-"""`atb outbox pause | resume`: let nothing be delivered for a while, and go on."""
+"""`atb outbox pause | resume`: stops deliveries for a while, and resumes them."""
 
 from __future__ import annotations
 

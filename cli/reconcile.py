@@ -1,4 +1,4 @@
-"""`atb outbox reconcile`: deliver again what PostgreSQL has forgotten."""
+"""`atb outbox reconcile`: delivers again the entries that PostgreSQL lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a command writes a file: complete and in one rename, or not at all, and never in the place of a device."""
+"""Writes a command's file completely and in one rename, or not at all, and never over a device."""
 
 from __future__ import annotations
 

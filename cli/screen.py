@@ -1,4 +1,4 @@
-"""Where bars can be drawn, and how they look."""
+"""Bars on a terminal: whether it can draw them, and their look."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`atb outbox status`: one look, or one after the other, and an exit code for monitoring."""
+"""`atb outbox status`: shows the status once or repeatedly, with an exit code for monitoring."""
 
 from __future__ import annotations
 

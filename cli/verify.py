@@ -1,4 +1,4 @@
-"""`atb outbox verify`: what is damaged in a store, and what can be salvaged."""
+"""`atb outbox verify`: reports the damage of a store, and what can be salvaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`atb outbox status --watch`: look again and again, on a terminal in place, elsewhere one block after the other."""
+"""`atb outbox status --watch`: repeats the status, in place on a terminal, elsewhere as one block after the other."""
 
 from __future__ import annotations
 

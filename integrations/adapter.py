@@ -1,4 +1,4 @@
-"""Adapter: what a call of a wrapped manager does.  The working half of `DurableDatabaseManager`.
+"""Adapter: carries out each call of a wrapped manager.  The working half of `DurableDatabaseManager`.
 
 A critical call is bound, rehearsed, given its ids, made durable and folded into the local view, in that order; while
 PostgreSQL answers, its caller then waits for the real result.  Inside a balance block it joins the block's group.

@@ -1,4 +1,4 @@
-"""Blocks: the calls of a balance block belong to the code inside it, whichever thread or coroutine runs that code.
+"""Blocks: a call belongs to the balance block whose code makes it, in whichever thread or coroutine that code runs.
 
 The current block follows contextvars: a coroutine that awaits inside its block does not lend it to others, and
 `asyncio.to_thread` takes it along.  The blocks of one session are kept apart by a lock that has a limit.

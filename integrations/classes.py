@@ -1,4 +1,4 @@
-"""Classes that stand for a manager's class: subclasses of it, whose public methods go through the outbox.
+"""Classes that replace a manager's class: subclasses of it, whose public methods go through the outbox.
 
 The manager's class is a real base, so that `issubclass`, `super()`, properties, constants, special methods and private
 helpers are Python's own.  Nothing of it runs: neither its constructor nor its `__init_subclass__`.

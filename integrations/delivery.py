@@ -1,4 +1,4 @@
-"""Delivery: waiting for the relay, as long as that makes sense, and what a delivered call returns."""
+"""Delivery: waits for the relay while deliveries make progress, and returns the result of a delivered call."""
 
 from __future__ import annotations
 

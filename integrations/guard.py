@@ -1,4 +1,4 @@
-"""Guard: no statement of the manager's engine may overtake the calls that are queued before it.
+"""Guard: no statement of the manager's engine may overtake the calls queued before it.
 
 It listens to the engine, so it sees the writes of every method and thread, declared or not, and of sessions that the
 host opened itself, and the reads of the manager's methods.  Only the adapter's own statements pass without it.

@@ -1,4 +1,4 @@
-"""Holders: finds what of an engine holds its plain manager, and puts the durable one in its place.
+"""Holders: finds every object of an engine that holds the plain manager, and gives it the durable one.
 
 Components take the manager in their constructors: as an attribute, in a list, as a bound method, in a closure.  A write
 of theirs would go past the outbox.  Whatever can be reached from the engine without running its code is looked at.

@@ -1,4 +1,4 @@
-"""Host: the wrapped DatabaseManager, built when it can be, and what is known of it before that.
+"""Host: the wrapped DatabaseManager, built as soon as PostgreSQL allows; until then, its methods' signatures.
 
 A manager connects in its constructor, so with PostgreSQL away there may be none yet.  Its methods' signatures come from
 its class; where only a factory is given, from the store, which keeps them since the last time it could be built.

@@ -1,4 +1,4 @@
-"""Keeper: the background work of a wrapped manager, so that none of it is done in a trade's time.
+"""Keeper: the background work of a wrapped manager, so that no call of the engine has to do it.
 
 It fills the id reserves, checkpoints the local view, and after an outage compares the view with PostgreSQL: what
 another writer has changed meanwhile is reported, not papered over.

@@ -1,4 +1,4 @@
-"""The manager's connection: what a replay sees instead of the relay's, in the relay's transaction.
+"""The manager's connection: gives a replay the manager's own settings, in the relay's transaction.
 
 It is a connection of the manager's own engine, with its events, execution options, dialect and JSON functions, around
 the driver's connection of the relay.  The settings of a session (search_path, role, time zone, variables for row-level

@@ -1,4 +1,4 @@
-"""Preparing: makes an entry of a call: binds, rehearses, notes what a replay needs, takes ids, encodes.
+"""Preparing: turns a call into an entry: binds, rehearses, notes what a replay needs, takes ids, encodes.
 
 What the manager refuses before it turns to the database is found here, before anything is stored.
 """

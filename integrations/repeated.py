@@ -1,4 +1,4 @@
-"""Repeated: a warning that holds for a whole outage is logged once, and at DEBUG each further time until it is over."""
+"""Repeated: logs a warning that holds for a whole outage once, and at DEBUG after that until the outage ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roles: what a manager's method does to the balance, the session, the positions and the orders.
+"""Roles: a method's effect on the balance, the session, the positions and the orders.
 
 A declaration names them, so that no other file has to ask for a method's name.
 """

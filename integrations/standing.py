@@ -1,4 +1,4 @@
-"""Standing: what an object that stands for a manager has beside the manager's attributes, and where its calls go."""
+"""Standing: the attributes of an object that replaces a manager, and the target of its calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stepwise: a generator of the manager does its work after the call; each of its steps is watched as the call is."""
+"""Stepwise: a manager's generator works after the call has returned; each of its steps is watched like the call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Telling: what a call is told while the manager itself is not asked, and what the local view refuses meanwhile.
+"""Telling: results of calls while the manager cannot be asked, and calls that the local view refuses meanwhile.
 
 A balance block is told what the manager would tell it: by the manager, in a transaction that is rolled back, or by the
 local view, as the manager was seen to.

@@ -1,4 +1,4 @@
-"""Upgrades: calls that an earlier version of the manager has queued, and the software and schema that deliver them.
+"""Upgrades: checks that calls queued by an earlier version of the manager fit the present software and schema.
 
 What does not fit is told apart from bad data: nothing is rejected because of a deployment.
 """

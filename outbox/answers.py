@@ -1,4 +1,4 @@
-"""Answers: what an operator decides of entries, done in the store and recorded in its ledger."""
+"""Answers: carries out an operator's requeue or discard, and records it in the ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outbox: the public face of the store.  Makes calls durable in one commit, and takes an operator's answers.
+"""Outbox: the public face of the store.  Makes calls durable in one commit, and carries out an operator's answers.
 
 What passes `calls.py` is on disk when `enqueue` returns.
 """

@@ -1,4 +1,4 @@
-"""Calls: one call as a record that can be stored, or the reason why not.
+"""Calls: turns one call into a record for the store, or raises the reason why it cannot.
 
 Everything that can be refused is refused here, before a write transaction begins.
 """

@@ -1,4 +1,4 @@
-"""Columns: what a `sqlalchemy.Table` declares of its rows, so that a row is checked before it is stored.
+"""Columns: completes a row and checks it against its `sqlalchemy.Table`, before it is stored.
 
 A row is served as SQLAlchemy would: columns by key or by name, constant defaults filled in.  What only SQLAlchemy's own
 INSERT would add (defaults that are functions or SQL) must be passed, else the row would lack it without a word.

@@ -1,4 +1,4 @@
-"""Entry: one captured call, immutable.  The first file of the line; it knows nobody."""
+"""Entry: one captured call, immutable.  The first file of the line; imports none of the others."""
 
 from __future__ import annotations
 

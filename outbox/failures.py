@@ -1,4 +1,4 @@
-"""What a failure at PostgreSQL means for the line: classified by phase, connection state and SQLSTATE.
+"""Classes of failures at PostgreSQL: by phase, connection state and SQLSTATE, never by message text.
 
 Never by message text, which is translated and changes between versions.  What is not listed is UNKNOWN, and unknown
 never means drop.  Codes: PostgreSQL documentation, appendix A.

@@ -1,4 +1,4 @@
-"""Handing over: how a caller learns the end of an entry that the writer has not stored yet."""
+"""Handing over: gives a caller the outcome of an entry that the writer has not stored yet."""
 
 from __future__ import annotations
 

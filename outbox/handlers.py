@@ -1,4 +1,4 @@
-"""Handlers: which callables an operation takes, and which of their results are work that has not been done.
+"""Handlers: refuses callables and results whose work has not been done when they return.
 
 A call proves nothing for a coroutine, a generator or a future: their work runs later or never.  Such a callable is
 refused where it is declared, and such a result where it appears.

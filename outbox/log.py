@@ -1,4 +1,4 @@
-"""Log: messages that carry their facts in their text as well as in their fields, without passwords.
+"""Log: messages whose facts are in the text and in fields, without passwords.
 
 A host that only calls `logging.basicConfig()` sees the text; one that collects records as JSON reads the fields.
 """

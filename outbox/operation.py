@@ -1,4 +1,4 @@
-"""Operation: the declaration of one kind of write, and what makes a call of it valid, unique and ordered."""
+"""Operation: the declaration of one kind of write: how its calls are validated, identified and ordered."""
 
 from __future__ import annotations
 

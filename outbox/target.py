@@ -1,4 +1,4 @@
-"""Target: where the relay delivers to, as the relay sees it.  The border between our words and a database's."""
+"""Target: the protocol between the relay and a database."""
 
 from __future__ import annotations
 

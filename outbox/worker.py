@@ -1,4 +1,4 @@
-"""Worker: a thread that does one thing at a time for its owner, beside what the owner itself does."""
+"""Worker: a helper thread that does one thing at a time for its owner."""
 
 from __future__ import annotations
 

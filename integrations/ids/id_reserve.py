@@ -1,4 +1,4 @@
-"""Final ids without PostgreSQL: blocks taken from its sequences while it is up, kept durably, handed out at once.
+"""Final ids without PostgreSQL: blocks of its sequences, reserved while it is up, kept durably, used at once.
 
 An id that was handed out is never handed out again, also after a crash: a chunk is checked out durably before the
 first of its ids is used, and what a crash leaves of it is a gap.  The server's side is as durable: ids are fetched in a

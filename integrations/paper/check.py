@@ -1,4 +1,4 @@
-"""The independent record of what the engine was told was durable, and its comparison with PostgreSQL.
+"""An independent record of the calls that the engine saw succeed, compared with PostgreSQL.
 
 The record is a file of JSON lines written by the engine's process right after each critical call returned; the
 outbox has no part in it.  The comparison counts what is missing or different (lost) and what is there more than once

@@ -1,4 +1,4 @@
-"""What every part of the manager stands on: the connection pool, the schema and sessions."""
+"""The base of the paper manager: connection pool, schema and sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine tells its manager, and what it was told back.
+"""Records each call of the paper engine to its manager, and the answer.
 
 Every write goes through one place that survives whatever the manager raises, and every critical write that
 succeeded is handed to `on_ack` as a record of its own, to be compared with the database later.  A write that replaces

@@ -1,4 +1,4 @@
-"""Held: connections, sessions and factories of them that a manager keeps beside its `session_factory` and `engine`.
+"""Held: connections, sessions and their factories that a manager keeps besides `session_factory` and `engine`.
 
 A replay gives a copy of the manager another session factory, and nothing else: what goes through these goes past it.
 """

@@ -1,4 +1,4 @@
-"""Likeness: which trading operation a method is probably like, by its name; for hints only."""
+"""Likeness: the trading operation that a method resembles by its name; used in hints only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Members: what the classes of managers have, found without running their code."""
+"""Members: the methods and attributes of a manager's class, found without running its code."""
 
 from __future__ import annotations
 

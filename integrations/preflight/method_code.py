@@ -1,4 +1,4 @@
-"""Method code: what the source of a manager's methods shows, without running any of it.
+"""Method code: facts from the source of a manager's methods, found without running it.
 
 Source may be missing (a REPL, compiled or generated code): then the facts say so, and nothing is concluded from them.
 """

@@ -1,4 +1,4 @@
-"""Misfits: why a declared method of a manager cannot be served, as far as its class, source and attributes show it.
+"""Misfits: why a declared method of a manager cannot be made durable, from its class, source and attributes.
 
 Each function gives reasons, with the way out.  What is certain is a refusal; what may be meant otherwise is a warning.
 """

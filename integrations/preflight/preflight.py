@@ -1,4 +1,4 @@
-"""Preflight: whether a manager fits, method by method, before it is wired; nothing of the manager is called.
+"""Preflight: decides method by method whether a manager fits, before wiring, and calls none of its methods.
 
 What cannot be served is refused here, with the way out, and not in an outage.  What reads source may be wrong: it
 refuses what is certain and warns of the rest.

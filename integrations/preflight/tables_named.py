@@ -1,4 +1,4 @@
-"""Tables named: the tables that a method turns to, as far as its code names them, found without running any of it."""
+"""Tables named: the tables that a method's code names, found without running it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways around: where a manager's method turns to the database past its session factory, or does not turn to it.
+"""Ways around: methods that reach the database past the session factory, or never reach it.
 
 What is certain is a refusal; what depends on a condition is a warning.
 """

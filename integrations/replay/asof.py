@@ -1,4 +1,4 @@
-"""AsOf: a replayed call writes the ids that its caller was given and the times at which it was made.
+"""AsOf: makes a replayed call write the ids that its caller got, and the times of the original call.
 
 Managers take ids from sequences and times from the clock, both at the moment of the replay.  Hooks before each flush
 and each statement give the ids, and put the time of the call where PostgreSQL would read its clock.  What the manager

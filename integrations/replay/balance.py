@@ -1,4 +1,4 @@
-"""What a balance block is told: by the manager in a transaction that is rolled back, or as the manager was seen to."""
+"""The values that a balance block yields: from the manager in a rolled-back transaction, or as learned from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a host's modules name what reads the clock: globals, defaults of columns and arguments, factories of fields."""
+"""The places where a host's modules read the clock: globals, defaults of columns and arguments, field factories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clock of a replay: for the code that replays a call, time stands still at the time of that call.
+"""The clock of a replay: the replayed code reads the time of the original call.
 
 Python has no clock of a single thread.  So for the time of a replay the names that read the clock (`datetime`, `time`
 and so on) stand, in the modules of the host, for objects that ask a context variable: in the context of the replay they

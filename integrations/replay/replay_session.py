@@ -1,4 +1,4 @@
-"""The sessions of a replay, and the watch over what happens in them and past them."""
+"""The sessions of a replay, and a watch over their statements and over statements that bypass them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Session factories for copies of a manager: like its own, but bound to something of ours."""
+"""Session factories for copies of a manager: like its own, but bound to a connection of the outbox."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clock of PostgreSQL in a replay: `now()` and its like are the time of the call, in what SQLAlchemy sends.
+"""PostgreSQL's clock in a replay: `now()` and the like give the time of the call, in what SQLAlchemy sends.
 
 Also where a table's own default reads the clock: the insert gives that column, as PostgreSQL would have at the call.
 """

@@ -1,4 +1,4 @@
-"""Witness: looks at what a manager answers just before and after a call is replayed, and learns from it.
+"""Witness: reads the manager's answers just before and after a call is replayed, and learns from the difference.
 
 Both looks are taken inside the relay's transaction, so that nothing but this call lies between them; what the reads
 themselves might write is rolled back.

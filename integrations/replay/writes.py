@@ -1,4 +1,4 @@
-"""Writes: which statements may write, also those that the sessions of a replay do not hear of.
+"""Writes: finds the statements that may write, also those that bypass the sessions of a replay.
 
 Bulk inserts, statements on a session's connection, cursors of the driver, COPY and functions of the database go past
 the ORM's flush.  PostgreSQL itself tells which functions may write: those that are volatile.

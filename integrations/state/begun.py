@@ -1,4 +1,4 @@
-"""Begun: the attributes with which a manager begins, as its constructor shows, for an engine that starts in an outage.
+"""Begun: a manager's first attributes, read from its constructor, for an engine that starts in an outage.
 
 A constructor that connects ends where PostgreSQL is away, and a counter that it would have set is read in the loop
 nevertheless.  `self.pnl = Decimal(0)` is certain without running anything; what comes from the database, from an

@@ -1,4 +1,4 @@
-"""Carried: what replays changed in the manager's attributes reaches the manager once, when PostgreSQL has the effect.
+"""Carried: changes that replays made to attributes reach the manager once, after PostgreSQL has the effect.
 
 A replay runs on a copy, in a batch that may be repeated.  Its changes wait here until PostgreSQL has committed it.
 """

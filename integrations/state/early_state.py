@@ -1,4 +1,4 @@
-"""Early state: attributes that calls change before they write, such as the day of a counter that starts anew each day.
+"""Early state: attributes that a call changes before it writes, such as the date of a daily counter.
 
 A replay must find them as they were at its call, whether this call changed them or a later one did meanwhile.
 """

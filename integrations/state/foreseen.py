@@ -1,4 +1,4 @@
-"""Foreseen: what a call that is queued will do to the numbers that the manager keeps, as its code shows.
+"""Foreseen: predicts from a method's code how a queued call will change the manager's numbers.
 
 `self.pnl += amount` behind a write is certain, and so is its sum while PostgreSQL is away: the manager gets it at the
 call.  What is only likely (in a branch, behind an early return, of a value that the database gives) is not foreseen.

@@ -1,4 +1,4 @@
-"""Kept state: what a manager keeps in its attributes, such as counters, row numbers, a day's profit.
+"""Kept state: a manager's own attributes that calls change, such as counters, row numbers, a day's profit.
 
 A rehearsal and a replay run on a copy of the manager whose state is apart from the manager's.  What the call changed
 there is carried over to the manager once: at the call, or when PostgreSQL has its effect.

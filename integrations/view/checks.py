@@ -1,4 +1,4 @@
-"""Limits that a manager was seen to keep, for refusing a call while it cannot be asked, and what an exit is.
+"""Limits that a manager was seen to enforce, for refusing calls in an outage; and the test for an exit order.
 
 A limit that the manager was not seen to keep is none: a call within the caller's rights must not be refused by guess.
 """

@@ -1,4 +1,4 @@
-"""Containers: takes apart what a manager answers in, such as a dict, a dataclass or a row, and makes the like again."""
+"""Containers: takes the answers of a manager apart (dict, dataclass, row), and builds equal ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversions: the ways in which a manager turns one value into another between a call and its answers."""
+"""Conversions: how a manager converts a value between a call and its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Effects: what one kind of call does to the rows and balances that a manager shows, learned from before and after.
+"""Effects: how one kind of call changes rows and balances, learned from the manager's answers before and after.
 
 The rows of a session are tables by name: `positions` (open ones), `orders` (unresolved ones), and `positions.orders`
 and its like for rows that are nested in a position's row.  A nested row knows its position under the key "".

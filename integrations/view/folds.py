@@ -1,4 +1,4 @@
-"""Folds: what a durable call does to the local view, by its declared roles and what was learned of such calls.
+"""Folds: applies a durable call to the local view, by its declared roles and by what was learned.
 
 The view's lock is held; the notes are those of the adapter: `session`, `id` where the call creates one, `side` for the
 ids of rows beside it; and `at`, the time of the capture, and `seq`, the number of the entry.

@@ -1,4 +1,4 @@
-"""Kept answers: reads that an outage answers with what the manager answered last, and how old that is."""
+"""Kept answers: reads that an outage answers with the manager's last answer, and the age of that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learned: everything that is known of one manager, to be kept with the local view."""
+"""Learned: all knowledge of one manager, stored with the local view."""
 
 from __future__ import annotations
 

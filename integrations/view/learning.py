@@ -1,4 +1,4 @@
-"""Learning: which call's argument, id, time or constant explains a value that the manager answers with.
+"""Learning: finds the argument, id, time or constant that explains a value of an answer.
 
 For each value all explanations are kept that agreed with every answer so far.  While they agree on a new call too, the
 value is known; where they differ, or none is left, it is not, and nothing is answered by guess.

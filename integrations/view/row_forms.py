@@ -1,4 +1,4 @@
-"""Row forms: by which column a manager's rows are told apart, and as what it shows them, table by table.
+"""Row forms: the key column and the type of a manager's rows, table by table.
 
 Rows are dicts, dataclasses, named tuples or objects of mapped classes, and their key need not be called `id`: it is the
 column that `creates=` of a declaration names, or what the manager's methods call the id that they take.

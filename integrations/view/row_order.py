@@ -1,4 +1,4 @@
-"""Row order: in which order a manager shows the rows of a table, learned from its answers with several rows."""
+"""Row order: the order of a manager's rows, learned from answers with several rows."""
 
 from __future__ import annotations
 

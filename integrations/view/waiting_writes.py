@@ -1,4 +1,4 @@
-"""Waiting writes: calls that are not delivered yet and may change an answer that is kept for an outage."""
+"""Waiting writes: undelivered calls that may change an answer kept for an outage."""
 
 from __future__ import annotations
 

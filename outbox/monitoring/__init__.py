@@ -1,1 +1,1 @@
-"""Monitoring: what a person or a program is told of an outbox, and from what."""
+"""Monitoring: the status of an outbox, its parts, and their sources."""

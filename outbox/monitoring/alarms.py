@@ -1,4 +1,4 @@
-"""Alarms: what only a person can judge, kept durably and shown by every status until somebody has seen to it."""
+"""Alarms: findings that only a person can judge, kept durably and shown until an operator acknowledges them."""
 
 from __future__ import annotations
 

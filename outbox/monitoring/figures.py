@@ -1,4 +1,4 @@
-"""Figures: what of a status is a number for monitoring, by the names that metrics have.
+"""Figures: the numbers of a status, by the names of their metrics.
 
 Knows no monitoring system: `metrics.py` and whoever else exports them read the same table.
 """

@@ -1,4 +1,4 @@
-"""Findings: what of a status needs an operator, and what is degraded, in sentences."""
+"""Findings: the reasons for "needs an operator" and "degraded", in sentences."""
 
 from __future__ import annotations
 

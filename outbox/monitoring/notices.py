@@ -1,4 +1,4 @@
-"""Notices: what integrations let every status show, durably, beside the figures of the store itself.
+"""Notices: durable reports of integrations, shown in every status.
 
 Unlike an alarm a notice is renewed and taken away by its author and needs no person.
 """

@@ -1,4 +1,4 @@
-"""Pause: an operator lets nothing be delivered for a while, and every relay of the store obeys.
+"""Pause: an operator stops deliveries for a while, in every relay of the store.
 
 It is kept in the store, so it outlives every process.  Its end is decided by elapsed time while the machine runs, as a
 wall clock may jump; after a restart of the machine by the wall clock, and one that was set back ends it.

@@ -1,4 +1,4 @@
-"""Progress: what a relay says of its deliveries to those who wait for them in the same process."""
+"""Progress: wakes callers of the same process that wait for a delivery."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OutboxStatus: what an operator and a monitor see of an outbox, from any process, and where each field comes from."""
+"""OutboxStatus: the state of an outbox, readable from any process, and the source of each field."""
 
 from __future__ import annotations
 

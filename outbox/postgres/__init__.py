@@ -1,1 +1,1 @@
-"""PostgreSQL: the target that entries are delivered to, and what it remembers of them."""
+"""PostgreSQL: the target of deliveries, with its receipts and watermarks."""

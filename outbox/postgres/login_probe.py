@@ -1,4 +1,4 @@
-"""Why a connection attempt failed: an outage, or a login that a person must mend.
+"""Distinguishes an outage from a refused login, after a connection attempt has failed.
 
 The driver tells nothing but text about a failed connection (no SQLSTATE), and text is translated.  So after a failure
 the server is asked once more in its own protocol: its answer to a start-up message is either an error with a SQLSTATE

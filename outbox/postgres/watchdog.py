@@ -1,4 +1,4 @@
-"""Watchdog: ends a conversation with a server that has gone silent.
+"""Watchdog: shuts the connection to a server that has become silent.
 
 A stalled server whose kernel still acknowledges TCP keeps the driver waiting past every timeout it has; only
 shutting the socket wakes it.

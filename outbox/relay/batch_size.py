@@ -1,4 +1,4 @@
-"""Batch size: how many entries a step takes, by what the program does and what the target can bear."""
+"""Batch size: how many entries a step takes, by the program's activity and the target's speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Housekeeping: what the relay does for the store every minute: clears killed readers, prunes the expired ledger."""
+"""Housekeeping: every minute the relay clears killed readers and prunes the expired ledger."""
 
 from __future__ import annotations
 

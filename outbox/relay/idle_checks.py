@@ -1,4 +1,4 @@
-"""Idle checks: what a relay asks PostgreSQL when nothing is to be delivered, since no batch would tell."""
+"""Idle checks: without a batch to deliver, asks PostgreSQL whether it still has everything."""
 
 from __future__ import annotations
 

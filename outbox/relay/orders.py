@@ -1,4 +1,4 @@
-"""Orders: what an operator asks of a reconciliation, from any process, and what was done, as the ledger has it."""
+"""Orders: an operator's order for a reconciliation, from any process, and its result as the ledger has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publication: what the relay says of itself to other processes, in `relay.state`, and takes up from the one before."""
+"""Publication: the relay's report to other processes in `relay.state`; it begins with its predecessor's."""
 
 from __future__ import annotations
 

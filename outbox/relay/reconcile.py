@@ -1,4 +1,4 @@
-"""Reconciler: puts back into `pending` what PostgreSQL has forgotten, so that the relay delivers it again.
+"""Reconciler: puts entries that PostgreSQL lost back into `pending`, so that the relay delivers them again.
 
 What is missing is found by comparing the ledger with the receipts.  It goes back to its old sequence numbers before the
 line moves on, so nothing overtakes it; its receipts keep what did survive from taking effect twice.  Killed at any

@@ -1,4 +1,4 @@
-"""Refusals: what becomes of entries that were not applied: another try, a wait, a dead letter, or nothing."""
+"""Refusals: the outcome of entries that were not applied: another try, a wait, a dead letter, or nothing."""
 
 from __future__ import annotations
 

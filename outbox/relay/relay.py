@@ -1,4 +1,4 @@
-"""Relay: drives the deliveries of one outbox, in a thread of its own or for somebody who waits in `drain`."""
+"""Relay: drives the deliveries of one outbox, in a thread of its own or in the thread that calls `drain`."""
 
 from __future__ import annotations
 

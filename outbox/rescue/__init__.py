@@ -1,1 +1,1 @@
-"""Rescue: whether a store is sound, and what can be saved of one that is not."""
+"""Rescue: checks whether a store is sound, and salvages a damaged one."""

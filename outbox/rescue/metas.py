@@ -1,4 +1,4 @@
-"""Metas: the two pages of an LMDB 0.9 data file from which everything hangs, read without LMDB.
+"""Metas: the two meta pages, the roots of an LMDB 0.9 data file, read without LMDB.
 
 The layout is that of `mdb.c` of LMDB 0.9 on 64-bit machines in native byte order.  Only for a file that nobody writes
 to.

@@ -1,4 +1,4 @@
-"""Soundness: what an engine's decision to open a store rests on.  Reads through LMDB, in a process that may die of it.
+"""Soundness: checks the parts of a store that an engine needs, through LMDB, in a process that may crash.
 
 LMDB itself reads the file, and what it returns is held against our own checksums and counters.  Only what was read and
 found wrong is reported; whatever keeps the process from reading is raised, since it has no bearing on the content.

@@ -1,4 +1,4 @@
-"""The record format: how an entry lies in the `pending` and `ledger` sub-databases.
+"""The record format of entries in the databases `pending` and `ledger`.
 
 One fixed header, then the variable parts.  LMDB has no page checksums, so a CRC covers the whole record including
 its sequence number and idempotency key: a record that is found under another key, or with one bit changed, is

@@ -1,4 +1,4 @@
-"""What the store asks of the file system: flushed directories, a local disk, a file that is still in its place."""
+"""The store's file system: flushes directories, detects network disks and moved files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Key row: what an idempotency key leads to.
+"""Key row: the row of an idempotency key.
 
 A row with one bit changed would lead to an entry that never was, and a repeated call would take effect twice.  In its
 frame: sequence number Q, payload hash 16s, big-endian.  Of older stores some rows have their checksum behind them, and

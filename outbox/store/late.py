@@ -1,4 +1,4 @@
-"""Late: entries that went back to old places in `pending`, by an import or a reconciliation that has not ended.
+"""Late: entries put back to old places in `pending`, by an import or a reconciliation that has not ended.
 
 Once they are delivered PostgreSQL has them behind later ones.  Should it be set back then, they must be looked for at
 their places.  A reconciliation notes that in the ledger when it ends; until then, or if it is killed, this record does.

@@ -1,4 +1,4 @@
-"""The store's own files: opened so that neither a link nor a stranger's file is ever taken for one of them.
+"""The store's own files: opened so that no link and no other user's file is taken for one of them.
 
 The owner of a store may put a symbolic link in the place of a file.  A process of root that looks at that store must
 not write through it, nor leave files behind that the owner's engine cannot open: it acts as the store's owner.

@@ -1,4 +1,4 @@
-"""Quota: which new entries there is room for, on the disk and within the store's own limit, and what goes for them.
+"""Quota: which new entries fit on the disk and into the store's limit, and which settled ones make room.
 
 Pending entries and dead letters never go.  Settled ones are history: they stay for the retention time, but no longer
 than new entries have room, for a full ledger is no reason to halt trading.

@@ -1,4 +1,4 @@
-"""Rates: how fast entries come and go, and what follows: when the backlog is gone, and when there is no room left.
+"""Rates: entries per second in and out, and from them the time until the backlog is gone or the store is full.
 
 The relay keeps two samples of what it knows anyway and publishes the older one in `relay.state`; a status of any
 process takes the difference.  Without a relay nothing is delivered, and the oldest pending entry is the sample.  None

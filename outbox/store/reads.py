@@ -1,4 +1,4 @@
-"""Reads: everything that is ever read from the environment, each look in one snapshot and in bounded memory."""
+"""Reads: every read of the environment, each in one snapshot and in bounded memory."""
 
 from __future__ import annotations
 

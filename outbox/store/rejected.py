@@ -1,4 +1,4 @@
-"""Rejected: what to raise for a call that repeats an entry which nothing will deliver."""
+"""Rejected: the error for a call that repeats a dead letter or a discarded entry."""
 
 from __future__ import annotations
 

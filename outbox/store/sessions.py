@@ -1,4 +1,4 @@
-"""Sessions: the connections to PostgreSQL that this store has begun, kept before PostgreSQL can show them.
+"""Sessions: the relay sessions of this store, recorded before PostgreSQL can show them.
 
 A copy of a store has the same id and goes on from the same acknowledgement.  A session that PostgreSQL shows and this
 store never began is therefore the work of a copy: of the store that this one was restored from, or of one that runs

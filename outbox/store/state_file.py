@@ -1,4 +1,4 @@
-"""What a role of one process tells others about itself, outside the store.
+"""State file: the report of the engine or the relay to other processes, outside the store.
 
 The relay's heartbeat and the engine's halt latch must be visible from another process, also when LMDB can no
 longer commit, and a heartbeat must not cost a flush.  So each role has a small file of fixed size that is

@@ -1,4 +1,4 @@
-"""Steady: the wall clock as far as deleting may trust it.
+"""Steady: a wall clock that pruning can trust.
 
 One minute of a clock that is ten days ahead must not end the retention of everything.  A clock that never goes back
 tells how much time has really passed since the wall clock was last believed; it survives a restart in a small file.

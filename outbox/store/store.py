@@ -1,4 +1,4 @@
-"""Store: everything that is ever written to the LMDB environment, in ACID transactions.
+"""Store: every write to the LMDB environment, in ACID transactions.
 
 It promises the outbox above it that `append` has reached the disk when it returns, that after the first failed
 durable write no `append` succeeds until the store is reopened (the halt latch), and that what the relay settles

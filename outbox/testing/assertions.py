@@ -1,4 +1,4 @@
-"""Assertions on what PostgreSQL has of the entries that an engine was told are durable."""
+"""Assertions that PostgreSQL has every entry that the engine was told is durable."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Transfer: a store as lines of text, out and back in."""
+"""Transfer: exports a store as lines of text, and imports them."""

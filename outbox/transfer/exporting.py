@@ -1,4 +1,4 @@
-"""Exporting: what is in a store, whatever state it is in, and all of it as JSON lines.
+"""Exporting: the content of a store, sound or damaged, as JSON lines.
 
 A store that nobody has open is read as it is, without LMDB, so that no damage can end the process.  One that is in use
 was verified by whoever opened it; a compact copy of it is read instead.

@@ -1,4 +1,4 @@
-"""Lines: checks what a file of exported lines says, before anything of it is taken over.
+"""Lines: checks an exported file before any of it is imported.
 
 A file comes from anywhere.  Numbers are bounded, since what follows them must fit into PostgreSQL and into a datetime.
 """
