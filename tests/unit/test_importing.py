@@ -26,6 +26,7 @@ from outbox import (
     Operation,
     Outbox,
     OutboxConfig,
+    StoreCorrupt,
     StoreFormatError,
     StoreLocked,
     StoreMissing,
