@@ -12,7 +12,6 @@ import inspect
 import threading
 import types
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from .errors import ConfigError
@@ -71,15 +70,6 @@ def is_for_the_thread(exc: BaseException) -> bool:
     of an event loop that it ran, or the SystemExit of a function that it called.
     """
     return isinstance(exc, (KeyboardInterrupt, SystemExit)) and threading.current_thread() is threading.main_thread()
-
-
-def text_of(error: BaseException) -> str:
-    """What an exception says, also where its class cannot say it."""
-    for say in (str, repr):
-        with suppress(Exception):
-            if text := say(error).strip():
-                return text
-    return type(error).__name__
 
 
 def _is_deferred(given: Any) -> bool:

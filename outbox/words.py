@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 _MINUTE_S = 60
 _HOUR_S = 3600
 _DAY_S = 86_400
@@ -42,6 +44,15 @@ def rate(per_s: float) -> str:
     return f"{amount:.0f}/{unit}" if amount >= 100 else f"{amount:.1f}/{unit}"
 
 
+def text_of(error: BaseException) -> str:
+    """What an exception says, also where its class cannot say it."""
+    for say in (str, repr):
+        with suppress(Exception):
+            if text := say(error).strip():
+                return text
+    return type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """What an error says in one line, since drivers add statements and links; its class where it says nothing."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text_of(error).splitlines()[0]

@@ -20,8 +20,8 @@ from ..clock import Clock
 from ..config import OutboxConfig, check_database_url
 from ..errors import ConfigError, EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
 from ..failures import STALLS, UNIQUE, UNNAMED, Verdict, classify
-from ..handlers import text_of
 from ..log import Log
+from ..words import first_line
 from .login_probe import sqlstate_of_login
 from .parking import OperationFault
 from .piggyback import PiggybackConnection
@@ -165,7 +165,7 @@ class GuardedConnection:
         diag = error.diag if isinstance(error, psycopg2.Error) else None
         if diag is not None and sqlstate in UNNAMED and diag.table_name and not diag.constraint_name:
             verdict = Verdict.MISCONFIGURED
-        text = f"{sqlstate or type(error).__name__}: {_first_line(error)}"
+        text = f"{sqlstate or type(error).__name__}: {first_line(error)}"
         if verdict is Verdict.UNAVAILABLE:
             # An entry may end its connection each time, as one does that crashes the server's process.
             lost = operation is not None and not alive
@@ -331,7 +331,3 @@ def usable(connection: Connection) -> bool:
     """Whether the driver's connection is there and not known to be broken."""
     raw = None if connection.closed else raw_of(connection)
     return raw is not None and not raw.closed
-
-
-def _first_line(error: BaseException) -> str:
-    return text_of(error).splitlines()[0]

@@ -13,11 +13,12 @@ from uuid import UUID
 
 from outbox.entry import Entry
 from outbox.errors import EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
-from outbox.handlers import is_for_the_thread, text_of
+from outbox.handlers import is_for_the_thread
 from outbox.operation import Operation, operations_by_name
 from outbox.store.continuity import Mark
 from outbox.store.envelope import Record
 from outbox.target import Outcome, Unit, Waiting, ordering_keys, units
+from outbox.words import text_of
 
 
 class InMemoryTarget:

@@ -1069,7 +1069,7 @@ BUGS = (
     ),
     Bug(
         "an exception that cannot say what it is stops the line",
-        "outbox/handlers.py",
+        "outbox/words.py",
         "        with suppress(Exception):\n            if text := say",
         "        with suppress():\n            if text := say",
         ("tests/integration/test_postgres_target_handlers.py",),
