@@ -51,4 +51,4 @@ def test_error_with_several_lines_is_said_in_its_first() -> None:
 
 
 def test_error_without_text_is_said_by_its_class() -> None:
-    assert first_line(TimeoutError()) == "TimeoutError"
+    assert first_line(TimeoutError()) == "TimeoutError()"
