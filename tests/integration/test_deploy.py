@@ -127,6 +127,7 @@ def check_command(words: list[str]) -> None:
     assert words[:2] == ["atb", "outbox"]
     group = atb.commands["outbox"]
     assert isinstance(group, click.Group)
+    # Commands are imported when they are asked for.
     command = group.get_command(click.Context(group), words[2])
     assert command is not None, words[2]
     with command.make_context(words[2], words[3:]):
