@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
+import traceback
+from contextlib import suppress
 from typing import Any
 
 _IN_URL = re.compile(r"(://[^:/@\s]*):\S*@")
@@ -47,9 +50,14 @@ class Log:
     def _log(self, level: int, message: str, facts: dict[str, Any], trace: bool = False) -> None:
         if not self._logger.isEnabledFor(level):
             return
-        fields = {name: _fact(value) for name, value in facts.items()}
-        arguments = (fields,) if fields else ()
-        self._logger.log(level, message, *arguments, extra=fields, exc_info=trace, stacklevel=_CALLER)
+        try:
+            fields = {name: _fact(value) for name, value in facts.items()}
+            arguments = (fields,) if fields else ()
+            self._logger.log(level, message, *arguments, extra=fields, exc_info=trace, stacklevel=_CALLER)
+        except Exception:  # noqa: BLE001 - a host's handler may raise, and must end neither a write nor the relay
+            with suppress(Exception):
+                if logging.raiseExceptions and sys.stderr is not None:
+                    traceback.print_exc()
 
 
 def without_password(text: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from outbox import StoreFull, TargetMisconfigured, TargetUnavailable
+from outbox import Outbox, StoreFull, TargetMisconfigured, TargetUnavailable
 from outbox.log import Log, without_password
 from outbox.store.envelope import Record
 from tests.unit.fakes.rig import Rig, passing, permanent
@@ -121,3 +122,34 @@ def test_passwords_are_in_neither_text_nor_fields(caplog: pytest.LogCaptureFixtu
 def test_record_names_the_file_that_logs(caplog: pytest.LogCaptureFixture) -> None:
     Log("outbox.test").warning("100 % done")
     assert (caplog.records[0].filename, caplog.records[0].getMessage()) == ("test_log.py", "100 % done")
+
+
+class _Away(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise ConnectionError("the log service is away")
+
+
+class _Mute:
+    def __str__(self) -> str:
+        raise RuntimeError("a defect of the class")
+
+
+def test_logging_handler_that_raises_ends_no_caller(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger("outbox"), "handlers", [_Away()])
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("note", {"n": 1})
+        Log("outbox.relay").error("the end is near: %(why)s", why="a test")
+    assert "the log service is away" in capsys.readouterr().err
+
+
+def test_fact_that_cannot_be_shown_ends_no_caller(capsys: pytest.CaptureFixture[str]) -> None:
+    Log("outbox.relay").error("the end is near: %(why)s", why=_Mute())
+    assert "a defect of the class" in capsys.readouterr().err
+
+
+def test_logging_handler_that_raises_without_stderr_ends_no_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("outbox"), "handlers", [_Away()])
+    monkeypatch.setattr(sys, "stderr", None)
+    Log("outbox.relay").error("the end is near: %(why)s", why="a test")
