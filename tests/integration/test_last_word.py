@@ -94,6 +94,24 @@ def test_parked_operation_and_outage_of_an_ended_relay_are_shown(outbox_dir: Pat
         assert "operation 'note' is parked, its best-effort entries wait: no table" in status.degraded[0]
 
 
+def test_slow_entry_of_an_ended_relay_is_shown(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        [slow] = rig.enqueue("a")
+        rig.target.stalls = {slow}
+        for _ in range(9):
+            rig.clock.advance(60)
+            rig.relay.step(rig.clock.monotonic())
+        assert rig.box.status().relay.slow == slow
+        rig.relay.stop()
+        later = Relay(rig.box, rig.target)
+        later._take_role()
+        later._delivery.publish(rig.clock.monotonic(), force=True)
+        later.stop()
+        [said] = rig.box.status().needs_operator
+        assert said.startswith(f"entry {slow} takes too long in PostgreSQL")
+        assert "the relay has ended" in said
+
+
 def test_outage_of_an_ended_relay_is_told(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         rig.enqueue("a")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox import Outbox
+from outbox import Health, Outbox
 from outbox.monitoring.alarms import Alarms
 
 
@@ -32,6 +32,14 @@ def test_an_alarm_sounds_until_it_is_acknowledged(box: Outbox) -> None:
     assert alarms.acknowledge("one")
     assert not alarms.acknowledge("one")
     assert told(box) == {"other": "and at that"}
+
+
+def test_every_alarm_needs_an_operator_until_acknowledged(box: Outbox) -> None:
+    Alarms(box.store).sound("one", "look at this")
+    status = box.status()
+    assert (status.health, status.needs_operator) == (Health.NEEDS_OPERATOR, ["one: look at this"])
+    box.acknowledge("one")
+    assert box.status().needs_operator == []
 
 
 def test_the_first_message_of_an_alarm_stays(box: Outbox) -> None:
