@@ -27,6 +27,7 @@ from outbox import Clock, Operation, Outbox, PostgresTarget, Relay, SystemClock,
 from outbox.cli import atb as group
 from outbox.cli.common import without_password
 from outbox.operation import operations_by_name
+from outbox.relay.delivery import Delivery
 from outbox.store.envelope import Record
 from outbox.store.locks import Role, RoleLock
 from outbox.store.state_file import StateFile
@@ -418,14 +419,17 @@ def test_a_second_drain_still_tells_of_the_dead_letter(quick: Atb, outbox_dir: P
     assert "1 dead letter needs an operator" in done.stdout
 
 
-def test_a_handler_that_ends_the_relay_is_one_sentence(quick: Atb, host: Path, outbox_dir: Path, database: str) -> None:
+def test_a_relay_that_dies_is_one_sentence(
+    quick: Atb, host: Path, outbox_dir: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise RuntimeError("enough")
+
     _fill(outbox_dir)
-    (host / "host_exits.py").write_text(
-        "import sys\nfrom outbox import Operation\n"
-        "X = [Operation('note', handler=lambda connection, entry: sys.exit('enough'))]\n"
-    )
+    monkeypatch.setattr(Delivery, "step", die)
     _assert_one_sentence(
-        quick("drain", DATABASE_URL=database, OUTBOX_OPERATIONS="host_exits:X"), "the relay died: SystemExit: enough"
+        quick("drain", DATABASE_URL=database, OUTBOX_OPERATIONS="host_declared:OPERATIONS"),
+        "the relay died: RuntimeError: enough",
     )
     with Outbox.attach(outbox_dir) as box:
         assert box.status().pending == 3
