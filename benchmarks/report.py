@@ -66,7 +66,6 @@ def markdown(run: dict[str, Any], results: Sequence[Result]) -> str:
         + ".",
         "",
         *_answers(results),
-        "",
         "![The scenarios of this run](performance.png)",
     ]
     for result in results:
@@ -82,7 +81,7 @@ def _answers(results: Sequence[Result]) -> list[str]:
     """What a reader may rely on, in a table of few lines."""
     goals = [goal for result in results for goal in result.goals if goal.question]
     rows = [f"| {goal.question} | {goal.answer.format(value=goal.value)} |" for goal in goals]
-    return ["", "| What you may rely on | In this run |", "|---|---|", *rows] if rows else []
+    return ["| What you may rely on | In this run |", "|---|---|", *rows, ""] if rows else []
 
 
 def _markdown_table(lines: Iterable[Line]) -> list[str]:

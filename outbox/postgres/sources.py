@@ -94,20 +94,27 @@ def kinds_of(plain: bytes, types: bytes) -> tuple[str, ...]:
     where the types are malformed.
     """
     args = codec.from_json(plain)
-    python = tuple(map(type, args.values()))
+    names = tuple(args)
     try:
-        if list not in python:
-            return _flat_kinds(tuple(args), python, types)
-        tags = _tags_of(types)
-        return tuple(_kind(value, tags.get(name)) for name, value in args.items())
+        kinds, lists = _flat_kinds(names, tuple(map(type, args.values())), types)
+        if not lists:
+            return kinds
+        tags, found = _tags_of(types), list(kinds)
+        for index in lists:
+            found[index] = _kind(args[names[index]], tags.get(names[index]))
+        return tuple(found)
     except codec.MALFORMED as exc:
         raise codec.malformed(exc) from exc
 
 
 @lru_cache(maxsize=4096)
-def _flat_kinds(names: tuple[str, ...], python: tuple[type, ...], types: bytes) -> tuple[str, ...]:
+def _flat_kinds(
+    names: tuple[str, ...], python: tuple[type, ...], types: bytes
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The kinds of all values but lists, whose kind depends on what is in them; and where those are."""
     tags = _tags_of(types)
-    return tuple(_scalar_kind(kind, tags.get(name)) for name, kind in zip(names, python, strict=True))
+    kinds = tuple(_scalar_kind(kind, tags.get(name)) for name, kind in zip(names, python, strict=True))
+    return kinds, tuple(index for index, kind in enumerate(python) if kind is list)
 
 
 @lru_cache(maxsize=4096)
