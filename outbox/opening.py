@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .clock import Clock
 from .config import OutboxConfig
-from .errors import DurabilityError, StoreClosed, StoreCorrupt, StoreLocked, StoreMissing, StoreUnavailable
+from .errors import ConfigError, DurabilityError, StoreClosed, StoreCorrupt, StoreLocked, StoreMissing, StoreUnavailable
 from .log import Log
 from .rescue import verify
 from .rescue.history import HistoryCheck, require_check
@@ -101,6 +101,7 @@ def open_store(
     Raises `StoreMissing`, `StoreLocked`, `StoreCorrupt`, `StoreFormatError`, `ConfigError` or OSError.
     """
     occupy_standard_descriptors()
+    _require_utf8(directory)
     if engine:
         _create_if_vacant(directory, config, clock)
     read_identity(directory)
@@ -161,6 +162,17 @@ def rewrite_compactly(directory: Path) -> None:
             raise DurabilityError(
                 f"the compact copy is in place, and that could not be flushed: {exc}", hint="restart"
             ) from exc
+
+
+def _require_utf8(directory: Path) -> None:
+    """Raise `ConfigError` for a path that py-lmdb could not hand to LMDB."""
+    try:
+        os.fspath(directory).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"the path {os.fsencode(directory)!r} is not valid UTF-8, and LMDB's binding takes no other",
+            hint="choose another directory, or rename its folders",
+        ) from None
 
 
 def _create_if_vacant(directory: Path, config: OutboxConfig, clock: Clock) -> None:

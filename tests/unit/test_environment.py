@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -447,3 +448,11 @@ def test_the_pages_that_were_ever_in_use_are_those_of_the_file(outbox_dir: Path)
         opened = box.store._environment
         assert opened is not None
         assert opened.high_water_bytes() == opened.file_bytes()
+
+
+@pytest.mark.parametrize("open_", [Outbox.open, Outbox.attach])
+def test_path_that_is_no_utf8_is_refused_in_a_sentence(tmp_path: Path, open_: Callable[[str], Outbox]) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/st\xffre")
+    with pytest.raises(ConfigError, match=r"st\\xffre' is not valid UTF-8.*choose another directory"):
+        open_(path)
+    assert os.listdir(tmp_path) == []
