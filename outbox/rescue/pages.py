@@ -169,11 +169,13 @@ class DataFile:
             return [Walk("file", problems=list(self.problems))]
         walks = [main := Walk(MAIN), free_list := Walk(FREE_LIST)]
         trees = {row.key: self.tree(row) for row in self.rows(self.meta.main, main)}
+        missing: list[str] = []
         for row in self.rows(self.meta.free, free_list):
             self._check_free_row(row, free_list, self.meta.last_page)
         for name in DATABASES:
             tree = trees.get(name)
             if tree is None:
+                missing.append(f"{main.name}: there is no database {name.decode()}")
                 continue
             walks.append(walk := Walk(name.decode()))
             if name in whole:
@@ -181,6 +183,8 @@ class DataFile:
                     pass
             else:
                 self._follow_last_path(tree, walk)
+        # Where pages of the main tree are missing, that says it all.
+        main.problems += missing if main.intact else []
         free = self.free_pages()
         for walk in walks:
             if walk.pages & free:

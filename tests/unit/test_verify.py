@@ -104,6 +104,22 @@ def test_a_row_that_could_never_be_settled_keeps_the_store_shut(outbox_dir: Path
         Outbox.open(outbox_dir)
 
 
+@pytest.mark.slow
+def test_size_of_a_database_that_is_wrong_keeps_the_store_shut(outbox_dir: Path) -> None:
+    """LMDB reads 48 bytes whatever the row says, and loses the database when it copies the page."""
+    make(outbox_dir)
+    with DataFile(outbox_dir / "data.mdb") as file:
+        assert file.meta is not None
+        [row] = [row for row in file.rows(file.meta.main, Walk("main")) if row.key == b"ledger"]
+    with (outbox_dir / "data.mdb").open("r+b") as opened:
+        opened.seek(row.key_offset - 8)
+        assert opened.read(1) == b"\x30"
+        opened.seek(row.key_offset - 8)
+        opened.write(b"\xb0")
+    with pytest.raises(StoreCorrupt, match=f"{outbox_dir} is damaged: .* F_SUBDATA size 176"):
+        Outbox.open(outbox_dir)
+
+
 @pytest.mark.parametrize("name", ANYWHERE)
 def test_verify_names_every_row_that_lmdb_refuses_to_change(outbox_dir: Path, name: str) -> None:
     make(outbox_dir)
