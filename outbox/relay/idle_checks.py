@@ -48,9 +48,9 @@ class IdleChecks:
         self._ask_at = now + _ASK_S
         try:
             with foreseen():
-                self._reconciler.confirm_withdrawn()
+                known = self._reconciler.confirm_withdrawn()
         except (TargetUnavailable, TargetMisconfigured) as exc:
             # The next batch says so where that is true of deliveries, too.
             _log.debug("could not ask whether anything discarded was applied: %(error)s", error=exc)
         else:
-            self._asked = releases
+            self._asked = releases if known else self._asked

@@ -91,25 +91,27 @@ class Reconciler:
                 return not self.waiting
         return False
 
-    def confirm_withdrawn(self) -> None:
+    def confirm_withdrawn(self) -> bool:
         """Ask PostgreSQL whether what was discarded while it was pending had been applied all the same.
 
-        Raises `TargetUnavailable`, `TargetMisconfigured` or `DurabilityError`.
+        Whether that is known now; not while a loss waits to be put back, which comes first.  Raises
+        `TargetUnavailable`, `TargetMisconfigured` or `DurabilityError`.
         """
         seqs = self._store.withdrawn() if self._target is not None else []
         if self._target is None or not seqs:
-            return
+            return True
         found = [self._store.record("ledger", seq) for seq in seqs]
         records = [record for record in found if record is not None]
         comparison = self._target.compare(self._store.identity.store_id)
         if comparison.loss is not None:
             self.note(comparison.loss)
-            return
+            return False
         never = {record.seq for record in comparison.never_applied(records)} if records else set()
         applied = {record.seq for record in records} - never
         self._store.confirm_withdrawn(seqs, applied)
         for seq in sorted(applied):
             _log.warning("entry %(seq)s had been applied before it was discarded; it counts as completed", seq=seq)
+        return True
 
     def mend(self, order: Order | None = None) -> Reconciliation | None:
         """Put back what is missing, where that may be done now; None where there was nothing to do.
