@@ -23,26 +23,30 @@ class WaitingWrites:
             name for name, operation in calls.items() if not operation.has_role and not operation.best_effort
         )
         self._seqs: dict[str, list[int]] = {}
+        # How many are kept of each before those that do not wait any more are left out.
+        self._most = dict.fromkeys(self._operations, _KEPT)
         if self._operations:
             for record in outbox.store.records("pending"):
                 if record.operation in self._operations:
                     self._seqs.setdefault(record.operation, []).append(record.seq)
 
     def note(self, operation: str, seq: int) -> None:
-        """A call of an operation was recorded."""
+        """A call of an operation was recorded; calls come one after the other."""
         if operation not in self._operations:
             return
-        seqs = self._seqs.get(operation, [])
-        if len(seqs) >= _KEPT:
-            seqs = [one for one in seqs if self._outbox.store.is_pending(one)]
-        self._seqs[operation] = [*seqs, seq]
+        seqs = self._seqs.setdefault(operation, [])
+        if len(seqs) >= self._most[operation]:
+            seqs = self._seqs[operation] = [one for one in seqs if self._outbox.store.is_pending(one)]
+            # In a long outage all of them wait: then it is twice as long until they are looked at again.
+            self._most[operation] = max(_KEPT, 2 * len(seqs))
+        seqs.append(seq)
 
     def of(self, read: str) -> tuple[str, int] | None:
         """A waiting call, by operation and sequence number, that may change what `read` answers; None for none.
 
         It may where both name a table in common, and where the tables of one of them cannot be seen.
         """
-        for operation, seqs in self._seqs.items():
+        for operation, seqs in tuple(self._seqs.items()):
             waiting = next((seq for seq in reversed(seqs) if self._outbox.store.is_pending(seq)), None)
             if waiting is not None and self._may_change(operation, read):
                 return operation, waiting
