@@ -126,26 +126,24 @@ def _folded(text: str, width: int | None, indent: int) -> list[str]:
     )
 
 
-class Refused(click.ClickException):
+class _Said(click.ClickException):
+    """An error in one sentence, folded on a terminal."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if file is None:
+            say(f"Error: {self.format_message()}", err=True)
+        else:
+            super().show(file)
+
+
+class Refused(_Said):
     """An error that ends a command with exit code 2."""
 
     exit_code = 2
 
-    def show(self, file: IO[Any] | None = None) -> None:
-        if file is None:
-            say(f"Error: {self.format_message()}", err=True)
-        else:
-            super().show(file)
 
-
-class WrongUse(click.UsageError):
-    """A wrong option or argument, in one sentence."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        if file is None:
-            say(f"Error: {self.format_message()}", err=True)
-        else:
-            super().show(file)
+class WrongUse(_Said, click.UsageError):
+    """A wrong option or argument."""
 
 
 class Interrupted(click.ClickException):

@@ -13,6 +13,7 @@ import psycopg2
 import psycopg2.extensions
 
 from ..errors import ConfigError
+from ..postgres.rows import quote
 from ..words import first_line
 
 # They are the relay's to choose: they say how its transaction ends, how long it may take, and how its driver talks.
@@ -141,9 +142,9 @@ def difference(theirs: SessionState, ours: SessionState) -> str:
     ]
     parts = [f"SELECT {', '.join(calls)}"] if calls else []
     if theirs.login != ours.login and ours.superuser:
-        parts.append(f"SET LOCAL SESSION AUTHORIZATION {_identifier(theirs.login)}")
+        parts.append(f"SET LOCAL SESSION AUTHORIZATION {quote(theirs.login)}")
     if theirs.user != (theirs.login if theirs.login != ours.login and ours.superuser else ours.user):
-        parts.append(f"SET LOCAL ROLE {_identifier(theirs.user)}")
+        parts.append(f"SET LOCAL ROLE {quote(theirs.user)}")
     return "; ".join(parts)
 
 
@@ -153,7 +154,3 @@ def _literal(adapt: Callable[[Any], Any], value: str) -> str:
     text: str = made.getquoted().decode()
     # A percent sign is none of the driver's business: there are no parameters.
     return text
-
-
-def _identifier(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

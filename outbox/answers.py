@@ -17,6 +17,12 @@ from .store.withdrawal import members, not_in_delivery
 _log = Log("outbox")
 
 
+def require_number(seq: object) -> None:
+    """Raise `InvalidEntry` for what is no sequence number."""
+    if not isinstance(seq, int) or isinstance(seq, bool):
+        raise InvalidEntry(f"seq is {seq!r}", hint="allowed: a sequence number")
+
+
 class Answers:
     """Those of one store.  Safe from any thread."""
 
@@ -51,8 +57,7 @@ class Answers:
         return bool(count)
 
     def _audit(self, operation: str, seq: int, **said: Any) -> Record:
-        if not isinstance(seq, int) or isinstance(seq, bool):
-            raise InvalidEntry(f"seq is {seq!r}", hint="allowed: a sequence number")
+        require_number(seq)
         return answer(operation, {"seq": seq, **said}, self._new_id().bytes)
 
     def _released(self, action: str, seq: int, released: list[Record]) -> list[Entry]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .answers import Answers
+from .answers import Answers, require_number
 from .calls import Calls, Prepared
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
 from .entry import Entry
-from .errors import ConfigError, DurabilityError, EntryNotFound, InvalidEntry, OutboxError, StoreLocked
+from .errors import ConfigError, DurabilityError, EntryNotFound, OutboxError, StoreLocked
 from .handing_over import Awaited, in_doubt
 from .hooks import HookCalls, Hooks
 from .log import Log
@@ -316,8 +316,7 @@ class Outbox:
 
     def entry(self, seq: int) -> Entry:
         """Entry `seq`, pending or in the ledger.  Raises `EntryNotFound` or `InvalidEntry`."""
-        if not isinstance(seq, int) or isinstance(seq, bool):
-            raise InvalidEntry(f"seq is {seq!r}", hint="allowed: a sequence number")
+        require_number(seq)
         for name in ("pending", "ledger", "pending"):  # it may move in between
             record = self.store.record(name, seq) if 0 < seq < 2**64 else None
             if record is not None:
