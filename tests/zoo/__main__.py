@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .bugs import BUGS, Bug
@@ -50,18 +52,29 @@ def hunt(bug: Bug, folder: Path) -> str | None:
 
 
 def main(words: list[str]) -> int:
-    """Hunt them all; returns the exit code."""
+    """Hunt them all, one bug per processor at a time; returns the exit code."""
     bugs = [bug for bug in BUGS if all(word in bug.name for word in words)]
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="outbox-zoo-") as name:
-        folder = Path(name) / "project"
-        copy_project(folder)
-        for number, bug in enumerate(bugs, 1):
-            began = time.monotonic()
-            caught = hunt(bug, folder)
-            survivors += caught is None
-            print(f"{number:2}/{len(bugs)} {time.monotonic() - began:6.1f} s  {bug.name}")  # noqa: T201
-            print(f"                 {'SURVIVED' if caught is None else 'caught by ' + caught}", flush=True)  # noqa: T201
+        copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        workers = os.cpu_count() or 1
+        for number in range(workers):
+            copy_project(Path(name) / str(number))
+            copies.put(Path(name) / str(number))
+
+        def let_loose(bug: Bug) -> tuple[Bug, float, str | None]:
+            folder, began = copies.get(), time.monotonic()
+            try:
+                caught = hunt(bug, folder)
+                return bug, time.monotonic() - began, caught
+            finally:
+                copies.put(folder)
+
+        with ThreadPoolExecutor(workers) as pool:
+            for number, (bug, took_s, caught) in enumerate(pool.map(let_loose, bugs), 1):
+                survivors += caught is None
+                print(f"{number:3}/{len(bugs)} {took_s:6.1f} s  {bug.name}")  # noqa: T201
+                print(f"                  {'SURVIVED' if caught is None else 'caught by ' + caught}", flush=True)  # noqa: T201
     print(f"zoo: bugs={len(bugs)} caught={len(bugs) - survivors} survived={survivors}")  # noqa: T201
     return 1 if survivors else 0
 
