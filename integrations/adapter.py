@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
+from os import PathLike
 from typing import Any
 
 from .. import AlreadyRejected, DurabilityError, Entry, EntryStatus, IdempotencyConflict, Operation, Outbox, OutboxError
@@ -37,6 +38,7 @@ from .state.begun import begun
 from .telling import Telling
 from .upgrades import refuse_unfit, upgraded
 from .view.kept_answers import ManagerRead
+from .view.learned_file import carried_over
 from .view.local_view import LocalView, plain
 from .view.reads import Reads
 
@@ -55,10 +57,12 @@ class Adapter:
         write_behind: bool = False,
         wait_s: float = 2.0,
         on_halt: Callable[[str], Any] | None = None,
+        learned_from: str | PathLike[str] | None = None,
     ) -> None:
         """Raises `ConfigError` for operations that do not fit the manager."""
         self.host, self.outbox, self.on_halt = host, outbox, on_halt
         self._write_behind = write_behind
+        learned = None if learned_from is None else carried_over(outbox, learned_from)
         host.recall(outbox)
         self._build_if_possible()
         given = tuple(operations)
@@ -78,7 +82,7 @@ class Adapter:
         self.replayer = Replayer(host, outbox.clock, reads, outbox=outbox, take_id=self._reserves.take_if_any)
         self.operations: tuple[Operation, ...] = bind_to(self.replayer, declared, self.calls)
         outbox.declare(self.operations)
-        self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves)
+        self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves, learned)
         self.replayer.witness = self.keeper.witness
         self.delivery = Delivery(outbox, self.replayer.answers, wait_s=wait_s, refused=self.keeper.doubt)
         self._session_id: int | None = None

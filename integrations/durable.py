@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from os import PathLike
 from typing import Any, TypeVar, cast
 
 from .. import Operation, Outbox, OutboxError
@@ -84,16 +85,18 @@ class DurableDatabaseManager:
         *,
         wait_s: float = 2.0,
         on_halt: Callable[[str], Any] | None = None,
+        learned_from: str | PathLike[str] | None = None,
     ) -> None:
         """`factory_or_manager`: a manager, its class or a callable that makes one once PostgreSQL can be reached.
 
         Give the relay's target `outbox_operations`.  Before an outbox is attached, which `wire` does, the plain
-        manager serves the calls.  Raises `ConfigError` for operations that do not fit the manager.
+        manager serves the calls.  `learned_from`: a file of `atb outbox learned`, for a store that has learned nothing
+        of the manager yet.  Raises `ConfigError` for operations that do not fit the manager.
         """
         host = Host(factory_or_manager, SystemClock() if outbox is None else outbox.clock)
         # A subclass's constructor may have set attributes already.
         host.early.update(self.__dict__)
-        settings = {"write_behind": write_behind, "wait_s": wait_s}
+        settings = {"write_behind": write_behind, "wait_s": wait_s, "learned_from": learned_from}
         _become(self, Standing(host, tuple(operations), settings))
         if outbox is not None:
             self.attach_outbox(outbox, on_halt=on_halt)
@@ -128,8 +131,9 @@ class DurableDatabaseManager:
         operations: Iterable[Operation | ManagerRead] | None = None,
         write_behind: bool | None = None,
         on_halt: Callable[[str], Any] | None = None,
+        learned_from: str | PathLike[str] | None = None,
     ) -> None:
-        """From now on critical calls go into `outbox`; `operations`, `write_behind` replace what was given before.
+        """From now on critical calls go into `outbox`; the other settings replace what was given before.
 
         Best-effort calls that were made before are recorded now.
         """
@@ -138,6 +142,8 @@ class DurableDatabaseManager:
             standing.operations = tuple(operations)
         if write_behind is not None:
             standing.settings["write_behind"] = write_behind
+        if learned_from is not None:
+            standing.settings["learned_from"] = learned_from
         adapter = standing.attach(outbox, on_halt)
         classes.cover(type(self), adapter.calls, call)
         _adopt(self)

@@ -23,11 +23,22 @@ class HostEnums:
 
     def recall(self, outbox: Outbox) -> None:
         """Allow the classes that an earlier process has met, as far as this one has loaded them."""
-        seen = outbox.store.get_meta(_META)
-        self._names = set(json.loads(seen)) if seen is not None else set()
+        self._names = set(self.kept(outbox))
         for cls in _loaded() if self._names else ():
             if enum_name(cls) in self._names:
                 _register(cls)
+
+    @staticmethod
+    def kept(outbox: Outbox) -> list[str]:
+        """The names of the classes that a store keeps."""
+        seen = outbox.store.get_meta(_META)
+        return [] if seen is None else list(json.loads(seen))
+
+    @staticmethod
+    def keep(outbox: Outbox, names: set[str]) -> None:
+        """Allow further classes by name, from the next `recall` on."""
+        if not names <= (known := set(HostEnums.kept(outbox))):
+            outbox.store.put_meta(_META, json.dumps(sorted(names | known)).encode())
 
     def learn(self, outbox: Outbox, values: Any) -> bool:
         """Allow the enum classes of members among `values`, now and after a restart; whether there are any.
@@ -38,7 +49,7 @@ class HostEnums:
         new = found.keys() - self._names
         if new:
             self._names |= new
-            outbox.store.put_meta(_META, json.dumps(sorted(self._names)).encode())
+            self.keep(outbox, self._names)
         for cls in found.values():
             _register(cls)
         return bool(found)

@@ -29,6 +29,7 @@ from .upgrades import upgraded
 from .view.conversions import number_or_none
 from .view.effects import POSITIONS
 from .view.folds import fold, seen_of
+from .view.learned_file import KEPT_UNDER
 from .view.local_view import LocalView
 from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
 from .view.unanswerable import NOTICE, unanswerable
@@ -36,7 +37,6 @@ from .view.unanswerable import NOTICE, unanswerable
 _log = Log("outbox.integrations")
 
 _META = "local_view"
-_LEARNED = "local_view:learned"
 _CHECKPOINT_EVERY = 250
 # A view that is in doubt is not kept until so many entries would have to be folded again at a start.
 _FOLDED_AT_MOST = 20_000
@@ -49,9 +49,18 @@ class Keeper:
     """Keeps the local view and the id reserves of one adapter.  Thread-safe; one background thread."""
 
     def __init__(
-        self, host: Host, outbox: Outbox, calls: Mapping[str, ManagerOperation], reads: Reads, reserves: IdReserves
+        self,
+        host: Host,
+        outbox: Outbox,
+        calls: Mapping[str, ManagerOperation],
+        reads: Reads,
+        reserves: IdReserves,
+        carried_over: bytes | None = None,
     ) -> None:
-        """Restores the view from its checkpoint and the entries since."""
+        """Restores the view from its checkpoint and the entries since.
+
+        `carried_over`: what another store has learned, for one that has learned nothing.
+        """
         self._host, self._outbox, self._calls, self._reserves = host, outbox, calls, reserves
         self._reads = reads
         self.view = LocalView(reads.name)
@@ -73,13 +82,15 @@ class Keeper:
         self._compare = False
         # Sessions of which PostgreSQL has refused something that the view has folded.
         self._doubtful: set[int] = set()
-        self._restore()
+        self._restore(carried_over)
 
-    def _restore(self) -> None:
-        learned, stored = self._outbox.store.get_meta(_LEARNED), self._outbox.store.get_meta(_META)
+    def _restore(self, carried_over: bytes | None) -> None:
+        learned, stored = self._outbox.store.get_meta(KEPT_UNDER), self._outbox.store.get_meta(_META)
         if learned is not None:
             self.view.learning.load(decode_result(learned))
             self._kept_version = self.view.learning.version
+        elif carried_over is not None:
+            self.view.learning.take_over(decode_result(carried_over))
         if stored is not None:
             self.view.load(stored)
             self._base, self._base_seq = stored, self.view.seq
@@ -176,7 +187,7 @@ class Keeper:
             if self.view.seq - max(seq, self._checkpointed) > _FOLDED_AT_MOST:
                 seq, data = self.view.seq, self.view.dump()
         if version != self._kept_version:
-            self._outbox.store.put_meta(_LEARNED, learned)
+            self._outbox.store.put_meta(KEPT_UNDER, learned)
             self._kept_version = version
         if seq > self._checkpointed or (sure and not self._checkpointed):
             self._outbox.store.put_meta(_META, data)

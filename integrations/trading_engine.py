@@ -11,6 +11,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable
+from os import PathLike
 from types import TracebackType
 from typing import Any
 
@@ -192,6 +193,7 @@ def wire(
     drain_s: float = 10.0,
     hooks: Hooks | None = None,
     password: Callable[[], str] | None = None,
+    learned_from: str | PathLike[str] | None = None,
 ) -> Wiring:
     """Make the critical writes of `engine` durable; call it before the engine starts.
 
@@ -205,7 +207,8 @@ def wire(
     manager is one of `DurableDatabaseManager.of(...)`.  Where it is a plain one, the durable one replaces it in
     everything that can be reached from the engine; a holder that cannot be changed is a `ConfigError`.  `hooks` are
     called when something happens to the outbox.  `password` returns the password of the relay's connections, and is
-    asked at each, so that it may change while the engine runs; see `PostgresTarget`.
+    asked at each, so that it may change while the engine runs; see `PostgresTarget`.  `learned_from`: a file
+    of `atb outbox learned`, for a store that has learned nothing of the manager yet.
 
     Raises `ConfigError`, `StoreLocked` and what opening an outbox raises; the engine is then as it was.
     """
@@ -223,7 +226,9 @@ def wire(
         outbox = wiring.outbox = Outbox.open(config=settings, hooks=hooks)
         wiring._undo.append(outbox.close)
         halt = wiring._find_halt(halt_method)
-        durable.attach_outbox(outbox, operations=operations, write_behind=write_behind, on_halt=halt)
+        durable.attach_outbox(
+            outbox, operations=operations, write_behind=write_behind, on_halt=halt, learned_from=learned_from
+        )
         wiring._undo.append(durable.detach_outbox)
         if durable is not manager:
             wiring._put_durable(manager_attribute, manager, durable)

@@ -88,6 +88,13 @@ class Effect:
         """Whether it was seen what becomes of a table, whose rows may be shown in a form that is not understood."""
         return table in self.makes or table in self.strangers or table not in (POSITIONS, ORDERS)
 
+    def unexplained(self) -> set[str]:
+        """What of the rows that such calls change an outage does not answer."""
+        keys = ((table, key, space) for spaces in (self.made, self.changed) for table in spaces
+                for key, space in spaces[table].items() if key != PARENT)  # fmt: skip
+        strange = {f"rows of {table} that it does not name" for table in self.strangers}
+        return strange | {f"{key} of {table}" for table, key, space in keys if not space.is_explained}
+
     def predict(
         self, spaces: Mapping[str, Space], sources: Mapping[str, Any], old: Row | None = None
     ) -> tuple[Row, dict[str, str]]:

@@ -252,6 +252,16 @@ class Learning:
             for name, one in state["yields"].items()
         }
 
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Take over what another store has learned; what its tables and its program's past have shown is left out.
+
+        Each kind of call is learned from a few times more, in case this database is another after all.
+        """
+        self.load(state)
+        self.taken, self.agrees = {}, {}
+        for effect in (*self.effects.values(), *self.shapes.values()):
+            effect.count = min(effect.count, 1)
+
 
 def _consistent(known: Mapping[str, bool | None], table: str, seen: bool) -> bool | None:
     return seen if known.get(table, seen) is seen else None

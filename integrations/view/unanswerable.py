@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from .effects import PARENT
 from .learned import Learning
 
 if TYPE_CHECKING:
@@ -23,10 +22,7 @@ def unanswerable(learning: Learning, calls: Mapping[str, ManagerOperation]) -> l
     values: dict[str, set[str]] = {}
     for kind, effect in learning.effects.items():
         if effect.count:
-            here = values.setdefault(kind.partition("|")[0], set())
-            here |= {f"rows of {table} that it does not name" for table in effect.strangers}
-            for table, keys in (*effect.made.items(), *effect.changed.items()):
-                here |= {f"{key} of {table}" for key, space in keys.items() if key != PARENT and not space.is_explained}
+            values.setdefault(kind.partition("|")[0], set()).update(effect.unexplained())
     unexplained = [(name, sorted(values[name])) for name in methods if values.get(name)]
     never = [name for name in methods if name not in values]
     return [
