@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation, localcontext
@@ -19,6 +20,7 @@ EXACT, FLOAT = "exact", "float"
 ARITHMETIC = (EXACT, FLOAT)
 _CASES = ("as it is", "upper", "lower")
 _HOW = ("text", "name")
+_AMOUNT = re.compile(r"-?\d+(\.\d+)?(E[+-]?\d+)?")
 # A shorter text may be part of another by chance.
 _TELLING_LENGTH = 3
 
@@ -51,6 +53,11 @@ def number_or_none(value: Any) -> Decimal | None:
         return None if value is None or isinstance(value, bool) else number(value)
     except ValueError:
         return None
+
+
+def is_amount_text(value: Any) -> bool:
+    """Whether it is a text of an amount that is no whole number: `str` of a Decimal."""
+    return isinstance(value, str) and _AMOUNT.fullmatch(value) is not None and not value.lstrip("-").isdigit()
 
 
 def added(one: Any, other: Any, arithmetic: str) -> Decimal:
@@ -141,6 +148,8 @@ def _possible(shown: Any, scales: Iterable[int | None]) -> Iterator[Conversion]:
     elif isinstance(shown, str):
         yield from (["text", how, case] for how in _HOW for case in _CASES)
         yield from (["iso", zone] for zone in ("naive", "utc"))
+        if is_amount_text(shown):
+            yield from (["written", kind, scale] for kind in ("decimal", "float") for scale in scales)
     elif isinstance(shown, datetime):
         yield from (["same"], ["naive"], ["utc"], ["naive second"], ["utc second"])
     elif isinstance(shown, UUID):
@@ -205,6 +214,7 @@ _CONVERTERS: dict[str, Any] = {
     "text": _text,
     "iso": lambda value, zone: (_naive(value) if zone == "naive" else _utc(value)).isoformat(),
     "around": lambda value, before, after: f"{before}{text_of(value, 'text')}{after}",
+    "written": lambda value, kind, scale: str(_CONVERTERS[kind](value, scale)),
     "enum": _enum,
     "naive": _naive,
     "utc": _utc,

@@ -32,6 +32,8 @@ _RESOLVED_KEPT = 200
 _RESOLVED_BY = "resolved_by"
 # The key under which a nested row holds the id of its position.
 PARENT = ""
+# Under this name a row has the key of the dict that shows it, where it shows no key itself.
+KEY = "(key)"
 
 
 @dataclass(slots=True)
@@ -160,7 +162,8 @@ class Seen:
         key, client_ids, found = self.key(table), self._names("client_order_id"), dict[str, str]()
         for column in columns:
             name = self.operation.standard_name(column)
-            found[column] = "id" if column == key and name not in client_ids and not is_id(name) else name
+            is_own = column == KEY or (name not in client_ids and not is_id(name))
+            found[column] = "id" if column == key and is_own else name
         return found
 
     def opens(self, table: str) -> bool:
@@ -323,6 +326,8 @@ def named_orders(tables: Tables, table: str, call: Mapping[str, Any], key: str, 
     """The ids of the orders in a table that a call names; `key` of the table, `names` of client_order_id in rows."""
     rows, order_id, client_id = tables.get(table, {}), call.get("order_id"), call.get("client_order_id")
     ids = {shown_id(rows, order_id)} if key not in names else set()
+    # What the dict of the rows has as their keys is either.
+    ids |= {client_id} if key == KEY else set()
     # A row that is nested in a position may lack the key by which the call names the order.
     for known in (table, ORDERS, RESOLVED) if client_id is not None else ():
         shown = tables.get(known, {}).items()

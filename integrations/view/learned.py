@@ -200,7 +200,7 @@ class Learning:
         """Take in how a read shows a balance."""
         space = self.reads.setdefault(read, Space())
         # The balance is rounded already; a read that rounds once more has to be seen doing so.
-        is_exact = number_or_none(shown) == balance and not isinstance(shown, Decimal)
+        is_exact = number_or_none(shown) == balance and not isinstance(shown, Decimal | str)
         space.observe("balance", shown, {"note:balance": bare(balance)}, scales=(None,) if is_exact else SCALES)
 
     def sides(self, seen: Seen) -> Mapping[str, int]:

@@ -157,7 +157,7 @@ class LocalView:
                     f"how {self._shown(read)} shows a balance of {balance} is not known: {exc}"
                 ) from None
 
-    def open_positions(self, session_id: int | None) -> list[Any]:
+    def open_positions(self, session_id: int | None) -> Any:
         """Open positions as the manager shows them; of every session where `session_id` is None."""
         with self.lock:
             ids = self._asked(session_id)
@@ -166,7 +166,7 @@ class LocalView:
             rows = (row for id_ in ids for row in joined(self.sessions[id_]["tables"], nested, self._ordered))
             return self._shown_rows(POSITIONS, rows, nested)
 
-    def unresolved_orders(self, session_id: int | None) -> list[Any]:
+    def unresolved_orders(self, session_id: int | None) -> Any:
         """Orders neither filled nor dead; of every session where `session_id` is None."""
         with self.lock:
             ids = self._asked(session_id)
@@ -174,10 +174,10 @@ class LocalView:
             rows = (row for id_ in ids for row in self.sessions[id_]["tables"][ORDERS].values())
             return self._shown_rows(ORDERS, rows)
 
-    def _shown_rows(self, table: str, rows: Iterable[Row], nested: Iterable[str] = ()) -> list[Any]:
+    def _shown_rows(self, table: str, rows: Iterable[Row], nested: Iterable[str] = ()) -> Any:
         found = self._ordered(table, rows)
         try:
-            return [self.learning.forms.shown(table, row, nested) for row in found]
+            return self.learning.forms.answer(table, found, nested)
         except Unknown as exc:
             raise UnknownLocally(f"{table} cannot be answered while PostgreSQL is away: {exc}") from None
 

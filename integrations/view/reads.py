@@ -43,11 +43,11 @@ def _last_balance(view: LocalView, call: Call, current: int | None, now: datetim
     return None if session is None else view.shown_balance(LAST_BALANCE, session)
 
 
-def _positions(view: LocalView, call: Call, current: int | None, now: datetime) -> list[dict[str, Any]]:
+def _positions(view: LocalView, call: Call, current: int | None, now: datetime) -> Any:
     return view.open_positions(_session(call, current))
 
 
-def _orders(view: LocalView, call: Call, current: int | None, now: datetime) -> list[dict[str, Any]]:
+def _orders(view: LocalView, call: Call, current: int | None, now: datetime) -> Any:
     return view.unresolved_orders(_session(call, current))
 
 

@@ -1,20 +1,23 @@
 """Row forms: the key column and the type of a manager's rows, table by table.
 
 Rows are dicts, dataclasses, named tuples or objects of mapped classes, and their key need not be called `id`: it is the
-column that `creates=` of a declaration names, or what the manager's methods call the id that they take.
+column that `creates=` of a declaration names, or what the manager's methods call the id that they take, or the key of a
+dict that has the rows.  Amounts that are shown as texts are amounts here, so that they can be computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ... import InvalidEntry
 from ...codec import encode
 from ..roles import Order, Position
 from .containers import Container, put_together, taken_apart
-from .conversions import Unknown
-from .effects import ORDERS, PARENT, POSITIONS, Row, Tables
+from .conversions import Unknown, is_amount_text
+from .effects import KEY, ORDERS, PARENT, POSITIONS, Row, Tables
+from .gatherings import Gathering
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
@@ -38,6 +41,10 @@ class RowForms:
         self.keys: dict[str, str] = {}
         self._containers: dict[str, Container] = {}
         self._names: dict[str, list[str]] = {}
+        # table -> column -> whether it shows amounts as texts.
+        self._texts: dict[str, dict[str, bool]] = {}
+        # table -> what has its rows in an answer.
+        self._gatherings: dict[str, Gathering] = {}
 
     def declare(self, operations: Iterable[ManagerOperation]) -> None:
         """Take the names of keys from declarations."""
@@ -78,20 +85,36 @@ class RowForms:
         return tables, unknown
 
     def _understood(self, table: str, shown: Any) -> Tables:
-        if type(shown) is not list:
-            raise Unknown(f"{table} are shown as a {type(shown).__name__}, which is no list")
-        flat = [dict(row) for row in self._rows(table, shown)]
+        gathering = self._gatherings.get(table, Gathering())
+        rows, keys = gathering.opened(table, shown)
+        flat = [dict(row) for row in self._rows(table, rows, keys)]
+        self._gatherings = {**self._gatherings, table: gathering.learned(table, shown, keys, flat)}
         found: Tables = {table: {row[self.key(table)]: row for row in flat}}
         for id_, row in found[table].items() if table == POSITIONS else ():
             for name, nested in list(row.items()):
                 items = self._nested(f"{table}.{name}", nested)
                 if items is not None:
                     del row[name]
-                    rows = found.setdefault(f"{table}.{name}", {})
-                    rows |= {item[self.key(f"{table}.{name}")]: {**item, PARENT: id_} for item in items}
-        for name, rows in found.items():
-            self._require_storable(name, rows)
+                    inner = found.setdefault(f"{table}.{name}", {})
+                    inner |= {item[self.key(f"{table}.{name}")]: {**item, PARENT: id_} for item in items}
+        for name, of_table in found.items():
+            self._read_amounts(name, of_table.values())
+            self._require_storable(name, of_table)
         return found
+
+    def _read_amounts(self, table: str, rows: Collection[Row]) -> None:
+        """Make amounts of texts where a column shows nothing else.  Raises `Unknown` where it showed something else."""
+        known = dict(self._texts.get(table, {}))
+        for column in {name: None for row in rows for name in row if name != PARENT}:
+            values = [row[column] for row in rows if row.get(column) is not None]
+            if not values:
+                continue
+            is_text = all(map(is_amount_text, values))
+            if known.setdefault(column, is_text) and not is_text:
+                raise Unknown(f"{column} of {table} is shown as the text of an amount, and otherwise")
+            for row in rows if known[column] else ():
+                row[column] = None if row.get(column) is None else Decimal(row[column])
+        self._texts = {**self._texts, table: known}
 
     def _nested(self, table: str, shown: Any) -> list[Row] | None:
         """Rows that are shown inside another row; None for any other value."""
@@ -102,27 +125,34 @@ class RowForms:
         except Unknown:
             return None
 
-    def _rows(self, table: str, shown: list[Any]) -> list[Row]:
-        """The rows of a table as dicts.  Raises `Unknown` where they cannot be told apart, or not be made again."""
+    def _rows(self, table: str, shown: list[Any], keys: list[Any] | None = None) -> list[Row]:
+        """The rows of a table as dicts; `keys`: those of a dict that has them.
+
+        Raises `Unknown` where they cannot be told apart, or not be made again.
+        """
         if not shown:
             return []
         apart = [taken_apart(row) for row in shown]
         containers, rows = [one for one, _ in apart], [row for _, row in apart]
         if containers[0][0] in _NOT_ROWS or any(one != containers[0] for one in containers):
             raise Unknown(f"rows of {table} are not all one kind of dict or object with names")
+        if keys is not None and not any(name in row for name in self._candidates(table) for row in rows):
+            rows = [{**row, KEY: key} for row, key in zip(rows, keys, strict=True)]
         key = self._key_of(table, rows)
-        if not _is_made_again(containers[0], rows[0], shown[0]):
+        if not _is_made_again(containers[0], apart[0][1], shown[0]):
             raise Unknown(f"a {type(shown[0]).__name__} of {table} cannot be made again from what is in it")
         self.keys = {**self.keys, table: key}
         self._containers = {**self._containers, table: containers[0]}
         self._names = {**self._names, table: list(rows[0])}
         return rows
 
-    def _key_of(self, table: str, rows: list[Row]) -> str:
-        known = self.keys.get(table)
+    def _candidates(self, table: str) -> tuple[str, ...]:
         # The rows of a nested table may be orders.
-        possible = self._possible.get(table, self._possible[ORDERS])
-        shown = [name for name in possible if any(name in row for row in rows)]
+        return self._possible.get(table, self._possible[ORDERS])
+
+    def _key_of(self, table: str, rows: list[Row]) -> str:
+        known, possible = self.keys.get(table), self._candidates(table)
+        shown = [name for name in (*possible, KEY) if any(name in row for row in rows)]
         key = known if known in shown else next(iter(shown), None)
         if key is None:
             raise Unknown(f"rows of {table} show none of {', '.join(possible)}, by which they could be told apart")
@@ -144,6 +174,13 @@ class RowForms:
 
     # -- showing
 
+    def answer(self, table: str, rows: list[Row], nested: Iterable[str] = ()) -> Any:
+        """All rows of a table, as the manager shows them.  Raises `Unknown`."""
+        nested = tuple(nested)
+        keyed = [dict(row) for row in rows]
+        shown = [self.shown(table, row, nested) for row in rows]
+        return self._gatherings.get(table, Gathering()).put_together(table, shown, keyed)
+
     def shown(self, table: str, row: Row, nested: Iterable[str] = ()) -> Any:
         """A row as the manager shows it, with rows of other tables in it.  Raises `Unknown`."""
         for name in nested:
@@ -151,7 +188,10 @@ class RowForms:
             if inner in row:
                 row[inner] = [self.shown(name, item) if isinstance(item, dict) else item for item in row[inner]]
         container, names = self._containers.get(table, ["dict"]), self._names.get(table, [])
-        ordered = {name: row[name] for name in (*(one for one in names if one in row), *row)}
+        ordered = {name: row[name] for name in (*(one for one in names if one in row), *row) if name != KEY}
+        for name, is_text in self._texts.get(table, {}).items():
+            if is_text and ordered.get(name) is not None:
+                ordered[name] = str(ordered[name])
         made = put_together(container, ordered)
         if made is None:
             raise Unknown(f"rows of {table} are of the class {container[-1]}, which is not loaded")
@@ -161,12 +201,15 @@ class RowForms:
 
     def dump(self) -> dict[str, Any]:
         """The state, to be stored."""
-        return {"keys": self.keys, "containers": self._containers, "names": self._names}
+        gatherings = {table: one.dump() for table, one in self._gatherings.items()}
+        return {"keys": self.keys, "containers": self._containers, "names": self._names, "texts": self._texts,
+                "gatherings": gatherings}  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over what `dump` gave."""
         self.keys, self._containers = dict(state.get("keys", {})), dict(state.get("containers", {}))
-        self._names = dict(state.get("names", {}))
+        self._names, self._texts = dict(state.get("names", {})), dict(state.get("texts", {}))
+        self._gatherings = {table: Gathering(*one) for table, one in state.get("gatherings", {}).items()}
 
 
 def _defined(cls: type) -> set[str]:

@@ -86,7 +86,31 @@ class ShowsMapped(Shows):
             return list(session.scalars(query.order_by(OpenPosition.id).options(load_only(*columns))))
 
 
-MANAGERS = (Shows, ShowsRefs, ShowsClasses, ShowsMapped)
+class ShowsByKey(Shows):
+    """Shows dicts by id and by a reference that its rows lack, and amounts as texts, as what comes from JSON."""
+
+    def get_cash(self, desk: int) -> Any:
+        return str(super().get_cash(desk))
+
+    def positions_of(self, desk: int) -> Any:
+        return {row["id"]: {**row, "size": str(row["size"])} for row in super().positions_of(desk)}
+
+    def working_tickets(self, symbol: str | None = None, *, desk: int) -> Any:  # type: ignore[override]
+        tickets = super().working_tickets(symbol, desk=desk)
+        return {row["id"]: {"state": row["state"], "px": str(row["px"])} for row in tickets}
+
+
+class ShowsTuples(Shows):
+    """Shows tuples, None where there is no position, and by the text of an id what there is."""
+
+    def positions_of(self, desk: int) -> Any:
+        return {str(row["id"]): row for row in super().positions_of(desk)} or None
+
+    def working_tickets(self, symbol: str | None = None, *, desk: int) -> Any:  # type: ignore[override]
+        return tuple(super().working_tickets(symbol, desk=desk))
+
+
+MANAGERS = (Shows, ShowsRefs, ShowsClasses, ShowsMapped, ShowsByKey, ShowsTuples)
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +172,12 @@ def answers(manager: Any, desk: int) -> dict[str, Any]:
 
 def apart(answer: Any) -> Any:
     """An answer with what is in its rows, beside the class of each."""
-    if not isinstance(answer, list):
+    if isinstance(answer, dict):
+        return ["dict", *answer.items()]
+    if not isinstance(answer, list | tuple):
         return answer
-    return [(type(row).__qualname__, names_of(row) if type(row) is not dict else row) for row in answer]
+    rows = [(type(row).__qualname__, names_of(row) if type(row) is not dict else row) for row in answer]
+    return [type(answer).__qualname__, *rows]
 
 
 def names_of(row: Any) -> dict[str, Any]:
@@ -190,7 +217,7 @@ def test_local_answers_of_other_names_are_the_managers(
         assert (status["pending"], status["dead_letters"], status["alarms"]) == (0, 0, {})
         own = answers(durable._host.manager(), desk)
     assert local == own
-    assert (len(own["positions_of"]), len(own["working_tickets"])) == (1 + 9, 1 + 9)
+    assert (len(own["positions_of"]), len(own["working_tickets"])) == (2 + 9, 2 + 9)
 
 
 def test_session_of_before_is_found_by_the_declared_read(server: PostgresServer, tmp_path: Path) -> None:
@@ -204,7 +231,7 @@ def test_session_of_before_is_found_by_the_declared_read(server: PostgresServer,
     with running(server, url, tmp_path) as (durable, _, _):
         server.kill()
         assert answers(durable, desk) == own
-        assert own["positions_of"][1][2]["id"] == position
+        assert own["positions_of"][2][2]["id"] == position
         server.start()
 
 
