@@ -613,6 +613,25 @@ def test_copy_of_a_store_that_reconciles_does_not_hide_the_loss(past: Past, outb
         assert [one["put_back"] for one in desk.reconciliations()] == [25]
 
 
+def test_reconciliation_cut_short_is_made_again(past: Past, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL knows already that it was taken as it is, and the store does not: the watermark must prove nothing."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Desk(outbox_dir, past.url, reconcile="auto") as desk:
+        lose(desk, past)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Store, "rebase", killed)
+            desk.deliver()
+        desk.close()
+        desk.open()
+        desk.trade(1)
+        desk.deliver()
+        assert desk.problems() == []
+        assert [one["settled_seq"] for one in desk.reconciliations()] == [12]
+
+
 def test_listeners_hear_before_anything_is_delivered_again(past: Past, outbox_dir: Path) -> None:
     with Desk(outbox_dir, past.url, reconcile="auto") as desk:
         heard: list[tuple[int, int]] = []

@@ -23,6 +23,7 @@ from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, Sto
 from outbox.monitoring import findings
 from outbox.relay.orders import Order, ordered, place_order, withdraw_order
 from outbox.store import appending, envelope, quota, store
+from outbox.store.environment import Environment
 from outbox.store.ledger import Settlement
 from outbox.store.reads import FORGOTTEN
 from tests.unit.fakes.rig import FakeClock
@@ -64,6 +65,7 @@ with Outbox.open(directory) as box:
 DRAIN = """
 import os, resource, sys
 from outbox import Outbox
+from outbox.store.environment import Environment
 from outbox.store.ledger import Settlement
 box = Outbox.open(sys.argv[1])
 for number in range(300):
@@ -459,6 +461,18 @@ def test_enqueue_into_a_removed_or_replaced_file_halts(outbox_dir: Path, take_aw
         # What this process still has can be delivered.
         box.store.settle(Settlement(completed=[(next(box.store.records("pending")), b"")]))
         assert box.status().completed == 1
+
+
+def test_file_that_goes_during_a_commit_halts(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there when the commit began, and what was written into it is lost with the process."""
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {"number": 0})
+        monkeypatch.setattr(
+            Environment, "check_lock_in_place", lambda _: (outbox_dir / "data.mdb").unlink(missing_ok=True)
+        )
+        with pytest.raises(DurabilityError, match="removed or replaced while it was open"):
+            box.enqueue("log", {"number": 1})
+        assert box.status().halted
 
 
 def test_small_record_is_not_acknowledged_into_a_deleted_file(outbox_dir: Path) -> None:
