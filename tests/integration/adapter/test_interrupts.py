@@ -19,13 +19,13 @@ from tests.unit.fakes.waiting import LONG
 from .small import scene
 
 
-def _raise_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, after: bool = False) -> None:
+def _interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, *, times: int = 1, after: bool = False) -> None:
     """Let a method of a class raise as a signal handler would, before or after it has done its work."""
     original: Any = getattr(owner, name)
     done: list[bool] = []
 
     def interrupted(*args: Any) -> Any:
-        if done:
+        if len(done) == times:
             return original(*args)
         done.append(True)
         if after:
@@ -40,7 +40,8 @@ def test_calls_after_an_interrupted_end_are_recorded(
 ) -> None:
     with scene(postgres_url, tmp_path / "outbox") as here:
         here.manager.create_trading_session("ma", 100)
-        _raise_once(monkeypatch, Block, "end")
+        # As often as the way out of a block tries to end it.
+        _interrupt(monkeypatch, Block, "end", times=2)
         with pytest.raises(KeyboardInterrupt), here.manager.atomic_balance_update(5, "fill"):
             raise ValueError
         here.manager.log_trade("later")
@@ -59,7 +60,7 @@ def test_block_that_was_interrupted_while_entered_is_over(monkeypatch: pytest.Mo
             ended.append(True)
 
     made = Entering(block, (), {})
-    _raise_once(monkeypatch, Entering.__base__, "__enter__", after=True)
+    _interrupt(monkeypatch, Entering.__base__, "__enter__", after=True)
     with pytest.raises(KeyboardInterrupt) as caught:
         made.__enter__()
     assert ended == [True]
