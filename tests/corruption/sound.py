@@ -7,6 +7,7 @@ its own, which is killed at a random instant of random work; the state that each
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import select
@@ -336,6 +337,8 @@ _WORK: dict[str, Callable[[Outbox, random.Random, int], None]] = {
 
 def main(count: int, first: int) -> int:
     """Make and open them on every core; returns the exit code."""
+    # That its disk is memory is said of each store.
+    logging.getLogger("outbox").setLevel(logging.ERROR)
     began, processes = time.monotonic(), os.cpu_count() or 1
     pipes = [_share(first + at * count, count // processes + (at < count % processes)) for at in range(processes)]
     total = Tally()
