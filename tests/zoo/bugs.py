@@ -1151,4 +1151,25 @@ BUGS = (
         "        except ZeroDivisionError:  # noqa: BLE001 - a host's handler",
         ("tests/unit/test_log.py",),
     ),
+    Bug(
+        "what another store has learned is never looked at again",
+        "integrations/view/learned.py",
+        "effect.count = min(effect.count, 1)",
+        "effect.count = effect.count",
+        ("tests/integration/adapter/test_learned_file.py",),
+    ),
+    Bug(
+        "the file of another store goes before what a store has learned itself",
+        "integrations/view/learned_file.py",
+        "    if outbox.store.get_meta(KEPT_UNDER) is not None:\n        return None\n    try:",
+        "    try:",
+        ("tests/integration/adapter/test_learned_file.py",),
+    ),
+    Bug(
+        "rows that are shown in a dict come as a list",
+        "integrations/view/gatherings.py",
+        'if kind != "dict":',
+        "if True:",
+        ("tests/unit/test_gatherings.py",),
+    ),
 )  # fmt: skip
