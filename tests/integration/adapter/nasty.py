@@ -163,7 +163,7 @@ class NastyManager:
         """Swallows everything, with a bare except; sets a timeout for its transaction; locks its row."""
         session = self.session_factory()
         try:
-            session.execute(text("SET LOCAL statement_timeout = '250ms'"))
+            session.execute(text("SET LOCAL statement_timeout = '100s'"))
             row = session.get(Position, position_id, with_for_update=True)
             row.stop_loss = stop_loss
             session.commit()

@@ -52,7 +52,7 @@ def test_coroutines_trade_through_an_outage_as_the_page_says(own_postgres: Postg
     names: dict[str, Any] = {}
     exec(ASYNCIO, names)  # noqa: S102 - the code of our own page
     with Outbox.open(outbox_dir, CONFIG) as box:
-        durable: Any = DurableDatabaseManager(functools.partial(DatabaseManager, url, connect_timeout=2), box)
+        durable: Any = DurableDatabaseManager(functools.partial(DatabaseManager, url), box)
         with Relay(box, PostgresTarget(url, durable.outbox_operations, config=CONFIG)) as relay:
             sessions = [durable.create_trading_session("s", name, "1d", "paper", 100) for name in ("A", "B")]
             up, turns = asyncio.run(fills(names, durable, sessions, range(20)))

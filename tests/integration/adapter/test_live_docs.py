@@ -91,7 +91,7 @@ def test_own_methods_are_declared_as_the_page_says(postgres_url: str, outbox_dir
     exec(OWN, names)  # noqa: S102 - the code of our own page
     manager = Manager(postgres_url)
     with Outbox.open(outbox_dir) as box:
-        durable: Any = DurableDatabaseManager(manager, box, names["OPERATIONS"], wait_s=20.0)
+        durable: Any = DurableDatabaseManager(manager, box, names["OPERATIONS"])
         with Relay(box, PostgresTarget(postgres_url, durable.outbox_operations)):
             durable.create_trading_session("s", "IBM", "1d", "paper", 1000)
             for _ in range(2):

@@ -81,7 +81,7 @@ def assert_told_alike(here: list[Any], there: list[Any]) -> None:
 def running(kind: Kind, server: PostgresServer, directory: Path, **settings: Any) -> Iterator[Any]:
     factory = functools.partial(kind.manager, server.url())
     with Outbox.open(directory, OutboxConfig(backoff_base=0.05, backoff_cap=0.3)) as box:
-        durable: Any = DurableDatabaseManager(factory, box, kind.operations, wait_s=20.0, **settings)
+        durable: Any = DurableDatabaseManager(factory, box, kind.operations, **settings)
         with Relay(box, PostgresTarget(server.url(), durable.outbox_operations, config=box.config)) as relay:
             try:
                 yield durable, box, relay

@@ -30,7 +30,7 @@ from outbox import (
 )
 from outbox.integrations.durable import DurableDatabaseManager, ManagerOperation
 from outbox.testing import PostgresServer
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.waiting import LONG, until
 
 from .nastier import NASTIER_OPERATIONS, Kind, NastierManager
 
@@ -47,7 +47,7 @@ class Scene:
     plain: NastierManager
 
     def deliver(self) -> bool:
-        return self.relay.drain(timeout=5)
+        return self.relay.drain(timeout=LONG)
 
     def rows(self, sql: str) -> list[Any]:
         with self.plain.engine.connect() as connection:
@@ -62,7 +62,7 @@ def scene(url: str, folder: Path, *, online: bool = False, **options: Any) -> It
     factory = functools.partial(NastierManager, url, **options)
     plain = factory()
     with Outbox.open(folder, CONFIG) as box:
-        durable = DurableDatabaseManager(factory, box, NASTIER_OPERATIONS, wait_s=20.0)
+        durable = DurableDatabaseManager(factory, box, NASTIER_OPERATIONS)
         relay = Relay(box, PostgresTarget(url, durable.outbox_operations, config=CONFIG))
         if online:
             relay.start()

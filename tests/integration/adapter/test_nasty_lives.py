@@ -185,9 +185,13 @@ def test_a_call_that_is_made_again_after_a_crash_is_one_call(world: World, momen
     with world.life() as life:
         session_id = life.create_trading_session("day")
         life.update_balance(100)
+        # Answered calls may still have to be recorded, which is one of the moments.
+        assert life.ask("drain", LONG)
         life.ask("die", moment)
         with pytest.raises(Killed):
             life.block(-1, "fee", correlation_id="one", inside=[("bump", ("inside",), {})])
+            # It may have been answered before its recording.
+            life.ask("drain", LONG)
     with world.life() as life:
         life.ask("drain", LONG)
         for _ in range(2):

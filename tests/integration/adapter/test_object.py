@@ -335,7 +335,7 @@ def test_start_in_an_outage_serves_what_needs_no_manager(own_postgres: PostgresS
         first.db_manager.update_balance(Decimal(100), "start")
         first.db_manager.close()
     own_postgres.kill()
-    db: Any = Durable(url, connect_timeout=2)
+    db: Any = Durable(url, connect_timeout=30)
     with wire(Engine(db), config=config(outbox_dir, url)) as wiring:
         assert (db.LIMIT, len(db), db.doubled(2), hasattr(db, "missing"), hasattr(db, "__iter__")) == (
             5,

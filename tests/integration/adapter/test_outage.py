@@ -41,9 +41,9 @@ class Running:
 
 @contextmanager
 def running(server: PostgresServer, directory: Path, **settings: Any) -> Iterator[Running]:
-    factory = functools.partial(DatabaseManager, server.url(), connect_timeout=2)
+    factory = functools.partial(DatabaseManager, server.url())
     with Outbox.open(directory, OutboxConfig(backoff_base=0.05, backoff_cap=0.3)) as box:
-        durable = DurableDatabaseManager(factory, box, wait_s=20.0, **settings)
+        durable = DurableDatabaseManager(factory, box, **settings)
         with Relay(box, PostgresTarget(server.url(), durable.outbox_operations, config=box.config)) as relay:
             yield Running(durable, box, relay)
             relay.stop()

@@ -78,7 +78,7 @@ class Two(RuleBasedStateMachine):
     # -- the program's life
 
     def begin_life(self) -> None:
-        factory = functools.partial(DatabaseManager, self.proxy.url, pool_size=1, connect_timeout=2)
+        factory = functools.partial(DatabaseManager, self.proxy.url, pool_size=1)
         self.life = Life(factory, self.folder / "outbox", self.proxy.url, write_behind=self.write_behind)
 
     def resume(self) -> None:

@@ -18,6 +18,7 @@ from outbox import ConfigError, Entry, Outbox, OutboxConfig, PostgresTarget, Rel
 from outbox.integrations import upgrades
 from outbox.integrations.durable import DurableDatabaseManager, ManagerOperation
 from outbox.integrations.signatures import signature_of
+from tests.unit.fakes.waiting import LONG, until
 
 CONFIG = OutboxConfig(backoff_base=0.05, backoff_cap=0.2, max_retries=2)
 
@@ -150,7 +151,7 @@ def test_pending_calls_that_do_not_bind_are_refused_when_wired(
     with pytest.raises(ConfigError, match=why), deployed(cls, postgres_url, outbox_dir):
         pass
     with deployed(Manager, postgres_url, outbox_dir) as again:
-        assert again.relay.drain(timeout=10)
+        assert again.relay.drain(timeout=LONG)
         assert again.rows("SELECT symbol FROM trades ORDER BY symbol") == [("A",), ("B",)]
 
 
@@ -158,7 +159,7 @@ def test_pending_calls_that_do_not_bind_are_refused_when_wired(
 def test_pending_calls_that_bind_are_delivered(cls: Any, postgres_url: str, outbox_dir: Path) -> None:
     queue(postgres_url, outbox_dir, ("A", 1))
     with deployed(cls, postgres_url, outbox_dir) as new:
-        assert new.relay.drain(timeout=10)
+        assert new.relay.drain(timeout=LONG)
         assert new.rows("SELECT symbol, price FROM trades") == [("A", Decimal(1))]
 
 
@@ -167,7 +168,7 @@ def test_a_renamed_argument_is_delivered_by_its_new_name(postgres_url: str, outb
     operation = Upgraded("log_trade", creates="trades", renames={"price": "exit_price"})
     with deployed(Renamed, postgres_url, outbox_dir, operation, LOG_FEE) as new:
         new.manager.log_trade("B", 2)
-        assert new.relay.drain(timeout=10)
+        assert new.relay.drain(timeout=LONG)
         assert new.rows("SELECT symbol, price FROM trades ORDER BY id") == [("A", Decimal(1)), ("B", Decimal(2))]
         assert new.box.status().dead_letters == 0
 
@@ -219,7 +220,7 @@ def test_a_member_that_is_gone_is_refused_when_wired(
     aliased: Any = enum.Enum("Side", members, module=__name__)  # type: ignore[misc]
     monkeypatch.setitem(codec._enums, codec.enum_name(Side), aliased)
     with deployed(Manager, postgres_url, outbox_dir) as new:
-        assert new.relay.drain(timeout=10)
+        assert new.relay.drain(timeout=LONG)
         assert new.rows("SELECT symbol FROM trades ORDER BY id") == [("OFFER",), ("B",)]
 
 
@@ -229,10 +230,10 @@ def test_a_call_beyond_the_look_waits_instead_of_being_rejected(
     queue(postgres_url, outbox_dir, ("A", 1))
     monkeypatch.setattr(upgrades, "_LOOKED_AT", 0)
     with deployed(Renamed, postgres_url, outbox_dir) as new:
-        assert not new.relay.drain(timeout=1)
+        until(lambda: "declare renames=" in (new.box.status().relay.last_error or ""))
+        assert not new.relay.drain(timeout=0.1)
         status = new.box.status()
         assert (status.pending, status.dead_letters) == (1, 0)
-        assert "declare renames=" in (status.relay.last_error or "")
 
 
 @pytest.mark.parametrize(
@@ -246,13 +247,13 @@ def test_a_column_that_must_not_be_null_now_stops_the_operation(
     with deployed(Manager, postgres_url, outbox_dir, running=False) as new:
         new.rows(migration)
         new.relay.start()
-        assert not new.relay.drain(timeout=1)
+        until(lambda: "must not be null" in (new.box.status().relay.last_error or ""))
+        assert not new.relay.drain(timeout=0.1)
         status = new.box.status()
         assert (status.pending, status.dead_letters) == (2, 0)
-        assert "must not be null" in (status.relay.last_error or "")
         column = "venue" if "venue" in migration else "note"
         new.rows(f"ALTER TABLE trades ALTER COLUMN {column} DROP NOT NULL")
-        assert new.relay.drain(timeout=10)
+        assert new.relay.drain(timeout=LONG)
         assert new.rows("SELECT symbol FROM trades ORDER BY id") == [("A",), ("B",)]
 
 
@@ -262,7 +263,7 @@ def test_a_null_that_the_caller_gave_is_rejected_as_before(
 ) -> None:
     queue(postgres_url, outbox_dir, call, ("B", 2))
     with deployed(Manager, postgres_url, outbox_dir) as new:
-        new.relay.drain(timeout=5)
+        assert new.relay.drain(timeout=LONG)
         (dead,) = new.box.dead_letters()
         assert 'null value in column "symbol"' in str(dead.error)
 
@@ -276,7 +277,7 @@ def test_a_null_that_the_software_forbids_is_rejected_as_before(postgres_url: st
 
     with deployed(Careless, postgres_url, outbox_dir) as new:
         new.manager.log_fee("A")
-        new.relay.drain(timeout=5)
+        assert new.relay.drain(timeout=LONG)
         assert [entry.operation for entry in new.box.dead_letters()] == ["log_fee"]
 
 

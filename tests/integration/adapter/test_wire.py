@@ -46,7 +46,7 @@ def manager(postgres_url: str) -> Iterator[DatabaseManager]:
 
 def test_the_relay_stops_after_the_engine_and_starts_with_it_again(manager: DatabaseManager, outbox_dir: Path) -> None:
     engine: Any = PaperEngine(manager)
-    with wire(engine, config=config(outbox_dir, None)) as wiring:
+    with wire(engine, config=config(outbox_dir, None), drain_s=LONG) as wiring:
         assert wiring.relay is not None
         engine.start()
         engine.run(BARS[:20])
@@ -91,7 +91,7 @@ def test_a_wiring_that_fails_leaves_the_engine_as_it_was(manager: DatabaseManage
     with pytest.raises(ConfigError, match="'storage'"):
         wire(second, config=config(outbox_dir, None), manager_attribute="storage")
     with pytest.raises(ConfigError, match="DATABASE_URL"):
-        away = functools.partial(DatabaseManager, "postgresql://nobody@127.0.0.1:1/none", connect_timeout=2)
+        away = functools.partial(DatabaseManager, "postgresql://nobody@127.0.0.1:1/none")
         wire(Engine(DurableDatabaseManager(away)), config=config(outbox_dir, None))
 
 
@@ -167,13 +167,13 @@ def test_durable_manager_before_wire_serves_as_the_plain_one(
 
 def test_opaque_factory_restarts_in_an_outage_from_the_store(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     url = own_postgres.url()
-    engine = Engine(DurableDatabaseManager(lambda: DatabaseManager(url, connect_timeout=2)))
+    engine = Engine(DurableDatabaseManager(lambda: DatabaseManager(url)))
     with wire(engine, config=config(outbox_dir, url)):
         session_id = engine.db_manager.create_trading_session("s", "I", "1d", "paper", Decimal(7))
         assert engine.db_manager.update_balance(Decimal(7), "start")
         engine.db_manager.close()
     own_postgres.kill()
-    engine = Engine(DurableDatabaseManager(lambda: DatabaseManager(url, connect_timeout=2)))
+    engine = Engine(DurableDatabaseManager(lambda: DatabaseManager(url)))
     with wire(engine, config=config(outbox_dir, url)) as wiring:
         assert engine.db_manager.get_active_session_id() == session_id
         assert engine.db_manager.get_current_balance(session_id) == 7.0

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from outbox import ConfigError, Outbox, OutboxError, Relay
+from outbox import ConfigError, Outbox, OutboxError, PostgresTarget, Relay
 from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.trading_engine import wire
 from outbox.testing import PostgresServer
@@ -171,7 +171,21 @@ def test_best_effort_call_before_wire_is_served_while_it_can_be(postgres_url: st
     manager.close()
 
 
-def test_end_of_the_block_delivers_what_is_left(postgres_url: str, outbox_dir: Path) -> None:
+def test_end_of_the_block_delivers_what_is_left(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ending, drain, apply = threading.Event(), Relay.drain, PostgresTarget.apply
+
+    def draining(relay: Relay, timeout: float) -> bool:
+        ending.set()
+        return drain(relay, timeout)
+
+    def applied_at_the_end(*args: Any) -> Any:
+        assert ending.wait(LONG)
+        return apply(*args)
+
+    monkeypatch.setattr(Relay, "drain", draining)
+    monkeypatch.setattr(PostgresTarget, "apply", applied_at_the_end)
     manager: Any = Durable(postgres_url)
     with wire(Engine(manager), config=config(outbox_dir, postgres_url), write_behind=True, drain_s=LONG) as wiring:
         session_id = manager.create_trading_session("s", "I", "1d", "paper", Decimal(1))
@@ -212,7 +226,7 @@ def test_error_in_the_block_comes_out_and_what_is_left_is_delivered(postgres_url
     manager: Any = Durable(postgres_url)
     with (
         pytest.raises(SystemExit),
-        wire(Engine(manager), config=config(outbox_dir, postgres_url), write_behind=True),
+        wire(Engine(manager), config=config(outbox_dir, postgres_url), write_behind=True, drain_s=LONG),
     ):
         manager.create_trading_session("s", "I", "1d", "paper", Decimal(1))
         raise SystemExit(0)
@@ -244,7 +258,7 @@ def test_blocking_start_ends_by_stop_and_everything_is_delivered(postgres_url: s
         assert engine.running.wait(LONG)
         engine.stop()
 
-    with wire(engine, config=config(outbox_dir, postgres_url), write_behind=True):
+    with wire(engine, config=config(outbox_dir, postgres_url), write_behind=True, drain_s=LONG):
         stopper = threading.Thread(target=stop_when_running)
         stopper.start()
         engine.start()
@@ -258,7 +272,7 @@ def test_blocking_start_ends_by_stop_and_everything_is_delivered(postgres_url: s
 def test_write_after_stop_is_delivered_at_the_end_of_the_block(postgres_url: str, outbox_dir: Path) -> None:
     manager: Any = Durable(postgres_url)
     engine: Any = Engine(manager)
-    with wire(engine, config=config(outbox_dir, postgres_url), write_behind=True) as wiring:
+    with wire(engine, config=config(outbox_dir, postgres_url), write_behind=True, drain_s=LONG) as wiring:
         manager.create_trading_session("s", "I", "1d", "paper", Decimal(1))
         engine.stop()
         assert wiring._winding_down is not None
@@ -290,7 +304,7 @@ def test_relay_stays_until_a_coroutine_has_stopped_the_engine(postgres_url: str,
     engine: Any = AsyncEngine(Manager(postgres_url))
 
     async def life() -> None:
-        with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+        with wire(engine, config=config(outbox_dir, postgres_url), drain_s=LONG) as wiring:
             assert await engine.start() == "started"
             engine.session_id = engine.db_manager.create_trading_session("s", "I", "1d", "paper", Decimal(1))
             assert await engine.stop() == "stopped"
@@ -315,7 +329,7 @@ def test_relay_stays_until_a_blocking_start_has_returned(postgres_url: str, outb
 
     manager: Any = Durable(postgres_url)
     engine: Any = Last(manager)
-    with wire(engine, config=config(outbox_dir, postgres_url), write_behind=True) as wiring:
+    with wire(engine, config=config(outbox_dir, postgres_url), write_behind=True, drain_s=LONG) as wiring:
         engine.start()
         assert wiring._winding_down is not None
         wiring._winding_down.join(LONG)
@@ -353,7 +367,7 @@ class Engine:
 
 
 engine = Engine()
-with wire(engine, write_behind=True):
+with wire(engine, write_behind=True, drain_s=float(sys.argv[2])):
     engine.start()
 """
 
@@ -361,7 +375,7 @@ with wire(engine, write_behind=True):
 def test_stop_from_a_signal_handler_delivers_what_is_left(postgres_url: str, outbox_dir: Path) -> None:
     environment = {**os.environ, "OUTBOX_DIR": str(outbox_dir), "DATABASE_URL": postgres_url}
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, postgres_url], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, postgres_url, str(LONG)], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from sqlalchemy import DateTime, MetaData, Table, create_engine, select
@@ -31,6 +31,9 @@ class Clock:
     unit: timedelta | None = None
     ahead: timedelta = timedelta()
     exact_to_s: float = 0.0
+
+
+DAY = Clock(exact_to_s=86_400)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +248,9 @@ def _split(run: Run, table: Table, row: dict[str, Any]) -> tuple[list[str], dict
             fixed.append(f"{name}={run.told(target, value)}")
         elif isinstance(column.type, DateTime):
             times[name] = None if value is None else run.time(value, clock)
+        elif isinstance(value, date):
+            # Midnight may lie between the runs, so a day stands for all its calls.
+            times[name] = run.time(datetime.combine(value, time()).astimezone(), DAY)
         elif clock is not None and clock.unit is not None:
             times[name] = run.time(EPOCH + value * clock.unit, clock)
         elif isinstance(value, str) and (stamp := STAMP.search(value)):

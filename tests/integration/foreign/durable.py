@@ -20,7 +20,6 @@ from .journal import Journal
 from .kinds import KINDS
 from .process import Order, serve
 
-STUCK_S = 15.0
 ATTRIBUTES = {"classic": "db_manager", "typed": "store"}
 HALTS = {"classic": "_enter_close_only_mode", "typed": "no_more_entries"}
 
@@ -39,7 +38,7 @@ def wired(order: Order, journal: Journal, closes: list[float]) -> Iterator[tuple
         with by_hand(kind, url, folder) as (manager, status):
             yield KINDS[kind].engine(manager, journal, closes), status
         return
-    durable_class: Any = DurableDatabaseManager.of(KINDS[kind].manager, operations=OPERATIONS[kind])
+    durable_class: Any = DurableDatabaseManager.of(KINDS[kind].manager, operations=OPERATIONS[kind], wait_s=LONG)
     engine = KINDS[kind].engine(durable_class(url), journal, closes)
     with wire(
         engine,
@@ -54,11 +53,11 @@ def wired(order: Order, journal: Journal, closes: list[float]) -> Iterator[tuple
 
 
 @contextlib.contextmanager
-def by_hand(kind: str, url: str, folder: Path, **settings: Any) -> Iterator[tuple[Any, Status]]:
+def by_hand(kind: str, url: str, folder: Path) -> Iterator[tuple[Any, Status]]:
     """The parts without an engine object."""
     with Outbox.open(folder, config(url, folder)) as box:
         manager = DurableDatabaseManager(
-            partial(KINDS[kind].manager, url), box, operations=OPERATIONS[kind], **settings
+            partial(KINDS[kind].manager, url), box, operations=OPERATIONS[kind], wait_s=LONG
         )
         with Relay(box, PostgresTarget(url, manager.outbox_operations)):
             yield manager, lambda: drained(box.status)
@@ -68,7 +67,7 @@ def by_hand(kind: str, url: str, folder: Path, **settings: Any) -> Iterator[tupl
 def drained(status: Callable[[], Any]) -> dict[str, Any]:
     """Wait until nothing is pending and nothing passing is wrong, or until nothing has moved for a while."""
     now = status()
-    patience = Patience(STUCK_S, time.monotonic)
+    patience = Patience(LONG, time.monotonic)
     while (now.pending or now.degraded) and not patience.is_lost((now.pending, tuple(now.degraded))):
         time.sleep(0.05)
         now = status()

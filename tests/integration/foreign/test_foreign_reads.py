@@ -18,6 +18,7 @@ from outbox import Outbox, PostgresTarget, Relay
 from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.view.local_view import UnknownLocally
 from outbox.testing import PostgresServer
+from tests.unit.fakes.waiting import LONG
 
 from .declarations import TYPED_OPERATIONS
 from .durable import config, drained
@@ -125,7 +126,7 @@ def running(
 ) -> Iterator[tuple[Any, Outbox, Relay]]:
     settings = config(url, folder)
     with Outbox.open(folder, settings) as box:
-        durable: Any = DurableDatabaseManager(partial(manager, url), box, TYPED_OPERATIONS, wait_s=20.0)
+        durable: Any = DurableDatabaseManager(partial(manager, url), box, TYPED_OPERATIONS, wait_s=LONG)
         with Relay(box, PostgresTarget(url, durable.outbox_operations, config=settings)) as relay:
             yield durable, box, relay
         durable.detach_outbox()

@@ -11,6 +11,7 @@ from sqlalchemy import create_engine, text
 from outbox import Outbox
 from outbox.integrations.trading_engine import wire
 from outbox.testing import PostgresServer
+from tests.unit.fakes.waiting import LONG
 
 from .classic_models import utcnow
 from .declarations import OPERATIONS
@@ -44,7 +45,7 @@ def test_event_of_the_constructor_in_an_outage_is_kept(url: str, own_postgres: P
     began = utcnow()
     engine = durable_engine(url, tmp_path)
     made = utcnow()
-    with wire(engine, config=settings, halt_method=HALT, drain_s=30.0):
+    with wire(engine, config=settings, halt_method=HALT, drain_s=LONG):
         engine.event_logger.note("ALERT", "in the outage")
         own_postgres.start()
         engine.start()
@@ -59,7 +60,7 @@ def test_documented_form_delivers_what_is_left(url: str, own_postgres: PostgresS
     """PostgreSQL comes back just before the end; the block's end waits for the delivery."""
     settings = config(url, tmp_path / "outbox")
     engine = durable_engine(url, tmp_path)
-    with wire(engine, config=settings, halt_method=HALT, operations=OPERATIONS["classic"], drain_s=60.0):
+    with wire(engine, config=settings, halt_method=HALT, operations=OPERATIONS["classic"], drain_s=LONG):
         engine.start()
         engine.run(0, 10)
         own_postgres.kill()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from outbox.integrations.paper import DatabaseManager
 from outbox.integrations.paper.check import compare, read_record
+from tests import atb
 from tests.unit.fakes.waiting import LONG
 
 _BARS = 110
@@ -45,13 +46,16 @@ def test_a_kill_between_an_update_and_its_record_loses_nothing(postgres_url: str
 
     killed = trade("-c", _KILLED_IN_AN_UPDATE)
     ended = trade("-m", "outbox.integrations.paper.process")
+    # The process waits 10 s for the delivery of what is left.
+    operations = "outbox.integrations.paper.process:paper_operations"
+    drained = atb.run("drain", "--operations", operations, "--dir", env["OUTBOX_DIR"], DATABASE_URL=postgres_url)
 
     manager = DatabaseManager(postgres_url)
     try:
         report = compare(read_record(record), manager.engine)
     finally:
         manager.close()
-    assert (killed, ended) == (-signal.SIGKILL, 0)
+    assert (killed, ended, drained.returncode) == (-signal.SIGKILL, 0, 0), drained.stderr
     assert (report.lost, report.duplicated, report.findings) == (0, 0, [])
     stops = [line["stop_loss"] for line in read_record(record) if line["kind"] == "position_update"]
     assert "110.31300000" in stops

@@ -302,7 +302,7 @@ def wired(url: str, way: str, directory: Path) -> Iterator[Wired]:
     config = OutboxConfig(backoff_base=0.05, backoff_cap=0.3, id_reserve=100)
     with Outbox.open(directory, config) as box:
         operations = [ManagerOperation("log_trade", creates="trades")]
-        durable: Any = DurableDatabaseManager(manager, box, operations, wait_s=20.0)
+        durable: Any = DurableDatabaseManager(manager, box, operations, wait_s=LONG)
         with Relay(box, PostgresTarget(url, durable.outbox_operations, config=config)) as relay:
             yield Wired(url, durable, relay, [])
             relay.stop()

@@ -29,8 +29,12 @@ class Proxy:
         assert parts.hostname is not None
         assert parts.port is not None
         self._server = (parts.hostname, parts.port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._address = self._listener.getsockname()
+        # Never listens: it keeps the port from other programs while new connections are refused.
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self._address = self._place.getsockname()
+        self._listener = socket.create_server(self._address, reuse_port=True)
         self.url = urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{self._address[1]}"))
         self._conversations: list[_Conversation] = []
         self._threads: list[threading.Thread] = []
@@ -54,17 +58,18 @@ class Proxy:
         self._closing = threading.Event()
 
     def __enter__(self) -> Proxy:
-        self._spawn(self._accept, self._listener)
+        self._acceptor = self._spawn(self._accept, self._listener)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self._closing.set()
-        self.disconnect()
         self.refuse()
+        self.disconnect()
         for thread in self._threads:
             thread.join(LONG)
         for conversation in self._conversations:
             conversation.close()
+        self._place.close()
 
     def disconnect(self) -> None:
         """Cut every connection, as a server that ends does."""
@@ -81,16 +86,19 @@ class Proxy:
         with suppress(OSError):  # it does already
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        # What it has just accepted is there for `disconnect` then.
+        self._acceptor.join(LONG)
 
     def accept(self) -> None:
         """Take connections again, at the same address."""
-        self._listener = socket.create_server(self._address)
-        self._spawn(self._accept, self._listener)
+        self._listener = socket.create_server(self._address, reuse_port=True)
+        self._acceptor = self._spawn(self._accept, self._listener)
 
-    def _spawn(self, target: object, *args: object) -> None:
+    def _spawn(self, target: object, *args: object) -> threading.Thread:
         thread = threading.Thread(target=target, args=args, name="proxy", daemon=True)  # type: ignore[arg-type]
         self._threads.append(thread)
         thread.start()
+        return thread
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
