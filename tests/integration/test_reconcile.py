@@ -111,6 +111,14 @@ def test_a_loss_is_noticed_without_anything_to_deliver(desk: Desk, past: Past) -
     assert FORGOTTEN in desk.box.status().alarms
 
 
+def test_drains_of_one_step_each_find_the_loss(desk: Desk, past: Past) -> None:
+    lose(desk, past)
+    desk.trade(1)
+    for _ in range(2):
+        assert not desk.relay.drain(0.0)
+    assert FORGOTTEN in desk.box.status().alarms
+
+
 def test_a_running_relay_is_asked_by_drain(desk: Desk, past: Past) -> None:
     with desk.relay:
         lose(desk, past)
