@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from urllib.parse import urlsplit, urlunsplit
 
+from tests.unit.fakes.ports import listen
 from tests.unit.fakes.waiting import LONG
 
 _READY = b"Z\x00\x00\x00\x05I"
@@ -29,7 +30,7 @@ class Proxy:
         assert parts.hostname is not None
         assert parts.port is not None
         self._server = (parts.hostname, parts.port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listen()
         self._address = self._listener.getsockname()
         self.url = urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{self._address[1]}"))
         self._conversations: list[_Conversation] = []
