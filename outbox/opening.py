@@ -32,6 +32,8 @@ from .store.store import Store
 _log = Log("outbox.opening")
 
 _VACUUM_PREFIX = ".vacuum-"
+# What needs the store for itself waits for a look at it, half a second at most: a status has it open for some 10 ms.
+_LOOK_TRIES = 50
 
 
 class OpenStore:
@@ -72,7 +74,10 @@ class OpenStore:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold every role: nobody else has the store open, nor opens it meanwhile.  Raises `StoreLocked`."""
+        """Hold every role: nobody else has the store open, nor opens it meanwhile.
+
+        Waits for who only looks at the status.  Raises `StoreLocked`.
+        """
         assert self._access is not None
         if self.history is not None:
             self.history.stop()
@@ -81,7 +86,7 @@ class OpenStore:
             roles.append(RoleLock(self.store.directory, Role.RELAY))
             if self._engine is None:
                 roles.append(RoleLock(self.store.directory, Role.ENGINE))
-            self._access.make_exclusive()
+            self._access.make_exclusive(tries=_LOOK_TRIES)
             try:
                 yield
             finally:

@@ -65,7 +65,8 @@ class Reconciler:
 
     def resume(self) -> None:
         """Take up what the last holder of the role left."""
-        self.waiting = self._target is not None and self._alarms.sounds(FORGOTTEN)
+        # What this one knew stays: its alarm comes with the second step, and the role may be held for one step only.
+        self.waiting |= self._target is not None and self._alarms.sounds(FORGOTTEN)
 
     def note(self, interruption: Exception | None) -> None:
         """What ended a batch may be a loss: look closer before the next one."""

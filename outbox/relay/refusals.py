@@ -49,8 +49,13 @@ class Refusals:
         }
 
     def _spare_children(self, outcome: Outcome, batch: Batch) -> None:
-        """Rows may refer to a row that is still to come: they wait while an older entry does."""
-        older = [record.seq for one in outcome.waiting for record in one.unit]
+        """Rows may refer to a row that is still to come: they wait while an older entry does.
+
+        Not for a parked best-effort operation, as in `Scan.waits_before`: in one batch each time, they would for ever.
+        """
+        parked = [one for one in outcome.waiting if one.operation in outcome.parked]
+        lenient = self._best_effort(record for one in parked for record in one.unit)
+        older = [record.seq for one in outcome.waiting for record in one.unit if record.seq not in lenient]
         older += [record.seq for record, error in outcome.rejected if not error.permanent]
         first = min(older, default=batch.newest_seq + 1)
         errors = {record.seq: error for record, error in outcome.rejected}

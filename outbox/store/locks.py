@@ -95,17 +95,21 @@ class RoleLock:
             return open_own(self._path, os.O_RDONLY)
         return -1
 
-    def make_exclusive(self) -> None:
+    def make_exclusive(self, *, tries: int = 1) -> None:
         """Turn a shared lock into an exclusive one; raises `StoreLocked` and stays shared when others hold it.
 
-        The kernel drops the old lock before it takes the new one, so another opener may come in between; then the
-        shared lock is taken back.
+        It is tried so often, 10 ms apart.  The kernel drops the old lock before it takes the new one, so another opener
+        may come in between; then the shared lock is taken back.
         """
-        try:
-            self._flock(fcntl.LOCK_EX, retries=0)
-        except StoreLocked:
-            self.make_shared()
-            raise
+        while True:
+            try:
+                return self._flock(fcntl.LOCK_EX, retries=0)
+            except StoreLocked:
+                self.make_shared()
+                tries -= 1
+                if tries <= 0:
+                    raise
+            Event().wait(_RETRY_S)
 
     def make_shared(self) -> None:
         """Turn an exclusive lock back into a shared one."""

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import psutil
 
 POLL_SECONDS = 0.01
-SETTLE_SECONDS = 30.0
+# How long a hanging server hangs; on a loaded machine a sound one may take many times as long as on an idle one.
+SETTLE_SECONDS = 120.0
 
 
 def data_of(base: Path) -> Path:

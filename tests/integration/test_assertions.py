@@ -26,7 +26,7 @@ def told(outbox_postgres: str, outbox_store: Outbox, outbox_relay: Relay) -> lis
     """Three acknowledged and delivered trades."""
     query(outbox_postgres, "CREATE TABLE trades (number int CHECK (number < 100), account text)")
     entries = [outbox_store.enqueue("trade", {"number": number, "account": "one"}) for number in (1, 2, 3)]
-    assert outbox_relay.drain()
+    assert outbox_relay.drain(LONG)
     return entries
 
 
@@ -56,7 +56,7 @@ def test_rejected_and_pending_entries_fail(
     told: list[Entry], outbox_store: Outbox, outbox_postgres: str, outbox_relay: Relay
 ) -> None:
     told += [outbox_store.enqueue("trade", {"number": number, "account": "two"}) for number in (100, 4)]
-    assert outbox_relay.drain()
+    assert outbox_relay.drain(LONG)
     with pytest.raises(AssertionError) as caught:
         assert_delivered_once(outbox_store, outbox_postgres, OPERATIONS, entries=told)
     faults = str(caught.value).splitlines()

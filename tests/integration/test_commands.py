@@ -112,7 +112,7 @@ def engine(outbox_dir: Path) -> Iterator[subprocess.Popen[str]]:
         "box = Outbox.open(sys.argv[1], operations=ops)\n"
         "relay = Relay(box, PostgresTarget('postgresql://trader:s3cret@127.0.0.1:1/x', ops)); relay.start()\n"
         "box.enqueue('note', {'who': 'a', 'what': 'x'})\n"
-        "relay.drain(timeout=0.5)\n"
+        "while not box.status().relay.last_error: relay.drain(timeout=0.1)\n"
         "print('ready', flush=True); sys.stdin.read()\n"
     )
     process = subprocess.Popen(
@@ -222,9 +222,9 @@ def test_drain_delivers_everything(atb: Atb, outbox_dir: Path, database: str, de
 def test_drain_against_a_stopped_server_says_so_in_time(atb: Atb, outbox_dir: Path) -> None:
     _fill(outbox_dir)
     url = "postgresql://trader:s3cret@127.0.0.1:1/x"
-    done = atb("drain", "--operations", "declared:OPERATIONS", "--timeout", "3", "--database-url", url)
+    done = atb("drain", "--operations", "declared:OPERATIONS", "--timeout", "6", "--database-url", url)
     assert done.returncode == 1
-    assert "not drained: 3 entries are pending, nothing was delivered for 3 s" in done.stderr
+    assert "not drained: 3 entries are pending, nothing was delivered for 6 s" in done.stderr
     assert "(nothing is lost; `atb outbox status` tells what to do, then drain again)" in done.stderr
     assert "Connection refused" in done.stderr
     assert "s3cret" not in done.stdout + done.stderr

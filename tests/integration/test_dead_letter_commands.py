@@ -75,13 +75,13 @@ def test_an_entry_is_shown_wherever_it_is(engine: tuple[Outbox, Relay], atb: Atb
 def test_a_retry_keeps_the_order_within_the_key(engine: tuple[Outbox, Relay], atb: Atb, postgres_url: str) -> None:
     query(postgres_url, "ALTER TABLE notes DROP CONSTRAINT notes_n_check, ADD COLUMN at serial")
     assert atb("retry", "2", "6").stdout == "requeued: 2, 6, 7\n"
-    assert engine[1].drain()
+    assert engine[1].drain(LONG)
     rows = query(postgres_url, "SELECT who, n FROM notes ORDER BY at")
     assert [row for row in rows if row[0] == "a"] == [("a", 1), ("a", 200), ("a", 3)]
     assert [row for row in rows if row[0] in ("d", "e")] == [("d", 6), ("e", 1000)]
     assert atb("retry", "--all", "--operation", "note").stdout == "no dead letters\n"
     assert atb("retry", "--all").stdout == "requeued: 4\n"
-    assert engine[1].drain()
+    assert engine[1].drain(LONG)
     assert atb("list").stdout == "no dead letters\n"
     assert ("b", 300) in query(postgres_url, "SELECT who, n FROM notes")
 
@@ -95,7 +95,7 @@ def test_discarded_dead_letter_frees_its_key_and_keeps_the_reason(
     assert [entry.seq for entry in engine[0].dead_letters()] == [2, 4, 6, 7]
     assert atb("discard", "2", "--reason", "by hand", answer="y\n").stdout.endswith("discarded: 2\n")
     assert atb("discard", "6", "--reason", "both", "--yes").stdout == "discarded: 6, 7\n"
-    assert engine[1].drain()
+    assert engine[1].drain(LONG)
     assert query(postgres_url, "SELECT n FROM notes WHERE who = 'a' ORDER BY n") == [(1,), (3,)]
     assert json.loads(atb("show", "2", "--json").stdout)["error"].startswith("discarded: by hand")
     audits = [dict(entry.args) for entry in engine[0].ledger() if entry.operation == "outbox.discard"]

@@ -43,6 +43,7 @@ def test_hooks_are_called_after_postgresql_has_the_effects(url: str, outbox_dir:
         for size in (1, 200, 3):
             note(box, size)
         assert Relay(box, PostgresTarget(url, OPERATIONS)).drain(LONG)
+        until(lambda: len(rows) + len(dead) == 3)
     assert rows == [(1, 1), (3, 1)]
     assert [(entry.seq, entry.args["size"]) for entry in dead] == [(2, 200)]
     assert dead[0].error is not None
@@ -97,4 +98,4 @@ def test_a_wired_engine_takes_hooks(postgres_url: str, outbox_dir: Path) -> None
     hooks = Hooks(on_delivered=lambda entry: delivered.append(entry.operation))
     with wire(engine, config=config(outbox_dir, postgres_url), hooks=hooks):
         engine.db_manager.create_trading_session("s", "I", "1d", "paper", Decimal(1))
-    assert "create_trading_session" in delivered
+    until(lambda: "create_trading_session" in delivered)

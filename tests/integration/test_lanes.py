@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from outbox import Entry, Operation, Outbox, OutboxConfig, PostgresTarget, Relay, TargetUnavailable
 from outbox.errors import HistoryRewound
 from outbox.postgres.lane import Lane
+from outbox.relay.delivery import Step
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed, rejected
 from tests.unit.fakes.waiting import LONG, until
@@ -185,11 +186,13 @@ def test_a_comparison_needs_no_connection_besides_the_first(url: str, outbox_dir
 
 
 def test_the_thread_of_a_lane_has_its_name(url: str, outbox_dir: Path) -> None:
+    before = set(threading.enumerate())
     with Bench(outbox_dir, url, ROW, lanes=2) as bench:
         warm(bench)
         two_keys(bench)
         bench.apply()
-        names = [thread.name for thread in threading.enumerate() if thread.name.startswith("outbox-lane")]
+        made = set(threading.enumerate()) - before
+        names = [thread.name for thread in made if thread.name.startswith("outbox-lane")]
         assert names == ["outbox-lane-1"]
 
 
@@ -232,6 +235,13 @@ def test_a_stop_shuts_every_lane_that_hangs(url: str, outbox_dir: Path) -> None:
     config = OutboxConfig(lanes=2, stall_timeout=600, sync_interval=3600)
     with Outbox.open(outbox_dir, config, [ROW]) as box:
         relay = Relay(box, PostgresTarget(url, [ROW], config=config))
+        between_steps, step = threading.Lock(), relay._delivery.step
+
+        def locked_step(now: float) -> Step:
+            with between_steps:
+                return step(now)
+
+        relay._delivery.step = locked_step  # type: ignore[method-assign]
         relay.start()
         fill(box, 1)
         assert relay.drain(timeout=LONG)
@@ -240,10 +250,9 @@ def test_a_stop_shuts_every_lane_that_hangs(url: str, outbox_dir: Path) -> None:
         blocker = psycopg2.connect(url)
         try:
             blocker.cursor().execute("LOCK TABLE effects IN ACCESS EXCLUSIVE MODE")
-            # Nobody wakes the relay before there is work for both.
-            box.off_enqueue(relay._wake.set)
-            fill(box, 10)
-            relay._wake.set()
+            # No step begins before there is work for both.
+            with between_steps:
+                fill(box, 10)
             waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'effects'::regclass"
             until(lambda: query(url, waiting) == [(2,)])
             # Long before `stall_timeout`.

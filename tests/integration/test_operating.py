@@ -14,6 +14,7 @@ import pytest
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.testing import PostgresServer
 from tests.unit.fakes.database import query
+from tests.unit.fakes.waiting import LONG, until
 
 pytestmark = pytest.mark.slow
 
@@ -64,18 +65,18 @@ def test_password_changes_beside_a_running_relay(tmp_path: Path, no_leftovers: N
             relay = Relay(box, PostgresTarget(url, operations, config=config))
             relay.start()
             box.enqueue("trade", {"number": 1})
-            assert relay.drain()
+            assert relay.drain(LONG)
             put("new")
             box.enqueue("trade", {"number": 2})
-            assert relay.drain(), "an open connection goes on"
+            assert relay.drain(LONG), "an open connection goes on"
             query(
                 server.url(),
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lmdb-outbox'",
             )
             box.enqueue("trade", {"number": 3})
-            assert not relay.drain(1.0), "the new password is not valid yet"
-            assert box.status().relay.stopped
+            until(lambda: box.status().relay.stopped)
+            assert not relay.drain(0.1), "the new password is not valid yet"
             query(server.url(), "ALTER ROLE postgres PASSWORD 'new'")
-            assert relay.drain()
+            assert relay.drain(LONG)
             relay.stop()
         assert query(server.url(password="new"), "SELECT number FROM trades ORDER BY 1") == [(1,), (2,), (3,)]

@@ -47,7 +47,7 @@ def test_session_terminated_in_a_batch_is_an_outage(scene: Scene) -> None:
 
 
 def test_batch_that_waits_too_long_for_a_lock_is_given_up_and_shrinks(postgres_url: str, outbox_dir: Path) -> None:
-    with Scene(outbox_dir, postgres_url, stall_timeout=0.2) as scene:
+    with Scene(outbox_dir, postgres_url, stall_timeout=0.5) as scene:
         scene.create()
         with scene.batch_in_flight():
             scene.target.wait_for_interruptions(2)
@@ -140,7 +140,11 @@ def test_a_deadlock_is_tried_again(postgres_url: str, outbox_dir: Path) -> None:
 
 
 def test_commit_with_a_lost_answer_is_not_repeated(postgres_url: str, outbox_dir: Path) -> None:
-    with Proxy(postgres_url) as proxy, Scene(outbox_dir, postgres_url, relay_url=proxy.url) as scene:
+    # A connection that is slow to be made would be an interruption too.
+    with (
+        Proxy(postgres_url) as proxy,
+        Scene(outbox_dir, postgres_url, relay_url=proxy.url, connect_timeout=LONG, stall_timeout=LONG) as scene,
+    ):
         scene.create()
         scene.trade(3)
         assert scene.relay.drain(LONG)

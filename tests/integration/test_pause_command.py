@@ -12,7 +12,7 @@ import pytest
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
 from tests import atb as command_line
 from tests.unit.fakes.audit import query
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.waiting import LONG, until
 
 OPERATIONS = (Operation("note", table="notes"),)
 _DECLARED = 'from outbox import Operation\nOPERATIONS = [Operation("note", table="notes")]\n'
@@ -71,7 +71,8 @@ def test_pause_from_another_process_survives_the_kill_of_the_relay(shell: Shell,
         assert "migration 42" in said
         box.enqueue("note", {"n": 2})
         # The relay says so by letting go of its connection.
-        until(lambda: not query(url, "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE '%outbox%'"))
+        ours = "application_name LIKE '%outbox%' AND datname = current_database()"
+        until(lambda: not query(url, f"SELECT 1 FROM pg_stat_activity WHERE {ours}"))
         relay.kill()
         relay.communicate()
         shell.begin("relay")
@@ -95,13 +96,13 @@ def test_the_relay_of_a_running_engine_obeys(shell: Shell, outbox_dir: Path, url
         Relay(box, PostgresTarget(url, OPERATIONS, config=box.config)) as relay,
     ):
         box.enqueue("note", {"n": 1})
-        assert relay.drain()
+        assert relay.drain(LONG)
         assert shell.run("pause", "--reason", "failover", "--for", "1h")[0] == 0
         box.enqueue("note", {"n": 2})
         assert not relay.drain(1000)
         assert delivered(url) == 1
         assert shell.run("resume")[0] == 0
-        assert relay.drain()
+        assert relay.drain(LONG)
         assert delivered(url) == 2
 
 

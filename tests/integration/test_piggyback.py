@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 
 from outbox import Entry, Operation, Outbox, PostgresTarget, Relay
 from outbox.postgres.piggyback import PiggybackConnection
+from tests.unit.fakes.waiting import LONG
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_handler_cannot_commit_receipts_of_entries_behind_it(postgres_url: str, 
         for number in range(1, 5):
             box.enqueue("seen", {"n": number})
         with Relay(box, PostgresTarget(postgres_url, operations)) as relay:
-            assert relay.drain()
+            assert relay.drain(LONG)
     assert seen == [[]]
     with plain, plain.cursor() as cursor:
         cursor.execute("SELECT n FROM seen ORDER BY n")

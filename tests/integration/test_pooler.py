@@ -30,7 +30,7 @@ def settings_of(connection: Connection, entry: Entry) -> list[str]:
 
 def setting(connection: Connection, entry: Entry) -> None:
     """Set something for the session, as handlers must not and do."""
-    connection.execute(text("SET statement_timeout = '1ms'"))
+    connection.execute(text("SET statement_timeout = '1h'"))
 
 
 SETTINGS = Operation("settings", handler=settings_of)
@@ -104,7 +104,7 @@ def test_settings_of_other_programs_do_not_reach_the_relay(url: str, outbox_dir:
     ):
         assert apply_settings(bench) == OURS
         with other, other.cursor() as cursor:
-            cursor.execute("SET synchronous_commit = off; SET statement_timeout = '1ms'; SET lock_timeout = '1ms'")
+            cursor.execute("SET synchronous_commit = off; SET statement_timeout = '1h'; SET lock_timeout = '1h'")
         assert apply_settings(bench) == OURS
 
 

@@ -116,6 +116,7 @@ def test_no_connection_is_made_before_there_is_something_to_apply(url: str, outb
 
 
 def test_one_connection_is_kept_and_closed(url: str, outbox_dir: Path) -> None:
+    before = set(threading.enumerate())
     with Bench(outbox_dir, url, ROW) as bench:
         for number in range(3):
             bench.apply(bench.enqueue("row", {"n": number}))
@@ -126,7 +127,7 @@ def test_one_connection_is_kept_and_closed(url: str, outbox_dir: Path) -> None:
         assert len(bench.apply().completed) == 3
         bench.target.close()
         bench.target.close()
-        assert not [one for one in threading.enumerate() if one.name == "outbox-watchdog"]
+        assert not [one for one in set(threading.enumerate()) - before if one.name == "outbox-watchdog"]
 
 
 def test_the_receipts_table_is_made_on_first_use(url: str, outbox_dir: Path) -> None:
@@ -309,7 +310,8 @@ def test_a_server_that_falls_silent_right_after_the_login_is_given_up(
         bench.enqueue("row", {"n": 1})
         records, store_id = bench.box.store.peek(0, 1).records, bench.box.store.identity.store_id
         if reconnecting:
-            assert completed(bench.apply()) == [1]
+            # On a loaded machine a sound server may be silent for so long, too.
+            until(lambda: completed(bench.apply()) == [1])
             proxy.disconnect()
             assert isinstance(bench.apply().interruption, TargetUnavailable)
         proxy.slow_login_s = slow_login_s
@@ -318,7 +320,7 @@ def test_a_server_that_falls_silent_right_after_the_login_is_given_up(
         applying = threading.Thread(target=lambda: outcomes.append(bench.target.apply(store_id, records)))
         applying.start()
         assert proxy.silent.wait(LONG)
-        applying.join(2)
+        applying.join(LONG)
         gave_up = not applying.is_alive()
         proxy.disconnect()
         applying.join(LONG)

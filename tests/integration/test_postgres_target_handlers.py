@@ -568,7 +568,7 @@ def test_receipts_that_a_trigger_keeps_out_stop_the_line(postgres_url: str, outb
     ("name", "value"),
     [
         ("synchronous_commit", "off"),
-        ("statement_timeout", "1"),
+        ("statement_timeout", "'1h'"),
         ("TimeZone", "'Asia/Tokyo'"),
         ("search_path", "nowhere"),
         ("role", "pg_read_all_data"),

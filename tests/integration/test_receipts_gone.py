@@ -8,6 +8,7 @@ import pytest
 
 from outbox import Health, TargetMisconfigured
 from tests.unit.fakes.failover import Desk, Past
+from tests.unit.fakes.waiting import until
 
 HARM = ["DROP TABLE outbox_receipts", "TRUNCATE outbox_receipts"]
 
@@ -28,7 +29,7 @@ def test_missing_receipts_stop_delivery_until_an_operator_accepts(
         desk.trade(pending)
         # One that waits for the deliveries is a reason to ask, also where nothing is pending.
         with desk.relay:
-            assert not desk.relay.drain(0.5)
+            until(lambda: not desk.relay.drain(0.1) and bool(desk.box.status().needs_operator))
             said = desk.box.status().needs_operator
         assert len(said) == 1
         assert "outbox_receipts" in said[0]

@@ -50,7 +50,7 @@ def rows(past: Past) -> int:
 def test_new_entries_do_not_overtake_lost_ones(desk: Desk, past: Past) -> None:
     lose(desk, past)
     new = desk.trade(6, accounts=6)  # of keys that lost nothing too
-    assert not desk.relay.drain(0.5)
+    desk.stop_at_loss()
     assert [entry.seq for entry in desk.box.pending()] == new
     assert rows(past) == 12
     status = desk.box.status()
@@ -72,7 +72,7 @@ def test_entries_lost_before_they_were_recorded_are_missed_too(desk: Desk, past:
     # As when the connection went right behind the acknowledgement, so that nothing was noticed at the time.
     desk.relay._target.close()
     desk.relay.step(desk.box.clock.monotonic())
-    assert not desk.relay.drain(0.5)
+    desk.stop_at_loss()
     assert rows(past) == 10
     assert FORGOTTEN in desk.box.status().alarms
     desk.relay.reconcile()
@@ -84,7 +84,7 @@ def test_entries_lost_before_they_were_recorded_are_missed_too(desk: Desk, past:
 def test_reconciling_delivers_exactly_what_is_missing_in_order(desk: Desk, past: Past) -> None:
     lost = lose(desk, past)
     desk.trade(6)
-    assert not desk.relay.drain(0.2)
+    desk.stop_at_loss()
     done = desk.relay.reconcile()
     assert (done.put_back, done.first_seq, done.last_seq, done.gone) == (25, lost[0], lost[-1], 0)
     assert [entry.seq for entry in desk.box.pending()][:25] == lost
@@ -107,14 +107,22 @@ def test_reconciling_twice_changes_nothing_more(desk: Desk, past: Past) -> None:
 
 def test_a_loss_is_noticed_without_anything_to_deliver(desk: Desk, past: Past) -> None:
     lose(desk, past)
-    assert not desk.relay.drain(0.3)
+    desk.stop_at_loss()
+    assert FORGOTTEN in desk.box.status().alarms
+
+
+def test_drains_of_one_step_each_find_the_loss(desk: Desk, past: Past) -> None:
+    lose(desk, past)
+    desk.trade(1)
+    for _ in range(2):
+        assert not desk.relay.drain(0.0)
     assert FORGOTTEN in desk.box.status().alarms
 
 
 def test_a_running_relay_is_asked_by_drain(desk: Desk, past: Past) -> None:
     with desk.relay:
         lose(desk, past)
-        assert not desk.relay.drain(0.5)
+        desk.stop_at_loss()
         assert FORGOTTEN in desk.box.status().alarms
 
 
@@ -134,7 +142,7 @@ def test_no_reconciliation_beside_a_running_relay(desk: Desk) -> None:
 
 def test_the_ledger_keeps_everything_until_it_was_compared(desk: Desk, past: Past) -> None:
     lose(desk, past)
-    assert not desk.relay.drain(0.2)
+    desk.stop_at_loss()
     with pytest.raises(OutboxError, match="cannot prune: PostgreSQL lost entries"):
         desk.box.compact(timedelta(0))
     desk.relay.reconcile()
@@ -145,10 +153,10 @@ def test_the_ledger_keeps_everything_until_it_was_compared(desk: Desk, past: Pas
 def test_a_restart_goes_on_waiting_for_the_operator(desk: Desk, past: Past) -> None:
     lose(desk, past)
     desk.trade(1)
-    assert not desk.relay.drain(0.2)
+    desk.stop_at_loss()
     desk.close()
     desk.open()
-    assert not desk.relay.drain(0.2)
+    desk.stop_at_loss()
     assert rows(past) == 12
     assert FORGOTTEN in desk.box.status().alarms
 
@@ -162,7 +170,7 @@ def test_when_the_right_database_comes_back_the_alarm_goes(desk: Desk, past: Pas
     right = past.remember()
     past.set_back(old)
     desk.trade(1)
-    assert not desk.relay.drain(0.2)
+    desk.stop_at_loss()
     assert FORGOTTEN in desk.box.status().alarms
     past.set_back(right)
     desk.deliver()
@@ -410,7 +418,7 @@ def test_a_damaged_memory_asks_an_operator(desk: Desk, past: Past) -> None:
         txn.put(MARK_PREFIX + b"\0", mark.pack()[:-1])
     desk.trade(1)
     desk.relay.stop()
-    assert not desk.relay.drain(0.3)
+    desk.stop_at_loss()
     assert FORGOTTEN in desk.box.status().alarms
     assert desk.relay.reconcile().put_back == 0
     desk.deliver()
@@ -428,7 +436,7 @@ def test_a_server_that_changes_behind_a_pooler_is_noticed(desk: Desk, past: Past
         # What a connection pooler does that goes over to a standby between two transactions.
         past.execute("UPDATE outbox_watermarks SET position = position - 1")
         desk.trade(1)
-        assert not desk.relay.drain(0.5)
+        desk.stop_at_loss()
         assert rows(past) == 10
         assert FORGOTTEN in desk.box.status().alarms
 
@@ -492,7 +500,7 @@ def test_an_order_for_another_loss_is_not_carried_out(desk: Desk, past: Past) ->
     desk.deliver()
     past.set_back(copy)
     desk.box.store.put_meta("reconcile", stale)
-    assert not desk.relay.drain(0.3)
+    desk.stop_at_loss()
     assert FORGOTTEN in desk.box.status().alarms
     assert not ordered(desk.box)
     assert [one["accepted"] for one in desk.reconciliations()] == [None]
@@ -512,7 +520,7 @@ def test_another_database_is_never_filled_without_a_person(
             desk.relay.stop()
             stray = desk.new_relay(other.url)
             desk.trade(1)
-            assert not stray.drain(0.3)
+            desk.stop_at_loss(stray)
             alarm = desk.box.status().alarms[FORGOTTEN]
             assert "check DATABASE_URL" in alarm
             assert rows(other) == 0

@@ -31,7 +31,7 @@ def set_back(desk: Desk, past: Past) -> None:
     desk.trade(20)
     desk.deliver()
     past.set_back(copy)
-    assert not desk.relay.drain(0.3)
+    desk.stop_at_loss()
 
 
 def beside_the_engine(desk: Desk, past: Past) -> None:
@@ -49,7 +49,7 @@ def another(desk: Desk, past: Past) -> None:
     desk.trade(32)
     desk.deliver()
     past.set_back(empty)
-    assert not desk.relay.drain(0.3)
+    desk.stop_at_loss()
     desk.close()
 
 
@@ -71,7 +71,7 @@ def pruned(desk: Desk, past: Past) -> None:
     desk.trade(3)
     desk.deliver()
     past.set_back(copy)
-    assert not desk.relay.drain(0.3)
+    desk.stop_at_loss()
     desk.close()
 
 

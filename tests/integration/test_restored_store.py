@@ -67,7 +67,7 @@ def test_a_restored_store_needs_an_operator_and_rises_above(
     with Desk(outbox_dir, past.url) as desk:
         again = desk.trade(enqueued)
         held = len(seqs(past))
-        assert not desk.relay.drain(0.5)
+        desk.stop_at_loss()
         status = desk.box.status()
         assert status.health is Health.NEEDS_OPERATOR
         assert "was restored from an older copy" in status.alarms[FORGOTTEN]
@@ -140,14 +140,14 @@ def test_numbers_that_were_never_given_out_do_not_count_as_lost(past: Past, outb
         with Desk(outbox_dir, past.url) as desk:
             lost = desk.trade(3)
             if place is midway:
-                assert not desk.relay.drain(0.5)
+                desk.stop_at_loss()
                 lost += desk.trade(2)
                 operator(desk)
             else:
                 desk.deliver()
             past.set_back(place)
             desk.relay._target.close()
-            assert not desk.relay.drain(0.5)
+            desk.stop_at_loss()
             done = desk.relay.reconcile()
             assert done.gone == 0
             assert done.put_back >= len(lost)
@@ -167,12 +167,12 @@ def test_a_copy_beside_the_original_is_named_and_loses_nothing(
         # The copy cannot know that it is one before it has looked.
         other.trade(4)
         with caplog.at_level(logging.CRITICAL):
-            assert not other.relay.drain(0.5)
+            other.stop_at_loss()
         assert any("a copy of it runs beside it" in record.message for record in caplog.records)
         assert "a copy of it runs beside it" in other.box.status().alarms[FORGOTTEN]
         operator(other)
         original.trade(2)
-        assert not original.relay.drain(0.5)
+        original.stop_at_loss()
         assert original.box.status().health is Health.NEEDS_OPERATOR
         operator(original)
         assert len(seqs(past)) == 15 + 5 + 4 + 2

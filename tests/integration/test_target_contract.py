@@ -15,6 +15,7 @@ from outbox.target import Target
 from outbox.testing import InMemoryTarget, PostgresServer
 from outbox.testing.plugin import Outage
 from tests.unit.fakes.database import query
+from tests.unit.fakes.waiting import LONG
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +54,7 @@ class Contract:
         for number in numbers:
             self.box.enqueue(operation, {"number": number}, order_by=account or f"a{number}")
 
-    def drain(self, timeout: float = 10.0) -> bool:
+    def drain(self, timeout: float = LONG) -> bool:
         return self.relay.drain(timeout)
 
     def dead(self) -> list[int]:

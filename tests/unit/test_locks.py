@@ -347,3 +347,25 @@ def test_a_role_whose_file_cannot_be_truncated_is_let_go_all_the_same(
         patch.setattr(os, "ftruncate", fail)
         lock.release(clean=True)
     RoleLock(tmp_path, Role.RELAY).release()
+
+
+def test_holder_that_lets_go_in_time_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, other = (RoleLock(tmp_path, Role.ACCESS, shared=True) for _ in range(2))
+    pauses: list[float] = []
+
+    class Pause:
+        def wait(self, seconds: float) -> None:
+            pauses.append(seconds)
+            # It is shared meanwhile.
+            RoleLock(tmp_path, Role.ACCESS, shared=True).release()
+            if len(pauses) == 2:
+                other.release()
+
+    monkeypatch.setattr(locks, "Event", Pause)
+    with pytest.raises(StoreLocked):
+        mine.make_exclusive(tries=2)
+    assert len(pauses) == 1
+    mine.make_exclusive(tries=2)
+    assert len(pauses) == 2
+    assert holder(tmp_path, Role.ACCESS) is not None
+    mine.release()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from outbox import Health, TargetMisconfigured
+from outbox import EntryRejected, Health, TargetMisconfigured
 from outbox.store.ledger import Settlement
 
 from .fakes.rig import Rig
@@ -57,6 +57,18 @@ def test_parked_best_effort_operation_holds_nobody_and_drains(outbox_dir: Path) 
         assert status.health is Health.DEGRADED
         assert status.relay.parked_best_effort == {"note": str(GONE)}
         assert rig.pending() == [note]
+
+
+@pytest.mark.parametrize("operation", ["note", "book"])
+def test_child_waits_in_its_batch_for_no_parked_best_effort(outbox_dir: Path, operation: str) -> None:
+    with Rig(outbox_dir) as rig:
+        rig.enqueue("a", operation=operation)
+        [child] = rig.enqueue("b")
+        rig.target.broken[operation] = TargetMisconfigured("no table")
+        rig.target.refuse[child] = EntryRejected("no such parent", permanent=True, sqlstate="23503")
+        rig.step()
+        assert rig.target.calls == [[1, 2]]
+        assert rig.dead() == ([child] if operation == "note" else [])
 
 
 def test_parking_is_logged_once(outbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from outbox import DurabilityError, Outbox, StoreClosed, StoreCorrupt, StoreLocked, StoreUnavailable
-from outbox.store import environment, filesystem, gate
+from outbox.store import environment, filesystem, gate, locks
 from outbox.store.ledger import Settlement
 from outbox.store.locks import Role, RoleLock
 from tests.unit.fakes.waiting import LONG
@@ -119,6 +119,19 @@ def test_beside_another_process_it_refuses_and_changes_nothing(box: Outbox, outb
         other.communicate()
         assert other.returncode == 0
     assert box.compact(timedelta(0), vacuum=True) == 10
+
+
+def test_a_look_at_the_status_is_waited_for(box: Outbox, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `atb outbox status --watch` does again and again."""
+    looking = RoleLock(outbox_dir, Role.ACCESS, shared=True)
+
+    class Pause:
+        def wait(self, seconds: float) -> None:
+            looking.release()
+
+    monkeypatch.setattr(locks, "Event", Pause)
+    assert box.compact(timedelta(0), vacuum=True) == 0
+    assert box.status().ledger == 2
 
 
 @pytest.mark.parametrize("role", [Role.RELAY, Role.ENGINE])

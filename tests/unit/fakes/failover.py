@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psycopg2.errors
+
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
+from outbox.store.reads import FORGOTTEN
 from outbox.testing import PostgresServer, Standby
-from tests.unit.fakes.waiting import LONG
+from tests.unit.fakes.waiting import LONG, until
 
 from .audit import OPERATIONS, SCHEMA, Audit
 
@@ -51,6 +55,16 @@ class Desk:
         assert self.relay.drain(LONG), self.box.status()
         assert self.box.status().pending == 0
 
+    def stop_at_loss(self, relay: Relay | None = None) -> None:
+        """Deliver until the relay has found out that PostgreSQL forgot something, which takes a step or two."""
+        relay = relay or self.relay
+
+        def found_out() -> bool:
+            assert not relay.drain(0.1), "everything was delivered"
+            return FORGOTTEN in self.box.status().alarms
+
+        until(found_out)
+
     def problems(self) -> list[str]:
         return self.audit.problems(self.box)
 
@@ -87,8 +101,16 @@ class Past:
     def remember(self) -> str:
         """Make a copy of the database as it is now."""
         copy = f"{self._name}_{len(self._copies)}"
-        self._disconnect()
-        self._server.execute(f'CREATE DATABASE "{copy}" TEMPLATE "{self._name}"')
+
+        def copied() -> bool:
+            self._disconnect()
+            # A relay at work may have connected again.
+            with suppress(psycopg2.errors.ObjectInUse):
+                self._server.execute(f'CREATE DATABASE "{copy}" TEMPLATE "{self._name}"')
+                return True
+            return False
+
+        until(copied)
         self._copies.append(copy)
         return copy
 

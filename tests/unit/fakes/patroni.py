@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import urllib.error
@@ -23,6 +22,7 @@ import yaml
 
 from outbox.testing import processes, wheel
 
+from .ports import free_ports
 from .waiting import until
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
@@ -229,12 +229,3 @@ class PatroniCluster:
             row = cursor.fetchone()
             return row is not None and row[0] is False
         return False
-
-
-def free_ports(count: int) -> list[int]:
-    """So many ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
