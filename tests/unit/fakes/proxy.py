@@ -21,6 +21,14 @@ _COMMIT = b"COMMIT\0"
 _BATCH = b"INSERT INTO outbox_receipts"
 
 
+def held_port() -> socket.socket:
+    """A socket that keeps a free port of loopback, at which others may listen who reuse addresses, as servers do."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
 class Proxy:
     """Forwards connections to the server of `url`; `self.url` goes through it.  Use it in a `with` block."""
 
@@ -29,8 +37,10 @@ class Proxy:
         assert parts.hostname is not None
         assert parts.port is not None
         self._server = (parts.hostname, parts.port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._address = self._listener.getsockname()
+        # Keeps the port while nobody listens: it is given to nobody else.
+        self._held = held_port()
+        self._address = self._held.getsockname()
+        self._listener = socket.create_server(self._address)
         self.url = urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{self._address[1]}"))
         self._conversations: list[_Conversation] = []
         self._threads: list[threading.Thread] = []
@@ -65,6 +75,7 @@ class Proxy:
             thread.join(LONG)
         for conversation in self._conversations:
             conversation.close()
+        self._held.close()
 
     def disconnect(self) -> None:
         """Cut every connection, as a server that ends does."""
