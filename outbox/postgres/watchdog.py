@@ -26,7 +26,8 @@ class Watchdog:
     def __init__(self, limit_s: float, monotonic: Callable[[], float]) -> None:
         """`limit_s` is the longest that a guarded block may take; it fires within a quarter more."""
         self._limit_s, self._monotonic = limit_s, monotonic
-        self._lock = threading.Lock()
+        # Its thread shuts a socket while it holds the lock.
+        self._lock = threading.RLock()
         self._socket: socket.socket | None = None
         self._deadline: float | None = None
         self._closing = threading.Event()
@@ -101,10 +102,11 @@ class Watchdog:
     def _run(self, closing: threading.Event) -> None:
         # Looking a few times per limit costs less than waking a thread for every batch.
         while not closing.wait(self._limit_s / 4):
-            deadline = self._deadline
-            # Without a socket the driver is still connecting, which has a time limit of its own.
-            if deadline is None or self._socket is None or self.fired:
-                continue
-            if self._monotonic() > deadline:
-                _log.error("PostgreSQL is silent for %(limit_s)s s, shutting the connection", limit_s=self._limit_s)
-                self.shut()
+            # Within the lock: else the block may end meanwhile, and the socket of the next one would be shut.
+            with self._lock:
+                # Without a socket the driver is still connecting, which has a time limit of its own.
+                if self._deadline is None or self._socket is None or self.fired:
+                    continue
+                if self._monotonic() > self._deadline:
+                    _log.error("PostgreSQL is silent for %(limit_s)s s, shutting the connection", limit_s=self._limit_s)
+                    self.shut()

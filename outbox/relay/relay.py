@@ -180,7 +180,8 @@ class Relay:
         `TargetUnavailable`, `TargetMisconfigured` or `DurabilityError`.
         """
         with self._lifecycle, self._alone(0.0) as alone:
-            if not alone:
+            # A thread that has just been started may not drive yet.
+            if self.running or not alone:
                 raise StoreLocked("the relay's thread runs, or another call drains", hint="stop it first")
             owned = self._role is not None
             self._take_role()

@@ -29,6 +29,7 @@ from outbox.store.key_row import place_of
 from outbox.testing import InMemoryTarget
 from outbox.transfer import exporting
 from outbox.transfer.importing import restore
+from tests.unit.fakes.waiting import LONG
 
 from .mutations import Damage, damage
 from .template import CONFIG, MARK, METAS, NamingClock, Template, args_of
@@ -38,8 +39,6 @@ CLEAN, QUARANTINE, REFUSED = "clean, all right", "quarantine with report", "refu
 REPORTED = "opened, damaged ledger reported"
 # Each so many are verified in a real child, opened again after an import, and so on: slow, and the same each time.
 _THOROUGH = 50
-# A relay that has not come to an end by then never does, in seconds.
-_LIMIT_S = 60.0
 
 
 @dataclass
@@ -95,7 +94,7 @@ class Judge:
             return
         with box:
             assert box._opened.history is not None
-            assert box._opened.history.wait(60)
+            assert box._opened.history.wait(LONG)
             if LEDGER_DAMAGED in box.status().alarms:
                 # Until then nothing touches the history: there is no relay, and nothing is enqueued.
                 verdict.outcome = REPORTED
@@ -149,7 +148,7 @@ class Judge:
         target.before = lambda records: delivered.update({record.seq: record for record in records})
         relay = Relay(box, target)
         # The clock of the store stands still.
-        limit = threading.Timer(_LIMIT_S, relay.stop)
+        limit = threading.Timer(LONG, relay.stop)
         limit.start()
         try:
             if not relay.drain(20):

@@ -36,13 +36,13 @@ from outbox.store.ledger import Settlement
 from outbox.transfer import exporting
 from outbox.transfer.importing import restore
 from tests.unit.fakes.rig import FakeClock
+from tests.unit.fakes.waiting import LONG
 
 CONFIG = OutboxConfig(min_free_mb=0)
 LIVES = 20
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
 # Where another byte of a transaction's number begins, or none.
 _STARTS = (None, 1 << 8, 1 << 16, 1 << 24, 1 << 32)
-_PATIENCE_S = 60
 # Of a meta page: where the number of its transaction lies.
 _TRANSACTION_AT = 16 + 24 + 2 * 48 + 8
 
@@ -150,7 +150,7 @@ def _killed(directory: Path, work: str, seed: float, delay: float) -> int:
     with os.fdopen(read, "rb", buffering=0) as pipe:
         # A tree of three levels needs thousands of entries: what makes them is not killed before their commit.
         lines = 2 if work == "deep" else 1
-        while said.count(b"\n") < lines and select.select([pipe], [], [], _PATIENCE_S)[0]:
+        while said.count(b"\n") < lines and select.select([pipe], [], [], LONG)[0]:
             part = pipe.read(1 << 16)
             if not part:
                 break
@@ -183,7 +183,7 @@ def _open(directory: Path, who: str, acknowledged: int, tally: Tally, *, again: 
         try:
             with Outbox.open(directory, CONFIG) as box:
                 last = box.status().last_seq
-                if box._opened.history is not None and not box._opened.history.wait(_PATIENCE_S):
+                if box._opened.history is not None and not box._opened.history.wait(LONG):
                     tally.wrong.append(f"{who}: the check of the ledger does not end")
                 if alarms := box.status().alarms:
                     tally.wrong.append(f"{who}: {alarms}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from tests.faults.drill import Drill, Steps
+from tests.faults.drill import Drill, Running, Steps
 from tests.faults.syscalls import SHORT, Decision, Step, describe, unavailable
+from tests.unit.fakes.waiting import LONG
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason=unavailable())
 
@@ -111,12 +113,23 @@ def test_disk_lost_in_the_ledger_commit_halts_and_loses_nothing(
     drill = Drill(outbox_dir, postgres_url).create()
     drill.run([("open",), ("enqueue", 0, 9)])
 
-    def decide(step: Step) -> Decision:
-        return error if part_of_commit(step) else None
+    running: list[Running] = []
+    started, strikes = threading.Event(), [0]
 
-    report = drill.run([("open",), ("surrender",), ("drain", 0.5), ("enqueue", 20, 2)], decide)
+    def decide(step: Step) -> Decision:
+        if not part_of_commit(step):
+            return None
+        strikes[0] += 1
+        if strikes[0] == 3:
+            assert started.wait(LONG)
+            running[0].control.send("enough")
+        return error
+
+    running.append(drill.start([("open",), ("surrender",), ("drain_in_vain",), ("enqueue", 20, 2)], decide))
+    started.set()
+    report = running[0].join()
     # PostgreSQL has the first batch, the store cannot know it, and nobody may enqueue.
     assert len(report.interceptor.struck) > 2
-    assert report.of("drained") == [(False,)]
+    assert {*report.of("drained")} == {(False,)}
     assert len(report.of("in doubt")) == 2
     drill.finish()

@@ -67,7 +67,7 @@ class _Program:
     ) -> None:
         self._directory, self._url, self._offset = directory, url, offset
         self._config = OutboxConfig(
-            **{"backoff_base": 0.01, "backoff_cap": 0.1, "batch_size": 4, "connect_timeout": 2.0, **settings}
+            **{"backoff_base": 0.01, "backoff_cap": 0.1, "batch_size": 4, "connect_timeout": LONG, **settings}
         )
         self._control, self._say = control, say
         self._box: Outbox | None = None
@@ -206,6 +206,13 @@ class _Program:
             self._say(("drained", relay.drain(timeout_s)))
         except (OutboxError, OSError) as exc:
             self._say(("could not drain", repr(exc)))
+
+    def drain_in_vain(self) -> None:
+        """Relay, and do it again, until the test says so."""
+        while True:
+            self.drain(0.5)
+            if self._control.poll():
+                return
 
     def vacuum(self) -> None:
         """Rewrite the file; a failure is reported."""

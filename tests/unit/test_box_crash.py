@@ -93,7 +93,7 @@ other.start()
 inside.wait()
 child = os.fork()
 if child == 0:
-    signal.alarm(3)
+    signal.alarm(60)
     try:
         box.enqueue("log", {})
     except StoreClosed:
@@ -249,7 +249,9 @@ def test_of_two_openings_at_once_after_a_crash_one_verifies(
 
     def open_and_close(opener: Callable[[Path], Any]) -> None:
         with suppress(StoreLocked):
-            opener(outbox_dir)
+            opened = opener(outbox_dir)
+            if isinstance(opened, Outbox):
+                opened.close()
 
     monkeypatch.setattr(verify, "check", checked.append)
     monkeypatch.setattr(RoleLock, "make_exclusive", at_once)

@@ -62,11 +62,11 @@ def on_tcp() -> tuple[socket.socket, str]:
 
 
 @pytest.fixture
-def closed_port() -> str:
-    """A port at which nobody listens."""
-    listener, port = on_tcp()
-    listener.close()
-    return port
+def closed_port() -> Iterator[str]:
+    """A port at which nobody listens, and that nobody else is given meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield str(held.getsockname()[1])
 
 
 def message(kind: bytes, content: bytes) -> bytes:

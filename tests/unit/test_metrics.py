@@ -19,6 +19,7 @@ from outbox.metrics import StatusCollector, as_text, parse_address, registry_of,
 from outbox.monitoring.figures import FIGURES
 from outbox.store.reads import UNKNOWN_BYTES
 from tests.unit.fakes.rig import Rig, permanent
+from tests.unit.fakes.waiting import LONG, until
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
 
@@ -44,7 +45,7 @@ def value(text: str, name: str, **labels: str) -> float:
 
 
 def get(address: str) -> str:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=LONG) as answer:
         return str(answer.read().decode())
 
 
@@ -113,7 +114,7 @@ def test_registering_does_not_read_the_store() -> None:
 
 @pytest.mark.slow
 def test_a_server_reads_the_status_when_it_is_scraped(rig: Rig) -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     with start_metrics(rig.box, "127.0.0.1:0") as server:
         assert value(get(server.address), "pending_entries") == 0
         rig.enqueue("a", "b")
@@ -121,7 +122,8 @@ def test_a_server_reads_the_status_when_it_is_scraped(rig: Rig) -> None:
         with pytest.raises(ConfigError, match=f"metrics cannot be served at {server.address}"):
             start_metrics(rig.box, server.address)
     server.close()
-    assert threading.active_count() == before
+    # The thread of a request may end after its answer.
+    until(lambda: set(threading.enumerate()) <= before)
     with pytest.raises(OSError, match="refused"):
         get(server.address)
 

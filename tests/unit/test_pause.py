@@ -13,6 +13,7 @@ from outbox.monitoring import pause
 from outbox.monitoring.pause import Pauses
 from outbox.store.reads import PAUSE
 from tests.unit.fakes.rig import Rig, TurnedClock
+from tests.unit.fakes.waiting import LONG
 
 
 def test_a_paused_relay_delivers_nothing_and_goes_on_when_told(outbox_dir: Path) -> None:
@@ -59,7 +60,7 @@ def test_pause_ends_the_wait_of_a_caller_in_the_same_process(outbox_dir: Path) -
         waiter = threading.Thread(target=lambda: waited.append(rig.box.progress.wait(lambda: False, 1e9)))
         waiter.start()
         rig.enqueue("a")
-        waiter.join(30)
+        waiter.join(LONG)
         assert waited == [False]
 
 

@@ -312,10 +312,15 @@ def many(box: Outbox, count: int) -> None:
 def test_stopping_ends_a_drain_of_another_thread(outbox_dir: Path) -> None:
     target = InMemoryTarget(OPERATIONS)
     entered = threading.Event()
-    target.before = lambda records: entered.set()
     with Outbox.open(outbox_dir, OutboxConfig(batch_size=1), OPERATIONS) as box:
-        many(box, 2000)
+        many(box, 50)
         relay = Relay(box, target)
+
+        def wait_for_the_stop(records: Sequence[Record]) -> None:
+            entered.set()
+            assert relay._stop.wait(LONG)
+
+        target.before = wait_for_the_stop
         drained: list[bool] = []
         thread = threading.Thread(target=lambda: drained.append(relay.drain(timeout=LONG)))
         thread.start()
@@ -324,9 +329,10 @@ def test_stopping_ends_a_drain_of_another_thread(outbox_dir: Path) -> None:
         thread.join(LONG)
         assert drained == [False]
         # What was applied is recorded, the rest waits, and the relay may be used again.
-        assert [entry.seq for entry in box.pending()] == list(range(len(target.applied) + 1, 2001))
+        assert [entry.seq for entry in box.pending()] == list(range(len(target.applied) + 1, 51))
+        target.before = None
         assert relay.drain(timeout=LONG)
-        assert target.applied == list(range(1, 2001))
+        assert target.applied == list(range(1, 51))
 
 
 def test_stopping_in_the_middle_of_ones_own_drain_ends_it(outbox_dir: Path) -> None:

@@ -52,7 +52,7 @@ def target() -> InMemoryTarget:
 def relay(box: Outbox, target: InMemoryTarget) -> Iterator[Relay]:
     relay = Relay(box, target)
     yield relay
-    assert relay.stop()
+    assert relay.stop(LONG)
 
 
 def write(box: Outbox, number: int, order_by: str | None = None) -> int:
@@ -145,7 +145,7 @@ def test_stop_lets_a_batch_in_flight_end(box: Outbox, target: InMemoryTarget, re
     write(box, 1)
     relay.start()
     signals.wait()
-    stopper = threading.Thread(target=relay.stop)
+    stopper = threading.Thread(target=relay.stop, args=(LONG,))
     stopper.start()
     signals.gate.set()
     stopper.join(LONG)
@@ -395,9 +395,18 @@ def test_drain_says_no_when_the_thread_dies_meanwhile(
     signals.wait()
     monkeypatch.setattr(box.store, "settle", broken_peek)
     answers: list[bool] = []
+    waits = threading.Event()
+    wait_for_the_thread = relay._await
+
+    def waiting(goal: int, question: int, deadline: float) -> bool:
+        waits.set()
+        return wait_for_the_thread(goal, question, deadline)
+
+    monkeypatch.setattr(relay, "_await", waiting)
     drainer = threading.Thread(target=lambda: answers.append(relay.drain(LONG)))
     drainer.start()
-    until(lambda: relay._delivery.awaited == 1)
+    # Else it would find no thread, and drain by itself.
+    assert waits.wait(LONG)
     signals.gate.set()
     drainer.join(LONG)
     assert answers == [False]
@@ -554,12 +563,38 @@ def test_reconcile_without_a_loss_leaves_the_relay_as_it_was(box: Outbox, target
     assert box.status().relay.alive
 
 
-def test_no_reconciliation_beside_the_thread(relay: Relay) -> None:
+def test_no_reconciliation_beside_the_thread(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+    drive = relay._run
+
+    def late() -> None:
+        assert begun.wait(LONG)
+        drive()
+
+    # A thread that has been started may not drive yet.
+    monkeypatch.setattr(relay, "_run", late)
     relay.start()
-    began = time.monotonic()
     with pytest.raises(StoreLocked, match="the relay's thread runs"):
         relay.reconcile()
-    assert time.monotonic() - began < 5
+    begun.set()
+    assert relay.drain(LONG)
+    with pytest.raises(StoreLocked, match="the relay's thread runs"):
+        relay.reconcile()
+
+
+def test_no_reconciliation_beside_a_drain(box: Outbox, target: InMemoryTarget, relay: Relay) -> None:
+    signals = Signals(target)
+    signals.gate.clear()
+    write(box, 1)
+    drainer = threading.Thread(target=relay.drain, args=(LONG,))
+    drainer.start()
+    signals.wait()
+    # It does not wait for the drain, which would not end.
+    with pytest.raises(StoreLocked, match="another call drains"):
+        relay.reconcile()
+    signals.gate.set()
+    drainer.join(LONG)
+    assert target.applied == [1]
 
 
 def test_the_thread_works_through_a_backlog_of_many_batches(outbox_dir: Path, target: InMemoryTarget) -> None:
@@ -754,6 +789,6 @@ def test_drain_with_a_distant_retry_ends_at_its_timeout(
         drained: list[bool] = []
         drainer = threading.Thread(target=lambda: drained.append(relay.drain(0.2)))
         drainer.start()
-        drainer.join(5.0)
+        drainer.join(LONG)
         assert drained == [False]
         assert relay.stop()

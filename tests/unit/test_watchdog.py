@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing, suppress
 
 import pytest
 
@@ -50,6 +51,16 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield one, other
 
 
+def descriptors(one: socket.socket) -> int:
+    """How many descriptors of this process are this socket; others come and go with other threads."""
+    mine = os.fstat(one.fileno())
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of the listing itself
+            count += os.path.samestat(os.fstat(int(name)), mine)
+    return count
+
+
 def works(pair: tuple[socket.socket, socket.socket]) -> bool:
     try:
         pair[0].sendall(b"x")
@@ -80,6 +91,29 @@ def test_a_block_within_its_limit_is_left_alone(
     threading.Event().wait(LIMIT_S / 2)
     assert works(pair)
     assert not watchdog.fired
+
+
+def test_block_that_ends_while_the_watchdog_looks_is_left_alone(pair: tuple[socket.socket, socket.socket]) -> None:
+    looks, ended = threading.Event(), threading.Event()
+
+    class SlowTime(Time):
+        def __call__(self) -> float:
+            if threading.current_thread().name == "outbox-watchdog":
+                looks.set()
+                ended.wait(0.3)  # in vain where the block cannot end meanwhile
+            return self.now
+
+    clock = SlowTime()
+    with closing(Watchdog(LIMIT_S, clock)) as watchdog:
+        watchdog.watch(pair[0].fileno())
+        with watchdog.guard():
+            assert looks.wait(LONG)
+        clock.now = 100.0
+        ended.set()
+        with watchdog.guard():
+            threading.Event().wait(LIMIT_S / 2)
+        assert works(pair)
+        assert not watchdog.fired
 
 
 def test_shut_ends_the_conversation_at_once_and_may_be_repeated(
@@ -185,12 +219,12 @@ def test_after_closing_it_can_be_used_again(
 
 
 def test_closed_watchdog_keeps_no_descriptor(clock: Time, pair: tuple[socket.socket, socket.socket]) -> None:
-    before = len(os.listdir("/proc/self/fd"))
     watchdog = Watchdog(LIMIT_S, clock)
     for _ in range(5):
         watchdog.watch(pair[0].fileno())
+    assert descriptors(pair[0]) == 2
     watchdog.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors(pair[0]) == 1
 
 
 def test_watchdog_may_be_closed_from_its_own_thread(clock: Time, pair: tuple[socket.socket, socket.socket]) -> None:
@@ -241,6 +275,8 @@ def test_watchdog_has_not_fired_before_a_block_or_after_reconnecting(
 def test_watchdog_thread_has_a_name_and_ends_with_the_process(
     watchdog: Watchdog, pair: tuple[socket.socket, socket.socket]
 ) -> None:
+    before = set(threading.enumerate())
     watchdog.watch(pair[0].fileno())
-    (thread,) = [one for one in threading.enumerate() if one.name == "outbox-watchdog"]
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.name == "outbox-watchdog"
     assert thread.daemon

@@ -181,7 +181,7 @@ held = InDelivery(Path(sys.argv[1]))
 assert held.claim(1, 1)
 if os.fork() == 0:
     print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

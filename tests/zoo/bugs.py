@@ -216,8 +216,8 @@ BUGS = (
     Bug(
         "a silent connection is waited for",
         "outbox/postgres/watchdog.py",
-        "            if self._monotonic() > deadline:",
-        "            if False:",
+        "                if self._monotonic() > self._deadline:",
+        "                if False:",
         ("tests/unit/test_watchdog.py",),
     ),
     Bug(

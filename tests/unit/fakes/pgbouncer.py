@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg2
 import pytest
 
-from .ports import free_ports
+from .ports import held_port
 from .waiting import until
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
@@ -37,7 +37,8 @@ class PgBouncer:
         self._program = find()
         parts = urlsplit(url)
         assert parts.hostname is not None
-        [self._port] = free_ports(1)
+        self._held = held_port()
+        self._port = self._held.getsockname()[1]
         self.url = urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{self._port}"))
         self._console = urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{self._port}", path="/pgbouncer"))
         lines = {
@@ -75,6 +76,7 @@ class PgBouncer:
         self._process.kill()
         self._process.wait()
         self._folder.cleanup()
+        self._held.close()
 
     def command(self, sql: str) -> None:
         """Run a command of its administration console, such as RECONNECT."""

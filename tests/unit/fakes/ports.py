@@ -29,3 +29,11 @@ def free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+def held_port() -> socket.socket:
+    """A socket that keeps a free port of loopback, at which others may listen who reuse addresses, as servers do."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held

@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from urllib.parse import urlsplit, urlunsplit
 
+from tests.unit.fakes.ports import held_port
 from tests.unit.fakes.waiting import LONG
 
 _READY = b"Z\x00\x00\x00\x05I"
@@ -29,12 +30,10 @@ class Proxy:
         assert parts.hostname is not None
         assert parts.port is not None
         self._server = (parts.hostname, parts.port)
-        # Never listens: it keeps the port from other programs while new connections are refused.
-        self._place = socket.socket()
-        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._place.bind(("127.0.0.1", 0))
-        self._address = self._place.getsockname()
-        self._listener = socket.create_server(self._address, reuse_port=True)
+        # Keeps the port while nobody listens: it is given to nobody else.
+        self._held = held_port()
+        self._address = self._held.getsockname()
+        self._listener = socket.create_server(self._address)
         self.url = urlunsplit(parts._replace(netloc=f"{parts.username}@127.0.0.1:{self._address[1]}"))
         self._conversations: list[_Conversation] = []
         self._threads: list[threading.Thread] = []
@@ -69,7 +68,7 @@ class Proxy:
             thread.join(LONG)
         for conversation in self._conversations:
             conversation.close()
-        self._place.close()
+        self._held.close()
 
     def disconnect(self) -> None:
         """Cut every connection, as a server that ends does."""
@@ -91,7 +90,7 @@ class Proxy:
 
     def accept(self) -> None:
         """Take connections again, at the same address."""
-        self._listener = socket.create_server(self._address, reuse_port=True)
+        self._listener = socket.create_server(self._address)
         self._acceptor = self._spawn(self._accept, self._listener)
 
     def _spawn(self, target: object, *args: object) -> threading.Thread:
