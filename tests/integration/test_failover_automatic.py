@@ -48,6 +48,8 @@ def test_an_engine_trades_through_a_failover(servers: tuple[PostgresServer, Stan
     with Desk(outbox_dir, multi_host(primary, standby)) as desk, desk.relay:
         desk.trade(30)
         assert desk.relay.drain(LONG)
+        # Without the tables of the outbox it would be another database.
+        standby.catch_up()
         standby.detach()
         for _ in range(20):
             desk.trade(5)

@@ -17,7 +17,8 @@ from tests.unit.fakes.database import query
 from tests.unit.fakes.waiting import LONG, until
 
 OPERATIONS = (Operation("trade", table="deals"),)
-_CONFIG = OutboxConfig(backoff_base=0.01, backoff_cap=0.05, min_free_mb=0)
+# A connection that is slow to be made would be asked for twice.
+_CONFIG = OutboxConfig(backoff_base=0.01, backoff_cap=0.05, min_free_mb=0, connect_timeout=LONG)
 _CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'lmdb-outbox'"
 
 

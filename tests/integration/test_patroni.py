@@ -79,5 +79,6 @@ def test_leader_killed_under_load_loses_and_doubles_nothing(cluster: PatroniClus
             cursor.execute("SELECT account, array_agg(number ORDER BY id) FROM trades GROUP BY account")
             assert dict(cursor.fetchall()) == {engine.name: engine.acknowledged for engine in engines}
         for engine in engines:
-            assert engine.box.status().health.name == "HEALTHY"
+            # The nodes may still be at the change of their roles.
+            until(lambda named=engine: named.box.status().health.name == "HEALTHY")  # type: ignore[misc]
             assert len(engine.acknowledged) == 3 * ENTRIES
