@@ -19,7 +19,7 @@ from outbox import ConfigError, Outbox, OutboxError, PostgresTarget, Relay
 from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.trading_engine import wire
 from outbox.testing import PostgresServer
-from tests.unit.fakes.waiting import LONG
+from tests.unit.fakes.waiting import LONG, until
 
 from .scripted import Engine, Manager, config
 
@@ -321,15 +321,22 @@ def test_relay_stays_until_a_blocking_start_has_returned(postgres_url: str, outb
         def start(self) -> None:
             self.db_manager.create_trading_session("s", "I", "1d", "paper", Decimal(1))
             self.stop()
-            assert wiring._winding_down is not None
-            wiring._winding_down.join(0.3)
             assert wiring.relay is not None
+            until(lambda: waiting.is_set() or not wiring.relay.running)  # type: ignore[union-attr]
             assert wiring.relay.running
             self.db_manager.update_balance(Decimal(2), "on the way out")
+
+    waiting = threading.Event()
+
+    class Seen(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waiting.set()
+            return super().wait(timeout)
 
     manager: Any = Durable(postgres_url)
     engine: Any = Last(manager)
     with wire(engine, config=config(outbox_dir, postgres_url), write_behind=True, drain_s=LONG) as wiring:
+        wiring._out_of_start = Seen()
         engine.start()
         assert wiring._winding_down is not None
         wiring._winding_down.join(LONG)
