@@ -7,6 +7,7 @@ the ORM's flush.  PostgreSQL itself tells which functions may write: those that 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 import psycopg2.extensions
@@ -20,6 +21,8 @@ _READS = re.compile(
 )
 _OF_TRANSACTION = re.compile(r"\s*(SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
 _CALL = re.compile(r'(\w+)"?\s*\(')
+# Longer statements have their values in them, and do not come again.
+_KEPT_CHARS = 10_000
 _VOLATILE = """
     SELECT DISTINCT lower(proname) FROM pg_catalog.pg_proc JOIN pg_catalog.pg_namespace n ON n.oid = pronamespace
     WHERE lower(proname) = ANY(%s) AND provolatile = 'v' AND nspname NOT IN ('pg_catalog', 'information_schema')
@@ -39,12 +42,11 @@ class Writes:
 
     def may_write(self, raw: Any, statement: str) -> bool:
         """Whether `statement`, about to be sent on the driver's connection `raw`, may write."""
-        if sessions.is_setting(statement) or _OF_TRANSACTION.match(statement):
-            return False
-        return not _READS.match(statement) or self._calls_what_writes(raw, statement)
+        found = (_judged if len(statement) <= _KEPT_CHARS else _judged.__wrapped__)(statement)
+        return found if isinstance(found, bool) else self._writes(raw, found)
 
-    def _calls_what_writes(self, raw: Any, statement: str) -> bool:
-        names = {name.lower() for name in _CALL.findall(statement)}
+    def _writes(self, raw: Any, names: frozenset[str]) -> bool:
+        """Whether one of these functions may write."""
         unknown = names - self._functions.keys()
         if unknown and raw.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_INERROR:
             with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
@@ -52,3 +54,11 @@ class Writes:
                 found = {name for (name,) in cursor}
             self._functions |= {name: name in found for name in unknown}
         return any(self._functions.get(name, False) for name in names)
+
+
+@lru_cache(maxsize=1024)
+def _judged(statement: str) -> bool | frozenset[str]:
+    """Whether a statement may write; the functions that it calls where that depends on them."""
+    if sessions.is_setting(statement) or _OF_TRANSACTION.match(statement):
+        return False
+    return not _READS.match(statement) or frozenset(name.lower() for name in _CALL.findall(statement))

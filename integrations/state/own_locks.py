@@ -9,21 +9,18 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-_LOCK, _RLOCK = type(threading.Lock()), type(threading.RLock())
+_RLOCK = type(threading.RLock())
+_LOCKS = (type(threading.Lock()), _RLOCK, threading.Condition, threading.Semaphore)
 
 
 def own_locks(replica: Any) -> dict[str, Any]:
     """New locks for those that a copy shares with its manager, by the names of its attributes; none is held."""
-    found = {name: value for name, value in vars(replica).items() if _is_lock(value)}
-    for base in type(replica).__mro__:
-        shared = {name: value for name, value in vars(base).items() if _is_lock(value)}
-        found = shared | found
+    found: dict[str, Any] = {}
+    # At each call anew: a class may get its lock at its first use.
+    for attributes in (*(vars(base) for base in reversed(type(replica).__mro__[:-1])), vars(replica)):
+        found |= {name: value for name, value in attributes.items() if isinstance(value, _LOCKS)}
     made: dict[int, Any] = {}
     return {name: _like(value, made) for name, value in found.items()}
-
-
-def _is_lock(value: Any) -> bool:
-    return isinstance(value, _LOCK | _RLOCK | threading.Condition | threading.Semaphore)
 
 
 def _like(lock: Any, made: dict[int, Any]) -> Any:
