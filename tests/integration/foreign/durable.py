@@ -13,15 +13,18 @@ from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.trading_engine import wire
 from outbox.patience import Patience
-from tests.unit.fakes.waiting import LONG
+from tests.unit.fakes.waiting import LONG, until
 
 from .declarations import OPERATIONS
 from .journal import Journal
 from .kinds import KINDS
-from .process import Order, serve
+from .process import Order, Parts, serve
 
 ATTRIBUTES = {"classic": "db_manager", "typed": "store"}
 HALTS = {"classic": "_enter_close_only_mode", "typed": "no_more_entries"}
+
+# Calls of about three bars.
+LAST_BARS = 20
 
 Status = Callable[[], dict[str, Any]]
 
@@ -31,12 +34,12 @@ def config(url: str, folder: Path) -> OutboxConfig:
 
 
 @contextlib.contextmanager
-def wired(order: Order, journal: Journal, closes: list[float]) -> Iterator[tuple[Any, Status]]:
-    """An engine in front of which the outbox stands, and what tells its status when all is delivered."""
+def wired(order: Order, journal: Journal, closes: list[float]) -> Iterator[Parts]:
+    """An engine in front of which the outbox stands; its status is told when all is delivered."""
     kind, mode, url, folder = order["kind"], order["mode"], order["url"], Path(order["dir"])
     if mode == "default":
         with by_hand(kind, url, folder) as (manager, status):
-            yield KINDS[kind].engine(manager, journal, closes), status
+            yield KINDS[kind].engine(manager, journal, closes), status, partial(learn, manager)
         return
     durable_class: Any = DurableDatabaseManager.of(KINDS[kind].manager, operations=OPERATIONS[kind], wait_s=LONG)
     engine = KINDS[kind].engine(durable_class(url), journal, closes)
@@ -49,7 +52,7 @@ def wired(order: Order, journal: Journal, closes: list[float]) -> Iterator[tuple
         write_behind=mode == "write_behind",
         drain_s=LONG,
     ):
-        yield engine, lambda: drained(engine.get_outbox_status)
+        yield engine, lambda: drained(engine.get_outbox_status), partial(learn, getattr(engine, ATTRIBUTES[kind]))
 
 
 @contextlib.contextmanager
@@ -62,6 +65,22 @@ def by_hand(kind: str, url: str, folder: Path) -> Iterator[tuple[Any, Status]]:
         with Relay(box, PostgresTarget(url, manager.outbox_operations)):
             yield manager, lambda: drained(box.status)
         manager.detach_outbox()
+
+
+def learn(manager: Any) -> None:
+    """Wait until the last bars at most are undelivered, and what the relay has learned before is on disk.
+
+    A program that is killed in an outage knows no more than that in its next life, and a busy machine may keep the
+    threads waiting that do it.
+    """
+    adapter = manager._durable.adapter
+    outbox, keeper = adapter.outbox, adapter.keeper
+
+    def pending() -> int:
+        return int(outbox.status().pending)
+
+    until(lambda: pending() <= LAST_BARS or outbox.progress.delivering is False, pending)
+    until(lambda: keeper.view.learning.version == keeper._kept_version)
 
 
 def drained(status: Callable[[], Any]) -> dict[str, Any]:

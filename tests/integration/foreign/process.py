@@ -15,8 +15,9 @@ from .kinds import KINDS
 from .market import prices
 
 Order = dict[str, Any]
-# Makes the engine of an order; what it yields beside the engine is told when the engine has stopped.
-Made = Callable[[Order, Journal, list[float]], AbstractContextManager[tuple[Any, Callable[[], dict[str, Any]]]]]
+# An engine, its status, which is told when it has stopped, and what waits for its background work at a pause.
+Parts = tuple[Any, Callable[[], dict[str, Any]], Callable[[], None]]
+Made = Callable[[Order, Journal, list[float]], AbstractContextManager[Parts]]
 
 
 def say(**what: Any) -> None:
@@ -25,16 +26,16 @@ def say(**what: Any) -> None:
 
 
 @contextlib.contextmanager
-def plain(order: Order, journal: Journal, closes: list[float]) -> Iterator[tuple[Any, Callable[[], dict[str, Any]]]]:
+def plain(order: Order, journal: Journal, closes: list[float]) -> Iterator[Parts]:
     kind = KINDS[order["kind"]]
-    yield kind.engine(kind.manager(order["url"]), journal, closes), dict
+    yield kind.engine(kind.manager(order["url"]), journal, closes), dict, lambda: None
 
 
 def serve(made: Made) -> None:
     """Trade as the order in the first argument says."""
     order = json.loads(sys.argv[1])
     journal = Journal(Path(order["journal"]))
-    with made(order, journal, prices(order["bars"])) as (engine, status):
+    with made(order, journal, prices(order["bars"])) as (engine, status, settle):
         engine.start()
         first = order["first"]
         for bar in [*order["pauses"], order["bars"]]:
@@ -44,6 +45,7 @@ def serve(made: Made) -> None:
                 return
             first = bar
             if bar < order["bars"]:
+                settle()
                 say(at=bar)
                 sys.stdin.readline()
         engine.stop()
