@@ -73,7 +73,8 @@ def learn(manager: Any) -> None:
     A program that is killed in an outage knows no more than that in its next life, and a busy machine may keep the
     threads waiting that do it.
     """
-    outbox, keeper = manager._adapter.outbox, manager._adapter.keeper
+    adapter = manager._durable.adapter
+    outbox, keeper = adapter.outbox, adapter.keeper
 
     def pending() -> int:
         return int(outbox.status().pending)
