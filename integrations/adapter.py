@@ -84,7 +84,7 @@ class Adapter:
         outbox.declare(self.operations)
         self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves, learned)
         self.replayer.witness = self.keeper.witness
-        self.delivery = Delivery(outbox, self.replayer.answers, wait_s=wait_s, refused=self.keeper.doubt)
+        self.delivery = Delivery(outbox, self.replayer, wait_s=wait_s, refused=self.keeper.doubt)
         self._session_id: int | None = None
         # The operation that ended the current session, while it is not known whether that one stays current.
         self._ended: tuple[str, int | None] | None = None

@@ -10,7 +10,7 @@ from .. import Entry, EntryStatus, Outbox
 from ..errors import EntryNotFound
 from ..log import Log
 from .operations import NOTES, ManagerOperation
-from .replay.replay import Answer, Answers, CallFailed
+from .replay.replay import Answer, CallFailed, Replayer
 from .state.carried import has_arrived
 
 _log = Log("outbox.integrations")
@@ -25,10 +25,11 @@ class Delivery:
     """Knows how far the relay is with one adapter's calls.  Thread-safe."""
 
     def __init__(
-        self, outbox: Outbox, answers: Answers, *, wait_s: float, refused: Callable[[int | None], None]
+        self, outbox: Outbox, replayer: Replayer, *, wait_s: float, refused: Callable[[int | None], None]
     ) -> None:
         """Callers wait for at most `wait_s` seconds; `refused(session_id)` hears of calls that PostgreSQL refused."""
-        self._outbox, self._answers, self._wait_s, self._refused = outbox, answers, wait_s, refused
+        self._outbox, self._replayer, self._wait_s, self._refused = outbox, replayer, wait_s, refused
+        self._answers = replayer.answers
         # What an earlier process left is this program's own as well.
         self.last_seq = outbox.store.figures().counters.next_seq - 1
         # An entry whose result did not come in time: until it is settled nobody waits for another.
@@ -89,6 +90,9 @@ class Delivery:
         if not self._outbox.progress.wait(lambda: has_arrived(self._outbox, last.seq), self._wait_s):
             if self.works:
                 self._late_seq = last.seq
+            early = self._answers.leave(entry.seq)
+            if early is not None:
+                self._replayer.compare_id(operation, entry, early.value)
             return local_result(operation, entry)
         answers = [self._answers.take(one.seq) for one in entries]
         answer = answers[0]

@@ -73,7 +73,7 @@ class Telling:
             if not self._view.is_understood(notes["session"], POSITIONS):
                 # One that is not in the view may be open all the same.
                 seen.tables = {name: rows for name, rows in seen.tables.items() if name != POSITIONS}
-            return checks.exceeded(seen, balance, self._view.learning.effect(seen))
+            return checks.exceeded(seen, balance, self._view.learning.of_shape(seen))
 
     def told(self, item: Prepared, *, online: bool) -> Any:
         """What the block is told: by the manager itself where it can be asked, else as the manager was seen to."""

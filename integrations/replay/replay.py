@@ -8,7 +8,7 @@ the capture, and a method that swallows its error is not taken for success.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -74,6 +74,8 @@ class Answers:
         # Reentrant, since a signal handler may come while it is held.
         self._lock = threading.RLock()
         self._kept: OrderedDict[int, Answer] = OrderedDict()
+        # Calls whose callers wait no longer, and have the local result.
+        self._left: deque[int] = deque(maxlen=_ANSWERS_KEPT)
 
     def keep(self, seq: int, answer: Answer) -> None:
         """Replace what is known of `seq`."""
@@ -87,6 +89,17 @@ class Answers:
         """What is known of `seq`, once."""
         with self._lock:
             return self._kept.pop(seq, None)
+
+    def leave(self, seq: int) -> Answer | None:
+        """Note that the caller waits no longer; what is known of `seq`, though PostgreSQL has not committed it."""
+        with self._lock:
+            self._left.append(seq)
+            return self._kept.pop(seq, None)
+
+    def is_left(self, seq: int) -> bool:
+        """Whether the caller has stopped waiting."""
+        with self._lock:
+            return seq in self._left
 
 
 def _is_refusal(error: BaseException) -> bool:
@@ -202,7 +215,8 @@ class Replayer:
                 f"{operation.name} of the manager answered {value!r} and wrote nothing",
                 hint="see the engine's log; the row may be missing",
             )
-        self._compare_id(operation, entry, value)
+        if notes_of(entry).get("final") or self.answers.is_left(entry.seq):
+            self.compare_id(operation, entry, value)
         self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
         return value if isinstance(value, (bool, int, str, type(None))) else None
 
@@ -286,10 +300,10 @@ class Replayer:
         self._sound(f"diverged-balance-{session}", message)
         return True
 
-    def _compare_id(self, operation: ManagerOperation, entry: Entry, value: Any) -> None:
+    def compare_id(self, operation: ManagerOperation, entry: Entry, value: Any) -> None:
         """Report an id that is not the one which the caller has, as where the manager found the row there already."""
         told = notes_of(entry).get("id")
-        if not notes_of(entry).get("final") or value is None or isinstance(value, bool) or value == told:
+        if told is None or value is None or isinstance(value, bool) or value == told:
             return
         table = operation.table_and_column()[0]
         message = (

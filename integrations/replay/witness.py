@@ -12,7 +12,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Float, Numeric
+from sqlalchemy import Float, Integer, MetaData, Numeric, TypeDecorator
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -22,7 +22,7 @@ from ..host import shallow
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
 from ..view import checks
-from ..view.conversions import number_or_none
+from ..view.conversions import SCALES, number_or_none
 from ..view.effects import ORDERS as ORDERS_TABLE
 from ..view.effects import POSITIONS as POSITIONS_TABLE
 from ..view.effects import RESOLVED, Seen, Tables, resolved_before
@@ -165,6 +165,8 @@ class _Watched:
         self.before: Look | None = None
         self._told: list[Any] = []
         self._amounts: list[tuple[int | None, Any]] = []
+        # Decimal places of all columns of the manager's tables: it may write some of them past the ORM.
+        self._scales: set[int | None] = set()
 
     def try_to(self, action: Callable[[], Any]) -> None:
         """The replay must not suffer from what is only curiosity."""
@@ -208,11 +210,10 @@ class _Watched:
         def note(session: Any) -> None:
             for row in (*session.new, *session.dirty):
                 state = inspect_orm(row)
+                self._scales |= _scales_in(state.mapper.local_table.metadata)
                 for attribute in state.mapper.column_attrs:
-                    kind = attribute.columns[0].type
-                    if isinstance(kind, Numeric):
-                        scale = None if isinstance(kind, Float) else kind.scale
-                        self._amounts.append((scale, number_or_none(state.dict.get(attribute.key))))
+                    amount = number_or_none(state.dict.get(attribute.key))
+                    self._amounts += [(scale, amount) for scale in _scales_of(attribute.columns[0].type)]
 
         self._watch.on_flush = note
 
@@ -245,7 +246,7 @@ class _Watched:
         balance = number_or_none(after.balance)
         with self._view.lock:
             learning.version += 1
-            learning.scales |= {scale for scale, _ in self._amounts}
+            learning.scales |= self._scales
             if balance is not None and self._operation.balance is not None:
                 fitting = {
                     scale for scale, amount in self._amounts if amount is not None and nearly_equal(amount, balance)
@@ -264,7 +265,7 @@ class _Watched:
                 learning.taken[self._entry.seq] = dict(self._sides.taken)
             for told in self._told:
                 learn_yield(learning, seen, told, old)
-            limits = checks.exceeded(seen, old, learning.effect(seen))
+            limits = checks.exceeded(seen, old, learning.of_shape(seen))
             checks.accepted(learning, self._operation, limits)
         self.look_at_session()
 
@@ -285,5 +286,22 @@ class _Watched:
         self.before = look
         seen = self._seen()
         with self._view.lock:
-            limits = checks.exceeded(seen, number_or_none(look.balance), self._view.learning.effect(seen))
+            limits = checks.exceeded(seen, number_or_none(look.balance), self._view.learning.of_shape(seen))
             checks.refused(self._view.learning, self._operation, limits, error)
+
+
+def _scales_in(metadata: MetaData) -> set[int | None]:
+    return {
+        scale for table in metadata.tables.values() for column in table.columns for scale in _scales_of(column.type)
+    }
+
+
+def _scales_of(kind: Any) -> tuple[int | None, ...]:
+    """The decimal places that amounts of a column may have, None where it does not round them."""
+    if isinstance(kind, TypeDecorator):
+        # Its own code may round.
+        return SCALES if isinstance(kind.impl_instance, Numeric | Float | Integer) else ()
+    # SQLAlchemy 2.0 derives Float from Numeric, 2.1 does not.
+    if isinstance(kind, Float):
+        return (None,)
+    return (kind.scale,) if isinstance(kind, Numeric) else ()

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Order, Position
-from .conversions import is_number, number, number_or_none, text_of
+from .conversions import is_number, number, text_of
 from .learning import DECISIVE, Space, is_id, predict_row
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ _RESOLVED_BY = "resolved_by"
 PARENT = ""
 # Under this name a row has the key of the dict that shows it, where it shows no key itself.
 KEY = "(key)"
+# Parts of the names of quantities, and of amounts that are none.
+NOT = "not "
+_QUANTITIES = ("size", "quantity", "qty", "amount", "volume", "units", "lots", "contracts", "shares")
+_FILLED = ("fill", "exec")
+_PRICES = ("price", "value", "cost", "fee", "pnl", "percent", "pct")
 
 
 @dataclass(slots=True)
@@ -184,7 +190,7 @@ class Seen:
         for id_ in self.named(POSITIONS):
             side = self.tables[POSITIONS][id_].get("side")
             found["of"] = None if side is None else str(_decisive("side", side))
-        return [f"{name}={text}" for name, text in found.items() if text is not None]
+        return [*(f"{name}={text}" for name, text in found.items() if text is not None), *self.ends]
 
     @cached_property
     def shape(self) -> str:
@@ -194,17 +200,24 @@ class Seen:
         if self.operation.position is None and position_id is not None:
             is_open = shown_id(self.tables.get(POSITIONS, {}), position_id) is not None
             parts += ["at an open position" if is_open else "at a position"]
-        for id_ in self.named(POSITIONS):
-            parts += self._all_of(id_)
         return "|".join((self.operation.name, *parts))
 
-    def _all_of(self, position_id: Any) -> list[str]:
-        """What of a position a partial exit takes to the last: that may end the position."""
-        taken = number_or_none(self.call.get("executed_size_delta"))
-        if taken is None or self.operation.position is not Position.REDUCES:
-            return []
-        row = self.tables[POSITIONS][position_id]
-        return [f"all of {key}" for key, value in sorted(row.items()) if is_number(value) and number(value) == taken]
+    @property
+    def may_end(self) -> list[str]:
+        """The tables of which the call may end the row that it names."""
+        moves = self.operation.position in (Position.REDUCES, Position.CLOSES)
+        updates = self.operation.order is Order.UPDATES
+        return [table for table, ends in ((POSITIONS, moves), (ORDERS, updates)) if ends and self.named(table)]
+
+    @cached_property
+    def ends(self) -> list[str]:
+        """Whether the call takes or fills quantities of a row to the last, which may end the row."""
+        rows = [self.tables[table][id_] for table in self.may_end for id_ in self.named(table)]
+        found: dict[str, bool] = {}
+        for row, (name, value) in product(rows, self.call.items()):
+            for key, left in _lefts(row, name) if _is_quantity(name, value) else ():
+                found[key] = found.get(key, False) or abs(number(value)) >= left
+        return [key if reached else f"{NOT}{key}" for key, reached in sorted(found.items())]
 
     @cached_property
     def given(self) -> set[str]:
@@ -227,6 +240,29 @@ class Seen:
             for id_ in self.named(table)[:1]:
                 found |= {f"row:{table}:{key}": value for key, value in self.tables[table][id_].items()}
         return found
+
+
+def _lefts(row: Row, name: str) -> Iterator[tuple[str, Decimal]]:
+    """What is left of a row's quantities of which the argument `name` may be the last part."""
+    found = {key: abs(number(value)) for key, value in row.items() if _is_quantity(key, value)}
+    filled = [value for key, value in found.items() if _is_filled(key)]
+    whole = [key for key in found if not _is_filled(key)]
+    # A size that is a share of the balance is not compared with a number of units.
+    alike = [key for key in whole if any(one in key and one in name for one in _QUANTITIES)]
+    for key in alike or whole:
+        yield f"all of {key}", found[key]
+        yield from ((f"the rest of {key}", found[key] - one) for one in filled)
+
+
+def _is_quantity(name: str, value: Any) -> bool:
+    """Whether a value is how much of something is held, ordered or filled, by its name."""
+    known = any(one in name for one in (*_QUANTITIES, *_FILLED)) and not any(one in name for one in _PRICES)
+    return known and is_number(value)
+
+
+def _is_filled(name: str) -> bool:
+    """Whether a quantity is the part of an order that was filled."""
+    return any(one in name for one in _FILLED)
 
 
 def _decisive(name: str, value: Any) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
 from .conversions import ARITHMETIC, EXACT, SCALES, Unknown, added, alike, bare, number_or_none, rounded
-from .effects import ORDERS, PARENT, POSITIONS, RESOLVED, Effect, Row, Seen, Tables, nested_rows
+from .effects import NOT, ORDERS, PARENT, POSITIONS, RESOLVED, Effect, Row, Seen, Tables, nested_rows
 from .learning import ABSENT, Space, observe_row
 from .row_forms import RowForms
 from .row_order import RowOrders
@@ -53,11 +53,30 @@ class Learning:
 
     def effect(self, seen: Seen) -> Effect | None:
         """What was learned of such calls; of a combination of values that is new, by the others of its shape."""
-        own, shape = self.effects.get(seen.kind), self.shapes.get(seen.shape)
+        own, shape = self.effects.get(seen.kind), self.of_shape(seen)
         if own is not None and own.count and (seen.given <= own.given or shape is None):
             return own
+        if own is None and seen.ends and (other := self._of_more_or_less(seen)) is not None:
+            return other
         known = shape is not None and shape.count and (shape.values or set()).issuperset(seen.values)
         return shape if known else own
+
+    def _of_more_or_less(self, seen: Seen) -> Effect | None:
+        """What was learned of calls that took less of a row and ended it, or more and did not: so does this one."""
+        base, taken = seen.kind.removesuffix("|".join(("", *seen.ends))), set(seen.ends)
+        for kind, effect in self.effects.items():
+            theirs = set(kind.removeprefix(f"{base}|").split("|")) if kind.startswith(f"{base}|") else set()
+            if {one.removeprefix(NOT) for one in theirs} != {one.removeprefix(NOT) for one in taken}:
+                continue
+            ended = {effect.removes.get(table) for table in seen.may_end}
+            less, more = (not any(one.startswith(NOT) for one in a - b) for a, b in ((taken, theirs), (theirs, taken)))
+            if effect.count and ((ended == {True} and less) or (ended == {False} and more)):
+                return effect
+        return None
+
+    def of_shape(self, seen: Seen) -> Effect | None:
+        """What was learned of such calls, whatever the values of their arguments."""
+        return self.shapes.get(seen.shape)
 
     def _effects(self, seen: Seen) -> tuple[Effect, Effect]:
         """Where to learn of such calls."""

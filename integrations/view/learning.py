@@ -251,7 +251,7 @@ def _direct(
 ) -> Iterator[Explanation]:
     for name in names:
         # An id is no amount and no count, however equal, and no amount is an id.
-        from_id = name.endswith("id") or name == "note:session"
+        from_id = is_id(name.rpartition(":")[2]) or name == "note:session"
         is_amount = isinstance(sources[name], bool | float | Decimal) and not from_id
         other = is_number(shown) and ((from_id and not is_id(key)) or (is_amount and is_id(key)))
         if sources[name] is not None and shown is not None and not other:

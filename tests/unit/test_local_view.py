@@ -330,7 +330,7 @@ class Refused(Exception):
 
 def limits(view: LocalView, name: str, **call: Any) -> dict[str, str]:
     seen = seen_of(view, BY_NAME[name], call, noted(1, None))
-    return checks.exceeded(seen, view.balance(1), view.learning.effect(seen))
+    return checks.exceeded(seen, view.balance(1), view.learning.of_shape(seen))
 
 
 def test_a_limit_is_kept_only_where_the_manager_was_seen_to_keep_it(view: LocalView) -> None:

@@ -116,7 +116,7 @@ def test_calls_are_still_learned_from_beside_the_file(
 
 def test_table_shows_each_kind_of_call(staging: Path) -> None:
     shown = atb("learned", "--dir", str(staging / "outbox"), COLUMNS="120").stdout
-    assert re.search(r"│ log_position +│ a row of orders, side=long +│ +3 │ answers", shown)
+    assert re.search(r"│ log_position +│ a row of orders, side=long, all of quantity +│ +3 │ answers", shown)
     assert (
         atb("learned", "--dir", str(staging / "outbox"), "--output", "-").stdout
         == (staging / "learned.json").read_text()
