@@ -161,14 +161,15 @@ class GuardedConnection:
         error: BaseException = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
         alive = self._connection is not None and usable(self._connection) and not self._watchdog.fired
         sqlstate = getattr(error, "pgcode", None) if isinstance(error, psycopg2.Error) else None
-        verdict = classify(sqlstate, connected=alive, data_error=isinstance(error, Reject))
+        applying = operation is not None
+        verdict = classify(sqlstate, connected=alive, data_error=isinstance(error, Reject), applying=applying)
         diag = error.diag if isinstance(error, psycopg2.Error) else None
         if diag is not None and sqlstate in UNNAMED and diag.table_name and not diag.constraint_name:
             verdict = Verdict.MISCONFIGURED
         text = f"{sqlstate or type(error).__name__}: {first_line(error)}"
         if verdict is Verdict.UNAVAILABLE:
             # An entry may end its connection each time, as one does that crashes the server's process.
-            lost = operation is not None and not alive
+            lost = applying and not alive
             return TargetUnavailable(text, stalled=lost or self._watchdog.fired or sqlstate in STALLS)
         if verdict is Verdict.MISCONFIGURED:
             return UnitFailed(OperationFault(text, sqlstate=sqlstate), position, operation)

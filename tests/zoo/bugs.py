@@ -214,6 +214,20 @@ BUGS = (
         ("tests/unit/test_failures.py",),
     ),
     Bug(
+        "another server's outage, seen by one operation, stops all deliveries",
+        "outbox/failures.py",
+        "    if applying and",
+        "    if False and",
+        ("tests/unit/test_failures.py",),
+    ),
+    Bug(
+        "a published table without a replica identity makes dead letters",
+        "outbox/failures.py",
+        '    "55000": Verdict.MISCONFIGURED,',
+        '    "55000": Verdict.UNKNOWN,',
+        ("tests/unit/test_failures.py",),
+    ),
+    Bug(
         "a silent connection is waited for",
         "outbox/postgres/watchdog.py",
         "            if self._monotonic() > deadline:",
@@ -1084,7 +1098,7 @@ BUGS = (
     Bug(
         "an entry that crashes its backend is an outage for all",
         "outbox/postgres/connection.py",
-        "lost = operation is not None and not alive",
+        "lost = applying and not alive",
         "lost = False",
         ("tests/integration/test_postgres_target_handlers.py",),
     ),
