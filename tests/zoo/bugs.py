@@ -228,6 +228,20 @@ BUGS = (
         ("tests/unit/test_failures.py",),
     ),
     Bug(
+        "a server that asks for a password has refused it: every failure behind it stops the line",
+        "outbox/postgres/login_probe.py",
+        "        elif method == _SASL and login.password",
+        "        elif False and login.password",
+        ("tests/unit/test_login_probe.py",),
+    ),
+    Bug(
+        "where a callback of the program waits, a server that is silent before the login is waited for",
+        "outbox/postgres/piggyback.py",
+        "        if self._on_poll is not None and",
+        "        if False and",
+        ("tests/integration/test_postgres_target_connection.py",),
+    ),
+    Bug(
         "a silent connection is waited for",
         "outbox/postgres/watchdog.py",
         "            if self._monotonic() > deadline:",
