@@ -49,6 +49,14 @@ class UnitFailed(Exception):
         self.index: tuple[str, str] | None = None
 
 
+class OwnStatementStalled(TargetUnavailable):
+    """A statement of the relay itself took too long: the batch may be too large, but no entry is to blame."""
+
+    def __init__(self, message: str) -> None:
+        hint = "if it goes on, look who locks outbox_receipts or outbox_watermarks (pg_locks)"
+        super().__init__(message, hint=hint, stalled=True)
+
+
 class Address:
     """Where to connect, and as whom; callables are asked at each new connection, so that a password may change."""
 
@@ -195,7 +203,11 @@ class GuardedConnection:
             yield
         except (SQLAlchemyError, psycopg2.Error) as exc:
             failure = self.verdict(exc, None)
-            raise TargetMisconfigured(str(failure)) if isinstance(failure, UnitFailed) else failure from exc
+            if isinstance(failure, UnitFailed):
+                failure = TargetMisconfigured(str(failure))
+            elif isinstance(failure, TargetUnavailable) and failure.stalled:
+                failure = OwnStatementStalled(str(failure))
+            raise failure from exc
 
     @contextmanager
     def translated(self) -> Iterator[None]:

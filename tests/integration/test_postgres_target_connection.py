@@ -400,6 +400,43 @@ def test_a_server_that_falls_silent_right_after_the_login_is_given_up(
         assert isinstance(outcomes[0].interruption, TargetUnavailable)
 
 
+@pytest.mark.parametrize("table", ["outbox_receipts", "outbox_watermarks"])
+def test_lock_on_the_relays_own_tables_blames_no_entry(url: str, outbox_dir: Path, table: str) -> None:
+    with Bench(outbox_dir, url, ROW, stall_timeout=0.3) as bench:
+        bench.enqueue("row", {"n": 1})
+        bench.settle(bench.apply())
+        bench.enqueue("row", {"n": 2})
+        with closing(psycopg2.connect(url)) as maintenance, maintenance.cursor() as cursor:
+            cursor.execute(f"LOCK {table} IN ACCESS EXCLUSIVE MODE")
+            outcome = bench.apply(2)
+        assert isinstance(outcome.interruption, TargetUnavailable)
+        # A smaller batch may help, but no entry is to blame.
+        assert (outcome.interruption.stalled, outcome.stalled) == (True, [])
+        assert "look who locks outbox_receipts" in str(outcome.interruption)
+        assert completed(bench.apply(2)) == [2]
+
+
+def test_commit_that_waits_for_a_standby_is_named_and_done_once(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    url = own_postgres.url()
+    query(url, "CREATE TABLE effects (id serial PRIMARY KEY, n int)")
+    with Bench(outbox_dir, url, ROW, stall_timeout=0.4) as bench:
+        bench.enqueue("row", {"n": 1})
+        bench.settle(bench.apply())
+        bench.enqueue("row", {"n": 2})
+        own_postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'absent'")
+        own_postgres.execute("SELECT pg_reload_conf()")
+        until(lambda: own_postgres.execute("SHOW synchronous_standby_names") == [("absent",)])
+        assert isinstance(bench.apply(2).interruption, TargetUnavailable)
+        interruption = bench.apply(2).interruption
+        assert isinstance(interruption, TargetUnavailable)
+        assert "at work in PostgreSQL: backend " in str(interruption)
+        assert ", active, waits for SyncRep (" in str(interruption)
+        own_postgres.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        own_postgres.execute("SELECT pg_reload_conf()")
+        until(lambda: completed(bench.apply(2)) == [2])
+    assert query(url, "SELECT n FROM effects ORDER BY n") == [(1,), (2,)]
+
+
 def test_a_refused_connection_after_a_stall_is_no_stall(url: str, outbox_dir: Path) -> None:
     with Bench(outbox_dir, url, ROW, stall_timeout=0.2) as bench:
         with Proxy(url) as proxy:
