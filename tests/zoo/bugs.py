@@ -249,6 +249,13 @@ BUGS = (
         ("tests/integration/test_postgres_target_connection.py",),
     ),
     Bug(
+        "the status is healthy while every enqueue waits for a disk that hangs",
+        "outbox/relay/publication.py",
+        "        self._hangs = at_work and moves == self._moves\n",
+        "        self._hangs = False\n",
+        ("tests/unit/test_relay_thread.py",),
+    ),
+    Bug(
         "a silent connection is waited for",
         "outbox/postgres/watchdog.py",
         "            if self._monotonic() > deadline:",
