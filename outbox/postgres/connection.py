@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 from ..clock import Clock
 from ..config import OutboxConfig, check_database_url
 from ..errors import ConfigError, EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
-from ..failures import STALLS, UNIQUE, UNNAMED, Verdict, classify
+from ..failures import CONTENTIONS, STALLS, UNIQUE, UNNAMED, Verdict, classify
 from ..log import Log
 from ..words import first_line
 from .login_probe import Login, sqlstate_of_login
@@ -47,14 +47,6 @@ class UnitFailed(Exception):
         self.suspect = False
         # The unique index that was violated: schema, name.
         self.index: tuple[str, str] | None = None
-
-
-class OwnStatementStalled(TargetUnavailable):
-    """A statement of the relay itself took too long: the batch may be too large, but no entry is to blame."""
-
-    def __init__(self, message: str) -> None:
-        hint = "if it goes on, look who locks outbox_receipts or outbox_watermarks (pg_locks)"
-        super().__init__(message, hint=hint, stalled=True)
 
 
 class Address:
@@ -182,6 +174,8 @@ class GuardedConnection:
         if diag is not None and sqlstate in UNNAMED and diag.table_name and not diag.constraint_name:
             verdict = Verdict.MISCONFIGURED
         text = f"{sqlstate or type(error).__name__}: {first_line(error)}"
+        if verdict is Verdict.UNAVAILABLE and alive and sqlstate in CONTENTIONS:
+            return TargetUnavailable(text, too_much=True)
         if verdict is Verdict.UNAVAILABLE:
             # An entry may end its connection each time, as one does that crashes the server's process.
             lost = applying and not alive
@@ -206,7 +200,8 @@ class GuardedConnection:
             if isinstance(failure, UnitFailed):
                 failure = TargetMisconfigured(str(failure))
             elif isinstance(failure, TargetUnavailable) and failure.stalled:
-                failure = OwnStatementStalled(str(failure))
+                hint = "if it goes on, look who locks outbox_receipts or outbox_watermarks (pg_locks)"
+                failure = TargetUnavailable(str(failure), hint=hint, too_much=True)
             raise failure from exc
 
     @contextmanager

@@ -30,7 +30,7 @@ from ..store.envelope import Record
 from ..target import Outcome, Unit, Waiting, free_of, ordering_keys, split
 from ..words import counted, entries
 from . import watermarks
-from .connection import GuardedConnection, OwnStatementStalled, UnitFailed, raw_of, usable
+from .connection import GuardedConnection, UnitFailed, raw_of, usable
 from .parking import OperationFault, UnknownClass
 from .receipts import find, keep_results, record
 from .rows import RowWriter, columns_of_index
@@ -88,10 +88,7 @@ class Lane:
                 outcome.marks = [mark] if (mark := self.mark) is not None else []
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 outcome.interruption = exc
-                stalled = (
-                    isinstance(exc, TargetUnavailable) and exc.stalled and not isinstance(exc, OwnStatementStalled)
-                )
-                if stalled and len(free) == 1 and not self._silent():
+                if isinstance(exc, TargetUnavailable) and exc.stalled and len(free) == 1 and not self._silent():
                     outcome.stalled = tried[0]
                 break
             except UnitFailed as exc:

@@ -302,7 +302,7 @@ class Delivery:
     def _fail(self, exc: OutboxError, now: float) -> None:
         self.publication.know_better()
         self._recording.may_owe &= not isinstance(exc, DurabilityError)
-        if isinstance(exc, TargetUnavailable) and exc.stalled:
+        if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
             self._size.shrink()
         self.trouble.failed(exc, now)
         if self.awaited:

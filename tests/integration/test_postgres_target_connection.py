@@ -411,7 +411,7 @@ def test_lock_on_the_relays_own_tables_blames_no_entry(url: str, outbox_dir: Pat
             outcome = bench.apply(2)
         assert isinstance(outcome.interruption, TargetUnavailable)
         # A smaller batch may help, but no entry is to blame.
-        assert (outcome.interruption.stalled, outcome.stalled) == (True, [])
+        assert (outcome.interruption.too_much, outcome.interruption.stalled, outcome.stalled) == (True, False, [])
         assert "look who locks outbox_receipts" in str(outcome.interruption)
         assert completed(bench.apply(2)) == [2]
 

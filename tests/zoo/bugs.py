@@ -243,9 +243,9 @@ BUGS = (
     ),
     Bug(
         "a lock on the relay's own tables is an entry's fault, which then waits for minutes after the lock is gone",
-        "outbox/postgres/lane.py",
-        " and not isinstance(exc, OwnStatementStalled)",
-        "",
+        "outbox/postgres/connection.py",
+        "failure = TargetUnavailable(str(failure), hint=hint, too_much=True)",
+        "failure = TargetUnavailable(str(failure), hint=hint, stalled=True)",
         ("tests/integration/test_postgres_target_connection.py",),
     ),
     Bug(
@@ -254,6 +254,13 @@ BUGS = (
         "        self._hangs = at_work and moves == self._moves\n",
         "        self._hangs = False\n",
         ("tests/unit/test_relay_thread.py",),
+    ),
+    Bug(
+        "a batch that needs more locks than the server has is tried for ever as it is",
+        "outbox/failures.py",
+        'CONTENTIONS = frozenset({"53200", ',
+        "CONTENTIONS = frozenset({",
+        ("tests/integration/test_postgres_target_batches.py",),
     ),
     Bug(
         "a silent connection is waited for",
