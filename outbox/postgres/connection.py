@@ -6,6 +6,7 @@ dropped, and the next use connects anew.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -199,7 +200,7 @@ class GuardedConnection:
             failure = self.verdict(exc, None)
             if isinstance(failure, UnitFailed):
                 failure = TargetMisconfigured(str(failure))
-            elif isinstance(failure, TargetUnavailable) and failure.stalled:
+            elif isinstance(failure, TargetUnavailable) and failure.stalled and not self.silent:
                 hint = "if it goes on, look who locks outbox_receipts or outbox_watermarks (pg_locks)"
                 failure = TargetUnavailable(str(failure), hint=hint, too_much=True)
             raise failure from exc
@@ -207,13 +208,14 @@ class GuardedConnection:
     @contextmanager
     def translated(self) -> Iterator[None]:
         """The border: everything raised inside leaves in our words, and a connection that failed is dropped."""
+        outside = sys.exc_info()[1]
         try:
             yield
         except (TargetUnavailable, TargetMisconfigured):
             self.disconnect()
             raise
         except (SQLAlchemyError, psycopg2.Error) as exc:
-            failure = self.verdict(exc, None)
+            failure = _cause(exc, outside) or self.verdict(exc, None)
             if not isinstance(failure, UnitFailed):
                 self.disconnect()
             raise failure from exc
@@ -242,8 +244,9 @@ class GuardedConnection:
                 failure = self.verdict(exc, None)
                 if isinstance(failure, UnitFailed):
                     # Nothing here is any entry's fault; losing a race to create the table is not even a fault.
-                    broken = isinstance(failure.error, TargetMisconfigured)
-                    failure = failure.error if broken else TargetUnavailable(str(failure))
+                    broken, text = isinstance(failure.error, TargetMisconfigured), str(failure)
+                    hint = "its role must find outbox_receipts and outbox_watermarks in its search path, or make them"
+                    failure = TargetMisconfigured(text, hint=hint) if broken else TargetUnavailable(text)
                 raise failure from exc
         info = raw_of(connection).info
         _log.info("connected to PostgreSQL: database %(database)s on %(host)s", host=info.host, database=info.dbname)
@@ -329,6 +332,16 @@ class GuardedConnection:
             connection.close()
         except (SQLAlchemyError, psycopg2.Error) as exc:
             _log.debug("closing a broken connection failed: %(error)s", error=exc)
+
+
+def _cause(exc: BaseException, outside: BaseException | None) -> TargetUnavailable | None:
+    """The outage that was noticed before `exc`, which is then the failure of a rollback on a lost connection."""
+    before = exc.__context__
+    while before is not None and before is not outside:
+        if isinstance(before, TargetUnavailable):
+            return before
+        before = before.__context__
+    return None
 
 
 def libpq_url(url: str) -> str:

@@ -174,6 +174,7 @@ def test_role_without_create_rights_uses_the_existing_receipts_table(
         # Without it, a person must help; nothing is rejected.
         assert isinstance(outcome.interruption, TargetMisconfigured)
         assert str(outcome.interruption).startswith("42501")
+        assert "outbox_receipts" in str(outcome.interruption)
         assert outcome.rejected == []
         with Bench(tmp_path / "owner", url, ROW) as owner:
             owner.apply(owner.enqueue("row", {"n": 0}))
