@@ -167,12 +167,13 @@ class TargetUnavailable(OutboxError):
     """PostgreSQL cannot take writes now (away, starting, read-only, full, deadlock, timeout).
 
     An outage: it never consumes an entry's retries.  `stalled` is true where a batch took too long, or
-    its connection was lost while an entry was applied, so that the relay tries a smaller one.
+    its connection was lost while an entry was applied, so that the relay tries a smaller one; `too_much` where a
+    smaller one may pass too, but no entry is to blame.
     """
 
-    def __init__(self, message: str, *, hint: str = "", stalled: bool = False) -> None:
+    def __init__(self, message: str, *, hint: str = "", stalled: bool = False, too_much: bool = False) -> None:
         super().__init__(message, hint=hint)
-        self.stalled = stalled
+        self.stalled, self.too_much = stalled, too_much
 
 
 class TargetMisconfigured(OutboxError):

@@ -26,7 +26,7 @@ UNLEDGERED = "unledgered"
 
 def assess(status: OutboxStatus, config: OutboxConfig) -> OutboxStatus:
     """`status` with its findings filled in: what needs an operator and what is degraded."""
-    return replace(status, needs_operator=_needs_operator(status), degraded=_degraded(status, config))
+    return replace(status, needs_operator=_needs_operator(status, config), degraded=_degraded(status, config))
 
 
 def _is_full(status: OutboxStatus) -> bool:
@@ -47,7 +47,7 @@ def _refuses(status: OutboxStatus) -> bool:
     return (_is_full(status) and not _has_history(status)) or _disk_is_full(status)
 
 
-def _needs_operator(status: OutboxStatus) -> list[str]:
+def _needs_operator(status: OutboxStatus, config: OutboxConfig) -> list[str]:
     relay, said = status.relay, []
     if status.halted:
         said.append(f"enqueueing is halted: the store {status.halt_reason}")
@@ -67,6 +67,11 @@ def _needs_operator(status: OutboxStatus) -> list[str]:
         said.append(
             f"enqueueing is refused: {status.free_disk_bytes >> 20} MiB of disk are free, "
             f"{status.reserve_bytes >> 20} MiB are kept for draining"
+        )
+    if status.disk_waits_s > config.stuck_after:
+        said.append(
+            f"the disk hangs: a write to {status.path} has not ended for {status.disk_waits_s:.0f} s, and calls wait "
+            "for it; look at the disk and the kernel's log"
         )
     if relay.died and not relay.alive:
         said.append(f"the relay died: {relay.died}")

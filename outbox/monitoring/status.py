@@ -111,6 +111,8 @@ class OutboxStatus:
     free_disk_bytes: int
     # How many commits the oldest reader is behind: the pages that they freed are not used again meanwhile.
     pinned_commits: int = 0
+    # For how long a write to the disk has not ended, as the relay of the engine's process sees it; 0 when it works.
+    disk_waits_s: float = 0.0
     # What a person must judge, by name; stays until it is acknowledged.
     alarms: dict[str, str] = field(default_factory=dict)
     # What integrations report, by name; renewed and taken away by themselves.
@@ -192,6 +194,7 @@ def snapshot(store: Store, config: OutboxConfig, clock: Clock, *, is_engine: boo
         map_bytes=figures.map_bytes,
         free_disk_bytes=figures.free_disk_bytes,
         pinned_commits=figures.pinned_commits,
+        disk_waits_s=_seconds_since(relay_state.get("writing_since"), clock) if relay.alive else 0.0,
         alarms=figures.alarms,
         notices=parse_notices(figures.notices),
     )
@@ -259,6 +262,10 @@ def _relay_status(
         last_applied_at=_time(state.get("last_applied_at")),
         lanes=list(state.get("lanes") or []),
     )
+
+
+def _seconds_since(monotonic: object, clock: Clock) -> float:
+    return max(0.0, clock.monotonic() - float(monotonic)) if isinstance(monotonic, int | float) else 0.0
 
 
 def _time(text: str | None) -> datetime | None:

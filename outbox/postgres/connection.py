@@ -6,8 +6,10 @@ dropped, and the next use connects anew.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg2
@@ -19,10 +21,10 @@ from sqlalchemy.pool import NullPool
 from ..clock import Clock
 from ..config import OutboxConfig, check_database_url
 from ..errors import ConfigError, EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
-from ..failures import STALLS, UNIQUE, UNNAMED, Verdict, classify
+from ..failures import CONTENTIONS, STALLS, UNIQUE, UNNAMED, Verdict, classify
 from ..log import Log
 from ..words import first_line
-from .login_probe import sqlstate_of_login
+from .login_probe import Login, sqlstate_of_login
 from .parking import OperationFault
 from .piggyback import PiggybackConnection
 from .transaction_settings import Cursor, TransactionSettings
@@ -89,6 +91,12 @@ def _asked(what: str, ask: Callable[[], str]) -> str:
     return answer
 
 
+def _rotated(given: dict[str, Any], by: int) -> dict[str, Any]:
+    """libpq's parameters with the first `by` hosts behind the others."""
+    lists = {name: given[name].split(",") for name in ("host", "hostaddr", "port") if name in given}
+    return given | {name: ",".join(one[by % len(one) :] + one[: by % len(one)]) for name, one in lists.items()}
+
+
 def _parsed(dsn: str) -> dict[str, Any]:
     parameters: dict[str, Any] = psycopg2.extensions.parse_dsn(dsn)
     return parameters
@@ -99,8 +107,13 @@ class GuardedConnection:
 
     def __init__(self, address: Address, config: OutboxConfig, clock: Clock) -> None:
         self._address = address
-        # libpq's parameters of the last connection that was tried.
-        self._given: Mapping[str, str] = {}
+        # Whether the address of the last connection that was tried names several hosts.
+        self.several_hosts = False
+        # What failed, if the last one that was tried did.
+        self._refused: Login | None = None
+        # How many of the hosts are tried last, because they let nobody in.
+        self._put_last = 0
+        self._new_id = clock.new_id
         self._connect_timeout_s = config.connect_timeout
         self._stall_timeout_s = config.stall_timeout
         self._settings = TransactionSettings(config.stall_timeout)
@@ -109,7 +122,7 @@ class GuardedConnection:
         # What to raise when a commit is tried meanwhile; set while a handler runs.
         self._no_commit: TargetMisconfigured | None = None
         event.listen(self._engine, "commit", self._refuse_commit)
-        self._watchdog = Watchdog(config.stall_timeout, clock.monotonic)
+        self._watchdog = Watchdog(config.stall_timeout, clock.monotonic, connecting_s=config.connect_timeout)
         # A block that must end within the stall timeout, else the connection is shut.
         self.guard = self._watchdog.guard
 
@@ -122,11 +135,6 @@ class GuardedConnection:
     def silent(self) -> bool:
         """Whether the connection was shut because the server had gone silent, in the last guarded block."""
         return self._watchdog.fired
-
-    @property
-    def several_hosts(self) -> bool:
-        """Whether the address of the last connection names several hosts."""
-        return "," in self._given.get("host", "")
 
     def get(self) -> Connection:
         """The connection, made now unless there is one.  Raises `TargetUnavailable` or `TargetMisconfigured`."""
@@ -161,14 +169,17 @@ class GuardedConnection:
         error: BaseException = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
         alive = self._connection is not None and usable(self._connection) and not self._watchdog.fired
         sqlstate = getattr(error, "pgcode", None) if isinstance(error, psycopg2.Error) else None
-        verdict = classify(sqlstate, connected=alive, data_error=isinstance(error, Reject))
+        applying = operation is not None
+        verdict = classify(sqlstate, connected=alive, data_error=isinstance(error, Reject), applying=applying)
         diag = error.diag if isinstance(error, psycopg2.Error) else None
         if diag is not None and sqlstate in UNNAMED and diag.table_name and not diag.constraint_name:
             verdict = Verdict.MISCONFIGURED
         text = f"{sqlstate or type(error).__name__}: {first_line(error)}"
+        if verdict is Verdict.UNAVAILABLE and alive and sqlstate in CONTENTIONS:
+            return TargetUnavailable(text, too_much=True)
         if verdict is Verdict.UNAVAILABLE:
             # An entry may end its connection each time, as one does that crashes the server's process.
-            lost = operation is not None and not alive
+            lost = applying and not alive
             return TargetUnavailable(text, stalled=lost or self._watchdog.fired or sqlstate in STALLS)
         if verdict is Verdict.MISCONFIGURED:
             return UnitFailed(OperationFault(text, sqlstate=sqlstate), position, operation)
@@ -187,18 +198,24 @@ class GuardedConnection:
             yield
         except (SQLAlchemyError, psycopg2.Error) as exc:
             failure = self.verdict(exc, None)
-            raise TargetMisconfigured(str(failure)) if isinstance(failure, UnitFailed) else failure from exc
+            if isinstance(failure, UnitFailed):
+                failure = TargetMisconfigured(str(failure))
+            elif isinstance(failure, TargetUnavailable) and failure.stalled and not self.silent:
+                hint = "if it goes on, look who locks outbox_receipts or outbox_watermarks (pg_locks)"
+                failure = TargetUnavailable(str(failure), hint=hint, too_much=True)
+            raise failure from exc
 
     @contextmanager
     def translated(self) -> Iterator[None]:
         """The border: everything raised inside leaves in our words, and a connection that failed is dropped."""
+        outside = sys.exc_info()[1]
         try:
             yield
         except (TargetUnavailable, TargetMisconfigured):
             self.disconnect()
             raise
         except (SQLAlchemyError, psycopg2.Error) as exc:
-            failure = self.verdict(exc, None)
+            failure = _cause(exc, outside) or self.verdict(exc, None)
             if not isinstance(failure, UnitFailed):
                 self.disconnect()
             raise failure from exc
@@ -227,8 +244,9 @@ class GuardedConnection:
                 failure = self.verdict(exc, None)
                 if isinstance(failure, UnitFailed):
                     # Nothing here is any entry's fault; losing a race to create the table is not even a fault.
-                    broken = isinstance(failure.error, TargetMisconfigured)
-                    failure = failure.error if broken else TargetUnavailable(str(failure))
+                    broken, text = isinstance(failure.error, TargetMisconfigured), str(failure)
+                    hint = "its role must find outbox_receipts and outbox_watermarks in its search path, or make them"
+                    failure = TargetMisconfigured(text, hint=hint) if broken else TargetUnavailable(text)
                 raise failure from exc
         info = raw_of(connection).info
         _log.info("connected to PostgreSQL: database %(database)s on %(host)s", host=info.host, database=info.dbname)
@@ -239,13 +257,18 @@ class GuardedConnection:
         failure = self.verdict(exc, None)
         if isinstance(failure, UnitFailed):
             failure = failure.error
-        sqlstate = None if self._watchdog.fired else sqlstate_of_login(self._given, self._connect_timeout_s)
+        login = None if self._watchdog.fired else self._refused
+        # The driver leaves a host that is silent by itself, except where a callback of the program waits for it.
+        self._put_last += self._watchdog.fired
+        sqlstate = sqlstate_of_login(login, self._connect_timeout_s, self._new_id().hex) if login is not None else None
         if classify(sqlstate, connected=True, data_error=False) is Verdict.MISCONFIGURED:
             return TargetMisconfigured(str(failure), hint="check DATABASE_URL and the server's pg_hba.conf")
         return failure
 
     def _connect_raw(self) -> Any:
-        self._given = given = self._address.parameters()
+        given = self._address.parameters()
+        self.several_hosts, self._refused = "," in given.get("host", ""), None
+        given = _rotated(given, self._put_last)
         limit_ms = max(1, int(self._stall_timeout_s * 1000))
         defaults: dict[str, Any] = {
             "connect_timeout": max(1, round(self._connect_timeout_s)),
@@ -257,13 +280,19 @@ class GuardedConnection:
         }
         chosen = {**defaults, **given}
         # Whatever the database's encoding is: a text that it cannot hold then concerns one entry, not the driver.
-        raw = psycopg2.connect(**{**chosen, "client_encoding": "UTF8"}, connection_factory=PiggybackConnection)
+        make = partial(
+            PiggybackConnection, on_poll=self._watchdog.watch_connecting, on_failure=partial(self._note_refused, chosen)
+        )
+        raw = psycopg2.connect(**{**chosen, "client_encoding": "UTF8"}, connection_factory=make)
         try:
             self._watchdog.watch(raw.fileno())
         except BaseException:
             raw.close()
             raise
         return raw
+
+    def _note_refused(self, given: Mapping[str, Any], info: Any) -> None:
+        self._refused = Login.of(info, given)
 
     def opening_cursor(self, connection: Connection) -> Cursor:
         """A driver cursor for the statements of a new transaction; the first one also sets what they depend on."""
@@ -303,6 +332,16 @@ class GuardedConnection:
             connection.close()
         except (SQLAlchemyError, psycopg2.Error) as exc:
             _log.debug("closing a broken connection failed: %(error)s", error=exc)
+
+
+def _cause(exc: BaseException, outside: BaseException | None) -> TargetUnavailable | None:
+    """The outage that was noticed before `exc`, which is then the failure of a rollback on a lost connection."""
+    before = exc.__context__
+    while before is not None and before is not outside:
+        if isinstance(before, TargetUnavailable):
+            return before
+        before = before.__context__
+    return None
 
 
 def libpq_url(url: str) -> str:

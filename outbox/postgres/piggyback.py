@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any
 
+import psycopg2
 import psycopg2.extensions
 
 # Statements by which savepoints can end that were made here.
@@ -24,8 +25,26 @@ _BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
 class PiggybackConnection(psycopg2.extensions.connection):
     """A connection on which statements can be owed.  Used by one thread at a time."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        on_poll: Callable[[int], None] | None = None,
+        on_failure: Callable[[Any], None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Connect.  `on_poll` gets the descriptor of each socket that is tried, where the host's wait callback waits.
+
+        `on_failure` gets the `info` of a connection that failed.  Raises `psycopg2.Error`.
+        """
+        self._on_poll = on_poll
+        try:
+            super().__init__(*args, **kwargs)
+        except psycopg2.OperationalError:
+            if on_failure is not None:
+                on_failure(self.info)
+            raise
+        finally:
+            self._on_poll = None
         # What is owed: the savepoint that a statement makes, or None, and the statement.
         self._owed: list[tuple[str | None, str]] = []
         # Savepoints that were made here and have not ended, oldest first.
@@ -36,6 +55,13 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self._shared = False
         # Called with each statement of a cursor before it is sent, but not for those that it sends itself.
         self.on_statement: Callable[[str], None] | None = None
+
+    def poll(self) -> int:
+        """See psycopg2.  Called again and again by a wait callback of the host, which has no time limit of its own."""
+        state: int = super().poll()
+        if self._on_poll is not None and state != psycopg2.extensions.POLL_OK:
+            self._on_poll(self.fileno())
+        return state
 
     @property
     def is_broken(self) -> bool:

@@ -27,6 +27,10 @@ CREATE TABLE IF NOT EXISTS {TABLE} (
 
 _FENCE = "SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))"
 
+_HOLDER = """
+SELECT pid, state, wait_event FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+WHERE locktype = 'advisory' AND granted AND classid = %s AND objid::bigint = hashtext(%s)::bigint & 4294967295"""
+
 _RECORD = f"""
 INSERT INTO {TABLE} (idempotency_key, store_id, seq, operation, payload_hash)
 SELECT key, %s::uuid, seq, operation, payload
@@ -49,6 +53,13 @@ def fence(cursor: Cursor, name: str) -> bool:
     """Keep other relays of the same store out until the transaction ends; False where one is in."""
     cursor.execute(_FENCE, (LOCK_CLASS, name))
     return bool(cursor.fetchone()[0])
+
+
+def holder_of_fence(cursor: Cursor, name: str) -> str:
+    """Who keeps this relay out, as far as this role may see; empty where nobody does any more."""
+    cursor.execute(_HOLDER, (LOCK_CLASS, name))
+    found = cursor.fetchone()
+    return "" if found is None else f": backend {found[0]}, {found[1]}, waits for {found[2]}"
 
 
 def ensure_table(cursor: Cursor, name: str = TABLE, create: str = _CREATE) -> None:

@@ -6,6 +6,7 @@ shutting the socket wakes it.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -23,13 +24,18 @@ class Watchdog:
     It holds a duplicate of the descriptor, so that it can never shut a socket that got the number later.
     """
 
-    def __init__(self, limit_s: float, monotonic: Callable[[], float]) -> None:
-        """`limit_s` is the longest that a guarded block may take; it fires within a quarter more."""
-        self._limit_s, self._monotonic = limit_s, monotonic
+    def __init__(self, limit_s: float, monotonic: Callable[[], float], *, connecting_s: float = math.inf) -> None:
+        """`limit_s` is the longest that a guarded block may take, `connecting_s` that one host may take to let in.
+
+        It fires within a quarter of `limit_s` more.
+        """
+        self._limit_s, self._connecting_s, self._monotonic = limit_s, connecting_s, monotonic
         # Its thread shuts a socket while it holds the lock.
         self._lock = threading.RLock()
         self._socket: socket.socket | None = None
         self._deadline: float | None = None
+        # Whether the socket is still being connected, so that a server that is away is no surprise.
+        self._connecting = False
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         # Whether it shut the socket of the guarded block at hand, or of the last one.
@@ -37,16 +43,29 @@ class Watchdog:
         # Whether somebody asked for the end of the guarded block at hand.
         self._unwanted = False
 
+    def watch_connecting(self, descriptor: int) -> None:
+        """Guard this socket while it is connected, where the driver leaves waiting to a callback of the host.
+
+        Called whenever the callback is about to wait; the time of a socket begins with the first call.
+        """
+        with self._lock:
+            known = self._socket is not None and os.path.sameopenfile(self._socket.fileno(), descriptor)
+        if not known:
+            self._watch(descriptor, self._connecting_s, connecting=True)
+
     def watch(self, descriptor: int) -> None:
         """Guard this connected socket from now on, instead of any earlier one."""
+        self._watch(descriptor, self._limit_s, connecting=False)
+
+    def _watch(self, descriptor: int, limit_s: float, *, connecting: bool) -> None:
         duplicate = socket.socket(fileno=os.dup(descriptor))
         with self._lock:
             if self._socket is not None:
                 self._socket.close()
-            self._socket, self.fired = duplicate, False
+            self._socket, self._connecting, self.fired = duplicate, connecting, False
             if self._deadline is not None:
                 # Connecting has a time limit of its own; what comes then has this one.
-                self._deadline = self._monotonic() + self._limit_s
+                self._deadline = self._monotonic() + limit_s
             if self._unwanted:
                 self._shut()
             if self._thread is None:
@@ -104,9 +123,20 @@ class Watchdog:
         while not closing.wait(self._limit_s / 4):
             # Within the lock: else the block may end meanwhile, and the socket of the next one would be shut.
             with self._lock:
-                # Without a socket the driver is still connecting, which has a time limit of its own.
-                if self._deadline is None or self._socket is None or self.fired:
-                    continue
-                if self._monotonic() > self._deadline:
-                    _log.error("PostgreSQL is silent for %(limit_s)s s, shutting the connection", limit_s=self._limit_s)
-                    self.shut()
+                # Without a socket the driver itself waits until it is connected, with a time limit of its own.
+                if self._deadline is not None and self._socket is not None and not self.fired:
+                    self._end_if_late(self._deadline)
+
+    def _end_if_late(self, deadline: float) -> None:
+        """Shut the socket of a silent server, or of a host that lets nobody in: the driver may try the next one.
+
+        Assumes the lock.
+        """
+        if self._monotonic() <= deadline:
+            return
+        if self._connecting:
+            _log.debug("a host lets nobody in for %(limit_s)s s, leaving it", limit_s=self._connecting_s)
+            self._shut()
+        else:
+            _log.error("PostgreSQL is silent for %(limit_s)s s, shutting the connection", limit_s=self._limit_s)
+            self.shut()

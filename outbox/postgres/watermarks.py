@@ -115,7 +115,7 @@ class Session:
         """
         if not self._position:
             # First of all: a copy of the store must not come in between.
-            _check_fence(fence(cursor, self._fence))
+            _check_fence(cursor, self._fence)
             loss = self.examine(cursor)
             if loss is not None:
                 raise loss
@@ -128,7 +128,7 @@ class Session:
             raise not_held()
         # A host may have taught the driver to read numbers as something else.
         if position is None or int(position) != self._position + 1:
-            _check_fence(fence(cursor, self._fence))
+            _check_fence(cursor, self._fence)
             # Behind a connection pooler the server can change without the connection.
             raise TargetUnavailable("the server behind the connection is not the one that it was")
         if not proven:
@@ -176,7 +176,7 @@ class Session:
         Unless it is `complete` it must not prove what it lacks: to a copy of the store, or to this one after a crash.
         Raises `TargetUnavailable` or `DurabilityError`.
         """
-        _check_fence(fence(cursor, self._fence))
+        _check_fence(cursor, self._fence)
         marks, rows = self._memory.marks(), self._rows(cursor)
         # Should this transaction be rolled back, PostgreSQL goes on showing the others.
         self._memory.begin_session(*(row.session for row in rows), self._id)
@@ -243,6 +243,9 @@ def _watermark(
     return Watermark(int(lane), UUID(lineage), UUID(session), int(position), follows, int(settled_seq))
 
 
-def _check_fence(taken: bool) -> None:
-    if not taken:
-        raise TargetUnavailable("another relay of this store is at work in PostgreSQL")
+def _check_fence(cursor: Cursor, name: str) -> None:
+    if not fence(cursor, name):
+        raise TargetUnavailable(
+            f"another relay of this store is at work in PostgreSQL{receipts.holder_of_fence(cursor, name)}",
+            hint="or its last transaction goes on, as while a commit waits for a synchronous standby (SyncRep)",
+        )

@@ -117,6 +117,8 @@ class Delivery:
 
     def step(self, now: float) -> Step:
         """Move one batch.  `now` is monotonic seconds.  Raises what reading the store raises."""
+        if (writer := self._box.store.writer) is not None:
+            self.publication.look_at_writer(writer.moves, now)
         # Of an operator, in any process.
         orders = self._box.store.existing_metas(PAUSE, ORDER)
         if self._is_paused(PAUSE in orders):
@@ -300,7 +302,7 @@ class Delivery:
     def _fail(self, exc: OutboxError, now: float) -> None:
         self.publication.know_better()
         self._recording.may_owe &= not isinstance(exc, DurabilityError)
-        if isinstance(exc, TargetUnavailable) and exc.stalled:
+        if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
             self._size.shrink()
         self.trouble.failed(exc, now)
         if self.awaited:
@@ -312,7 +314,7 @@ class Delivery:
         self._size.grow()
 
     def _housekeep(self, now: float, *, idle: bool) -> None:
-        if now >= self._housekeeping.due_at:
+        if now >= self._housekeeping.due_at and not self.publication.writer_may_hang:
             # In an outage nobody knows what PostgreSQL has, and whether it will need the history.
             unknown = self.trouble.last_error is not None or self._reconciler.waiting
             self._housekeeping.run(now, idle=idle, prune=not unknown)

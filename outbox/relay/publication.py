@@ -40,6 +40,10 @@ class Publication:
         self._by_lane: list[int] = []
         # Why the relay's thread died, or None.
         self.died: str | None = None
+        # What the writer was at, since when, and whether that has been seen twice: then it hangs.
+        self._moves, self._at_work_since, self._hangs = 0, 0.0, False
+        # Whether the writer must not be waited for before it has been looked at again.
+        self.writer_may_hang = False
 
     def delivered(self, by_lane: list[int]) -> None:
         """Count what each lane completed of a batch; `by_lane` is empty for one lane."""
@@ -60,6 +64,14 @@ class Publication:
     def know_better(self) -> None:
         """This relay has a word of its own."""
         self._inherited = {}
+
+    def look_at_writer(self, moves: int, now: float) -> None:
+        """Find out whether the writer of this process hangs in a piece of work; see `Writer.moves`."""
+        at_work = moves % 2 == 1
+        self._hangs = at_work and moves == self._moves
+        self.writer_may_hang = self._hangs or (at_work and self._moves % 2 == 0)
+        if not self._hangs:
+            self._moves, self._at_work_since = moves, now
 
     def applied(self) -> None:
         """Something was applied just now."""
@@ -84,6 +96,7 @@ class Publication:
             return
         self._said, self._again_at = state, now + _PUBLISH_S
         moving = {"moved_at": self.moved_at, "last_applied_at": self._last_applied_at, "pace": self.pace.published()}
+        moving["writing_since"] = self._at_work_since if self._hangs else None
         try:
             self._file.write({**state, **moving, "lanes": self._by_lane, "said_at": self._clock.now().isoformat()})
         except OSError as exc:

@@ -102,6 +102,8 @@ class Writer(Generic[Item]):
         self._asleep: list[_Waiter[Item]] = []
         self._queue: SimpleQueue[_Handed[Item] | _Task | None] = SimpleQueue()
         self._stopped = False
+        # Grows when a piece of work begins and when it ends: odd while one is at work, most often with the disk.
+        self.moves = 0
         self._tasks: tuple[deque[_Task], ...] = tuple(deque() for _ in Rank)
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         try:
@@ -185,11 +187,15 @@ class Writer(Generic[Item]):
             going = self._take(appends, wait=idle) and going
             if appends:
                 batch, appends = appends, []
+                self.moves += 1
                 self._append(batch)
+                self.moves += 1
             for tasks in self._tasks:
                 if tasks:
                     self._wake()
+                    self.moves += 1
                     tasks.popleft().run()
+                    self.moves += 1
                     break
         self._wake()
         self._stopped = True

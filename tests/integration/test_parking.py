@@ -125,6 +125,25 @@ SCHEMA_FAULTS = {
         "CREATE TABLE audit (n int)",
         "42P01",
     ),
+    "server behind a foreign table away": (
+        """ALTER TABLE trades RENAME TO behind;
+        CREATE EXTENSION postgres_fdw;
+        CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '1', dbname 'none');
+        CREATE USER MAPPING FOR CURRENT_USER SERVER far OPTIONS (user 'postgres');
+        CREATE FOREIGN TABLE trades (k text, n int) SERVER far OPTIONS (table_name 'behind')""",
+        """DO $$ BEGIN EXECUTE format('ALTER SERVER far OPTIONS (SET port %L, SET dbname %L)',
+            inet_server_port(), current_database()); END $$""",
+        "08001",
+    ),
+    "published without a replica identity": (
+        """CREATE TABLE newest (n int);
+        CREATE PUBLICATION everything FOR ALL TABLES;
+        CREATE FUNCTION remember() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN UPDATE newest SET n = new.n; RETURN new; END $$;
+        CREATE TRIGGER t BEFORE INSERT ON trades FOR EACH ROW EXECUTE FUNCTION remember()""",
+        "ALTER TABLE newest REPLICA IDENTITY FULL",
+        "55000",
+    ),
 }
 
 
@@ -153,6 +172,18 @@ def test_schema_fault_rejects_nothing_and_passes_when_mended(
         assert bench.box.status().completed == 60
     found = query(url, "SELECT n FROM trades WHERE k <> 'old' ORDER BY n")
     assert found == [(number,) for number in range(60)]
+
+
+@pytest.mark.parametrize("name", ["server behind a foreign table away", "published without a replica identity"])
+def test_entry_that_comes_alone_is_no_dead_letter(url: str, outbox_dir: Path, name: str) -> None:
+    query(url, SCHEMA_FAULTS[name][0])
+    query(url, "CREATE TABLE events (id serial, k text, n int)")
+    with Bench(outbox_dir, url, TRADE, EVENT, **QUICK) as bench:
+        bench.enqueue("trade", {"k": "a", "n": 1})
+        bench.enqueue("event", {"k": "b", "n": 2})
+        outcome = bench.apply()
+        assert (completed(outcome), rejected(outcome)) == ([2], [])
+        assert parked(outcome).startswith(f"trade: {SCHEMA_FAULTS[name][2]}")
 
 
 def test_unique_value_that_the_entry_gives_is_its_own_fault(url: str, outbox_dir: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox import Operation
+from outbox import Operation, Relay, TargetUnavailable
 from outbox.postgres.receipts import Cursor
 from outbox.postgres.watermarks import Session
 from tests.unit.fakes.audit import query
@@ -186,3 +186,27 @@ def test_empty_batch_begins_no_transaction(url: str, outbox_dir: Path, transacti
         outcome = bench.apply()
         assert (outcome.completed, outcome.rejected, outcome.interruption) == ([], [], None)
         assert transactions.count == 0
+
+
+@pytest.mark.parametrize("sqlstate", ["53200", "53400", "40001", "40P01"])
+def test_batch_that_is_too_much_at_once_becomes_smaller(url: str, outbox_dir: Path, sqlstate: str) -> None:
+    row, settings = Operation("row", table="effects"), {"batch_size": 64, "busy_batch_size": 64, "backoff_base": 0.01}
+    with Bench(outbox_dir, url, row, **settings) as bench:
+        for number in range(64):
+            bench.enqueue("row", {"n": number})
+        bench.query(
+            f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF (SELECT count(*) FROM fresh) > 9 THEN
+                    RAISE EXCEPTION 'too many' USING ERRCODE = '{sqlstate}';
+                END IF;
+                RETURN NULL; END $$;
+            CREATE TRIGGER t AFTER INSERT ON effects REFERENCING NEW TABLE AS fresh
+                FOR EACH STATEMENT EXECUTE FUNCTION refuse()"""
+        )
+        outcome = bench.apply()
+        # Halving it is the relay's business, and no entry is to blame.
+        assert isinstance(outcome.interruption, TargetUnavailable)
+        assert (outcome.interruption.too_much, outcome.interruption.stalled, outcome.stalled) == (True, False, [])
+        with Relay(bench.box, bench.target) as relay:
+            assert relay.drain(timeout=20)
+        assert bench.query("SELECT count(*), count(DISTINCT n) FROM effects") == [(64, 64)]

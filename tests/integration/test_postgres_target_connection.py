@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,6 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg2
+import psycopg2.extensions
+import psycopg2.extras
 import pytest
 from sqlalchemy import Connection, text
 
@@ -172,6 +175,7 @@ def test_role_without_create_rights_uses_the_existing_receipts_table(
         # Without it, a person must help; nothing is rejected.
         assert isinstance(outcome.interruption, TargetMisconfigured)
         assert str(outcome.interruption).startswith("42501")
+        assert "outbox_receipts" in str(outcome.interruption)
         assert outcome.rejected == []
         with Bench(tmp_path / "owner", url, ROW) as owner:
             owner.apply(owner.enqueue("row", {"n": 0}))
@@ -295,6 +299,77 @@ def test_a_wrong_password_stops_the_line_and_calls_an_operator(locked: PostgresS
 
 
 @pytest.mark.parametrize(
+    ("user", "rest", "text"),
+    [
+        ("busy", "/postgres", "too many connections for role"),
+        # No server of the cluster takes writes for now: a failover.
+        ("postgres", "/postgres?target_session_attrs=standby", "not in hot standby mode"),
+    ],
+)
+def test_login_that_fails_behind_the_password_is_an_outage(
+    locked: PostgresServer, outbox_dir: Path, user: str, rest: str, text: str
+) -> None:
+    query(locked.url(), "DROP ROLE IF EXISTS busy; CREATE ROLE busy LOGIN PASSWORD 'right' CONNECTION LIMIT 0")
+    with Bench(outbox_dir, f"postgresql://{user}:right@127.0.0.1:{locked.port}{rest}", ROW) as bench:
+        bench.enqueue("row", {"n": 1})
+        interruption = bench.apply().interruption
+        assert isinstance(interruption, TargetUnavailable)
+        assert text in str(interruption)
+
+
+@pytest.mark.parametrize(
+    ("password", "rest"),
+    [(":right", "/absent"), (":wrong", "/postgres"), ("", "/postgres"), (":wrong", "/postgres?sslmode=disable")],
+)
+def test_login_refused_by_the_host_that_answers_stops_the_line(
+    locked: PostgresServer, outbox_dir: Path, password: str, rest: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dead = listener.getsockname()[1]
+    hosts = f"127.0.0.1:{dead},127.0.0.1:{locked.port}"
+    with Bench(outbox_dir, f"postgresql://postgres{password}@{hosts}{rest}", ROW) as bench:
+        bench.enqueue("row", {"n": 1})
+        assert isinstance(bench.apply().interruption, TargetMisconfigured)
+
+
+def test_the_password_of_the_environment_is_the_logins(
+    locked: PostgresServer, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSWORD", "right")
+    url = f"postgresql://postgres@127.0.0.1:{locked.port}/postgres?target_session_attrs=standby"
+    with Bench(outbox_dir, url, ROW) as bench:
+        bench.enqueue("row", {"n": 1})
+        assert isinstance(bench.apply().interruption, TargetUnavailable)
+
+
+@pytest.fixture
+def waiting_by_callback() -> Iterator[None]:
+    """The host has the driver wait in a function of its own, as with gevent or to react to Ctrl-C."""
+    psycopg2.extensions.set_wait_callback(psycopg2.extras.wait_select)
+    yield
+    psycopg2.extensions.set_wait_callback(None)
+
+
+@pytest.mark.usefixtures("waiting_by_callback")
+def test_silent_host_is_left_where_the_host_program_waits(url: str, outbox_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"@127.0.0.1:{silent.getsockname()[1]},"
+        several = url.replace("@", hosts)
+        with Bench(outbox_dir, several, ROW, stall_timeout=0.4, connect_timeout=1) as bench:
+            bench.enqueue("row", {"n": 1})
+            records, store_id = bench.box.store.peek(0, 1).records, bench.box.store.identity.store_id
+            outcomes: list[Any] = []
+            applying = threading.Thread(
+                target=lambda: outcomes.extend(bench.target.apply(store_id, records) for _ in range(2)), daemon=True
+            )
+            applying.start()
+            applying.join(20)
+            first, second = outcomes
+            assert isinstance(first.interruption, TargetUnavailable)
+            assert completed(second) == [1]
+
+
+@pytest.mark.parametrize(
     ("reconnecting", "slow_login_s"),
     [
         (False, 0.0),
@@ -326,6 +401,43 @@ def test_a_server_that_falls_silent_right_after_the_login_is_given_up(
         applying.join(LONG)
         assert gave_up
         assert isinstance(outcomes[0].interruption, TargetUnavailable)
+
+
+@pytest.mark.parametrize("table", ["outbox_receipts", "outbox_watermarks"])
+def test_lock_on_the_relays_own_tables_blames_no_entry(url: str, outbox_dir: Path, table: str) -> None:
+    with Bench(outbox_dir, url, ROW, stall_timeout=0.3) as bench:
+        bench.enqueue("row", {"n": 1})
+        bench.settle(bench.apply())
+        bench.enqueue("row", {"n": 2})
+        with closing(psycopg2.connect(url)) as maintenance, maintenance.cursor() as cursor:
+            cursor.execute(f"LOCK {table} IN ACCESS EXCLUSIVE MODE")
+            outcome = bench.apply(2)
+        assert isinstance(outcome.interruption, TargetUnavailable)
+        # A smaller batch may help, but no entry is to blame.
+        assert (outcome.interruption.too_much, outcome.interruption.stalled, outcome.stalled) == (True, False, [])
+        assert "look who locks outbox_receipts" in str(outcome.interruption)
+        assert completed(bench.apply(2)) == [2]
+
+
+def test_commit_that_waits_for_a_standby_is_named_and_done_once(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    url = own_postgres.url()
+    query(url, "CREATE TABLE effects (id serial PRIMARY KEY, n int)")
+    with Bench(outbox_dir, url, ROW, stall_timeout=0.4) as bench:
+        bench.enqueue("row", {"n": 1})
+        bench.settle(bench.apply())
+        bench.enqueue("row", {"n": 2})
+        own_postgres.execute("ALTER SYSTEM SET synchronous_standby_names = 'absent'")
+        own_postgres.execute("SELECT pg_reload_conf()")
+        until(lambda: own_postgres.execute("SHOW synchronous_standby_names") == [("absent",)])
+        assert isinstance(bench.apply(2).interruption, TargetUnavailable)
+        interruption = bench.apply(2).interruption
+        assert isinstance(interruption, TargetUnavailable)
+        assert "at work in PostgreSQL: backend " in str(interruption)
+        assert ", active, waits for SyncRep (" in str(interruption)
+        own_postgres.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        own_postgres.execute("SELECT pg_reload_conf()")
+        until(lambda: completed(bench.apply(2)) == [2])
+    assert query(url, "SELECT n FROM effects ORDER BY n") == [(1,), (2,)]
 
 
 def test_a_refused_connection_after_a_stall_is_no_stall(url: str, outbox_dir: Path) -> None:

@@ -32,14 +32,15 @@ from outbox.failures import STALLS, Verdict, classify
         ("42501", Verdict.MISCONFIGURED),  # insufficient_privilege
         ("42703", Verdict.MISCONFIGURED),  # undefined_column
         ("42P01", Verdict.MISCONFIGURED),  # undefined_table
+        ("55000", Verdict.MISCONFIGURED),  # object_not_in_prerequisite_state
         ("F0000", Verdict.MISCONFIGURED),  # config_file_error
+        ("HV00N", Verdict.MISCONFIGURED),  # fdw_unable_to_establish_connection
         ("22003", Verdict.REJECTED),  # numeric_value_out_of_range
         ("22P02", Verdict.REJECTED),  # invalid_text_representation
         ("23502", Verdict.REJECTED),  # not_null_violation
         ("23505", Verdict.REJECTED),  # unique_violation
         ("44000", Verdict.REJECTED),  # with_check_option_violation
         ("25001", Verdict.UNKNOWN),  # active_sql_transaction
-        ("55000", Verdict.UNKNOWN),  # object_not_in_prerequisite_state
         ("P0001", Verdict.UNKNOWN),  # raise_exception
         ("XX000", Verdict.UNKNOWN),  # internal_error
         ("ZZZZZ", Verdict.UNKNOWN),
@@ -49,6 +50,12 @@ from outbox.failures import STALLS, Verdict, classify
 )
 def test_sqlstates_on_a_working_connection(sqlstate: str | None, verdict: Verdict) -> None:
     assert classify(sqlstate, connected=True, data_error=False) is verdict
+
+
+@pytest.mark.parametrize("sqlstate", ["08001", "08006", "25006"])
+def test_another_servers_outage_concerns_the_operation(sqlstate: str) -> None:
+    assert classify(sqlstate, connected=True, data_error=False, applying=True) is Verdict.MISCONFIGURED
+    assert classify(sqlstate, connected=False, data_error=False, applying=True) is Verdict.UNAVAILABLE
 
 
 @pytest.mark.parametrize("sqlstate", [None, "23505", "42P01", "XX000"])

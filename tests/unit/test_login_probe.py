@@ -1,4 +1,4 @@
-"""What a server answers to a login is told from an outage, on whichever of several hosts answers."""
+"""What a server answers to a login is told from an outage, also where the server asks for a password first."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from outbox.postgres.login_probe import PASSWORD_ASKED, sqlstate_of_login
+from outbox.postgres.login_probe import PROOF_ASKED, Login, sqlstate_of_login
+from tests.unit.fakes.ports import held_port
 from tests.unit.fakes.waiting import LONG
 
 
 class Server:
-    """Takes one login at a time and answers as told; `asked` is what it was sent, behind the length that it said."""
+    """Takes one login at a time and answers each message with the next of `answers`; `asked` is what it was sent."""
 
-    def __init__(self, listener: socket.socket, answer: bytes) -> None:
-        self._listener, self._answer = listener, answer
-        self.asked: list[tuple[int, bytes]] = []
+    def __init__(self, listener: socket.socket, *answers: bytes, tls: bytes = b"N") -> None:
+        self._listener, self._answers, self._tls = listener, answers, tls
+        self.asked: list[bytes] = []
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -30,14 +32,20 @@ class Server:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            with client:
+            # Nobody has to listen to the end.
+            with client, suppress(ConnectionError):
                 client.settimeout(LONG)
-                sent = client.recv(65_536)
-                self.asked.append((struct.unpack_from(">I", sent)[0], sent[4:]))
-                # In pieces, as a network may deliver it, and to nobody who has heard enough.
-                with suppress(ConnectionError):
-                    for at in range(0, len(self._answer), 3):
-                        client.sendall(self._answer[at : at + 3])
+                for answer in self._answers:
+                    sent = client.recv(65_536)
+                    if sent == TLS_REQUEST:
+                        client.sendall(self._tls)
+                        sent = client.recv(65_536)
+                    if not sent:
+                        break
+                    self.asked.append(sent)
+                    # In pieces, as a network may deliver it.
+                    for at in range(0, len(answer), 3):
+                        client.sendall(answer[at : at + 3])
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -47,26 +55,26 @@ class Server:
 
 
 @contextmanager
-def served(listener: socket.socket, answer: bytes) -> Iterator[Server]:
-    server = Server(listener, answer)
+def served(listener: socket.socket, *answers: bytes, tls: bytes = b"N") -> Iterator[Server]:
+    server = Server(listener, *answers, tls=tls)
     try:
         yield server
     finally:
         server.close()
 
 
-def on_tcp() -> tuple[socket.socket, str]:
+def on_tcp() -> tuple[socket.socket, int]:
     """A listener and its port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    return listener, str(listener.getsockname()[1])
+    return listener, int(listener.getsockname()[1])
 
 
-@pytest.fixture
-def closed_port() -> Iterator[str]:
-    """A port at which nobody listens, and that nobody else is given meanwhile."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield str(held.getsockname()[1])
+def login(port: int, **changed: Any) -> Login:
+    return Login(**{"host": "127.0.0.1", "port": port, "user": "me", "database": "trading", **changed})
+
+
+def answer_of(one: Login, timeout_s: float = LONG) -> str | None:
+    return sqlstate_of_login(one, timeout_s, "nonce")
 
 
 def message(kind: bytes, content: bytes) -> bytes:
@@ -74,20 +82,30 @@ def message(kind: bytes, content: bytes) -> bytes:
 
 
 def error(*fields: bytes) -> bytes:
-    return message(b"E", b"".join(field + b"\0" for field in fields) + b"\0")
+    return message(b"E", b"".join(part + b"\0" for part in fields) + b"\0")
 
 
+def method(number: int, rest: bytes = b"") -> bytes:
+    return message(b"R", struct.pack(">I", number) + rest)
+
+
+TLS_REQUEST = struct.pack(">II", 8, 80_877_103)
 REFUSED = error(b"SFATAL", b"VFATAL", b"C28000", b"Mno pg_hba.conf entry for host", b"CXXXXX")
-ASKS = message(b"R", struct.pack(">I", 10) + b"SCRAM-SHA-256\0\0")
-LETS_IN = message(b"R", struct.pack(">I", 0))
+TOO_MANY = error(b"SFATAL", b"VFATAL", b"C53300", b"Mtoo many connections for role")
+PASSWORD, MD5, SCRAM, LETS_IN = method(3), method(5, b"salt"), method(10, b"SCRAM-SHA-256\0\0"), method(0)
+READY = message(b"S", b"server_version\x0017\0") + message(b"Z", b"I")
+CHALLENGE = method(11, b"r=noncetheirs,s=c2FsdA==,i=2")
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
         (REFUSED, "28000"),
-        (ASKS, PASSWORD_ASKED),
-        (LETS_IN, None),
+        (TOO_MANY, "53300"),
+        (SCRAM, PROOF_ASKED),
+        (MD5, PROOF_ASKED),
+        (LETS_IN + READY, None),
+        (LETS_IN + TOO_MANY, "53300"),
         (error(b"SFATAL", b"Mwithout a code"), None),
         # Not text at all; the name of a state is asked of nobody, so it need not be one.
         (error(b"C\xff8000"), "\N{REPLACEMENT CHARACTER}8000"),
@@ -98,31 +116,85 @@ LETS_IN = message(b"R", struct.pack(">I", 0))
         (b"E\0\0\0\0", None),
         (b"", None),
     ],
-    ids=["refused", "asks", "lets in", "no code", "no text", "another kind", "cut", "too short", "no size", "nothing"],
+    ids=[
+        "refused",
+        "too many",
+        "scram",
+        "md5",
+        "in",
+        "full",
+        "no code",
+        "no text",
+        "another kind",
+        "cut",
+        "too short",
+        "no size",
+        "nothing",
+    ],
 )
 def test_the_answer_tells_a_refusal_from_all_else(answer: bytes, said: str | None) -> None:
     listener, port = on_tcp()
     with served(listener, answer):
-        assert sqlstate_of_login({"host": "127.0.0.1", "port": port, "user": "u"}, LONG) == said
-
-
-def test_an_answer_without_end_is_read_to_a_limit() -> None:
-    listener, port = on_tcp()
-    with served(listener, b"E\x7f\xff\xff\xff" + b"C28000\0" + b"M" * 70_000):
-        assert sqlstate_of_login({"host": "127.0.0.1", "port": port, "user": "u"}, LONG) == "28000"
+        assert answer_of(login(port)) == said
 
 
 @pytest.mark.parametrize(
-    ("parameters", "database"), [({"user": "me", "dbname": "trading"}, b"trading"), ({"user": "me"}, b"me")]
+    ("answers", "said"),
+    [
+        ((SCRAM, CHALLENGE, method(12, b"v=x") + LETS_IN + TOO_MANY), "53300"),
+        ((SCRAM, CHALLENGE, method(12, b"v=x") + LETS_IN + READY, b""), None),
+        ((SCRAM, CHALLENGE, error(b"C28P01")), "28P01"),
+        ((MD5, LETS_IN + TOO_MANY), "53300"),
+        ((MD5, error(b"C28P01")), "28P01"),
+        # A plain password is not sent once more: the account may be locked after a few wrong ones.
+        ((PASSWORD, LETS_IN + TOO_MANY), PROOF_ASKED),
+        ((method(7),), PROOF_ASKED),
+        ((method(10, b"SCRAM-SHA-512\0\0"),), PROOF_ASKED),
+        ((CHALLENGE,), PROOF_ASKED),
+        # Challenges that are none, and work for hours.
+        ((SCRAM, method(11, b"r=x"), REFUSED), None),
+        ((SCRAM, method(11, b"r=noncetheirs,s=c2FsdA==,i=2000000000"), REFUSED), None),
+        ((SCRAM, method(11, b"r=noncetheirs,s=!,i=2"), REFUSED), None),
+    ],
+    ids=[
+        "scram full",
+        "in",
+        "wrong",
+        "md5 full",
+        "md5 wrong",
+        "plain",
+        "other",
+        "512",
+        "unasked",
+        "no challenge",
+        "too much",
+        "no salt",
+    ],
 )
-def test_login_probe_sends_the_login_that_failed(parameters: dict[str, str], database: bytes) -> None:
+def test_answer_behind_the_password_is_asked_for(answers: tuple[bytes, ...], said: str | None) -> None:
+    listener, port = on_tcp()
+    with served(listener, *answers):
+        assert answer_of(login(port, password="secret")) == said
+
+
+def test_answers_without_end_are_read_to_a_limit() -> None:
+    listener, port = on_tcp()
+    with served(listener, b"E\x7f\xff\xff\xff" + b"C28000\0" + b"M" * 70_000):
+        assert answer_of(login(port)) == "28000"
+    listener, port = on_tcp()
+    with served(listener, message(b"N", b"") * 2000 + REFUSED):
+        assert answer_of(login(port)) is None
+
+
+@pytest.mark.parametrize("database", ["trading", ""])
+def test_login_probe_sends_the_login_that_failed(database: str) -> None:
     listener, port = on_tcp()
     with served(listener, REFUSED) as server:
-        sqlstate_of_login({"host": "127.0.0.1", "port": port, **parameters}, LONG)
-    ((size, sent),) = server.asked
-    assert size == 4 + len(sent)
-    assert struct.unpack_from(">HH", sent) == (3, 0)
-    assert sent[4:] == b"user\0me\0database\0" + database + b"\0application_name\0lmdb-outbox\0\0"
+        answer_of(login(port, database=database))
+    (sent,) = server.asked
+    assert struct.unpack_from(">IHH", sent) == (len(sent), 3, 0)
+    name = database.encode() or b"me"
+    assert sent[8:] == b"user\0me\0database\0" + name + b"\0application_name\0lmdb-outbox\0\0"
 
 
 def test_a_socket_in_a_folder_is_asked_too(tmp_path: Path) -> None:
@@ -130,65 +202,50 @@ def test_a_socket_in_a_folder_is_asked_too(tmp_path: Path) -> None:
     listener.bind(str(tmp_path / ".s.PGSQL.5432"))
     listener.listen()
     with served(listener, REFUSED):
-        assert sqlstate_of_login({"host": str(tmp_path), "user": "u"}, LONG) == "28000"
-    assert sqlstate_of_login({"host": str(tmp_path), "port": "5433", "user": "u"}, LONG) is None
+        assert answer_of(login(5432, host=str(tmp_path))) == "28000"
+    assert answer_of(login(5433, host=str(tmp_path))) is None
 
 
-def test_the_first_host_that_answers_speaks_for_all(closed_port: str) -> None:
-    first, first_port = on_tcp()
-    second, second_port = on_tcp()
-    with served(first, REFUSED), served(second, ASKS) as other:
-        hosts = "127.0.0.1,127.0.0.1,127.0.0.1"
-        ports = f"{closed_port},{first_port},{second_port}"
-        assert sqlstate_of_login({"host": hosts, "port": ports, "user": "u"}, LONG) == "28000"
-    assert other.asked == []
-
-
-def test_one_port_is_for_all_hosts(tmp_path: Path) -> None:
-    listener, port = on_tcp()
-    with served(listener, REFUSED):
-        hosts = f"{tmp_path},127.0.0.1"
-        assert sqlstate_of_login({"host": hosts, "port": port, "user": "u"}, LONG) == "28000"
-
-
-def test_a_port_that_is_none_leaves_the_next_host() -> None:
-    listener, port = on_tcp()
-    with served(listener, REFUSED):
-        parameters = {"host": "127.0.0.1,127.0.0.1", "port": f"odd,{port}", "user": "u"}
-        assert sqlstate_of_login(parameters, LONG) == "28000"
-
-
-def test_hosts_may_be_given_by_address_or_not_at_all() -> None:
-    listener, port = on_tcp()
-    with served(listener, REFUSED):
-        assert sqlstate_of_login({"hostaddr": "127.0.0.1", "port": port, "user": "u"}, LONG) == "28000"
-        assert sqlstate_of_login({"port": port, "user": "u"}, LONG) == "28000"
-        # Another address is not this machine.
-        assert sqlstate_of_login({"hostaddr": "256.0.0.1", "port": port, "user": "u"}, LONG) is None
-        # A name has precedence, as with the driver.
-        named = {"host": "127.0.0.1", "hostaddr": "256.0.0.1", "port": port, "user": "u"}
-        assert sqlstate_of_login(named, LONG) == "28000"
-
-
-def test_login_probe_without_a_listener_has_no_answer(closed_port: str) -> None:
-    assert sqlstate_of_login({"host": "127.0.0.1", "port": closed_port, "user": "u"}, LONG) is None
+def test_login_probe_without_a_listener_has_no_answer() -> None:
+    with held_port() as held:
+        assert answer_of(login(held.getsockname()[1])) is None
 
 
 def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket(socket.AF_UNIX) as local:
-        port = str(silent.getsockname()[1])
+        port = int(silent.getsockname()[1])
         local.bind(str(tmp_path / f".s.PGSQL.{port}"))
         local.listen()
         for host in ("127.0.0.1", str(tmp_path)):
-            assert sqlstate_of_login({"host": host, "port": port, "user": "u"}, 0.1) is None
+            assert answer_of(login(port, host=host), 0.1) is None
 
 
-@pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full"])
-def test_login_probe_that_requires_encryption_sends_no_plain_text(mode: str) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"sslmode": "verify-ca"},
+        {"sslmode": "verify-full"},
+        {"certified": True},
+        {"user": ""},
+        {"host": ""},
+    ],
+    ids=str,
+)
+def test_login_that_only_the_driver_can_make_is_not_sent(changed: dict[str, Any]) -> None:
     listener, port = on_tcp()
-    parameters = {"host": "127.0.0.1", "port": port, "user": "u"}
     with served(listener, REFUSED) as server:
-        assert sqlstate_of_login({**parameters, "sslmode": mode}, LONG) is None
-        assert sqlstate_of_login({**parameters, "user": ""}, LONG) is None
+        assert answer_of(login(port, **changed)) is None
         assert server.asked == []
-        assert sqlstate_of_login({**parameters, "sslmode": "prefer"}, LONG) == "28000"
+
+
+@pytest.mark.parametrize(("mode", "said"), [("disable", "28000"), ("prefer", "28000"), ("require", None)])
+def test_server_without_encryption_is_asked_if_allowed(mode: str, said: str | None) -> None:
+    listener, port = on_tcp()
+    with served(listener, REFUSED) as server:
+        assert answer_of(login(port, sslmode=mode)) == said
+    # Nothing in plain text where that is not allowed.
+    assert bool(server.asked) is (said is not None)
+
+
+def test_a_login_shows_no_password() -> None:
+    assert "secret" not in repr(login(1, password="secret"))

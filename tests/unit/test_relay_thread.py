@@ -11,9 +11,11 @@ import pytest
 
 from outbox import Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnavailable
 from outbox.relay.orders import Reconciliation
+from outbox.relay.publication import Publication
 from outbox.store.envelope import Record
 from outbox.store.locks import Role, died_holding
 from outbox.store.reads import Peeked
+from outbox.store.writer import Rank
 from outbox.testing import InMemoryTarget
 from tests.unit.fakes.rig import OPERATIONS, FakeClock, passing, permanent
 from tests.unit.fakes.waiting import LONG, until
@@ -792,3 +794,37 @@ def test_drain_with_a_distant_retry_ends_at_its_timeout(
         drainer.join(LONG)
         assert drained == [False]
         assert relay.stop()
+
+
+def test_write_that_does_not_end_is_shown_by_an_idle_relay(outbox_dir: Path) -> None:
+    config = OutboxConfig(sync_interval=0.02, stuck_after=0.05)
+    with Outbox.open(outbox_dir, config, OPERATIONS) as box, Relay(box, InMemoryTarget(OPERATIONS)) as relay:
+        assert relay.drain(timeout=LONG)
+        assert box.status().health is Health.HEALTHY
+        disk, writer = threading.Event(), box.store.writer
+        assert writer is not None
+        writing = threading.Thread(target=lambda: writer.run(Rank.MAINTAIN, lambda: disk.wait(LONG)))
+        writing.start()
+        try:
+            until(lambda: box.status().health is Health.NEEDS_OPERATOR)
+            (said,) = box.status().needs_operator
+            assert said.startswith(f"the disk hangs: a write to {outbox_dir} has not ended for ")
+        finally:
+            disk.set()
+            writing.join(LONG)
+        until(lambda: box.status().health is Health.HEALTHY)
+        assert box.status().disk_waits_s == 0.0
+
+
+def test_relay_that_looks_at_a_busy_writer_sees_no_hang(outbox_dir: Path) -> None:
+    publication = Publication(outbox_dir, FakeClock())
+    publication.look_at_writer(1, 0.0)
+    # Perhaps it hangs: nothing that needs the writer is begun before the next look.
+    assert publication.writer_may_hang
+    for number in range(3, 2000, 2):
+        publication.look_at_writer(number, float(number))
+        assert not publication.writer_may_hang
+    publication.look_at_writer(1999, 2500.0)
+    assert publication.writer_may_hang
+    publication.look_at_writer(2000, 2600.0)
+    assert not publication.writer_may_hang

@@ -79,6 +79,33 @@ def test_a_read_that_never_ends_is_ended(
     assert watchdog.fired
 
 
+def test_each_host_that_lets_nobody_in_is_left(clock: Time) -> None:
+    watchdog = Watchdog(LIMIT_S, clock, connecting_s=60.0)
+    with watchdog.guard():
+        for _ in range(2):
+            one, other = socket.socketpair()
+            with one, other:
+                other.settimeout(LONG)
+                one.settimeout(LONG)
+                watchdog.watch_connecting(one.fileno())
+                clock.now += 59.0
+                # A wait callback is called again and again, which is no new beginning.
+                watchdog.watch_connecting(one.fileno())
+                assert works((one, other))
+                clock.now += 2.0
+                assert one.recv(1) == b""
+        one, other = socket.socketpair()
+        with one, other:
+            one.settimeout(LONG)
+            watchdog.watch_connecting(one.fileno())
+            assert not watchdog.fired
+            # Let in: now a silent server has the time of every other block.
+            watchdog.watch(one.fileno())
+            clock.now += LIMIT_S * 1.01
+            assert one.recv(1) == b""
+    watchdog.close()
+
+
 def test_a_block_within_its_limit_is_left_alone(
     watchdog: Watchdog, clock: Time, pair: tuple[socket.socket, socket.socket]
 ) -> None:

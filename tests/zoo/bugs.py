@@ -132,8 +132,8 @@ BUGS = (
     Bug(
         "relays of one store do not fence each other in PostgreSQL",
         "outbox/postgres/watermarks.py",
-        "    if not taken:",
-        "    if False:",
+        "    if not fence(cursor, name):",
+        "    if not fence(cursor, name) and False:",
         ("tests/integration/test_postgres_target_connection.py", "tests/integration/test_postgres_target_batches.py"),
     ),
     Bug(
@@ -214,10 +214,59 @@ BUGS = (
         ("tests/unit/test_failures.py",),
     ),
     Bug(
+        "another server's outage, seen by one operation, stops all deliveries",
+        "outbox/failures.py",
+        "    if applying and",
+        "    if False and",
+        ("tests/unit/test_failures.py",),
+    ),
+    Bug(
+        "a published table without a replica identity makes dead letters",
+        "outbox/failures.py",
+        '    "55000": Verdict.MISCONFIGURED,',
+        '    "55000": Verdict.UNKNOWN,',
+        ("tests/unit/test_failures.py",),
+    ),
+    Bug(
+        "a server that asks for a password has refused it: every failure behind it stops the line",
+        "outbox/postgres/login_probe.py",
+        "        elif method == _SASL and login.password",
+        "        elif False and login.password",
+        ("tests/unit/test_login_probe.py",),
+    ),
+    Bug(
+        "where a callback of the program waits, a server that is silent before the login is waited for",
+        "outbox/postgres/piggyback.py",
+        "        if self._on_poll is not None and",
+        "        if False and",
+        ("tests/integration/test_postgres_target_connection.py",),
+    ),
+    Bug(
+        "a lock on the relay's own tables is an entry's fault, which then waits for minutes after the lock is gone",
+        "outbox/postgres/connection.py",
+        "failure = TargetUnavailable(str(failure), hint=hint, too_much=True)",
+        "failure = TargetUnavailable(str(failure), hint=hint, stalled=True)",
+        ("tests/integration/test_postgres_target_connection.py",),
+    ),
+    Bug(
+        "the status is healthy while every enqueue waits for a disk that hangs",
+        "outbox/relay/publication.py",
+        "        self._hangs = at_work and moves == self._moves\n",
+        "        self._hangs = False\n",
+        ("tests/unit/test_relay_thread.py",),
+    ),
+    Bug(
+        "a batch that needs more locks than the server has is tried for ever as it is",
+        "outbox/failures.py",
+        'CONTENTIONS = frozenset({"53200", ',
+        "CONTENTIONS = frozenset({",
+        ("tests/integration/test_postgres_target_batches.py",),
+    ),
+    Bug(
         "a silent connection is waited for",
         "outbox/postgres/watchdog.py",
-        "                if self._monotonic() > self._deadline:",
-        "                if False:",
+        "        if self._monotonic() <= deadline:",
+        "        if True:",
         ("tests/unit/test_watchdog.py",),
     ),
     Bug(
@@ -300,8 +349,8 @@ BUGS = (
     Bug(
         "a failure of the relay's own statements is the entry's",
         "outbox/postgres/connection.py",
-        "raise TargetMisconfigured(str(failure)) if isinstance(failure, UnitFailed) else failure from exc",
-        "raise failure from exc",
+        "                failure = TargetMisconfigured(str(failure))\n            elif",
+        "                pass\n            elif",
         ("tests/integration/test_parking.py",),
     ),
     Bug(
@@ -1084,7 +1133,7 @@ BUGS = (
     Bug(
         "an entry that crashes its backend is an outage for all",
         "outbox/postgres/connection.py",
-        "lost = operation is not None and not alive",
+        "lost = applying and not alive",
         "lost = False",
         ("tests/integration/test_postgres_target_handlers.py",),
     ),
