@@ -125,8 +125,9 @@ class Keeper:
         self._outbox.progress.on_rewound(self._rewound)
         if self._host.built is not None:
             self._tend()
-        self._thread = threading.Thread(target=self._run, name="outbox-keeper", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="outbox-keeper", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def stop(self) -> None:
         """Checkpoint and end the background work; may be called twice."""

@@ -237,6 +237,10 @@ class GuardedConnection:
             except (SQLAlchemyError, psycopg2.Error) as exc:
                 raise self._login_verdict(exc) from exc
             self._connection = connection
+            raw = raw_of(connection)
+            if raw.autocommit:
+                # A listener of the program to all of SQLAlchemy's engines has set it.
+                raw.autocommit = False
             try:
                 with connection.begin():
                     ensure_tables(self.opening_cursor(connection))

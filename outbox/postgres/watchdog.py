@@ -70,10 +70,10 @@ class Watchdog:
                 self._shut()
             if self._thread is None:
                 self._closing = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._closing,), name="outbox-watchdog", daemon=True
-                )
-                self._thread.start()
+                thread = threading.Thread(target=self._run, args=(self._closing,), name="outbox-watchdog", daemon=True)
+                # It may fail, and must then be tried again at the next connection.
+                thread.start()
+                self._thread = thread
 
     def forget(self) -> None:
         """Let go of the socket: while a duplicate is open, the server does not see that the connection was closed."""

@@ -58,8 +58,9 @@ class HistoryCheck:
         """Begin again after `stop`, if it is required and can be done."""
         if self._required() and (self._child is not None or verify.interpreter(self._python)):
             self._stopped = False
-            self._thread = threading.Thread(target=self._run, name="outbox-history", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="outbox-history", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def stop(self) -> None:
         """End it, so that nobody but this process has the store open; may be called twice."""

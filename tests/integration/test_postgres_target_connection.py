@@ -14,7 +14,7 @@ import psycopg2
 import psycopg2.extensions
 import psycopg2.extras
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, event, text
 
 from outbox import ConfigError, Entry, Health, Operation, PostgresTarget, Relay, TargetMisconfigured, TargetUnavailable
 from outbox.errors import ReceiptsGone
@@ -340,6 +340,25 @@ def test_the_password_of_the_environment_is_the_logins(
     with Bench(outbox_dir, url, ROW) as bench:
         bench.enqueue("row", {"n": 1})
         assert isinstance(bench.apply().interruption, TargetUnavailable)
+
+
+@pytest.fixture
+def every_engine_in_autocommit() -> Iterator[None]:
+    """The host sets autocommit on each connection of every engine in its process."""
+
+    def set_it(raw: Any, _: object) -> None:
+        raw.autocommit = True
+
+    event.listen(Engine, "connect", set_it)
+    yield
+    event.remove(Engine, "connect", set_it)
+
+
+@pytest.mark.usefixtures("every_engine_in_autocommit")
+def test_relay_keeps_transactions_where_the_host_commits_alone(url: str, outbox_dir: Path) -> None:
+    with Bench(outbox_dir, url, ROW) as bench:
+        bench.enqueue("row", {"n": 1})
+        assert completed(bench.apply()) == [1]
 
 
 @pytest.fixture

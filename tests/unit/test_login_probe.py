@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from tests.unit.fakes.waiting import LONG
 class Server:
     """Takes one login at a time and answers each message with the next of `answers`; `asked` is what it was sent."""
 
-    def __init__(self, listener: socket.socket, *answers: bytes, tls: bytes = b"N") -> None:
+    def __init__(self, listener: socket.socket, *answers: bytes, tls: ssl.SSLContext | None = None) -> None:
         self._listener, self._answers, self._tls = listener, answers, tls
         self.asked: list[bytes] = []
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -33,12 +34,13 @@ class Server:
             except OSError:
                 return
             # Nobody has to listen to the end.
-            with client, suppress(ConnectionError):
+            with suppress(ConnectionError):
                 client.settimeout(LONG)
                 for answer in self._answers:
                     sent = client.recv(65_536)
                     if sent == TLS_REQUEST:
-                        client.sendall(self._tls)
+                        client.sendall(b"N" if self._tls is None else b"S")
+                        client = client if self._tls is None else self._tls.wrap_socket(client, server_side=True)
                         sent = client.recv(65_536)
                     if not sent:
                         break
@@ -46,6 +48,7 @@ class Server:
                     # In pieces, as a network may deliver it.
                     for at in range(0, len(answer), 3):
                         client.sendall(answer[at : at + 3])
+            client.close()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -55,7 +58,7 @@ class Server:
 
 
 @contextmanager
-def served(listener: socket.socket, *answers: bytes, tls: bytes = b"N") -> Iterator[Server]:
+def served(listener: socket.socket, *answers: bytes, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     server = Server(listener, *answers, tls=tls)
     try:
         yield server
@@ -89,6 +92,25 @@ def method(number: int, rest: bytes = b"") -> bytes:
     return message(b"R", struct.pack(">I", number) + rest)
 
 
+# Of these tests alone; its key opens nothing.
+CERTIFICATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg+/Imq4hVbbEW4QPe
+1yJrvW7peYxufd50mwRb+b6Li+6hRANCAAQGfyrvgDAdTcTbLpT/ixmlh41KpzwV
+0zeSnnijcVzceZgPW9owtfa6G4/OVmMiTTWHDibm9BGE6YGftEWN2JCz
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBfzCCASWgAwIBAgIUId/jxSY7COfl2wotnzQJgBrxeOUwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyODEzMDcyNFoYDzIxMjYxMTA0
+MTMwNzI0WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAAQGfyrvgDAdTcTbLpT/ixmlh41KpzwV0zeSnnijcVzceZgPW9owtfa6
+G4/OVmMiTTWHDibm9BGE6YGftEWN2JCzo1MwUTAdBgNVHQ4EFgQUZAKFWSLCS9J4
+pO/+sDB8TW1bIjwwHwYDVR0jBBgwFoAUZAKFWSLCS9J4pO/+sDB8TW1bIjwwDwYD
+VR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiAoTWOKMmxI0YDBo9VOtvs8
+PrwRqAPFkHFpNsOX4vNXGwIhAOMtr0QyT23CCWjVmRx4kETmUD0DS5GTuuej9MKW
+AEP8
+-----END CERTIFICATE-----
+"""
 TLS_REQUEST = struct.pack(">II", 8, 80_877_103)
 REFUSED = error(b"SFATAL", b"VFATAL", b"C28000", b"Mno pg_hba.conf entry for host", b"CXXXXX")
 TOO_MANY = error(b"SFATAL", b"VFATAL", b"C53300", b"Mtoo many connections for role")
@@ -245,6 +267,23 @@ def test_server_without_encryption_is_asked_if_allowed(mode: str, said: str | No
         assert answer_of(login(port, sslmode=mode)) == said
     # Nothing in plain text where that is not allowed.
     assert bool(server.asked) is (said is not None)
+
+
+@pytest.fixture
+def encrypting(tmp_path: Path) -> ssl.SSLContext:
+    """A server's side of TLS, with a certificate that nobody has signed."""
+    (tmp_path / "server.pem").write_text(CERTIFICATE)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    return context
+
+
+@pytest.mark.parametrize("mode", ["allow", "prefer", "require"])
+def test_server_that_encrypts_is_asked_in_secret(encrypting: ssl.SSLContext, mode: str) -> None:
+    listener, port = on_tcp()
+    with served(listener, SCRAM, CHALLENGE, LETS_IN + TOO_MANY, tls=encrypting) as server:
+        assert answer_of(login(port, sslmode=mode, password="secret")) == "53300"
+    assert len(server.asked) == 3
 
 
 def test_a_login_shows_no_password() -> None:

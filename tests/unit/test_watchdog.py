@@ -254,6 +254,26 @@ def test_closed_watchdog_keeps_no_descriptor(clock: Time, pair: tuple[socket.soc
     assert descriptors(pair[0]) == 1
 
 
+def test_watchdog_without_a_thread_gets_one_later(
+    watchdog: Watchdog, clock: Time, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            watchdog.watch(pair[0].fileno())
+        # The relay closes it when it stops.
+        watchdog.close()
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            watchdog.watch(pair[0].fileno())
+    watchdog.watch(pair[0].fileno())
+    with watchdog.guard():
+        clock.now = LIMIT_S * 1.01
+        assert pair[0].recv(1) == b""
+
+
 def test_watchdog_may_be_closed_from_its_own_thread(clock: Time, pair: tuple[socket.socket, socket.socket]) -> None:
     done = threading.Event()
 

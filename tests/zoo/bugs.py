@@ -263,6 +263,13 @@ BUGS = (
         ("tests/integration/test_postgres_target_batches.py",),
     ),
     Bug(
+        "a watchdog whose thread could not be started watches no later connection",
+        "outbox/postgres/watchdog.py",
+        "                thread.start()\n                self._thread = thread\n",
+        "                self._thread = thread\n                thread.start()\n",
+        ("tests/unit/test_watchdog.py",),
+    ),
+    Bug(
         "a silent connection is waited for",
         "outbox/postgres/watchdog.py",
         "        if self._monotonic() <= deadline:",
