@@ -23,6 +23,7 @@ from ...clock import Clock
 from ...errors import Reject, TargetMisconfigured, TargetUnavailable
 from ...failures import Verdict, classify
 from ...log import Log
+from ...monitoring.alarms import Alarms
 from ..host import Host
 from ..ids.id_reserve import IdColumn
 from ..manager_connection import ManagerConnection, ReplayConnection
@@ -119,6 +120,18 @@ def _no_id(*_: str) -> None:
     """Let PostgreSQL give the id."""
 
 
+class Handler:
+    """Applies the entries of one operation."""
+
+    def __init__(self, apply: Callable[[Connection, Entry], Any], keep_alarms_in: Callable[[Alarms], None]) -> None:
+        """`keep_alarms_in`: called by the relay with the alarms of its store."""
+        self._apply, self.keep_alarms_in = apply, keep_alarms_in
+
+    def __call__(self, connection: Connection, entry: Entry) -> Any:
+        """See `Operation.handler`."""
+        return self._apply(connection, entry)
+
+
 class _Nobody:
     """Where there is nobody to learn from a replay."""
 
@@ -139,7 +152,9 @@ class Replayer:
         take_id: Callable[..., Any] | None = None,
     ) -> None:
         """`take_id(schema, table, column)` gives ids to further rows of a call; None lets PostgreSQL do that."""
-        self._host, self._clock, self._outbox = host, clock, outbox
+        self._host, self._clock = host, clock
+        # Those of the store that is delivered: a relay in a process of its own names it.
+        self._alarms = None if outbox is None else outbox.alarms
         self._reads = reads or Reads()
         self._take_id = take_id or _no_id
         self._here = threading.local()
@@ -158,7 +173,7 @@ class Replayer:
         while self._undo:
             self._undo.pop()()
 
-    def handler(self, operation: ManagerOperation) -> Callable[[Connection, Entry], Any]:
+    def handler(self, operation: ManagerOperation) -> Handler:
         """The handler that applies entries of `operation`."""
 
         def replay(connection: Connection, stored: Entry) -> Any:
@@ -179,7 +194,7 @@ class Replayer:
                 self._writes.forget()
                 raise
 
-        return replay
+        return Handler(replay, self._keep_alarms_in)
 
     def _replay(
         self, operation: ManagerOperation, connection: Connection, entry: Entry, watch: Watch, as_of: AsOf
@@ -316,10 +331,13 @@ class Replayer:
         )
         self._sound(f"diverged-id-{table}-{told}", message)
 
+    def _keep_alarms_in(self, alarms: Alarms) -> None:
+        self._alarms = alarms
+
     def _sound(self, alarm: str, message: str) -> None:
-        if self._outbox is not None:
+        if self._alarms is not None:
             try:
-                self._outbox.alarms.sound(alarm, message)
+                self._alarms.sound(alarm, message)
             except OutboxError as exc:
                 _log.error("the alarm %(alarm)r could not be kept: %(error)s", alarm=alarm, error=exc)
 

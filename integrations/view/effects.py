@@ -290,7 +290,9 @@ def predict(effect: Effect | None, seen: Seen) -> Prediction:
     name = seen.operation.name
     news = seen.given - effect.given if effect is not None else set()
     given = ", ".join(sorted(one[:-1] for one in news if one.endswith("+")))
-    why = f"{name} was never seen" if effect is None else f"{name} was never seen with {given or 'so few arguments'}"
+    values = f" with {', '.join(seen.values)}" if seen.values else ""
+    why = f"{name} was never seen"
+    why += values if effect is None else f" with {given or 'so few arguments'}"
     strange = effect is None or bool(news)
     for table in _tables_of(effect, seen):
         for id_ in seen.named(table):

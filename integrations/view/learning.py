@@ -228,7 +228,9 @@ def explain(
     telling = is_telling(key, shown) and not widely
     found: list[Explanation] = [["keep"]] if old is not ABSENT and alike(old, shown) else []
     given = [name for name in sources if not name.startswith("row:")]
-    found += _named(key, _direct(key, given, shown, sources, scales))
+    direct = _named(key, _direct(key, given, shown, sources, scales))
+    # An id that stays is not the session's, however equal.
+    found += [one for one in direct if not found or one[1] != "note:session" or "session" in key]
     if found and telling:
         return found
     if old is not ABSENT and is_number(shown) and not alike(old, shown):

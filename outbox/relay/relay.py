@@ -40,6 +40,11 @@ class Relay:
         # Held by whoever drives `step`: the thread, or one who drains.
         self._driving = threading.Lock()
         self._driver: int | None = None
+        for operation in target.operations.values():
+            # A handler that finds what only a person can judge.
+            keep_alarms_in = getattr(operation.handler, "keep_alarms_in", None)
+            if keep_alarms_in is not None:
+                keep_alarms_in(box.alarms)
 
     def start(self) -> None:
         """Take the relay's role and start the thread.  Raises `StoreLocked`; a second call does nothing.

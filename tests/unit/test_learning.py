@@ -112,6 +112,12 @@ def test_an_argument_that_is_not_given_leaves_a_value_as_it_is() -> None:
     assert space.predict(sources(stop_loss=4), 3.5) == 4.0
 
 
+def test_id_that_stays_is_not_that_of_the_session() -> None:
+    space = Space()
+    space.observe("position_id", 1, {"note:session": 1}, 1, scales=(8,))
+    assert space.predict({"note:session": 1}, 2) == 2
+
+
 def test_counters_and_sums_are_told_apart_from_constants() -> None:
     counter, sum_ = Space(), Space()
     seen(counter, "taken", 1, 0, level=1)

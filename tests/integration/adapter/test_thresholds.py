@@ -11,8 +11,10 @@ import pytest
 from sqlalchemy import Column, Float, Integer, Numeric, String, TypeDecorator, create_engine, select, text
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
+from outbox import PostgresTarget, Relay
+from outbox.integrations.durable import TRADING_OPERATIONS, bind
 from outbox.integrations.view.local_view import UnknownLocally
-from tests.unit.fakes.waiting import until
+from tests.unit.fakes.waiting import LONG, until
 
 from .small import Scene, scene
 
@@ -241,4 +243,17 @@ def test_id_of_another_row_after_a_wait_in_vain_is_an_alarm(postgres_url: str, o
         other.dispose()
         assert book.drain()
         assert second != first
+        assert list(book.box.status().alarms) == [f"diverged-id-positions-{second}"]
+
+
+def test_alarm_is_kept_where_the_relay_has_its_own_manager(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, MergingManager, write_behind=True) as book:
+        apart = MergingManager(postgres_url)
+        relay = Relay(book.box, PostgresTarget(postgres_url, bind(TRADING_OPERATIONS, lambda: apart)))
+        book.manager.create_trading_session()
+        book.manager.log_position("A", Decimal(1))
+        second = book.manager.log_position("A", Decimal(1))
+        assert relay.drain(timeout=LONG)
+        relay.stop()
+        apart.engine.dispose()
         assert list(book.box.status().alarms) == [f"diverged-id-positions-{second}"]
