@@ -60,7 +60,7 @@ _FULL = Plan(
     before=500, outage=250, resumed=250, after=300, second_outage=300, total=2000, pace=65, seconds=45, slack=1.2
 )
 _FAST = Plan(
-    before=60, outage=30, resumed=30, after=30, second_outage=30, total=220, pace=100, seconds=10, slack=math.inf
+    before=_LEARNING, outage=30, resumed=30, after=30, second_outage=30, total=310, pace=100, seconds=12, slack=math.inf
 )
 
 

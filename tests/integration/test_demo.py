@@ -17,6 +17,6 @@ def test_the_fast_demo_loses_and_doubles_nothing_through_two_outages() -> None:
     assert int(found[1]) == int(found[2]) > 300
     assert "the engine was killed with SIGKILL while PostgreSQL is down" in run.stdout
     first, *_, sentence, _ = run.stdout.strip().splitlines()
-    assert first.startswith("A paper engine trades real prices into a PostgreSQL of its own, for about 10 seconds")
+    assert first.startswith("A paper engine trades real prices into a PostgreSQL of its own, for about 12 seconds")
     assert sentence.startswith(f"Nothing lost, nothing doubled: {int(found[1]):,} of {int(found[1]):,} acknowledged")
     assert "\x1b" not in run.stdout

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from outbox import codec
 from outbox.integrations.durable import DurableDatabaseManager
 from tests.unit.fakes.waiting import LONG
+
+
+@pytest.fixture(autouse=True)
+def enums_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bind` allows every enum class that is loaded, and other tests need some that are unknown."""
+    monkeypatch.setattr(codec, "_enums", dict(codec._enums))
 
 
 @pytest.fixture(autouse=True)

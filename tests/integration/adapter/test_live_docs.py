@@ -22,6 +22,7 @@ from outbox.integrations.trading_engine import wire
 from outbox.integrations.view.reads import LOCAL_READS
 from outbox.testing import PostgresServer
 from tests import atb as command_line
+from tests.atb import run as atb
 from tests.unit.fakes.database import query
 from tests.unit.fakes.waiting import LONG
 
@@ -36,7 +37,7 @@ def examples(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-REPLACED, WIRED, BY_HAND, SEPARATE = examples("wire-an-engine.md")
+REPLACED, WIRED, BY_HAND, LEARNED, SEPARATE = examples("wire-an-engine.md")
 OWN, MAPPED, BY_ROLES, READS = examples("declare-methods.md")
 (ASYNCIO,) = examples("asyncio.md")
 STANDS_FOR_THE_ENGINE = """
@@ -65,6 +66,17 @@ def test_an_engine_is_wired_as_the_page_says(postgres_url: str, tmp_path: Path) 
     out = run(STANDS_FOR_THE_ENGINE + REPLACED + made + WIRED, tmp_path, postgres_url, OUTBOX_DIR="data/outbox")
     assert out == "HEALTHY\n"
     assert query(postgres_url, "SELECT count(*) > 0 FROM trades") == [(True,)]
+
+
+def test_what_was_learned_is_carried_over_as_the_page_says(postgres_url: str, tmp_path: Path) -> None:
+    made = "\nengine = PaperEngine(DatabaseManager(os.environ['DATABASE_URL']))\nbars = load()[:60]\n"
+    run(STANDS_FOR_THE_ENGINE + REPLACED + made + WIRED, tmp_path, postgres_url, OUTBOX_DIR="staging/outbox")
+    written = atb("learned", "--dir", "staging/outbox", "--output", "learned.json", cwd=tmp_path)
+    assert written.returncode == 0
+    imported = "from outbox.integrations.trading_engine import wire\n"
+    code = STANDS_FOR_THE_ENGINE + REPLACED + made + imported + LEARNED
+    run(code.replace("load()[:60]", "load()[:2]"), tmp_path, postgres_url, OUTBOX_DIR="live/outbox")
+    assert "log_position" in atb("learned", "--dir", "live/outbox", cwd=tmp_path).stdout
 
 
 def test_the_example_of_the_readme_with_an_engine_runs(postgres_url: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManag
 from outbox.integrations.paper import DatabaseManager, PaperEngine, load
 from outbox.integrations.trading_engine import wire
 from outbox.testing import PostgresServer
-from tests.unit.fakes.waiting import LONG
+from tests.unit.fakes.waiting import LONG, until
 
 BARS = load()[:120]
 
@@ -79,7 +79,8 @@ def test_closing_leaves_the_object_exactly_as_it_was(manager: DatabaseManager, o
     wiring.close()
     wiring.close()
     assert vars(engine) == before
-    assert "outbox-keeper" not in {thread.name for thread in threading.enumerate()}
+    # `close` does not wait longer than a moment for a thread that is at work with a slow PostgreSQL.
+    until(lambda: "outbox-keeper" not in {thread.name for thread in threading.enumerate()})
 
 
 def test_a_wiring_that_fails_leaves_the_engine_as_it_was(manager: DatabaseManager, outbox_dir: Path) -> None:
