@@ -309,7 +309,7 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            due = self._doubtful and self._outbox.progress.delivering is not False
+            due = (self._doubtful or self._compare) and self._outbox.progress.delivering is not False
             self._wake.wait(_RETRY_S if due else _PERIOD_S)
             self._wake.clear()
             if not self._stopped.is_set():
