@@ -25,6 +25,7 @@ from .operations import ManagerOperation, call_of, notes_of
 from .repeated import Repeated
 from .replay.balance import rolled_back
 from .replay.witness import Look, Witness
+from .roles import Session
 from .upgrades import upgraded
 from .view.conversions import number_or_none
 from .view.effects import POSITIONS
@@ -145,6 +146,10 @@ class Keeper:
     def fold(self, entry: Entry) -> None:
         """Apply one durable call to the view, once."""
         self._fold(entry)
+        if self._calls[entry.operation].session is Session.BEGINS and not self.view.learning.agrees:
+            # A relay in another process asks nothing about sessions.
+            self._compare = True
+            self._wake.set()
 
     def _fold(self, entry: Entry) -> None:
         operation = self._calls[entry.operation]
@@ -237,6 +242,8 @@ class Keeper:
                 if all(map(self.view.is_sure, self.view.sessions)):
                     self._set_base(self.view.seq, self.view.dump())
             self._doubtful.discard(session_id)
+        # What was learned is kept before the program can be killed.
+        self._wake.set()
         return True
 
     def _shown(self, session_id: int) -> Look:
@@ -303,7 +310,7 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            due = self._doubtful and self._outbox.progress.delivering is not False
+            due = (self._doubtful or self._compare) and self._outbox.progress.delivering is not False
             self._wake.wait(_RETRY_S if due else _PERIOD_S)
             self._wake.clear()
             if not self._stopped.is_set():

@@ -6,12 +6,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from outbox import Outbox
+import pytest
+
+from outbox import Outbox, Relay
 from outbox.integrations.host import Host
 from outbox.integrations.keeper import Keeper
-from outbox.integrations.operations import ManagerOperation
+from outbox.integrations.operations import NOTES, ManagerOperation
 from outbox.integrations.view.effects import Seen
 from outbox.integrations.view.reads import Reads
+from outbox.testing import InMemoryTarget
+from tests.unit.fakes.waiting import LONG
 
 IDS = {5: {"orders.id": [50]}, 7: {"orders.id": [70]}}
 
@@ -70,3 +74,22 @@ def test_status_shows_before_an_outage_what_it_does_not_answer(outbox_dir: Path)
         first.view.learning.learn(Seen(close, {"position_id": 5}, {}, {"positions": {5: {"id": 5}}}), {"positions": {}})
         first._tend()
         assert "unanswerable" not in box.status().notices
+
+
+def test_reads_of_sessions_are_asked_where_no_delivery_teaches(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relay in another process asks nothing; what was asked is kept at once."""
+    begins = ManagerOperation("create_trading_session", like="create_trading_session", handler=lambda *_: None)
+    with Outbox.open(outbox_dir, operations=[begins]) as box:
+        first = keeper(box, begins)
+        first._host.manager()
+        first.fold(box.enqueue("create_trading_session", {NOTES: {"session": 1, "id": 1}}))
+        Relay(box, InMemoryTarget([begins])).drain(timeout=LONG)
+        tables: Any = {"positions": {}, "orders": {}}
+        look = SimpleNamespace(balance=1.0, tables=tables, unknown={}, answers={"get_active_session_id": 1})
+        monkeypatch.setattr(first, "_shown", lambda _: look)
+        first._tend()
+        first._tend()
+        assert first.view.active_session_id() == 1
+        assert first._wake.is_set()
