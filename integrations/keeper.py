@@ -165,9 +165,8 @@ class Keeper:
             try:
                 if operation.has_role:
                     seen = seen_of(self.view, operation, call, notes)
-                    wants = self.view.learning.wants(seen)
                     sure = fold(self.view, seen)
-                    if wants or not sure:
+                    if self.view.learning.wants(seen, sure=sure):
                         self.witness.want(entry.seq)
                     if not sure:
                         self.doubt(session)

@@ -16,7 +16,7 @@ from .row_order import RowOrders
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
 
-_OBSERVED_AT_LEAST = 3
+_OBSERVED_AT_LEAST, _OBSERVED_AT_MOST = 3, 60
 
 
 class Learning:
@@ -83,12 +83,17 @@ class Learning:
         shape = self.shapes.setdefault(seen.shape, Effect(values=set()))
         return self.effects.setdefault(seen.kind, Effect()), shape
 
-    def wants(self, seen: Seen) -> bool:
-        """Whether such a call should be looked at when it is delivered."""
+    def wants(self, seen: Seen, *, sure: bool) -> bool:
+        """Whether such a call should be looked at when it is delivered; `sure`: all that it did was known.
+
+        What so many looks have not explained, the next one will not: each costs as much as a slow delivery.
+        """
         effect = self.effects.get(seen.kind)
         if effect is None or effect.count < _OBSERVED_AT_LEAST or not seen.given <= effect.given:
             return True
-        return seen.touches_rows and not all(map(effect.knows, (POSITIONS, ORDERS)))
+        if effect.count >= _OBSERVED_AT_MOST:
+            return False
+        return not sure or (seen.touches_rows and not all(map(effect.knows, (POSITIONS, ORDERS))))
 
     def scales_of_rows(self) -> tuple[int | None, ...]:
         """The decimal places with which values of rows may be shown."""

@@ -370,3 +370,17 @@ def test_amounts_of_a_block_are_spelled_as_the_manager_has_them(places: int) -> 
     old, amount = Decimal(99).quantize(Decimal(1).scaleb(-places)), Decimal("1.25")
     told = {"old_balance": old, "new_balance": old + amount, "change": old + amount - old}
     assert alike(tell(learning, changing(amount), Decimal("99.000")), told)
+
+
+def test_call_that_stays_unexplained_is_looked_at_for_a_while() -> None:
+    """Each look costs as much as a slow delivery."""
+    learning = Learning()
+    seen = Seen(BY_NAME["update_position"], {"position_id": 5}, {"session": 1}, {"positions": {5: {"id": 5}}})
+    looks = 0
+    while learning.wants(seen, sure=False):
+        looks += 1
+        learning.learn(seen, {"positions": {5: {"id": 5, "mood": f"{looks * 7919 % 1000}"}}, "orders": {}})
+    assert 20 < looks < 100
+    # Calls with a further argument are new.
+    more = Seen(BY_NAME["update_position"], {"position_id": 5, "stop_loss": 1}, {"session": 1}, seen.tables)
+    assert learning.wants(more, sure=True)
