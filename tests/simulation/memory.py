@@ -225,6 +225,8 @@ class InlineWriter:
 
     def __init__(self, name: str, commit: Callable[..., None], committed: Callable[[], None]) -> None:
         self._commit, self._committed = commit, committed
+        # Of the writer's: nothing is at work when anybody looks.
+        self.moves = 0
 
     def submit(self, item: Any) -> None:
         """Commit one item."""
