@@ -45,9 +45,11 @@ def running(server: PostgresServer, directory: Path, **settings: Any) -> Iterato
     with Outbox.open(directory, OutboxConfig(backoff_base=0.05, backoff_cap=0.3)) as box:
         durable = DurableDatabaseManager(factory, box, **settings)
         with Relay(box, PostgresTarget(server.url(), durable.outbox_operations, config=box.config)) as relay:
-            yield Running(durable, box, relay)
-            relay.stop()
-            durable.detach_outbox()
+            try:
+                yield Running(durable, box, relay)
+            finally:
+                relay.stop()
+                durable.detach_outbox()
 
 
 def rows(server: PostgresServer, sql: str) -> list[Any]:

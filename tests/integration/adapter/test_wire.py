@@ -79,7 +79,7 @@ def test_closing_leaves_the_object_exactly_as_it_was(manager: DatabaseManager, o
     wiring.close()
     wiring.close()
     assert vars(engine) == before
-    # `close` does not wait longer than a moment for a thread that is at work with a slow PostgreSQL.
+    # `close` does not wait long for a thread that is at work with a slow PostgreSQL.
     until(lambda: "outbox-keeper" not in {thread.name for thread in threading.enumerate()})
 
 
