@@ -101,7 +101,9 @@ class Adapter:
             self.delivery,
             self._reserves,
             current_session=lambda: self.session_id,
-            block_session=lambda: None if (block := current(self)) is None else block.session,
+            block=lambda: current(self),
+            uncounted=self._changing.uncounted,
+            changed_by=self._changing.by,
             on_halt=on_halt,
         )
         self._telling = Telling(self, host, outbox, self.keeper, self.delivery, self._preparing)

@@ -23,6 +23,8 @@ class Changing:
         # Attributes that the methods of operations assign, and the last call each waits for.
         self._may_change: dict[str, set[str]] = {}
         self._changing: dict[str, tuple[str, int]] = {}
+        # Those that only a delivery counts, and the last call that changes them so.
+        self._uncounted: dict[str, int] = {}
 
     def read(self, name: str) -> None:
         """An attribute of the manager is read: let it have what deliveries have changed.
@@ -35,12 +37,27 @@ class Changing:
         self._changing.pop(name, None)
         self._carried.settle()
 
-    def note(self, item: Prepared, entry: Entry) -> None:
-        """Remember which attributes the call may change when it is delivered, and has not changed yet."""
-        name, cls = item.operation.name, self._host.manager_class
+    def uncounted(self) -> set[str]:
+        """Attributes in which the manager does not count what is queued: it was not there to rehearse those calls.
+
+        What a rehearsal finds in them is older than what the replay will find.
+        """
+        if self._uncounted:
+            self._carried.settle()
+            self._uncounted = {name: seq for name, seq in self._uncounted.items() if not self._delivery.passed(seq)}
+        return set(self._uncounted)
+
+    def by(self, name: str) -> set[str]:
+        """The attributes that a call of method `name` may change, by its code and by what its replays have changed."""
+        cls = self._host.manager_class
         if name not in self._may_change:
             self._may_change[name] = ClassCode(cls).changed_by(name) - NOT_STATE if cls is not None else set()
+        return self._may_change[name] | self._carried.names.get(name, set())
+
+    def note(self, item: Prepared, entry: Entry) -> None:
+        """Remember which attributes the call may change when it is delivered, and has not changed yet."""
+        name = item.operation.name
         later = self._carried.names.get(name, set())
-        may = self._may_change[name] | later
-        for attribute in ((may - item.rehearsal.changes.by_name.keys()) | later) - item.foreseen.keys():
+        for attribute in ((self.by(name) - item.rehearsal.changes.by_name.keys()) | later) - item.foreseen.keys():
             self._changing[attribute] = (name, entry.seq)
+        self._uncounted |= dict.fromkeys(item.uncounted, entry.seq)

@@ -20,6 +20,7 @@ from .. import DurabilityError, InvalidEntry, Outbox
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
+from .block import Block
 from .delivery import Delivery
 from .guard import own_statements
 from .host import AWAY, Host, ManagerUnavailable
@@ -57,6 +58,8 @@ class Prepared:
     session: int | None = None
     # Sums that the manager gets at the call, though its method has them behind its write.
     foreseen: dict[str, Any] = field(default_factory=dict)
+    # Attributes that it changes and that only its delivery counts.
+    uncounted: set[str] = field(default_factory=set)
     # What the outbox stores, encoded at the call.
     ready: Any = None
     # When the call was made; None for now.
@@ -80,13 +83,19 @@ class Preparing:
         delivery: Delivery,
         reserves: IdReserves,
         current_session: Callable[[], int | None],
-        block_session: Callable[[], int | None],
+        block: Callable[[], Block | None],
+        uncounted: Callable[[], set[str]],
+        changed_by: Callable[[str], set[str]],
         on_halt: Callable[[str], Any] | None,
     ) -> None:
-        """`on_halt(reason)` is called before a caller hears that the outbox has halted."""
+        """`on_halt(reason)` is called before a caller hears that the outbox has halted.
+
+        `block()` is the caller's balance block; `uncounted()`, `changed_by(method)`: see `Changing`.
+        """
         self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
         self._delivery, self._reserves, self._current_session = delivery, reserves, current_session
-        self._block_session, self._on_halt = block_session, on_halt
+        self._block, self._on_halt = block, on_halt
+        self._queued_uncounted, self._changed_by = uncounted, changed_by
         self._early, self._foreseen = EarlyState(outbox), Foreseen(host)
 
     @property
@@ -168,25 +177,33 @@ class Preparing:
             session = self._view.session_of_order(call, current)
         if session is None and current is None and operation.names_row:
             # Perhaps the row is made in the same block, and not in the view yet.
-            return self._block_session()
+            block = self._block()
+            return None if block is None else block.session
         return current if session is None else session
 
     def prepare(self, item: Prepared, *, final: bool) -> Prepared:
         """Note what the replay needs; `final`: the caller will not wait to hear another id than the one given here."""
         operation, bound = item.operation, item.bound
+        uncounted = self._uncounted()
         item = self._with_fresh_state(item)
         item.session = session = self.session_of(operation, bound)
         self._keeper.meet(session)
         notes: dict[str, Any] = {"session": session}
         if item.defaults:
             notes["defaults"] = item.defaults
-        changes = item.rehearsal.changes
-        amounts = self._foreseen.of(operation.name, {**item.defaults, **bound}).items()
-        item.foreseen = {name: amount for name, amount in amounts if name not in changes.by_name}
+        amounts = self._foreseen.of(operation.name, {**item.defaults, **bound})
+        changed = item.rehearsal.changes.by_name.keys()
+        item.foreseen = {name: amount for name, amount in amounts.items() if name not in changed | uncounted}
+        item.uncounted = (changed | amounts.keys()) & uncounted
+        if item.rehearsal.is_skipped:
+            item.uncounted |= self._changed_by(operation.name) - item.foreseen.keys()
+        changes = item.rehearsal.changes = item.rehearsal.changes.without(uncounted)
         if item.foreseen:
             notes["foreseen"] = item.foreseen
         with self.halting():
-            others = self._early.before(self._host.attributes(), changes, item.foreseen)
+            known = self._host.attributes().items()
+            own = {name: value for name, value in known if name not in uncounted | item.uncounted}
+            others = self._early.before(own, changes, item.foreseen)
         if changes or others:
             notes["state"] = changes.noted(operation.name, others)
         if operation.creates:
@@ -231,6 +248,11 @@ class Preparing:
                 ids = [self._reserves.take_if_any(*name.split(".")) for _ in range(count_)]
             if None not in ids:
                 notes.setdefault("side", {})[name] = ids
+
+    def _uncounted(self) -> set[str]:
+        """Attributes that earlier calls change, also in the same block, and that only their deliveries count."""
+        block = self._block()
+        return self._queued_uncounted().union(*(item.uncounted for item in (() if block is None else block.calls())))
 
     def _with_fresh_state(self, item: Prepared) -> Prepared:
         """Rehearse again where another thread has changed the attributes that this call changes."""

@@ -44,13 +44,15 @@ class Rehearsal:
         self.refused = False
         # What the call had changed in the manager's attributes when it came to the database, or ended without.
         self.changes = Changes({})
+        # Whether the call could not be tried, so that only its delivery shows what it changes.
+        self.is_skipped = False
         self._over = False
 
     @classmethod
     def skipped(cls) -> Rehearsal:
         """The rehearsal of a call that cannot be rehearsed."""
         made = cls()
-        made.reached = True
+        made.reached = made.is_skipped = True
         return made
 
     def reach(self) -> BaseException:

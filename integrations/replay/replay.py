@@ -199,9 +199,10 @@ class Replayer:
     def _replay(
         self, operation: ManagerOperation, connection: Connection, entry: Entry, watch: Watch, as_of: AsOf
     ) -> Any:
-        replica, noted = self._host.replica(session_id=notes_of(entry).get("session")), notes_of(entry).get("state")
+        notes = notes_of(entry)
+        copy = partial(self._host.replica, session_id=notes.get("session"))
+        replica, kept = self.carried.begin(copy, entry, notes.get("state"), notes.get("foreseen", {}))
         self._host.show_mocks(replica, {operation.name, *self._reads.names})
-        kept = self.carried.begin(replica, entry, noted)
         watch.on_contact = kept.contact
         replica.session_factory = sessions.factory_like(
             replica.session_factory,

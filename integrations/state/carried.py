@@ -6,7 +6,7 @@ A replay runs on a copy, in a batch that may be repeated.  Its changes wait here
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection
@@ -31,7 +31,7 @@ class Carried:
         # What the manager was given at the calls, by sequence number; and by how much that was wrong.
         self._foreseen: dict[int, Mapping[str, Any]] = {}
         self._corrections: dict[int, dict[str, Any]] = {}
-        # Attributes that a replay was seen to change, by operation.
+        # Attributes that a replay was seen to change behind its contact with the database, by operation.
         self.names: dict[str, set[str]] = {}
 
     def foresee(self, seq: int, amounts: Mapping[str, Any]) -> None:
@@ -40,17 +40,21 @@ class Carried:
             with self._lock:
                 self._foreseen[seq] = amounts
 
-    def begin(self, replica: Any, entry: Entry, noted: Mapping[str, Any] | None) -> KeptState:
-        """Set the state of `replica` apart: what it was at the call, after the calls before it."""
-        self.settle()
-        kept = KeptState(replica)
-        if noted:
-            kept.restore(noted)
+    def begin(
+        self, make: Callable[[], Any], entry: Entry, noted: Mapping[str, Any] | None, foreseen: Collection[str]
+    ) -> tuple[Any, KeptState]:
+        """A copy of the manager, by `make`, and its state: what it was at the call, after the calls before it."""
+        # At once: what the manager gets from another thread meanwhile would be in neither.
         with self._lock:
+            self.settle()
+            replica = make()
+            kept = KeptState(replica)
+            if noted:
+                kept.restore(noted, foreseen)
             for seq in sorted(self._waiting):
                 if seq < entry.seq:
                     kept.follow(self._waiting[seq])
-        return kept
+        return replica, kept
 
     def end(self, kept: KeptState, entry: Entry, foreseen: Mapping[str, Any]) -> None:
         """Keep what the replay changed.  Raises `TargetMisconfigured` for what cannot be carried over."""
@@ -74,7 +78,7 @@ class Carried:
                 self._corrections[entry.seq] = wrong
             if changes and entry.seq >= self._since:
                 self._waiting[entry.seq] = changes
-                self.names.setdefault(entry.operation, set()).update(changes.by_name)
+                self.names.setdefault(entry.operation, set()).update(kept.changed_after_contact(changes))
 
     def drop(self, entry: Entry) -> None:
         """The replay failed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -54,6 +54,8 @@ class KeptState:
         # Attributes of which the manager has what the call did before it turned to the database.
         self._noted: tuple[str, ...] = ()
         self._in_contact = False
+        # What was changed before the contact, of attributes that were not noted.
+        self._early: Mapping[str, Change] = {}
         own, locks = vars(replica), own_locks(replica)
         own.update(locks)
         self._before.update(locks)
@@ -69,20 +71,25 @@ class KeptState:
         earlier.apply(self._replica)
         self._begin_again(earlier.by_name)
 
-    def restore(self, noted: Mapping[str, Any]) -> None:
-        """Begin with the values that attributes had at the call (see `Changes.noted`)."""
+    def restore(self, noted: Mapping[str, Any], foreseen: Collection[str] = ()) -> None:
+        """Begin with the values that attributes had at the call (see `Changes.noted`).
+
+        Of those that were `foreseen` the whole change is compared, though the call may make it before its contact.
+        """
         for name in noted["absent"]:
             vars(self._replica).pop(name, None)
         for name, value in noted["values"].items():
             _fill(self._replica, name, value)
-        self._noted = (*noted["absent"], *noted["values"])
-        self._begin_again(self._noted)
+        names = (*noted["absent"], *noted["values"])
+        self._begin_again(names)
+        self._noted = tuple(name for name in names if name not in foreseen)
 
     def contact(self) -> None:
         """The call turns to the database: what it did so far to the noted attributes was done at the call."""
         if not self._in_contact:
             self._in_contact = True
             self._begin_again(self._noted)
+            self._early = self.changes().by_name
 
     def _begin_again(self, names: Iterable[str]) -> None:
         for name in names:
@@ -106,6 +113,11 @@ class KeptState:
         had = () if self._in_contact else self._noted
         return Changes({name: change for name, change in self.changes().by_name.items() if name not in had})
 
+    def changed_after_contact(self, changes: Changes) -> set[str]:
+        """Those of the changed attributes that the call has changed behind its contact with the database."""
+        early = {name: change.after for name, change in self._early.items()}
+        return {name for name, one in changes.by_name.items() if not _same(early.get(name, _MISSING), one.after)}
+
     def shared_changes(self) -> list[str]:
         """Attributes of objects that the copy shares with the manager, changed since: `tracker.count`."""
         return [
@@ -124,6 +136,10 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.by_name)
+
+    def without(self, names: Collection[str]) -> Changes:
+        """Those of other attributes."""
+        return Changes({name: change for name, change in self.by_name.items() if name not in names})
 
     def noted(self, operation: str, others: Mapping[str, Any] = _NONE) -> dict[str, Any]:
         """The values before the call and those of `others`, to be stored with it.

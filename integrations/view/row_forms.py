@@ -105,7 +105,8 @@ class RowForms:
     def _read_amounts(self, table: str, rows: Collection[Row]) -> None:
         """Make amounts of texts where a column shows nothing else.  Raises `Unknown` where it showed something else."""
         known = dict(self._texts.get(table, {}))
-        for column in {name: None for row in rows for name in row if name != PARENT}:
+        # By their key rows are found, whatever it looks like.
+        for column in {name: None for row in rows for name in row if name not in (PARENT, self.key(table))}:
             values = [row[column] for row in rows if row.get(column) is not None]
             if not values:
                 continue
@@ -113,7 +114,8 @@ class RowForms:
             if known.setdefault(column, is_text) and not is_text:
                 raise Unknown(f"{column} of {table} is shown as the text of an amount, and otherwise")
             for row in rows if known[column] else ():
-                row[column] = None if row.get(column) is None else Decimal(row[column])
+                if row.get(column) is not None:
+                    row[column] = Decimal(row[column])
         self._texts = {**self._texts, table: known}
 
     def _nested(self, table: str, shown: Any) -> list[Row] | None:

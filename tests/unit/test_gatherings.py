@@ -87,6 +87,12 @@ def test_amounts_that_are_shown_as_texts_are_amounts() -> None:
     ]
 
 
+def test_key_that_looks_like_an_amount_stays_a_text() -> None:
+    forms = seen([{"id": "1.5", "size": "0.50"}, {"id": "2.5"}])
+    tables, _ = forms.tables_of([{"id": "1.5", "size": "0.50"}, {"id": "2.5"}], [])
+    assert tables["positions"] == {"1.5": {"id": "1.5", "size": Decimal("0.50")}, "2.5": {"id": "2.5"}}
+
+
 def test_row_without_a_key_of_its_own_has_that_of_the_dict() -> None:
     forms = seen({7: {"side": "long"}})
     tables, _ = forms.tables_of({8: {"side": "short"}}, [])

@@ -1,0 +1,93 @@
+"""A manager that is built when PostgreSQL is back counts the calls that were made before it, and those behind them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
+from outbox.integrations.durable import DurableDatabaseManager
+from tests.unit.fakes.waiting import LONG
+
+from .small import Scene, Trade
+from .test_state import Counting
+
+
+class Absent(Counting):
+    """Cannot be made while PostgreSQL is away."""
+
+    away = False
+
+    def __init__(self, url: str) -> None:
+        if type(self).away:
+            raise OperationalError("connect", {}, Exception("refused"))
+        super().__init__(url)
+
+
+class InBranch(Absent):
+    """Nothing is certain of what the call changes before its write."""
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        if symbol:
+            self.number += 1
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=symbol, number=self.number))
+        return 1
+
+
+@contextmanager
+def started(url: str, directory: Path, manager_class: Any, *, batch_size: int = 2) -> Iterator[Scene]:
+    config = OutboxConfig(batch_size=batch_size, busy_batch_size=batch_size)
+    with Outbox.open(directory, config) as box:
+        manager: Any = DurableDatabaseManager(functools.partial(manager_class, url), box, write_behind=True)
+        relay = Relay(box, PostgresTarget(url, manager.outbox_operations, config=config))
+        try:
+            yield Scene(manager, box, relay, url)
+        finally:
+            relay.stop()
+            manager.detach_outbox()
+            if manager._host.built is not None:
+                manager._host.built.engine.dispose()
+
+
+def numbers(here: Scene) -> list[int]:
+    return [number for (number,) in here.rows("SELECT number FROM trades ORDER BY id")]
+
+
+@pytest.mark.parametrize("kind", [Absent, InBranch])
+@pytest.mark.parametrize("delivered", [0, 2, 4, 7])
+def test_calls_behind_those_of_the_outage_are_counted_after_them(
+    kind: type[Absent], delivered: int, postgres_url: str, outbox_dir: Path
+) -> None:
+    class Manager(kind):  # type: ignore[misc, valid-type]
+        pass
+
+    with started(postgres_url, outbox_dir, Manager) as here:
+        here.manager.log_trade("before")
+        assert here.relay.drain(timeout=LONG)
+    Manager.away = True
+    with started(postgres_url, outbox_dir, Manager) as here:
+        for name in range(7):
+            here.manager.log_trade(f"outage {name}")
+        Manager.away = False
+        at = 0.0
+        while here.box.status().completed < 1 + delivered:
+            here.relay.step(at)
+            at += 1.0
+        here.manager._host.forget_failure()
+        assert here.manager._host.manager() is not None
+        for name in range(3):
+            here.manager.log_trade(f"behind {name}")
+        assert here.relay.drain(timeout=LONG)
+        assert numbers(here) == [1, *range(1, 11)]
+        assert here.manager.number == 10
+        here.manager.log_trade("later")
+        assert here.manager.number == 11
+        assert here.relay.drain(timeout=LONG)
+        assert numbers(here)[-1] == 11
