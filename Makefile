@@ -27,8 +27,11 @@ test: lint ## Linters, types, and all tests with coverage
 ##@ Work on it
 
 # Compiling takes as long as testing: the bytecode is kept here also where the environment forbids it elsewhere.
+# Stores in memory: these tests judge logic, and a disk has nothing to say to that.  `make test` has them on disk.
 fast: lint ## Linters and the tests that need no server, process or disk waits
-	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$$ROOT/.venv/bytecode" $(PY) -m pytest -n 2 -q -m "not slow" tests/unit
+	@memory="$$(mktemp -d /dev/shm/outbox-fast-XXXXXX 2>/dev/null || mktemp -d)"; chmod 755 "$$memory"; trap 'rm -rf "$$memory"' EXIT; \
+	  TMPDIR="$$memory" PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$$ROOT/.venv/bytecode" \
+	  $(PY) -m pytest -n 2 -q -m "not slow" --basetemp="$$memory/t" tests/unit
 
 t: .venv/.test-installed ## The tests that judge one module: make t T=scan
 	@judges="$$($(PY) -m tests.mutation.plan $(T))" && $(PY) -m pytest -q $$judges

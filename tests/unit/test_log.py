@@ -78,6 +78,7 @@ def test_failed_delivery_says_why_and_when_it_is_tried_again(
     outbox_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Rig(outbox_dir, backoff_base=3.2, backoff_cap=3.2) as rig:
+        caplog.clear()  # of what the opening says where the folder is in memory
         rig.clock.jitter = 1.0
         rig.enqueue("a")
         rig.target.down = TargetUnavailable("connection refused")

@@ -381,6 +381,7 @@ def test_whatever_a_declaration_names_may_be_an_extra_argument() -> None:
 def test_unseen_part_of_a_manager_is_logged_as_a_sentence(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     fit = Fit("Books", (MethodFit("save", Kind.PASSES, warning="it looks like a write"),), unseen=("its source",))
     with Outbox.open(tmp_path / "outbox") as box:
+        caplog.clear()  # of what the opening says where the folder is in memory
         _show(fit, box)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "Books.save: it looks like a write",
