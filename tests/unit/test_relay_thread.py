@@ -796,6 +796,7 @@ def test_drain_with_a_distant_retry_ends_at_its_timeout(
         assert relay.stop()
 
 
+@pytest.mark.slow
 def test_write_that_does_not_end_is_shown_by_an_idle_relay(outbox_dir: Path) -> None:
     config = OutboxConfig(sync_interval=0.02, stuck_after=0.05)
     with Outbox.open(outbox_dir, config, OPERATIONS) as box, Relay(box, InMemoryTarget(OPERATIONS)) as relay:
