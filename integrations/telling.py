@@ -27,9 +27,7 @@ from .view.conversions import Unknown
 from .view.effects import POSITIONS
 from .view.folds import seen_of
 from .view.local_view import LocalView, UnknownLocally
-
-# For rows that are rolled back: the sequences stay untouched.
-_PASSING_IDS = 2_000_000_000
+from .within import PASSING_IDS
 
 
 class Telling:
@@ -107,7 +105,7 @@ class Telling:
 
     def _ask(self, item: Prepared) -> tuple[Any] | None:
         """What the manager tells the block now; None where it cannot be asked."""
-        clock, ids = self._outbox.clock, count(_PASSING_IDS)
+        clock, ids = self._outbox.clock, count(PASSING_IDS)
         columns = item.operation.schema_table_column()
         as_of = AsOf(columns, item.notes, clock.now(), clock, lambda *_: next(ids))
         old = None

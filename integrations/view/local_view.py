@@ -68,6 +68,13 @@ class LocalView:
                 tables = self.sessions[session_id]["tables"]
                 tables |= {name: {id_: tables[name][id_] for id_ in ids} for name, ids in order.items()}
 
+    def copied(self) -> LocalView:
+        """A view of the same state, which changes by itself, with what was learned in common."""
+        copy = LocalView(self._shown)
+        copy.load(self.dump())
+        copy.learning = self.learning
+        return copy
+
     # -- what PostgreSQL showed
 
     def observe_session(

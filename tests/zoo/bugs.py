@@ -1242,4 +1242,18 @@ BUGS = (
         "self._noted = names",
         ("tests/integration/adapter/test_unbuilt_state.py",),
     ),
+    Bug(
+        "adapter: a read in a block does not see the calls of the blocks around it",
+        "integrations/block.py",
+        "around = [] if self.outer is None else self.outer.made()",
+        "around: list[Any] = []",
+        ("tests/integration/adapter/test_reads_in_blocks.py",),
+    ),
+    Bug(
+        "adapter: in an outage a read in a block does not see the calls made there",
+        "integrations/within.py",
+        "if not calls:\n            return view",
+        "if True:\n            return view",
+        ("tests/integration/adapter/test_reads_in_blocks.py",),
+    ),
 )  # fmt: skip
