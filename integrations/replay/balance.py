@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
+from ..manager_connection import driver_connection, engine_of
 from ..signatures import invoke
 from ..view.containers import SIMPLE, put_together, taken_apart
 from ..view.conversions import SCALES, Unknown, bare, is_number, number, number_or_none, rounded
@@ -144,9 +145,13 @@ class _Told(BaseException):
 
 @contextmanager
 def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
-    """A transaction of which nothing stays; `sets(replica, as_of=None)` lets a copy of `manager` work in it."""
-    with manager.engine.connect() as connection:
+    """A transaction of which nothing stays; `sets(replica, as_of=None)` lets a copy of `manager` work in it.
+
+    Raises `ConfigError` where the manager's connections have no transactions.
+    """
+    with engine_of(manager).connect() as connection:
         transaction = connection.begin()
+        driver_connection(connection.connection.dbapi_connection)
 
         def sets(replica: Any, as_of: AsOf | None = None) -> Any:
             replica.session_factory = sessions.factory_like(
@@ -154,6 +159,7 @@ def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
                 ReplaySession,
                 listen_to,
                 bind=connection,
+                binds=None,
                 join_transaction_mode="create_savepoint",
                 info={"watch": Watch(as_of)},
             )

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import sessionmaker
 
-from outbox.integrations.durable import CallFailed
+from outbox.integrations.durable import TRADING_OPERATIONS, CallFailed, ManagerRead
 from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import LONG
 
 from .days import Engine
 from .floats import Side as FloatSide
 from .nasty import Side
+from .small import Base, SmallManager, Trade, scene
 from .test_local_answers import KINDS, answers, running
 
 MODES = ("waits", "write_behind", "outage")
@@ -147,3 +150,52 @@ def test_read_behind_a_call_that_postgresql_refuses_names_it(own_postgres: Postg
             manager.get_active_positions()
         assert manager.get_current_balance() == 1000
         assert box.status().pending == 0
+
+
+class ByTables(SmallManager):
+    """Its sessions find their engine by the table."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.session_factory = sessionmaker(binds={Base: self.engine})
+
+
+class Numbered(SmallManager):
+    number = 0
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        self.number += 1
+        return super().log_trade(f"{symbol} {self.number}", note)
+
+    def symbols(self) -> list[str]:
+        with self.session_factory() as session:
+            return [*session.scalars(select(Trade.symbol).order_by(Trade.id))]
+
+
+@pytest.mark.parametrize("declared", ["count_trades", "count_trades_quietly"])
+def test_read_in_a_block_writes_nothing(declared: str, postgres_url: str, outbox_dir: Path) -> None:
+    operations = (*TRADING_OPERATIONS, ManagerRead(declared, keep_last=True))
+    with scene(postgres_url, outbox_dir, ByTables, operations) as here:
+        here.relay.start()
+        here.manager.create_trading_session("s", 100)
+        here.manager.log_trade("before")
+        with pytest.raises(ZeroDivisionError), here.manager.atomic_balance_update(1, "trade"):
+            for number in range(3):
+                here.manager.log_trade("never")
+                assert getattr(here.manager, declared)() == 2 + number
+            raise ZeroDivisionError
+        assert getattr(here.manager, declared)() == 1
+        assert here.rows("SELECT symbol FROM trades") == [("before",)]
+
+
+def test_read_in_a_block_sees_the_numbers_that_rows_will_have(postgres_url: str, outbox_dir: Path) -> None:
+    operations = (*TRADING_OPERATIONS, ManagerRead("symbols", keep_last=True))
+    with scene(postgres_url, outbox_dir, Numbered, operations) as here:
+        here.relay.start()
+        here.manager.create_trading_session("s", 100)
+        with here.manager.atomic_balance_update(1, "trade"):
+            for _ in range(3):
+                here.manager.log_trade("a")
+                shown = here.manager.symbols()
+        assert shown == here.manager.symbols() == ["a 1", "a 2", "a 3"]
+        assert here.manager.number == 3
