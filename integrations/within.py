@@ -46,17 +46,27 @@ class Within:
 
     def view(self) -> LocalView:
         """The local view as the caller has to see it."""
-        calls, view = self.calls(), self._keeper.view
+        calls, known = self.calls(), self._keeper.view
         if not calls:
-            return view
-        with view.lock:
-            view.renew()
-            copy = view.copied()
-        for number, item in enumerate(calls, copy.seq + 1):
-            if item.operation.has_role:
-                notes = {**item.notes, "at": _captured_at(item), "seq": number}
-                fold(copy, seen_of(copy, item.operation, item.bound, notes))
-        return copy
+            return known
+        view = LocalView(known.shown)
+
+        def fold_calls() -> None:
+            view.begin_with(known, {item.session for item in calls})
+            for number, item in enumerate(calls, view.seq + 1):
+                if item.operation.has_role:
+                    notes = {**item.notes, "at": _captured_at(item), "seq": number}
+                    fold(view, seen_of(view, item.operation, item.bound, notes))
+
+        def renew() -> bool:
+            renewed = known.renew()
+            if renewed:
+                fold_calls()
+            return renewed
+
+        view.renew = renew
+        fold_calls()
+        return view
 
     def ask(
         self, calls: Iterable[Prepared], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], session: int | None

@@ -199,3 +199,34 @@ def test_read_in_a_block_sees_the_numbers_that_rows_will_have(postgres_url: str,
                 shown = here.manager.symbols()
         assert shown == here.manager.symbols() == ["a 1", "a 2", "a 3"]
         assert here.manager.number == 3
+
+
+def test_limits_in_a_block_of_an_outage_count_its_calls(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    with running(KINDS["paper"], own_postgres, outbox_dir) as (manager, box, relay):
+        manager.create_trading_session("s", "IBM", "1d", "paper", Decimal(1000))
+
+        def opened(name: str) -> Any:
+            return manager.log_position("IBM", "long", Decimal(100), Decimal(1), "s", name, quantity=Decimal(1))
+
+        def exits(id_: int, size: str) -> None:
+            manager.apply_partial_exit_update(id_, Decimal(size), Decimal(101), 1)
+
+        for number in range(4):
+            id_ = opened(f"o{number}")
+            exits(id_, "0.25")
+            exits(id_, "0.25")
+            with pytest.raises(ValueError, match="left"):
+                exits(id_, "0.75")
+        assert relay.drain(timeout=LONG)
+        own_postgres.kill()
+        with manager.atomic_balance_update(Decimal(1), "exit"):
+            id_ = opened("in the block")
+            exits(id_, "0.75")
+            with pytest.raises(ValueError, match="left"):
+                exits(id_, "0.5")
+            exits(id_, "0.25")
+        own_postgres.start()
+        assert relay.drain(timeout=LONG)
+        (size,) = [row["current_size"] for row in manager.get_active_positions() if row["id"] == id_]
+        assert size == 0
+        assert (box.status().dead_letters, dict(box.status().alarms)) == (0, {})
