@@ -90,6 +90,12 @@ class Block:
         with self._lock:
             return [*around, *self._calls]
 
+    def made(self) -> list[Any]:
+        """The calls that a plain manager has written by now: not those that entered the blocks, which still run."""
+        around = [] if self.outer is None else self.outer.made()
+        with self._lock:
+            return [*around, *self._calls[1:]]
+
     def end(self) -> list[Any]:
         """No call joins from now on; the calls of this block."""
         with self._lock:

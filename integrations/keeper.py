@@ -248,7 +248,8 @@ class Keeper:
     def _shown(self, session_id: int) -> Look:
         """What PostgreSQL has of a session, and the manager's answers to other reads; nothing of these is written."""
         manager = self._host.undoubled()
-        with rolled_back(manager, self._host.replica(session_id=session_id)) as replica:
+        with rolled_back(manager) as sets:
+            replica = sets(self._host.replica(session_id=session_id))
             more: dict[str, tuple[Any, ...]] = {ACTIVE_SESSION: (), LAST_SESSION: ()}
             return Look(self._reads.asking(replica), session_id, self.view.learning.forms, more)
 

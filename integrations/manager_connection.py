@@ -71,7 +71,7 @@ def check_connection(manager: Any, database_url: str | None, password: Callable[
     engine = engine_of(manager)
     try:
         with fresh_connection(engine) as connection:
-            raw = _driver_connection(connection.connection.dbapi_connection)
+            raw = driver_connection(connection.connection.dbapi_connection)
             theirs = state_of(raw, variables_known(raw))
         address = None if database_url is None else Address(database_url, password).parameters()
         relay = None if address is None else psycopg2.connect(**address)
@@ -113,7 +113,8 @@ def fresh_connection(engine: Engine) -> Iterator[Connection]:
         pool.dispose()
 
 
-def _driver_connection(raw: DBAPIConnection | None) -> Any:
+def driver_connection(raw: DBAPIConnection | None) -> Any:
+    """The driver's connection.  Raises `ConfigError` for another driver's, and for one in autocommit."""
     if not isinstance(raw, psycopg2.extensions.connection):
         raise ConfigError(f"the manager's connections are of {type(raw).__module__}, not psycopg2")
     if raw.autocommit:
@@ -230,7 +231,7 @@ class ManagerConnection:
         self._compared = None
         try:
             with fresh_connection(engine) as connection:
-                own = _driver_connection(connection.connection.dbapi_connection)
+                own = driver_connection(connection.connection.dbapi_connection)
                 names = variables_known(own)
                 theirs = state_of(own, names)
                 with own.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:

@@ -24,6 +24,7 @@ from .view.kept_answers import KeptAnswers
 from .view.local_view import UnknownLocally
 from .view.reads import Reads
 from .view.waiting_writes import WaitingWrites
+from .within import Within
 
 _log = Log("outbox.integrations")
 
@@ -45,6 +46,7 @@ class Passing:
 
     def __init__(self, caller: Caller, reads: Reads) -> None:
         self._caller, self._reads = caller, reads
+        self._within = Within(caller, caller.host, caller.keeper, caller.outbox.clock)
         self.kept = KeptAnswers(caller.outbox)
         self._repeated = Repeated(_log)
         self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls)
@@ -91,7 +93,7 @@ class Passing:
                 self._repeated.warn(name, "%(method)s is read from the local view: %(error)s", method=name, error=error)
         signature, now = caller.host.signature(name), caller.outbox.clock.now()
         with caller.keeper.order:
-            return self._reads.answer(name, signature, args, kwargs, caller.keeper.view, caller.session_id, now)
+            return self._reads.answer(name, signature, args, kwargs, self._within.view(), caller.session_id, now)
 
     def _kept_read(
         self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, stale: bool
@@ -103,10 +105,11 @@ class Passing:
         except (NotCaughtUp, *AWAY) as exc:
             if self._caller.host.is_mocked:
                 raise
-            waiting = self.waiting.of(name)
+            here = [(one.operation.name, "this block") for one in self._within.calls()]
+            waiting = self.waiting.of(name, here)
             if waiting is not None:
                 raise UnknownLocally(
-                    f"{name} is not known while {waiting[0]} is not delivered (entry {waiting[1]}), which may change it"
+                    f"{name} is not known while {waiting[0]} is not delivered ({waiting[1]}), which may change it"
                 ) from exc
             return self.kept.last(name, call, exc)
         self.kept.keep(name, call, answer)
@@ -122,9 +125,16 @@ class Passing:
         stale: bool = False,
         whole: bool = False,
     ) -> Any:
-        """`whole`: an answer that the manager made up without PostgreSQL raises what the manager swallowed."""
-        with self._caller.guard.watching(name, stale=stale) as watched:
-            value = self._caller.host.bound(name, stand_in)(*args, **kwargs)
+        """`whole`: a declared read, of which an answer that the manager made up without PostgreSQL raises what the
+        manager swallowed.
+        """
+        caller = self._caller
+        with caller.guard.watching(name, stale=stale) as watched:
+            calls = self._within.calls() if whole else ()
+            if calls:
+                value = self._within.ask(calls, name, args, kwargs, caller.session_id)
+            else:
+                value = caller.host.bound(name, stand_in)(*args, **kwargs)
         if whole and watched.failure is not None:
             raise watched.failure
         self._caller.keeper.meet(self._caller.session_id)

@@ -27,9 +27,7 @@ from .view.conversions import Unknown
 from .view.effects import POSITIONS
 from .view.folds import seen_of
 from .view.local_view import LocalView, UnknownLocally
-
-# For rows that are rolled back: the sequences stay untouched.
-_PASSING_IDS = 2_000_000_000
+from .within import PASSING_IDS, Within
 
 
 class Telling:
@@ -41,6 +39,7 @@ class Telling:
         """`owner`: of the blocks in which calls are made."""
         self._owner, self._host, self._outbox, self._keeper = owner, host, outbox, keeper
         self._delivery, self._preparing = delivery, preparing
+        self._within = Within(owner, host, keeper, outbox.clock)
 
     @property
     def _view(self) -> LocalView:
@@ -52,11 +51,11 @@ class Telling:
         call = {**operation.standard(bound), "session_id": session}
         for check in (*operation.checks, *((checks.session_known,) if operation.balance or operation.session else ())):
             try:
-                check(call, self._view)
+                check(call, self._within.view())
             except UnknownLocally:
                 if not self._delivery.works or not self._keeper.observe(session):
                     raise
-                check(call, self._view)
+                check(call, self._within.view())
         limits = self._exceeded(operation, bound, {"session": session})
         checks.refuse(self._view.learning, operation, limits)
 
@@ -69,8 +68,10 @@ class Telling:
         with suppress(UnknownLocally):
             balance = self._local_balance(notes["session"]) if operation.balance else None
         with self._view.lock:
-            seen = seen_of(self._view, operation, bound, notes)
-            if not self._view.is_understood(notes["session"], POSITIONS):
+            # Of the same block too: what it has opened is open, and what it has closed is not.
+            view = self._within.view()
+            seen = seen_of(view, operation, bound, notes)
+            if not view.is_understood(notes["session"], POSITIONS):
                 # One that is not in the view may be open all the same.
                 seen.tables = {name: rows for name, rows in seen.tables.items() if name != POSITIONS}
             return checks.exceeded(seen, balance, self._view.learning.of_shape(seen))
@@ -107,7 +108,7 @@ class Telling:
 
     def _ask(self, item: Prepared) -> tuple[Any] | None:
         """What the manager tells the block now; None where it cannot be asked."""
-        clock, ids = self._outbox.clock, count(_PASSING_IDS)
+        clock, ids = self._outbox.clock, count(PASSING_IDS)
         columns = item.operation.schema_table_column()
         as_of = AsOf(columns, item.notes, clock.now(), clock, lambda *_: next(ids))
         old = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
+from ..manager_connection import driver_connection, engine_of
 from ..signatures import invoke
 from ..view.containers import SIMPLE, put_together, taken_apart
 from ..view.conversions import SCALES, Unknown, bare, is_number, number, number_or_none, rounded
@@ -143,20 +144,29 @@ class _Told(BaseException):
 
 
 @contextmanager
-def rolled_back(manager: Any, replica: Any, as_of: AsOf | None = None) -> Iterator[Any]:
-    """`replica`, a copy of `manager`, with sessions in a transaction of which nothing stays."""
-    with manager.engine.connect() as connection:
+def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
+    """A transaction of which nothing stays; `sets(replica, as_of=None)` lets a copy of `manager` work in it.
+
+    Raises `ConfigError` where the manager's connections have no transactions.
+    """
+    with engine_of(manager).connect() as connection:
         transaction = connection.begin()
-        try:
+        driver_connection(connection.connection.dbapi_connection)
+
+        def sets(replica: Any, as_of: AsOf | None = None) -> Any:
             replica.session_factory = sessions.factory_like(
                 replica.session_factory,
                 ReplaySession,
                 listen_to,
                 bind=connection,
+                binds=None,
                 join_transaction_mode="create_savepoint",
                 info={"watch": Watch(as_of)},
             )
-            yield replica
+            return replica
+
+        try:
+            yield sets
         finally:
             transaction.rollback()
 
@@ -167,9 +177,9 @@ def dry_run(manager: Any, replica: Any, method: str, call: dict[str, Any], as_of
     Raises what the manager raises: a balance that would fall below zero, a position that is closed already.
     """
     told = None
-    with rolled_back(manager, replica, as_of):
+    with rolled_back(manager) as sets:
         try:
-            with invoke(getattr(replica, method), call) as told:
+            with invoke(getattr(sets(replica, as_of), method), call) as told:
                 raise _Told
         except _Told:
             return told

@@ -8,7 +8,7 @@ What it does not know it refuses with `UnknownLocally`: an engine must never tak
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -37,7 +37,7 @@ class LocalView:
 
     def __init__(self, shown: Callable[[str], str] = str) -> None:
         """`shown(read)`: the manager's own name of a read, for what a caller is told."""
-        self._shown = shown
+        self.shown = shown
         self.lock = threading.RLock()
         # Sequence number of the last entry folded in.
         self.seq = 0
@@ -68,6 +68,12 @@ class LocalView:
                 tables = self.sessions[session_id]["tables"]
                 tables |= {name: {id_: tables[name][id_] for id_ in ids} for name, ids in order.items()}
 
+    def begin_with(self, other: LocalView, apart: Collection[Any]) -> None:
+        """Take over the state of another view; the sessions in `apart` change by themselves from now on."""
+        with other.lock:
+            self.seq, self.learning = other.seq, other.learning
+            self.sessions = {id_: deepcopy(row) if id_ in apart else row for id_, row in other.sessions.items()}
+
     # -- what PostgreSQL showed
 
     def observe_session(
@@ -87,7 +93,7 @@ class LocalView:
             session["doubts"] = {}
             session["balance"] = exact(balance, session["balance"])
             if session["balance"] is None:
-                self.doubt(session_id, _BALANCE, f"{self._shown(_CURRENT_BALANCE)} of the manager gives none")
+                self.doubt(session_id, _BALANCE, f"{self.shown(_CURRENT_BALANCE)} of the manager gives none")
             else:
                 self.learning.learn_answer(_CURRENT_BALANCE, session["balance"], balance)
             for table in {POSITIONS, ORDERS} - tables.keys():
@@ -150,11 +156,11 @@ class LocalView:
             balance, space = self.balance(session_id), self.learning.reads.get(read)
             try:
                 if space is None:
-                    raise Unknown(f"{self._shown(read)} was never asked while PostgreSQL was up")
+                    raise Unknown(f"{self.shown(read)} was never asked while PostgreSQL was up")
                 return space.predict({"note:balance": bare(balance)})
             except Unknown as exc:
                 raise UnknownLocally(
-                    f"how {self._shown(read)} shows a balance of {balance} is not known: {exc}"
+                    f"how {self.shown(read)} shows a balance of {balance} is not known: {exc}"
                 ) from None
 
     def open_positions(self, session_id: int | None) -> Any:
@@ -218,7 +224,7 @@ class LocalView:
             of = "" if id_ is None else f" of {id_}"
             what = table if key == "*" else f"{key!r} of {table}"
             raise UnknownLocally(
-                f"{self._shown(read)} cannot be answered while PostgreSQL is away: {what}{of} is not known ({why})",
+                f"{self.shown(read)} cannot be answered while PostgreSQL is away: {what}{of} is not known ({why})",
                 hint="the manager computes it from more than the call: pass it as an argument"
                 if "cannot be explained" in why
                 else "such calls are learned from while PostgreSQL is up",
@@ -247,7 +253,7 @@ class LocalView:
         if not self.learning.agrees.get(read):
             never = read not in self.learning.agrees
             raise UnknownLocally(
-                f"{self._shown(read)} cannot be answered while PostgreSQL is away",
+                f"{self.shown(read)} cannot be answered while PostgreSQL is away",
                 hint="it was never asked before" if never else "PostgreSQL answered otherwise when it was asked last",
             )
 

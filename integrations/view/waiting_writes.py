@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from ... import Outbox
@@ -41,15 +41,19 @@ class WaitingWrites:
             self._most[operation] = max(_KEPT, 2 * len(seqs))
         seqs.append(seq)
 
-    def of(self, read: str) -> tuple[str, int] | None:
-        """A waiting call, by operation and sequence number, that may change what `read` answers; None for none.
+    def of(self, read: str, unrecorded: Iterable[tuple[str, str]] = ()) -> tuple[str, str] | None:
+        """A waiting call, by operation and place, that may change what `read` answers; None for none.
 
-        It may where both name a table in common, and where the tables of one of them cannot be seen.
+        It may where both name a table in common, and where the tables of one of them cannot be seen.  `unrecorded` are
+        calls that wait elsewhere.
         """
+        for operation, place in unrecorded:
+            if operation in self._operations and self._may_change(operation, read):
+                return operation, place
         for operation, seqs in tuple(self._seqs.items()):
             waiting = next((seq for seq in reversed(seqs) if self._outbox.store.is_pending(seq)), None)
             if waiting is not None and self._may_change(operation, read):
-                return operation, waiting
+                return operation, f"entry {waiting}"
         return None
 
     def _may_change(self, operation: str, read: str) -> bool:

@@ -36,9 +36,10 @@ def test_oldest_waiting_call_is_found_behind_delivered_ones() -> None:
     for seq in range(1, 2001):
         writes.note("halt", seq)
         store.pending = {1}
-    assert writes.of("is_halted") == ("halt", 1)
+    assert writes.of("is_halted") == ("halt", "entry 1")
     store.pending.clear()
     assert writes.of("is_halted") is None
+    assert writes.of("is_halted", [("log_trade", "this block"), ("halt", "this block")]) == ("halt", "this block")
 
 
 def test_long_outage_costs_few_looks_for_each_call() -> None:

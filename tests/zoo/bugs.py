@@ -713,8 +713,8 @@ BUGS = (
     Bug(
         "adapter: a method that calls critical ones writes past the outbox",
         "integrations/passing.py",
-        "self._caller.host.bound(name, stand_in)",
-        "self._caller.host.bound(name)",
+        "caller.host.bound(name, stand_in)",
+        "caller.host.bound(name)",
         ("tests/integration/adapter/test_object.py", "tests/integration/adapter/test_wire_life.py"),
     ),
     Bug(
@@ -1241,5 +1241,26 @@ BUGS = (
         "self._noted = tuple(name for name in names if name not in foreseen)",
         "self._noted = names",
         ("tests/integration/adapter/test_unbuilt_state.py",),
+    ),
+    Bug(
+        "adapter: a read in a block does not see the calls of the blocks around it",
+        "integrations/block.py",
+        "around = [] if self.outer is None else self.outer.made()",
+        "around: list[Any] = []",
+        ("tests/integration/adapter/test_reads_in_blocks.py",),
+    ),
+    Bug(
+        "adapter: in an outage a read in a block does not see the calls made there",
+        "integrations/within.py",
+        "if not calls:\n            return known",
+        "if True:\n            return known",
+        ("tests/integration/adapter/test_reads_in_blocks.py",),
+    ),
+    Bug(
+        "adapter: sessions that find their engine by the table write what is to be rolled back",
+        "integrations/replay/balance.py",
+        "                binds=None,\n",
+        "",
+        ("tests/integration/adapter/test_reads_in_blocks.py",),
     ),
 )  # fmt: skip

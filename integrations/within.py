@@ -1,0 +1,115 @@
+"""Within: a read in a balance block sees the calls that were made there before it, as it would on the plain manager.
+
+They are recorded when the block ends.  So the manager answers behind the same calls in a transaction of which nothing
+stays, and while PostgreSQL is away a copy of the local view does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import count
+from typing import Any
+
+from ..clock import Clock
+from ..store.envelope import from_us
+from .block import current
+from .guard import own_statements
+from .host import AWAY, Host
+from .ids.id_reserve import IdColumn
+from .keeper import Keeper
+from .preparing import Prepared
+from .replay.asof import AsOf
+from .replay.balance import rolled_back
+from .replay.frozen_clock import frozen
+from .replay.replay import CallFailed
+from .replay.witness import SideIds
+from .signatures import invoke
+from .state.kept_state import KeptState
+from .view.folds import fold, seen_of
+from .view.local_view import LocalView
+
+# For rows that are rolled back: the sequences stay untouched.
+PASSING_IDS = 2_000_000_000
+
+
+class Within:
+    """Answers reads in the blocks of one adapter.  Thread-safe."""
+
+    def __init__(self, owner: object, host: Host, keeper: Keeper, clock: Clock) -> None:
+        """`owner`: of the blocks."""
+        self._owner, self._host, self._keeper, self._clock = owner, host, keeper, clock
+
+    def calls(self) -> Sequence[Prepared]:
+        """The calls that are not recorded and that a read of the caller has to see."""
+        block = None if self._host.is_mocked else current(self._owner)
+        return () if block is None else block.made()
+
+    def view(self) -> LocalView:
+        """The local view as the caller has to see it."""
+        calls, known = self.calls(), self._keeper.view
+        if not calls:
+            return known
+        view = LocalView(known.shown)
+
+        def fold_calls() -> None:
+            view.begin_with(known, {item.session for item in calls})
+            for number, item in enumerate(calls, view.seq + 1):
+                if item.operation.has_role:
+                    notes = {**item.notes, "at": _captured_at(item), "seq": number}
+                    fold(view, seen_of(view, item.operation, item.bound, notes))
+
+        def renew() -> bool:
+            renewed = known.renew()
+            if renewed:
+                fold_calls()
+            return renewed
+
+        view.renew = renew
+        fold_calls()
+        return view
+
+    def ask(
+        self, calls: Iterable[Prepared], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], session: int | None
+    ) -> Any:
+        """What the manager's method `name` answers behind `calls`.
+
+        Raises what the manager raises, and `CallFailed` where it refuses one of the calls, which its block is to hear.
+        """
+        ids = count(PASSING_IDS)
+        with own_statements(), rolled_back(self._host.undoubled()) as sets:
+            for item in calls:
+                as_of = AsOf(
+                    IdColumn.named(item.operation.creates),
+                    item.notes,
+                    _captured_at(item),
+                    self._clock,
+                    SideIds(item.notes.get("side"), lambda *_: next(ids)),
+                    call=[item.bound, item.defaults],
+                )
+                self._make(item, sets(self._host.replica(session_id=item.session, doubles=True), as_of))
+            replica = sets(self._host.replica(session_id=session, doubles=True))
+            KeptState(replica)
+            return getattr(replica, name)(*args, **kwargs)
+
+    def _make(self, item: Prepared, replica: Any) -> None:
+        kept, state = KeptState(replica), item.notes.get("state")
+        if state is not None:
+            kept.restore(state)
+        method, call = getattr(replica, item.operation.name), item.defaults | item.bound
+        try:
+            with frozen(_captured_at(item), replica):
+                if not item.operation.context:
+                    invoke(method, call)
+                    return
+                with invoke(method, call):
+                    pass
+        except AWAY:
+            raise
+        except Exception as exc:
+            raise CallFailed(
+                f"{item.operation.name} of the same balance block is refused: {exc}", hint="nothing of it was written"
+            ) from exc
+
+
+def _captured_at(item: Prepared) -> Any:
+    return from_us(item.ready[0].captured_us)
