@@ -45,6 +45,8 @@ _enums: dict[str, type[Enum]] = {}
 # Compact JSON of plain values and datetimes, for state files and `--json` output; and back, or `ValueError`.
 to_json: Callable[[Any], bytes] = orjson.dumps
 from_json: Callable[[bytes], Any] = orjson.loads
+# JSON that `to_json` takes over as it is.
+raw_json: Callable[[bytes], Any] = orjson.Fragment
 
 
 def register_enum(cls: type[Enum]) -> type[Enum]:
