@@ -359,7 +359,7 @@ class Lane:
         )
         options = connection.get_execution_options()
         try:
-            with self._link.commits_refused(ended):
+            with self._link.commits_refused(ended), raw_of(connection).kept_as_it_is():
                 value = operation.handler(connection, entry)
         except TargetUnavailable:
             raise

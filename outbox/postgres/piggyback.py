@@ -139,6 +139,23 @@ class PiggybackConnection(psycopg2.extensions.connection):
             finally:
                 self.on_statement = heard
 
+    @contextmanager
+    def kept_as_it_is(self) -> Iterator[None]:
+        """Undo at the end what the block sets on the connection object: its class of cursors and its type casters.
+
+        Whoever uses the connection next counts on its own.
+        """
+        factory, casters = self.cursor_factory, (self.string_types, self.binary_types)
+        before = [dict(one) for one in casters]
+        try:
+            yield
+        finally:
+            self.cursor_factory = factory
+            for one, kept in zip(casters, before, strict=True):
+                if one != kept:
+                    one.clear()
+                    one.update(kept)
+
     def cursor(self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any) -> Any:
         """See psycopg2.  Every cursor sends first what is owed."""
         own: Any = self.cursor_factory

@@ -1249,4 +1249,11 @@ BUGS = (
         """_OTHER_FORMS = (b'"pairs"',)""",
         ("tests/integration/test_as_parameters.py",),
     ),
+    Bug(
+        "the class of cursors that a handler sets stays on the relay's connection",
+        "outbox/postgres/piggyback.py",
+        "            self.cursor_factory = factory\n",
+        "",
+        ("tests/integration/test_driver_handlers.py",),
+    ),
 )  # fmt: skip
