@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -165,14 +165,18 @@ def malformed(exc: Exception) -> Unrestorable:
 
 
 def encode_result(value: Any) -> bytes:
-    """JSON of what a handler returned; a value that cannot be encoded is kept as its `repr`.
+    """JSON of what a handler returned: rows of a driver as dict or tuple, and the `repr` of what cannot be encoded.
 
     An effect that has been applied must not be rejected because of its return value.
     """
     try:
         plain, types = encode(value, what="result")
     except InvalidEntry:
-        plain, types = encode({"repr": _repr(value)}, what="result")
+        try:
+            value = _ordinary(value)
+            plain, types = encode(value, what="result")
+        except Exception:  # noqa: BLE001 - containers of the host run code of their own
+            plain, types = encode({"repr": _repr(value)}, what="result")
     if not types and not (isinstance(value, dict) and value.keys() == _WRAPPER):
         return plain
     return b'{"$value":' + plain + b',"$types":' + (types or b"null") + b"}"
@@ -183,6 +187,18 @@ def decode_result(data: bytes) -> Any:
     value = orjson.loads(data)
     if isinstance(value, dict) and value.keys() == _WRAPPER:
         return _restored(value["$value"], orjson.dumps(value["$types"]), False)
+    return value
+
+
+def _ordinary(value: Any, depth: int = 0) -> Any:
+    """Mappings and sequences of other classes, such as rows of a driver, as dict, list and tuple."""
+    if depth > _MAX_DEPTH or isinstance(value, str | bytes | bytearray | memoryview | range):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _ordinary(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        items = (_ordinary(item, depth + 1) for item in value)
+        return list(items) if isinstance(value, list) else tuple(items)
     return value
 
 

@@ -79,3 +79,36 @@ def test_cursor_class_of_a_handler_stays_its_own(url: str, outbox_dir: Path, fai
         assert bench.target.compare(bench.box.store.identity.store_id).loss is None
         done = {row[0] for row in bench.query("SELECT n FROM effects")}
         assert done == {10, 11, 12, 20, 21, 22} | (set() if fails else {0, 1, 2})
+
+
+@pytest.mark.parametrize(
+    ("factory", "kept"),
+    [
+        (psycopg2.extras.RealDictCursor, {"id": 1, "n": 7}),
+        (psycopg2.extras.DictCursor, [1, 7]),
+        (psycopg2.extras.NamedTupleCursor, (1, 7)),
+    ],
+)
+def test_row_that_a_handler_returns_is_kept(url: str, outbox_dir: Path, factory: Any, kept: Any) -> None:
+    def handler(connection: Connection, entry: Entry) -> Any:
+        with driver_connection(connection).cursor(cursor_factory=factory) as cursor:
+            cursor.execute("INSERT INTO effects (n) VALUES (%(n)s) RETURNING id, n", entry.args)
+            return cursor.fetchone()
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        bench.enqueue("special", {"n": 7})
+        bench.settle(bench.apply())
+        [entry] = bench.box.ledger()
+        assert (entry.result, type(entry.result)) == (kept, type(kept))
+
+
+def test_row_of_sqlalchemy_that_a_handler_returns_is_kept(url: str, outbox_dir: Path) -> None:
+    def handler(connection: Connection, entry: Entry) -> Any:
+        rows = connection.execute(text("INSERT INTO effects (n) VALUES (:n) RETURNING id, n"), entry.args)
+        return rows.all()
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        bench.enqueue("special", {"n": 7})
+        bench.settle(bench.apply())
+        [entry] = bench.box.ledger()
+        assert entry.result == [(1, 7)]
