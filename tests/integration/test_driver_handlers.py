@@ -10,10 +10,11 @@ import psycopg2.extensions
 import psycopg2.extras
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.orm import Session
 
-from outbox import Entry, Operation
+from outbox import Entry, Operation, Reject, RetryLater
 from tests.unit.fakes.audit import query
-from tests.unit.fakes.bench import Bench
+from tests.unit.fakes.bench import Bench, completed, parked
 
 
 @pytest.fixture
@@ -112,3 +113,53 @@ def test_row_of_sqlalchemy_that_a_handler_returns_is_kept(url: str, outbox_dir: 
         bench.settle(bench.apply())
         [entry] = bench.box.ledger()
         assert entry.result == [(1, 7)]
+
+
+class Refuses(Exception):
+    """An error of the handler's own."""
+
+
+@pytest.mark.parametrize("error", [None, Reject("no such account"), RetryLater("not yet"), Refuses("odd")])
+def test_error_that_leaves_a_session_counts_as_elsewhere(url: str, outbox_dir: Path, error: Exception | None) -> None:
+    """The session rolls back, which was taken for a handler that ends the transaction."""
+
+    def handler(connection: Connection, entry: Entry) -> None:
+        with Session(connection) as session, session.begin():
+            session.execute(text("INSERT INTO effects (n) VALUES (:n)"), {"n": entry.args["n"]})
+            if entry.args["n"] == 5 and error is not None:
+                raise error
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        query(url, "INSERT INTO effects (n) VALUES (%s)", [99 if error is not None else 5])
+        for number in (4, 5, 6):
+            bench.enqueue("special", {"n": number})
+        outcome = bench.apply()
+        assert parked(outcome) == ""
+        assert completed(outcome) == [1, 3]
+        if isinstance(error, RetryLater):
+            [waiting] = outcome.waiting
+            assert isinstance(waiting.error, RetryLater)
+            return
+        [(record, rejection)] = outcome.rejected
+        assert record.seq == 2
+        assert rejection.permanent == (not isinstance(error, Refuses))
+        assert str(error or "duplicate key") in str(rejection)
+
+
+@pytest.mark.parametrize("how", ["statement", "method"])
+def test_handler_that_commits_and_fails_has_ended_the_transaction(url: str, outbox_dir: Path, how: str) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        raw = driver_connection(connection)
+        with raw.cursor() as cursor:
+            cursor.execute("INSERT INTO effects (n) VALUES (%(n)s)", entry.args)
+            cursor.execute("commit") if how == "statement" else raw.commit()
+        raise Reject("too late")
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        bench.enqueue("special", {"n": 1})
+        outcome = bench.apply()
+        assert outcome.rejected == []
+        bench.settle(outcome)
+        # Its receipt was committed with its effect.
+        bench.settle(bench.apply())
+        assert [row[0] for row in bench.query("SELECT n FROM effects")] == [1]

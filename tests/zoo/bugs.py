@@ -1256,4 +1256,11 @@ BUGS = (
         "",
         ("tests/integration/test_driver_handlers.py",),
     ),
+    Bug(
+        "an error that leaves a handler's session counts also after a commit",
+        "outbox/postgres/lane.py",
+        "if raw.commits > commits or not _counts_after_a_rollback(failure, exc):",
+        "if not _counts_after_a_rollback(failure, exc):",
+        ("tests/integration/test_driver_handlers.py",),
+    ),
 )  # fmt: skip
