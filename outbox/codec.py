@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -368,7 +369,7 @@ def _canonical(item: tuple[Any, Any]) -> bytes:
 
 
 def _coerce_foreign(value: Any, path: str) -> Any:
-    """numpy scalars and pandas timestamps become the Python value they stand for; everything else is refused."""
+    """numpy scalars and times of pandas become the Python value they stand for; everything else is refused."""
     module = type(value).__module__.partition(".")[0]
     if module == "numpy" and hasattr(value, "item") and not getattr(value, "shape", ()):
         item = value.item()
@@ -377,10 +378,13 @@ def _coerce_foreign(value: Any, path: str) -> Any:
             return item
     elif module == "pandas" and hasattr(value, "to_pydatetime") and value == value and not value.nanosecond:
         return value.to_pydatetime()  # value == value: not NaT
+    elif module == "pandas" and hasattr(value, "to_pytimedelta") and value == value and not value.nanoseconds:
+        return value.to_pytimedelta()
     raise InvalidEntry(
         f"{path} has type {type(value).__module__}.{type(value).__qualname__}, which cannot be stored exactly",
         hint="allowed: None, bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes, "
-        "registered Enums, numpy scalars, and dict, list, tuple, set, frozenset of these",
+        "registered Enums, numpy scalars, and dict, list, tuple, set, frozenset of these"
+        + ("; pass dataclasses.asdict(value)" if is_dataclass(value) else ""),
     )
 
 
