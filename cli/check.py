@@ -28,6 +28,7 @@ from .screen import Lines
 
 _STYLES = {Kind.REFUSED: "bold red", Kind.PASSES: "dim", Kind.DURABLE: "green", Kind.THROUGH: "green"}
 _CONNECT_S = 5
+_NO_CLASS = "name the manager's class; functions have no manager: docs/how-to/plain-sql.md"
 
 
 @click.command()
@@ -70,7 +71,7 @@ def _manager_at(where: str) -> tuple[type, Any]:
         return stood_for(type(found)) or type(found), found
     made = class_made_by(found)
     if made is None:
-        raise ConfigError(f"MANAGER is {where!r}, which is no class", hint="name the class of the manager")
+        raise ConfigError(f"MANAGER is {where!r}, which is no class", hint=_NO_CLASS)
     if issubclass(made, DurableDatabaseManager):
         stands_for = stood_for(made)
         if stands_for is None:

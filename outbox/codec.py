@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -45,6 +46,8 @@ _enums: dict[str, type[Enum]] = {}
 # Compact JSON of plain values and datetimes, for state files and `--json` output; and back, or `ValueError`.
 to_json: Callable[[Any], bytes] = orjson.dumps
 from_json: Callable[[bytes], Any] = orjson.loads
+# JSON that `to_json` takes over as it is.
+raw_json: Callable[[bytes], Any] = orjson.Fragment
 
 
 def register_enum(cls: type[Enum]) -> type[Enum]:
@@ -163,14 +166,18 @@ def malformed(exc: Exception) -> Unrestorable:
 
 
 def encode_result(value: Any) -> bytes:
-    """JSON of what a handler returned; a value that cannot be encoded is kept as its `repr`.
+    """JSON of what a handler returned: rows of a driver as dict or tuple, and the `repr` of what cannot be encoded.
 
     An effect that has been applied must not be rejected because of its return value.
     """
     try:
         plain, types = encode(value, what="result")
     except InvalidEntry:
-        plain, types = encode({"repr": _repr(value)}, what="result")
+        try:
+            value = _ordinary(value)
+            plain, types = encode(value, what="result")
+        except Exception:  # noqa: BLE001 - containers of the host run code of their own
+            plain, types = encode({"repr": _repr(value)}, what="result")
     if not types and not (isinstance(value, dict) and value.keys() == _WRAPPER):
         return plain
     return b'{"$value":' + plain + b',"$types":' + (types or b"null") + b"}"
@@ -181,6 +188,18 @@ def decode_result(data: bytes) -> Any:
     value = orjson.loads(data)
     if isinstance(value, dict) and value.keys() == _WRAPPER:
         return _restored(value["$value"], orjson.dumps(value["$types"]), False)
+    return value
+
+
+def _ordinary(value: Any, depth: int = 0) -> Any:
+    """Mappings and sequences of other classes, such as rows of a driver, as dict, list and tuple."""
+    if depth > _MAX_DEPTH or isinstance(value, str | bytes | bytearray | memoryview | range):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _ordinary(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        items = (_ordinary(item, depth + 1) for item in value)
+        return list(items) if isinstance(value, list) else tuple(items)
     return value
 
 
@@ -350,7 +369,7 @@ def _canonical(item: tuple[Any, Any]) -> bytes:
 
 
 def _coerce_foreign(value: Any, path: str) -> Any:
-    """numpy scalars and pandas timestamps become the Python value they stand for; everything else is refused."""
+    """numpy scalars and times of pandas become the Python value they stand for; everything else is refused."""
     module = type(value).__module__.partition(".")[0]
     if module == "numpy" and hasattr(value, "item") and not getattr(value, "shape", ()):
         item = value.item()
@@ -359,10 +378,13 @@ def _coerce_foreign(value: Any, path: str) -> Any:
             return item
     elif module == "pandas" and hasattr(value, "to_pydatetime") and value == value and not value.nanosecond:
         return value.to_pydatetime()  # value == value: not NaT
+    elif module == "pandas" and hasattr(value, "to_pytimedelta") and value == value and not value.nanoseconds:
+        return value.to_pytimedelta()
     raise InvalidEntry(
         f"{path} has type {type(value).__module__}.{type(value).__qualname__}, which cannot be stored exactly",
         hint="allowed: None, bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes, "
-        "registered Enums, numpy scalars, and dict, list, tuple, set, frozenset of these",
+        "registered Enums, numpy scalars, and dict, list, tuple, set, frozenset of these"
+        + ("; pass dataclasses.asdict(value)" if is_dataclass(value) else ""),
     )
 
 

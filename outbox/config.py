@@ -209,13 +209,18 @@ def variable_name(setting: str) -> str:
 
 def check_database_url(url: object) -> str:
     """`url` if it names a PostgreSQL database; raises `ConfigError`, without repeating a password."""
-    scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
+    if not isinstance(url, str):
+        raise ConfigError(
+            "database_url is None" if url is None else f"database_url is of type {type(url).__qualname__}",
+            hint="allowed: a text postgresql://user@host:port/database; "
+            "of SQLAlchemy's URL: url.render_as_string(hide_password=False)",
+        )
+    scheme, separator, rest = url.partition("://")
     # Without a scheme the whole value may be a password.
     scheme = scheme if separator and _SCHEME.match(scheme) else ""
     if not separator or not _POSTGRESQL.match(scheme) or not rest:
         has = f"scheme {scheme!r:.100}" if scheme else "no scheme"
         raise ConfigError(f"database_url has {has}", hint="allowed: postgresql://user@host:port/database")
-    assert isinstance(url, str)
     # A password with these characters would be read as host or port, and then be quoted in the driver's errors.
     authority, _, path = rest.partition("?")[0].partition("/")
     hosts = authority.rpartition("@")[2]

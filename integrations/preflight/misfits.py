@@ -60,7 +60,7 @@ def without_factory(kinds: Mapping[str, str]) -> str:
     shown = f", but {', '.join(others)}" if others else ""
     return (
         f"it has no attribute session_factory{shown}: write through a sessionmaker in self.session_factory, "
-        "or declare operations with handlers"
+        "or enqueue its writes as operations with handlers, which take its SQL as it is (docs/how-to/plain-sql.md)"
     )
 
 

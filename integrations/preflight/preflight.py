@@ -23,7 +23,7 @@ from ..operations import AFTER_DRAIN, ManagerOperation
 from ..signatures import signature_of
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
-from . import held, id_columns, likeness, misfits, ways_around
+from . import factory, held, id_columns, likeness, misfits, ways_around
 from .evidence import Evidence
 from .method_code import facts_of
 from .misfits import ASYNC_WAY
@@ -140,7 +140,10 @@ def look(manager_class: type, operations: Iterable[Declared], *, manager: Any = 
     matching = {name: one for name, one in declared.items() if callable(getattr(manager_class, name, None))}
     evidence = Evidence(manager_class, manager)
     unseen: list[str] = []
-    faults = [*_missing(manager_class, declared, matching, reads), *_unusable(evidence, matching)]
+    without = factory.lacking(evidence)
+    faults = [*_missing(manager_class, declared, reads), *_unusable(evidence, matching)]
+    # Where nothing can be declared, that is no advice.
+    faults += [without] if without is not None else _undeclared(manager_class, declared, matching)
     columns = _columns(evidence, matching, None if faults else engine, unseen)
     names = {name for name in dir(manager_class) if not name.startswith("_") and _is_method(manager_class, name)}
     others = frozenset(matching)
@@ -155,6 +158,11 @@ def look(manager_class: type, operations: Iterable[Declared], *, manager: Any = 
         else _read(name, evidence, table, unfit) or _other(name, evidence, others, answered)
         for name in sorted(names | matching.keys())
     ]
+    if manager is None and without is None and not factory.is_named(evidence):
+        unseen.append(
+            "no code of it that can be read names session_factory, which its objects must have: "
+            "pass an object of the module, or see docs/how-to/plain-sql.md where it has none"
+        )
     # Such a method would be called on the object itself, and not on the copy of it that replays.
     methods += [MethodFit(name, Kind.REFUSED, misfits.OF_THE_OBJECT) for name in sorted(own)]
     if not any(facts_of(one).read for _, one in evidence.code.everything()):
@@ -222,17 +230,19 @@ def _notice(outbox: Outbox, message: str, *, degraded: bool = False) -> None:
 
 
 def _missing(
-    manager_class: type,
-    declared: dict[str, ManagerOperation],
-    matching: dict[str, ManagerOperation],
-    reads: dict[str, ManagerRead],
+    manager_class: type, declared: dict[str, ManagerOperation], reads: dict[str, ManagerRead]
 ) -> Iterator[str]:
     for name in reads:
         if not callable(getattr(manager_class, name, None)):
             yield f"read {name!r} names a method that {manager_class.__name__} lacks: check the declaration's name"
     for name, operation in declared.items():
-        if name not in matching and not operation.optional:
+        if not callable(getattr(manager_class, name, None)) and not operation.optional:
             yield f"operation {name!r} names a method that {manager_class.__name__} lacks: check the declaration's name"
+
+
+def _undeclared(
+    manager_class: type, declared: dict[str, ManagerOperation], matching: dict[str, ManagerOperation]
+) -> Iterator[str]:
     if declared and not matching:
         own = [name for name in dir(manager_class) if name.startswith(_WRITES) and _is_method(manager_class, name)]
         shown = f"; it has {', '.join(own[:12])}" if own else ""
@@ -243,20 +253,15 @@ def _missing(
 
 
 def _unusable(evidence: Evidence, matching: dict[str, ManagerOperation]) -> Iterator[str]:
-    manager, factory = evidence.manager, evidence.member("session_factory")
-    if isinstance(factory, property) and factory.fset is None:
+    manager, member = evidence.manager, evidence.member("session_factory")
+    if isinstance(member, property) and member.fset is None:
         yield "its session_factory is a property, and a copy needs one of its own: give the property a setter"
-    if manager is not None and not hasattr(manager, "session_factory"):
-        yield misfits.without_factory(
-            {name: kind for name, kind in evidence.held.items() if name in held.attributes(manager)}
-        )
-        return
     if manager is None:
-        made = _made_by_code(evidence)
-        if made is not None and not made:
-            yield misfits.without_factory(evidence.held)
-        elif made and made <= {"async_sessionmaker"}:
+        made = factory.made_by(evidence)
+        if made and made <= {"async_sessionmaker"}:
             yield f"its sessions are asynchronous: {ASYNC_WAY}"
+        return
+    if not hasattr(manager, "session_factory"):
         return
     engine = getattr(manager, "engine", None)
     if engine is None and any(operation.creates for operation in matching.values()):
@@ -271,28 +276,6 @@ def _unusable(evidence: Evidence, matching: dict[str, ManagerOperation]) -> Iter
             f"its engine is of {name}+{driver}, and calls are delivered into PostgreSQL by psycopg2: "
             "make the engine with a URL that begins with postgresql+psycopg2://"
         )
-
-
-def _made_by_code(evidence: Evidence) -> set[str] | None:
-    """Name what makes `session_factory`: empty if nothing does, None if unseen."""
-    made: set[str] = set()
-    if evidence.member("session_factory") is not None or evidence.member("__getattr__") is not None:
-        return None
-    for base in evidence.cls.__mro__[:-1]:
-        if "__init__" in vars(base) and not facts_of(vars(base)["__init__"]).read:
-            return None
-    for _, function in evidence.code.everything():
-        facts = facts_of(function)
-        if not facts.read or None in facts.sets:
-            return None
-        calls = facts.assigned.get("session_factory", [])
-        made |= {call.last for call in calls}
-        if "session_factory" in facts.sets and not calls:
-            return None
-    # A base written in C, or generated fields.
-    is_plain = all(type(base) is type for base in evidence.cls.__mro__)
-    has_fields = any("session_factory" in getattr(base, "__annotations__", {}) for base in evidence.cls.__mro__)
-    return made if is_plain and not has_fields else (made or None)
 
 
 def _columns(

@@ -11,18 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 from uuid import UUID
 
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from .. import codec
 from ..clock import Clock
 from ..entry import EntryStatus
-from ..errors import EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable, Unrestorable
+from ..errors import EntryRejected, OutboxError, RetryLater, TargetMisconfigured, TargetUnavailable, Unrestorable
 from ..handlers import discard, is_for_the_thread, is_unfinished
 from ..operation import Operation
 from ..store.continuity import Mark, Memory, NoMemory
@@ -357,9 +358,10 @@ class Lane:
             f"the handler of {operation.name!r} ended the relay's transaction",
             hint="it must not commit, roll back or close",
         )
-        options = connection.get_execution_options()
+        options, raw = connection.get_execution_options(), raw_of(connection)
+        commits = raw.commits
         try:
-            with self._link.commits_refused(ended):
+            with self._link.commits_refused(ended), raw.kept_as_it_is():
                 value = operation.handler(connection, entry)
         except TargetUnavailable:
             raise
@@ -368,9 +370,12 @@ class Lane:
         except BaseException as exc:
             if is_for_the_thread(exc):
                 raise
+            failure = self._link.verdict(exc, position, operation.name)
             if usable(connection) and not (transaction.is_active and _is_inside(connection)):
-                raise _broken(operation, ended, position) from exc
-            raise self._link.verdict(exc, position, operation.name) from exc
+                if raw.commits > commits or not _counts_after_a_rollback(failure, exc):
+                    raise _broken(operation, ended, position) from exc
+                failure.suspect = True
+            raise failure from exc
         if connection.closed:
             raise _broken(operation, ended, position)
         if not usable(connection):
@@ -398,6 +403,13 @@ class Lane:
 
 def _is_inside(connection: Connection) -> bool:
     return raw_of(connection).info.transaction_status in (_BROKEN, _INSIDE)
+
+
+def _counts_after_a_rollback(failure: Exception, exc: BaseException) -> TypeGuard[UnitFailed]:
+    """Whether an error may be the reason of a rollback, as a session makes when one leaves its block."""
+    if isinstance(exc, SQLAlchemyError) and not isinstance(exc, DBAPIError):
+        return False
+    return isinstance(failure, UnitFailed) and isinstance(failure.error, EntryRejected | RetryLater)
 
 
 def _unrestorable(item: Record, exc: Unrestorable) -> EntryRejected:

@@ -15,6 +15,8 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 
+# Statements that may commit; a text that only looks like one is taken for one.
+_COMMITS = re.compile(r"\b(COMMIT|END)\b", re.IGNORECASE)
 # Statements by which savepoints can end that were made here.
 _ENDS_SAVEPOINTS = re.compile(r"\b(SAVEPOINT|ROLLBACK|RELEASE|COMMIT|ABORT)\b|^\s*END\b", re.IGNORECASE)
 # Longer statements are seldom repeated.
@@ -53,6 +55,8 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self._merged: set[str] = set()
         # Whether others make and end savepoints in this transaction, so that ours may be gone.
         self._shared = False
+        # How often somebody has committed, or may have.
+        self.commits = 0
         # Called with each statement of a cursor before it is sent, but not for those that it sends itself.
         self.on_statement: Callable[[str], None] | None = None
 
@@ -131,13 +135,32 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self.send_owed()
 
     def _note(self, query: str) -> None:
-        self._shared = self._shared or _ends_savepoints(query)
+        if _ends_savepoints(query):
+            self._shared = True
+            self.commits += _COMMITS.search(query) is not None
         heard, self.on_statement = self.on_statement, None
         if heard is not None:
             try:
                 heard(query)
             finally:
                 self.on_statement = heard
+
+    @contextmanager
+    def kept_as_it_is(self) -> Iterator[None]:
+        """Undo at the end what the block sets on the connection object: its class of cursors and its type casters.
+
+        Whoever uses the connection next counts on its own.
+        """
+        factory, casters = self.cursor_factory, (self.string_types, self.binary_types)
+        before = [dict(one) for one in casters]
+        try:
+            yield
+        finally:
+            self.cursor_factory = factory
+            for one, kept in zip(casters, before, strict=True):
+                if one != kept:
+                    one.clear()
+                    one.update(kept)
 
     def cursor(self, name: Any = None, cursor_factory: Any = None, *args: Any, **kwargs: Any) -> Any:
         """See psycopg2.  Every cursor sends first what is owed."""
@@ -153,6 +176,7 @@ class PiggybackConnection(psycopg2.extensions.connection):
     def commit(self) -> None:
         """See psycopg2.  The end of the transaction ends its savepoints; settings must have been sent."""
         self._end()
+        self.commits += 1
         super().commit()
 
     def rollback(self) -> None:

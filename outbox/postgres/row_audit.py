@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..operation import Operation
 from ..store.envelope import Record
+from .documents import json_of
 from .receipts import TABLE as RECEIPTS
 from .rows import RowWriter, Table, quote, quote_table
 from .sources import VALUE, ColumnType, Source
@@ -58,7 +59,7 @@ class RowAudit:
         identity = [] if isinstance(declared, str) or callable(declared) else [one for one in declared if one in names]
         for sources, run in self._rows.runs(table, columns, names, records, operation.json_columns):
             query = _query(table, columns, types, names, identity, sources)
-            cursor.execute(query, ((b"[" + b",".join(item.args for item in run) + b"]").decode(),))
+            cursor.execute(query, (json_of(run),))
             for number, equal, compared in cursor.fetchall():
                 record = run[int(number) - 1]
                 same = compared[0] if compared else (True,) * len(names)

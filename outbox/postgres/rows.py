@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..store.envelope import Record
+from .documents import json_of
 from .parking import OperationFault
 from .sources import VALUE, ColumnType, ColumnTypes, Source, kinds_of, sources_of
 from .transaction_settings import Cursor
@@ -64,8 +65,7 @@ class RowWriter:
         columns = self.columns_of(cursor, table, names)
         written = 0
         for sources, run in self.runs(table, columns, names, records, json_values):
-            rows = b"[" + b",".join(item.args for item in run) + b"]"
-            cursor.execute(_statement(table, columns, names, sources), (rows.decode(),))
+            cursor.execute(_statement(table, columns, names, sources), (json_of(run),))
             written += cursor.rowcount
         return written
 

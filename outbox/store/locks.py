@@ -179,9 +179,10 @@ class RoleLock:
             Event().wait(_RETRY_S)
         pid = _read_pid(self._fd)
         who = f"process {pid}" if pid else "another process"
+        mine = "it is this process: use the object that has it, or another directory"
         raise StoreLocked(
             f"the {self.role.value} role of {self._path.parent} is held by {who}",
-            hint="stop that process, or use another directory",
+            hint=mine if pid == os.getpid() else "stop that process, or use another directory",
             holder_pid=pid,
         )
 

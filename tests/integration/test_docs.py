@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import click
@@ -107,6 +108,18 @@ def test_the_answers_to_dead_letters_run(postgres_url: str, tmp_path: Path) -> N
         assert discarded is not None
         assert discarded.startswith("discarded: entered by hand")
         assert [entry.operation for entry in box.ledger() if entry.seq > 3] == ["outbox.requeue", "outbox.discard"]
+
+
+def test_program_of_plain_sql_runs_as_before(postgres_url: str, tmp_path: Path) -> None:
+    query(
+        postgres_url,
+        "CREATE TABLE fills (fill_id text PRIMARY KEY, symbol text, price numeric); "
+        "CREATE TABLE positions (id uuid PRIMARY KEY, symbol text, exit_price numeric, closed_at timestamptz)",
+    )
+    _, after = blocks(DOCS / "how-to" / "plain-sql.md", "python")
+    assert run(after, tmp_path, postgres_url) == "closed IBM\n"
+    assert query(postgres_url, "SELECT * FROM fills") == [("F-1", "IBM", Decimal("187.25"))]
+    assert query(postgres_url, "SELECT exit_price, closed_at IS NULL FROM positions") == [(Decimal("190.00"), False)]
 
 
 def test_the_proof_for_other_servers_runs(postgres_url: str, tmp_path: Path) -> None:

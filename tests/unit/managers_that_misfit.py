@@ -332,6 +332,27 @@ class DriverOnly:
         self.pool.putconn(connection)
 
 
+class DriverOnlyWithOtherNames:
+    """Nothing is declared, and nothing of it could be."""
+
+    def __init__(self, url: str = URL) -> None:
+        self.pool = ThreadedConnectionPool(0, 5, url)
+
+    def save_fill(self, symbol: str) -> None:
+        self.pool.getconn().cursor().execute("INSERT INTO trades (symbol) VALUES (%s)", (symbol,))
+
+
+class TakesAnything:
+    """Its attributes are known by no name: the session factory may be among them."""
+
+    def __init__(self, connection: Any = None, **attributes: Any) -> None:
+        self.connection = connection
+        self.__dict__.update(attributes)
+
+    def log_trade(self, symbol: str) -> None:
+        self.connection.cursor().execute("INSERT INTO trades (symbol) VALUES (%s)", (symbol,))
+
+
 class EngineBeside(Sound):
     def log_trade(self, symbol: str, position_id: int | None = None) -> int:
         engine = self.engine

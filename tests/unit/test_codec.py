@@ -6,6 +6,7 @@ import enum
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -283,6 +284,33 @@ class Timestamp(datetime):
 
     def to_pydatetime(self) -> datetime:
         return datetime(self.year, self.month, self.day, self.hour)  # noqa: DTZ001 - naive on purpose
+
+
+class Timedelta(timedelta):
+    """What the codec sees of pandas.Timedelta, where pandas is not installed."""
+
+    __module__ = "pandas._libs.tslibs.timedeltas"
+    nanoseconds = 0
+
+    def to_pytimedelta(self) -> timedelta:
+        return timedelta(self.days, self.seconds, self.microseconds)
+
+
+def test_timedelta_of_pandas_becomes_a_timedelta() -> None:
+    assert exact(round_trip(Timedelta(days=1, microseconds=7))) == exact(timedelta(days=1, microseconds=7))
+    finer = type("Timedelta", (Timedelta,), {"__module__": "pandas", "nanoseconds": 1})(1)
+    with pytest.raises(InvalidEntry, match="pandas"):
+        codec.encode(finer)
+
+
+def test_refused_dataclass_names_the_way_out() -> None:
+    with pytest.raises(InvalidEntry, match="pass dataclasses.asdict"):
+        codec.encode({"fill": Fill("IBM")})
+
+
+@dataclass
+class Fill:
+    symbol: str
 
 
 def test_timestamp_of_pandas_becomes_a_datetime() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from outbox import ConfigError, OutboxConfig
 from outbox.config import RECONCILE, check_database_url, variable_name
@@ -36,6 +37,8 @@ WHOLE = {
     "max_entry_kb", "id_reserve",
 }  # fmt: skip
 OTHERS = {"python", "enabled", "dir", "database_url", "namespace", "namespace_change_from", "reconcile"}
+
+URL = "postgresql://me:secret@h/d"
 
 
 @pytest.mark.parametrize("value", RECONCILE)
@@ -250,10 +253,15 @@ def test_variable_of_a_setting_begins_with_outbox_except_the_url() -> None:
     assert variable_name("sync_interval") == "OUTBOX_SYNC_INTERVAL"
 
 
-@pytest.mark.parametrize("url", [None, 5, b"postgresql://h/d"])
-def test_url_that_is_no_text_is_refused(url: object) -> None:
-    with pytest.raises(ConfigError, match="database_url has no scheme .allowed: postgresql://"):
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [(None, "is None"), (5, "is of type int"), (b"postgresql://h/d", "is of type bytes"), (make_url(URL), "type URL")],
+)
+def test_url_that_is_no_text_is_refused_by_its_type(url: object, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^database_url {named}|^database_url is of {named}") as caught:
         check_database_url(url)
+    assert "allowed: a text postgresql://" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

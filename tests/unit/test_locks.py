@@ -71,7 +71,7 @@ def test_a_role_has_one_holder_whose_pid_is_told(tmp_path: Path, role: Role) -> 
 
 def test_a_role_excludes_a_second_object_of_the_same_process(tmp_path: Path) -> None:
     lock = RoleLock(tmp_path, Role.ENGINE)
-    with pytest.raises(StoreLocked, match=f"held by process {os.getpid()}"):
+    with pytest.raises(StoreLocked, match=f"held by process {os.getpid()} .it is this process: use the object"):
         RoleLock(tmp_path, Role.ENGINE)
     lock.release()
     lock.release()
@@ -138,7 +138,7 @@ def test_forked_child_that_outlives_the_holder_does_not_keep_the_role(tmp_path: 
 
 def test_a_second_engine_is_told_who_is_first(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
-        with pytest.raises(StoreLocked, match=f"engine role .* process {os.getpid()}.*stop that process"):
+        with pytest.raises(StoreLocked, match=f"engine role .* process {os.getpid()}.*it is this process"):
             Outbox.open(outbox_dir)
         assert box.enqueue("log", {"a": 1}).seq == 1
     Outbox.open(outbox_dir).close()

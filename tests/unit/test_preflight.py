@@ -115,6 +115,20 @@ def test_an_object_without_a_session_factory_is_refused(name: str, why: str) -> 
         DurableDatabaseManager(getattr(managers, name)())
 
 
+@pytest.mark.parametrize("built", [False, True])
+def test_manager_of_the_driver_is_not_told_to_declare(built: bool) -> None:
+    """A declaration would be refused next: its writes need handlers."""
+    [fault] = fit_of(managers.DriverOnlyWithOtherNames, built=built).faults
+    assert "enqueue its writes as operations with handlers" in fault
+    assert "declare them" not in fault
+
+
+def test_class_without_a_trace_of_a_factory_is_warned_of() -> None:
+    fit = fit_of(managers.TakesAnything)
+    assert any("names session_factory, which its objects must have" in one for one in fit.warnings)
+    assert not any("names session_factory" in one for one in fit_of(managers.Sound).warnings)
+
+
 def test_every_reason_is_in_one_message() -> None:
     class Twice(managers.OtherArguments, managers.Static):
         pass

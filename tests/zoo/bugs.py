@@ -1263,4 +1263,25 @@ BUGS = (
         "",
         ("tests/integration/adapter/test_reads_in_blocks.py",),
     ),
+    Bug(
+        "a JSON column gets an integer of more than 64 bits as a text",
+        "outbox/postgres/documents.py",
+        """_OTHER_FORMS = (b'"int"', b'"pairs"')""",
+        """_OTHER_FORMS = (b'"pairs"',)""",
+        ("tests/integration/test_as_parameters.py",),
+    ),
+    Bug(
+        "the class of cursors that a handler sets stays on the relay's connection",
+        "outbox/postgres/piggyback.py",
+        "            self.cursor_factory = factory\n",
+        "",
+        ("tests/integration/test_driver_handlers.py",),
+    ),
+    Bug(
+        "an error that leaves a handler's session counts also after a commit",
+        "outbox/postgres/lane.py",
+        "if raw.commits > commits or not _counts_after_a_rollback(failure, exc):",
+        "if not _counts_after_a_rollback(failure, exc):",
+        ("tests/integration/test_driver_handlers.py",),
+    ),
 )  # fmt: skip
