@@ -165,9 +165,12 @@ class OutboxConfig:
             return cls(**values, **overrides)
         except ConfigError as exc:
             name = exc.message.partition(" ")[0]
-            if name in values:
-                raise ConfigError(exc.message.replace(name, variable_name(name), 1), hint=exc.hint) from None
-            raise
+            if name in overrides:
+                raise
+            hint = exc.hint
+            if "backoff_cap" not in overrides:
+                hint = hint.replace("backoff_cap", variable_name("backoff_cap"))
+            raise ConfigError(exc.message.replace(name, variable_name(name), 1), hint=hint) from None
 
 
 def _is_name(value: object) -> bool:
