@@ -215,7 +215,11 @@ def check_database_url(url: object) -> str:
     scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
     # Without a scheme the whole value may be a password.
     scheme = scheme if separator and _SCHEME.match(scheme) else ""
-    if not separator or not _POSTGRESQL.match(scheme) or not rest:
+    if separator and _POSTGRESQL.match(scheme) and not rest:
+        raise ConfigError(
+            "database_url names no host and no database", hint="allowed: postgresql://user@host:port/database"
+        )
+    if not separator or not _POSTGRESQL.match(scheme):
         has = f"scheme {scheme!r:.100}" if scheme else "no scheme"
         raise ConfigError(f"database_url has {has}", hint="allowed: postgresql://user@host:port/database")
     assert isinstance(url, str)

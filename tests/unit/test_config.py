@@ -88,7 +88,7 @@ def test_a_value_of_a_wild_size_or_type_is_refused_by_name(setting: dict[str, An
         ({"namespace": "\udcff"}, "namespace is '.udcff' .allowed: 1 to 200 characters"),
         ({"namespace_change_from": ""}, "namespace_change_from is '' .allowed: 1 to 200 characters"),
         ({"database_url": "mysql://u@h/d"}, "database_url has scheme 'mysql' .allowed: postgresql://"),
-        ({"database_url": "postgresql://"}, "database_url has scheme 'postgresql' .allowed: postgresql://"),
+        ({"database_url": "postgresql://"}, "database_url names no host and no database .allowed: postgresql://"),
         ({"database_url": ""}, "database_url has no scheme .allowed: postgresql://"),
         ({"backoff_base": 20.0}, r"backoff_base is 20.0 .allowed: at most backoff_cap \(15.0\)"),
     ],
