@@ -108,6 +108,8 @@ def _counts(done: Audit) -> Iterator[tuple[str, int]]:
 
 
 def _verdict(done: Audit) -> str:
+    if done.sound and not done.delivered:
+        return "Nothing was compared: the ledger has no delivered entry."
     if done.sound:
         return "Nothing delivered is lost, doubled or changed."
     return "FOUND: " + ", ".join(f"{problem}: {count:,}" for problem, count in sorted(done.problems.items()))

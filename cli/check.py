@@ -104,7 +104,7 @@ def _engine(url: str | None) -> Iterator[Engine | None]:
 
 def _show(fit: Fit) -> None:
     console = Lines(highlight=False)
-    table = Table(Column("method", overflow="fold"), "its calls", "why, and what to do")
+    table = Table(Column("method", overflow="fold"), "its calls", Column("why, and what to do", overflow="fold"))
     for method in fit.methods:
         reason = "" if method.kind is Kind.THROUGH else method.reason
         said = "; ".join(part for part in (reason, method.warning) if part)

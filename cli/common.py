@@ -66,9 +66,7 @@ class Number(_NumberType):
         raise click.BadParameter(f"{str(value)[:100]!r} (allowed: {kind})", ctx, param)
 
 
-database_option = click.option(
-    "--database-url", metavar="URL", help="PostgreSQL to deliver into; default: DATABASE_URL."
-)
+database_option = click.option("--database-url", metavar="URL", help="PostgreSQL; default: DATABASE_URL.")
 operations_option = click.option(
     "--operations",
     metavar="MODULE:NAME",

@@ -11,7 +11,7 @@ import click
 from outbox import Entry, EntryInDelivery, Outbox
 
 from .common import Number, directory_option, in_one_sentence, settings
-from .entries import for_people
+from .entries import for_people, none_of
 
 # So long a discard waits for a moment in which the entry is in no batch, looking so often.
 _WAIT_S = 10.0
@@ -34,14 +34,15 @@ def retry(directory: str | None, seq: tuple[int, ...], everything: bool, operati
     if operation and not everything:
         raise click.UsageError("--operation goes with --all")
     with Outbox.attach(config=settings(directory)) as box:
+        dead = list(box.dead_letters()) if everything else []
         if everything:
-            seq = tuple(entry.seq for entry in box.dead_letters() if operation in (None, entry.operation))
+            seq = tuple(entry.seq for entry in dead if operation in (None, entry.operation))
         with _said("requeued") as done:
             for number in seq:
                 if number not in done:
                     done |= {entry.seq for entry in box.requeue(number)}
     if not done:
-        click.echo("no dead letters")
+        click.echo(none_of("dead letters", len(dead)))
 
 
 @click.command()

@@ -32,9 +32,9 @@ _NOUNS = {
 
 @click.command("list")
 @directory_option
-@click.option("--dead", "what", flag_value=_DEAD, default=True, help="Dead letters; the default.")
-@click.option("--pending", "what", flag_value=_PENDING, help="Entries that wait for delivery.")
-@click.option("--held-back", "what", flag_value=_HELD_BACK, help="Pending entries behind a dead letter of their key.")
+@click.option("--dead", is_flag=True, help="Dead letters; the default.")
+@click.option("--pending", is_flag=True, help="Entries that wait for delivery.")
+@click.option("--held-back", is_flag=True, help="Pending entries behind a dead letter of their key.")
 @click.option("--operation", metavar="NAME", help="Only those of this operation.")
 @click.option("--order-by", metavar="KEY", help="Only those of this ordering key.")
 @click.option("--since", metavar="TIME", callback=since_when, help="Only those captured since: 2h, 7d, a date in UTC.")
@@ -50,7 +50,9 @@ _NOUNS = {
 @in_one_sentence
 def list_entries(
     directory: str | None,
-    what: str,
+    dead: bool,
+    pending: bool,
+    held_back: bool,
     operation: str | None,
     order_by: str | None,
     since: datetime | None,
@@ -62,10 +64,14 @@ def list_entries(
     Each dead letter has the number of entries that it holds back.  Quarantined records are listed with them.  Works
     beside a running engine.
     """
+    if [dead, pending, held_back].count(True) > 1:
+        raise click.UsageError("give one of --dead, --pending and --held-back")
+    what = _PENDING if pending else _HELD_BACK if held_back else _DEAD
+    looked_at: list[int] = [0]
     with Outbox.attach(config=settings(directory), readonly=True) as box:
         chosen = (
             entry
-            for entry in _of(box, what)
+            for entry in _counted(_of(box, what), looked_at)
             if operation in (None, entry.operation)
             and order_by in (None, entry.order_by)
             and (since is None or entry.captured_at >= since)
@@ -83,7 +89,7 @@ def list_entries(
             click.echo(json.dumps({"seq": seq, "status": "QUARANTINED", "raw": raw.hex()}))
         return
     if not shown and not quarantined:
-        click.echo(f"no {_NOUNS[what][1]}")
+        click.echo(none_of(_NOUNS[what][1], looked_at[0]))
         return
     columns = ("seq", "operation", "order by", "captured", "attempts", *(["holds back"] if held else []), "why")
     rows = [_row(entry, held) for entry in shown]
@@ -96,6 +102,17 @@ def list_entries(
     _print(columns, rows)
     if more:
         click.echo(f"... and {more} more (--limit)")
+
+
+def none_of(nouns: str, unfiltered: int) -> str:
+    """That nothing is shown; a filter that left nothing over must not read as if there were nothing."""
+    return f"no {nouns} match; without the filter there are {unfiltered}" if unfiltered else f"no {nouns}"
+
+
+def _counted(entries: Iterator[Entry], looked_at: list[int]) -> Iterator[Entry]:
+    for entry in entries:
+        looked_at[0] += 1
+        yield entry
 
 
 def _of(box: Outbox, what: str) -> Iterator[Entry]:

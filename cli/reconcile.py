@@ -55,6 +55,8 @@ def reconcile(
     safe, and so is running it twice.  Exit code 0: PostgreSQL has everything.  1: something is left to deliver, or is
     lost for good.  2: it could not be tried.
     """
+    if everything and accept is not None:
+        raise click.UsageError("give --all or --accept, not both: what is accepted is not compared")
     config = settings(directory, database_url=database_url)
     order = Order(everything=everything, accept=accept)
     with Outbox.attach(config=config) as box:

@@ -117,6 +117,8 @@ def audit(box: Outbox, url: str, operations: Iterable[Operation], *, since: date
     link = GuardedConnection(Address(url), box.config, clock)
     auditor = _Auditor(done, link, operations_by_name(operations))
     try:
+        # An empty ledger is no reason to call a database sound that nobody asked.
+        auditor.reach()
         ledger = _since(box.store.records("ledger", on_damage=done.unreadable), since)
         while chunk := list(islice(ledger, _CHUNK)):
             auditor.compare([record for record in chunk if _is_delivered(record, done)])
@@ -147,6 +149,11 @@ class _Auditor:
     def __init__(self, done: Audit, link: GuardedConnection, operations: dict[str, Operation]) -> None:
         self._done, self._link, self._operations = done, link, operations
         self._rows = RowAudit()
+
+    def reach(self) -> None:
+        """Raise `TargetUnavailable` or `TargetMisconfigured` where PostgreSQL cannot be asked."""
+        with self._transaction():
+            pass
 
     def compare(self, records: Sequence[Record]) -> None:
         """Compare one chunk of delivered entries."""

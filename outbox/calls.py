@@ -59,7 +59,7 @@ class Calls:
         if len(plain) + len(types) > self._max_entry_kb << 10:
             raise InvalidEntry(
                 f"args of {name!r} take {(len(plain) + len(types)) >> 10} KiB",
-                hint=f"at most {self._max_entry_kb}",
+                hint=f"at most OUTBOX_MAX_ENTRY_KB={self._max_entry_kb}",
             )
         operation.check(args)
         order = ordering_key(operation.order_of(args) if order_by is None else order_by)

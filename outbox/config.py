@@ -165,9 +165,12 @@ class OutboxConfig:
             return cls(**values, **overrides)
         except ConfigError as exc:
             name = exc.message.partition(" ")[0]
-            if name in values:
-                raise ConfigError(exc.message.replace(name, variable_name(name), 1), hint=exc.hint) from None
-            raise
+            if name in overrides:
+                raise
+            hint = exc.hint
+            if "backoff_cap" not in overrides:
+                hint = hint.replace("backoff_cap", variable_name("backoff_cap"))
+            raise ConfigError(exc.message.replace(name, variable_name(name), 1), hint=hint) from None
 
 
 def _is_name(value: object) -> bool:
@@ -218,7 +221,11 @@ def check_database_url(url: object) -> str:
     scheme, separator, rest = url.partition("://")
     # Without a scheme the whole value may be a password.
     scheme = scheme if separator and _SCHEME.match(scheme) else ""
-    if not separator or not _POSTGRESQL.match(scheme) or not rest:
+    if separator and _POSTGRESQL.match(scheme) and not rest:
+        raise ConfigError(
+            "database_url names no host and no database", hint="allowed: postgresql://user@host:port/database"
+        )
+    if not separator or not _POSTGRESQL.match(scheme):
         has = f"scheme {scheme!r:.100}" if scheme else "no scheme"
         raise ConfigError(f"database_url has {has}", hint="allowed: postgresql://user@host:port/database")
     # A password with these characters would be read as host or port, and then be quoted in the driver's errors.

@@ -167,6 +167,8 @@ class Operation:
 def operations_by_name(operations: Iterable[Operation]) -> dict[str, Operation]:
     """Index declarations by name.  Raises `ConfigError` for a duplicate or for something that is no Operation."""
     table: dict[str, Operation] = {}
+    if isinstance(operations, Operation):
+        raise ConfigError(f"operations is {operations.name!r} alone", hint="allowed: a list of Operation(...)")
     for operation in operations:
         if not isinstance(operation, Operation):
             raise ConfigError(f"operations contains {operation!r}", hint="allowed: Operation(...) instances")
@@ -180,7 +182,8 @@ def check_operation_name(name: object) -> str:
     """`name` if it can name an operation; raises `InvalidEntry`."""
     if not isinstance(name, str) or not _NAME.match(name):
         raise InvalidEntry(
-            f"operation {name!r} is not a valid name", hint="allowed: letters, digits and _.:- , at most 128 characters"
+            f"operation {name!r} is not a valid name",
+            hint="allowed: a letter or _, then letters, digits and _.:-, at most 128",
         )
     return name
 

@@ -47,7 +47,8 @@ def refusal_by_catalog(connection: Connection, table: str, column: str) -> str |
             return f'table {table} does not exist: write creates="{name}.{column}.id" for table {column} of its schema'
         if found:
             return f'table {table} does not exist, but {found[0]} does: declare creates="{found[0]}.{column}"'
-        return f'table {table} does not exist: declare the one that is written, creates="schema.table.column"'
+        other = 'declare the one that is written, creates="schema.table.column"'
+        return f"table {table} does not exist: create it, or {other}"
     quoted = ".".join(_quoted(part) for part in (here[0].nspname, here[0].relname))
     row = connection.execute(_COLUMN, {"oid": here[0].oid, "table": quoted, "column": column}).first()
     if row is None:

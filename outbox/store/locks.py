@@ -179,10 +179,14 @@ class RoleLock:
             Event().wait(_RETRY_S)
         pid = _read_pid(self._fd)
         who = f"process {pid}" if pid else "another process"
-        mine = "it is this process: use the object that has it, or another directory"
+        hint = "stop that process, or use another directory"
+        if pid == os.getpid():
+            # Or by a process of another container, which may have the same id.
+            who += ", the caller itself"
+            hint = "share its Outbox and its Relay; containers share one process namespace"
         raise StoreLocked(
             f"the {self.role.value} role of {self._path.parent} is held by {who}",
-            hint=mine if pid == os.getpid() else "stop that process, or use another directory",
+            hint=hint,
             holder_pid=pid,
         )
 

@@ -278,7 +278,8 @@ class Store(Reader):
         with self._counted("requeue") as (environment, txn, counters):
             if quarantine.holds(txn, seq):
                 raise EntryNotFound(
-                    f"entry {seq} is damaged and quarantined, it cannot be tried again", hint="discard it"
+                    f"entry {seq} is damaged and quarantined, it cannot be tried again",
+                    hint="enter the right data by another call, then discard it",
                 )
             return ledger.requeue(environment, txn, counters, seq, audit, self._now_us())
 

@@ -138,6 +138,18 @@ def test_since_leaves_out_older_entries(store: Path, postgres_url: str, database
     assert "'yesterday' (allowed: 90m, 24h, 7d, or 2026-11-27T08:00)" in wrong.output
 
 
+def test_empty_ledger_is_no_proof(tmp_path: Path, postgres_url: str) -> None:
+    """A ledger without delivered entries, as after a compaction, must not read as a clean audit of PostgreSQL."""
+    folder = tmp_path / "empty"
+    Outbox.open(folder, OutboxConfig(dir=str(folder))).close()
+    done = command_line.invoke("audit", "--dir", str(folder), "--database-url", postgres_url)
+    assert done.exit_code == 0
+    assert done.output.endswith("\nNothing was compared: the ledger has no delivered entry.\n")
+    away = command_line.invoke("audit", "--dir", str(folder), "--database-url", "postgresql://u@127.0.0.1:1/x")
+    assert away.exit_code == 2
+    assert "Connection refused" in away.output
+
+
 def test_server_that_is_away_gives_no_verdict(store: Path) -> None:
     done = run(store, "postgresql://trader:s3cret@127.0.0.1:1/x")
     assert done.exit_code == 2

@@ -35,6 +35,8 @@ def store(outbox_dir: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("reconcile", "--all", "--accept", "x"), "give --all or --accept, not both"),
+        (("list", "--dead", "--pending"), "give one of --dead, --pending and --held-back"),
         (("healthy", "--max-lag", "nan"), "'nan' (allowed: a number, 0 or more)"),
         (("healthy", "--max-lag", "1e999"), "'1e999' (allowed: a number, 0 or more)"),
         (("healthy", "--max-pending", "1.5"), "'1.5' (allowed: a whole number, 0 or more)"),
@@ -166,9 +168,9 @@ def test_an_export_onto_a_full_disk_names_the_file(store: Path, monkeypatch: pyt
     ],
     ids=lambda arguments: "-".join(arguments),
 )
-def test_full_output_is_named_and_is_not_the_store(store: Path, arguments: tuple[str, ...]) -> None:
+def test_full_output_is_named_and_is_not_the_store(store: Path, postgres_url: str, arguments: tuple[str, ...]) -> None:
     with open("/dev/full", "w") as full:
-        process = begin(store, *arguments, stdout=full.fileno())
+        process = begin(store, *arguments, stdout=full.fileno(), database_url=postgres_url)
         _, said = process.communicate(timeout=LONG)
     assert process.returncode == 2
     assert said == "Error: the output cannot be written: No space left on device (send it elsewhere, or free space)\n"
@@ -206,10 +208,10 @@ def test_entries_answered_before_a_wrong_one_are_named(store: Path) -> None:
     assert "entry 9 is not" in done.stderr
 
 
-def begin(store: Path, *arguments: str, stdout: int) -> subprocess.Popen[str]:
+def begin(store: Path, *arguments: str, stdout: int, database_url: str = _AWAY) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*command_line.COMMAND, *arguments],
-        env=command_line.environment(OUTBOX_DIR=str(store), DATABASE_URL=_AWAY),
+        env=command_line.environment(OUTBOX_DIR=str(store), DATABASE_URL=database_url),
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=stdout,
@@ -232,12 +234,12 @@ def begin(store: Path, *arguments: str, stdout: int) -> subprocess.Popen[str]:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_reader_that_has_ended_is_no_health(store: Path, arguments: tuple[str, ...]) -> None:
+def test_a_reader_that_has_ended_is_no_health(store: Path, postgres_url: str, arguments: tuple[str, ...]) -> None:
     """The code is that of SIGPIPE: 1 would be read as degraded, or as lost."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        process = begin(store, *arguments, stdout=writing)
+        process = begin(store, *arguments, stdout=writing, database_url=postgres_url)
     finally:
         os.close(writing)
     _, said = process.communicate(timeout=LONG)

@@ -38,6 +38,12 @@ class Wider(Manager):
         with self.session_factory.begin() as session:
             session.execute(text("DELETE FROM orders WHERE id = :id"), {"id": order_id})
 
+class Renamed(Manager):
+    def update_balance(self, amount, update_reason, updated_by, session_id):
+        return True
+    def write_down_every_single_fill_of_a_day(self):
+        return self.log_trade("X")
+
 class Misfit(Manager):
     async def log_trade(self, symbol):
         return 1
@@ -116,6 +122,13 @@ def test_check_says_in_one_sentence_what_is_wrong(check: Check, name: str, optio
     assert done.stdout == ""
 
 
+def test_check_cuts_nothing_of_the_way_out(check: Check) -> None:
+    done = check("Renamed")
+    assert done.exit_code == 2
+    assert "args={" in done.stdout
+    assert "\u2026" not in done.stdout
+
+
 def test_check_prints_json_and_nothing_else(check: Check) -> None:
     done = check("Wider", "--json")
     found: dict[str, Any] = json.loads(done.stdout)
@@ -134,7 +147,8 @@ def test_check_prints_json_and_nothing_else(check: Check) -> None:
 
 def test_check_looks_into_the_catalog(check: Check, postgres_url: str) -> None:
     done = check("Manager", "--database-url", postgres_url, "--json")
-    assert "table trades does not exist" in done.stdout
+    said = " ".join(done.stdout.replace("\u2502", " ").split())
+    assert "table trades does not exist: create it, or declare the one that is written" in said
     assert done.exit_code == 2
     with psycopg2.connect(postgres_url) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE TABLE trades (id serial, symbol text); CREATE TABLE history (id serial)")

@@ -60,6 +60,10 @@ def test_dead_letters_are_listed_with_what_they_hold_back(engine: tuple[Outbox, 
     assert (found["seq"], found["args"], found["holds_back"]) == (2, {"n": 200, "who": "a"}, "1")
 
 
+def none_match(nouns: str, there_are: int) -> str:
+    return f"no {nouns} match; without the filter there are {there_are}\n"
+
+
 def test_an_entry_is_shown_wherever_it_is(engine: tuple[Outbox, Relay], atb: Atb) -> None:
     for seq, status in ((1, "COMPLETED"), (2, "FAILED"), (3, "PENDING")):
         assert json.loads(atb("show", str(seq), "--json").stdout)["status"] == status
@@ -79,7 +83,9 @@ def test_a_retry_keeps_the_order_within_the_key(engine: tuple[Outbox, Relay], at
     rows = query(postgres_url, "SELECT who, n FROM notes ORDER BY at")
     assert [row for row in rows if row[0] == "a"] == [("a", 1), ("a", 200), ("a", 3)]
     assert [row for row in rows if row[0] in ("d", "e")] == [("d", 6), ("e", 1000)]
-    assert atb("retry", "--all", "--operation", "note").stdout == "no dead letters\n"
+    assert (
+        atb("retry", "--all", "--operation", "note").stdout == "no dead letters match; without the filter there are 1\n"
+    )
     assert atb("retry", "--all").stdout == "requeued: 4\n"
     assert engine[1].drain(LONG)
     assert atb("list").stdout == "no dead letters\n"
@@ -181,7 +187,11 @@ def test_pending_and_held_back_entries_are_listed(engine: tuple[Outbox, Relay], 
     assert lines[2].endswith('{"n": 9, "who": "z"}')
     assert [line.split()[0] for line in atb("list", "--pending", "--order-by", "z").stdout.splitlines()[1:]] == ["8"]
     assert [line.split()[0] for line in atb("list", "--pending", "--since", "2h").stdout.splitlines()[1:]] == ["3", "8"]
-    assert atb("list", "--pending", "--since", "2100-01-01").stdout == "no pending entries\n"
+    assert (
+        atb("list", "--pending", "--since", "2100-01-01").stdout
+        == "no pending entries match; without the filter there are 2\n"
+    )
+    assert atb("list", "--operation", "no_such").stdout == none_match("dead letters", 4)
     (one,) = [
         json.loads(line) for line in atb("list", "--pending", "--operation", "other", "--json").stdout.splitlines()
     ]

@@ -240,6 +240,18 @@ def test_retry_later_counts_no_attempt_and_holds_its_key(url: str, outbox_dir: P
         assert effects(bench) == [3, 1, 2]
 
 
+def test_entry_that_waits_for_retry_later_needs_an_operator(url: str, outbox_dir: Path) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        raise RetryLater("the exchange is closed")
+
+    with bench_with(outbox_dir, url, handler, backoff_base=0.01, backoff_cap=0.02) as bench:
+        bench.enqueue("special", {"n": 1}, order_by="k")
+        with Relay(bench.box, bench.target) as relay:
+            assert not relay.drain(timeout=0.3)
+            said = bench.box.status().needs_operator
+    assert said == ["entry 1 waits, and its ordering key: the exchange is closed"]
+
+
 def test_operation_with_only_unknown_errors_is_parked(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         raise RuntimeError("the handler itself is broken")

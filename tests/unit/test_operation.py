@@ -71,6 +71,8 @@ def test_names_are_unique_and_only_operations_are_declared() -> None:
     assert operations_by_name([log, note]) == {"log": log, "note": note}
     with pytest.raises(ConfigError, match="'log' is declared twice"):
         operations_by_name([log, Operation("log", table="u")])
+    with pytest.raises(ConfigError, match="operations is 'log' alone .allowed: a list"):
+        operations_by_name(Operation("log", table="logs"))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="operations contains 'log'"):
         operations_by_name(["log"])  # type: ignore[list-item]
 
