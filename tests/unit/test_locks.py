@@ -71,7 +71,7 @@ def test_a_role_has_one_holder_whose_pid_is_told(tmp_path: Path, role: Role) -> 
 
 def test_a_role_excludes_a_second_object_of_the_same_process(tmp_path: Path) -> None:
     lock = RoleLock(tmp_path, Role.ENGINE)
-    with pytest.raises(StoreLocked, match=f"held by process {os.getpid()} .it is this process: use the object"):
+    with pytest.raises(StoreLocked, match=f"held by process {os.getpid()}, the caller itself .share its Outbox"):
         RoleLock(tmp_path, Role.ENGINE)
     lock.release()
     lock.release()
