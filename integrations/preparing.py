@@ -68,7 +68,7 @@ class Prepared:
     @property
     def told(self) -> Any:
         """What the call returns where nobody waits for PostgreSQL."""
-        return self.notes.get("id", self.operation.returns)
+        return self.operation.answer_to(self.bound, self.notes)
 
 
 class Preparing:

@@ -350,7 +350,6 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
         (warnings if operation.best_effort else reasons).append(text)
     more = (
         misfits.other_answer(operation, evidence),
-        misfits.untold_id(operation, evidence),
         ways_around.buffers(operation, evidence),
     )
     warnings += [one for one in more if one is not None]

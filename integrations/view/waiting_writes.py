@@ -14,14 +14,13 @@ _KEPT = 256
 
 
 class WaitingWrites:
-    """The waiting calls of operations without a role: what they change is in no local view.  Thread-safe."""
+    """The waiting calls of critical operations.  Thread-safe."""
 
     def __init__(self, host: Host, outbox: Outbox, calls: Mapping[str, ManagerOperation]) -> None:
         """`calls`: the operations by name.  Calls of an earlier process are found in the store."""
         self._host, self._outbox = host, outbox
-        self._operations = frozenset(
-            name for name, operation in calls.items() if not operation.has_role and not operation.best_effort
-        )
+        self._operations = frozenset(name for name, operation in calls.items() if not operation.best_effort)
+        self._roles = frozenset(name for name, operation in calls.items() if operation.has_role)
         self._seqs: dict[str, list[int]] = {}
         # How many are kept of each before those that do not wait any more are left out.
         self._most = dict.fromkeys(self._operations, _KEPT)
@@ -44,7 +43,8 @@ class WaitingWrites:
     def of(self, read: str) -> tuple[str, int] | None:
         """A waiting call, by operation and sequence number, that may change what `read` answers; None for none.
 
-        It may where both name a table in common, and where the tables of one of them cannot be seen.
+        It may where both name a table in common, and, for an operation without a role, where the tables of one of them
+        cannot be seen: calls with a role come all the time.
         """
         for operation, seqs in tuple(self._seqs.items()):
             waiting = next((seq for seq in reversed(seqs) if self._outbox.store.is_pending(seq)), None)
@@ -54,10 +54,14 @@ class WaitingWrites:
 
     def _may_change(self, operation: str, read: str) -> bool:
         cls = self._host.manager_class
-        return cls is None or _have_one_table(cls, operation, read)
+        if cls is None:
+            return operation not in self._roles
+        written, shown = _tables(cls, operation), _tables(cls, read)
+        if written and shown:
+            return not written.isdisjoint(shown)
+        return operation not in self._roles
 
 
 @lru_cache(maxsize=256)
-def _have_one_table(cls: type, operation: str, read: str) -> bool:
-    written, shown = tables_named(cls, operation), tables_named(cls, read)
-    return not written or not shown or not written.isdisjoint(shown)
+def _tables(cls: type, method: str) -> frozenset[str]:
+    return tables_named(cls, method)
