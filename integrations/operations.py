@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import Entry, Operation
 from ..errors import ConfigError, TargetMisconfigured
+from .key_order import in_orders
 from .roles import Balance, Order, Position, Session
 from .view import checks
 from .view.local_view import NO_SESSIONS, LocalView
@@ -207,7 +208,8 @@ def notes_of(entry: Entry) -> Mapping[str, Any]:
 
 def call_of(entry: Entry) -> dict[str, Any]:
     """The arguments of a call by name, as the manager takes them."""
-    return {name: value for name, value in entry.args.items() if name != NOTES}
+    call = {name: value for name, value in entry.args.items() if name != NOTES}
+    return in_orders(call, entry.args.get(NOTES, {}))
 
 
 def _declare(name: str, **fields: Any) -> ManagerOperation:

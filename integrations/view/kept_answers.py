@@ -13,6 +13,7 @@ from ... import InvalidEntry, Outbox, OutboxError
 from ...codec import decode, encode
 from ...errors import ConfigError
 from ...log import Log
+from ..key_order import in_key_order, key_order
 from ..repeated import Repeated
 
 _log = Log("outbox.integrations")
@@ -76,7 +77,7 @@ class KeptAnswers:
         """Keep what the manager answered now."""
         key, now = _key(name, call), self._outbox.clock.now()
         try:
-            encoded = [part.decode() for part in encode(answer)]
+            encoded = [part.decode() for part in (*encode(answer), *encode(key_order(answer)))]
             before = self._known.get(key)
             stored = now
             if before is None or before[0] != encoded or now - before[1] >= _AGAIN:
@@ -100,13 +101,13 @@ class KeptAnswers:
             data = json.loads(stored)
             at = datetime.fromisoformat(data["at"])
             found = self._known[key] = (data["answer"], at, at)
-        plain, types = (part.encode() for part in found[0])
+        plain, types, *order = (part.encode() for part in found[0])
         age_s = (self._outbox.clock.now() - found[2]).total_seconds()
         self._repeated.warn(name, "%(method)s is answered as of %(age_s)s s ago", method=name, age_s=round(age_s))
         if name not in self._stale:
             self._stale.add(name)
             self._outbox.notices.put(f"kept:{name}", f"{name} is answered as of {found[2]:%Y-%m-%d %H:%M:%S} UTC")
-        return decode(plain, types)
+        return in_key_order(decode(plain, types), decode(*order) if order else None)
 
     def age_s(self, name: str, call: Mapping[str, Any]) -> float | None:
         """Seconds since the manager gave the answer that is kept; None where none is."""
