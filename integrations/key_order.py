@@ -1,4 +1,4 @@
-"""Key order: keeps the order of the keys of dicts, which are stored sorted, for what is made of them as JSON or text."""
+"""Key order: keeps the order of the keys of dicts, which are stored sorted, for JSON and text made of them."""
 
 from __future__ import annotations
 
