@@ -127,6 +127,9 @@ class Keeper:
         self._outbox.progress.on_recovered(self._recovered)
         self._outbox.progress.on_rewound(self._rewound)
         if self._host.built is not None:
+            if self.view.otherwise is not None and not self.view.sessions:
+                # Before the first call: while calls are on their way nothing can be taken from PostgreSQL.
+                self._try("the account could not be looked up", self._adopt)
             self._tend()
         thread = threading.Thread(target=self._run, name="outbox-keeper", daemon=True)
         thread.start()

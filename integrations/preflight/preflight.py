@@ -19,6 +19,7 @@ from ...errors import ConfigError
 from ...log import Log
 from ...words import first_line
 from ..host import Host
+from ..manager_connection import engine_held
 from ..operations import AFTER_DRAIN, ManagerOperation
 from ..signatures import signature_of
 from ..view.kept_answers import ManagerRead
@@ -179,7 +180,7 @@ def examine(host: Host, operations: Iterable[Declared], outbox: Outbox) -> Fit |
         host.when_built(lambda manager: _look_late(manager, declared, outbox))
         return None
     manager = host.built
-    fit = look(host.manager_class, declared, manager=manager, engine=getattr(manager, "engine", None))
+    fit = look(host.manager_class, declared, manager=manager, engine=engine_held(manager))
     fit.check()
     if manager is None:
         host.when_built(lambda built: _look_late(built, declared, outbox))
@@ -189,7 +190,7 @@ def examine(host: Host, operations: Iterable[Declared], outbox: Outbox) -> Fit |
 
 def _look_late(manager: Any, operations: tuple[Declared, ...], outbox: Outbox) -> None:
     """Report what does not fit of a manager that was built after wiring."""
-    fit = look(type(manager), operations, manager=manager, engine=getattr(manager, "engine", None))
+    fit = look(type(manager), operations, manager=manager, engine=engine_held(manager))
     try:
         fit.check()
     except ConfigError as exc:
@@ -258,13 +259,13 @@ def _unusable(evidence: Evidence, matching: dict[str, ManagerOperation]) -> Iter
         elif made and made <= {"async_sessionmaker"}:
             yield f"its sessions are asynchronous: {ASYNC_WAY}"
         return
-    engine = getattr(manager, "engine", None)
+    engine = engine_held(manager)
     if engine is None and any(operation.creates for operation in matching.values()):
-        yield "it has no attribute engine, by which ids are reserved: keep the engine of its sessions in self.engine"
-    if held.ASYNC in (held.kind_of(engine), held.kind_of(manager.session_factory)):
+        yield "its sessions have no engine, by which ids are reserved: give sessionmaker bind=engine"
+    if held.ASYNC in map(held.kind_of, (engine, getattr(manager, "engine", None), manager.session_factory)):
         yield f"its sessions are asynchronous: {ASYNC_WAY}"
         return
-    dialect = getattr(engine or getattr(manager.session_factory, "kw", {}).get("bind"), "dialect", None)
+    dialect = getattr(engine, "dialect", None)
     name, driver = getattr(dialect, "name", None), getattr(dialect, "driver", None)
     if isinstance(name, str) and (name, driver) != ("postgresql", "psycopg2"):
         yield (

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
+from ..manager_connection import engine_of
 from ..signatures import invoke
 from ..view.containers import SIMPLE, put_together, taken_apart
 from ..view.conversions import SCALES, Unknown, bare, is_number, number, number_or_none, rounded
@@ -145,7 +146,7 @@ class _Told(BaseException):
 @contextmanager
 def rolled_back(manager: Any, replica: Any, as_of: AsOf | None = None) -> Iterator[Any]:
     """`replica`, a copy of `manager`, with sessions in a transaction of which nothing stays."""
-    with manager.engine.connect() as connection:
+    with engine_of(manager).connect() as connection:
         transaction = connection.begin()
         try:
             replica.session_factory = sessions.factory_like(

@@ -362,10 +362,12 @@ def test_a_method_whose_arguments_are_hidden_in_c_is_refused() -> None:
         fit_of(Compiled).check()
 
 
-def test_ids_need_the_managers_engine() -> None:
+def test_ids_need_an_engine_of_the_managers_sessions() -> None:
     manager = managers.Sound()
     del manager.engine
-    with pytest.raises(ConfigError, match="no attribute engine"):
+    look(managers.Sound, TRADING_OPERATIONS, manager=manager).check()
+    manager.session_factory = sessionmaker()
+    with pytest.raises(ConfigError, match="its sessions have no engine"):
         look(managers.Sound, TRADING_OPERATIONS, manager=manager).check()
     look(managers.Sound, [ManagerOperation("update_balance")], manager=manager).check()
 

@@ -39,12 +39,12 @@ class Purse(Base):
 
 
 class Account:
-    """Holds the lots and the cash of one account, and knows no sessions."""
+    """Holds the lots and the cash of one account, and knows no sessions; only its sessions know its engine."""
 
     def __init__(self, url: str) -> None:
-        self.engine = create_engine("postgresql+psycopg2://" + url.partition("://")[2], pool_pre_ping=True)
-        self.session_factory = sessionmaker(bind=self.engine)
-        Base.metadata.create_all(self.engine)
+        engine = create_engine("postgresql+psycopg2://" + url.partition("://")[2], pool_pre_ping=True)
+        self.session_factory = sessionmaker(bind=engine)
+        Base.metadata.create_all(engine)
 
     def buy(self, ticker: str, units: Decimal, mark: Decimal) -> int:
         import logging
