@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -68,30 +68,34 @@ class KeptAnswers:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        # Per read and arguments: the encoded answer, and when it was stored and confirmed last.
-        self._known: dict[str, tuple[list[str], datetime, datetime]] = {}
+        # Per read and arguments: the encoded answer, when it was stored and confirmed last, and behind which entry.
+        self._known: dict[str, tuple[list[str], datetime, datetime, int | None]] = {}
         self._stale: set[str] = set()
         self._repeated = Repeated(_log)
 
-    def keep(self, name: str, call: Mapping[str, Any], answer: Any) -> None:
-        """Keep what the manager answered now."""
+    def keep(self, name: str, call: Mapping[str, Any], answer: Any, seq: int, is_old: Callable[[int], bool]) -> None:
+        """Keep what the manager answered now, when `seq` was the last entry.
+
+        `is_old(seq)`: whether a call behind that entry may have changed it.
+        """
         key, now = _key(name, call), self._outbox.clock.now()
         try:
             encoded = [part.decode() for part in (*encode(answer), *encode(key_order(answer)))]
             before = self._known.get(key)
             stored = now
-            if before is None or before[0] != encoded or now - before[1] >= _AGAIN:
-                data = {"at": now.isoformat(), "answer": encoded}
+            same = before is not None and before[0] == encoded and now - before[1] < _AGAIN
+            if before is None or not same or before[3] is None or is_old(before[3]):
+                data = {"at": now.isoformat(), "answer": encoded, "seq": seq}
                 self._outbox.store.put_meta(key, json.dumps(data).encode())
             else:
                 stored = before[1]
-            self._known[key] = (encoded, stored, now)
+            self._known[key] = (encoded, stored, now, seq)
             self._renewed(name)
         except (InvalidEntry, OutboxError) as exc:
             _log.warning("the answer of %(method)s could not be kept: %(error)s", method=name, error=exc)
 
-    def last(self, name: str, call: Mapping[str, Any], failure: Exception) -> Any:
-        """The last known answer.  Raises `failure` where there is none."""
+    def last(self, name: str, call: Mapping[str, Any], failure: Exception) -> tuple[Any, int | None]:
+        """The last known answer, and the last entry before it.  Raises `failure` where there is none."""
         key = _key(name, call)
         found = self._known.get(key)
         if found is None:
@@ -100,14 +104,14 @@ class KeptAnswers:
                 raise failure
             data = json.loads(stored)
             at = datetime.fromisoformat(data["at"])
-            found = self._known[key] = (data["answer"], at, at)
+            found = self._known[key] = (data["answer"], at, at, data.get("seq"))
         plain, types, *order = (part.encode() for part in found[0])
         age_s = (self._outbox.clock.now() - found[2]).total_seconds()
         self._repeated.warn(name, "%(method)s is answered as of %(age_s)s s ago", method=name, age_s=round(age_s))
         if name not in self._stale:
             self._stale.add(name)
             self._outbox.notices.put(f"kept:{name}", f"{name} is answered as of {found[2]:%Y-%m-%d %H:%M:%S} UTC")
-        return in_key_order(decode(plain, types), decode(*order) if order else None)
+        return in_key_order(decode(plain, types), decode(*order) if order else None), found[3]
 
     def age_s(self, name: str, call: Mapping[str, Any]) -> float | None:
         """Seconds since the manager gave the answer that is kept; None where none is."""

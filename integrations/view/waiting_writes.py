@@ -1,11 +1,11 @@
-"""Waiting writes: undelivered calls that may change an answer kept for an outage."""
+"""Waiting writes: calls that have changed an answer kept for an outage since, or will when they are delivered."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
 
-from ... import Outbox
+from ... import EntryStatus, Outbox
 from ..host import Host
 from ..operations import ManagerOperation
 from ..preflight.tables_named import tables_named
@@ -14,7 +14,7 @@ _KEPT = 256
 
 
 class WaitingWrites:
-    """The waiting calls of critical operations.  Thread-safe."""
+    """The critical calls that wait, and the last one of each operation.  Thread-safe."""
 
     def __init__(self, host: Host, outbox: Outbox, calls: Mapping[str, ManagerOperation]) -> None:
         """`calls`: the operations by name.  Calls of an earlier process are found in the store."""
@@ -24,6 +24,9 @@ class WaitingWrites:
         self._seqs: dict[str, list[int]] = {}
         # How many are kept of each before those that do not wait any more are left out.
         self._most = dict.fromkeys(self._operations, _KEPT)
+        # The last call of each operation among those from `_seen_from` on.
+        self._last: dict[str, int] = {}
+        self._seen_from = outbox.store.figures().counters.next_seq
         if self._operations:
             for record in outbox.store.records("pending"):
                 if record.operation in self._operations:
@@ -33,6 +36,7 @@ class WaitingWrites:
         """A call of an operation was recorded; calls come one after the other."""
         if operation not in self._operations:
             return
+        self._last[operation] = seq
         seqs = self._seqs.setdefault(operation, [])
         if len(seqs) >= self._most[operation]:
             seqs = self._seqs[operation] = [one for one in seqs if self._outbox.store.is_pending(one)]
@@ -51,6 +55,16 @@ class WaitingWrites:
             if waiting is not None and self._may_change(operation, read):
                 return operation, waiting
         return None
+
+    def since(self, read: str, seq: int) -> tuple[str, int] | None:
+        """A call after `seq`, delivered or not, that may have changed what `read` answers; None for none."""
+        if seq + 1 < self._seen_from:
+            for record in self._outbox.store.records("ledger", "pending", first=seq + 1):
+                if record.operation in self._operations and record.status is not EntryStatus.FAILED:
+                    self._last[record.operation] = max(record.seq, self._last.get(record.operation, 0))
+            self._seen_from = seq + 1
+        later = ((operation, last) for operation, last in tuple(self._last.items()) if last > seq)
+        return next((one for one in later if self._may_change(one[0], read)), None)
 
     def _may_change(self, operation: str, read: str) -> bool:
         cls = self._host.manager_class
