@@ -45,7 +45,7 @@ class Passing:
 
     def __init__(self, caller: Caller, reads: Reads) -> None:
         self._caller, self._reads = caller, reads
-        self.kept = KeptAnswers(caller.outbox)
+        self.kept = KeptAnswers(caller.outbox, partial(caller.host.enums.learn, caller.outbox))
         self._repeated = Repeated(_log)
         self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls)
 
@@ -110,7 +110,7 @@ class Passing:
                     f"{name} is not known while {waiting[0]} is not delivered (entry {waiting[1]}), which may change it"
                 ) from exc
             answer, asked_at = self.kept.last(name, call, exc)
-            changed = None if asked_at is None else self.waiting.since(name, asked_at)
+            changed = self.waiting.since(name, asked_at)
             if changed is not None:
                 raise UnknownLocally(
                     f"{name} is not known: {changed[0]} (entry {changed[1]}) may have changed it since the last answer",
