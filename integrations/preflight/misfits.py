@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, UnionType
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -91,6 +91,13 @@ def shape(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]:
         yield OF_THE_OBJECT
 
 
+def opens_a_scope(name: str, evidence: Evidence) -> bool:
+    """Whether a method is a context manager without arguments, such as one that yields a session."""
+    chain = layers(evidence.member(name))
+    own = [one for one in chain if one.__globals__.get("__name__") != "contextlib"]
+    return len(own) < len(chain) and all(len(inspect.signature(one).parameters) == 1 for one in own)
+
+
 def _opens_no_block(chain: list[Any]) -> bool:
     """Whether a method certainly answers with something that `with` cannot enter; a decorator may change an answer."""
     if len(chain) != 1 or inspect.isgeneratorfunction(chain[0]):
@@ -159,18 +166,32 @@ def unstorable(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]
             continue
         for parameter in required:
             hint: Any = hints.get(parameter.name)
-            if _is_unstorable(hint):
+            found = _unstorable_in(hint)
+            if found is not None:
+                holds = "is" if found is hint else "holds"
                 yield (
-                    f"its argument {parameter.name!r} is a {hint.__name__}, which cannot be stored: "
+                    f"its argument {parameter.name!r} {holds} a {found.__name__}, which cannot be stored: "
                     "pass its values, or leave it out"
                 )
         return
 
 
+def _unstorable_in(hint: Any) -> Any:
+    """The class, in an annotation, of values that no entry can hold; None where there are others to choose from."""
+    inside = typing.get_args(hint)
+    if not inside:
+        return hint if _is_unstorable(hint) else None
+    found = [_unstorable_in(one) for one in inside if one is not type(None)]
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        return found[0] if found and None not in found else None
+    return next((one for one in found if one is not None), None)
+
+
 def _is_unstorable(hint: Any) -> bool:
     if not isinstance(hint, type) or issubclass(hint, Enum):
         return False
-    return is_mapped_class(hint) or dataclasses.is_dataclass(hint) or issubclass(hint, Session | Connection | Engine)
+    is_row = is_mapped_class(hint) or dataclasses.is_dataclass(hint) or (issubclass(hint, tuple) and hint is not tuple)
+    return is_row or issubclass(hint, Session | Connection | Engine)
 
 
 def inserts_by_text(operation: ManagerOperation, evidence: Evidence) -> str | None:

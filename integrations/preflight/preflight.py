@@ -12,22 +12,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from ... import Operation, Outbox, OutboxError
 from ...errors import ConfigError
 from ...log import Log
-from ...words import first_line
 from ..host import Host
 from ..manager_connection import engine_held
 from ..operations import AFTER_DRAIN, ManagerOperation
 from ..signatures import signature_of
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
-from . import held, id_columns, likeness, misfits, ways_around
+from . import held, likeness, misfits, ways_around, whole
 from .evidence import Evidence
 from .method_code import facts_of
-from .misfits import ASYNC_WAY
 
 _log = Log("outbox.integrations")
 
@@ -40,7 +36,12 @@ _WRITES = (
     "register_", "archive_", "purge_", "expire_", "append_", "modify_", "change_", "finish_", "fill_", "reset_",
 )  # fmt: skip
 # Methods of the manager that set up or end itself.
-_OWN_LIFE = frozenset({"close", "dispose", "shutdown", "connect", "get_session", "create_all", "create_tables"})
+_OWN_LIFE = frozenset(
+    {
+        *("close", "dispose", "shutdown", "connect", "get_session", "create_all", "create_tables", "create_schema"),
+        *("create_db", "create_database", "init_db", "init_database", "drop_all", "drop_tables"),
+    }
+)
 
 
 class Kind(StrEnum):
@@ -141,8 +142,8 @@ def look(manager_class: type, operations: Iterable[Declared], *, manager: Any = 
     matching = {name: one for name, one in declared.items() if callable(getattr(manager_class, name, None))}
     evidence = Evidence(manager_class, manager)
     unseen: list[str] = []
-    faults = [*_missing(manager_class, declared, matching, reads), *_unusable(evidence, matching)]
-    columns = _columns(evidence, matching, None if faults else engine, unseen)
+    faults = [*_missing(evidence, declared, matching, reads), *whole.unusable(evidence, matching)]
+    columns = whole.columns_refused(evidence, matching, None if faults else engine, unseen)
     names = {name for name in dir(manager_class) if not name.startswith("_") and _is_method(manager_class, name)}
     others = frozenset(matching)
     unfit = refusals(reads.values())
@@ -223,11 +224,12 @@ def _notice(outbox: Outbox, message: str, *, degraded: bool = False) -> None:
 
 
 def _missing(
-    manager_class: type,
+    evidence: Evidence,
     declared: dict[str, ManagerOperation],
     matching: dict[str, ManagerOperation],
     reads: dict[str, ManagerRead],
 ) -> Iterator[str]:
+    manager_class = evidence.cls
     for name in reads:
         if not callable(getattr(manager_class, name, None)):
             yield f"read {name!r} names a method that {manager_class.__name__} lacks: check the declaration's name"
@@ -235,91 +237,13 @@ def _missing(
         if name not in matching and not operation.optional:
             yield f"operation {name!r} names a method that {manager_class.__name__} lacks: check the declaration's name"
     if declared and not matching:
-        own = [name for name in dir(manager_class) if name.startswith(_WRITES) and _is_method(manager_class, name)]
+        public = [name for name in dir(manager_class) if not name.startswith("_") and _is_method(manager_class, name)]
+        own = [name for name in public if _other(name, evidence, frozenset(), frozenset()).warning]
         shown = f"; it has {', '.join(own[:12])}" if own else ""
         yield (
             "none of its methods is declared, so nothing would be durable"
             f"{shown}: declare them, as in {likeness.declaration(own or ['save_trade'])}"
         )
-
-
-def _unusable(evidence: Evidence, matching: dict[str, ManagerOperation]) -> Iterator[str]:
-    manager, factory = evidence.manager, evidence.member("session_factory")
-    if isinstance(factory, property) and factory.fset is None:
-        yield "its session_factory is a property, and a copy needs one of its own: give the property a setter"
-    if manager is not None and not hasattr(manager, "session_factory"):
-        yield misfits.without_factory(
-            {name: kind for name, kind in evidence.held.items() if name in held.attributes(manager)}
-        )
-        return
-    if manager is None:
-        made = _made_by_code(evidence)
-        if made is not None and not made:
-            yield misfits.without_factory(evidence.held)
-        elif made and made <= {"async_sessionmaker"}:
-            yield f"its sessions are asynchronous: {ASYNC_WAY}"
-        return
-    engine = engine_held(manager)
-    if engine is None and any(operation.creates for operation in matching.values()):
-        yield "its sessions have no engine, by which ids are reserved: give sessionmaker bind=engine"
-    if held.ASYNC in map(held.kind_of, (engine, getattr(manager, "engine", None), manager.session_factory)):
-        yield f"its sessions are asynchronous: {ASYNC_WAY}"
-        return
-    dialect = getattr(engine, "dialect", None)
-    name, driver = getattr(dialect, "name", None), getattr(dialect, "driver", None)
-    if isinstance(name, str) and (name, driver) != ("postgresql", "psycopg2"):
-        yield (
-            f"its engine is of {name}+{driver}, and calls are delivered into PostgreSQL by psycopg2: "
-            "make the engine with a URL that begins with postgresql+psycopg2://"
-        )
-
-
-def _made_by_code(evidence: Evidence) -> set[str] | None:
-    """Name what makes `session_factory`: empty if nothing does, None if unseen."""
-    made: set[str] = set()
-    if evidence.member("session_factory") is not None or evidence.member("__getattr__") is not None:
-        return None
-    for base in evidence.cls.__mro__[:-1]:
-        if "__init__" in vars(base) and not facts_of(vars(base)["__init__"]).read:
-            return None
-    for _, function in evidence.code.everything():
-        facts = facts_of(function)
-        if not facts.read or None in facts.sets:
-            return None
-        calls = facts.assigned.get("session_factory", [])
-        made |= {call.last for call in calls}
-        if "session_factory" in facts.sets and not calls:
-            return None
-    # A base written in C, or generated fields.
-    is_plain = all(type(base) is type for base in evidence.cls.__mro__)
-    has_fields = any("session_factory" in getattr(base, "__annotations__", {}) for base in evidence.cls.__mro__)
-    return made if is_plain and not has_fields else (made or None)
-
-
-def _columns(
-    evidence: Evidence, matching: dict[str, ManagerOperation], engine: Any, unseen: list[str]
-) -> dict[tuple[str, str], str]:
-    """Of each id column that cannot be served: why."""
-    wanted = {misfits.column_of(one) for one in matching.values() if one.creates}
-    if engine is not None and wanted:
-        try:
-            return dict(_by_catalog(engine, wanted))
-        except SQLAlchemyError as exc:
-            unseen.append(f"PostgreSQL was not asked for the tables: {first_line(exc)}")
-    tables = id_columns.mapped_tables(evidence.code)
-    found = {one: id_columns.refusal_by_tables(tables, *one) for one in wanted}
-    return {one: reason for one, reason in found.items() if reason is not None}
-
-
-def _by_catalog(engine: Any, wanted: set[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], str]]:
-    schemas = engine.get_execution_options().get("schema_translate_map") or {}
-    with engine.connect() as connection:
-        for table, column in sorted(wanted):
-            schema, _, name = table.rpartition(".")
-            there = schemas.get(schema or None, schema)
-            reason = id_columns.refusal_by_catalog(connection, f"{there}.{name}" if there else name, column)
-            if reason is not None:
-                yield (table, column), reason
 
 
 # -- one method
@@ -400,7 +324,8 @@ def _other(name: str, evidence: Evidence, declared: frozenset[str], answered: fr
     looks = own or (name.startswith(_WRITES) and _may_write(name, evidence))
     notes = [f"calls {', '.join(through)}"] if through else []
     notes += [] if evidence.code.is_read(name) else ["not read"]
-    if not looks and name not in _OWN_LIFE and evidence.turns_to_the_database(name, but=answered):
+    is_own = name in _OWN_LIFE or misfits.opens_a_scope(name, evidence)
+    if not looks and not is_own and evidence.turns_to_the_database(name, but=answered):
         notes.append(_UNANSWERED)
     warning = "it looks like a write, and is not durable" if looks and name not in _OWN_LIFE else ""
     return MethodFit(name, Kind.PASSES, ", ".join(notes), warning)
@@ -408,4 +333,6 @@ def _other(name: str, evidence: Evidence, declared: frozenset[str], answered: fr
 
 def _may_write(name: str, evidence: Evidence) -> bool:
     """Whether a method that is named as a write may be one."""
-    return not evidence.code.is_read(name) or evidence.turns_to_the_database(name)
+    if not evidence.code.is_read(name) or evidence.turns_to_the_database(name):
+        return True
+    return ways_around.hands_itself_over(name, evidence)

@@ -180,6 +180,17 @@ def writes(name: str, evidence: Evidence, *, but: frozenset[str]) -> bool:
     return commits and changes
 
 
+def hands_itself_over(name: str, evidence: Evidence) -> bool:
+    """Whether a method makes an object that is given the manager, and may write by it: `Log(self, ...)`."""
+    for function, _ in evidence.code.reached(name):
+        facts = facts_of(function)
+        for call in facts.calls:
+            given = [*call.node.args, *(keyword.value for keyword in call.node.keywords)]
+            if call.last[:1].isupper() and facts.myself in [dotted(one) for one in given]:
+                return True
+    return False
+
+
 def _is_write(name: str, function: Any) -> bool:
     base, _, last = name.rpartition(".")
     if last in _WRITING:
