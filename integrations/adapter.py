@@ -160,7 +160,8 @@ class Adapter:
 
     def _current(self) -> int | None:
         known = self.host.get("_current_session_id", self._session_id)
-        return self._session_id if known is None else known
+        known = self._session_id if known is None else known
+        return self.view.otherwise if known is None else known
 
     # -- calls
 

@@ -9,7 +9,7 @@ from typing import Any
 from .. import Entry, EntryStatus, Outbox
 from ..errors import EntryNotFound
 from ..log import Log
-from .operations import NOTES, ManagerOperation
+from .operations import NOTES, ManagerOperation, call_of, notes_of
 from .replay.replay import Answer, CallFailed, Replayer
 from .state.carried import has_arrived
 
@@ -131,4 +131,4 @@ def local_result(operation: ManagerOperation, entry: Entry) -> Any:
     """What a call returns without asking PostgreSQL: the manager's own answer where it was delivered before."""
     if entry.status is EntryStatus.COMPLETED and entry.result is not None and not isinstance(entry.result, dict):
         return entry.result
-    return entry.args[NOTES].get("id", operation.returns)
+    return operation.answer_to(call_of(entry), notes_of(entry))

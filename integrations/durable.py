@@ -182,7 +182,7 @@ class DurableDatabaseManager:
         standing = self._durable
         host, adapter = standing.host, standing.adapter
         if adapter is not None and name == "_current_session_id":
-            return adapter.session_id
+            return adapter.session_id or None
         if (adapter is not None and name in adapter.calls) or (host.manager_class is None and host.has(name)):
             # Of a manager that was never seen in this process, but in an earlier one.
             return functools.partial(_call_by_name, self, name)

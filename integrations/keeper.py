@@ -26,12 +26,13 @@ from .repeated import Repeated
 from .replay.balance import rolled_back
 from .replay.witness import Look, Witness
 from .roles import Session
+from .sessionless import is_sessionless
 from .upgrades import upgraded
 from .view.conversions import number_or_none
 from .view.effects import POSITIONS
 from .view.folds import fold, seen_of
 from .view.learned_file import KEPT_UNDER
-from .view.local_view import LocalView
+from .view.local_view import NO_SESSIONS, LocalView
 from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
 from .view.unanswerable import NOTICE, unanswerable
 
@@ -65,6 +66,7 @@ class Keeper:
         self._host, self._outbox, self._calls, self._reserves = host, outbox, calls, reserves
         self._reads = reads
         self.view = LocalView(reads.name)
+        self.view.otherwise = NO_SESSIONS if is_sessionless(host, calls.values(), reads) else None
         self.view.learning.forms.declare(calls.values())
         self.view.learning.forms.met = partial(host.enums.learn, outbox)
         # Held while a call is made durable and folded, so that both happen in the same order.
@@ -125,6 +127,9 @@ class Keeper:
         self._outbox.progress.on_recovered(self._recovered)
         self._outbox.progress.on_rewound(self._rewound)
         if self._host.built is not None:
+            if self.view.otherwise is not None and not self.view.sessions:
+                # Before the first call: while calls are on their way nothing can be taken from PostgreSQL.
+                self._try("the account could not be looked up", self._adopt)
             self._tend()
         thread = threading.Thread(target=self._run, name="outbox-keeper", daemon=True)
         thread.start()
@@ -234,7 +239,10 @@ class Keeper:
             active = look.answers.get(ACTIVE_SESSION, session_id) == session_id
             with self.view.lock:
                 before = self.view.learning.version
-                self.view.observe_session(session_id, look.balance, look.tables, active=active, unknown=look.unknown)
+                self.view.observe_session(
+                    session_id, look.balance, look.tables, active=active, shows_balance=look.shows_balance,
+                    unknown=look.unknown,
+                )  # fmt: skip
                 self._compare_answers(look.answers)
                 self.view.learning.version = before + 1
                 self._folded_with = self.view.learning.version
@@ -351,7 +359,9 @@ class Keeper:
 
     def _adopt(self) -> None:
         """Learn of a session that was begun before there was an outbox."""
-        session_id = self._reads.asking(self._host.undoubled())(ACTIVE_SESSION)
+        session_id = self.view.otherwise
+        if session_id is None:
+            session_id = self._reads.asking(self._host.undoubled())(ACTIVE_SESSION)
         if session_id is not MISSING:
             self.observe(session_id)
 

@@ -7,7 +7,7 @@ security) are compared with those of a connection of the manager, and what diffe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,12 +36,7 @@ _REPLAY = "outbox:replay"
 
 def engine_of(manager: Any) -> Engine:
     """The engine of a manager's sessions.  Raises `ConfigError` where it has none, or one that is not psycopg2's."""
-    factory = getattr(manager, "session_factory", None)
-    maker = factory.session_factory if isinstance(factory, scoped_session) else factory
-    options = getattr(maker, "kw", None) or {}
-    binds = list(dict.fromkeys(_engine(bind) for bind in (options.get("binds") or {}).values()))
-    bind = options.get("bind") or (binds[0] if binds else None) or getattr(manager, "engine", None)
-    engine = _engine(bind)
+    engine, binds = engine_held(manager), _binds(manager)
     if not isinstance(engine, Engine):
         raise ConfigError(
             "the manager's sessions have no engine", hint="give sessionmaker bind=engine, or the manager an .engine"
@@ -56,6 +51,22 @@ def engine_of(manager: Any) -> Engine:
             hint="make it with postgresql+psycopg2://; other drivers need operations with handlers",
         )
     return engine
+
+
+def engine_held(manager: Any) -> Any:
+    """What a manager's sessions are bound to, or what it has in its attribute `engine`; None for nothing."""
+    bind = _options(manager).get("bind") or next(iter(_binds(manager)), None)
+    return _engine(getattr(manager, "engine", None) if bind is None else bind)
+
+
+def _binds(manager: Any) -> list[Any]:
+    return list(dict.fromkeys(_engine(bind) for bind in (_options(manager).get("binds") or {}).values()))
+
+
+def _options(manager: Any) -> Mapping[str, Any]:
+    factory = getattr(manager, "session_factory", None)
+    maker = factory.session_factory if isinstance(factory, scoped_session) else factory
+    return getattr(maker, "kw", None) or {}
 
 
 def _engine(bind: Any) -> Any:

@@ -12,9 +12,10 @@ from typing import Any
 
 from .. import Entry, Operation
 from ..errors import ConfigError, TargetMisconfigured
+from .key_order import in_orders
 from .roles import Balance, Order, Position, Session
 from .view import checks
-from .view.local_view import LocalView
+from .view.local_view import NO_SESSIONS, LocalView
 
 # What the adapter adds to a call's arguments: session, id, what the caller was told.
 NOTES = "_outbox"
@@ -53,7 +54,8 @@ class ManagerOperation(Operation):
         asked only while the manager itself cannot be.
     `success`: `success(result, wrote)` tells whether a replay succeeded, since managers swallow errors.
     `creates`: the `table`, `table.column` or `schema.table.column` of which the method returns a new id.
-    `returns`: what the call returns at once during an outage, where it creates no id.
+    `returns`: what the call returns at once during an outage, where it creates no id; a callable is given the
+        arguments by name, those left out with their defaults, and makes it of them.
     `context`: whether the method is a context manager that changes the balance.
     `balance`, `amount`: what becomes of the session's balance, and the argument that holds the amount.
     `session`, `position`, `order`: what becomes of the session, of a position and of an order.
@@ -153,6 +155,12 @@ class ManagerOperation(Operation):
         assert self.amount is not None
         return call.get(self.own_name(self.standard_name(self.amount)))
 
+    def answer_to(self, call: Call, notes: Mapping[str, Any]) -> Any:
+        """What the call returns where nobody waits for the manager's own answer."""
+        if "id" in notes:
+            return notes["id"]
+        return self.returns({**notes.get("defaults", {}), **call}) if callable(self.returns) else self.returns
+
     def _first_complete(self, args: Call) -> Any:
         standard = self.standard(args)
         for names in self.alternatives:
@@ -168,7 +176,8 @@ class ManagerOperation(Operation):
         if self.order_by is not None:
             return super().order_of(args)
         session = args[NOTES].get("session")
-        return None if session is None else f"session:{session}"
+        # Without sessions nothing tells which calls belong together.
+        return None if session in (None, NO_SESSIONS) else f"session:{session}"
 
     def needed(self) -> list[str]:
         """The standard names of the arguments without which a manager's method does not fit this declaration."""
@@ -199,7 +208,8 @@ def notes_of(entry: Entry) -> Mapping[str, Any]:
 
 def call_of(entry: Entry) -> dict[str, Any]:
     """The arguments of a call by name, as the manager takes them."""
-    return {name: value for name, value in entry.args.items() if name != NOTES}
+    call = {name: value for name, value in entry.args.items() if name != NOTES}
+    return in_orders(call, entry.args.get(NOTES, {}))
 
 
 def _declare(name: str, **fields: Any) -> ManagerOperation:

@@ -47,7 +47,7 @@ class Passing:
     def __init__(self, caller: Caller, reads: Reads) -> None:
         self._caller, self._reads = caller, reads
         self._within = Within(caller, caller.host, caller.keeper, caller.outbox.clock)
-        self.kept = KeptAnswers(caller.outbox)
+        self.kept = KeptAnswers(caller.outbox, partial(caller.host.enums.learn, caller.outbox))
         self._repeated = Repeated(_log)
         self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls)
 
@@ -98,7 +98,8 @@ class Passing:
     def _kept_read(
         self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, stale: bool
     ) -> Any:
-        """A read whose last answer is kept.  Raises `UnknownLocally` where a waiting call may change it."""
+        """A read whose last answer is kept.  Raises `UnknownLocally` where a call may have changed it since."""
+        seq = self._caller.delivery.last_seq
         call = self._caller.host.signature(name).bind(*args, **kwargs).arguments
         try:
             answer = self._ask(stand_in, name, args, kwargs, stale=stale, whole=True)
@@ -111,8 +112,17 @@ class Passing:
                 raise UnknownLocally(
                     f"{name} is not known while {waiting[0]} is not delivered ({waiting[1]}), which may change it"
                 ) from exc
-            return self.kept.last(name, call, exc)
-        self.kept.keep(name, call, answer)
+            answer, asked_at = self.kept.last(name, call, exc)
+            changed = self.waiting.since(name, asked_at)
+            if changed is not None:
+                raise UnknownLocally(
+                    f"{name} is not known: {changed[0]} (entry {changed[1]}) may have changed it since the last answer",
+                    hint="an outage answers as the manager did last: ask once more after such a call",
+                ) from exc
+            return answer
+        if not self._within.calls():
+            # A block may still be left without effect.
+            self.kept.keep(name, call, answer, seq, lambda kept: self.waiting.since(name, kept) is not None)
         return answer
 
     def _ask(

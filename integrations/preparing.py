@@ -27,6 +27,7 @@ from .host import AWAY, Host, ManagerUnavailable
 from .ids.id_reserve import IdReserveEmpty
 from .ids.id_reserves import IdReserves
 from .keeper import Keeper
+from .key_order import orders_of
 from .manager_connection import engine_of
 from .operations import NOTES, ManagerOperation
 from .replay.rehearsal import Rehearsal, rehearse
@@ -68,7 +69,7 @@ class Prepared:
     @property
     def told(self) -> Any:
         """What the call returns where nobody waits for PostgreSQL."""
-        return self.notes.get("id", self.operation.returns)
+        return self.operation.answer_to(self.bound, self.notes)
 
 
 class Preparing:
@@ -188,7 +189,10 @@ class Preparing:
         item = self._with_fresh_state(item)
         item.session = session = self.session_of(operation, bound)
         self._keeper.meet(session)
-        notes: dict[str, Any] = {"session": session}
+        notes: dict[str, Any] = {
+            "session": session,
+            **orders_of(bound, self._host.signature(operation.name).parameters),
+        }
         if item.defaults:
             notes["defaults"] = item.defaults
         amounts = self._foreseen.of(operation.name, {**item.defaults, **bound})

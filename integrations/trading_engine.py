@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ..log import Log
 from .durable import DurableDatabaseManager
 from .holders import others_held, others_holding, replace_held
-from .manager_connection import check_connection
+from .manager_connection import check_connection, engine_of
 from .view.kept_answers import ManagerRead
 
 _log = Log("outbox.integrations")
@@ -297,7 +297,7 @@ def _url_of(durable: DurableDatabaseManager, *, with_password: bool) -> str:
             "DATABASE_URL is not set, and the manager cannot be built to ask it",
             hint="set DATABASE_URL: the relay needs it to deliver",
         )
-    full = built.engine.url
+    full = engine_of(built).url
     if not with_password:
         # `URL.set` takes None for what is to stay.
         full = URL.create(full.drivername, full.username, None, full.host, full.port, full.database, full.query)

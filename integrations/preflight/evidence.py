@@ -20,6 +20,7 @@ class Evidence:
 
     def __init__(self, manager_class: type, manager: Any = None) -> None:
         self.cls, self.manager, self.code = manager_class, manager, ClassCode(manager_class)
+        self.known = held.KNOWN | self._set_with_the_factory()
         self.held = held.held_by_code(self.code)
         if manager is not None:
             own = held.attributes(manager)
@@ -30,6 +31,7 @@ class Evidence:
                 if own.get(name) is None or isinstance(own[name], threading.local)
             }
             self.held = later | held.held_by(manager)
+        self.held = {name: kind for name, kind in self.held.items() if name not in self.known}
         self.containers = {name for _, one in self.code.everything() for name in facts_of(one).containers}
         if manager is not None:
             self.containers |= {
@@ -47,4 +49,10 @@ class Evidence:
         Methods named in `but` are not followed.
         """
         uses = self.code.uses_of(name, but=but)
-        return not held.KNOWN.isdisjoint(uses) or not self.held.keys().isdisjoint(uses)
+        return not self.known.isdisjoint(uses) or not self.held.keys().isdisjoint(uses)
+
+    def _set_with_the_factory(self) -> set[str]:
+        """Attributes that the setter of a property `session_factory` assigns, as a replay does on its copy."""
+        factory = self.member("session_factory")
+        setter = factory.fset if isinstance(factory, property) else None
+        return {name for name in facts_of(setter).sets if name is not None}

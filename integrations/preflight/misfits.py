@@ -12,7 +12,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, UnionType
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -35,6 +35,7 @@ _FINDING = frozenset({"get", "get_one", "first", "one", "one_or_none", "scalar",
 _IDS = re.compile(r"(?:typing\.)?(?:Optional\[)?(?:uuid\.)?(?:int|UUID)\]?(?: *\| *None)?")
 _NO_BLOCKS = frozenset({"None", "bool", "int", "float", "Decimal", "str", "UUID", "dict", "list", "tuple"})
 _NO_IDS = frozenset({"bool", "None", "dict", "list", "float"})
+_NOTHING = frozenset({"None", "NoReturn", "Never"})
 # Parameters that take what no other takes.
 _ANY = frozenset({inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
 OF_THE_OBJECT = (
@@ -88,6 +89,13 @@ def shape(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]:
     own = held.attributes(evidence.manager).get(operation.name) if evidence.manager is not None else None
     if isinstance(own, FunctionType | MethodType | functools.partial):
         yield OF_THE_OBJECT
+
+
+def opens_a_scope(name: str, evidence: Evidence) -> bool:
+    """Whether a method is a context manager without arguments, such as one that yields a session."""
+    chain = layers(evidence.member(name))
+    own = [one for one in chain if one.__globals__.get("__name__") != "contextlib"]
+    return len(own) < len(chain) and all(len(inspect.signature(one).parameters) == 1 for one in own)
 
 
 def _opens_no_block(chain: list[Any]) -> bool:
@@ -158,18 +166,32 @@ def unstorable(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]
             continue
         for parameter in required:
             hint: Any = hints.get(parameter.name)
-            if _is_unstorable(hint):
+            found = _unstorable_in(hint)
+            if found is not None:
+                holds = "is" if found is hint else "holds"
                 yield (
-                    f"its argument {parameter.name!r} is a {hint.__name__}, which cannot be stored: "
+                    f"its argument {parameter.name!r} {holds} a {found.__name__}, which cannot be stored: "
                     "pass its values, or leave it out"
                 )
         return
 
 
+def _unstorable_in(hint: Any) -> Any:
+    """The class, in an annotation, of values that no entry can hold; None where there are others to choose from."""
+    inside = typing.get_args(hint)
+    if not inside:
+        return hint if _is_unstorable(hint) else None
+    found = [_unstorable_in(one) for one in inside if one is not type(None)]
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        return found[0] if found and None not in found else None
+    return next((one for one in found if one is not None), None)
+
+
 def _is_unstorable(hint: Any) -> bool:
     if not isinstance(hint, type) or issubclass(hint, Enum):
         return False
-    return is_mapped_class(hint) or dataclasses.is_dataclass(hint) or issubclass(hint, Session | Connection | Engine)
+    is_row = is_mapped_class(hint) or dataclasses.is_dataclass(hint) or (issubclass(hint, tuple) and hint is not tuple)
+    return is_row or issubclass(hint, Session | Connection | Engine)
 
 
 def inserts_by_text(operation: ManagerOperation, evidence: Evidence) -> str | None:
@@ -177,7 +199,7 @@ def inserts_by_text(operation: ManagerOperation, evidence: Evidence) -> str | No
     table, column = column_of(operation)
     name = table.rpartition(".")[2]
     insert = re.compile(rf'\s*INSERT\s+INTO\s+"?(?:\w+"?\."?)?{re.escape(name)}"?\s*\(([^)]*)\)', re.IGNORECASE)
-    for function, _ in evidence.code.reached(operation.name, but=held.KNOWN):
+    for function, _ in evidence.code.reached(operation.name, but=evidence.known):
         for found in filter(None, map(insert.match, facts_of(function).texts)):
             if column not in re.findall(r"\w+", found[1]):
                 return (
@@ -282,37 +304,35 @@ def _made_object(expression: ast.AST, function: Any) -> str | None:
 
 
 def other_answer(operation: ManagerOperation, evidence: Evidence) -> str | None:
-    """A warning where a method of which an outage returns the id answers with something else."""
+    """A warning where an outage would answer with something else than the method does."""
     functions = evidence.code.functions(operation.name)
-    if not operation.creates or operation.context or not functions:
-        return None
-    hint = inspect.signature(functions[0]).return_annotation
-    name = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
-    constants = {repr(one.value) if isinstance(one, ast.Constant) else "" for one in facts_of(functions[0]).returns}
-    answer = name if name in _NO_IDS else constants.pop() if constants in ({"True"}, {"None"}) else None
-    way = "declare it with returns= and without creates="
-    return None if answer is None else f"it answers {answer}, and an outage answers with an id: {way}"
-
-
-def untold_id(operation: ManagerOperation, evidence: Evidence) -> str | None:
-    """A warning where a method answers with an id, and its declaration knows none for an outage."""
-    functions = evidence.code.functions(operation.name)
-    answers = operation.creates or operation.returns is not None or operation.context or operation.best_effort
-    if answers or not functions:
+    if operation.context or operation.best_effort or not functions:
         return None
     hint, facts = inspect.signature(functions[0]).return_annotation, facts_of(functions[0])
-    found = _IDS.fullmatch(hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint)))
+    name = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
     returned = [facts.locals.get(one.id, one) if isinstance(one, ast.Name) else one for one in facts.returns]
+    constants = {repr(one.value) if isinstance(one, ast.Constant) else "" for one in returned}
+    if operation.creates:
+        answer = name if name in _NO_IDS else constants.pop() if constants in ({"True"}, {"None"}) else None
+        way = "declare it with returns= and without creates="
+        return None if answer is None else f"it answers {answer}, and an outage answers with an id: {way}"
+    nothing = name in _NOTHING or (hint is inspect.Signature.empty and facts.read and constants <= {"None"})
+    if operation.returns is not None:
+        way = f'declare ManagerOperation("{operation.name}", ...) without returns= and like='
+        return f"it answers None, and an outage answers {operation.returns!r}: {way}" if nothing else None
     ids = [dotted(one) for one in returned if isinstance(one, ast.Attribute) and one.attr == "id"]
-    answer = ids[0] if ids else found[0] if found else None
-    return (
-        None
-        if answer is None
-        else (
-            f"it answers {answer}, and in an outage, in a balance block and with write_behind it answers None: "
-            'declare creates="TABLE" where it is the id of a new row, or returns='
-        )
-    )
+    if ids or _IDS.fullmatch(name):
+        answer, way = ids[0] if ids else name, 'declare creates="TABLE" where it is the id of a new row, or returns='
+    elif nothing or constants <= {"None"}:
+        return None
+    else:
+        answer = "a value" if hint is inspect.Signature.empty else hint if isinstance(hint, str) else _shown(hint)
+        way = "declare returns=, a value or a callable that makes it of the call's arguments"
+    return f"it answers {answer}, and in an outage, in a balance block and with write_behind it answers None: {way}"
+
+
+def _shown(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def _mapped_in(hint: Any) -> str | None:

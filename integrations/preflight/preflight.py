@@ -12,21 +12,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from ... import Operation, Outbox, OutboxError
 from ...errors import ConfigError
 from ...log import Log
-from ...words import first_line
 from ..host import Host
+from ..manager_connection import engine_held
 from ..operations import AFTER_DRAIN, ManagerOperation
 from ..signatures import signature_of
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
-from . import factory, held, id_columns, likeness, misfits, ways_around
+from . import factory, held, likeness, misfits, ways_around, whole
 from .evidence import Evidence
 from .method_code import facts_of
-from .misfits import ASYNC_WAY
 
 _log = Log("outbox.integrations")
 
@@ -39,7 +36,12 @@ _WRITES = (
     "register_", "archive_", "purge_", "expire_", "append_", "modify_", "change_", "finish_", "fill_", "reset_",
 )  # fmt: skip
 # Methods of the manager that set up or end itself.
-_OWN_LIFE = frozenset({"close", "dispose", "shutdown", "connect", "get_session", "create_all", "create_tables"})
+_OWN_LIFE = frozenset(
+    {
+        *("close", "dispose", "shutdown", "connect", "get_session", "create_all", "create_tables", "create_schema"),
+        *("create_db", "create_database", "init_db", "init_database", "drop_all", "drop_tables"),
+    }
+)
 
 
 class Kind(StrEnum):
@@ -141,10 +143,10 @@ def look(manager_class: type, operations: Iterable[Declared], *, manager: Any = 
     evidence = Evidence(manager_class, manager)
     unseen: list[str] = []
     without = factory.lacking(evidence)
-    faults = [*_missing(manager_class, declared, reads), *_unusable(evidence, matching)]
+    faults = [*_missing(manager_class, declared, reads), *whole.unusable(evidence, matching)]
     # Where nothing can be declared, that is no advice.
-    faults += [without] if without is not None else _undeclared(manager_class, declared, matching)
-    columns = _columns(evidence, matching, None if faults else engine, unseen)
+    faults += [without] if without is not None else _undeclared(evidence, declared, matching)
+    columns = whole.columns_refused(evidence, matching, None if faults else engine, unseen)
     names = {name for name in dir(manager_class) if not name.startswith("_") and _is_method(manager_class, name)}
     others = frozenset(matching)
     unfit = refusals(reads.values())
@@ -187,7 +189,7 @@ def examine(host: Host, operations: Iterable[Declared], outbox: Outbox) -> Fit |
         host.when_built(lambda manager: _look_late(manager, declared, outbox))
         return None
     manager = host.built
-    fit = look(host.manager_class, declared, manager=manager, engine=getattr(manager, "engine", None))
+    fit = look(host.manager_class, declared, manager=manager, engine=engine_held(manager))
     fit.check()
     if manager is None:
         host.when_built(lambda built: _look_late(built, declared, outbox))
@@ -197,7 +199,7 @@ def examine(host: Host, operations: Iterable[Declared], outbox: Outbox) -> Fit |
 
 def _look_late(manager: Any, operations: tuple[Declared, ...], outbox: Outbox) -> None:
     """Report what does not fit of a manager that was built after wiring."""
-    fit = look(type(manager), operations, manager=manager, engine=getattr(manager, "engine", None))
+    fit = look(type(manager), operations, manager=manager, engine=engine_held(manager))
     try:
         fit.check()
     except ConfigError as exc:
@@ -241,67 +243,17 @@ def _missing(
 
 
 def _undeclared(
-    manager_class: type, declared: dict[str, ManagerOperation], matching: dict[str, ManagerOperation]
+    evidence: Evidence, declared: dict[str, ManagerOperation], matching: dict[str, ManagerOperation]
 ) -> Iterator[str]:
+    manager_class = evidence.cls
     if declared and not matching:
-        own = [name for name in dir(manager_class) if name.startswith(_WRITES) and _is_method(manager_class, name)]
+        public = [name for name in dir(manager_class) if not name.startswith("_") and _is_method(manager_class, name)]
+        own = [name for name in public if _other(name, evidence, frozenset(), frozenset()).warning]
         shown = f"; it has {', '.join(own[:12])}" if own else ""
         yield (
             "none of its methods is declared, so nothing would be durable"
             f"{shown}: declare them, as in {likeness.declaration(own or ['save_trade'])}"
         )
-
-
-def _unusable(evidence: Evidence, matching: dict[str, ManagerOperation]) -> Iterator[str]:
-    manager, member = evidence.manager, evidence.member("session_factory")
-    if isinstance(member, property) and member.fset is None:
-        yield "its session_factory is a property, and a copy needs one of its own: give the property a setter"
-    if manager is None:
-        made = factory.made_by(evidence)
-        if made and made <= {"async_sessionmaker"}:
-            yield f"its sessions are asynchronous: {ASYNC_WAY}"
-        return
-    if not hasattr(manager, "session_factory"):
-        return
-    engine = getattr(manager, "engine", None)
-    if engine is None and any(operation.creates for operation in matching.values()):
-        yield "it has no attribute engine, by which ids are reserved: keep the engine of its sessions in self.engine"
-    if held.ASYNC in (held.kind_of(engine), held.kind_of(manager.session_factory)):
-        yield f"its sessions are asynchronous: {ASYNC_WAY}"
-        return
-    dialect = getattr(engine or getattr(manager.session_factory, "kw", {}).get("bind"), "dialect", None)
-    name, driver = getattr(dialect, "name", None), getattr(dialect, "driver", None)
-    if isinstance(name, str) and (name, driver) != ("postgresql", "psycopg2"):
-        yield (
-            f"its engine is of {name}+{driver}, and calls are delivered into PostgreSQL by psycopg2: "
-            "make the engine with a URL that begins with postgresql+psycopg2://"
-        )
-
-
-def _columns(
-    evidence: Evidence, matching: dict[str, ManagerOperation], engine: Any, unseen: list[str]
-) -> dict[tuple[str, str], str]:
-    """Of each id column that cannot be served: why."""
-    wanted = {misfits.column_of(one) for one in matching.values() if one.creates}
-    if engine is not None and wanted:
-        try:
-            return dict(_by_catalog(engine, wanted))
-        except SQLAlchemyError as exc:
-            unseen.append(f"PostgreSQL was not asked for the tables: {first_line(exc)}")
-    tables = id_columns.mapped_tables(evidence.code)
-    found = {one: id_columns.refusal_by_tables(tables, *one) for one in wanted}
-    return {one: reason for one, reason in found.items() if reason is not None}
-
-
-def _by_catalog(engine: Any, wanted: set[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], str]]:
-    schemas = engine.get_execution_options().get("schema_translate_map") or {}
-    with engine.connect() as connection:
-        for table, column in sorted(wanted):
-            schema, _, name = table.rpartition(".")
-            there = schemas.get(schema or None, schema)
-            reason = id_columns.refusal_by_catalog(connection, f"{there}.{name}" if there else name, column)
-            if reason is not None:
-                yield (table, column), reason
 
 
 # -- one method
@@ -333,7 +285,6 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
         (warnings if operation.best_effort else reasons).append(text)
     more = (
         misfits.other_answer(operation, evidence),
-        misfits.untold_id(operation, evidence),
         ways_around.buffers(operation, evidence),
     )
     warnings += [one for one in more if one is not None]
@@ -383,7 +334,8 @@ def _other(name: str, evidence: Evidence, declared: frozenset[str], answered: fr
     looks = own or (name.startswith(_WRITES) and _may_write(name, evidence))
     notes = [f"calls {', '.join(through)}"] if through else []
     notes += [] if evidence.code.is_read(name) else ["not read"]
-    if not looks and name not in _OWN_LIFE and evidence.turns_to_the_database(name, but=answered):
+    is_own = name in _OWN_LIFE or misfits.opens_a_scope(name, evidence)
+    if not looks and not is_own and evidence.turns_to_the_database(name, but=answered):
         notes.append(_UNANSWERED)
     warning = "it looks like a write, and is not durable" if looks and name not in _OWN_LIFE else ""
     return MethodFit(name, Kind.PASSES, ", ".join(notes), warning)
@@ -391,4 +343,6 @@ def _other(name: str, evidence: Evidence, declared: frozenset[str], answered: fr
 
 def _may_write(name: str, evidence: Evidence) -> bool:
     """Whether a method that is named as a write may be one."""
-    return not evidence.code.is_read(name) or evidence.turns_to_the_database(name)
+    if not evidence.code.is_read(name) or evidence.turns_to_the_database(name):
+        return True
+    return ways_around.hands_itself_over(name, evidence)

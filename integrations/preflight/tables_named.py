@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import re
+import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -19,7 +20,8 @@ _IN_TEXT = re.compile(r'\b(?:FROM|JOIN|INTO|UPDATE)\s+(?:ONLY\s+)?([\w".]+)', re
 def tables_named(cls: type, method: str) -> frozenset[str]:
     """The tables that `method` of a class names: mapped classes, tables and SQL text, also in what it calls.
 
-    Without their schemas.  Empty where its code names none, or imports what it needs while it runs.
+    Without their schemas.  Empty where its code names none, or imports what it needs while it runs, other than from
+    Python's own library.
     """
     found: set[str] = set()
     todo = [function for function, _ in ClassCode(cls).reached(method)]
@@ -29,7 +31,7 @@ def tables_named(cls: type, method: str) -> frozenset[str]:
         if function in seen:
             continue
         seen.add(function)
-        if any(step.opname == "IMPORT_NAME" for step in dis.get_instructions(function)):
+        if _imports_unseen(function):
             return frozenset()
         for thing in _things(function):
             if isinstance(thing, str):
@@ -41,6 +43,17 @@ def tables_named(cls: type, method: str) -> frozenset[str]:
                 table = vars(thing).get("__table__") if isinstance(thing, type) else thing
                 found |= {table.name} if isinstance(table, Table) else set()
     return frozenset(found)
+
+
+def _imports_unseen(function: FunctionType) -> bool:
+    """Whether it imports something that may name tables while it runs: Python's own library does not."""
+    steps = list(dis.get_instructions(function))
+    for index, step in enumerate(steps):
+        # The level of a relative import is pushed two steps before.
+        relative = step.opname == "IMPORT_NAME" and steps[index - 2].argval != 0
+        if relative or (step.opname == "IMPORT_NAME" and step.argval.partition(".")[0] not in sys.stdlib_module_names):
+            return True
+    return False
 
 
 def _of_one_program(function: FunctionType, cls: type) -> bool:

@@ -32,7 +32,7 @@ def find(operation: ManagerOperation, evidence: Evidence) -> tuple[list[str], li
     """Refusals and warnings: ways to the database past the session factory."""
     refused: dict[str, None] = {}
     warned: dict[str, None] = {}
-    for function, path in evidence.code.reached(operation.name, but=held.KNOWN):
+    for function, path in evidence.code.reached(operation.name, but=evidence.known):
         facts = facts_of(function)
         for attribute in facts.uses if facts.read else names_in(function):
             kind = evidence.held.get(attribute)
@@ -85,7 +85,7 @@ def _back(call: Call, evidence: Evidence) -> str | None:
         return None
     names = names_in(method)
     by_itself = any(callable(dict(held.parts(component))[name]) and name in names for name in held_back)
-    if by_itself or any(name in held.KNOWN or evidence.turns_to_the_database(name) for name in names):
+    if by_itself or any(name in evidence.known or evidence.turns_to_the_database(name) for name in names):
         return f"it calls {call.name}(), whose object holds the manager and turns to the database by it"
     return None
 
@@ -160,7 +160,7 @@ def _turns(node: ast.AST, facts: Facts, evidence: Evidence, above: frozenset[str
             return parts[1] not in facts.puts
     if not isinstance(node, ast.Attribute) or dotted(node.value) != facts.myself:
         return False
-    if node.attr in held.KNOWN or node.attr in evidence.held:
+    if node.attr in evidence.known or node.attr in evidence.held:
         return True
     if node.attr in above:
         return False
@@ -178,6 +178,17 @@ def writes(name: str, evidence: Evidence, *, but: frozenset[str]) -> bool:
         commits = commits or any(call.last in {"commit", "begin"} for call in facts.calls)
         changes = changes or facts.changes
     return commits and changes
+
+
+def hands_itself_over(name: str, evidence: Evidence) -> bool:
+    """Whether a method makes an object that is given the manager, and may write by it: `Log(self, ...)`."""
+    for function, _ in evidence.code.reached(name):
+        facts = facts_of(function)
+        for call in facts.calls:
+            given = [*call.node.args, *(keyword.value for keyword in call.node.keywords)]
+            if call.last[:1].isupper() and facts.myself in [dotted(one) for one in given]:
+                return True
+    return False
 
 
 def _is_write(name: str, function: Any) -> bool:

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from ... import OutboxError
 from ...columns import is_beyond
 from ..host import AWAY
+from ..manager_connection import engine_held
 from ..signatures import invoke
 from ..state.kept_state import Changes, KeptState
 from . import sessions
@@ -120,7 +121,7 @@ def rehearse(
 
 def _dialect_of(replica: Any) -> Any:
     """The dialect that binds the manager's values: engines may have a JSON serializer of their own."""
-    return getattr(getattr(replica, "engine", None), "dialect", None) or psycopg2_dialect()  # type: ignore[no-untyped-call]
+    return getattr(engine_held(replica), "dialect", None) or psycopg2_dialect()  # type: ignore[no-untyped-call]
 
 
 class _Savepoint:

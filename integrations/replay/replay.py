@@ -26,7 +26,7 @@ from ...log import Log
 from ...monitoring.alarms import Alarms
 from ..host import Host
 from ..ids.id_reserve import IdColumn
-from ..manager_connection import ManagerConnection, ReplayConnection
+from ..manager_connection import ManagerConnection, ReplayConnection, engine_held
 from ..operations import ManagerOperation, call_of, notes_of
 from ..signatures import invoke, signature_of_bound
 from ..state.carried import Carried
@@ -404,7 +404,7 @@ class Replayer:
 
     def _is_of_manager(self, raw: Any) -> bool:
         """Whether a driver's connection is one to the manager's database."""
-        url, here = getattr(getattr(self._host.built, "engine", None), "url", None), _database_of(raw)
+        url, here = getattr(engine_held(self._host.built), "url", None), _database_of(raw)
         return url is not None and here is not None and here[1:] == (url.port or 5432, url.database)
 
     @contextmanager

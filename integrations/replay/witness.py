@@ -71,14 +71,15 @@ class Look:
         more: Mapping[str, tuple[Any, ...]] = {},
     ) -> None:
         """`more`: the arguments of other reads by name, whose answers are in `answers`."""
-        self.balance = ask(BALANCE, session_id)
+        balance = ask(BALANCE, session_id)
         found = {name: ask(name, *args) for name, args in more.items()}
         self.answers = {name: answer for name, answer in found.items() if answer is not MISSING}
         rows = {table: _rows(ask, name, session_id) for table, name in _READS.items()}
         # By table; of one that is missing there, why its rows cannot be understood.
         self.tables: Tables
         self.tables, self.unknown = forms.tables_of(rows[POSITIONS_TABLE], rows[ORDERS_TABLE])
-        self.balance = None if self.balance is MISSING else self.balance
+        self.shows_balance = balance is not MISSING
+        self.balance = balance if self.shows_balance else None
 
 
 def _rows(ask: Callable[..., Any], read: str, session_id: Any) -> Any:

@@ -11,7 +11,7 @@ from sqlalchemy import Row, RowMapping
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.engine import result_tuple
 from sqlalchemy.exc import NoInspectionAvailable
-from sqlalchemy.orm import InstanceState, make_transient_to_detached
+from sqlalchemy.orm import InstanceState, class_mapper, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.collections import InstrumentedList
 
@@ -84,8 +84,8 @@ def _object(cls: type, values: Mapping[str, Any]) -> Any:
 
 def _mapped(cls: Any, values: Mapping[str, Any]) -> Any:
     """An object of a mapped class as it is after the session that has loaded it."""
-    found: Any = inspect_orm(cls)
-    made: Any = found.class_manager.new_instance()
+    # Mappers are configured by the first query, and after a restart in an outage there was none.
+    made: Any = class_mapper(cls).class_manager.new_instance()
     for name, value in values.items():
         set_committed_value(made, name, value)
     make_transient_to_detached(made)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from ... import InvalidEntry, Outbox, OutboxError
+from ... import Outbox, OutboxError
 from ...codec import decode, encode
 from ...errors import ConfigError
 from ...log import Log
 from ..repeated import Repeated
+from .packing import packed, unpacked
 
 _log = Log("outbox.integrations")
 
@@ -65,48 +66,68 @@ class ManagerRead:
 class KeptAnswers:
     """The last answers of one manager's reads, in the store.  Thread-safe."""
 
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
-        # Per read and arguments: the encoded answer, and when it was stored and confirmed last.
-        self._known: dict[str, tuple[list[str], datetime, datetime]] = {}
+    def __init__(self, outbox: Outbox, met: Callable[[Any], bool] = lambda _: False) -> None:
+        """`met(values)`: allows the enum classes of members among values, and whether there are any."""
+        self._outbox, self._met = outbox, met
+        # Per read and arguments: the encoded answer, when it was stored and confirmed last, and behind which entry.
+        self._known: dict[str, tuple[list[str], datetime, datetime, int]] = {}
         self._stale: set[str] = set()
         self._repeated = Repeated(_log)
 
-    def keep(self, name: str, call: Mapping[str, Any], answer: Any) -> None:
-        """Keep what the manager answered now."""
+    def keep(self, name: str, call: Mapping[str, Any], answer: Any, seq: int, is_old: Callable[[int], bool]) -> None:
+        """Keep what the manager answered now, when `seq` was the last entry.
+
+        `is_old(seq)`: whether a call behind that entry may have changed it.
+        """
         key, now = _key(name, call), self._outbox.clock.now()
         try:
-            encoded = [part.decode() for part in encode(answer)]
+            encoded = [part.decode() for part in encode(packed(answer, self._met))]
             before = self._known.get(key)
             stored = now
-            if before is None or before[0] != encoded or now - before[1] >= _AGAIN:
-                data = {"at": now.isoformat(), "answer": encoded}
+            same = before is not None and before[0] == encoded and now - before[1] < _AGAIN
+            if before is None or not same or is_old(before[3]):
+                data = {"at": now.isoformat(), "packed": encoded, "seq": seq}
                 self._outbox.store.put_meta(key, json.dumps(data).encode())
             else:
                 stored = before[1]
-            self._known[key] = (encoded, stored, now)
+            self._known[key] = (encoded, stored, now, seq)
             self._renewed(name)
-        except (InvalidEntry, OutboxError) as exc:
-            _log.warning("the answer of %(method)s could not be kept: %(error)s", method=name, error=exc)
+        except OutboxError as exc:
+            self._repeated.warn(
+                f"not kept: {name}", "the answer of %(method)s could not be kept: %(error)s", method=name, error=exc
+            )
+            self._forget(key)
 
-    def last(self, name: str, call: Mapping[str, Any], failure: Exception) -> Any:
-        """The last known answer.  Raises `failure` where there is none."""
+    def last(self, name: str, call: Mapping[str, Any], failure: Exception) -> tuple[Any, int]:
+        """The last known answer, and the last entry before it.  Raises `failure` where there is none."""
         key = _key(name, call)
         found = self._known.get(key)
         if found is None:
             stored = self._outbox.store.get_meta(key)
-            if stored is None:
+            # One of an earlier version, which is taken anew at the next read, is in another form.
+            data = None if stored is None else json.loads(stored)
+            if data is None or "packed" not in data:
                 raise failure
-            data = json.loads(stored)
             at = datetime.fromisoformat(data["at"])
-            found = self._known[key] = (data["answer"], at, at)
+            found = self._known[key] = (data["packed"], at, at, data["seq"])
         plain, types = (part.encode() for part in found[0])
         age_s = (self._outbox.clock.now() - found[2]).total_seconds()
         self._repeated.warn(name, "%(method)s is answered as of %(age_s)s s ago", method=name, age_s=round(age_s))
         if name not in self._stale:
             self._stale.add(name)
             self._outbox.notices.put(f"kept:{name}", f"{name} is answered as of {found[2]:%Y-%m-%d %H:%M:%S} UTC")
-        return decode(plain, types)
+        try:
+            return unpacked(decode(plain, types)), found[3]
+        except LookupError:
+            raise failure from None
+
+    def _forget(self, key: str) -> None:
+        """What cannot be kept must not leave an older answer in its place."""
+        self._known.pop(key, None)
+        try:
+            self._outbox.store.put_meta(key, b"null")
+        except OutboxError as exc:
+            _log.warning("an answer that is kept could not be taken back: %(error)s", error=exc)
 
     def age_s(self, name: str, call: Mapping[str, Any]) -> float | None:
         """Seconds since the manager gave the answer that is kept; None where none is."""

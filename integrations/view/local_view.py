@@ -21,6 +21,9 @@ from .conversions import Unknown, bare, number_or_none
 from .effects import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, shown_id
 from .learned import Learning
 
+# The session of a manager that has none: of all its calls.  No sequence gives it to another.
+NO_SESSIONS = 0
+
 _FORMAT = 2
 _BALANCE = "balance"
 _CURRENT_BALANCE = "get_current_balance"
@@ -42,6 +45,8 @@ class LocalView:
         # Sequence number of the last entry folded in.
         self.seq = 0
         self.sessions: dict[int, Row] = {}
+        # The session of calls that name none while none is current.
+        self.otherwise: int | None = None
         self.learning = Learning()
         # Folds the entries once more where more was learned since; set by the keeper.
         self.renew: Callable[[], bool] = lambda: False
@@ -71,13 +76,20 @@ class LocalView:
     def begin_with(self, other: LocalView, apart: Collection[Any]) -> None:
         """Take over the state of another view; the sessions in `apart` change by themselves from now on."""
         with other.lock:
-            self.seq, self.learning = other.seq, other.learning
+            self.seq, self.learning, self.otherwise = other.seq, other.learning, other.otherwise
             self.sessions = {id_: deepcopy(row) if id_ in apart else row for id_, row in other.sessions.items()}
 
     # -- what PostgreSQL showed
 
     def observe_session(
-        self, session_id: int, balance: Any, tables: Tables, *, active: bool, unknown: Mapping[str, str] | None = None
+        self,
+        session_id: int,
+        balance: Any,
+        tables: Tables,
+        *,
+        active: bool,
+        shows_balance: bool = True,
+        unknown: Mapping[str, str] | None = None,
     ) -> None:
         """Replace what is known of a session by what PostgreSQL shows, when nothing of it is pending.
 
@@ -86,15 +98,15 @@ class LocalView:
         """
         with self.lock:
             if session_id not in self.sessions:
-                if not (balance or any(tables.values())):
+                if session_id != NO_SESSIONS and not (balance or any(tables.values())):
                     return
                 self.sessions[session_id] = {**new_session(), "active": active}
             session = self.sessions[session_id]
             session["doubts"] = {}
             session["balance"] = exact(balance, session["balance"])
-            if session["balance"] is None:
+            if session["balance"] is None and shows_balance:
                 self.doubt(session_id, _BALANCE, f"{self.shown(_CURRENT_BALANCE)} of the manager gives none")
-            else:
+            elif shows_balance:
                 self.learning.learn_answer(_CURRENT_BALANCE, session["balance"], balance)
             for table in {POSITIONS, ORDERS} - tables.keys():
                 self.doubt(session_id, table, (unknown or {}).get(table, "the manager does not show them"))
@@ -245,7 +257,7 @@ class LocalView:
     def _require_history(self) -> None:
         if not self.sessions:
             raise UnknownLocally(
-                "no trading session is known while PostgreSQL is away",
+                "nothing of this manager is known while PostgreSQL is away",
                 hint="run once with PostgreSQL up: then a restart in the middle of an outage can resume",
             )
 

@@ -1,11 +1,11 @@
-"""Waiting writes: undelivered calls that may change an answer kept for an outage."""
+"""Waiting writes: calls that have changed an answer kept for an outage since, or will when they are delivered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from ... import Outbox
+from ... import EntryStatus, Outbox
 from ..host import Host
 from ..operations import ManagerOperation
 from ..preflight.tables_named import tables_named
@@ -14,17 +14,19 @@ _KEPT = 256
 
 
 class WaitingWrites:
-    """The waiting calls of operations without a role: what they change is in no local view.  Thread-safe."""
+    """The critical calls that wait, and the last one of each operation.  Thread-safe."""
 
     def __init__(self, host: Host, outbox: Outbox, calls: Mapping[str, ManagerOperation]) -> None:
         """`calls`: the operations by name.  Calls of an earlier process are found in the store."""
         self._host, self._outbox = host, outbox
-        self._operations = frozenset(
-            name for name, operation in calls.items() if not operation.has_role and not operation.best_effort
-        )
+        self._operations = frozenset(name for name, operation in calls.items() if not operation.best_effort)
+        self._roles = frozenset(name for name, operation in calls.items() if operation.has_role)
         self._seqs: dict[str, list[int]] = {}
         # How many are kept of each before those that do not wait any more are left out.
         self._most = dict.fromkeys(self._operations, _KEPT)
+        # The last call of each operation among those from `_seen_from` on.
+        self._last: dict[str, int] = {}
+        self._seen_from = outbox.store.figures().counters.next_seq
         if self._operations:
             for record in outbox.store.records("pending"):
                 if record.operation in self._operations:
@@ -34,6 +36,7 @@ class WaitingWrites:
         """A call of an operation was recorded; calls come one after the other."""
         if operation not in self._operations:
             return
+        self._last[operation] = seq
         seqs = self._seqs.setdefault(operation, [])
         if len(seqs) >= self._most[operation]:
             seqs = self._seqs[operation] = [one for one in seqs if self._outbox.store.is_pending(one)]
@@ -44,8 +47,8 @@ class WaitingWrites:
     def of(self, read: str, unrecorded: Iterable[tuple[str, str]] = ()) -> tuple[str, str] | None:
         """A waiting call, by operation and place, that may change what `read` answers; None for none.
 
-        It may where both name a table in common, and where the tables of one of them cannot be seen.  `unrecorded` are
-        calls that wait elsewhere.
+        It may where both name a table in common, and, for an operation without a role, where the tables of one of them
+        cannot be seen: calls with a role come all the time.  `unrecorded` are calls that wait elsewhere.
         """
         for operation, place in unrecorded:
             if operation in self._operations and self._may_change(operation, read):
@@ -56,12 +59,26 @@ class WaitingWrites:
                 return operation, f"entry {waiting}"
         return None
 
+    def since(self, read: str, seq: int) -> tuple[str, int] | None:
+        """A call after `seq`, delivered or not, that may have changed what `read` answers; None for none."""
+        if seq + 1 < self._seen_from:
+            for record in self._outbox.store.records("ledger", "pending", first=seq + 1):
+                if record.operation in self._operations and record.status is not EntryStatus.FAILED:
+                    self._last[record.operation] = max(record.seq, self._last.get(record.operation, 0))
+            self._seen_from = seq + 1
+        later = ((operation, last) for operation, last in tuple(self._last.items()) if last > seq)
+        return next((one for one in later if self._may_change(one[0], read)), None)
+
     def _may_change(self, operation: str, read: str) -> bool:
         cls = self._host.manager_class
-        return cls is None or _have_one_table(cls, operation, read)
+        if cls is None:
+            return operation not in self._roles
+        written, shown = _tables(cls, operation), _tables(cls, read)
+        if written and shown:
+            return not written.isdisjoint(shown)
+        return operation not in self._roles
 
 
 @lru_cache(maxsize=256)
-def _have_one_table(cls: type, operation: str, read: str) -> bool:
-    written, shown = tables_named(cls, operation), tables_named(cls, read)
-    return not written or not shown or not written.isdisjoint(shown)
+def _tables(cls: type, method: str) -> frozenset[str]:
+    return tables_named(cls, method)

@@ -188,25 +188,41 @@ class AnswersWithIds(managers.Sound):
         self.cache[symbol] = None
         return key
 
-    def by_nothing(self, symbol: str) -> bool:
+    def by_flag(self, symbol: str) -> bool:
         return self.log_trade(symbol) > 0
 
+    def by_pair(self, symbol: str) -> tuple[str, bool]:
+        return symbol, self.log_trade(symbol) > 0
 
-@pytest.mark.parametrize("name", ["by_annotation", "by_key", "by_row"])
-def test_id_that_an_outage_cannot_tell_is_warned_of(name: str) -> None:
+    def by_value(self, symbol: str):  # type: ignore[no-untyped-def]
+        return f"{symbol}-{self.log_trade(symbol)}"
+
+    def by_nothing(self, symbol: str):  # type: ignore[no-untyped-def]
+        self.log_trade(symbol)
+        return
+
+    def by_none(self, symbol: str) -> None:
+        self.log_trade(symbol)
+
+
+@pytest.mark.parametrize("name", ["by_annotation", "by_key", "by_row", "by_flag", "by_pair", "by_value"])
+def test_answer_that_an_outage_cannot_tell_is_warned_of(name: str) -> None:
     def warned(operation: ManagerOperation) -> bool:
         return any(f"{name}: it answers" in one for one in fit_of(AnswersWithIds, operation).warnings)
 
     assert warned(ManagerOperation(name))
-    assert not warned(ManagerOperation(name, creates="trades"))
+    assert warned(ManagerOperation(name, creates="trades")) == (name == "by_flag")
     assert not warned(ManagerOperation(name, returns=0))
     assert not warned(ManagerOperation(name, best_effort=True))
 
 
-def test_answer_that_is_no_id_is_not_warned_of() -> None:
-    assert not any(
-        one.startswith("by_nothing") for one in fit_of(AnswersWithIds, ManagerOperation("by_nothing")).warnings
-    )
+@pytest.mark.parametrize("name", ["by_nothing", "by_none"])
+def test_no_answer_is_warned_of_where_an_outage_has_one(name: str) -> None:
+    def warned(operation: ManagerOperation) -> bool:
+        return any(one.startswith(name) for one in fit_of(AnswersWithIds, operation).warnings)
+
+    assert not warned(ManagerOperation(name))
+    assert warned(ManagerOperation(name, returns=True))
 
 
 @pytest.mark.parametrize(
@@ -360,10 +376,12 @@ def test_a_method_whose_arguments_are_hidden_in_c_is_refused() -> None:
         fit_of(Compiled).check()
 
 
-def test_ids_need_the_managers_engine() -> None:
+def test_ids_need_an_engine_of_the_managers_sessions() -> None:
     manager = managers.Sound()
     del manager.engine
-    with pytest.raises(ConfigError, match="no attribute engine"):
+    look(managers.Sound, TRADING_OPERATIONS, manager=manager).check()
+    manager.session_factory = sessionmaker()
+    with pytest.raises(ConfigError, match="its sessions have no engine"):
         look(managers.Sound, TRADING_OPERATIONS, manager=manager).check()
     look(managers.Sound, [ManagerOperation("update_balance")], manager=manager).check()
 

@@ -14,6 +14,7 @@ from sqlalchemy.engine import result_tuple
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
+from outbox.integrations.view.containers import _mapped
 from outbox.integrations.view.effects import Seen, Tables
 from outbox.integrations.view.folds import fold, seen_of
 from outbox.integrations.view.local_view import LocalView, UnknownLocally
@@ -61,6 +62,20 @@ class Order(Base):
 
 
 ROW = result_tuple(["ref", "px"])(["a", 5])
+
+
+def test_row_of_an_unconfigured_mapper_is_put_together() -> None:
+    """After a restart in an outage no query has configured the mappers yet."""
+
+    class Fresh(DeclarativeBase):
+        pass
+
+    class Lot(Fresh):
+        __tablename__ = "lots"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    made = _mapped(Lot, {"id": 7})
+    assert (made.id, type(made)) == (7, Lot)
 
 
 def declared(**args: str) -> RowForms:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from outbox import Outbox, PostgresTarget, Relay
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager
+from outbox.integrations.manager_connection import engine_of
 from tests.unit.fakes.waiting import LONG
 
 
@@ -183,4 +184,4 @@ def scene(
         finally:
             relay.stop()
             manager.detach_outbox()
-            manager._host.built.engine.dispose()
+            engine_of(manager._host.built).dispose()

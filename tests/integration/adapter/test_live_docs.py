@@ -37,8 +37,8 @@ def examples(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-REPLACED, WIRED, BY_HAND, LEARNED, SEPARATE = examples("wire-an-engine.md")
-OWN, MAPPED, BY_ROLES, READS = examples("declare-methods.md")
+NAMED, REPLACED, WIRED, BY_HAND, LEARNED, SEPARATE = examples("wire-an-engine.md")
+OWN, TOLD, MAPPED, BY_ROLES, READS = examples("declare-methods.md")
 (ASYNCIO,) = examples("asyncio.md")
 STANDS_FOR_THE_ENGINE = """
 import os
@@ -59,6 +59,19 @@ def run(code: str, folder: Path, url: str, **settings: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_manager_with_another_factory_is_wired_by_a_subclass(postgres_url: str, tmp_path: Path) -> None:
+    named = f"{NAMED}\nDatabaseManager = Store\n"
+    made = "\nengine = PaperEngine(DatabaseManager(os.environ['DATABASE_URL']))\nbars = load()[:60]\n"
+    code = STANDS_FOR_THE_ENGINE + named + REPLACED + made + WIRED
+    assert run(code, tmp_path, postgres_url, OUTBOX_DIR="data/outbox") == "HEALTHY\n"
+
+
+def test_answer_of_an_outage_is_declared_as_the_page_says() -> None:
+    declared: dict[str, Any] = {}
+    exec(TOLD, declared)  # noqa: S102 - the code of our own page
+    assert declared["TICKETS"].answer_to({"ticket": {"ref": "A-1"}}, {}) == ("A-1", True)
 
 
 def test_an_engine_is_wired_as_the_page_says(postgres_url: str, tmp_path: Path) -> None:

@@ -245,3 +245,35 @@ def test_kept_answer_is_unknown_while_its_change_waits(own_postgres: PostgresSer
         own_postgres.start()
         assert again.drain()
         assert again.manager.get_system_halt()["halted"] is True
+
+
+def test_kept_answer_is_unknown_behind_its_change(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    """A switch that was tripped and delivered before the outage, and not read since, must not read as it did before."""
+    operations = (
+        *TRADING_OPERATIONS,
+        ManagerOperation("trip"),
+        ManagerOperation("add_note"),
+        ManagerRead("get_system_halt", keep_last=True),
+    )
+    url = own_postgres.url()
+    with scene(url, outbox_dir, Tripped, operations) as here:
+        here.relay.start()
+        assert here.manager.get_system_halt()["halted"] is False
+        here.manager.trip("drawdown")
+        here.manager.add_note("unrelated")
+        own_postgres.kill()
+        with pytest.raises(UnknownLocally, match="trip .entry 1. may have changed it since"):
+            here.manager.get_system_halt()
+        built = here.manager._host.built
+    with scene(url, outbox_dir, lambda _: built, operations) as again:
+        with pytest.raises(UnknownLocally, match="trip .entry 1. may have changed it since"):
+            again.manager.get_system_halt()
+        own_postgres.start()
+        again.relay.start()
+        assert again.manager.get_system_halt()["halted"] is True
+        again.manager.add_note("unrelated")
+        own_postgres.kill()
+        assert again.manager.get_system_halt()["halted"] is True
+    with scene(url, outbox_dir, lambda _: built, operations) as last:
+        assert last.manager.get_system_halt()["halted"] is True
+        own_postgres.start()

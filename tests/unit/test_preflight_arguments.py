@@ -1,0 +1,85 @@
+"""Preflight: arguments that hold what cannot be stored, and writes that only hand the manager over."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from outbox import ConfigError
+from outbox.integrations.durable import ManagerOperation
+from outbox.integrations.preflight.preflight import Fit, Kind, look
+
+from .managers_that_misfit import Sound, Trade
+
+Scout = namedtuple("Scout", ["trade", "ratio"])
+
+
+class Ticket:
+    """Writes by the manager that it is given."""
+
+    def __init__(self, manager: Any, symbol: str) -> None:
+        with manager.get_session() as session:
+            session.add(Trade(symbol=symbol))
+
+
+class Batches(Sound):
+    def in_a_list(self, trades: list[Trade]) -> None:
+        with self.get_session() as session:
+            session.add_all(trades)
+
+    def in_a_dict(self, trades: dict[str, Sequence[Trade | None]]) -> None:
+        self.in_a_list([one for some in trades.values() for one in some if one])
+
+    def in_tuples(self, scouts: list[Scout]) -> None:
+        self.in_a_list([scout.trade for scout in scouts])
+
+    def by_name(self, trades: list[Trade] | list[str] | str, pair: tuple[str, int]) -> None:
+        self.in_a_list([])
+
+    def start_ticket(self, symbol: str) -> Ticket:
+        return Ticket(self, symbol)
+
+    def create_database(self) -> None:
+        with self.get_session() as session:
+            session.add(Trade(symbol="first"))
+
+    @contextmanager
+    def unit(self) -> Iterator[Any]:
+        with self.get_session() as session:
+            yield session
+
+
+def fit_of(*names: str) -> Fit:
+    return look(Batches, [ManagerOperation(name) for name in names])
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("in_a_list", "'trades' holds a Trade"), ("in_a_dict", "'trades' holds a Trade"), ("in_tuples", "holds a Scout")],
+)
+def test_argument_that_holds_what_no_entry_can_is_refused(name: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=f"{what}, which cannot be stored"):
+        fit_of(name).check()
+
+
+def test_argument_that_may_hold_something_else_is_accepted() -> None:
+    fit_of("by_name").check()
+
+
+def test_write_that_hands_the_manager_over_is_seen() -> None:
+    assert "start_ticket" in fit_of("by_name").writes_that_pass
+
+
+def test_hint_names_the_writes_that_pass() -> None:
+    with pytest.raises(ConfigError, match="it has by_name, cancel_order, in_a_dict, in_a_list, in_tuples, log_trade"):
+        look(Batches, [ManagerOperation("missing", optional=True)]).check()
+    assert not any(one.name == "create_database" and one.warning for one in fit_of("by_name").methods)
+
+
+def test_scope_of_the_manager_is_no_read() -> None:
+    unit = next(one for one in fit_of("by_name").methods if one.name == "unit")
+    assert (unit.kind, unit.reason, unit.warning) == (Kind.PASSES, "", "")
