@@ -115,6 +115,7 @@ class Two(RuleBasedStateMachine):
                     self.teach_position(ids, Decimal(turn))
                 self.leave_by_trade(self.open.popitem()[1], Decimal(turn))
                 self.leave_by_close(self.open.popitem()[1])
+                self.teach_trades_of_every_share(side, turn)
             for status in ("filled", "cancelled"):
                 self.journal()
                 for name in ("submitted", status):
@@ -147,6 +148,18 @@ class Two(RuleBasedStateMachine):
             lambda m, which: m.apply_partial_exit_update(ids[which], Decimal("0.5"), 40 + turn, 3 - int(turn)),
         ):
             self.both(act)
+
+    def teach_trades_of_every_share(self, side: str, turn: int) -> None:
+        """Trades of the whole position, of less and of more than is left: the view tells these apart."""
+        for changed in (
+            lambda m, id_: None,
+            lambda m, id_: m.apply_scale_in_update(id_, Decimal("0.25"), Decimal(9), 1),
+            lambda m, id_: m.apply_partial_exit_update(id_, Decimal("0.2"), Decimal(9), 1),
+        ):
+            self.enter(side, Decimal(turn + 200), True, None)
+            ids = self.open.popitem()[1]
+            self.both(lambda manager, which: changed(manager, ids[which]))  # noqa: B023 - called at once
+            self.leave_by_trade(ids, Decimal(turn) / 3)
 
     def begin_session(self) -> None:
         self.steps.append(datetime.now(UTC))
