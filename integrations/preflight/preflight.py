@@ -21,7 +21,7 @@ from ..operations import AFTER_DRAIN, ManagerOperation
 from ..signatures import signature_of
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
-from . import factory, held, likeness, misfits, ways_around, whole
+from . import branches, factory, held, likeness, misfits, ways_around, whole
 from .evidence import Evidence
 from .method_code import facts_of
 
@@ -292,6 +292,8 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
         return MethodFit(name, Kind.REFUSED, "; ".join(reasons), "; ".join(warnings))
     notes = ["best effort"] if operation.best_effort else []
     notes += [f"ids of {'.'.join(column)}"] if column is not None else []
+    decides = branches.by_value(operation, evidence)
+    notes += [] if decides is None else [decides]
     notes += [] if evidence.code.is_read(name) else ["not read: its source is not available"]
     return MethodFit(name, Kind.DURABLE, ", ".join(notes), "; ".join(warnings))
 

@@ -658,3 +658,22 @@ class CallsAHelper(Sound):
     def log_trade(self, symbol: str, position_id: int | None = None) -> int:
         self.cache[symbol] = described(self)
         return super().log_trade(symbol)
+
+
+class DecidesByAmounts(Sound):
+    def log_trade(self, symbol: str, pnl: float = 0.0, price: Any = None, **rest: Any) -> int:
+        if pnl < -1_000_000:
+            raise ValueError("no such loss")
+        amount = Decimal(pnl)
+        trade = Trade(symbol="big" if amount > 10 else symbol)
+        with self.get_session() as session:
+            session.add(trade)
+            if price is not None and price >= Decimal("99.5"):
+                trade.symbol = "dear"
+            if len(symbol) > 8 or trade.id > 3:
+                trade.symbol = "long"
+        return trade.id
+
+    def log_event(self, message: str, level: int = 0) -> None:
+        if level > 3:
+            self.cache["loud"] = message

@@ -419,3 +419,14 @@ def test_unseen_part_of_a_manager_is_logged_as_a_sentence(caplog: pytest.LogCapt
         "Books.save: it looks like a write",
         "Books: its source",
     ]
+
+
+def test_comparison_of_an_amount_that_decides_is_named() -> None:
+    reasons = {method.name: method.reason for method in fit_of(managers.DecidesByAmounts).methods}
+    said = "an outage takes the branch that was seen: amount > 10, price >= Decimal('99.5'), len(symbol) > 8"
+    assert said in reasons["log_trade"]
+    assert "an outage" not in reasons["log_event"]
+
+
+def test_check_that_only_refuses_decides_nothing() -> None:
+    assert not [method.name for method in fit_of(DatabaseManager).methods if "branch that was seen" in method.reason]
