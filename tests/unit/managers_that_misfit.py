@@ -661,7 +661,9 @@ class CallsAHelper(Sound):
 
 
 class DecidesByAmounts(Sound):
-    def log_trade(self, symbol: str, pnl: float = 0.0, price: Any = None, **rest: Any) -> int:
+    def log_trade(
+        self, symbol: str, position_id: int | None = None, pnl: float = 0.0, price: Any = None, **rest: Any
+    ) -> int:
         if pnl < -1_000_000:
             raise ValueError("no such loss")
         amount = Decimal(pnl)
