@@ -230,3 +230,18 @@ def test_limits_in_a_block_of_an_outage_count_its_calls(own_postgres: PostgresSe
         (size,) = [row["current_size"] for row in manager.get_active_positions() if row["id"] == id_]
         assert size == 0
         assert (box.status().dead_letters, dict(box.status().alarms)) == (0, {})
+
+
+def test_answer_within_a_block_is_not_kept_for_an_outage(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    operations = (*TRADING_OPERATIONS, ManagerRead("count_trades", keep_last=True))
+    with scene(own_postgres.url(), outbox_dir, SmallManager, operations) as here:
+        here.relay.start()
+        here.manager.create_trading_session("s", 100)
+        here.manager.log_trade("before")
+        assert here.manager.count_trades() == 1
+        with pytest.raises(ZeroDivisionError), here.manager.atomic_balance_update(1, "trade"):
+            here.manager.log_trade("never")
+            assert here.manager.count_trades() == 2
+            raise ZeroDivisionError
+        own_postgres.kill()
+        assert here.manager.count_trades() == 1
