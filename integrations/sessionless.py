@@ -31,6 +31,8 @@ def is_sessionless(host: Host, calls: Iterable[ManagerOperation], reads: Reads) 
     if any(host.has(reads.name(name)) for name in (ACTIVE_SESSION, LAST_SESSION)):
         return False
     answered = [read for name in LOCAL_READS if (read := reads.local(reads.name(name))) and host.has(read.name)]
+    if not answered:
+        return False
     declared: list[ManagerOperation | ManagerRead] = [*calls, *answered]
     for one in declared:
         takes = host.signature(one.name).parameters.values()
@@ -38,4 +40,4 @@ def is_sessionless(host: Host, calls: Iterable[ManagerOperation], reads: Reads) 
             return False
         if one in answered and any(argument.kind in _ANY for argument in takes):
             return False
-    return bool(answered)
+    return True

@@ -87,7 +87,9 @@ def test_reads_of_sessions_are_asked_where_no_delivery_teaches(
         first.fold(box.enqueue("create_trading_session", {NOTES: {"session": 1, "id": 1}}))
         Relay(box, InMemoryTarget([begins])).drain(timeout=LONG)
         tables: Any = {"positions": {}, "orders": {}}
-        look = SimpleNamespace(balance=1.0, tables=tables, unknown={}, answers={"get_active_session_id": 1})
+        look = SimpleNamespace(
+            balance=1.0, shows_balance=True, tables=tables, unknown={}, answers={"get_active_session_id": 1}
+        )
         monkeypatch.setattr(first, "_shown", lambda _: look)
         first._tend()
         first._tend()
