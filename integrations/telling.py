@@ -19,7 +19,7 @@ from .host import AWAY, Host
 from .keeper import Keeper
 from .operations import ManagerOperation
 from .preparing import Prepared, Preparing
-from .replay.asof import AsOf
+from .replay.asof import PASSING_IDS, AsOf
 from .replay.balance import Untold, dry_run, kept, learn_yield, tell
 from .state.kept_state import KeptState
 from .view import checks
@@ -27,7 +27,7 @@ from .view.conversions import Unknown
 from .view.effects import POSITIONS
 from .view.folds import seen_of
 from .view.local_view import LocalView, UnknownLocally
-from .within import PASSING_IDS, Within
+from .within import Within
 
 
 class Telling:
@@ -108,9 +108,9 @@ class Telling:
 
     def _ask(self, item: Prepared) -> tuple[Any] | None:
         """What the manager tells the block now; None where it cannot be asked."""
-        clock, ids = self._outbox.clock, count(PASSING_IDS)
+        clock = self._outbox.clock
         columns = item.operation.schema_table_column()
-        as_of = AsOf(columns, item.notes, clock.now(), clock, lambda *_: next(ids))
+        as_of = AsOf(columns, item.notes, clock.now(), clock, lambda *_: None, passing=count(PASSING_IDS))
         old = None
         with suppress(UnknownLocally):
             old = self._local_balance(item.session)

@@ -18,7 +18,7 @@ from .host import AWAY, Host
 from .ids.id_reserve import IdColumn
 from .keeper import Keeper
 from .preparing import Prepared
-from .replay.asof import AsOf
+from .replay.asof import PASSING_IDS, AsOf
 from .replay.balance import rolled_back
 from .replay.frozen_clock import frozen
 from .replay.replay import CallFailed
@@ -27,9 +27,6 @@ from .signatures import invoke
 from .state.kept_state import KeptState
 from .view.folds import fold, seen_of
 from .view.local_view import LocalView
-
-# For rows that are rolled back: the sequences stay untouched.
-PASSING_IDS = 2_000_000_000
 
 
 class Within:
@@ -83,8 +80,9 @@ class Within:
                     item.notes,
                     _captured_at(item),
                     self._clock,
-                    SideIds(item.notes.get("side"), lambda *_: next(ids)),
+                    SideIds(item.notes.get("side"), lambda *_: None),
                     call=[item.bound, item.defaults],
+                    passing=ids,
                 )
                 self._make(item, sets(self._host.replica(session_id=item.session, doubles=True), as_of))
             replica = sets(self._host.replica(session_id=session, doubles=True))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Column, Connection, Insert, Table
+from sqlalchemy import Column, Connection, Insert, Integer, SmallInteger, Table
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.orm import Session
 
@@ -29,6 +29,10 @@ _ONE_ROW = re.compile(_INSERT.pattern + r"\s*\((?P<columns>[^()]*)\)\s*VALUES\s*
 _QUOTED_OR_PAREN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|[()]""")
 
 
+# Where ids of rows begin that are rolled back.
+PASSING_IDS = 2_000_000_000
+
+
 class AsOf:
     """The hooks of one replay."""
 
@@ -41,15 +45,17 @@ class AsOf:
         take_id: Callable[..., Any],
         *,
         call: Any = None,
+        passing: Iterator[int] | None = None,
     ) -> None:
         """`creates`: the column of the id in `notes`; `captured_at` is aware; the replay begins now.
 
         `take_id(schema, table, column)` gives ids to further rows; None lets PostgreSQL do that.  Times among the
-        arguments in `call` are never taken for those of the clock.
+        arguments in `call` are never taken for those of the clock.  `passing`: integer ids for rows that are rolled
+        back, so that sequences stay untouched.
         """
         self._creates = IdColumn.of(creates)
         self._captured_at, self._clock, self._began_at = captured_at.astimezone(UTC), clock, clock.now()
-        self._take_id = take_id
+        self._take_id, self._passing = take_id, passing
         # The id that the caller has, until a row has it; a rollback gives it back.
         self.id_left = notes.get("id")
         self._times = True
@@ -121,6 +127,8 @@ class AsOf:
             id_, self.id_left = self.id_left, None
         else:
             id_ = self._take_id(self._schemas.get(table.schema, table.schema), table.name, column.name)
+        if id_ is None and self._passing is not None and _takes_any_integer(column):
+            id_ = next(self._passing)
         return _as_column_has_it(column, id_)
 
     def _fetch_id(self, table: Table, column: Column[Any]) -> Any:
@@ -232,6 +240,10 @@ def _ends_at(statement: str, start: int) -> bool:
 
 def _quoted(*names: str | None) -> str:
     return ".".join('"' + name.replace('"', '""') + '"' for name in names if name is not None)
+
+
+def _takes_any_integer(column: Column[Any]) -> bool:
+    return isinstance(column.type, Integer) and not isinstance(column.type, SmallInteger)
 
 
 def _as_column_has_it(column: Column[Any], id_: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from decimal import Decimal
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy import SmallInteger, String, Uuid, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from outbox.integrations.durable import TRADING_OPERATIONS, CallFailed, ManagerRead
 from outbox.testing import PostgresServer
@@ -170,6 +171,55 @@ class Numbered(SmallManager):
     def symbols(self) -> list[str]:
         with self.session_factory() as session:
             return [*session.scalars(select(Trade.symbol).order_by(Trade.id))]
+
+
+class Aside(DeclarativeBase):
+    """Tables beside those of `Base`."""
+
+
+class Audit(Aside):
+    __tablename__ = "audits"
+    id: Mapped[uuid.UUID] = mapped_column(Uuid, primary_key=True, default=uuid.uuid4)
+
+
+class Tag(Aside):
+    __tablename__ = "tags"
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+
+
+class Note(Aside):
+    __tablename__ = "notes"
+    id: Mapped[str] = mapped_column(String(6), primary_key=True, default=lambda: uuid.uuid4().hex[:6])
+
+
+class Line(Aside):
+    __tablename__ = "lines"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class WritesAside(SmallManager):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        Aside.metadata.create_all(self.engine)
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        with self.session_factory.begin() as session:
+            session.add_all([Audit(), Tag(), Note(), Line()])
+        return super().log_trade(symbol, note)
+
+
+def test_read_in_a_block_gives_ids_of_every_type(postgres_url: str, outbox_dir: Path) -> None:
+    operations = (*TRADING_OPERATIONS, ManagerRead("count_trades", keep_last=True))
+    with scene(postgres_url, outbox_dir, WritesAside, operations) as here:
+        here.relay.start()
+        here.manager.create_trading_session("s", 100)
+        with here.manager.atomic_balance_update(1, "trade"):
+            for number in range(3):
+                here.manager.log_trade("a")
+                assert here.manager.count_trades() == 1 + number
+        assert here.drain()
+        # Reads take nothing from the sequence of a table whose ids nobody is told.
+        assert here.rows("SELECT id FROM lines ORDER BY id") == [(1,), (2,), (3,)]
 
 
 @pytest.mark.parametrize("declared", ["count_trades", "count_trades_quietly"])
