@@ -65,11 +65,8 @@ class Prepared:
     ready: Any = None
     # When the call was made; None for now.
     at: datetime | None = None
-
-    @property
-    def told(self) -> Any:
-        """What the call returns where nobody waits for PostgreSQL."""
-        return self.operation.answer_to(self.bound, self.notes)
+    # What the call returns where nobody waits for PostgreSQL.
+    told: Any = None
 
 
 class Preparing:
@@ -217,6 +214,8 @@ class Preparing:
         self._note_balance(operation, bound, notes)
         self._note_side_ids(operation, bound, notes)
         item.notes = notes
+        # Before anything is stored: it may run code of the host, whose error must not put a durable call in doubt.
+        item.told = operation.answer_to(bound, notes)
         return item
 
     def _id_notes(self, operation: ManagerOperation, bound: Mapping[str, Any], *, final: bool) -> dict[str, Any]:

@@ -52,3 +52,10 @@ def test_text_of_a_dict_has_its_keys_in_order(is_up: bool, postgres_url: str, ou
         here.manager.annotate("durable", details, why="w", also="a")
         assert here.drain()
         assert here.rows("SELECT count(DISTINCT note) FROM trades") == [(1,)]
+
+
+def test_answer_that_cannot_be_made_stores_nothing(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Ticketing, OPERATIONS) as here:
+        with pytest.raises(TypeError, match="indices"):
+            here.manager.save_ticket(["no", "ref"])
+        assert here.box.status().pending == 0
