@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
@@ -27,6 +28,8 @@ class WaitingWrites:
         # The last call of each operation among those from `_seen_from` on.
         self._last: dict[str, int] = {}
         self._seen_from = outbox.store.figures().counters.next_seq
+        # A look at earlier calls must not set a later one back.
+        self._lock = threading.Lock()
         if self._operations:
             for record in outbox.store.records("pending"):
                 if record.operation in self._operations:
@@ -36,7 +39,8 @@ class WaitingWrites:
         """A call of an operation was recorded; calls come one after the other."""
         if operation not in self._operations:
             return
-        self._last[operation] = seq
+        with self._lock:
+            self._last[operation] = seq
         seqs = self._seqs.setdefault(operation, [])
         if len(seqs) >= self._most[operation]:
             seqs = self._seqs[operation] = [one for one in seqs if self._outbox.store.is_pending(one)]
@@ -64,7 +68,8 @@ class WaitingWrites:
         if seq + 1 < self._seen_from:
             for record in self._outbox.store.records("ledger", "pending", first=seq + 1):
                 if record.operation in self._operations and record.status is not EntryStatus.FAILED:
-                    self._last[record.operation] = max(record.seq, self._last.get(record.operation, 0))
+                    with self._lock:
+                        self._last[record.operation] = max(record.seq, self._last.get(record.operation, 0))
             self._seen_from = seq + 1
         later = ((operation, last) for operation, last in tuple(self._last.items()) if last > seq)
         return next((one for one in later if self._may_change(one[0], read)), None)
