@@ -7,6 +7,7 @@ stays, and while PostgreSQL is away a copy of the local view does.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Any
 
@@ -24,7 +25,7 @@ from .replay.frozen_clock import frozen
 from .replay.replay import CallFailed
 from .replay.witness import SideIds
 from .signatures import invoke
-from .state.kept_state import KeptState
+from .state.kept_state import Changes, KeptState
 from .view.folds import fold, seen_of
 from .view.local_view import LocalView
 
@@ -72,7 +73,7 @@ class Within:
 
         Raises what the manager raises, and `CallFailed` where it refuses one of the calls, which its block is to hear.
         """
-        ids = count(PASSING_IDS)
+        ids, changes = count(PASSING_IDS), list[Changes]()
         with own_statements(), rolled_back(self._host.undoubled()) as sets:
             for item in calls:
                 as_of = AsOf(
@@ -84,29 +85,40 @@ class Within:
                     call=[item.bound, item.defaults],
                     passing=ids,
                 )
-                self._make(item, sets(self._host.replica(session_id=item.session, doubles=True), as_of))
+                copy = sets(self._host.replica(session_id=item.session, doubles=True), as_of)
+                changes.append(self._make(item, copy, changes))
             replica = sets(self._host.replica(session_id=session, doubles=True))
-            KeptState(replica)
+            _follow(KeptState(replica), changes)
             return getattr(replica, name)(*args, **kwargs)
 
-    def _make(self, item: Prepared, replica: Any) -> None:
+    def _make(self, item: Prepared, replica: Any, earlier: Iterable[Changes]) -> Changes:
+        """Make a call behind those that changed `replica` by `earlier`; what it changes that the manager has not."""
         kept, state = KeptState(replica), item.notes.get("state")
         if state is not None:
-            kept.restore(state)
+            kept.restore(state, item.foreseen)
+        _follow(kept, earlier)
         method, call = getattr(replica, item.operation.name), item.defaults | item.bound
         try:
-            with frozen(_captured_at(item), replica):
-                if not item.operation.context:
-                    invoke(method, call)
-                    return
-                with invoke(method, call):
-                    pass
+            with frozen(_captured_at(item), replica), _called(item, method, call):
+                pass
         except AWAY:
             raise
         except Exception as exc:
             raise CallFailed(
                 f"{item.operation.name} of the same balance block is refused: {exc}", hint="nothing of it was written"
             ) from exc
+        return kept.later_changes().without(item.foreseen)
+
+
+def _called(item: Prepared, method: Any, call: dict[str, Any]) -> AbstractContextManager[Any]:
+    """A call as a block, which is empty where its method is a plain one."""
+    answer: Any = invoke(method, call)
+    return answer if item.operation.context else nullcontext(answer)
+
+
+def _follow(kept: KeptState, earlier: Iterable[Changes]) -> None:
+    for changes in earlier:
+        kept.follow(changes)
 
 
 def _captured_at(item: Prepared) -> Any:

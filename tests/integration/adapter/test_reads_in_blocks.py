@@ -238,9 +238,22 @@ def test_read_in_a_block_writes_nothing(declared: str, postgres_url: str, outbox
         assert here.rows("SELECT symbol FROM trades") == [("before",)]
 
 
-def test_read_in_a_block_sees_the_numbers_that_rows_will_have(postgres_url: str, outbox_dir: Path) -> None:
+class NumberedBehind(Numbered):
+    """Counts behind the write, and not for certain, so that only the delivery does."""
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        id_ = SmallManager.log_trade(self, f"{symbol} {self.number + 1}", note)
+        if symbol:
+            self.number += 1
+        return id_
+
+
+@pytest.mark.parametrize("kind", [Numbered, NumberedBehind])
+def test_read_in_a_block_sees_the_numbers_that_rows_will_have(
+    kind: type[Numbered], postgres_url: str, outbox_dir: Path
+) -> None:
     operations = (*TRADING_OPERATIONS, ManagerRead("symbols", keep_last=True))
-    with scene(postgres_url, outbox_dir, Numbered, operations) as here:
+    with scene(postgres_url, outbox_dir, kind, operations) as here:
         here.relay.start()
         here.manager.create_trading_session("s", 100)
         with here.manager.atomic_balance_update(1, "trade"):
