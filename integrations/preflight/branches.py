@@ -24,7 +24,7 @@ def by_value(operation: ManagerOperation, evidence: Evidence) -> str | None:
     found: dict[str, None] = {}
     for function in evidence.code.functions(operation.name):
         code, facts = function.__code__, facts_of(function)
-        given = {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]}
+        given = {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]} - {facts.myself}
         # Also what is made of arguments alone: `amount = Decimal(pnl)`.
         given |= {name for name, value in facts.locals.items() if (used := _variables(value)) and used <= given}
         found |= dict.fromkeys(_comparisons(facts, given))

@@ -672,7 +672,7 @@ class DecidesByAmounts(Sound):
             session.add(trade)
             if price is not None and price >= Decimal("99.5"):
                 trade.symbol = "dear"
-            if len(symbol) > 8 or trade.id > 3:
+            if len(symbol) > 8 or trade.id > 3 or len(self.cache) > 5:
                 trade.symbol = "long"
         return trade.id
 
