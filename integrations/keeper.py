@@ -22,6 +22,7 @@ from .host import Host
 from .ids.id_reserves import IdReserves
 from .manager_connection import engine_of
 from .operations import ManagerOperation, call_of, notes_of
+from .preflight import branches
 from .repeated import Repeated
 from .replay.balance import rolled_back
 from .replay.witness import Look, Witness
@@ -69,6 +70,10 @@ class Keeper:
         self.view.otherwise = NO_SESSIONS if is_sessionless(host, calls.values(), reads) else None
         self.view.learning.forms.declare(calls.values())
         self.view.learning.forms.met = partial(host.enums.learn, outbox)
+        if host.manager_class is not None:
+            self._decide_by(host.manager_class)
+        else:
+            host.when_built(lambda manager: self._decide_by(type(manager)))
         # Held while a call is made durable and folded, so that both happen in the same order.
         self.order = OrderLock()
         self._checkpointed = 0
@@ -86,6 +91,11 @@ class Keeper:
         # Sessions of which PostgreSQL has refused something that the view has folded.
         self._doubtful: set[int] = set()
         self._restore(carried_over)
+
+    def _decide_by(self, cls: type) -> None:
+        found = {call.name: tuple(branches.of(call, cls).decisions.values()) for call in self._calls.values()}
+        with self.view.lock:
+            self.view.learning.decide_by(found)
 
     def _restore(self, carried_over: bytes | None) -> None:
         learned, stored = self._outbox.store.get_meta(KEPT_UNDER), self._outbox.store.get_meta(_META)

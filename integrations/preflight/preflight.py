@@ -292,7 +292,7 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
         return MethodFit(name, Kind.REFUSED, "; ".join(reasons), "; ".join(warnings))
     notes = ["best effort"] if operation.best_effort else []
     notes += [f"ids of {'.'.join(column)}"] if column is not None else []
-    decides = branches.by_value(operation, evidence)
+    decides = branches.of(operation, evidence.cls).note
     notes += [] if decides is None else [decides]
     notes += [] if evidence.code.is_read(name) else ["not read: its source is not available"]
     return MethodFit(name, Kind.DURABLE, ", ".join(notes), "; ".join(warnings))

@@ -15,6 +15,7 @@ from ..view.effects import Seen
 from ..view.learned import Learning
 from ..view.learning import Space, evaluate
 from ..view.local_view import UnknownLocally
+from ..view.reads import MISSING
 from . import sessions
 from .asof import AsOf
 from .replay_session import ReplaySession, Watch, listen_to
@@ -47,7 +48,11 @@ def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) 
     known = learning.yields.get(seen.operation.name)
     if known is None or known["shape"] != shape:
         learning.version += 1
-        known = learning.yields[seen.operation.name] = {"shape": shape, "keys": {}}
+        known = learning.yields[seen.operation.name] = {"shape": shape, "keys": {}, "values": []}
+    seen_with = set(known.get("values", ()))
+    if not seen_with.issuperset(seen.outcomes):
+        learning.version += 1
+        known["values"] = sorted(seen_with.union(seen.outcomes))
     for key, value in values.items():
         space = known["keys"].setdefault(key, Space())
         if old is None and is_number(value):
@@ -66,16 +71,24 @@ def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "", *, 
     known = learning.yields.get(name)
     if known is None:
         return Untold(f"{name} was never seen while PostgreSQL was up", {})
+    new = [one for one in seen.outcomes if one not in known.get("values", seen.outcomes)]
+    only_texts = not any(seen.outcomes[one].changes_amounts for one in new)
     values: dict[str, Any] = {}
+    sources = _sources(seen, old, exactly=False)
     for key, space in known["keys"].items():
+        value = MISSING
         try:
-            values[key] = space.predict(_sources(seen, old, exactly=False))
+            value = space.predict(sources)
         except Unknown as exc:
-            total = None if asked else _total(space, _sources(seen, old, exactly=False))
+            total = None if asked else _total(space, sources)
             if total is None:
                 why = why or f"{name}: {exc}"
             else:
-                values[key] = total
+                value = total
+        if new and value is not MISSING and not (only_texts and is_number(value)):
+            value, why = MISSING, why or f"{name} was never seen with {', '.join(new)}"
+        if value is not MISSING:
+            values[key] = value
     made = put_together(known["shape"], values) if len(values) == len(known["keys"]) else None
     return Untold(why or f"{name} yields a {known['shape'][-1]}", values) if made is None else made[0]
 

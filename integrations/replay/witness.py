@@ -232,7 +232,8 @@ class _Watched:
         tables = {**shown, RESOLVED: {id_: row for id_, row in hidden.items() if id_ not in open_}}
         written = {amount for _, amount in self._amounts if amount is not None}
         call = self._operation.standard(call_of(self._entry))
-        return Seen(self._operation, call, notes, tables, written, self._forms)
+        decisions = self._view.learning.decisions.get(self._operation.name, ())
+        return Seen(self._operation, call, notes, tables, written, self._forms, decisions)
 
     def look_after(self) -> None:
         """See the session as it is after the call, and learn."""

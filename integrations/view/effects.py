@@ -20,6 +20,7 @@ from .learning import DECISIVE, Space, is_id, predict_row
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
+    from .decisions import Decision
     from .row_forms import RowForms
 
 Row = dict[str, Any]
@@ -126,6 +127,8 @@ class Seen:
     written: Collection[Decimal] = ()
     # How the manager shows rows; None where each has an `id`.
     forms: RowForms | None = None
+    # Comparisons by which the manager's method decides.
+    decisions: Collection[Decision] = ()
     # table -> the ids of its rows that the call names, once asked for.
     _named: dict[str, list[Any]] = field(default_factory=dict, init=False)
 
@@ -190,7 +193,17 @@ class Seen:
         for id_ in self.named(POSITIONS):
             side = self.tables[POSITIONS][id_].get("side")
             found["of"] = None if side is None else str(_decisive("side", side))
-        return [*(f"{name}={text}" for name, text in found.items() if text is not None), *self.ends]
+        values = [f"{name}={text}" for name, text in found.items() if text is not None]
+        return [*values, *self.outcomes, *self.ends]
+
+    @cached_property
+    def outcomes(self) -> dict[str, Decision]:
+        """What comes out of the comparisons by which the method decides, of those that can be told."""
+        if not self.decisions:
+            return {}
+        rows = [self.tables[table][id_] for table in (POSITIONS, ORDERS) for id_ in self.named(table)[:1]]
+        found = ((one.outcome(self.call, rows), one) for one in self.decisions)
+        return {outcome: one for outcome, one in found if outcome is not None}
 
     @cached_property
     def shape(self) -> str:
@@ -282,17 +295,17 @@ class Prediction:
     doubts: dict[tuple[str, Any, str], str] = field(default_factory=dict)
 
 
-def predict(effect: Effect | None, seen: Seen) -> Prediction:
-    """What a call will have done, as far as that is learned."""
+def predict(effect: Effect | None, seen: Seen, new: Collection[str] = ()) -> Prediction:
+    """What a call will have done, as far as that is learned; `new`: those of its values that were never seen."""
     found = Prediction()
     if not seen.touches_rows:
         return found
     name = seen.operation.name
     news = seen.given - effect.given if effect is not None else set()
     given = ", ".join(sorted(one[:-1] for one in news if one.endswith("+")))
-    values = f" with {', '.join(seen.values)}" if seen.values else ""
-    why = f"{name} was never seen"
-    why += values if effect is None else f" with {given or 'so few arguments'}"
+    values = f" with {', '.join(new or seen.values)}" if seen.values else ""
+    never = f"{name} was never seen"
+    why = f"{never}{values}" if effect is None else f"{never} with {given or 'so few arguments'}"
     strange = effect is None or bool(news)
     for table in _tables_of(effect, seen):
         for id_ in seen.named(table):
@@ -307,6 +320,10 @@ def predict(effect: Effect | None, seen: Seen) -> Prediction:
             _predict_made(found, effect, seen, table, why if strange else "")
         elif strange and _may_make(seen, table):
             found.doubts[table, None, "*"] = why
+    counters = {key for value in new if value in seen.outcomes for key in seen.outcomes[value].sets or ()}
+    found.doubts |= {
+        (table, id_, key): f"{never}{values}" for table, id_, row in found.rows for key in counters & row.keys()
+    }
     return found
 
 

@@ -23,7 +23,9 @@ def seen_of(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any
     """A call beside the rows of its session, as effects are learned and predicted; `call` has the manager's names."""
     session = view.sessions.get(notes.get("session"))  # type: ignore[arg-type]
     tables = {} if session is None else session["tables"]
-    return Seen(operation, operation.standard(call), notes, tables, forms=view.learning.forms)
+    learning = view.learning
+    decisions = learning.decisions.get(operation.name, ())
+    return Seen(operation, operation.standard(call), notes, tables, forms=learning.forms, decisions=decisions)
 
 
 def fold(view: LocalView, seen: Seen) -> bool:
@@ -44,7 +46,8 @@ def fold(view: LocalView, seen: Seen) -> bool:
     if operation.session is Session.ENDS:
         session["active"] = False
     sure = _change_balance(view, session_id, seen)
-    return _apply(view, session_id, predict(view.learning.effect(seen), seen), seen) and sure
+    change = predict(view.learning.effect(seen), seen, view.learning.new_values(seen))
+    return _apply(view, session_id, change, seen) and sure
 
 
 def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
@@ -65,8 +68,7 @@ def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
 
 def _change_balance(view: LocalView, session_id: int, seen: Seen) -> bool:
     operation, session = seen.operation, view.sessions[session_id]
-    effect = view.learning.effect(seen)
-    learned = None if effect is None else effect.balance
+    learned = view.learning.is_balance_as_declared(seen)
     doubts = session["doubts"]
     if operation.balance is None:
         if learned is False:
@@ -80,7 +82,9 @@ def _change_balance(view: LocalView, session_id: int, seen: Seen) -> bool:
         before = None if doubted else session["balance"]
         session["balance"] = view.learning.balance_after(operation, before, seen.amount)
         if not learned:
-            raise Unknown("it was never seen" if learned is None else "the manager made another balance of it")
+            new = " and ".join(view.learning.new_values(seen))
+            never = f"it was never seen{' with ' if new else ''}{new}"
+            raise Unknown(never if learned is None else "the manager made another balance of it")
     except Unknown as exc:
         doubts.setdefault(("balance", None, "*"), f"{operation.name}: {exc}")
         return False

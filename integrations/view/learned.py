@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from .row_order import RowOrders
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
+    from .decisions import Decision
 
 _OBSERVED_AT_LEAST, _OBSERVED_AT_MOST = 3, 60
 
@@ -50,6 +51,13 @@ class Learning:
         self.forms = RowForms()
         # "operation: limit" -> the class of the refusal, or None where the manager was seen to accept.
         self.limits: dict[str, str | None] = {}
+        # operation -> the comparisons by which its method decides; of the code, and not stored.
+        self.decisions: Mapping[str, Collection[Decision]] = {}
+
+    def decide_by(self, decisions: Mapping[str, Collection[Decision]]) -> None:
+        """Tell calls apart by these comparisons from now on."""
+        self.version += 1
+        self.decisions = decisions
 
     def effect(self, seen: Seen) -> Effect | None:
         """What was learned of such calls; of a combination of values that is new, by the others of its shape."""
@@ -58,7 +66,8 @@ class Learning:
             return own
         if own is None and seen.ends and (other := self._of_more_or_less(seen)) is not None:
             return other
-        known = shape is not None and shape.count and (shape.values or set()).issuperset(seen.values)
+        new = [seen.outcomes.get(value) for value in self.new_values(seen)]
+        known = shape is not None and shape.count and all(one is not None and one.only_counts for one in new)
         return shape if known else own
 
     def _of_more_or_less(self, seen: Seen) -> Effect | None:
@@ -77,6 +86,19 @@ class Learning:
     def of_shape(self, seen: Seen) -> Effect | None:
         """What was learned of such calls, whatever the values of their arguments."""
         return self.shapes.get(seen.shape)
+
+    def new_values(self, seen: Seen) -> list[str]:
+        """Those of a call's values that no call of its shape was seen with."""
+        shape = self.of_shape(seen)
+        return [] if shape is None else [one for one in seen.values if one not in (shape.values or ())]
+
+    def is_balance_as_declared(self, seen: Seen) -> bool | None:
+        """Whether such calls made of the balance what is declared; None where none was seen."""
+        effect = self.effect(seen)
+        if effect is None:
+            new = [seen.outcomes.get(value) for value in self.new_values(seen)]
+            effect = self.of_shape(seen) if all(one is not None and not one.changes_amounts for one in new) else None
+        return None if effect is None else effect.balance
 
     def _effects(self, seen: Seen) -> tuple[Effect, Effect]:
         """Where to learn of such calls."""

@@ -674,6 +674,8 @@ class DecidesByAmounts(Sound):
                 trade.symbol = "dear"
             if len(symbol) > 8 or trade.id > 3 or len(self.cache) > 5:
                 trade.symbol = "long"
+            if amount > len(self.cache):
+                trade.symbol = "more"
         return trade.id
 
     def log_event(self, message: str, level: int = 0) -> None:

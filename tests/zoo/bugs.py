@@ -592,6 +592,20 @@ BUGS = (
         ("tests/unit/test_local_view.py",),
     ),
     Bug(
+        "adapter: the view answers by a branch that the manager does not take",
+        "integrations/view/effects.py",
+        "        return [*values, *self.outcomes, *self.ends]",
+        "        return [*values, *self.ends]",
+        ("tests/integration/adapter/test_thresholds.py",),
+    ),
+    Bug(
+        "adapter: a block is told of a branch that was never taken",
+        "integrations/replay/balance.py",
+        "        if new and value is not MISSING and not (only_texts and is_number(value)):",
+        "        if False:",
+        ("tests/integration/adapter/test_thresholds.py",),
+    ),
+    Bug(
         "adapter: a block is told in other types than the manager's",
         "integrations/view/conversions.py",
         "    if type(one) is not type(other):",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from outbox.integrations.durable import TRADING_OPERATIONS, bind
 from outbox.integrations.view.local_view import UnknownLocally
 from tests.unit.fakes.waiting import LONG, until
 
-from .small import Scene, scene
+from .small import Scene, SmallManager, scene
 
 
 class Base(DeclarativeBase):
@@ -39,6 +41,7 @@ class Cents(TypeDecorator[Decimal]):
 class Desk(Base):
     __tablename__ = "trading_sessions"
     id: Any = Column(Integer, primary_key=True)
+    cheap: Any = Column(Integer, default=0)
 
 
 class Lot(Base):
@@ -140,6 +143,83 @@ class MergingManager(BookManager):
     merges = True
 
 
+BIG, DEAR = Decimal(10), frozenset({"BTC", "ETH"})
+
+
+def tier_of(amount: Any) -> float:
+    return 2.5 if Decimal(str(amount)) > BIG else 0.5
+
+
+class DecidingManager(BookManager):
+    """Each method decides by what a call says in another way."""
+
+    LIMIT = 10
+
+    def log_position(self, symbol: str, size: Any, score: Any = None, paid: Any = None) -> int:
+        return super().log_position(symbol, size, self.scored(symbol, size), paid)
+
+    def scored(self, symbol: str, size: Any) -> float:
+        raise NotImplementedError
+
+    def update_position(self, position_id: int, price: Any) -> bool:
+        """A stop that trails the price."""
+        with self.session_factory.begin() as session:
+            lot = session.get_one(Lot, position_id)
+            if lot.score is None or price > lot.score:
+                lot.score = price
+        return True
+
+
+class ByNumber(DecidingManager):
+    def scored(self, symbol: str, size: Any) -> float:
+        return 2.5 if size > 10 else 0.5
+
+
+class Counting(ByNumber):
+    def update_position(self, position_id: int, price: Any) -> bool:
+        with self.session_factory.begin() as session:
+            if price < 1:
+                session.get_one(Desk, self._current_session_id).cheap += 1
+            session.get_one(Lot, position_id).score = price
+        return True
+
+
+class ByConstant(DecidingManager):
+    def scored(self, symbol: str, size: Any) -> float:
+        amount = Decimal(size)
+        if not amount > self.LIMIT:
+            return 0.5
+        return 2.5
+
+
+class ByFunction(DecidingManager):
+    def scored(self, symbol: str, size: Any) -> float:
+        return tier_of(size)
+
+
+class ByCap(DecidingManager):
+    def scored(self, symbol: str, size: Any) -> float:
+        return min(float(size), 10.0)
+
+
+class ByName(DecidingManager):
+    def scored(self, symbol: str, size: Any) -> float:
+        return 2.5 if symbol.upper() in DEAR else 0.5
+
+
+class ByMatch(DecidingManager):
+    def scored(self, symbol: str, size: Any) -> float:
+        match symbol:
+            case "ETH":
+                return 2.5
+        return 0.5
+
+
+class ByTruth(DecidingManager):
+    def scored(self, symbol: str, size: Any) -> float:
+        return 0.5 if size else 2.5
+
+
 @pytest.fixture
 def book(request: pytest.FixtureRequest, postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
     """Nothing is delivered until `drain`, as in an outage."""
@@ -202,6 +282,61 @@ def test_trade_of_a_part_is_another_kind_of_call(book: Scene) -> None:
         book.manager.get_active_positions()
 
 
+@pytest.mark.parametrize(
+    ("book", "seen", "beyond", "named"),
+    [
+        (ByNumber, ("A", 4), ("A", 12), "size > 10 for size: True"),
+        (ByNumber, ("A", 12), ("A", 4), "size > 10 for size: False"),
+        (ByConstant, ("A", 4), ("A", 12), "amount > self.LIMIT for size: True"),
+        (ByFunction, ("A", 4), ("A", 12), "Decimal(str(amount)) > BIG for size: True"),
+        (ByCap, ("A", 4), ("A", 12), "min(float(size), 10.0) for size: 1"),
+        (ByName, ("A", 4), ("eth", 4), "symbol.upper() in DEAR for symbol: True"),
+        (ByMatch, ("A", 4), ("ETH", 4), "symbol == 'ETH' for symbol: True"),
+        (ByTruth, ("A", 4), ("A", 0), "size for size: False"),
+    ],
+    indirect=["book"],
+)
+def test_branch_not_yet_taken_is_not_answered(
+    book: Scene, seen: tuple[str, int], beyond: tuple[str, int], named: str
+) -> None:
+    for _ in range(3):
+        deliver(book, lambda: book.manager.log_position(seen[0], Decimal(seen[1])))
+    # Of the kind that was seen, with other values.
+    book.manager.log_position("B", Decimal(seen[1] + 1))
+    here = book.manager.get_active_positions()
+    book.manager.log_position(beyond[0], Decimal(beyond[1]))
+    with pytest.raises(UnknownLocally, match=f"with {re.escape(named)}\\)"):
+        book.manager.get_active_positions()
+    book.drain()
+    assert here == book.manager._host.built.get_active_positions()[:-1]
+    deliver(book, lambda: book.manager.log_position(beyond[0], Decimal(beyond[1])))
+    book.manager.log_position(beyond[0], Decimal(beyond[1]))
+    book.manager.log_position(seen[0], Decimal(seen[1]))
+    here = book.manager.get_active_positions()
+    book.drain()
+    assert here == book.manager._host.built.get_active_positions()
+
+
+@pytest.mark.parametrize("book", [ByNumber], indirect=True)
+def test_comparison_with_the_row_that_is_named_decides(book: Scene) -> None:
+    deliver(book, *[lambda: book.manager.log_position("A", Decimal(4))] * 3)
+    lot = book.manager.get_active_positions()[0]["id"]
+    deliver(book, *(lambda price=price: book.manager.update_position(lot, price) for price in (1.5, 2.5)))
+    book.manager.update_position(lot, 4.5)
+    assert [row["score"] for row in book.manager.get_active_positions()] == [4.5, 0.5, 0.5]
+    book.manager.update_position(lot, 3.5)
+    with pytest.raises(UnknownLocally, match="update_position was never seen with price > lot.score: False"):
+        book.manager.get_active_positions()
+    book.drain()
+    assert [row["score"] for row in book.manager.get_active_positions()] == [4.5, 0.5, 0.5]
+    book.manager.update_position(lot, 3.75)
+    book.manager.update_position(lot, 5.5)
+    here = book.manager.get_active_positions()
+    book.drain()
+    assert here == book.manager._host.built.get_active_positions()
+    assert [row["score"] for row in here] == [5.5, 0.5, 0.5]
+
+
 @pytest.mark.parametrize("book", [BookManager], indirect=True)
 @pytest.mark.parametrize(
     ("column", "known", "new", "kept"),
@@ -225,6 +360,68 @@ def test_rounding_is_that_of_the_amounts_own_column(
     assert here == kept
     book.drain()
     assert [row[column] for row in book.manager._host.built.get_active_positions()] == kept
+
+
+@pytest.mark.parametrize("book", [Counting], indirect=True)
+def test_branch_that_only_counts_hides_no_row(book: Scene) -> None:
+    deliver(book, *[lambda: book.manager.log_position("A", Decimal(4))] * 3)
+    lot = book.manager.get_active_positions()[0]["id"]
+    deliver(book, *(lambda price=price: book.manager.update_position(lot, price) for price in (1.5, 2.5)))
+    book.manager.update_position(lot, 0.5)
+    here = book.manager.get_active_positions()
+    book.drain()
+    assert here == book.manager._host.built.get_active_positions()
+    assert here[0]["score"] == 0.5
+
+
+class Graded(SmallManager):
+    """A block is told how large its change is; a large one costs a fee."""
+
+    @contextmanager
+    def atomic_balance_update(
+        self, balance_change: Any, reason: str, session_id: int | None = None, correlation_id: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        fee = Decimal(1) if abs(balance_change) >= 1000 else Decimal(0)
+        with super().atomic_balance_update(balance_change - fee, reason, session_id, correlation_id) as told:
+            yield {**told, "grade": "loss" if balance_change < 0 else "profit"}
+
+
+@pytest.fixture
+def graded(postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
+    with scene(postgres_url, outbox_dir, Graded, write_behind=True, wait_s=0.02) as book:
+        book.manager.create_trading_session("momentum", initial_balance=Decimal(0))
+        for change in (Decimal(5), Decimal(7)):
+            with book.manager.atomic_balance_update(change, "seen"):
+                pass
+            assert book.drain()
+        book.manager.log_trade("A")  # so that the manager cannot be asked
+        yield book
+
+
+def test_block_of_a_branch_not_yet_taken_knows_its_amounts(graded: Scene) -> None:
+    """What chooses between texts changes none."""
+    with graded.manager.atomic_balance_update(Decimal(9), "seen") as told:
+        assert (told["grade"], told["new_balance"]) == ("profit", Decimal(21))
+    with graded.manager.atomic_balance_update(Decimal(-2), "new") as told:
+        with pytest.raises(UnknownLocally, match="was never seen with balance_change < 0: True"):
+            told["grade"]
+        assert told["new_balance"] == Decimal(19)
+    assert graded.manager.get_current_balance() == Decimal(19)
+    assert graded.drain()
+    assert graded.manager._host.built.get_current_balance() == Decimal(19)
+
+
+def test_block_of_a_branch_that_changes_amounts_is_not_told(graded: Scene) -> None:
+    with (
+        graded.manager.atomic_balance_update(Decimal(5000), "new") as told,
+        pytest.raises(UnknownLocally, match="was never seen with .*abs.balance_change. >= 1000: True"),
+    ):
+        told["new_balance"]
+    with pytest.raises(UnknownLocally, match="was never seen with .*abs.balance_change. >= 1000: True"):
+        graded.manager.get_current_balance()
+    assert graded.drain()
+    assert graded.manager.get_current_balance() == Decimal(5011)
+    assert graded.box.status().alarms == {}
 
 
 def test_id_of_another_row_after_a_wait_in_vain_is_an_alarm(postgres_url: str, outbox_dir: Path) -> None:
