@@ -114,8 +114,13 @@ class DurableDatabaseManager:
         """A class to put where a host names `manager_class` itself: same constructor, same signatures.
 
         Its objects can be made while PostgreSQL is away; every other error of the constructor is raised.  `settings`
-        are those of this class's constructor.
+        are those of this class's constructor.  Raises `ConfigError` for what is no class.
         """
+        if not inspect.isclass(manager_class):
+            raise ConfigError(
+                f"DurableDatabaseManager.of takes the manager's class, and got a {type(manager_class).__name__}",
+                hint="for a manager that was made before: DurableDatabaseManager(manager, outbox)",
+            )
         plain: Any = classes.stood_for(manager_class) or manager_class
 
         @functools.wraps(plain.__init__)

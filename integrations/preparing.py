@@ -165,12 +165,11 @@ class Preparing:
         """The trading session of a call: the one it names, that of its position or order, or the current one."""
         call = operation.standard(bound)
         session: int | None = call.get("session_id")
-        for name in ("position_id", "position_db_id"):
-            if session is None and call.get(name) is not None:
-                session = self._view.session_of_position(call[name])
+        current = self._current_session()
+        if session is None and call.get("position_id") is not None:
+            session = self._view.session_of_position(operation, call, current)
         if session is not None:
             return session
-        current = self._current_session()
         if operation.order is Order.UPDATES and operation.position is None:
             session = self._view.session_of_order(call, current)
         if session is None and current is None and operation.names_row:

@@ -21,6 +21,7 @@ from uuid import UUID
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from ...errors import ConfigError
+from ..key_order import in_key_order, key_order
 from .own_locks import own_locks
 
 _SCALARS = (bool, int, float, complex, str, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, type(None))
@@ -78,8 +79,9 @@ class KeptState:
         """
         for name in noted["absent"]:
             vars(self._replica).pop(name, None)
+        orders = noted.get("orders", {})
         for name, value in noted["values"].items():
-            _fill(self._replica, name, value)
+            _fill(self._replica, name, in_key_order(value, orders.get(name)))
         names = (*noted["absent"], *noted["values"])
         self._begin_again(names)
         self._noted = tuple(name for name in names if name not in foreseen)
@@ -148,9 +150,12 @@ class Changes:
         """
         before = {name: change.before for name, change in self.by_name.items()}
         known: dict[str, Any] = {**others, **before}
+        values = {name: _plain(value, operation, name) for name, value in known.items() if value is not _MISSING}
+        orders = {name: order for name, value in values.items() if (order := key_order(value)) is not None}
         return {
             "absent": [name for name, value in before.items() if value is _MISSING],
-            "values": {name: _plain(value, operation, name) for name, value in known.items() if value is not _MISSING},
+            "values": values,
+            **({"orders": orders} if orders else {}),
         }
 
     def still_fit(self, manager: Any) -> bool:
@@ -238,11 +243,13 @@ def _plain(value: Any, operation: str, name: str) -> Any:
         return value
     if type(value) in (list, deque):
         return [_plain(item, operation, name) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+    if isinstance(value, dict) and all(isinstance(key, _SCALARS) for key in value):
         return {key: _plain(item, operation, name) for key, item in value.items()}
-    if isinstance(value, set):
-        return set(value)
-    if not isinstance(value, (tuple, frozenset, dict)) and _is_of_the_host(value) and _is_state(value):
+    if type(value) is tuple:
+        return tuple(_plain(item, operation, name) for item in value)
+    if type(value) in (set, frozenset):
+        return type(value)(_plain(item, operation, name) for item in value)
+    if not isinstance(value, (tuple, set, frozenset, dict)) and _is_of_the_host(value) and _is_state(value):
         return _plain(vars(value), operation, name)
     raise ConfigError(
         f"{operation} changes self.{name} ({type(value).__name__}) before it writes, and that cannot be kept",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Position
 from .conversions import class_name, class_named, number_or_none
-from .effects import POSITIONS, Effect, Seen, shown_id
+from .effects import POSITIONS, Effect, Seen, named_positions
 from .learned import Learning
 from .local_view import LocalView, UnknownLocally
 
@@ -45,11 +45,12 @@ def exceeded(seen: Seen, balance: Decimal | None, effect: Effect | None) -> dict
     position_id = seen.call.get("position_id")
     moves = operation.position in (Position.CLOSES, Position.REDUCES, Position.ENLARGES)
     if moves and position_id is not None and POSITIONS in seen.tables:
-        row = seen.tables[POSITIONS].get(shown_id(seen.tables[POSITIONS], position_id))
-        if row is None:
-            found["position not open"] = f"position_id {position_id} is not open"
-        elif operation.position is Position.REDUCES:
-            found |= _beyond_left(seen, row, effect)
+        rows = seen.tables[POSITIONS]
+        named = named_positions(rows, operation, seen.call)
+        if not named:
+            found["position not open"] = f"{operation.own_name('position_id')} {position_id} is not open"
+        elif operation.position is Position.REDUCES and len(named) == 1:
+            found |= _beyond_left(seen, rows[named[0]], effect)
     return found
 
 

@@ -155,9 +155,11 @@ class Seen:
         if not rows:
             return []
         if table == POSITIONS:
-            position_id = shown_id(rows, self.call.get("position_id"))
-            return [position_id] if self.operation.position is not None and position_id is not None else []
+            return self._positions() if self.operation.position is not None else []
         return named_orders(self.tables, table, self.call, self.key(table), self._names("client_order_id"))
+
+    def _positions(self) -> list[Any]:
+        return named_positions(self.tables.get(POSITIONS, {}), self.operation, self.call)
 
     def key(self, table: str) -> str:
         """The column by which rows of a table are told apart."""
@@ -211,8 +213,7 @@ class Seen:
         parts = [f"in {table}" for table in sorted(self.tables) if table != POSITIONS and self.named(table)]
         position_id = self.call.get("position_id")
         if self.operation.position is None and position_id is not None:
-            is_open = shown_id(self.tables.get(POSITIONS, {}), position_id) is not None
-            parts += ["at an open position" if is_open else "at a position"]
+            parts += ["at an open position" if self._positions() else "at a position"]
         return "|".join((self.operation.name, *parts))
 
     @property
@@ -375,6 +376,18 @@ def _predict_made(found: Prediction, effect: Effect, seen: Seen, table: str, why
 def shown_id(rows: Mapping[Any, Any], id_: Any) -> Any:
     """The id of a row that a call names as the manager shows it: perhaps as text; None where there is no such row."""
     return next((one for one in (id_, str(id_)) if id_ is not None and one in rows), None)
+
+
+def named_positions(rows: Mapping[Any, Row], operation: ManagerOperation, call: Mapping[str, Any]) -> list[Any]:
+    """The ids of the positions that a call names: one by its key, or those with the value in the argument's own column.
+
+    `call` has the standard names of the arguments.
+    """
+    position_id, own = call.get("position_id"), operation.own_name("position_id")
+    id_ = shown_id(rows, position_id)
+    if id_ is not None or position_id is None:
+        return [] if id_ is None else [id_]
+    return [id_ for id_, row in rows.items() if own in row and str(row[own]) == str(position_id)]
 
 
 def named_orders(tables: Tables, table: str, call: Mapping[str, Any], key: str, names: Collection[str]) -> list[Any]:

@@ -13,13 +13,16 @@ from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import OutboxError
 from ...codec import decode_result, encode_result
 from .conversions import Unknown, bare, number_or_none
-from .effects import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, shown_id
+from .effects import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, named_positions
 from .learned import Learning
+
+if TYPE_CHECKING:
+    from ..operations import ManagerOperation
 
 # The session of a manager that has none: of all its calls.  No sequence gives it to another.
 NO_SESSIONS = 0
@@ -271,11 +274,14 @@ class LocalView:
 
     # -- rows by id
 
-    def session_of_position(self, position_id: Any) -> int | None:
-        """The session of an open position, or None where the view does not know it."""
+    def session_of_position(self, operation: ManagerOperation, call: Mapping[str, Any], likely: Any) -> Any:
+        """The session of the open position that a call names, `likely` before others, or None where no view has it."""
         with self.lock:
-            shown = ((id_, session["tables"][POSITIONS]) for id_, session in self.sessions.items())
-            return next((id_ for id_, rows in shown if shown_id(rows, position_id) is not None), None)
+            for id_ in (likely, *(one for one in self.sessions if one != likely)):
+                rows = self.sessions.get(id_, {}).get("tables", {}).get(POSITIONS, {})
+                if named_positions(rows, operation, call):
+                    return id_
+            return None
 
     def session_of_order(self, call: Mapping[str, Any], likely: Any) -> Any:
         """The session of the order that a call names, `likely` before others, or None where no view has it."""
@@ -286,14 +292,6 @@ class LocalView:
                 if any(named_orders(tables, table, call, key, names) for table in (ORDERS, RESOLVED)):
                     return id_
             return None
-
-    def position(self, position_id: Any) -> Row | None:
-        """An open position's row, as far as it is known."""
-        session_id = self.session_of_position(position_id)
-        if session_id is None:
-            return None
-        rows: dict[Any, Row] = self.sessions[session_id]["tables"][POSITIONS]
-        return rows[shown_id(rows, position_id)]
 
 
 def plain(value: Any) -> Any:

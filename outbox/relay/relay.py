@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from ..box import Outbox
-from ..errors import StoreLocked
+from ..errors import ConfigError, StoreLocked
 from ..log import Log
 from ..store.locks import Role, RoleLock
 from ..target import Target
@@ -26,7 +26,16 @@ class Relay:
     """
 
     def __init__(self, box: Outbox, target: Target) -> None:
-        """`box` may be opened or attached.  Settings come from `box.config`, time and randomness from `box.clock`."""
+        """`box` may be opened or attached.  Settings come from `box.config`, time and randomness from `box.clock`.
+
+        Raises `ConfigError` for a target that is none.
+        """
+        if not hasattr(target, "operations"):
+            # Without its value, which may be a URL with a password.
+            raise ConfigError(
+                f"a relay needs a target, and got a {type(target).__name__}",
+                hint="Relay(box, PostgresTarget(url, operations))",
+            )
         self._box, self._target, self._clock = box, target, box.clock
         self._delivery = Delivery(box, target)
         self._role: RoleLock | None = None

@@ -182,7 +182,7 @@ def test_row_whose_id_is_shown_as_text_is_named_by_its_number(view: LocalView) -
     taught(view, "update_position", shown(3.5), position_id=5, size=3.5)
     assert did(view, "update_position", position_id=5, size=4.5)
     assert view.open_positions(1)[0]["size"] == 4.5
-    assert view.session_of_position(5) == 1
+    assert view.session_of_position(BY_NAME["update_position"], {"position_id": 5}, None) == 1
 
 
 def test_first_position_of_a_new_database_is_learned_whole(view: LocalView) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -242,6 +243,39 @@ def test_calls_of_yesterday_are_numbered_as_yesterday(postgres_url: str, outbox_
             ("Mon", 1), ("Mon", 2), ("Tue", 1), ("Tue", 2), ("Tue", 3)
         ]  # fmt: skip
         assert (here.manager.day, here.manager.number) == ("Tue", 3)
+
+
+class FirstIn(SmallManager):
+    """Sells the lot first that was bought first; lots are known by number."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.lots: dict[int, dict[str, Any]] = {}
+        self.last: tuple[str, int] | None = None
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        if note is not None:
+            self.lots[note] = {"symbol": symbol, "at": {"z": 1, "a": 2}}
+            text, self.last = f"bought {note} after {self.last}", (symbol, note)
+        else:
+            number = next(iter(self.lots))
+            text = f"sold {number} {json.dumps(self.lots.pop(number))}"
+        with self.session_factory.begin() as session:
+            session.add(trade := Trade(symbol=symbol, note=text))
+            session.flush()
+            return trade.id
+
+
+def test_dict_by_number_and_tuple_are_kept_as_they_are(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, FirstIn) as here:
+        for number in (30, 20, 10, None, None, None):
+            here.manager.log_trade("A", number)
+        assert here.manager.lots == {}
+        assert here.drain()
+        row = json.dumps({"symbol": "A", "at": {"z": 1, "a": 2}})
+        bought = [f"bought {one} after {last}" for one, last in ((30, None), (20, ("A", 30)), (10, ("A", 20)))]
+        sold = [f"sold {number} {row}" for number in (30, 20, 10)]
+        assert here.rows("SELECT note FROM trades ORDER BY id") == [(one,) for one in bought + sold]
 
 
 def test_attribute_changed_before_and_after_keeps_both(postgres_url: str, outbox_dir: Path) -> None:
