@@ -11,7 +11,7 @@ import builtins
 import copy
 import functools
 import inspect
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
@@ -25,7 +25,9 @@ from .class_code import ClassCode
 from .method_code import Facts, dotted, facts_of, layers, meaning
 
 # How far calls of helpers are followed, and how many of one method.
-_DEEPEST, _LOOKS = 4, 200
+_DEEPEST, _LOOKS = 4, 60
+# The largest expression that is written out: what each line makes of those before it may double with each.
+_LARGEST = 200
 _SHOWN = 3
 _ORDERING = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 _COMPARING = (*_ORDERING, ast.Eq, ast.NotEq, ast.In, ast.NotIn)
@@ -60,6 +62,9 @@ class _Scope:
     facts: Facts
     names: Mapping[str, ast.expr]
     depth: int = 0
+    # What local names were found to stand for, and those that are being looked at.
+    made: dict[str, ast.expr] = field(default_factory=dict)
+    open: set[str] = field(default_factory=set)
 
     @property
     def returned(self) -> ast.expr | None:
@@ -76,8 +81,7 @@ class _Scope:
         if self.depth >= _DEEPEST or any(isinstance(one, ast.Starred) for one in node.args):
             return
         if first == self.facts.myself and rest.isidentifier():
-            has_self = not isinstance(inspect.getattr_static(self.code.cls, rest, None), staticmethod)
-            functions = [(function, int(has_self)) for function in self.code.functions(rest)]
+            functions = [(function, _skipped(self.code.cls, rest)) for function in self.code.functions(rest)]
         elif isinstance(known := meaning(self.function, name), FunctionType):
             functions = [(function, 0) for function in layers(known)]
         for function, skipped in functions:
@@ -91,7 +95,7 @@ def of(operation: ManagerOperation, cls: type) -> Branches:
     """By which values the method of an operation decides; nothing for one that has no part in what is answered."""
     found, code = Branches(), ClassCode(cls)
     for function in code.functions(operation.name) if operation.has_role else ():
-        given = _parameters(function)[1:]
+        given = _parameters(function)[_skipped(cls, operation.name) :]
         names = {name: ast.Name(f"{ARGUMENT}{operation.standard_name(name)}", ast.Load()) for name in given}
         defaults = {operation.standard_name(name): value for name, value in _defaults(function).items()}
         _Finder(found, defaults).look(_Scope(code, function, facts_of(function), names))
@@ -146,7 +150,7 @@ class _Finder:
         if not arguments:
             return
         # Kinds of calls are joined with bars.
-        text = ast.unparse(shown).replace("|", "or")
+        text = _text(shown).replace("|", "or")
         if scope.depth:
             # A helper may be called for several arguments.
             text += f" for {' and '.join(sorted(one.removeprefix(ARGUMENT) for one in arguments))}"
@@ -212,6 +216,13 @@ def _is_text(node: ast.expr) -> bool:
     return known or isinstance(node, ast.JoinedStr) or (isinstance(node, ast.IfExp) and _set_by(node) is not None)
 
 
+def _text(node: ast.expr) -> str:
+    try:
+        return ast.unparse(node)
+    except ValueError:  # an f-string that older versions of Python cannot write
+        return f"a comparison in line {node.lineno} of its function"
+
+
 def _only_refuses(node: ast.If) -> bool:
     return not node.orelse and isinstance(node.body[-1], ast.Raise)
 
@@ -224,17 +235,23 @@ def _logs(node: ast.stmt) -> bool:
 class _Resolver(ast.NodeTransformer):
     """Writes names out: arguments, what is made of them, columns of a row, and constants."""
 
-    def __init__(self, scope: _Scope, but: Collection[str]) -> None:
-        self._scope, self._but = scope, but
+    def __init__(self, scope: _Scope) -> None:
+        self._scope = scope
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         known = self._scope.names.get(node.id)
         if known is not None:
             return copy.deepcopy(known)
         made = self._scope.facts.locals.get(node.id)
-        if made is not None and node.id not in self._but:
-            return _resolved(made, self._scope, {*self._but, node.id})
-        return self._constant(node)
+        if made is None or node.id in self._scope.open:
+            return self._constant(node)
+        if node.id not in self._scope.made:
+            self._scope.open.add(node.id)
+            resolved = _resolved(made, self._scope)
+            self._scope.open.remove(node.id)
+            is_large = sum(1 for _ in ast.walk(resolved)) > _LARGEST
+            self._scope.made[node.id] = node if is_large else resolved
+        return copy.deepcopy(self._scope.made[node.id])
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         if isinstance(node.value, ast.Name) and self._is_row(node.value.id) and not is_id(node.attr):
@@ -270,8 +287,8 @@ class _Resolver(ast.NodeTransformer):
         return ast.Constant(value) if many or isinstance(value, (*_SIMPLE, type)) else node
 
 
-def _resolved(node: ast.expr, scope: _Scope, but: Collection[str] = ()) -> ast.expr:
-    resolved: ast.expr = _Resolver(scope, but).visit(copy.deepcopy(node))
+def _resolved(node: ast.expr, scope: _Scope) -> ast.expr:
+    resolved: ast.expr = _Resolver(scope).visit(copy.deepcopy(node))
     return resolved
 
 
@@ -294,6 +311,11 @@ def _value(name: str, scope: _Scope) -> Any:
 
 def _arguments(node: ast.expr) -> set[str]:
     return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and one.id.startswith(ARGUMENT)}
+
+
+def _skipped(cls: type, name: str) -> int:
+    """How many of a method's parameters no caller gives."""
+    return 0 if isinstance(inspect.getattr_static(cls, name, None), staticmethod) else 1
 
 
 def _parameters(function: Any) -> list[str]:

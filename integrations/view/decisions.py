@@ -94,13 +94,13 @@ def _computing(node: ast.expr, names: Iterable[str]) -> Callable[..., Any]:
             known = isinstance(one.func, ast.Name) and one.func.id in _FUNCTIONS
             asked = isinstance(one.func, ast.Attribute) and one.func.attr in _METHODS
             if one.keywords or not (known or asked):
-                raise Unreadable(ast.unparse(one))
+                raise Unreadable(type(one).__name__)
             called.add(id(one.func))
     for one in ast.walk(node):
         strange = isinstance(one, ast.Name) and ":" not in one.id and id(one) not in called
         hidden = isinstance(one, ast.Attribute) and one.attr not in _ATTRIBUTES and id(one) not in called
         if strange or hidden or not isinstance(one, _PARTS):
-            raise Unreadable(ast.unparse(one))
+            raise Unreadable(type(one).__name__)
     constants: dict[str, Any] = {}
     for one in ast.walk(node):
         for name, part in ast.iter_fields(one):

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import _pydecimal
+import argparse
 import ast
+import email.message
+import smtplib
+import tarfile
+import unittest.mock
+import zipfile
 from decimal import Decimal
 from enum import Enum
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -78,6 +86,22 @@ class Deciding:
         if size > 100:
             self.log.warning("large")
 
+    def renewed(self, size: Any) -> int:
+        rest, _ = size, 1
+        rest = number(rest)
+        return 1 if rest > size else 2
+
+    def doubled(self, size: Any) -> int:
+        a = size + size
+        b = a + a
+        c = b + b
+        d = c + c
+        e = d + d
+        f = e + e
+        g = f + f
+        h = g + g
+        return 1 if h > 10 else 2
+
     def asks(self, size: float) -> Any:
         return self.rows.filter(self.rows.size > size)
 
@@ -112,6 +136,9 @@ def outcomes(method: str, row: dict[str, Any] | None = None, **call: Any) -> lis
         ("nested", {"trade": {}}, []),
         ("refuses", {"size": 5}, []),
         ("asks", {"size": 5}, []),
+        # What a name stands for may not be written out without end.
+        ("renewed", {"size": 5}, []),
+        ("doubled", {"size": 5}, []),
     ],
 )
 def test_outcome_is_that_of_the_methods_own_code(method: str, call: dict[str, Any], expected: list[str]) -> None:
@@ -129,6 +156,19 @@ def test_comparison_with_what_the_call_does_not_show_is_hidden() -> None:
     found = branches.of(ManagerOperation("of_itself", position=Position.OPENS), Deciding)
     assert list(found.hidden) == ["size > self.cap", "max(size, self.cap)"]
     assert not found.decisions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [_pydecimal, argparse, email.message, smtplib, tarfile, unittest.mock, zipfile])
+def test_code_of_any_style_can_be_looked_at(module: ModuleType) -> None:
+    classes = [one for one in vars(module).values() if isinstance(one, type)]
+    methods = [(one, name) for one in classes for name in dir(one) if callable(getattr(one, name, None))]
+    assert len(methods) > 30
+    for cls, method in methods:
+        for decision in branches.of(ManagerOperation(method, position=Position.OPENS), cls).decisions.values():
+            for value in (0, 1.5, "x", [1], {"a": 1}, object()):
+                call = {name.removeprefix("arg:"): value for name in decision.names}
+                decision.outcome(call, [{name.removeprefix("row:"): value for name in decision.names}])
 
 
 @pytest.mark.parametrize(
