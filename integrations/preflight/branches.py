@@ -73,6 +73,15 @@ class _Scope:
         only = body[0] if len(body) == 1 else None
         return only.value if isinstance(only, ast.Return) else None
 
+    @property
+    def converts(self) -> bool:
+        """Whether the function gives back the argument that it was given, as another type or rounded."""
+        given = [one.value for one in ast.walk(ast.Module(self.facts.body, [])) if isinstance(one, ast.Return)]
+        parts = [part for value in given if value is not None for part in _alternatives(value)]
+        resolved = [_resolved(part, self) for part in parts if not _is_none(part)]
+        whole = all(_arguments(one) and not any(map(_computes, ast.walk(one))) for one in resolved)
+        return bool(resolved) and whole
+
     def called(self, node: ast.Call) -> Iterator[_Scope]:
         """The functions of the class or of a module that a call runs, with what it gives them."""
         name = dotted(node.func)
@@ -141,7 +150,7 @@ class _Finder:
             self._decide(node, scope, node.args[0])
         else:
             for called in scope.called(node) if self._looks < _LOOKS else ():
-                if any(map(_arguments, called.names.values())):
+                if any(map(_arguments, called.names.values())) and not called.converts:
                     self.look(called)
 
     def _decide(self, node: ast.expr, scope: _Scope, shown: ast.expr, test: _Test | None = None) -> None:
@@ -212,8 +221,20 @@ def _set_by(test: _Test) -> frozenset[str] | None:
 
 
 def _is_text(node: ast.expr) -> bool:
-    known = isinstance(node, ast.Constant) and (node.value is None or isinstance(node.value, str))
+    known = _is_none(node) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
     return known or isinstance(node, ast.JoinedStr) or (isinstance(node, ast.IfExp) and _set_by(node) is not None)
+
+
+def _alternatives(node: ast.expr) -> list[ast.expr]:
+    return [*_alternatives(node.body), *_alternatives(node.orelse)] if isinstance(node, ast.IfExp) else [node]
+
+
+def _is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
+
+
+def _computes(node: ast.AST) -> bool:
+    return isinstance(node, ast.BinOp | ast.BoolOp | ast.Compare)
 
 
 def _text(node: ast.expr) -> str:

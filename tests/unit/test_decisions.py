@@ -102,6 +102,20 @@ class Deciding:
         h = g + g
         return 1 if h > 10 else 2
 
+    def rounded(self, size: Any) -> Any:
+        return self._quantized(number(size))
+
+    def _quantized(self, amount: Decimal) -> Decimal | None:
+        if amount.is_nan():
+            return None
+        return amount if abs(amount) >= 1000 else amount.quantize(Decimal("0.01"))
+
+    def charged(self, size: float) -> float:
+        return self._fee(size)
+
+    def _fee(self, amount: float) -> float:
+        return amount * 2 if amount >= 1000 else amount
+
     def asks(self, size: float) -> Any:
         return self.rows.filter(self.rows.size > size)
 
@@ -136,6 +150,9 @@ def outcomes(method: str, row: dict[str, Any] | None = None, **call: Any) -> lis
         ("nested", {"trade": {}}, []),
         ("refuses", {"size": 5}, []),
         ("asks", {"size": 5}, []),
+        # What gives back what it was given decides nothing.
+        ("rounded", {"size": 5}, []),
+        ("charged", {"size": 5}, ["amount >= 1000 for size: False"]),
         # What a name stands for may not be written out without end.
         ("renewed", {"size": 5}, []),
         ("doubled", {"size": 5}, []),
