@@ -329,7 +329,13 @@ def test_inexact_or_foreign_timestamp_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [np.datetime64("2024-03-01", "ns"), np.timedelta64(1, "ns"), np.array([7]), np.longdouble(1), np.datetime64("NaT")],
+    [
+        np.datetime64("2024-03-01", "ns"),
+        np.timedelta64(1, "ns"),
+        np.array([7]),
+        np.longdouble(1),
+        np.datetime64("NaT", "s"),
+    ],
     ids=repr,
 )
 def test_numpy_values_that_python_cannot_express_are_refused(value: Any) -> None:
@@ -361,7 +367,7 @@ REFUSED: list[tuple[Any, str]] = [
     (Decimal("sNaN"), "is sNaN"),
     (Decimal("-Infinity"), "is -Infinity"),
     (np.float64("nan"), "is nan"),
-    (np.datetime64("NaT"), "numpy.datetime64"),
+    (np.datetime64("NaT", "s"), "numpy.datetime64"),
     (np.datetime64("2024-01-01T00:00:00", "ns"), "numpy.datetime64"),
     (np.longdouble(1), "numpy.longdouble"),
     (np.array([1, 2]), "numpy.ndarray"),
