@@ -181,6 +181,9 @@ class Relay:
             with self._delivery.beside_a_thread():
                 return self._drain_here(goal, question, deadline)
         finally:
+            if self._box.progress.delivering:
+                # Nobody delivers from now on: no caller should wait for it.
+                self._box.progress.report(delivering=None)
             if not owned:
                 self._delivery.publish(self._clock.monotonic(), force=True)
                 self._target.close()

@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from outbox import Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnavailable
+from outbox import ConfigError, Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnavailable
 from outbox.relay.orders import Reconciliation
 from outbox.relay.publication import Publication
 from outbox.store.envelope import Record
@@ -238,6 +239,8 @@ def test_drain_without_a_thread_uses_the_calling_one_and_lets_go(
     assert target.applied == [1, 2, 3, 4, 5]
     assert target.closed == 1
     assert not box.status().relay.alive
+    # Callers that wait for their results would wait in vain.
+    assert box.progress.delivering is None
 
 
 def test_drain_without_a_thread_keeps_a_role_that_was_taken_before(
@@ -247,6 +250,13 @@ def test_drain_without_a_thread_keeps_a_role_that_was_taken_before(
     assert relay.drain(LONG)
     assert target.closed == 0
     assert box.status().relay.alive
+    assert box.progress.delivering is None
+
+
+def test_relay_without_a_target_says_so(box: Outbox) -> None:
+    wrong: Any = "postgresql://engine:secret@db/trading"
+    with pytest.raises(ConfigError, match="a relay needs a target, and got a str"):
+        Relay(box, wrong)
 
 
 def test_drain_of_an_empty_outbox_is_done_at_once(relay: Relay, target: InMemoryTarget) -> None:

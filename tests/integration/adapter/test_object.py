@@ -446,3 +446,9 @@ def test_manager_with_slots_only_is_refused(postgres_url: str, outbox_dir: Path)
     with pytest.raises(ConfigError, match="keeps its attributes in slots only"):
         wire(Engine(Slotted(inner)), config=config(outbox_dir, postgres_url))
     inner.close()
+
+
+def test_class_of_what_is_no_class_is_refused() -> None:
+    manager: Any = 3
+    with pytest.raises(ConfigError, match="takes the manager's class, and got a int"):
+        DurableDatabaseManager.of(manager)
