@@ -19,7 +19,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from ..operations import ManagerOperation
-from ..view.decisions import ARGUMENT, COLUMN, TEXT, Decision, Unreadable
+from ..view.decisions import ARGUMENT, COLUMN, TAKEN, TEXT, Decision, Unreadable
 from ..view.learning import is_id
 from .class_code import ClassCode
 from .method_code import Facts, dotted, facts_of, layers, meaning
@@ -34,6 +34,7 @@ _COMPARING = (*_ORDERING, ast.Eq, ast.NotEq, ast.In, ast.NotIn)
 _Test = ast.If | ast.IfExp | ast.While
 _TESTS = (ast.If, ast.IfExp, ast.While)
 _SIMPLE = (str, int, float, Decimal, Enum)
+_CHOOSING = ("min", "max", "abs")
 _LOGS = frozenset({"debug", "info", "warning", "warn", "error", "exception", "critical", "log", "print"})
 
 
@@ -137,15 +138,14 @@ class _Finder:
 
     def _call(self, node: ast.Call, scope: _Scope, *, is_compared: bool) -> None:
         name = dotted(node.func)
-        if name in ("min", "max", "abs"):
+        if name in _CHOOSING:
             if is_compared or node.keywords:
                 return
             if name == "abs":
                 is_negative = ast.Compare(node.args[0], [ast.Lt()], [ast.Constant(0)])
                 self._decide(is_negative, scope, is_negative)
             elif len(node.args) > 1:
-                many = ast.Tuple(node.args, ast.Load())
-                self._decide(ast.Call(ast.Attribute(many, "index", ast.Load()), [node], []), scope, node)
+                self._decide(ast.Call(ast.Name(TAKEN, ast.Load()), [node, *node.args], []), scope, node)
         elif name == "bool" and len(node.args) == 1:
             self._decide(node, scope, node.args[0])
         else:
@@ -234,7 +234,8 @@ def _is_none(node: ast.expr) -> bool:
 
 
 def _computes(node: ast.AST) -> bool:
-    return isinstance(node, ast.BinOp | ast.BoolOp | ast.Compare)
+    chooses = isinstance(node, ast.Call) and dotted(node.func) in _CHOOSING
+    return chooses or isinstance(node, ast.BinOp | ast.BoolOp | ast.Compare)
 
 
 def _text(node: ast.expr) -> str:

@@ -17,6 +17,14 @@ from typing import Any
 ARGUMENT, COLUMN = "arg:", "row:"
 # Among what a comparison decides about: any text.
 TEXT = "(text)"
+# The function that says which of several values `min` or `max` has taken.
+TAKEN = "__taken"
+
+
+def _taken(value: Any, *values: Any) -> int | None:
+    """None where several are equal, so that nothing depends on it."""
+    return values.index(value) + 1 if values.count(value) == 1 else None
+
 
 # What may be computed: nothing else of the host's code is run, and nothing that could change something.
 _PARTS = (
@@ -25,8 +33,8 @@ _PARTS = (
     ast.Is, ast.IsNot, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.UAdd, ast.USub, ast.Not,
 )  # fmt: skip
 _ALLOWED = (Decimal, float, int, str, bool, isinstance, hasattr, abs, round, len, min, max)
-_FUNCTIONS = {one.__name__: one for one in _ALLOWED}
-_METHODS = frozenset({"lower", "upper", "casefold", "strip", "startswith", "endswith", "item", "index", "get"})
+_FUNCTIONS = {one.__name__: one for one in _ALLOWED} | {TAKEN: _taken}
+_METHODS = frozenset({"lower", "upper", "casefold", "strip", "startswith", "endswith", "item", "get"})
 _ATTRIBUTES = frozenset({"value", "name"})
 # What a comparison of values of the wrong types or sizes raises, in the manager too.
 _FAILS = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError)
@@ -81,9 +89,10 @@ class Decision:
                 return None
             values.append(value)
         try:
-            return f"{self.text}: {self.compute(*values)}"
+            result = self.compute(*values)
         except _FAILS:
             return None
+        return None if result is None else f"{self.text}: {result}"
 
 
 def _computing(node: ast.expr, names: Iterable[str]) -> Callable[..., Any]:

@@ -289,7 +289,7 @@ def test_trade_of_a_part_is_another_kind_of_call(book: Scene) -> None:
         (ByNumber, ("A", 12), ("A", 4), "size > 10 for size: False"),
         (ByConstant, ("A", 4), ("A", 12), "amount > self.LIMIT for size: True"),
         (ByFunction, ("A", 4), ("A", 12), "Decimal(str(amount)) > BIG for size: True"),
-        (ByCap, ("A", 4), ("A", 12), "min(float(size), 10.0) for size: 1"),
+        (ByCap, ("A", 4), ("A", 12), "min(float(size), 10.0) for size: 2"),
         (ByName, ("A", 4), ("eth", 4), "symbol.upper() in DEAR for symbol: True"),
         (ByMatch, ("A", 4), ("ETH", 4), "symbol == 'ETH' for symbol: True"),
         (ByTruth, ("A", 4), ("A", 0), "size for size: False"),
