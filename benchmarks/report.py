@@ -58,7 +58,7 @@ def show(console: Console, result: Result) -> None:
 
 
 def markdown(run: dict[str, Any], results: Sequence[Result]) -> str:
-    """The measured block of docs/explanation/performance.md."""
+    """The measured block of docs/explanation/performance.md: answers first, then the comparisons."""
     text = [
         f"A {run['run']} run of {run['at'][:10]}: {run['system']}, {run['cpus']} CPUs, load {run['load']} at first, "
         f"{run['file_system']}, Python {run['python']}, PostgreSQL {run['postgresql']}, "
@@ -69,19 +69,41 @@ def markdown(run: dict[str, Any], results: Sequence[Result]) -> str:
         "![The scenarios of this run](performance.png)",
     ]
     for result in results:
+        if not result.tabled:
+            continue
         text += ["", f"### {result.title}", ""]
-        if result.lines:
-            text += [*_markdown_table(result.lines), ""]
+        if result.variants:
+            text += [*_side_by_side(result), "", "Milliseconds: median / p99."]
+            continue
+        text += [*_markdown_table(result.lines), ""]
         notes = [f"Ratio: to {result.reference}."] if result.reference else []
-        text += [f"- {note}" for note in [*notes, *(f"{_verdict(goal)}" for goal in result.goals), *result.notes]]
-    return "\n".join(text)
+        text += [f"- {note}" for note in [*notes, *result.notes]]
+    return "\n".join([*text, *_other_targets(results)])
 
 
 def _answers(results: Sequence[Result]) -> list[str]:
     """What a reader may rely on, in a table of few lines."""
     goals = [goal for result in results for goal in result.goals if goal.question]
-    rows = [f"| {goal.question} | {goal.answer.format(value=goal.value)} |" for goal in goals]
-    return ["| What you may rely on | In this run |", "|---|---|", *rows, ""] if rows else []
+    rows = [f"| {goal.question} | {goal.answer.format(value=goal.value)} | {_target(goal)} |" for goal in goals]
+    return ["| What you may rely on | In this run | Target |", "|---|---|---|", *rows, ""] if rows else []
+
+
+def _other_targets(results: Sequence[Result]) -> list[str]:
+    """The rest of the targets, met or missed."""
+    goals = [goal for result in results for goal in result.goals if not goal.question]
+    rows = [f"| {goal.text} | {goal.value:.3g} | {_target(goal)} |" for goal in goals]
+    return ["", "### Other targets", "", "| Figure | In this run | Target |", "|---|---:|---|", *rows] if rows else []
+
+
+def _side_by_side(result: Result) -> list[str]:
+    """Rows of the lines `row: variant`, with a column for each variant; other lines are left out."""
+    cells: dict[str, dict[str, str]] = {}
+    for one in result.lines:
+        row, _, variant = one.contender.partition(": ")
+        if variant in result.variants:
+            cells.setdefault(row, {})[variant] = f"{one.median_us / 1000:.3g} / {one.p99_us / 1000:.3g}"
+    rows = [f"| {row} | {' | '.join(found.get(one, '') for one in result.variants)} |" for row, found in cells.items()]
+    return [f"| | {' | '.join(result.variants)} |", "|---|" + "---:|" * len(result.variants), *rows]
 
 
 def _markdown_table(lines: Iterable[Line]) -> list[str]:
@@ -123,6 +145,10 @@ def _duration(microseconds: float) -> str:
 
 
 def _verdict(goal: Goal) -> str:
-    bound = f"{'at most' if goal.at_most else 'at least'} {goal.limit:g}"
+    return f"{goal.text}: {goal.value:.3g} (target: {_target(goal)})"
+
+
+def _target(goal: Goal) -> str:
     said = "met" if goal.met else "missed"
-    return f"{goal.text}: {goal.value:.3g} (target: {bound}, {said if goal.judged else 'not judged at these sizes'})"
+    bound = f"{'at most' if goal.at_most else 'at least'} {goal.limit:g}"
+    return f"{bound}, {said if goal.judged else 'not judged at these sizes'}"
