@@ -58,7 +58,7 @@ def run(setting: Setting) -> Result:
         lines=lines,
         goals=goals,
         notes=notes,
-        variants=_MODES,
+        tabled=False,
     )
 
 

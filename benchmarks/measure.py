@@ -70,8 +70,6 @@ class Result:
     axes: tuple[str, str] = ("", "")
     # Whether its lines stand in the document too; the chart and `results.json` have those of every scenario.
     tabled: bool = True
-    # For the document: lines named `row: variant` become one row, with a column for each of these.
-    variants: tuple[str, ...] = ()
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:

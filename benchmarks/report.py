@@ -72,9 +72,6 @@ def markdown(run: dict[str, Any], results: Sequence[Result]) -> str:
         if not result.tabled:
             continue
         text += ["", f"### {result.title}", ""]
-        if result.variants:
-            text += [*_side_by_side(result), "", "Milliseconds: median / p99."]
-            continue
         text += [*_markdown_table(result.lines), ""]
         notes = [f"Ratio: to {result.reference}."] if result.reference else []
         text += [f"- {note}" for note in [*notes, *result.notes]]
@@ -90,20 +87,8 @@ def _answers(results: Sequence[Result]) -> list[str]:
 
 def _other_targets(results: Sequence[Result]) -> list[str]:
     """The rest of the targets, met or missed."""
-    goals = [goal for result in results for goal in result.goals if not goal.question]
-    rows = [f"| {goal.text} | {goal.value:.3g} | {_target(goal)} |" for goal in goals]
-    return ["", "### Other targets", "", "| Figure | In this run | Target |", "|---|---:|---|", *rows] if rows else []
-
-
-def _side_by_side(result: Result) -> list[str]:
-    """Rows of the lines `row: variant`, with a column for each variant; other lines are left out."""
-    cells: dict[str, dict[str, str]] = {}
-    for one in result.lines:
-        row, _, variant = one.contender.partition(": ")
-        if variant in result.variants:
-            cells.setdefault(row, {})[variant] = f"{one.median_us / 1000:.3g} / {one.p99_us / 1000:.3g}"
-    rows = [f"| {row} | {' | '.join(found.get(one, '') for one in result.variants)} |" for row, found in cells.items()]
-    return [f"| | {' | '.join(result.variants)} |", "|---|" + "---:|" * len(result.variants), *rows]
+    rows = [f"- {_verdict(goal)}" for result in results for goal in result.goals if not goal.question]
+    return ["", "### Other targets", "", *rows] if rows else []
 
 
 def _markdown_table(lines: Iterable[Line]) -> list[str]:
