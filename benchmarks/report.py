@@ -75,20 +75,19 @@ def markdown(run: dict[str, Any], results: Sequence[Result]) -> str:
         text += [*_markdown_table(result.lines), ""]
         notes = [f"Ratio: to {result.reference}."] if result.reference else []
         text += [f"- {note}" for note in [*notes, *result.notes]]
-    return "\n".join([*text, *_other_targets(results)])
+    return "\n".join(text)
 
 
 def _answers(results: Sequence[Result]) -> list[str]:
-    """What a reader may rely on, in a table of few lines."""
-    goals = [goal for result in results for goal in result.goals if goal.question]
-    rows = [f"| {goal.question} | {goal.answer.format(value=goal.value)} | {_target(goal)} |" for goal in goals]
-    return ["| What you may rely on | In this run | Target |", "|---|---|---|", *rows, ""] if rows else []
-
-
-def _other_targets(results: Sequence[Result]) -> list[str]:
-    """The rest of the targets, met or missed."""
-    rows = [f"- {_verdict(goal)}" for result in results for goal in result.goals if not goal.question]
-    return ["", "### Other targets", "", *rows] if rows else []
+    """What a reader may rely on, in a table of few lines, and how many of all targets were met."""
+    goals = [goal for result in results for goal in result.goals]
+    asked = [goal for goal in goals if goal.question]
+    if not asked:
+        return []
+    rows = [f"| {goal.question} | {goal.answer.format(value=goal.value)} | {_target(goal)} |" for goal in asked]
+    judged = [goal for goal in goals if goal.judged]
+    met = f"{sum(goal.met for goal in judged)} of {len(judged)} targets were met: `make bench` prints each."
+    return ["| What you may rely on | In this run | Target |", "|---|---|---|", *rows, "", met, ""]
 
 
 def _markdown_table(lines: Iterable[Line]) -> list[str]:
