@@ -48,6 +48,7 @@ def run(setting: Setting) -> Result:
         scenario="async",
         title=f"The same trade, {sizes.coroutines:,} coroutines at once",
         reference=_THREADS,
+        tabled=False,
         lines=[
             line(name, samples[name], per_second=rates[name], ratio=rates[name] / rates[_THREADS]) for name in samples
         ],

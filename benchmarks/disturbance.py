@@ -79,6 +79,8 @@ def run(setting: Setting) -> Result:
                 value=tail[name] / tail[_IDLE],
                 limit=limits[name],
                 judged=setting.sizes.judges,
+                question=f"p99 of an enqueue while a {name}",
+                answer="{value:.2f} times idle",
             )
             for name in samples
             if name in limits

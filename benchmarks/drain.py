@@ -45,6 +45,7 @@ def run(setting: Setting) -> Result:
         scenario="drain",
         title=f"Draining {sizes.drain_rows:,} trades of 25 typed columns",
         reference=COPY,
+        tabled=False,
         lines=[
             line(
                 name,

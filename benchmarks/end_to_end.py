@@ -72,6 +72,7 @@ def run(setting: Setting) -> Result:
         scenario="end_to_end",
         title="From the call until the row is in PostgreSQL, relay idle",
         reference=_DIRECT,
+        tabled=False,
         lines=[line(name, times, ratio=middle[name] / middle[_DIRECT]) for name, times in samples.items()],
         goals=[
             Goal(
@@ -79,6 +80,8 @@ def run(setting: Setting) -> Result:
                 value=middle[_OUTBOX] / middle[_DIRECT],
                 limit=3,
                 judged=setting.sizes.judges,
+                question="From the call until the row is in PostgreSQL",
+                answer="{value:.2f} times INSERT and COMMIT",
             )
         ],
         notes=["visible: when PostgreSQL's answer to the relay's COMMIT has arrived, which is later than the row is"],

@@ -53,11 +53,12 @@ def run(setting: Setting) -> Result:
                 notes.append(note)
     return Result(
         scenario="manager",
-        title="Critical calls of an engine's manager, and a backlog of them",
+        title="Critical calls of an engine's manager",
         reference="the plain manager",
         lines=lines,
         goals=goals,
         notes=notes,
+        tabled=False,
     )
 
 
@@ -165,13 +166,13 @@ def _calls(setting: Setting, kind: str) -> tuple[list[Line], list[Goal]]:
             lines.append(line(f"{kind} {name}: {mode}", own, ratio=median(own) / plain))
     judged = setting.sizes.judges
     up = [median(samples[name, _DURABLE]) / median(samples[name, _PLAIN]) for name in kinds]
-    text = f"{kind}: PostgreSQL up / plain, median of the kinds"
+    text = f"{kind}: PostgreSQL up / plain"
     answer = "{value:.1f} times the plain manager's"
     question = f"A critical call, PostgreSQL up ({kind} engine)"
     goals.append(Goal(text=text, value=median(up), limit=1.5, judged=judged, question=question, answer=answer))
     for mode in (_OUTAGE, _BEHIND):
         over = [(median(samples[name, mode]) * 1e3 - 0.3) / (median(bare) * 1e3) for name in kinds]
-        text = f"{kind}: {mode}, less 0.3 ms / {_BARE}, median of the kinds"
+        text = f"{kind}: {mode}, less 0.3 ms / {_BARE}"
         asked = f"A critical call in an outage ({kind} engine)" if mode == _OUTAGE else ""
         answer = "{value:.2f} bare durable enqueues and 0.3 ms"
         goals.append(Goal(text=text, value=median(over), limit=1.3, judged=judged, question=asked, answer=answer))
@@ -221,7 +222,7 @@ def _backlog(setting: Setting, kind: str, what: str, delay_ms: float) -> tuple[l
     ]
     limit = 3.0 if what != "mix" or delay_ms else 1.5
     goal = Goal(
-        text=f"{name}: drained / made directly, calls per second",
+        text=f"{name}: drained / made directly",
         value=median(ratios), limit=limit, at_most=False, judged=setting.sizes.judges,
         question=f"A backlog of calls after an outage ({kind} engine)" if what == "mix" and not delay_ms else "",
         answer="{value:.2f} times as fast as the plain manager makes them",

@@ -68,6 +68,8 @@ class Result:
     # For the chart: name -> [(x, y), ...]; empty where bars of the lines say it all.
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     axes: tuple[str, str] = ("", "")
+    # Whether its lines stand in the document too; the chart and `results.json` have those of every scenario.
+    tabled: bool = True
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:

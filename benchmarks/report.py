@@ -58,7 +58,7 @@ def show(console: Console, result: Result) -> None:
 
 
 def markdown(run: dict[str, Any], results: Sequence[Result]) -> str:
-    """The measured block of docs/explanation/performance.md."""
+    """The measured block of docs/explanation/performance.md: answers first, then the comparisons."""
     text = [
         f"A {run['run']} run of {run['at'][:10]}: {run['system']}, {run['cpus']} CPUs, load {run['load']} at first, "
         f"{run['file_system']}, Python {run['python']}, PostgreSQL {run['postgresql']}, "
@@ -69,19 +69,25 @@ def markdown(run: dict[str, Any], results: Sequence[Result]) -> str:
         "![The scenarios of this run](performance.png)",
     ]
     for result in results:
+        if not result.tabled:
+            continue
         text += ["", f"### {result.title}", ""]
-        if result.lines:
-            text += [*_markdown_table(result.lines), ""]
+        text += [*_markdown_table(result.lines), ""]
         notes = [f"Ratio: to {result.reference}."] if result.reference else []
-        text += [f"- {note}" for note in [*notes, *(f"{_verdict(goal)}" for goal in result.goals), *result.notes]]
+        text += [f"- {note}" for note in [*notes, *result.notes]]
     return "\n".join(text)
 
 
 def _answers(results: Sequence[Result]) -> list[str]:
-    """What a reader may rely on, in a table of few lines."""
-    goals = [goal for result in results for goal in result.goals if goal.question]
-    rows = [f"| {goal.question} | {goal.answer.format(value=goal.value)} |" for goal in goals]
-    return ["| What you may rely on | In this run |", "|---|---|", *rows, ""] if rows else []
+    """What a reader may rely on, in a table of few lines, and how many of all targets were met."""
+    goals = [goal for result in results for goal in result.goals]
+    asked = [goal for goal in goals if goal.question]
+    if not asked:
+        return []
+    rows = [f"| {goal.question} | {goal.answer.format(value=goal.value)} | {_target(goal)} |" for goal in asked]
+    judged = [goal for goal in goals if goal.judged]
+    met = f"{sum(goal.met for goal in judged)} of {len(judged)} targets were met: `make bench` prints each."
+    return ["| What you may rely on | In this run | Target |", "|---|---|---|", *rows, "", met, ""]
 
 
 def _markdown_table(lines: Iterable[Line]) -> list[str]:
@@ -123,6 +129,10 @@ def _duration(microseconds: float) -> str:
 
 
 def _verdict(goal: Goal) -> str:
-    bound = f"{'at most' if goal.at_most else 'at least'} {goal.limit:g}"
+    return f"{goal.text}: {goal.value:.3g} (target: {_target(goal)})"
+
+
+def _target(goal: Goal) -> str:
     said = "met" if goal.met else "missed"
-    return f"{goal.text}: {goal.value:.3g} (target: {bound}, {said if goal.judged else 'not judged at these sizes'})"
+    bound = f"{'at most' if goal.at_most else 'at least'} {goal.limit:g}"
+    return f"{bound}, {said if goal.judged else 'not judged at these sizes'}"

@@ -45,6 +45,7 @@ def run(setting: Setting) -> Result:
         scenario="restart",
         title=f"From SIGKILL to the next durable entry, with {pending:,} pending entries",
         reference=f"{small:,} settled entries",
+        tabled=False,
         lines=[
             line(
                 f"{settled:,} settled entries",

@@ -92,14 +92,15 @@ def run(setting: Setting) -> Result:
     small, large = sizes.scale[0], sizes.scale[-1]
     judged = sizes.judges
 
-    def goal(text: str, value: float, limit: float, *, judge: bool = judged) -> Goal:
-        return Goal(text=text, value=value, limit=limit, judged=judge)
+    def goal(text: str, value: float, limit: float, question: str = "", answer: str = "") -> Goal:
+        return Goal(text=text, value=value, limit=limit, judged=judged, question=question, answer=answer)
 
     million = max(size for size in sizes.scale if size <= 1_000_000)
     return Result(
         scenario="scale",
         title="With a backlog of " + ", ".join(f"{size:,}" for size in sizes.scale) + " entries",
         reference="",
+        tabled=False,
         lines=[
             one
             for size in sizes.scale
@@ -119,7 +120,13 @@ def run(setting: Setting) -> Result:
         goals=[
             goal(f"open + status + first entry at {million:,}, median, ms", median(looks[million]) * 1e3, 1),
             goal(f"status at {large:,} / at {small:,}, median", median(statuses[large]) / median(statuses[small]), 1.5),
-            goal("memory of a draining process, MiB", max(memory.values()), 150),
+            goal(
+                "memory of a draining process, MiB",
+                max(memory.values()),
+                150,
+                f"Memory of a process that drains a backlog of {large:,}",
+                "{value:.1f} MiB",
+            ),
             goal(f"drain per entry at {large:,} / at {small:,}", drains[large] / drains[small], 1.3),
         ],
         notes=[

@@ -73,6 +73,7 @@ def run(setting: Setting) -> Result:
         scenario="steady",
         title=f"A simulated day of {per_minute} entries a minute, {_RETENTION_HOURS:.0f} hours kept",
         reference="",
+        tabled=False,
         lines=[],
         goals=[
             Goal(
@@ -80,6 +81,8 @@ def run(setting: Setting) -> Result:
                 value=size[_HOURS] / size[_SETTLED_HOUR],
                 limit=1.1,
                 judged=setting.sizes.judges,
+                question=f"The file after a day of {per_minute} entries a minute, {_RETENTION_HOURS:.0f} hours kept",
+                answer="{value:.2f} times its size after " + f"{_SETTLED_HOUR} hours",
             )
         ],
         notes=[

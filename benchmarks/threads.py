@@ -43,6 +43,7 @@ def run(setting: Setting) -> Result:
         scenario="threads",
         title=f"The same trade, {sizes.threads} threads at once",
         reference=JSON_LINES,
+        tabled=False,
         lines=[
             line(
                 name,

@@ -38,6 +38,7 @@ def run(setting: Setting) -> Result:
         title="A transaction of 10 trades, durable when its block ends",
         reference=_ONE,
         lines=[line(name, times, ratio=middle[name] / middle[_ONE]) for name, times in samples.items()],
+        tabled=False,
         goals=[
             Goal(
                 text="a transaction of 10 / one entry, median",

@@ -181,6 +181,28 @@ def test_columns_without_a_value_are_left_out_of_the_document() -> None:
     assert len(table) == 4
 
 
+def _measured(result: Result) -> list[str]:
+    """The lines of the measured block for one result."""
+    run = dict.fromkeys(("run", "at", "system", "cpus", "load", "file_system", "python", "postgresql"), "x")
+    return report.markdown({**run, "packages": {}}, [result]).splitlines()
+
+
+def test_answers_have_their_targets_and_all_targets_are_counted() -> None:
+    goals = [
+        Goal(text="a / b", value=2, limit=1, question="An enqueue", answer="{value:.1f} times b"),
+        Goal(text="c / d", value=2, limit=1, at_most=False),
+        Goal(text="e / f", value=1, limit=2, at_most=False),
+    ]
+    lines = [Line(contender="a", count=3, median_us=1.5, p99_us=2.5)]
+    text = _measured(Result(scenario="s", title="T", reference="", lines=lines, goals=goals, tabled=False))
+    assert [line for line in text if line.startswith("|")] == [
+        "| What you may rely on | In this run | Target |",
+        "|---|---|---|",
+        "| An enqueue | 2.0 times b | at most 1, missed |",
+    ]
+    assert "1 of 3 targets were met: `make bench` prints each." in text
+
+
 def test_the_picture_of_an_outage_shows_a_backlog_that_drains(tmp_path: Path) -> None:
     done = outage.run(tmp_path, seconds=10.0, away=(2.0, 7.0), per_s=50.0)
     killed, back = done.away_s

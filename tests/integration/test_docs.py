@@ -354,6 +354,13 @@ def test_links_of_a_document_resolve(document: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
+def test_row_of_a_table_is_one_line(document: Path) -> None:
+    """Markdown ends a table at a line without a bar: a wrapped row shows its rest as a paragraph below the table."""
+    lines = without_blocks(document).splitlines()
+    assert [line for line in lines if line.startswith("|") and not line.rstrip().endswith("|")] == []
+
+
 def test_every_test_that_a_document_names_exists() -> None:
     text = (DOCS / "explanation" / "reliability.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
