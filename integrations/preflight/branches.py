@@ -147,11 +147,16 @@ class _Finder:
             elif len(node.args) > 1:
                 self._decide(ast.Call(ast.Name(TAKEN, ast.Load()), [node, *node.args], []), scope, node)
         elif name == "bool" and len(node.args) == 1:
-            self._decide(node, scope, node.args[0])
+            self._decide_truth(node, scope)
         else:
             for called in scope.called(node) if self._looks < _LOOKS else ():
                 if any(map(_arguments, called.names.values())) and not called.converts:
                     self.look(called)
+
+    def _decide_truth(self, node: ast.Call, scope: _Scope) -> None:
+        # An id that is given is true.
+        if not all(is_id(one.removeprefix(ARGUMENT)) for one in _arguments(_resolved(node, scope))):
+            self._decide(node, scope, node.args[0])
 
     def _decide(self, node: ast.expr, scope: _Scope, shown: ast.expr, test: _Test | None = None) -> None:
         resolved = _resolved(node, scope)

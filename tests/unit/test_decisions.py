@@ -116,6 +116,10 @@ class Deciding:
     def _fee(self, amount: float) -> float:
         return amount * 2 if amount >= 1000 else amount
 
+    def truths(self, session_id: int | None, note: str) -> int:
+        session_id = session_id or 1
+        return session_id if note else 2
+
     def asks(self, size: float) -> Any:
         return self.rows.filter(self.rows.size > size)
 
@@ -151,6 +155,8 @@ def outcomes(method: str, row: dict[str, Any] | None = None, **call: Any) -> lis
         ("nested", {"trade": {}}, []),
         ("refuses", {"size": 5}, []),
         ("asks", {"size": 5}, []),
+        ("truths", {"session_id": 5, "note": "x"}, ["note: True"]),
+        ("truths", {"session_id": 5, "note": ""}, ["note: False"]),
         # What gives back what it was given decides nothing.
         ("rounded", {"size": 5}, []),
         ("charged", {"size": 5}, ["amount >= 1000 for size: False"]),
