@@ -851,6 +851,27 @@ BUGS = (
         ("tests/unit/test_box_halt_files.py",),
     ),
     Bug(
+        "a lone call takes the key of an earlier entry for itself",
+        "outbox/store/appending.py",
+        ", overwrite=False)",
+        ")",
+        ("tests/unit/test_box_enqueue.py",),
+    ),
+    Bug(
+        "a repeated call gives the first entry with an id of its own",
+        "outbox/box.py",
+        "uuid if stored.id == record.id else None",
+        "uuid",
+        ("tests/unit/test_box_enqueue.py",),
+    ),
+    Bug(
+        "the second of two equal times at the end of summer time is stored as the first",
+        "outbox/codec.py",
+        "(item.tzinfo is None and not item.fold)",
+        "(item.tzinfo is None)",
+        ("tests/unit/test_codec.py",),
+    ),
+    Bug(
         "two changes of the directory within one stamp are taken for one",
         "outbox/store/filesystem.py",
         "stamp[2] / 1e9 > _STAMP_S",
