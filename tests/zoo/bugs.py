@@ -851,6 +851,13 @@ BUGS = (
         ("tests/unit/test_box_halt_files.py",),
     ),
     Bug(
+        "a forked process gives its entries the ids of its parent's",
+        "outbox/clock.py",
+        "after_in_child=_drawn.clear",
+        "after_in_child=_drawn.copy",
+        ("tests/unit/test_clock.py",),
+    ),
+    Bug(
         "a lone call takes the key of an earlier entry for itself",
         "outbox/store/appending.py",
         ", overwrite=False)",
