@@ -99,15 +99,9 @@ def encode_flat(value: Any) -> tuple[bytes, bytes] | None:
     tags: dict[str, str] = {}
     for name, item in value.items():
         kind = type(item)
-        if kind is str or item is None or kind is bool:
+        if kind is str:
             continue
-        if kind is int:
-            if not -_INT64 <= item < _INT64:
-                return None
-        elif kind is float:
-            if not math.isfinite(item):
-                return None
-        elif kind is Decimal:
+        if kind is Decimal:
             if not item.is_finite() or not -_FLAT_DIGITS < item.adjusted() < _FLAT_DIGITS:
                 return None
             text = str(item)
@@ -116,9 +110,15 @@ def encode_flat(value: Any) -> tuple[bytes, bytes] | None:
             if plain is value:
                 plain = value.copy()
             plain[name], tags[name] = text, "decimal"
+        elif kind is int:
+            if not -_INT64 <= item < _INT64:
+                return None
+        elif kind is float:
+            if not math.isfinite(item):
+                return None
         elif kind is datetime and (item.tzinfo is UTC or (item.tzinfo is None and not item.fold)):
             tags[name] = "naive" if item.tzinfo is None else "aware"  # orjson writes both as `isoformat` does
-        else:
+        elif item is not None and kind is not bool:
             return None
     return _dump_flat(plain, tags)
 
