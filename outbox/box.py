@@ -33,7 +33,7 @@ from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import Operation, operations_by_name
 from .store import namespace
 from .store.appending import Append
-from .store.envelope import to_us
+from .store.envelope import Record, to_us
 from .store.reads import FORGOTTEN
 from .store.state_file import StateFile
 from .store.writer import Rank, Writer
@@ -209,8 +209,10 @@ class Outbox:
         May be called in a signal handler.  An exception that a signal handler raises meanwhile leaves the entry in
         doubt, too; the exception gets the keys as `outbox_keys`, and a note with them.
         """
-        (entry,) = self._submit([self._prepare(operation, args, key, order_by)])
-        return entry
+        prepared = self._prepare(operation, args, key, order_by)
+        submission = Append([prepared[0]])
+        self._commit(submission, [prepared])
+        return _entry(submission.stored[0], prepared)
 
     async def enqueue_async(
         self, operation: str, args: Mapping[str, Any], *, key: str | None = None, order_by: str | int | None = None
@@ -325,33 +327,35 @@ class Outbox:
 
     def _submit(self, prepared: list[Prepared]) -> Iterator[Entry]:
         """Make them durable in one commit; what is returned is decoded when asked for."""
-        submission = Append([record for record, _, _ in prepared])
-        keys = tuple(key for _, key, _ in prepared)
+        submission = Append([record for record, *_ in prepared])
+        self._commit(submission, prepared)
+        return _entries(submission, prepared)
+
+    def _commit(self, submission: Append, prepared: list[Prepared]) -> None:
+        """Make the submission of what was prepared durable.  Raises as `enqueue`."""
         try:
             self._writer.submit(submission)
             if submission.error is not None:
                 raise submission.error
         except DurabilityError as exc:
             # Several threads share one failed commit; each gets an error of its own, with its own key.
-            raise type(exc)(exc.message, hint=exc.hint, keys=keys) from exc
+            raise type(exc)(exc.message, hint=exc.hint, keys=_keys(prepared)) from exc
         except OutboxError:
             raise
         except BaseException as exc:
-            in_doubt(exc, keys)
+            in_doubt(exc, _keys(prepared))
             raise
-        return _entries(submission, prepared)
 
     def _hand_over(
         self, prepared: list[Prepared], end: Callable[[Iterator[Entry] | None, BaseException | None], None]
     ) -> None:
         """Let them be made durable in one commit; `end` gets the entries or the error, in the writer's thread."""
-        submission = Append([record for record, _, _ in prepared])
-        keys = tuple(key for _, key, _ in prepared)
+        submission = Append([record for record, *_ in prepared])
 
         def then(error: BaseException | None) -> None:
             error = error or submission.error
             if isinstance(error, DurabilityError):
-                error = type(error)(error.message, hint=error.hint, keys=keys)
+                error = type(error)(error.message, hint=error.hint, keys=_keys(prepared))
             end(None if error is not None else _entries(submission, prepared), error)
 
         self._writer.hand_over(submission, then)
@@ -452,6 +456,17 @@ class Outbox:
         return self._writer.run(Rank.MAINTAIN, prune_and_rewrite)
 
 
+def _keys(prepared: list[Prepared]) -> tuple[str | None, ...]:
+    """To retry with."""
+    return tuple(key for _, key, *_ in prepared)
+
+
 def _entries(submission: Append, prepared: list[Prepared]) -> Iterator[Entry]:
-    """What was stored, decoded when asked for.  A key that was used before gives the first entry."""
-    return (stored.entry(args=args) for stored, (_, _, args) in zip(submission.stored, prepared, strict=True))
+    """What was stored, decoded when asked for."""
+    return (_entry(stored, one) for stored, one in zip(submission.stored, prepared, strict=True))
+
+
+def _entry(stored: Record, prepared: Prepared) -> Entry:
+    """What was stored, decoded.  A key that was used before gives the first entry, with the same arguments."""
+    record, _, uuid, args = prepared
+    return stored.entry(uuid=uuid if stored.id == record.id else None, args=args)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from . import codec
 from .clock import Clock
@@ -27,8 +28,9 @@ from .store.envelope import Record, to_us
 _TEXT = {str}
 # Stands for every operation of an outbox that was opened without declarations.
 _ANY = Operation("any", table="any")
-# A record without its sequence number, the caller's key to retry it with, and its arguments if they need no decoding.
-Prepared = tuple[Record, str | None, dict[str, Any] | None]
+# A record without its sequence number, the caller's key to retry it with, its id, and its arguments if they need no
+# decoding.
+Prepared = tuple[Record, str | None, UUID, dict[str, Any] | None]
 
 
 class Calls:
@@ -52,10 +54,16 @@ class Calls:
         Raises `InvalidEntry`, or what the operation's `validate` raises.
         """
         operation = self.declared(name)
-        if not isinstance(args, (dict, Mapping)) or not {*map(type, args)} <= _TEXT or "" in args:
-            raise InvalidEntry(f"args of {name!r} is {args!r:.200}", hint="allowed: a mapping with text keys")
+        if not isinstance(args, (dict, Mapping)) or "" in args:
+            raise _refused(name, args)
         args = operation.complete(args)
-        plain, types, decoded = codec.encode_args(dict(args))
+        own = dict(args)
+        encoded = flat = codec.encode_flat(own)
+        if encoded is None:
+            if not {*map(type, own)} <= _TEXT:
+                raise _refused(name, args)
+            encoded = codec.encode_deep(own)
+        plain, types = encoded
         if len(plain) + len(types) > self._max_entry_kb << 10:
             raise InvalidEntry(
                 f"args of {name!r} take {(len(plain) + len(types)) >> 10} KiB",
@@ -63,25 +71,26 @@ class Calls:
             )
         operation.check(args)
         order = ordering_key(operation.order_of(args) if order_by is None else order_by)
-        id_ = self._clock.new_id().bytes
+        uuid = self._clock.new_id()
+        id_ = uuid.bytes
         hashed = self.key_of(operation, name, args, key)
         if hashed is None:
             # A call without identity gets a fresh key, which the caller learns of if it must retry.
             key = id_.hex()
             hashed = idempotency_hash(self._namespace, name, "key", key.encode())
         record = Record(
-            seq=0,
-            key=hashed,
-            id=id_,
-            operation=name,
-            order_by=order,
-            payload_hash=payload_hash(name, plain, types),
-            shape=shape_hash(args),
-            args=plain,
-            types=types,
-            captured_us=to_us(at or self._clock.now()),
+            0,
+            hashed,
+            id_,
+            name,
+            order,
+            payload_hash(name, plain, types),
+            shape_hash(args),
+            plain,
+            types,
+            to_us(at or self._clock.now()),
         )
-        return record, key, decoded
+        return record, key, uuid, None if flat is None else own
 
     def declared(self, name: str) -> Operation:
         """The declaration of an operation.  Raises `InvalidEntry` where there is none."""
@@ -101,3 +110,7 @@ class Calls:
         if declared is None:
             return None
         return idempotency_hash(self._namespace, name, "identity", b"".join(codec.encode(declared, what="identity")))
+
+
+def _refused(name: str, args: object) -> InvalidEntry:
+    return InvalidEntry(f"args of {name!r} is {args!r:.200}", hint="allowed: a mapping with text keys")

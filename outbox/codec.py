@@ -69,9 +69,11 @@ def encode(value: Any, *, what: str = "args") -> tuple[bytes, bytes]:
     Keys are sorted, so equal values give equal bytes.  Raises `InvalidEntry` naming the path (`what` is its root),
     the value and what is allowed.
     """
-    flat = _encode_flat(value)
-    if flat is not None:
-        return flat
+    return encode_flat(value) or encode_deep(value, what=what)
+
+
+def encode_deep(value: Any, *, what: str = "args") -> tuple[bytes, bytes]:
+    """`encode` of any value."""
     plain, types = _lower(value, what, 0)
     try:
         return (
@@ -82,49 +84,42 @@ def encode(value: Any, *, what: str = "args") -> tuple[bytes, bytes]:
         raise InvalidEntry(f"{what} cannot be encoded: {exc}") from exc
 
 
-def encode_args(args: dict[str, Any]) -> tuple[bytes, bytes, dict[str, Any] | None]:
-    """`encode` of an argument object, and what `decode` will give where that needs no decoding, else None."""
-    flat = _encode_flat(args)
-    return (*encode(args), None) if flat is None else (*flat, args)
+def encode_flat(value: Any) -> tuple[bytes, bytes] | None:
+    """`encode` of what is common in one pass: an object of scalars, Decimals, naive or UTC times; or a list of texts.
 
-
-def _encode_flat(value: Any) -> tuple[bytes, bytes] | None:
-    """`encode` of the common case in one pass: an object of plain scalars, Decimals and UTC times; or a list of texts.
-
-    None where anything else is inside, or something that may have to be refused: `_lower` decides, and says why.
+    What `decode` will give is then equal to `value`, type by type.  None where anything else is inside, or something
+    that may have to be refused: `encode_deep` decides, and says why.
     """
     kind = type(value)
     if kind is list:
-        if not {*map(type, value)} <= _TEXT:
-            return None
-        return _dump_flat(value, {})
+        return _dump_flat(value, {}) if {*map(type, value)} <= _TEXT else None
     if kind is not dict:
         return None
-    plain: dict[str, Any] = {}
+    plain: dict[str, Any] = value
     tags: dict[str, str] = {}
     for name, item in value.items():
         kind = type(item)
+        if kind is str:
+            continue
         if kind is Decimal:
             if not item.is_finite() or not -_FLAT_DIGITS < item.adjusted() < _FLAT_DIGITS:
                 return None
-            item = str(item)
-            if len(item) > _FLAT_DIGITS:
+            text = str(item)
+            if len(text) > _FLAT_DIGITS:
                 return None
-            tags[name] = "decimal"
-        elif kind is datetime:
-            if item.tzinfo is not UTC:
-                return None
-            item = item.isoformat()
-            tags[name] = "aware"
+            if plain is value:
+                plain = value.copy()
+            plain[name], tags[name] = text, "decimal"
         elif kind is int:
             if not -_INT64 <= item < _INT64:
                 return None
         elif kind is float:
             if not math.isfinite(item):
                 return None
-        elif kind is not str and item is not None and kind is not bool:
+        elif kind is datetime and (item.tzinfo is UTC or (item.tzinfo is None and not item.fold)):
+            tags[name] = "naive" if item.tzinfo is None else "aware"  # orjson writes both as `isoformat` does
+        elif item is not None and kind is not bool:
             return None
-        plain[name] = item
     return _dump_flat(plain, tags)
 
 

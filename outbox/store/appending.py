@@ -55,6 +55,8 @@ def append_fresh(environment: Environment, txn: Any, counters: Counters, submiss
     enqueue wait for this one.
     """
     keys = [record.key for submission in submissions for record in submission.records]
+    if len(keys) < 2:
+        return len(keys) == len(submissions) == 1 and _append_single(environment, txn, counters, submissions[0])
     with txn.cursor(db=environment.idempotency) as cursor:
         if len({*keys}) < len(keys) or cursor.getmulti(keys):
             return False
@@ -80,6 +82,30 @@ def append_fresh(environment: Environment, txn: Any, counters: Counters, submiss
     counters.next_seq, counters.last_us = seq, last_us
     counters.acknowledged += len(rows)
     return True
+
+
+def _append_single(environment: Environment, txn: Any, counters: Counters, submission: Append) -> bool:
+    """`append_fresh` of one record: its key is looked for and stored in one descent."""
+    (record,) = submission.records
+    last_us = max(counters.last_us + 1, record.captured_us)
+    new = record.numbered(counters.next_seq, last_us, 0, 0)
+    key = seq_key(new.seq)
+    row = pack_row(new.key, key, new.payload_hash)
+    if not txn.put(new.key, row, db=environment.idempotency, overwrite=False):
+        return False
+    _put_last(environment, txn, key, new)
+    submission.stored, submission.error = [new], None
+    counters.next_seq += 1
+    counters.last_us = last_us
+    counters.acknowledged += 1
+    return True
+
+
+def _put_last(environment: Environment, txn: Any, key: bytes, record: Record) -> None:
+    if not txn.put(key, pack(record), db=environment.pending, append=True):
+        raise StoreCorrupt(
+            f"{environment.directory}: sequence number {record.seq} is already behind the last pending one"
+        )
 
 
 def append_one(environment: Environment, txn: Any, counters: Counters, submission: Append) -> bool:
@@ -113,10 +139,8 @@ def append_one(environment: Environment, txn: Any, counters: Counters, submissio
     for record in fresh:
         counters.last_us = max(counters.last_us + 1, record.captured_us)
         new = record.numbered(counters.next_seq, counters.last_us, group, members)
-        if not txn.put(key := seq_key(new.seq), pack(new), db=environment.pending, append=True):
-            raise StoreCorrupt(
-                f"{environment.directory}: sequence number {new.seq} is already behind the last pending one"
-            )
+        key = seq_key(new.seq)
+        _put_last(environment, txn, key, new)
         txn.put(new.key, pack_row(new.key, key, new.payload_hash), db=environment.idempotency)
         counters.next_seq += 1
         counters.acknowledged += 1

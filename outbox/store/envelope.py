@@ -30,6 +30,7 @@ _MAX_ERROR_BYTES = 2000
 _STATUS = {EntryStatus.PENDING: 1, EntryStatus.COMPLETED: 2, EntryStatus.FAILED: 3}
 _STATUS_OF = {number: status for status, number in _STATUS.items()}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _KEY = struct.Struct(">Q")
 _SIZE = struct.Struct(">I")
 # Offsets in the body: behind seq and captured_us, and the last of the lengths.
@@ -101,11 +102,11 @@ class Record:
             raw=b"",
         )
 
-    def entry(self, *, strict: bool = True, args: dict[str, Any] | None = None) -> Entry:
-        """Decode, unless the decoded `args` are at hand; `strict` as in `codec.decode`."""
+    def entry(self, *, strict: bool = True, uuid: UUID | None = None, args: dict[str, Any] | None = None) -> Entry:
+        """Decode, unless the decoded id and `args` are at hand; `strict` as in `codec.decode`."""
         return Entry(
             seq=self.seq,
-            id=UUID(bytes=self.id),
+            id=uuid or UUID(bytes=self.id),
             key=self.key.hex(),
             operation=self.operation,
             args=codec.decode(self.args, self.types, strict=strict) if args is None else args,
@@ -241,7 +242,7 @@ def claims(head: bytes) -> tuple[int, int] | None:
 
 def to_us(moment: datetime) -> int:
     """Microseconds since 1970 of an aware datetime, exact."""
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+    return (moment - _EPOCH) // _MICROSECOND
 
 
 def from_us(microseconds: int) -> datetime:

@@ -154,9 +154,8 @@ class Store(Reader):
         with self._write("enqueue", promises=True) as (environment, txn):
             if refusals := self._quota.admit(environment, txn, bytes_of):
                 fitting = admitted(fitting, refusals)
-            rows = sum([len(submission.records) for submission in fitting])
             counters = Counters.unpack(txn.get(COUNTERS_KEY))
-            stored = rows > 1 and append_fresh(environment, txn, counters, fitting)
+            stored = append_fresh(environment, txn, counters, fitting)
             if not stored:
                 for submission in fitting:
                     stored |= append_one(environment, txn, counters, submission)

@@ -54,7 +54,7 @@ class _Waiter(_Handed[Item]):
     __slots__ = ("lock",)
 
     def __init__(self, item: Item) -> None:
-        super().__init__(item, None)
+        self.item, self.then, self.outcome = item, None, None
         self.lock = allocate_lock()
         self.lock.acquire()
 
@@ -204,18 +204,16 @@ class Writer(Generic[Item]):
     def _take(self, appends: list[_Handed[Item]], *, wait: bool) -> bool:
         """Move everything from the queue to where it belongs; False at the order to stop."""
         going = True
-        try:
-            while True:
-                found = self._queue.get() if wait else self._queue.get_nowait()
-                wait = False
-                if found is None:
-                    going = False
-                elif isinstance(found, _Handed):
-                    appends.append(found)
-                else:
-                    self._tasks[found.rank].append(found)
-        except Empty:
-            return going
+        while wait or not self._queue.empty():  # this thread alone takes something out
+            found = self._queue.get()
+            wait = False
+            if found is None:
+                going = False
+            elif isinstance(found, _Handed):
+                appends.append(found)
+            else:
+                self._tasks[found.rank].append(found)
+        return going
 
     def _append(self, batch: list[_Handed[Item]]) -> None:
         error: BaseException | None = None

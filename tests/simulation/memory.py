@@ -67,10 +67,12 @@ class MemoryEnvironment:
         # Whether a durable write has failed since the process began.
         self.failed = False
 
-    def check_in_place(self) -> None:
+    def is_untouched(self) -> bool:
         """Memory stays where it is."""
+        return True
 
-    check_lock_in_place = check_roles_in_place = check_in_place
+    def check_in_place(self) -> None:
+        """The same."""
 
     def pinned_commits(self) -> int:
         """No reader stays behind."""
@@ -147,8 +149,12 @@ class MemoryTransaction:
     def get(self, key: bytes, default: Any = None, *, db: Rows | None = None) -> Any:
         return (db or self._main).values.get(key, default)
 
-    def put(self, key: bytes, value: bytes, *, db: Rows | None = None, append: bool = False) -> bool:
+    def put(
+        self, key: bytes, value: bytes, *, db: Rows | None = None, append: bool = False, overwrite: bool = True
+    ) -> bool:
         rows = db or self._main
+        if not overwrite and key in rows.values:
+            return False
         if append and rows.keys and key <= rows.keys[-1]:
             return False
         self.write(rows, key, bytes(value))

@@ -15,7 +15,7 @@ def test_a_time_of_day_with_its_zone_is_a_kind_of_its_own() -> None:
         "again": time(2, fold=1),
         "zoned": datetime(2024, 1, 1, tzinfo=UTC),
     }
-    plain, types, _ = codec.encode_args(times)
+    plain, types = codec.encode(times)
     assert dict(zip(codec.field_names(plain), kinds_of(plain, types), strict=True)) == {
         "at": "timetz",
         "again": "time",
