@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +101,6 @@ class Environment:
         try:
             self._clear_own_slots()
             self._page_size = int(self.env.stat()["psize"])
-            self._name = os.fsencode(directory)
-            # Of the directory, when every file was last found in its place.
-            self._proven: tuple[int, int, int] | None = None
             # Files of the store that must stay in their place, with what tells each from every other.
             self._data_file = _Kept.at(directory / DATA_FILE)
             self._lock_file = None if self.readonly else _Kept.at(directory / LOCK_FILE)
@@ -159,29 +155,15 @@ class Environment:
     def keep_role(self, path: Path, identity: tuple[int, int, int]) -> None:
         """Watch the lock file of a role that this process holds, too: without it a second process gets the role."""
         self.roles.append(_Kept(os.fsencode(path), identity))
-        self._proven = None
-
-    def is_untouched(self) -> bool:
-        """Whether the directory shows that every file is still where it was found: one look for all of them."""
-        return self._proven is not None and self._stamp() == self._proven
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        with suppress(OSError):  # the files' own checks meet it as well
-            return filesystem.names_stamp(self._name)
-        return None
 
     def check_in_place(self) -> None:
         """Raise FileNotFoundError where an open file is no longer the one that another process will find.
 
-        Commits into an unlinked data file succeed, and are gone with this process; with another `lock.mdb`, or lock
-        file of a role, a second process writes at the same time.  Raises OSError where it cannot be told.
+        Commits into an unlinked data file succeed, and are gone with this process; with another `lock.mdb` a second
+        process writes at the same time.  Raises OSError where it cannot be told.
         """
-        stamp = self._stamp()
         self._data_file.check()
         self.check_lock_in_place()
-        for kept in self.roles:
-            kept.check()
-        self._proven = stamp if stamp is not None and filesystem.is_last_stamp(stamp) else None
 
     def data_is_in_place(self) -> bool:
         """Whether the open data file is the one that another process will find."""
@@ -200,6 +182,11 @@ class Environment:
         except FileNotFoundError:
             if self.data_is_in_place():
                 raise
+
+    def check_roles_in_place(self) -> None:
+        """The same for the lock files of this process's roles."""
+        for kept in self.roles:
+            kept.check()
 
     def file_bytes(self) -> int:
         """Size of the data file; by stat, since opening it would drop LMDB's locks."""

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..clock import SystemClock
 from ..errors import ConfigError
 from ..log import Log
 
@@ -41,8 +40,6 @@ _STATX_INO = 0x100
 # struct statx: its size, and in it the inode number and the two numbers of the device.
 _STATX_BYTES = 256
 _ANSWER = struct.Struct("=32xQ96xII")
-# Some file systems stamp changes in whole seconds, or in two.
-_STAMP_S = 2
 
 
 def _find_statx() -> Any:
@@ -73,20 +70,6 @@ def file_identity(path: bytes) -> tuple[int, int, int]:
     # No such function, or it failed: a sandbox may refuse it, and everything else fails here too, with its own error.
     info = os.stat(path)
     return info.st_ino, os.major(info.st_dev), os.minor(info.st_dev)
-
-
-def names_stamp(directory: bytes) -> tuple[int, int, int]:
-    """Changes when a name in `directory` is added, removed or given to another file, or when the path leads elsewhere.
-
-    Several changes within 2 s may have one stamp: see `is_last_stamp`.  Raises OSError.
-    """
-    info = os.stat(directory)
-    return info.st_ino, info.st_dev, info.st_ctime_ns
-
-
-def is_last_stamp(stamp: tuple[int, int, int]) -> bool:
-    """Whether every later change gives another stamp.  By the system's clock, since the kernel stamps by that."""
-    return SystemClock().now().timestamp() - stamp[2] / 1e9 > _STAMP_S
 
 
 def make_durably(folder: Path) -> None:

@@ -125,11 +125,13 @@ class Guarded:
             try:
                 if promises:
                     self.check_not_halted()
-                _check_files(environment, promises=promises)
+                    environment.check_in_place()
+                    environment.check_roles_in_place()
+                environment.check_lock_in_place()
                 with environment.env.begin(write=True) as txn:
                     yield environment, txn
                 if promises:
-                    _check_files(environment, promises=True)
+                    environment.check_in_place()
             except WriteError as exc:
                 raise self._failed(purpose, exc) from exc
 
@@ -163,6 +165,7 @@ class Guarded:
         with self._entered() as environment:
             try:
                 environment.check_in_place()
+                environment.check_roles_in_place()
             except OSError as exc:
                 self._latch("find its file", exc)
                 return environment.data_is_in_place()
@@ -241,16 +244,6 @@ class Guarded:
             self._wait_for_those_inside()
             if environment is not None:
                 environment.close()
-
-
-def _check_files(environment: Environment, *, promises: bool) -> None:
-    """Raise FileNotFoundError where a file is missing that a write needs, or for one that `promises`, any file."""
-    if environment.is_untouched():
-        return
-    if promises:
-        environment.check_in_place()
-    else:
-        environment.check_lock_in_place()
 
 
 def _way_out(exc: Exception) -> str:

@@ -67,12 +67,10 @@ class MemoryEnvironment:
         # Whether a durable write has failed since the process began.
         self.failed = False
 
-    def is_untouched(self) -> bool:
-        """Memory stays where it is."""
-        return True
-
     def check_in_place(self) -> None:
-        """The same."""
+        """Memory stays where it is."""
+
+    check_lock_in_place = check_roles_in_place = check_in_place
 
     def pinned_commits(self) -> int:
         """No reader stays behind."""

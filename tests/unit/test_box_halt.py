@@ -23,6 +23,7 @@ from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, Sto
 from outbox.monitoring import findings
 from outbox.relay.orders import Order, ordered, place_order, withdraw_order
 from outbox.store import appending, envelope, quota, store
+from outbox.store.environment import Environment
 from outbox.store.ledger import Settlement
 from outbox.store.reads import FORGOTTEN
 from tests.unit.fakes.rig import FakeClock
@@ -466,13 +467,9 @@ def test_file_that_goes_during_a_commit_halts(outbox_dir: Path, monkeypatch: pyt
     """It was there when the commit began, and what was written into it is lost with the process."""
     with Outbox.open(outbox_dir) as box:
         box.enqueue("log", {"number": 0})
-        admit = box.store._quota.admit
-
-        def unlink(*args: Any) -> Any:
-            (outbox_dir / "data.mdb").unlink(missing_ok=True)
-            return admit(*args)
-
-        monkeypatch.setattr(box.store._quota, "admit", unlink)
+        monkeypatch.setattr(
+            Environment, "check_lock_in_place", lambda _: (outbox_dir / "data.mdb").unlink(missing_ok=True)
+        )
         with pytest.raises(DurabilityError, match="removed or replaced while it was open"):
             box.enqueue("log", {"number": 1})
         assert box.status().halted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -13,7 +12,6 @@ import pytest
 
 from outbox import DurabilityError, Outbox, StoreLocked
 from outbox.rescue import verify
-from outbox.store import filesystem
 from outbox.store.ledger import Settlement
 from outbox.store.state_file import StateFile
 from tests.unit.fakes.waiting import LONG
@@ -68,30 +66,13 @@ def verified(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return done
 
 
-def enqueue_until_directory_is_trusted(box: Outbox) -> None:
-    """Until one look at the directory stands for all its files."""
-    box.enqueue("log", {})
-    while not box.store._environment.is_untouched():  # type: ignore[union-attr]
-        box.enqueue("log", {})
-
-
-@pytest.fixture
-def short_stamps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system whose stamps differ after 50 ms: longer than a tick of any kernel."""
-    monkeypatch.setattr(filesystem, "_STAMP_S", 0.05)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("short_stamps")
-@pytest.mark.parametrize("trusted", [True, False])
 @pytest.mark.parametrize("change", [remove, replace])
 @pytest.mark.parametrize("name", ["lock.mdb", "engine.lock", "access.lock", "data.mdb"])
 def test_file_that_is_gone_halts_at_the_next_write(
-    outbox_dir: Path, verified: list[Path], name: str, change: Any, trusted: bool
+    outbox_dir: Path, verified: list[Path], name: str, change: Any
 ) -> None:
     box = Outbox.open(outbox_dir)
-    if trusted:
-        enqueue_until_directory_is_trusted(box)
     box.enqueue("log", {"number": 0})
     change(outbox_dir / name)
     with pytest.raises(DurabilityError, match=f"removed or replaced while it was open.*{name}"):
@@ -106,30 +87,6 @@ def test_file_that_is_gone_halts_at_the_next_write(
     with Outbox.open(outbox_dir) as again:
         assert verified == [outbox_dir]
         assert again.enqueue("log", {"number": 3}).seq >= 2
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("short_stamps")
-def test_store_that_was_moved_away_halts(outbox_dir: Path, tmp_path: Path) -> None:
-    """A copy in its place has the same names: another directory's stamp proves nothing."""
-    with Outbox.open(outbox_dir) as box:
-        enqueue_until_directory_is_trusted(box)
-        outbox_dir.rename(tmp_path / "moved")
-        shutil.copytree(tmp_path / "moved", outbox_dir)
-        with pytest.raises(DurabilityError, match="removed or replaced while it was open"):
-            box.enqueue("log", {"number": 1})
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("short_stamps")
-def test_role_taken_later_is_watched_at_once(outbox_dir: Path) -> None:
-    with Outbox.open(outbox_dir) as box:
-        enqueue_until_directory_is_trusted(box)
-        environment = box.store._environment
-        assert environment is not None
-        environment.keep_role(outbox_dir / "relay.lock", (0, 0, 0))
-        with pytest.raises(DurabilityError, match="relay.lock"):
-            box.enqueue("log", {})
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,39 +56,6 @@ def test_identity_of_an_unreachable_file_fails_as_stat_does(ask: Ask, tmp_path: 
         (tmp_path / "closed").mkdir(mode=0)
         with pytest.raises(PermissionError):
             ask(tmp_path / "closed" / "below")
-
-
-def test_stamp_changes_with_every_name(tmp_path: Path) -> None:
-    seen = {filesystem.names_stamp(os.fsencode(tmp_path))}
-    for change in (
-        lambda: (tmp_path / "a").touch(),
-        lambda: (tmp_path / "a").rename(tmp_path / "b"),
-        lambda: (tmp_path / "b").unlink(),
-    ):
-        wait_for_another_tick(tmp_path.parent)
-        change()
-        seen.add(filesystem.names_stamp(os.fsencode(tmp_path)))
-    assert len(seen) == 4
-    (tmp_path / "a").touch()
-    before = filesystem.names_stamp(os.fsencode(tmp_path))
-    (tmp_path / "a").write_text("other content, same name", encoding="utf-8")
-    assert filesystem.names_stamp(os.fsencode(tmp_path)) == before
-
-
-def wait_for_another_tick(folder: Path) -> None:
-    """Until the kernel gives another stamp than before."""
-    (folder / "tick").touch()
-    before = (folder / "tick").stat().st_ctime_ns
-    while (folder / "tick").stat().st_ctime_ns == before:
-        (folder / "tick").touch()
-
-
-def test_stamp_is_the_last_one_only_when_it_is_old() -> None:
-    """Within one step of a coarse clock two changes have one stamp, and a clock that was set back may give it again."""
-    now_ns = time.time_ns()
-    assert filesystem.is_last_stamp((1, 1, now_ns - 3_000_000_000))
-    assert not filesystem.is_last_stamp((1, 1, now_ns - 1_000_000_000))
-    assert not filesystem.is_last_stamp((1, 1, now_ns + 3_600_000_000_000))
 
 
 MOUNTS = """\

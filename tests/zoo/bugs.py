@@ -419,7 +419,7 @@ BUGS = (
     Bug(
         "a data file that was taken away is written to",
         "outbox/store/gate.py",
-        "                    _check_files(environment, promises=True)\n            except",
+        "                    environment.check_in_place()\n            except",
         "                    pass\n            except",
         ("tests/unit/test_box_halt.py",),
     ),
@@ -891,20 +891,6 @@ BUGS = (
         "(item.tzinfo is None and not item.fold)",
         "(item.tzinfo is None)",
         ("tests/unit/test_codec.py",),
-    ),
-    Bug(
-        "two changes of the directory within one stamp are taken for one",
-        "outbox/store/filesystem.py",
-        "stamp[2] / 1e9 > _STAMP_S",
-        "stamp[2] / 1e9 > -_STAMP_S",
-        ("tests/unit/test_filesystem.py",),
-    ),
-    Bug(
-        "another directory in the store's place is not noticed",
-        "outbox/store/filesystem.py",
-        "return info.st_ino, info.st_dev, info.st_ctime_ns",
-        "return 0, 0, info.st_ctime_ns * 0",
-        ("tests/unit/test_box_halt_files.py",),
     ),
     Bug(
         "an engine that did not end cleanly is not verified beside an attached process",
