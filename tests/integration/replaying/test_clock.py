@@ -38,6 +38,9 @@ from tests.unit.fakes.waiting import LONG
 from .clock_helpers import all_readings, as_keyword, epoch_ms
 from .harness import THEN, Replays, engine_url, replays
 
+# Managers use it; Python 3.12 deprecates it.
+pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
+
 AWARE = DateTime(timezone=True)
 
 # Where no search for readers of the clock looks, as in a compiled library.
