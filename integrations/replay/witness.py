@@ -74,10 +74,11 @@ class Look:
         balance = ask(BALANCE, session_id)
         found = {name: ask(name, *args) for name, args in more.items()}
         self.answers = {name: answer for name, answer in found.items() if answer is not MISSING}
-        rows = {table: _rows(ask, name, session_id) for table, name in _READS.items()}
+        asked = {table: _rows(ask, name, session_id) for table, name in _READS.items()}
+        rows = {table: shown for table, shown in asked.items() if shown is not MISSING}
         # By table; of one that is missing there, why its rows cannot be understood.
         self.tables: Tables
-        self.tables, self.unknown = forms.tables_of(rows[POSITIONS_TABLE], rows[ORDERS_TABLE])
+        self.tables, self.unknown = forms.tables_of(**rows)
         self.shows_balance = balance is not MISSING
         self.balance = balance if self.shows_balance else None
 
@@ -85,13 +86,12 @@ class Look:
 def _rows(ask: Callable[..., Any], read: str, session_id: Any) -> Any:
     """What a manager answers to a read of rows; the error where it fails for the manager's callers too."""
     try:
-        rows = ask(read, session_id)
+        return ask(read, session_id)
     except SQLAlchemyError:
         raise
     except Exception as exc:  # noqa: BLE001
         _log.warning("the rows of %(read)s cannot be understood", read=read, trace=True)
         return exc
-    return [] if rows is MISSING else rows
 
 
 class Witness:
