@@ -118,8 +118,10 @@ class Keeper:
         self._fold_again()
         return True
 
-    def _learned(self) -> None:
+    def _learned(self, misjudged: int | None) -> None:
         """Something was learned: it is kept, and the view taken from PostgreSQL where it was in doubt."""
+        if misjudged is not None:
+            self._doubtful.add(misjudged)
         self._wake.set()
 
     def start(self) -> None:

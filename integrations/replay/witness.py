@@ -97,8 +97,8 @@ def _rows(ask: Callable[..., Any], read: str, session_id: Any) -> Any:
 class Witness:
     """Learns for one local view.  Used by the relay's thread; what it cannot learn it leaves alone."""
 
-    def __init__(self, view: LocalView, reads: Reads, learned: Callable[[], None]) -> None:
-        """`learned()` hears of each new knowledge."""
+    def __init__(self, view: LocalView, reads: Reads, learned: Callable[[Any], None]) -> None:
+        """`learned(session)` hears of each new knowledge; of the session where the view took the call for another."""
         self._view, self._reads, self._learned = view, reads, learned
         # Sequence numbers of calls whose effect was not known for sure when they were made.
         self.wanted: set[int] = set()
@@ -133,10 +133,10 @@ class Witness:
                 watched.try_to(partial(watched.refused, exc))
             raise
         if operation.has_role:
-            watched.try_to(watched.look_after if watched.before is not None else watched.look_at_session)
+            watched.try_to(watched.learn)
             if watched.before is not None:
                 self._looked(entry.seq)
-                self._learned()
+                self._learned(watched.misjudged)
             else:
                 self.wanted.discard(entry.seq)
 
@@ -164,6 +164,9 @@ class _Watched:
         self._operation, self._replica, self._entry = operation, replica, entry
         self._unwatched, self._sides = unwatched, sides
         self.before: Look | None = None
+        self._answer: Any = None
+        # The session whose balance the view has, perhaps, with a change that the call did not make.
+        self.misjudged: Any = None
         self._told: list[Any] = []
         self._amounts: list[tuple[int | None, Any]] = []
         # Decimal places of all columns of the manager's tables: it may write some of them past the ORM.
@@ -179,6 +182,22 @@ class _Watched:
     def told(self, value: Any) -> None:
         """What a balance block was told."""
         self._told.append(value)
+
+    def answered(self, value: Any) -> Any:
+        """What the manager's method answered."""
+        self._answer = value
+        return value
+
+    def learn(self) -> None:
+        """Take in what the call did, or that the manager's answer refused it."""
+        if not self._operation.success(self._answer, self._watch.committed):
+            # An answer after an error that the manager swallowed says nothing of such calls.
+            if self._watch.error is None:
+                self.declined()
+        elif self.before is None:
+            self.look_at_session()
+        else:
+            self.look_after()
 
     def look_before(self) -> None:
         """See the session as it is before the call."""
@@ -255,6 +274,10 @@ class _Watched:
                 learning.possible_scales = (learning.possible_scales & fitting) or learning.possible_scales
             learning.learn(seen, after.tables)
             learning.learn_balance(seen, self.before.balance, after.balance)
+            effect = learning.effect(seen)
+            if effect is not None and effect.balance.of(seen.words) is False and session in self._view.sessions:
+                self.misjudged = session
+                self._view.doubt(session, "balance", f"{self._operation.name}: the manager made another balance of it")
             if balance is not None:
                 learning.learn_answer(BALANCE, balance, after.balance)
                 if LAST_BALANCE in after.answers:
@@ -279,16 +302,27 @@ class _Watched:
             self._view.learning.current[self._operation.name] = self._replica._current_session_id == session
 
     def refused(self, error: Exception) -> None:
-        """The manager refused the call: learn which limit it may have kept."""
+        """The manager raised: learn which limit it may have kept."""
+        with self._limits() as limits:
+            checks.refused(self._view.learning, self._operation, limits, error)
+
+    def declined(self) -> None:
+        """The manager's answer refused the call: learn which limit it may have kept."""
+        with self._limits() as limits:
+            checks.answered(self._view.learning, self._operation, limits, self._answer)
+
+    @contextmanager
+    def _limits(self) -> Iterator[dict[str, str]]:
+        """The limits that a call went beyond which has changed nothing; the view's lock is held in the block."""
         session = notes_of(self._entry).get("session")
         if session is None or not self._operation.has_role:
+            yield {}
             return
         look = self.before or self._look(session)
         self.before = look
         seen = self._seen()
         with self._view.lock:
-            limits = checks.exceeded(seen, number_or_none(look.balance), self._view.learning.of_shape(seen))
-            checks.refused(self._view.learning, self._operation, limits, error)
+            yield checks.exceeded(seen, number_or_none(look.balance), self._view.learning.of_shape(seen))
 
 
 def _scales_in(metadata: MetaData) -> set[int | None]:

@@ -15,6 +15,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Order, Position
+from .as_declared import AsDeclared
 from .conversions import is_number, number, text_of
 from .learning import DECISIVE, Space, is_id, predict_row
 
@@ -29,6 +30,8 @@ POSITIONS, ORDERS = "positions", "orders"
 # Orders that are no longer shown: a position that is opened later may show one of them again.
 RESOLVED = "resolved"
 _RESOLVED_KEPT = 200
+# The longest text that may be one of a few: the name of an account, a currency.
+_WORD = 40
 # The key under which a session holds the sequence number of the entry that resolved an order, by the order's id.
 _RESOLVED_BY = "resolved_by"
 # The key under which a nested row holds the id of its position.
@@ -59,8 +62,8 @@ class Effect:
     removes: dict[str, bool | None] = field(default_factory=dict)
     # Tables in which rows changed that the call does not name.
     strangers: set[str] = field(default_factory=set)
-    # Whether the balance became what the declaration makes of it; None before it was seen.
-    balance: bool | None = None
+    # Whether the balance became what the declaration makes of it.
+    balance: AsDeclared = field(default_factory=AsDeclared)
     # The balance of a session that the call begins.
     start: Space = field(default_factory=Space)
     # "table.column" -> how many rows with a reserved id it writes besides the one whose id it returns.
@@ -74,7 +77,7 @@ class Effect:
         }
         return {
             "count": self.count, "given": sorted(self.given), "makes": self.makes, "removes": self.removes,
-            "strangers": sorted(self.strangers), "balance": self.balance, "start": self.start.dump(),
+            "strangers": sorted(self.strangers), "balance": self.balance.dump(), "start": self.start.dump(),
             "sides": self.sides, "values": None if self.values is None else sorted(self.values), **spaces,
         }  # fmt: skip
 
@@ -85,12 +88,12 @@ class Effect:
             name: {table: {key: Space(*space) for key, space in keys.items()} for table, keys in state[name].items()}
             for name in ("made", "changed")
         }
-        simple = {name: state[name] for name in ("count", "makes", "removes", "balance", "sides")}
+        simple = {name: state[name] for name in ("count", "makes", "removes", "sides")}
         values = state.get("values")
         sets = {"given": set(state["given"]), "strangers": set(state["strangers"])}
         sets |= {} if values is None else {"values": set(values)}
         read: dict[str, Any] = {**simple, **sets, **spaces}
-        return cls(**read, start=Space(*state["start"]))
+        return cls(**read, start=Space(*state["start"]), balance=AsDeclared.load(state["balance"]))
 
     def knows(self, table: str) -> bool:
         """Whether it was seen what becomes of a table, whose rows may be shown in a form that is not understood."""
@@ -191,6 +194,17 @@ class Seen:
             side = self.tables[POSITIONS][id_].get("side")
             found["of"] = None if side is None else str(_decisive("side", side))
         return [*(f"{name}={text}" for name, text in found.items() if text is not None), *self.ends]
+
+    @cached_property
+    def words(self) -> dict[str, str | int]:
+        """The texts and whole numbers that the call gives, by argument, but for the amount of the balance."""
+        amount = None if self.operation.amount is None else self.operation.standard_name(self.operation.amount)
+        given = {name: value for name, value in self.call.items() if name not in ("session_id", amount)}
+        return {
+            name: value
+            for name, value in given.items()
+            if type(value) is int or (isinstance(value, str) and len(value) <= _WORD)
+        }
 
     @cached_property
     def shape(self) -> str:

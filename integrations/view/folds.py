@@ -66,7 +66,7 @@ def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
 def _change_balance(view: LocalView, session_id: int, seen: Seen) -> bool:
     operation, session = seen.operation, view.sessions[session_id]
     effect = view.learning.effect(seen)
-    learned = None if effect is None else effect.balance
+    learned = None if effect is None else effect.balance.of(seen.words)
     doubts = session["doubts"]
     if operation.balance is None:
         if learned is False:
