@@ -7,7 +7,7 @@ another writer has changed meanwhile is reported, not papered over.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from .sessionless import is_sessionless
 from .upgrades import upgraded
 from .view.conversions import number_or_none
 from .view.effects import POSITIONS
-from .view.folds import fold, seen_of
+from .view.folds import fold, fold_beside, seen_of
 from .view.learned_file import KEPT_UNDER
 from .view.local_view import NO_SESSIONS, LocalView
 from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
@@ -118,10 +118,9 @@ class Keeper:
         self._fold_again()
         return True
 
-    def _learned(self, misjudged: int | None) -> None:
+    def _learned(self, misjudged: Collection[Any]) -> None:
         """Something was learned: it is kept, and the view taken from PostgreSQL where it was in doubt."""
-        if misjudged is not None:
-            self._doubtful.add(misjudged)
+        self._doubtful.update(misjudged)
         self._wake.set()
 
     def start(self) -> None:
@@ -173,6 +172,8 @@ class Keeper:
                 if operation.has_role:
                     seen = seen_of(self.view, operation, call, notes)
                     sure = fold(self.view, seen)
+                    for other in fold_beside(self.view, seen):
+                        self.doubt(other)
                     if self.view.learning.wants(seen, sure=sure):
                         self.witness.want(entry.seq)
                     if not sure:

@@ -6,7 +6,7 @@ themselves might write is rolled back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
@@ -22,7 +22,7 @@ from ..host import shallow
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
 from ..view import checks
-from ..view.conversions import SCALES, number_or_none
+from ..view.conversions import SCALES, alike, number_or_none
 from ..view.effects import ORDERS as ORDERS_TABLE
 from ..view.effects import POSITIONS as POSITIONS_TABLE
 from ..view.effects import RESOLVED, Seen, Tables, resolved_before
@@ -82,6 +82,10 @@ class Look:
         self.shows_balance = balance is not MISSING
         self.balance = balance if self.shows_balance else None
 
+    def shows(self, later: Look) -> bool:
+        """Whether a later look shows a change."""
+        return not (alike(self.balance, later.balance) and alike(self.tables, later.tables))
+
 
 def _rows(ask: Callable[..., Any], read: str, session_id: Any) -> Any:
     """What a manager answers to a read of rows; the error where it fails for the manager's callers too."""
@@ -97,8 +101,8 @@ def _rows(ask: Callable[..., Any], read: str, session_id: Any) -> Any:
 class Witness:
     """Learns for one local view.  Used by the relay's thread; what it cannot learn it leaves alone."""
 
-    def __init__(self, view: LocalView, reads: Reads, learned: Callable[[Any], None]) -> None:
-        """`learned(session)` hears of each new knowledge; of the session where the view took the call for another."""
+    def __init__(self, view: LocalView, reads: Reads, learned: Callable[[Collection[Any]], None]) -> None:
+        """`learned(sessions)` hears of each new knowledge, with the sessions in which the view misjudged the call."""
         self._view, self._reads, self._learned = view, reads, learned
         # Sequence numbers of calls whose effect was not known for sure when they were made.
         self.wanted: set[int] = set()
@@ -165,8 +169,10 @@ class _Watched:
         self._unwatched, self._sides = unwatched, sides
         self.before: Look | None = None
         self._answer: Any = None
-        # The session whose balance the view has, perhaps, with a change that the call did not make.
-        self.misjudged: Any = None
+        # Sessions that the view has, perhaps, otherwise than the call has made them.
+        self.misjudged: set[Any] = set()
+        # Other sessions that arguments may name, by argument, as they were before the call.
+        self._beside: dict[str, tuple[Any, Look]] = {}
         self._told: list[Any] = []
         self._amounts: list[tuple[int | None, Any]] = []
         # Decimal places of all columns of the manager's tables: it may write some of them past the ORM.
@@ -208,6 +214,9 @@ class _Watched:
         begins = self._operation.session is Session.BEGINS
         # A session that the call begins is not there yet.
         self.before = Look(lambda *_: MISSING, session, self._forms) if begins else self._look(session)
+        with self._view.lock:
+            named = self._seen().sessions_beside(self._view.sessions)
+        self._beside = {name: (other, self._look(other)) for name, other in named.items()}
 
     def _look(self, session: Any, **more: tuple[Any, ...]) -> Look:
         connection = sessions.maker_of(self._replica.session_factory).kw["bind"]
@@ -263,6 +272,7 @@ class _Watched:
         if self._operation.session is Session.BEGINS:
             asked |= {ACTIVE_SESSION: (), LAST_SESSION: ()}
         after = self._look(session, **asked)
+        changed = [(name, other) for name, (other, look) in self._beside.items() if look.shows(self._look(other))]
         balance = number_or_none(after.balance)
         with self._view.lock:
             learning.version += 1
@@ -276,8 +286,12 @@ class _Watched:
             learning.learn_balance(seen, self.before.balance, after.balance)
             effect = learning.effect(seen)
             if effect is not None and effect.balance.of(seen.words) is False and session in self._view.sessions:
-                self.misjudged = session
+                self.misjudged.add(session)
                 self._view.doubt(session, "balance", f"{self._operation.name}: the manager made another balance of it")
+            for name, other in changed:
+                learning.learn_beside(seen, name)
+                self.misjudged.add(other)
+                self._view.doubt_apart(other, f"{self._operation.name} changes it beside its own session")
             if balance is not None:
                 learning.learn_answer(BALANCE, balance, after.balance)
                 if LAST_BALANCE in after.answers:

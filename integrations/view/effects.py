@@ -13,6 +13,7 @@ from enum import Enum
 from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from ..roles import Order, Position
 from .as_declared import AsDeclared
@@ -64,6 +65,8 @@ class Effect:
     strangers: set[str] = field(default_factory=set)
     # Whether the balance became what the declaration makes of it.
     balance: AsDeclared = field(default_factory=AsDeclared)
+    # Arguments that were seen to name another session which the call changes too.
+    beside: set[str] = field(default_factory=set)
     # The balance of a session that the call begins.
     start: Space = field(default_factory=Space)
     # "table.column" -> how many rows with a reserved id it writes besides the one whose id it returns.
@@ -77,7 +80,8 @@ class Effect:
         }
         return {
             "count": self.count, "given": sorted(self.given), "makes": self.makes, "removes": self.removes,
-            "strangers": sorted(self.strangers), "balance": self.balance.dump(), "start": self.start.dump(),
+            "strangers": sorted(self.strangers), "beside": sorted(self.beside), "balance": self.balance.dump(),
+            "start": self.start.dump(),
             "sides": self.sides, "values": None if self.values is None else sorted(self.values), **spaces,
         }  # fmt: skip
 
@@ -91,6 +95,7 @@ class Effect:
         simple = {name: state[name] for name in ("count", "makes", "removes", "sides")}
         values = state.get("values")
         sets = {"given": set(state["given"]), "strangers": set(state["strangers"])}
+        sets |= {"beside": set(state.get("beside", ()))}
         sets |= {} if values is None else {"values": set(values)}
         read: dict[str, Any] = {**simple, **sets, **spaces}
         return cls(**read, start=Space(*state["start"]), balance=AsDeclared.load(state["balance"]))
@@ -194,6 +199,12 @@ class Seen:
             side = self.tables[POSITIONS][id_].get("side")
             found["of"] = None if side is None else str(_decisive("side", side))
         return [*(f"{name}={text}" for name, text in found.items() if text is not None), *self.ends]
+
+    def sessions_beside(self, sessions: Collection[Any]) -> dict[str, Any]:
+        """Which arguments may name other sessions than that of the call, by what is known of `sessions`."""
+        own = self.notes.get("session")
+        given = {name: value for name, value in self.call.items() if name != "session_id" and value != own}
+        return {name: one for name, one in given.items() if type(one) in (int, str, UUID) and one in sessions}
 
     @cached_property
     def words(self) -> dict[str, str | int]:

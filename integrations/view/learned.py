@@ -217,6 +217,11 @@ class Learning:
         for effect in self._effects(seen):
             effect.balance.observe(seen.words, fits=as_declared, lasting=effect.values is not None)
 
+    def learn_beside(self, seen: Seen, argument: str) -> None:
+        """Such a call has changed another session, which this argument names."""
+        for effect in self._effects(seen):
+            effect.beside.add(argument)
+
     def learn_shown(self, tables: Tables, before: Tables | None = None) -> None:
         """Take in how the manager shows the rows of a session, and showed them before one call."""
         self.nested |= {table for table in tables if "." in table}

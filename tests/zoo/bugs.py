@@ -634,6 +634,13 @@ BUGS = (
         ("tests/unit/test_tables_named.py",),
     ),
     Bug(
+        "adapter: the session that a transfer takes from is answered as before it",
+        "integrations/view/folds.py",
+        "    if effect is None or not effect.beside:",
+        "    if True:",
+        ("tests/integration/adapter/test_transfers.py",),
+    ),
+    Bug(
         "adapter: a row of a table without a class is no argument",
         "outbox/codec.py",
         "    if _is_column_name(value):\n",
