@@ -216,6 +216,14 @@ class Keeper:
             self._doubtful.add(session_id)
             self._wake.set()
 
+    def overwritten(self, method: str) -> None:
+        """A method that is not declared has changed sessions: those that are active are taken from PostgreSQL again."""
+        with self.view.lock:
+            for session_id in [id_ for id_, row in self.view.sessions.items() if row["active"]]:
+                self.view.doubt_apart(session_id, f"{method} has changed it, which is not declared")
+                self._doubtful.add(session_id)
+        self._wake.set()
+
     def meet(self, session_id: int | None) -> None:
         """A session is in use: learn of it, if it is new, before the next outage."""
         if session_id is not None and session_id not in self.view.sessions:
