@@ -229,8 +229,8 @@ class Adapter:
                 again = self._first_in(group, operation, item.bound)
                 if again is not None:
                     return again.told
-                if not waits:
-                    self._telling.check(operation, item.bound)
+                if not waits and (refusal := self._telling.check(operation, item.bound)) is not None:
+                    return refusal[0]
                 item = self._preparing.prepare(item, final=not waits)
                 if group is not None and group.add(self._preparing.encoded(item)):
                     return item.told

@@ -30,6 +30,7 @@ _HARMLESS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _CHANGES = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+_WRITES = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH|CALL|TRUNCATE)\b", re.IGNORECASE)
 _BAR = "outbox:bar"
 
 
@@ -47,6 +48,8 @@ class Watched:
     error: OutboxError | None = None
     # What the database answered to a statement or a connection of the call; the manager may have swallowed it.
     failure: BaseException | None = None
+    # Whether it has sent a statement that writes.
+    wrote: bool = False
 
 
 _watched: ContextVar[Watched | None] = ContextVar("outbox_watched_call", default=None)
@@ -154,6 +157,8 @@ class Guard:
         if not settled:
             raise self._refused(watched, "works on what PostgreSQL holds")
         connection.info[_BAR] = 0
+        if watched is not None and _WRITES.match(statement):
+            watched.wrote = True
 
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
         # A call that was made within the transaction, or within a block, need not be before this statement; but where

@@ -28,6 +28,7 @@ from .preflight.held import held_by
 from .preflight.members import binds, class_member, is_mock, names_set_by
 from .preflight.misfits import without_factory
 from .signatures import described, signature_from, signature_of
+from .state.begun import locks_begun
 from .view.local_view import NO_SESSIONS
 
 # What SQLAlchemy raises where PostgreSQL cannot be reached, or was lost.
@@ -280,6 +281,9 @@ class Host:
         if self.built is None and self.manager_class is None:
             raise ManagerUnavailable("the manager's class is not known")
         copied = shallow(self.built) if self.built is not None else object.__new__(self.manager_class)  # type: ignore[arg-type]
+        if self.built is None:
+            # With a lock of none the call could not be rehearsed, and what the manager refuses would be recorded.
+            _own(copied).update(locks_begun(type(copied)))
         if self.built is None or hasattr(copied, "_current_session_id"):
             copied._current_session_id = session_id if session_id != NO_SESSIONS else None
         self._with_own_methods(copied, doubles=doubles)

@@ -7,7 +7,7 @@ another writer has changed meanwhile is reported, not papered over.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from .sessionless import is_sessionless
 from .upgrades import upgraded
 from .view.conversions import number_or_none
 from .view.effects import POSITIONS
-from .view.folds import fold, seen_of
+from .view.folds import fold, fold_beside, seen_of
 from .view.learned_file import KEPT_UNDER
 from .view.local_view import NO_SESSIONS, LocalView
 from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
@@ -128,8 +128,9 @@ class Keeper:
         self._fold_again()
         return True
 
-    def _learned(self) -> None:
+    def _learned(self, misjudged: Collection[Any]) -> None:
         """Something was learned: it is kept, and the view taken from PostgreSQL where it was in doubt."""
+        self._doubtful.update(misjudged)
         self._wake.set()
 
     def start(self) -> None:
@@ -181,6 +182,8 @@ class Keeper:
                 if operation.has_role:
                     seen = seen_of(self.view, operation, call, notes)
                     sure = fold(self.view, seen)
+                    for other in fold_beside(self.view, seen):
+                        self.doubt(other)
                     if self.view.learning.wants(seen, sure=sure):
                         self.witness.want(entry.seq)
                     if not sure:
@@ -222,6 +225,14 @@ class Keeper:
         if session_id is not None:
             self._doubtful.add(session_id)
             self._wake.set()
+
+    def overwritten(self, method: str) -> None:
+        """A method that is not declared has changed sessions: those that are active are taken from PostgreSQL again."""
+        with self.view.lock:
+            for session_id in [id_ for id_, row in self.view.sessions.items() if row["active"]]:
+                self.view.doubt_apart(session_id, f"{method} has changed it, which is not declared")
+                self._doubtful.add(session_id)
+        self._wake.set()
 
     def meet(self, session_id: int | None) -> None:
         """A session is in use: learn of it, if it is new, before the next outage."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from .. import Outbox
+from .. import Outbox, OutboxError
 from ..log import Log
 from ..words import first_line
 from .delivery import Delivery
@@ -95,6 +95,19 @@ class Passing:
         with caller.keeper.order:
             return self._reads.answer(name, signature, args, kwargs, self._within.view(), caller.session_id, now)
 
+    def _wrote(self, name: str) -> None:
+        """A method that is not declared has written, perhaps something that an outage would answer as it was before."""
+        for read, declared in self._reads.declared.items():
+            if declared.keep_last and self.waiting.changes(name, read):
+                try:
+                    self.kept.outdate(read)
+                except OutboxError as exc:
+                    # The call itself has succeeded.
+                    _log.warning("a kept answer of %(read)s could not be taken back: %(error)s", read=read, error=exc)
+        local = [read for read in self._reads.names if self._reads.local(read) is not None]
+        if self.waiting.surely_changes(name, local):
+            self._caller.keeper.overwritten(name)
+
     def _kept_read(
         self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, stale: bool
     ) -> Any:
@@ -141,10 +154,14 @@ class Passing:
         caller = self._caller
         with caller.guard.watching(name, stale=stale) as watched:
             calls = self._within.calls() if whole else ()
-            if calls:
-                value = self._within.ask(calls, name, args, kwargs, caller.session_id)
-            else:
-                value = caller.host.bound(name, stand_in)(*args, **kwargs)
+            try:
+                if calls:
+                    value = self._within.ask(calls, name, args, kwargs, caller.session_id)
+                else:
+                    value = caller.host.bound(name, stand_in)(*args, **kwargs)
+            finally:
+                if watched.wrote and not whole:
+                    self._wrote(name)
         if whole and watched.failure is not None:
             raise watched.failure
         self._caller.keeper.meet(self._caller.session_id)

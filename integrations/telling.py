@@ -45,8 +45,11 @@ class Telling:
     def _view(self) -> LocalView:
         return self._keeper.view
 
-    def check(self, operation: ManagerOperation, bound: dict[str, Any]) -> None:
-        """Refuse what the manager was seen to refuse, and a session that nobody knows, while it cannot be asked."""
+    def check(self, operation: ManagerOperation, bound: dict[str, Any]) -> tuple[Any] | None:
+        """Refuse what the manager was seen to refuse, and a session that nobody knows, while it cannot be asked.
+
+        Returns the answer with which the manager was seen to refuse such a call, None where the call may be made.
+        """
         session = self._preparing.session_of(operation, bound)
         call = {**operation.standard(bound), "session_id": session}
         for check in (*operation.checks, *((checks.session_known,) if operation.balance or operation.session else ())):
@@ -57,7 +60,7 @@ class Telling:
                     raise
                 check(call, self._within.view())
         limits = self._exceeded(operation, bound, {"session": session})
-        checks.refuse(self._view.learning, operation, limits)
+        return checks.refuse(self._view.learning, operation, limits)
 
     def _exceeded(
         self, operation: ManagerOperation, bound: Mapping[str, Any], notes: Mapping[str, Any]
@@ -98,6 +101,10 @@ class Telling:
         operation, learning = item.operation, self._view.learning
         self.check(operation, item.bound)
         seen = seen_of(self._view, operation, item.bound, item.notes)
+        effect = learning.effect(seen)
+        if effect is not None and effect.balance.of(seen.words) is False:
+            why = f"{operation.name}: the manager made another balance of it"
+            return tell(learning, seen, None, why, asked=asked)
         try:
             old = self._local_balance(item.session)
             new = learning.balance_after(operation, old, operation.amount_of(item.bound))

@@ -26,7 +26,7 @@ from .replay.replay import CallFailed
 from .replay.witness import SideIds
 from .signatures import invoke
 from .state.kept_state import Changes, KeptState
-from .view.folds import fold, seen_of
+from .view.folds import fold, fold_beside, seen_of
 from .view.local_view import LocalView
 
 
@@ -54,7 +54,9 @@ class Within:
             for number, item in enumerate(calls, view.seq + 1):
                 if item.operation.has_role:
                     notes = {**item.notes, "at": _captured_at(item), "seq": number}
-                    fold(view, seen_of(view, item.operation, item.bound, notes))
+                    seen = seen_of(view, item.operation, item.bound, notes)
+                    fold(view, seen)
+                    fold_beside(view, seen)
 
         def renew() -> bool:
             renewed = known.renew()

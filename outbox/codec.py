@@ -334,7 +334,9 @@ def _lower_container(value: Any, path: str, depth: int) -> tuple[Any, Any]:
     if depth > _MAX_DEPTH:
         raise InvalidEntry(f"{path[:80]}... is nested deeper than {_MAX_DEPTH} levels, or contains itself")
     if type(value) is dict:
-        if all(type(key) is str for key in value):
+        if not _has_text_keys(value):
+            value = {str(key) if _is_column_name(key) else key: item for key, item in value.items()}
+        if _has_text_keys(value):
             plain: dict[str, Any] = {}
             tags: dict[str, Any] = {}
             for key, item in value.items():
@@ -363,9 +365,20 @@ def _canonical(item: tuple[Any, Any]) -> bytes:
     return orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
 
 
+def _has_text_keys(value: dict[Any, Any]) -> bool:
+    return all(type(key) is str for key in value)
+
+
+def _is_column_name(value: Any) -> bool:
+    """Whether it is a text of a class of SQLAlchemy's, as the keys of a row are that a table without a class gives."""
+    return isinstance(value, str) and type(value).__module__.startswith("sqlalchemy.")
+
+
 def _coerce_foreign(value: Any, path: str) -> Any:
-    """numpy scalars and times of pandas become the Python value they stand for; everything else is refused."""
+    """numpy scalars, pandas times and column names become the Python value they stand for; others are refused."""
     module = type(value).__module__.partition(".")[0]
+    if _is_column_name(value):
+        return str(value)
     if module == "numpy" and hasattr(value, "item") and not getattr(value, "shape", ()):
         item = value.item()
         temporal = type(value).__name__ in ("datetime64", "timedelta64")

@@ -44,6 +44,9 @@ class Untold:
 
 def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) -> None:
     """Take in what a block of the manager was told, at an old balance that is known or not."""
+    effect = learning.effects.get(seen.kind)
+    if effect is not None and effect.balance.is_of_another(seen.words):
+        return
     shape, values = taken_apart(told)
     known = learning.yields.get(seen.operation.name)
     if known is None or known["shape"] != shape:

@@ -24,6 +24,9 @@ from ..signatures import invoke
 from ..state.kept_state import Changes, KeptState
 from . import sessions
 
+# Binds where the engine is not known: its JSON functions may take anything.
+_ANY_JSON = psycopg2_dialect(json_serializer=repr)  # type: ignore[no-untyped-call]
+
 
 class Reached(BaseException):
     """The manager turned to the database; not an Exception, since managers catch those."""
@@ -121,7 +124,7 @@ def rehearse(
 
 def _dialect_of(replica: Any) -> Any:
     """The dialect that binds the manager's values: engines may have a JSON serializer of their own."""
-    return getattr(engine_held(replica), "dialect", None) or psycopg2_dialect()  # type: ignore[no-untyped-call]
+    return getattr(engine_held(replica), "dialect", None) or _ANY_JSON
 
 
 class _Savepoint:

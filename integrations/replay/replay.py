@@ -138,6 +138,10 @@ class _Nobody:
     def told(self, value: Any) -> None:
         """Nothing comes of it."""
 
+    def answered(self, value: Any) -> Any:
+        """The answer; nothing comes of it."""
+        return value
+
 
 class Replayer:
     """Makes handlers that replay on one host's manager.  Its handlers run in the relay's thread."""
@@ -271,7 +275,7 @@ class Replayer:
         call |= call_of(entry)
         with self._witnessing(operation, entry, replica) as witness:
             if not operation.context:
-                return invoke(method, call)
+                return witness.answered(invoke(method, call))
             with invoke(method, call) as told:
                 witness.told(told)
         return None

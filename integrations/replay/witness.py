@@ -6,7 +6,7 @@ themselves might write is rolled back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
@@ -22,7 +22,7 @@ from ..host import shallow
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
 from ..view import checks
-from ..view.conversions import SCALES, number_or_none
+from ..view.conversions import SCALES, alike, number_or_none
 from ..view.effects import ORDERS as ORDERS_TABLE
 from ..view.effects import POSITIONS as POSITIONS_TABLE
 from ..view.effects import RESOLVED, Seen, Tables, resolved_before
@@ -74,31 +74,35 @@ class Look:
         balance = ask(BALANCE, session_id)
         found = {name: ask(name, *args) for name, args in more.items()}
         self.answers = {name: answer for name, answer in found.items() if answer is not MISSING}
-        rows = {table: _rows(ask, name, session_id) for table, name in _READS.items()}
+        asked = {table: _rows(ask, name, session_id) for table, name in _READS.items()}
+        rows = {table: shown for table, shown in asked.items() if shown is not MISSING}
         # By table; of one that is missing there, why its rows cannot be understood.
         self.tables: Tables
-        self.tables, self.unknown = forms.tables_of(rows[POSITIONS_TABLE], rows[ORDERS_TABLE])
+        self.tables, self.unknown = forms.tables_of(**rows)
         self.shows_balance = balance is not MISSING
         self.balance = balance if self.shows_balance else None
+
+    def shows(self, later: Look) -> bool:
+        """Whether a later look shows a change."""
+        return not (alike(self.balance, later.balance) and alike(self.tables, later.tables))
 
 
 def _rows(ask: Callable[..., Any], read: str, session_id: Any) -> Any:
     """What a manager answers to a read of rows; the error where it fails for the manager's callers too."""
     try:
-        rows = ask(read, session_id)
+        return ask(read, session_id)
     except SQLAlchemyError:
         raise
     except Exception as exc:  # noqa: BLE001
         _log.warning("the rows of %(read)s cannot be understood", read=read, trace=True)
         return exc
-    return [] if rows is MISSING else rows
 
 
 class Witness:
     """Learns for one local view.  Used by the relay's thread; what it cannot learn it leaves alone."""
 
-    def __init__(self, view: LocalView, reads: Reads, learned: Callable[[], None]) -> None:
-        """`learned()` hears of each new knowledge."""
+    def __init__(self, view: LocalView, reads: Reads, learned: Callable[[Collection[Any]], None]) -> None:
+        """`learned(sessions)` hears of each new knowledge, with the sessions in which the view misjudged the call."""
         self._view, self._reads, self._learned = view, reads, learned
         # Sequence numbers of calls whose effect was not known for sure when they were made.
         self.wanted: set[int] = set()
@@ -133,10 +137,10 @@ class Witness:
                 watched.try_to(partial(watched.refused, exc))
             raise
         if operation.has_role:
-            watched.try_to(watched.look_after if watched.before is not None else watched.look_at_session)
+            watched.try_to(watched.learn)
             if watched.before is not None:
                 self._looked(entry.seq)
-                self._learned()
+                self._learned(watched.misjudged)
             else:
                 self.wanted.discard(entry.seq)
 
@@ -164,6 +168,11 @@ class _Watched:
         self._operation, self._replica, self._entry = operation, replica, entry
         self._unwatched, self._sides = unwatched, sides
         self.before: Look | None = None
+        self._answer: Any = None
+        # Sessions that the view has, perhaps, otherwise than the call has made them.
+        self.misjudged: set[Any] = set()
+        # Other sessions that arguments may name, by argument, as they were before the call.
+        self._beside: dict[str, tuple[Any, Look]] = {}
         self._told: list[Any] = []
         self._amounts: list[tuple[int | None, Any]] = []
         # Decimal places of all columns of the manager's tables: it may write some of them past the ORM.
@@ -180,6 +189,22 @@ class _Watched:
         """What a balance block was told."""
         self._told.append(value)
 
+    def answered(self, value: Any) -> Any:
+        """What the manager's method answered."""
+        self._answer = value
+        return value
+
+    def learn(self) -> None:
+        """Take in what the call did, or that the manager's answer refused it."""
+        if not self._operation.success(self._answer, self._watch.committed):
+            # An answer after an error that the manager swallowed says nothing of such calls.
+            if self._watch.error is None:
+                self.declined()
+        elif self.before is None:
+            self.look_at_session()
+        else:
+            self.look_after()
+
     def look_before(self) -> None:
         """See the session as it is before the call."""
         session = notes_of(self._entry).get("session")
@@ -189,6 +214,9 @@ class _Watched:
         begins = self._operation.session is Session.BEGINS
         # A session that the call begins is not there yet.
         self.before = Look(lambda *_: MISSING, session, self._forms) if begins else self._look(session)
+        with self._view.lock:
+            named = self._seen().sessions_beside(self._view.sessions)
+        self._beside = {name: (other, self._look(other)) for name, other in named.items()}
 
     def _look(self, session: Any, **more: tuple[Any, ...]) -> Look:
         connection = sessions.maker_of(self._replica.session_factory).kw["bind"]
@@ -245,6 +273,7 @@ class _Watched:
         if self._operation.session is Session.BEGINS:
             asked |= {ACTIVE_SESSION: (), LAST_SESSION: ()}
         after = self._look(session, **asked)
+        changed = [(name, other) for name, (other, look) in self._beside.items() if look.shows(self._look(other))]
         balance = number_or_none(after.balance)
         with self._view.lock:
             learning.version += 1
@@ -256,6 +285,14 @@ class _Watched:
                 learning.possible_scales = (learning.possible_scales & fitting) or learning.possible_scales
             learning.learn(seen, after.tables)
             learning.learn_balance(seen, self.before.balance, after.balance)
+            effect = learning.effect(seen)
+            if effect is not None and effect.balance.of(seen.words) is False and session in self._view.sessions:
+                self.misjudged.add(session)
+                self._view.doubt(session, "balance", f"{self._operation.name}: the manager made another balance of it")
+            for name, other in changed:
+                learning.learn_beside(seen, name)
+                self.misjudged.add(other)
+                self._view.doubt_apart(other, f"{self._operation.name} changes it beside its own session")
             if balance is not None:
                 learning.learn_answer(BALANCE, balance, after.balance)
                 if LAST_BALANCE in after.answers:
@@ -280,16 +317,27 @@ class _Watched:
             self._view.learning.current[self._operation.name] = self._replica._current_session_id == session
 
     def refused(self, error: Exception) -> None:
-        """The manager refused the call: learn which limit it may have kept."""
+        """The manager raised: learn which limit it may have kept."""
+        with self._limits() as limits:
+            checks.refused(self._view.learning, self._operation, limits, error)
+
+    def declined(self) -> None:
+        """The manager's answer refused the call: learn which limit it may have kept."""
+        with self._limits() as limits:
+            checks.answered(self._view.learning, self._operation, limits, self._answer)
+
+    @contextmanager
+    def _limits(self) -> Iterator[dict[str, str]]:
+        """The limits that a call went beyond which has changed nothing; the view's lock is held in the block."""
         session = notes_of(self._entry).get("session")
         if session is None or not self._operation.has_role:
+            yield {}
             return
         look = self.before or self._look(session)
         self.before = look
         seen = self._seen()
         with self._view.lock:
-            limits = checks.exceeded(seen, number_or_none(look.balance), self._view.learning.of_shape(seen))
-            checks.refused(self._view.learning, self._operation, limits, error)
+            yield checks.exceeded(seen, number_or_none(look.balance), self._view.learning.of_shape(seen))
 
 
 def _scales_in(metadata: MetaData) -> set[int | None]:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import ast
 import builtins
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
 from ..preflight.class_code import ClassCode
-from ..preflight.method_code import facts_of
+from ..preflight.method_code import facts_of, meaning
 
 _MAKES = (int, float, str, bool, Decimal)
+_LOCKS = (threading.Lock, threading.RLock, threading.Condition, threading.Semaphore)
 # The adapter knows it better.
 _NOT_STATE = frozenset({"_current_session_id"})
 
@@ -37,6 +40,23 @@ def begun(cls: type) -> dict[str, Any]:
         for name, expression in _assignments(fact.body, fact.myself) if id(function) in own else ():
             if assigned[name] == 1 and name not in _NOT_STATE:
                 found |= _value(name, expression, function)
+    return found
+
+
+def locks_begun(cls: type) -> dict[str, Any]:
+    """New locks for those that the constructor of `cls` makes without arguments, by attribute."""
+    return {name: kind() for name, kind in _locks_of(cls).items()}
+
+
+@lru_cache(maxsize=64)
+def _locks_of(cls: type) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for function, _ in ClassCode(cls).reached("__init__"):
+        for name, calls in facts_of(function).assigned.items():
+            plain = [call for call in calls if not call.node.args and not call.node.keywords]
+            kind = meaning(function, plain[0].name) if len(plain) == len(calls) == 1 else None
+            if kind in _LOCKS:
+                found[name] = kind
     return found
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Call = Mapping[str, Any]
 
+# The types of the answers with which a manager may refuse a call.
+_ANSWERS = (bool, int, str, type(None))
 _EXITS = ("exit", "close", "stop", "take_profit")
 
 
@@ -43,7 +45,7 @@ def exceeded(seen: Seen, balance: Decimal | None, effect: Effect | None) -> dict
         if after is not None and after < 0:
             found["balance below zero"] = f"the balance is {balance} and cannot become {after}"
     position_id = seen.call.get("position_id")
-    moves = operation.position in (Position.CLOSES, Position.REDUCES, Position.ENLARGES)
+    moves = operation.position not in (None, Position.OPENS)
     if moves and position_id is not None and POSITIONS in seen.tables:
         rows = seen.tables[POSITIONS]
         named = named_positions(rows, operation, seen.call)
@@ -65,9 +67,19 @@ def _beyond_left(seen: Seen, row: Mapping[str, Any], effect: Effect | None) -> d
 
 
 def refused(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str], error: BaseException) -> None:
-    """The manager refused a call beyond these limits."""
+    """The manager raised at a call beyond these limits."""
+    _learn(learning, operation, limits, class_name(type(error)))
+
+
+def answered(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str], answer: Any) -> None:
+    """The manager gave this answer to a call beyond these limits, and wrote nothing."""
+    if isinstance(answer, _ANSWERS):
+        _learn(learning, operation, limits, [answer])
+
+
+def _learn(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str], how: str | list[Any]) -> None:
     for limit in limits:
-        if learning.limits.setdefault(f"{operation.name}: {limit}", class_name(type(error))) is not None:
+        if learning.limits.setdefault(f"{operation.name}: {limit}", how) is not None:
             learning.version += 1
 
 
@@ -78,12 +90,15 @@ def accepted(learning: Learning, operation: ManagerOperation, limits: Mapping[st
         learning.version += 1
 
 
-def refuse(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str]) -> None:
-    """Raise what the manager was seen to raise for a call beyond one of these limits."""
+def refuse(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str]) -> tuple[Any] | None:
+    """Raise what the manager was seen to raise for a call beyond one of these limits, or return what it answered."""
     for limit, why in limits.items():
-        name = learning.limits.get(f"{operation.name}: {limit}")
-        if name is not None:
-            raise _error(name, why)
+        how = learning.limits.get(f"{operation.name}: {limit}")
+        if isinstance(how, list):
+            return (how[0],)
+        if how is not None:
+            raise _error(how, why)
+    return None
 
 
 def _error(name: str, why: str) -> BaseException:

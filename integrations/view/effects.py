@@ -13,8 +13,10 @@ from enum import Enum
 from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from ..roles import Order, Position
+from .as_declared import AsDeclared
 from .conversions import is_number, number, text_of
 from .learning import DECISIVE, Space, is_id, predict_row
 
@@ -30,6 +32,8 @@ POSITIONS, ORDERS = "positions", "orders"
 # Orders that are no longer shown: a position that is opened later may show one of them again.
 RESOLVED = "resolved"
 _RESOLVED_KEPT = 200
+# The longest text that may be one of a few: the name of an account, a currency.
+_WORD = 40
 # The key under which a session holds the sequence number of the entry that resolved an order, by the order's id.
 _RESOLVED_BY = "resolved_by"
 # The key under which a nested row holds the id of its position.
@@ -60,8 +64,10 @@ class Effect:
     removes: dict[str, bool | None] = field(default_factory=dict)
     # Tables in which rows changed that the call does not name.
     strangers: set[str] = field(default_factory=set)
-    # Whether the balance became what the declaration makes of it; None before it was seen.
-    balance: bool | None = None
+    # Whether the balance became what the declaration makes of it.
+    balance: AsDeclared = field(default_factory=AsDeclared)
+    # Arguments that were seen to name another session which the call changes too.
+    beside: set[str] = field(default_factory=set)
     # The balance of a session that the call begins.
     start: Space = field(default_factory=Space)
     # "table.column" -> how many rows with a reserved id it writes besides the one whose id it returns.
@@ -75,7 +81,8 @@ class Effect:
         }
         return {
             "count": self.count, "given": sorted(self.given), "makes": self.makes, "removes": self.removes,
-            "strangers": sorted(self.strangers), "balance": self.balance, "start": self.start.dump(),
+            "strangers": sorted(self.strangers), "beside": sorted(self.beside), "balance": self.balance.dump(),
+            "start": self.start.dump(),
             "sides": self.sides, "values": None if self.values is None else sorted(self.values), **spaces,
         }  # fmt: skip
 
@@ -86,12 +93,13 @@ class Effect:
             name: {table: {key: Space(*space) for key, space in keys.items()} for table, keys in state[name].items()}
             for name in ("made", "changed")
         }
-        simple = {name: state[name] for name in ("count", "makes", "removes", "balance", "sides")}
+        simple = {name: state[name] for name in ("count", "makes", "removes", "sides")}
         values = state.get("values")
         sets = {"given": set(state["given"]), "strangers": set(state["strangers"])}
+        sets |= {"beside": set(state.get("beside", ()))}
         sets |= {} if values is None else {"values": set(values)}
         read: dict[str, Any] = {**simple, **sets, **spaces}
-        return cls(**read, start=Space(*state["start"]))
+        return cls(**read, start=Space(*state["start"]), balance=AsDeclared.load(state["balance"]))
 
     def knows(self, table: str) -> bool:
         """Whether it was seen what becomes of a table, whose rows may be shown in a form that is not understood."""
@@ -206,6 +214,23 @@ class Seen:
         rows = [self.tables[table][id_] for table in (POSITIONS, ORDERS) for id_ in self.named(table)[:1]]
         found = ((one.outcome(self.call, rows), one) for one in self.decisions)
         return {outcome: one for outcome, one in found if outcome is not None}
+
+    def sessions_beside(self, sessions: Collection[Any]) -> dict[str, Any]:
+        """Which arguments may name other sessions than that of the call, by what is known of `sessions`."""
+        own = self.notes.get("session")
+        given = {name: value for name, value in self.call.items() if name != "session_id" and value != own}
+        return {name: one for name, one in given.items() if type(one) in (int, str, UUID) and one in sessions}
+
+    @cached_property
+    def words(self) -> dict[str, str | int]:
+        """The texts and whole numbers that the call gives, by argument, but for the amount of the balance."""
+        amount = None if self.operation.amount is None else self.operation.standard_name(self.operation.amount)
+        given = {name: value for name, value in self.call.items() if name not in ("session_id", amount)}
+        return {
+            name: value
+            for name, value in given.items()
+            if type(value) is int or (isinstance(value, str) and len(value) <= _WORD)
+        }
 
     @cached_property
     def shape(self) -> str:

@@ -50,6 +50,18 @@ def fold(view: LocalView, seen: Seen) -> bool:
     return _apply(view, session_id, change, seen) and sure
 
 
+def fold_beside(view: LocalView, seen: Seen) -> list[Any]:
+    """Doubt the other sessions that such a call was seen to change; lists them."""
+    effect = view.learning.effect(seen)
+    if effect is None or not effect.beside:
+        return []
+    named = seen.sessions_beside(view.sessions)
+    found = [session_id for name, session_id in named.items() if name in effect.beside]
+    for session_id in found:
+        view.doubt_apart(session_id, f"{seen.operation.name} changes it beside its own session")
+    return found
+
+
 def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
     call, effect = seen.call, view.learning.effect(seen)
     at = seen.notes["at"].astimezone(UTC).replace(tzinfo=None)

@@ -14,6 +14,7 @@ from ...codec import decode, encode
 from ...errors import ConfigError
 from ...log import Log
 from ..repeated import Repeated
+from .local_view import UnknownLocally
 from .packing import packed, unpacked
 
 _log = Log("outbox.integrations")
@@ -72,6 +73,8 @@ class KeptAnswers:
         # Per read and arguments: the encoded answer, when it was stored and confirmed last, and behind which entry.
         self._known: dict[str, tuple[list[str], datetime, datetime, int]] = {}
         self._stale: set[str] = set()
+        # Reads whose answers were outdated, and since when none was kept again.
+        self._outdated: set[str] = set()
         self._repeated = Repeated(_log)
 
     def keep(self, name: str, call: Mapping[str, Any], answer: Any, seq: int, is_old: Callable[[int], bool]) -> None:
@@ -86,11 +89,12 @@ class KeptAnswers:
             stored = now
             same = before is not None and before[0] == encoded and now - before[1] < _AGAIN
             if before is None or not same or is_old(before[3]):
-                data = {"at": now.isoformat(), "packed": encoded, "seq": seq}
+                data = {"at": now.isoformat(), "packed": encoded, "seq": seq, "age": self._age(name)}
                 self._outbox.store.put_meta(key, json.dumps(data).encode())
             else:
                 stored = before[1]
             self._known[key] = (encoded, stored, now, seq)
+            self._outdated.discard(name)
             self._renewed(name)
         except OutboxError as exc:
             self._repeated.warn(
@@ -108,6 +112,11 @@ class KeptAnswers:
             data = None if stored is None else json.loads(stored)
             if data is None or "packed" not in data:
                 raise failure
+            if data.get("age", 0) != self._age(name):
+                raise UnknownLocally(
+                    f"{name} is not known: a call that is not declared may have changed it since the last answer",
+                    hint="an outage answers as the manager did last: ask once more after such a call",
+                ) from failure
             at = datetime.fromisoformat(data["at"])
             found = self._known[key] = (data["packed"], at, at, data["seq"])
         plain, types = (part.encode() for part in found[0])
@@ -120,6 +129,17 @@ class KeptAnswers:
             return unpacked(decode(plain, types)), found[3]
         except LookupError:
             raise failure from None
+
+    def outdate(self, name: str) -> None:
+        """A call that is not queued has changed what was answered.  Raises `OutboxError`."""
+        if name not in self._outdated:
+            self._outbox.store.put_meta(_age_key(name), str(self._age(name) + 1).encode())
+            self._known = {key: one for key, one in self._known.items() if not key.startswith(f"read:{name}:")}
+            self._outdated.add(name)
+
+    def _age(self, name: str) -> int:
+        """How often the answers of a read were outdated; those of an earlier age are not given."""
+        return int(self._outbox.store.get_meta(_age_key(name)) or 0)
 
     def _forget(self, key: str) -> None:
         """What cannot be kept must not leave an older answer in its place."""
@@ -139,6 +159,10 @@ class KeptAnswers:
         if name in self._stale:
             self._stale.discard(name)
             self._outbox.notices.clear(f"kept:{name}")
+
+
+def _age_key(name: str) -> str:
+    return f"read-age:{name}"
 
 
 def _key(name: str, call: Mapping[str, Any]) -> str:

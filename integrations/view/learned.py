@@ -49,8 +49,9 @@ class Learning:
         self.nested: set[str] = set()
         self.row_orders = RowOrders()
         self.forms = RowForms()
-        # "operation: limit" -> the class of the refusal, or None where the manager was seen to accept.
-        self.limits: dict[str, str | None] = {}
+        # "operation: limit" -> the class of the refusal, or in a list the answer that is one; None where the manager
+        # was seen to accept.
+        self.limits: dict[str, str | list[Any] | None] = {}
         # operation -> the comparisons by which its method decides; of the code, and not stored.
         self.decisions: Mapping[str, Collection[Decision]] = {}
 
@@ -98,7 +99,7 @@ class Learning:
         if effect is None:
             new = [seen.outcomes.get(value) for value in self.new_values(seen)]
             effect = self.of_shape(seen) if all(one is not None and not one.changes_amounts for one in new) else None
-        return None if effect is None else effect.balance
+        return None if effect is None else effect.balance.of(seen.words)
 
     def _effects(self, seen: Seen) -> tuple[Effect, Effect]:
         """Where to learn of such calls."""
@@ -115,6 +116,8 @@ class Learning:
             return True
         if effect.count >= _OBSERVED_AT_MOST:
             return False
+        if seen.operation.balance is not None and effect.balance.is_new(seen.words):
+            return True
         return not sure or (seen.touches_rows and not all(map(effect.knows, (POSITIONS, ORDERS))))
 
     def scales_of_rows(self) -> tuple[int | None, ...]:
@@ -230,8 +233,16 @@ class Learning:
         self.possible_scales = (self.possible_scales & scales) or self.possible_scales
 
     def _learn_whether(self, seen: Seen, as_declared: bool) -> None:
+        if as_declared and number_or_none(seen.amount) == 0 and seen.operation.balance is Balance.CHANGE:
+            # No change is none in any balance.
+            return
         for effect in self._effects(seen):
-            effect.balance = as_declared and (effect.values is None or effect.balance is not False)
+            effect.balance.observe(seen.words, fits=as_declared, lasting=effect.values is not None)
+
+    def learn_beside(self, seen: Seen, argument: str) -> None:
+        """Such a call has changed another session, which this argument names."""
+        for effect in self._effects(seen):
+            effect.beside.add(argument)
 
     def learn_shown(self, tables: Tables, before: Tables | None = None) -> None:
         """Take in how the manager shows the rows of a session, and showed them before one call."""
@@ -274,8 +285,8 @@ class Learning:
             "shapes": {shape: effect.dump() for shape, effect in self.shapes.items()},
             "scales": sorted(self.scales, key=str), "possible_scales": sorted(self.possible_scales, key=str),
             "reads": {name: space.dump() for name, space in self.reads.items()}, "agrees": self.agrees,
-            "yields": {name: {**one, "keys": {key: space.dump() for key, space in one["keys"].items()}}
-                       for name, one in self.yields.items()},
+            "yields": {name: {**one, "keys": {key: space.dump() for key, space in one["keys"].items()},
+                              "order": list(one["keys"])} for name, one in self.yields.items()},
             "current": self.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
             "orders_shown": self.row_orders.dump(), "possible_sums": sorted(self.possible_sums),
             "forms": self.forms.dump(),
@@ -293,8 +304,9 @@ class Learning:
         self.row_orders.load(state.get("orders_shown", {}))
         self.forms.load(state.get("forms", {}))
         self.possible_sums = set(state.get("possible_sums", ARITHMETIC))
+        # What is stored has its keys sorted.
         self.yields = {
-            name: {**one, "keys": {key: Space(*space) for key, space in one["keys"].items()}}
+            name: {**one, "keys": {key: Space(*one["keys"][key]) for key in one.get("order", one["keys"])}}
             for name, one in state["yields"].items()
         }
 

@@ -121,6 +121,13 @@ class LocalView:
         """What is known of a session's balance, table or row is not to be answered any more."""
         self.sessions[session_id]["doubts"][table, id_, key] = why
 
+    def doubt_apart(self, session_id: Any, why: str) -> None:
+        """Doubt all of a session, whose state another view may share."""
+        session = self.sessions[session_id]
+        tables = (_BALANCE, *session["tables"])
+        doubts = {**session["doubts"], **{(table, None, "*"): why for table in tables}}
+        self.sessions[session_id] = {**session, "doubts": doubts}
+
     # -- answers
 
     def active_session_id(self) -> int | None:

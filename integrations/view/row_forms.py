@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # The arguments by which calls name a row, by table.
 _NAMED_BY = {POSITIONS: ("position_id",), ORDERS: ("order_id", "client_order_id")}
 _NOT_ROWS = ("none", "value", "tuple", "list")
+# For the rows of a read that the manager was not asked.
+_UNASKED: Any = object()
 
 
 class RowForms:
@@ -73,13 +75,16 @@ class RowForms:
 
     # -- understanding
 
-    def tables_of(self, positions: Any, orders: Any) -> tuple[Tables, dict[str, str]]:
-        """The rows that a manager showed, as tables, and why one of them is not understood; it is then left out."""
+    def tables_of(self, positions: Any = _UNASKED, orders: Any = _UNASKED) -> tuple[Tables, dict[str, str]]:
+        """The rows that a manager showed, as tables, and why one of them is not understood; it is then left out.
+
+        A table that the manager was not asked for has no rows, and nothing is learned of how it is shown.
+        """
         tables: Tables = {}
         unknown: dict[str, str] = {}
         for table, shown in ((POSITIONS, positions), (ORDERS, orders)):
             try:
-                tables |= self._understood(table, shown)
+                tables |= {table: {}} if shown is _UNASKED else self._understood(table, shown)
             except Unknown as exc:
                 unknown[table] = str(exc)
         return tables, unknown

@@ -14,9 +14,10 @@ NOTICE = "unanswerable"
 
 
 def unanswerable(learning: Learning, calls: Mapping[str, ManagerOperation]) -> list[str]:
-    """One clause for each reason why reads of positions and orders may not be answered in an outage.
+    """One clause for each reason why reads of balance, positions and orders may not be answered in an outage.
 
-    `calls`: the operations by the names of their methods.  A method without a part in positions and orders is left out.
+    `calls`: the operations by the names of their methods.  A method without a part in positions and orders is left out,
+    but for its changes of the balance.
     """
     methods = sorted(name for name, one in calls.items() if one.position is not None or one.order is not None)
     values: dict[str, set[str]] = {}
@@ -24,8 +25,10 @@ def unanswerable(learning: Learning, calls: Mapping[str, ManagerOperation]) -> l
         if effect.count:
             values.setdefault(kind.partition("|")[0], set()).update(effect.unexplained())
     unexplained = [(name, sorted(values[name])) for name in methods if values.get(name)]
+    otherwise = sorted({kind.partition("|")[0] for kind, one in learning.effects.items() if one.balance.is_strange})
     never = [name for name in methods if name not in values]
     return [
         *(f"{', '.join(names)} after {name} (cannot be explained)" for name, names in unexplained),
+        *([f"the balance after some calls of {', '.join(otherwise)} (not as declared)"] if otherwise else []),
         *([f"rows after the first call of {', '.join(never)} (never seen)"] if never else []),
     ]

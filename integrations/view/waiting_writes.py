@@ -74,6 +74,15 @@ class WaitingWrites:
         later = ((operation, last) for operation, last in tuple(self._last.items()) if last > seq)
         return next((one for one in later if self._may_change(one[0], read)), None)
 
+    def changes(self, method: str, read: str) -> bool:
+        """Whether a method without a declaration may change what `read` answers: by a common table, or none named."""
+        return self._may_change(method, read)
+
+    def surely_changes(self, method: str, reads: Iterable[str]) -> bool:
+        """Whether the code of a method names a table that one of these reads names too."""
+        cls = self._host.manager_class
+        return cls is not None and any(_tables(cls, method) & _tables(cls, read) for read in reads)
+
     def _may_change(self, operation: str, read: str) -> bool:
         cls = self._host.manager_class
         if cls is None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Column, Integer, MetaData, String, Table
 
 from outbox import ConfigError, InvalidEntry, codec, register_enum
 
@@ -342,6 +343,15 @@ def test_inexact_or_foreign_timestamp_is_refused() -> None:
 def test_numpy_values_that_python_cannot_express_are_refused(value: Any) -> None:
     with pytest.raises(InvalidEntry, match="cannot be stored exactly"):
         codec.encode(value)
+
+
+def test_names_of_columns_are_texts() -> None:
+    """The keys of a row of a table without a class are of a class of SQLAlchemy's."""
+    table = Table("trades", MetaData(), Column("price", Integer), Column("note", String))
+    name = table.c.price.name
+    assert type(name) is not str
+    assert codec.encode({"row": {name: 1, "by": [name]}}) == codec.encode({"row": {"price": 1, "by": ["price"]}})
+    assert codec.decode(*codec.encode({name: 1, 2: name})) == {"price": 1, 2: "price"}
 
 
 def cycle_of_lists() -> Any:

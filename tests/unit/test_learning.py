@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 
+from outbox.codec import decode_result, encode_result
 from outbox.integrations.operations import TRADING_OPERATIONS
 from outbox.integrations.replay.balance import Untold, kept, learn_yield, tell, told_before
 from outbox.integrations.view.conversions import Unknown, alike, class_named, conversions, convert, number
@@ -384,3 +385,12 @@ def test_call_that_stays_unexplained_is_looked_at_for_a_while() -> None:
     # Calls with a further argument are new.
     more = Seen(BY_NAME["update_position"], {"position_id": 5, "stop_loss": 1}, {"session": 1}, seen.tables)
     assert learning.wants(more, sure=True)
+
+
+def test_block_yields_its_keys_in_the_same_order_after_a_restart() -> None:
+    learning, told = Learning(), {"old_balance": Decimal(1), "change": Decimal(2), "about": "x"}
+    operation = next(one for one in TRADING_OPERATIONS if one.name == "atomic_balance_update")
+    learn_yield(learning, Seen(operation, {"balance_change": Decimal(2), "reason": "x"}, {}, {}), told, Decimal(1))
+    restarted = Learning()
+    restarted.load(decode_result(encode_result(learning.dump())))
+    assert list(restarted.yields[operation.name]["keys"]) == list(told)

@@ -13,7 +13,7 @@ from outbox.integrations.replay.witness import SideIds, Witness
 from outbox.integrations.view.local_view import LocalView
 from outbox.integrations.view.reads import Reads
 
-OPERATION: Any = SimpleNamespace(has_role=True)
+OPERATION: Any = SimpleNamespace(has_role=True, success=lambda *_: True)
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(witness._Watched, "look_after", lambda _: found.append("after"))
     monkeypatch.setattr(witness._Watched, "look_at_session", lambda _: None)
     monkeypatch.setattr(witness._Watched, "refused", lambda *_: None)
+    monkeypatch.setattr(witness._Watched, "_watch", SimpleNamespace(committed=True, error=None))
     return found
 
 
@@ -52,7 +53,7 @@ def follow(made: Witness, view: LocalView, seq: int) -> None:
 
 
 def test_replay_before_its_caller_followed_it_is_looked_at_once(view: LocalView, looked: list[str]) -> None:
-    made = Witness(view, Reads(), lambda: None)
+    made = Witness(view, Reads(), lambda _: None)
     replay(made, 1)
     assert looked == ["before", "after"]
     follow(made, view, 1)
@@ -60,7 +61,7 @@ def test_replay_before_its_caller_followed_it_is_looked_at_once(view: LocalView,
 
 
 def test_replay_that_fails_is_looked_at_when_it_is_made_again(view: LocalView, looked: list[str]) -> None:
-    made = Witness(view, Reads(), lambda: None)
+    made = Witness(view, Reads(), lambda _: None)
     with pytest.raises(RuntimeError):
         replay(made, 1, RuntimeError)
     follow(made, view, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,20 @@ class InBranch(Absent):
         with self.session_factory.begin() as session:
             session.add(Trade(symbol=symbol, number=self.number))
         return 1
+
+
+class Limited(Absent):
+    """Refuses under a lock what is too much."""
+
+    def __init__(self, url: str) -> None:
+        self._lock = threading.RLock()
+        super().__init__(url)
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        with self._lock:
+            if symbol == "too much":
+                raise ValueError(symbol)
+            return super().log_trade(symbol, note, session_id)
 
 
 @contextmanager
@@ -91,3 +106,18 @@ def test_calls_behind_those_of_the_outage_are_counted_after_them(
         assert here.manager.number == 11
         assert here.relay.drain(timeout=LONG)
         assert numbers(here)[-1] == 11
+
+
+def test_refusal_under_a_lock_is_the_managers_before_it_is_built(postgres_url: str, outbox_dir: Path) -> None:
+    class Manager(Limited):
+        pass
+
+    with started(postgres_url, outbox_dir, Manager) as here:
+        here.manager.log_trade("before")
+        assert here.relay.drain(timeout=LONG)
+    Manager.away = True
+    with started(postgres_url, outbox_dir, Manager) as here:
+        with pytest.raises(ValueError, match="too much"):
+            here.manager.log_trade("too much")
+        here.manager.log_trade("enough")
+        assert here.box.status().pending == 1

@@ -1,0 +1,63 @@
+"""What a manager refuses by an answer, it refuses in an outage too, and no dead letter comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
+from tests.unit.fakes.waiting import until
+
+from .small import Scene, scene
+from .test_thresholds import BookManager, Lot
+
+OPERATIONS = (*TRADING_OPERATIONS, ManagerOperation("reprice", like="update_position"))
+
+# The answers to a position's close, and to a close and a price after it.
+SEEN = [True, False, False]
+
+
+class AnsweringManager(BookManager):
+    """Sells and prices what is open only, and answers whether it was."""
+
+    def close_position(self, position_id: int) -> Any:
+        with self.session_factory.begin() as session:
+            lot = session.get(Lot, position_id)
+            if lot is not None:
+                session.delete(lot)
+            return lot is not None
+
+    def reprice(self, position_id: int, paid: Any) -> bool:
+        with self.session_factory.begin() as session:
+            lot = session.get(Lot, position_id)
+            if lot is None:
+                return False
+            lot.paid = paid
+            return True
+
+
+@pytest.fixture
+def book(postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
+    with scene(postgres_url, outbox_dir, AnsweringManager, OPERATIONS) as found:
+        found.relay.start()
+        found.manager.create_trading_session()
+        yield found
+
+
+def test_refusal_by_an_answer_is_answered_in_an_outage(book: Scene) -> None:
+    manager = book.manager
+    first, second, third = (manager.log_position("A", Decimal(1)) for _ in range(3))
+    assert [manager.close_position(first), manager.close_position(first), manager.reprice(first, 2)] == SEEN
+    assert manager.reprice(second, Decimal(3)) is True
+    assert book.drain()
+    book.box.pauses.begin("an outage", 300)
+    until(lambda: book.relay._last.paused)
+    assert [manager.close_position(second), manager.close_position(second), manager.reprice(second, 2)] == SEEN
+    assert (manager.reprice(third, Decimal(3)), manager.close_position(third)) == (True, True)
+    book.box.pauses.end()
+    assert book.drain()
+    assert (book.box.status().dead_letters, book.rows("SELECT id FROM positions")) == (0, [])

@@ -1,0 +1,63 @@
+"""What a method without a declaration has changed, an outage does not answer as it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+
+from outbox.integrations.durable import TRADING_OPERATIONS, ManagerRead
+from outbox.integrations.view.local_view import UnknownLocally
+from tests.unit.fakes.waiting import until
+
+from .small import Balance, Scene, SmallManager, Trade, scene
+
+OPERATIONS = (*TRADING_OPERATIONS, ManagerRead("count_trades", keep_last=True))
+
+
+class Undeclared(SmallManager):
+    def bonus(self, amount: int) -> None:
+        with self.session_factory.begin() as session:
+            session.execute(update(Balance).values(total=Balance.total + amount))
+
+    def import_trade(self) -> None:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol="imported"))
+
+
+@pytest.fixture
+def paused(postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
+    """Deliveries stand still, with everything known and delivered."""
+    with scene(postgres_url, outbox_dir, Undeclared, OPERATIONS, wait_s=0.3) as found:
+        found.relay.start()
+        found.manager.create_trading_session("s", 100)
+        found.manager.update_balance(110, "set")
+        assert found.drain()
+        assert (found.manager.get_current_balance(), found.manager.count_trades()) == (110, 0)
+        found.box.pauses.begin("an outage", 300)
+        until(lambda: found.relay._last.paused)
+        yield found
+        found.box.pauses.end()
+
+
+def test_balance_that_an_undeclared_call_has_changed_is_not_guessed(paused: Scene) -> None:
+    paused.manager.bonus(5)
+    paused.manager.log_trade("A")
+    with pytest.raises(UnknownLocally, match="bonus has changed it, which is not declared"):
+        paused.manager.get_current_balance()
+
+
+def test_answer_that_an_undeclared_call_has_changed_is_not_kept(paused: Scene) -> None:
+    paused.manager.bonus(5)
+    paused.manager.update_balance(120, "set")
+    assert paused.manager.count_trades() == 0
+    paused.box.pauses.end()
+    assert paused.drain()
+    paused.manager.import_trade()
+    paused.box.pauses.begin("an outage", 300)
+    until(lambda: paused.relay._last.paused)
+    paused.manager.update_balance(130, "set")
+    with pytest.raises(UnknownLocally, match="not declared may have changed it"):
+        paused.manager.count_trades()
