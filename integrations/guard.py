@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,12 @@ _HARMLESS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _CHANGES = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
-_WRITES = re.compile(r"\s*(INSERT|UPDATE|DELETE|MERGE|WITH|CALL|TRUNCATE)\b", re.IGNORECASE)
+# The table that a statement writes; of other statements that may write none is known.
+_WRITES = re.compile(
+    r"\s*(?:(?:INSERT\s+INTO|UPDATE(?:\s+ONLY)?|DELETE\s+FROM(?:\s+ONLY)?|MERGE\s+INTO|TRUNCATE(?:\s+TABLE)?)\s+"
+    r'([\w".]+)|(?:WITH|CALL|DO)\b)',
+    re.IGNORECASE,
+)
 _BAR = "outbox:bar"
 
 
@@ -48,8 +53,8 @@ class Watched:
     error: OutboxError | None = None
     # What the database answered to a statement or a connection of the call; the manager may have swallowed it.
     failure: BaseException | None = None
-    # Whether it has sent a statement that writes.
-    wrote: bool = False
+    # The tables that it has written, without their schemas; "" where a statement does not say which.
+    wrote: set[str] = field(default_factory=set)
 
 
 _watched: ContextVar[Watched | None] = ContextVar("outbox_watched_call", default=None)
@@ -157,8 +162,8 @@ class Guard:
         if not settled:
             raise self._refused(watched, "works on what PostgreSQL holds")
         connection.info[_BAR] = 0
-        if watched is not None and _WRITES.match(statement):
-            watched.wrote = True
+        if watched is not None and (write := _WRITES.match(statement)):
+            watched.wrote.add((write[1] or "").rpartition(".")[2].strip('"'))
 
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
         # A call that was made within the transaction, or within a block, need not be before this statement; but where

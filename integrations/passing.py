@@ -6,7 +6,7 @@ delivered, and refuses it where they are not.  So nothing that is not declared o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Protocol
 
@@ -95,17 +95,17 @@ class Passing:
         with caller.keeper.order:
             return self._reads.answer(name, signature, args, kwargs, self._within.view(), caller.session_id, now)
 
-    def _wrote(self, name: str) -> None:
+    def _wrote(self, name: str, tables: Collection[str]) -> None:
         """A method that is not declared has written, perhaps something that an outage would answer as it was before."""
         for read, declared in self._reads.declared.items():
-            if declared.keep_last and self.waiting.changes(name, read):
+            if declared.keep_last and self.waiting.may_show(read, tables, name):
                 try:
                     self.kept.outdate(read)
                 except OutboxError as exc:
                     # The call itself has succeeded.
                     _log.warning("a kept answer of %(read)s could not be taken back: %(error)s", read=read, error=exc)
         local = [read for read in self._reads.names if self._reads.local(read) is not None]
-        if self.waiting.surely_changes(name, local):
+        if self.waiting.show(local, tables, name):
             self._caller.keeper.overwritten(name)
 
     def _kept_read(
@@ -161,7 +161,7 @@ class Passing:
                     value = caller.host.bound(name, stand_in)(*args, **kwargs)
             finally:
                 if watched.wrote and not whole:
-                    self._wrote(name)
+                    self._wrote(name, watched.wrote)
         if whole and watched.failure is not None:
             raise watched.failure
         self._caller.keeper.meet(self._caller.session_id)

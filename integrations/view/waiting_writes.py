@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 
 from ... import EntryStatus, Outbox
@@ -74,14 +74,19 @@ class WaitingWrites:
         later = ((operation, last) for operation, last in tuple(self._last.items()) if last > seq)
         return next((one for one in later if self._may_change(one[0], read)), None)
 
-    def changes(self, method: str, read: str) -> bool:
-        """Whether a method without a declaration may change what `read` answers: by a common table, or none named."""
-        return self._may_change(method, read)
-
-    def surely_changes(self, method: str, reads: Iterable[str]) -> bool:
-        """Whether the code of a method names a table that one of these reads names too."""
+    def may_show(self, read: str, tables: Collection[str], method: str) -> bool:
+        """Whether `read` may show what a method without a declaration has written, into `tables`."""
         cls = self._host.manager_class
-        return cls is not None and any(_tables(cls, method) & _tables(cls, read) for read in reads)
+        named = frozenset() if cls is None else _tables(cls, read)
+        return self._may_change(method, read) if not named or "" in tables else not named.isdisjoint(tables)
+
+    def show(self, reads: Iterable[str], tables: Collection[str], method: str) -> bool:
+        """Whether one of these reads names one of the `tables`; where those are not known, one that `method` names."""
+        cls = self._host.manager_class
+        if cls is None:
+            return False
+        tables = _tables(cls, method) if "" in tables else tables
+        return any(not _tables(cls, read).isdisjoint(tables) for read in reads)
 
     def _may_change(self, operation: str, read: str) -> bool:
         cls = self._host.manager_class

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerRead
 from outbox.integrations.view.local_view import UnknownLocally
@@ -25,6 +25,10 @@ class Undeclared(SmallManager):
     def import_trade(self) -> None:
         with self.session_factory.begin() as session:
             session.add(Trade(symbol="imported"))
+
+    def report(self) -> None:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=f"{len(session.scalars(select(Balance)).all())} balances"))
 
 
 @pytest.fixture
@@ -47,6 +51,12 @@ def test_balance_that_an_undeclared_call_has_changed_is_not_guessed(paused: Scen
     paused.manager.log_trade("A")
     with pytest.raises(UnknownLocally, match="bonus has changed it, which is not declared"):
         paused.manager.get_current_balance()
+
+
+def test_balance_that_an_undeclared_call_has_only_read_is_answered(paused: Scene) -> None:
+    paused.manager.report()
+    paused.manager.log_trade("A")
+    assert paused.manager.get_current_balance() == 110
 
 
 def test_answer_that_an_undeclared_call_has_changed_is_not_kept(paused: Scene) -> None:
