@@ -30,11 +30,11 @@ from .roles import Session
 from .sessionless import is_sessionless
 from .upgrades import upgraded
 from .view.conversions import number_or_none
-from .view.effects import POSITIONS
 from .view.folds import fold, fold_beside, seen_of
 from .view.learned_file import KEPT_UNDER
 from .view.local_view import NO_SESSIONS, LocalView
 from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
+from .view.rows import POSITIONS
 from .view.unanswerable import NOTICE, unanswerable
 
 _log = Log("outbox.integrations")

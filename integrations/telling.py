@@ -24,9 +24,9 @@ from .replay.balance import Untold, dry_run, kept, learn_yield, tell
 from .state.kept_state import KeptState
 from .view import checks
 from .view.conversions import Unknown
-from .view.effects import POSITIONS
 from .view.folds import seen_of
 from .view.local_view import LocalView, UnknownLocally
+from .view.rows import POSITIONS
 from .within import Within
 
 

@@ -11,11 +11,11 @@ from ..manager_connection import driver_connection, engine_of
 from ..signatures import invoke
 from ..view.containers import SIMPLE, put_together, taken_apart
 from ..view.conversions import SCALES, Unknown, bare, is_number, number, number_or_none, rounded
-from ..view.effects import Seen
 from ..view.learned import Learning
 from ..view.learning import Space, evaluate
 from ..view.local_view import UnknownLocally
 from ..view.reads import MISSING
+from ..view.seen import Seen
 from . import sessions
 from .asof import AsOf
 from .replay_session import ReplaySession, Watch, listen_to

@@ -23,13 +23,14 @@ from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
 from ..view import checks
 from ..view.conversions import SCALES, alike, number_or_none
-from ..view.effects import ORDERS as ORDERS_TABLE
-from ..view.effects import POSITIONS as POSITIONS_TABLE
-from ..view.effects import RESOLVED, Seen, Tables, resolved_before
 from ..view.learned import nearly_equal
 from ..view.local_view import LocalView
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, ORDERS, POSITIONS, Reads
 from ..view.row_forms import RowForms
+from ..view.rows import ORDERS as ORDERS_TABLE
+from ..view.rows import POSITIONS as POSITIONS_TABLE
+from ..view.rows import RESOLVED, Tables, resolved_before
+from ..view.seen import Seen
 from . import sessions
 from .balance import learn_yield
 from .replay_session import Watch

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Position
 from .conversions import class_name, class_named, number_or_none
-from .effects import POSITIONS, Effect, Seen, named_positions
+from .effects import Effect
 from .learned import Learning
 from .local_view import LocalView, UnknownLocally
+from .rows import POSITIONS, named_positions
+from .seen import Seen
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation

@@ -13,8 +13,10 @@ from typing import Any
 from ..operations import ManagerOperation
 from ..roles import Balance, Session
 from .conversions import Unknown, number_or_none
-from .effects import ORDERS, PARENT, POSITIONS, Prediction, Seen, predict, resolve
+from .effects import Prediction, predict
 from .local_view import LocalView, new_session
+from .rows import ORDERS, PARENT, POSITIONS, resolve
+from .seen import Seen
 
 _SESSIONS_KEPT = 50
 
@@ -110,7 +112,7 @@ def _apply(view: LocalView, session_id: int, change: Prediction, seen: Seen) -> 
         tables.setdefault(table, {})[id_] = row
     for table, id_ in change.gone:
         if table == ORDERS:
-            resolve(session, id_, seen)
+            resolve(session, id_, seen.call, seen.notes["seq"])
         tables[table].pop(id_, None)
         nested = [(name, key) for name in tables if table == POSITIONS and name.startswith(f"{POSITIONS}.")
                   for key, row in tables[name].items() if row[PARENT] == id_]  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .conversions import Unknown
-from .effects import Row
+from .rows import Row
 
 _KINDS = {list: "list", tuple: "tuple", dict: "dict", type(None): "none"}
 # A column, and whether the dict has its text.

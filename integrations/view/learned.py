@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
 from .conversions import ARITHMETIC, EXACT, SCALES, Unknown, added, alike, bare, number_or_none, rounded
-from .effects import NOT, ORDERS, PARENT, POSITIONS, RESOLVED, Effect, Row, Seen, Tables, nested_rows
+from .effects import Effect
 from .learning import ABSENT, Space, observe_row
 from .row_forms import RowForms
 from .row_order import RowOrders
+from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, Tables, nested_rows
+from .seen import NOT, Seen
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation

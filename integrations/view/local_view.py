@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ... import OutboxError
 from ...codec import decode_result, encode_result
 from .conversions import Unknown, bare, number_or_none
-from .effects import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, named_positions
 from .learned import Learning
+from .rows import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, named_positions
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation

@@ -16,8 +16,8 @@ from ...codec import encode
 from ..roles import Order, Position
 from .containers import Container, put_together, taken_apart
 from .conversions import Unknown, is_amount_text
-from .effects import KEY, ORDERS, PARENT, POSITIONS, Row, Tables
 from .gatherings import Gathering
+from .rows import KEY, ORDERS, PARENT, POSITIONS, Row, Tables
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation

@@ -12,8 +12,8 @@ from outbox import Outbox, Relay
 from outbox.integrations.host import Host
 from outbox.integrations.keeper import Keeper
 from outbox.integrations.operations import NOTES, ManagerOperation
-from outbox.integrations.view.effects import Seen
 from outbox.integrations.view.reads import Reads
+from outbox.integrations.view.seen import Seen
 from outbox.testing import InMemoryTarget
 from tests.unit.fakes.waiting import LONG
 

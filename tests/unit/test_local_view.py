@@ -13,10 +13,11 @@ import pytest
 
 from outbox.integrations.operations import TRADING_OPERATIONS
 from outbox.integrations.view import checks
-from outbox.integrations.view.effects import Seen, Tables
 from outbox.integrations.view.folds import fold, seen_of
 from outbox.integrations.view.local_view import LocalView, UnknownLocally, exact, plain
 from outbox.integrations.view.row_forms import RowForms
+from outbox.integrations.view.rows import Tables
+from outbox.integrations.view.seen import Seen
 from outbox.integrations.view.unanswerable import unanswerable
 
 AT = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)

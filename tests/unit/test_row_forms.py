@@ -15,10 +15,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
 from outbox.integrations.view.containers import _mapped
-from outbox.integrations.view.effects import Seen, Tables
 from outbox.integrations.view.folds import fold, seen_of
 from outbox.integrations.view.local_view import LocalView, UnknownLocally
 from outbox.integrations.view.row_forms import RowForms
+from outbox.integrations.view.rows import Tables
+from outbox.integrations.view.seen import Seen
 
 BY_NAME = {operation.name: operation for operation in TRADING_OPERATIONS}
 NOTES = {"session": 1, "at": datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)}

@@ -593,7 +593,7 @@ BUGS = (
     ),
     Bug(
         "adapter: the view answers by a branch that the manager does not take",
-        "integrations/view/effects.py",
+        "integrations/view/seen.py",
         "        return [*values, *self.outcomes, *self.ends]",
         "        return [*values, *self.ends]",
         ("tests/integration/adapter/test_thresholds.py",),
@@ -817,7 +817,7 @@ BUGS = (
     ),
     Bug(
         "view: a call is learned from with what later calls have made of its order",
-        "integrations/view/effects.py",
+        "integrations/view/rows.py",
         "if numbers.get(id_, 0) < seq}",
         "}",
         ("tests/integration/adapter/test_learning_behind.py",),

@@ -1,0 +1,223 @@
+"""Seen: one call beside the rows of its session, and the kind of calls to which it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from enum import Enum
+from functools import cached_property
+from itertools import product
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from ..roles import Order, Position
+from .conversions import is_number, number, text_of
+from .learning import DECISIVE, is_id
+from .rows import KEY, ORDERS, POSITIONS, Row, Tables, named_orders, named_positions
+
+if TYPE_CHECKING:
+    from ..operations import ManagerOperation
+    from .decisions import Decision
+    from .row_forms import RowForms
+
+# The longest text that may be one of a few: the name of an account, a currency.
+_WORD = 40
+# Parts of the names of quantities, and of amounts that are none.
+NOT = "not "
+_QUANTITIES = ("size", "quantity", "qty", "amount", "volume", "units", "lots", "contracts", "shares")
+_FILLED = ("fill", "exec")
+_PRICES = ("price", "value", "cost", "fee", "pnl", "percent", "pct")
+
+
+@dataclass
+class Seen:
+    """One call beside the rows of its session, as its effect is learned or predicted.
+
+    What it says of them is worked out once: it is made anew for each look at rows that change.
+    """
+
+    operation: ManagerOperation
+    # Arguments by standard name, notes of the adapter, rows of the session before the call.
+    call: Mapping[str, Any]
+    notes: Mapping[str, Any]
+    tables: Tables
+    # Amounts that the replay wrote, as they were before columns rounded them.
+    written: Collection[Decimal] = ()
+    # How the manager shows rows; None where each has an `id`.
+    forms: RowForms | None = None
+    # Comparisons by which the manager's method decides.
+    decisions: Collection[Decision] = ()
+    # table -> the ids of its rows that the call names, once asked for.
+    _named: dict[str, list[Any]] = field(default_factory=dict, init=False)
+
+    @property
+    def touches_rows(self) -> bool:
+        """Whether its declaration gives it a part in positions or orders."""
+        return self.operation.position is not None or self.operation.order is not None
+
+    @property
+    def amount(self) -> Any:
+        """By how much, or to what, the call changes the balance."""
+        amount = self.operation.amount
+        return None if amount is None else self.call.get(self.operation.standard_name(amount))
+
+    def named(self, table: str) -> list[Any]:
+        """The ids of the rows of a table that the call names."""
+        found = self._named.get(table)
+        if found is None:
+            found = self._named[table] = self._find_named(table)
+        return found
+
+    def _find_named(self, table: str) -> list[Any]:
+        rows = self.tables.get(table, {})
+        if not rows:
+            return []
+        if table == POSITIONS:
+            return self._positions() if self.operation.position is not None else []
+        return named_orders(self.tables, table, self.call, self.key(table), self._names("client_order_id"))
+
+    def _positions(self) -> list[Any]:
+        return named_positions(self.tables.get(POSITIONS, {}), self.operation, self.call)
+
+    def key(self, table: str) -> str:
+        """The column by which rows of a table are told apart."""
+        return "id" if self.forms is None else self.forms.key(table)
+
+    def _names(self, standard: str) -> Collection[str]:
+        return (standard,) if self.forms is None else self.forms.names(standard)
+
+    def standard_names(self, table: str, columns: Iterable[str]) -> dict[str, str]:
+        """The standard names of columns of a table, as far as declarations give them one."""
+        key, client_ids, found = self.key(table), self._names("client_order_id"), dict[str, str]()
+        for column in columns:
+            name = self.operation.standard_name(column)
+            is_own = column == KEY or (name not in client_ids and not is_id(name))
+            found[column] = "id" if column == key and is_own else name
+        return found
+
+    def opens(self, table: str) -> bool:
+        """Whether the id that the call returns is that of a new row of this table."""
+        if table == POSITIONS:
+            return self.operation.position is Position.OPENS
+        return self.operation.order is Order.OPENS
+
+    @cached_property
+    def kind(self) -> str:
+        """The name under which calls are learned together: all that decides what such a call does."""
+        return "|".join((self.shape, *self.values))
+
+    @cached_property
+    def values(self) -> list[str]:
+        """The values that may decide what the call does: of its arguments, and the side of its position."""
+        found = {name: _decisive(name, value) for name, value in sorted(self.call.items())}
+        for id_ in self.named(POSITIONS):
+            side = self.tables[POSITIONS][id_].get("side")
+            found["of"] = None if side is None else str(_decisive("side", side))
+        values = [f"{name}={text}" for name, text in found.items() if text is not None]
+        return [*values, *self.outcomes, *self.ends]
+
+    @cached_property
+    def outcomes(self) -> dict[str, Decision]:
+        """What comes out of the comparisons by which the method decides, of those that can be told."""
+        if not self.decisions:
+            return {}
+        rows = [self.tables[table][id_] for table in (POSITIONS, ORDERS) for id_ in self.named(table)[:1]]
+        found = ((one.outcome(self.call, rows), one) for one in self.decisions)
+        return {outcome: one for outcome, one in found if outcome is not None}
+
+    def sessions_beside(self, sessions: Collection[Any]) -> dict[str, Any]:
+        """Which arguments may name other sessions than that of the call, by what is known of `sessions`."""
+        own = self.notes.get("session")
+        given = {name: value for name, value in self.call.items() if name != "session_id" and value != own}
+        return {name: one for name, one in given.items() if type(one) in (int, str, UUID) and one in sessions}
+
+    @cached_property
+    def words(self) -> dict[str, str | int]:
+        """The texts and whole numbers that the call gives, by argument, but for the amount of the balance."""
+        amount = None if self.operation.amount is None else self.operation.standard_name(self.operation.amount)
+        given = {name: value for name, value in self.call.items() if name not in ("session_id", amount)}
+        return {
+            name: value
+            for name, value in given.items()
+            if type(value) is int or (isinstance(value, str) and len(value) <= _WORD)
+        }
+
+    @cached_property
+    def shape(self) -> str:
+        """The name under which calls are learned together, whatever the values of their arguments."""
+        parts = [f"in {table}" for table in sorted(self.tables) if table != POSITIONS and self.named(table)]
+        position_id = self.call.get("position_id")
+        if self.operation.position is None and position_id is not None:
+            parts += ["at an open position" if self._positions() else "at a position"]
+        return "|".join((self.operation.name, *parts))
+
+    @property
+    def may_end(self) -> list[str]:
+        """The tables of which the call may end the row that it names."""
+        moves = self.operation.position in (Position.REDUCES, Position.CLOSES)
+        updates = self.operation.order is Order.UPDATES
+        return [table for table, ends in ((POSITIONS, moves), (ORDERS, updates)) if ends and self.named(table)]
+
+    @cached_property
+    def ends(self) -> list[str]:
+        """Whether the call takes or fills quantities of a row to the last, which may end the row."""
+        rows = [self.tables[table][id_] for table in self.may_end for id_ in self.named(table)]
+        found: dict[str, bool] = {}
+        for row, (name, value) in product(rows, self.call.items()):
+            for key, left in _lefts(row, name) if _is_quantity(name, value) else ():
+                found[key] = found.get(key, False) or abs(number(value)) >= left
+        return [key if reached else f"{NOT}{key}" for key, reached in sorted(found.items())]
+
+    @cached_property
+    def given(self) -> set[str]:
+        """Which arguments the call gives, and which not."""
+        return {f"{name}{'-' if value is None else '+'}" for name, value in self.call.items() if name != "session_id"}
+
+    def sources(self, row: tuple[str, Row] | None = None) -> dict[str, Any]:
+        """What values can be explained by; `row`: the table and the row that is explained, as it was."""
+        if row is None:
+            return self._own_sources
+        return self._own_sources | {f"row:{row[0]}:{key}": value for key, value in row[1].items()}
+
+    @cached_property
+    def _own_sources(self) -> dict[str, Any]:
+        found = {f"arg:{name}": value for name, value in self.call.items() if name != "session_id"}
+        found |= {f"note:{name}": self.notes[name] for name in ("id", "session", "at") if name in self.notes}
+        for column, ids in self.notes.get("side", {}).items():
+            found |= {f"note:side:{column}:{index}:id": id_ for index, id_ in enumerate(ids)}
+        for table in self.tables:
+            for id_ in self.named(table)[:1]:
+                found |= {f"row:{table}:{key}": value for key, value in self.tables[table][id_].items()}
+        return found
+
+
+def _lefts(row: Row, name: str) -> Iterator[tuple[str, Decimal]]:
+    """What is left of a row's quantities of which the argument `name` may be the last part."""
+    found = {key: abs(number(value)) for key, value in row.items() if _is_quantity(key, value)}
+    filled = [value for key, value in found.items() if _is_filled(key)]
+    whole = [key for key in found if not _is_filled(key)]
+    # A size that is a share of the balance is not compared with a number of units.
+    alike = [key for key in whole if any(one in key and one in name for one in _QUANTITIES)]
+    for key in alike or whole:
+        yield f"all of {key}", found[key]
+        yield from ((f"the rest of {key}", found[key] - one) for one in filled)
+
+
+def _is_quantity(name: str, value: Any) -> bool:
+    """Whether a value is how much of something is held, ordered or filled, by its name."""
+    known = any(one in name for one in (*_QUANTITIES, *_FILLED)) and not any(one in name for one in _PRICES)
+    return known and is_number(value)
+
+
+def _is_filled(name: str) -> bool:
+    """Whether a quantity is the part of an order that was filled."""
+    return any(one in name for one in _FILLED)
+
+
+def _decisive(name: str, value: Any) -> str | None:
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    return text_of(value, "text") if name in DECISIVE and isinstance(value, str) else None
