@@ -30,10 +30,9 @@ _HARMLESS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _CHANGES = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
-# The table that a statement writes; of other statements that may write none is known.
-_WRITES = re.compile(
-    r"\s*(?:(?:INSERT\s+INTO|UPDATE(?:\s+ONLY)?|DELETE\s+FROM(?:\s+ONLY)?|MERGE\s+INTO|TRUNCATE(?:\s+TABLE)?)\s+"
-    r'([\w".]+)|(?:WITH|CALL|DO)\b)',
+# The table that a statement writes, where it says so at its beginning.
+_WRITTEN = re.compile(
+    r"\s*(?:INSERT\s+INTO|UPDATE(?:\s+ONLY)?|DELETE\s+FROM(?:\s+ONLY)?|MERGE\s+INTO|TRUNCATE(?:\s+TABLE)?)\s+([\w\".]+)",
     re.IGNORECASE,
 )
 _BAR = "outbox:bar"
@@ -162,8 +161,9 @@ class Guard:
         if not settled:
             raise self._refused(watched, "works on what PostgreSQL holds")
         connection.info[_BAR] = 0
-        if watched is not None and (write := _WRITES.match(statement)):
-            watched.wrote.add((write[1] or "").rpartition(".")[2].strip('"'))
+        if watched is not None and self._writes.may_write(cursor.connection, statement):
+            table = _WRITTEN.match(statement)
+            watched.wrote.add("" if table is None else table[1].rpartition(".")[2].strip('"'))
 
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
         # A call that was made within the transaction, or within a block, need not be before this statement; but where

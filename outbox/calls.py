@@ -79,16 +79,16 @@ class Calls:
             key = id_.hex()
             hashed = idempotency_hash(self._namespace, name, "key", key.encode())
         record = Record(
-            0,
-            hashed,
-            id_,
-            name,
-            order,
-            payload_hash(name, plain, types),
-            shape_hash(args),
-            plain,
-            types,
-            to_us(at or self._clock.now()),
+            seq=0,
+            key=hashed,
+            id=id_,
+            operation=name,
+            order_by=order,
+            payload_hash=payload_hash(name, plain, types),
+            shape=shape_hash(args),
+            args=plain,
+            types=types,
+            captured_us=to_us(at or self._clock.now()),
         )
         return record, key, uuid, None if flat is None else own
 

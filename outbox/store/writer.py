@@ -54,7 +54,7 @@ class _Waiter(_Handed[Item]):
     __slots__ = ("lock",)
 
     def __init__(self, item: Item) -> None:
-        self.item, self.then, self.outcome = item, None, None
+        super().__init__(item, None)
         self.lock = allocate_lock()
         self.lock.acquire()
 

@@ -26,6 +26,12 @@ class Undeclared(SmallManager):
         with self.session_factory.begin() as session:
             session.add(Trade(symbol="imported"))
 
+    def survey(self) -> int:
+        """Reads with a common table expression."""
+        totals = select(Balance.total).cte()
+        with self.session_factory.begin() as session:
+            return len(session.scalars(select(totals.c.total)).all())
+
     def report(self) -> None:
         with self.session_factory.begin() as session:
             session.add(Trade(symbol=f"{len(session.scalars(select(Balance)).all())} balances"))
@@ -55,6 +61,7 @@ def test_balance_that_an_undeclared_call_has_changed_is_not_guessed(paused: Scen
 
 def test_balance_that_an_undeclared_call_has_only_read_is_answered(paused: Scene) -> None:
     paused.manager.report()
+    assert paused.manager.survey() == 2
     paused.manager.log_trade("A")
     assert paused.manager.get_current_balance() == 110
 
