@@ -11,7 +11,7 @@ import builtins
 import copy
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
@@ -123,11 +123,12 @@ class _Finder:
         self._looks += 1
         deciding = list(_deciding(scope.facts.body))
         compared = {id(one) for node in deciding if isinstance(node, ast.Compare) for one in ast.walk(node)}
+        shown = {id(one) for node in deciding for one in _shown_in(node, scope)}
         tests = {id(one): node for node in deciding if isinstance(node, _TESTS) for one in ast.walk(node.test)}
         for node in deciding:
             if isinstance(node, ast.Compare) and all(isinstance(one, _COMPARING) for one in node.ops):
                 test = tests.get(id(node))
-                self._decide(node, scope, node, test)
+                self._decide(node, scope, node, is_test=test is not None, sets=_set_by(test, scope, shown))
             elif isinstance(node, ast.Call):
                 self._call(node, scope, is_compared=id(node) in compared)
             elif isinstance(node, ast.Match):
@@ -158,7 +159,15 @@ class _Finder:
         if not all(is_id(one.removeprefix(ARGUMENT)) for one in _arguments(_resolved(node, scope))):
             self._decide(node, scope, node.args[0])
 
-    def _decide(self, node: ast.expr, scope: _Scope, shown: ast.expr, test: _Test | None = None) -> None:
+    def _decide(
+        self,
+        node: ast.expr,
+        scope: _Scope,
+        shown: ast.expr,
+        *,
+        is_test: bool = False,
+        sets: frozenset[str] | None = None,
+    ) -> None:
         resolved = _resolved(node, scope)
         arguments = _arguments(resolved)
         if not arguments:
@@ -169,13 +178,11 @@ class _Finder:
             # A helper may be called for several arguments.
             text += f" for {' and '.join(sorted(one.removeprefix(ARGUMENT) for one in arguments))}"
         try:
-            self._found.decisions[text] = Decision.read(
-                text, resolved, self._defaults, None if test is None else _set_by(test)
-            )
+            self._found.decisions[text] = Decision.read(text, resolved, self._defaults, sets)
         except Unreadable:
             # Other comparisons are mostly those of a query, or of ids.
             orders = isinstance(node, ast.Compare) and any(isinstance(one, _ORDERING) for one in node.ops)
-            if not scope.depth and ((test is not None and orders) or isinstance(shown, ast.Call)):
+            if not scope.depth and ((is_test and orders) or isinstance(shown, ast.Call)):
                 self._found.hidden[text] = None
 
 
@@ -207,27 +214,47 @@ def _truth(node: ast.expr) -> ast.Call:
     return ast.Call(ast.Name("bool", ast.Load()), [node if isinstance(node, ast.Name) else ast.Constant(None)], [])
 
 
-def _set_by(test: _Test) -> frozenset[str] | None:
-    """What a test only decides about: names of counters, and `TEXT` for texts; None where it may be anything."""
+def _set_by(test: _Test | None, scope: _Scope, shown: Collection[int]) -> frozenset[str] | None:
+    """What a test only decides about: names of counters, and `TEXT` for texts; None where it may be anything.
+
+    `shown`: the expressions whose value is only shown.  A text that is kept may be looked up later, as a rate by tier.
+    """
+    if test is None:
+        return None
     if isinstance(test, ast.IfExp):
-        return frozenset({TEXT}) if _is_text(test.body) and _is_text(test.orelse) else None
+        return frozenset({TEXT}) if id(test) in shown and _is_text(test) else None
     found: set[str] = set()
     for statement in (*test.body, *test.orelse):
         match statement:
-            case ast.If() if (inner := _set_by(statement)) is not None:
+            case ast.If() if (inner := _set_by(statement, scope, shown)) is not None:
                 found |= inner
-            case ast.Assign(value=value) if _is_text(value):
+            case ast.Assign(value=value) if id(value) in shown and _is_text(value):
                 found.add(TEXT)
-            case ast.AugAssign(target=ast.Attribute(attr=name), value=ast.Constant() | ast.Name()):
+            case ast.AugAssign(target=ast.Attribute(attr=name), value=ast.Constant()):
                 found.add(name)
             case _ if not _logs(statement):
                 return None
     return frozenset(found)
 
 
+def _shown_in(node: ast.AST, scope: _Scope) -> Iterator[ast.expr]:
+    """The expressions that go into a column, or into a value of a dict."""
+    match node:
+        case ast.Dict(values=values):
+            yield from values
+        case ast.Call(func=func, keywords=keywords) if isinstance(_value(dotted(func), scope), type):
+            yield from (one.value for one in keywords)
+        case ast.Assign(targets=targets, value=value):
+            columns = [one for one in targets if isinstance(one, ast.Attribute)]
+            if len(columns) == len(targets) and not any(dotted(one.value) == scope.facts.myself for one in columns):
+                yield value
+
+
 def _is_text(node: ast.expr) -> bool:
-    known = _is_none(node) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
-    return known or isinstance(node, ast.JoinedStr) or (isinstance(node, ast.IfExp) and _set_by(node) is not None)
+    if isinstance(node, ast.IfExp):
+        return _is_text(node.body) and _is_text(node.orelse)
+    is_constant = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return is_constant or _is_none(node) or isinstance(node, ast.JoinedStr)
 
 
 def _alternatives(node: ast.expr) -> list[ast.expr]:

@@ -217,7 +217,14 @@ def test_what_a_test_decides_about_is_found() -> None:
                 row.count += 1
                 row.note = "huge"
             elif size < 0:
-                row.losses += fee
+                row.losses += 1
+            if size > 2000:
+                row.spent += fee
+            tier = "high" if size > 3000 else "low"
+            row.fee = FEES[tier] + FEES["taker" if size > 4000 else "maker"]
+            self.cap = "c" if size > 5000 else None
+
+        cap = None
 
     found = branches.of(ManagerOperation("write", position=Position.OPENS), Labels).decisions
     assert {text: one.sets for text, one in found.items()} == {
@@ -225,4 +232,9 @@ def test_what_a_test_decides_about_is_found() -> None:
         "size > 100": None,
         "size > 1000": {"count", TEXT, "losses"},
         "size < 0": {"losses"},
+        # What is bought with an amount, or found by a text, may be an amount.
+        "size > 2000": None,
+        "size > 3000": None,
+        "size > 4000": None,
+        "size > 5000": None,
     }
