@@ -20,11 +20,12 @@ from ..codec import encode
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
+from .away import AWAY
 from .block import Block, Entering, SessionLocks, current, entered
 from .changing import Changing
 from .delivery import Delivery, local_result
 from .guard import Guard
-from .host import AWAY, Host
+from .host import Host
 from .ids.id_reserves import IdReserves
 from .keeper import Keeper
 from .operations import AFTER_DRAIN, NOTES, ManagerOperation, call_of

@@ -19,8 +19,9 @@ from ..log import Log
 from ..words import first_line
 from . import classes
 from .adapter import Adapter, bind_to
+from .away import AWAY
 from .guard import NotCaughtUp
-from .host import AWAY, Host, class_made_by
+from .host import Host, class_made_by
 from .host_enums import register_loaded_enums
 from .operations import TRADING_OPERATIONS, ManagerOperation
 from .preflight.members import class_member

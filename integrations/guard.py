@@ -19,8 +19,8 @@ from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.orm import scoped_session
 
 from .. import OutboxError
+from .away import AWAY
 from .delivery import Delivery
-from .host import AWAY
 from .manager_connection import is_replay
 from .replay.writes import Writes
 

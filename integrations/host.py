@@ -18,11 +18,10 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-
 from .. import Outbox, OutboxError
 from ..clock import Clock
 from ..errors import ConfigError
+from .away import AWAY
 from .host_enums import HostEnums
 from .preflight.held import held_by
 from .preflight.members import binds, class_member, is_mock, names_set_by
@@ -30,9 +29,6 @@ from .preflight.misfits import without_factory
 from .signatures import described, signature_from, signature_of
 from .state.begun import locks_begun
 from .view.local_view import NO_SESSIONS
-
-# What SQLAlchemy raises where PostgreSQL cannot be reached, or was lost.
-AWAY = (OperationalError, InterfaceError)
 
 _META = "manager:signatures"
 # Attributes of a manager by which it reaches PostgreSQL.

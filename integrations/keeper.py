@@ -382,7 +382,9 @@ class Keeper:
         """Learn of a session that was begun before there was an outbox."""
         session_id = self.view.otherwise
         if session_id is None:
-            session_id = self._reads.asking(self._host.undoubled())(ACTIVE_SESSION)
+            manager = self._host.undoubled()
+            with rolled_back(manager) as sets:
+                session_id = self._reads.asking(sets(self._host.replica(session_id=None)))(ACTIVE_SESSION)
         if session_id is not MISSING:
             self.observe(session_id)
 

@@ -22,7 +22,8 @@ from ..errors import ConfigError, TargetMisconfigured, TargetUnavailable
 from ..postgres.connection import Address
 from ..postgres.piggyback import PiggybackConnection
 from ..words import first_line
-from .host import AWAY, Host
+from .away import AWAY
+from .host import Host
 from .session_state import HINT, check, difference, refused, state_of, take_over, variables_known
 
 # What was deferred is checked now, and is as deferred as before.
@@ -254,6 +255,8 @@ class ManagerConnection:
             raise TargetMisconfigured(str(exc)) from exc
         except SQLAlchemyError as exc:
             raise TargetUnavailable(f"the manager's engine cannot connect: {exc}") from exc
+        except psycopg2.OperationalError as exc:
+            raise TargetUnavailable(f"the manager's session cannot be looked at: {first_line(exc)}") from exc
         ours = state_of(raw, names)
         try:
             check(theirs, ours)

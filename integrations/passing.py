@@ -13,9 +13,10 @@ from typing import Any, Protocol
 from .. import Outbox, OutboxError
 from ..log import Log
 from ..words import first_line
+from .away import AWAY
 from .delivery import Delivery
 from .guard import Guard, NotCaughtUp
-from .host import AWAY, Host
+from .host import Host
 from .keeper import Keeper
 from .operations import AFTER_DRAIN, ManagerOperation
 from .repeated import Repeated

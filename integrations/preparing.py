@@ -20,10 +20,11 @@ from .. import DurabilityError, InvalidEntry, Outbox
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
+from .away import AWAY
 from .block import Block
 from .delivery import Delivery
 from .guard import own_statements
-from .host import AWAY, Host, ManagerUnavailable
+from .host import Host, ManagerUnavailable
 from .ids.id_reserve import IdReserveEmpty
 from .ids.id_reserves import IdReserves
 from .keeper import Keeper

@@ -33,16 +33,27 @@ _SETTINGS = """
         AND (position('.' IN name) = 0 OR source IN ('client', 'session', 'user', 'database', 'database user'))
 """
 # An application's own variables are in no list: those count that the database or the connection's options name.
+# What spells an expression out waits for the lock of its table, which a migration may hold for long: only those are
+# that call current_setting by their stored form.
 _VARIABLES = r"""
+    WITH calls (pattern) AS (VALUES (format(
+        $$:funcid (%s|%s)\y$$,
+        'pg_catalog.current_setting(text)'::regprocedure::oid,
+        'pg_catalog.current_setting(text, bool)'::regprocedure::oid
+    )))
     SELECT DISTINCT lower(found[1]) FROM (
         SELECT coalesce(pg_get_expr(polqual, polrelid), '') || ' ' || coalesce(pg_get_expr(polwithcheck, polrelid), '')
-            FROM pg_policy
-        UNION ALL SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef
-        UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'c'
-        UNION ALL SELECT pg_get_viewdef(oid) FROM pg_class WHERE relkind IN ('v', 'm') AND oid >= 16384
+            FROM pg_policy, calls WHERE polqual::text ~ pattern OR polwithcheck::text ~ pattern
+        UNION ALL SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef, calls WHERE adbin::text ~ pattern
+        UNION ALL SELECT pg_get_constraintdef(oid) FROM pg_constraint, calls
+            WHERE contype = 'c' AND conbin::text ~ pattern
+        UNION ALL SELECT pg_get_viewdef(ev_class) FROM pg_rewrite, calls
+            WHERE ev_class >= 16384 AND rulename = '_RETURN' AND ev_action::text ~ pattern
         UNION ALL SELECT coalesce(prosrc, '') FROM pg_proc WHERE oid >= 16384
     ) AS t (body), regexp_matches(body, $$current_setting\s*\(\s*E?'(\w+(\.\w+)+|application_name)'$$, 'gi') AS found
 """
+# For what is asked beside the manager's own calls: a lock that another holds for long must not stop the program.
+WAIT_BRIEFLY = "SET LOCAL lock_timeout = '2s'"
 _IDENTITY = """
     SELECT current_user, session_user, current_setting('is_superuser') = 'on',
         current_setting('transaction_isolation'), current_setting('transaction_read_only'), current_database(),
@@ -87,8 +98,12 @@ def state_of(raw: Any, variables: frozenset[str]) -> SessionState:
 
 
 def variables_known(raw: Any) -> frozenset[str]:
-    """Names of an application's own variables that can matter on the connection."""
+    """Names of an application's own variables that can matter on the connection.
+
+    Raises `psycopg2.OperationalError` where another transaction locks one of their tables for longer than two seconds.
+    """
     with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+        cursor.execute(WAIT_BRIEFLY)
         cursor.execute(_VARIABLES)
         found = {name for (name,) in cursor}
     options = (raw.info.options or "").replace("--", "-c ").split()

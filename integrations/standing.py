@@ -14,7 +14,8 @@ from .. import Operation, Outbox, OutboxError
 from ..log import Log
 from ..words import first_line
 from .adapter import Adapter
-from .host import AWAY, Host
+from .away import AWAY
+from .host import Host
 from .operations import ManagerOperation
 from .view.kept_answers import ManagerRead
 

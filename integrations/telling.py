@@ -12,10 +12,11 @@ from itertools import count
 from typing import Any
 
 from .. import Outbox
+from .away import AWAY
 from .block import current
 from .delivery import Delivery
 from .guard import own_statements
-from .host import AWAY, Host
+from .host import Host
 from .keeper import Keeper
 from .operations import ManagerOperation
 from .preparing import Prepared, Preparing

@@ -13,9 +13,10 @@ from typing import Any
 
 from ..clock import Clock
 from ..store.envelope import from_us
+from .away import AWAY
 from .block import current
 from .guard import own_statements
-from .host import AWAY, Host
+from .host import Host
 from .ids.id_reserve import IdColumn
 from .keeper import Keeper
 from .preparing import Prepared

@@ -13,7 +13,7 @@ from ... import Outbox
 from ...errors import ConfigError
 from ...log import Log
 from ...words import first_line
-from ..host import AWAY
+from ..away import AWAY
 from ..manager_connection import fresh_connection
 from .id_reserve import IdColumn, IdReserve
 

@@ -5,7 +5,6 @@ While PostgreSQL cannot be asked, the tables that the manager's code maps are lo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -13,22 +12,16 @@ from typing import Any
 from sqlalchemy import Connection, Integer, MetaData, Table, Uuid, text
 from sqlalchemy import inspect as inspect_orm
 
+from ..ids.id_column import look_up
 from .class_code import ClassCode
 
 _FIND = text(
-    "SELECT c.oid, n.nspname, c.relname, pg_table_is_visible(c.oid) FROM pg_class c "
+    "SELECT n.nspname, c.relname, pg_table_is_visible(c.oid) FROM pg_class c "
     "JOIN pg_namespace n ON n.oid = c.relnamespace "
     "WHERE c.relname = :table AND c.relkind IN ('r', 'p', 'f', 'v') "
     "AND n.nspname NOT IN ('pg_catalog', 'information_schema')"
 )
-_COLUMN = text(
-    "SELECT format_type(a.atttypid, NULL), a.attidentity::text, pg_get_serial_sequence(:table, :column), "
-    "pg_get_expr(d.adbin, d.adrelid) FROM pg_attribute a "
-    "LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum "
-    "WHERE a.attrelid = :oid AND a.attname = :column AND NOT a.attisdropped"
-)
 _USABLE = text("SELECT has_sequence_privilege(CAST(:sequence AS regclass), 'USAGE'), current_user")
-_NEXTVAL = re.compile(r"nextval\('((?:[^']|'')+)'::regclass\)")
 _INTEGERS = frozenset({"smallint", "integer", "bigint"})
 
 
@@ -50,19 +43,16 @@ def refusal_by_catalog(connection: Connection, table: str, column: str) -> str |
         other = 'declare the one that is written, creates="schema.table.column"'
         return f"table {table} does not exist: create it, or {other}"
     quoted = ".".join(_quoted(part) for part in (here[0].nspname, here[0].relname))
-    row = connection.execute(_COLUMN, {"oid": here[0].oid, "table": quoted, "column": column}).first()
-    if row is None:
+    known = look_up(connection, quoted, column)
+    if known is None:
         return f'table {table} has no column {column!r}: declare creates="{table}.COLUMN" with the column of its key'
-    kind, identity, sequence, default = row
-    if kind == "uuid":
+    if known.type == "uuid":
         return None
-    if kind not in _INTEGERS:
-        return f"{table}.{column} is {kind}, and ids can be reserved only of integers and UUIDs: {_WITHOUT}"
-    if identity == "a":
+    if known.type not in _INTEGERS:
+        return f"{table}.{column} is {known.type}, and ids can be reserved only of integers and UUIDs: {_WITHOUT}"
+    if known.always_generated:
         return f"{table}.{column} is GENERATED ALWAYS and takes no reserved id: make it BY DEFAULT, or {_WITHOUT}"
-    if sequence is None and (called := _NEXTVAL.search(default or "")) is not None:
-        # Of a sequence that is not the column's own.
-        sequence = called[1].replace("''", "'")
+    sequence = known.sequence
     if sequence is None:
         return f"{table}.{column} has no sequence: make it SERIAL or IDENTITY, or {_WITHOUT}"
     usable, role = connection.execute(_USABLE, {"sequence": sequence}).one()

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
+from ..away import unswallowed
 from ..manager_connection import driver_connection, engine_of
+from ..session_state import WAIT_BRIEFLY
 from ..signatures import invoke
 from ..view.containers import SIMPLE, put_together, taken_apart
 from ..view.conversions import SCALES, Unknown, bare, is_number, number, number_or_none, rounded
@@ -163,11 +165,13 @@ class _Told(BaseException):
 def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
     """A transaction of which nothing stays; `sets(replica, as_of=None)` lets a copy of `manager` work in it.
 
-    Raises `ConfigError` where the manager's connections have no transactions.
+    It waits for no lock longer than two seconds, unless the manager says so.  Raises what PostgreSQL failed with, also
+    where the manager has swallowed it, and `ConfigError` where the manager's connections have no transactions.
     """
-    with engine_of(manager).connect() as connection:
+    with unswallowed(), engine_of(manager).connect() as connection:
         transaction = connection.begin()
         driver_connection(connection.connection.dbapi_connection)
+        connection.exec_driver_sql(WAIT_BRIEFLY)
 
         def sets(replica: Any, as_of: AsOf | None = None) -> Any:
             replica.session_factory = sessions.factory_like(

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from ... import OutboxError
 from ...columns import is_beyond
-from ..host import AWAY
+from ..away import AWAY
 from ..manager_connection import engine_held
 from ..signatures import invoke
 from ..state.kept_state import Changes, KeptState

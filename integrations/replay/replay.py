@@ -24,6 +24,7 @@ from ...errors import Reject, TargetMisconfigured, TargetUnavailable
 from ...failures import Verdict, classify
 from ...log import Log
 from ...monitoring.alarms import Alarms
+from ..away import AWAY
 from ..host import Host
 from ..ids.id_reserve import IdColumn
 from ..manager_connection import ManagerConnection, ReplayConnection, engine_held
@@ -246,6 +247,9 @@ class Replayer:
             raise watch.misfit or exc
         self.answers.keep(entry.seq, Answer(error=exc))
         error = watch.error_behind(exc)
+        if error is None and isinstance(watch.error, AWAY) and not watch.committed:
+            # The manager has swallowed it, and raised what it made of an answer that it had not.
+            error = watch.error
         if error is not None and not (watch.committed and _is_refusal(error)):
             raise misconfigured(error, operation, entry, self._host) or error
         if watch.committed:

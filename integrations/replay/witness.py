@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ... import Entry
 from ...log import Log
+from ..away import AWAY
 from ..host import shallow
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
@@ -134,7 +135,7 @@ class Witness:
         try:
             yield watched
         except Exception as exc:
-            if not isinstance(exc, DBAPIError):
+            if not isinstance(exc, DBAPIError) and not watched.was_away():
                 watched.try_to(partial(watched.refused, exc))
             raise
         if operation.has_role:
@@ -195,8 +196,14 @@ class _Watched:
         self._answer = value
         return value
 
+    def was_away(self) -> bool:
+        """Whether PostgreSQL failed meanwhile: what the manager made of that is not what such calls do."""
+        return isinstance(self._watch.error, AWAY)
+
     def learn(self) -> None:
         """Take in what the call did, or that the manager's answer refused it."""
+        if self.was_away():
+            return
         if not self._operation.success(self._answer, self._watch.committed):
             # An answer after an error that the manager swallowed says nothing of such calls.
             if self._watch.error is None:

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from ...errors import ConfigError
+from ..away import unswallowed
 from .kept_answers import ManagerRead
 from .local_view import LocalView, UnknownLocally
 
@@ -104,13 +105,19 @@ class Reads:
         return next((read for read in self._own.values() if read.name == name), None)
 
     def asking(self, manager: Any) -> Callable[..., Any]:
-        """`ask(read, *values)` of a manager: its answer, or MISSING; values are in the standard order."""
+        """`ask(read, *values)` of a manager: its answer, or MISSING; values are in the standard order.
+
+        It raises what PostgreSQL failed with, also where the manager has swallowed it.
+        """
 
         def ask(standard: str, *values: Any) -> Any:
             read = self._own.get(standard)
             method: Any = None if read is None else getattr(manager, read.name, None)
             given = None if read is None or method is None else _arguments(read, method, values)
-            return MISSING if given is None else method(*given.args, **given.kwargs)
+            if given is None:
+                return MISSING
+            with unswallowed():
+                return method(*given.args, **given.kwargs)
 
         return ask
 

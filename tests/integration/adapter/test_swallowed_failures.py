@@ -1,0 +1,146 @@
+"""What a manager answers after it has swallowed a failure of PostgreSQL is not taken for what PostgreSQL has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.orm import sessionmaker
+
+from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
+from outbox.integrations.roles import Balance as Role
+from outbox.testing import PostgresServer
+
+from .small import Balance, Scene, SmallManager, scene
+
+
+class Quiet(SmallManager):
+    """Its reads never raise and wait for no lock: they answer 0 and nothing."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        # Without a test of its connections, which would hide that one is lost.
+        self.engine = create_engine("postgresql+psycopg2://" + url.partition("://")[2])
+        self.session_factory = sessionmaker(bind=self.engine)
+
+    def _found(self, session: Any, session_id: int | None) -> Decimal:
+        try:
+            with session.begin_nested():
+                session.execute(text("SET LOCAL lock_timeout = '50ms'"))
+                return self._balance(session, session_id or self._current_session_id)
+        except SQLAlchemyError:
+            return Decimal(0)
+
+    def get_current_balance(self, session_id: int | None = None) -> Decimal:
+        try:
+            with self.session_factory() as session:
+                return self._found(session, session_id)
+        except SQLAlchemyError:
+            return Decimal(0)
+
+    def get_active_positions(self, session_id: int | None = None) -> list[Any]:
+        self.get_current_balance(session_id)
+        return []
+
+    def change_balance(self, amount: Any, session_id: int | None = None) -> bool:
+        with self.session_factory.begin() as session:
+            old = self._found(session, session_id)
+            if old + amount < 0:
+                raise ValueError(f"{old} is too little")
+            session.add(Balance(session_id=session_id or self._current_session_id, total=old + amount))
+        return True
+
+    @contextmanager
+    def atomic_balance_update(
+        self, balance_change: Any, reason: str, session_id: int | None = None, correlation_id: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        old = self.get_current_balance(session_id)
+        if old + Decimal(balance_change) < 0:
+            raise ValueError(f"{old} is too little")
+        with self.session_factory.begin() as session:
+            new = old + Decimal(balance_change)
+            session.add(Balance(session_id=session_id or self._current_session_id, total=new))
+            session.flush()
+            yield {"old_balance": old, "new_balance": new}
+
+
+def _traded(made: Scene) -> int:
+    """A session whose balance is 950, all of it delivered and looked at."""
+    session_id: int = made.manager.create_trading_session("s", 1000)
+    made.manager.update_balance(Decimal(950), "trade")
+    with made.manager.atomic_balance_update(Decimal(-1), "fee"):
+        pass
+    with made.manager.atomic_balance_update(Decimal(1), "refund"):
+        pass
+    assert made.drain()
+    assert keeper(made).observe(session_id)
+    assert balance(made) == 950
+    return session_id
+
+
+def keeper(made: Scene) -> Any:
+    return made.manager._adapter.keeper
+
+
+def balance(made: Scene) -> Any:
+    return keeper(made).view.balance(made.manager._current_session_id)
+
+
+@contextmanager
+def locked(url: str, table: str) -> Iterator[None]:
+    """Nobody else can read the table, though PostgreSQL answers."""
+    engine = create_engine("postgresql+psycopg2://" + url.partition("://")[2])
+    with engine.begin() as connection:
+        connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+        yield
+    engine.dispose()
+
+
+def test_look_at_a_killed_server_leaves_the_balance(own_postgres: PostgresServer, tmp_path: Path) -> None:
+    with scene(own_postgres.url(), tmp_path / "outbox", Quiet, write_behind=True) as made:
+        session_id = _traded(made)
+        # Its own look would meet the lost connection first.
+        keeper(made).stop()
+        own_postgres.kill()
+        with pytest.raises(OperationalError, match="closed the connection"):
+            keeper(made).observe(session_id)
+        assert balance(made) == 950
+
+
+def test_look_that_timed_out_leaves_the_balance(postgres_url: str, tmp_path: Path) -> None:
+    with scene(postgres_url, tmp_path / "outbox", Quiet, write_behind=True) as made:
+        session_id = _traded(made)
+        with locked(postgres_url, "account_balances"), pytest.raises(OperationalError, match="lock timeout"):
+            keeper(made).observe(session_id)
+        assert balance(made) == 950
+
+
+def test_block_is_not_told_a_balance_that_could_not_be_read(postgres_url: str, tmp_path: Path) -> None:
+    with scene(postgres_url, tmp_path / "outbox", Quiet) as made:
+        made.relay.start()
+        _traded(made)
+        lock = locked(postgres_url, "account_balances")
+        with lock:
+            block = made.manager.atomic_balance_update(Decimal(-3), "fee")
+            told = block.__enter__()
+        assert told == {"old_balance": Decimal(950), "new_balance": Decimal(947)}
+        block.__exit__(None, None, None)
+        assert made.manager.get_current_balance() == 947
+
+
+def test_refusal_after_a_swallowed_failure_is_no_dead_letter(postgres_url: str, tmp_path: Path) -> None:
+    changes = ManagerOperation("change_balance", balance=Role.CHANGE, amount="amount")
+    with scene(postgres_url, tmp_path / "outbox", Quiet, (*TRADING_OPERATIONS, changes), write_behind=True) as made:
+        _traded(made)
+        made.manager.change_balance(Decimal(-50))
+        with locked(postgres_url, "account_balances"):
+            made.relay.step(0.0)
+        assert made.box.status().dead_letters == 0
+        assert made.drain()
+        assert made.rows("SELECT total FROM account_balances ORDER BY id DESC LIMIT 1") == [(Decimal(900),)]
