@@ -32,7 +32,7 @@ from .demo_view import Figures, View
 _LOOK_S = 0.25
 # The demo gives up when nothing has moved for so long: no bar, no delivery.
 _STILL_S = 60.0
-# What an act has besides, for the start of an engine.
+# What an act has besides that begins with the start of an engine.
 _START_S = 2.0
 # After so many bars the engine has made each kind of call.
 _LEARNING = 150
@@ -57,7 +57,7 @@ class Plan:
 
 
 _FULL = Plan(
-    before=500, outage=250, resumed=250, after=300, second_outage=300, total=2000, pace=65, seconds=45, slack=1.2
+    before=400, outage=200, resumed=200, after=300, second_outage=250, total=1600, pace=65, seconds=45, slack=1.1
 )
 _FAST = Plan(
     before=_LEARNING, outage=30, resumed=30, after=30, second_outage=30, total=310, pace=100, seconds=12, slack=math.inf
@@ -149,7 +149,7 @@ class Demo:
         with self._stopping_engine():
             self._start_engine()
             # The engine learns what its calls do before PostgreSQL goes away, however long that takes.
-            self._trade(plan.before, at_least=_LEARNING)
+            self._trade(plan.before, at_least=_LEARNING, more_s=_START_S)
             self._kill_postgres("in the middle of trading")
             self._trade(plan.outage)
             waiting = self._waiting()
@@ -159,7 +159,7 @@ class Demo:
                 good=False,
             )
             self._start_engine()
-            self._trade(plan.resumed)
+            self._trade(plan.resumed, more_s=_START_S)
             view.event(f"without PostgreSQL it resumed its session and traded on; {self._waiting()} on disk")
             self._start_postgres()
             self._trade(plan.after)
@@ -215,10 +215,10 @@ class Demo:
         self._postgres.start()
         self._view.event("PostgreSQL is back", good=True)
 
-    def _trade(self, bars: int, at_least: int = 1) -> None:
-        """Let the engine trade so many bars more, or as many as it can in the time of the act."""
+    def _trade(self, bars: int, at_least: int = 1, more_s: float = 0.0) -> None:
+        """Let the engine trade so many bars more, or as many as it can in the time of the act and `more_s`."""
         self._goal += bars
-        began, ends_s = self._bar(), time.monotonic() + _START_S + self._plan.slack * bars / self._plan.pace
+        began, ends_s = self._bar(), time.monotonic() + more_s + self._plan.slack * bars / self._plan.pace
 
         def over() -> bool:
             bar = self._bar()
