@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from .measure import Goal, Line, Result, Sizes
 from .workload import execute
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+_WIDTH = 120
 _HEADERS = ("contender", "n", "median", "p99", "per second", "ratio", "flushes", "")
 
 
@@ -59,11 +61,13 @@ def show(console: Console, result: Result) -> None:
 
 def markdown(run: dict[str, Any], results: Sequence[Result]) -> str:
     """The measured block of docs/explanation/performance.md: answers first, then the comparisons."""
-    text = [
+    packages = ", ".join(f"{name} {number}" for name, number in run["packages"].items())
+    where = (
         f"A {run['run']} run of {run['at'][:10]}: {run['system']}, {run['cpus']} CPUs, load {run['load']} at first, "
-        f"{run['file_system']}, Python {run['python']}, PostgreSQL {run['postgresql']}, "
-        + ", ".join(f"{name} {number}" for name, number in run["packages"].items())
-        + ".",
+        f"{run['file_system']}, Python {run['python']}, PostgreSQL {run['postgresql']}, {packages}."
+    )
+    text = [
+        *textwrap.wrap(where, _WIDTH),
         "",
         *_answers(results),
         "![The scenarios of this run](performance.png)",
