@@ -43,8 +43,7 @@ def class_for(root: type, manager_class: type, invoke: Invoke, read: Read, const
     members |= {name: getattr(manager_class, name) for name in ("__doc__", "__module__", "__qualname__")}
     members |= {STANDS_FOR: manager_class, "__init__": construct, "__signature__": inspect.signature(manager_class)}
     if hasattr(manager_class, "__del__"):
-        # The manager ends when the manager itself is collected.
-        members["__del__"] = lambda _: None
+        members["__del__"] = _NeverEnds.__del__
     # Hosts log and look up by the name of the class.
     name = manager_class.__name__
     try:
@@ -90,6 +89,27 @@ def cover(cls: type, names: Iterable[str], invoke: Invoke) -> None:
         original = class_member(stood_for(cls), name)
         if made is not None and name not in vars(made) and original is not None:
             setattr(made, name, _method(name, original, invoke))
+
+
+class _NeverEnds:
+    """Goes before a class whose objects do something when they are collected."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What is made here is not the host's concern."""
+
+    def __del__(self) -> None:
+        """The manager ends when the manager itself is collected."""
+
+
+@functools.cache
+def of_replicas(cls: Any) -> Any:
+    """The class of replicas of `cls`: what it does when an object is collected is not for them."""
+    if not hasattr(cls, "__del__") or issubclass(cls, _NeverEnds):
+        return cls
+    members = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls)(cls.__name__, (_NeverEnds, cls), members)
 
 
 @functools.cache

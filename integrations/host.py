@@ -22,6 +22,7 @@ from .. import Outbox, OutboxError
 from ..clock import Clock
 from ..errors import ConfigError
 from .away import AWAY
+from .classes import of_replicas
 from .host_enums import HostEnums
 from .preflight.held import held_by
 from .preflight.members import binds, class_member, is_mock, names_set_by
@@ -31,6 +32,8 @@ from .state.begun import locks_begun
 from .view.local_view import NO_SESSIONS
 
 _META = "manager:signatures"
+# By these a class says how its objects are copied.
+_COPYING = ("__copy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 # Attributes of a manager by which it reaches PostgreSQL.
 _CONNECTING = ("session_factory", "engine")
 # After a failed try to build the manager, callers get the same error for this many times as long as the try took, so
@@ -121,7 +124,7 @@ class Host:
         manager = self.manager()
         if not {*self.doubles, *self.replaced} & _own(manager).keys():
             return manager
-        copied = shallow(manager)
+        copied = replica_of(manager)
         self._with_own_methods(copied, doubles=False)
         return copied
 
@@ -276,8 +279,11 @@ class Host:
         """
         if self.built is None and self.manager_class is None:
             raise ManagerUnavailable("the manager's class is not known")
-        copied = shallow(self.built) if self.built is not None else object.__new__(self.manager_class)  # type: ignore[arg-type]
-        if self.built is None:
+        copied: Any
+        if self.built is not None:
+            copied = replica_of(self.built)
+        else:
+            copied = object.__new__(of_replicas(self.manager_class))
             # With a lock of none the call could not be rehearsed, and what the manager refuses would be recorded.
             _own(copied).update(locks_begun(type(copied)))
         if self.built is None or hasattr(copied, "_current_session_id"):
@@ -313,12 +319,21 @@ def _call_on(host: Host, replica: Any, double: Any, /, *args: Any, **kwargs: Any
         _REPLICA.reset(token)
 
 
-def shallow(manager: Any) -> Any:
-    """A copy, also of an object whose class hands out the same one each time or needs arguments to make another."""
-    cls = type(manager)
-    if not isinstance(class_member(cls, "__new__"), staticmethod) or hasattr(cls, "__copy__"):
+def replica_of(manager: Any) -> Any:
+    """A shallow copy that the host does not see: nothing of the host runs when it is collected."""
+    cls: Any = type(manager)
+    return shallow(manager, of_replicas(cls))
+
+
+def shallow(manager: Any, cls: type | None = None) -> Any:
+    """A copy, also of an object whose class hands out the same one each time or needs arguments to make another.
+
+    `cls`: a subclass that it shall have, where the manager's class does not say itself how it is copied.
+    """
+    if any(class_member(type(manager), name) is not class_member(object, name) for name in _COPYING):
         return copy.copy(manager)
-    made = object.__new__(cls)
+    cls = cls or type(manager)
+    made: Any = object.__new__(cls)
     for name in copyreg._slotnames(cls):  # type: ignore[attr-defined]
         if hasattr(manager, name):
             setattr(made, name, getattr(manager, name))

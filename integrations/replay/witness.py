@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from ... import Entry
 from ...log import Log
 from ..away import AWAY
-from ..host import shallow
+from ..host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
 from ..view import checks
@@ -231,7 +231,7 @@ class _Watched:
         with self._unwatched():
             savepoint = connection.begin_nested()
             try:
-                reader = shallow(self._replica)
+                reader = replica_of(self._replica)
                 reader.session_factory = sessions.apart(reader.session_factory, {"watch": self._watch.apart()})
                 return Look(self._reads.asking(reader), session, self._forms, more)
             finally:

@@ -300,6 +300,24 @@ def test_durable_object_that_is_collected_leaves_the_manager_open(postgres_url: 
     plain.close()
 
 
+def test_no_copy_that_makes_a_call_ends_as_the_manager_does(postgres_url: str, outbox_dir: Path) -> None:
+    ended: list[str] = []
+
+    class Ending(Manager):
+        def __del__(self) -> None:
+            ended.append("ended")
+            self.close()
+
+    engine = Engine(Ending(postgres_url))
+    with wire(engine, config=config(outbox_dir, postgres_url)):
+        session = engine.db_manager.create_trading_session("s", "BTC", "1h", "paper", 1000)
+        engine.db_manager.log_event("started", "it runs", session_id=session)
+        assert engine.db_manager.get_current_balance(session) == 1000
+        gc.collect()
+        assert ended == []
+    engine.db_manager.close()
+
+
 def test_subclass_with_super_is_durable_in_an_outage(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     class Mine(Durable):  # type: ignore[misc, valid-type]
         seen = 0
