@@ -224,7 +224,7 @@ class Adapter:
         # A refused event must not take the trade of its block with it.
         group = None if operation.best_effort else block
         waits = block is None and not self._write_behind and self.delivery.prompt()
-        with self._balance_lock(item, block), self.keeper.order:
+        with self._balance_lock(item, block), self.keeper.kept.order:
             first = self._first(operation, item.bound)
             if first is None:
                 again = self._first_in(group, operation, item.bound)
@@ -302,7 +302,7 @@ class Adapter:
             calls = block.end()
             if not calls or (outer is not None and outer.add(*calls)):
                 return
-            with self.keeper.order:
+            with self.keeper.kept.order:
                 entries = self._record(calls)
         if waits:
             self._result(operation, entries)

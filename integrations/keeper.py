@@ -13,25 +13,21 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from .. import Entry, EntryStatus, Outbox, OutboxError
-from ..codec import decode_result, encode_result
+from .. import Entry, Outbox, OutboxError
 from ..log import Log
 from ..words import first_line
-from .block import OrderLock
 from .host import Host
 from .ids.id_reserves import IdReserves
+from .kept_view import KeptView
 from .manager_connection import engine_of
-from .operations import ManagerOperation, call_of, notes_of
+from .operations import ManagerOperation
 from .preflight import branches
 from .repeated import Repeated
 from .replay.balance import rolled_back
 from .replay.witness import Look, Witness
 from .roles import Session
 from .sessionless import is_sessionless
-from .upgrades import upgraded
 from .view.conversions import number_or_none
-from .view.folds import fold, fold_beside, seen_of
-from .view.learned_file import KEPT_UNDER
 from .view.local_view import NO_SESSIONS, LocalView
 from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
 from .view.rows import POSITIONS
@@ -39,10 +35,6 @@ from .view.unanswerable import NOTICE, unanswerable
 
 _log = Log("outbox.integrations")
 
-_META = "local_view"
-_CHECKPOINT_EVERY = 250
-# A view that is in doubt is not kept until so many entries would have to be folded again at a start.
-_FOLDED_AT_MOST = 20_000
 _PERIOD_S = 5.0
 # How soon a session in doubt is looked at again, while PostgreSQL answers.
 _RETRY_S = 0.2
@@ -74,15 +66,8 @@ class Keeper:
             self._decide_by(host.manager_class)
         else:
             host.when_built(lambda manager: self._decide_by(type(manager)))
-        # Held while a call is made durable and folded, so that both happen in the same order.
-        self.order = OrderLock()
-        self._checkpointed = 0
-        # The last view without a doubt, from which the entries since can be folded once more.
-        self._base, self._base_seq = self.view.dump(), 0
-        self._folded_with = self._kept_version = 0
         self._shown_version = -1
         self.witness = Witness(self.view, reads, self._learned)
-        self.view.renew = self._renew
         self._repeated = Repeated(_log)
         self._wake = threading.Event()
         self._stopped = threading.Event()
@@ -90,43 +75,13 @@ class Keeper:
         self._compare = False
         # Sessions of which PostgreSQL has refused something that the view has folded.
         self._doubtful: set[int] = set()
-        self._restore(carried_over)
+        self.kept = KeptView(outbox, calls, self.view, self.doubt, self.witness.want)
+        self.kept.restore(carried_over)
 
     def _decide_by(self, cls: type) -> None:
         found = {call.name: tuple(branches.of(call, cls).decisions.values()) for call in self._calls.values()}
         with self.view.lock:
             self.view.learning.decide_by(found)
-
-    def _restore(self, carried_over: bytes | None) -> None:
-        learned, stored = self._outbox.store.get_meta(KEPT_UNDER), self._outbox.store.get_meta(_META)
-        if learned is not None:
-            self.view.learning.load(decode_result(learned))
-            self._kept_version = self.view.learning.version
-        elif carried_over is not None:
-            self.view.learning.take_over(decode_result(carried_over))
-        if stored is not None:
-            self.view.load(stored)
-            self._base, self._base_seq = stored, self.view.seq
-        self._checkpointed = self.view.seq
-        self._fold_again()
-
-    def _fold_again(self) -> None:
-        self._folded_with = self.view.learning.version
-        # In one order: an entry that is held back may be older than one that is settled.
-        for record in self._outbox.store.records("ledger", "pending", first=self.view.seq + 1):
-            if record.operation in self._calls and record.status is not EntryStatus.FAILED:
-                self._fold(record.entry(strict=False))
-
-    def _set_base(self, seq: int, data: bytes) -> None:
-        self._base, self._base_seq = data, seq
-
-    def _renew(self) -> bool:
-        """Fold anew what was folded before more was learned; whether that was so."""
-        if self._folded_with == self.view.learning.version:
-            return False
-        self.view.load(self._base)
-        self._fold_again()
-        return True
 
     def _learned(self, misjudged: Collection[Any]) -> None:
         """Something was learned: it is kept, and the view taken from PostgreSQL where it was in doubt."""
@@ -155,70 +110,19 @@ class Keeper:
         if self._thread is not None:
             self._thread.join(_PERIOD_S)
             self._thread = None
-            self._try("the local view was not kept", self.checkpoint)
+            self._try("the local view was not kept", self.kept.checkpoint)
 
     # -- the view
 
     def fold(self, entry: Entry) -> None:
         """Apply one durable call to the view, once."""
-        self._fold(entry)
+        self.kept.fold(entry)
         if self._calls[entry.operation].session is Session.BEGINS and not self.view.learning.agrees:
             # A relay in another process asks nothing about sessions.
             self._compare = True
             self._wake.set()
-
-    def _fold(self, entry: Entry) -> None:
-        operation = self._calls[entry.operation]
-        entry = upgraded(operation, entry)
-        call = call_of(entry)
-        with self.view.lock:
-            if entry.seq <= self.view.seq:
-                return
-            notes = {**notes_of(entry), "at": entry.captured_at, "seq": entry.seq}
-            # Ids that were not noted yet when such calls were new.
-            notes.setdefault("side", self.view.learning.taken.get(entry.seq, {}))
-            session = notes.get("session")
-            try:
-                if operation.has_role:
-                    seen = seen_of(self.view, operation, call, notes)
-                    sure = fold(self.view, seen)
-                    for other in fold_beside(self.view, seen):
-                        self.doubt(other)
-                    if self.view.learning.wants(seen, sure=sure):
-                        self.witness.want(entry.seq)
-                    if not sure:
-                        self.doubt(session)
-            except Exception:  # noqa: BLE001 - the call is durable, and its caller must not hear of the view's trouble
-                _log.error("the local view cannot follow entry %(seq)s", seq=entry.seq, trace=True)
-                if session in self.view.sessions:
-                    for table in ("balance", "positions", "orders"):
-                        self.view.doubt(session, table, f"{operation.name} could not be followed")
-                self.doubt(session)
-            self.view.seq = entry.seq
-            due = self.view.seq - self._checkpointed >= _CHECKPOINT_EVERY
-        if due or self._reserves.low:
+        if self.kept.has_many() or self._reserves.low:
             self._wake.set()
-
-    def checkpoint(self) -> None:
-        """Keep the last view in which nothing was in doubt, and what was learned.  Raises `OutboxError`."""
-        with self.order, self.view.lock:
-            version, learned = self.view.learning.version, encode_result(self.view.learning.dump())
-            sure = all(map(self.view.is_sure, self.view.sessions))
-            if sure:
-                self._set_base(self.view.seq, self.view.dump())
-            seq, data = self._base_seq, self._base
-            if self.view.seq - max(seq, self._checkpointed) > _FOLDED_AT_MOST:
-                seq, data = self.view.seq, self.view.dump()
-        if version != self._kept_version:
-            self._outbox.store.put_meta(KEPT_UNDER, learned)
-            self._kept_version = version
-        if seq > self._checkpointed or (sure and not self._checkpointed):
-            self._outbox.store.put_meta(_META, data)
-            self._checkpointed = seq
-            with self.view.lock:
-                # Entries behind it are folded once more after a restart, with the ids that their replays took.
-                taken = self.view.learning.taken
-                self.view.learning.taken = {later: ids for later, ids in taken.items() if later > seq}
 
     def doubt(self, session_id: int | None) -> None:
         """PostgreSQL refused a call of this session: the view is taken from there again."""
@@ -253,22 +157,18 @@ class Keeper:
         if self._outbox.store.figures().pending:
             return False
         look = self._shown(session_id)
-        with self.order:
+        with self.kept.order:
             if self.view.seq != seq or self._outbox.store.figures().pending:
                 return False
             judge(look)
             active = look.answers.get(ACTIVE_SESSION, session_id) == session_id
             with self.view.lock:
-                before = self.view.learning.version
                 self.view.observe_session(
                     session_id, look.balance, look.tables, active=active, shows_balance=look.shows_balance,
                     unknown=look.unknown,
                 )  # fmt: skip
                 self._compare_answers(look.answers)
-                self.view.learning.version = before + 1
-                self._folded_with = self.view.learning.version
-                if all(map(self.view.is_sure, self.view.sessions)):
-                    self._set_base(self.view.seq, self.view.dump())
+                self.kept.observed()
             self._doubtful.discard(session_id)
         # What was learned is kept before the program can be killed.
         self._wake.set()
@@ -352,9 +252,8 @@ class Keeper:
         self._try("the status does not show what an outage does not answer", self._show_unanswerable)
 
     def _work(self) -> None:
-        learned = self.view.learning.version != self._kept_version
-        if learned or self.view.seq - self._checkpointed >= _CHECKPOINT_EVERY or not self._checkpointed:
-            self._try("the local view was not kept", self.checkpoint)
+        if self.kept.is_due():
+            self._try("the local view was not kept", self.kept.checkpoint)
         if self._outbox.progress.delivering is False or self._host.built is None:
             return
         if self._reserves.low:

@@ -93,7 +93,7 @@ class Passing:
                 error = first_line(exc)
                 self._repeated.warn(name, "%(method)s is read from the local view: %(error)s", method=name, error=error)
         signature, now = caller.host.signature(name), caller.outbox.clock.now()
-        with caller.keeper.order:
+        with caller.keeper.kept.order:
             return self._reads.answer(name, signature, args, kwargs, self._within.view(), caller.session_id, now)
 
     def _wrote(self, name: str, tables: Collection[str]) -> None:

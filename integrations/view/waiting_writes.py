@@ -10,6 +10,7 @@ from ... import EntryStatus, Outbox
 from ..host import Host
 from ..operations import ManagerOperation
 from ..preflight.tables_named import tables_named
+from .history import entries_since
 
 _KEPT = 256
 
@@ -28,10 +29,13 @@ class WaitingWrites:
         # The last call of each operation among those from `_seen_from` on.
         self._last: dict[str, int] = {}
         self._seen_from = outbox.store.figures().counters.next_seq
+        # The last entry among those that is missing.
+        self._missing = 0
         # A look at earlier calls must not set a later one back.
         self._lock = threading.Lock()
         if self._operations:
-            for record in outbox.store.records("pending"):
+            # A damaged one is the relay's to report.
+            for record in outbox.store.records("pending", on_damage=lambda *_: None):
                 if record.operation in self._operations:
                     self._seqs.setdefault(record.operation, []).append(record.seq)
 
@@ -66,11 +70,15 @@ class WaitingWrites:
     def since(self, read: str, seq: int) -> tuple[str, int] | None:
         """A call after `seq`, delivered or not, that may have changed what `read` answers; None for none."""
         if seq + 1 < self._seen_from:
-            for record in self._outbox.store.records("ledger", "pending", first=seq + 1):
-                if record.operation in self._operations and record.status is not EntryStatus.FAILED:
+            for one in entries_since(self._outbox, seq):
+                if isinstance(one, range):
+                    self._missing = max(self._missing, one[-1])
+                elif one.operation in self._operations and one.status is not EntryStatus.FAILED:
                     with self._lock:
-                        self._last[record.operation] = max(record.seq, self._last.get(record.operation, 0))
+                        self._last[one.operation] = max(one.seq, self._last.get(one.operation, 0))
             self._seen_from = seq + 1
+        if self._missing > seq:
+            return "an entry that is not in the store any more", self._missing
         later = ((operation, last) for operation, last in tuple(self._last.items()) if last > seq)
         return next((one for one in later if self._may_change(one[0], read)), None)
 

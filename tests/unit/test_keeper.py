@@ -38,14 +38,14 @@ def test_a_view_in_doubt_is_stored_as_it_was_before(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         first = keeper(box)
         shown(first, 4)
-        first.checkpoint()
+        first.kept.checkpoint()
         shown(first, 5)
-        first._set_base(5, first.view.dump())
+        first.kept._set_base(first.view.dump(), 5)
         first.view.seq = 7
         first.view.doubt(1, "orders", "a call that was never seen")
         first.view.learning.taken = dict(IDS)
         first.view.learning.version += 1
-        first.checkpoint()
+        first.kept.checkpoint()
         again = keeper(box)
         assert (again.view.seq, again.view.is_sure(1)) == (5, True)
         assert again.view.learning.taken == IDS
@@ -56,9 +56,9 @@ def test_ids_of_entries_behind_the_stored_view_are_kept(outbox_dir: Path) -> Non
         first = keeper(box)
         first.view.learning.taken = dict(IDS)
         shown(first, 5)
-        first._set_base(5, first.view.dump())
+        first.kept._set_base(first.view.dump(), 5)
         assert first.view.learning.taken == IDS
-        first.checkpoint()
+        first.kept.checkpoint()
         assert first.view.learning.taken == {7: IDS[7]}
 
 

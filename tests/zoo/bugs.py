@@ -684,8 +684,8 @@ BUGS = (
     ),
     Bug(
         "adapter: the view forgets what came after its checkpoint",
-        "integrations/keeper.py",
-        'in self._outbox.store.records("ledger", "pending", first=self.view.seq + 1)',
+        "integrations/kept_view.py",
+        "in entries_since(self._outbox, self._view.seq)",
         "in ()",
         ("tests/integration/adapter/test_nasty_lives.py", "tests/integration/adapter/test_property.py"),
     ),
@@ -1388,5 +1388,26 @@ BUGS = (
         "if raw.commits > commits or not _counts_after_a_rollback(failure, exc):",
         "if not _counts_after_a_rollback(failure, exc):",
         ("tests/integration/test_driver_handlers.py",),
+    ),
+    Bug(
+        "adapter: entries that were pruned after the last checkpoint are not missed",
+        "integrations/view/history.py",
+        "            yield range(awaited, record.seq)\n",
+        "            pass\n",
+        ("tests/integration/adapter/test_missing_entries.py",),
+    ),
+    Bug(
+        "adapter: an answer that the manager made up without PostgreSQL counts",
+        "integrations/away.py",
+        "    if failures:\n        raise failures[0]\n",
+        "",
+        ("tests/integration/adapter/test_swallowed_failures.py",),
+    ),
+    Bug(
+        "adapter: what is asked beside the calls waits for locks",
+        "integrations/session_state.py",
+        """WAIT_BRIEFLY = "SET LOCAL lock_timeout = '2s'\"""",
+        """WAIT_BRIEFLY = "SET LOCAL lock_timeout = '1h'\"""",
+        ("tests/integration/adapter/test_locked_tables.py",),
     ),
 )  # fmt: skip

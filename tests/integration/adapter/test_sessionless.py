@@ -116,7 +116,7 @@ def learned(here: Scene) -> None:
     here.manager.number_held()
     adapter = here.manager._durable.adapter
     until(lambda: here.box.status().pending == 0 and view.is_sure(0))
-    until(lambda: adapter.keeper.view.learning.version == adapter.keeper._kept_version)
+    until(lambda: adapter.keeper.view.learning.version == adapter.keeper.kept.learned_version)
 
 
 def test_account_is_answered_in_an_outage_and_a_restart(own_postgres: PostgresServer, outbox_dir: Path) -> None:

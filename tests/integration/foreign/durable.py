@@ -80,7 +80,7 @@ def learn(manager: Any) -> None:
         return int(outbox.status().pending)
 
     until(lambda: pending() <= LAST_BARS or outbox.progress.delivering is False, pending)
-    until(lambda: keeper.view.learning.version == keeper._kept_version)
+    until(lambda: keeper.view.learning.version == keeper.kept.learned_version)
 
 
 def drained(status: Callable[[], Any]) -> dict[str, Any]:

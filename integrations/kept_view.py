@@ -1,0 +1,192 @@
+"""Kept view: the local view as a fold over the store's entries, with its checkpoints in the store.
+
+So it is the same again after a restart in the middle of an outage.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+
+from .. import Entry, EntryStatus, Outbox
+from ..codec import decode_result, encode_result
+from ..log import Log
+from .block import OrderLock
+from .operations import ManagerOperation, call_of, notes_of
+from .upgrades import upgraded
+from .view.folds import fold, fold_beside, seen_of
+from .view.history import entries_since, is_whole_since
+from .view.learned_file import KEPT_UNDER
+from .view.local_view import LocalView
+
+_log = Log("outbox.integrations")
+
+_META = "local_view"
+_EVERY = 250
+_EVERY_S = 600.0
+# A view that is in doubt is not kept until so many entries would have to be folded again at a start, or until the last
+# one without a doubt is so old that the entries behind it may be pruned.
+_FOLDED_AT_MOST = 20_000
+_DOUBTED_S = 3600.0
+
+
+class KeptView:
+    """Keeps one local view.  Thread-safe."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        calls: Mapping[str, ManagerOperation],
+        view: LocalView,
+        doubt: Callable[[int | None], None],
+        want: Callable[[int], None],
+    ) -> None:
+        """`doubt(session)`: what is known of a session is to be taken from PostgreSQL.
+
+        `want(seq)`: the effect of an entry is not known, and is to be learned from its replay.
+        """
+        self._outbox, self._calls, self._view, self._doubt, self._want = outbox, calls, view, doubt, want
+        # Held while a call is made durable and folded, so that both happen in the same order.
+        self.order = OrderLock()
+        # The version of what was learned that is in the store.
+        self.learned_version = 0
+        self._kept_seq, self._kept_at_s = 0, outbox.clock.monotonic()
+        # The last view without a doubt, from which the entries since can be folded once more.
+        self._base, self._base_seq, self._base_at_s = view.dump(), 0, self._kept_at_s
+        self._folded_with = 0
+        view.renew = self._renew
+
+    def restore(self, carried_over: bytes | None) -> None:
+        """Take the last checkpoint and fold the entries since.
+
+        `carried_over`: what another store has learned, for one that has learned nothing.
+        """
+        learned, stored = self._outbox.store.get_meta(KEPT_UNDER), self._outbox.store.get_meta(_META)
+        if learned is not None:
+            self._view.learning.load(decode_result(learned))
+            self.learned_version = self._view.learning.version
+        elif carried_over is not None:
+            self._view.learning.take_over(decode_result(carried_over))
+        if stored is not None:
+            # An earlier version did not compress it.
+            data = stored if stored.startswith(b"{") else zlib.decompress(stored)
+            self._view.load(data)
+            self._set_base(data, self._view.seq)
+        self._kept_seq = self._view.seq
+        self._fold_since()
+
+    def fold(self, entry: Entry) -> None:
+        """Apply one durable call to the view, once."""
+        operation = self._calls[entry.operation]
+        entry = upgraded(operation, entry)
+        call = call_of(entry)
+        with self._view.lock:
+            if entry.seq <= self._view.seq:
+                return
+            notes = {**notes_of(entry), "at": entry.captured_at, "seq": entry.seq}
+            # Ids that were not noted yet when such calls were new.
+            notes.setdefault("side", self._view.learning.taken.get(entry.seq, {}))
+            session = notes.get("session")
+            try:
+                if operation.has_role:
+                    seen = seen_of(self._view, operation, call, notes)
+                    sure = fold(self._view, seen)
+                    for other in fold_beside(self._view, seen):
+                        self._doubt(other)
+                    if self._view.learning.wants(seen, sure=sure):
+                        self._want(entry.seq)
+                    if not sure:
+                        self._doubt(session)
+            except Exception:  # noqa: BLE001 - the call is durable, and its caller must not hear of the view's trouble
+                _log.error("the local view cannot follow entry %(seq)s", seq=entry.seq, trace=True)
+                if session in self._view.sessions:
+                    for table in ("balance", "positions", "orders"):
+                        self._view.doubt(session, table, f"{operation.name} could not be followed")
+                self._doubt(session)
+            self._view.seq = entry.seq
+
+    def observed(self) -> None:
+        """A session was taken from PostgreSQL; the order and the view's lock are held."""
+        self._view.learning.version += 1
+        self._folded_with = self._view.learning.version
+        if self._is_sure():
+            self._set_base(self._view.dump(), self._view.seq)
+
+    def has_many(self) -> bool:
+        """Whether so many calls came since the last checkpoint that another one is due."""
+        return self._view.seq - self._kept_seq >= _EVERY
+
+    def is_due(self) -> bool:
+        """Whether a checkpoint is due."""
+        if self._view.learning.version != self.learned_version or not self._kept_seq:
+            return True
+        entries = self._outbox.store.last_seq() - self._kept_seq
+        return entries >= _EVERY or (entries > 0 and self._now_s() - self._kept_at_s >= _EVERY_S)
+
+    def checkpoint(self) -> None:
+        """Keep the last view in which nothing was in doubt, and what was learned.  Raises `OutboxError`."""
+        with self.order, self._view.lock:
+            version, learned = self._view.learning.version, encode_result(self._view.learning.dump())
+            # Every call up to here is folded in, and entries of other operations are none of the view's concern.
+            self._view.seq = max(self._view.seq, self._outbox.store.last_seq())
+            self._kept_at_s, sure = self._now_s(), self._is_sure()
+            if sure:
+                self._set_base(self._view.dump(), self._view.seq)
+            data, seq = self._base, self._base_seq
+            if self._view.seq - max(seq, self._kept_seq) > _FOLDED_AT_MOST or self._is_base_old():
+                data, seq = self._view.dump(), self._view.seq
+        if version != self.learned_version:
+            self._outbox.store.put_meta(KEPT_UNDER, learned)
+            self.learned_version = version
+        if seq > self._kept_seq or (sure and not self._kept_seq):
+            self._outbox.store.put_meta(_META, zlib.compress(data, 1))
+            self._kept_seq = seq
+            with self._view.lock:
+                # Entries behind it are folded once more after a restart, with the ids that their replays took.
+                taken = self._view.learning.taken
+                self._view.learning.taken = {later: ids for later, ids in taken.items() if later > seq}
+
+    def _now_s(self) -> float:
+        return self._outbox.clock.monotonic()
+
+    def _is_sure(self) -> bool:
+        return all(map(self._view.is_sure, self._view.sessions))
+
+    def _set_base(self, data: bytes, seq: int) -> None:
+        self._base, self._base_seq, self._base_at_s = data, seq, self._now_s()
+
+    def _is_base_old(self) -> bool:
+        return self._now_s() - self._base_at_s > min(_DOUBTED_S, self._outbox.config.retention_hours * 1800)
+
+    def _renew(self) -> bool:
+        """Fold anew what was folded before more was learned; whether that was so."""
+        if self._folded_with == self._view.learning.version:
+            return False
+        if not is_whole_since(self._outbox, self._base_seq):
+            # What is known now is better than what is left of its entries.
+            self._set_base(self._view.dump(), self._view.seq)
+        self._view.load(self._base)
+        self._fold_since()
+        return True
+
+    def _fold_since(self) -> None:
+        self._folded_with = self._view.learning.version
+        for one in entries_since(self._outbox, self._view.seq):
+            if isinstance(one, range):
+                self._forget(one)
+            elif one.operation in self._calls and one.status is not EntryStatus.FAILED:
+                self.fold(one.entry(strict=False))
+
+    def _forget(self, missing: range) -> None:
+        """Start anew behind entries that are missing and may have changed what is known."""
+        with self._view.lock:
+            if self._view.sessions:
+                _log.warning(
+                    "what was known for an outage is taken from PostgreSQL again: entries %(first)s to %(last)s came "
+                    "after it was kept, and are not in the store any more",
+                    first=missing[0],
+                    last=missing[-1],
+                )
+            self._view.sessions.clear()
+            self._view.seq = missing[-1]
+            self._set_base(self._view.dump(), self._view.seq)
