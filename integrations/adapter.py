@@ -35,6 +35,7 @@ from .preparing import Prepared, Preparing
 from .replay.balance import told_before
 from .replay.replay import Replayer
 from .roles import Session
+from .silence import Silence
 from .state.begun import begun
 from .telling import Telling
 from .upgrades import refuse_unfit, upgraded
@@ -89,7 +90,8 @@ class Adapter:
         self._session_id: int | None = None
         # The operation that ended the current session, while it is not known whether that one stays current.
         self._ended: tuple[str, int | None] | None = None
-        self.guard = Guard(self.delivery, self.replayer.statement_elsewhere, self._has_called_in_block)
+        silence = Silence(self._is_postgres_away, outbox.progress.ask, outbox.clock.monotonic)
+        self.guard = Guard(self.delivery, self.replayer.statement_elsewhere, self._has_called_in_block, silence)
         host.when_built(self.guard.attach)
         self.passing = Passing(self, reads)
         self._session_locks = SessionLocks(outbox.clock)
@@ -117,6 +119,9 @@ class Adapter:
     def view(self) -> LocalView:
         """What is known without PostgreSQL."""
         return self.keeper.view
+
+    def _is_postgres_away(self) -> bool:
+        return self.outbox.progress.unreachable or self.delivery.works is False
 
     def close(self) -> None:
         """Keep the view and stop working in the background; may be called twice."""

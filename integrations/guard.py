@@ -23,6 +23,7 @@ from .away import AWAY
 from .delivery import Delivery
 from .manager_connection import is_replay
 from .replay.writes import Writes
+from .silence import Silence, ending, is_own, limit_connecting
 
 # Statements that neither read nor write a table.
 _HARMLESS = re.compile(
@@ -57,20 +58,23 @@ class Watched:
 
 
 _watched: ContextVar[Watched | None] = ContextVar("outbox_watched_call", default=None)
-_ours: ContextVar[bool] = ContextVar("outbox_own_statement", default=False)
 
 
 class Guard:
     """Watches over the engines of one manager.  Thread-safe."""
 
     def __init__(
-        self, delivery: Delivery, elsewhere: Callable[[], BaseException | None], in_block: Callable[[], bool]
+        self,
+        delivery: Delivery,
+        elsewhere: Callable[[], BaseException | None],
+        in_block: Callable[[], bool],
+        silence: Silence,
     ) -> None:
         """`elsewhere()`: what to raise for a statement of a rehearsal or a replay, which have sessions of their own.
 
         `in_block()`: whether calls were made in the balance block that the caller is in, which are recorded at its end.
         """
-        self._delivery, self._elsewhere, self._in_block = delivery, elsewhere, in_block
+        self._delivery, self._elsewhere, self._in_block, self._silence = delivery, elsewhere, in_block, silence
         # The last call that this thread has queued.
         self._here = threading.local()
         self._writes = Writes()
@@ -84,12 +88,15 @@ class Guard:
                 ("before_cursor_execute", self._executes),
                 ("after_cursor_execute", self._executed),
                 ("handle_error", self._failed),
+                ("do_connect", limit_connecting),
             ):
                 event.listen(engine, name, listener)
                 self._undo.append(partial(event.remove, engine, name, listener))
+            self._undo.append(self._silence.watch_pings(engine.dialect))
 
     def close(self) -> None:
         """Take the listeners away; may be called twice."""
+        self._silence.close()
         while self._undo:
             self._undo.pop()()
 
@@ -101,7 +108,8 @@ class Guard:
         watched, around = Watched(name, stale=stale), _watched.get()
         token = _watched.set(watched)
         try:
-            yield watched
+            with ending():
+                yield watched
         finally:
             _watched.reset(token)
             if around is not None:
@@ -143,7 +151,9 @@ class Guard:
         if watched is not None:
             # A manager that tries again has an answer of its own.
             watched.failure = None
-        if _ours.get() or is_replay(connection):
+        if not is_replay(connection):
+            self._silence.begins(cursor.connection)
+        if is_own() or is_replay(connection):
             return
         stray = self._elsewhere()
         if stray is not None:
@@ -168,7 +178,7 @@ class Guard:
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
         # A call that was made within the transaction, or within a block, need not be before this statement; but where
         # it finds no row, it is most likely after one of that call's.
-        if cursor.rowcount != 0 or not _CHANGES.match(statement) or _ours.get() or is_replay(connection):
+        if cursor.rowcount != 0 or not _CHANGES.match(statement) or is_own() or is_replay(connection):
             return
         if self._in_block() or not self._delivery.passed(getattr(self._here, "seq", 0)):
             raise self._refused(_watched.get(), "changes no row of what PostgreSQL holds")
@@ -186,16 +196,6 @@ class Guard:
         if watched is not None:
             watched.error = error
         return error
-
-
-@contextmanager
-def own_statements() -> Iterator[None]:
-    """Statements that the adapter itself sends through the manager's engine pass every guard."""
-    token = _ours.set(True)
-    try:
-        yield
-    finally:
-        _ours.reset(token)
 
 
 def _engines_of(manager: Any) -> set[Engine]:

@@ -7,6 +7,7 @@ security) are compared with those of a connection of the manager, and what diffe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,10 +22,12 @@ from sqlalchemy.orm import scoped_session
 from ..errors import ConfigError, TargetMisconfigured, TargetUnavailable
 from ..postgres.connection import Address
 from ..postgres.piggyback import PiggybackConnection
+from ..postgres.watchdog import Watchdog
 from ..words import first_line
 from .away import AWAY
 from .host import Host
 from .session_state import HINT, check, difference, refused, state_of, take_over, variables_known
+from .silence import own_statements
 
 # What was deferred is checked now, and is as deferred as before.
 _CHECK_DEFERRED = (
@@ -33,6 +36,7 @@ _CHECK_DEFERRED = (
 )
 _DEFERS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE condeferrable)"
 _REPLAY = "outbox:replay"
+_SILENT_S = 10.0
 
 
 def engine_of(manager: Any) -> Engine:
@@ -84,7 +88,8 @@ def check_connection(manager: Any, database_url: str | None, password: Callable[
     try:
         with fresh_connection(engine) as connection:
             raw = driver_connection(connection.connection.dbapi_connection)
-            theirs = state_of(raw, variables_known(raw))
+            with _limited(raw):
+                theirs = state_of(raw, variables_known(raw))
         address = None if database_url is None else Address(database_url, password).parameters()
         relay = None if address is None else psycopg2.connect(**address)
     except (*AWAY, psycopg2.OperationalError, TargetUnavailable):
@@ -93,7 +98,8 @@ def check_connection(manager: Any, database_url: str | None, password: Callable[
         check(theirs, None)
         return
     try:
-        ours = state_of(relay, frozenset(theirs.variables))
+        with _limited(relay):
+            ours = state_of(relay, frozenset(theirs.variables))
         check(theirs, ours)
         try:
             take_over(relay, theirs, ours)
@@ -101,6 +107,18 @@ def check_connection(manager: Any, database_url: str | None, password: Callable[
             raise ConfigError(refused(exc, theirs, ours), hint=HINT) from exc
     finally:
         relay.close()
+
+
+@contextmanager
+def _limited(raw: Any) -> Iterator[None]:
+    """What is asked on the driver's connection past SQLAlchemy must not wait for ever for a server that is frozen."""
+    watchdog = Watchdog(_SILENT_S, time.monotonic)
+    watchdog.watch(raw.fileno())
+    try:
+        with watchdog.guard():
+            yield
+    finally:
+        watchdog.close()
 
 
 @contextmanager
@@ -113,10 +131,11 @@ def fresh_connection(engine: Engine) -> Iterator[Connection]:
     pool = engine.pool.recreate()
     try:
         try:
-            raw = pool.connect()
+            with own_statements():
+                raw = pool.connect()
         except psycopg2.Error as exc:
             raise OperationalError("connect", None, exc) from exc
-        with Connection(engine, raw) as connection:
+        with own_statements(), Connection(engine, raw) as connection:
             # Listeners may have begun already.
             if not connection.in_transaction():
                 connection.begin()
@@ -244,9 +263,9 @@ class ManagerConnection:
         try:
             with fresh_connection(engine) as connection:
                 own = driver_connection(connection.connection.dbapi_connection)
-                names = variables_known(own)
-                theirs = state_of(own, names)
-                with own.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+                with _limited(own), own.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+                    names = variables_known(own)
+                    theirs = state_of(own, names)
                     # Past the engine's listeners: a guard would let it wait for the delivery that it is part of.
                     cursor.execute(_DEFERS)
                     self._defers = cursor.fetchone()[0]

@@ -23,7 +23,6 @@ from ..words import first_line
 from .away import AWAY
 from .block import Block
 from .delivery import Delivery
-from .guard import own_statements
 from .host import Host, ManagerUnavailable
 from .ids.id_reserve import IdReserveEmpty
 from .ids.id_reserves import IdReserves
@@ -289,8 +288,7 @@ class Preparing:
                 raise
             # A burst was faster than the background work, or PostgreSQL could not be reached at the start.
             try:
-                with own_statements():
-                    self._reserves.fill(engine_of(self._host.undoubled()))
+                self._reserves.fill(engine_of(self._host.undoubled()))
             except AWAY as exc:
                 _log.warning("id reserves could not be filled: %(error)s", error=first_line(exc))
             return self._reserves.take(*names)

@@ -15,7 +15,6 @@ from .. import Outbox
 from .away import AWAY
 from .block import current
 from .delivery import Delivery
-from .guard import own_statements
 from .host import Host
 from .keeper import Keeper
 from .operations import ManagerOperation
@@ -125,8 +124,7 @@ class Telling:
         try:
             manager, replica = self._host.undoubled(), self._host.replica(session_id=item.session, doubles=True)
             KeptState(replica)
-            with own_statements():
-                told = dry_run(manager, replica, item.operation.name, item.defaults | item.bound, as_of)
+            told = dry_run(manager, replica, item.operation.name, item.defaults | item.bound, as_of)
         except AWAY:
             return None
         except Exception as exc:

@@ -15,7 +15,6 @@ from ..clock import Clock
 from ..store.envelope import from_us
 from .away import AWAY
 from .block import current
-from .guard import own_statements
 from .host import Host
 from .ids.id_reserve import IdColumn
 from .keeper import Keeper
@@ -77,7 +76,7 @@ class Within:
         Raises what the manager raises, and `CallFailed` where it refuses one of the calls, which its block is to hear.
         """
         ids, changes = count(PASSING_IDS), list[Changes]()
-        with own_statements(), rolled_back(self._host.undoubled()) as sets:
+        with rolled_back(self._host.undoubled()) as sets:
             for item in calls:
                 as_of = AsOf(
                     IdColumn.named(item.operation.creates),

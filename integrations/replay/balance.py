@@ -11,6 +11,7 @@ from ..away import unswallowed
 from ..manager_connection import driver_connection, engine_of
 from ..session_state import WAIT_BRIEFLY
 from ..signatures import invoke
+from ..silence import own_statements
 from ..view.containers import SIMPLE, put_together, taken_apart
 from ..view.conversions import SCALES, Unknown, bare, is_number, number, number_or_none, rounded
 from ..view.learned import Learning
@@ -168,7 +169,7 @@ def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
     It waits for no lock longer than two seconds, unless the manager says so.  Raises what PostgreSQL failed with, also
     where the manager has swallowed it, and `ConfigError` where the manager's connections have no transactions.
     """
-    with unswallowed(), engine_of(manager).connect() as connection:
+    with own_statements(), unswallowed(), engine_of(manager).connect() as connection:
         transaction = connection.begin()
         driver_connection(connection.connection.dbapi_connection)
         connection.exec_driver_sql(WAIT_BRIEFLY)

@@ -15,22 +15,32 @@ class Progress:
         self._clock = clock
         self._moved = threading.Condition()
         self._delivering: bool | None = None
+        self._unreachable = False
         # Whether deliveries have failed since everything was delivered; so they may have, before the first word.
         self._failed = True
         self._steps = 0
         self._acknowledged: frozenset[int] = frozenset()
         self._listeners: list[Callable[[], None]] = []
         self._rewound_listeners: list[Callable[[], None]] = []
+        self._asked_listeners: list[Callable[[], None]] = []
 
     @property
     def delivering(self) -> bool | None:
         """Whether deliveries work as far as the relay knows; None where no relay runs in this process."""
         return self._delivering
 
-    def report(self, *, delivering: bool | None, caught_up: bool = False) -> None:
+    @property
+    def unreachable(self) -> bool:
+        """Whether PostgreSQL could not be reached at the newest try of a relay in this process.
+
+        Earlier than `delivering`, which bears a failure or two.
+        """
+        return self._unreachable
+
+    def report(self, *, delivering: bool | None, caught_up: bool = False, unreachable: bool = False) -> None:
         """The relay's word after each step; `delivering=None` when it leaves."""
         with self._moved:
-            self._delivering = delivering
+            self._delivering, self._unreachable = delivering, unreachable
             self._failed |= delivering is False
             recovered = caught_up and self._failed
             self._failed &= not recovered
@@ -83,6 +93,20 @@ class Progress:
         """Undo `on_rewound`; may be called twice."""
         if listener in self._rewound_listeners:
             self._rewound_listeners.remove(listener)
+
+    def ask(self) -> None:
+        """Let the relay look whether PostgreSQL answers, and report it; does nothing where none runs here."""
+        for listener in tuple(self._asked_listeners):
+            listener()
+
+    def on_asked(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when somebody asks whether PostgreSQL answers."""
+        self._asked_listeners.append(listener)
+
+    def off_asked(self, listener: Callable[[], None]) -> None:
+        """Undo `on_asked`; may be called twice."""
+        if listener in self._asked_listeners:
+            self._asked_listeners.remove(listener)
 
     def wait(self, reached: Callable[[], bool], timeout: float, *, poll_s: float = 0.01) -> bool:
         """Wait until `reached()`, for at most `timeout` seconds, and no longer than deliveries work.

@@ -49,6 +49,8 @@ class Step:
     # Whether an operator lets nothing be delivered now, and whether deliveries work.
     paused: bool = False
     works: bool = True
+    # Whether PostgreSQL could not be reached at the newest try.
+    unreachable: bool = False
     # Up to which question it is known that PostgreSQL still has everything: see `IdleChecks.want`.
     answered: int = 0
 
@@ -158,7 +160,8 @@ class Delivery:
 
     def _came_to(self, wait_s: float) -> Step:
         works = self.trouble.breaker.state == CLOSED and not self._paused
-        return Step(wait_s, self._caught_up, self._seen_seq, self._paused, works, self.idle.answered)
+        away = self.trouble.unreachable or self._reconciler.unreachable
+        return Step(wait_s, self._caught_up, self._seen_seq, self._paused, works, away, self.idle.answered)
 
     def _is_paused(self, ordered: bool) -> bool:
         """Whether an operator lets nothing be delivered now; `ordered`: there is a pause, which may have ended."""
@@ -310,6 +313,7 @@ class Delivery:
 
     def _recover(self) -> None:
         self.trouble.recovered()
+        self._reconciler.unreachable = False
         self.publication.know_better()
         self._size.grow()
 

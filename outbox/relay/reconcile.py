@@ -58,6 +58,8 @@ class Reconciler:
         self.able = self._target is not None
         # Whether PostgreSQL lacks something that has not been put back yet, as far as is known.
         self.waiting = False
+        # Whether PostgreSQL could not be reached when it was asked last.
+        self.unreachable = False
         # Whether sequence numbers are above those of a copy of the store, as far as it was known then.
         self._risen = False
         if self._target is not None:
@@ -79,6 +81,7 @@ class Reconciler:
 
         That it is away is not worth a word.  Raises `ReceiptsGone`.
         """
+        self.unreachable = False
         if self._target is None or not self._store.marks():
             return False
         for _ in range(2):  # the first may find out that an idle connection has died long ago
@@ -88,7 +91,9 @@ class Reconciler:
                 raise
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 _log.debug("could not ask whether anything was lost: %(error)s", error=exc)
+                self.unreachable = isinstance(exc, TargetUnavailable)
             else:
+                self.unreachable = False
                 return not self.waiting
         return False
 

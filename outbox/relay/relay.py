@@ -72,15 +72,16 @@ class Relay:
             said.died, said.moved_at = None, self._clock.monotonic()
             self._delivery.publish(said.moved_at, force=True)
             self._thread = threading.Thread(target=self._run, name="outbox-relay", daemon=True)
-            self._box.off_enqueue(self._wake.set)  # after a thread that died
+            self._listen_no_more()  # after a thread that died
             self._box.on_enqueue(self._wake.set)
+            self._box.progress.on_asked(self._asked)
             # Before the thread, which may have worse to tell.
             self._box.progress.report(delivering=True)
             try:
                 self._thread.start()
             except RuntimeError:  # there is no room for another thread
                 self._thread = None
-                self._box.off_enqueue(self._wake.set)
+                self._listen_no_more()
                 self._box.progress.report(delivering=None)
                 self._leave_role()
                 raise
@@ -97,7 +98,7 @@ class Relay:
             self._stop.set()
             self._wake.set()
             if thread is not None:
-                self._box.off_enqueue(self._wake.set)
+                self._listen_no_more()
                 thread.join(timeout / 2)
                 if thread.is_alive():
                     self._target.interrupt()
@@ -118,6 +119,15 @@ class Relay:
                 if not last:
                     self._target.interrupt()
             return False
+
+    def _asked(self) -> None:
+        """Somebody asks whether PostgreSQL answers."""
+        self._delivery.idle.want()
+        self._wake.set()
+
+    def _listen_no_more(self) -> None:
+        self._box.off_enqueue(self._wake.set)
+        self._box.progress.off_asked(self._asked)
 
     @property
     def running(self) -> bool:
@@ -286,7 +296,8 @@ class Relay:
     def _tell(self) -> None:
         """Wake those who wait in this process."""
         works = self._last.works if self.running or self._delivery.awaited else None
-        self._box.progress.report(delivering=works, caught_up=self._last.caught_up)
+        last = self._last
+        self._box.progress.report(delivering=works, caught_up=last.caught_up, unreachable=last.unreachable)
         with self._moved:
             self._moved.notify_all()
 

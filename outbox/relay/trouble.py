@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import DurabilityError, OutboxError, TargetMisconfigured
+from ..errors import DurabilityError, OutboxError, TargetMisconfigured, TargetUnavailable
 from ..log import Log
 from .breaker import Breaker
 
@@ -20,6 +20,8 @@ class Trouble:
         # The newest failure, until something is delivered; and whether an operator must end it.
         self.last_error: str | None = None
         self.stopped = False
+        # Whether PostgreSQL could not be reached, or did not answer, at the newest try.
+        self.unreachable = False
 
     def failed(self, exc: OutboxError, now: float) -> None:
         """Note a failure, and say so where it is another one than before."""
@@ -33,13 +35,14 @@ class Trouble:
                 "delivery failed again: %(error)s (next try in %(retry_in_s)s s)", error=exc, retry_in_s=round(delay, 1)
             )
         self.last_error, self.stopped = str(exc), stopped
+        self.unreachable = isinstance(exc, TargetUnavailable)
 
     def recovered(self) -> None:
         """Note a success."""
         if self.last_error is not None:
             _log.info("delivery works again after: %(after)s", after=self.last_error)
         self.breaker.succeeded()
-        self.last_error, self.stopped = None, False
+        self.last_error, self.stopped, self.unreachable = None, False, False
 
 
 @contextmanager

@@ -146,3 +146,26 @@ def test_waiting_lasts_as_long_as_was_said_and_asks_again_meanwhile() -> None:
     assert not progress.wait(reached, 5.0, poll_s=0.0)
     assert asked == 3
     assert progress.wait(reached, 6.0, poll_s=0.0)
+
+
+def test_relay_hears_a_question_until_it_leaves() -> None:
+    progress, heard = Progress(SystemClock()), list[str]()
+
+    def asked() -> None:
+        heard.append("asked")
+
+    progress.ask()
+    progress.on_asked(asked)
+    progress.ask()
+    progress.off_asked(asked)
+    progress.off_asked(asked)
+    progress.ask()
+    assert heard == ["asked"]
+
+
+def test_first_failure_is_told_before_deliveries_count_as_failing() -> None:
+    progress = Progress(SystemClock())
+    progress.report(delivering=True, unreachable=True)
+    assert (progress.delivering, progress.unreachable) == (True, True)
+    progress.report(delivering=True)
+    assert not progress.unreachable

@@ -1404,6 +1404,13 @@ BUGS = (
         ("tests/integration/adapter/test_swallowed_failures.py",),
     ),
     Bug(
+        "adapter: a frozen server is waited for, though the relay knows that it is silent",
+        "integrations/silence.py",
+        "            if self._is_away():\n",
+        "            if False:\n",
+        ("tests/integration/adapter/test_frozen_server.py",),
+    ),
+    Bug(
         "adapter: what is asked beside the calls waits for locks",
         "integrations/session_state.py",
         """WAIT_BRIEFLY = "SET LOCAL lock_timeout = '2s'\"""",
