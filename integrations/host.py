@@ -125,6 +125,11 @@ class Host:
         self._with_own_methods(copied, doubles=False)
         return copied
 
+    @property
+    def name(self) -> str:
+        """The name of the manager's class, for messages."""
+        return "manager" if self.manager_class is None else self.manager_class.__name__
+
     def now(self) -> datetime:
         """The present time, aware."""
         return self._clock.now()
@@ -276,7 +281,8 @@ class Host:
         """
         if self.built is None and self.manager_class is None:
             raise ManagerUnavailable("the manager's class is not known")
-        copied = shallow(self.built) if self.built is not None else object.__new__(self.manager_class)  # type: ignore[arg-type]
+        known: Any = self.manager_class
+        copied = shallow(self.built) if self.built is not None else _endless(object.__new__(known))
         if self.built is None:
             # With a lock of none the call could not be rehearsed, and what the manager refuses would be recorded.
             _own(copied).update(locks_begun(type(copied)))
@@ -314,15 +320,44 @@ def _call_on(host: Host, replica: Any, double: Any, /, *args: Any, **kwargs: Any
 
 
 def shallow(manager: Any) -> Any:
-    """A copy, also of an object whose class hands out the same one each time or needs arguments to make another."""
+    """A copy, also of an object whose class hands out the same one each time or needs arguments to make another.
+
+    The end of a copy is not the manager's: its `__del__`, which may close or write something, does nothing.
+    """
     cls = type(manager)
     if not isinstance(class_member(cls, "__new__"), staticmethod) or hasattr(cls, "__copy__"):
-        return copy.copy(manager)
+        return _endless(copy.copy(manager))
     made = object.__new__(cls)
     for name in copyreg._slotnames(cls):  # type: ignore[attr-defined]
         if hasattr(manager, name):
             setattr(made, name, getattr(manager, name))
     _own(made).update(_own(manager))
+    return _endless(made)
+
+
+class _Endless:
+    """Comes before a manager's class: its objects end without its `__del__`."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """The host's own would take the class for another manager's."""
+
+    def __del__(self) -> None:
+        """Do nothing."""
+
+
+@functools.cache
+def _endless_class(cls: Any) -> Any:
+    members = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls)(cls.__name__, (_Endless, cls), members)
+
+
+def _endless(made: Any) -> Any:
+    """The same object, whose collection calls nothing of the host."""
+    if hasattr(type(made), "__del__") and not isinstance(made, _Endless):
+        cls: Any = type(made)
+        object.__setattr__(made, "__class__", _endless_class(cls))
     return made
 
 
