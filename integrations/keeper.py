@@ -23,12 +23,14 @@ from .ids.id_reserves import IdReserves
 from .manager_connection import engine_of
 from .operations import ManagerOperation, call_of, notes_of
 from .preflight import branches
+from .preflight.code_version import code_version
 from .repeated import Repeated
 from .replay.balance import rolled_back
 from .replay.witness import Look, Witness
 from .roles import Session
 from .sessionless import is_sessionless
 from .upgrades import upgraded
+from .view import outdated
 from .view.conversions import number_or_none
 from .view.folds import fold, fold_beside, seen_of
 from .view.learned_file import KEPT_UNDER
@@ -73,7 +75,7 @@ class Keeper:
         if host.manager_class is not None:
             self._decide_by(host.manager_class)
         else:
-            host.when_built(lambda manager: self._decide_by(type(manager)))
+            host.when_built(self._know_class_of)
         # Held while a call is made durable and folded, so that both happen in the same order.
         self.order = OrderLock()
         self._checkpointed = 0
@@ -94,21 +96,43 @@ class Keeper:
 
     def _decide_by(self, cls: type) -> None:
         found = {call.name: tuple(branches.of(call, cls).decisions.values()) for call in self._calls.values()}
+        names = {read: local.standard for read in self._reads.names if (local := self._reads.local(read)) is not None}
+        names |= {name: name for name, call in self._calls.items() if call.has_role}
+        code = {name: code_version(cls, own) for own, name in names.items() if callable(getattr(cls, own, None))}
         with self.view.lock:
             self.view.learning.decide_by(found)
+            self.view.learning.present_code = code
+
+    def _know_class_of(self, manager: Any) -> None:
+        """The manager was built, and its class was not known when the view was restored."""
+        self._decide_by(type(manager))
+        with self.view.lock:
+            self._doubt(outdated.take_over(self.view.learning, self.view.learning.dump()))
 
     def _restore(self, carried_over: bytes | None) -> None:
         learned, stored = self._outbox.store.get_meta(KEPT_UNDER), self._outbox.store.get_meta(_META)
+        learning, former = self.view.learning, set[str]()
         if learned is not None:
-            self.view.learning.load(decode_result(learned))
-            self._kept_version = self.view.learning.version
+            former = outdated.take_over(learning, decode_result(learned))
+            self._kept_version = learning.version
         elif carried_over is not None:
-            self.view.learning.take_over(decode_result(carried_over))
+            outdated.take_over(learning, decode_result(carried_over), elsewhere=True)
+        learning.code = learning.code or learning.present_code
         if stored is not None:
             self.view.load(stored)
-            self._base, self._base_seq = stored, self.view.seq
+            self._set_base(self.view.seq, stored)
+        self._doubt(former)
         self._checkpointed = self.view.seq
         self._fold_again()
+
+    def _doubt(self, former: Collection[str]) -> None:
+        """Doubt what methods have made of the view that have another code now."""
+        if former:
+            pending = (one for one in self._outbox.store.records("pending") if one.seq <= self.view.seq)
+            self._doubtful.update(outdated.doubt(self.view, former, (one.entry(strict=False) for one in pending)))
+            self._set_base(self.view.seq, self.view.dump())
+            # It is kept from which code is learned now.
+            self.view.learning.version += 1
 
     def _fold_again(self) -> None:
         self._folded_with = self.view.learning.version
@@ -152,7 +176,7 @@ class Keeper:
         self._outbox.progress.off_rewound(self._rewound)
         self._stopped.set()
         self._wake.set()
-        if self._thread is not None:
+        if self._thread is not None and not self._outbox.store.forked:
             self._thread.join(_PERIOD_S)
             self._thread = None
             self._try("the local view was not kept", self.checkpoint)
