@@ -40,6 +40,13 @@ class Netting(SmallManager):
                 held.size += size
             return held.id
 
+    def update_position(self, position_id: int, more: Any) -> bool:
+        with self.session_factory.begin() as session:
+            held = session.get(Holding, position_id)
+            if held is not None:
+                held.size += more
+            return held is not None
+
     def close_position(self, position_id: int) -> bool:
         with self.session_factory.begin() as session:
             held = session.get(Holding, position_id)
@@ -92,3 +99,34 @@ def test_first_position_of_a_netting_manager_is_answered(postgres_url: str, outb
         assert s.manager.get_active_positions(session) == [{"id": id_, "symbol": "BTC", "size": 5.0}]
         assert s.drain()
         assert s.manager.get_active_positions(session) == [{"id": id_, "symbol": "BTC", "size": 5.0}]
+
+
+def test_calls_with_the_id_of_an_outage_reach_the_position_that_was_added_to(
+    postgres_url: str, outbox_dir: Path
+) -> None:
+    """Each of them became a dead letter, and held back the session."""
+    with scene(postgres_url, outbox_dir, Netting) as s:
+        session = s.manager.create_trading_session("s", Decimal(100))
+        for size in (2, 3):
+            s.manager.log_position("BTC", "long", Decimal(size), session)
+            assert s.drain()
+        (held,) = s.manager.get_active_positions(session)
+        other = s.manager.log_position("ETH", "long", Decimal(4), session)
+        assert s.drain()
+        s.manager.close_position(other)
+        assert s.drain()
+        told = s.manager.log_position("BTC", "long", Decimal(4), session)
+        assert told != held["id"]
+        s.manager.update_position(told, Decimal(1))
+    with scene(postgres_url, outbox_dir, Netting) as s:
+        s.manager.update_position(told, Decimal(2))
+        assert s.drain()
+        assert s.rows("SELECT id, size FROM positions WHERE symbol = 'BTC'") == [(held["id"], Decimal(12))]
+    with scene(postgres_url, outbox_dir, Netting) as s:
+        until(lambda: s.manager._adapter.view.is_sure(session))
+        s.manager.close_position(told)
+        assert s.manager.get_active_positions(session) == []
+        assert s.drain()
+        assert list(s.box.dead_letters()) == []
+        assert s.box.status().alarms == {}
+        assert s.rows("SELECT id, status FROM positions WHERE symbol = 'BTC'") == [(held["id"], "CLOSED")]
