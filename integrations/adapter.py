@@ -46,6 +46,9 @@ from .view.reads import Reads
 
 _log = Log("outbox.integrations")
 
+# Which manager an outbox serves: two would give out the same ids, and each would keep its own view under one name.
+_served: weakref.WeakKeyDictionary[Outbox, Host] = weakref.WeakKeyDictionary()
+
 
 class Adapter:
     """One wrapped manager and its outbox.  Thread-safe."""
@@ -61,7 +64,12 @@ class Adapter:
         on_halt: Callable[[str], Any] | None = None,
         learned_from: str | PathLike[str] | None = None,
     ) -> None:
-        """Raises `ConfigError` for operations that do not fit the manager."""
+        """Raises `ConfigError` for operations that do not fit the manager, and for an outbox of another manager."""
+        if outbox in _served:
+            raise ConfigError(
+                f"the outbox at {outbox.path} serves a {_served[outbox].name} already",
+                hint="one manager, one store: give this one a directory of its own, or make one class of both",
+            )
         self.host, self.outbox, self.on_halt = host, outbox, on_halt
         self._write_behind = write_behind
         learned = None if learned_from is None else carried_over(outbox, learned_from)
@@ -114,6 +122,7 @@ class Adapter:
         self._unwritten: set[str] = set()
         host.remember(outbox, (*self.calls, *reads.names, *AFTER_DRAIN))
         self.keeper.start()
+        _served[outbox] = host
 
     @property
     def view(self) -> LocalView:
@@ -125,6 +134,8 @@ class Adapter:
 
     def close(self) -> None:
         """Keep the view and stop working in the background; may be called twice."""
+        if _served.get(self.outbox) is self.host:
+            del _served[self.outbox]
         self.keeper.stop()
         self.guard.close()
         self.replayer.close()

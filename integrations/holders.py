@@ -12,7 +12,7 @@ import logging
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -42,6 +42,12 @@ _PLAIN = (
 )
 # Their objects hold no manager, and there may be very many of them.
 _FOREIGN = ("sqlalchemy", "psycopg2", "numpy", "pandas", "decimal", "datetime", "_thread", "logging")
+
+# What another object may hold the manager through; and what holds the variables of code that runs.
+_LINKS = (dict, list, deque, set, frozenset, tuple, functools.partial, types.CellType, type(functools.cache(len)))
+_RUNNING = (types.FrameType, types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
+# A closure of a function in a dict of a module is as far away as this.
+_FAR = 8
 
 # What is read back where an exchange cannot fail unnoticed.
 _REPLACED = object()
@@ -121,15 +127,34 @@ def _reached(root: Any, name: str, seen: set[int]) -> Iterator[_Slot]:
         )
 
 
-def others_holding(manager: Any, known: set[int]) -> list[str]:
-    """Objects and modules of the program that hold `manager` in an attribute; `known` are ids of those that may."""
-    found: set[str] = set()
-    for referrer in gc.get_referrers(manager):
-        owners = gc.get_referrers(referrer) if type(referrer) is dict else [referrer]
-        for owner in owners:
-            if id(owner) not in known and any(value is manager for value in list(_own(owner).values())):
-                is_module = type(owner) is types.ModuleType
-                found.add(f"module {owner.__name__}" if is_module else type(owner).__qualname__)
+def others_holding(manager: Any, known: set[int], methods: Collection[str]) -> list[str]:
+    """Objects, classes and modules of the program that hold `manager`, by themselves or in what they hold.
+
+    `known` are ids of those that may; `methods`: names of the methods that count when they are held alone.
+    """
+    found, held, seen = set[str](), [manager], {id(manager), *known}
+    for _ in range(_FAR):
+        if not held:
+            break
+        referrers = [one for one in gc.get_referrers(*held) if one is not held and id(one) not in seen]
+        dicts = {id(one) for one in held if type(one) is dict}
+        seen |= set(map(id, referrers))
+        held = []
+        for one in referrers:
+            kind = type(one)
+            if kind is types.ModuleType:
+                found.add(f"module {one.__name__}")
+            elif isinstance(one, type):
+                found.add(f"class {one.__qualname__}")
+            elif kind is types.MethodType:
+                held += [one] if one.__name__ in methods else []
+            elif kind is types.FunctionType:
+                # Each function of a module holds all its globals.
+                held += [] if id(one.__globals__) in dicts else [one]
+            elif kind in _LINKS or kind.__name__.startswith("hamt"):
+                held.append(one)
+            elif kind not in _RUNNING and not kind.__module__.startswith((*_FOREIGN, __package__)):
+                found.add(kind.__qualname__)
     return sorted(found)
 
 

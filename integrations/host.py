@@ -128,6 +128,11 @@ class Host:
         self._with_own_methods(copied, doubles=False)
         return copied
 
+    @property
+    def name(self) -> str:
+        """The name of the manager's class, for messages."""
+        return "manager" if self.manager_class is None else self.manager_class.__name__
+
     def now(self) -> datetime:
         """The present time, aware."""
         return self._clock.now()

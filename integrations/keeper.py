@@ -22,11 +22,13 @@ from .kept_view import KeptView
 from .manager_connection import engine_of
 from .operations import ManagerOperation
 from .preflight import branches
+from .preflight.code_version import code_version
 from .repeated import Repeated
 from .replay.balance import rolled_back
 from .replay.witness import Look, Witness
 from .roles import Session
 from .sessionless import is_sessionless
+from .view import outdated
 from .view.conversions import number_or_none
 from .view.local_view import NO_SESSIONS, LocalView
 from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
@@ -65,7 +67,7 @@ class Keeper:
         if host.manager_class is not None:
             self._decide_by(host.manager_class)
         else:
-            host.when_built(lambda manager: self._decide_by(type(manager)))
+            host.when_built(self._know_class_of)
         self._shown_version = -1
         self.witness = Witness(self.view, reads, self._learned)
         self._repeated = Repeated(_log)
@@ -80,8 +82,18 @@ class Keeper:
 
     def _decide_by(self, cls: type) -> None:
         found = {call.name: tuple(branches.of(call, cls).decisions.values()) for call in self._calls.values()}
+        names = {read: local.standard for read in self._reads.names if (local := self._reads.local(read)) is not None}
+        names |= {name: name for name, call in self._calls.items() if call.has_role}
+        code = {name: code_version(cls, own) for own, name in names.items() if callable(getattr(cls, own, None))}
         with self.view.lock:
             self.view.learning.decide_by(found)
+            self.view.learning.present_code = code
+
+    def _know_class_of(self, manager: Any) -> None:
+        """The manager was built, and its class was not known when the view was restored."""
+        self._decide_by(type(manager))
+        with self.view.lock:
+            self.kept.doubt_former(outdated.take_over(self.view.learning, self.view.learning.dump()))
 
     def _learned(self, misjudged: Collection[Any]) -> None:
         """Something was learned: it is kept, and the view taken from PostgreSQL where it was in doubt."""
@@ -107,7 +119,7 @@ class Keeper:
         self._outbox.progress.off_rewound(self._rewound)
         self._stopped.set()
         self._wake.set()
-        if self._thread is not None:
+        if self._thread is not None and not self._outbox.store.forked:
             self._thread.join(_PERIOD_S)
             self._thread = None
             self._try("the local view was not kept", self.kept.checkpoint)

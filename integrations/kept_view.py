@@ -6,7 +6,7 @@ So it is the same again after a restart in the middle of an outage.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from .. import Entry, EntryStatus, Outbox
 from ..codec import decode_result, encode_result
@@ -14,6 +14,7 @@ from ..log import Log
 from .block import OrderLock
 from .operations import ManagerOperation, call_of, notes_of
 from .upgrades import upgraded
+from .view import outdated
 from .view.folds import fold, fold_beside, seen_of
 from .view.history import entries_since, is_whole_since
 from .view.learned_file import KEPT_UNDER
@@ -62,18 +63,32 @@ class KeptView:
         `carried_over`: what another store has learned, for one that has learned nothing.
         """
         learned, stored = self._outbox.store.get_meta(KEPT_UNDER), self._outbox.store.get_meta(_META)
+        learning, former = self._view.learning, set[str]()
         if learned is not None:
-            self._view.learning.load(decode_result(learned))
-            self.learned_version = self._view.learning.version
+            former = outdated.take_over(learning, decode_result(learned))
+            self.learned_version = learning.version
         elif carried_over is not None:
-            self._view.learning.take_over(decode_result(carried_over))
+            outdated.take_over(learning, decode_result(carried_over), elsewhere=True)
+        learning.code = learning.code or learning.present_code
         if stored is not None:
             # An earlier version did not compress it.
             data = stored if stored.startswith(b"{") else zlib.decompress(stored)
             self._view.load(data)
             self._set_base(data, self._view.seq)
+        self.doubt_former(former)
         self._kept_seq = self._view.seq
         self._fold_since()
+
+    def doubt_former(self, methods: Collection[str]) -> None:
+        """Doubt what `methods` have made of the view, which have another code now."""
+        if methods:
+            waiting = self._outbox.store.records("pending", on_damage=lambda *_: None)
+            pending = (one.entry(strict=False) for one in waiting if one.seq <= self._view.seq)
+            for session in outdated.doubt(self._view, methods, pending):
+                self._doubt(session)
+            self._set_base(self._view.dump(), self._view.seq)
+            # It is kept from which code is learned now.
+            self._view.learning.version += 1
 
     def fold(self, entry: Entry) -> None:
         """Apply one durable call to the view, once."""

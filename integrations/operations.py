@@ -155,6 +155,11 @@ class ManagerOperation(Operation):
         assert self.amount is not None
         return call.get(self.own_name(self.standard_name(self.amount)))
 
+    def of_row(self, call: dict[str, Any], row: Callable[[Any], Any]) -> dict[str, Any]:
+        """A call with the id of the position that it is meant for; `row(id)` gives that."""
+        name = self.own_name("position_id")
+        return {**call, name: row(call[name])} if name in call else call
+
     def answer_to(self, call: Call, notes: Mapping[str, Any]) -> Any:
         """What the call returns where nobody waits for the manager's own answer."""
         if "id" in notes:

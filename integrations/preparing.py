@@ -128,6 +128,7 @@ class Preparing:
             for one in parameters
             if one.name not in bound.arguments and isinstance(one.default, _IMMUTABLE)
         }
+        call = operation.of_row(call, self._replayer.same_row.of)
         return {name: copied(value) for name, value in call.items()}, defaults
 
     def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any]) -> Rehearsal:

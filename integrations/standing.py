@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from .. import Operation, Outbox, OutboxError
+from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
 from .adapter import Adapter
@@ -49,7 +50,18 @@ class Standing:
         return replace(self, host=self.host.copied(manager))
 
     def attach(self, outbox: Outbox, on_halt: Callable[[str], Any] | None) -> Adapter:
-        """Make calls durable from now on.  Raises `ConfigError` for operations that do not fit the manager."""
+        """Make calls durable from now on.
+
+        Raises `ConfigError` for operations that do not fit the manager, and where it has an outbox already.
+        """
+        if self.adapter is not None:
+            if not self.adapter.outbox.store.forked:
+                raise ConfigError(
+                    f"the manager has an outbox already, at {self.adapter.outbox.path}",
+                    hint="close its wiring, or call detach_outbox(), first",
+                )
+            # In a forked child the outbox of its parent is of no use.
+            self.detach()
         declared = frozenset(each.name for each in self.operations if isinstance(each, ManagerOperation))
         before, self.host.declared = self.host.declared, declared
         try:

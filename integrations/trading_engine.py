@@ -31,6 +31,7 @@ _log = Log("outbox.integrations")
 _HALT = "enter_close_only"
 _NOTICE = "halt-method"
 _OTHERS = "other-managers"
+_MISSING: Any = object()
 
 
 class Wiring:
@@ -58,7 +59,8 @@ class Wiring:
     def close(self) -> None:
         """Deliver what is left, for at most `drain_s` seconds, and undo the wiring.
 
-        The relay stops, the engine gets its own manager, `start` and `stop` back, and the outbox is closed.
+        The relay stops, the engine gets its own manager, `start` and `stop` back, and the outbox is closed.  In a
+        forked child only its copy of the engine changes, and the parent's outbox goes on.
         """
         with self._lock:
             try:
@@ -70,7 +72,7 @@ class Wiring:
 
     def _deliver_rest(self) -> None:
         outbox, relay = self.outbox, self.relay
-        if outbox is None or relay is None or not self._drain_s:
+        if outbox is None or relay is None or not self._drain_s or outbox.store.forked:
             return
         if self._winding_down is not None:
             self._out_of_start.set()
@@ -100,7 +102,7 @@ class Wiring:
             self._undo.append(undo)
         if getattr(self._engine, name) is not durable:
             self._replace(name, durable)
-        others = others_holding(manager, {id(self._engine), id(durable._durable.host)})
+        others = others_holding(manager, {id(self._engine), id(durable)}, durable._durable.host.declared)
         if others:
             _log.warning(
                 "the plain manager is held beside the engine too (%(holders)s), and what is written there is not "
@@ -139,14 +141,23 @@ class Wiring:
         return halt
 
     def _replace(self, name: str, value: Any) -> None:
-        """Set an attribute of the engine object, to be put back as it was: its own, or its class's."""
-        own = vars(self._engine)
-        if name in own:
-            before = own[name]
-            self._undo.append(lambda: setattr(self._engine, name, before))
+        """Set an attribute of the engine object, to be put back as it was: its own, or its class's.
+
+        Raises `ConfigError` where the engine does not allow it.
+        """
+        own = getattr(self._engine, "__dict__", None)
+        before = getattr(self._engine, name, _MISSING) if own is None else own.get(name, _MISSING)
+        try:
+            setattr(self._engine, name, value)
+        except (AttributeError, TypeError) as exc:
+            raise ConfigError(
+                f"{type(self._engine).__name__} does not let its {name!r} be replaced: {exc}",
+                hint="wire another object that has the manager, `start` and `stop`, such as types.SimpleNamespace",
+            ) from exc
+        if before is _MISSING:
+            self._undo.append(lambda: delattr(self._engine, name))
         else:
-            self._undo.append(lambda: vars(self._engine).pop(name, None))
-        setattr(self._engine, name, value)
+            self._undo.append(lambda: setattr(self._engine, name, before))
 
     def _follow(self, relay: Relay, drain_s: float) -> None:
         """Let the relay start and stop with the engine."""
@@ -212,6 +223,7 @@ def wire(
 
     Raises `ConfigError`, `StoreLocked` and what opening an outbox raises; the engine is then as it was.
     """
+    _leave_to_parent(engine)
     wiring = Wiring(engine)
     settings = config or OutboxConfig.from_env()
     if not hasattr(engine, manager_attribute):
@@ -251,6 +263,16 @@ def wire(
         raise
     _log.info("engine wired with the outbox at %(outbox)s", outbox=outbox.path)
     return wiring
+
+
+def _leave_to_parent(engine: Any) -> None:
+    """In a forked child: undo what the parent has wired, so that the engine can get an outbox of the child's own."""
+    while True:
+        status = getattr(engine, "get_outbox_status", None)
+        wired = getattr(status, "__self__", None)
+        if not isinstance(wired, Wiring) or wired.outbox is None or not wired.outbox.store.forked:
+            return
+        wired.close()
 
 
 def _is_durable(manager: Any) -> bool:

@@ -161,7 +161,7 @@ def facts_of(function: Any) -> Facts:
 
 @functools.lru_cache(4096)
 def _facts_of_code(code: CodeType) -> Facts:
-    node = _parsed(code)
+    node = parsed(code)
     if node is None:
         return Facts()
     given = [*node.args.posonlyargs, *node.args.args]
@@ -172,7 +172,9 @@ def _facts_of_code(code: CodeType) -> Facts:
     return facts
 
 
-def _parsed(code: CodeType) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+@functools.lru_cache(4096)
+def parsed(code: CodeType) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+    """The source of a function; None where it cannot be read."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, TypeError, SyntaxError, ValueError, IndexError):

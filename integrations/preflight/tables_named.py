@@ -29,15 +29,11 @@ def tables_named(cls: type, method: str) -> frozenset[str]:
     Without their schemas.  Empty where its code names none, or imports what it needs while it runs, other than from
     Python's own library.
     """
-    code = ClassCode(cls)
-    search = _Search(cls, _classes_held(code))
-    for function, _ in code.reached(method):
-        search.follow(function)
-    search.go_on()
+    search = Search.of(cls, method)
     return frozenset() if search.imports else frozenset(search.tables)
 
 
-class _Search:
+class Search:
     """What a method names, and what the functions and classes name that it names."""
 
     def __init__(self, cls: type, held: dict[str, list[type]]) -> None:
@@ -45,11 +41,23 @@ class _Search:
         self._cls, self._held = cls, held
         self._packages = {_package(base) for base in cls.__mro__[:-1]} - sys.stdlib_module_names
         self.tables: set[str] = set()
+        # Of the tables that it names otherwise than in SQL text, with their types.
+        self.columns: set[str] = set()
         # Whether one of the functions imports something that may name tables.
         self.imports = False
         self._names: set[str] = set()
-        self._functions: set[FunctionType] = set()
+        self.functions: set[FunctionType] = set()
         self._classes: dict[type, None] = {}
+
+    @classmethod
+    def of(cls, manager_class: type, method: str) -> Search:
+        """All that `method` of a manager's class runs and names."""
+        code = ClassCode(manager_class)
+        search = cls(manager_class, _classes_held(code))
+        for function, _ in code.reached(method):
+            search.follow(function)
+        search.go_on()
+        return search
 
     def take(self, thing: Any) -> None:
         """Take in a thing that is named."""
@@ -58,6 +66,7 @@ class _Search:
             self.tables |= {name.rpartition(".")[2].strip('"') for name in names}
         elif isinstance(thing, Table):
             self.tables.add(thing.name)
+            self.columns |= {f"{thing.name}.{one.name} {one.type!r}" for one in thing.columns}
         elif isinstance(thing, FunctionType) and self._is_ours(thing):
             self.follow(thing)
         elif isinstance(thing, type) and thing not in self._cls.__mro__:
@@ -65,9 +74,9 @@ class _Search:
 
     def follow(self, function: FunctionType) -> None:
         """Take in what a function names."""
-        if function in self._functions:
+        if function in self.functions:
             return
-        self._functions.add(function)
+        self.functions.add(function)
         self.imports = self.imports or _imports_unseen(function)
         self._names |= _names_in(function)
         for thing in _things(function):
@@ -76,7 +85,7 @@ class _Search:
     def go_on(self) -> None:
         """Follow the names of attributes into the classes, until there is nothing new."""
         before = None
-        while before != (now := (len(self._names), len(self._functions), len(self._classes))):
+        while before != (now := (len(self._names), len(self.functions), len(self._classes))):
             before = now
             for name in self._names & self._held.keys():
                 for kind in self._held[name]:

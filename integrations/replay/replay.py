@@ -27,8 +27,10 @@ from ...monitoring.alarms import Alarms
 from ..away import AWAY
 from ..host import Host
 from ..ids.id_reserve import IdColumn
+from ..ids.same_row import SameRow
 from ..manager_connection import ManagerConnection, ReplayConnection, engine_held
 from ..operations import ManagerOperation, call_of, notes_of
+from ..roles import Position
 from ..signatures import invoke, signature_of_bound
 from ..state.carried import Carried
 from ..upgrades import misconfigured, must_fit, upgraded
@@ -171,6 +173,12 @@ class Replayer:
         # Learns from replays; only where the local view is, which is not where a relay alone runs.
         self.witness: Witness | None = None
         self.carried = Carried(host, outbox)
+        self.same_row = SameRow()
+        # The first entry of this process.
+        self._own_from = 0
+        if outbox is not None:
+            self.same_row.keep_in(outbox.store)
+            self._own_from = outbox.store.figures().counters.next_seq
         self._undo.append(refuse_connections(self._refusal))
 
     def close(self) -> None:
@@ -236,7 +244,8 @@ class Replayer:
                 f"{operation.name} of the manager answered {value!r} and wrote nothing",
                 hint="see the engine's log; the row may be missing",
             )
-        if notes_of(entry).get("final") or self.answers.is_left(entry.seq):
+        # Of an entry of an earlier process nobody knows whether its caller was told an id.
+        if notes_of(entry).get("final") or self.answers.is_left(entry.seq) or entry.seq < self._own_from:
             self.compare_id(operation, entry, value)
         self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
         return value if isinstance(value, (bool, int, str, type(None))) else None
@@ -276,7 +285,7 @@ class Replayer:
         must_fit(operation, entry, signature)
         known = signature.parameters
         call = {name: value for name, value in notes_of(entry).get("defaults", {}).items() if name in known}
-        call |= call_of(entry)
+        call |= operation.of_row(call_of(entry), self.same_row.of)
         with self._witnessing(operation, entry, replica) as witness:
             if not operation.context:
                 return witness.answered(invoke(method, call))
@@ -325,9 +334,23 @@ class Replayer:
         return True
 
     def compare_id(self, operation: ManagerOperation, entry: Entry, value: Any) -> None:
-        """Report an id that is not the one which the caller has, as where the manager found the row there already."""
+        """Report an id that is not the one which the caller has, as where the manager found the row there already.
+
+        Later calls with the caller's id of a position go to the row that the manager took.
+        """
         told = notes_of(entry).get("id")
         if told is None or value is None or isinstance(value, bool) or value == told:
+            return
+        if operation.position is Position.OPENS and type(value) is type(told):
+            self.same_row.note(told, value)
+        if self.witness is not None and self.witness.adds_to_rows(operation):
+            _log.warning(
+                "entry %(seq)s (%(operation)s) was added to row %(row)s, and its caller has id %(id)s",
+                seq=entry.seq,
+                operation=entry.operation,
+                row=value,
+                id=told,
+            )
             return
         table = operation.table_and_column()[0]
         message = (
@@ -342,6 +365,7 @@ class Replayer:
 
     def _keep_alarms_in(self, alarms: Alarms) -> None:
         self._alarms = alarms
+        self.same_row.keep_in(alarms.store)
 
     def _sound(self, alarm: str, message: str) -> None:
         if self._alarms is not None:

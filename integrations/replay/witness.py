@@ -115,6 +115,11 @@ class Witness:
         """Whether two balances are one, but for the arithmetic in which they were summed."""
         return self._view.learning.is_balance(one, other)
 
+    def adds_to_rows(self, operation: ManagerOperation) -> bool:
+        """Whether calls of this operation were seen to change an open row instead of making one."""
+        with self._view.lock:
+            return operation.name in self._view.learning.merges
+
     def want(self, seq: int) -> None:
         """Look when this call is replayed, unless it already was; the view's lock is held."""
         if seq not in self._early:

@@ -49,6 +49,7 @@ def fold(view: LocalView, seen: Seen) -> bool:
         session["active"] = False
     sure = _change_balance(view, session_id, seen)
     change = predict(view.learning.effect(seen), seen, view.learning.new_values(seen))
+    change.doubts |= view.learning.merged(seen)
     return _apply(view, session_id, change, seen) and sure
 
 

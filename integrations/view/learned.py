@@ -54,8 +54,14 @@ class Learning:
         # "operation: limit" -> the class of the refusal, or in a list the answer that is one; None where the manager
         # was seen to accept.
         self.limits: dict[str, str | list[Any] | None] = {}
+        # operation -> tables in which it was seen to change an open row where it makes a new one otherwise.
+        self.merges: dict[str, list[str]] = {}
+        # method -> the version of its code from which it was learned.
+        self.code: dict[str, str] = {}
         # operation -> the comparisons by which its method decides; of the code, and not stored.
         self.decisions: Mapping[str, Collection[Decision]] = {}
+        # method -> the version of its present code; empty while the manager's class is not known.
+        self.present_code: dict[str, str] = {}
 
     def decide_by(self, decisions: Mapping[str, Collection[Decision]]) -> None:
         """Tell calls apart by these comparisons from now on."""
@@ -168,7 +174,10 @@ class Learning:
         gone = [id_ for id_ in before if id_ not in after and before[id_].get(PARENT) in (None, *positions)]
         changed = [id_ for id_ in before if id_ in after and not alike(before[id_], after[id_])]
         if len(made) > 1 or not set(gone + changed) <= set(named):
-            effect.strangers.add(table)
+            if seen.opens(table) and not made:
+                self.merges[seen.operation.name] = sorted({table, *self.merges.get(seen.operation.name, ())})
+            else:
+                effect.strangers.add(table)
             return
         if effect.values is None:
             effect.strangers.discard(table)
@@ -246,6 +255,12 @@ class Learning:
         for effect in self._effects(seen):
             effect.beside.add(argument)
 
+    def merged(self, seen: Seen) -> dict[tuple[str, Any, str], str]:
+        """What is not known behind a call that may add to an open row instead of making one."""
+        why = f"{seen.operation.name} was seen to change an open row instead of making one"
+        tables = self.merges.get(seen.operation.name, ())
+        return {(table, None, "*"): why for table in tables if seen.tables.get(table)}
+
     def learn_shown(self, tables: Tables, before: Tables | None = None) -> None:
         """Take in how the manager shows the rows of a session, and showed them before one call."""
         self.nested |= {table for table in tables if "." in table}
@@ -291,7 +306,7 @@ class Learning:
                               "order": list(one["keys"])} for name, one in self.yields.items()},
             "current": self.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
             "orders_shown": self.row_orders.dump(), "possible_sums": sorted(self.possible_sums),
-            "forms": self.forms.dump(),
+            "forms": self.forms.dump(), "merges": self.merges, "code": self.code,
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -305,6 +320,7 @@ class Learning:
         self.nested, self.taken = set(state["nested"]), state["taken"]
         self.row_orders.load(state.get("orders_shown", {}))
         self.forms.load(state.get("forms", {}))
+        self.merges, self.code = state.get("merges", {}), state.get("code", {})
         self.possible_sums = set(state.get("possible_sums", ARITHMETIC))
         # What is stored has its keys sorted.
         self.yields = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ..box import Outbox
 from ..errors import DurabilityError, OutboxError, TargetMisconfigured, TargetUnavailable
 from ..log import Log
+from ..store.envelope import to_us
 from ..store.ledger import Settlement
 from ..store.reads import PAUSE
 from ..target import Outcome, Target
@@ -64,12 +65,14 @@ class Delivery:
         self._box, self._target = box, target
         breaker = Breaker(config.backoff_base, config.backoff_cap, box.clock.random)
         self._scan = Scan(box.store, self._is_best_effort)
-        self._refusals = Refusals(self._scan, target, breaker, config.max_retries, self._is_best_effort)
+        self.trouble = Trouble(breaker)
+        self._refusals = Refusals(
+            self._scan, target, breaker, config.max_retries, self._is_best_effort, self.trouble.is_late
+        )
         self._recording = Recording(box, self._scan)
         self._reconciler = Reconciler(box, target, self._recording.memory)
         self._housekeeping = Housekeeping(box.store, box.clock, config.retention_hours)
         self._size = BatchSize(config, target)
-        self.trouble = Trouble(breaker)
         self.idle = IdleChecks(self._reconciler)
         self.publication = Publication(box.path, box.clock)
         # How many wait for the deliveries right now.
@@ -80,6 +83,7 @@ class Delivery:
     def take_up(self) -> None:
         """Go on where the last holder of the role stopped.  Raises OSError."""
         self._recording.open()
+        self.trouble.late_us = to_us(self._box.clock.now())
         self.publication.take_up()
         self._reconciler.resume()
 
@@ -308,6 +312,7 @@ class Delivery:
         if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
             self._size.shrink()
         self.trouble.failed(exc, now)
+        self.trouble.late_us = to_us(self._box.clock.now())
         if self.awaited:
             self.trouble.breaker.hurry(now, HURRY_S)
 

@@ -20,8 +20,16 @@ class Refusals:
     """Belongs to one relay's step; not thread-safe."""
 
     def __init__(
-        self, scan: Scan, target: Target, breaker: Breaker, max_retries: int, is_best_effort: Callable[[str], bool]
+        self,
+        scan: Scan,
+        target: Target,
+        breaker: Breaker,
+        max_retries: int,
+        is_best_effort: Callable[[str], bool],
+        is_late: Callable[[int], bool],
     ) -> None:
+        """`is_late(captured_us)`: whether an entry may have waited, so that no caller waits for it any more."""
+        self._is_late = is_late
         self._scan, self._target, self._breaker = scan, target, breaker
         self._max_retries, self._is_best_effort = max_retries, is_best_effort
 
@@ -51,6 +59,7 @@ class Refusals:
     def _spare_children(self, outcome: Outcome, batch: Batch) -> None:
         """Rows may refer to a row that is still to come: they wait while an older entry does.
 
+        Another store may deliver it, which has been in the same outage: what was late is tried again.
         Not for a parked best-effort operation, as in `Scan.waits_before`: in one batch each time, they would for ever.
         """
         parked = [one for one in outcome.waiting if one.operation in outcome.parked]
@@ -66,7 +75,8 @@ class Refusals:
             if child and (first < unit[0].seq or self._scan.waits_before(unit[0].seq)):
                 outcome.waiting.append(Waiting(unit, error, None))
                 continue
-            if child and self._target.lanes > 1 and batch.records[0].seq < unit[0].seq:
+            beside = self._target.lanes > 1 and batch.records[0].seq < unit[0].seq
+            if child and (beside or self._is_late(unit[0].captured_us)):
                 # The other may have been on its way on another connection; the next try tells.
                 error = EntryRejected(str(error), permanent=False, sqlstate=error.sqlstate)
             outcome.rejected += [(record, error) for record in unit]

@@ -58,8 +58,9 @@ class Relay:
     def start(self) -> None:
         """Take the relay's role and start the thread.  Raises `StoreLocked`; a second call does nothing.
 
-        Raises `RuntimeError` where no thread can be started.
+        Raises `RuntimeError` where no thread can be started, `StoreClosed` after a fork.
         """
+        self._box.store.check_open()
         with self._lifecycle:
             if self.running and self._stop.is_set():
                 raise StoreLocked("the relay's thread has not ended yet", hint="call stop until it returns True")
@@ -91,8 +92,11 @@ class Relay:
 
         A batch in flight gets half of `timeout` seconds, then its connection is shut: nothing is lost, the receipts
         tell at the next start.  Somebody who drains is stopped too.  Returns whether the thread, and who drained, has
-        ended; in a signal handler that has interrupted `drain` it is False, and that call ends next.
+        ended; in a signal handler that has interrupted `drain` it is False, and that call ends next.  In a forked child
+        it does nothing: the thread, the role and the connection are its parent's.
         """
+        if self._box.store.forked:
+            return True
         with self._lifecycle:
             thread = self._thread
             self._stop.set()

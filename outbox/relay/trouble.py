@@ -22,6 +22,12 @@ class Trouble:
         self.stopped = False
         # Whether PostgreSQL could not be reached, or did not answer, at the newest try.
         self.unreachable = False
+        # Until when, in microseconds of the wall clock, entries were captured that may have waited for the deliveries.
+        self.late_us = 0
+
+    def is_late(self, captured_us: int) -> bool:
+        """Whether an entry may have waited, in an outage or for a relay: no caller waits for it any more."""
+        return captured_us <= self.late_us
 
     def failed(self, exc: OutboxError, now: float) -> None:
         """Note a failure, and say so where it is another one than before."""

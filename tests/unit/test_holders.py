@@ -187,6 +187,6 @@ def test_large_collections_are_searched_only_for_objects() -> None:
 def test_holders_beside_the_engine_are_found() -> None:
     manager = Manager()
     engine, logger = Thing(db=manager), Component(manager)
-    assert others_holding(manager, {id(engine)}) == ["Component"]
+    assert others_holding(manager, {id(engine)}, ()) == ["Component"]
     logger.db = None
-    assert others_holding(manager, {id(engine)}) == []
+    assert others_holding(manager, {id(engine)}, ()) == []

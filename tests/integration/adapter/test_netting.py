@@ -1,0 +1,132 @@
+"""A netting manager: a second buy adds to the open position, and the manager answers with its id."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Integer, Numeric, String, select
+from sqlalchemy.orm import Mapped, mapped_column
+
+from outbox.integrations.view.local_view import UnknownLocally
+from tests.unit.fakes.waiting import until
+
+from .small import Base, SmallManager, scene
+
+
+class Holding(Base):
+    __tablename__ = "positions"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    session_id: Mapped[int] = mapped_column(Integer)
+    symbol: Mapped[str] = mapped_column(String)
+    size: Mapped[Decimal] = mapped_column(Numeric(18, 8))
+    status: Mapped[str] = mapped_column(String, default="OPEN")
+
+
+class Netting(SmallManager):
+    def log_position(
+        self, symbol: str, side: str, size: Any, session_id: int | None = None, client_order_id: str | None = None
+    ) -> int:
+        session_id = session_id or self._current_session_id
+        with self.session_factory.begin() as session:
+            held = session.scalar(select(Holding).filter_by(symbol=symbol, status="OPEN", session_id=session_id))
+            if held is None:
+                held = Holding(session_id=session_id, symbol=symbol, size=size)
+                session.add(held)
+                session.flush()
+            else:
+                held.size += size
+            return held.id
+
+    def update_position(self, position_id: int, more: Any) -> bool:
+        with self.session_factory.begin() as session:
+            held = session.get(Holding, position_id)
+            if held is not None:
+                held.size += more
+            return held is not None
+
+    def close_position(self, position_id: int) -> bool:
+        with self.session_factory.begin() as session:
+            held = session.get(Holding, position_id)
+            if held is not None:
+                held.status = "CLOSED"
+            return held is not None
+
+    def get_active_positions(self, session_id: int | None = None) -> list[dict[str, Any]]:
+        with self.session_factory() as session:
+            found = session.scalars(
+                select(Holding).filter_by(status="OPEN", session_id=session_id).order_by(Holding.id)
+            )
+            return [{"id": one.id, "symbol": one.symbol, "size": float(one.size)} for one in found]
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_position_that_may_be_added_to_is_not_answered(postgres_url: str, outbox_dir: Path, between: bool) -> None:
+    """It was answered with two rows once another symbol was bought after the second buy of the first."""
+    with scene(postgres_url, outbox_dir, Netting) as s:
+        session = s.manager.create_trading_session("s", Decimal(100))
+        for symbol, size in (("BTC", 2), ("BTC", 3), ("ETH", 4), ("SOL", 5)):
+            bought = s.manager.log_position(symbol, "long", Decimal(size), session)
+            assert s.drain()
+        assert s.manager.close_position(bought) is True
+        assert s.drain()
+    with scene(postgres_url, outbox_dir, Netting) as s:
+        s.manager.update_balance(Decimal(2), "x", session)
+        assert [one["size"] for one in s.manager.get_active_positions(session)] == [5.0, 4.0]
+        if between:
+            s.manager.log_position("SOL", "long", Decimal(1), session)
+        s.manager.log_position("BTC", "long", Decimal(4), session)
+        with pytest.raises(UnknownLocally, match="was seen to change an open row instead of making one"):
+            s.manager.get_active_positions(session)
+        assert s.drain()
+        assert {one["symbol"]: one["size"] for one in s.manager.get_active_positions(session)}["BTC"] == 9.0
+
+
+def test_first_position_of_a_netting_manager_is_answered(postgres_url: str, outbox_dir: Path) -> None:
+    """There is nothing that it could be added to."""
+    with scene(postgres_url, outbox_dir, Netting) as s:
+        session = s.manager.create_trading_session("s", Decimal(100))
+        for size in (2, 3):
+            s.manager.log_position("BTC", "long", Decimal(size), session)
+            assert s.drain()
+        (held,) = s.manager.get_active_positions(session)
+        s.manager.close_position(held["id"])
+        assert s.drain()
+        until(lambda: s.manager._adapter.view.is_sure(session))
+        id_ = s.manager.log_position("BTC", "long", Decimal(5), session)
+        assert s.manager.get_active_positions(session) == [{"id": id_, "symbol": "BTC", "size": 5.0}]
+        assert s.drain()
+        assert s.manager.get_active_positions(session) == [{"id": id_, "symbol": "BTC", "size": 5.0}]
+
+
+def test_calls_with_the_id_of_an_outage_reach_the_open_position(
+    postgres_url: str, outbox_dir: Path
+) -> None:
+    """Each of them became a dead letter, and held back the session."""
+    with scene(postgres_url, outbox_dir, Netting) as s:
+        session = s.manager.create_trading_session("s", Decimal(100))
+        for size in (2, 3):
+            s.manager.log_position("BTC", "long", Decimal(size), session)
+            assert s.drain()
+        (held,) = s.manager.get_active_positions(session)
+        other = s.manager.log_position("ETH", "long", Decimal(4), session)
+        assert s.drain()
+        s.manager.close_position(other)
+        assert s.drain()
+        told = s.manager.log_position("BTC", "long", Decimal(4), session)
+        assert told != held["id"]
+        s.manager.update_position(told, Decimal(1))
+    with scene(postgres_url, outbox_dir, Netting) as s:
+        s.manager.update_position(told, Decimal(2))
+        assert s.drain()
+        assert s.rows("SELECT id, size FROM positions WHERE symbol = 'BTC'") == [(held["id"], Decimal(12))]
+    with scene(postgres_url, outbox_dir, Netting) as s:
+        until(lambda: s.manager._adapter.view.is_sure(session))
+        s.manager.close_position(told)
+        assert s.manager.get_active_positions(session) == []
+        assert s.drain()
+        assert list(s.box.dead_letters()) == []
+        assert s.box.status().alarms == {}
+        assert s.rows("SELECT id, status FROM positions WHERE symbol = 'BTC'") == [(held["id"], "CLOSED")]

@@ -1,0 +1,210 @@
+"""How programs are put together: two managers, a wiring made twice, engines in forked processes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import types
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox import ConfigError, Outbox, StoreClosed
+from outbox.integrations.durable import DurableDatabaseManager
+from outbox.integrations.trading_engine import wire
+
+from .scripted import Engine, Manager, config
+from .small import SmallManager
+
+
+def begun(engine: Any) -> int:
+    session: int = engine.db_manager.create_trading_session("s", "I", "1d", "paper", Decimal(1))
+    return session
+
+
+def test_second_manager_of_one_outbox_is_refused(postgres_url: str, outbox_dir: Path) -> None:
+    """They would give out the same ids."""
+    with Outbox.open(outbox_dir) as box:
+        first: Any = DurableDatabaseManager(SmallManager(postgres_url), box)
+        with pytest.raises(ConfigError, match="serves a SmallManager already") as refused:
+            DurableDatabaseManager(Manager(postgres_url), box)
+        assert "a directory of its own" in (refused.value.hint or "")
+        first.detach_outbox()
+        second: Any = DurableDatabaseManager(SmallManager(postgres_url), box)
+        second.detach_outbox()
+
+
+@pytest.mark.parametrize("make", [Manager, DurableDatabaseManager.of(Manager)])
+def test_wired_engine_is_not_wired_again(postgres_url: str, tmp_path: Path, make: Any) -> None:
+    """Before, the end of the second wiring left the first one without an outbox."""
+    engine: Any = Engine(make(postgres_url))
+    with wire(engine, config=config(tmp_path / "a", postgres_url)) as wiring:
+        session = begun(engine)
+        with pytest.raises(ConfigError, match="has an outbox already, at .*/a") as refused:
+            wire(engine, config=config(tmp_path / "b", postgres_url))
+        assert "close its wiring" in (refused.value.hint or "")
+        assert engine.db_manager.update_balance(Decimal(2), "x", session_id=session) is True
+        assert wiring.outbox is not None
+        assert wiring.outbox.status().acknowledged == 2
+    engine.db_manager.close()
+
+
+def in_child(action: Callable[[], Any]) -> str:
+    """What `action` returned or raised in a forked child."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            said = str(action())
+        except BaseException as exc:  # noqa: BLE001 - it is what the parent asks for
+            said = f"{type(exc).__name__}: {exc}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.parametrize("make", [Manager, DurableDatabaseManager.of(Manager)])
+def test_forked_child_can_be_wired_anew(postgres_url: str, tmp_path: Path, make: Any) -> None:
+    """As a server that forks its workers after loading the program."""
+    engine: Any = Engine(make(postgres_url))
+    with wire(engine, config=config(tmp_path / "a", postgres_url)) as wiring:
+        session = begun(engine)
+        engine.db_manager.engine.dispose()
+
+        def rewired() -> Any:
+            with pytest.raises(StoreClosed, match="after a fork"):
+                engine.db_manager.update_balance(Decimal(2), "child", session_id=session)
+            with wire(engine, config=config(tmp_path / "b", postgres_url)) as own:
+                engine.start()
+                engine.db_manager.update_balance(Decimal(3), "child", session_id=session)
+                engine.stop()
+                assert own.outbox is not None
+                return own.outbox.status().acknowledged, engine.db_manager.get_current_balance(session)
+
+        assert in_child(rewired) == "(1, 3.0)"
+        assert engine.db_manager.get_current_balance(session) == 3.0
+        assert wiring.outbox is not None
+        assert wiring.outbox.status().acknowledged == 1
+    engine.db_manager.close()
+
+
+def test_wiring_that_a_forked_child_closes_goes_on_in_the_parent(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child shares the parent's connection and the locks that its threads held at the fork."""
+    engine: Any = Engine(DurableDatabaseManager.of(Manager)(postgres_url))
+    with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+        session, relay = begun(engine), wiring.relay
+        assert relay is not None
+        interrupted: list[bool] = []
+        monkeypatch.setattr(relay._target, "interrupt", lambda: interrupted.append(True))
+
+        def closed() -> Any:
+            wiring.close()
+            return "start" not in vars(engine), relay.stop(), interrupted
+
+        assert in_child(closed) == "(True, True, [])"
+        with pytest.raises(Exception, match="held by process"):
+            Outbox.open(outbox_dir)
+        assert engine.db_manager.update_balance(Decimal(2), "x", session_id=session) is True
+        assert relay.running
+        assert in_child(relay.start).startswith("StoreClosed")
+    engine.db_manager.close()
+
+
+def test_holders_beside_the_engine_are_named_however_they_hold(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = Manager(postgres_url)
+    names = ("registries", "methods", "cached", "functions")
+    modules = {name: types.ModuleType(f"held_in_{name}") for name in names}
+    for module in modules.values():
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def given() -> Any:
+        return plain
+
+    modules["registries"].managers = {"main": [plain]}  # type: ignore[attr-defined]
+    modules["methods"].log_trade = plain.log_trade  # type: ignore[attr-defined]
+    modules["functions"].get = given  # type: ignore[attr-defined]
+    modules["cached"].get = functools.cache(lambda: Engine(plain).db_manager)  # type: ignore[attr-defined]
+    modules["cached"].get()
+    # The manager's own, and not a way to its writes.
+    heartbeat = threading.Timer(60, plain.get_active_session_id)
+    with wire(Engine(plain), config=config(outbox_dir, postgres_url)):
+        (warning,) = [record for record in caplog.records if "beside the engine" in record.message]
+    said = warning.__dict__["holders"]
+    assert [name for name in names if f"module held_in_{name}" not in said] == []
+    assert heartbeat.name
+    assert "Timer" not in said
+    plain.close()
+
+
+def test_wiring_again_warns_of_no_holder(postgres_url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is left of the last wiring is the outbox's own."""
+    engine = Engine(Manager(postgres_url))
+    for _ in range(2):
+        with wire(engine, config=config(outbox_dir, postgres_url)):
+            """Nothing is called."""
+    assert "beside the engine" not in caplog.text
+    engine.db_manager.close()
+
+
+class Slotted:
+    __slots__ = ("db_manager", "get_outbox_status")
+
+    def __init__(self, db_manager: Any) -> None:
+        self.db_manager = db_manager
+
+    def enter_close_only(self, reason: str) -> None: ...
+
+
+class Started(Slotted):
+    __slots__ = ()
+
+    def start(self) -> None: ...
+
+
+class ReadOnly:
+    def __init__(self, db_manager: Any) -> None:
+        self._parts = (db_manager,)
+
+    @property
+    def db_manager(self) -> Any:
+        return object.__getattribute__(self, "_parts")[0]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "_parts" or "_parts" in vars(self):
+            raise AttributeError(f"{name} is read-only")
+        super().__setattr__(name, value)
+
+
+def test_engine_without_a_dict_is_wired_and_put_back(postgres_url: str, outbox_dir: Path) -> None:
+    plain = Manager(postgres_url)
+    engine: Any = Slotted(plain)
+    with wire(engine, config=config(outbox_dir, postgres_url)):
+        assert engine.db_manager is not plain
+        assert engine.get_outbox_status().pending == 0
+    assert engine.db_manager is plain
+    assert not hasattr(engine, "get_outbox_status")
+    plain.close()
+
+
+@pytest.mark.parametrize("engine_class", [Started, ReadOnly])
+def test_engine_that_cannot_be_changed_is_refused(postgres_url: str, outbox_dir: Path, engine_class: Any) -> None:
+    plain = DurableDatabaseManager.of(Manager)(postgres_url)
+    engine = engine_class(plain)
+    with pytest.raises(ConfigError, match="does not let its '(start|get_outbox_status)' be replaced") as refused:
+        wire(engine, config=config(outbox_dir, postgres_url))
+    assert "SimpleNamespace" in (refused.value.hint or "")
+    assert engine.db_manager is plain
+    plain.close()
