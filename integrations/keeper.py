@@ -201,7 +201,7 @@ class Keeper:
             notes = {**notes_of(entry), "at": entry.captured_at, "seq": entry.seq}
             # Ids that were not noted yet when such calls were new.
             notes.setdefault("side", self.view.learning.taken.get(entry.seq, {}))
-            session = notes.get("session")
+            session = notes["session"] = self._home(operation, call, notes.get("session"))
             try:
                 if operation.has_role:
                     seen = seen_of(self.view, operation, call, notes)
@@ -222,6 +222,17 @@ class Keeper:
             due = self.view.seq - self._checkpointed >= _CHECKPOINT_EVERY
         if due or self._reserves.low:
             self._wake.set()
+
+    def _home(self, operation: ManagerOperation, call: Mapping[str, Any], session: Any) -> Any:
+        """The session of the row that a call names; it may have been made before the view knew that row."""
+        named = operation.standard(call)
+        if not operation.names_row or named.get("session_id") is not None:
+            return session
+        if operation.position is not None:
+            found = self.view.session_of_position(operation, named, session)
+        else:
+            found = self.view.session_of_order(named, session)
+        return session if found is None else found
 
     def checkpoint(self) -> None:
         """Keep the last view in which nothing was in doubt, and what was learned.  Raises `OutboxError`."""
