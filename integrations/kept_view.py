@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from .. import Entry, EntryStatus, Outbox
 from ..codec import decode_result, encode_result
@@ -101,7 +102,7 @@ class KeptView:
             notes = {**notes_of(entry), "at": entry.captured_at, "seq": entry.seq}
             # Ids that were not noted yet when such calls were new.
             notes.setdefault("side", self._view.learning.taken.get(entry.seq, {}))
-            session = notes.get("session")
+            session = notes["session"] = self._home(operation, call, notes.get("session"))
             try:
                 if operation.has_role:
                     seen = seen_of(self._view, operation, call, notes)
@@ -119,6 +120,17 @@ class KeptView:
                         self._view.doubt(session, table, f"{operation.name} could not be followed")
                 self._doubt(session)
             self._view.seq = entry.seq
+
+    def _home(self, operation: ManagerOperation, call: Mapping[str, Any], session: Any) -> Any:
+        """The session of the row that a call names; it may have been made before the view knew that row."""
+        named = operation.standard(call)
+        if not operation.names_row or named.get("session_id") is not None:
+            return session
+        if operation.position is not None:
+            found = self._view.session_of_position(operation, named, session)
+        else:
+            found = self._view.session_of_order(named, session)
+        return session if found is None else found
 
     def observed(self) -> None:
         """A session was taken from PostgreSQL; the order and the view's lock are held."""

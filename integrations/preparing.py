@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from .manager_connection import engine_of
 from .operations import NOTES, ManagerOperation
 from .replay.rehearsal import Rehearsal, rehearse
 from .replay.replay import Replayer
-from .roles import Balance, Order, Session
+from .roles import Balance, Order, Position, Session
 from .state.early_state import EarlyState
 from .state.foreseen import Foreseen
 from .state.kept_state import KeptState, copied
@@ -69,6 +70,28 @@ class Prepared:
     told: Any = None
 
 
+class _Opened:
+    """The sessions of rows that were opened last, since the view has a row only once it knows what such calls do."""
+
+    _KEPT = 10_000
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sessions: dict[tuple[str, Any], Any] = {}
+
+    def note(self, kind: str, id_: Any, session: Any) -> None:
+        """A call opens a row with this id in this session."""
+        if isinstance(id_, int | str | UUID):
+            with self._lock:
+                self._sessions[kind, id_] = session
+                while len(self._sessions) > self._KEPT:
+                    del self._sessions[next(iter(self._sessions))]
+
+    def session(self, kind: str, id_: Any) -> Any:
+        """The session of a row; None where it is not among the last."""
+        return self._sessions.get((kind, id_)) if isinstance(id_, int | str | UUID) else None
+
+
 class Preparing:
     """Makes entries of the calls of one adapter.  Thread-safe."""
 
@@ -95,6 +118,7 @@ class Preparing:
         self._block, self._on_halt = block, on_halt
         self._queued_uncounted, self._changed_by = uncounted, changed_by
         self._early, self._foreseen = EarlyState(outbox), Foreseen(host)
+        self._opened = _Opened()
 
     @property
     def _view(self) -> LocalView:
@@ -169,10 +193,12 @@ class Preparing:
         current = self._current_session()
         if session is None and call.get("position_id") is not None:
             session = self._view.session_of_position(operation, call, current)
+            session = self._opened.session("position", call["position_id"]) if session is None else session
         if session is not None:
             return session
         if operation.order is Order.UPDATES and operation.position is None:
             session = self._view.session_of_order(call, current)
+            session = self._opened.session("order", call.get("client_order_id")) if session is None else session
         if session is None and current is None and operation.names_row:
             # Perhaps the row is made in the same block, and not in the view yet.
             block = self._block()
@@ -211,6 +237,10 @@ class Preparing:
             notes |= self._id_notes(operation, bound, final=final)
             if operation.session is Session.BEGINS:
                 notes["session"] = item.session = notes["id"]
+        if operation.position is Position.OPENS:
+            self._opened.note("position", notes.get("id"), session)
+        elif operation.order is Order.OPENS:
+            self._opened.note("order", operation.standard(bound).get("client_order_id"), session)
         self._note_balance(operation, bound, notes)
         self._note_side_ids(operation, bound, notes)
         item.notes = notes

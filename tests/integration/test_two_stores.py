@@ -68,7 +68,7 @@ def test_row_whose_parent_never_comes_becomes_a_dead_letter(server: PostgresServ
         assert (dead.attempts, (dead.error or "")[:5]) == (4, "23503")
 
 
-def test_row_without_a_parent_is_refused_at_once_in_good_times(server: PostgresServer, tmp_path: Path) -> None:
+def test_row_without_a_parent_is_refused_at_once_while_up(server: PostgresServer, tmp_path: Path) -> None:
     """Its caller may wait for the answer."""
     with store(tmp_path / "orders", server.url()) as (box, relay):
         relay.start()

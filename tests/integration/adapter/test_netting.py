@@ -101,9 +101,7 @@ def test_first_position_of_a_netting_manager_is_answered(postgres_url: str, outb
         assert s.manager.get_active_positions(session) == [{"id": id_, "symbol": "BTC", "size": 5.0}]
 
 
-def test_calls_with_the_id_of_an_outage_reach_the_open_position(
-    postgres_url: str, outbox_dir: Path
-) -> None:
+def test_id_of_an_outage_stands_for_the_row_that_was_added_to(postgres_url: str, outbox_dir: Path) -> None:
     """Each of them became a dead letter, and held back the session."""
     with scene(postgres_url, outbox_dir, Netting) as s:
         session = s.manager.create_trading_session("s", Decimal(100))
