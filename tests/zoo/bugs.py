@@ -1389,4 +1389,11 @@ BUGS = (
         "if not _counts_after_a_rollback(failure, exc):",
         ("tests/integration/test_driver_handlers.py",),
     ),
+    Bug(
+        "an entry that lost its connection waits as long as one that timed out",
+        "outbox/relay/delivery.py",
+        "max(HURRY_S, ended - now)",
+        "self._box.config.stall_timeout",
+        ("tests/unit/test_relay_outage.py",),
+    ),
 )  # fmt: skip
