@@ -223,7 +223,9 @@ class Delivery:
         self._recording.settle(settlement, batch, later=later)
         self._scan.refused(settlement, retries)
         if outcome.stalled:
-            self._scan.stalled(outcome.stalled, now, self._box.config.stall_timeout)
+            # Others go on for as long as the try has taken; a connection that was lost is soon replaced.
+            ended = self._box.clock.monotonic()
+            self._scan.stalled(outcome.stalled, ended, max(HURRY_S, ended - now))
             _log.warning(
                 "entry %(seq)s of operation %(operation)r takes too long in PostgreSQL, or loses its connection, "
                 "although it is alone",

@@ -1454,7 +1454,7 @@ BUGS = (
     ),
     Bug(
         "a call that names a row belongs to the current session",
-        "integrations/keeper.py",
+        "integrations/kept_view.py",
         "self._home(operation, call, notes.get(\"session\"))",
         "notes.get(\"session\")",
         ("tests/integration/adapter/test_first_calls.py",),
@@ -1465,5 +1465,12 @@ BUGS = (
         "(beside or self._is_late(unit[0].captured_us))",
         "beside",
         ("tests/integration/test_two_stores.py",),
+    ),
+    Bug(
+        "an entry that lost its connection waits as long as one that timed out",
+        "outbox/relay/delivery.py",
+        "max(HURRY_S, ended - now)",
+        "self._box.config.stall_timeout",
+        ("tests/unit/test_relay_outage.py",),
     ),
 )  # fmt: skip
