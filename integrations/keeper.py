@@ -32,7 +32,7 @@ from .upgrades import upgraded
 from .view.conversions import number_or_none
 from .view.folds import fold, fold_beside, seen_of
 from .view.learned_file import KEPT_UNDER
-from .view.local_view import NO_SESSIONS, LocalView
+from .view.local_view import NO_SESSIONS, LocalView, encoded
 from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
 from .view.rows import POSITIONS
 from .view.unanswerable import NOTICE, unanswerable
@@ -40,7 +40,8 @@ from .view.unanswerable import NOTICE, unanswerable
 _log = Log("outbox.integrations")
 
 _META = "local_view"
-_CHECKPOINT_EVERY = 250
+# The view is stored after so many entries, and a larger one later.
+_CHECKPOINT_EVERY, _CHECKPOINT_BYTES = 250, 1024
 # A view that is in doubt is not kept until so many entries would have to be folded again at a start.
 _FOLDED_AT_MOST = 20_000
 _PERIOD_S = 5.0
@@ -77,8 +78,10 @@ class Keeper:
         # Held while a call is made durable and folded, so that both happen in the same order.
         self.order = OrderLock()
         self._checkpointed = 0
+        # The entry behind which the view is to be stored, if nothing is in doubt then.
+        self._due = 0
         # The last view without a doubt, from which the entries since can be folded once more.
-        self._base, self._base_seq = self.view.dump(), 0
+        self._base = self.view.snapshot()
         self._folded_with = self._kept_version = 0
         self._shown_version = -1
         self.witness = Witness(self.view, reads, self._learned)
@@ -106,8 +109,9 @@ class Keeper:
             self.view.learning.take_over(decode_result(carried_over))
         if stored is not None:
             self.view.load(stored)
-            self._base, self._base_seq = stored, self.view.seq
+            self._base = self.view.snapshot()
         self._checkpointed = self.view.seq
+        self._due = self._checkpointed + _CHECKPOINT_EVERY
         self._fold_again()
 
     def _fold_again(self) -> None:
@@ -117,14 +121,11 @@ class Keeper:
             if record.operation in self._calls and record.status is not EntryStatus.FAILED:
                 self._fold(record.entry(strict=False))
 
-    def _set_base(self, seq: int, data: bytes) -> None:
-        self._base, self._base_seq = data, seq
-
     def _renew(self) -> bool:
         """Fold anew what was folded before more was learned; whether that was so."""
         if self._folded_with == self.view.learning.version:
             return False
-        self.view.load(self._base)
+        self.view.take(self._base)
         self._fold_again()
         return True
 
@@ -195,26 +196,30 @@ class Keeper:
                         self.view.doubt(session, table, f"{operation.name} could not be followed")
                 self.doubt(session)
             self.view.seq = entry.seq
-            due = self.view.seq - self._checkpointed >= _CHECKPOINT_EVERY
-        if due or self._reserves.low:
+        if entry.seq >= self._due or self._reserves.low:
             self._wake.set()
 
     def checkpoint(self) -> None:
         """Keep the last view in which nothing was in doubt, and what was learned.  Raises `OutboxError`."""
         with self.order, self.view.lock:
-            version, learned = self.view.learning.version, encode_result(self.view.learning.dump())
+            self._due = self.view.seq + _CHECKPOINT_EVERY
+            version = self.view.learning.version
+            learned = None if version == self._kept_version else encode_result(self.view.learning.dump())
             sure = all(map(self.view.is_sure, self.view.sessions))
             if sure:
-                self._set_base(self.view.seq, self.view.dump())
-            seq, data = self._base_seq, self._base
-            if self.view.seq - max(seq, self._checkpointed) > _FOLDED_AT_MOST:
-                seq, data = self.view.seq, self.view.dump()
-        if version != self._kept_version:
+                self._base = self.view.snapshot()
+            kept = self._base
+            if self.view.seq - max(kept["seq"], self._checkpointed) > _FOLDED_AT_MOST:
+                kept = self.view.snapshot()
+        if learned is not None:
             self._outbox.store.put_meta(KEPT_UNDER, learned)
             self._kept_version = version
+        seq = kept["seq"]
         if seq > self._checkpointed or (sure and not self._checkpointed):
+            data = encoded(kept)
             self._outbox.store.put_meta(_META, data)
             self._checkpointed = seq
+            self._due += len(data) // _CHECKPOINT_BYTES
             with self.view.lock:
                 # Entries behind it are folded once more after a restart, with the ids that their replays took.
                 taken = self.view.learning.taken
@@ -222,7 +227,7 @@ class Keeper:
 
     def doubt(self, session_id: int | None) -> None:
         """PostgreSQL refused a call of this session: the view is taken from there again."""
-        if session_id is not None:
+        if session_id is not None and session_id not in self._doubtful:
             self._doubtful.add(session_id)
             self._wake.set()
 
@@ -268,7 +273,7 @@ class Keeper:
                 self.view.learning.version = before + 1
                 self._folded_with = self.view.learning.version
                 if all(map(self.view.is_sure, self.view.sessions)):
-                    self._set_base(self.view.seq, self.view.dump())
+                    self._base = self.view.snapshot()
             self._doubtful.discard(session_id)
         # What was learned is kept before the program can be killed.
         self._wake.set()
@@ -353,7 +358,7 @@ class Keeper:
 
     def _work(self) -> None:
         learned = self.view.learning.version != self._kept_version
-        if learned or self.view.seq - self._checkpointed >= _CHECKPOINT_EVERY or not self._checkpointed:
+        if learned or self.view.seq >= self._due or not self._checkpointed:
             self._try("the local view was not kept", self.checkpoint)
         if self._outbox.progress.delivering is False or self._host.built is None:
             return
