@@ -138,7 +138,7 @@ class Keeper:
 
     def doubt(self, session_id: int | None) -> None:
         """PostgreSQL refused a call of this session: the view is taken from there again."""
-        if session_id is not None:
+        if session_id is not None and session_id not in self._doubtful:
             self._doubtful.add(session_id)
             self._wake.set()
 

@@ -19,13 +19,13 @@ from .view import outdated
 from .view.folds import fold, fold_beside, seen_of
 from .view.history import entries_since, is_whole_since
 from .view.learned_file import KEPT_UNDER
-from .view.local_view import LocalView
+from .view.local_view import LocalView, encoded
 
 _log = Log("outbox.integrations")
 
 _META = "local_view"
-_EVERY = 250
-_EVERY_S = 600.0
+# The view is kept after so many entries, a larger one later, and after this time.
+_EVERY, _BYTES, _EVERY_S = 250, 1024, 600.0
 # A view that is in doubt is not kept until so many entries would have to be folded again at a start, or until the last
 # one without a doubt is so old that the entries behind it may be pruned.
 _FOLDED_AT_MOST = 20_000
@@ -53,8 +53,10 @@ class KeptView:
         # The version of what was learned that is in the store.
         self.learned_version = 0
         self._kept_seq, self._kept_at_s = 0, outbox.clock.monotonic()
+        # The entry behind which another checkpoint is due.
+        self._due = 0
         # The last view without a doubt, from which the entries since can be folded once more.
-        self._base, self._base_seq, self._base_at_s = view.dump(), 0, self._kept_at_s
+        self._base, self._base_at_s = view.snapshot(), self._kept_at_s
         self._folded_with = 0
         view.renew = self._renew
 
@@ -75,9 +77,10 @@ class KeptView:
             # An earlier version did not compress it.
             data = stored if stored.startswith(b"{") else zlib.decompress(stored)
             self._view.load(data)
-            self._set_base(data, self._view.seq)
+            self._set_base(self._view.snapshot())
         self.doubt_former(former)
         self._kept_seq = self._view.seq
+        self._due = self._kept_seq + _EVERY
         self._fold_since()
 
     def doubt_former(self, methods: Collection[str]) -> None:
@@ -87,7 +90,7 @@ class KeptView:
             pending = (one.entry(strict=False) for one in waiting if one.seq <= self._view.seq)
             for session in outdated.doubt(self._view, methods, pending):
                 self._doubt(session)
-            self._set_base(self._view.dump(), self._view.seq)
+            self._set_base(self._view.snapshot())
             # It is kept from which code is learned now.
             self._view.learning.version += 1
 
@@ -137,37 +140,41 @@ class KeptView:
         self._view.learning.version += 1
         self._folded_with = self._view.learning.version
         if self._is_sure():
-            self._set_base(self._view.dump(), self._view.seq)
+            self._set_base(self._view.snapshot())
 
     def has_many(self) -> bool:
         """Whether so many calls came since the last checkpoint that another one is due."""
-        return self._view.seq - self._kept_seq >= _EVERY
+        return self._view.seq >= self._due
 
     def is_due(self) -> bool:
         """Whether a checkpoint is due."""
         if self._view.learning.version != self.learned_version or not self._kept_seq:
             return True
-        entries = self._outbox.store.last_seq() - self._kept_seq
-        return entries >= _EVERY or (entries > 0 and self._now_s() - self._kept_at_s >= _EVERY_S)
+        last = self._outbox.store.last_seq()
+        return last >= self._due or (last > self._kept_seq and self._now_s() - self._kept_at_s >= _EVERY_S)
 
     def checkpoint(self) -> None:
         """Keep the last view in which nothing was in doubt, and what was learned.  Raises `OutboxError`."""
         with self.order, self._view.lock:
-            version, learned = self._view.learning.version, encode_result(self._view.learning.dump())
+            version = self._view.learning.version
+            learned = None if version == self.learned_version else encode_result(self._view.learning.dump())
             # Every call up to here is folded in, and entries of other operations are none of the view's concern.
             self._view.seq = max(self._view.seq, self._outbox.store.last_seq())
+            self._due = self._view.seq + _EVERY
             self._kept_at_s, sure = self._now_s(), self._is_sure()
             if sure:
-                self._set_base(self._view.dump(), self._view.seq)
-            data, seq = self._base, self._base_seq
-            if self._view.seq - max(seq, self._kept_seq) > _FOLDED_AT_MOST or self._is_base_old():
-                data, seq = self._view.dump(), self._view.seq
-        if version != self.learned_version:
+                self._set_base(self._view.snapshot())
+            kept = self._base
+            if self._view.seq - max(kept["seq"], self._kept_seq) > _FOLDED_AT_MOST or self._is_base_old():
+                kept = self._view.snapshot()
+        if learned is not None:
             self._outbox.store.put_meta(KEPT_UNDER, learned)
             self.learned_version = version
+        seq = kept["seq"]
         if seq > self._kept_seq or (sure and not self._kept_seq):
+            data = encoded(kept)
             self._outbox.store.put_meta(_META, zlib.compress(data, 1))
-            self._kept_seq = seq
+            self._kept_seq, self._due = seq, self._due + len(data) // _BYTES
             with self._view.lock:
                 # Entries behind it are folded once more after a restart, with the ids that their replays took.
                 taken = self._view.learning.taken
@@ -179,8 +186,8 @@ class KeptView:
     def _is_sure(self) -> bool:
         return all(map(self._view.is_sure, self._view.sessions))
 
-    def _set_base(self, data: bytes, seq: int) -> None:
-        self._base, self._base_seq, self._base_at_s = data, seq, self._now_s()
+    def _set_base(self, snapshot: dict[str, Any]) -> None:
+        self._base, self._base_at_s = snapshot, self._now_s()
 
     def _is_base_old(self) -> bool:
         return self._now_s() - self._base_at_s > min(_DOUBTED_S, self._outbox.config.retention_hours * 1800)
@@ -189,10 +196,10 @@ class KeptView:
         """Fold anew what was folded before more was learned; whether that was so."""
         if self._folded_with == self._view.learning.version:
             return False
-        if not is_whole_since(self._outbox, self._base_seq):
+        if not is_whole_since(self._outbox, self._base["seq"]):
             # What is known now is better than what is left of its entries.
-            self._set_base(self._view.dump(), self._view.seq)
-        self._view.load(self._base)
+            self._set_base(self._view.snapshot())
+        self._view.take(self._base)
         self._fold_since()
         return True
 
@@ -216,4 +223,4 @@ class KeptView:
                 )
             self._view.sessions.clear()
             self._view.seq = missing[-1]
-            self._set_base(self._view.dump(), self._view.seq)
+            self._set_base(self._view.snapshot())

@@ -52,5 +52,6 @@ def orders_of(call: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]
 def in_orders(call: dict[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
     """A call as it was made, from what `orders_of` noted of it."""
     orders, further = notes.get("orders", {}), notes.get("further", ())
-    call = {name: in_key_order(value, orders.get(name)) for name, value in call.items()}
-    return call | {name: call.pop(name) for name in further if name in call}
+    if orders:
+        call = {name: in_key_order(value, orders.get(name)) for name, value in call.items()}
+    return call | {name: call.pop(name) for name in further if name in call} if further else call

@@ -137,14 +137,15 @@ class Preparing:
         """
         bound = self._host.signature(operation.name).bind(*args, **kwargs)
         call: dict[str, Any] = {}
-        taken = {one.name for one in bound.signature.parameters.values() if one.kind is not one.VAR_KEYWORD} | {NOTES}
         for name, value in bound.arguments.items():
-            is_extra = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
-            if is_extra and value.keys() & taken:
-                # Python allows the name of an argument that it takes by position only.
-                clash = min(value.keys() & taken)
-                raise InvalidEntry(f"{operation.name} got {clash!r} as a further keyword, and that name is taken")
-            call |= value if is_extra else {name: value}
+            if bound.signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+                call[name] = copied(value)
+                continue
+            # Python allows the name of an argument that it takes by position only.
+            clash = value.keys() & ({*bound.signature.parameters, NOTES} - {name})
+            if clash:
+                raise InvalidEntry(f"{operation.name} got {min(clash)!r} as a further keyword, and that name is taken")
+            call |= {key: copied(item) for key, item in value.items()}
         # A signature that was recalled from the store knows only which arguments have a default.
         parameters = bound.signature.parameters.values() if self._host.method(operation.name) is not None else ()
         defaults = {
@@ -152,8 +153,7 @@ class Preparing:
             for one in parameters
             if one.name not in bound.arguments and isinstance(one.default, _IMMUTABLE)
         }
-        call = operation.of_row(call, self._replayer.same_row.of)
-        return {name: copied(value) for name, value in call.items()}, defaults
+        return operation.of_row(call, self._replayer.same_row.of), defaults
 
     def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any]) -> Rehearsal:
         """Let the manager refuse what it can refuse without PostgreSQL, in its own way."""

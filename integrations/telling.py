@@ -59,6 +59,9 @@ class Telling:
                 if not self._delivery.works or not self._keeper.observe(session):
                     raise
                 check(call, self._within.view())
+        with self._view.lock:
+            if not checks.refuses(self._view.learning, operation):
+                return None
         limits = self._exceeded(operation, bound, {"session": session})
         return checks.refuse(self._view.learning, operation, limits)
 

@@ -97,9 +97,9 @@ def unbindable(signature: inspect.Signature, call: Mapping[str, Any], defaults: 
     return None
 
 
-def must_fit(operation: ManagerOperation, entry: Entry, signature: inspect.Signature) -> None:
-    """Raise `TargetMisconfigured` for an entry that does not bind."""
-    reason = unbindable(signature, call_of(entry), _defaults_of(entry))
+def must_fit(operation: ManagerOperation, entry: Entry, call: Mapping[str, Any], signature: inspect.Signature) -> None:
+    """Raise `TargetMisconfigured` for an entry that does not bind; `call`: its arguments."""
+    reason = unbindable(signature, call, _defaults_of(entry))
     if reason is not None:
         raise TargetMisconfigured(f"entry {entry.seq} ({operation.name}) was {reason}")
 

@@ -237,6 +237,12 @@ def _check_text(value: str, path: str) -> str:
     return value
 
 
+def _is_exact(value: Any) -> bool:
+    """Whether JSON surely has a value as it is; found sooner than its path is spelled out."""
+    kind = type(value)
+    return value is None or kind is bool or (kind is str and value.isascii() and "\0" not in value)
+
+
 def _check_decimal(value: Decimal, path: str) -> str:
     if not value.is_finite():
         raise InvalidEntry(f"{path} is {value}, which is not a finite number", hint="pass a finite Decimal or None")
@@ -340,7 +346,12 @@ def _lower_container(value: Any, path: str, depth: int) -> tuple[Any, Any]:
             plain: dict[str, Any] = {}
             tags: dict[str, Any] = {}
             for key, item in value.items():
-                plain[_check_text(key, f"{path} key {key!r}")], tag = _lower(item, f"{path}.{key}", depth + 1)
+                if not _is_exact(key):
+                    _check_text(key, f"{path} key {key!r}")
+                if _is_exact(item):
+                    plain[key] = item
+                    continue
+                plain[key], tag = _lower(item, f"{path}.{key}", depth + 1)
                 if tag is not None:
                     tags[key] = tag
             return plain, {"dict": tags} if tags else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Column, Connection, Insert, Integer, SmallInteger, Table
@@ -28,6 +29,8 @@ _INSERT = re.compile(
 _ONE_ROW = re.compile(_INSERT.pattern + r"\s*\((?P<columns>[^()]*)\)\s*VALUES\s*\(", re.IGNORECASE | re.DOTALL)
 _QUOTED_OR_PAREN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|[()]""")
 
+# Types of values that neither are times nor hold any.
+_TIMELESS = frozenset({bool, bytes, Decimal, float, int, str, type(None)})
 
 # Where ids of rows begin that are rolled back.
 PASSING_IDS = 2_000_000_000
@@ -194,11 +197,15 @@ class AsOf:
 
     def restore(self, parameters: Any) -> Any:
         """Parameters of a statement, with the time of the capture where one was read from the real clock."""
+        if not self._times:
+            return parameters
         if isinstance(parameters, Mapping):
+            if _TIMELESS.issuperset(map(type, parameters.values())):
+                return parameters
             return {name: self.restore(value) for name, value in parameters.items()}
         if isinstance(parameters, list | tuple):
             return type(parameters)(self.restore(value) for value in parameters)
-        if self._times and isinstance(parameters, datetime) and parameters not in self._given:
+        if isinstance(parameters, datetime) and parameters not in self._given:
             return self._then(parameters)
         return parameters
 
@@ -221,11 +228,10 @@ class AsOf:
 def _times_in(value: Any) -> Iterator[datetime]:
     if isinstance(value, datetime):
         yield value
-    elif isinstance(value, Mapping):
-        yield from _times_in(list(value.values()))
-    elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from _times_in(item)
+    elif isinstance(value, Mapping | list | tuple | set | frozenset):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            if type(item) not in _TIMELESS:
+                yield from _times_in(item)
 
 
 def _ends_at(statement: str, start: int) -> bool:

@@ -282,10 +282,11 @@ class Replayer:
             clock.thaw()
         # Defaults are those of the software that was called, as far as the method still has these arguments.
         signature = signature_of_bound(method)
-        must_fit(operation, entry, signature)
+        given = call_of(entry)
+        must_fit(operation, entry, given, signature)
         known = signature.parameters
         call = {name: value for name, value in notes_of(entry).get("defaults", {}).items() if name in known}
-        call |= operation.of_row(call_of(entry), self.same_row.of)
+        call |= operation.of_row(given, self.same_row.of)
         with self._witnessing(operation, entry, replica) as witness:
             if not operation.context:
                 return witness.answered(invoke(method, call))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -19,6 +20,16 @@ from .asof import AsOf
 
 _ISOLATION = re.compile(r"\s*SET\s+(TRANSACTION|SESSION\s+CHARACTERISTICS)\b", re.IGNORECASE)
 _OF_TRANSACTION = re.compile(r"\s*(SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
+
+# Longer statements have their values in them, and do not come again.
+_KEPT_CHARS = 10_000
+
+
+@lru_cache(maxsize=1024)
+def _told(statement: str) -> tuple[bool, bool]:
+    """Whether a rehearsal would have ended at a statement, and whether it sets an isolation level."""
+    is_contact = not _OF_TRANSACTION.match(statement) and not sessions.is_setting(statement)
+    return is_contact, _ISOLATION.match(statement) is not None
 
 
 class _Begun(NamedTuple):
@@ -108,9 +119,10 @@ class Watch:
 
     def sees(self, statement: str) -> None:
         """Raise `TargetMisconfigured` for a statement that would not do here what it did for the manager."""
-        if not _OF_TRANSACTION.match(statement) and not sessions.is_setting(statement):
+        is_contact, isolates = (_told if len(statement) <= _KEPT_CHARS else _told.__wrapped__)(statement)
+        if is_contact:
             self.on_contact()
-        if _ISOLATION.match(statement):
+        if isolates:
             raise self.isolated()
         if self.as_of is not None and self.as_of.goes_without_id(statement):
             raise self.misfits(

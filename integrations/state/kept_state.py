@@ -61,11 +61,11 @@ class KeptState:
         own.update(locks)
         self._before.update(locks)
         for name in own.keys() - NOT_STATE - locks.keys():
-            value = own[name]
-            own[name] = copied(value)
-            self._before[name] = copied(value)
+            value = self._before[name] = own[name]
             if not _is_state(value):
                 self._watched[name] = _scalars_of(value)
+            elif not isinstance(value, _SCALARS):
+                own[name], self._before[name] = copied(value), copied(value)
 
     def follow(self, earlier: Changes) -> None:
         """Begin after a call whose changes the manager does not have yet."""
@@ -106,7 +106,9 @@ class KeptState:
         for name, after in vars(self._replica).items():
             before = self._before.get(name, _MISSING)
             # The adapter gives each copy a session factory, and a property may keep it under a name of its own.
-            if name not in NOT_STATE and not isinstance(after, _FACTORIES) and not _same(before, after):
+            if after is before or name in NOT_STATE or isinstance(after, _FACTORIES):
+                continue
+            if not _same(before, after):
                 found[name] = Change(before, copied(after))
         return Changes(found)
 

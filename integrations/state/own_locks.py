@@ -15,10 +15,9 @@ _LOCKS = (type(threading.Lock()), _RLOCK, threading.Condition, threading.Semapho
 
 def own_locks(replica: Any) -> dict[str, Any]:
     """New locks for those that a copy shares with its manager, by the names of its attributes; none is held."""
-    found: dict[str, Any] = {}
     # At each call anew: a class may get its lock at its first use.
-    for attributes in (*(vars(base) for base in reversed(type(replica).__mro__[:-1])), vars(replica)):
-        found |= {name: value for name, value in attributes.items() if isinstance(value, _LOCKS)}
+    owners = (*reversed(type(replica).__mro__[:-1]), replica)
+    found = {name: value for one in owners for name, value in vars(one).items() if isinstance(value, _LOCKS)}
     made: dict[int, Any] = {}
     return {name: _like(value, made) for name, value in found.items()}
 

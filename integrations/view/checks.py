@@ -92,6 +92,12 @@ def accepted(learning: Learning, operation: ManagerOperation, limits: Mapping[st
         learning.version += 1
 
 
+def refuses(learning: Learning, operation: ManagerOperation) -> bool:
+    """Whether the manager was seen to refuse a call of this operation."""
+    of = f"{operation.name}: "
+    return any(how is not None and limit.startswith(of) for limit, how in learning.limits.items())
+
+
 def refuse(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str]) -> tuple[Any] | None:
     """Raise what the manager was seen to raise for a call beyond one of these limits, or return what it answered."""
     for limit, why in limits.items():

@@ -279,6 +279,8 @@ class Learning:
 
     def sides(self, seen: Seen) -> Mapping[str, int]:
         """How many rows with a reserved id a call may write on the side; of a new kind, as many as others did."""
+        if not any(one.sides for one in (*self.effects.values(), *self.shapes.values())):
+            return {}
         effect = self.effect(seen)
         if effect is not None and effect.count and seen.given <= effect.given:
             return effect.sides

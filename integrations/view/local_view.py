@@ -34,6 +34,26 @@ _CURRENT_BALANCE = "get_current_balance"
 Doubts = dict[tuple[str, Any, str], str]
 
 
+def encoded(snapshot: Mapping[str, Any]) -> bytes:
+    """A snapshot, to be stored.  It takes a while: for calls to go on, no lock is held."""
+    # The order apart, since what is stored has its keys sorted, and ids such as UUIDs have no order of their own.
+    rows = snapshot["sessions"].items()
+    order = {id_: {name: list(found) for name, found in row["tables"].items()} for id_, row in rows}
+    return encode_result({**snapshot, "order": order})
+
+
+def _apart(sessions: Mapping[int, Row]) -> dict[int, Row]:
+    """Sessions that change by themselves from now on."""
+    return {
+        id_: {
+            **row,
+            "doubts": dict(row["doubts"]),
+            "tables": {name: dict(rows) for name, rows in row["tables"].items()},
+        }
+        for id_, row in sessions.items()
+    }
+
+
 class UnknownLocally(OutboxError, LookupError):
     """PostgreSQL is away and the local view does not know what was asked for."""
 
@@ -56,25 +76,25 @@ class LocalView:
 
     # -- durability
 
-    def dump(self) -> bytes:
-        """The state, to be stored; what was learned is apart."""
+    def snapshot(self) -> dict[str, Any]:
+        """The state as it is now; what was learned is apart.  Rows are shared, since none is changed in place."""
         with self.lock:
-            # Apart, since what is stored has its keys sorted, and ids such as UUIDs have no order of their own.
-            order = {
-                id_: {name: list(rows) for name, rows in row["tables"].items()} for id_, row in self.sessions.items()
-            }
-            return encode_result({"format": _FORMAT, "seq": self.seq, "sessions": self.sessions, "order": order})
+            return {"format": _FORMAT, "seq": self.seq, "sessions": _apart(self.sessions)}
+
+    def take(self, snapshot: Mapping[str, Any]) -> None:
+        """Take over a state that `snapshot` gave."""
+        with self.lock:
+            self.seq, self.sessions = snapshot["seq"], _apart(snapshot["sessions"])
 
     def load(self, data: bytes) -> None:
-        """Take over a state that `dump` gave; one of another format is left alone, and the fold starts anew."""
+        """Take over a state that `encoded` gave; one of another format is left alone, and the fold starts anew."""
         state = decode_result(data)
         if state.get("format") != _FORMAT:
             return
-        with self.lock:
-            self.seq, self.sessions = state["seq"], state["sessions"]
-            for session_id, order in state.get("order", {}).items():
-                tables = self.sessions[session_id]["tables"]
-                tables |= {name: {id_: tables[name][id_] for id_ in ids} for name, ids in order.items()}
+        for session_id, order in state.get("order", {}).items():
+            tables = state["sessions"][session_id]["tables"]
+            tables |= {name: {id_: tables[name][id_] for id_ in ids} for name, ids in order.items()}
+        self.take(state)
 
     def begin_with(self, other: LocalView, apart: Collection[Any]) -> None:
         """Take over the state of another view; the sessions in `apart` change by themselves from now on."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ..away import unswallowed
+from ..signatures import signature_of_bound
 from .kept_answers import ManagerRead
 from .local_view import LocalView, UnknownLocally
 
@@ -162,7 +163,7 @@ def refusals(declared: Iterable[ManagerRead]) -> dict[str, str]:
 
 def _arguments(read: ManagerRead, method: Any, values: tuple[Any, ...]) -> inspect.BoundArguments | None:
     """The arguments of a question; None where the method needs others."""
-    signature, left = inspect.signature(method), dict(zip(LOCAL_READS[read.standard].takes, values, strict=False))
+    signature, left = signature_of_bound(method), dict(zip(LOCAL_READS[read.standard].takes, values, strict=False))
     found: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:

@@ -46,14 +46,16 @@ def named_positions(rows: Mapping[Any, Row], operation: ManagerOperation, call: 
 
 def named_orders(tables: Tables, table: str, call: Mapping[str, Any], key: str, names: Collection[str]) -> list[Any]:
     """The ids of the orders in a table that a call names; `key` of the table, `names` of client_order_id in rows."""
-    rows, order_id, client_id = tables.get(table, {}), call.get("order_id"), call.get("client_order_id")
-    ids = {shown_id(rows, order_id)} if key not in names else set()
+    rows, client_id = tables.get(table, {}), call.get("client_order_id")
+    if not rows:
+        return []
+    ids = {shown_id(rows, call.get("order_id"))} if key not in names else set()
     # What the dict of the rows has as their keys is either.
     ids |= {client_id} if key == KEY else set()
     # A row that is nested in a position may lack the key by which the call names the order.
-    for known in (table, ORDERS, RESOLVED) if client_id is not None else ():
-        shown = tables.get(known, {}).items()
-        ids |= {id_ for id_, row in shown if str(client_id) in [str(row[name]) for name in names if name in row]}
+    for shown in [tables[one] for one in {table, ORDERS, RESOLVED} if one in tables] if client_id is not None else ():
+        known, text = rows.keys() & shown.keys(), str(client_id)
+        ids |= {id_ for id_ in known for name in names if name in shown[id_] and str(shown[id_][name]) == text}
     return [id_ for id_ in rows if id_ in ids]
 
 

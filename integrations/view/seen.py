@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -206,10 +206,15 @@ def _lefts(row: Row, name: str) -> Iterator[tuple[str, Decimal]]:
 
 def _is_quantity(name: str, value: Any) -> bool:
     """Whether a value is how much of something is held, ordered or filled, by its name."""
-    known = any(one in name for one in (*_QUANTITIES, *_FILLED)) and not any(one in name for one in _PRICES)
-    return known and is_number(value)
+    return _names_quantity(name) and is_number(value)
 
 
+@lru_cache(maxsize=1024)
+def _names_quantity(name: str) -> bool:
+    return any(one in name for one in (*_QUANTITIES, *_FILLED)) and not any(one in name for one in _PRICES)
+
+
+@lru_cache(maxsize=1024)
 def _is_filled(name: str) -> bool:
     """Whether a quantity is the part of an order that was filled."""
     return any(one in name for one in _FILLED)

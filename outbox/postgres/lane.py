@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from itertools import groupby
 from typing import Any, TypeGuard, TypeVar
 from uuid import UUID
@@ -351,7 +350,7 @@ class Lane:
     ) -> Any:
         assert operation.handler is not None
         try:
-            entry = replace(item.entry(), status=EntryStatus.SYNCING)
+            entry = item.entry(status=EntryStatus.SYNCING)
         except Unrestorable as exc:
             raise UnitFailed(_unrestorable(item, exc), position, operation.name) from exc
         ended = OperationFault(

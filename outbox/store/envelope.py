@@ -102,8 +102,15 @@ class Record:
             raw=b"",
         )
 
-    def entry(self, *, strict: bool = True, uuid: UUID | None = None, args: dict[str, Any] | None = None) -> Entry:
-        """Decode, unless the decoded id and `args` are at hand; `strict` as in `codec.decode`."""
+    def entry(
+        self,
+        *,
+        strict: bool = True,
+        uuid: UUID | None = None,
+        args: dict[str, Any] | None = None,
+        status: EntryStatus | None = None,
+    ) -> Entry:
+        """Decode, unless the decoded id and `args` are given; `strict` as in `codec.decode`, `status` for its own."""
         return Entry(
             seq=self.seq,
             id=uuid or UUID(bytes=self.id),
@@ -114,7 +121,7 @@ class Record:
             group=self.group or None,
             attempts=self.attempts,
             captured_at=from_us(self.captured_us),
-            status=self.status,
+            status=status or self.status,
             error=self.error,
             result=codec.decode_result(self.result) if self.result else None,
             settled_at=from_us(self.settled_us) if self.settled_us else None,

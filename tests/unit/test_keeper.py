@@ -40,7 +40,7 @@ def test_a_view_in_doubt_is_stored_as_it_was_before(outbox_dir: Path) -> None:
         shown(first, 4)
         first.kept.checkpoint()
         shown(first, 5)
-        first.kept._set_base(first.view.dump(), 5)
+        first.kept._set_base(first.view.snapshot())
         first.view.seq = 7
         first.view.doubt(1, "orders", "a call that was never seen")
         first.view.learning.taken = dict(IDS)
@@ -56,10 +56,27 @@ def test_ids_of_entries_behind_the_stored_view_are_kept(outbox_dir: Path) -> Non
         first = keeper(box)
         first.view.learning.taken = dict(IDS)
         shown(first, 5)
-        first.kept._set_base(first.view.dump(), 5)
+        first.kept._set_base(first.view.snapshot())
         assert first.view.learning.taken == IDS
         first.kept.checkpoint()
         assert first.view.learning.taken == {7: IDS[7]}
+
+
+def test_a_view_in_doubt_is_not_tried_at_each_call(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage may be long, and each try holds up the calls."""
+    monkeypatch.setattr("outbox.integrations.kept_view._EVERY", 3)
+    order = ManagerOperation("order", like="create_order_journal_entry")
+    with Outbox.open(outbox_dir) as box:
+        first = keeper(box, order)
+        shown(first, 0)
+        woken = []
+        for number in range(7):
+            first._wake.clear()
+            first.fold(box.enqueue("order", {"client_order_id": str(number), NOTES: {"session": 1}}))
+            woken.append(first._wake.is_set())
+            first.kept.checkpoint() if woken[-1] else None
+        assert not first.view.is_sure(1)
+        assert woken == [True, False, False, True, False, False, True]
 
 
 def test_status_shows_before_an_outage_what_it_does_not_answer(outbox_dir: Path) -> None:

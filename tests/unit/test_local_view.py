@@ -14,7 +14,7 @@ import pytest
 from outbox.integrations.operations import TRADING_OPERATIONS
 from outbox.integrations.view import checks
 from outbox.integrations.view.folds import fold, seen_of
-from outbox.integrations.view.local_view import LocalView, UnknownLocally, exact, plain
+from outbox.integrations.view.local_view import LocalView, UnknownLocally, encoded, exact, plain
 from outbox.integrations.view.row_forms import RowForms
 from outbox.integrations.view.rows import Tables
 from outbox.integrations.view.seen import Seen
@@ -271,23 +271,35 @@ def test_local_view_is_the_same_after_dump_and_load(view: LocalView) -> None:
     did(view, "update_position", position_id=5, stop_loss=9)
     view.seq = 17
     again = LocalView()
-    again.load(view.dump())
+    again.load(encoded(view.snapshot()))
     assert (again.seq, again.sessions) == (17, view.sessions)
     again.learning.load(view.learning.dump())
     assert again.learning.dump() == view.learning.dump()
+
+
+def test_a_snapshot_stays_as_it_was(view: LocalView) -> None:
+    """It is encoded when calls go on already."""
+    taken = view.snapshot()
+    before = encoded(taken)
+    did(view, "update_position", position_id=5, stop_loss=9)
+    view.doubt(1, "orders", "a call that was never seen")
+    assert encoded(taken) == before != encoded(view.snapshot())
+    view.take(taken)
+    view.doubt(1, "balance", "another such call")
+    assert encoded(taken) == before
 
 
 def test_stored_rows_of_unordered_ids_keep_their_order() -> None:
     view, again, ids = LocalView(), LocalView(), [UUID(int=number) for number in (3, 1, 2)]
     rows = {id_: {"id": id_} for id_ in ids}
     view.observe_session(1, 1.0, {"positions": {}, "orders": rows}, active=True)
-    again.load(view.dump())
+    again.load(encoded(view.snapshot()))
     assert [row["id"] for row in again.unresolved_orders(1)] == ids
 
 
 def test_a_state_of_another_format_is_left_alone(view: LocalView, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("outbox.integrations.view.local_view._FORMAT", 99)
-    newer = view.dump()
+    newer = encoded(view.snapshot())
     monkeypatch.undo()
     again = LocalView()
     again.load(newer)

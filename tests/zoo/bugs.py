@@ -860,7 +860,7 @@ BUGS = (
     Bug(
         "adapter: an upgrade turns queued calls into dead letters",
         "integrations/replay/replay.py",
-        "        must_fit(operation, entry, signature)\n",
+        "        must_fit(operation, entry, given, signature)\n",
         "",
         ("tests/integration/adapter/test_upgrades.py",),
     ),
