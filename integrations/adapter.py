@@ -130,7 +130,10 @@ class Adapter:
         return self.keeper.view
 
     def _is_postgres_away(self) -> bool:
-        return self.outbox.progress.unreachable or self.delivery.works is False
+        """Whether a relay could not reach it; a pause of an operator says nothing about that."""
+        if self.outbox.progress.delivering is not None:
+            return self.outbox.progress.unreachable
+        return self.delivery.works is False and self.outbox.pauses.current() is None
 
     def close(self) -> None:
         """Keep the view and stop working in the background; may be called twice."""

@@ -164,7 +164,8 @@ class Delivery:
 
     def _came_to(self, wait_s: float) -> Step:
         works = self.trouble.breaker.state == CLOSED and not self._paused
-        away = self.trouble.unreachable or self._reconciler.unreachable
+        # In a pause nothing is tried, so nothing is known.
+        away = not self._paused and (self.trouble.unreachable or self._reconciler.unreachable)
         return Step(wait_s, self._caught_up, self._seen_seq, self._paused, works, away, self.idle.answered)
 
     def _is_paused(self, ordered: bool) -> bool:

@@ -91,17 +91,23 @@ def test_call_ends_while_the_server_is_frozen(
         assert manager.get_current_balance() == (985 if call == "balance block" else 990)
 
 
-def test_slow_read_of_a_server_that_answers_is_waited_for(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+@pytest.mark.parametrize("paused", [False, True])
+def test_slow_read_of_a_server_that_answers_is_waited_for(
+    own_postgres: PostgresServer, outbox_dir: Path, paused: bool
+) -> None:
     class Slow(SmallManager):
-        def get_current_balance(self, session_id: int | None = None) -> Decimal:
+        def report(self) -> str:
             with self.session_factory() as session:
                 session.connection().exec_driver_sql("SELECT pg_sleep(4)")
-                return self._balance(session, session_id or self._current_session_id) + Decimal("0.5")
+                return "done"
 
-    with wired(own_postgres, outbox_dir, SmallManager) as (manager, _):
-        plain = manager._durable.host.built
-        plain.get_current_balance = Slow.get_current_balance.__get__(plain)
-        assert manager.get_current_balance() == Decimal("990.5")
+    with wired(own_postgres, outbox_dir, Slow) as (manager, wiring):
+        assert wiring.outbox is not None
+        if paused:
+            wiring.outbox.pauses.begin("vacuum", 3600)
+            until(lambda: wiring.outbox is not None and wiring.outbox.progress.delivering is False)
+        assert manager.report() == "done"
+        wiring.outbox.pauses.end()
 
 
 def test_connection_of_a_frozen_server_is_not_looked_at_for_ever(
