@@ -18,10 +18,12 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from .. import Outbox, OutboxError
 from ..clock import Clock
 from ..errors import ConfigError
-from .away import AWAY
+from .away import is_away
 from .host_enums import HostEnums
 from .preflight.held import held_by
 from .preflight.members import binds, class_member, is_mock, names_set_by
@@ -205,9 +207,9 @@ class Host:
         """
         try:
             manager = self.manager()
-        except AWAY:
+        except SQLAlchemyError as exc:
             known = class_member(self.manager_class, name)
-            if stand_in is None or not binds(known):
+            if stand_in is None or not (is_away(exc) and binds(known)):
                 raise
             return known.__get__(stand_in, self.manager_class)
         member = class_member(type(manager), name)
