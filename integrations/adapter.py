@@ -15,12 +15,14 @@ from datetime import datetime
 from os import PathLike
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from .. import AlreadyRejected, DurabilityError, Entry, EntryStatus, IdempotencyConflict, Operation, Outbox, OutboxError
 from ..codec import encode
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
-from .away import AWAY
+from .away import is_away
 from .block import Block, Entering, SessionLocks, current, entered
 from .changing import Changing
 from .delivery import Delivery, local_result
@@ -146,7 +148,9 @@ class Adapter:
     def _build_if_possible(self) -> None:
         try:
             self.host.manager()
-        except AWAY as exc:
+        except SQLAlchemyError as exc:
+            if not is_away(exc):
+                raise
             _log.warning("PostgreSQL is away, the manager is built later: %(error)s", error=first_line(exc))
             if self.host.manager_class is not None:
                 self.host.begin_with(begun(self.host.manager_class))

@@ -28,11 +28,11 @@ class Delivery:
         self, outbox: Outbox, replayer: Replayer, *, wait_s: float, refused: Callable[[int | None], None]
     ) -> None:
         """Callers wait for at most `wait_s` seconds; `refused(session_id)` hears of calls that PostgreSQL refused."""
-        self._outbox, self._replayer, self._wait_s, self._refused = outbox, replayer, wait_s, refused
+        self._outbox, self._replayer, self.wait_s, self._refused = outbox, replayer, wait_s, refused
         self._answers = replayer.answers
         # What an earlier process left is this program's own as well.
         self.last_seq = outbox.store.figures().counters.next_seq - 1
-        # An entry whose result did not come in time: until it is settled nobody waits for another.
+        # A call that was waited for in vain: until it is settled nobody waits again who can do without.
         self._late_seq = 0
         self._heard: tuple[float, bool | None] = (float("-inf"), None)
 
@@ -58,19 +58,28 @@ class Delivery:
         """Whether a call made now can be expected to be delivered at once."""
         if not self.works:
             return False
-        figures = self._outbox.store.figures()
-        late = figures.first_pending is not None and figures.first_pending <= self._late_seq
-        return not late and figures.pending <= _BACKLOG
+        return not self._is_late() and self._outbox.store.figures().pending <= _BACKLOG
 
-    def settled(self, last_seq: int | None = None) -> bool:
+    def _is_late(self) -> bool:
+        first = self._outbox.store.figures().first_pending
+        return first is not None and first <= self._late_seq
+
+    def settled(self, last_seq: int | None = None, *, once: bool = False) -> bool:
         """Whether the relay has passed this adapter's calls up to `last_seq`, by default all of them.
 
-        Waits for it, for a limited time, as long as deliveries work.
+        Waits for it, for a limited time, as long as deliveries work.  `once`: not where a caller has waited in vain
+        before, since there is another answer: an operation may be parked for hours, and each read would wait.
         """
         bar = self.last_seq if last_seq is None else last_seq
         if self.passed(bar):
             return True
-        return bool(self.works) and self._outbox.progress.wait(lambda: self.passed(bar), self._wait_s)
+        if not self.works or (once and self._is_late()):
+            return False
+        if self._outbox.progress.wait(lambda: self.passed(bar), self.wait_s):
+            return True
+        if self.works:
+            self._late_seq = max(self._late_seq, bar)
+        return False
 
     def passed(self, bar: int) -> bool:
         """Whether the relay has passed the calls up to `bar`."""
@@ -87,7 +96,7 @@ class Delivery:
         where that takes too long.  What PostgreSQL refused is discarded, since its caller is told.
         """
         entry, last = entries[0], entries[-1]
-        if not self._outbox.progress.wait(lambda: has_arrived(self._outbox, last.seq), self._wait_s):
+        if not self._outbox.progress.wait(lambda: has_arrived(self._outbox, last.seq), self.wait_s):
             if self.works:
                 self._late_seq = last.seq
             early = self._answers.leave(entry.seq)
@@ -98,7 +107,7 @@ class Delivery:
         answer = answers[0]
         if answer is None:
             # Another handler than ours has applied it: what it returned is known when it is recorded.
-            self._outbox.progress.wait(lambda: not self._outbox.store.is_pending(last.seq), self._wait_s)
+            self._outbox.progress.wait(lambda: not self._outbox.store.is_pending(last.seq), self.wait_s)
         settled = self._outbox.entry(entry.seq)
         if settled.status is not EntryStatus.FAILED:
             if answer is not None and "id" in entry.args[NOTES] and answer.value != entry.args[NOTES]["id"]:

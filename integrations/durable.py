@@ -12,6 +12,8 @@ from contextlib import nullcontext
 from os import PathLike
 from typing import Any, TypeVar, cast
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from .. import Operation, Outbox, OutboxError
 from ..clock import SystemClock
 from ..errors import ConfigError
@@ -19,7 +21,7 @@ from ..log import Log
 from ..words import first_line
 from . import classes
 from .adapter import Adapter, bind_to
-from .away import AWAY
+from .away import is_away
 from .guard import NotCaughtUp
 from .host import Host, class_made_by
 from .host_enums import register_loaded_enums
@@ -306,7 +308,9 @@ def _construct_as(
     try:
         # What is wrong with the arguments is raised here, as by the plain constructor.
         durable._durable.host.manager()
-    except AWAY as exc:
+    except SQLAlchemyError as exc:
+        if not is_away(exc):
+            raise
         _log.debug("PostgreSQL is away, the manager is built later: %(error)s", error=first_line(exc))
 
 

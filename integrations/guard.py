@@ -19,11 +19,11 @@ from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.orm import scoped_session
 
 from .. import OutboxError
-from .away import AWAY
+from .away import Failures, cannot_answer, look_at, noting
 from .delivery import Delivery
 from .manager_connection import is_replay
 from .replay.writes import Writes
-from .silence import Silence, ending, is_own, limit_connecting
+from .silence import Silence, ending, is_own, limit_connecting, own_statements
 
 # Statements that neither read nor write a table.
 _HARMLESS = re.compile(
@@ -37,6 +37,7 @@ _WRITTEN = re.compile(
     re.IGNORECASE,
 )
 _BAR = "outbox:bar"
+_LIMIT = "outbox:lock_timeout"
 
 
 class NotCaughtUp(OutboxError):
@@ -50,9 +51,11 @@ class Watched:
     name: str
     # Whether it was declared to need no more than what PostgreSQL holds by now.
     stale: bool = False
+    # Whether there is another answer where the manager cannot give one soon.
+    replaceable: bool = False
     error: OutboxError | None = None
-    # What the database answered to a statement or a connection of the call; the manager may have swallowed it.
-    failure: BaseException | None = None
+    # What the database failed with; the manager may have swallowed it.
+    failures: Failures = field(default_factory=Failures)
     # The tables that it has written, without their schemas; "" where a statement does not say which.
     wrote: set[str] = field(default_factory=set)
 
@@ -83,6 +86,7 @@ class Guard:
     def attach(self, manager: Any) -> None:
         """Watch over the engines that a manager holds."""
         for engine in _engines_of(manager):
+            look_at(engine)
             for name, listener in (
                 ("begin", self._begun),
                 ("before_cursor_execute", self._executes),
@@ -103,12 +107,12 @@ class Guard:
     # -- calls
 
     @contextmanager
-    def watching(self, name: str, *, stale: bool = False) -> Iterator[Watched]:
+    def watching(self, name: str, *, stale: bool = False, replaceable: bool = False) -> Iterator[Watched]:
         """Run a call of the manager.  Raises `NotCaughtUp`, also where the manager has swallowed it."""
-        watched, around = Watched(name, stale=stale), _watched.get()
+        watched, around = Watched(name, stale=stale, replaceable=replaceable), _watched.get()
         token = _watched.set(watched)
         try:
-            with ending():
+            with ending(), noting() as watched.failures:
                 yield watched
         finally:
             _watched.reset(token)
@@ -127,8 +131,8 @@ class Guard:
         watched = _watched.get()
         if watched is not None and isinstance(error, OutboxError):
             watched.error = error
-        elif watched is not None:
-            watched.failure = error
+        elif watched is not None and cannot_answer(error):
+            watched.failures.note(error)
 
     def queued(self, seq: int) -> None:
         """This thread has queued a call."""
@@ -145,12 +149,24 @@ class Guard:
 
     def _begun(self, connection: Connection) -> None:
         connection.info[_BAR] = self._delivery.last_seq
+        watched = _watched.get()
+        if watched is not None and watched.replaceable and not is_replay(connection):
+            with own_statements():
+                self._wait_briefly(connection)
+
+    def _wait_briefly(self, connection: Connection) -> None:
+        """A migration may lock a table for long.  The limit of the manager's role stays, and it may set another.
+
+        By statements that are no queries: the manager may set an isolation level behind them.
+        """
+        info = connection.info
+        if _LIMIT not in info:
+            info[_LIMIT] = connection.exec_driver_sql("SHOW lock_timeout").scalar()
+        if info[_LIMIT] == "0":
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, round(self._delivery.wait_s * 1000))}")
 
     def _executes(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
         watched = _watched.get()
-        if watched is not None:
-            # A manager that tries again has an answer of its own.
-            watched.failure = None
         if not is_replay(connection):
             self._silence.begins(cursor.connection)
         if is_own() or is_replay(connection):
@@ -165,7 +181,7 @@ class Guard:
             return
         # What is queued after the transaction's first statement is not before it.
         bar = connection.info.get(_BAR, self._delivery.last_seq)
-        settled = self._delivery.settled(bar)
+        settled = self._delivery.settled(bar, once=watched is not None and watched.replaceable)
         if watched is not None:
             watched.error = None
         if not settled:
@@ -183,12 +199,8 @@ class Guard:
         if self._in_block() or not self._delivery.passed(getattr(self._here, "seq", 0)):
             raise self._refused(_watched.get(), "changes no row of what PostgreSQL holds")
 
-    def _failed(self, context: ExceptionContext) -> None:
+    def _failed(self, _: ExceptionContext) -> None:
         self._writes.forget()
-        watched = _watched.get()
-        # A pool tests its connections and replaces those that are lost.
-        if watched is not None and not context.is_pre_ping and isinstance(context.sqlalchemy_exception, AWAY):
-            watched.failure = context.sqlalchemy_exception
 
     def _refused(self, watched: Watched | None, why: str) -> NotCaughtUp:
         name = "a statement of the host" if watched is None else watched.name

@@ -18,10 +18,12 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from .. import Outbox, OutboxError
 from ..clock import Clock
 from ..errors import ConfigError
-from .away import AWAY
+from .away import is_away
 from .classes import of_replicas
 from .host_enums import HostEnums
 from .preflight.held import held_by
@@ -213,9 +215,9 @@ class Host:
         """
         try:
             manager = self.manager()
-        except AWAY:
+        except SQLAlchemyError as exc:
             known = class_member(self.manager_class, name)
-            if stand_in is None or not binds(known):
+            if stand_in is None or not (is_away(exc) and binds(known)):
                 raise
             return known.__get__(stand_in, self.manager_class)
         member = class_member(type(manager), name)

@@ -18,13 +18,14 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import scoped_session
+from sqlalchemy.pool import QueuePool
 
 from ..errors import ConfigError, TargetMisconfigured, TargetUnavailable
 from ..postgres.connection import Address
 from ..postgres.piggyback import PiggybackConnection
 from ..postgres.watchdog import Watchdog
 from ..words import first_line
-from .away import AWAY
+from .away import is_away, look_at
 from .host import Host
 from .session_state import HINT, check, difference, refused, state_of, take_over, variables_known
 from .silence import own_statements
@@ -55,6 +56,7 @@ def engine_of(manager: Any) -> Engine:
             f"the manager's engine is of {engine.dialect.name}+{engine.dialect.driver}",
             hint="make it with postgresql+psycopg2://; other drivers need operations with handlers",
         )
+    look_at(engine)
     return engine
 
 
@@ -62,6 +64,13 @@ def engine_held(manager: Any) -> Any:
     """What a manager's sessions are bound to, or what it has in its attribute `engine`; None for nothing."""
     bind = _options(manager).get("bind") or next(iter(_binds(manager)), None)
     return _engine(getattr(manager, "engine", None) if bind is None else bind)
+
+
+def is_used_up(manager: Any) -> bool:
+    """Whether others use all connections that the manager's pool may have."""
+    pool = getattr(engine_held(manager), "pool", None)
+    limit = getattr(pool, "_max_overflow", -1)
+    return isinstance(pool, QueuePool) and limit > -1 and pool.checkedout() >= pool.size() + limit
 
 
 def _binds(manager: Any) -> list[Any]:
@@ -92,7 +101,9 @@ def check_connection(manager: Any, database_url: str | None, password: Callable[
                 theirs = state_of(raw, variables_known(raw))
         address = None if database_url is None else Address(database_url, password).parameters()
         relay = None if address is None else psycopg2.connect(**address)
-    except (*AWAY, psycopg2.OperationalError, TargetUnavailable):
+    except (SQLAlchemyError, psycopg2.OperationalError, TargetUnavailable) as exc:
+        if isinstance(exc, SQLAlchemyError) and not is_away(exc):
+            raise
         return
     if relay is None:
         check(theirs, None)

@@ -10,14 +10,17 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Protocol
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from .. import Outbox, OutboxError
 from ..log import Log
 from ..words import first_line
-from .away import AWAY
+from .away import cannot_answer, is_away
 from .delivery import Delivery
 from .guard import Guard, NotCaughtUp
 from .host import Host
 from .keeper import Keeper
+from .manager_connection import is_used_up
 from .operations import AFTER_DRAIN, ManagerOperation
 from .repeated import Repeated
 from .stepwise import stepwise
@@ -28,6 +31,9 @@ from .view.waiting_writes import WaitingWrites
 from .within import Within
 
 _log = Log("outbox.integrations")
+
+# After a read that PostgreSQL failed to answer its callers wait for at most a sixth of their time: a lock may be long.
+_REST = 5
 
 
 class Caller(Protocol):
@@ -50,6 +56,8 @@ class Passing:
         self._within = Within(caller, caller.host, caller.keeper, caller.outbox.clock)
         self.kept = KeptAnswers(caller.outbox, partial(caller.host.enums.learn, caller.outbox))
         self._repeated = Repeated(_log)
+        # When a read is asked again that PostgreSQL has failed to answer, by name (monotonic seconds).
+        self._rests_until: dict[str, float] = {}
         self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls)
 
     def call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -60,7 +68,7 @@ class Passing:
         """
         try:
             return self._call(stand_in, name, args, kwargs)
-        except (NotCaughtUp, UnknownLocally, *AWAY) as exc:
+        except (NotCaughtUp, UnknownLocally, SQLAlchemyError) as exc:
             self._caller.guard.note(exc)
             raise
 
@@ -74,27 +82,40 @@ class Passing:
             if name in AFTER_DRAIN and not self._caller.delivery.settled():
                 raise self._caller.guard.not_caught_up(f"{name} works on what PostgreSQL holds")
             return self._ask(stand_in, name, args, kwargs, stale=declared is not None and declared.reads_stale)
-        except (NotCaughtUp, *AWAY):
-            if self._made_current(name, args, kwargs):
+        except (NotCaughtUp, SQLAlchemyError) as exc:
+            if (isinstance(exc, NotCaughtUp) or is_away(exc)) and self._made_current(name, args, kwargs):
                 return None
             raise
 
     def _read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A read that the local view answers where the manager cannot."""
-        caller = self._caller
-        if caller.delivery.settled() and caller.delivery.works is not False:
+        """A read that the local view answers where the manager cannot, or cannot soon."""
+        caller, failed = self._caller, None
+        clock, began = caller.outbox.clock, caller.outbox.clock.monotonic()
+        # The manager would wait for a connection as long as its pool says, and may swallow that there was none.
+        unlikely = is_used_up(caller.host.built) or began < self._rests_until.get(name, began)
+        if not unlikely and caller.delivery.settled(once=True) and caller.delivery.works is not False:
             try:
                 answer = self._ask(None, name, args, kwargs, whole=True)
                 self._repeated.over(name)
                 return answer
-            except (NotCaughtUp, *AWAY) as exc:
-                if caller.host.is_mocked:
+            except (NotCaughtUp, SQLAlchemyError) as exc:
+                if caller.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
                     raise
-                error = first_line(exc)
+                failed, error, ended = exc, first_line(exc), clock.monotonic()
+                if isinstance(exc, SQLAlchemyError):
+                    self._rests_until[name] = ended + _REST * (ended - began)
                 self._repeated.warn(name, "%(method)s is read from the local view: %(error)s", method=name, error=error)
-        signature, now = caller.host.signature(name), caller.outbox.clock.now()
+        signature, now = caller.host.signature(name), clock.now()
         with caller.keeper.kept.order:
-            return self._reads.answer(name, signature, args, kwargs, self._within.view(), caller.session_id, now)
+            try:
+                return self._reads.answer(name, signature, args, kwargs, self._within.view(), caller.session_id, now)
+            except UnknownLocally as unknown:
+                if isinstance(failed, SQLAlchemyError) and not is_away(failed):
+                    # As the manager does where its tables do not fit.
+                    raise failed from unknown
+                if not unlikely or caller.delivery.works is False:
+                    raise
+        return self._ask(None, name, args, kwargs, whole=True)
 
     def _wrote(self, name: str, tables: Collection[str]) -> None:
         """A method that is not declared has written, perhaps something that an outage would answer as it was before."""
@@ -117,8 +138,8 @@ class Passing:
         call = self._caller.host.signature(name).bind(*args, **kwargs).arguments
         try:
             answer = self._ask(stand_in, name, args, kwargs, stale=stale, whole=True)
-        except (NotCaughtUp, *AWAY) as exc:
-            if self._caller.host.is_mocked:
+        except (NotCaughtUp, SQLAlchemyError) as exc:
+            if self._caller.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
                 raise
             here = [(one.operation.name, "this block") for one in self._within.calls()]
             waiting = self.waiting.of(name, here)
@@ -153,18 +174,23 @@ class Passing:
         manager swallowed.
         """
         caller = self._caller
-        with caller.guard.watching(name, stale=stale) as watched:
+        with caller.guard.watching(name, stale=stale, replaceable=whole) as watched:
             calls = self._within.calls() if whole else ()
             try:
                 if calls:
                     value = self._within.ask(calls, name, args, kwargs, caller.session_id)
                 else:
                     value = caller.host.bound(name, stand_in)(*args, **kwargs)
+            except Exception as exc:
+                if whole and watched.failures.first is not None and not cannot_answer(exc):
+                    # What the manager has made of it.
+                    raise watched.failures.first from exc
+                raise
             finally:
                 if watched.wrote and not whole:
                     self._wrote(name, watched.wrote)
-        if whole and watched.failure is not None:
-            raise watched.failure
+        if whole and watched.failures.first is not None:
+            raise watched.failures.first
         self._caller.keeper.meet(self._caller.session_id)
         return stepwise(value, partial(self._caller.guard.watching, name, stale=stale))
 
@@ -176,7 +202,7 @@ class Passing:
         try:
             with self._caller.guard.watching(name):
                 return get()
-        except (NotCaughtUp, UnknownLocally, *AWAY) as exc:
+        except (NotCaughtUp, UnknownLocally, SQLAlchemyError) as exc:
             self._caller.guard.note(exc)
             raise
 

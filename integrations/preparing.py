@@ -17,11 +17,13 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from .. import DurabilityError, InvalidEntry, Outbox
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
-from .away import AWAY
+from .away import is_away
 from .block import Block
 from .delivery import Delivery
 from .host import Host, ManagerUnavailable
@@ -320,7 +322,9 @@ class Preparing:
             # A burst was faster than the background work, or PostgreSQL could not be reached at the start.
             try:
                 self._reserves.fill(engine_of(self._host.undoubled()))
-            except AWAY as exc:
+            except SQLAlchemyError as exc:
+                if not is_away(exc):
+                    raise
                 _log.warning("id reserves could not be filled: %(error)s", error=first_line(exc))
             return self._reserves.take(*names)
 

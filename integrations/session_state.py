@@ -125,7 +125,8 @@ def check(theirs: SessionState, ours: SessionState | None) -> None:
             f"the manager's transactions are {theirs.isolation}, the relay's {isolation}",
             hint="all calls of a batch share one transaction: lock rows instead",
         )
-    if theirs.read_only == "on":
+    # Where both are, the server is: a standby, or a primary on its way to be one.
+    if theirs.read_only == "on" and (ours is None or ours.read_only != "on"):
         raise ConfigError("the manager's transactions are read-only")
     if ours is not None and theirs.place != ours.place:
         raise ConfigError(

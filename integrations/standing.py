@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from .. import Operation, Outbox, OutboxError
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
 from .adapter import Adapter
-from .away import AWAY
+from .away import is_away
 from .host import Host
 from .operations import ManagerOperation
 from .view.kept_answers import ManagerRead
@@ -148,7 +150,9 @@ def _call_without_outbox(
         method = standing.host.bound(name, durable)
         _warn_of_plain_call(standing, operation)
         return method(*args, **kwargs)
-    except (OutboxError, *AWAY) as exc:
+    except (OutboxError, SQLAlchemyError) as exc:
+        if not (isinstance(exc, OutboxError) or is_away(exc)):
+            raise
         if operation.best_effort:
             _keep(standing, name, args, kwargs, exc)
             return None

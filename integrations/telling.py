@@ -12,11 +12,12 @@ from itertools import count
 from typing import Any
 
 from .. import Outbox
-from .away import AWAY
+from .away import cannot_take
 from .block import current
 from .delivery import Delivery
 from .host import Host
 from .keeper import Keeper
+from .manager_connection import is_used_up
 from .operations import ManagerOperation
 from .preparing import Prepared, Preparing
 from .replay.asof import PASSING_IDS, AsOf
@@ -118,6 +119,8 @@ class Telling:
 
     def _ask(self, item: Prepared) -> tuple[Any] | None:
         """What the manager tells the block now; None where it cannot be asked."""
+        if is_used_up(self._host.built):
+            return None
         clock = self._outbox.clock
         columns = item.operation.schema_table_column()
         as_of = AsOf(columns, item.notes, clock.now(), clock, lambda *_: None, passing=count(PASSING_IDS))
@@ -128,9 +131,9 @@ class Telling:
             manager, replica = self._host.undoubled(), self._host.replica(session_id=item.session, doubles=True)
             KeptState(replica)
             told = dry_run(manager, replica, item.operation.name, item.defaults | item.bound, as_of)
-        except AWAY:
-            return None
         except Exception as exc:
+            if cannot_take(exc):
+                return None
             limits = self._exceeded(item.operation, item.bound, item.notes)
             checks.refused(self._view.learning, item.operation, limits, exc)
             raise

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..clock import Clock
 from ..store.envelope import from_us
-from .away import AWAY
+from .away import cannot_take
 from .block import current
 from .host import Host
 from .ids.id_reserve import IdColumn
@@ -103,9 +103,9 @@ class Within:
         try:
             with frozen(_captured_at(item), replica), _called(item, method, call):
                 pass
-        except AWAY:
-            raise
         except Exception as exc:
+            if cannot_take(exc):
+                raise
             raise CallFailed(
                 f"{item.operation.name} of the same balance block is refused: {exc}", hint="nothing of it was written"
             ) from exc

@@ -13,7 +13,7 @@ from ... import Outbox
 from ...errors import ConfigError
 from ...log import Log
 from ...words import first_line
-from ..away import AWAY
+from ..away import is_away
 from ..manager_connection import fresh_connection
 from .id_reserve import IdColumn, IdReserve
 
@@ -116,9 +116,9 @@ class IdReserves:
                 if secure:
                     reserve.secure_on(connection)
                 reserve.fill_on(connection)
-            except AWAY:
-                raise
             except (SQLAlchemyError, ConfigError) as exc:
+                if is_away(exc):
+                    raise
                 failed[reserve.of] = exc
         return failed
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from ... import OutboxError
 from ...columns import is_beyond
-from ..away import AWAY
+from ..away import is_away
 from ..manager_connection import engine_held
 from ..signatures import invoke
 from ..state.kept_state import Changes, KeptState
@@ -115,7 +115,7 @@ def rehearse(
     except Reached:
         rehearsal.reach()
     except Exception as exc:  # noqa: BLE001 - it is the manager's answer, and given to the caller
-        if isinstance(exc, AWAY) and not mocked:
+        if is_away(exc) and not mocked:
             rehearsal.reach()
         # Where the manager made an error of its own out of ours, it has said nothing about the call.
         rehearsal.error = exc

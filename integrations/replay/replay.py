@@ -24,7 +24,7 @@ from ...errors import Reject, TargetMisconfigured, TargetUnavailable
 from ...failures import Verdict, classify
 from ...log import Log
 from ...monitoring.alarms import Alarms
-from ..away import AWAY
+from ..away import is_away, noting
 from ..host import Host
 from ..ids.id_reserve import IdColumn
 from ..ids.same_row import SameRow
@@ -227,7 +227,7 @@ class Replayer:
             info={"watch": watch},
         )
         try:
-            with frozen(entry.captured_at, replica) as clock:
+            with noting() as failures, frozen(entry.captured_at, replica) as clock:
                 value = self._call(operation, replica, entry, as_of, clock)
         except Exception as exc:  # noqa: BLE001 - whatever the manager raises is judged there
             result = self._raised(operation, entry, watch, exc)
@@ -235,6 +235,9 @@ class Replayer:
             return result
         if watch.misfit is not None:
             raise watch.misfit
+        if failures.passing is not None:
+            # What the manager wrote behind a failure that it swallowed is not what it would write without.
+            raise failures.passing
         applied = operation.success(value, watch.committed)
         self.answers.keep(entry.seq, Answer(value, refusal=not applied))
         if not applied:
@@ -256,7 +259,7 @@ class Replayer:
             raise watch.misfit or exc
         self.answers.keep(entry.seq, Answer(error=exc))
         error = watch.error_behind(exc)
-        if error is None and isinstance(watch.error, AWAY) and not watch.committed:
+        if error is None and is_away(watch.error) and not watch.committed:
             # The manager has swallowed it, and raised what it made of an answer that it had not.
             error = watch.error
         if error is not None and not (watch.committed and _is_refusal(error)):

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ... import Entry
 from ...log import Log
-from ..away import AWAY
+from ..away import is_away
 from ..host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
@@ -203,7 +203,7 @@ class _Watched:
 
     def was_away(self) -> bool:
         """Whether PostgreSQL failed meanwhile: what the manager made of that is not what such calls do."""
-        return isinstance(self._watch.error, AWAY)
+        return is_away(self._watch.error)
 
     def learn(self) -> None:
         """Take in what the call did, or that the manager's answer refused it."""

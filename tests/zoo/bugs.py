@@ -741,8 +741,8 @@ BUGS = (
     Bug(
         "an undeclared write overtakes what is queued before it",
         "integrations/guard.py",
-        "        settled = self._delivery.settled(bar)",
-        "        settled = bar >= 0",
+        "settled = self._delivery.settled(bar, once=watched is not None and watched.replaceable)",
+        "settled = bar >= 0",
         ("tests/integration/adapter/test_overtaking.py",),
     ),
     Bug(
@@ -1399,7 +1399,7 @@ BUGS = (
     Bug(
         "adapter: an answer that the manager made up without PostgreSQL counts",
         "integrations/away.py",
-        "    if failures:\n        raise failures[0]\n",
+        "    if failures.first is not None:\n        raise failures.first\n",
         "",
         ("tests/integration/adapter/test_swallowed_failures.py",),
     ),
@@ -1465,6 +1465,48 @@ BUGS = (
         "(beside or self._is_late(unit[0].captured_us))",
         "beside",
         ("tests/integration/test_two_stores.py",),
+    ),
+    Bug(
+        "adapter: only operational errors are an outage, not what a read-only server refuses",
+        "integrations/away.py",
+        "return isinstance(error, DBAPIError) and _verdict(error) is Verdict.UNAVAILABLE",
+        "return False",
+        ("tests/integration/adapter/test_difficult_server.py",),
+    ),
+    Bug(
+        "adapter: any later statement makes a swallowed failure good",
+        "integrations/away.py",
+        "if by not in good}",
+        "if not good}",
+        ("tests/integration/adapter/test_difficult_server.py",),
+    ),
+    Bug(
+        "adapter: a schema's failure is one also where the statement never had an answer",
+        "integrations/away.py",
+        "{statement, None, *self._tried}",
+        "{statement, None}",
+        ("tests/integration/adapter/test_difficult_server.py",),
+    ),
+    Bug(
+        "adapter: what is written behind a swallowed timeout is applied",
+        "integrations/replay/replay.py",
+        "if failures.passing is not None:",
+        "if False:",
+        ("tests/integration/adapter/test_difficult_server.py",),
+    ),
+    Bug(
+        "adapter: a local read waits for a lock as long as it is held",
+        "integrations/guard.py",
+        'if info[_LIMIT] == "0":',
+        "if False:",
+        ("tests/integration/adapter/test_difficult_server.py",),
+    ),
+    Bug(
+        "adapter: each read waits for a call that is parked",
+        "integrations/delivery.py",
+        "(once and self._is_late())",
+        "False",
+        ("tests/integration/adapter/test_difficult_server.py",),
     ),
     Bug(
         "an entry that lost its connection waits as long as one that timed out",
