@@ -50,10 +50,10 @@ def test_row_waits_after_an_outage_for_that_of_another_store(
             if not restarted:
                 until(lambda: children.status().relay.last_error is not None)
                 server.start()
-                until(lambda: any(entry.attempts for entry in children.pending()))
+                until(lambda: any(entry.attempts for entry in children.pending()) or any(children.dead_letters()))
         with store(tmp_path / "orders", url) as (children, relay):
             relay.start()
-            until(lambda: any(entry.attempts > 2 for entry in children.pending()))
+            until(lambda: any(entry.attempts > 2 for entry in children.pending()) or any(children.dead_letters()))
             assert parents_relay.drain(timeout=LONG)
             assert relay.drain(timeout=LONG)
             assert list(children.dead_letters()) == []
