@@ -10,7 +10,8 @@ from .. import Entry, EntryStatus, Outbox
 from ..errors import EntryNotFound
 from ..log import Log
 from .operations import NOTES, ManagerOperation, call_of, notes_of
-from .replay.replay import Answer, CallFailed, Replayer
+from .replay.answers import Answer
+from .replay.replay import CallFailed, Replayer
 from .state.carried import has_arrived
 
 _log = Log("outbox.integrations")

@@ -8,10 +8,8 @@ the capture, and a method that swallows its error is not taken for success.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,6 +36,7 @@ from ..view.conversions import number_or_none
 from ..view.learned import nearly_equal
 from ..view.reads import BALANCE, Reads
 from . import sessions
+from .answers import Answer, Answers
 from .asof import AsOf
 from .frozen_clock import FrozenClock, frozen
 from .rehearsal import Rehearsal
@@ -47,63 +46,11 @@ from .writes import Writes
 
 _log = Log("outbox.integrations")
 
-_ANSWERS_KEPT = 256
 _ONE_FACTORY = "its writes must go through self.session_factory, or they could be applied twice"
 
 
 class CallFailed(Reject, ValueError):
     """A replayed method raised, answered that it failed, or wrote nothing: it must not be taken for applied."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the manager answered to one replay: a value, or what it raised."""
-
-    value: Any = None
-    error: BaseException | None = None
-    # Whether the value says that nothing was applied.
-    refusal: bool = False
-
-    def give(self) -> Any:
-        """Return or raise it, as the manager did."""
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-
-class Answers:
-    """The last answers by sequence number, for callers who wait for the real result.  Thread-safe."""
-
-    def __init__(self) -> None:
-        # Reentrant, since a signal handler may come while it is held.
-        self._lock = threading.RLock()
-        self._kept: OrderedDict[int, Answer] = OrderedDict()
-        # Calls whose callers wait no longer, and have the local result.
-        self._left: deque[int] = deque(maxlen=_ANSWERS_KEPT)
-
-    def keep(self, seq: int, answer: Answer) -> None:
-        """Replace what is known of `seq`."""
-        with self._lock:
-            self._kept[seq] = answer
-            self._kept.move_to_end(seq)
-            while len(self._kept) > _ANSWERS_KEPT:
-                self._kept.popitem(last=False)
-
-    def take(self, seq: int) -> Answer | None:
-        """What is known of `seq`, once."""
-        with self._lock:
-            return self._kept.pop(seq, None)
-
-    def leave(self, seq: int) -> Answer | None:
-        """Note that the caller waits no longer; what is known of `seq`, though PostgreSQL has not committed it."""
-        with self._lock:
-            self._left.append(seq)
-            return self._kept.pop(seq, None)
-
-    def is_left(self, seq: int) -> bool:
-        """Whether the caller has stopped waiting."""
-        with self._lock:
-            return seq in self._left
 
 
 def _is_refusal(error: BaseException) -> bool:

@@ -1,0 +1,61 @@
+"""Answers: what the manager answered to the newest replays, for callers who wait for the real result."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import Any
+
+_ANSWERS_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the manager answered to one replay: a value, or what it raised."""
+
+    value: Any = None
+    error: BaseException | None = None
+    # Whether the value says that nothing was applied.
+    refusal: bool = False
+
+    def give(self) -> Any:
+        """Return or raise it, as the manager did."""
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class Answers:
+    """The last answers by sequence number, for callers who wait for the real result.  Thread-safe."""
+
+    def __init__(self) -> None:
+        # Reentrant, since a signal handler may come while it is held.
+        self._lock = threading.RLock()
+        self._kept: OrderedDict[int, Answer] = OrderedDict()
+        # Calls whose callers wait no longer, and have the local result.
+        self._left: deque[int] = deque(maxlen=_ANSWERS_KEPT)
+
+    def keep(self, seq: int, answer: Answer) -> None:
+        """Replace what is known of `seq`."""
+        with self._lock:
+            self._kept[seq] = answer
+            self._kept.move_to_end(seq)
+            while len(self._kept) > _ANSWERS_KEPT:
+                self._kept.popitem(last=False)
+
+    def take(self, seq: int) -> Answer | None:
+        """What is known of `seq`, once."""
+        with self._lock:
+            return self._kept.pop(seq, None)
+
+    def leave(self, seq: int) -> Answer | None:
+        """Note that the caller waits no longer; what is known of `seq`, though PostgreSQL has not committed it."""
+        with self._lock:
+            self._left.append(seq)
+            return self._kept.pop(seq, None)
+
+    def is_left(self, seq: int) -> bool:
+        """Whether the caller has stopped waiting."""
+        with self._lock:
+            return seq in self._left
