@@ -38,6 +38,6 @@ def test_call_that_was_noted_for_another_session_changes_its_own_row(postgres_ur
             assert s.drain()
             s.manager.close_position(other)
             assert s.drain()
-        s.manager._adapter.keeper._renew()
+        s.manager._adapter.keeper.kept._renew()
         s.manager.update_balance(Decimal(2), "waits", session)
         assert s.manager.get_active_positions(session) == []
