@@ -16,7 +16,7 @@ class Store:
         self.pending: set[int] = set()
         self.asked = 0
 
-    def records(self, name: str) -> list[Any]:
+    def records(self, name: str, on_damage: object = None) -> list[Any]:
         assert name == "pending"
         return []
 
