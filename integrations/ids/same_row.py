@@ -37,16 +37,22 @@ class SameRow:
                 self._rows = dict(decode_result(kept)) if kept is not None else {}
 
     def note(self, told: Any, id_: Any) -> None:
-        """A caller has the id `told` for the row with `id_`; durable before PostgreSQL commits that row."""
+        """A caller has the id `told` for the row with `id_`; durable before PostgreSQL commits that row.
+
+        An earlier try of the same delivery, which was rolled back, may have found another row, or none.
+        """
         with self._lock:
-            if self._rows.get(told) == id_:
+            if self._rows.get(told, told) == id_:
                 return
-            self._rows[told] = id_
+            self._rows.pop(told, None)
+            if told != id_:
+                self._rows[told] = id_
             for oldest in list(self._rows)[:-_KEPT]:
                 del self._rows[oldest]
             if self._store is not None:
                 try:
-                    self._store.put_meta(_META, encode_result([list(pair) for pair in self._rows.items()]))
+                    data = encode_result([list(pair) for pair in self._rows.items()])
+                    self._store.put_meta(_META, data, despite_halt=True)
                 except OutboxError as exc:
                     _log.error("the row of id %(told)s could not be kept: %(error)s", told=told, error=exc)
 

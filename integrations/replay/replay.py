@@ -290,10 +290,12 @@ class Replayer:
         Later calls with the caller's id of a position go to the row that the manager took.
         """
         told = notes_of(entry).get("id")
-        if told is None or value is None or isinstance(value, bool) or value == told:
+        if told is None or value is None or isinstance(value, bool):
             return
         if operation.position is Position.OPENS and type(value) is type(told):
             self.same_row.note(told, value)
+        if value == told:
+            return
         if self.witness is not None and self.witness.adds_to_rows(operation):
             _log.warning(
                 "entry %(seq)s (%(operation)s) was added to row %(row)s, and its caller has id %(id)s",
