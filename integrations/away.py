@@ -18,8 +18,8 @@ from ..failures import PRIVILEGE, Verdict, classify
 _INTERNAL = "XX"
 # Statements that ask for nothing.
 _SETTING = re.compile(r"\s*(SET|SHOW|RESET|BEGIN|SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
-# So many statements are remembered; of a program that spells its values out, the newest.
-_REMEMBERED = 4096
+# So many statements are remembered, of at most so many characters: longer ones have their values in them.
+_REMEMBERED, _LONGEST = 4096, 10_000
 
 # Statements that PostgreSQL has answered in this process: when such a one fails, something has changed there.
 _answered: set[str] = set()
@@ -91,7 +91,8 @@ class Failures:
         self._found = {by: error for by, error in self._found.items() if by not in good}
         if len(_answered) >= _REMEMBERED:
             _answered.clear()
-        _answered.add(statement)
+        if len(statement) <= _LONGEST:
+            _answered.add(statement)
 
     @property
     def first(self) -> BaseException | None:

@@ -37,6 +37,7 @@ _CHECK_DEFERRED = (
 )
 _DEFERS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE condeferrable)"
 _REPLAY = "outbox:replay"
+# These questions take milliseconds, and wait for a lock for two seconds at most.
 _SILENT_S = 10.0
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg2.extensions
 
+from .. import OutboxError
 from ..log import Log
 
 _log = Log("outbox.integrations")
@@ -89,10 +90,14 @@ class Silence:
                 since = min(self._waiting.values(), default=None)
             if since is None or self._monotonic() - since < _PATIENCE_S:
                 continue
-            if self._is_away():
-                self._end_late()
-            else:
-                self._ask()
+            try:
+                if self._is_away():
+                    self._end_late()
+                else:
+                    self._ask()
+            except OutboxError as exc:
+                # The store was closed or is halted; it may be asked again.
+                _log.warning("it cannot be told whether PostgreSQL is away: %(error)s", error=exc)
 
     def _end_late(self) -> None:
         # Within the lock: else a connection may be closed meanwhile, and another socket would be shut.

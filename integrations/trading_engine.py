@@ -11,6 +11,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from os import PathLike
 from types import TracebackType
 from typing import Any
@@ -155,9 +156,13 @@ class Wiring:
                 hint="wire another object that has the manager, `start` and `stop`, such as types.SimpleNamespace",
             ) from exc
         if before is _MISSING:
-            self._undo.append(lambda: delattr(self._engine, name))
+            self._undo.append(lambda: self._take_away(name))
         else:
             self._undo.append(lambda: setattr(self._engine, name, before))
+
+    def _take_away(self, name: str) -> None:
+        with suppress(AttributeError):  # the host has done so
+            delattr(self._engine, name)
 
     def _follow(self, relay: Relay, drain_s: float) -> None:
         """Let the relay start and stop with the engine."""

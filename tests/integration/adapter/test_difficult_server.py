@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +23,8 @@ from outbox.integrations.trading_engine import wire
 from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import LONG
 
+from .locks import HELD_S, locked
 from .small import Balance, Scene, SmallManager, scene
-
-# A test that waits for a lock goes on after this time, and fails.
-_HELD_S = 30.0
 
 
 class Quiet(SmallManager):
@@ -84,27 +81,6 @@ def execute(url: str, sql: str) -> None:
     connection.autocommit = True
     connection.cursor().execute(sql)
     connection.close()
-
-
-@contextmanager
-def locked(url: str, table: str) -> Iterator[None]:
-    """Nobody else can use the table in the block, which has to end before the lock does."""
-    connection = psycopg2.connect(url)
-    connection.cursor().execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
-    waited = threading.Event()
-
-    def end() -> None:
-        waited.set()
-        connection.rollback()
-
-    late = threading.Timer(_HELD_S, end)
-    late.start()
-    try:
-        yield
-        assert not waited.is_set(), "it waited for the lock"
-    finally:
-        late.cancel()
-        connection.close()
 
 
 @contextmanager
@@ -302,7 +278,7 @@ class Pooled(Quiet):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.engine.dispose()
-        pool = {"pool_size": 1, "max_overflow": 0, "pool_timeout": _HELD_S}
+        pool = {"pool_size": 1, "max_overflow": 0, "pool_timeout": HELD_S}
         self.engine = create_engine("postgresql+psycopg2://" + url.partition("://")[2], **pool)
         self.session_factory = sessionmaker(bind=self.engine)
 
@@ -316,7 +292,7 @@ def test_read_without_a_connection_is_answered_locally(postgres_url: str, outbox
             assert made.manager.get_current_balance() == 950
             with made.manager.atomic_balance_update(Decimal(-3), "fee") as told:
                 assert told["new_balance"] == 947
-        assert time.monotonic() - began < _HELD_S
+        assert time.monotonic() - began < HELD_S
         assert made.manager.get_current_balance() == 947
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -18,6 +17,7 @@ from outbox.integrations.session_state import variables_known
 from outbox.integrations.trading_engine import Wiring, wire
 from tests.unit.fakes.waiting import LONG
 
+from .locks import locked
 from .small import SmallManager
 
 _OWN = "trades, account_balances, trading_sessions, orders"
@@ -27,8 +27,6 @@ _OTHER = """
     CREATE POLICY positive ON other USING (n > 1);
     CREATE VIEW seen AS SELECT n FROM other
 """
-# A test that waits for the lock goes on after this time, and fails.
-_HELD_S = 30.0
 
 
 @pytest.fixture(autouse=True)
@@ -45,27 +43,6 @@ class Engine:
 
     def enter_close_only(self, reason: str) -> None:
         """No new entries."""
-
-
-@contextmanager
-def locked(url: str, tables: str) -> Iterator[None]:
-    """Nobody else can use the tables in the block, which has to end before the lock does."""
-    connection = psycopg2.connect(url)
-    connection.cursor().execute(f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE")
-    waited = threading.Event()
-
-    def end() -> None:
-        waited.set()
-        connection.rollback()
-
-    late = threading.Timer(_HELD_S, end)
-    late.start()
-    try:
-        yield
-        assert not waited.is_set(), "it waited for the lock"
-    finally:
-        late.cancel()
-        connection.close()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
 from outbox.integrations.roles import Balance as Role
 from outbox.testing import PostgresServer
 
+from .locks import locked
 from .small import Balance, Scene, SmallManager, scene
 
 
@@ -90,16 +91,6 @@ def keeper(made: Scene) -> Any:
 
 def balance(made: Scene) -> Any:
     return keeper(made).view.balance(made.manager._current_session_id)
-
-
-@contextmanager
-def locked(url: str, table: str) -> Iterator[None]:
-    """Nobody else can read the table, though PostgreSQL answers."""
-    engine = create_engine("postgresql+psycopg2://" + url.partition("://")[2])
-    with engine.begin() as connection:
-        connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
-        yield
-    engine.dispose()
 
 
 def test_look_at_a_killed_server_leaves_the_balance(own_postgres: PostgresServer, tmp_path: Path) -> None:
