@@ -128,3 +128,16 @@ def test_id_of_an_outage_stands_for_the_row_that_was_added_to(postgres_url: str,
         assert list(s.box.dead_letters()) == []
         assert s.box.status().alarms == {}
         assert s.rows("SELECT id, status FROM positions WHERE symbol = 'BTC'") == [(held["id"], "CLOSED")]
+
+
+def test_id_is_its_own_rows_after_a_try_that_was_rolled_back(postgres_url: str, outbox_dir: Path) -> None:
+    """The open position that the first try found was closed meanwhile, and the next try made a row."""
+    with scene(postgres_url, outbox_dir, Netting, write_behind=True) as s:
+        session = s.manager.create_trading_session("s", Decimal(100))
+        told = s.manager.log_position("BTC", "long", Decimal(2), session)
+        replayer, entry = s.manager._durable.adapter.replayer, list(s.box.pending())[-1]
+        operation = s.manager._durable.adapter.calls["log_position"]
+        replayer.compare_id(operation, entry, told + 1)
+        assert replayer.same_row.of(told) == told + 1
+        replayer.compare_id(operation, entry, told)
+        assert replayer.same_row.of(told) == told
