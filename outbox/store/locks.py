@@ -24,6 +24,9 @@ _log = Log("outbox.locks")
 
 # An observer probes a lock by taking it shared for an instant; who opens or vacuums a store is at it for longer.
 _PROBE_RETRIES = 5
+# On a busy machine that instant lasts. So many tries where the file names no process that runs here: then it is an
+# observer, or a holder in another container.
+_UNNAMED_RETRIES = 100
 _OPEN_RETRIES = 3000
 _RETRY_S = 0.01
 # After so many it is worth a word.
@@ -52,7 +55,10 @@ class RoleLock:
     """
 
     def __init__(self, directory: Path, role: Role, *, shared: bool = False) -> None:
-        """Take the lock: ENGINE and RELAY at once, the others within 30 s, or longer while their holder is `at_work`.
+        """Take the lock, or give up where another process holds it.
+
+        For ENGINE and RELAY that is known at once where the holder runs here, else after a second; the others wait for
+        30 s, or longer while their holder is `at_work`.
 
         Raises `StoreLocked` with the holder's pid, or OSError.
         """
@@ -166,9 +172,9 @@ class RoleLock:
                     raise
             if beat != (beat := self._beat()):
                 left = patience
-            if left == 0:
+            if left == 0 and (retries is not None or tries >= _UNNAMED_RETRIES or _runs_here(_read_pid(self._fd))):
                 break
-            left, tries = left - 1, tries + 1
+            left, tries = max(left - 1, 0), tries + 1
             if tries == _SAID_AFTER:
                 _log.warning(
                     "waiting for process %(holder_pid)s, which opens or verifies %(path)s (role: %(role)s)",
@@ -261,6 +267,19 @@ def forget_holders(directory: Path, *roles: Role) -> None:
 def _read_pid(fd: int) -> int | None:
     text = os.pread(fd, _PID_BYTES, 0).strip(b"\0\n")
     return int(text) if text.isdigit() else None
+
+
+def _runs_here(pid: int | None) -> bool:
+    """Whether process `pid` can be seen from here and runs."""
+    if not pid:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 # A forked child shares its parent's descriptors, and a flock lives until the last of them is closed: without this,

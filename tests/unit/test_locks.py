@@ -159,7 +159,8 @@ def test_observers_do_not_see_each_other(tmp_path: Path) -> None:
         assert holder(tmp_path, Role.RELAY) is None
 
 
-def test_a_holder_that_wrote_no_pid_is_unknown(tmp_path: Path) -> None:
+def test_a_holder_that_wrote_no_pid_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "Event", Pause())
     with open(tmp_path / "relay.lock", "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert holder(tmp_path, Role.RELAY) == 0
@@ -195,6 +196,23 @@ def test_observer_that_looks_does_not_keep_an_engine_out(tmp_path: Path, monkeyp
         monkeypatch.setattr(pause, "meanwhile", observer.close)
         RoleLock(tmp_path, Role.ENGINE).release()
     assert pause.waits == 2
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_slow_observer_does_not_keep_an_engine_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: bool
+) -> None:
+    pause = Pause(at=60)
+    monkeypatch.setattr(locks, "Event", pause)
+    with process(HOLD, tmp_path, "ENGINE") as dead:
+        assert said(dead) == "held"
+    if clean:
+        RoleLock(tmp_path, Role.ENGINE).release(clean=True)
+    with open(tmp_path / "engine.lock") as observer:
+        fcntl.flock(observer, fcntl.LOCK_SH)
+        monkeypatch.setattr(pause, "meanwhile", observer.close)
+        RoleLock(tmp_path, Role.ENGINE).release()
+    assert pause.waits == 60
 
 
 def test_an_opener_waits_while_another_one_verifies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,6 +345,7 @@ def test_a_full_disk_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(locks, "Event", Pause())
     lock = RoleLock(tmp_path, Role.RELAY)
     # Who it is could not be written down, but that it is somebody shows.
     assert holder(tmp_path, Role.RELAY) == 0
