@@ -15,7 +15,7 @@ from ..roles import Balance, Session
 from .conversions import Unknown, number_or_none
 from .effects import Prediction, predict
 from .local_view import LocalView, new_session
-from .rows import ORDERS, PARENT, POSITIONS, resolve
+from .rows import ORDERS, PARENT, POSITIONS, resolve, without_resolved
 from .seen import Seen
 
 _SESSIONS_KEPT = 50
@@ -76,7 +76,10 @@ def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
     if unknown:
         view.doubt(session_id, "balance", f"{name}: {unknown['balance']}")
     for old in sorted(view.sessions)[:-_SESSIONS_KEPT]:
-        if not view.sessions[old]["active"]:
+        if view.sessions[old]["active"]:
+            # It may never be ended, if the engine was killed. What it holds counts, what it once held takes room.
+            view.sessions[old] = without_resolved(view.sessions[old])
+        else:
             del view.sessions[old]
     return not session["doubts"]
 

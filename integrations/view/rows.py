@@ -71,6 +71,12 @@ def resolve(session: Row, id_: Any, call: Mapping[str, Any], seq: int) -> None:
         session[_RESOLVED_BY] = {one: seq for one, seq in numbers.items() if one in kept}
 
 
+def without_resolved(session: Row) -> Row:
+    """A session that keeps only what is shown; another view may share the one that was given."""
+    tables = {name: rows for name, rows in session["tables"].items() if name != RESOLVED}
+    return {**session, "tables": tables, _RESOLVED_BY: {}}
+
+
 def resolved_before(session: Mapping[str, Any], seq: int) -> dict[Any, Row]:
     """The orders that an earlier entry had resolved: the view may be far ahead of what is replayed."""
     numbers = session.get(_RESOLVED_BY, {})

@@ -16,7 +16,7 @@ from outbox.integrations.view import checks
 from outbox.integrations.view.folds import fold, seen_of
 from outbox.integrations.view.local_view import LocalView, UnknownLocally, encoded, exact, plain
 from outbox.integrations.view.row_forms import RowForms
-from outbox.integrations.view.rows import Tables
+from outbox.integrations.view.rows import Tables, resolve, resolved_before
 from outbox.integrations.view.seen import Seen
 from outbox.integrations.view.unanswerable import unanswerable
 
@@ -258,6 +258,18 @@ def test_old_ended_sessions_are_forgotten_and_active_ones_never(view: LocalView)
         did(view, "end_trading_session", session=id_)
     assert len(view.sessions) == 51
     assert 1 in view.sessions
+
+
+def test_session_that_is_never_ended_does_not_keep_its_old_orders(view: LocalView) -> None:
+    shown = view.unresolved_orders(1)
+    resolve(view.sessions[1], 9, {"status": "filled"}, 7)
+    view.sessions[1]["tables"]["orders"][10] = {"id": 10}
+    before = view.sessions[1]
+    for id_ in range(2, 80):
+        did(view, "create_trading_session", session=id_, id_=id_)
+    assert not resolved_before(view.sessions[1], 8)
+    assert view.unresolved_orders(1) == [{"id": 10}] != shown
+    assert resolved_before(before, 8)
 
 
 def test_changed_answer_leaves_the_local_view_unchanged(view: LocalView) -> None:
