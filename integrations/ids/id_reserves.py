@@ -137,20 +137,23 @@ class IdReserves:
         """Say in the status what is left and for how long.  Raises `DurabilityError`."""
         now = self._outbox.clock.monotonic()
         reserves = [reserve for reserve in self._reserves.values() if not reserve.is_uuid and reserve.failure is None]
-        self._used.append((now, {reserve.of: reserve.taken for reserve in reserves}))
-        while len(self._used) > 2 and now - self._used[1][0] > _RATE_S:
+        if not self._used or now - self._used[-1][0] >= _SHOW_S:
+            self._used.append((now, {reserve.of: reserve.taken for reserve in reserves}))
+        while len(self._used) > 1 and now - self._used[1][0] > _RATE_S:
             self._used.popleft()
         scarce = any(reserve.left() < reserve.wanted * _SCARCE for reserve in reserves)
         if not reserves or (now - self._shown[0] < _SHOW_S and scarce == self._shown[1]):
             return
         self._shown = (now, scarce)
-        parts = [f"{reserve.of} {reserve.left()} of {reserve.wanted}{self._lasts(reserve)}" for reserve in reserves]
+        parts = [
+            f"{reserve.of} {reserve.left()} of {reserve.wanted}{self._lasts(reserve, now)}" for reserve in reserves
+        ]
         self._outbox.notices.put(_NOTICE, f"ids in reserve: {', '.join(parts)}", degraded=scarce)
 
-    def _lasts(self, reserve: IdReserve) -> str:
+    def _lasts(self, reserve: IdReserve, now: float) -> str:
         """For how long the ids last at the rate of the last hour; empty where none were taken."""
-        (began, before), (now, after) = self._used[0], self._used[-1]
-        taken = after[reserve.of] - before.get(reserve.of, 0)
+        began, before = self._used[0]
+        taken = reserve.taken - before.get(reserve.of, 0)
         if taken <= 0 or now <= began:
             return ""
         hours = reserve.left() / taken * (now - began) / 3600

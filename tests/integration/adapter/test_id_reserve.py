@@ -326,6 +326,17 @@ def test_a_table_with_few_rows_gets_a_small_reserve(engine: Engine, outbox_dir: 
         assert shown(box)[0] == "ids in reserve: serial.id 1000 of 1000, identity.id 100 of 100"
 
 
+def test_many_calls_in_an_hour_take_no_memory(outbox_dir: Path, engine: Engine) -> None:
+    clock = FakeClock()
+    with Outbox.open(outbox_dir, OutboxConfig(id_reserve=100), clock=clock) as box:
+        reserves = IdReserves(box, [("serial", "id")])
+        reserves.fill(engine)
+        for _ in range(7200):
+            clock.advance(1)
+            reserves.show()
+        assert len(reserves._used) < 70
+
+
 def test_the_status_shows_what_is_left_and_for_how_long(engine: Engine, outbox_dir: Path) -> None:
     clock = FakeClock()
     with Outbox.open(outbox_dir, OutboxConfig(id_reserve=100), clock=clock) as box:
