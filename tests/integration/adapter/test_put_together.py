@@ -142,7 +142,7 @@ def test_holders_beside_the_engine_are_named_however_they_hold(
     heartbeat = threading.Timer(60, plain.get_active_session_id)
     with wire(Engine(plain), config=config(outbox_dir, postgres_url)):
         (warning,) = [record for record in caplog.records if "beside the engine" in record.message]
-    said = warning.__dict__["holders"]
+    said = warning.__dict__["problem"]
     assert [name for name in names if f"module held_in_{name}" not in said] == []
     assert heartbeat.name
     assert "Timer" not in said
@@ -208,3 +208,50 @@ def test_engine_that_cannot_be_changed_is_refused(postgres_url: str, outbox_dir:
     assert "SimpleNamespace" in (refused.value.hint or "")
     assert engine.db_manager is plain
     plain.close()
+
+
+def test_manager_that_is_made_after_the_wiring_is_shown(postgres_url: str, outbox_dir: Path, tmp_path: Path) -> None:
+    """Only the log said so, and best-effort calls of an outage were kept for an outbox that never came."""
+    durable = DurableDatabaseManager.of(Manager)
+    engine: Any = Engine(durable(postgres_url))
+    with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+        session = begun(engine)
+        assert wiring.outbox is not None
+        other: Any = durable(postgres_url)
+        assert "further-manager" not in wiring.outbox.status().notices
+        assert other.update_balance(Decimal(2), "x", session_id=session) is True
+        shown = wiring.outbox.status().notices["further-manager"]
+        assert shown.message.startswith("another Manager was made and called (update_balance)")
+        assert shown.degraded
+        second = Engine(other)
+        with wire(second, config=config(tmp_path / "second", postgres_url)):
+            assert "further-manager" not in wiring.outbox.status().notices
+    other.close()
+    engine.db_manager.close()
+
+
+def test_plain_manager_held_beside_the_engine_is_shown(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Manager(postgres_url)
+    engine: Any = Engine(plain)
+    module: Any = types.ModuleType("held_beside")
+    module.manager = plain
+    monkeypatch.setitem(sys.modules, "held_beside", module)
+    with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+        assert wiring.outbox is not None
+        assert "module held_beside" in wiring.outbox.status().notices["held-beside"].message
+    del module.manager
+    with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+        assert wiring.outbox is not None
+        assert "held-beside" not in wiring.outbox.status().notices
+    plain.close()
+
+
+def test_read_without_a_relay_does_not_blame_postgres(postgres_url: str, outbox_dir: Path) -> None:
+    engine: Any = Engine(DurableDatabaseManager.of(Manager)(postgres_url))
+    with wire(engine, config=config(outbox_dir, postgres_url), relay_here=False):
+        session = begun(engine)
+        with pytest.raises(LookupError, match="without PostgreSQL: balance is not known .*; no relay is running"):
+            engine.db_manager.get_current_balance(session)
+    engine.db_manager.close()
