@@ -113,17 +113,21 @@ class LocalView:
         active: bool,
         shows_balance: bool = True,
         unknown: Mapping[str, str] | None = None,
+        foreign: bool = False,
     ) -> None:
         """Replace what is known of a session by what PostgreSQL shows, when nothing of it is pending.
 
-        `active` is taken for a session that is new to the view; `unknown` tells why a table is missing among `tables`.
-        Managers answer 0 for a session that does not exist, so one of which nothing but that is shown stays unknown.
+        `active` and `foreign` are taken for a session that is new to the view; `unknown` tells why a table is missing
+        among `tables`.  Managers answer 0 for a session that does not exist, so one of which nothing but that is shown
+        stays unknown.
         """
         with self.lock:
             if session_id not in self.sessions:
                 if session_id != NO_SESSIONS and not (balance or any(tables.values())):
                     return
                 self.sessions[session_id] = {**new_session(), "active": active}
+                if foreign:
+                    self.sessions[session_id]["foreign"] = True
             session = self.sessions[session_id]
             session["doubts"] = {}
             session["balance"] = exact(balance, session["balance"])

@@ -17,6 +17,8 @@ import pytest
 from outbox import ConfigError, Outbox, StoreClosed
 from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.trading_engine import wire
+from outbox.testing import PostgresServer
+from tests.unit.fakes.waiting import LONG, until
 
 from .scripted import Engine, Manager, config
 from .small import SmallManager
@@ -254,4 +256,33 @@ def test_read_without_a_relay_does_not_blame_postgres(postgres_url: str, outbox_
         session = begun(engine)
         with pytest.raises(LookupError, match="without PostgreSQL: balance is not known .*; no relay is running"):
             engine.db_manager.get_current_balance(session)
+    engine.db_manager.close()
+
+
+def test_session_of_another_engine_sounds_no_alarm(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    """An engine that starts beside another takes that one's session for the active one, and must not answer for it."""
+    url = own_postgres.url()
+    other = Engine(Manager(url))
+    theirs = begun(other)
+    engine: Any = Engine(DurableDatabaseManager.of(Manager)(url))
+    with wire(engine, config=config(outbox_dir, url)) as wiring:
+        assert wiring.outbox is not None
+        assert wiring.relay is not None
+        keeper = engine.db_manager._adapter.keeper
+        assert keeper.view.sessions[theirs]["balance"] == 1
+        ours = begun(engine)
+        assert wiring.relay.drain(timeout=LONG)
+        own_postgres.kill()
+        assert engine.db_manager.update_balance(Decimal(2), "x", session_id=ours) is True
+        own_postgres.start()
+        assert other.db_manager.update_balance(Decimal(5), "x", session_id=theirs) is True
+        assert wiring.relay.drain(timeout=LONG)
+        until(lambda: keeper.view.sessions[theirs]["balance"] == 5)
+        assert dict(wiring.outbox.status().alarms) == {}
+        # From now on it is the engine's own.
+        assert engine.db_manager.update_balance(Decimal(6), "x", session_id=theirs) is True
+        assert other.db_manager.update_balance(Decimal(7), "x", session_id=theirs) is True
+        keeper._recovered()
+        until(lambda: f"diverged-session-{theirs}" in wiring.outbox.status().alarms)
+    other.db_manager.close()
     engine.db_manager.close()
