@@ -295,7 +295,7 @@ def _refuse_leftovers(settings: OutboxConfig) -> None:
     if pending:
         raise ConfigError(
             f"the outbox is off, and {pending} entries at {place} are not delivered, which the engine counts on",
-            hint="deliver them first (`atb outbox drain`), or set OUTBOX_DIR to another directory to do without them",
+            hint="deliver them first, by a run with the outbox on or `atb outbox drain`; or set another OUTBOX_DIR",
         )
 
 
