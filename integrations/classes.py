@@ -69,8 +69,8 @@ def _constants(manager_class: type) -> dict[str, Any]:
     }
 
 
-def subclass_of(base: type, manager_class: type, construct: Callable[..., None]) -> type:
-    """The class to put where a host names `manager_class`: `base` with the constructor `construct`."""
+def subclass_of(base: type, manager_class: type, construct: Callable[..., None], own: dict[str, Any]) -> type:
+    """The class to put where a host names `manager_class`: `base` with the constructor `construct`, and `own`."""
     members: dict[str, Any] = {
         "__init__": construct,
         "__signature__": inspect.signature(manager_class),
@@ -78,6 +78,7 @@ def subclass_of(base: type, manager_class: type, construct: Callable[..., None])
         "__module__": manager_class.__module__,
         "__qualname__": manager_class.__qualname__,
         STANDS_FOR: manager_class,
+        **own,
     }
     return type(base)(manager_class.__name__, (base,), members)
 

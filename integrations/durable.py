@@ -28,6 +28,7 @@ from .host_enums import register_loaded_enums
 from .operations import TRADING_OPERATIONS, ManagerOperation
 from .preflight.members import class_member
 from .replay.replay import CallFailed, Replayer
+from .singletons import Singletons
 from .standing import Standing, call, read
 from .view.kept_answers import ManagerRead
 from .view.reads import Reads
@@ -126,11 +127,13 @@ class DurableDatabaseManager:
             )
         plain: Any = classes.stood_for(manager_class) or manager_class
 
+        singletons = Singletons(plain, lambda one, *args, **kwargs: cls.of(one, outbox, **settings)(*args, **kwargs))
+
         @functools.wraps(plain.__init__)
         def construct(self: Any, *args: Any, **kwargs: Any) -> None:
-            _construct_as(plain, self, args, kwargs, outbox, settings)
+            singletons.construct(self, lambda: _construct_as(plain, self, args, kwargs, outbox, settings))
 
-        return cast(type[M], classes.subclass_of(_class_for(plain), plain, construct))
+        return cast(type[M], classes.subclass_of(_class_for(plain), plain, construct, singletons.members()))
 
     def attach_outbox(
         self,

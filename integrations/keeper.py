@@ -155,16 +155,16 @@ class Keeper:
         if session_id is not None and session_id not in self.view.sessions:
             self.doubt(session_id)
 
-    def observe(self, session_id: int | None) -> bool:
+    def observe(self, session_id: int | None, *, foreign: bool = False) -> bool:
         """Take a session's state from PostgreSQL, if nothing is on its way there; whether that was possible.
 
-        Raises `SQLAlchemyError`.
+        `foreign`: it may be another program's, until a call is made in it.  Raises `SQLAlchemyError`.
         """
         if session_id is None or self._host.built is None:
             return False
-        return self._look_at(session_id, lambda _: None)
+        return self._look_at(session_id, lambda _: None, foreign=foreign)
 
-    def _look_at(self, session_id: int, judge: Callable[[Look], None]) -> bool:
+    def _look_at(self, session_id: int, judge: Callable[[Look], None], *, foreign: bool = False) -> bool:
         seq = self.view.seq
         if self._outbox.store.figures().pending:
             return False
@@ -177,7 +177,7 @@ class Keeper:
             with self.view.lock:
                 self.view.observe_session(
                     session_id, look.balance, look.tables, active=active, shows_balance=look.shows_balance,
-                    unknown=look.unknown,
+                    unknown=look.unknown, foreign=foreign,
                 )  # fmt: skip
                 self._compare_answers(look.answers)
                 self.kept.observed()
@@ -213,6 +213,8 @@ class Keeper:
         def judge(look: Look) -> None:
             known, balance = self.view.sessions.get(session_id), number_or_none(look.balance)
             if known is None or not self.view.is_sure(session_id) or balance is None or POSITIONS not in look.tables:
+                return
+            if known.get("foreign"):
                 return
             if known["balance"] is not None and not self.view.learning.is_balance(balance, known["balance"]):
                 differences.append(f"its balance is {balance} in PostgreSQL and {known['balance']} here")
@@ -297,7 +299,8 @@ class Keeper:
             with rolled_back(manager) as sets:
                 session_id = self._reads.asking(sets(self._host.replica(session_id=None)))(ACTIVE_SESSION)
         if session_id is not MISSING:
-            self.observe(session_id)
+            # With several programs on one database it is perhaps the session of another.
+            self.observe(session_id, foreign=session_id != self.view.otherwise)
 
     def _compare_active(self) -> None:
         for session_id in [id_ for id_, row in self.view.sessions.items() if row["active"]]:

@@ -122,6 +122,7 @@ class KeptView:
                     for table in ("balance", "positions", "orders"):
                         self._view.doubt(session, table, f"{operation.name} could not be followed")
                 self._doubt(session)
+            self._view.sessions.get(session, {}).pop("foreign", None)
             self._view.seq = entry.seq
 
     def _home(self, operation: ManagerOperation, call: Mapping[str, Any], session: Any) -> Any:

@@ -34,6 +34,8 @@ _log = Log("outbox.integrations")
 
 # After a read that PostgreSQL failed to answer its callers wait for at most a sixth of their time: a lock may be long.
 _REST = 5
+# Why a manager whose PostgreSQL answers was not asked, by whether calls are delivered.
+_NOT_ASKED = {None: "no relay is running", True: "calls before it are not delivered, see `atb outbox status`"}
 
 
 class Caller(Protocol):
@@ -114,6 +116,9 @@ class Passing:
                     # As the manager does where its tables do not fit.
                     raise failed from unknown
                 if not unlikely or caller.delivery.works is False:
+                    why = _NOT_ASKED.get(caller.delivery.works)
+                    if why is not None:
+                        raise UnknownLocally(f"{unknown.message}; {why}", hint=unknown.hint) from unknown
                     raise
         return self._ask(None, name, args, kwargs, whole=True)
 

@@ -16,7 +16,7 @@ from .. import Operation, Outbox, OutboxError
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
-from .adapter import Adapter
+from .adapter import Adapter, serving
 from .away import is_away
 from .host import Host
 from .operations import ManagerOperation
@@ -28,6 +28,8 @@ _log = Log("outbox.integrations")
 _ENDINGS = frozenset({"close", "dispose", "shutdown"})
 # Best-effort calls that are kept before there is an outbox; the oldest are dropped.
 _KEPT = 1000
+# Notice of a manager beside the one that is wired.
+FURTHER = "further-manager"
 
 
 @dataclass(slots=True)
@@ -46,6 +48,8 @@ class Standing:
         default_factory=lambda: deque(maxlen=_KEPT)
     )
     warned: set[str] = field(default_factory=set)
+    # The outboxes of other managers of the class whose status shows that this one has none.
+    shown: list[Outbox] = field(default_factory=list)
 
     def copied(self, manager: Any = None) -> Standing:
         """The state of a copy: the same outbox, attributes of its own."""
@@ -73,6 +77,9 @@ class Standing:
             self.host.declared = before
             raise
         self.detached = False
+        while self.shown:
+            with suppress(OutboxError):  # it may be closed
+                self.shown.pop().notices.clear(FURTHER)
         return self.adapter
 
     def detach(self) -> None:
@@ -168,9 +175,20 @@ def _warn_of_plain_call(standing: Standing, operation: Operation) -> None:
     if not operation.best_effort and operation.name not in standing.warned:
         standing.warned.add(operation.name)
         _log.warning("a call of %(operation)s before there is an outbox is not durable", operation=operation.name)
+        _show(standing, operation.name)
+
+
+def _show(standing: Standing, name: str) -> None:
+    """Let the status of the manager that is wired show that this one, which is called too, has no outbox."""
+    for outbox in serving(standing.host.manager_class) if not standing.shown else ():
+        standing.shown.append(outbox)
+        message = f"another {standing.host.name} was made and called ({name}), and its writes are not durable"
+        with suppress(OutboxError):
+            outbox.notices.put(FURTHER, f"{message}: let all components take the engine's", degraded=True)
 
 
 def _keep(standing: Standing, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], exc: Exception) -> None:
+    _show(standing, name)
     if standing.detached:
         _log.warning("a call of %(operation)s was not recorded: %(error)s", operation=name, error=exc)
         return

@@ -19,11 +19,12 @@ from typing import Any
 from sqlalchemy import URL
 
 from .. import Hooks, Operation, Outbox, OutboxConfig, OutboxError, OutboxStatus, PostgresTarget, Relay
-from ..errors import ConfigError
+from ..errors import ConfigError, StoreMissing
 from ..log import Log
 from .durable import DurableDatabaseManager
 from .holders import others_held, others_holding, replace_held
 from .manager_connection import check_connection, engine_of
+from .standing import FURTHER
 from .view.kept_answers import ManagerRead
 
 _log = Log("outbox.integrations")
@@ -32,6 +33,7 @@ _log = Log("outbox.integrations")
 _HALT = "enter_close_only"
 _NOTICE = "halt-method"
 _OTHERS = "other-managers"
+_BESIDE = "held-beside"
 _MISSING: Any = object()
 
 
@@ -105,24 +107,25 @@ class Wiring:
             self._replace(name, durable)
         others = others_holding(manager, {id(self._engine), id(durable)}, durable._durable.host.declared)
         if others:
-            _log.warning(
-                "the plain manager is held beside the engine too (%(holders)s), and what is written there is not "
-                "durable: put DurableDatabaseManager.of(DatabaseManager) where its class is named",
-                holders=", ".join(others),
-            )
+            held = f"the plain manager is held beside the engine too ({', '.join(others)})"
+            way = "put DurableDatabaseManager.of(DatabaseManager) where its class is named"
+            self._show_problem(_BESIDE, f"{held}, and what is written there is not durable", way)
 
     def _look_for_others(self, manager: Any, durable: DurableDatabaseManager) -> None:
         """Warn of managers of the same class that components have made for themselves: they have no outbox."""
-        host, outbox = durable._durable.host, self.outbox
-        assert outbox is not None
-        outbox.notices.clear(_OTHERS)
+        host = durable._durable.host
         known, cls = {id(one) for one in (manager, durable, host, host.built)}, host.manager_class
         found = [] if cls is None else others_held(self._engine, cls, known, type(self._engine).__name__)
         others = [where for where, other in found if not _is_durable(other)]
         if others:
             message = f"further managers are held at {', '.join(others)}, and their writes are not durable"
-            _log.warning("%(problem)s: let components take the engine's", problem=message)
-            outbox.notices.put(_OTHERS, f"{message}: let components take the engine's")
+            self._show_problem(_OTHERS, message, "let components take the engine's")
+
+    def _show_problem(self, name: str, problem: str, way: str) -> None:
+        """Warn in the log and in the status until the next wiring."""
+        assert self.outbox is not None
+        _log.warning("%(problem)s: %(way)s", problem=problem, way=way)
+        self.outbox.notices.put(name, f"{problem}: {way}")
 
     def _find_halt(self, name: str | None) -> Callable[[str], Any] | None:
         """The engine's method for the halt.  Raises `ConfigError` where it lacks the one that the caller named."""
@@ -132,13 +135,9 @@ class Wiring:
                 f"halt_method={name!r} names no method of {type(self._engine).__name__}",
                 hint="name the method that stops new entries and lets exits go on",
             )
-        assert self.outbox is not None
-        if halt is not None:
-            self.outbox.notices.clear(_NOTICE)
-        else:
+        if halt is None:
             message = f"the engine has no {_HALT}(), so nothing stops new entries when trading must halt"
-            _log.warning("%(problem)s: %(hint)s", problem=message, hint="wire(engine, halt_method=...)")
-            self.outbox.notices.put(_NOTICE, f"{message}: wire(engine, halt_method=...)")
+            self._show_problem(_NOTICE, message, "wire(engine, halt_method=...)")
         return halt
 
     def _replace(self, name: str, value: Any) -> None:
@@ -235,6 +234,7 @@ def wire(
         raise ConfigError(f"the engine has no attribute {manager_attribute!r}", hint="pass manager_attribute=...")
     manager = getattr(engine, manager_attribute)
     if not settings.enabled:
+        _refuse_leftovers(settings)
         if isinstance(manager, DurableDatabaseManager):
             manager.bypass_outbox()
         return wiring
@@ -242,6 +242,8 @@ def wire(
         durable = manager if isinstance(manager, DurableDatabaseManager) else DurableDatabaseManager(manager)
         outbox = wiring.outbox = Outbox.open(config=settings, hooks=hooks)
         wiring._undo.append(outbox.close)
+        for name in (_NOTICE, _OTHERS, _BESIDE, FURTHER):
+            outbox.notices.clear(name)
         halt = wiring._find_halt(halt_method)
         durable.attach_outbox(
             outbox, operations=operations, write_behind=write_behind, on_halt=halt, learned_from=learned_from
@@ -278,6 +280,23 @@ def _leave_to_parent(engine: Any) -> None:
         if not isinstance(wired, Wiring) or wired.outbox is None or not wired.outbox.store.forked:
             return
         wired.close()
+
+
+def _refuse_leftovers(settings: OutboxConfig) -> None:
+    """Raise `ConfigError` where an earlier run has left entries: PostgreSQL alone would answer without them."""
+    try:
+        with Outbox.attach(config=settings, readonly=True) as left:
+            pending, place = left.store.figures().pending, left.path
+    except StoreMissing:
+        return
+    except OutboxError as exc:
+        _log.warning("the outbox is off, and entries that may be left there are not seen: %(error)s", error=exc)
+        return
+    if pending:
+        raise ConfigError(
+            f"the outbox is off, and {pending} entries at {place} are not delivered, which the engine counts on",
+            hint="deliver them first, by a run with the outbox on or `atb outbox drain`; or set another OUTBOX_DIR",
+        )
 
 
 def _is_durable(manager: Any) -> bool:

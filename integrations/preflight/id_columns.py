@@ -16,7 +16,8 @@ from ..ids.id_column import look_up
 from .class_code import ClassCode
 
 _FIND = text(
-    "SELECT n.nspname, c.relname, pg_table_is_visible(c.oid) FROM pg_class c "
+    "SELECT n.nspname, c.relname, pg_table_is_visible(c.oid), "
+    "has_schema_privilege(n.oid, 'USAGE') AS usable, current_user FROM pg_class c "
     "JOIN pg_namespace n ON n.oid = c.relnamespace "
     "WHERE c.relname = :table AND c.relkind IN ('r', 'p', 'f', 'v') "
     "AND n.nspname NOT IN ('pg_catalog', 'information_schema')"
@@ -33,6 +34,11 @@ def refusal_by_catalog(connection: Connection, table: str, column: str) -> str |
     schema, _, name = table.rpartition(".")
     rows = connection.execute(_FIND, {"table": name}).all()
     here = [row for row in rows if (row.nspname == schema if schema else row.pg_table_is_visible)]
+    closed = [row for row in here or rows if not row.usable]
+    if closed and len(closed) == len(here or rows):
+        # Without USAGE a schema is left out of the search path.
+        of, role = closed[0].nspname, closed[0].current_user
+        return f"{role} may not use schema {of} of table {name}: GRANT USAGE ON SCHEMA {_quoted(of)} TO {role}"
     if not here:
         found = sorted(f"{row.nspname}.{row.relname}" for row in rows)
         meant = {row.nspname for row in connection.execute(_FIND, {"table": column})}

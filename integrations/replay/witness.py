@@ -14,10 +14,11 @@ from typing import Any
 
 from sqlalchemy import Float, Integer, MetaData, Numeric, TypeDecorator
 from sqlalchemy import inspect as inspect_orm
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, ResourceClosedError, SQLAlchemyError
 
 from ... import Entry
 from ...log import Log
+from ...words import first_line
 from ..away import is_away
 from ..host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
@@ -189,7 +190,11 @@ class _Watched:
         """The replay must not suffer from what is only curiosity."""
         try:
             action()
-        except Exception:  # noqa: BLE001
+        except Exception as exc:  # noqa: BLE001
+            if is_away(exc) or isinstance(exc, ResourceClosedError):
+                # The replay fails as well, which the relay reports, and is made again.
+                _log.debug("entry %(seq)s lost its connection: %(error)s", seq=self._entry.seq, error=first_line(exc))
+                return
             _log.warning("the replay of entry %(seq)s could not be learned from", seq=self._entry.seq, trace=True)
 
     def told(self, value: Any) -> None:

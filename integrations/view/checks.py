@@ -33,7 +33,7 @@ def session_known(call: Call, view: LocalView) -> None:
     session_id = call.get("session_id")
     if session_id is not None and view.sessions and session_id not in view.sessions:
         raise UnknownLocally(
-            f"session {session_id} is not known while PostgreSQL is away",
+            f"session {session_id} is not known without PostgreSQL",
             hint="use the id that the session was created with",
         )
 

@@ -113,17 +113,21 @@ class LocalView:
         active: bool,
         shows_balance: bool = True,
         unknown: Mapping[str, str] | None = None,
+        foreign: bool = False,
     ) -> None:
         """Replace what is known of a session by what PostgreSQL shows, when nothing of it is pending.
 
-        `active` is taken for a session that is new to the view; `unknown` tells why a table is missing among `tables`.
-        Managers answer 0 for a session that does not exist, so one of which nothing but that is shown stays unknown.
+        `active` and `foreign` are taken for a session that is new to the view; `unknown` tells why a table is missing
+        among `tables`.  Managers answer 0 for a session that does not exist, so one of which nothing but that is shown
+        stays unknown.
         """
         with self.lock:
             if session_id not in self.sessions:
                 if session_id != NO_SESSIONS and not (balance or any(tables.values())):
                     return
                 self.sessions[session_id] = {**new_session(), "active": active}
+                if foreign:
+                    self.sessions[session_id]["foreign"] = True
             session = self.sessions[session_id]
             session["doubts"] = {}
             session["balance"] = exact(balance, session["balance"])
@@ -175,7 +179,7 @@ class LocalView:
                     continue
                 if any(row[name] is None for name in asked):
                     raise UnknownLocally(
-                        f"{' and '.join(asked)} of session {id_} are not known while PostgreSQL is away",
+                        f"{' and '.join(asked)} of session {id_} are not known without PostgreSQL",
                         hint="it was begun before this outbox was there",
                     )
                 return id_
@@ -189,7 +193,7 @@ class LocalView:
             self._require_sure([session_id], _CURRENT_BALANCE, lambda table: table == _BALANCE)
             balance: Decimal | None = self.sessions[session_id]["balance"]
             if balance is None:
-                raise UnknownLocally(f"the balance of session {session_id} is not known while PostgreSQL is away")
+                raise UnknownLocally(f"the balance of session {session_id} is not known without PostgreSQL")
             return balance
 
     def shown_balance(self, read: str, session_id: int | None) -> Any:
@@ -227,7 +231,7 @@ class LocalView:
         try:
             return self.learning.forms.answer(table, found, nested)
         except Unknown as exc:
-            raise UnknownLocally(f"{table} cannot be answered while PostgreSQL is away: {exc}") from None
+            raise UnknownLocally(f"{table} cannot be answered without PostgreSQL: {exc}") from None
 
     def _ordered(self, table: str, rows: Iterable[Row]) -> list[Row]:
         """Copies of rows in the order in which the manager shows them.  Raises `UnknownLocally`."""
@@ -236,7 +240,7 @@ class LocalView:
             return self.learning.row_orders.sorted(table, deepcopy(list(rows)), key)
         except Unknown as exc:
             raise UnknownLocally(
-                f"the order of {table} is not known while PostgreSQL is away: {exc}",
+                f"the order of {table} is not known without PostgreSQL: {exc}",
                 hint="answers with several rows are learned from while PostgreSQL is up",
             ) from None
 
@@ -266,7 +270,7 @@ class LocalView:
             of = "" if id_ is None else f" of {id_}"
             what = table if key == "*" else f"{key!r} of {table}"
             raise UnknownLocally(
-                f"{self.shown(read)} cannot be answered while PostgreSQL is away: {what}{of} is not known ({why})",
+                f"{self.shown(read)} cannot be answered without PostgreSQL: {what}{of} is not known ({why})",
                 hint="the manager computes it from more than the call: pass it as an argument"
                 if "cannot be explained" in why
                 else "such calls are learned from while PostgreSQL is up",
@@ -278,16 +282,16 @@ class LocalView:
     def _require_session(self, session_id: int | None, what: str) -> None:
         if session_id is None or session_id not in self.sessions:
             raise UnknownLocally(
-                f"the {what} of session {session_id} are not known while PostgreSQL is away"
+                f"the {what} of session {session_id} are not known without PostgreSQL"
                 if what == "rows"
-                else f"the {what} of session {session_id} is not known while PostgreSQL is away",
+                else f"the {what} of session {session_id} is not known without PostgreSQL",
                 hint="the local view knows sessions that this outbox has seen",
             )
 
     def _require_history(self) -> None:
         if not self.sessions:
             raise UnknownLocally(
-                "nothing of this manager is known while PostgreSQL is away",
+                "nothing of this manager is known without PostgreSQL",
                 hint="run once with PostgreSQL up: then a restart in the middle of an outage can resume",
             )
 
@@ -295,7 +299,7 @@ class LocalView:
         if not self.learning.agrees.get(read):
             never = read not in self.learning.agrees
             raise UnknownLocally(
-                f"{self.shown(read)} cannot be answered while PostgreSQL is away",
+                f"{self.shown(read)} cannot be answered without PostgreSQL",
                 hint="it was never asked before" if never else "PostgreSQL answered otherwise when it was asked last",
             )
 

@@ -139,7 +139,7 @@ class Reads:
         for argument, value in call.items():
             if argument not in local.takes:
                 raise UnknownLocally(
-                    f"{name} with {argument}={value!r} cannot be answered while PostgreSQL is away",
+                    f"{name} with {argument}={value!r} cannot be answered without PostgreSQL",
                     hint=f"the local view knows {', '.join(local.takes) or 'no argument'}; others are named by args=",
                 )
         return local.answer(view, call, current, now)

@@ -138,5 +138,5 @@ class Watchdog:
             _log.debug("a host lets nobody in for %(limit_s)s s, leaving it", limit_s=self._connecting_s)
             self._shut()
         else:
-            _log.error("PostgreSQL is silent for %(limit_s)s s, shutting the connection", limit_s=self._limit_s)
+            _log.error("PostgreSQL took longer than %(limit_s)s s, shutting the connection", limit_s=self._limit_s)
             self.shut()

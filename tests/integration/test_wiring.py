@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from outbox import DurabilityError, OutboxConfig
+from outbox import ConfigError, DurabilityError, OutboxConfig
 from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.ids.id_reserve import IdReserve, IdReserveEmpty
 from outbox.integrations.paper import DatabaseManager, PaperEngine, load
@@ -179,6 +179,24 @@ def test_disabled_leaves_the_engine_as_it_was(postgres_url: str, outbox_dir: Pat
         assert engine.db_manager is manager
         assert wiring.get_outbox_status() is None
     assert not outbox_dir.exists()
+    manager.close()
+
+
+def test_disabled_is_refused_while_entries_are_left(postgres_url: str, outbox_dir: Path) -> None:
+    """The plain manager would answer without them, and the engine would open its positions again."""
+    manager = DatabaseManager(postgres_url)
+    engine = PaperEngine(manager)
+    with wire(engine, config=_config(outbox_dir, postgres_url), relay_here=False):
+        engine.start()
+    off = _config(outbox_dir, postgres_url, enabled=False)
+    with pytest.raises(ConfigError, match=r"the outbox is off, and \d+ entries at .* are not delivered") as refused:
+        wire(engine, config=off)
+    assert "atb outbox drain" in refused.value.hint
+    with wire(engine, config=_config(outbox_dir, postgres_url)) as wiring:
+        assert wiring.relay is not None
+        assert wiring.relay.drain(LONG)
+    with wire(engine, config=off):
+        assert engine.db_manager is manager
     manager.close()
 
 

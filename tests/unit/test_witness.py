@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError, ResourceClosedError
 
 from outbox.integrations.operations import NOTES
 from outbox.integrations.replay import witness
@@ -69,3 +70,30 @@ def test_replay_that_fails_is_looked_at_when_it_is_made_again(view: LocalView, l
     assert looked == ["before", "before", "after"]
     replay(made, 1)
     assert len(looked) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "warned"),
+    [
+        (OperationalError("SELECT 1", None, Exception("gone")), False),
+        (ResourceClosedError("gone"), False),
+        (KeyError("id"), True),
+    ],
+)
+def test_lost_connection_is_no_defect_of_a_look(
+    view: LocalView,
+    looked: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    warned: bool,
+) -> None:
+    """A batch that was cut off logged a traceback of a hundred lines for it."""
+
+    def fails(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(witness._Watched, "look_before", fails)
+    replay(Witness(view, Reads(), lambda _: None), 1)
+    assert ("could not be learned from" in caplog.text) is warned
+    assert looked == []

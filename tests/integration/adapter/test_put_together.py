@@ -17,6 +17,8 @@ import pytest
 from outbox import ConfigError, Outbox, StoreClosed
 from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.trading_engine import wire
+from outbox.testing import PostgresServer
+from tests.unit.fakes.waiting import LONG, until
 
 from .scripted import Engine, Manager, config
 from .small import SmallManager
@@ -142,7 +144,7 @@ def test_holders_beside_the_engine_are_named_however_they_hold(
     heartbeat = threading.Timer(60, plain.get_active_session_id)
     with wire(Engine(plain), config=config(outbox_dir, postgres_url)):
         (warning,) = [record for record in caplog.records if "beside the engine" in record.message]
-    said = warning.__dict__["holders"]
+    said = warning.__dict__["problem"]
     assert [name for name in names if f"module held_in_{name}" not in said] == []
     assert heartbeat.name
     assert "Timer" not in said
@@ -208,3 +210,79 @@ def test_engine_that_cannot_be_changed_is_refused(postgres_url: str, outbox_dir:
     assert "SimpleNamespace" in (refused.value.hint or "")
     assert engine.db_manager is plain
     plain.close()
+
+
+def test_manager_that_is_made_after_the_wiring_is_shown(postgres_url: str, outbox_dir: Path, tmp_path: Path) -> None:
+    """Only the log said so, and best-effort calls of an outage were kept for an outbox that never came."""
+    durable = DurableDatabaseManager.of(Manager)
+    engine: Any = Engine(durable(postgres_url))
+    with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+        session = begun(engine)
+        assert wiring.outbox is not None
+        other: Any = durable(postgres_url)
+        assert "further-manager" not in wiring.outbox.status().notices
+        assert other.update_balance(Decimal(2), "x", session_id=session) is True
+        shown = wiring.outbox.status().notices["further-manager"]
+        assert shown.message.startswith("another Manager was made and called (update_balance)")
+        assert shown.degraded
+        second = Engine(other)
+        with wire(second, config=config(tmp_path / "second", postgres_url)):
+            assert "further-manager" not in wiring.outbox.status().notices
+    other.close()
+    engine.db_manager.close()
+
+
+def test_plain_manager_held_beside_the_engine_is_shown(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Manager(postgres_url)
+    engine: Any = Engine(plain)
+    module: Any = types.ModuleType("held_beside")
+    module.manager = plain
+    monkeypatch.setitem(sys.modules, "held_beside", module)
+    with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+        assert wiring.outbox is not None
+        assert "module held_beside" in wiring.outbox.status().notices["held-beside"].message
+    del module.manager
+    with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+        assert wiring.outbox is not None
+        assert "held-beside" not in wiring.outbox.status().notices
+    plain.close()
+
+
+def test_read_without_a_relay_does_not_blame_postgres(postgres_url: str, outbox_dir: Path) -> None:
+    engine: Any = Engine(DurableDatabaseManager.of(Manager)(postgres_url))
+    with wire(engine, config=config(outbox_dir, postgres_url), relay_here=False):
+        session = begun(engine)
+        with pytest.raises(LookupError, match="without PostgreSQL: balance is not known .*; no relay is running"):
+            engine.db_manager.get_current_balance(session)
+    engine.db_manager.close()
+
+
+def test_session_of_another_engine_sounds_no_alarm(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    """An engine that starts beside another takes that one's session for the active one, and must not answer for it."""
+    url = own_postgres.url()
+    other = Engine(Manager(url))
+    theirs = begun(other)
+    engine: Any = Engine(DurableDatabaseManager.of(Manager)(url))
+    with wire(engine, config=config(outbox_dir, url)) as wiring:
+        assert wiring.outbox is not None
+        assert wiring.relay is not None
+        keeper = engine.db_manager._adapter.keeper
+        assert keeper.view.sessions[theirs]["balance"] == 1
+        ours = begun(engine)
+        assert wiring.relay.drain(timeout=LONG)
+        own_postgres.kill()
+        assert engine.db_manager.update_balance(Decimal(2), "x", session_id=ours) is True
+        own_postgres.start()
+        assert other.db_manager.update_balance(Decimal(5), "x", session_id=theirs) is True
+        assert wiring.relay.drain(timeout=LONG)
+        until(lambda: keeper.view.sessions[theirs]["balance"] == 5)
+        assert dict(wiring.outbox.status().alarms) == {}
+        # From now on it is the engine's own.
+        assert engine.db_manager.update_balance(Decimal(6), "x", session_id=theirs) is True
+        assert other.db_manager.update_balance(Decimal(7), "x", session_id=theirs) is True
+        keeper._recovered()
+        until(lambda: f"diverged-session-{theirs}" in wiring.outbox.status().alarms)
+    other.db_manager.close()
+    engine.db_manager.close()

@@ -107,7 +107,7 @@ def test_holder_beside_the_engine_is_warned_of(
     beside = Component(plain)
     with wire(Engine(plain), config=config(outbox_dir, postgres_url)):
         (warning,) = [record for record in caplog.records if "beside the engine" in record.message]
-        assert "Component" in warning.__dict__["holders"]
+        assert "Component" in warning.__dict__["problem"]
     assert beside.db is plain
     plain.close()
 
