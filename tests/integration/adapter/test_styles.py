@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import sessionmaker
 
-from .small import SmallManager, scene
+from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
+
+from .small import SmallManager, Trade, scene
 
 
 class Single(SmallManager):
@@ -62,3 +64,21 @@ def test_manager_of_an_uncommon_style_is_served(manager_class: Any, postgres_url
         here.manager.log_trade("answered")
         assert here.rows("SELECT symbol FROM trades ORDER BY id") == [("queued",), ("answered",)]
         assert here.manager.count_trades() == 2
+
+
+class Closing(SmallManager):
+    """Closes a position by a method of the name with which others end themselves."""
+
+    def close(self, note: str) -> bool:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol="closed", note=note))
+        return True
+
+
+def test_declared_method_named_close_is_recorded(postgres_url: str, tmp_path: Path) -> None:
+    operations = (*TRADING_OPERATIONS, ManagerOperation("close", returns=True))
+    with scene(postgres_url, tmp_path / "outbox", Closing, operations) as here:
+        assert here.manager.close("a") is True
+        assert [entry.operation for entry in here.box.pending()] == ["close"]
+        assert here.drain()
+        assert here.rows("SELECT symbol, note FROM trades") == [("closed", "a")]
