@@ -135,7 +135,8 @@ class Witness:
         early = 0 < entry.seq - self._view.seq <= _EARLY
         wanted = early or entry.seq in self.wanted or (told.get("new") is not None and told["new"] < 0)
         watched = _Watched(self._view, self._reads, operation, replica, entry, unwatched, sides)
-        if wanted and operation.has_role:
+        follows = self._view.learning.follows(operation)
+        if wanted and follows:
             watched.try_to(watched.look_before)
         try:
             yield watched
@@ -143,7 +144,7 @@ class Witness:
             if not isinstance(exc, DBAPIError) and not watched.was_away():
                 watched.try_to(partial(watched.refused, exc))
             raise
-        if operation.has_role:
+        if follows:
             watched.try_to(watched.learn)
             if watched.before is not None:
                 self._looked(entry.seq)

@@ -60,6 +60,8 @@ class Learning:
         self.code: dict[str, str] = {}
         # operation -> the comparisons by which its method decides; of the code, and not stored.
         self.decisions: Mapping[str, Collection[Decision]] = {}
+        # Operations without a role that are followed all the same: their code may write what a local read shows.
+        self.suspects: Collection[str] = frozenset()
         # method -> the version of its present code; empty while the manager's class is not known.
         self.present_code: dict[str, str] = {}
 
@@ -67,6 +69,10 @@ class Learning:
         """Tell calls apart by these comparisons from now on."""
         self.version += 1
         self.decisions = decisions
+
+    def follows(self, operation: ManagerOperation) -> bool:
+        """Whether such calls may change what a local read shows."""
+        return operation.has_role or operation.name in self.suspects
 
     def effect(self, seen: Seen) -> Effect | None:
         """What was learned of such calls; of a combination of values that is new, by the others of its shape."""
@@ -161,9 +167,10 @@ class Learning:
             effect.given |= seen.given
             if effect.values is not None:
                 effect.values |= set(seen.values)
-            if not seen.touches_rows:
-                continue
             understood = seen.tables.keys() & after
+            if not seen.touches_rows:
+                effect.strangers |= {one for one in understood if not alike(seen.tables[one], after[one])}
+                continue
             tables = sorted({*seen.tables, *after} - {RESOLVED})
             for table in (one for one in tables if one.partition(".")[0] in understood):
                 self._learn_table(effect, seen, table, after.get(table, {}), after.get(POSITIONS, {}), new)

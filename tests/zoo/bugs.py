@@ -1515,4 +1515,25 @@ BUGS = (
         "self._box.config.stall_timeout",
         ("tests/unit/test_relay_outage.py",),
     ),
+    Bug(
+        "adapter: a declared method named close is called as the manager's end",
+        "integrations/standing.py",
+        "if name in _ENDINGS and standing.operation(name) is None:",
+        "if name in _ENDINGS:",
+        ("tests/integration/adapter/test_styles.py",),
+    ),
+    Bug(
+        "adapter: a fee without a role leaves the balance as it was",
+        "integrations/view/learned.py",
+        "return operation.has_role or operation.name in self.suspects",
+        "return operation.has_role",
+        ("tests/integration/adapter/test_roles_left_out.py",),
+    ),
+    Bug(
+        "adapter: a filled order is cancelled in an outage",
+        "integrations/view/checks.py",
+        "for id_ in seen.named(RESOLVED) if not seen.named(ORDERS) else ():",
+        "for id_ in ():",
+        ("tests/integration/adapter/test_refusing_answers.py",),
+    ),
 )  # fmt: skip
