@@ -1536,4 +1536,18 @@ BUGS = (
         "for id_ in ():",
         ("tests/integration/adapter/test_refusing_answers.py",),
     ),
+    Bug(
+        "adapter: an answer that was made up without a manager is given",
+        "integrations/away.py",
+        "        failures.note(error)\n\n\n@contextmanager",
+        "        pass\n\n\n@contextmanager",
+        ("tests/integration/adapter/test_unbuilt_state.py",),
+    ),
+    Bug(
+        "adapter: the end of a scope hides that a read was refused",
+        "integrations/guard.py",
+        "if around is not None and watched.asked:",
+        "if around is not None:",
+        ("tests/integration/adapter/test_overtaking.py",),
+    ),
 )  # fmt: skip
