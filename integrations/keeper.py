@@ -90,18 +90,21 @@ class Keeper:
         code = {name: code_version(cls, own) for own, name in names.items() if callable(getattr(cls, own, None))}
         with self.view.lock:
             self.view.learning.decide_by(found)
-            self.view.learning.suspects = self._suspects(cls)
+            self._suspect(cls)
             self.view.learning.present_code = code
 
-    def _suspects(self, cls: type) -> frozenset[str]:
-        """Operations without a role whose code shows a table that a local read shows too, or no table at all."""
+    def _suspect(self, cls: type) -> None:
+        """Follow operations without a role whose code shows a table that a local read shows too, or no table at all."""
+        written = self.view.learning.written
         reads = [self._reads.name(read) for read in (BALANCE, POSITION_ROWS, ORDER_ROWS)]
         shown = [tables_named(cls, read) for read in reads if callable(getattr(cls, read, None))]
         known = frozenset[str]().union(*shown)
         silent = [one.name for one in self._calls.values() if not one.has_role and not one.best_effort]
-        written = {name: tables_named(cls, name) for name in silent if shown}
-        return frozenset(
-            name for name, tables in written.items() if not (tables and all(shown) and tables.isdisjoint(known))
+        named = {name: tables_named(cls, name) for name in silent if shown}
+        written.shown = known
+        written.matters = bool(silent) or any(one.keep_last for one in self._reads.declared.values())
+        written.suspects = frozenset(
+            name for name, tables in named.items() if not (tables and all(shown) and tables.isdisjoint(known))
         )
 
     def _know_class_of(self, manager: Any) -> None:

@@ -58,7 +58,8 @@ class Passing:
         self._repeated = Repeated(_log)
         # When a read is asked again that PostgreSQL has failed to answer, by name (monotonic seconds).
         self._rests_until: dict[str, float] = {}
-        self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls)
+        writes = caller.keeper.view.learning.written.of
+        self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls, writes)
 
     def call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `name` of the manager, after the program's own writes; answered locally where PostgreSQL cannot.

@@ -14,6 +14,7 @@ from .row_forms import RowForms
 from .row_order import RowOrders
 from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, Tables, nested_rows
 from .seen import NOT, Seen
+from .written import Written
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
@@ -60,8 +61,7 @@ class Learning:
         self.code: dict[str, str] = {}
         # operation -> the comparisons by which its method decides; of the code, and not stored.
         self.decisions: Mapping[str, Collection[Decision]] = {}
-        # Operations without a role that are followed all the same: their code may write what a local read shows.
-        self.suspects: Collection[str] = frozenset()
+        self.written = Written()
         # method -> the version of its present code; empty while the manager's class is not known.
         self.present_code: dict[str, str] = {}
 
@@ -72,7 +72,7 @@ class Learning:
 
     def follows(self, operation: ManagerOperation) -> bool:
         """Whether such calls may change what a local read shows."""
-        return operation.has_role or operation.name in self.suspects
+        return operation.has_role or self.written.follows(operation)
 
     def effect(self, seen: Seen) -> Effect | None:
         """What was learned of such calls; of a combination of values that is new, by the others of its shape."""
@@ -316,6 +316,7 @@ class Learning:
             "current": self.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
             "orders_shown": self.row_orders.dump(), "possible_sums": sorted(self.possible_sums),
             "forms": self.forms.dump(), "merges": self.merges, "code": self.code,
+            "written": self.written.dump(),
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -330,6 +331,7 @@ class Learning:
         self.row_orders.load(state.get("orders_shown", {}))
         self.forms.load(state.get("forms", {}))
         self.merges, self.code = state.get("merges", {}), state.get("code", {})
+        self.written.load(state.get("written", {}))
         self.possible_sums = set(state.get("possible_sums", ARITHMETIC))
         # What is stored has its keys sorted.
         self.yields = {
