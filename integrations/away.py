@@ -123,6 +123,13 @@ def _succeeded(_: Any, __: Any, statement: str, *___: Any) -> None:
         failures.answered(statement)
 
 
+def note_failure(error: BaseException) -> None:
+    """The manager cannot be built, which the method that needs it may swallow."""
+    failures = _failures.get()
+    if failures is not None:
+        failures.note(error)
+
+
 @contextmanager
 def noting() -> Iterator[Failures]:
     """While the manager is asked: what PostgreSQL fails with."""

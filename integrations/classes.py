@@ -84,11 +84,11 @@ def subclass_of(base: type, manager_class: type, construct: Callable[..., None],
 
 
 def cover(cls: type, names: Iterable[str], invoke: Invoke) -> None:
-    """Let methods `names` of the manager's class go through the outbox that are not public."""
+    """Let methods `names` of the manager's class go through the outbox that are not public, or no functions."""
     made = next((base for base in reversed(cls.__mro__) if STANDS_FOR in vars(base)), None)
     for name in names:
         original = class_member(stood_for(cls), name)
-        if made is not None and name not in vars(made) and original is not None:
+        if made is not None and name not in vars(made) and callable(original) and hasattr(original, "__get__"):
             setattr(made, name, _method(name, original, invoke))
 
 

@@ -156,7 +156,7 @@ class DurableDatabaseManager:
         if learned_from is not None:
             standing.settings["learned_from"] = learned_from
         adapter = standing.attach(outbox, on_halt)
-        classes.cover(type(self), adapter.calls, call)
+        classes.cover(type(self), (*adapter.calls, *adapter.passing.reads.names), call)
         _adopt(self)
         standing.deliver_kept(self)
 

@@ -54,6 +54,8 @@ class Watched:
     # Whether there is another answer where the manager cannot give one soon.
     replaceable: bool = False
     error: OutboxError | None = None
+    # Whether a statement was sent, or refused.
+    asked: bool = False
     # What the database failed with; the manager may have swallowed it.
     failures: Failures = field(default_factory=Failures)
     # The tables that it has written, without their schemas; "" where a statement does not say which.
@@ -116,9 +118,9 @@ class Guard:
                 yield watched
         finally:
             _watched.reset(token)
-            if around is not None:
+            if around is not None and watched.asked:
                 # A method that calls this one may swallow it, or try again with success.
-                around.error = watched.error
+                around.asked, around.error = True, watched.error
             if watched.error is not None:
                 raise watched.error
 
@@ -130,7 +132,7 @@ class Guard:
         """A call that is not queued has failed: one that has made it must not take the manager's word for an answer."""
         watched = _watched.get()
         if watched is not None and isinstance(error, OutboxError):
-            watched.error = error
+            watched.error, watched.asked = error, True
         elif watched is not None and cannot_answer(error):
             watched.failures.note(error)
 
@@ -183,7 +185,7 @@ class Guard:
         bar = connection.info.get(_BAR, self._delivery.last_seq)
         settled = self._delivery.settled(bar, once=watched is not None and watched.replaceable)
         if watched is not None:
-            watched.error = None
+            watched.error, watched.asked = None, True
         if not settled:
             raise self._refused(watched, "works on what PostgreSQL holds")
         connection.info[_BAR] = 0
@@ -206,7 +208,7 @@ class Guard:
         name = "a statement of the host" if watched is None else watched.name
         error = self.not_caught_up(f"{name} {why}")
         if watched is not None:
-            watched.error = error
+            watched.error, watched.asked = error, True
         return error
 
 

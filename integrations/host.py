@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from .. import Outbox, OutboxError
 from ..clock import Clock
 from ..errors import ConfigError
-from .away import is_away
+from .away import is_away, note_failure
 from .classes import of_replicas
 from .host_enums import HostEnums
 from .preflight.held import held_by
@@ -106,6 +106,7 @@ class Host:
                 return self.built
             began = self._clock.monotonic()
             if self._failure is not None and self._failed_until is not None and began < self._failed_until:
+                note_failure(self._failure)
                 raise self._failure
             assert self._factory is not None
             try:
@@ -113,6 +114,7 @@ class Host:
             except Exception as exc:
                 now = self._clock.monotonic()
                 self._failed_until, self._failure = now + min(_REBUILD_S, _REBUILD_RATIO * (now - began)), exc
+                note_failure(exc)
                 raise
             for name, value in dict(self.early).items():
                 setattr(manager, name, value)

@@ -23,6 +23,7 @@ from .manager_connection import engine_of
 from .operations import ManagerOperation
 from .preflight import branches
 from .preflight.code_version import code_version
+from .preflight.tables_named import tables_named
 from .repeated import Repeated
 from .replay.balance import rolled_back
 from .replay.witness import Look, Witness
@@ -31,7 +32,9 @@ from .sessionless import is_sessionless
 from .view import outdated
 from .view.conversions import number_or_none
 from .view.local_view import NO_SESSIONS, LocalView
-from .view.reads import ACTIVE_SESSION, LAST_SESSION, LOCAL_READS, MISSING, Reads
+from .view.reads import ACTIVE_SESSION, BALANCE, LAST_SESSION, LOCAL_READS, MISSING, Reads
+from .view.reads import ORDERS as ORDER_ROWS
+from .view.reads import POSITIONS as POSITION_ROWS
 from .view.rows import POSITIONS
 from .view.unanswerable import NOTICE, unanswerable
 
@@ -87,7 +90,22 @@ class Keeper:
         code = {name: code_version(cls, own) for own, name in names.items() if callable(getattr(cls, own, None))}
         with self.view.lock:
             self.view.learning.decide_by(found)
+            self._suspect(cls)
             self.view.learning.present_code = code
+
+    def _suspect(self, cls: type) -> None:
+        """Follow operations without a role whose code shows a table that a local read shows too, or no table at all."""
+        written = self.view.learning.written
+        reads = [self._reads.name(read) for read in (BALANCE, POSITION_ROWS, ORDER_ROWS)]
+        shown = [tables_named(cls, read) for read in reads if callable(getattr(cls, read, None))]
+        known = frozenset[str]().union(*shown)
+        silent = [one.name for one in self._calls.values() if not one.has_role and not one.best_effort]
+        named = {name: tables_named(cls, name) for name in silent if shown}
+        written.shown = known
+        written.matters = bool(silent) or any(one.keep_last for one in self._reads.declared.values())
+        written.suspects = frozenset(
+            name for name, tables in named.items() if not (tables and all(shown) and tables.isdisjoint(known))
+        )
 
     def _know_class_of(self, manager: Any) -> None:
         """The manager was built, and its class was not known when the view was restored."""

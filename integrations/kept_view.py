@@ -107,7 +107,7 @@ class KeptView:
             notes.setdefault("side", self._view.learning.taken.get(entry.seq, {}))
             session = notes["session"] = self._home(operation, call, notes.get("session"))
             try:
-                if operation.has_role:
+                if self._view.learning.follows(operation):
                     seen = seen_of(self._view, operation, call, notes)
                     sure = fold(self._view, seen)
                     for other in fold_beside(self._view, seen):

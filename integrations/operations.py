@@ -23,6 +23,9 @@ NOTES = "_outbox"
 View = LocalView
 Call = Mapping[str, Any]
 
+# Of a field that was not given, which `like` may fill: None and () are values too.
+_LEFT_OUT: Any = ...
+
 
 def answered(result: Any, wrote: bool) -> bool:
     """Whether a call succeeded: True, an id or any other value did; False did not; None only if rows were written."""
@@ -45,7 +48,8 @@ def _unbound(*_: Any) -> Any:
 class ManagerOperation(Operation):
     """One method of a manager.  `name` is the method's; what the method does is declared, never guessed from its name.
 
-    `like`: an operation of `TRADING_OPERATIONS` that gives every field which is not given here.
+    `like`: an operation of `TRADING_OPERATIONS` that gives every field which is not given here; `creates=None`,
+        `returns=None` and `identity=()` are given.
     `args`: the manager's name of an argument -> the standard name, by which all other fields know it.
     `renames`: the former name of an argument -> its present one, for entries that an older version has stored.
     `identity`: names of arguments; also several alternatives, of which the first without a None counts.
@@ -65,6 +69,7 @@ class ManagerOperation(Operation):
     Raises `ConfigError` for a declaration that contradicts itself.
     """
 
+    identity: str | tuple[Any, ...] | Callable[[Mapping[str, Any]], Any] = _LEFT_OUT
     handler: Callable[..., Any] | None = _unbound
     like: str | None = None
     args: Mapping[str, str] = field(default_factory=dict)
@@ -72,8 +77,8 @@ class ManagerOperation(Operation):
     alternatives: tuple[tuple[str, ...], ...] = ()
     checks: tuple[Callable[[Call, View], None], ...] = ()
     success: Callable[[Any, bool], bool] = answered
-    creates: str | None = None
-    returns: Any = None
+    creates: str | None = _LEFT_OUT
+    returns: Any = _LEFT_OUT
     context: bool = False
     balance: Balance | None = None
     amount: str | None = None
@@ -86,6 +91,9 @@ class ManagerOperation(Operation):
     def __post_init__(self) -> None:
         if self.like is not None:
             self._take_over(self.like)
+        for name, nothing in (("identity", ()), ("creates", None), ("returns", None)):
+            if getattr(self, name) is _LEFT_OUT:
+                object.__setattr__(self, name, nothing)
         if (self.balance is None) != (self.amount is None):
             raise ConfigError(
                 f"operation {self.name!r} declares {'an amount' if self.balance is None else 'a balance'} alone",
@@ -119,7 +127,7 @@ class ManagerOperation(Operation):
                 continue
             if getattr(self, one.name) == one.default:
                 object.__setattr__(self, one.name, getattr(base, one.name))
-        if self.identity == () and base.alternatives:
+        if self.identity is _LEFT_OUT and base.alternatives:
             object.__setattr__(self, "identity", base.alternatives)
         own = {mine: base.args.get(standard, standard) for mine, standard in self.args.items()}
         inherited = {theirs: standard for theirs, standard in base.args.items() if standard not in own.values()}

@@ -54,13 +54,14 @@ class Passing:
     """Calls the manager itself.  As thread-safe as the manager."""
 
     def __init__(self, caller: Caller, reads: Reads) -> None:
-        self._caller, self._reads = caller, reads
+        self._caller, self.reads = caller, reads
         self._within = Within(caller, caller.host, caller.keeper, caller.outbox.clock)
         self.kept = KeptAnswers(caller.outbox, partial(caller.host.enums.learn, caller.outbox))
         self._repeated = Repeated(_log)
         # When a read is asked again that PostgreSQL has failed to answer, by name (monotonic seconds).
         self._rests_until: dict[str, float] = {}
-        self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls)
+        writes = caller.keeper.view.learning.written.of
+        self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls, writes)
 
     def call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `name` of the manager, after the program's own writes; answered locally where PostgreSQL cannot.
@@ -75,8 +76,8 @@ class Passing:
             raise
 
     def _call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        declared = self._reads.declared.get(name)
-        if self._reads.local(name) is not None:
+        declared = self.reads.declared.get(name)
+        if self.reads.local(name) is not None:
             return self._read(name, args, kwargs)
         if declared is not None and declared.keep_last:
             return self._kept_read(stand_in, name, args, kwargs, stale=declared.reads_stale)
@@ -110,7 +111,7 @@ class Passing:
         signature, now = caller.host.signature(name), clock.now()
         with caller.keeper.kept.order:
             try:
-                return self._reads.answer(name, signature, args, kwargs, self._within.view(), caller.session_id, now)
+                return self.reads.answer(name, signature, args, kwargs, self._within.view(), caller.session_id, now)
             except UnknownLocally as unknown:
                 if isinstance(failed, SQLAlchemyError) and not is_away(failed):
                     # As the manager does where its tables do not fit.
@@ -124,14 +125,14 @@ class Passing:
 
     def _wrote(self, name: str, tables: Collection[str]) -> None:
         """A method that is not declared has written, perhaps something that an outage would answer as it was before."""
-        for read, declared in self._reads.declared.items():
+        for read, declared in self.reads.declared.items():
             if declared.keep_last and self.waiting.may_show(read, tables, name):
                 try:
                     self.kept.outdate(read)
                 except OutboxError as exc:
                     # The call itself has succeeded.
                     _log.warning("a kept answer of %(read)s could not be taken back: %(error)s", read=read, error=exc)
-        local = [read for read in self._reads.names if self._reads.local(read) is not None]
+        local = [read for read in self.reads.names if self.reads.local(read) is not None]
         if self.waiting.show(local, tables, name):
             self._caller.keeper.overwritten(name)
 

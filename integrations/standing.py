@@ -24,7 +24,7 @@ from .view.kept_answers import ManagerRead
 
 _log = Log("outbox.integrations")
 
-# Methods that end the manager itself and must not wait for anything.
+# Methods that end the manager itself and must not wait for anything, unless they are declared.
 _ENDINGS = frozenset({"close", "dispose", "shutdown"})
 # Best-effort calls that are kept before there is an outbox; the oldest are dropped.
 _KEPT = 1000
@@ -113,7 +113,7 @@ def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
     on_replica = host.on_replica(name)
     if on_replica is not None:
         return on_replica(*args, **kwargs)
-    if name in _ENDINGS:
+    if name in _ENDINGS and standing.operation(name) is None:
         # What was never built needs no end.
         return host.bound(name, durable)(*args, **kwargs) if host.built is not None else None
     if standing.bypassed or "session_factory" in host.replaced:

@@ -27,7 +27,7 @@ from .view import checks
 from .view.conversions import Unknown
 from .view.folds import seen_of
 from .view.local_view import LocalView, UnknownLocally
-from .view.rows import POSITIONS
+from .view.rows import ORDERS, POSITIONS
 from .within import Within
 
 
@@ -78,9 +78,9 @@ class Telling:
             # Of the same block too: what it has opened is open, and what it has closed is not.
             view = self._within.view()
             seen = seen_of(view, operation, bound, notes)
-            if not view.is_understood(notes["session"], POSITIONS):
-                # One that is not in the view may be open all the same.
-                seen.tables = {name: rows for name, rows in seen.tables.items() if name != POSITIONS}
+            # A row that is not in the view may be open all the same.
+            unknown = {one for one in (POSITIONS, ORDERS) if not view.is_understood(notes["session"], one)}
+            seen.tables = {name: rows for name, rows in seen.tables.items() if name not in unknown}
             return checks.exceeded(seen, balance, self._view.learning.of_shape(seen))
 
     def told(self, item: Prepared, *, online: bool) -> Any:

@@ -23,7 +23,7 @@ from .replay.asof import PASSING_IDS, AsOf
 from .replay.balance import rolled_back
 from .replay.frozen_clock import frozen
 from .replay.replay import CallFailed
-from .replay.witness import SideIds
+from .replay.side_ids import SideIds
 from .signatures import invoke
 from .state.kept_state import Changes, KeptState
 from .view.folds import fold, fold_beside, seen_of

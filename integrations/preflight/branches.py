@@ -381,6 +381,9 @@ def _defaults(function: Any) -> dict[str, Any]:
     code = function.__code__
     positional = code.co_varnames[: code.co_argcount]
     given = function.__defaults__ or ()
+    if len(given) > len(positional):
+        # A decorator such as tenacity's gives its wrapper the defaults of the function.
+        given = ()
     found = dict(zip(positional[len(positional) - len(given) :], given, strict=True)) | (function.__kwdefaults__ or {})
     return {name: value for name, value in found.items() if value is None or isinstance(value, _SIMPLE)}
 

@@ -74,7 +74,12 @@ def layers(function: Any) -> list[Any]:
             todo.append(one.func)
             continue
         one = getattr(one, "__func__", one)
-        if not isinstance(one, FunctionType) or one in found:
+        if not isinstance(one, FunctionType):
+            # An object in its place, as of functools.lru_cache, names what it calls.
+            wrapped = getattr(one, "__dict__", {}).get("__wrapped__")
+            todo += [] if wrapped is None else [wrapped]
+            continue
+        if one in found:
             continue
         found.append(one)
         wrapped = vars(one).get("__wrapped__")

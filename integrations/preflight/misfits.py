@@ -314,12 +314,13 @@ def other_answer(operation: ManagerOperation, evidence: Evidence) -> str | None:
     constants = {repr(one.value) if isinstance(one, ast.Constant) else "" for one in returned}
     if operation.creates:
         answer = name if name in _NO_IDS else constants.pop() if constants in ({"True"}, {"None"}) else None
-        way = "declare it with returns= and without creates="
+        way = "declare creates=None, and returns="
         return None if answer is None else f"it answers {answer}, and an outage answers with an id: {way}"
     nothing = name in _NOTHING or (hint is inspect.Signature.empty and facts.read and constants <= {"None"})
     if operation.returns is not None:
-        way = f'declare ManagerOperation("{operation.name}", ...) without returns= and like='
-        return f"it answers None, and an outage answers {operation.returns!r}: {way}" if nothing else None
+        return (
+            f"it answers None, and an outage answers {operation.returns!r}: declare returns=None" if nothing else None
+        )
     ids = [dotted(one) for one in returned if isinstance(one, ast.Attribute) and one.attr == "id"]
     if ids or _IDS.fullmatch(name):
         answer, way = ids[0] if ids else name, 'declare creates="TABLE" where it is the id of a new row, or returns='

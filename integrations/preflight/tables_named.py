@@ -10,7 +10,7 @@ from contextlib import suppress
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, get_args
 
-from sqlalchemy import Column, Table
+from sqlalchemy import ClauseElement, Column, Table, TextClause
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper
@@ -64,9 +64,22 @@ class Search:
         if isinstance(thing, str):
             names = _IN_TEXT.findall(thing) if _SQL.match(thing) else ()
             self.tables |= {name.rpartition(".")[2].strip('"') for name in names}
+        elif isinstance(thing, TextClause):
+            self.take(thing.text)
         elif isinstance(thing, Table):
             self.tables.add(thing.name)
             self.columns |= {f"{thing.name}.{one.name} {one.type!r}" for one in thing.columns}
+        elif isinstance(thing, ClauseElement):
+            for one in iterate(thing):
+                if isinstance(one, Table | TextClause):
+                    self.take(one)
+            # What a statement writes is no child of it.
+            if isinstance(table := getattr(thing, "table", None), Table):
+                self.take(table)
+        elif isinstance(thing, dict | list | tuple):
+            for one in thing.values() if isinstance(thing, dict) else thing:
+                if isinstance(one, str | ClauseElement):
+                    self.take(one)
         elif isinstance(thing, FunctionType) and self._is_ours(thing):
             self.follow(thing)
         elif isinstance(thing, type) and thing not in self._cls.__mro__:
@@ -87,6 +100,11 @@ class Search:
         before = None
         while before != (now := (len(self._names), len(self.functions), len(self._classes))):
             before = now
+            for value in (
+                value for base in self._cls.__mro__ for name, value in vars(base).items() if name in self._names
+            ):
+                if isinstance(value, str | ClauseElement | dict | list | tuple):
+                    self.take(value)
             for name in self._names & self._held.keys():
                 for kind in self._held[name]:
                     self.take(kind)

@@ -41,7 +41,8 @@ from .asof import AsOf
 from .frozen_clock import FrozenClock, frozen
 from .rehearsal import Rehearsal
 from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_errors
-from .witness import SideIds, Witness
+from .side_ids import SideIds
+from .witness import Witness
 from .writes import Writes
 
 _log = Log("outbox.integrations")

@@ -36,31 +36,14 @@ from ..view.seen import Seen
 from . import sessions
 from .balance import learn_yield
 from .replay_session import Watch
+from .rows_written import rows_written
+from .side_ids import SideIds
 
 _log = Log("outbox.integrations")
 
 # So far behind its relay is the view of an engine at most; one that is further behind belongs to a relay alone.
 _EARLY = 64
 _READS = {POSITIONS_TABLE: POSITIONS, ORDERS_TABLE: ORDERS}
-
-
-class SideIds:
-    """Ids for the rows that a replayed call writes on the side: first those that were noted at the call."""
-
-    def __init__(self, noted: dict[str, list[Any]] | None, take: Callable[..., Any]) -> None:
-        self._noted = {column: list(ids) for column, ids in (noted or {}).items()}
-        self._take = take
-        # "table.column" -> the ids that were used.
-        self.taken: dict[str, list[Any]] = {}
-
-    def __call__(self, *names: str | None) -> Any:
-        """The next id of a column, `(schema, table, column)`, or None where PostgreSQL is to give it."""
-        place = ".".join(name for name in names if name is not None)
-        left = self._noted.get(place)
-        id_ = left.pop(0) if left else self._take(*names)
-        if id_ is not None:
-            self.taken.setdefault(place, []).append(id_)
-        return id_
 
 
 class Look:
@@ -136,15 +119,24 @@ class Witness:
         early = 0 < entry.seq - self._view.seq <= _EARLY
         wanted = early or entry.seq in self.wanted or (told.get("new") is not None and told["new"] < 0)
         watched = _Watched(self._view, self._reads, operation, replica, entry, unwatched, sides)
-        if wanted and operation.has_role:
+        follows = self._view.learning.follows(operation)
+        if wanted and follows:
             watched.try_to(watched.look_before)
+        counts = self._view.learning.written.wants(operation)
+        if counts:
+            watched.try_to(watched.count_writes)
         try:
             yield watched
         except Exception as exc:
             if not isinstance(exc, DBAPIError) and not watched.was_away():
                 watched.try_to(partial(watched.refused, exc))
             raise
-        if operation.has_role:
+        if counts:
+            watched.try_to(watched.learn_writes)
+            if not follows and self._view.learning.follows(operation):
+                watched.misjudge()
+                self._learned(watched.misjudged)
+        if follows:
             watched.try_to(watched.learn)
             if watched.before is not None:
                 self._looked(entry.seq)
@@ -182,6 +174,7 @@ class _Watched:
         # Other sessions that arguments may name, by argument, as they were before the call.
         self._beside: dict[str, tuple[Any, Look]] = {}
         self._told: list[Any] = []
+        self._rows_written: dict[str, int] | None = None
         self._amounts: list[tuple[int | None, Any]] = []
         # Decimal places of all columns of the manager's tables: it may write some of them past the ORM.
         self._scales: set[int | None] = set()
@@ -196,6 +189,43 @@ class _Watched:
                 _log.debug("entry %(seq)s lost its connection: %(error)s", seq=self._entry.seq, error=first_line(exc))
                 return
             _log.warning("the replay of entry %(seq)s could not be learned from", seq=self._entry.seq, trace=True)
+
+    def count_writes(self) -> None:
+        """Note how many rows of each table this transaction has written."""
+        try:
+            self._rows_written = self._count()
+        except DBAPIError as exc:
+            if not is_away(exc):
+                # A server that only speaks PostgreSQL's protocol may not count them.
+                self._view.learning.written.matters = False
+            raise
+
+    def learn_writes(self) -> None:
+        """Take in which tables the call has written, also by functions and triggers of PostgreSQL."""
+        before, after = self._rows_written, self._count()
+        if before is None:
+            return
+        with self._view.lock:
+            changed = [table for table, rows in after.items() if rows != before.get(table)]
+            self._view.learning.written.learn(self._operation.name, changed)
+            self._view.learning.version += 1
+
+    def misjudge(self) -> None:
+        """The view has followed no such call before, though it may change what is shown."""
+        session = notes_of(self._entry).get("session")
+        with self._view.lock:
+            if session in self._view.sessions:
+                self._view.doubt_apart(session, f"{self._operation.name} was seen to write what is shown")
+                self.misjudged.add(session)
+
+    def _count(self) -> dict[str, int]:
+        connection = sessions.maker_of(self._replica.session_factory).kw["bind"]
+        with self._unwatched():
+            savepoint = connection.begin_nested()
+            try:
+                return rows_written(connection)
+            finally:
+                savepoint.rollback()
 
     def told(self, value: Any) -> None:
         """What a balance block was told."""

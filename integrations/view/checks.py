@@ -10,12 +10,13 @@ from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from ..roles import Balance, Position
+from ..roles import Balance, Order, Position
 from .conversions import class_name, class_named, number_or_none
 from .effects import Effect
 from .learned import Learning
+from .learning import DECISIVE
 from .local_view import LocalView, UnknownLocally
-from .rows import POSITIONS, named_positions
+from .rows import ORDERS, POSITIONS, RESOLVED, named_positions
 from .seen import Seen
 
 if TYPE_CHECKING:
@@ -55,7 +56,19 @@ def exceeded(seen: Seen, balance: Decimal | None, effect: Effect | None) -> dict
             found["position not open"] = f"{operation.own_name('position_id')} {position_id} is not open"
         elif operation.position is Position.REDUCES and len(named) == 1:
             found |= _beyond_left(seen, rows[named[0]], effect)
+    if operation.order is Order.UPDATES and operation.position is None and ORDERS in seen.tables:
+        for id_ in seen.named(RESOLVED) if not seen.named(ORDERS) else ():
+            found[f"order not open{_resolution(seen, id_)}"] = f"the order {id_} is not open"
     return found
+
+
+def _resolution(seen: Seen, id_: Any) -> str:
+    """By which kind of call an order was resolved, and what is asked of it now: a manager may take late fills only."""
+    resolved_by = seen.tables[RESOLVED][id_]
+    by = [name for name in resolved_by if name.startswith("by:")]
+    given = {name: resolved_by[name] for name in by} | dict(seen.call)
+    decisive = [f"{name}={value}" for name, value in given.items() if name.removeprefix("by:") in DECISIVE]
+    return ", ".join(["", *sorted(by), *sorted(decisive)])
 
 
 def _beyond_left(seen: Seen, row: Mapping[str, Any], effect: Effect | None) -> dict[str, str]:

@@ -51,7 +51,8 @@ def taken_apart(value: Any) -> tuple[Container, dict[str, Any]]:
         }
     if dataclasses.is_dataclass(value):
         return ["object", class_name(cls)], {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
-    return ["object", class_name(cls)], dict(getattr(value, "__dict__", {}))
+    slots = {name: getattr(value, name) for name in _slots(cls) if hasattr(value, name)}
+    return ["object", class_name(cls)], slots | getattr(value, "__dict__", {})
 
 
 def put_together(container: Container, values: dict[str, Any]) -> tuple[Any] | None:
@@ -75,7 +76,38 @@ def put_together(container: Container, values: dict[str, Any]) -> tuple[Any] | N
     return (_mapped(cls, values) if kind == "mapped" else _object(cls, values),)
 
 
-def _object(cls: type, values: Mapping[str, Any]) -> Any:
+def is_made_again(container: Container, values: Mapping[str, Any], shown: Any) -> bool:
+    """Whether what is made from these values is like what was shown."""
+    try:
+        made = put_together(container, dict(values))
+        if made is None or type(made[0]) is not type(shown) or taken_apart(made[0]) != (container, values):
+            return False
+        return "__eq__" not in _defined(type(shown)) or bool(made[0] == shown)
+    except Exception:  # noqa: BLE001 - whatever a class of the manager's does when it is made in another way
+        return False
+
+
+def is_value(container: Container, values: Mapping[str, Any], shown: Any) -> bool:
+    """Whether it is an object that is nothing but its values, as of attrs or pydantic: others may hold the program."""
+    return bool(values) and "__eq__" in _defined(type(shown)) and is_made_again(container, values, shown)
+
+
+def _defined(cls: type) -> set[str]:
+    """The names that a class and its bases define, but for those of every object."""
+    return {name for base in cls.__mro__[:-1] for name in vars(base)}
+
+
+def _slots(cls: type) -> list[str]:
+    """The names of the slots of a class and its bases, but for those that Python or a library uses itself."""
+    found = (vars(base).get("__slots__", ()) for base in cls.__mro__)
+    names = (name for names in found for name in ([names] if isinstance(names, str) else names))
+    return [name for name in names if not name.startswith("__")]
+
+
+def _object(cls: Any, values: Mapping[str, Any]) -> Any:
+    if hasattr(cls, "model_construct"):
+        # A model of pydantic holds more than its values.
+        return cls.model_construct(**values)
     made: Any = object.__new__(cls)
     for name, value in values.items():
         object.__setattr__(made, name, value)

@@ -96,10 +96,11 @@ class Prediction:
 
 def predict(effect: Effect | None, seen: Seen, new: Collection[str] = ()) -> Prediction:
     """What a call will have done, as far as that is learned; `new`: those of its values that were never seen."""
-    found = Prediction()
+    found, name = Prediction(), seen.operation.name
     if not seen.touches_rows:
-        return found
-    name = seen.operation.name
+        strangers = set() if effect is None else effect.strangers
+        why = "which its declaration does not say"
+        return Prediction(doubts={(one, None, "*"): f"{name} changes them, {why}" for one in strangers})
     news = seen.given - effect.given if effect is not None else set()
     given = ", ".join(sorted(one[:-1] for one in news if one.endswith("+")))
     values = f" with {', '.join(new or seen.values)}" if seen.values else ""

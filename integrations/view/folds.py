@@ -47,6 +47,10 @@ def fold(view: LocalView, seen: Seen) -> bool:
             view.doubt(session_id, table, f"session {session_id} was never seen")
     if operation.session is Session.ENDS:
         session["active"] = False
+    if not operation.has_role and view.learning.effect(seen) is None:
+        for table in ("balance", POSITIONS, ORDERS):
+            view.doubt(session_id, table, f"{operation.name} was never seen, and may change it")
+        return False
     sure = _change_balance(view, session_id, seen)
     change = predict(view.learning.effect(seen), seen, view.learning.new_values(seen))
     change.doubts |= view.learning.merged(seen)

@@ -14,6 +14,7 @@ from .row_forms import RowForms
 from .row_order import RowOrders
 from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, Tables, nested_rows
 from .seen import NOT, Seen
+from .written import Written
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
@@ -60,6 +61,7 @@ class Learning:
         self.code: dict[str, str] = {}
         # operation -> the comparisons by which its method decides; of the code, and not stored.
         self.decisions: Mapping[str, Collection[Decision]] = {}
+        self.written = Written()
         # method -> the version of its present code; empty while the manager's class is not known.
         self.present_code: dict[str, str] = {}
 
@@ -67,6 +69,10 @@ class Learning:
         """Tell calls apart by these comparisons from now on."""
         self.version += 1
         self.decisions = decisions
+
+    def follows(self, operation: ManagerOperation) -> bool:
+        """Whether such calls may change what a local read shows."""
+        return operation.has_role or self.written.follows(operation)
 
     def effect(self, seen: Seen) -> Effect | None:
         """What was learned of such calls; of a combination of values that is new, by the others of its shape."""
@@ -161,9 +167,10 @@ class Learning:
             effect.given |= seen.given
             if effect.values is not None:
                 effect.values |= set(seen.values)
-            if not seen.touches_rows:
-                continue
             understood = seen.tables.keys() & after
+            if not seen.touches_rows:
+                effect.strangers |= {one for one in understood if not alike(seen.tables[one], after[one])}
+                continue
             tables = sorted({*seen.tables, *after} - {RESOLVED})
             for table in (one for one in tables if one.partition(".")[0] in understood):
                 self._learn_table(effect, seen, table, after.get(table, {}), after.get(POSITIONS, {}), new)
@@ -309,6 +316,7 @@ class Learning:
             "current": self.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
             "orders_shown": self.row_orders.dump(), "possible_sums": sorted(self.possible_sums),
             "forms": self.forms.dump(), "merges": self.merges, "code": self.code,
+            "written": self.written.dump(),
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -323,6 +331,7 @@ class Learning:
         self.row_orders.load(state.get("orders_shown", {}))
         self.forms.load(state.get("forms", {}))
         self.merges, self.code = state.get("merges", {}), state.get("code", {})
+        self.written.load(state.get("written", {}))
         self.possible_sums = set(state.get("possible_sums", ARITHMETIC))
         # What is stored has its keys sorted.
         self.yields = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import InvalidEntry
 from ...codec import encode
-from .containers import SIMPLE, put_together, taken_apart
+from .containers import SIMPLE, is_value, put_together, taken_apart
 
 # Deeper than this an object holds one that holds it.
 _DEEPEST = 12
@@ -35,7 +35,7 @@ def packed(answer: Any, met: Callable[[Any], bool] = lambda _: False, depth: int
         encode(answer)
     except InvalidEntry:
         container, values = taken_apart(answer)
-        if container[0] in _OBJECTS or dataclasses.is_dataclass(answer):
+        if container[0] in _OBJECTS or dataclasses.is_dataclass(answer) or is_value(container, values, answer):
             return [container, [[name, packed(one, met, depth + 1)] for name, one in values.items()]]
         if not met(answer):
             raise

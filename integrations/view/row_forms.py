@@ -1,8 +1,9 @@
 """Row forms: the key column and the type of a manager's rows, table by table.
 
-Rows are dicts, dataclasses, named tuples or objects of mapped classes, and their key need not be called `id`: it is the
-column that `creates=` of a declaration names, or what the manager's methods call the id that they take, or the key of a
-dict that has the rows.  Amounts that are shown as texts are amounts here, so that they can be computed.
+Rows are dicts, named tuples, objects of mapped classes or others that hold values only, and their key need not be
+called `id`: it is the column that `creates=` of a declaration names, or what the methods call the id that they
+take, or the key of a dict that has the rows.  Amounts that are shown as texts are amounts here, so that they can be
+computed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ... import InvalidEntry
 from ...codec import encode
 from ..roles import Order, Position
-from .containers import Container, put_together, taken_apart
+from .containers import Container, is_made_again, put_together, taken_apart
 from .conversions import Unknown, is_amount_text
 from .gatherings import Gathering
 from .rows import KEY, ORDERS, PARENT, POSITIONS, Row, Tables
@@ -146,7 +147,7 @@ class RowForms:
         if keys is not None and not any(name in row for name in self._candidates(table) for row in rows):
             rows = [{**row, KEY: key} for row, key in zip(rows, keys, strict=True)]
         key = self._key_of(table, rows)
-        if not _is_made_again(containers[0], apart[0][1], shown[0]):
+        if not is_made_again(containers[0], apart[0][1], shown[0]):
             raise Unknown(f"a {type(shown[0]).__name__} of {table} cannot be made again from what is in it")
         self.keys = {**self.keys, table: key}
         self._containers = {**self._containers, table: containers[0]}
@@ -217,19 +218,3 @@ class RowForms:
         self.keys, self._containers = dict(state.get("keys", {})), dict(state.get("containers", {}))
         self._names, self._texts = dict(state.get("names", {})), dict(state.get("texts", {}))
         self._gatherings = {table: Gathering(*one) for table, one in state.get("gatherings", {}).items()}
-
-
-def _defined(cls: type) -> set[str]:
-    """The names that a class and its bases define, but for those of every object."""
-    return {name for base in cls.__mro__[:-1] for name in vars(base)}
-
-
-def _is_made_again(container: Container, values: Row, shown: Any) -> bool:
-    """Whether a row that is made from these values is like the one that was shown."""
-    try:
-        made = put_together(container, dict(values))
-        if made is None or type(made[0]) is not type(shown) or taken_apart(made[0]) != (container, values):
-            return False
-        return "__eq__" not in _defined(type(shown)) or bool(made[0] == shown)
-    except Exception:  # noqa: BLE001 - whatever a class of the manager's does when it is made in another way
-        return False

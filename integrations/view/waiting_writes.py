@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 
 from ... import EntryStatus, Outbox
@@ -18,8 +18,18 @@ _KEPT = 256
 class WaitingWrites:
     """The critical calls that wait, and the last one of each operation.  Thread-safe."""
 
-    def __init__(self, host: Host, outbox: Outbox, calls: Mapping[str, ManagerOperation]) -> None:
-        """`calls`: the operations by name.  Calls of an earlier process are found in the store."""
+    def __init__(
+        self,
+        host: Host,
+        outbox: Outbox,
+        calls: Mapping[str, ManagerOperation],
+        seen: Callable[[str], Collection[str]] = lambda _: (),
+    ) -> None:
+        """`calls`: the operations by name.  Calls of an earlier process are found in the store.
+
+        `seen(operation)`: the tables that its calls were seen to write.
+        """
+        self._seen_to_write = seen
         self._host, self._outbox = host, outbox
         self._operations = frozenset(name for name, operation in calls.items() if not operation.best_effort)
         self._roles = frozenset(name for name, operation in calls.items() if operation.has_role)
@@ -100,7 +110,7 @@ class WaitingWrites:
         cls = self._host.manager_class
         if cls is None:
             return operation not in self._roles
-        written, shown = _tables(cls, operation), _tables(cls, read)
+        written, shown = _tables(cls, operation).union(self._seen_to_write(operation)), _tables(cls, read)
         if written and shown:
             return not written.isdisjoint(shown)
         return operation not in self._roles

@@ -6,6 +6,7 @@ import _pydecimal
 import argparse
 import ast
 import email.message
+import functools
 import smtplib
 import tarfile
 import unittest.mock
@@ -206,6 +207,21 @@ def test_code_that_may_do_something_is_not_computed(text: str) -> None:
             one.id = f"arg:{one.id}"
     with pytest.raises(Unreadable):
         Decision.read(text, node, {})
+
+
+def test_decorator_that_carries_the_defaults_is_looked_through() -> None:
+    """As tenacity's."""
+
+    def deciding(self: Any, size: float = 20.0, *, over: float = 10.0) -> int:
+        return 1 if size > over else 2
+
+    @functools.wraps(deciding, (*functools.WRAPPER_ASSIGNMENTS, "__defaults__", "__kwdefaults__"))
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return deciding(*args, **kwargs)
+
+    manager_class = type("Retrying", (), {"deciding": wrapper})
+    found = branches.of(ManagerOperation("deciding", position=Position.OPENS), manager_class)
+    assert [one.outcome({"size": 30.0}, []) for one in found.decisions.values()] == ["size > over: True"]
 
 
 def test_what_a_test_decides_about_is_found() -> None:

@@ -22,6 +22,13 @@ def test_like_takes_over_what_is_not_given() -> None:
     assert not made.optional
 
 
+def test_nothing_that_is_given_is_not_taken_over() -> None:
+    made = ManagerOperation("save_trade", like="log_trade", creates=None, identity=(), returns=None)
+    assert (made.creates, made.alternatives, made.identity, made.returns) == (None, (), (), None)
+    assert made.position is Position.CLOSES
+    assert ManagerOperation("cancel", like="update_order_journal", returns=None).returns is None
+
+
 @pytest.mark.parametrize(
     ("creates", "found"),
     [

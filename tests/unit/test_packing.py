@@ -77,6 +77,26 @@ def test_mapped_object_comes_back_with_what_it_had_loaded() -> None:
     assert (type(ticket), ticket.id, ticket.price, ticket.venue.id) == (Ticket, 7, Decimal("1.5"), 3)
 
 
+class Point:
+    """A value, as of attrs."""
+
+    __slots__ = ("x",)
+
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Point) and self.x == other.x
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_value_of_any_class_comes_back_and_other_objects_do_not() -> None:
+    assert again([Point(5)]) == [Point(5)]
+    with pytest.raises(InvalidEntry, match="cannot be stored"):
+        packed([type("Client", (), {"__init__": lambda self: setattr(self, "x", 5)})()])
+
+
 def test_enum_that_is_new_is_allowed_by_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "_enums", {})
     with pytest.raises(InvalidEntry, match="unregistered enum"):

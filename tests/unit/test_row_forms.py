@@ -46,6 +46,39 @@ class Plain:
     __hash__ = None  # type: ignore[assignment]
 
 
+class Slotted:
+    """As of attrs."""
+
+    __slots__ = ("__weakref__", "px", "ref")
+
+    def __init__(self, ref: str) -> None:
+        self.ref, self.px = ref, 5
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slotted) and (self.ref, self.px) == (other.ref, other.px)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Model:
+    """As of pydantic: an object that is made without its constructor lacks what it is compared by."""
+
+    __slots__ = ("__dict__", "__fields_set__")
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+        self.__fields_set__ = set(values)
+
+    @classmethod
+    def model_construct(cls, **values: Any) -> Model:
+        return cls(**values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Model) and (vars(self), self.__fields_set__) == (vars(other), other.__fields_set__)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class Base(DeclarativeBase):
     pass
 
@@ -93,6 +126,8 @@ def declared(**args: str) -> RowForms:
         Ticket("a", 5),
         Held("a", 5),
         Plain("a"),
+        Slotted("a"),
+        Model(ref="a", px=5),
         ROW,
         ROW._mapping,
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Generic, TypeVar
 
 import pytest
-from sqlalchemy import Column, ForeignKey, Integer, String, Table, func, select
+from sqlalchemy import Column, ForeignKey, Integer, String, Table, func, select, text, update
 from sqlalchemy.ext.associationproxy import association_proxy
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, column_property, mapped_column, registry, relationship
@@ -87,7 +87,14 @@ class Halts(Repository[Halt]):
     """Names its class as the argument of its base only."""
 
 
+INSERT = text("INSERT INTO lots (size) VALUES (:size)")
+QUERIES = {"trade": "INSERT INTO trades (id) VALUES (:id)", "count": select(func.count()).select_from(Lot)}
+RESET = update(Desk).values(id=0)
+
+
 class Manager:
+    SQL = text("DELETE FROM orders")
+
     def __init__(self) -> None:
         self.desks = Desks(None)
 
@@ -115,6 +122,18 @@ class Manager:
     def by_inheritance(self) -> Any:
         return StopOrder
 
+    def by_statement(self, session: Any) -> Any:
+        return session.execute(INSERT)
+
+    def by_own_statement(self, session: Any) -> Any:
+        return session.execute(self.SQL)
+
+    def by_statements(self, session: Any) -> Any:
+        return session.execute(QUERIES["trade"])
+
+    def by_update(self, session: Any) -> Any:
+        return session.execute(RESET)
+
 
 @pytest.mark.parametrize(
     ("method", "tables"),
@@ -127,6 +146,10 @@ class Manager:
         ("by_proxy", {"desks", "lots"}),
         ("by_hybrid", {"desks", "trades"}),
         ("by_inheritance", {"orders", "lots"}),
+        ("by_statement", {"lots"}),
+        ("by_own_statement", {"orders"}),
+        ("by_statements", {"trades", "lots"}),
+        ("by_update", {"desks"}),
     ],
 )
 def test_tables_are_found_through_classes(method: str, tables: set[str]) -> None:

@@ -10,11 +10,12 @@ from sqlalchemy.exc import OperationalError, ResourceClosedError
 
 from outbox.integrations.operations import NOTES
 from outbox.integrations.replay import witness
-from outbox.integrations.replay.witness import SideIds, Witness
+from outbox.integrations.replay.side_ids import SideIds
+from outbox.integrations.replay.witness import Witness
 from outbox.integrations.view.local_view import LocalView
 from outbox.integrations.view.reads import Reads
 
-OPERATION: Any = SimpleNamespace(has_role=True, success=lambda *_: True)
+OPERATION: Any = SimpleNamespace(name="m", has_role=True, success=lambda *_: True)
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation, ManagerRead, NotCaughtUp
@@ -65,6 +67,39 @@ def test_refusal_that_an_outer_method_swallows_is_raised(here: Scene) -> None:
         here.manager.count_or_nothing()
     assert here.drain()
     assert here.manager.count_or_nothing() == 1
+
+
+class Scoped(SmallManager):
+    """Takes its sessions from a public method."""
+
+    @contextmanager
+    def session_scope(self) -> Iterator[Any]:
+        session = self.session_factory()
+        try:
+            yield session
+            session.commit()
+        except Exception:
+            session.rollback()
+            raise
+        finally:
+            session.close()
+
+    def count_trades_quietly(self) -> int:
+        try:
+            with self.session_scope() as session:
+                return int(session.scalar(select(func.count()).select_from(Trade)) or 0)
+        except Exception:  # noqa: BLE001 - as seen
+            return 0
+
+
+def test_refusal_that_passed_a_scope_is_raised_again(postgres_url: str, outbox_dir: Path) -> None:
+    """The end of the scope was taken for another try, with success."""
+    with scene(postgres_url, outbox_dir, Scoped) as here:
+        here.manager.log_trade("IBM")
+        with pytest.raises(NotCaughtUp):
+            here.manager.count_trades_quietly()
+        assert here.drain()
+        assert here.manager.count_trades_quietly() == 1
 
 
 def test_refusal_that_a_method_tries_again_is_forgotten(here: Scene) -> None:

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
 from tests.unit.fakes.waiting import until
 
 from .small import Scene, scene
-from .test_thresholds import BookManager, Lot
+from .test_thresholds import BookManager, Lot, Order
 
-OPERATIONS = (*TRADING_OPERATIONS, ManagerOperation("reprice", like="update_position"))
+OPERATIONS = (
+    *TRADING_OPERATIONS,
+    ManagerOperation("reprice", like="update_position"),
+    ManagerOperation("cancel", like="update_order_journal"),
+)
 
 # The answers to a position's close, and to a close and a price after it.
 SEEN = [True, False, False]
@@ -37,6 +42,15 @@ class AnsweringManager(BookManager):
             if lot is None:
                 return False
             lot.paid = paid
+            return True
+
+    def cancel(self, client_order_id: str) -> bool:
+        """Cancels what is not filled."""
+        with self.session_factory.begin() as session:
+            order = session.scalars(select(Order).where(Order.client_order_id == client_order_id)).one()
+            if order.filled >= order.quantity:
+                return False
+            order.quantity = order.filled
             return True
 
 
@@ -61,3 +75,23 @@ def test_refusal_by_an_answer_is_answered_in_an_outage(book: Scene) -> None:
     book.box.pauses.end()
     assert book.drain()
     assert (book.box.status().dead_letters, book.rows("SELECT id FROM positions")) == (0, [])
+
+
+def test_cancel_of_a_filled_order_is_refused_in_an_outage(book: Scene) -> None:
+    manager = book.manager
+    for name in "abcdef":
+        manager.create_order_journal_entry(name, Decimal(1))
+    for name in "abc":
+        assert manager.update_order_journal(name, Decimal(1)) is True
+    assert [manager.cancel(name) for name in "cd"] == [False, True]
+    assert book.drain()
+    until(lambda: manager._adapter.view.is_sure(manager._current_session_id))
+    book.box.pauses.begin("an outage", 300)
+    until(lambda: book.relay._last.paused)
+    manager.update_order_journal("e", Decimal(1))
+    assert [manager.cancel(name) for name in "ef"] == [False, True]
+    # The second cancel of an order was never seen.
+    assert manager.cancel("d") is True
+    book.box.pauses.end()
+    assert book.drain()
+    assert [entry.args["client_order_id"] for entry in book.box.dead_letters()] == ["d"]

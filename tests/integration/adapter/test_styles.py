@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import sessionmaker
 
-from .small import SmallManager, scene
+from outbox import Outbox, PostgresTarget, Relay
+from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation, ManagerRead
+from outbox.testing import PostgresServer
+
+from .small import SmallManager, Trade, scene
 
 
 class Single(SmallManager):
@@ -62,3 +69,68 @@ def test_manager_of_an_uncommon_style_is_served(manager_class: Any, postgres_url
         here.manager.log_trade("answered")
         assert here.rows("SELECT symbol FROM trades ORDER BY id") == [("queued",), ("answered",)]
         assert here.manager.count_trades() == 2
+
+
+class Closing(SmallManager):
+    """Closes a position by a method of the name with which others end themselves."""
+
+    def close(self, note: str) -> bool:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol="closed", note=note))
+        return True
+
+
+def test_declared_method_named_close_is_recorded(postgres_url: str, tmp_path: Path) -> None:
+    operations = (*TRADING_OPERATIONS, ManagerOperation("close", returns=True))
+    with scene(postgres_url, tmp_path / "outbox", Closing, operations) as here:
+        assert here.manager.close("a") is True
+        assert [entry.operation for entry in here.box.pending()] == ["close"]
+        assert here.drain()
+        assert here.rows("SELECT symbol, note FROM trades") == [("closed", "a")]
+
+
+class Cached:
+    """A decorator that is an object."""
+
+    def __init__(self, function: Any) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __get__(self, manager: Any, _: Any = None) -> Any:
+        return self if manager is None else functools.partial(self.function, manager)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)
+
+
+class Caching(SmallManager):
+    """Has objects in the place of methods."""
+
+    get_current_balance = Cached(SmallManager.get_current_balance)
+    symbol_of = functools.lru_cache(lambda self, id_: self.symbol(id_))
+
+    def symbol(self, id_: int) -> Any:
+        with self.session_factory() as session:
+            return session.scalar(select(Trade.symbol).where(Trade.id == id_))
+
+
+def test_reads_that_are_no_functions_are_answered_in_an_outage(own_postgres: PostgresServer, tmp_path: Path) -> None:
+    url = own_postgres.url()
+    operations: tuple[Any, ...] = (*TRADING_OPERATIONS, ManagerRead("symbol_of", keep_last=True))
+    factory: Any = functools.partial(Caching, url)
+    with scene(url, tmp_path / "outbox", Caching, operations) as here:
+        here.relay.start()
+        session = here.manager.create_trading_session("ma", 100)
+        trade = here.manager.log_trade("A")
+        assert here.drain()
+        assert here.manager.symbol_of(trade) == "A"
+        here.manager.update_balance(Decimal(90), "x")
+        assert here.drain()
+        assert here.manager.get_current_balance(session) == 90
+    own_postgres.kill()
+    with Outbox.open(tmp_path / "outbox") as box:
+        manager: Any = DurableDatabaseManager(factory, box, operations)
+        with Relay(box, PostgresTarget(url, manager.outbox_operations)):
+            assert manager.symbol_of(trade) == "A"
+            assert manager.get_current_balance(session) == 90
+        manager.detach_outbox()

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
-from outbox.integrations.durable import DurableDatabaseManager
+from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerRead
+from outbox.integrations.view.local_view import UnknownLocally
 from tests.unit.fakes.waiting import LONG
 
 from .small import Scene, Trade
@@ -57,10 +59,13 @@ class Limited(Absent):
 
 
 @contextmanager
-def started(url: str, directory: Path, manager_class: Any, *, batch_size: int = 2) -> Iterator[Scene]:
+def started(
+    url: str, directory: Path, manager_class: Any, operations: Any = TRADING_OPERATIONS, *, batch_size: int = 2
+) -> Iterator[Scene]:
     config = OutboxConfig(batch_size=batch_size, busy_batch_size=batch_size)
     with Outbox.open(directory, config) as box:
-        manager: Any = DurableDatabaseManager(functools.partial(manager_class, url), box, write_behind=True)
+        factory = functools.partial(manager_class, url)
+        manager: Any = DurableDatabaseManager(factory, box, operations, write_behind=True)
         relay = Relay(box, PostgresTarget(url, manager.outbox_operations, config=config))
         try:
             yield Scene(manager, box, relay, url)
@@ -121,3 +126,27 @@ def test_refusal_under_a_lock_is_the_managers_before_it_is_built(postgres_url: s
             here.manager.log_trade("too much")
         here.manager.log_trade("enough")
         assert here.box.status().pending == 1
+
+
+def test_answer_is_not_made_up_by_a_manager_that_is_not_built(postgres_url: str, outbox_dir: Path) -> None:
+    """It swallows that it cannot be built, and a kill switch would read as not tripped."""
+
+    class Manager(Absent):
+        def count(self) -> int:
+            try:
+                with self.session_factory() as session:
+                    return int(session.scalar(select(func.count()).select_from(Trade)) or 0)
+            except Exception:  # noqa: BLE001 - as seen
+                return 0
+
+    operations = (*TRADING_OPERATIONS, ManagerRead("count", keep_last=True))
+    with started(postgres_url, outbox_dir, Manager, operations) as here:
+        here.manager.log_trade("before")
+        assert here.relay.drain(timeout=LONG)
+        assert here.manager.count() == 1
+    Manager.away = True
+    with started(postgres_url, outbox_dir, Manager, operations) as here:
+        assert here.manager.count() == 1
+        here.manager.log_trade("outage")
+        with pytest.raises(UnknownLocally):
+            here.manager.count()

@@ -1,0 +1,80 @@
+"""Functions, procedures and triggers of PostgreSQL write tables that the manager's code does not name."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation, ManagerRead
+from outbox.integrations.view.local_view import UnknownLocally
+from tests.unit.fakes.waiting import until
+
+from .small import SmallManager, scene
+
+OPERATIONS = (
+    *TRADING_OPERATIONS,
+    *map(ManagerOperation, ("note", "settle")),
+    ManagerRead("lines", keep_last=True),
+    ManagerRead("others", keep_last=True),
+)
+SERVER = (
+    "CREATE TABLE IF NOT EXISTS lines (n serial PRIMARY KEY, said text)",
+    "CREATE TABLE IF NOT EXISTS others (said text)",
+    """CREATE OR REPLACE FUNCTION keep_line() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN INSERT INTO lines (said) VALUES (NEW.note); RETURN NEW; END $$""",
+    "DROP TRIGGER IF EXISTS keep_line ON trades",
+    "CREATE TRIGGER keep_line AFTER INSERT ON trades FOR EACH ROW EXECUTE FUNCTION keep_line()",
+    """CREATE OR REPLACE FUNCTION pay(session int, fee numeric) RETURNS void LANGUAGE sql AS
+    $$ INSERT INTO account_balances (session_id, total)
+       SELECT session, total - fee FROM account_balances WHERE session_id = session ORDER BY id DESC LIMIT 1 $$""",
+)
+
+
+class ServerSide(SmallManager):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        with self.engine.begin() as connection:
+            for statement in SERVER:
+                connection.execute(text(statement))
+
+    def note(self, said: str) -> None:
+        with self.session_factory.begin() as session:
+            session.execute(text("INSERT INTO trades (symbol, note) VALUES ('x', :said)"), {"said": said})
+
+    def settle(self, fee: Any) -> None:
+        with self.session_factory.begin() as session:
+            session.execute(text("INSERT INTO others VALUES ('settled')"))
+            session.execute(text("SELECT pay(:session, :fee)"), {"session": self._current_session_id, "fee": fee})
+
+    def lines(self) -> list[Any]:
+        with self.session_factory() as session:
+            return list(session.execute(text("SELECT said FROM lines ORDER BY n")).scalars())
+
+    def others(self) -> int:
+        with self.session_factory() as session:
+            return int(session.execute(text("SELECT count(*) FROM others")).scalar_one())
+
+
+def test_what_the_server_writes_is_learned(postgres_url: str, tmp_path: Path) -> None:
+    with scene(postgres_url, tmp_path / "outbox", ServerSide, OPERATIONS, write_behind=True, wait_s=0.02) as made:
+        manager = made.manager
+        session = manager.create_trading_session("s", Decimal(100))
+        manager.note("a")
+        manager.settle(Decimal(5))
+        assert made.drain()
+        assert (manager.lines(), manager.others(), manager.get_current_balance()) == (["a"], 1, 95)
+        until(lambda: manager._adapter.view.is_sure(session))
+        manager.note("b")
+        with pytest.raises(UnknownLocally, match="note"):
+            manager.lines()
+        assert (manager.others(), manager.get_current_balance()) == (1, 95)
+        manager.settle(Decimal(7))
+        with pytest.raises(UnknownLocally, match="settle"):
+            manager.get_current_balance()
+        assert made.drain()
+        assert (manager.lines(), manager.get_current_balance()) == (["a", "b"], 88)
+        assert made.box.status().alarms == {}
