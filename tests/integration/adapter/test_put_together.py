@@ -268,6 +268,7 @@ def test_session_of_another_engine_sounds_no_alarm(own_postgres: PostgresServer,
     with wire(engine, config=config(outbox_dir, url)) as wiring:
         assert wiring.outbox is not None
         assert wiring.relay is not None
+        outbox = wiring.outbox
         keeper = engine.db_manager._adapter.keeper
         assert keeper.view.sessions[theirs]["balance"] == 1
         ours = begun(engine)
@@ -278,11 +279,11 @@ def test_session_of_another_engine_sounds_no_alarm(own_postgres: PostgresServer,
         assert other.db_manager.update_balance(Decimal(5), "x", session_id=theirs) is True
         assert wiring.relay.drain(timeout=LONG)
         until(lambda: keeper.view.sessions[theirs]["balance"] == 5)
-        assert dict(wiring.outbox.status().alarms) == {}
+        assert dict(outbox.status().alarms) == {}
         # From now on it is the engine's own.
         assert engine.db_manager.update_balance(Decimal(6), "x", session_id=theirs) is True
         assert other.db_manager.update_balance(Decimal(7), "x", session_id=theirs) is True
         keeper._recovered()
-        until(lambda: f"diverged-session-{theirs}" in wiring.outbox.status().alarms)
+        until(lambda: f"diverged-session-{theirs}" in outbox.status().alarms)
     other.db_manager.close()
     engine.db_manager.close()
