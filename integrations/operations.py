@@ -97,7 +97,10 @@ class ManagerOperation(Operation):
                 hint="allowed: 'table', 'table.column' or 'schema.table.column'",
             )
         if len(set(self.args.values())) < len(self.args):
-            raise ConfigError(f"operation {self.name!r} gives two of its arguments one standard name: {self.args}")
+            raise ConfigError(
+                f"operation {self.name!r} gives two of its arguments one standard name: {self.args}",
+                hint="one argument for each standard name",
+            )
         if isinstance(self.identity, str):
             object.__setattr__(self, "identity", (self.identity,))
         if isinstance(self.identity, (tuple, list)) and self.identity:

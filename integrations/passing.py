@@ -145,7 +145,8 @@ class Passing:
             waiting = self.waiting.of(name, here)
             if waiting is not None:
                 raise UnknownLocally(
-                    f"{name} is not known while {waiting[0]} is not delivered ({waiting[1]}), which may change it"
+                    f"{name} is not known while {waiting[0]} is not delivered ({waiting[1]}), which may change it",
+                    hint="ask again when it is delivered",
                 ) from exc
             answer, asked_at = self.kept.last(name, call, exc)
             changed = self.waiting.since(name, asked_at)

@@ -146,7 +146,10 @@ class Preparing:
             # Python allows the name of an argument that it takes by position only.
             clash = value.keys() & ({*bound.signature.parameters, NOTES} - {name})
             if clash:
-                raise InvalidEntry(f"{operation.name} got {min(clash)!r} as a further keyword, and that name is taken")
+                raise InvalidEntry(
+                    f"{operation.name} got {min(clash)!r} as a further keyword, and that name is taken",
+                    hint="give the keyword another name",
+                )
             call |= {key: copied(item) for key, item in value.items()}
         # A signature that was recalled from the store knows only which arguments have a default.
         parameters = bound.signature.parameters.values() if self._host.method(operation.name) is not None else ()

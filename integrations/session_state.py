@@ -127,7 +127,7 @@ def check(theirs: SessionState, ours: SessionState | None) -> None:
         )
     # Where both are, the server is: a standby, or a primary on its way to be one.
     if theirs.read_only == "on" and (ours is None or ours.read_only != "on"):
-        raise ConfigError("the manager's transactions are read-only")
+        raise ConfigError("the manager's transactions are read-only", hint="make its engine without a read-only option")
     if ours is not None and theirs.place != ours.place:
         raise ConfigError(
             f"the manager writes to database {theirs.database!r}, the relay to another one ({ours.database!r})",

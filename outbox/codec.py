@@ -81,7 +81,7 @@ def encode_deep(value: Any, *, what: str = "args") -> tuple[bytes, bytes]:
             b"" if types is None else orjson.dumps(types, option=orjson.OPT_SORT_KEYS),
         )
     except orjson.JSONEncodeError as exc:
-        raise InvalidEntry(f"{what} cannot be encoded: {exc}") from exc
+        raise InvalidEntry(f"{what} cannot be encoded: {exc}", hint="pass values of the documented types") from exc
 
 
 def encode_flat(value: Any) -> tuple[bytes, bytes] | None:
@@ -271,7 +271,7 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
         try:
             text = str(value)
         except ValueError as exc:  # Python's limit on digits of int -> str
-            raise InvalidEntry(f"{path} has too many digits: {exc}") from exc
+            raise InvalidEntry(f"{path} has too many digits: {exc}", hint="pass a Decimal") from exc
         return text, "int"
     if kind is float:
         if not math.isfinite(value):
@@ -308,7 +308,9 @@ def _lower_datetime(value: datetime, path: str) -> tuple[Any, Any]:
     try:
         plain = value.astimezone(UTC).isoformat()
     except OverflowError:
-        raise InvalidEntry(f"{path} is {value.isoformat()}, which UTC cannot express") from None
+        raise InvalidEntry(
+            f"{path} is {value.isoformat()}, which UTC cannot express", hint="pass a time of the years 1 to 9999 in UTC"
+        ) from None
     return plain, ["aware", offset.total_seconds()] if offset else "aware"
 
 
@@ -338,7 +340,9 @@ def _lower_enum(value: Enum, path: str, depth: int) -> tuple[Any, Any]:
 
 def _lower_container(value: Any, path: str, depth: int) -> tuple[Any, Any]:
     if depth > _MAX_DEPTH:
-        raise InvalidEntry(f"{path[:80]}... is nested deeper than {_MAX_DEPTH} levels, or contains itself")
+        raise InvalidEntry(
+            f"{path[:80]}... is nested deeper than {_MAX_DEPTH} levels, or contains itself", hint="pass a flatter value"
+        )
     if type(value) is dict:
         if not _has_text_keys(value):
             value = {str(key) if _is_column_name(key) else key: item for key, item in value.items()}

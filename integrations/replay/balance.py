@@ -36,7 +36,10 @@ class Untold:
 
     def __getitem__(self, name: Any) -> Any:
         if name not in self._known:
-            raise UnknownLocally(f"{name!r} of the block is not known while PostgreSQL is away: {self._why}")
+            raise UnknownLocally(
+                f"{name!r} of the block is not known while PostgreSQL is away: {self._why}",
+                hint="the block is recorded all the same; do not read it until PostgreSQL is back",
+            )
         return self._known[name]
 
     def __getattr__(self, name: str) -> Any:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 NO_SESSIONS = 0
 
 _FORMAT = 2
+# The way out where an answer was never seen.
+_WAIT = "ask again when PostgreSQL is back"
 _BALANCE = "balance"
 _CURRENT_BALANCE = "get_current_balance"
 
@@ -189,7 +191,9 @@ class LocalView:
             self._require_sure([session_id], _CURRENT_BALANCE, lambda table: table == _BALANCE)
             balance: Decimal | None = self.sessions[session_id]["balance"]
             if balance is None:
-                raise UnknownLocally(f"the balance of session {session_id} is not known while PostgreSQL is away")
+                raise UnknownLocally(
+                    f"the balance of session {session_id} is not known while PostgreSQL is away", hint=_WAIT
+                )
             return balance
 
     def shown_balance(self, read: str, session_id: int | None) -> Any:
@@ -202,7 +206,7 @@ class LocalView:
                 return space.predict({"note:balance": bare(balance)})
             except Unknown as exc:
                 raise UnknownLocally(
-                    f"how {self.shown(read)} shows a balance of {balance} is not known: {exc}"
+                    f"how {self.shown(read)} shows a balance of {balance} is not known: {exc}", hint=_WAIT
                 ) from None
 
     def open_positions(self, session_id: int | None) -> Any:
@@ -227,7 +231,7 @@ class LocalView:
         try:
             return self.learning.forms.answer(table, found, nested)
         except Unknown as exc:
-            raise UnknownLocally(f"{table} cannot be answered while PostgreSQL is away: {exc}") from None
+            raise UnknownLocally(f"{table} cannot be answered while PostgreSQL is away: {exc}", hint=_WAIT) from None
 
     def _ordered(self, table: str, rows: Iterable[Row]) -> list[Row]:
         """Copies of rows in the order in which the manager shows them.  Raises `UnknownLocally`."""

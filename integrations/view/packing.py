@@ -23,7 +23,10 @@ def packed(answer: Any, met: Callable[[Any], bool] = lambda _: False, depth: int
     Raises `InvalidEntry`.
     """
     if depth > _DEEPEST:
-        raise InvalidEntry(f"the answer is nested deeper than {_DEEPEST} levels, or contains itself")
+        raise InvalidEntry(
+            f"the answer is nested deeper than {_DEEPEST} levels, or contains itself",
+            hint="declare the read without keep_last",
+        )
     kind = type(answer)
     if answer is None or kind in SIMPLE:
         return [_LEAF, answer]
