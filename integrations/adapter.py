@@ -6,11 +6,10 @@ PostgreSQL answers, its caller then waits for the real result.  Inside a balance
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from os import PathLike
 from typing import Any
@@ -23,7 +22,8 @@ from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
 from .away import is_away
-from .block import Block, Entering, SessionLocks, current, entered
+from .binding import bind_to
+from .block import Block, Entering, SessionLocks, current, entered, logged_at_exit
 from .changing import Changing
 from .delivery import Delivery, local_result
 from .guard import Guard
@@ -316,7 +316,7 @@ class Adapter:
                 item = self._preparing.prepare(item, final=not waits)
                 told = self._telling.told(item, online=waits)
                 block.add(self._preparing.encoded(item))
-            with _seen_to_end(block), entered(block):
+            with logged_at_exit(block), entered(block):
                 yield told
             if earlier is None and not turn.alone:
                 # Another block of the session may be recorded first, and the balance is another one then.
@@ -378,36 +378,6 @@ class Adapter:
             self._changing.note(item, entry)
             self._follow_session(item.operation, item.session)
         return entries
-
-
-def bind_to(
-    replayer: Replayer, operations: Iterable[Operation], calls: Mapping[str, ManagerOperation] | None = None
-) -> tuple[Operation, ...]:
-    """`operations` with handlers that replay on the replayer's manager; only `calls`, where given, of its methods."""
-    bound: list[Operation] = []
-    for operation in operations:
-        if not isinstance(operation, ManagerOperation):
-            bound.append(operation)
-        elif calls is None or operation.name in calls:
-            bound.append(dataclasses.replace(operation, handler=replayer.handler(operation)))
-    return tuple(bound)
-
-
-@contextmanager
-def _seen_to_end(block: Block) -> Iterator[None]:
-    """Let the log name the calls of a block that is left by an exit of the program: their callers have their ids."""
-    try:
-        yield
-    except Exception:
-        raise
-    except BaseException as exc:
-        _log.critical(
-            "a balance block of session %(session)s was left by %(cause)s, and nothing of it is recorded: %(calls)s",
-            session=block.session,
-            cause=type(exc).__name__,
-            calls=", ".join(f"{item.operation.name} ({item.told})" for item in block.end()),
-        )
-        raise
 
 
 def _must_be_same(operation: ManagerOperation, first: Mapping[str, Any], call: Mapping[str, Any], where: str) -> None:

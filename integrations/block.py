@@ -137,6 +137,23 @@ def entered(block: Block) -> Iterator[None]:
     )
 
 
+@contextmanager
+def logged_at_exit(block: Block) -> Iterator[None]:
+    """Log the calls of a block that an exit of the program ends: none is recorded, and their callers have their ids."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as exc:
+        _log.critical(
+            "a balance block of session %(session)s was left by %(cause)s, and nothing of it is recorded: %(calls)s",
+            session=block.session,
+            cause=type(exc).__name__,
+            calls=", ".join(f"{item.operation.name} ({item.told})" for item in block.end()),
+        )
+        raise
+
+
 class Entering(_GeneratorContextManager[Any]):
     """The context manager of a block: one that raises while it is entered has ended its block.
 

@@ -20,17 +20,16 @@ from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
 from . import classes
-from .adapter import Adapter, bind_to
+from .adapter import Adapter
 from .away import is_away
+from .binding import bind
 from .guard import NotCaughtUp
 from .host import Host, class_made_by
-from .host_enums import register_loaded_enums
 from .operations import TRADING_OPERATIONS, ManagerOperation
 from .preflight.members import class_member
-from .replay.replay import CallFailed, Replayer
+from .replay.replay import CallFailed
 from .standing import Standing, call, read
 from .view.kept_answers import ManagerRead
-from .view.reads import Reads
 
 __all__ = [
     "TRADING_OPERATIONS",
@@ -260,18 +259,6 @@ class DurableDatabaseManager:
         if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return (function, arguments, *rest)
         return (_made_anew, (_found_by_name(type(self)) or type(manager), *arguments[1:]), *rest)
-
-
-def bind(operations: Iterable[Operation | ManagerRead], factory: Callable[[], Any]) -> tuple[Operation, ...]:
-    """`operations` with handlers that replay on the manager that `factory` makes when one is needed.
-
-    For a relay in a process of its own (`OUTBOX_OPERATIONS`), where no engine is running.
-    """
-    clock, given = SystemClock(), tuple(operations)
-    register_loaded_enums()
-    reads = Reads(one for one in given if isinstance(one, ManagerRead))
-    calls = [one for one in given if isinstance(one, Operation)]
-    return bind_to(Replayer(Host(factory, clock), clock, reads), calls)
 
 
 def _call_by_name(durable: DurableDatabaseManager, name: str, *args: Any, **kwargs: Any) -> Any:

@@ -19,9 +19,8 @@ from ..view.learning import Space, evaluate
 from ..view.local_view import UnknownLocally
 from ..view.reads import MISSING
 from ..view.seen import Seen
-from . import sessions
 from .asof import AsOf
-from .replay_session import ReplaySession, Watch, listen_to
+from .replay_session import Watch, work_on
 
 _FLOAT_SUM = "note:float:new_balance"
 # Sums that differ by less than this share are taken for one, where the manager cannot be asked which it yields.
@@ -178,15 +177,7 @@ def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
         connection.exec_driver_sql(WAIT_BRIEFLY)
 
         def sets(replica: Any, as_of: AsOf | None = None) -> Any:
-            replica.session_factory = sessions.factory_like(
-                replica.session_factory,
-                ReplaySession,
-                listen_to,
-                bind=connection,
-                binds=None,
-                join_transaction_mode="create_savepoint",
-                info={"watch": Watch(as_of)},
-            )
+            work_on(connection, replica, Watch(as_of))
             return replica
 
         try:

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Dialect
 from sqlalchemy.exc import SQLAlchemyError
 
-from ... import Entry, Outbox, OutboxError
+from ... import Entry, Outbox
 from ...clock import Clock
 from ...errors import Reject, TargetMisconfigured, TargetUnavailable
 from ...failures import Verdict, classify
@@ -35,12 +35,12 @@ from ..upgrades import misconfigured, must_fit, upgraded
 from ..view.conversions import number_or_none
 from ..view.learned import nearly_equal
 from ..view.reads import BALANCE, Reads
-from . import sessions
 from .answers import Answer, Answers
 from .asof import AsOf
+from .divergence import Divergences
 from .frozen_clock import FrozenClock, frozen
 from .rehearsal import Rehearsal
-from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_errors
+from .replay_session import Watch, refuse_connections, watch_errors, work_on
 from .witness import SideIds, Witness
 from .writes import Writes
 
@@ -107,8 +107,7 @@ class Replayer:
     ) -> None:
         """`take_id(schema, table, column)` gives ids to further rows of a call; None lets PostgreSQL do that."""
         self._host, self._clock = host, clock
-        # Those of the store that is delivered: a relay in a process of its own names it.
-        self._alarms = None if outbox is None else outbox.alarms
+        self._divergences = Divergences(None if outbox is None else outbox.alarms)
         self._reads = reads or Reads()
         self._take_id = take_id or _no_id
         self._here = threading.local()
@@ -164,15 +163,7 @@ class Replayer:
         replica, kept = self.carried.begin(copy, entry, notes.get("state"), notes.get("foreseen", {}))
         self._host.show_mocks(replica, {operation.name, *self._reads.names})
         watch.on_contact = kept.contact
-        replica.session_factory = sessions.factory_like(
-            replica.session_factory,
-            ReplaySession,
-            listen_to,
-            bind=connection,
-            binds=None,
-            join_transaction_mode="create_savepoint",
-            info={"watch": watch},
-        )
+        work_on(connection, replica, watch)
         try:
             with noting() as failures, frozen(entry.captured_at, replica) as clock:
                 value = self._call(operation, replica, entry, as_of, clock)
@@ -271,17 +262,7 @@ class Replayer:
         near = nearly_equal if self.witness is None else self.witness.is_balance
         if found is None or near(found, told["old"]):
             return False
-        message = (
-            f"entry {entry.seq} ({entry.operation}) was made at a balance of {told['old']} in session {session}, "
-            f"and PostgreSQL had {found}: another writer has changed it, or an earlier change was refused"
-        )
-        _log.error(
-            "balance of session %(session)s diverged at entry %(seq)s: %(detail)s",
-            seq=entry.seq,
-            session=session,
-            detail=message,
-        )
-        self._sound(f"diverged-balance-{session}", message)
+        self._divergences.of_balance(entry, session, told["old"], found)
         return True
 
     def compare_id(self, operation: ManagerOperation, entry: Entry, value: Any) -> None:
@@ -305,27 +286,11 @@ class Replayer:
                 id=told,
             )
             return
-        table = operation.table_and_column()[0]
-        message = (
-            f"entry {entry.seq} ({entry.operation}) gave its caller id {told} of {table}, and the manager answered "
-            f"with {value}: the row was there already, or the manager has numbered it otherwise (by SQL of its own, "
-            "or as a further row of the table)"
-        )
-        _log.error(
-            "id of table %(table)s diverged at entry %(seq)s: %(detail)s", seq=entry.seq, table=table, detail=message
-        )
-        self._sound(f"diverged-id-{table}-{told}", message)
+        self._divergences.of_id(entry, operation.table_and_column()[0], told, value)
 
     def _keep_alarms_in(self, alarms: Alarms) -> None:
-        self._alarms = alarms
+        self._divergences.alarms = alarms
         self.same_row.keep_in(alarms.store)
-
-    def _sound(self, alarm: str, message: str) -> None:
-        if self._alarms is not None:
-            try:
-                self._alarms.sound(alarm, message)
-            except OutboxError as exc:
-                _log.error("the alarm %(alarm)r could not be kept: %(error)s", alarm=alarm, error=exc)
 
     def _build(self) -> None:
         # The relay is connected, so what failed before may work now.
@@ -373,10 +338,7 @@ class Replayer:
         watch = self._watch_here()
         if watch is None or _database_of(raw) != self._here.database:
             return None
-        return watch.misfits(
-            "opened a connection of its own",
-            _ONE_FACTORY,
-        )
+        return watch.misfits("opened a connection of its own", _ONE_FACTORY)
 
     def statement_elsewhere(self) -> BaseException | None:
         """What to raise where a rehearsal or a replay of this thread sends a statement through the manager's engine."""
