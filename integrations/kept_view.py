@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from .. import Entry, EntryStatus, Outbox
-from ..codec import decode_result, encode_result
 from ..log import Log
+from ..results import decode_result, encode_result
 from .block import OrderLock
 from .operations import ManagerOperation, call_of, notes_of
 from .upgrades import upgraded

@@ -13,8 +13,8 @@ from pathlib import Path
 import orjson
 
 from ... import Outbox
-from ...codec import decode_result
 from ...errors import ConfigError
+from ...results import decode_result
 from ..host_enums import HostEnums
 from .learned import Learning
 
