@@ -97,7 +97,7 @@ class Block:
             return [*around, *self._calls[1:]]
 
     def end(self) -> list[Any]:
-        """No call joins from now on; the calls of this block."""
+        """Take no more calls; returns those of this block."""
         with self._lock:
             self._ended = True
             return self._calls
@@ -155,7 +155,7 @@ def logged_at_exit(block: Block) -> Iterator[None]:
 
 
 class Entering(_GeneratorContextManager[Any]):
-    """The context manager of a block: one that raises while it is entered has ended its block.
+    """The context manager of a block.  An exception while it is entered ends the block.
 
     `name`: the method that made it.  A plain method that was declared as a context manager is called without `with`;
     the log names it then, because nothing of the call was recorded.

@@ -57,7 +57,7 @@ class DurableDatabaseManager:
     `UnknownLocally`.  Its class is a subclass of the manager's, and its attributes are the manager's: `vars` of both
     are one dict.  Methods that are not declared run with this object as `self`, so that what they call is durable.
 
-    Raises `DurabilityError` when the store cannot promise durability any more, after `on_halt(reason)` was called.
+    Raises `DurabilityError` once a write to the local disk failed; `on_halt(reason)` is called before.
     As thread-safe as the manager; one object for each store and process.
     """
 
@@ -104,7 +104,7 @@ class DurableDatabaseManager:
             self.attach_outbox(outbox, on_halt=on_halt)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Subclasses of a host's own are the manager's class's subclasses; those made here are not its concern."""
+        """Give a host's own subclass its constructor's signature; classes that are made here have theirs."""
         if classes.STANDS_FOR not in vars(cls):
             super().__init_subclass__(**kwargs)
             if "__init__" in vars(cls) and "__signature__" not in vars(cls):
@@ -289,11 +289,11 @@ def _construct_as(
     outbox: Outbox | None,
     settings: dict[str, Any],
 ) -> None:
-    """Construct a durable manager with the arguments of the manager's constructor."""
+    """Construct a durable manager with the arguments of the manager's constructor, perhaps without PostgreSQL."""
     inspect.signature(manager_class).bind(*args, **kwargs)
     DurableDatabaseManager.__init__(durable, functools.partial(manager_class, *args, **kwargs), outbox, **settings)
     try:
-        # What is wrong with the arguments is raised here, as by the plain constructor.
+        # Errors of the arguments are raised here, as by the plain constructor.
         durable._durable.host.manager()
     except SQLAlchemyError as exc:
         if not is_away(exc):
@@ -348,7 +348,7 @@ def _adopt(durable: DurableDatabaseManager) -> None:
     found: Any = type(host.built)
     if known is DurableDatabaseManager:
         known = _class_for(found)
-    # What a constructor has put in place of a method must not go past the outbox.
+    # A function that the constructor has put in place of a method must not bypass the outbox.
     hidden = frozenset(
         name
         for name, value in host.built.__dict__.items()
@@ -361,7 +361,7 @@ def _adopt(durable: DurableDatabaseManager) -> None:
 
 
 def _stand_for_unconstructed(durable: DurableDatabaseManager) -> Standing:
-    """The state of an object whose constructor has not run: it stands for a manager whose has not run either."""
+    """Make the state of an object whose constructor has not run: its manager's has not run either."""
     known = classes.stood_for(type(durable))
     if known is None:
         raise _missing(durable, "_durable")

@@ -34,7 +34,7 @@ from .state.begun import locks_begun
 from .view.local_view import NO_SESSIONS
 
 _META = "manager:signatures"
-# By these a class says how its objects are copied.
+# Methods by which a class decides how its objects are copied.
 _COPYING = ("__copy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 # Attributes of a manager by which it reaches PostgreSQL.
 _CONNECTING = ("session_factory", "engine")

@@ -116,7 +116,7 @@ class KeptView:
                         self._want(entry.seq)
                     if not sure:
                         self._doubt(session)
-            except Exception:  # noqa: BLE001 - the call is durable, and its caller must not hear of the view's trouble
+            except Exception:  # noqa: BLE001 - the call is durable, and its caller must not get an error of the view
                 _log.error("the local view cannot follow entry %(seq)s", seq=entry.seq, trace=True)
                 if session in self._view.sessions:
                     for table in ("balance", "positions", "orders"):

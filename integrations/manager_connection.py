@@ -178,7 +178,7 @@ def is_replay(connection: Connection) -> bool:
 class ReplayConnection(Connection):
     """Its savepoints are made and released in the round trip of the statement behind them."""
 
-    # The `Watch` of the replay that it belongs to: hears of each statement, and judges what a rollback undoes.
+    # The `Watch` of the replay that it belongs to: gets each statement, and judges what a rollback undoes.
     watch: Any = None
     # Whether the database has constraints that may be checked at the end of a transaction only.
     defers = False

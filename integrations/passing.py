@@ -1,4 +1,4 @@
-"""Passing: calls that are not queued.  They see the program's own writes, or are answered without PostgreSQL.
+"""Passing: calls that are not queued.  They see the program's own writes, or the local view answers them.
 
 A guard on the manager's engine sees every statement, of any method and thread: it waits until the calls before it are
 delivered, and refuses it where they are not.  So nothing that is not declared overtakes what is queued.
@@ -32,7 +32,7 @@ from .within import Within
 
 _log = Log("outbox.integrations")
 
-# After a read that PostgreSQL failed to answer its callers wait for at most a sixth of their time: a lock may be long.
+# After PostgreSQL failed to answer a read, the view answers it for this many times the wait: a lock may be long.
 _REST = 5
 
 
@@ -56,7 +56,7 @@ class Passing:
         self._within = Within(caller, caller.host, caller.keeper, caller.outbox.clock)
         self.kept = KeptAnswers(caller.outbox, partial(caller.host.enums.learn, caller.outbox))
         self._repeated = Repeated(_log)
-        # When a read is asked again that PostgreSQL has failed to answer, by name (monotonic seconds).
+        # When a read that PostgreSQL failed to answer is tried again: by name, monotonic seconds.
         self._rests_until: dict[str, float] = {}
         self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls)
 
@@ -91,7 +91,7 @@ class Passing:
         """A read that the local view answers where the manager cannot, or cannot soon."""
         caller, failed = self._caller, None
         clock, began = caller.outbox.clock, caller.outbox.clock.monotonic()
-        # The manager would wait for a connection as long as its pool says, and may swallow that there was none.
+        # The manager would wait for a connection for the timeout of its pool, and may swallow the error.
         unlikely = is_used_up(caller.host.built) or began < self._rests_until.get(name, began)
         if not unlikely and caller.delivery.settled(once=True) and caller.delivery.works is not False:
             try:
@@ -171,8 +171,9 @@ class Passing:
         stale: bool = False,
         whole: bool = False,
     ) -> Any:
-        """`whole`: a declared read, of which an answer that the manager made up without PostgreSQL raises what the
-        manager swallowed.
+        """Ask the manager.
+
+        `whole`: a declared read.  If the manager swallowed an error of PostgreSQL, it is raised instead of the answer.
         """
         caller = self._caller
         with caller.guard.watching(name, stale=stale, replaceable=whole) as watched:
@@ -184,7 +185,7 @@ class Passing:
                     value = caller.host.bound(name, stand_in)(*args, **kwargs)
             except Exception as exc:
                 if whole and watched.failures.first is not None and not cannot_answer(exc):
-                    # What the manager has made of it.
+                    # The manager raised an error of its own for it.
                     raise watched.failures.first from exc
                 raise
             finally:
@@ -198,7 +199,7 @@ class Passing:
     def attribute(self, name: str, get: Callable[[], Any]) -> Any:
         """The value of a property, which may ask PostgreSQL.  Raises as `call`."""
         if self._caller.guard.is_watching():
-            # The call that reads it is watched, and answers for it.
+            # The call that reads it is watched already.
             return get()
         try:
             with self._caller.guard.watching(name):
@@ -208,7 +209,7 @@ class Passing:
             raise
 
     def _made_current(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """`set_current_session` without PostgreSQL: it only says which session is meant, if that one is known."""
+        """`set_current_session` without PostgreSQL: make a known session current."""
         if name != "set_current_session":
             return False
         bound = self._caller.host.signature(name).bind(*args, **kwargs).arguments

@@ -60,15 +60,15 @@ class Prepared:
     rehearsal: Rehearsal
     notes: dict[str, Any] = field(default_factory=dict)
     session: int | None = None
-    # Sums that the manager gets at the call, though its method has them behind its write.
+    # Sums that the manager gets at the call, though its method adds them after its write.
     foreseen: dict[str, Any] = field(default_factory=dict)
-    # Attributes that it changes and that only its delivery counts.
+    # Attributes that the manager gets only when the call is delivered.
     uncounted: set[str] = field(default_factory=set)
     # What the outbox stores, encoded at the call.
     ready: Any = None
     # When the call was made; None for now.
     at: datetime | None = None
-    # What the call returns where nobody waits for PostgreSQL.
+    # What the call returns without a wait for PostgreSQL.
     told: Any = None
 
 
@@ -111,7 +111,7 @@ class Preparing:
         changed_by: Callable[[str], set[str]],
         on_halt: Callable[[str], Any] | None,
     ) -> None:
-        """`on_halt(reason)` is called before a caller hears that the outbox has halted.
+        """`on_halt(reason)` is called before a call raises because the outbox has halted.
 
         `block()` is the caller's balance block; `uncounted()`, `changed_by(method)`: see `Changing`.
         """
@@ -161,7 +161,7 @@ class Preparing:
         return operation.of_row(call, self._replayer.same_row.of), defaults
 
     def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any]) -> Rehearsal:
-        """Let the manager refuse what it can refuse without PostgreSQL, in its own way."""
+        """Try a call on a copy of the manager, which may refuse it, up to its first contact with the database."""
         try:
             replica = self._host.replica(session_id=self.session_of(operation, bound), doubles=True)
             kept = KeptState(replica)
@@ -175,7 +175,7 @@ class Preparing:
                 raise
             return Rehearsal.skipped()
         if self._host.built is None and isinstance(rehearsal.error, AttributeError):
-            # Its constructor has not run, and what that would have set is missing.
+            # Its constructor has not run, and the attributes that it would have set are missing.
             return Rehearsal.skipped()
         if rehearsal.misfit is not None:
             raise ConfigError(
@@ -205,13 +205,13 @@ class Preparing:
             session = self._view.session_of_order(call, current)
             session = self._opened.session("order", call.get("client_order_id")) if session is None else session
         if session is None and current is None and operation.names_row:
-            # Perhaps the row is made in the same block, and not in the view yet.
+            # The row may be made in the same block, and is not in the view yet.
             block = self._block()
             return None if block is None else block.session
         return current if session is None else session
 
     def prepare(self, item: Prepared, *, final: bool) -> Prepared:
-        """Note what the replay needs; `final`: the caller will not wait to hear another id than the one given here."""
+        """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here."""
         operation, bound = item.operation, item.bound
         uncounted = self._uncounted()
         item = self._with_fresh_state(item)
@@ -333,7 +333,7 @@ class Preparing:
 
     @contextmanager
     def halting(self) -> Iterator[None]:
-        """Tell the host to enter its close-only mode before it hears of the error."""
+        """Let the host enter its close-only mode before the error is raised."""
         try:
             yield
         except DurabilityError as exc:

@@ -112,7 +112,7 @@ def variables_known(raw: Any) -> frozenset[str]:
 
 
 def refused(exc: BaseException, theirs: SessionState, ours: SessionState) -> str:
-    """Why one session cannot become the other, by PostgreSQL's own word."""
+    """Why one session cannot become the other, by PostgreSQL's own error."""
     what = first_line(exc)
     return f"the session of the manager ({theirs.user}) cannot be taken over by the relay's ({ours.user}): {what}"
 

@@ -91,8 +91,8 @@ class Outbox(Enqueueing):
 
         With `operations`, names that are not declared and arguments that do not fit are refused at enqueue.  After
         an unclean shutdown the store is verified first.  `hooks` are called from now on, `on_state` perhaps before this
-        returns.  Raises `StoreLocked` (another engine, with its pid),
-        `StoreCorrupt`, `StoreFormatError`, `ConfigError` or OSError.
+        returns.  Raises `StoreLocked` (another engine, with its pid), `StoreCorrupt`, `StoreFormatError`, `ConfigError`
+        or OSError.
         """
         return cls._open(path, config, operations, clock, hooks, engine=True)
 
@@ -109,8 +109,8 @@ class Outbox(Enqueueing):
     ) -> Outbox:
         """Open an existing outbox beside its engine: to look, to relay, to answer dead letters.
 
-        Cannot enqueue.  With `readonly` it can only look, and does so also while another process that was paused in the
-        middle of a commit holds up everybody who writes.  Raises `StoreMissing` where there is none, else as `open`.
+        Cannot enqueue.  With `readonly` it only looks, also while a process that was suspended inside a commit blocks
+        all writers.  Raises `StoreMissing` where there is none, else as `open`.
         """
         return cls._open(path, config, operations, clock, hooks, engine=False, readonly=readonly)
 
@@ -164,9 +164,9 @@ class Outbox(Enqueueing):
         self.alarms.sound(LEDGER_DAMAGED, f"{what}; delivery goes on: see `atb outbox verify` at the next stop")
 
     def close(self) -> None:
-        """Close the store and let go of the roles; may be called twice.  Stop the relay first.
+        """Close the store and release the roles; may be called twice.  Stop the relay first.
 
-        Hooks at work, and those of what has happened, get 5 seconds.
+        Hooks that run, and those of events that have happened, get 5 seconds.
         """
         with self._hook_calls.ending():
             self._opened.close()
@@ -223,8 +223,9 @@ class Outbox(Enqueueing):
         Also the answer to a quarantined entry, whose raw bytes then stay in the ledger for the retention time, and to a
         pending one that no relay is delivering right now: one that was applied all the same, by a relay that has died,
         becomes completed as soon as another relay has asked PostgreSQL.  It stays in the ledger with `reason`, which
-        must not be empty.  With `free_key` its idempotency key may be used again, as is right where the caller was told
-        of the rejection.  Raises `EntryNotFound`, `EntryInDelivery` or `InvalidEntry`.
+        must not be empty.  With `free_key` its idempotency key may be used again: right where the
+        caller has got the rejection as an error.  Raises `EntryNotFound`,
+        `EntryInDelivery` or `InvalidEntry`.
         """
         return self._answers.discard(seq, reason, free_key=free_key)
 
@@ -240,9 +241,9 @@ class Outbox(Enqueueing):
     def compact(self, retention: timedelta | None = None, vacuum: bool = False) -> int:
         """Prune settled entries older than `retention` (default: the configured hours); returns how many.
 
-        With `vacuum` the file is also rewritten compactly and swapped, which needs this process to be the only one
-        with the store open and no relay running: raises `StoreLocked` otherwise, having changed nothing.  Raises
-        `OutboxError` while something that PostgreSQL has forgotten waits to be put back.
+        With `vacuum` the file is also rewritten compactly and swapped.  That needs this process to be the only one
+        with the store open, and no relay running; else it raises `StoreLocked` and changes nothing.  Raises
+        `OutboxError` while entries that PostgreSQL lost wait to be put back.
         """
         if self.alarms.sounds(FORGOTTEN):
             raise OutboxError(
@@ -263,5 +264,5 @@ class Outbox(Enqueueing):
                 self.store.swap(lambda: rewrite_compactly(self.path))
                 return pruned
 
-        # All of it by the writer: an interrupted caller must not let go of the roles before the file is in its place.
+        # All of it in the writer's thread: an interrupted caller must not release the roles before the swap is done.
         return self._writer.run(Rank.MAINTAIN, prune_and_rewrite)

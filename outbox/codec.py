@@ -84,7 +84,7 @@ def encode_flat(value: Any) -> tuple[bytes, bytes] | None:
     """`encode` of what is common in one pass: an object of scalars, Decimals, naive or UTC times; or a list of texts.
 
     What `decode` will give is then equal to `value`, type by type.  None where anything else is inside, or something
-    that may have to be refused: `encode_deep` decides, and says why.
+    that may have to be refused: `encode_deep` decides, and its error has the reason.
     """
     kind = type(value)
     if kind is list:

@@ -61,7 +61,7 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _database_of(raw: Any) -> tuple[Any, ...] | None:
-    """What tells a PostgreSQL database from others; None for another driver's connection."""
+    """Address and name of a connection's database; None for another driver's connection."""
     info: Any = getattr(raw, "info", None)
     return None if not hasattr(info, "dbname") else (info.host, info.port, info.dbname)
 
@@ -83,7 +83,7 @@ class Handler:
 
 
 class _Nobody:
-    """Where there is nobody to learn from a replay."""
+    """The witness of a replay that is not learned from."""
 
     def told(self, value: Any) -> None:
         """Nothing comes of it."""
@@ -116,7 +116,7 @@ class Replayer:
         self._connection = ManagerConnection(host)
         self._writes = Writes()
         self.answers = Answers()
-        # Learns from replays; only where the local view is, which is not where a relay alone runs.
+        # Learns from replays, in a process with a local view; None in one that runs only a relay.
         self.witness: Witness | None = None
         self.carried = Carried(host, outbox)
         self.same_row = SameRow()
@@ -140,7 +140,7 @@ class Replayer:
             entry = upgraded(operation, stored)
             notes, creates = notes_of(entry), IdColumn.named(operation.creates)
             try:
-                # Before the watch begins: it may have to look at a connection of the manager's own.
+                # Before the watch begins, which would refuse the connection of the manager's own that this may open.
                 with self._connection.around(connection) as own:
                     given = [call_of(entry), notes.get("defaults")]
                     sides = self._here.sides = SideIds(notes.get("side"), self._take_id)
@@ -174,7 +174,7 @@ class Replayer:
         if watch.misfit is not None:
             raise watch.misfit
         if failures.passing is not None:
-            # What the manager wrote behind a failure that it swallowed is not what it would write without.
+            # After a failure that it swallowed, the manager may have written something else than it would without.
             raise failures.passing
         applied = operation.success(value, watch.committed)
         self.answers.keep(entry.seq, Answer(value, refusal=not applied))
@@ -185,7 +185,7 @@ class Replayer:
                 f"{operation.name} of the manager answered {value!r} and wrote nothing",
                 hint="see the engine's log; the row may be missing",
             )
-        # Of an entry of an earlier process nobody knows whether its caller was told an id.
+        # Whether the caller of an earlier process's entry got an id is unknown.
         if notes_of(entry).get("final") or self.answers.is_left(entry.seq) or entry.seq < self._own_from:
             self.compare_id(operation, entry, value)
         self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
@@ -198,12 +198,12 @@ class Replayer:
         self.answers.keep(entry.seq, Answer(error=exc))
         error = watch.error_behind(exc)
         if error is None and is_away(watch.error) and not watch.committed:
-            # The manager has swallowed it, and raised what it made of an answer that it had not.
+            # The manager has swallowed an outage, and raised an error of its own.
             error = watch.error
         if error is not None and not (watch.committed and _is_refusal(error)):
             raise misconfigured(error, operation, entry, self._host) or error
         if watch.committed:
-            # The effect counts, as it would have without us; the caller hears of the rest.
+            # The effect counts, as it would have without the outbox; the caller gets the error.
             _log.warning(
                 "entry %(seq)s (%(operation)s) was applied and then raised: %(error)s",
                 seq=entry.seq,
@@ -242,9 +242,9 @@ class Replayer:
 
     @contextmanager
     def _unwatched(self) -> Iterator[None]:
-        """Let reads of ours fail without harm to the replay that they are made in."""
+        """Let reads of the adapter's own fail without harm to the replay around them."""
         watch, self._here.watch = self._here.watch, Watch()
-        # The call has not turned to the database by these.
+        # These are no contact of the call with the database.
         on_contact, watch.on_contact = watch.on_contact, Watch().on_contact
         try:
             yield
@@ -252,7 +252,7 @@ class Replayer:
             self._here.watch, watch.on_contact = watch, on_contact
 
     def _diverged(self, entry: Entry, replica: Any) -> bool:
-        """Whether the balance is not the one that the caller worked with; reported, since only a person can judge."""
+        """Whether the balance is another than the caller was given; reports that."""
         told: Mapping[str, Any] = notes_of(entry).get("told") or {}
         if "old" not in told:
             return False

@@ -59,7 +59,7 @@ class Watch:
         self._ids_left: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         # Whether a session that had written was committed.
         self.committed = False
-        # The last error of the database, whoever caught it.
+        # The last error of the database, also if the manager caught it.
         self.error: DBAPIError | None = None
         # Set when the manager did something that cannot be part of the relay's transaction.
         self.misfit: TargetMisconfigured | None = None
@@ -257,7 +257,7 @@ def _ended(connection: ReplayConnection) -> None:
 
 
 def watch_errors(engine: Engine, watch_here: Callable[[], Watch | None]) -> Callable[[], None]:
-    """Keep the errors of the database in a watched thread, whoever catches them; returns how to undo it."""
+    """Keep a watched thread's errors of the database, also those that the manager catches; returns how to undo it."""
 
     def failed(context: Any) -> None:
         watch = watch_here()

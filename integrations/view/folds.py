@@ -41,7 +41,7 @@ def fold(view: LocalView, seen: Seen) -> bool:
     if session is None:
         if operation.balance is None and not seen.touches_rows:
             return True
-        # Of a session that was never seen only what the call itself says can be known.
+        # Of a session that was never seen only the call's own arguments are known.
         session = view.sessions[session_id] = new_session()
         for table in ("balance", "positions", "orders"):
             view.doubt(session_id, table, f"session {session_id} was never seen")

@@ -64,7 +64,7 @@ class LocalView:
     """State of one store's trading, and what was learned of its manager.  Thread-safe."""
 
     def __init__(self, shown: Callable[[str], str] = str) -> None:
-        """`shown(read)`: the manager's own name of a read, for what a caller is told."""
+        """`shown(read)`: the manager's own name of a read, for messages."""
         self.shown = shown
         self.lock = threading.RLock()
         # Sequence number of the last entry folded in.
@@ -118,7 +118,7 @@ class LocalView:
     ) -> None:
         """Replace what is known of a session by what PostgreSQL shows, when nothing of it is pending.
 
-        `active` is taken for a session that is new to the view; `unknown` tells why a table is missing among `tables`.
+        `active` is taken for a session that is new to the view; `unknown`: why a table is missing among `tables`.
         Managers answer 0 for a session that does not exist, so one of which nothing but that is shown stays unknown.
         """
         with self.lock:

@@ -183,7 +183,7 @@ def _arguments(read: ManagerRead, method: Any, values: tuple[Any, ...]) -> inspe
 def _standard_call(
     read: ManagerRead, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a call by standard name; a default that is given says nothing."""
+    """The arguments of a call by standard name; a default that is given counts as not given."""
     takes, call = LOCAL_READS[read.standard].takes, dict[str, Any]()
     for name, value in signature.bind(*args, **kwargs).arguments.items():
         parameter = signature.parameters[name]

@@ -111,7 +111,7 @@ def check_there(cursor: Cursor, store_id: str, applied: Sequence[Record], *, mor
 
 
 def gone(what: str) -> ReceiptsGone:
-    """What to raise where nobody can tell any more which entries are applied."""
+    """The error for a receipts table that no longer shows which entries are applied."""
     return ReceiptsGone(
         f"table {TABLE} {what}, though this database has taken entries before",
         hint="restore it; or check that nothing is pending and drop outbox_watermarks too",

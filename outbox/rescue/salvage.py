@@ -213,7 +213,7 @@ class Salvage:
         return trees
 
     def _identify(self) -> None:
-        """Whose file it is, as the file itself says, or else the identity file beside it."""
+        """Take the store id from the data file, or else from the identity file beside it."""
         try:
             beside = Identity.parse(read_own(self._directory / IDENTITY_FILE), Path(IDENTITY_FILE)).store_id
         except (OSError, OutboxError) as exc:

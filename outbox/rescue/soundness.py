@@ -99,7 +99,7 @@ def _structure(directory: Path) -> list[str]:
 def _unchangeable(directory: Path, walks: list[Walk]) -> list[str]:
     """Rows that LMDB refuses to delete, of those that the walks found marked as databases.
 
-    It reads them, and its verifier does not look at the marks of large values: nothing else would tell before an
+    It reads them, and its verifier does not look at the marks of large values: nothing else would show it before an
     entry is delivered and cannot be settled.  Changes nothing.
     """
     marked = [(walk.name, key) for walk in walks for key in walk.marked if walk.name != FREE_LIST]

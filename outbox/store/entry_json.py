@@ -41,7 +41,7 @@ class State(StrEnum):
 
 
 def settled_state(record: Record, *, dead: bool) -> State:
-    """The state of a record of the ledger; `dead` tells whether it is in the index of dead letters."""
+    """The state of a record of the ledger; `dead`: whether it is in the index of dead letters."""
     if record.status is EntryStatus.FAILED:
         return State.DEAD if dead else State.DISCARDED
     return State.NOTE if record.key == record.id else State.COMPLETED
