@@ -508,7 +508,9 @@ def test_a_long_or_dirty_repr_of_a_result_is_cut_and_cleaned() -> None:
 
 @pytest.mark.parametrize("answer", [lambda: "\ud800", lambda: 1 // 0], ids=["surrogate", "raises"])
 def test_a_result_whose_repr_is_unusable_is_kept_somehow(answer: Callable[[], str]) -> None:
-    decode_result(encode_result(_with_repr(answer)))
+    kept = decode_result(encode_result(_with_repr(answer)))
+    assert kept.keys() == {"repr"}
+    assert kept["repr"]
 
 
 def test_a_repr_that_raises_is_named() -> None:
