@@ -115,8 +115,7 @@ class Adapter:
             self._reserves,
             current_session=lambda: self.session_id,
             block=lambda: current(self),
-            uncounted=self._changing.uncounted,
-            changed_by=self._changing.by,
+            changing=self._changing,
             on_halt=on_halt,
         )
         self._telling = Telling(self, host, outbox, self.keeper, self.delivery, self._preparing)

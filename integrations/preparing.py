@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -42,6 +42,9 @@ from .state.kept_state import KeptState, copied
 from .view.conversions import Unknown
 from .view.folds import seen_of
 from .view.local_view import LocalView
+
+if TYPE_CHECKING:
+    from .changing import Changing
 
 _log = Log("outbox.integrations")
 
@@ -107,18 +110,16 @@ class Preparing:
         reserves: IdReserves,
         current_session: Callable[[], int | None],
         block: Callable[[], Block | None],
-        uncounted: Callable[[], set[str]],
-        changed_by: Callable[[str], set[str]],
+        changing: Changing,
         on_halt: Callable[[str], Any] | None,
     ) -> None:
         """`on_halt(reason)` is called before a call raises because the outbox has halted.
 
-        `block()` is the caller's balance block; `uncounted()`, `changed_by(method)`: see `Changing`.
+        `block()` is the caller's balance block.
         """
         self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
         self._delivery, self._reserves, self._current_session = delivery, reserves, current_session
-        self._block, self._on_halt = block, on_halt
-        self._queued_uncounted, self._changed_by = uncounted, changed_by
+        self._block, self._on_halt, self._changing = block, on_halt, changing
         self._early, self._foreseen = EarlyState(outbox), Foreseen(host)
         self._opened = _Opened()
 
@@ -228,7 +229,7 @@ class Preparing:
         item.foreseen = {name: amount for name, amount in amounts.items() if name not in changed | uncounted}
         item.uncounted = (changed | amounts.keys()) & uncounted
         if item.rehearsal.is_skipped:
-            item.uncounted |= self._changed_by(operation.name) - item.foreseen.keys()
+            item.uncounted |= self._changing.by(operation.name) - item.foreseen.keys()
         changes = item.rehearsal.changes = item.rehearsal.changes.without(uncounted)
         if item.foreseen:
             notes["foreseen"] = item.foreseen
@@ -290,7 +291,7 @@ class Preparing:
     def _uncounted(self) -> set[str]:
         """Attributes that earlier calls change, also in the same block, and that only their deliveries count."""
         block = self._block()
-        return self._queued_uncounted().union(*(item.uncounted for item in (() if block is None else block.calls())))
+        return self._changing.uncounted().union(*(item.uncounted for item in (() if block is None else block.calls())))
 
     def _with_fresh_state(self, item: Prepared) -> Prepared:
         """Rehearse again where another thread has changed the attributes that this call changes."""

@@ -790,8 +790,8 @@ BUGS = (
     Bug(
         "adapter: a method that calls critical ones writes past the outbox",
         "integrations/passing.py",
-        "caller.host.bound(name, stand_in)",
-        "caller.host.bound(name)",
+        "adapter.host.bound(name, stand_in)",
+        "adapter.host.bound(name)",
         ("tests/integration/adapter/test_object.py", "tests/integration/adapter/test_wire_life.py"),
     ),
     Bug(
