@@ -139,9 +139,9 @@ class LocalView:
             session["tables"] = {POSITIONS: {}, ORDERS: {}, **tables, RESOLVED: resolved}
             self.learning.learn_shown(tables)
 
-    def doubt(self, session_id: int, table: str, why: str, id_: Any = None, key: str = "*") -> None:
-        """What is known of a session's balance, table or row is not to be answered any more."""
-        self.sessions[session_id]["doubts"][table, id_, key] = why
+    def doubt(self, session_id: int, table: str, why: str) -> None:
+        """Answer a session's balance, or one of its tables, no more."""
+        self.sessions[session_id]["doubts"][table, None, "*"] = why
 
     def doubt_apart(self, session_id: Any, why: str) -> None:
         """Doubt all of a session, whose state another view may share."""

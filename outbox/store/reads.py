@@ -217,11 +217,6 @@ class Reader(Guarded):
         with self._read() as (_, txn):
             return {name for name in names if txn.get(small.PREFIX + name.encode()) is not None}
 
-    def metas(self, prefix: str) -> list[tuple[str, bytes]]:
-        """`(name, value)` of every small record whose name begins with `prefix`, in the order of the names."""
-        with self._read() as (_, txn):
-            return _metas(txn, prefix)
-
     def free_disk_bytes(self) -> int:
         """Free bytes of the store's disk, or `UNKNOWN_BYTES`.
 
