@@ -15,9 +15,10 @@ from ..roles import Balance, Session
 from .conversions import Unknown, number_or_none
 from .effects import Prediction, predict
 from .local_view import LocalView, new_session
-from .rows import ORDERS, PARENT, POSITIONS, resolve
+from .rows import ORDERS, PARENT, POSITIONS, Row, resolve
 from .seen import Seen
 
+# Older ones that have ended are forgotten, unless they have open rows.
 _SESSIONS_KEPT = 50
 
 
@@ -76,9 +77,16 @@ def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
     if unknown:
         view.doubt(session_id, "balance", f"{name}: {unknown['balance']}")
     for old in sorted(view.sessions)[:-_SESSIONS_KEPT]:
-        if not view.sessions[old]["active"]:
+        if _may_be_forgotten(view.sessions[old]):
             del view.sessions[old]
     return not session["doubts"]
+
+
+def _may_be_forgotten(session: Row) -> bool:
+    """Whether a session has ended and has no row that a read of all sessions would show, as far as is known."""
+    has_rows = any(session["tables"].get(table) for table in (POSITIONS, ORDERS))
+    in_doubt = any(table != "balance" for table, *_ in session["doubts"])
+    return not (session["active"] or has_rows or in_doubt)
 
 
 def _change_balance(view: LocalView, session_id: int, seen: Seen) -> bool:

@@ -1515,4 +1515,18 @@ BUGS = (
         "self._box.config.stall_timeout",
         ("tests/unit/test_relay_outage.py",),
     ),
+    Bug(
+        "adapter: open rows of an ended session are forgotten with it",
+        "integrations/view/folds.py",
+        'return not (session["active"] or has_rows or in_doubt)',
+        'return not session["active"]',
+        ("tests/unit/test_local_view.py",),
+    ),
+    Bug(
+        "adapter: calls before there is an outbox are kept without a limit",
+        "integrations/standing.py",
+        "deque(maxlen=_KEPT)",
+        "deque()",
+        ("tests/unit/test_standing.py",),
+    ),
 )  # fmt: skip
