@@ -27,8 +27,13 @@ from .own_locks import own_locks
 _SCALARS = (bool, int, float, complex, str, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, type(None))
 _NUMBERS = (int, float, Decimal)
 _CONTAINERS = (list, dict, set, deque)
-# A manager's own state is small; larger collections (caches) are shared with the copy.
+# A longer list or deque (a history) is copied without its items, since items are seldom changed; a larger dict or set
+# (a cache) is shared with the copy.
 _LARGEST = 10_000
+# An attribute with more values than this is not stored with a call: each entry would hold all of a growing history.
+_STORED = 1000
+# A longer text counts as several values.
+_TEXT_CHARS = 64
 _DEEPEST = 4
 # Set by the adapter itself for each copy.
 NOT_STATE = frozenset({"session_factory", "_current_session_id"})
@@ -62,7 +67,7 @@ class KeptState:
         self._before.update(locks)
         for name in own.keys() - NOT_STATE - locks.keys():
             value = self._before[name] = own[name]
-            if not _is_state(value):
+            if not _is_state(value) and not _is_long(value):
                 self._watched[name] = _scalars_of(value)
             elif not isinstance(value, _SCALARS):
                 own[name], self._before[name] = copied(value), copied(value)
@@ -75,14 +80,15 @@ class KeptState:
     def restore(self, noted: Mapping[str, Any], foreseen: Collection[str] = ()) -> None:
         """Begin with the values that attributes had at the call (see `Changes.noted`).
 
-        Of those that were `foreseen` the whole change is compared, though the call may make it before its contact.
+        Large ones have their present values.  Of those that were `foreseen` the whole change is compared, though the
+        call may make it before its contact.
         """
         for name in noted["absent"]:
             vars(self._replica).pop(name, None)
         orders = noted.get("orders", {})
         for name, value in noted["values"].items():
             _fill(self._replica, name, in_key_order(value, orders.get(name)))
-        names = (*noted["absent"], *noted["values"])
+        names = (*noted["absent"], *noted["values"], *noted.get("large", ()))
         self._begin_again(names)
         self._noted = tuple(name for name in names if name not in foreseen)
 
@@ -146,18 +152,20 @@ class Changes:
         return Changes({name: change for name, change in self.by_name.items() if name not in names})
 
     def noted(self, operation: str, others: Mapping[str, Any] = _NONE) -> dict[str, Any]:
-        """The values before the call and those of `others`, to be stored with it.
+        """The values before the call and those of `others`, to be stored with it; the names only of large ones.
 
         Raises `ConfigError` for what cannot be stored.
         """
         before = {name: change.before for name, change in self.by_name.items()}
-        known: dict[str, Any] = {**others, **before}
+        large = [name for name, value in before.items() if not is_small(value)]
+        known: dict[str, Any] = {name: value for name, value in {**others, **before}.items() if name not in large}
         values = {name: _plain(value, operation, name) for name, value in known.items() if value is not _MISSING}
         orders = {name: order for name, value in values.items() if (order := key_order(value)) is not None}
         return {
             "absent": [name for name, value in before.items() if value is _MISSING],
             "values": values,
             **({"orders": orders} if orders else {}),
+            **({"large": large} if large else {}),
         }
 
     def still_fit(self, manager: Any) -> bool:
@@ -187,6 +195,29 @@ def _is_state(value: Any, depth: int = 0) -> bool:
     return _is_of_the_host(value) and _all_state(vars(value).values(), depth)
 
 
+def _is_long(value: Any) -> bool:
+    return isinstance(value, (list, deque)) and len(value) > _LARGEST
+
+
+def is_small(value: Any) -> bool:
+    """Whether a value is small enough to be stored with each call."""
+    todo, left = [value], _STORED
+    while todo:
+        one = todo.pop()
+        left -= 1 + (len(one) // _TEXT_CHARS if isinstance(one, (str, bytes)) else 0)
+        inner: Any = ()
+        if isinstance(one, Mapping):
+            inner = one.values()
+        elif isinstance(one, (list, tuple, set, frozenset, deque)):
+            inner = one
+        elif not isinstance(one, _SCALARS) and _is_of_the_host(one):
+            inner = vars(one).values()
+        if left < len(inner):
+            return False
+        todo.extend(inner)
+    return True
+
+
 def _all_state(values: Any, depth: int) -> bool:
     return all(_is_state(value, depth + 1) for value in tuple(values))
 
@@ -209,7 +240,9 @@ def _scalars_of(value: Any) -> dict[str, Any]:
 
 
 def copied(value: Any) -> Any:
-    """A copy of plain data, collections within collections included; anything else as it is."""
+    """A copy of plain data, collections within it included; a long list keeps its items; anything else as it is."""
+    if _is_long(value):
+        return copy.copy(value)
     if isinstance(value, _SCALARS) or type(value).__module__ == "numpy" or not _is_state(value):
         return value
     made = copy.copy(value)
@@ -230,6 +263,11 @@ def _same(one: Any, other: Any) -> bool:
         return True
     if type(one) is not type(other):
         return False
+    if _is_long(one):
+        try:
+            return len(one) == len(other) and bool(one == other)
+        except ValueError:  # of arrays that were replaced
+            return False
     if isinstance(one, dict):
         return list(one) == list(other) and all(_same(item, other[key]) for key, item in one.items())
     if isinstance(one, (list, deque, tuple)):

@@ -993,7 +993,7 @@ BUGS = (
     Bug(
         "adapter: a replay finds the day of a later call",
         "integrations/state/early_state.py",
-        "return {name: own[name] for name in others if is_storable(own[name])}",
+        "return {name: own[name] for name in others if is_small(own[name]) and is_storable(own[name])}",
         "return {}",
         ("tests/integration/adapter/test_state.py",),
     ),
@@ -1528,5 +1528,19 @@ BUGS = (
         "deque(maxlen=_KEPT)",
         "deque()",
         ("tests/unit/test_standing.py",),
+    ),
+    Bug(
+        "adapter: each entry holds all of a manager's history",
+        "integrations/state/kept_state.py",
+        "large = [name for name, value in before.items() if not is_small(value)]",
+        "large: list[str] = []",
+        ("tests/integration/adapter/test_large_state.py",),
+    ),
+    Bug(
+        "adapter: a long history grows at the rehearsal and at the replay",
+        "integrations/state/kept_state.py",
+        "return isinstance(value, (list, deque)) and len(value) > _LARGEST",
+        "return False",
+        ("tests/integration/adapter/test_large_state.py",),
     ),
 )  # fmt: skip
