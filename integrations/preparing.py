@@ -38,7 +38,8 @@ from .replay.replay import Replayer
 from .roles import Balance, Order, Position, Session
 from .state.early_state import EarlyState
 from .state.foreseen import Foreseen
-from .state.kept_state import KeptState, copied
+from .state.kept_state import KeptState
+from .state.plain_data import copied
 from .view.conversions import Unknown
 from .view.folds import seen_of
 from .view.local_view import LocalView

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ... import Outbox
-from .kept_state import Changes, is_small, is_storable
+from .kept_state import Changes, is_storable
+from .plain_data import is_small
 
 _META = "state:early"
 

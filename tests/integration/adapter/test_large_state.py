@@ -68,3 +68,40 @@ def test_rolling_history_takes_each_call_once(postgres_url: str, outbox_dir: Pat
         assert here.drain()
         assert symbols(here.manager.before) == ["A", "B"]
         assert len(built.before) == 10_001
+
+
+class Once(SmallManager):
+    """Writes each symbol once, by what it remembers."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.seen: Any = set()
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        if symbol in self.seen:
+            return 0
+        if isinstance(self.seen, set):
+            self.seen.add(symbol)
+        elif isinstance(self.seen, dict):
+            self.seen[symbol] = True
+        else:
+            self.seen.append(symbol)
+        return super().log_trade(symbol, note, session_id)
+
+
+@pytest.mark.parametrize("length", [10, 4000, 10_001])
+@pytest.mark.parametrize("kind", [set, dict.fromkeys, list, deque])
+def test_replay_finds_a_collection_without_its_own_call(
+    postgres_url: str, outbox_dir: Path, kind: Any, length: int
+) -> None:
+    """Else the replay takes its own call for a repeated one, and writes nothing."""
+    with scene(postgres_url, outbox_dir, Once) as here:
+        here.manager._durable.host.built.seen = kind(f"old {number}" for number in range(length))
+        for symbol in ("A", "B", "C"):
+            assert here.manager.log_trade(symbol) > 0
+        assert max(entry_bytes(here.box)) < 64 << 10
+        assert here.drain()
+        assert here.box.status().dead_letters == 0
+        assert here.rows("SELECT symbol FROM trades ORDER BY id") == [("A",), ("B",), ("C",)]
+        assert sorted(one for one in here.manager.seen if not one.startswith("old")) == ["A", "B", "C"]
+        assert len(here.manager.seen) == length + 3
