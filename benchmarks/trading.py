@@ -16,7 +16,7 @@ _ENTERED = datetime(2024, 5, 1, 9, 30, tzinfo=UTC)
 
 
 class Day:
-    """Makes the calls of one manager, one trade after the other; each call is timed by whoever takes it."""
+    """Makes the calls of one manager, one trade after the other; the benchmark times each one."""
 
     def __init__(self, manager: Any, prefix: str, *, amount: Callable[[str], Any], order_side: str) -> None:
         """`prefix` tells its order ids from another day's; `amount` makes the manager's kind of number."""

@@ -71,7 +71,8 @@ operations_option = click.option(
     "--operations",
     metavar="MODULE:NAME",
     envvar="OUTBOX_OPERATIONS",
-    help="Where your program declares its operations: an iterable, or a callable that returns one.",
+    help="Where your program declares its operations: an iterable, or a callable that returns one; "
+    "default: OUTBOX_OPERATIONS.",
 )
 timeout_option = click.option(
     "--timeout",

@@ -6,11 +6,10 @@ PostgreSQL answers, its caller then waits for the real result.  Inside a balance
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from os import PathLike
 from typing import Any
@@ -23,7 +22,8 @@ from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
 from .away import is_away
-from .block import Block, Entering, SessionLocks, current, entered
+from .binding import bind_to
+from .block import Block, Entering, SessionLocks, current, entered, logged_at_exit
 from .changing import Changing
 from .delivery import Delivery, local_result
 from .guard import Guard
@@ -48,7 +48,7 @@ from .view.reads import Reads
 
 _log = Log("outbox.integrations")
 
-# Which manager an outbox serves: two would give out the same ids, and each would keep its own view under one name.
+# The manager that each outbox serves.  Two would give out the same ids, and keep two views under one name.
 _served: weakref.WeakKeyDictionary[Outbox, Host] = weakref.WeakKeyDictionary()
 
 
@@ -104,7 +104,7 @@ class Adapter:
         self.replayer.witness = self.keeper.witness
         self.delivery = Delivery(outbox, self.replayer, wait_s=wait_s, refused=self.keeper.doubt)
         self._session_id: int | None = None
-        # The operation that ended the current session, while it is not known whether that one stays current.
+        # The operation that ended the current session, until it is known whether the session stays current.
         self._ended: tuple[str, int | None] | None = None
         silence = Silence(self._is_postgres_away, outbox.progress.ask, outbox.clock.monotonic)
         self.guard = Guard(self.delivery, self.replayer.statement_elsewhere, self._has_called_in_block, silence)
@@ -121,8 +121,7 @@ class Adapter:
             self._reserves,
             current_session=lambda: self.session_id,
             block=lambda: current(self),
-            uncounted=self._changing.uncounted,
-            changed_by=self._changing.by,
+            changing=self._changing,
             on_halt=on_halt,
         )
         self._telling = Telling(self, host, outbox, self.keeper, self.delivery, self._preparing)
@@ -138,7 +137,7 @@ class Adapter:
         return self.keeper.view
 
     def _is_postgres_away(self) -> bool:
-        """Whether a relay could not reach it; a pause of an operator says nothing about that."""
+        """Whether a relay could not reach it; a pause by an operator is no outage."""
         if self.outbox.progress.delivering is not None:
             return self.outbox.progress.unreachable
         return self.delivery.works is False and self.outbox.pauses.current() is None
@@ -164,7 +163,7 @@ class Adapter:
     # -- the session that is current
 
     def _follow_session(self, operation: ManagerOperation, session: int | None) -> None:
-        """A session was begun or ended: which one is current follows what the manager was seen to do."""
+        """Note that a session was begun or ended, which makes another one current if the manager was seen to do so."""
         stays = self.view.learning.current.get(operation.name)
         if operation.session is Session.BEGINS and stays is not False:
             self.session_id = session
@@ -173,7 +172,7 @@ class Adapter:
 
     @property
     def session_id(self) -> int | None:
-        """The current trading session, as the manager knows it or would know it."""
+        """The current trading session: the manager's, or the one that it would have without the outage."""
         if self._ended is not None:
             name, session = self._ended
             stays = self.view.learning.current.get(name)
@@ -209,7 +208,7 @@ class Adapter:
             return self._durably(item) if item.rehearsal.reached else self._by_itself(item)
         except OutboxError as exc:
             is_exit = operation.never_refused is not None and operation.never_refused(operation.standard(bound))
-            # No caller gets an error of a best-effort call; no exit is stopped by a halted store or by a dead letter.
+            # A best-effort call raises nothing; a halted store or a dead letter stops no exit.
             if not operation.best_effort and not (is_exit and isinstance(exc, DurabilityError | AlreadyRejected)):
                 raise
             log = _log.warning if operation.best_effort else _log.critical
@@ -217,10 +216,10 @@ class Adapter:
             return None
 
     def _by_itself(self, item: Prepared) -> Any:
-        """The answer of a call that did not turn to the database.
+        """The answer of a call that did not use the database: that of its rehearsal.
 
-        The rehearsal has made it, and the manager gets what it changed.  Raises what the manager raised, and
-        `ConfigError` where the call only seems to be made.
+        The manager gets the rehearsal's changes.  Raises what the manager raised, and `ConfigError` where the call was
+        only buffered, or has not run.
         """
         operation, rehearsal = item.operation, item.rehearsal
         answer, changed = rehearsal.answer, rehearsal.changes
@@ -283,7 +282,7 @@ class Adapter:
         return self._session_locks.held(self._preparing.session_of(item.operation, item.bound), inside=block)
 
     def block(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entering:
-        """A context manager of the manager: everything critical inside is one group, an exception records nothing.
+        """A context manager of the manager: all critical calls inside are one group, an exception records none.
 
         The block belongs to the code inside it, in whichever task or thread; blocks of one session wait for each other.
         Raises `BlockMisused` and `SessionBusy` beside what a call raises.
@@ -293,7 +292,7 @@ class Adapter:
             made = entering()
             return made is not None and made.is_alive()
 
-        # Weak, or nobody would ever collect a block that was left open.
+        # Weak: a block that was left open must be collected.
         made = Entering(self._block, (operation, args, kwargs, alive), {}, operation.name)
         entering = weakref.ref(made)
         return made
@@ -322,10 +321,10 @@ class Adapter:
                 item = self._preparing.prepare(item, final=not waits)
                 told = self._telling.told(item, online=waits)
                 block.add(self._preparing.encoded(item))
-            with _seen_to_end(block), entered(block):
+            with logged_at_exit(block), entered(block):
                 yield told
             if earlier is None and not turn.alone:
-                # Another block of the session may be recorded first, and the balance is another one then.
+                # Another block of the session may be recorded first, and change the balance.
                 item.notes.pop("told", None)
                 item.ready = self.outbox.prepare(operation.name, {**item.bound, NOTES: item.notes})
             calls = block.end()
@@ -384,36 +383,6 @@ class Adapter:
             self._changing.note(item, entry)
             self._follow_session(item.operation, item.session)
         return entries
-
-
-def bind_to(
-    replayer: Replayer, operations: Iterable[Operation], calls: Mapping[str, ManagerOperation] | None = None
-) -> tuple[Operation, ...]:
-    """`operations` with handlers that replay on the replayer's manager; only `calls`, where given, of its methods."""
-    bound: list[Operation] = []
-    for operation in operations:
-        if not isinstance(operation, ManagerOperation):
-            bound.append(operation)
-        elif calls is None or operation.name in calls:
-            bound.append(dataclasses.replace(operation, handler=replayer.handler(operation)))
-    return tuple(bound)
-
-
-@contextmanager
-def _seen_to_end(block: Block) -> Iterator[None]:
-    """Let the log name the calls of a block that is left by an exit of the program: their callers have their ids."""
-    try:
-        yield
-    except Exception:
-        raise
-    except BaseException as exc:
-        _log.critical(
-            "a balance block of session %(session)s was left by %(cause)s, and nothing of it is recorded: %(calls)s",
-            session=block.session,
-            cause=type(exc).__name__,
-            calls=", ".join(f"{item.operation.name} ({item.told})" for item in block.end()),
-        )
-        raise
 
 
 def _must_be_same(operation: ManagerOperation, first: Mapping[str, Any], call: Mapping[str, Any], where: str) -> None:

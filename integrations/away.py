@@ -1,4 +1,4 @@
-"""Away: how it shows that PostgreSQL cannot answer, also where the manager keeps quiet about it."""
+"""Away: whether PostgreSQL cannot answer, also where the manager swallows the error."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def _verdict(error: DBAPIError) -> Verdict:
 
 
 class Failures:
-    """What PostgreSQL failed with while a manager was asked, and has not answered since.
+    """Errors of PostgreSQL while a manager was asked, for statements that it has not answered since.
 
-    A manager that tries again has an answer; one that swallows a failure and goes on with other statements has made
-    one up.  But managers find out by trying whether a column is there: where the schema refuses a statement that never
-    had an answer, another statement makes that good.
+    A manager that repeats the statement has an answer.  One that swallows the error and goes on has made its answer up.
+    But managers try whether a column exists: if the schema refuses a statement that was never answered, an answer to
+    another statement counts.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Failures:
 
     @property
     def passing(self) -> BaseException | None:
-        """The first that another try will not meet: of statements that are no experiment of the manager's."""
+        """The first one that may pass: an outage, at a statement that PostgreSQL has answered before."""
         return next((one for by, one in self._found.items() if by in self._known and is_away(one)), None)
 
 

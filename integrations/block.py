@@ -97,7 +97,7 @@ class Block:
             return [*around, *self._calls[1:]]
 
     def end(self) -> list[Any]:
-        """No call joins from now on; the calls of this block."""
+        """Take no more calls; returns those of this block."""
         with self._lock:
             self._ended = True
             return self._calls
@@ -137,8 +137,25 @@ def entered(block: Block) -> Iterator[None]:
     )
 
 
+@contextmanager
+def logged_at_exit(block: Block) -> Iterator[None]:
+    """Log the calls of a block that an exit of the program ends: none is recorded, and their callers have their ids."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as exc:
+        _log.critical(
+            "a balance block of session %(session)s was left by %(cause)s, and nothing of it is recorded: %(calls)s",
+            session=block.session,
+            cause=type(exc).__name__,
+            calls=", ".join(f"{item.operation.name} ({item.told})" for item in block.end()),
+        )
+        raise
+
+
 class Entering(_GeneratorContextManager[Any]):
-    """The context manager of a block: one that raises while it is entered has ended its block.
+    """The context manager of a block.  An exception while it is entered ends the block.
 
     `name`: the method that made it.  A plain method that was declared as a context manager is called without `with`;
     the log names it then, because nothing of the call was recorded.

@@ -18,24 +18,24 @@ _log = Log("outbox.integrations")
 
 # Behind more entries than this a caller would wait for the backlog, not for its own call.
 _BACKLOG = 50
-# How long the word of a relay in another process is taken for true.
-_HEARSAY_S = 1.0
+# For how long a report of a relay in another process is believed.
+_REPORT_S = 1.0
 
 
 class Delivery:
-    """Knows how far the relay is with one adapter's calls.  Thread-safe."""
+    """Follows how far the relay is with one adapter's calls.  Thread-safe."""
 
     def __init__(
         self, outbox: Outbox, replayer: Replayer, *, wait_s: float, refused: Callable[[int | None], None]
     ) -> None:
-        """Callers wait for at most `wait_s` seconds; `refused(session_id)` hears of calls that PostgreSQL refused."""
+        """Callers wait for at most `wait_s` seconds; `refused(session_id)` is called when PostgreSQL refused a call."""
         self._outbox, self._replayer, self.wait_s, self._refused = outbox, replayer, wait_s, refused
         self._answers = replayer.answers
-        # What an earlier process left is this program's own as well.
+        # Pending calls of an earlier process count as this program's own.
         self.last_seq = outbox.store.figures().counters.next_seq - 1
-        # A call that was waited for in vain: until it is settled nobody waits again who can do without.
+        # A call that a caller has waited for in vain: until it is settled, reads with another answer do not wait.
         self._late_seq = 0
-        self._heard: tuple[float, bool | None] = (float("-inf"), None)
+        self._reported: tuple[float, bool | None] = (float("-inf"), None)
 
     def noted(self, entry: Entry) -> None:
         """A call has become durable."""
@@ -48,12 +48,12 @@ class Delivery:
         if here is not None:
             return here
         now = self._outbox.clock.monotonic()
-        if now - self._heard[0] > _HEARSAY_S:
+        if now - self._reported[0] > _REPORT_S:
             status = self._outbox.status()
             relay = status.relay
-            word = (relay.breaker == "closed" and not relay.stuck and status.paused is None) if relay.alive else None
-            self._heard = (now, word)
-        return self._heard[1]
+            works = (relay.breaker == "closed" and not relay.stuck and status.paused is None) if relay.alive else None
+            self._reported = (now, works)
+        return self._reported[1]
 
     def prompt(self) -> bool:
         """Whether a call made now can be expected to be delivered at once."""
@@ -68,8 +68,8 @@ class Delivery:
     def settled(self, last_seq: int | None = None, *, once: bool = False) -> bool:
         """Whether the relay has passed this adapter's calls up to `last_seq`, by default all of them.
 
-        Waits for it, for a limited time, as long as deliveries work.  `once`: not where a caller has waited in vain
-        before, since there is another answer: an operation may be parked for hours, and each read would wait.
+        Waits for it, for a limited time, as long as deliveries work.  `once`: not after a caller has waited in vain,
+        for a read that has another answer: an operation may be parked for hours.
         """
         bar = self.last_seq if last_seq is None else last_seq
         if self.passed(bar):
@@ -94,7 +94,7 @@ class Delivery:
         """Wait for the delivery of a call, or of a block, and return or raise what the manager answered to the first.
 
         The caller is answered when PostgreSQL has committed, before the store has recorded that; with the local result
-        where that takes too long.  What PostgreSQL refused is discarded, since its caller is told.
+        if that takes too long.  A refused call is discarded, since its caller gets the error.
         """
         entry, last = entries[0], entries[-1]
         if not self._outbox.progress.wait(lambda: has_arrived(self._outbox, last.seq), self.wait_s):
@@ -107,7 +107,7 @@ class Delivery:
         answers = [self._answers.take(one.seq) for one in entries]
         answer = answers[0]
         if answer is None:
-            # Another handler than ours has applied it: what it returned is known when it is recorded.
+            # Another handler than this adapter's has applied it: the result is known when it is recorded.
             self._outbox.progress.wait(lambda: not self._outbox.store.is_pending(last.seq), self.wait_s)
         settled = self._outbox.entry(entry.seq)
         if settled.status is not EntryStatus.FAILED:
@@ -125,10 +125,10 @@ class Delivery:
 
 
 def _refusal(operation: ManagerOperation, settled: Entry, answers: Sequence[Answer | None]) -> Answer:
-    """What the caller hears of a call, or of a block, that was not applied.
+    """What the caller of a call, or of a block, that was not applied gets.
 
-    What the manager answered before PostgreSQL refused the commit, or before a later call of the block was refused,
-    is not true.
+    An answer that the manager gave before PostgreSQL refused the commit, or before a later call of the block was
+    refused, does not hold.
     """
     refused = [one for one in answers if one is not None and (one.refusal or one.error is not None)]
     if refused and (refused[0].error is not None or len(answers) == 1):

@@ -20,18 +20,17 @@ from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
 from . import classes
-from .adapter import Adapter, bind_to
+from .adapter import Adapter
 from .away import is_away
+from .binding import bind
 from .guard import NotCaughtUp
 from .host import Host, class_made_by
-from .host_enums import register_loaded_enums
 from .operations import TRADING_OPERATIONS, ManagerOperation
 from .preflight.members import class_member
-from .replay.replay import CallFailed, Replayer
+from .replay.replay import CallFailed
 from .singletons import Singletons
 from .standing import Standing, call, read
 from .view.kept_answers import ManagerRead
-from .view.reads import Reads
 
 __all__ = [
     "TRADING_OPERATIONS",
@@ -59,7 +58,7 @@ class DurableDatabaseManager:
     `UnknownLocally`.  Its class is a subclass of the manager's, and its attributes are the manager's: `vars` of both
     are one dict.  Methods that are not declared run with this object as `self`, so that what they call is durable.
 
-    Raises `DurabilityError` when the store cannot promise durability any more, after `on_halt(reason)` was called.
+    Raises `DurabilityError` once a write to the local disk failed; `on_halt(reason)` is called before.
     As thread-safe as the manager; one object for each store and process.
     """
 
@@ -106,7 +105,7 @@ class DurableDatabaseManager:
             self.attach_outbox(outbox, on_halt=on_halt)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Subclasses of a host's own are the manager's class's subclasses; those made here are not its concern."""
+        """Give a host's own subclass its constructor's signature; classes that are made here have theirs."""
         if classes.STANDS_FOR not in vars(cls):
             super().__init_subclass__(**kwargs)
             if "__init__" in vars(cls) and "__signature__" not in vars(cls):
@@ -265,18 +264,6 @@ class DurableDatabaseManager:
         return (_made_anew, (_found_by_name(type(self)) or type(manager), *arguments[1:]), *rest)
 
 
-def bind(operations: Iterable[Operation | ManagerRead], factory: Callable[[], Any]) -> tuple[Operation, ...]:
-    """`operations` with handlers that replay on the manager that `factory` makes when one is needed.
-
-    For a relay in a process of its own (`OUTBOX_OPERATIONS`), where no engine is running.
-    """
-    clock, given = SystemClock(), tuple(operations)
-    register_loaded_enums()
-    reads = Reads(one for one in given if isinstance(one, ManagerRead))
-    calls = [one for one in given if isinstance(one, Operation)]
-    return bind_to(Replayer(Host(factory, clock), clock, reads), calls)
-
-
 def _call_by_name(durable: DurableDatabaseManager, name: str, *args: Any, **kwargs: Any) -> Any:
     return call(durable, name, args, kwargs)
 
@@ -305,11 +292,11 @@ def _construct_as(
     outbox: Outbox | None,
     settings: dict[str, Any],
 ) -> None:
-    """Construct a durable manager with the arguments of the manager's constructor."""
+    """Construct a durable manager with the arguments of the manager's constructor, perhaps without PostgreSQL."""
     inspect.signature(manager_class).bind(*args, **kwargs)
     DurableDatabaseManager.__init__(durable, functools.partial(manager_class, *args, **kwargs), outbox, **settings)
     try:
-        # What is wrong with the arguments is raised here, as by the plain constructor.
+        # Errors of the arguments are raised here, as by the plain constructor.
         durable._durable.host.manager()
     except SQLAlchemyError as exc:
         if not is_away(exc):
@@ -364,7 +351,7 @@ def _adopt(durable: DurableDatabaseManager) -> None:
     found: Any = type(host.built)
     if known is DurableDatabaseManager:
         known = _class_for(found)
-    # What a constructor has put in place of a method must not go past the outbox.
+    # A function that the constructor has put in place of a method must not bypass the outbox.
     hidden = frozenset(
         name
         for name, value in host.built.__dict__.items()
@@ -377,7 +364,7 @@ def _adopt(durable: DurableDatabaseManager) -> None:
 
 
 def _stand_for_unconstructed(durable: DurableDatabaseManager) -> Standing:
-    """The state of an object whose constructor has not run: it stands for a manager whose has not run either."""
+    """Make the state of an object whose constructor has not run: its manager's has not run either."""
     known = classes.stood_for(type(durable))
     if known is None:
         raise _missing(durable, "_durable")

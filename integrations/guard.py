@@ -31,7 +31,7 @@ _HARMLESS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _CHANGES = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
-# The table that a statement writes, where it says so at its beginning.
+# The table that a statement writes, where it begins with its name.
 _WRITTEN = re.compile(
     r"\s*(?:INSERT\s+INTO|UPDATE(?:\s+ONLY)?|DELETE\s+FROM(?:\s+ONLY)?|MERGE\s+INTO|TRUNCATE(?:\s+TABLE)?)\s+([\w\".]+)",
     re.IGNORECASE,
@@ -49,16 +49,16 @@ class Watched:
     """One call of the manager that is not queued."""
 
     name: str
-    # Whether it was declared to need no more than what PostgreSQL holds by now.
+    # Declared with `reads_stale`: PostgreSQL's present state is enough.
     stale: bool = False
-    # Whether there is another answer where the manager cannot give one soon.
+    # Whether the local view answers if the manager cannot soon.
     replaceable: bool = False
     error: OutboxError | None = None
     # Whether a statement was sent, or refused.
     asked: bool = False
-    # What the database failed with; the manager may have swallowed it.
+    # Errors of the database; the manager may have swallowed them.
     failures: Failures = field(default_factory=Failures)
-    # The tables that it has written, without their schemas; "" where a statement does not say which.
+    # The tables that it has written, without their schemas; "" for a statement that does not name one.
     wrote: set[str] = field(default_factory=set)
 
 
@@ -119,7 +119,7 @@ class Guard:
         finally:
             _watched.reset(token)
             if around is not None and watched.asked:
-                # A method that calls this one may swallow it, or try again with success.
+                # The method that called this one may swallow the error, or try again with success.
                 around.asked, around.error = True, watched.error
             if watched.error is not None:
                 raise watched.error
@@ -129,7 +129,7 @@ class Guard:
         return _watched.get() is not None
 
     def note(self, error: BaseException) -> None:
-        """A call that is not queued has failed: one that has made it must not take the manager's word for an answer."""
+        """Note that a call that is not queued has failed: the call around it has no answer of the manager's then."""
         watched = _watched.get()
         if watched is not None and isinstance(error, OutboxError):
             watched.error, watched.asked = error, True
@@ -178,10 +178,10 @@ class Guard:
             raise stray
         if _HARMLESS.match(statement):
             return
-        # A host's own look at what PostgreSQL holds by now is what it seems to be.
+        # A read by the host itself sees PostgreSQL's present state.
         if (watched is None or watched.stale) and not self._writes.may_write(cursor.connection, statement):
             return
-        # What is queued after the transaction's first statement is not before it.
+        # Only calls that were queued before the transaction's first statement come before it.
         bar = connection.info.get(_BAR, self._delivery.last_seq)
         settled = self._delivery.settled(bar, once=watched is not None and watched.replaceable)
         if watched is not None:
@@ -194,8 +194,8 @@ class Guard:
             watched.wrote.add("" if table is None else table[1].rpartition(".")[2].strip('"'))
 
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        # A call that was made within the transaction, or within a block, need not be before this statement; but where
-        # it finds no row, it is most likely after one of that call's.
+        # A call that was made within the transaction, or within a block, may come after this statement.  But one that
+        # finds no row most likely looks for a row of such a call.
         if cursor.rowcount != 0 or not _CHANGES.match(statement) or is_own() or is_replay(connection):
             return
         if self._in_block() or not self._delivery.passed(getattr(self._here, "seq", 0)):

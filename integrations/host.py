@@ -34,7 +34,7 @@ from .state.begun import locks_begun
 from .view.local_view import NO_SESSIONS
 
 _META = "manager:signatures"
-# By these a class says how its objects are copied.
+# Methods by which a class decides how its objects are copied.
 _COPYING = ("__copy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
 # Attributes of a manager by which it reaches PostgreSQL.
 _CONNECTING = ("session_factory", "engine")
@@ -55,7 +55,7 @@ class Host:
     """One manager, given as an object or as a factory of it.  Thread-safe."""
 
     def __init__(self, factory_or_manager: Any, clock: Clock) -> None:
-        """Raises `TypeError` where it is neither a manager nor a callable, `ConfigError` for a misfit."""
+        """Raises `ConfigError` for what cannot be made durable."""
         self._clock = clock
         self.lock = threading.RLock()
         self._listeners: list[Callable[[Any], None]] = []
@@ -65,9 +65,15 @@ class Host:
         is_manager = not inspect.isclass(factory_or_manager) and hasattr(factory_or_manager, "session_factory")
         if not is_manager and not callable(factory_or_manager) and hasattr(factory_or_manager, "__dict__"):
             name = type(factory_or_manager).__name__
-            raise ConfigError(f"{name} cannot be made durable: {without_factory(held_by(factory_or_manager))}")
+            raise ConfigError(
+                f"{name} cannot be made durable: {without_factory(held_by(factory_or_manager))}",
+                hint="`atb outbox check MODULE:CLASS` names what a class lacks",
+            )
         if not is_manager and not callable(factory_or_manager):
-            raise TypeError(f"neither a manager with a session_factory nor a factory of one: {factory_or_manager!r}")
+            raise ConfigError(
+                f"a manager is needed, and {factory_or_manager!r:.100} was given",
+                hint="pass a manager with a session_factory, its class, or a function that makes one",
+            )
         self.built: Any = factory_or_manager if is_manager else None
         self._factory: Callable[[], Any] | None = None if is_manager else factory_or_manager
         self.manager_class = type(factory_or_manager) if is_manager else class_made_by(factory_or_manager)
@@ -287,7 +293,10 @@ class Host:
         `ManagerUnavailable` where not even the class is known.
         """
         if self.built is None and self.manager_class is None:
-            raise ManagerUnavailable("the manager's class is not known")
+            raise ManagerUnavailable(
+                "the manager's class is not known while PostgreSQL is away",
+                hint="pass the manager's class, or functools.partial(Manager, url)",
+            )
         copied: Any
         if self.built is not None:
             copied = replica_of(self.built)

@@ -108,13 +108,13 @@ class Keeper:
         )
 
     def _know_class_of(self, manager: Any) -> None:
-        """The manager was built, and its class was not known when the view was restored."""
+        """Take in the class of a manager that was built after the view was restored."""
         self._decide_by(type(manager))
         with self.view.lock:
             self.kept.doubt_former(outdated.take_over(self.view.learning, self.view.learning.dump()))
 
     def _learned(self, misjudged: Collection[Any]) -> None:
-        """Something was learned: it is kept, and the view taken from PostgreSQL where it was in doubt."""
+        """Keep what was learned, and take the misjudged sessions from PostgreSQL again."""
         self._doubtful.update(misjudged)
         self._wake.set()
 
@@ -155,13 +155,13 @@ class Keeper:
             self._wake.set()
 
     def doubt(self, session_id: int | None) -> None:
-        """PostgreSQL refused a call of this session: the view is taken from there again."""
+        """Take this session from PostgreSQL again: it refused a call that the view has folded."""
         if session_id is not None and session_id not in self._doubtful:
             self._doubtful.add(session_id)
             self._wake.set()
 
     def overwritten(self, method: str) -> None:
-        """A method that is not declared has changed sessions: those that are active are taken from PostgreSQL again."""
+        """Doubt the active sessions, which an undeclared method has changed: they are taken from PostgreSQL again."""
         with self.view.lock:
             for session_id in [id_ for id_, row in self.view.sessions.items() if row["active"]]:
                 self.view.doubt_apart(session_id, f"{method} has changed it, which is not declared")
@@ -169,12 +169,12 @@ class Keeper:
         self._wake.set()
 
     def meet(self, session_id: int | None) -> None:
-        """A session is in use: learn of it, if it is new, before the next outage."""
+        """Look at a session that is in use, if it is new to the view, before the next outage."""
         if session_id is not None and session_id not in self.view.sessions:
             self.doubt(session_id)
 
     def observe(self, session_id: int | None, *, foreign: bool = False) -> bool:
-        """Take a session's state from PostgreSQL, if nothing is on its way there; whether that was possible.
+        """Take a session's state from PostgreSQL, if no entry is pending; whether that was possible.
 
         `foreign`: it may be another program's, until a call is made in it.  Raises `SQLAlchemyError`.
         """
@@ -205,7 +205,7 @@ class Keeper:
         return True
 
     def _shown(self, session_id: int) -> Look:
-        """What PostgreSQL has of a session, and the manager's answers to other reads; nothing of these is written."""
+        """Read a session, and the manager's answers to other reads, in a transaction that is rolled back."""
         manager = self._host.undoubled()
         with rolled_back(manager) as sets:
             replica = sets(self._host.replica(session_id=session_id))
@@ -263,7 +263,7 @@ class Keeper:
         self._wake.set()
 
     def _rewound(self) -> None:
-        """PostgreSQL was set back: its sequences too, and they would give others the ids that were given out here."""
+        """Set sequences forward: PostgreSQL was set back, and would give ids a second time that were given out here."""
         self._try(
             "sequences could not be set forward", lambda: self._reserves.secure(engine_of(self._host.undoubled()))
         )
@@ -279,7 +279,7 @@ class Keeper:
 
     def _tend(self) -> None:
         self._work()
-        # Behind the fill: a reserve that is being filled is not scarce.
+        # After the fill: a reserve that is being filled is not scarce.
         self._try("the id reserves are not in the status", self._reserves.show)
         self._try("the status does not show what an outage does not answer", self._show_unanswerable)
 

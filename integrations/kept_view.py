@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from .. import Entry, EntryStatus, Outbox
-from ..codec import decode_result, encode_result
 from ..log import Log
+from ..results import decode_result, encode_result
 from .block import OrderLock
 from .operations import ManagerOperation, call_of, notes_of
 from .upgrades import upgraded
@@ -116,7 +116,7 @@ class KeptView:
                         self._want(entry.seq)
                     if not sure:
                         self._doubt(session)
-            except Exception:  # noqa: BLE001 - the call is durable, and its caller must not hear of the view's trouble
+            except Exception:  # noqa: BLE001 - the call is durable, and its caller must not get an error of the view
                 _log.error("the local view cannot follow entry %(seq)s", seq=entry.seq, trace=True)
                 if session in self._view.sessions:
                     for table in ("balance", "positions", "orders"):

@@ -159,7 +159,10 @@ def fresh_connection(engine: Engine) -> Iterator[Connection]:
 def driver_connection(raw: DBAPIConnection | None) -> Any:
     """The driver's connection.  Raises `ConfigError` for another driver's, and for one in autocommit."""
     if not isinstance(raw, psycopg2.extensions.connection):
-        raise ConfigError(f"the manager's connections are of {type(raw).__module__}, not psycopg2")
+        raise ConfigError(
+            f"the manager's connections are of {type(raw).__module__}, not psycopg2",
+            hint="make its engine with postgresql+psycopg2://",
+        )
     if raw.autocommit:
         raise ConfigError(
             "the manager's connections are in autocommit", hint="a call must be a transaction to be replayed in one"
@@ -175,7 +178,7 @@ def is_replay(connection: Connection) -> bool:
 class ReplayConnection(Connection):
     """Its savepoints are made and released in the round trip of the statement behind them."""
 
-    # The `Watch` of the replay that it belongs to: hears of each statement, and judges what a rollback undoes.
+    # The `Watch` of the replay that it belongs to: gets each statement, and judges what a rollback undoes.
     watch: Any = None
     # Whether the database has constraints that may be checked at the end of a transaction only.
     defers = False

@@ -17,7 +17,7 @@ from .roles import Balance, Order, Position, Session
 from .view import checks
 from .view.local_view import NO_SESSIONS, LocalView
 
-# What the adapter adds to a call's arguments: session, id, what the caller was told.
+# What the adapter adds to a call's arguments: session, id, the balance that its caller was given.
 NOTES = "_outbox"
 
 View = LocalView
@@ -33,7 +33,7 @@ def answered(result: Any, wrote: bool) -> bool:
 
 
 def wrote_rows(_: Any, wrote: bool) -> bool:
-    """Whether a call succeeded whose result says nothing: rows were written."""
+    """Whether a call whose result has no meaning succeeded: rows were written."""
     return wrote
 
 
@@ -56,14 +56,14 @@ class ManagerOperation(Operation):
     `order_by`: an argument's name or a callable; by default the trading session that is current at the call.
     `checks`: `check(call, view)` raises ValueError for a call that the local view already shows to be impossible;
         asked only while the manager itself cannot be.
-    `success`: `success(result, wrote)` tells whether a replay succeeded, since managers swallow errors.
+    `success`: `success(result, wrote)`: whether a replay succeeded, since managers swallow errors.
     `creates`: the `table`, `table.column` or `schema.table.column` of which the method returns a new id.
     `returns`: what the call returns at once during an outage, where it creates no id; a callable is given the
         arguments by name, those left out with their defaults, and makes it of them.
     `context`: whether the method is a context manager that changes the balance.
     `balance`, `amount`: what becomes of the session's balance, and the argument that holds the amount.
     `session`, `position`, `order`: what becomes of the session, of a position and of an order.
-    `never_refused`: `f(call)` tells whether a call must not raise even when the store is halted: an exit must go out.
+    `never_refused`: `f(call)`: whether a call must not raise even when the store is halted: an exit must go out.
     `optional`: whether a manager may lack the method.
 
     Raises `ConfigError` for a declaration that contradicts itself.
@@ -105,7 +105,10 @@ class ManagerOperation(Operation):
                 hint="allowed: 'table', 'table.column' or 'schema.table.column'",
             )
         if len(set(self.args.values())) < len(self.args):
-            raise ConfigError(f"operation {self.name!r} gives two of its arguments one standard name: {self.args}")
+            raise ConfigError(
+                f"operation {self.name!r} gives two of its arguments one standard name: {self.args}",
+                hint="one argument for each standard name",
+            )
         if isinstance(self.identity, str):
             object.__setattr__(self, "identity", (self.identity,))
         if isinstance(self.identity, (tuple, list)) and self.identity:
@@ -169,7 +172,7 @@ class ManagerOperation(Operation):
         return {**call, name: row(call[name])} if name in call else call
 
     def answer_to(self, call: Call, notes: Mapping[str, Any]) -> Any:
-        """What the call returns where nobody waits for the manager's own answer."""
+        """What the call returns without the manager's own answer."""
         if "id" in notes:
             return notes["id"]
         return self.returns({**notes.get("defaults", {}), **call}) if callable(self.returns) else self.returns
@@ -189,7 +192,7 @@ class ManagerOperation(Operation):
         if self.order_by is not None:
             return super().order_of(args)
         session = args[NOTES].get("session")
-        # Without sessions nothing tells which calls belong together.
+        # Without sessions it is unknown which calls belong together.
         return None if session in (None, NO_SESSIONS) else f"session:{session}"
 
     def needed(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Passing: calls that are not queued.  They see the program's own writes, or are answered without PostgreSQL.
+"""Passing: calls that are not queued.  They see the program's own writes, or the local view answers them.
 
 A guard on the manager's engine sees every statement, of any method and thread: it waits until the calls before it are
 delivered, and refuses it where they are not.  So nothing that is not declared overtakes what is queued.
@@ -8,20 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from .. import Outbox, OutboxError
+from .. import OutboxError
 from ..log import Log
 from ..words import first_line
 from .away import cannot_answer, is_away
-from .delivery import Delivery
-from .guard import Guard, NotCaughtUp
-from .host import Host
-from .keeper import Keeper
+from .guard import NotCaughtUp
 from .manager_connection import is_used_up
-from .operations import AFTER_DRAIN, ManagerOperation
+from .operations import AFTER_DRAIN
 from .repeated import Repeated
 from .stepwise import stepwise
 from .view.kept_answers import KeptAnswers
@@ -30,38 +27,29 @@ from .view.reads import Reads
 from .view.waiting_writes import WaitingWrites
 from .within import Within
 
+if TYPE_CHECKING:
+    from .adapter import Adapter
+
 _log = Log("outbox.integrations")
 
-# After a read that PostgreSQL failed to answer its callers wait for at most a sixth of their time: a lock may be long.
+# After PostgreSQL failed to answer a read, the view answers it for this many times the wait: a lock may be long.
 _REST = 5
 # Why a manager whose PostgreSQL answers was not asked, by whether calls are delivered.
 _NOT_ASKED = {None: "no relay is running", True: "calls before it are not delivered, see `atb outbox status`"}
 
 
-class Caller(Protocol):
-    """What is needed of the adapter."""
-
-    host: Host
-    outbox: Outbox
-    calls: dict[str, ManagerOperation]
-    keeper: Keeper
-    delivery: Delivery
-    guard: Guard
-    session_id: int | None
-
-
 class Passing:
     """Calls the manager itself.  As thread-safe as the manager."""
 
-    def __init__(self, caller: Caller, reads: Reads) -> None:
-        self._caller, self.reads = caller, reads
-        self._within = Within(caller, caller.host, caller.keeper, caller.outbox.clock)
-        self.kept = KeptAnswers(caller.outbox, partial(caller.host.enums.learn, caller.outbox))
+    def __init__(self, adapter: Adapter, reads: Reads) -> None:
+        self._adapter, self.reads = adapter, reads
+        self._within = Within(adapter, adapter.host, adapter.keeper, adapter.outbox.clock)
+        self.kept = KeptAnswers(adapter.outbox, partial(adapter.host.enums.learn, adapter.outbox))
         self._repeated = Repeated(_log)
-        # When a read is asked again that PostgreSQL has failed to answer, by name (monotonic seconds).
+        # When a read that PostgreSQL failed to answer is tried again: by name, monotonic seconds.
         self._rests_until: dict[str, float] = {}
-        writes = caller.keeper.view.learning.written.of
-        self.waiting = WaitingWrites(caller.host, caller.outbox, caller.calls, writes)
+        writes = adapter.keeper.view.learning.written.of
+        self.waiting = WaitingWrites(adapter.host, adapter.outbox, adapter.calls, writes)
 
     def call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `name` of the manager, after the program's own writes; answered locally where PostgreSQL cannot.
@@ -72,7 +60,7 @@ class Passing:
         try:
             return self._call(stand_in, name, args, kwargs)
         except (NotCaughtUp, UnknownLocally, SQLAlchemyError) as exc:
-            self._caller.guard.note(exc)
+            self._adapter.guard.note(exc)
             raise
 
     def _call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -82,8 +70,8 @@ class Passing:
         if declared is not None and declared.keep_last:
             return self._kept_read(stand_in, name, args, kwargs, stale=declared.reads_stale)
         try:
-            if name in AFTER_DRAIN and not self._caller.delivery.settled():
-                raise self._caller.guard.not_caught_up(f"{name} works on what PostgreSQL holds")
+            if name in AFTER_DRAIN and not self._adapter.delivery.settled():
+                raise self._adapter.guard.not_caught_up(f"{name} works on what PostgreSQL holds")
             return self._ask(stand_in, name, args, kwargs, stale=declared is not None and declared.reads_stale)
         except (NotCaughtUp, SQLAlchemyError) as exc:
             if (isinstance(exc, NotCaughtUp) or is_away(exc)) and self._made_current(name, args, kwargs):
@@ -92,32 +80,32 @@ class Passing:
 
     def _read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A read that the local view answers where the manager cannot, or cannot soon."""
-        caller, failed = self._caller, None
-        clock, began = caller.outbox.clock, caller.outbox.clock.monotonic()
-        # The manager would wait for a connection as long as its pool says, and may swallow that there was none.
-        unlikely = is_used_up(caller.host.built) or began < self._rests_until.get(name, began)
-        if not unlikely and caller.delivery.settled(once=True) and caller.delivery.works is not False:
+        adapter, failed = self._adapter, None
+        clock, began = adapter.outbox.clock, adapter.outbox.clock.monotonic()
+        # The manager would wait for a connection for the timeout of its pool, and may swallow the error.
+        unlikely = is_used_up(adapter.host.built) or began < self._rests_until.get(name, began)
+        if not unlikely and adapter.delivery.settled(once=True) and adapter.delivery.works is not False:
             try:
                 answer = self._ask(None, name, args, kwargs, whole=True)
                 self._repeated.over(name)
                 return answer
             except (NotCaughtUp, SQLAlchemyError) as exc:
-                if caller.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
+                if adapter.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
                     raise
                 failed, error, ended = exc, first_line(exc), clock.monotonic()
                 if isinstance(exc, SQLAlchemyError):
                     self._rests_until[name] = ended + _REST * (ended - began)
                 self._repeated.warn(name, "%(method)s is read from the local view: %(error)s", method=name, error=error)
-        signature, now = caller.host.signature(name), clock.now()
-        with caller.keeper.kept.order:
+        signature, now = adapter.host.signature(name), clock.now()
+        with adapter.keeper.kept.order:
             try:
-                return self.reads.answer(name, signature, args, kwargs, self._within.view(), caller.session_id, now)
+                return self.reads.answer(name, signature, args, kwargs, self._within.view(), adapter.session_id, now)
             except UnknownLocally as unknown:
                 if isinstance(failed, SQLAlchemyError) and not is_away(failed):
                     # As the manager does where its tables do not fit.
                     raise failed from unknown
-                if not unlikely or caller.delivery.works is False:
-                    why = _NOT_ASKED.get(caller.delivery.works)
+                if not unlikely or adapter.delivery.works is False:
+                    why = _NOT_ASKED.get(adapter.delivery.works)
                     if why is not None:
                         raise UnknownLocally(f"{unknown.message}; {why}", hint=unknown.hint) from unknown
                     raise
@@ -134,24 +122,25 @@ class Passing:
                     _log.warning("a kept answer of %(read)s could not be taken back: %(error)s", read=read, error=exc)
         local = [read for read in self.reads.names if self.reads.local(read) is not None]
         if self.waiting.show(local, tables, name):
-            self._caller.keeper.overwritten(name)
+            self._adapter.keeper.overwritten(name)
 
     def _kept_read(
         self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, stale: bool
     ) -> Any:
         """A read whose last answer is kept.  Raises `UnknownLocally` where a call may have changed it since."""
-        seq = self._caller.delivery.last_seq
-        call = self._caller.host.signature(name).bind(*args, **kwargs).arguments
+        seq = self._adapter.delivery.last_seq
+        call = self._adapter.host.signature(name).bind(*args, **kwargs).arguments
         try:
             answer = self._ask(stand_in, name, args, kwargs, stale=stale, whole=True)
         except (NotCaughtUp, SQLAlchemyError) as exc:
-            if self._caller.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
+            if self._adapter.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
                 raise
             here = [(one.operation.name, "this block") for one in self._within.calls()]
             waiting = self.waiting.of(name, here)
             if waiting is not None:
                 raise UnknownLocally(
-                    f"{name} is not known while {waiting[0]} is not delivered ({waiting[1]}), which may change it"
+                    f"{name} is not known while {waiting[0]} is not delivered ({waiting[1]}), which may change it",
+                    hint="ask again when it is delivered",
                 ) from exc
             answer, asked_at = self.kept.last(name, call, exc)
             changed = self.waiting.since(name, asked_at)
@@ -176,20 +165,21 @@ class Passing:
         stale: bool = False,
         whole: bool = False,
     ) -> Any:
-        """`whole`: a declared read, of which an answer that the manager made up without PostgreSQL raises what the
-        manager swallowed.
+        """Ask the manager.
+
+        `whole`: a declared read.  If the manager swallowed an error of PostgreSQL, it is raised instead of the answer.
         """
-        caller = self._caller
-        with caller.guard.watching(name, stale=stale, replaceable=whole) as watched:
+        adapter = self._adapter
+        with adapter.guard.watching(name, stale=stale, replaceable=whole) as watched:
             calls = self._within.calls() if whole else ()
             try:
                 if calls:
-                    value = self._within.ask(calls, name, args, kwargs, caller.session_id)
+                    value = self._within.ask(calls, name, args, kwargs, adapter.session_id)
                 else:
-                    value = caller.host.bound(name, stand_in)(*args, **kwargs)
+                    value = adapter.host.bound(name, stand_in)(*args, **kwargs)
             except Exception as exc:
                 if whole and watched.failures.first is not None and not cannot_answer(exc):
-                    # What the manager has made of it.
+                    # The manager raised an error of its own for it.
                     raise watched.failures.first from exc
                 raise
             finally:
@@ -197,28 +187,28 @@ class Passing:
                     self._wrote(name, watched.wrote)
         if whole and watched.failures.first is not None:
             raise watched.failures.first
-        self._caller.keeper.meet(self._caller.session_id)
-        return stepwise(value, partial(self._caller.guard.watching, name, stale=stale))
+        self._adapter.keeper.meet(self._adapter.session_id)
+        return stepwise(value, partial(self._adapter.guard.watching, name, stale=stale))
 
     def attribute(self, name: str, get: Callable[[], Any]) -> Any:
         """The value of a property, which may ask PostgreSQL.  Raises as `call`."""
-        if self._caller.guard.is_watching():
-            # The call that reads it is watched, and answers for it.
+        if self._adapter.guard.is_watching():
+            # The call that reads it is watched already.
             return get()
         try:
-            with self._caller.guard.watching(name):
+            with self._adapter.guard.watching(name):
                 return get()
         except (NotCaughtUp, UnknownLocally, SQLAlchemyError) as exc:
-            self._caller.guard.note(exc)
+            self._adapter.guard.note(exc)
             raise
 
     def _made_current(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """`set_current_session` without PostgreSQL: it only says which session is meant, if that one is known."""
+        """`set_current_session` without PostgreSQL: make a known session current."""
         if name != "set_current_session":
             return False
-        bound = self._caller.host.signature(name).bind(*args, **kwargs).arguments
+        bound = self._adapter.host.signature(name).bind(*args, **kwargs).arguments
         session_id = next(iter(bound.values()), None)
-        known = session_id in self._caller.keeper.view.sessions
+        known = session_id in self._adapter.keeper.view.sessions
         if known:
-            self._caller.session_id = session_id
+            self._adapter.session_id = session_id
         return known

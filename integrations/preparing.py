@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -38,10 +38,14 @@ from .replay.replay import Replayer
 from .roles import Balance, Order, Position, Session
 from .state.early_state import EarlyState
 from .state.foreseen import Foreseen
-from .state.kept_state import KeptState, copied
+from .state.kept_state import KeptState
+from .state.plain_data import copied
 from .view.conversions import Unknown
 from .view.folds import seen_of
 from .view.local_view import LocalView
+
+if TYPE_CHECKING:
+    from .changing import Changing
 
 _log = Log("outbox.integrations")
 
@@ -60,15 +64,15 @@ class Prepared:
     rehearsal: Rehearsal
     notes: dict[str, Any] = field(default_factory=dict)
     session: int | None = None
-    # Sums that the manager gets at the call, though its method has them behind its write.
+    # Sums that the manager gets at the call, though its method adds them after its write.
     foreseen: dict[str, Any] = field(default_factory=dict)
-    # Attributes that it changes and that only its delivery counts.
+    # Attributes that the manager gets only when the call is delivered.
     uncounted: set[str] = field(default_factory=set)
     # What the outbox stores, encoded at the call.
     ready: Any = None
     # When the call was made; None for now.
     at: datetime | None = None
-    # What the call returns where nobody waits for PostgreSQL.
+    # What the call returns without a wait for PostgreSQL.
     told: Any = None
 
 
@@ -107,18 +111,16 @@ class Preparing:
         reserves: IdReserves,
         current_session: Callable[[], int | None],
         block: Callable[[], Block | None],
-        uncounted: Callable[[], set[str]],
-        changed_by: Callable[[str], set[str]],
+        changing: Changing,
         on_halt: Callable[[str], Any] | None,
     ) -> None:
-        """`on_halt(reason)` is called before a caller hears that the outbox has halted.
+        """`on_halt(reason)` is called before a call raises because the outbox has halted.
 
-        `block()` is the caller's balance block; `uncounted()`, `changed_by(method)`: see `Changing`.
+        `block()` is the caller's balance block.
         """
         self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
         self._delivery, self._reserves, self._current_session = delivery, reserves, current_session
-        self._block, self._on_halt = block, on_halt
-        self._queued_uncounted, self._changed_by = uncounted, changed_by
+        self._block, self._on_halt, self._changing = block, on_halt, changing
         self._early, self._foreseen = EarlyState(outbox), Foreseen(host)
         self._opened = _Opened()
 
@@ -146,7 +148,10 @@ class Preparing:
             # Python allows the name of an argument that it takes by position only.
             clash = value.keys() & ({*bound.signature.parameters, NOTES} - {name})
             if clash:
-                raise InvalidEntry(f"{operation.name} got {min(clash)!r} as a further keyword, and that name is taken")
+                raise InvalidEntry(
+                    f"{operation.name} got {min(clash)!r} as a further keyword, and that name is taken",
+                    hint="give the keyword another name",
+                )
             call |= {key: copied(item) for key, item in value.items()}
         # A signature that was recalled from the store knows only which arguments have a default.
         parameters = bound.signature.parameters.values() if self._host.method(operation.name) is not None else ()
@@ -158,7 +163,7 @@ class Preparing:
         return operation.of_row(call, self._replayer.same_row.of), defaults
 
     def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any]) -> Rehearsal:
-        """Let the manager refuse what it can refuse without PostgreSQL, in its own way."""
+        """Try a call on a copy of the manager, which may refuse it, up to its first contact with the database."""
         try:
             replica = self._host.replica(session_id=self.session_of(operation, bound), doubles=True)
             kept = KeptState(replica)
@@ -172,7 +177,7 @@ class Preparing:
                 raise
             return Rehearsal.skipped()
         if self._host.built is None and isinstance(rehearsal.error, AttributeError):
-            # Its constructor has not run, and what that would have set is missing.
+            # Its constructor has not run, and the attributes that it would have set are missing.
             return Rehearsal.skipped()
         if rehearsal.misfit is not None:
             raise ConfigError(
@@ -202,13 +207,13 @@ class Preparing:
             session = self._view.session_of_order(call, current)
             session = self._opened.session("order", call.get("client_order_id")) if session is None else session
         if session is None and current is None and operation.names_row:
-            # Perhaps the row is made in the same block, and not in the view yet.
+            # The row may be made in the same block, and is not in the view yet.
             block = self._block()
             return None if block is None else block.session
         return current if session is None else session
 
     def prepare(self, item: Prepared, *, final: bool) -> Prepared:
-        """Note what the replay needs; `final`: the caller will not wait to hear another id than the one given here."""
+        """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here."""
         operation, bound = item.operation, item.bound
         uncounted = self._uncounted()
         item = self._with_fresh_state(item)
@@ -225,7 +230,7 @@ class Preparing:
         item.foreseen = {name: amount for name, amount in amounts.items() if name not in changed | uncounted}
         item.uncounted = (changed | amounts.keys()) & uncounted
         if item.rehearsal.is_skipped:
-            item.uncounted |= self._changed_by(operation.name) - item.foreseen.keys()
+            item.uncounted |= self._changing.by(operation.name) - item.foreseen.keys()
         changes = item.rehearsal.changes = item.rehearsal.changes.without(uncounted)
         if item.foreseen:
             notes["foreseen"] = item.foreseen
@@ -287,7 +292,7 @@ class Preparing:
     def _uncounted(self) -> set[str]:
         """Attributes that earlier calls change, also in the same block, and that only their deliveries count."""
         block = self._block()
-        return self._queued_uncounted().union(*(item.uncounted for item in (() if block is None else block.calls())))
+        return self._changing.uncounted().union(*(item.uncounted for item in (() if block is None else block.calls())))
 
     def _with_fresh_state(self, item: Prepared) -> Prepared:
         """Rehearse again where another thread has changed the attributes that this call changes."""
@@ -330,7 +335,7 @@ class Preparing:
 
     @contextmanager
     def halting(self) -> Iterator[None]:
-        """Tell the host to enter its close-only mode before it hears of the error."""
+        """Let the host enter its close-only mode before the error is raised."""
         try:
             yield
         except DurabilityError as exc:

@@ -112,7 +112,7 @@ def variables_known(raw: Any) -> frozenset[str]:
 
 
 def refused(exc: BaseException, theirs: SessionState, ours: SessionState) -> str:
-    """Why one session cannot become the other, by PostgreSQL's own word."""
+    """Why one session cannot become the other, by PostgreSQL's own error."""
     what = first_line(exc)
     return f"the session of the manager ({theirs.user}) cannot be taken over by the relay's ({ours.user}): {what}"
 
@@ -127,7 +127,7 @@ def check(theirs: SessionState, ours: SessionState | None) -> None:
         )
     # Where both are, the server is: a standby, or a primary on its way to be one.
     if theirs.read_only == "on" and (ours is None or ours.read_only != "on"):
-        raise ConfigError("the manager's transactions are read-only")
+        raise ConfigError("the manager's transactions are read-only", hint="make its engine without a read-only option")
     if ours is not None and theirs.place != ours.place:
         raise ConfigError(
             f"the manager writes to database {theirs.database!r}, the relay to another one ({ours.database!r})",

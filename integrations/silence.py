@@ -1,8 +1,8 @@
-"""Silence: ends what waits for a PostgreSQL that does not answer, where the program can go on without the answer.
+"""Silence: ends statements that wait for a frozen PostgreSQL, where the program can go on without the answer.
 
 A server that is frozen (its disk hangs, its host is suspended) keeps the driver waiting for ever, while TCP looks well.
-The relay has a time limit for that, so its word counts: a statement that takes long makes it look, and ends when it
-says that PostgreSQL is away.  A server that is only slow is waited for.
+The relay has a time limit for that: a statement that takes long makes the relay look, and ends when the relay reports
+an outage.  A server that is only slow is waited for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..log import Log
 
 _log = Log("outbox.integrations")
 
-# How long a statement may take before the relay is asked, and how often is looked.
+# How long a statement may take before the relay is asked, and how often this is checked.
 _PATIENCE_S = 2.0
 _LOOK_S = 0.5
 # For a new connection, where neither the URL nor the engine gives a time.
@@ -97,7 +97,7 @@ class Silence:
                     self._ask()
             except OutboxError as exc:
                 # The store was closed or is halted; it may be asked again.
-                _log.warning("it cannot be told whether PostgreSQL is away: %(error)s", error=exc)
+                _log.warning("whether PostgreSQL is away is unknown: %(error)s", error=exc)
 
     def _end_late(self) -> None:
         # Within the lock: else a connection may be closed meanwhile, and another socket would be shut.

@@ -66,7 +66,7 @@ class Standing:
                     f"the manager has an outbox already, at {self.adapter.outbox.path}",
                     hint="close its wiring, or call detach_outbox(), first",
                 )
-            # In a forked child the outbox of its parent is of no use.
+            # A forked child cannot use the outbox of its parent.
             self.detach()
         declared = frozenset(each.name for each in self.operations if isinstance(each, ManagerOperation))
         before, self.host.declared = self.host.declared, declared
@@ -104,7 +104,7 @@ class Standing:
 
 
 def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, at: datetime | None = None) -> Any:
-    """Call method `name` of the manager that `durable` stands for, the way that its declaration asks for.
+    """Call method `name` of the manager behind `durable`, as its declaration demands.
 
     `at`: when the call was made, where that was before there was an outbox.
     """
@@ -114,7 +114,7 @@ def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
     if on_replica is not None:
         return on_replica(*args, **kwargs)
     if name in _ENDINGS and standing.operation(name) is None:
-        # What was never built needs no end.
+        # A manager that was never built has nothing to close.
         return host.bound(name, durable)(*args, **kwargs) if host.built is not None else None
     if standing.bypassed or "session_factory" in host.replaced:
         return host.bound(name, durable)(*args, **kwargs)
@@ -142,7 +142,7 @@ def read(durable: Any, name: str, get: Callable[[], Any]) -> Any:
 def _call_without_outbox(
     standing: Standing, durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Before `wire` the plain manager serves; a best-effort call that it cannot serve is recorded later."""
+    """Call the plain manager, before `wire`; a best-effort call that fails for an outage is recorded later."""
     operation = standing.operation(name)
     if operation is None:
         return standing.host.bound(name, durable)(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""Telling: results of calls while the manager cannot be asked, and calls that the local view refuses meanwhile.
+"""Telling: results of calls without a delivery, and calls that the local view refuses in an outage.
 
-A balance block is told what the manager would tell it: by the manager, in a transaction that is rolled back, or by the
-local view, as the manager was seen to.
+A balance block yields what the manager's would: the manager is asked in a transaction that is rolled back, or the local
+view answers as the manager was seen to.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from .within import Within
 
 
 class Telling:
-    """Answers the calls of one adapter that nobody waits for.  Thread-safe."""
+    """Answers the calls of one adapter whose delivery no caller awaits.  Thread-safe."""
 
     def __init__(
         self, owner: object, host: Host, outbox: Outbox, keeper: Keeper, delivery: Delivery, preparing: Preparing
     ) -> None:
-        """`owner`: of the blocks in which calls are made."""
+        """`owner`: the adapter, which owns the blocks."""
         self._owner, self._host, self._outbox, self._keeper = owner, host, outbox, keeper
         self._delivery, self._preparing = delivery, preparing
         self._within = Within(owner, host, keeper, outbox.clock)
@@ -47,7 +47,7 @@ class Telling:
         return self._keeper.view
 
     def check(self, operation: ManagerOperation, bound: dict[str, Any]) -> tuple[Any] | None:
-        """Refuse what the manager was seen to refuse, and a session that nobody knows, while it cannot be asked.
+        """Refuse what the manager was seen to refuse, and an unknown session, while it cannot be asked.
 
         Returns the answer with which the manager was seen to refuse such a call, None where the call may be made.
         """
@@ -75,7 +75,7 @@ class Telling:
         with suppress(UnknownLocally):
             balance = self._local_balance(notes["session"]) if operation.balance else None
         with self._view.lock:
-            # Of the same block too: what it has opened is open, and what it has closed is not.
+            # The calls of the same block count: a position that it has opened is open.
             view = self._within.view()
             seen = seen_of(view, operation, bound, notes)
             # A row that is not in the view may be open all the same.
@@ -84,7 +84,7 @@ class Telling:
             return checks.exceeded(seen, balance, self._view.learning.of_shape(seen))
 
     def told(self, item: Prepared, *, online: bool) -> Any:
-        """What the block is told: by the manager itself where it can be asked, else as the manager was seen to."""
+        """What the block yields: the manager's own answer where it can be asked, else the local view's."""
         told = self._told_or_known(item, online=online)
         yielded = kept(told)
         item.notes |= {} if yielded is None else {"yielded": yielded}
@@ -96,12 +96,12 @@ class Telling:
         known = self._known(item)
         if not isinstance(known, Untold):
             return known
-        # The first of its kind: rather wait for the manager than not answer.
+        # The first call of its kind: rather wait for the manager than give no answer.
         asked = self._ask(item) if self._delivery.settled() else None
         return self._known(item, asked=False) if asked is None else asked[0]
 
     def _known(self, item: Prepared, *, asked: bool = True) -> Any:
-        """What the block is told by the local view; raises what the manager was seen to raise."""
+        """What the block yields by the local view; raises what the manager was seen to raise."""
         operation, learning = item.operation, self._view.learning
         self.check(operation, item.bound)
         seen = seen_of(self._view, operation, item.bound, item.notes)
@@ -118,7 +118,7 @@ class Telling:
         return tell(learning, seen, old, asked=asked)
 
     def _ask(self, item: Prepared) -> tuple[Any] | None:
-        """What the manager tells the block now; None where it cannot be asked."""
+        """What the manager's own block yields now; None where it cannot be asked."""
         if is_used_up(self._host.built):
             return None
         clock = self._outbox.clock

@@ -49,7 +49,7 @@ class Wiring:
         # A signal handler may close what is being closed.
         self._lock = threading.RLock()
         self._winding_down: threading.Thread | None = None
-        # Set but while the engine's `start` runs: many block there until `stop`, and write on the way out.
+        # Cleared while the engine's `start` runs: many engines block there until `stop`, and write on the way out.
         self._out_of_start = threading.Event()
         self._out_of_start.set()
         # Nothing is delivered on closing before the engine is wired.
@@ -81,8 +81,8 @@ class Wiring:
             self._out_of_start.set()
             self._winding_down.join(self._drain_s)
             if relay.running:
-                return  # it had its time, and PostgreSQL is away
-        # Also where `stop` was called in the middle of a write, which came after the relay had ended.
+                return  # PostgreSQL is away, and the time is used up
+        # If `stop` was called in the middle of a write, that came after the relay had ended.
         if outbox.store.figures().pending:
             _deliver(relay, self._drain_s)
 
@@ -93,7 +93,7 @@ class Wiring:
         self.close()
 
     def _join(self) -> None:
-        """Wait for what `stop` has begun; the relay is stopped already, so that it ends at once."""
+        """Wait for the thread of `stop`; the relay is stopped already, so that it ends at once."""
         if self._winding_down is not None:
             self._winding_down.join()
 

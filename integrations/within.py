@@ -1,7 +1,7 @@
 """Within: a read in a balance block sees the calls that were made there before it, as it would on the plain manager.
 
-They are recorded when the block ends.  So the manager answers behind the same calls in a transaction of which nothing
-stays, and while PostgreSQL is away a copy of the local view does.
+They are recorded when the block ends.  So the manager makes the same calls and answers in a transaction that is rolled
+back; while PostgreSQL is away, a copy of the local view answers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Within:
     """Answers reads in the blocks of one adapter.  Thread-safe."""
 
     def __init__(self, owner: object, host: Host, keeper: Keeper, clock: Clock) -> None:
-        """`owner`: of the blocks."""
+        """`owner`: the adapter, which owns the blocks."""
         self._owner, self._host, self._keeper, self._clock = owner, host, keeper, clock
 
     def calls(self) -> Sequence[Prepared]:
@@ -73,7 +73,7 @@ class Within:
     ) -> Any:
         """What the manager's method `name` answers behind `calls`.
 
-        Raises what the manager raises, and `CallFailed` where it refuses one of the calls, which its block is to hear.
+        Raises what the manager raises, and `CallFailed` where it refuses one of the calls.
         """
         ids, changes = count(PASSING_IDS), list[Changes]()
         with rolled_back(self._host.undoubled()) as sets:

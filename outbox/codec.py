@@ -10,9 +10,7 @@ What PostgreSQL would refuse later (NaN, NUL in text, lone surrogates, numbers b
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -22,11 +20,13 @@ from uuid import UUID
 import orjson
 
 from .errors import ConfigError, InvalidEntry, Unrestorable
+from .foreign import coerced, is_column_name
 
 # Digits of a numeric before and after the decimal point: PostgreSQL documentation, section 8.1.
 _MAX_INTEGER_DIGITS = 131_072
 _MAX_FRACTION_DIGITS = 16_383
-_MAX_DEPTH = 64
+# Levels of nesting; deeper values are refused, and so are values that contain themselves.
+MAX_DEPTH = 64
 # Up to so many, a Decimal needs no closer look.
 _FLAT_DIGITS = 1000
 _TEXT = {str}
@@ -34,12 +34,8 @@ _TEXT = {str}
 _NUL = b"\\u0000"
 _INT64 = 2**63
 
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 # What wrong types make of values, as of an import that was written by hand.
 MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError)
-
-# The form of a result that JSON alone cannot express.
-_WRAPPER = {"$value", "$types"}
 
 _enums: dict[str, type[Enum]] = {}
 
@@ -81,14 +77,14 @@ def encode_deep(value: Any, *, what: str = "args") -> tuple[bytes, bytes]:
             b"" if types is None else orjson.dumps(types, option=orjson.OPT_SORT_KEYS),
         )
     except orjson.JSONEncodeError as exc:
-        raise InvalidEntry(f"{what} cannot be encoded: {exc}") from exc
+        raise InvalidEntry(f"{what} cannot be encoded: {exc}", hint="pass values of the documented types") from exc
 
 
 def encode_flat(value: Any) -> tuple[bytes, bytes] | None:
     """`encode` of what is common in one pass: an object of scalars, Decimals, naive or UTC times; or a list of texts.
 
     What `decode` will give is then equal to `value`, type by type.  None where anything else is inside, or something
-    that may have to be refused: `encode_deep` decides, and says why.
+    that may have to be refused: `encode_deep` decides, and its error has the reason.
     """
     kind = type(value)
     if kind is list:
@@ -140,10 +136,10 @@ def decode(plain: bytes, types: bytes = b"", *, strict: bool = True) -> Any:
     malformed raise `Unrestorable`; with `strict=False` (for display) the plain value is given instead.
     """
     value = orjson.loads(plain)
-    return _restored(value, types, strict) if types else value
+    return restored(value, types, strict=strict) if types else value
 
 
-def _restored(value: Any, types: bytes, strict: bool) -> Any:
+def restored(value: Any, types: bytes, *, strict: bool) -> Any:
     """Values with their types, or as they are where the types are malformed and it is not `strict`."""
     try:
         return _lift(value, orjson.loads(types), strict)
@@ -158,63 +154,6 @@ def _restored(value: Any, types: bytes, strict: bool) -> Any:
 def malformed(exc: Exception) -> Unrestorable:
     """What to raise for types that are malformed."""
     return Unrestorable(f"the stored types are malformed: {type(exc).__name__}: {exc}", hint="discard the entry")
-
-
-def encode_result(value: Any) -> bytes:
-    """JSON of what a handler returned: rows of a driver as dict or tuple, and the `repr` of what cannot be encoded.
-
-    An effect that has been applied must not be rejected because of its return value.
-    """
-    try:
-        plain, types = encode(value, what="result")
-    except InvalidEntry:
-        try:
-            value = _ordinary(value)
-            plain, types = encode(value, what="result")
-        except Exception:  # noqa: BLE001 - containers of the host run code of their own
-            plain, types = encode({"repr": _repr(value)}, what="result")
-    if not types and not (isinstance(value, dict) and value.keys() == _WRAPPER):
-        return plain
-    return b'{"$value":' + plain + b',"$types":' + (types or b"null") + b"}"
-
-
-def decode_result(data: bytes) -> Any:
-    """The inverse of `encode_result`; unknown enum classes give their plain value."""
-    value = orjson.loads(data)
-    if isinstance(value, dict) and value.keys() == _WRAPPER:
-        return _restored(value["$value"], orjson.dumps(value["$types"]), False)
-    return value
-
-
-def _ordinary(value: Any, depth: int = 0) -> Any:
-    """Mappings and sequences of other classes, such as rows of a driver, as dict, list and tuple."""
-    if depth > _MAX_DEPTH or isinstance(value, str | bytes | bytearray | memoryview | range):
-        return value
-    if isinstance(value, Mapping):
-        return {key: _ordinary(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        items = (_ordinary(item, depth + 1) for item in value)
-        return list(items) if isinstance(value, list) else tuple(items)
-    return value
-
-
-def _repr(value: Any) -> str:
-    """`repr(value)` as text that can be stored, whatever the class does."""
-    try:
-        text = repr(value)
-    except Exception as exc:  # noqa: BLE001 - a foreign class's defect must not undo an applied effect
-        text = f"<{type(value).__name__}, whose repr raises {type(exc).__name__}>"
-    return text.replace("\0", "").encode("utf-8", "replace").decode()[:500]
-
-
-def ascii_json(data: bytes) -> str:
-    """The same JSON in ASCII."""
-    return _NOT_ASCII.sub(lambda found: _escaped(found.group()), data.decode())
-
-
-def _escaped(text: str) -> str:
-    units = text.encode("utf-16-be").hex()
-    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def field_names(plain: bytes) -> tuple[str, ...]:
@@ -271,7 +210,7 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
         try:
             text = str(value)
         except ValueError as exc:  # Python's limit on digits of int -> str
-            raise InvalidEntry(f"{path} has too many digits: {exc}") from exc
+            raise InvalidEntry(f"{path} has too many digits: {exc}", hint="pass a Decimal") from exc
         return text, "int"
     if kind is float:
         if not math.isfinite(value):
@@ -297,7 +236,7 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
         return str(value), "uuid"
     if kind is bytes:
         return "\\x" + value.hex(), "bytes"
-    return _lower(_coerce_foreign(value, path), path, depth + 1)
+    return _lower(coerced(value, path), path, depth + 1)
 
 
 def _lower_datetime(value: datetime, path: str) -> tuple[Any, Any]:
@@ -308,7 +247,9 @@ def _lower_datetime(value: datetime, path: str) -> tuple[Any, Any]:
     try:
         plain = value.astimezone(UTC).isoformat()
     except OverflowError:
-        raise InvalidEntry(f"{path} is {value.isoformat()}, which UTC cannot express") from None
+        raise InvalidEntry(
+            f"{path} is {value.isoformat()}, which UTC cannot express", hint="pass a time of the years 1 to 9999 in UTC"
+        ) from None
     return plain, ["aware", offset.total_seconds()] if offset else "aware"
 
 
@@ -337,11 +278,13 @@ def _lower_enum(value: Enum, path: str, depth: int) -> tuple[Any, Any]:
 
 
 def _lower_container(value: Any, path: str, depth: int) -> tuple[Any, Any]:
-    if depth > _MAX_DEPTH:
-        raise InvalidEntry(f"{path[:80]}... is nested deeper than {_MAX_DEPTH} levels, or contains itself")
+    if depth > MAX_DEPTH:
+        raise InvalidEntry(
+            f"{path[:80]}... is nested deeper than {MAX_DEPTH} levels, or contains itself", hint="pass a flatter value"
+        )
     if type(value) is dict:
         if not _has_text_keys(value):
-            value = {str(key) if _is_column_name(key) else key: item for key, item in value.items()}
+            value = {str(key) if is_column_name(key) else key: item for key, item in value.items()}
         if _has_text_keys(value):
             plain: dict[str, Any] = {}
             tags: dict[str, Any] = {}
@@ -378,33 +321,6 @@ def _canonical(item: tuple[Any, Any]) -> bytes:
 
 def _has_text_keys(value: dict[Any, Any]) -> bool:
     return all(type(key) is str for key in value)
-
-
-def _is_column_name(value: Any) -> bool:
-    """Whether it is a text of a class of SQLAlchemy's, as the keys of a row are that a table without a class gives."""
-    return isinstance(value, str) and type(value).__module__.startswith("sqlalchemy.")
-
-
-def _coerce_foreign(value: Any, path: str) -> Any:
-    """numpy scalars, pandas times and column names become the Python value they stand for; others are refused."""
-    module = type(value).__module__.partition(".")[0]
-    if _is_column_name(value):
-        return str(value)
-    if module == "numpy" and hasattr(value, "item") and not getattr(value, "shape", ()):
-        item = value.item()
-        temporal = type(value).__name__ in ("datetime64", "timedelta64")
-        if type(item).__module__ != "numpy" and not (temporal and isinstance(item, int)) and item is not None:
-            return item
-    elif module == "pandas" and hasattr(value, "to_pydatetime") and value == value and not value.nanosecond:
-        return value.to_pydatetime()  # value == value: not NaT
-    elif module == "pandas" and hasattr(value, "to_pytimedelta") and value == value and not value.nanoseconds:
-        return value.to_pytimedelta()
-    raise InvalidEntry(
-        f"{path} has type {type(value).__module__}.{type(value).__qualname__}, which cannot be stored exactly",
-        hint="allowed: None, bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes, "
-        "registered Enums, numpy scalars, and dict, list, tuple, set, frozenset of these"
-        + ("; pass dataclasses.asdict(value)" if is_dataclass(value) else ""),
-    )
 
 
 def _lift(plain: Any, tag: Any, strict: bool) -> Any:

@@ -60,7 +60,10 @@ class Columns:
                 )
             name = self._named[key]
             if name in row:
-                raise InvalidEntry(f"operation {self._operation!r}: column {name!r} is given twice, by key and by name")
+                raise InvalidEntry(
+                    f"operation {self._operation!r}: column {name!r} is given twice, by key and by name",
+                    hint="leave one of them out",
+                )
             row[name] = value
         for name, default in self._defaults.items():
             if name not in row and default is not None:
@@ -82,7 +85,10 @@ class Columns:
                 hint="its default is made by SQLAlchemy's INSERT, which is not used here",
             )
         if not column.nullable and (given or name not in self._generated):
-            raise InvalidEntry(f"operation {self._operation!r}: column {name!r} must not be empty")
+            raise InvalidEntry(
+                f"operation {self._operation!r}: column {name!r} must not be empty",
+                hint="pass a value that is not None",
+            )
 
     def _check_value(self, name: str, column: Any, value: Any) -> None:
         where = f"operation {self._operation!r}: {name!r}"
@@ -90,9 +96,12 @@ class Columns:
             raise InvalidEntry(f"{where} is always made by PostgreSQL", hint="leave it out")
         precision, scale = getattr(column.type, "precision", None), getattr(column.type, "scale", None)
         if isinstance(precision, int) and isinstance(scale, int) and is_beyond(value, precision, scale):
-            raise InvalidEntry(f"{where} is {value}, beyond numeric({precision},{scale})")
+            raise InvalidEntry(
+                f"{where} is {value}, beyond numeric({precision},{scale})",
+                hint=f"at most {precision - scale} digits before the decimal point",
+            )
         if isinstance(precision, int) and isinstance(value, bool):
-            raise InvalidEntry(f"{where} is {value}, which is no number")
+            raise InvalidEntry(f"{where} is {value}, which is no number", hint="pass int or Decimal")
         length = getattr(column.type, "length", None)
         if isinstance(length, int) and isinstance(value, str) and len(value) > length:
             raise InvalidEntry(f"{where} has {len(value)} characters", hint=f"at most {length}")

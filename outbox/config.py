@@ -30,7 +30,7 @@ _SERVICE = re.compile(
 )
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://", re.IGNORECASE)
 
-# When to put back by itself what PostgreSQL has forgotten: see `OutboxConfig.reconcile`.
+# When to put back by itself entries that PostgreSQL lost: see `OutboxConfig.reconcile`.
 RECONCILE = ("failover", "auto", "manual")
 
 # Share of equal letters from which a name counts as misspelt: BATCH and RETENTION do, PORT and LOG_LEVEL do not.
@@ -107,8 +107,8 @@ class OutboxConfig:
     max_entry_kb: int = 1024
     # Ids that a wrapped manager keeps in reserve for each table of which its callers get ids.
     id_reserve: int = 5000
-    # Whether what PostgreSQL has forgotten is delivered again by itself: auto; manual: an operator says so; failover:
-    # as auto where the URL names several hosts, else as manual.
+    # When entries that PostgreSQL lost are delivered again.  auto: at once; manual: when an operator orders it;
+    # failover: as auto where the URL names several hosts, else as manual.
     reconcile: str = "failover"
 
     def __post_init__(self) -> None:
@@ -191,7 +191,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
         if name in known or not name.upper().startswith("OUTBOX_") or _is_service(name, value):
             continue
         short = name.upper().removeprefix("OUTBOX_")
-        # Whoever misspells a name begins it right: TABLE, of another library, is not ENABLED.
+        # Typing errors are rare in the first letter: TABLE, of another library, is not ENABLED.
         alike = [one for one in meant if one[0] == short[:1]]
         near = difflib.get_close_matches(short, alike, 1, _RESEMBLES)
         if near:

@@ -168,7 +168,7 @@ class TargetUnavailable(OutboxError):
 
     An outage: it never consumes an entry's retries.  `stalled` is true where a batch took too long, or
     its connection was lost while an entry was applied, so that the relay tries a smaller one; `too_much` where a
-    smaller one may pass too, but no entry is to blame.
+    smaller one may pass too, but no entry is the cause.
     """
 
     def __init__(self, message: str, *, hint: str = "", stalled: bool = False, too_much: bool = False) -> None:

@@ -65,7 +65,7 @@ def classify(sqlstate: str | None, *, connected: bool, data_error: bool, applyin
     """The verdict on one failure.
 
     `sqlstate` is None where the driver gave none, as it does for connection failures of all kinds and for values it
-    cannot send.  `connected`: whether the connection still works.  `data_error`: whether the handler itself says that
+    cannot send.  `connected`: whether the connection still works.  `data_error`: whether the handler raised `Reject`:
     the entry can never be applied.  `applying`: whether a statement of an entry failed, not one of the relay's own.
     """
     if not connected:

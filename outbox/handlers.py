@@ -34,7 +34,7 @@ def check_callable(owner: str, role: str, given: Any, positions: int | None = No
     """
     said = f"{owner}: {role} {given!r}"
     if not callable(given):
-        raise ConfigError(f"{said} is not callable")
+        raise ConfigError(f"{said} is not callable", hint="pass a function")
     if role == "handler" and inspect.isclass(given):
         raise ConfigError(f"{said} is a class", hint="a call only makes an instance: pass a function")
     if _is_deferred(given):

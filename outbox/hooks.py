@@ -42,7 +42,7 @@ class Hooks:
     """Functions that are called when something happens; None where nothing is to be called.
 
     Each is called in a thread of its own, one call after the other.  It may block, raise, and call anything of the
-    outbox.  At most 32 MiB of events wait for one hook; later ones are dropped, and the log says so.  Raises
+    outbox.  At most 32 MiB of events wait for one hook; later ones are dropped and counted in the log.  Raises
     `ConfigError` for what cannot be called with one argument, and for a coroutine or generator function.
     """
 

@@ -26,7 +26,7 @@ class Log:
 
     @property
     def is_detailed(self) -> bool:
-        """Whether somebody reads DEBUG: where facts cost more than a look, they are gathered only then."""
+        """Whether DEBUG is logged: costly facts are gathered only then."""
         return self._logger.isEnabledFor(logging.DEBUG)
 
     def debug(self, message: str, **facts: Any) -> None:

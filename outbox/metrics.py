@@ -100,7 +100,7 @@ class MetricsServer:
 def start_metrics(box: Outbox, address: str = DEFAULT_ADDRESS) -> MetricsServer:
     """Serve the metrics of `box` at `address` (`HOST:PORT`); the status is read when they are scraped.
 
-    Whoever reaches the address can read them: there is no password.  Close the server before the outbox.  Raises
+    Everyone who can reach the address can read them: there is no password.  Close the server before the outbox.  Raises
     `ConfigError` for a bad address, one that is in use, or a missing package.
     """
     host, port = parse_address(address)

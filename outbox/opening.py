@@ -57,14 +57,14 @@ class OpenStore:
         with suppress(StoreClosed, DurabilityError):
             self.store.is_in_place()  # else this would vouch for a file that it never wrote to
         self.store.close()
-        # When somebody else has it open, the last one leaves the mark.
+        # If other processes have it open, the last one leaves the mark.
         if self._engine is not None:
             self._engine.release(clean=self.store.halt_reason is None)
         directory = self.store.directory
         with suppress(StoreLocked, OSError):
             self._access.make_exclusive()
             died = any(died_holding(directory, role) for role in (Role.ENGINE, Role.RELAY))
-            # Of an engine whose lock file was removed only its state tells.
+            # An engine whose lock file was removed shows in its state file only.
             halted = (StateFile(directory / "engine.state").read() or {}).get("halted")
             if not died and not halted and self.store.halt_reason is None:
                 mark_clean(directory)
@@ -216,7 +216,7 @@ def _take_access(directory: Path, engine: RoleLock | None, check: Callable[[Path
 def _verify_if_unclean(
     directory: Path, opening: RoleLock, access: RoleLock, engine: RoleLock | None, check: Callable[[Path], None]
 ) -> None:
-    """Verify in a child process unless the last user closed properly, or somebody has verified and is using it."""
+    """Verify in a child process unless the last user closed properly, or a process that has verified it has it open."""
     state = StateFile(directory / "engine.state")
     try:
         access.make_exclusive()
@@ -230,7 +230,7 @@ def _verify_if_unclean(
                 errno=errno.EROFS,
             ) from None
         if engine is not None and (state.read() or {}).get("halted"):
-            # Whoever uses it did so when the write failed, and verified nothing since.
+            # The process that has it open did so when the write failed, and has not verified it since.
             raise StoreLocked(
                 f"{directory} must be verified after a write failed, and another process has it open",
                 hint="stop the relay and whatever else has it open, then start the engine",

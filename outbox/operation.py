@@ -90,7 +90,10 @@ class Operation:
         names += [self.order_by] if isinstance(self.order_by, str) else []
         for name in names:
             if not isinstance(name, str) or not name:
-                raise ConfigError(f"operation {self.name!r}: {name!r} is not an argument's name")
+                raise ConfigError(
+                    f"operation {self.name!r}: {name!r} is not an argument's name",
+                    hint="allowed: text that is not empty",
+                )
         columns = Columns(self.name, self.table) if hasattr(self.table, "columns") else None
         object.__setattr__(self, "_columns", columns)
         if columns is not None and not callable(self.identity):
@@ -250,4 +253,4 @@ def caller_key(key: object) -> bytes:
     try:
         return key.encode()
     except UnicodeEncodeError as exc:
-        raise InvalidEntry(f"key {key!r} is not valid Unicode") from exc
+        raise InvalidEntry(f"key {key!r:.100} is not valid Unicode", hint="pass text without lone surrogates") from exc

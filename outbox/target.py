@@ -18,7 +18,7 @@ Unit = list[Record]
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A unit that could not be applied though its data is not to blame: it waits, and its ordering keys with it."""
+    """A unit that could not be applied though its data is not the cause: it waits, and its ordering keys with it."""
 
     unit: Unit
     error: OutboxError
@@ -68,11 +68,11 @@ class Comparison(Protocol):
 
     @property
     def loss(self) -> HistoryRewound | None:
-        """What the target has forgotten, or None."""
+        """What the target lost, or None."""
         ...
 
     def missing(self, records: Sequence[Record]) -> list[Record]:
-        """Those that it never applied, or has forgotten."""
+        """Those that it never applied, or lost."""
         ...
 
     def seen(self) -> int:

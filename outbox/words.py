@@ -45,7 +45,7 @@ def rate(per_s: float) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """What an exception says, also where its class cannot say it."""
+    """The text of an exception, also where its class raises when it is asked for one."""
     for say in (str, repr):
         with suppress(Exception):
             if text := say(error).strip():
@@ -54,5 +54,5 @@ def text_of(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in one line, since drivers add statements and links; its class where it says nothing."""
+    """The first line of an error's text, since drivers add statements and links; its class if it has no text."""
     return text_of(error).splitlines()[0]

@@ -53,7 +53,7 @@ class IdReserves:
         }
         # After a crash of the server a sequence may have fallen back.
         self._distrusted = True
-        # What could not be filled is tried again then: somebody may have mended the table.
+        # When a reserve that could not be filled is tried again: the table may be mended.
         self._retry_at: float | None = None
         self._used: deque[tuple[float, dict[IdColumn, int]]] = deque()
         self._shown: tuple[float, bool] = (float("-inf"), False)

@@ -10,8 +10,8 @@ import threading
 from typing import Any
 
 from ... import OutboxError
-from ...codec import decode_result, encode_result
 from ...log import Log
+from ...results import decode_result, encode_result
 from ...store.store import Store
 
 _log = Log("outbox.integrations")

@@ -1,4 +1,4 @@
-"""Code version: tells whether the code of a method is the one from which something was learned."""
+"""Code version: identifies the code of a method, from which something was learned."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def parsed(code: CodeType) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
     node = tree.body[0] if tree.body else None
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return None
-    # A file that was changed since it was loaded, or another one of that name, would tell of other code.
+    # A file that was changed since it was loaded, or another one of that name, has other code.
     given = [one.arg for one in (*node.args.posonlyargs, *node.args.args)]
     return node if node.name == code.co_name and given == list(code.co_varnames[: code.co_argcount]) else None
 

@@ -16,7 +16,7 @@ class Answer:
 
     value: Any = None
     error: BaseException | None = None
-    # Whether the value says that nothing was applied.
+    # Whether the value means that nothing was applied.
     refusal: bool = False
 
     def give(self) -> Any:

@@ -19,9 +19,8 @@ from ..view.learning import Space, evaluate
 from ..view.local_view import UnknownLocally
 from ..view.reads import MISSING
 from ..view.seen import Seen
-from . import sessions
 from .asof import AsOf
-from .replay_session import ReplaySession, Watch, listen_to
+from .replay_session import Watch, work_on
 
 _FLOAT_SUM = "note:float:new_balance"
 # Sums that differ by less than this share are taken for one, where the manager cannot be asked which it yields.
@@ -29,14 +28,17 @@ _NOISE = 1e-9
 
 
 class Untold:
-    """Stands for what a block would be told, where not all of that is known: the rest raises `UnknownLocally`."""
+    """What a block yields if not all of it is known: reading the rest raises `UnknownLocally`."""
 
     def __init__(self, why: str, known: Mapping[str, Any]) -> None:
         self._why, self._known = why, dict(known)
 
     def __getitem__(self, name: Any) -> Any:
         if name not in self._known:
-            raise UnknownLocally(f"{name!r} of the block is not known without PostgreSQL: {self._why}")
+            raise UnknownLocally(
+                f"{name!r} of the block is not known without PostgreSQL: {self._why}",
+                hint="the block is recorded all the same; do not read it until PostgreSQL is back",
+            )
         return self._known[name]
 
     def __getattr__(self, name: str) -> Any:
@@ -46,7 +48,7 @@ class Untold:
 
 
 def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) -> None:
-    """Take in what a block of the manager was told, at an old balance that is known or not."""
+    """Learn from what a block of the manager yielded, at an old balance that is known or not."""
     effect = learning.effects.get(seen.kind)
     if effect is not None and effect.balance.is_of_another(seen.words):
         return
@@ -69,7 +71,7 @@ def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) 
 
 
 def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "", *, asked: bool = True) -> Any:
-    """What the manager would tell the block of this call; `why` the old balance is None, where it is.
+    """What the manager's block would yield for this call; `why`: the reason why the old balance is None.
 
     `asked`: the manager can be asked instead, where it was not seen yet how exactly it adds.
     """
@@ -111,7 +113,7 @@ def _total(space: Space, sources: Mapping[str, Any]) -> float | None:
 
 
 def kept(told: Any) -> list[Any] | None:
-    """What a block was told, to be stored with its call; None where that cannot be."""
+    """What a block yielded, to be stored with its call; None where that is impossible."""
     if isinstance(told, Untold):
         return None
     shape, values = taken_apart(told)
@@ -120,7 +122,7 @@ def kept(told: Any) -> list[Any] | None:
 
 
 def told_before(notes: Mapping[str, Any]) -> Any:
-    """What the first call with the same identity was told."""
+    """What the block of the first call with the same identity yielded."""
     found = notes.get("yielded")
     made = None if found is None else put_together(found[0], dict(found[1]))
     return Untold("what the first call of this identity was told is not known", {}) if made is None else made[0]
@@ -166,8 +168,8 @@ class _Told(BaseException):
 def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
     """A transaction of which nothing stays; `sets(replica, as_of=None)` lets a copy of `manager` work in it.
 
-    It waits for no lock longer than two seconds, unless the manager says so.  Raises what PostgreSQL failed with, also
-    where the manager has swallowed it, and `ConfigError` where the manager's connections have no transactions.
+    It waits for no lock longer than two seconds, unless the manager sets another limit.  Raises PostgreSQL's error,
+    also where the manager has swallowed it, and `ConfigError` where the manager's connections have no transactions.
     """
     with own_statements(), unswallowed(), engine_of(manager).connect() as connection:
         transaction = connection.begin()
@@ -175,15 +177,7 @@ def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
         connection.exec_driver_sql(WAIT_BRIEFLY)
 
         def sets(replica: Any, as_of: AsOf | None = None) -> Any:
-            replica.session_factory = sessions.factory_like(
-                replica.session_factory,
-                ReplaySession,
-                listen_to,
-                bind=connection,
-                binds=None,
-                join_transaction_mode="create_savepoint",
-                info={"watch": Watch(as_of)},
-            )
+            work_on(connection, replica, Watch(as_of))
             return replica
 
         try:

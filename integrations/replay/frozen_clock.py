@@ -34,7 +34,6 @@ class FrozenClock:
     def __init__(self, at: datetime_module.datetime) -> None:
         """`at` is aware."""
         self.at = at.astimezone(_UTC)
-        self._token: Any = None
 
     def thaw(self) -> None:
         """Give the real time from now on."""

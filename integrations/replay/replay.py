@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Dialect
 from sqlalchemy.exc import SQLAlchemyError
 
-from ... import Entry, Outbox, OutboxError
+from ... import Entry, Outbox
 from ...clock import Clock
 from ...errors import Reject, TargetMisconfigured, TargetUnavailable
 from ...failures import Verdict, classify
@@ -35,12 +35,12 @@ from ..upgrades import misconfigured, must_fit, upgraded
 from ..view.conversions import number_or_none
 from ..view.learned import nearly_equal
 from ..view.reads import BALANCE, Reads
-from . import sessions
 from .answers import Answer, Answers
 from .asof import AsOf
+from .divergence import Divergences
 from .frozen_clock import FrozenClock, frozen
 from .rehearsal import Rehearsal
-from .replay_session import ReplaySession, Watch, listen_to, refuse_connections, watch_errors
+from .replay_session import Watch, refuse_connections, watch_errors, work_on
 from .side_ids import SideIds
 from .witness import Witness
 from .writes import Writes
@@ -62,7 +62,7 @@ def _is_refusal(error: BaseException) -> bool:
 
 
 def _database_of(raw: Any) -> tuple[Any, ...] | None:
-    """What tells a PostgreSQL database from others; None for another driver's connection."""
+    """Address and name of a connection's database; None for another driver's connection."""
     info: Any = getattr(raw, "info", None)
     return None if not hasattr(info, "dbname") else (info.host, info.port, info.dbname)
 
@@ -84,7 +84,7 @@ class Handler:
 
 
 class _Nobody:
-    """Where there is nobody to learn from a replay."""
+    """The witness of a replay that is not learned from."""
 
     def told(self, value: Any) -> None:
         """Nothing comes of it."""
@@ -108,8 +108,7 @@ class Replayer:
     ) -> None:
         """`take_id(schema, table, column)` gives ids to further rows of a call; None lets PostgreSQL do that."""
         self._host, self._clock = host, clock
-        # Those of the store that is delivered: a relay in a process of its own names it.
-        self._alarms = None if outbox is None else outbox.alarms
+        self._divergences = Divergences(None if outbox is None else outbox.alarms)
         self._reads = reads or Reads()
         self._take_id = take_id or _no_id
         self._here = threading.local()
@@ -118,7 +117,7 @@ class Replayer:
         self._connection = ManagerConnection(host)
         self._writes = Writes()
         self.answers = Answers()
-        # Learns from replays; only where the local view is, which is not where a relay alone runs.
+        # Learns from replays, in a process with a local view; None in one that runs only a relay.
         self.witness: Witness | None = None
         self.carried = Carried(host, outbox)
         self.same_row = SameRow()
@@ -142,7 +141,7 @@ class Replayer:
             entry = upgraded(operation, stored)
             notes, creates = notes_of(entry), IdColumn.named(operation.creates)
             try:
-                # Before the watch begins: it may have to look at a connection of the manager's own.
+                # Before the watch begins, which would refuse the connection of the manager's own that this may open.
                 with self._connection.around(connection) as own:
                     given = [call_of(entry), notes.get("defaults")]
                     sides = self._here.sides = SideIds(notes.get("side"), self._take_id)
@@ -165,15 +164,7 @@ class Replayer:
         replica, kept = self.carried.begin(copy, entry, notes.get("state"), notes.get("foreseen", {}))
         self._host.show_mocks(replica, {operation.name, *self._reads.names})
         watch.on_contact = kept.contact
-        replica.session_factory = sessions.factory_like(
-            replica.session_factory,
-            ReplaySession,
-            listen_to,
-            bind=connection,
-            binds=None,
-            join_transaction_mode="create_savepoint",
-            info={"watch": watch},
-        )
+        work_on(connection, replica, watch)
         try:
             with noting() as failures, frozen(entry.captured_at, replica) as clock:
                 value = self._call(operation, replica, entry, as_of, clock)
@@ -184,7 +175,7 @@ class Replayer:
         if watch.misfit is not None:
             raise watch.misfit
         if failures.passing is not None:
-            # What the manager wrote behind a failure that it swallowed is not what it would write without.
+            # After a failure that it swallowed, the manager may have written something else than it would without.
             raise failures.passing
         applied = operation.success(value, watch.committed)
         self.answers.keep(entry.seq, Answer(value, refusal=not applied))
@@ -195,7 +186,7 @@ class Replayer:
                 f"{operation.name} of the manager answered {value!r} and wrote nothing",
                 hint="see the engine's log; the row may be missing",
             )
-        # Of an entry of an earlier process nobody knows whether its caller was told an id.
+        # Whether the caller of an earlier process's entry got an id is unknown.
         if notes_of(entry).get("final") or self.answers.is_left(entry.seq) or entry.seq < self._own_from:
             self.compare_id(operation, entry, value)
         self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
@@ -208,12 +199,12 @@ class Replayer:
         self.answers.keep(entry.seq, Answer(error=exc))
         error = watch.error_behind(exc)
         if error is None and is_away(watch.error) and not watch.committed:
-            # The manager has swallowed it, and raised what it made of an answer that it had not.
+            # The manager has swallowed an outage, and raised an error of its own.
             error = watch.error
         if error is not None and not (watch.committed and _is_refusal(error)):
             raise misconfigured(error, operation, entry, self._host) or error
         if watch.committed:
-            # The effect counts, as it would have without us; the caller hears of the rest.
+            # The effect counts, as it would have without the outbox; the caller gets the error.
             _log.warning(
                 "entry %(seq)s (%(operation)s) was applied and then raised: %(error)s",
                 seq=entry.seq,
@@ -252,9 +243,9 @@ class Replayer:
 
     @contextmanager
     def _unwatched(self) -> Iterator[None]:
-        """Let reads of ours fail without harm to the replay that they are made in."""
+        """Let reads of the adapter's own fail without harm to the replay around them."""
         watch, self._here.watch = self._here.watch, Watch()
-        # The call has not turned to the database by these.
+        # These are no contact of the call with the database.
         on_contact, watch.on_contact = watch.on_contact, Watch().on_contact
         try:
             yield
@@ -262,7 +253,7 @@ class Replayer:
             self._here.watch, watch.on_contact = watch, on_contact
 
     def _diverged(self, entry: Entry, replica: Any) -> bool:
-        """Whether the balance is not the one that the caller worked with; reported, since only a person can judge."""
+        """Whether the balance is another than the caller was given; reports that."""
         told: Mapping[str, Any] = notes_of(entry).get("told") or {}
         if "old" not in told:
             return False
@@ -272,17 +263,7 @@ class Replayer:
         near = nearly_equal if self.witness is None else self.witness.is_balance
         if found is None or near(found, told["old"]):
             return False
-        message = (
-            f"entry {entry.seq} ({entry.operation}) was made at a balance of {told['old']} in session {session}, "
-            f"and PostgreSQL had {found}: another writer has changed it, or an earlier change was refused"
-        )
-        _log.error(
-            "balance of session %(session)s diverged at entry %(seq)s: %(detail)s",
-            seq=entry.seq,
-            session=session,
-            detail=message,
-        )
-        self._sound(f"diverged-balance-{session}", message)
+        self._divergences.of_balance(entry, session, told["old"], found)
         return True
 
     def compare_id(self, operation: ManagerOperation, entry: Entry, value: Any) -> None:
@@ -306,27 +287,11 @@ class Replayer:
                 id=told,
             )
             return
-        table = operation.table_and_column()[0]
-        message = (
-            f"entry {entry.seq} ({entry.operation}) gave its caller id {told} of {table}, and the manager answered "
-            f"with {value}: the row was there already, or the manager has numbered it otherwise (by SQL of its own, "
-            "or as a further row of the table)"
-        )
-        _log.error(
-            "id of table %(table)s diverged at entry %(seq)s: %(detail)s", seq=entry.seq, table=table, detail=message
-        )
-        self._sound(f"diverged-id-{table}-{told}", message)
+        self._divergences.of_id(entry, operation.table_and_column()[0], told, value)
 
     def _keep_alarms_in(self, alarms: Alarms) -> None:
-        self._alarms = alarms
+        self._divergences.alarms = alarms
         self.same_row.keep_in(alarms.store)
-
-    def _sound(self, alarm: str, message: str) -> None:
-        if self._alarms is not None:
-            try:
-                self._alarms.sound(alarm, message)
-            except OutboxError as exc:
-                _log.error("the alarm %(alarm)r could not be kept: %(error)s", alarm=alarm, error=exc)
 
     def _build(self) -> None:
         # The relay is connected, so what failed before may work now.
@@ -374,10 +339,7 @@ class Replayer:
         watch = self._watch_here()
         if watch is None or _database_of(raw) != self._here.database:
             return None
-        return watch.misfits(
-            "opened a connection of its own",
-            _ONE_FACTORY,
-        )
+        return watch.misfits("opened a connection of its own", _ONE_FACTORY)
 
     def statement_elsewhere(self) -> BaseException | None:
         """What to raise where a rehearsal or a replay of this thread sends a statement through the manager's engine."""

@@ -59,7 +59,7 @@ class Watch:
         self._ids_left: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         # Whether a session that had written was committed.
         self.committed = False
-        # The last error of the database, whoever caught it.
+        # The last error of the database, also if the manager caught it.
         self.error: DBAPIError | None = None
         # Set when the manager did something that cannot be part of the relay's transaction.
         self.misfit: TargetMisconfigured | None = None
@@ -173,7 +173,7 @@ class ReplaySession(Session):
         return super().get_bind(*args, **kwargs)
 
 
-def listen_to(session_class: type[Session]) -> None:
+def _listen_to(session_class: type[Session]) -> None:
     """Keep track of what the sessions of replays write and commit; each has the watch of its own in its `info`."""
 
     @event.listens_for(session_class, "after_transaction_create")
@@ -207,6 +207,19 @@ def listen_to(session_class: type[Session]) -> None:
             session.info["watch"].committed = True
             session.info["watch"].commits += 1
             session.wrote = False
+
+
+def work_on(connection: Connection, replica: Any, watch: Watch) -> None:
+    """Let the sessions of a copy of a manager work on `connection`, where their commits are savepoints."""
+    replica.session_factory = sessions.factory_like(
+        replica.session_factory,
+        ReplaySession,
+        _listen_to,
+        bind=connection,
+        binds=None,
+        join_transaction_mode="create_savepoint",
+        info={"watch": watch},
+    )
 
 
 # Watches over the statements that replays execute.  On the class, since listening anew for each call takes longer than
@@ -244,7 +257,7 @@ def _ended(connection: ReplayConnection) -> None:
 
 
 def watch_errors(engine: Engine, watch_here: Callable[[], Watch | None]) -> Callable[[], None]:
-    """Keep the errors of the database in a watched thread, whoever catches them; returns how to undo it."""
+    """Keep a watched thread's errors of the database, also those that the manager catches; returns how to undo it."""
 
     def failed(context: Any) -> None:
         watch = watch_here()

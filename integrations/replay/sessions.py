@@ -14,7 +14,7 @@ _SETTING = re.compile(
     r"\s*SET\s+(?:(LOCAL|SESSION)\s+)?(?:(TIME\s+ZONE)\b|([A-Za-z_][A-Za-z0-9_.]*)\s*(?:=|\bTO\b))", re.IGNORECASE
 )
 
-# Events that ours must hear last.
+# Events whose listeners of ours must run last.
 _ORDERED = ("before_flush", "after_flush", "after_commit")
 
 

@@ -88,7 +88,7 @@ class Witness:
     """Learns for one local view.  Used by the relay's thread; what it cannot learn it leaves alone."""
 
     def __init__(self, view: LocalView, reads: Reads, learned: Callable[[Collection[Any]], None]) -> None:
-        """`learned(sessions)` hears of each new knowledge, with the sessions in which the view misjudged the call."""
+        """`learned(sessions)` is called when something was learned; `sessions`: those in which the view was wrong."""
         self._view, self._reads, self._learned = view, reads, learned
         # Sequence numbers of calls whose effect was not known for sure when they were made.
         self.wanted: set[int] = set()
@@ -228,7 +228,7 @@ class _Watched:
                 savepoint.rollback()
 
     def told(self, value: Any) -> None:
-        """What a balance block was told."""
+        """Take in what a balance block yielded."""
         self._told.append(value)
 
     def answered(self, value: Any) -> Any:
@@ -245,7 +245,7 @@ class _Watched:
         if self.was_away():
             return
         if not self._operation.success(self._answer, self._watch.committed):
-            # An answer after an error that the manager swallowed says nothing of such calls.
+            # An answer after an error that the manager swallowed is none of such calls.
             if self._watch.error is None:
                 self.declined()
         elif self.before is None:

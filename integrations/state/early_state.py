@@ -1,6 +1,7 @@
 """Early state: attributes that a call changes before it writes, such as the date of a daily counter.
 
-A replay must find them as they were at its call, whether this call changed them or a later one did meanwhile.
+A replay must find them as they were at its call, whether this call changed them or a later one did meanwhile; large
+ones are left out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from ... import Outbox
 from .kept_state import Changes, is_storable
+from .plain_data import is_small
 
 _META = "state:early"
 
@@ -35,4 +37,4 @@ class EarlyState:
             self._names |= new
             self._outbox.store.put_meta(_META, json.dumps(sorted(self._names)).encode())
         others = self._names & own.keys() - changes.by_name.keys()
-        return {name: own[name] for name in others if is_storable(own[name])}
+        return {name: own[name] for name in others if is_small(own[name]) and is_storable(own[name])}

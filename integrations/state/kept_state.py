@@ -7,29 +7,22 @@ there is carried over to the manager once: at the call, or when PostgreSQL has i
 from __future__ import annotations
 
 import copy
-import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from ...errors import ConfigError
 from ..key_order import in_key_order, key_order
 from .own_locks import own_locks
+from .plain_data import SCALARS, copied, is_long, is_of_the_host, is_small, is_state, same
 
-_SCALARS = (bool, int, float, complex, str, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, type(None))
 _NUMBERS = (int, float, Decimal)
 _CONTAINERS = (list, dict, set, deque)
-# A manager's own state is small; larger collections (caches) are shared with the copy.
-_LARGEST = 10_000
-_DEEPEST = 4
 # Set by the adapter itself for each copy.
 NOT_STATE = frozenset({"session_factory", "_current_session_id"})
 _FACTORIES = (sessionmaker, scoped_session)
@@ -62,9 +55,9 @@ class KeptState:
         self._before.update(locks)
         for name in own.keys() - NOT_STATE - locks.keys():
             value = self._before[name] = own[name]
-            if not _is_state(value):
+            if not is_state(value) and not is_long(value):
                 self._watched[name] = _scalars_of(value)
-            elif not isinstance(value, _SCALARS):
+            elif not isinstance(value, SCALARS):
                 own[name], self._before[name] = copied(value), copied(value)
 
     def follow(self, earlier: Changes) -> None:
@@ -75,14 +68,18 @@ class KeptState:
     def restore(self, noted: Mapping[str, Any], foreseen: Collection[str] = ()) -> None:
         """Begin with the values that attributes had at the call (see `Changes.noted`).
 
-        Of those that were `foreseen` the whole change is compared, though the call may make it before its contact.
+        Large ones have their present values without the call's own change.  Of those that were `foreseen` the whole
+        change is compared, though the call may make it before its contact.
         """
         for name in noted["absent"]:
             vars(self._replica).pop(name, None)
         orders = noted.get("orders", {})
         for name, value in noted["values"].items():
             _fill(self._replica, name, in_key_order(value, orders.get(name)))
-        names = (*noted["absent"], *noted["values"])
+        large = noted.get("large", {})
+        for name, delta in large.items():
+            _take_back(vars(self._replica).get(name), delta)
+        names = (*noted["absent"], *noted["values"], *large)
         self._begin_again(names)
         self._noted = tuple(name for name in names if name not in foreseen)
 
@@ -108,7 +105,7 @@ class KeptState:
             # The adapter gives each copy a session factory, and a property may keep it under a name of its own.
             if after is before or name in NOT_STATE or isinstance(after, _FACTORIES):
                 continue
-            if not _same(before, after):
+            if not same(before, after):
                 found[name] = Change(before, copied(after))
         return Changes(found)
 
@@ -120,7 +117,7 @@ class KeptState:
     def changed_after_contact(self, changes: Changes) -> set[str]:
         """Those of the changed attributes that the call has changed behind its contact with the database."""
         early = {name: change.after for name, change in self._early.items()}
-        return {name for name, one in changes.by_name.items() if not _same(early.get(name, _MISSING), one.after)}
+        return {name for name, one in changes.by_name.items() if not same(early.get(name, _MISSING), one.after)}
 
     def shared_changes(self) -> list[str]:
         """Attributes of objects that the copy shares with the manager, changed since: `tracker.count`."""
@@ -128,7 +125,7 @@ class KeptState:
             f"{name}.{inner}"
             for name, before in self._watched.items()
             for inner, value in _scalars_of(self._before[name]).items()
-            if not _same(before.get(inner, _MISSING), value)
+            if not same(before.get(inner, _MISSING), value)
         ]
 
 
@@ -146,23 +143,25 @@ class Changes:
         return Changes({name: change for name, change in self.by_name.items() if name not in names})
 
     def noted(self, operation: str, others: Mapping[str, Any] = _NONE) -> dict[str, Any]:
-        """The values before the call and those of `others`, to be stored with it.
+        """The values before the call and those of `others`, to be stored with it; of large ones the change.
 
         Raises `ConfigError` for what cannot be stored.
         """
         before = {name: change.before for name, change in self.by_name.items()}
-        known: dict[str, Any] = {**others, **before}
+        large = {name: change for name, change in self.by_name.items() if not is_small(change.before)}
+        known: dict[str, Any] = {name: value for name, value in {**others, **before}.items() if name not in large}
         values = {name: _plain(value, operation, name) for name, value in known.items() if value is not _MISSING}
         orders = {name: order for name, value in values.items() if (order := key_order(value)) is not None}
         return {
             "absent": [name for name, value in before.items() if value is _MISSING],
             "values": values,
             **({"orders": orders} if orders else {}),
+            **({"large": {name: _plain(_delta(one), operation, name) for name, one in large.items()}} if large else {}),
         }
 
     def still_fit(self, manager: Any) -> bool:
         """Whether the attributes have the values with which the call began."""
-        return all(_same(vars(manager).get(name, _MISSING), change.before) for name, change in self.by_name.items())
+        return all(same(vars(manager).get(name, _MISSING), change.before) for name, change in self.by_name.items())
 
     def apply(self, manager: Any) -> None:
         """Let the manager have them; what it changed itself meanwhile is kept where both can be."""
@@ -174,84 +173,26 @@ class Changes:
                 setattr(manager, name, merged)
 
 
-def _is_state(value: Any, depth: int = 0) -> bool:
-    """Whether a value is plain data: scalars, collections of them, objects of the host that hold nothing else."""
-    if isinstance(value, _SCALARS) or type(value).__module__ == "numpy":
-        return True
-    if depth >= _DEEPEST:
-        return False
-    if isinstance(value, Mapping):
-        return isinstance(value, dict) and len(value) <= _LARGEST and _all_state(value.values(), depth)
-    if isinstance(value, (list, set, deque, tuple, frozenset)):
-        return len(value) <= _LARGEST and _all_state(value, depth)
-    return _is_of_the_host(value) and _all_state(vars(value).values(), depth)
-
-
-def _all_state(values: Any, depth: int) -> bool:
-    return all(_is_state(value, depth + 1) for value in tuple(values))
-
-
-def _is_of_the_host(value: Any) -> bool:
-    """Whether it is an object of a plain class that is neither Python's nor a library's of the database."""
-    cls = type(value)
-    if cls is SimpleNamespace:
-        return True
-    package = cls.__module__.partition(".")[0]
-    foreign = package in sys.stdlib_module_names and package != "__main__"
-    return hasattr(value, "__dict__") and not foreign and package not in {"sqlalchemy", "psycopg2", "outbox"}
-
-
 def _scalars_of(value: Any) -> dict[str, Any]:
     """The plain attributes of an object that is shared, to notice when they change."""
-    if not _is_of_the_host(value) or callable(value):
+    if not is_of_the_host(value) or callable(value):
         return {}
-    return {name: inner for name, inner in tuple(vars(value).items()) if isinstance(inner, _SCALARS)}
-
-
-def copied(value: Any) -> Any:
-    """A copy of plain data, collections within collections included; anything else as it is."""
-    if isinstance(value, _SCALARS) or type(value).__module__ == "numpy" or not _is_state(value):
-        return value
-    made = copy.copy(value)
-    if isinstance(made, dict):
-        for key, item in made.items():
-            made[key] = copied(item)
-    elif isinstance(made, (list, deque)):
-        for at, item in enumerate(made):
-            made[at] = copied(item)
-    elif not isinstance(made, (set, tuple, frozenset)):
-        for name, item in vars(made).items():
-            vars(made)[name] = copied(item)
-    return made
-
-
-def _same(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(_same(item, other[key]) for key, item in one.items())
-    if isinstance(one, (list, deque, tuple)):
-        return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, (*_SCALARS, set, frozenset)) or type(one).__module__ == "numpy":
-        return bool(one == other)
-    return _is_of_the_host(one) and _is_state(one) and _same(vars(one), vars(other))
+    return {name: inner for name, inner in tuple(vars(value).items()) if isinstance(inner, SCALARS)}
 
 
 def _plain(value: Any, operation: str, name: str) -> Any:
     """`value` as it can be stored: an object of the host by its attributes."""
-    if isinstance(value, _SCALARS) or type(value).__module__ == "numpy":
+    if isinstance(value, SCALARS) or type(value).__module__ == "numpy":
         return value
     if type(value) in (list, deque):
         return [_plain(item, operation, name) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, _SCALARS) for key in value):
+    if isinstance(value, dict) and all(isinstance(key, SCALARS) for key in value):
         return {key: _plain(item, operation, name) for key, item in value.items()}
     if type(value) is tuple:
         return tuple(_plain(item, operation, name) for item in value)
     if type(value) in (set, frozenset):
         return type(value)(_plain(item, operation, name) for item in value)
-    if not isinstance(value, (tuple, set, frozenset, dict)) and _is_of_the_host(value) and _is_state(value):
+    if not isinstance(value, (tuple, set, frozenset, dict)) and is_of_the_host(value) and is_state(value):
         return _plain(vars(value), operation, name)
     raise ConfigError(
         f"{operation} changes self.{name} ({type(value).__name__}) before it writes, and that cannot be kept",
@@ -278,7 +219,7 @@ def _fill(owner: Any, name: str, value: Any) -> None:
         made.clear()
         made.update(value)
         value = made
-    if not isinstance(present, (*_SCALARS, *_CONTAINERS)) and present is not None and isinstance(value, dict):
+    if not isinstance(present, (*SCALARS, *_CONTAINERS)) and present is not None and isinstance(value, dict):
         for inner, item in value.items():
             _fill(present, inner, item)
         return
@@ -290,12 +231,12 @@ def _merged(live: Any, before: Any, after: Any) -> Any:
     if type(live) is not type(after):
         return after
     if isinstance(live, _NUMBERS) and not isinstance(live, bool):
-        return after if _same(live, before) or type(before) is not type(after) else live + (after - before)
+        return after if same(live, before) or type(before) is not type(after) else live + (after - before)
     if isinstance(live, list):
-        grown = isinstance(before, list) and _same(after[: len(before)], before)
+        grown = isinstance(before, list) and same(after[: len(before)], before)
         live[:] = [*live, *after[len(before) :]] if grown else after
     elif isinstance(live, deque):
-        grown = isinstance(before, deque) and live.maxlen is None and _same(list(after)[: len(before)], list(before))
+        grown = isinstance(before, deque) and live.maxlen is None and same(list(after)[: len(before)], list(before))
         added = list(after)[len(before) :] if grown else list(after)
         if not grown:
             live.clear()
@@ -306,11 +247,45 @@ def _merged(live: Any, before: Any, after: Any) -> Any:
         old = before if isinstance(before, set) else set()
         live -= old - after
         live |= after - old
-    elif not isinstance(live, _SCALARS) and _is_of_the_host(live) and _is_state(live):
+    elif not isinstance(live, SCALARS) and is_of_the_host(live) and is_state(live):
         _merge_dict(vars(live), {} if before is _MISSING else vars(before), vars(after))
     else:
         return after
     return live
+
+
+def _delta(change: Change) -> dict[str, Any]:
+    """What a call did to a large collection, for `_take_back`; nothing for anything else."""
+    before, after = change.before, change.after
+    if isinstance(before, set) and isinstance(after, set):
+        return {"added": list(after - before), "removed": list(before - after)}
+    if isinstance(before, dict) and isinstance(after, dict):
+        removed = {key: before[key] for key in _removed(before, after)}
+        changed = {key: before[key] for key, item in after.items() if key in before and not same(before[key], item)}
+        return {"added": [key for key in after if key not in before], "before": {**removed, **changed}}
+    if isinstance(before, (list, deque)) and isinstance(after, (list, deque)):
+        # A deque of limited length has lost as many as it got.
+        kept = getattr(after, "maxlen", None) == len(after) and len(before) == len(after)
+        count = 1 if kept else max(0, len(after) - len(before))
+        return {"added": [after[at - count] for at in range(count)]}
+    return {}
+
+
+def _take_back(value: Any, delta: Mapping[str, Any]) -> None:
+    """Undo in a copy of a collection what `_delta` has found."""
+    added = delta.get("added", [])
+    if isinstance(value, set):
+        value.difference_update(added)
+        value.update(delta.get("removed", []))
+    elif isinstance(value, dict):
+        for key in added:
+            value.pop(key, None)
+        value.update(delta.get("before", {}))
+    elif isinstance(value, (list, deque)):
+        for item in reversed(added):
+            at = next((at for at in range(len(value) - 1, -1, -1) if same(value[at], item)), None)
+            if at is not None:
+                del value[at]
 
 
 def _merge_dict(live: dict[Any, Any], before: Mapping[Any, Any], after: Mapping[Any, Any]) -> None:
@@ -318,7 +293,7 @@ def _merge_dict(live: dict[Any, Any], before: Mapping[Any, Any], after: Mapping[
         live.pop(key, None)
     for key, item in after.items():
         old = before.get(key, _MISSING)
-        if not _same(old, item):
+        if not same(old, item):
             live[key] = _merged(live.get(key, _MISSING), old, item)
 
 

@@ -1,4 +1,4 @@
-"""As declared: whether calls of one kind did to the balance what their declaration says, and which did not.
+"""As declared: which calls of one kind changed the balance as declared, and which did not.
 
 A manager may keep several balances and show one of them: a payment in another currency then leaves that one alone.  The
 declaration cannot say so, but the words of the calls can: those that never went with a declared change are remembered.
@@ -12,7 +12,7 @@ from typing import Any
 
 # An argument with more values than these is no choice among a few.
 _VALUES = 8
-# How many calls in a row have to agree after one that no word tells apart from them.
+# How many calls in a row have to agree after one that differs from them in no word.
 _TRUSTED_AGAIN = 3
 _NEVER = 1 << 30
 

@@ -17,7 +17,7 @@ from typing import Any
 ARGUMENT, COLUMN = "arg:", "row:"
 # Among what a comparison decides about: any text.
 TEXT = "(text)"
-# The function that says which of several values `min` or `max` has taken.
+# The function by which `min` or `max` has chosen among several values.
 TAKEN = "__taken"
 
 

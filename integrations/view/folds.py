@@ -15,9 +15,10 @@ from ..roles import Balance, Session
 from .conversions import Unknown, number_or_none
 from .effects import Prediction, predict
 from .local_view import LocalView, new_session
-from .rows import ORDERS, PARENT, POSITIONS, resolve, without_resolved
+from .rows import ORDERS, PARENT, POSITIONS, Row, resolve, without_resolved
 from .seen import Seen
 
+# Older ones that have ended are forgotten, unless they have open rows.
 _SESSIONS_KEPT = 50
 
 
@@ -41,7 +42,7 @@ def fold(view: LocalView, seen: Seen) -> bool:
     if session is None:
         if operation.balance is None and not seen.touches_rows:
             return True
-        # Of a session that was never seen only what the call itself says can be known.
+        # Of a session that was never seen only the call's own arguments are known.
         session = view.sessions[session_id] = new_session()
         for table in ("balance", "positions", "orders"):
             view.doubt(session_id, table, f"session {session_id} was never seen")
@@ -80,12 +81,19 @@ def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
     if unknown:
         view.doubt(session_id, "balance", f"{name}: {unknown['balance']}")
     for old in sorted(view.sessions)[:-_SESSIONS_KEPT]:
-        if view.sessions[old]["active"]:
-            # It may never be ended, if the engine was killed. What it holds counts, what it once held takes room.
-            view.sessions[old] = without_resolved(view.sessions[old])
-        else:
+        if _may_be_forgotten(view.sessions[old]):
             del view.sessions[old]
+        else:
+            # It may never be ended, if the engine was killed.
+            view.sessions[old] = without_resolved(view.sessions[old])
     return not session["doubts"]
+
+
+def _may_be_forgotten(session: Row) -> bool:
+    """Whether a session has ended and has no row that a read of all sessions would show, as far as is known."""
+    has_rows = any(session["tables"].get(table) for table in (POSITIONS, ORDERS))
+    in_doubt = any(table != "balance" for table, *_ in session["doubts"])
+    return not (session["active"] or has_rows or in_doubt)
 
 
 def _change_balance(view: LocalView, session_id: int, seen: Seen) -> bool:

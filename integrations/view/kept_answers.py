@@ -48,7 +48,10 @@ class ManagerRead:
                 hint="the local view knows the calls that are not delivered yet: leave keep_last and reads_stale out",
             )
         if len(set(self.args.values())) < len(self.args):
-            raise ConfigError(f"read {self.name!r} gives two of its arguments one standard name: {self.args}")
+            raise ConfigError(
+                f"read {self.name!r} gives two of its arguments one standard name: {self.args}",
+                hint="one argument for each standard name",
+            )
 
     @property
     def standard(self) -> str:

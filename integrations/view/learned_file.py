@@ -13,8 +13,8 @@ from pathlib import Path
 import orjson
 
 from ... import Outbox
-from ...codec import decode_result
 from ...errors import ConfigError
+from ...results import decode_result
 from ..host_enums import HostEnums
 from .learned import Learning
 
@@ -56,7 +56,7 @@ def carried_over(outbox: Outbox, path: str | PathLike[str]) -> bytes | None:
     try:
         found = orjson.loads(Path(path).read_bytes())
         if found["format"] != _FORMAT:
-            raise ConfigError(f"learned_from: {path} has format {found['format']!r}, and {_FORMAT} is known")
+            raise ConfigError(f"learned_from: {path} has format {found['format']!r}, not {_FORMAT}", hint=_WAY_OUT)
         learned = orjson.dumps(found["learned"])
         Learning().load(decode_result(learned))
         HostEnums.keep(outbox, {*map(str, found["enums"])})

@@ -16,7 +16,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ... import OutboxError
-from ...codec import decode_result, encode_result
+from ...results import decode_result, encode_result
 from .conversions import Unknown, bare, number_or_none
 from .learned import Learning
 from .rows import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, named_positions
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 NO_SESSIONS = 0
 
 _FORMAT = 2
+# The way out where an answer was never seen.
+_WAIT = "ask again when PostgreSQL is back"
 _BALANCE = "balance"
 _CURRENT_BALANCE = "get_current_balance"
 
@@ -62,7 +64,7 @@ class LocalView:
     """State of one store's trading, and what was learned of its manager.  Thread-safe."""
 
     def __init__(self, shown: Callable[[str], str] = str) -> None:
-        """`shown(read)`: the manager's own name of a read, for what a caller is told."""
+        """`shown(read)`: the manager's own name of a read, for messages."""
         self.shown = shown
         self.lock = threading.RLock()
         # Sequence number of the last entry folded in.
@@ -117,9 +119,9 @@ class LocalView:
     ) -> None:
         """Replace what is known of a session by what PostgreSQL shows, when nothing of it is pending.
 
-        `active` and `foreign` are taken for a session that is new to the view; `unknown` tells why a table is missing
-        among `tables`.  Managers answer 0 for a session that does not exist, so one of which nothing but that is shown
-        stays unknown.
+        `active` and `foreign` are taken for a session that is new to the view; `unknown`: why a table is missing among
+        `tables`.  Managers answer 0 for a session that does not exist, so one of which nothing but that is shown stays
+        unknown.
         """
         with self.lock:
             if session_id not in self.sessions:
@@ -141,9 +143,9 @@ class LocalView:
             session["tables"] = {POSITIONS: {}, ORDERS: {}, **tables, RESOLVED: resolved}
             self.learning.learn_shown(tables)
 
-    def doubt(self, session_id: int, table: str, why: str, id_: Any = None, key: str = "*") -> None:
-        """What is known of a session's balance, table or row is not to be answered any more."""
-        self.sessions[session_id]["doubts"][table, id_, key] = why
+    def doubt(self, session_id: int, table: str, why: str) -> None:
+        """Answer a session's balance, or one of its tables, no more."""
+        self.sessions[session_id]["doubts"][table, None, "*"] = why
 
     def doubt_apart(self, session_id: Any, why: str) -> None:
         """Doubt all of a session, whose state another view may share."""
@@ -193,7 +195,7 @@ class LocalView:
             self._require_sure([session_id], _CURRENT_BALANCE, lambda table: table == _BALANCE)
             balance: Decimal | None = self.sessions[session_id]["balance"]
             if balance is None:
-                raise UnknownLocally(f"the balance of session {session_id} is not known without PostgreSQL")
+                raise UnknownLocally(f"the balance of session {session_id} is not known without PostgreSQL", hint=_WAIT)
             return balance
 
     def shown_balance(self, read: str, session_id: int | None) -> Any:
@@ -206,7 +208,7 @@ class LocalView:
                 return space.predict({"note:balance": bare(balance)})
             except Unknown as exc:
                 raise UnknownLocally(
-                    f"how {self.shown(read)} shows a balance of {balance} is not known: {exc}"
+                    f"how {self.shown(read)} shows a balance of {balance} is not known: {exc}", hint=_WAIT
                 ) from None
 
     def open_positions(self, session_id: int | None) -> Any:
@@ -231,7 +233,7 @@ class LocalView:
         try:
             return self.learning.forms.answer(table, found, nested)
         except Unknown as exc:
-            raise UnknownLocally(f"{table} cannot be answered without PostgreSQL: {exc}") from None
+            raise UnknownLocally(f"{table} cannot be answered without PostgreSQL: {exc}", hint=_WAIT) from None
 
     def _ordered(self, table: str, rows: Iterable[Row]) -> list[Row]:
         """Copies of rows in the order in which the manager shows them.  Raises `UnknownLocally`."""

@@ -19,11 +19,14 @@ _OBJECTS = ("mapped", "named", "row", "row mapping", "mapping")
 def packed(answer: Any, met: Callable[[Any], bool] = lambda _: False, depth: int = 0) -> list[Any]:
     """An answer in lists and what can be stored as it is.
 
-    `met(values)` is told of what may hold members of new enum classes, and whether there were any is its answer.
+    `met(values)` gets what may hold members of new enum classes, and returns whether there were any.
     Raises `InvalidEntry`.
     """
     if depth > _DEEPEST:
-        raise InvalidEntry(f"the answer is nested deeper than {_DEEPEST} levels, or contains itself")
+        raise InvalidEntry(
+            f"the answer is nested deeper than {_DEEPEST} levels, or contains itself",
+            hint="declare the read without keep_last",
+        )
     kind = type(answer)
     if answer is None or kind in SIMPLE:
         return [_LEAF, answer]

@@ -87,7 +87,10 @@ class Reads:
         self.declared = {one.name: one for one in declared}
         refused = refusals(self.declared.values())
         if refused:
-            raise ConfigError("; ".join(f"read {name!r}: {reason}" for name, reason in refused.items()))
+            raise ConfigError(
+                "; ".join(f"read {name!r}: {reason}" for name, reason in refused.items()),
+                hint="correct these declarations",
+            )
         # By standard name; a method that is declared as another read is no longer the one of its own name.
         self._own = {name: ManagerRead(name) for name in LOCAL_READS if name not in self.declared}
         self._own |= {one.standard: one for one in self.declared.values() if one.standard in LOCAL_READS}
@@ -180,7 +183,7 @@ def _arguments(read: ManagerRead, method: Any, values: tuple[Any, ...]) -> inspe
 def _standard_call(
     read: ManagerRead, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of a call by standard name; a default that is given says nothing."""
+    """The arguments of a call by standard name; a default that is given counts as not given."""
     takes, call = LOCAL_READS[read.standard].takes, dict[str, Any]()
     for name, value in signature.bind(*args, **kwargs).arguments.items():
         parameter = signature.parameters[name]

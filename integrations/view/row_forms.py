@@ -36,7 +36,7 @@ class RowForms:
     def __init__(self) -> None:
         # Standard name of an argument -> the manager's names of it.
         self._own: dict[str, tuple[str, ...]] = {}
-        # Hears of rows that cannot be stored; whether they can be afterwards.
+        # Called with rows that cannot be stored; returns whether they can be afterwards.
         self.met: Callable[[Any], bool] = lambda _: False
         # table -> the columns that may be its key, the likeliest first.
         self._possible = {table: ("id", *names) for table, names in _NAMED_BY.items()}

@@ -1,6 +1,6 @@
 """Figures: the numbers of a status, by the names of their metrics.
 
-Knows no monitoring system: `metrics.py` and whoever else exports them read the same table.
+Independent of a monitoring system: `metrics.py` and `otel.py` read the same table.
 """
 
 from __future__ import annotations

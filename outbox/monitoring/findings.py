@@ -17,7 +17,7 @@ _REFUSING_SHARE = 1 + 1 / 16
 _FILLING_SHARE = 0.7
 # A read takes milliseconds, so that a reader which is so many commits behind hangs, or is dead.
 _PINNED_COMMITS = 10_000
-# While the backlog grows, somebody must have this much time to act before enqueueing is refused.
+# While the backlog grows, an operator must have this much time to act before enqueueing is refused.
 SHORT_RUNWAY_S = 3600.0
 
 # The name under which an operator acknowledges that entries have no ledger copy.
@@ -92,7 +92,7 @@ def _needs_operator(status: OutboxStatus, config: OutboxConfig) -> list[str]:
 
 
 def _ended(relay: RelayStatus) -> str:
-    """A remark that the relay has ended: its last report stays until another relay knows better."""
+    """A remark that the relay has ended: its last report stays until another relay reports."""
     if relay.alive:
         return ""
     known = [("since", relay.since), ("last report", relay.said_at)]

@@ -25,7 +25,7 @@ _LONGEST_S = 366 * 86_400.0
 
 @dataclass(frozen=True, kw_only=True)
 class Pause:
-    """Why nothing is delivered, since when, and until when (UTC; None: until somebody ends it)."""
+    """Why nothing is delivered, since when, and until when (UTC; None: until it is ended)."""
 
     reason: str
     since: datetime

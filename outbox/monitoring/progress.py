@@ -16,7 +16,7 @@ class Progress:
         self._moved = threading.Condition()
         self._delivering: bool | None = None
         self._unreachable = False
-        # Whether deliveries have failed since everything was delivered; so they may have, before the first word.
+        # Whether deliveries have failed since everything was delivered; true until the relay's first report.
         self._failed = True
         self._steps = 0
         self._acknowledged: frozenset[int] = frozenset()
@@ -38,7 +38,7 @@ class Progress:
         return self._unreachable
 
     def report(self, *, delivering: bool | None, caught_up: bool = False, unreachable: bool = False) -> None:
-        """The relay's word after each step; `delivering=None` when it leaves."""
+        """Take the relay's report after each step; `delivering=None` when it leaves."""
         with self._moved:
             self._delivering, self._unreachable = delivering, unreachable
             self._failed |= delivering is False
@@ -51,7 +51,7 @@ class Progress:
                 listener()
 
     def acknowledge(self, seqs: Iterable[int]) -> None:
-        """The relay's word that PostgreSQL has committed these entries, which it records next."""
+        """Take note that PostgreSQL has committed these entries; the relay records that next."""
         acknowledged = frozenset(seqs)
         with self._moved:
             if acknowledged != self._acknowledged:
@@ -78,7 +78,7 @@ class Progress:
             self._listeners.remove(listener)
 
     def rewound(self) -> None:
-        """The relay's word that PostgreSQL was set back, and that what it lacks is pending again."""
+        """Take note that PostgreSQL was set back, and that the entries it lacks are pending again."""
         for listener in tuple(self._rewound_listeners):
             listener()
 
@@ -100,7 +100,7 @@ class Progress:
             listener()
 
     def on_asked(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when somebody asks whether PostgreSQL answers."""
+        """Call `listener` when a caller asks whether PostgreSQL answers."""
         self._asked_listeners.append(listener)
 
     def off_asked(self, listener: Callable[[], None]) -> None:

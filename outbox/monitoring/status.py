@@ -56,7 +56,7 @@ class RelayStatus:
     # Parked operations, and why; best-effort ones in the second.
     parked: dict[str, str] = field(default_factory=dict)
     parked_best_effort: dict[str, str] = field(default_factory=dict)
-    # Entries that were tried, wait, and are not to blame themselves, by sequence number, and why.
+    # Entries that wait though their data is not the cause: by sequence number, the reason.
     waiting: dict[str, str] = field(default_factory=dict)
     # Seconds since it last settled or found nothing to do; None where unknown.
     idle_s: float | None = None
@@ -161,7 +161,7 @@ def snapshot(store: Store, config: OutboxConfig, clock: Clock, *, is_engine: boo
     now = clock.now()
     lag_s = 0.0 if figures.oldest_us is None else max(0.0, (now - from_us(figures.oldest_us)).total_seconds())
     ahead_s = max(0.0, (from_us(counters.last_us) - now).total_seconds())
-    # The stamp of an entry that was made by a clock ahead of this one does not tell how long it has been waiting.
+    # An entry stamped by a clock ahead of this one has a stamp in the future, which gives no waiting time.
     waits_s = math.inf if (figures.oldest_us or 0) > to_us(now) + AHEAD_US else lag_s
     held_back = min(int(relay_state.get("held_back") or 0), figures.pending) if counters.dead else 0
     paused = parse_pause(figures.pause, clock)

@@ -35,7 +35,7 @@ _log = Log("outbox.postgres")
 
 
 class UnitFailed(Exception):
-    """A unit of the batch could not be applied: `position` is its place, or None where only bisecting can tell.
+    """A unit of the batch could not be applied: `position` is its place; None: a smaller batch must show it.
 
     `error` is `EntryRejected` where the entry's data was refused, `RetryLater` where its handler asks for time, and
     `TargetMisconfigured` where its `operation` cannot be applied; None where that is not known.
@@ -154,7 +154,7 @@ class GuardedConnection:
             raise self._no_commit
 
     def interrupt(self) -> None:
-        """Shut the connection's socket, so that whoever uses it fails soon; from any thread."""
+        """Shut the connection's socket, so that its user fails soon; from any thread."""
         self._watchdog.shut()
 
     def close(self) -> None:
@@ -193,7 +193,7 @@ class GuardedConnection:
 
     @contextmanager
     def own_statements(self) -> Iterator[None]:
-        """Statements within the block are the relay's own, so that no entry is to blame for their failure."""
+        """Statements within the block are the relay's own: their failure is no entry's."""
         try:
             yield
         except (SQLAlchemyError, psycopg2.Error) as exc:

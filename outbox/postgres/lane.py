@@ -10,28 +10,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import groupby
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from .. import codec
 from ..clock import Clock
-from ..entry import EntryStatus
-from ..errors import EntryRejected, OutboxError, RetryLater, TargetMisconfigured, TargetUnavailable, Unrestorable
-from ..handlers import discard, is_for_the_thread, is_unfinished
+from ..errors import EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable, Unrestorable
 from ..operation import Operation
+from ..results import encode_result
 from ..store.continuity import Mark, Memory, NoMemory
 from ..store.envelope import Record
 from ..target import Outcome, Unit, Waiting, free_of, ordering_keys, split
 from ..words import counted, entries
 from . import watermarks
-from .connection import GuardedConnection, UnitFailed, raw_of, usable
-from .parking import OperationFault, UnknownClass
+from .connection import GuardedConnection, UnitFailed, raw_of
+from .handler_call import broken, call_handler, unrestorable
+from .parking import OperationFault
 from .receipts import find, keep_results, record
 from .rows import RowWriter, columns_of_index
 from .transaction_settings import Cursor
@@ -44,7 +43,6 @@ DECLARE outbox_guard NO SCROLL CURSOR WITH HOLD FOR
     SELECT ('a handler must not end the relay''s transaction' || random())::int"""
 _ALLOW_COMMIT = "CLOSE outbox_guard"
 
-_BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
 # So many units of an operation that fail alone, and none that works: the rest is not tried.
 _ENOUGH = 16
 _INSIDE = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
@@ -287,7 +285,7 @@ class Lane:
                 raw.send_owed()
         except TargetMisconfigured as exc:
             if isinstance(exc.__cause__, (psycopg2.errors.ActiveSqlTransaction, psycopg2.errors.InvalidCursorName)):
-                raise _broken(operation, exc, at) from exc
+                raise broken(operation, exc, at) from exc
             raise
 
     def _effects(
@@ -301,9 +299,9 @@ class Lane:
                 self._insert(cursor, operation, shape, list(run), position)
                 continue
             for item in run:
-                value = self._handle(connection, transaction, operation, item, position[item.seq])
+                value = call_handler(self._link, connection, transaction, operation, item, position[item.seq])
                 if value is not None:
-                    results[item.seq] = codec.encode_result(value)
+                    results[item.seq] = encode_result(value)
         return results
 
     def _insert(
@@ -336,7 +334,7 @@ class Lane:
         except OperationFault as exc:
             raise UnitFailed(exc, only, operation.name) from exc
         except Unrestorable as exc:
-            raise UnitFailed(_unrestorable(run[0], exc), only, operation.name) from exc
+            raise UnitFailed(unrestorable(run[0], exc), only, operation.name) from exc
         if written < len(run) and not operation.may_vanish:
             fault = OperationFault(
                 f"table {table!r} took {counted(written, 'row', 'rows')} of {entries(len(run))}: a trigger or a rule "
@@ -344,81 +342,3 @@ class Lane:
                 hint="correct it, or declare the operation with may_vanish=True; the entries wait",
             )
             raise UnitFailed(fault, only, operation.name)
-
-    def _handle(
-        self, connection: Connection, transaction: Any, operation: Operation, item: Record, position: int
-    ) -> Any:
-        assert operation.handler is not None
-        try:
-            entry = item.entry(status=EntryStatus.SYNCING)
-        except Unrestorable as exc:
-            raise UnitFailed(_unrestorable(item, exc), position, operation.name) from exc
-        ended = OperationFault(
-            f"the handler of {operation.name!r} ended the relay's transaction",
-            hint="it must not commit, roll back or close",
-        )
-        options, raw = connection.get_execution_options(), raw_of(connection)
-        commits = raw.commits
-        try:
-            with self._link.commits_refused(ended), raw.kept_as_it_is():
-                value = operation.handler(connection, entry)
-        except TargetUnavailable:
-            raise
-        except TargetMisconfigured as exc:
-            raise _broken(operation, exc, position) from exc
-        except BaseException as exc:
-            if is_for_the_thread(exc):
-                raise
-            failure = self._link.verdict(exc, position, operation.name)
-            if usable(connection) and not (transaction.is_active and _is_inside(connection)):
-                if raw.commits > commits or not _counts_after_a_rollback(failure, exc):
-                    raise _broken(operation, ended, position) from exc
-                failure.suspect = True
-            raise failure from exc
-        if connection.closed:
-            raise _broken(operation, ended, position)
-        if not usable(connection):
-            self._link.disconnect()
-            raise TargetUnavailable(f"the connection was lost while {operation.name!r} was applied", stalled=True)
-        if not transaction.is_active or connection.get_transaction() is not transaction:
-            raise _broken(operation, ended, position)
-        if not _is_inside(connection):
-            raise _broken(operation, ended, position)
-        if raw_of(connection).info.transaction_status == _BROKEN:
-            message = f"the handler of {operation.name!r} swallowed a database error"
-            raise UnitFailed(EntryRejected(message, permanent=False), position, operation.name)
-        if is_unfinished(value):
-            discard(value)
-            fault = OperationFault(
-                f"the handler of {operation.name!r} returned {type(value).__name__}, whose work has not been done",
-                hint="a handler must be a plain function that ends when its work is done",
-            )
-            raise _broken(operation, fault, position)
-        # What it has set must reach neither our commit nor the next entry.  SQLAlchemy cannot take options back.
-        connection._execution_options = options
-        self._link.owe_settings(raw_of(connection))
-        return value
-
-
-def _is_inside(connection: Connection) -> bool:
-    return raw_of(connection).info.transaction_status in (_BROKEN, _INSIDE)
-
-
-def _counts_after_a_rollback(failure: Exception, exc: BaseException) -> TypeGuard[UnitFailed]:
-    """Whether an error may be the reason of a rollback, as a session makes when one leaves its block."""
-    if isinstance(exc, SQLAlchemyError) and not isinstance(exc, DBAPIError):
-        return False
-    return isinstance(failure, UnitFailed) and isinstance(failure.error, EntryRejected | RetryLater)
-
-
-def _unrestorable(item: Record, exc: Unrestorable) -> EntryRejected:
-    """The entry alone is concerned, whatever else the program can restore."""
-    kind = UnknownClass if exc.class_is_unknown else EntryRejected
-    return kind(f"entry {item.seq} cannot be restored: {exc}", permanent=True)
-
-
-def _broken(operation: Operation, error: TargetMisconfigured, position: int | None) -> UnitFailed:
-    """A handler that may have left the connection in any state."""
-    failed = UnitFailed(error, position, operation.name)
-    failed.suspect = True
-    return failed

@@ -1,8 +1,8 @@
 """Parking: whether a failure concerns an entry, or its whole operation, whose entries then wait.
 
-An operation is parked while its table is missing, while its handler is broken, or while triggers keep its rows out: no
-entry is to blame, and entries of other operations go on.  Where other entries of the operation can be applied, only the
-ones that failed wait.
+An operation is parked while its table is missing, while its handler is broken, or while triggers keep its rows out: the
+entries' data is not the cause, and entries of other operations go on.  If other entries of the operation can be
+applied, only those that failed wait.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _is_refusal(error: OutboxError) -> bool:
 
 
 def _park_where_all_fail(outcome: Outcome) -> None:
-    """Everything failed at its first try, and nothing says that it is the data: that is the handler or the database."""
+    """Everything failed at its first try, and no error names the data: the handler or the database is the cause."""
     fresh = [(record, error) for record, error in outcome.rejected if not record.attempts]
     if len({record.group or record.seq for record, _ in fresh}) < 2:
         return

@@ -1,7 +1,7 @@
 """Piggyback: a driver connection that sends small statements together with the next one, in the same round trip.
 
 Savepoints and settings have no result, and nothing depends on when they are sent as long as they come before the next
-statement.  Each cursor of the connection sees to that, whoever made it.
+statement.  Each cursor of the connection does that, also those of a handler.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self._owed: list[tuple[str | None, str]] = []
         # Savepoints that were made here and have not ended, oldest first.
         self._savepoints: list[str] = []
-        # Those that ended with an outer one, before whoever made them has ended them.
+        # Those that ended with an outer one, before their maker has ended them.
         self._merged: set[str] = set()
         # Whether others make and end savepoints in this transaction, so that ours may be gone.
         self._shared = False
-        # How often somebody has committed, or may have.
+        # How many statements have committed, or may have.
         self.commits = 0
         # Called with each statement of a cursor before it is sent, but not for those that it sends itself.
         self.on_statement: Callable[[str], None] | None = None
@@ -149,7 +149,7 @@ class PiggybackConnection(psycopg2.extensions.connection):
     def kept_as_it_is(self) -> Iterator[None]:
         """Undo at the end what the block sets on the connection object: its class of cursors and its type casters.
 
-        Whoever uses the connection next counts on its own.
+        The next user of the connection counts on its own.
         """
         factory, casters = self.cursor_factory, (self.string_types, self.binary_types)
         before = [dict(one) for one in casters]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from .. import codec
 from ..errors import ReceiptsGone
 from ..store.envelope import Record
 from .transaction_settings import Cursor as Cursor
@@ -13,6 +13,7 @@ from .transaction_settings import Cursor as Cursor
 TABLE = "outbox_receipts"
 # Distinguishes our advisory locks from the host's: the ASCII codes of "obx".
 LOCK_CLASS = 0x6F6278
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 _CREATE = f"""
 CREATE TABLE IF NOT EXISTS {TABLE} (
@@ -110,7 +111,7 @@ def check_there(cursor: Cursor, store_id: str, applied: Sequence[Record], *, mor
 
 
 def gone(what: str) -> ReceiptsGone:
-    """What to raise where nobody can tell any more which entries are applied."""
+    """The error for a receipts table that no longer shows which entries are applied."""
     return ReceiptsGone(
         f"table {TABLE} {what}, though this database has taken entries before",
         hint="restore it; or check that nothing is pending and drop outbox_watermarks too",
@@ -145,9 +146,19 @@ def _quoted(name: str) -> str:
 
 def _in_ascii(result: bytes) -> str:
     """JSON that a database of any encoding can hold."""
-    return result.decode() if result.isascii() else codec.ascii_json(result)
+    return result.decode() if result.isascii() else _ascii(result)
 
 
 def _quoted_text(name: str) -> str:
     escaped = name.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def _ascii(data: bytes) -> str:
+    """The same JSON in ASCII."""
+    return _NOT_ASCII.sub(lambda found: _escaped(found.group()), data.decode())
+
+
+def _escaped(text: str) -> str:
+    units = text.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))

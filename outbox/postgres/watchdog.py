@@ -40,7 +40,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         # Whether it shut the socket of the guarded block at hand, or of the last one.
         self.fired = False
-        # Whether somebody asked for the end of the guarded block at hand.
+        # Whether `interrupt` asked for the end of the guarded block at hand.
         self._unwanted = False
 
     def watch_connecting(self, descriptor: int) -> None:
@@ -84,7 +84,7 @@ class Watchdog:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """The block must end within the limit; `fired` tells afterwards whether it did."""
+        """The block must end within the limit; else the socket is shut, and `fired` is set."""
         with self._lock:
             self.fired = self._unwanted = False
             self._deadline = self._monotonic() + self._limit_s

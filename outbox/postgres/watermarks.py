@@ -74,7 +74,7 @@ def check_writable(cursor: Cursor) -> None:
 def ensure_tables(cursor: Cursor) -> None:
     """Create the receipts and the watermarks table unless they are there; needs no privilege in the latter case.
 
-    Raises `ReceiptsGone` where somebody has taken the receipts away: without them entries would be doubled.
+    Raises `ReceiptsGone` where the receipts were removed: without them entries would be doubled.
     """
     check_writable(cursor)
     cursor.execute("SELECT to_regclass(%s) IS NULL AND to_regclass(%s) IS NOT NULL", (receipts.TABLE, TABLE))
@@ -148,7 +148,7 @@ class Session:
         self._proof = self._proof if proof is None else proof.key.hex()
 
     def examine(self, cursor: Cursor) -> HistoryRewound | None:
-        """What PostgreSQL has forgotten of what it acknowledged to the store, or knows of a copy of the store.
+        """What PostgreSQL lost of what it acknowledged to the store, or has of a copy of the store.
 
         Raises `TargetUnavailable` or `ReceiptsGone`.
         """

@@ -55,5 +55,5 @@ class Breaker:
         return self._random() * ceiling
 
     def hurry(self, now: float, most_s: float) -> None:
-        """Bring the next try forward to at most `most_s` from now: somebody is waiting for it."""
+        """Bring the next try forward to at most `most_s` from now: a caller is waiting for it."""
         self._next_at = min(self._next_at, now + most_s)

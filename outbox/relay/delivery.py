@@ -1,7 +1,7 @@
 """Delivery: moves one batch of pending entries to the target at a time, in order, once per key.
 
-`Delivery.step(now)` is the whole of it: mend, peek, apply, settle, schedule.  It sleeps never and reads no clock; who
-drives it, and when, is the business of `relay.py`.
+`Delivery.step(now)` does one round: mend, peek, apply, settle, schedule.  It never sleeps, and decides by the time that
+it is given; `relay.py` drives it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from .trouble import Trouble, foreseen
 
 _log = Log("outbox.relay")
 
-# So long after an operator's process had an entry of the batch the batch is read again.
+# An operator's process holds an entry of the batch: the batch is read again after this time.
 _CLAIM_S = 0.01
-# While somebody waits for the deliveries, the longest pause between two tries.
+# The longest pause between two tries while a caller waits for the deliveries.
 HURRY_S = 1.0
 
 
@@ -57,7 +57,7 @@ class Step:
 
 
 class Delivery:
-    """The deliveries of one outbox into one target, for whoever holds the relay's role.  Driven by one thread."""
+    """The deliveries of one outbox into one target.  Driven by one thread, which holds the relay's role."""
 
     def __init__(self, box: Outbox, target: Target) -> None:
         """`box` may be opened or attached.  Settings come from `box.config`, time and randomness from `box.clock`."""
@@ -75,7 +75,7 @@ class Delivery:
         self._size = BatchSize(config, target)
         self.idle = IdleChecks(self._reconciler)
         self.publication = Publication(box.path, box.clock)
-        # How many wait for the deliveries right now.
+        # How many callers wait for the deliveries right now.
         self.awaited = 0
         self._paused = self._caught_up = False
         self._seen_seq = -1
@@ -101,7 +101,7 @@ class Delivery:
                 self.pay()
 
     def pay(self) -> None:
-        """Record what is owed where no step follows; what cannot be recorded comes again."""
+        """Record the batch that is owed, where no step follows; if that fails, its entries are delivered again."""
         try:
             self._recording.finish()
         except OutboxError as exc:
@@ -125,7 +125,7 @@ class Delivery:
         """Move one batch.  `now` is monotonic seconds.  Raises what reading the store raises."""
         if (writer := self._box.store.writer) is not None:
             self.publication.look_at_writer(writer.moves, now)
-        # Of an operator, in any process.
+        # Orders of an operator, from any process.
         orders = self._box.store.existing_metas(PAUSE, ORDER)
         if self._is_paused(PAUSE in orders):
             return self._rest(now)
@@ -146,7 +146,7 @@ class Delivery:
                 self._recording.begin(batch, self._size.entries(now))
             outcome = self._apply(batch)
             self._recording.finish()
-            # Before it is recorded: who waits for the effect need not wait for our disk too.
+            # Before it is recorded: a caller that waits for the effect need not wait for our disk too.
             self._box.progress.acknowledge(record.seq for record, _ in outcome.completed)
             self._settle(batch, outcome, now)
             self._measure(batch, outcome, now)
@@ -183,18 +183,18 @@ class Delivery:
     def _rest(self, now: float) -> Step:
         """What a step is while deliveries are paused: it is looked again soon."""
         self._caught_up = False
-        # To stand still is no trouble of the relay now.
+        # A pause is progress: the relay must not count as stuck.
         self.publication.moved_at = now
         self._housekeep(now, idle=True)
         self.publish(now)
         return self._came_to(HURRY_S)
 
     def _mend(self) -> None:
-        """Put back what the target has forgotten.  Raises while that waits for an operator, or fails."""
+        """Put back entries that the target lost.  Raises while that waits for an operator, or fails."""
         with foreseen():
             mended = self._reconciler.mend()
         if mended is not None:
-            # What was put back comes before whatever was read before that.
+            # Entries that were put back come before those that were read earlier.
             self._scan.distrust()
             self._recover()
 
@@ -256,7 +256,7 @@ class Delivery:
         self.publication.pace.sample(now, batch.newest_seq)
 
     def _describe(self, batch: Batch, outcome: Outcome, took_s: float) -> None:
-        """One line for each batch, for those who look for what the relay does with its time."""
+        """Log a line for the batch, at DEBUG."""
         _log.debug(
             "batch of %(claimed)s, from %(first)s to %(last)s: %(delivered)s delivered, %(rejected)s rejected, "
             "%(waiting)s waiting, settled %(settled)s, took %(took_ms)s ms",
@@ -302,9 +302,9 @@ class Delivery:
         return self._came_to(wait if next_retry is None else max(0.0, min(wait, next_retry - now)))
 
     def _check(self, now: float) -> None:
-        """Nothing is to be delivered: ask PostgreSQL what a batch would have told.  Raises `OutboxError`."""
+        """Nothing is to be delivered: ask PostgreSQL what a batch would have shown.  Raises `OutboxError`."""
         if self.idle.probe(now) and self.trouble.last_error is not None:
-            # What failed has been settled or discarded meanwhile, and no batch will tell that delivery works.
+            # The failed entry was settled or discarded meanwhile, so no batch will show that delivery works.
             self._recover()
         self.idle.confirm_withdrawn(now, self._scan.releases)
         self._caught_up = not self._reconciler.waiting
@@ -327,6 +327,6 @@ class Delivery:
 
     def _housekeep(self, now: float, *, idle: bool) -> None:
         if now >= self._housekeeping.due_at and not self.publication.writer_may_hang:
-            # In an outage nobody knows what PostgreSQL has, and whether it will need the history.
+            # In an outage PostgreSQL's state is unknown, and the history may be needed to deliver lost entries again.
             unknown = self.trouble.last_error is not None or self._reconciler.waiting
             self._housekeeping.run(now, idle=idle, prune=not unknown)

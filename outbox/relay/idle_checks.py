@@ -18,7 +18,7 @@ class IdleChecks:
 
     def __init__(self, reconciler: Reconciler) -> None:
         self._reconciler = reconciler
-        # How often somebody has asked whether PostgreSQL still has everything, and up to which question that is known.
+        # The number of questions whether PostgreSQL still has everything, and the last one that is answered.
         self._wanted = self.answered = 0
         self._next_probe = 0.0
         # As of which release it was asked whether what was discarded had been applied.
@@ -50,7 +50,7 @@ class IdleChecks:
             with foreseen():
                 known = self._reconciler.confirm_withdrawn()
         except (TargetUnavailable, TargetMisconfigured) as exc:
-            # The next batch says so where that is true of deliveries, too.
+            # If deliveries fail too, the next batch reports it.
             _log.debug("could not ask whether anything discarded was applied: %(error)s", error=exc)
         else:
             self._asked = releases if known else self._asked

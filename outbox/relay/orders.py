@@ -21,7 +21,7 @@ ORDER = "reconcile"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What an operator asked for: `everything` compares the whole ledger, `accept` re-delivers nothing and says why."""
+    """What an operator asked for: `everything` compares the whole ledger, `accept`: the reason to deliver nothing."""
 
     everything: bool = False
     accept: str | None = None

@@ -30,7 +30,7 @@ class Publication:
         self._again_at = 0.0
         # When the trouble began.
         self._since: str | None = None
-        # The last word of the relay before this one, until this one knows better.
+        # The last report of the relay before this one, until this one has its own.
         self._inherited: dict[str, object] = {}
         # When deliveries came on last, or had nothing to do (monotonic seconds); and when one was applied.
         self.moved_at = clock.monotonic()
@@ -52,17 +52,17 @@ class Publication:
             self._by_lane = [count + more for count, more in zip(before, by_lane, strict=True)]
 
     def take_up(self) -> None:
-        """Take up the last word of the relay before: a program that starts again and again must not look better."""
+        """Take over the last relay's report: a program that restarts again and again must not look healthy."""
         try:
             said = self._file.read() or {}
-        except OSError:  # whoever publishes says so
+        except OSError:  # the next report logs it
             return
         if said.get("last_error"):
             self._inherited = {name: said[name] for name in _LAST_WORD if name in said}
         self.pace.inherit(said.get("pace"))
 
     def know_better(self) -> None:
-        """This relay has a word of its own."""
+        """This relay has a report of its own: drop that of the relay before."""
         self._inherited = {}
 
     def look_at_writer(self, moves: int, now: float) -> None:

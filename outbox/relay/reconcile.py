@@ -79,7 +79,7 @@ class Reconciler:
     def probe(self) -> bool:
         """Ask PostgreSQL although nothing is to be delivered; whether it answered that it has everything.
 
-        That it is away is not worth a word.  Raises `ReceiptsGone`.
+        An outage is not logged.  Raises `ReceiptsGone`.
         """
         self.unreachable = False
         if self._target is None or not self._store.marks():
@@ -149,7 +149,7 @@ class Reconciler:
                     withdraw_order(self._box)
                 raise _for_operator(loss)
             if loss.of_a_copy and order is None:
-                # Nobody was asked, and somebody must know.
+                # It was put back without an operator's order, and one must learn of the copy.
                 self._alarms.sound(COPY, f"{loss.message}; {_RUN_FOR_COPY.format(f'atb outbox acknowledge {COPY}')}")
         done = self._run(comparison, loss, order or Order())
         if found is not None:
@@ -237,7 +237,7 @@ class Reconciler:
         for seq in places:
             try:
                 again = self._store.record("ledger", seq)
-            except StoreCorrupt:  # whoever walks over it says so
+            except StoreCorrupt:  # the next walk over the ledger reports it
                 again = None
                 done.gone += seq <= done.settled_seq
             first = min(first, again.group if again is not None and again.group else seq)
@@ -255,7 +255,7 @@ class Reconciler:
     def _rise_above(self, comparison: Comparison, *, for_good: bool = False) -> None:
         """Go on with numbers that no entry in PostgreSQL has, where a copy of this store has delivered there.
 
-        Entries of this store that have such numbers already keep them: PostgreSQL tells entries by their keys.
+        Entries of this store that have such numbers already keep them: PostgreSQL identifies entries by their keys.
         """
         seen, first = comparison.seen(), self._store.watermark() + 1
 

@@ -77,17 +77,17 @@ class Refusals:
                 continue
             beside = self._target.lanes > 1 and batch.records[0].seq < unit[0].seq
             if child and (beside or self._is_late(unit[0].captured_us)):
-                # The other may have been on its way on another connection; the next try tells.
+                # The other may have been on its way on another connection; the next try shows it.
                 error = EntryRejected(str(error), permanent=False, sqlstate=error.sqlstate)
             outcome.rejected += [(record, error) for record in unit]
 
     def _park(self, outcome: Outcome, now: float, most_s: float) -> None:
-        """Let wait what cannot be applied though no entry is to blame; it is tried again with backoff."""
+        """Let units wait that fail though their data is not the cause; they are tried again with backoff."""
 
         def due(times: int) -> float:
             return now + min(self._breaker.backoff(times), most_s)
 
-        # The oldest entry of each operation that is concerned: what waits alone says nothing of the others.
+        # The oldest entry of each operation that is concerned: an entry that waits alone concerns itself only.
         concerned: dict[str, int] = {}
         for one in outcome.waiting:
             if one.operation in outcome.parked and not self._scan.waits_alone(one.unit):

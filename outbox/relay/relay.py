@@ -46,11 +46,11 @@ class Relay:
         # A signal handler may stop a relay whose start or stop it has interrupted.
         self._lifecycle = threading.RLock()
         self._moved = threading.Condition()
-        # Held by whoever drives `step`: the thread, or one who drains.
+        # Held while `step` is driven: by the relay's thread, or by a thread in `drain`.
         self._driving = threading.Lock()
         self._driver: int | None = None
         for operation in target.operations.values():
-            # A handler that finds what only a person can judge.
+            # Handlers that raise alarms of their own.
             keep_alarms_in = getattr(operation.handler, "keep_alarms_in", None)
             if keep_alarms_in is not None:
                 keep_alarms_in(box.alarms)
@@ -68,7 +68,7 @@ class Relay:
                 return
             self._take_role()
             self._stop.clear()
-            # A first batch that hangs must be seen from outside, so the relay speaks before it.
+            # A first batch that hangs must be visible to other processes, so the relay reports before it.
             said = self._delivery.publication
             said.died, said.moved_at = None, self._clock.monotonic()
             self._delivery.publish(said.moved_at, force=True)
@@ -76,7 +76,7 @@ class Relay:
             self._listen_no_more()  # after a thread that died
             self._box.on_enqueue(self._wake.set)
             self._box.progress.on_asked(self._asked)
-            # Before the thread, which may have worse to tell.
+            # Before the thread starts, so that its own report comes later.
             self._box.progress.report(delivering=True)
             try:
                 self._thread.start()
@@ -90,8 +90,8 @@ class Relay:
     def stop(self, timeout: float = 10.0) -> bool:
         """Stop the thread and let go of the role and the connection; may be called twice.
 
-        A batch in flight gets half of `timeout` seconds, then its connection is shut: nothing is lost, the receipts
-        tell at the next start.  Somebody who drains is stopped too.  Returns whether the thread, and who drained, has
+        A batch in flight gets half of `timeout` seconds, then its connection is shut: nothing is lost, since
+        receipts settle it at the next start.  A `drain` of another thread is stopped too.  Returns whether both have
         ended; in a signal handler that has interrupted `drain` it is False, and that call ends next.  In a forked child
         it does nothing: the thread, the role and the connection are its parent's.
         """
@@ -112,7 +112,7 @@ class Relay:
                 self._thread = None
             if self._driver == threading.get_ident():
                 return False  # a signal handler that has interrupted a drain, which ends when the handler does
-            # Somebody else may be draining.
+            # Another thread may be draining.
             for last in (False, True):
                 with self._alone(timeout / 2) as alone:
                     if alone:
@@ -125,7 +125,7 @@ class Relay:
             return False
 
     def _asked(self) -> None:
-        """Somebody asks whether PostgreSQL answers."""
+        """Ask PostgreSQL soon whether it answers, for a caller that waits."""
         self._delivery.idle.want()
         self._wake.set()
 
@@ -177,7 +177,7 @@ class Relay:
 
     @contextmanager
     def _alone(self, timeout: float) -> Iterator[bool]:
-        """Whether nobody else drives the relay within the block, waiting at most `timeout` seconds for that."""
+        """Drive the relay alone within the block; yields whether that was possible within `timeout` seconds."""
         alone = self._driving.acquire(timeout=max(0.0, timeout))
         try:
             if alone:
@@ -196,7 +196,7 @@ class Relay:
                 return self._drain_here(goal, question, deadline)
         finally:
             if self._box.progress.delivering:
-                # Nobody delivers from now on: no caller should wait for it.
+                # No relay delivers from now on, so callers must not wait.
                 self._box.progress.report(delivering=None)
             if not owned:
                 self._delivery.publish(self._clock.monotonic(), force=True)
@@ -204,9 +204,9 @@ class Relay:
                 self._leave_role()
 
     def reconcile(self, *, everything: bool = False, accept: str | None = None) -> Reconciliation:
-        """Put back into `pending` what PostgreSQL has forgotten; deliver it with `drain` or `start`.
+        """Put entries that PostgreSQL lost back into `pending`; deliver them with `drain` or `start`.
 
-        `everything` compares the whole ledger, also where nothing is known to be lost.  With `accept`, a reason,
+        `everything` compares the whole ledger, also where no loss is known.  With `accept`, a reason,
         nothing is put back and PostgreSQL stays as it is.  Raises `StoreLocked` while a relay is at work,
         `TargetUnavailable`, `TargetMisconfigured` or `DurabilityError`.
         """
@@ -260,7 +260,7 @@ class Relay:
 
     @contextmanager
     def _hurrying(self) -> Iterator[int]:
-        """Within the block somebody waits, who asks whether PostgreSQL has everything: see `IdleChecks.want`."""
+        """Within the block a caller waits, and PostgreSQL is asked whether it has everything: see `IdleChecks.want`."""
         self._delivery.awaited += 1
         self._delivery.trouble.breaker.hurry(self._clock.monotonic(), 0.0)
         try:
@@ -293,12 +293,12 @@ class Relay:
             wait = self.step(self._clock.monotonic())
             if wait <= 0:
                 continue
-            # During an outage new work is no reason to try earlier; somebody waiting in `drain` is.
+            # During an outage new work is no reason to try earlier; a caller that waits in `drain` is.
             outage = self._last.paused or not (self._last.works or self._delivery.awaited)
             (self._stop if outage else self._wake).wait(min(wait, HURRY_S) if outage else wait)
 
     def _tell(self) -> None:
-        """Wake those who wait in this process."""
+        """Wake the callers that wait in this process."""
         works = self._last.works if self.running or self._delivery.awaited else None
         last = self._last
         self._box.progress.report(delivering=works, caught_up=last.caught_up, unreachable=last.unreachable)

@@ -116,13 +116,13 @@ class Scan:
 
     @property
     def trouble(self) -> str | None:
-        """Why something waits that needs somebody, or None."""
+        """Why something waits that needs an operator, or None."""
         parked = [parked.reason for parked in self.all_parked.values() if parked.holds]
         return next(iter([*parked, *self.waiting.values()]), None)
 
     @property
     def waiting(self) -> dict[str, str]:
-        """Why entries wait that were tried and whose data is not to blame, by sequence number."""
+        """Why entries wait that were tried and whose data is not the cause, by sequence number."""
         return {str(seq): why for seq, (_, why) in sorted(self._waiting.items())}
 
     def what_waits(self) -> dict[str, object]:
@@ -167,7 +167,7 @@ class Scan:
         if peeked.damaged:
             self._store.quarantine(peeked.damaged)
         end = not peeked.records and not peeked.damaged
-        # What was read beforehand does not know of what has come since.
+        # A batch that was read ahead lacks the entries that have come since.
         exhausted = fresh and (end or peeked.last_seq >= peeked.newest_seq)
         batch = Batch(peeked.last_seq, peeked.newest_seq, exhausted)
         plain = not (self._dead or self._waiting_keys or self._retries or self._slow or self.parked)
@@ -243,14 +243,14 @@ class Scan:
         return unit[0].seq in self._waiting
 
     def wait(self, unit: Unit, reason: str, holds: bool, due: Callable[[int], float]) -> None:
-        """Let a unit wait that failed though its data is not to blame; see `park`."""
+        """Let a unit wait that failed though its data is not the cause; see `park`."""
         times = self._waiting.get(unit[0].seq, (0, ""))[0] + 1
         self._waiting[unit[0].seq] = (times, reason)
         retry = Retry(due(times), holds)
         self._retries |= {record.seq: retry for record in unit}
 
     def hurry(self, at: float) -> None:
-        """Bring what waits forward to at most `at`: somebody is waiting for it."""
+        """Bring what waits forward to at most `at`: a caller is waiting for it."""
         for name, parked in self.parked.items():
             self.parked[name] = replace(parked, at=min(parked.at, at))
 

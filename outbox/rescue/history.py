@@ -50,7 +50,7 @@ class HistoryCheck:
         return (self._directory / UNCHECKED_FILE).exists()
 
     def start(self, report: Callable[[str], object]) -> None:
-        """Begin, if it is required.  `report` is told what is damaged, from a thread; it may raise OutboxError."""
+        """Begin, if it is required.  `report(damage)` is called from a thread; it may raise OutboxError."""
         self._report = report
         self.resume()
 

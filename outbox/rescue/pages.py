@@ -92,7 +92,7 @@ class DataFile:
         self.problems: list[str] = []
         self.free_list_problems: list[str] = []
         found = [self._meta(0, 0)]
-        # The second page lies where the first one says, or where a page most often ends.
+        # The second page lies at the page size that the first one names, or at that of this system.
         sizes = [found[0].page_size] if found[0] is not None else [os.sysconf("SC_PAGESIZE")]
         found.append(self._meta(1, sizes[0]))
         self.metas = [meta for meta in found if meta is not None]
@@ -134,7 +134,7 @@ class DataFile:
         return parse_meta(number, self.read(offset, META_BYTES))
 
     def _compare(self, even: Meta, odd: Meta) -> None:
-        """Note what tells that a meta is not what was written, and pick the one that is newest by its free list."""
+        """Report damaged meta pages, and pick the newest one by its free list."""
         self.problems += differences(even, odd)
         said: list[int | None] = []
         for meta in (even, odd):
@@ -183,7 +183,7 @@ class DataFile:
                     pass
             else:
                 self._follow_last_path(tree, walk)
-        # Where pages of the main tree are missing, that says it all.
+        # Missing pages of the main tree are reported already.
         main.problems += missing if main.intact else []
         free = self.free_pages()
         for walk in walks:

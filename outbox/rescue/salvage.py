@@ -19,21 +19,21 @@ from uuid import UUID
 from .. import codec
 from ..entry import EntryStatus
 from ..errors import OutboxError, StoreCorrupt
-from ..store import late, quarantine, sessions, small
-from ..store.continuity import Mark
+from ..store import quarantine, small
 from ..store.counters import Counters
 from ..store.entry_json import DISCARDED, State, settled_state
-from ..store.envelope import BEGINNING, OVERHEAD, Record, claims, key_seq, unpack
+from ..store.envelope import BEGINNING, Record, key_seq, unpack
 from ..store.gate import COUNTERS_KEY
 from ..store.identity import DATA_FILE, IDENTITY_FILE, IDENTITY_KEY, Identity
 from ..store.key_row import KEY_BYTES, MOST_BYTES, payload_of, unpack_row
-from ..store.ledger import DEAD_PREFIX, MARK_PREFIX, dead_order
+from ..store.ledger import DEAD_PREFIX, dead_order
 from ..store.own_files import read_own
 from ..words import counted
 from .metas import Tree
+from .other_records import check_other
 from .pages import MAIN, DataFile, Row, Walk
+from .search import beginnings, rank
 
-_PIECE = 1 << 20
 _OURS = b"outbox:"
 _LARGEST = 64 << 20
 
@@ -213,7 +213,7 @@ class Salvage:
         return trees
 
     def _identify(self) -> None:
-        """Whose file it is, as the file itself says, or else the identity file beside it."""
+        """Take the store id from the data file, or else from the identity file beside it."""
         try:
             beside = Identity.parse(read_own(self._directory / IDENTITY_FILE), Path(IDENTITY_FILE)).store_id
         except (OSError, OutboxError) as exc:
@@ -241,12 +241,7 @@ class Salvage:
             found = small.unpack(value, key.removeprefix(small.PREFIX))
             self.small[found.name] = found
         elif key.startswith(_OURS):
-            if key.startswith(MARK_PREFIX) and Mark.unpack(value) is None:
-                raise StoreCorrupt("what PostgreSQL last acknowledged is damaged: its checksum does not match")
-            if key == sessions.KEY:
-                sessions.Sessions.unpack(value)
-            if key == late.KEY:
-                late.unpack(value)
+            check_other(key, value)
             self.other[key] = value
         else:
             raise StoreCorrupt(f"{key!r:.60} does not belong here")
@@ -340,7 +335,7 @@ class Salvage:
     def _search(self, *, pending: bool, ledger: bool, keys: bool) -> None:
         """Look through the whole file for records; the arguments say which trees are sound."""
         placed = {seq for tree in self._trees.values() for seq, _, _ in tree.each()}
-        for offset, seq, size in self._beginnings(BEGINNING):
+        for offset, seq, size in beginnings(self._file, BEGINNING):
             if seq in placed or size > _LARGEST:
                 continue
             try:
@@ -355,14 +350,14 @@ class Salvage:
                 leftover = offset // self._file.page_size in self._free
                 if seq not in self._owners and ((keys and not settled) or leftover):
                     continue  # settled long ago, and forgotten since
-            rank = _rank(record)
-            if seq not in self._loose or rank > self._loose[seq][0]:
-                self._loose[seq] = (rank, offset, size)
+            safety = rank(record)
+            if seq not in self._loose or safety > self._loose[seq][0]:
+                self._loose[seq] = (safety, offset, size)
         if self._outdated:
             self._search_small()
 
     def _search_small(self) -> None:
-        for offset, _, size in self._beginnings(small.BEGINNING):
+        for offset, _, size in beginnings(self._file, small.BEGINNING):
             try:
                 found = small.unpack(self._file.read(offset, size))
             except StoreCorrupt:
@@ -370,19 +365,6 @@ class Salvage:
             known = self.small.get(found.name)
             if known is None or known.stamp < found.stamp:
                 self.small[found.name] = found
-
-    def _beginnings(self, mark: bytes) -> Iterator[tuple[int, int, int]]:
-        """Offset, sequence number (of records) and claimed size of everything that may be one."""
-        records = mark == BEGINNING
-        for start in range(0, self._file.size, _PIECE):
-            piece = self._file.read(start, _PIECE + OVERHEAD)
-            at = piece.find(mark)
-            while 0 <= at < _PIECE:
-                head = piece[at : at + OVERHEAD]
-                claimed = claims(head) if records else (0, small.size_of(head) or 0)
-                if claimed is not None and start + at + claimed[1] <= self._file.size:
-                    yield start + at, *claimed
-                at = piece.find(mark, at + 1)
 
     def _orphans(self) -> list[int]:
         """Sequence numbers that a key leads to and of which there is no record."""
@@ -400,11 +382,3 @@ class Salvage:
         if (record.error or "").startswith(DISCARDED):
             return False
         return record.seq in self._dead or loose or self._outdated
-
-
-def _rank(record: Record) -> int:
-    if record.status is EntryStatus.COMPLETED:
-        return 3
-    if record.status is EntryStatus.PENDING:
-        return 1
-    return 2 if (record.error or "").startswith(DISCARDED) else 0

@@ -15,8 +15,7 @@ from typing import Any
 from .. import codec
 from ..entry import EntryStatus
 from ..errors import OutboxError, StoreCorrupt
-from ..store import late, ledger, quarantine, sessions, small
-from ..store.continuity import Mark
+from ..store import ledger, quarantine, small
 from ..store.counters import Counters
 from ..store.entry_json import DISCARDED
 from ..store.envelope import Record, key_seq, seq_key, unpack
@@ -27,6 +26,7 @@ from ..store.key_row import place_of, unpack_row
 from ..store.locks import Role, RoleLock, nobody_writes
 from ..words import counted
 from . import metas
+from .other_records import check_other
 from .pages import FREE_LIST, MAIN, DataFile, Walk
 
 _OURS = b"outbox:"
@@ -99,7 +99,7 @@ def _structure(directory: Path) -> list[str]:
 def _unchangeable(directory: Path, walks: list[Walk]) -> list[str]:
     """Rows that LMDB refuses to delete, of those that the walks found marked as databases.
 
-    It reads them, and its verifier does not look at the marks of large values: nothing else would tell before an
+    It reads them, and its verifier does not look at the marks of large values: nothing else would show it before an
     entry is delivered and cannot be settled.  Changes nothing.
     """
     marked = [(walk.name, key) for walk in walks for key in walk.marked if walk.name != FREE_LIST]
@@ -248,14 +248,9 @@ class _Content:
             self._quarantined += 1
         elif key.startswith(small.PREFIX):
             small.unpack(value, key.removeprefix(small.PREFIX))
-        elif key.startswith(ledger.MARK_PREFIX):
-            if Mark.unpack(value) is None:
-                raise StoreCorrupt("what PostgreSQL last acknowledged is damaged: its checksum does not match")
-        elif key == sessions.KEY:
-            sessions.Sessions.unpack(value)
-        elif key == late.KEY:
-            late.unpack(value)
-        elif not key.startswith(_OURS) and key not in (b"pending", b"idempotency", b"ledger"):
+        elif key.startswith(_OURS):
+            check_other(key, value)
+        elif key not in (b"pending", b"idempotency", b"ledger"):
             raise StoreCorrupt(f"{key!r:.60} does not belong here")
 
     def _tree(self, name: str, check: Callable[[int, bytes], str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Verification in a child process: a damaged file can kill whoever maps it with SIGBUS or SIGABRT.
+"""Verification in a child process: a damaged file can kill the process that maps it with SIGBUS or SIGABRT.
 
 `check` is for the process that wants to open a store.  The child is another Python, or a fork where this program's
 executable is none.  It lets a process of its own look, and prints what became of it in words, since a
@@ -58,7 +58,7 @@ _AGAIN = "nothing was changed and nothing is known to be damaged; open it again"
 # What a process dies of that reads a damaged file through a map.  Every other signal came from outside.
 _FATAL = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
 _PYTHON = re.compile(r"(python|pypy)[0-9.]*[a-z]*(\.exe)?\Z")
-# What the child says, one word at the beginning of a line.
+# The first word of each line that the child writes.
 _SOUND, _PROBLEM, _UNABLE, _DIED = "sound", "problem", "unable", "died"
 _ERRORS: dict[str, type[OutboxError]] = {
     kind.__name__: kind
@@ -68,7 +68,7 @@ _ERRORS: dict[str, type[OutboxError]] = {
 
 @dataclass
 class _Verdict:
-    """What a child said; `ended` tells how it came to its end, for people."""
+    """The output of a child; `ended`: how it ended, as text for people."""
 
     sound: bool = False
     problems: list[str] = field(default_factory=list)
@@ -96,7 +96,7 @@ def check(directory: Path) -> None:
     """Verify, in a child process, what enqueueing and delivering stand on; nobody may write to the store.
 
     Damage that the outbox can set aside by itself (a single pending record with a wrong checksum) passes: the relay
-    quarantines it and says so.  Raises `StoreCorrupt` naming the first problems, or how the child died;
+    quarantines and logs it.  Raises `StoreCorrupt` naming the first problems, or how the child died;
     `StoreUnverified` where there was no verdict; or what keeps the store from being read.
     """
     Child(directory, ESSENTIALS).raise_unless_sound()
@@ -198,7 +198,7 @@ def interpreter(python: str | None) -> str | None:
 
 
 def _own_interpreter() -> str | None:
-    """The interpreter that runs this program, or None where that cannot be told.
+    """The interpreter that runs this program, or None where that is unknown.
 
     A frozen program, or one that embeds Python, has an executable of its own here: it would start a second time.
     """

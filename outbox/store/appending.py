@@ -38,7 +38,7 @@ def sizes(submissions: list[Append]) -> list[int]:
 
 
 def admitted(submissions: list[Append], refusals: list[StoreFull | None]) -> list[Append]:
-    """Those that are not refused; the others are told why."""
+    """Those that are not refused; the others get their error."""
     fitting = []
     for submission, refusal in zip(submissions, refusals, strict=True):
         if refusal is None:

@@ -78,7 +78,7 @@ class Watermark:
 
 
 class Memory(Protocol):
-    """What a target must know of the store to tell whether PostgreSQL has forgotten something.  The store is one."""
+    """What a target must know of the store to notice that PostgreSQL lost something.  The store is one."""
 
     def marks(self) -> list[Mark]:
         """What PostgreSQL last acknowledged, by lane; empty before the first delivery."""
@@ -106,7 +106,7 @@ class Memory(Protocol):
 
 
 class NoMemory:
-    """Of a target that nobody has told of a store: it cannot miss anything."""
+    """The memory of a target that has no store yet: it notices no loss."""
 
     def marks(self) -> list[Mark]:
         return []

@@ -41,7 +41,7 @@ class State(StrEnum):
 
 
 def settled_state(record: Record, *, dead: bool) -> State:
-    """The state of a record of the ledger; `dead` tells whether it is in the index of dead letters."""
+    """The state of a record of the ledger; `dead`: whether it is in the index of dead letters."""
     if record.status is EntryStatus.FAILED:
         return State.DEAD if dead else State.DISCARDED
     return State.NOTE if record.key == record.id else State.COMPLETED
@@ -97,7 +97,10 @@ def from_object(line: Mapping[str, Any]) -> tuple[Record, State]:
             result=codec.to_json(line["result"]) if line["has_result"] else b"",
         )
     except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise InvalidEntry(f"it is no exported entry: {type(exc).__name__}: {exc}") from exc
+        raise InvalidEntry(
+            f"it is no exported entry: {type(exc).__name__}: {exc}",
+            hint="import the file as `atb outbox export` wrote it",
+        ) from exc
     if record.payload_hash != payload_hash(record.operation, record.args, record.types):
         raise InvalidEntry(
             f"entry {record.seq}: operation and arguments do not fit their payload hash", hint="export it again"

@@ -20,6 +20,7 @@ from uuid import UUID
 from .. import codec
 from ..entry import Entry, EntryStatus
 from ..errors import StoreCorrupt
+from ..results import decode_result
 from ..words import counted
 from .frame import ENTRY, HEAD, seal, tag_of, unseal
 from .frame import FORMAT as FORMAT
@@ -123,7 +124,7 @@ class Record:
             captured_at=from_us(self.captured_us),
             status=status or self.status,
             error=self.error,
-            result=codec.decode_result(self.result) if self.result else None,
+            result=decode_result(self.result) if self.result else None,
             settled_at=from_us(self.settled_us) if self.settled_us else None,
         )
 

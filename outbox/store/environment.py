@@ -28,7 +28,7 @@ _MAP_SIZES = tuple(gib << 30 for gib in (64, 16, 4, 1))
 MAP_BYTES = _MAP_SIZES[0]
 _MAX_READERS = 512
 _MADV_DONTNEED = 4
-# A damaged file makes LMDB raise these; every other error of its own is the system's, or says which limit was reached.
+# A damaged file makes LMDB raise these; its other errors are the system's, or name a limit that was reached.
 _DAMAGE = (
     lmdb.BadDbiError,
     lmdb.BadTxnError,  # after an error of the same transaction that a cursor took for its end
@@ -160,7 +160,7 @@ class Environment:
         """Raise FileNotFoundError where an open file is no longer the one that another process will find.
 
         Commits into an unlinked data file succeed, and are gone with this process; with another `lock.mdb` a second
-        process writes at the same time.  Raises OSError where it cannot be told.
+        process writes at the same time.  Raises OSError where that is unknown.
         """
         self._data_file.check()
         self.check_lock_in_place()
@@ -199,7 +199,7 @@ class Environment:
     def can_grow(self, size: int) -> bool:
         """Whether the data file can have `size` bytes more than its pages take; it keeps them.
 
-        In the writer's thread.  False where the system cannot tell.
+        In the writer's thread.  False where the system does not report it.
         """
         reserve = getattr(os, "posix_fallocate", None)
         if reserve is None or not self.data_is_in_place():

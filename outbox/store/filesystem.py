@@ -115,7 +115,7 @@ def refuse_remote(path: Path) -> None:
 
 
 def filesystem_of(path: Path) -> str:
-    """The type of the file system that holds `path`; empty where the platform does not tell."""
+    """The type of the file system that holds `path`; empty where the platform does not report it."""
     try:
         # The names of mounts are bytes, and those of strangers need be no text.
         text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")

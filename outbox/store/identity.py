@@ -33,7 +33,7 @@ _OURS = frozenset(
 
 @dataclass(frozen=True)
 class Identity:
-    """What the identity file says of a store; the same is kept inside the data file."""
+    """The content of the identity file; the same is kept inside the data file."""
 
     store_id: UUID
     format: int

@@ -224,7 +224,7 @@ def acknowledged(rows: Iterable[tuple[bytes, bytes]]) -> list[Record]:
     for key, value in rows:
         try:
             record = unpack(key_seq(key), value)
-        except StoreCorrupt:  # it proves nothing, and whoever walks over the ledger says so
+        except StoreCorrupt:  # it proves nothing, and the next walk over the ledger reports it
             continue
         if is_answer(record):
             if record.operation == RECONCILE:

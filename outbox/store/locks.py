@@ -29,7 +29,7 @@ _PROBE_RETRIES = 5
 _UNNAMED_RETRIES = 100
 _OPEN_RETRIES = 3000
 _RETRY_S = 0.01
-# After so many it is worth a word.
+# After so many it is logged.
 _SAID_AFTER = 200
 _BEAT_S = 1.0
 _PID_BYTES = 32
@@ -76,7 +76,7 @@ class RoleLock:
         # Whether the last process that held it did not release it cleanly.
         self.found_dead = not shared and self._fd >= 0 and os.fstat(self._fd).st_size > 0
         if not shared and not self.read_only:
-            # The size alone tells that somebody holds it: a full disk must not keep out the one who would drain.
+            # The size marks it as held.  On a full disk the process id cannot be written, and draining must go on.
             os.ftruncate(self._fd, 0)
             os.ftruncate(self._fd, _PID_BYTES)
             with suppress(OSError):
@@ -254,7 +254,7 @@ def died_holding(directory: Path, role: Role) -> bool:
 
 
 def forget_holders(directory: Path, *roles: Role) -> None:
-    """After a verification: whoever died holding one of `roles` has left no damage."""
+    """Forget dead holders of `roles`, after a verification: they have left no damage."""
     for role in roles:
         with suppress(FileNotFoundError):
             fd = open_own(directory / f"{role.value}.lock", os.O_RDWR)

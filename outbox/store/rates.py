@@ -126,7 +126,7 @@ def measure(
     """The rates, of what the relay `said` (`Pace.published`) and of the store's figures.
 
     `delivering`: whether PostgreSQL takes entries as far as is known.  `waiting_s`: age of the oldest pending entry,
-    whose number is `first_pending`; None where the clock does not tell.  `deliverable`: what is pending and need not
+    whose number is `first_pending`; None where the clock does not show it.  `deliverable`: what is pending and need not
     wait for anybody; 0 where that is not known.
     """
     published: Mapping[str, Any] = said if isinstance(said, Mapping) else {}

@@ -144,7 +144,7 @@ class Reader(Guarded):
         return [seq for seq, _ in self._prefixed(withdrawal.PREFIX)]
 
     def releases(self) -> int:
-        """`Counters.releases`, which tells a relay that what it has read may be outdated."""
+        """`Counters.releases`: if it has changed, a batch that was read before may be outdated."""
         with self._read() as (_, txn):
             return Counters.unpack(txn.get(COUNTERS_KEY)).releases
 
@@ -217,11 +217,6 @@ class Reader(Guarded):
         with self._read() as (_, txn):
             return {name for name in names if txn.get(small.PREFIX + name.encode()) is not None}
 
-    def metas(self, prefix: str) -> list[tuple[str, bytes]]:
-        """`(name, value)` of every small record whose name begins with `prefix`, in the order of the names."""
-        with self._read() as (_, txn):
-            return _metas(txn, prefix)
-
     def free_disk_bytes(self) -> int:
         """Free bytes of the store's disk, or `UNKNOWN_BYTES`.
 
@@ -235,7 +230,7 @@ class Reader(Guarded):
     def _free_disk_bytes(self) -> int:
         info = os.statvfs(self._directory_name)
         free = int(info.f_bavail * info.f_frsize)
-        # Without a limit, or behind FUSE, it has no blocks to tell of.
+        # Without a limit, or behind FUSE, it reports no blocks.
         return free if free or info.f_blocks else UNKNOWN_BYTES
 
     # -- what PostgreSQL may have forgotten

@@ -39,7 +39,7 @@ from .writer import Rank, Writer
 _log = Log("outbox.store")
 
 
-# Stamps strictly increase, so that they order what reads by time; so much ahead of the clock is worth a word.
+# Stamps strictly increase, so that they order what reads by time; so much ahead of the clock is logged.
 AHEAD_US = 60_000_000
 
 

@@ -50,7 +50,7 @@ class InDelivery:
 
     def claim(self, first: int, last: int) -> bool:
         """Lock these sequence numbers; False where another holder has one of them.  Raises OSError."""
-        if not os.fstat(self._fd).st_nlink:  # somebody has removed it, and others lock the next one
+        if not os.fstat(self._fd).st_nlink:  # it was removed, and others lock the next one
             self.close()
             self._fd = self._opened()
         try:

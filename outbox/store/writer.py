@@ -250,7 +250,7 @@ class Writer(Generic[Item]):
             waiter.lock.release()
 
     def _refuse_rest(self) -> None:
-        """End what was handed over too late.  Called by whoever finds the writer stopped."""
+        """End what was handed over too late.  Called by any thread that finds the writer stopped."""
         closed = StoreClosed("the outbox is closed", hint="open it again")
         while True:
             try:

@@ -143,7 +143,7 @@ class PostgresServer:
                 self._launch()
             except RuntimeError:
                 self._bury()
-                # Someone else may have taken a port that was free when we looked.
+                # Another process may have taken a port that was free before.
                 if not self._port_is_ours_to_choose or _port_is_free(self.port):
                     raise
                 self.port = _free_port()
@@ -228,7 +228,7 @@ class PostgresServer:
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
-        """Remove a database, if it exists, and disconnect whoever uses it."""
+        """Remove a database, if it exists, and disconnect its users."""
         self.execute(f"DROP DATABASE IF EXISTS {_quoted(name)} WITH (FORCE)")
 
     def backup(self) -> Path:

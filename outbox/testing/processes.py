@@ -40,7 +40,7 @@ def processes(data: Path) -> list[psutil.Process]:
 
     found = []
     for one in psutil.process_iter():
-        # It may end while we look, or belong to somebody whose processes are not shown to us.
+        # It may end meanwhile, or belong to a user whose processes are hidden.
         with contextlib.suppress(psutil.Error, OSError):
             if one.cwd() == str(data) and one.status() != psutil.STATUS_ZOMBIE:
                 found.append(one)
@@ -85,7 +85,7 @@ def kill_all(base: Path) -> None:
         return not alive
 
     wait_until(all_gone, "kill every process of PostgreSQL")
-    # The lock file of a crashed server names a process id that somebody else may get, and a System V segment that
+    # The lock file of a crashed server names a process id that another process may get, and a System V segment that
     # would stay in the kernel for ever if the server is never started again. Both are ours: nothing of it is alive.
     lines = lock_file_lines(data)
     if len(lines) >= 7 and len(lines[6].split()) == 2:

@@ -1,7 +1,7 @@
 """Exporting: the content of a store, sound or damaged, as JSON lines.
 
-A store that nobody has open is read as it is, without LMDB, so that no damage can end the process.  One that is in use
-was verified by whoever opened it; a compact copy of it is read instead.
+A store that is not open is read as it is, without LMDB, so that no damage can end the process.  One that is open was
+verified by its process; a compact copy of it is read instead.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def export(directory: Path, write: Callable[[bytes], object]) -> Findings:
 def _alone(directory: Path) -> Iterator[None]:
     """Nobody else has the store open, nor opens it meanwhile.  Raises `StoreLocked`."""
     if not (directory / DATA_FILE).exists():
-        read_identity(directory)  # whatever is missing, it says so
+        read_identity(directory)  # raises for a missing file
     try:
         access = _claim(directory)
     except OSError as exc:
@@ -118,7 +118,7 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def _claim(directory: Path) -> RoleLock:
-    # Who opens it meanwhile must not take this for somebody who has verified it.
+    # A process that opens the store meanwhile must not take this one for a process that has verified it.
     opening = RoleLock(directory, Role.OPENING)
     try:
         access = RoleLock(directory, Role.ACCESS, shared=True)

@@ -79,7 +79,7 @@ class ExportFile:
         end: dict[str, Any] = {}
         for number, line in lines:
             if end:
-                raise InvalidEntry(f"{path}, line {number}: there is more behind the end")
+                raise InvalidEntry(f"{path}, line {number}: there is more behind the end", hint="nothing was imported")
             if line.get("kind") == "end":
                 end = line
                 continue

@@ -12,8 +12,8 @@ from uuid import UUID
 
 from .. import codec
 from ..errors import InvalidEntry, StoreCorrupt
+from ..rescue.other_records import check_other
 from ..store import late, ledger, sessions, small, withdrawal
-from ..store.continuity import Mark
 from ..store.entry_json import from_object, raw_bytes
 from ..store.envelope import pack, seq_key, to_us, unpack
 from ..store.reads import ALARM_PREFIX, NOTICE_PREFIX
@@ -84,17 +84,15 @@ def check_line(line: dict[str, Any]) -> None:
 
 def _check_other(name: bytes, value: bytes) -> None:
     """Raise for what is no record of what PostgreSQL knows of the store."""
-    if name == sessions.KEY:
-        sessions.Sessions.unpack(value)
-    elif name == late.KEY:
-        late.unpack(value)
+    if name in (sessions.KEY, late.KEY):
+        check_other(name, value)
     elif name.startswith(withdrawal.PREFIX) and len(name) == len(withdrawal.PREFIX) + len(seq_key(1)):
         if value:
             raise ValueError("what was discarded while it was pending has a value")
     elif not name.startswith(ledger.MARK_PREFIX) or len(name) != len(ledger.MARK_PREFIX) + 1:
         raise ValueError(f"{name!r:.60} is no name of ours")
-    elif Mark.unpack(value) is None:
-        raise ValueError("what PostgreSQL last acknowledged is damaged: its checksum does not match")
+    else:
+        check_other(name, value)
 
 
 def _check_shown(name: str, value: bytes) -> None:

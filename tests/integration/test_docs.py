@@ -185,6 +185,31 @@ def test_the_errors_are_those_that_are_raised() -> None:
     assert checked > 15
 
 
+# What is raised to the relay, or names damage: the page says what to do.
+WITHOUT_HINT = {
+    "OutboxError", "StoreCorrupt", "DurabilityError", "EntryRejected", "TargetUnavailable", "TargetMisconfigured",
+    "HistoryRewound", "ReceiptsGone", "OperationFault", "CallFailed", "Reject", "RetryLater",
+}  # fmt: skip
+
+
+def test_errors_of_calls_and_settings_have_a_hint() -> None:
+    paths = [path for folder in ("outbox", "integrations", "cli") for path in (ROOT / folder).rglob("*.py")]
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    kinds = {"OutboxError"}
+    for _ in range(3):  # as deep as the classes are derived
+        kinds |= {one.name for one in classes if {ast.unparse(base) for base in one.bases} & kinds}
+    calls = [(path, node) for path, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    made = [(path, node) for path, node in calls if isinstance(node.func, ast.Name) and node.func.id in kinds]
+    assert len(made) > 200
+    without = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node.func)}"
+        for path, node in made
+        if ast.unparse(node.func) not in WITHOUT_HINT and not {"hint", None} & {one.arg for one in node.keywords}
+    ]
+    assert without == []
+
+
 def test_the_tables_are_the_ones_that_the_relay_makes(postgres_url: str, tmp_path: Path) -> None:
     prepared, *looks = blocks(POSTGRESQL_PAGE, "sql")
     columns = """SELECT column_name::text, data_type::text, is_nullable::text, column_default::text

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, String, Table
 
 from outbox import ConfigError, InvalidEntry, codec, register_enum
+from outbox.results import decode_result, encode_result
 
 
 @register_enum
@@ -483,12 +484,12 @@ def test_two_enums_of_one_name_cannot_both_be_registered() -> None:
 @bounded
 @given(scalars())
 def test_results_come_back_exactly(value: Any) -> None:
-    assert exact(codec.decode_result(codec.encode_result(value))) == exact(value)
+    assert exact(decode_result(encode_result(value))) == exact(value)
 
 
 @pytest.mark.parametrize("value", [object(), float("nan"), complex(1), "a\0b"], ids=["object", "nan", "complex", "NUL"])
 def test_a_result_that_cannot_be_stored_is_kept_as_its_repr(value: Any) -> None:
-    kept = codec.decode_result(codec.encode_result(value))
+    kept = decode_result(encode_result(value))
     assert kept == {"repr": repr(value)}
 
 
@@ -501,27 +502,29 @@ def _with_repr(answer: Callable[[], str]) -> object:
 
 
 def test_a_long_or_dirty_repr_of_a_result_is_cut_and_cleaned() -> None:
-    kept = codec.decode_result(codec.encode_result(_with_repr(lambda: "\0" + "x" * 10_000)))
+    kept = decode_result(encode_result(_with_repr(lambda: "\0" + "x" * 10_000)))
     assert kept == {"repr": "x" * 500}
 
 
 @pytest.mark.parametrize("answer", [lambda: "\ud800", lambda: 1 // 0], ids=["surrogate", "raises"])
 def test_a_result_whose_repr_is_unusable_is_kept_somehow(answer: Callable[[], str]) -> None:
-    codec.decode_result(codec.encode_result(_with_repr(answer)))
+    kept = decode_result(encode_result(_with_repr(answer)))
+    assert kept.keys() == {"repr"}
+    assert kept["repr"]
 
 
 def test_a_repr_that_raises_is_named() -> None:
-    kept = codec.decode_result(codec.encode_result(_with_repr(lambda: str(1 // 0))))
+    kept = decode_result(encode_result(_with_repr(lambda: str(1 // 0))))
     assert kept == {"repr": "<Result, whose repr raises ZeroDivisionError>"}
 
 
 def test_a_result_that_looks_like_the_internal_form_comes_back() -> None:
     value = {"$value": 1, "$types": {}}
-    assert codec.decode_result(codec.encode_result(value)) == value
+    assert decode_result(encode_result(value)) == value
 
 
 def test_an_unregistered_enum_in_a_result_is_shown_by_its_value() -> None:
-    assert codec.decode_result(b'{"$value":"buy","$types":["enum","gone:Side","BUY"]}') == "buy"
+    assert decode_result(b'{"$value":"buy","$types":["enum","gone:Side","BUY"]}') == "buy"
 
 
 def test_field_names_are_the_top_level_ones() -> None:

@@ -33,6 +33,7 @@ from outbox import (
     register_enum,
 )
 from outbox.clock import SystemClock
+from outbox.store import reads
 from outbox.store.entry_json import State
 from outbox.store.envelope import seq_key
 from outbox.store.ledger import Settlement
@@ -103,13 +104,15 @@ def export(directory: Path, file: Path) -> exporting.Findings:
 def contents(box: Outbox) -> dict[str, Any]:
     """Everything that an outbox tells."""
     status = box.status()
+    with box.store._read() as (_, txn):
+        small_records = reads._metas(txn, "")
     numbers = ("acknowledged", "pending", "completed", "dead_letters", "discarded", "quarantined", "last_seq", "alarms")
     return {
         "pending": list(box.store.records("pending")),
         "ledger": list(box.store.records("ledger")),
         "dead": box.store.dead(),
         "quarantined": box.store.quarantined(),
-        "small": box.store.metas(""),
+        "small": small_records,
         "store": status.store_id,
         **{name: getattr(status, name) for name in numbers},
     }

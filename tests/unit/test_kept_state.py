@@ -174,10 +174,13 @@ def test_change_inside_a_shared_object_is_noticed() -> None:
 
 def test_large_cache_is_shared_and_costs_nothing() -> None:
     manager: Any = Manager()
-    manager.cache = {number: number for number in range(20_000)}
+    manager.cache = {number: number for number in range(100_001)}
+    manager.seen = {number: [number] for number in range(100_000)}
     replica = copy.copy(manager)
     KeptState(replica)
     assert replica.cache is manager.cache
+    assert replica.seen is not manager.seen
+    assert replica.seen[7] is manager.seen[7]
 
 
 class Locked:

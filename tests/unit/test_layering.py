@@ -19,7 +19,9 @@ LINE = [
     "clock",
     "patience",
     "entry",
+    "foreign",
     "codec",
+    "results",
     "handlers",
     "columns",
     "operation",
@@ -33,6 +35,7 @@ LINE = [
     "answers",
     "calls",
     "transaction",
+    "enqueueing",
     "box",
     "transfer",
     "failures",
@@ -62,8 +65,8 @@ KNOW_NOBODY = ["errors", "words", "entry"]
 # Who may import a library, and must. Imports that only the type checker sees do not count.
 IMPORTERS = {
     "lmdb": {"store.environment"},
-    "psycopg2": {"postgres.connection", "postgres.lane", "postgres.piggyback"},
-    "sqlalchemy": {"postgres.connection", "postgres.lane"},
+    "psycopg2": {"postgres.connection", "postgres.handler_call", "postgres.lane", "postgres.piggyback"},
+    "sqlalchemy": {"postgres.connection", "postgres.handler_call", "postgres.lane"},
     "orjson": {"codec"},
     "time": {"clock"},
     "random": {"clock"},

@@ -11,7 +11,6 @@ from uuid import UUID
 
 import pytest
 
-from outbox.codec import decode_result, encode_result
 from outbox.integrations.operations import TRADING_OPERATIONS
 from outbox.integrations.replay.balance import Untold, kept, learn_yield, tell, told_before
 from outbox.integrations.view.conversions import Unknown, alike, class_named, conversions, convert, number
@@ -19,6 +18,7 @@ from outbox.integrations.view.learned import Learning
 from outbox.integrations.view.learning import ABSENT, Space
 from outbox.integrations.view.local_view import UnknownLocally
 from outbox.integrations.view.seen import Seen
+from outbox.results import decode_result, encode_result
 
 BY_NAME = {operation.name: operation for operation in TRADING_OPERATIONS}
 AT = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=timezone(timedelta(hours=2)))

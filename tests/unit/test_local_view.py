@@ -590,3 +590,27 @@ def test_what_an_outage_does_not_answer_is_known_before_it(view: LocalView) -> N
         "size of positions after update_position (cannot be explained)",
         "rows after the first call of log_position (never seen)",
     ]
+
+
+def test_sessions_beyond_the_last_50_are_forgotten_but_for_open_rows(view: LocalView) -> None:
+    """Session 1 has an open position; it has ended, as sessions 2 and 3 have, which have nothing open."""
+    did(view, "end_trading_session", session=1)
+    for session in range(2, 60):
+        did(view, "create_trading_session", session=session, id_=session)
+        view.observe_session(session, 1.0, tables_of([], []), active=True)
+        did(view, "end_trading_session", session=session)
+    assert sorted(view.sessions) == [1, *range(10, 60)]
+    assert [row["id"] for row in view.open_positions(None)] == [5]
+    with pytest.raises(UnknownLocally, match="session 2"):
+        view.balance(2)
+
+
+def test_session_in_doubt_is_not_forgotten(view: LocalView) -> None:
+    did(view, "update_position", position_id=5, stop_loss=9)
+    did(view, "close_position", position_id=5)
+    did(view, "end_trading_session", session=1)
+    for session in range(2, 60):
+        did(view, "create_trading_session", session=session, id_=session)
+        did(view, "end_trading_session", session=session)
+    with pytest.raises(UnknownLocally):
+        view.open_positions(None)

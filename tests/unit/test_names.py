@@ -1,8 +1,10 @@
-"""Tests and their files are named by the rules of CONTRIBUTING.md."""
+"""Tests and their files are named by the rules of CONTRIBUTING.md, and comments name their subjects."""
 
 from __future__ import annotations
 
+import io
 import re
+import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -11,6 +13,9 @@ CODE = ("outbox", "integrations", "cli", "benchmarks")
 # The length of a test's name without `test_`: it fits a line of the report.
 LONGEST = 60
 TEST = re.compile(r"^ *(?:async )?def test_(\w+)", re.MULTILINE)
+
+# Words that stand for a subject without a name, or for a cause: name the caller, the relay, the operator, the data.
+UNNAMED = re.compile(r"\b(somebody|someone|whoever|hears?|to blame|worth a word|knows? better)\b", re.IGNORECASE)
 
 # Files of unit tests that judge the repository and no module.
 NO_MODULE = {"layering", "names", "zoo"}
@@ -39,3 +44,14 @@ def test_every_unit_test_file_is_named_after_a_module() -> None:
     modules = module_names()
     parts = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "unit").glob("test_*.py")}
     assert {part for part in parts if not is_named_after(part, modules)} == NO_MODULE
+
+
+def test_comments_and_docstrings_name_their_subjects() -> None:
+    found, read = [], 0
+    for path in [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]:
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+            if token.type == tokenize.COMMENT or (token.type == tokenize.STRING and token.string.startswith('"""')):
+                read += 1
+                found += [f"{path.relative_to(ROOT)}:{token.start[0]} {word}" for word in UNNAMED.findall(token.string)]
+    assert read > 3000
+    assert found == []

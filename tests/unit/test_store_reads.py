@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from outbox import Outbox, StoreCorrupt
-from outbox.store import small
+from outbox.store import reads, small
 from outbox.store.continuity import UNKNOWN, Mark
 from outbox.store.envelope import Record, seq_key
 from outbox.store.ledger import MARK_PREFIX, Settlement
@@ -150,12 +150,17 @@ def test_the_watermark_is_below_the_oldest_pending_entry(box: Outbox) -> None:
     assert box.store.watermark() == 3
 
 
+def metas(box: Outbox, prefix: str) -> list[tuple[str, bytes]]:
+    with box.store._read() as (_, txn):
+        return reads._metas(txn, prefix)
+
+
 def test_small_records_are_listed_by_the_beginning_of_their_names(box: Outbox) -> None:
     for name in ("b", "a:2", "a:1", "a", "c:1"):
         box.store.put_meta(name, name.upper().encode())
-    assert box.store.metas("a:") == [("a:1", b"A:1"), ("a:2", b"A:2")]
-    assert [name for name, _ in box.store.metas("")] == ["a", "a:1", "a:2", "b", "c:1", "namespace"]
-    assert box.store.metas("d") == []
+    assert metas(box, "a:") == [("a:1", b"A:1"), ("a:2", b"A:2")]
+    assert [name for name, _ in metas(box, "")] == ["a", "a:1", "a:2", "b", "c:1", "namespace"]
+    assert metas(box, "d") == []
     assert (box.store.get_meta("a"), box.store.get_meta("a:")) == (b"A", None)
 
 
@@ -166,7 +171,7 @@ def test_small_record_under_the_name_of_another_is_damaged(box: Outbox) -> None:
     assert box.store.get_meta("ids:orders") == b"7"
     for use in (
         lambda: box.store.get_meta("ids:rows"),
-        lambda: box.store.metas("ids:"),
+        lambda: metas(box, "ids:"),
         lambda: box.store.put_meta("ids:rows", b"8"),
     ):
         with pytest.raises(StoreCorrupt, match="'ids:rows' is damaged: it says that it is 'ids:orders'"):

@@ -23,8 +23,8 @@ from outbox import (
     OutboxConfig,
     StoreClosed,
     StoreCorrupt,
-    codec,
 )
+from outbox.results import encode_result
 from outbox.store import envelope, reads, small
 from outbox.store import ledger as ledger_module
 from outbox.store.appending import Append
@@ -86,7 +86,7 @@ def test_a_batch_moves_into_the_ledger_with_what_became_of_it(box: Outbox, clock
     clock.advance(60)
     box.store.settle(
         Settlement(
-            completed=[(done, codec.encode_result({"id": 7}))],
+            completed=[(done, encode_result({"id": 7}))],
             dead=[(dead, "no such symbol")],
             dropped=[(dropped, "too long")],
             retried=[(again, "locked")],
@@ -443,7 +443,7 @@ def test_entry_settled_at_the_limit_itself_is_pruned(box: Outbox, clock: FakeClo
 
 def test_entry_put_back_is_pending_as_if_never_settled(box: Outbox, clock: FakeClock) -> None:
     kept, *lost = enqueue(box, 3)
-    box.store.settle(Settlement(completed=[(record, codec.encode_result({"id": 7})) for record in (kept, *lost)]))
+    box.store.settle(Settlement(completed=[(record, encode_result({"id": 7})) for record in (kept, *lost)]))
     settled = list(box.store.records("ledger"))[1:]
     releases = box.store.peek(0, 1).releases
     gone = Record(99, b"k" * 16, b"i" * 16, "log", None, b"p" * 16, b"s" * 8, b"{}", b"")

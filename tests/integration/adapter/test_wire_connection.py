@@ -1,4 +1,7 @@
-"""`wire` refuses a manager whose connection the relay cannot take over, before the engine trades."""
+"""`wire` refuses a manager whose connection the relay cannot take over, before the engine trades.
+
+All reasons: `tests/integration/replaying/test_connection.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from sqlalchemy.orm import sessionmaker
 
 from outbox import ConfigError, OutboxConfig
 from outbox.integrations.trading_engine import wire
-from outbox.testing import PostgresServer
 
 from .small import SmallManager
 
@@ -41,15 +43,3 @@ def test_isolation_level_of_the_engine_is_refused_at_wiring(postgres_url: str, o
         wire(engine, config=config)
     assert engine.db_manager is manager
     manager.engine.dispose()
-
-
-def test_another_database_than_the_relays_is_refused_at_wiring(
-    postgres_server: PostgresServer, postgres_url: str, outbox_dir: Path
-) -> None:
-    other = postgres_server.create_database("somewhere_else")
-    engine = Engine(SmallManager(postgres_url))
-    config = OutboxConfig(dir=str(outbox_dir), database_url=other, min_free_mb=0)
-    with pytest.raises(ConfigError, match="somewhere_else"):
-        wire(engine, config=config)
-    engine.db_manager.engine.dispose()
-    postgres_server.drop_database("somewhere_else")

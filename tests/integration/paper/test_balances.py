@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
 import pytest
-from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from outbox.integrations.paper import DatabaseManager
 
+from .rows import one, rows
+
 MOMENT = datetime.fromisoformat("2024-05-01T16:00:00")
-
-
-@pytest.fixture
-def manager(postgres_url: str) -> Iterator[DatabaseManager]:
-    one = DatabaseManager(postgres_url)
-    yield one
-    one.close()
-
-
-@pytest.fixture
-def session_id(manager: DatabaseManager) -> int:
-    return manager.create_trading_session("ma", "IBM", "1d", "paper", 1000)
-
-
-def rows(manager: DatabaseManager, sql: str) -> list[dict[str, Any]]:
-    with manager.engine.connect() as connection:
-        return [dict(row) for row in connection.execute(text(sql)).mappings()]
-
-
-def one(manager: DatabaseManager, sql: str) -> dict[str, Any]:
-    (row,) = rows(manager, sql)
-    return row
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -15,6 +14,8 @@ from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from outbox.integrations.paper import DatabaseManager
 
+from .rows import one, rows
+
 ENTRY = datetime.fromisoformat("2024-05-01T09:30:00")
 EXIT = datetime.fromisoformat("2024-05-01T16:00:00")
 
@@ -23,28 +24,6 @@ class HostSide(Enum):
     """A host's own enum, with a value that the tables know."""
 
     LONG = "LONG"
-
-
-@pytest.fixture
-def manager(postgres_url: str) -> Iterator[DatabaseManager]:
-    one = DatabaseManager(postgres_url)
-    yield one
-    one.close()
-
-
-@pytest.fixture
-def session_id(manager: DatabaseManager) -> int:
-    return manager.create_trading_session("ma", "IBM", "1d", "paper", 1000)
-
-
-def rows(manager: DatabaseManager, sql: str) -> list[dict[str, Any]]:
-    with manager.engine.connect() as connection:
-        return [dict(row) for row in connection.execute(text(sql)).mappings()]
-
-
-def one(manager: DatabaseManager, sql: str) -> dict[str, Any]:
-    (row,) = rows(manager, sql)
-    return row
 
 
 def open_position(manager: DatabaseManager, **changes: Any) -> int:

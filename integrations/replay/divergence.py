@@ -1,0 +1,55 @@
+"""Divergence: alarms for what a replay finds in PostgreSQL and what differs from what the caller was given.
+
+Another writer has changed it, or an earlier call was refused: only a person can decide which value is right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import Entry, OutboxError
+from ...log import Log
+from ...monitoring.alarms import Alarms
+
+_log = Log("outbox.integrations")
+
+
+class Divergences:
+    """Logs each difference and raises its alarm.  Used by the relay's thread and by callers that wait."""
+
+    def __init__(self, alarms: Alarms | None) -> None:
+        """`alarms`: those of the store that is delivered; None until the relay has named it."""
+        self.alarms = alarms
+
+    def of_balance(self, entry: Entry, session: Any, told: Any, found: Any) -> None:
+        """Report that the session's balance is `found`, and was `told` to the caller."""
+        message = (
+            f"entry {entry.seq} ({entry.operation}) was made at a balance of {told} in session {session}, "
+            f"and PostgreSQL had {found}: another writer has changed it, or an earlier change was refused"
+        )
+        _log.error(
+            "balance of session %(session)s diverged at entry %(seq)s: %(detail)s",
+            session=session,
+            seq=entry.seq,
+            detail=message,
+        )
+        self._sound(f"diverged-balance-{session}", message)
+
+    def of_id(self, entry: Entry, table: str, told: Any, found: Any) -> None:
+        """Report that the manager answered with id `found`, and the caller has id `told`."""
+        message = (
+            f"entry {entry.seq} ({entry.operation}) gave its caller id {told} of {table}, and the manager answered "
+            f"with {found}: the row was there already, or the manager has numbered it otherwise (by SQL of its own, "
+            "or as a further row of the table)"
+        )
+        _log.error(
+            "id of table %(table)s diverged at entry %(seq)s: %(detail)s", seq=entry.seq, table=table, detail=message
+        )
+        self._sound(f"diverged-id-{table}-{told}", message)
+
+    def _sound(self, alarm: str, message: str) -> None:
+        if self.alarms is not None:
+            try:
+                self.alarms.sound(alarm, message)
+            except OutboxError as exc:
+                _log.error("the alarm %(alarm)r could not be kept: %(error)s", alarm=alarm, error=exc)

@@ -1,0 +1,231 @@
+"""Enqueueing: makes calls durable.  `calls.py` turns a call into a record, the store's writer commits it.
+
+An entry that passes `calls.py` is on disk when `enqueue` returns, and one transaction is one commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .calls import Calls, Prepared
+from .entry import Entry
+from .errors import DurabilityError, OutboxError, StoreLocked
+from .handing_over import Awaited, in_doubt
+from .opening import OpenStore
+from .operation import Operation
+from .store.appending import Append
+from .store.envelope import Record
+from .store.writer import Writer
+from .transaction import Transaction
+
+
+class Enqueueing:
+    """The half of `Outbox` that enqueues.  Thread-safe; not usable after a fork."""
+
+    def __init__(self, opened: OpenStore, calls: Calls) -> None:
+        """`calls` makes the records of the store that is `opened`."""
+        self._opened = opened
+        self.store = opened.store
+        self.calls = calls
+
+    @property
+    def path(self) -> Path:
+        """The store's directory, absolute."""
+        return self.store.directory
+
+    @property
+    def operations(self) -> Mapping[str, Operation]:
+        """The declared operations by name."""
+        return self.calls.operations
+
+    def enqueue(
+        self, operation: str, args: Mapping[str, Any], *, key: str | None = None, order_by: str | int | None = None
+    ) -> Entry:
+        """Record one call; it is on disk when this returns.
+
+        `key` names the intent: the same key with the same arguments returns the first entry, with others it raises
+        `IdempotencyConflict`, and `AlreadyRejected` where that entry is a dead letter or was discarded.  Without it the
+        operation's identity counts, or else every call is its own intent.  `order_by` overrides the operation's
+        ordering key.  Raises `InvalidEntry` (nothing was written) or `DurabilityError` (in doubt: retry with the same
+        key, see `DurabilityError.keys`).
+
+        May be called in a signal handler.  An exception that a signal handler raises meanwhile leaves the entry in
+        doubt, too; the exception gets the keys as `outbox_keys`, and a note with them.
+        """
+        prepared = self._prepare(operation, args, key, order_by)
+        submission = Append([prepared[0]])
+        self._commit(submission, [prepared])
+        return _entry(submission.stored[0], prepared)
+
+    async def enqueue_async(
+        self, operation: str, args: Mapping[str, Any], *, key: str | None = None, order_by: str | int | None = None
+    ) -> Entry:
+        """Record one call as `enqueue` does, while the event loop goes on.
+
+        The call is encoded before this first waits.  Calls that are awaited together share commits and are stored in
+        the order in which they were made.  Raises as `enqueue`; a cancelled call is in doubt: retry it with the same
+        key.  Any running event loop, in any thread.
+        """
+        prepared = self._prepare(operation, args, key, order_by)
+        awaited = Awaited()
+        self._hand_over([prepared], awaited.end)
+        (entry,) = await awaited.future
+        return entry
+
+    def enqueue_nowait(
+        self, operation: str, args: Mapping[str, Any], *, key: str | None = None, order_by: str | int | None = None
+    ) -> Future[Entry]:
+        """Record one call without waiting for the disk; it is durable when the future has its entry.
+
+        The call is validated and encoded now; entries are stored in the order of the calls of one thread.  The future
+        raises what `enqueue` raises later; a program that ends before it is done loses the entry, and one that drops
+        the future never learns of a failure.  Callbacks of the future run in the writer's thread: they must be quick.
+        Raises `InvalidEntry`, or `DurabilityError` once enqueueing is halted.
+        """
+        future: Future[Entry] = Future()
+        future.set_running_or_notify_cancel()
+
+        def end(entries: Iterator[Entry] | None, error: BaseException | None) -> None:
+            if error is not None or entries is None:
+                future.set_exception(error or AssertionError("neither entries nor an error"))
+                return
+            try:
+                future.set_result(next(entries))
+            except Exception as exc:  # noqa: BLE001 - of decoding, raised by `result`
+                future.set_exception(exc)
+
+        self._hand_over([self._prepare(operation, args, key, order_by)], end)
+        return future
+
+    @contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Several entries in one LMDB commit, and later in one PostgreSQL transaction.
+
+        They are committed when the block ends; an exception inside records nothing.  `tx.entries` holds them
+        afterwards.  Raises at the end of the block what `enqueue` raises.
+        """
+        transaction = Transaction(self._prepare)
+        try:
+            yield transaction
+        finally:
+            transaction.end()
+        if transaction.prepared:
+            transaction.keep(self._submit(transaction.prepared))
+
+    def prepare(self, operation: str, args: Mapping[str, Any], *, at: datetime | None = None) -> Prepared:
+        """Validate and encode one call as it is now, to be stored by `submit`; later changes of `args` do not count.
+
+        `at`: when the call was made, an aware time; by default now.
+        Raises `InvalidEntry`, or what the operation's `validate` raises.
+        """
+        return self._prepare(operation, args, None, None, at)
+
+    def submit(self, prepared: list[Prepared]) -> list[Entry]:
+        """Store prepared calls in one LMDB commit, and later in one PostgreSQL transaction.  Raises as `enqueue`."""
+        return list(self._submit(prepared))
+
+    def _prepare(
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        key: str | None,
+        order_by: str | int | None,
+        at: datetime | None = None,
+    ) -> Prepared:
+        """Validate and encode one call.  Raises `InvalidEntry`, or what the operation's `validate` raises."""
+        self.store.check_open()
+        if not self._opened.is_engine:
+            raise StoreLocked(
+                f"the outbox at {self.path} was attached, not opened, and cannot enqueue",
+                hint="use Outbox.open in the engine's process",
+            )
+        self.store.check_not_halted()
+        return self.calls.prepare(name, args, key, order_by, at)
+
+    def declare(self, operations: Iterable[Operation]) -> None:
+        """Add declarations, for a part of the program that brings its own; one of a known name replaces it.
+
+        An outbox that was opened without operations goes on taking any other name.
+        """
+        self.calls.declare(operations)
+
+    def lookup(self, operation: str, args: Mapping[str, Any], *, key: str | None = None) -> Entry | None:
+        """The entry that this call would repeat, whatever its other arguments; None where it would be a new one.
+
+        Raises `InvalidEntry` for an operation that is not declared or a bad key.
+        """
+        declared = self.calls.declared(operation)
+        hashed = self.calls.key_of(declared, operation, declared.complete(args), key)
+        record = None if hashed is None else self.store.find(hashed)
+        return None if record is None else record.entry()
+
+    def _submit(self, prepared: list[Prepared]) -> Iterator[Entry]:
+        """Make them durable in one commit; what is returned is decoded when asked for."""
+        submission = Append([record for record, *_ in prepared])
+        self._commit(submission, prepared)
+        return _entries(submission, prepared)
+
+    def _commit(self, submission: Append, prepared: list[Prepared]) -> None:
+        """Make the submission of what was prepared durable.  Raises as `enqueue`."""
+        try:
+            self._writer.submit(submission)
+            if submission.error is not None:
+                raise submission.error
+        except DurabilityError as exc:
+            # Several threads share one failed commit; each gets an error of its own, with its own key.
+            raise type(exc)(exc.message, hint=exc.hint, keys=_keys(prepared)) from exc
+        except OutboxError:
+            raise
+        except BaseException as exc:
+            in_doubt(exc, _keys(prepared))
+            raise
+
+    def _hand_over(
+        self, prepared: list[Prepared], end: Callable[[Iterator[Entry] | None, BaseException | None], None]
+    ) -> None:
+        """Let them be made durable in one commit; `end` gets the entries or the error, in the writer's thread."""
+        submission = Append([record for record, *_ in prepared])
+
+        def then(error: BaseException | None) -> None:
+            error = error or submission.error
+            if isinstance(error, DurabilityError):
+                error = type(error)(error.message, hint=error.hint, keys=_keys(prepared))
+            end(None if error is not None else _entries(submission, prepared), error)
+
+        self._writer.hand_over(submission, then)
+
+    @property
+    def _writer(self) -> Writer[Append]:
+        if self.store.writer is None:
+            raise StoreLocked(f"{self.path} was opened for looking only", hint="attach without readonly")
+        return self.store.writer
+
+    def on_enqueue(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after every commit of entries, from the writer's thread; it must be quick and not raise."""
+        self.store.listeners.append(listener)
+
+    def off_enqueue(self, listener: Callable[[], None]) -> None:
+        """Undo `on_enqueue`; may be called twice."""
+        with suppress(ValueError):
+            self.store.listeners.remove(listener)
+
+
+def _keys(prepared: list[Prepared]) -> tuple[str | None, ...]:
+    """To retry with."""
+    return tuple(key for _, key, *_ in prepared)
+
+
+def _entries(submission: Append, prepared: list[Prepared]) -> Iterator[Entry]:
+    """What was stored, decoded when asked for."""
+    return (_entry(stored, one) for stored, one in zip(submission.stored, prepared, strict=True))
+
+
+def _entry(stored: Record, prepared: Prepared) -> Entry:
+    """What was stored, decoded.  A key that was used before gives the first entry, with the same arguments."""
+    record, _, uuid, args = prepared
+    return stored.entry(uuid=uuid if stored.id == record.id else None, args=args)
