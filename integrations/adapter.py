@@ -102,7 +102,7 @@ class Adapter:
         outbox.declare(self.operations)
         self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves, learned)
         self.replayer.witness = self.keeper.witness
-        self.delivery = Delivery(outbox, self.replayer, wait_s=wait_s, refused=self.keeper.doubt)
+        self.delivery = Delivery(outbox, self.replayer, wait_s=wait_s, refused=self.keeper.refused)
         self._session_id: int | None = None
         # The operation that ended the current session, until it is known whether the session stays current.
         self._ended: tuple[str, int | None] | None = None

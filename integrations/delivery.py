@@ -25,10 +25,8 @@ _REPORT_S = 1.0
 class Delivery:
     """Follows how far the relay is with one adapter's calls.  Thread-safe."""
 
-    def __init__(
-        self, outbox: Outbox, replayer: Replayer, *, wait_s: float, refused: Callable[[int | None], None]
-    ) -> None:
-        """Callers wait for at most `wait_s` seconds; `refused(session_id)` is called when PostgreSQL refused a call."""
+    def __init__(self, outbox: Outbox, replayer: Replayer, *, wait_s: float, refused: Callable[[Entry], None]) -> None:
+        """Callers wait for at most `wait_s` seconds; `refused(entry)` is called when PostgreSQL refused a call."""
         self._outbox, self._replayer, self.wait_s, self._refused = outbox, replayer, wait_s, refused
         self._answers = replayer.answers
         # Pending calls of an earlier process count as this program's own.
@@ -113,9 +111,9 @@ class Delivery:
         if settled.status is not EntryStatus.FAILED:
             if answer is not None and "id" in entry.args[NOTES] and answer.value != entry.args[NOTES]["id"]:
                 # The manager found the row there already.
-                self._refused(entry.args[NOTES].get("session"))
+                self._refused(settled)
             return local_result(operation, settled) if answer is None else answer.give()
-        self._refused(entry.args[NOTES].get("session"))
+        self._refused(settled)
         if operation.best_effort:
             return None
         with suppress(EntryNotFound):  # an operator was faster

@@ -20,7 +20,7 @@ from .host import Host
 from .ids.id_reserves import IdReserves
 from .kept_view import KeptView
 from .manager_connection import engine_of
-from .operations import ManagerOperation
+from .operations import ManagerOperation, notes_of
 from .preflight import branches
 from .preflight.code_version import code_version
 from .preflight.tables_named import tables_named
@@ -80,7 +80,7 @@ class Keeper:
         self._compare = False
         # Sessions of which PostgreSQL has refused something that the view has folded.
         self._doubtful: set[int] = set()
-        self.kept = KeptView(outbox, calls, self.view, self.doubt, self.witness.want)
+        self.kept = KeptView(outbox, calls, self.view, self._look_again, self.witness.want)
         self.kept.restore(carried_over)
 
     def _decide_by(self, cls: type) -> None:
@@ -154,8 +154,14 @@ class Keeper:
         if self.kept.has_many() or self._reserves.low:
             self._wake.set()
 
-    def doubt(self, session_id: int | None) -> None:
-        """Take this session from PostgreSQL again: it refused a call that the view has folded."""
+    def refused(self, entry: Entry) -> None:
+        """PostgreSQL refused a call that the view has followed, or had its row already; its caller knows."""
+        session = notes_of(entry).get("session")
+        self.kept.refused(entry, session)
+        self._look_again(session)
+
+    def _look_again(self, session_id: int | None) -> None:
+        """Take a session from PostgreSQL as soon as no entry is pending."""
         if session_id is not None and session_id not in self._doubtful:
             self._doubtful.add(session_id)
             self._wake.set()
@@ -170,8 +176,8 @@ class Keeper:
 
     def meet(self, session_id: int | None) -> None:
         """Look at a session that is in use, if it is new to the view, before the next outage."""
-        if session_id is not None and session_id not in self.view.sessions:
-            self.doubt(session_id)
+        if session_id not in self.view.sessions:
+            self._look_again(session_id)
 
     def observe(self, session_id: int | None, *, foreign: bool = False) -> bool:
         """Take a session's state from PostgreSQL, if no entry is pending; whether that was possible.

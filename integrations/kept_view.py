@@ -125,6 +125,20 @@ class KeptView:
             self._view.sessions.get(session, {}).pop("foreign", None)
             self._view.seq = entry.seq
 
+    def refused(self, entry: Entry, session: Any) -> None:
+        """Answer nothing of a session as if `entry` had been applied as the view has it."""
+        with self._view.lock:
+            if session not in self._view.sessions:
+                return
+            self._view.doubt_apart(
+                session, f"PostgreSQL refused a call of {entry.operation} that the view has followed"
+            )
+            if entry.status is EntryStatus.FAILED and entry.seq > self._base["seq"]:
+                # Folded anew, the view is without it.
+                self._folded_with = -1
+            else:
+                self._set_base(self._view.snapshot())
+
     def _home(self, operation: ManagerOperation, call: Mapping[str, Any], session: Any) -> Any:
         """The session of the row that a call names; it may have been made before the view knew that row."""
         named = operation.standard(call)

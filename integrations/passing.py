@@ -105,7 +105,7 @@ class Passing:
                     # As the manager does where its tables do not fit.
                     raise failed from unknown
                 if not unlikely or adapter.delivery.works is False:
-                    why = _NOT_ASKED.get(adapter.delivery.works)
+                    why = None if failed is not None else _NOT_ASKED.get(adapter.delivery.works)
                     if why is not None:
                         raise UnknownLocally(f"{unknown.message}; {why}", hint=unknown.hint) from unknown
                     raise

@@ -1627,4 +1627,11 @@ BUGS = (
         "            pass\n",
         ("tests/integration/adapter/test_large_state.py",),
     ),
+    Bug(
+        "adapter: a refused call stays in the local view",
+        "integrations/keeper.py",
+        "        self.kept.refused(entry, session)\n",
+        "",
+        ("tests/integration/adapter/test_refusals.py",),
+    ),
 )  # fmt: skip

@@ -11,6 +11,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from outbox.integrations.durable import CallFailed
+from outbox.integrations.view.local_view import UnknownLocally
+from outbox.testing import PostgresServer
+from tests.unit.fakes.waiting import until
 
 from .small import Scene, SmallManager, scene
 
@@ -84,3 +87,31 @@ def test_block_refused_at_the_commit_raises(wired: Scene) -> None:
 
 def test_call_answering_false_by_itself_answers_false(wired: Scene) -> None:
     assert wired.manager.close_position(7) is False
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_refused_call_is_in_no_answer_of_an_outage(
+    own_postgres: PostgresServer, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, is_kept: bool
+) -> None:
+    with scene(own_postgres.url(), outbox_dir, Refusing) as wired:
+        manager, keeper = wired.manager, wired.manager._adapter.keeper
+        wired.relay.start()
+        manager.create_trading_session("ma", 100)
+        assert manager.update_balance(1, "x") is True
+        with manager.atomic_balance_update(2, "fill"):
+            manager.log_trade("A")
+        until(lambda: keeper.view.is_sure(manager._adapter.session_id))
+        # As while calls of other sessions are pending.
+        monkeypatch.setattr(keeper, "_look_at", lambda *_, **__: False)
+        fold, checkpoint = keeper.kept.fold, keeper.kept.checkpoint
+        monkeypatch.setattr(keeper.kept, "checkpoint", lambda: None)
+        if is_kept:
+            monkeypatch.setattr(keeper.kept, "fold", lambda entry: (fold(entry), checkpoint()))
+        with pytest.raises(CallFailed):
+            _settle(manager, lambda: manager.close_position(7))
+        own_postgres.kill()
+        if is_kept:
+            with pytest.raises(UnknownLocally, match="PostgreSQL refused a call of"):
+                manager.get_current_balance()
+        else:
+            assert manager.get_current_balance() == 3
