@@ -14,6 +14,8 @@ from typing import Any
 from uuid import UUID
 
 SCALARS = (bool, int, float, complex, str, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, type(None))
+# Most items have one of these types: told apart by identity, a large collection costs a tenth.
+_PLAIN = frozenset(SCALARS)
 # Of larger collections only the collection is copied, since its items are seldom changed; a still larger dict or set (a
 # cache) is shared with the copy.
 _LARGEST = 10_000
@@ -39,7 +41,7 @@ def is_state(value: Any, depth: int = 0) -> bool:
 
 
 def _all_state(values: Any, depth: int) -> bool:
-    return all(is_state(value, depth + 1) for value in tuple(values))
+    return all(type(value) in _PLAIN or is_state(value, depth + 1) for value in tuple(values))
 
 
 def is_of_the_host(value: Any) -> bool:
@@ -84,16 +86,22 @@ def copied(value: Any) -> Any:
         return copy.copy(value)
     if isinstance(value, SCALARS) or type(value).__module__ == "numpy" or not is_state(value):
         return value
+    return _copied(value)
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, SCALARS) or type(value).__module__ == "numpy":
+        return value
     made = copy.copy(value)
-    if isinstance(made, dict):
-        for key, item in made.items():
-            made[key] = copied(item)
-    elif isinstance(made, (list, deque)):
+    if isinstance(made, (list, deque)):
         for at, item in enumerate(made):
-            made[at] = copied(item)
+            if type(item) not in _PLAIN:
+                made[at] = _copied(item)
     elif not isinstance(made, (set, tuple, frozenset)):
-        for name, item in vars(made).items():
-            vars(made)[name] = copied(item)
+        inner = made if isinstance(made, dict) else vars(made)
+        for name, item in inner.items():
+            if type(item) not in _PLAIN:
+                inner[name] = _copied(item)
     return made
 
 
@@ -109,9 +117,11 @@ def same(one: Any, other: Any) -> bool:
         except ValueError:  # arrays that were replaced
             return False
     if isinstance(one, dict):
-        return list(one) == list(other) and all(same(item, other[key]) for key, item in one.items())
+        return list(one) == list(other) and all(
+            item is other[key] or same(item, other[key]) for key, item in one.items()
+        )
     if isinstance(one, (list, deque, tuple)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(a is b or same(a, b) for a, b in zip(one, other, strict=True))
     if isinstance(one, (*SCALARS, set, frozenset)) or type(one).__module__ == "numpy":
         return bool(one == other)
     return is_of_the_host(one) and is_state(one) and same(vars(one), vars(other))
