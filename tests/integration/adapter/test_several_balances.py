@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select, text
 
 from outbox.integrations.view.local_view import UnknownLocally
+from tests.unit.fakes.waiting import until
 
 from .small import Balance, SmallManager, scene
 
@@ -60,6 +61,7 @@ def test_payment_in_another_currency_is_no_change_of_the_balance(postgres_url: s
         for currency in ["USD"] * 5 + ["EUR"] + ["USD"] * 5:
             pay(10, currency)
             assert book.drain()
+        until(lambda: manager._adapter.view.is_sure(manager._adapter.session_id))
         assert pay(1) == {"old_balance": Decimal(200), "new_balance": Decimal(201)}
         assert manager.get_current_balance() == 201
         with pytest.raises(UnknownLocally):
