@@ -18,6 +18,7 @@ from .small import SmallManager, scene
 OPERATIONS = (
     *TRADING_OPERATIONS,
     *map(ManagerOperation, ("note", "settle")),
+    ManagerOperation("note_known", returns=True),
     ManagerRead("lines", keep_last=True),
     ManagerRead("others", keep_last=True),
 )
@@ -51,6 +52,16 @@ class ServerSide(SmallManager):
     def note(self, said: str) -> None:
         with self.session_factory.begin() as session:
             session.execute(text("INSERT INTO trades (symbol, note) VALUES ('x', :said)"), {"said": said})
+
+    def note_known(self, said: str) -> bool:
+        if self.symbol_of(said):
+            return False
+        self.note(said)
+        return True
+
+    def symbol_of(self, said: str) -> Any:
+        with self.session_factory() as session:
+            return session.execute(text("SELECT symbol FROM trades WHERE note = :said"), {"said": said}).scalar()
 
     def settle(self, fee: Any) -> None:
         with self.session_factory.begin() as session:
@@ -111,3 +122,20 @@ def test_function_may_write_another_table(postgres_url: str, tmp_path: Path, nam
         getattr(made.manager, name)("halt")
         with pytest.raises(UnknownLocally, match=name):
             made.manager.halts()
+
+
+def test_calls_that_are_not_applied_show_nothing(postgres_url: str, tmp_path: Path) -> None:
+    """After three of them it was never looked again at what such calls write."""
+    with scene(postgres_url, tmp_path / "outbox", ServerSide, OPERATIONS, write_behind=True, wait_s=0.02) as made:
+        manager = made.manager
+        manager.create_trading_session("s", Decimal(100))
+        manager.note("a")
+        assert made.drain()
+        for _ in range(3):
+            manager.note_known("a")
+            made.drain()
+            (dead,) = made.box.dead_letters()
+            made.box.discard(dead.seq, "known")
+        manager.note_known("b")
+        assert made.drain()
+        assert "lines" in manager._adapter.view.learning.written.of("note_known")
