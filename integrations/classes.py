@@ -87,8 +87,11 @@ def cover(cls: type, names: Iterable[str], invoke: Invoke) -> None:
     """Let methods `names` of the manager's class go through the outbox that are not public, or no functions."""
     made = next((base for base in reversed(cls.__mro__) if STANDS_FOR in vars(base)), None)
     for name in names:
-        original = class_member(stood_for(cls), name)
-        if made is not None and name not in vars(made) and callable(original) and hasattr(original, "__get__"):
+        plain = stood_for(cls)
+        # As the class gives it: a partial method cannot be called itself.
+        original = getattr(plain, name, None)
+        is_method = callable(original) and hasattr(type(class_member(plain, name)), "__get__")
+        if made is not None and name not in vars(made) and is_method:
             setattr(made, name, _method(name, original, invoke))
 
 

@@ -20,7 +20,8 @@ from .class_code import ClassCode
 from .method_code import facts_of, layers
 
 _SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|MERGE)\b", re.IGNORECASE)
-_IN_TEXT = re.compile(r'\b(?:FROM|JOIN|INTO|UPDATE)\s+(?:ONLY\s+)?([\w".]+)', re.IGNORECASE)
+# A name before a parenthesis is a function's, which may write any table.
+_IN_TEXT = re.compile(r'\b(?:INTO|UPDATE|(?:FROM|JOIN)(?!\s+[\w".]+\s*\())\s+(?:ONLY\s+)?([\w".]+)', re.IGNORECASE)
 
 
 def tables_named(cls: type, method: str) -> frozenset[str]:

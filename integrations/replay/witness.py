@@ -202,9 +202,11 @@ class _Watched:
 
     def learn_writes(self) -> None:
         """Take in which tables the call has written, also by functions and triggers of PostgreSQL."""
-        before, after = self._rows_written, self._count()
-        if before is None:
+        before = self._rows_written
+        # One that was not applied is none of the few that are looked at.
+        if before is None or not self._operation.success(self._answer, self._watch.committed):
             return
+        after = self._count()
         with self._view.lock:
             changed = [table for table, rows in after.items() if rows != before.get(table)]
             self._view.learning.written.learn(self._operation.name, changed)

@@ -143,12 +143,13 @@ class Changes:
         return Changes({name: change for name, change in self.by_name.items() if name not in names})
 
     def noted(self, operation: str, others: Mapping[str, Any] = _NONE) -> dict[str, Any]:
-        """The values before the call and those of `others`, to be stored with it; of large ones the change.
+        """The values before the call and those of `others`, to be stored with it; of large collections the change.
 
         Raises `ConfigError` for what cannot be stored.
         """
         before = {name: change.before for name, change in self.by_name.items()}
-        large = {name: change for name, change in self.by_name.items() if not is_small(change.before)}
+        deltas = {name: _delta(change) for name, change in self.by_name.items() if not is_small(change.before)}
+        large = {name: delta for name, delta in deltas.items() if delta is not None}
         known: dict[str, Any] = {name: value for name, value in {**others, **before}.items() if name not in large}
         values = {name: _plain(value, operation, name) for name, value in known.items() if value is not _MISSING}
         orders = {name: order for name, value in values.items() if (order := key_order(value)) is not None}
@@ -156,7 +157,7 @@ class Changes:
             "absent": [name for name, value in before.items() if value is _MISSING],
             "values": values,
             **({"orders": orders} if orders else {}),
-            **({"large": {name: _plain(_delta(one), operation, name) for name, one in large.items()}} if large else {}),
+            **({"large": {name: _plain(one, operation, name) for name, one in large.items()}} if large else {}),
         }
 
     def still_fit(self, manager: Any) -> bool:
@@ -254,21 +255,38 @@ def _merged(live: Any, before: Any, after: Any) -> Any:
     return live
 
 
-def _delta(change: Change) -> dict[str, Any]:
-    """What a call did to a large collection, for `_take_back`; nothing for anything else."""
+def _delta(change: Change) -> dict[str, Any] | None:
+    """What a call did to a large collection of which most stays, for `_take_back`; None for anything else.
+
+    A call that empties a collection most likely writes what was in it, which a later value does not show.
+    """
     before, after = change.before, change.after
     if isinstance(before, set) and isinstance(after, set):
-        return {"added": list(after - before), "removed": list(before - after)}
+        removed = before - after
+        return {"added": list(after - before), "removed": list(removed)} if _is_little(removed, before) else None
     if isinstance(before, dict) and isinstance(after, dict):
-        removed = {key: before[key] for key in _removed(before, after)}
+        left = {key: before[key] for key in _removed(before, after)}
         changed = {key: before[key] for key, item in after.items() if key in before and not same(before[key], item)}
-        return {"added": [key for key in after if key not in before], "before": {**removed, **changed}}
+        gone = {**left, **changed}
+        added = [key for key in after if key not in before]
+        return {"added": added, "before": gone} if _is_little(gone, before) else None
     if isinstance(before, (list, deque)) and isinstance(after, (list, deque)):
-        # A deque of limited length has lost as many as it got.
-        kept = getattr(after, "maxlen", None) == len(after) and len(before) == len(after)
-        count = 1 if kept else max(0, len(after) - len(before))
-        return {"added": [after[at - count] for at in range(count)]}
-    return {}
+        old, new = list(before), list(after)
+        count = len(new) - len(old)
+        if count >= 0 and same(new[: len(old)], old):
+            return {"added": new[len(old) :]}
+        if count > 0 and same(new[count:], old):
+            return {"added": new[:count], "first": True}
+        # Of limited length, it has lost as many as it got.
+        if count == 0 and same(new[:-1], old[1:]):
+            return {"added": new[-1:]}
+        if count == 0 and same(new[1:], old[:-1]):
+            return {"added": new[:1], "first": True}
+    return None
+
+
+def _is_little(gone: Collection[Any], before: Collection[Any]) -> bool:
+    return 2 * len(gone) < len(before)
 
 
 def _take_back(value: Any, delta: Mapping[str, Any]) -> None:
@@ -282,8 +300,10 @@ def _take_back(value: Any, delta: Mapping[str, Any]) -> None:
             value.pop(key, None)
         value.update(delta.get("before", {}))
     elif isinstance(value, (list, deque)):
-        for item in reversed(added):
-            at = next((at for at in range(len(value) - 1, -1, -1) if same(value[at], item)), None)
+        first = delta.get("first", False)
+        for item in added if first else reversed(added):
+            places = range(len(value)) if first else range(len(value) - 1, -1, -1)
+            at = next((at for at in places if same(value[at], item)), None)
             if at is not None:
                 del value[at]
 

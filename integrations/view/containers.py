@@ -99,9 +99,14 @@ def _defined(cls: type) -> set[str]:
 
 def _slots(cls: type) -> list[str]:
     """The names of the slots of a class and its bases, but for those that Python or a library uses itself."""
-    found = (vars(base).get("__slots__", ()) for base in cls.__mro__)
-    names = (name for names in found for name in ([names] if isinstance(names, str) else names))
-    return [name for name in names if not name.startswith("__")]
+    found = ((base, vars(base).get("__slots__", ())) for base in cls.__mro__)
+    names = ((base, name) for base, names in found for name in ([names] if isinstance(names, str) else names))
+    return [_mangled(base, name) for base, name in names if not name.endswith("__")]
+
+
+def _mangled(cls: type, name: str) -> str:
+    """The name under which a class has its slot `name`."""
+    return f"_{cls.__name__.lstrip('_')}{name}" if name.startswith("__") and cls.__name__.strip("_") else name
 
 
 def _object(cls: Any, values: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from ..operations import ManagerOperation
 from ..roles import Balance, Session
 from .conversions import Unknown, number_or_none
 from .effects import Prediction, predict
-from .local_view import LocalView, new_session
+from .local_view import NOT_SHOWN, LocalView, new_session
 from .rows import ORDERS, PARENT, POSITIONS, Row, resolve, without_resolved
 from .seen import Seen
 
@@ -92,7 +92,7 @@ def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
 def _may_be_forgotten(session: Row) -> bool:
     """Whether a session has ended and has no row that a read of all sessions would show, as far as is known."""
     has_rows = any(session["tables"].get(table) for table in (POSITIONS, ORDERS))
-    in_doubt = any(table != "balance" for table, *_ in session["doubts"])
+    in_doubt = any(table != "balance" and why != NOT_SHOWN for (table, *_), why in session["doubts"].items())
     return not (session["active"] or has_rows or in_doubt)
 
 

@@ -30,6 +30,8 @@ NO_SESSIONS = 0
 _FORMAT = 2
 # The way out where an answer was never seen.
 _WAIT = "ask again when PostgreSQL is back"
+# Why a table is in doubt for ever.
+NOT_SHOWN = "the manager does not show them"
 _BALANCE = "balance"
 _CURRENT_BALANCE = "get_current_balance"
 
@@ -138,7 +140,7 @@ class LocalView:
             elif shows_balance:
                 self.learning.learn_answer(_CURRENT_BALANCE, session["balance"], balance)
             for table in {POSITIONS, ORDERS} - tables.keys():
-                self.doubt(session_id, table, (unknown or {}).get(table, "the manager does not show them"))
+                self.doubt(session_id, table, (unknown or {}).get(table, NOT_SHOWN))
             resolved = session["tables"].get(RESOLVED, {})
             session["tables"] = {POSITIONS: {}, ORDERS: {}, **tables, RESOLVED: resolved}
             self.learning.learn_shown(tables)

@@ -110,9 +110,12 @@ class WaitingWrites:
         cls = self._host.manager_class
         if cls is None:
             return operation not in self._roles
-        written, shown = _tables(cls, operation).union(self._seen_to_write(operation)), _tables(cls, read)
-        if written and shown:
-            return not written.isdisjoint(shown)
+        named, shown = _tables(cls, operation), _tables(cls, read)
+        if not shown.isdisjoint(self._seen_to_write(operation)):
+            return True
+        if named and shown:
+            return not named.isdisjoint(shown)
+        # A call that was seen to write other tables may have another effect with other arguments.
         return operation not in self._roles
 
 

@@ -605,6 +605,15 @@ def test_sessions_beyond_the_last_50_are_forgotten_but_for_open_rows(view: Local
         view.balance(2)
 
 
+def test_sessions_of_a_manager_without_orders_are_forgotten(view: LocalView) -> None:
+    """What no read shows is in doubt for ever."""
+    for session in range(2, 60):
+        did(view, "create_trading_session", session=session, id_=session)
+        view.observe_session(session, 1.0, {"positions": {}}, active=True)
+        did(view, "end_trading_session", session=session)
+    assert sorted(view.sessions) == [1, *range(10, 60)]
+
+
 def test_session_in_doubt_is_not_forgotten(view: LocalView) -> None:
     did(view, "update_position", position_id=5, stop_loss=9)
     did(view, "close_position", position_id=5)

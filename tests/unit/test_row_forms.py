@@ -14,7 +14,7 @@ from sqlalchemy.engine import result_tuple
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
-from outbox.integrations.view.containers import _mapped
+from outbox.integrations.view.containers import _mapped, put_together, taken_apart
 from outbox.integrations.view.folds import fold, seen_of
 from outbox.integrations.view.local_view import LocalView, UnknownLocally
 from outbox.integrations.view.row_forms import RowForms
@@ -58,6 +58,16 @@ class Slotted:
         return isinstance(other, Slotted) and (self.ref, self.px) == (other.ref, other.px)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class Private:
+    __slots__ = ("__px", "ref")
+
+    def __init__(self, ref: str) -> None:
+        self.ref, self.__px = ref, 5
+
+    def price(self) -> int:
+        return self.__px
 
 
 class Model:
@@ -262,3 +272,9 @@ def test_table_that_was_not_understood_is_not_answered_after_a_call() -> None:
     with pytest.raises(UnknownLocally, match="never seen with positions that could be understood"):
         view.open_positions(1)
     assert not unknown
+
+
+def test_row_with_private_slots_is_made_again_with_them() -> None:
+    made = put_together(*taken_apart(Private("a")))
+    assert made is not None
+    assert (made[0].ref, made[0].price()) == ("a", 5)

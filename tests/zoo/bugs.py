@@ -1628,6 +1628,27 @@ BUGS = (
         ("tests/integration/adapter/test_large_state.py",),
     ),
     Bug(
+        "adapter: a replay writes a later content of a large buffer",
+        "integrations/state/kept_state.py",
+        "    return 2 * len(gone) < len(before)\n",
+        "    return True\n",
+        ("tests/integration/adapter/test_large_state.py",),
+    ),
+    Bug(
+        "adapter: a partial method goes past the outbox",
+        "integrations/classes.py",
+        "        original = getattr(plain, name, None)\n",
+        "        original = class_member(plain, name)\n",
+        ("tests/integration/adapter/test_styles.py",),
+    ),
+    Bug(
+        "adapter: a call is taken for one that writes only what others wrote",
+        "integrations/view/waiting_writes.py",
+        "        named, shown = _tables(cls, operation), _tables(cls, read)\n",
+        "        named, shown = _tables(cls, operation).union(self._seen_to_write(operation)), _tables(cls, read)\n",
+        ("tests/integration/adapter/test_server_side_writes.py",),
+    ),
+    Bug(
         "adapter: a refused call stays in the local view",
         "integrations/keeper.py",
         "        self.kept.refused(entry, session)\n",

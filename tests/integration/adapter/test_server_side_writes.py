@@ -18,9 +18,11 @@ from .small import SmallManager, scene
 OPERATIONS = (
     *TRADING_OPERATIONS,
     *map(ManagerOperation, ("note", "settle")),
+    ManagerOperation("note_known", returns=True),
     ManagerRead("lines", keep_last=True),
     ManagerRead("others", keep_last=True),
 )
+EVENTS = (*TRADING_OPERATIONS, *map(ManagerOperation, ("event", "event_row")), ManagerRead("halts", keep_last=True))
 SERVER = (
     "CREATE TABLE IF NOT EXISTS lines (n serial PRIMARY KEY, said text)",
     "CREATE TABLE IF NOT EXISTS others (said text)",
@@ -31,6 +33,12 @@ SERVER = (
     """CREATE OR REPLACE FUNCTION pay(session int, fee numeric) RETURNS void LANGUAGE sql AS
     $$ INSERT INTO account_balances (session_id, total)
        SELECT session, total - fee FROM account_balances WHERE session_id = session ORDER BY id DESC LIMIT 1 $$""",
+    "CREATE TABLE IF NOT EXISTS halts (kind text)",
+    """CREATE OR REPLACE FUNCTION keep_event(kind text) RETURNS text LANGUAGE plpgsql AS
+    $$ BEGIN
+       IF kind = 'halt' THEN INSERT INTO halts VALUES (kind); ELSE INSERT INTO others VALUES (kind); END IF;
+       RETURN kind;
+    END $$""",
 )
 
 
@@ -45,10 +53,32 @@ class ServerSide(SmallManager):
         with self.session_factory.begin() as session:
             session.execute(text("INSERT INTO trades (symbol, note) VALUES ('x', :said)"), {"said": said})
 
+    def note_known(self, said: str) -> bool:
+        if self.symbol_of(said):
+            return False
+        self.note(said)
+        return True
+
+    def symbol_of(self, said: str) -> Any:
+        with self.session_factory() as session:
+            return session.execute(text("SELECT symbol FROM trades WHERE note = :said"), {"said": said}).scalar()
+
     def settle(self, fee: Any) -> None:
         with self.session_factory.begin() as session:
             session.execute(text("INSERT INTO others VALUES ('settled')"))
             session.execute(text("SELECT pay(:session, :fee)"), {"session": self._current_session_id, "fee": fee})
+
+    def event(self, kind: str) -> None:
+        with self.session_factory.begin() as session:
+            session.execute(text("SELECT keep_event(:kind)"), {"kind": kind})
+
+    def event_row(self, kind: str) -> None:
+        with self.session_factory.begin() as session:
+            session.execute(text("SELECT * FROM keep_event(:kind)"), {"kind": kind})
+
+    def halts(self) -> int:
+        with self.session_factory() as session:
+            return int(session.execute(text("SELECT count(*) FROM halts")).scalar_one())
 
     def lines(self) -> list[Any]:
         with self.session_factory() as session:
@@ -78,3 +108,34 @@ def test_what_the_server_writes_is_learned(postgres_url: str, tmp_path: Path) ->
         assert made.drain()
         assert (manager.lines(), manager.get_current_balance()) == (["a", "b"], 88)
         assert made.box.status().alarms == {}
+
+
+@pytest.mark.parametrize("name", ["event", "event_row"])
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_function_may_write_another_table(postgres_url: str, tmp_path: Path, name: str, earlier: int) -> None:
+    """A kill switch that was tripped in an outage read as not tripped, since earlier events wrote another table."""
+    with scene(postgres_url, tmp_path / "outbox", ServerSide, EVENTS, write_behind=True, wait_s=0.02) as made:
+        for _ in range(earlier):
+            getattr(made.manager, name)("tick")
+        assert made.drain()
+        assert made.manager.halts() == 0
+        getattr(made.manager, name)("halt")
+        with pytest.raises(UnknownLocally, match=name):
+            made.manager.halts()
+
+
+def test_calls_that_are_not_applied_show_nothing(postgres_url: str, tmp_path: Path) -> None:
+    """After three of them it was never looked again at what such calls write."""
+    with scene(postgres_url, tmp_path / "outbox", ServerSide, OPERATIONS, write_behind=True, wait_s=0.02) as made:
+        manager = made.manager
+        manager.create_trading_session("s", Decimal(100))
+        manager.note("a")
+        assert made.drain()
+        for _ in range(3):
+            manager.note_known("a")
+            made.drain()
+            (dead,) = made.box.dead_letters()
+            made.box.discard(dead.seq, "known")
+        manager.note_known("b")
+        assert made.drain()
+        assert "lines" in manager._adapter.view.learning.written.of("note_known")

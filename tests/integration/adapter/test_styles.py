@@ -134,3 +134,23 @@ def test_reads_that_are_no_functions_are_answered_in_an_outage(own_postgres: Pos
             assert manager.symbol_of(trade) == "A"
             assert manager.get_current_balance(session) == 90
         manager.detach_outbox()
+
+
+class Partial(SmallManager):
+    """Has methods that give another one some of its arguments."""
+
+    def _put(self, symbol: str, note: str) -> None:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=symbol, note=note))
+
+    put_fee = functools.partialmethod(_put, "fee")
+    _put_fill = functools.partialmethod(_put, "fill")
+
+
+@pytest.mark.parametrize("name", ["put_fee", "_put_fill"])
+def test_declared_partial_method_is_recorded(postgres_url: str, tmp_path: Path, name: str) -> None:
+    with scene(postgres_url, tmp_path / "outbox", Partial, (*TRADING_OPERATIONS, ManagerOperation(name))) as here:
+        getattr(here.manager, name)("a")
+        assert [entry.operation for entry in here.box.pending()] == [name]
+        assert here.drain()
+        assert here.rows("SELECT symbol, note FROM trades") == [(name.rpartition("_")[2], "a")]
