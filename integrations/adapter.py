@@ -54,7 +54,7 @@ _served: weakref.WeakKeyDictionary[Outbox, Host] = weakref.WeakKeyDictionary()
 
 def serving(manager_class: type | None) -> list[Outbox]:
     """The outboxes of this process that serve managers of that class."""
-    found = [box for box, host in _served.items() if host.manager_class is manager_class is not None]
+    found = [box for box, host in list(_served.items()) if host.manager_class is manager_class is not None]
     return [box for box in found if not box.store.forked]
 
 

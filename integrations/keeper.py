@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import Entry, Outbox, OutboxError
+from ..entry import EntryStatus
 from ..log import Log
 from ..words import first_line
 from .host import Host
@@ -157,7 +158,8 @@ class Keeper:
     def refused(self, entry: Entry) -> None:
         """PostgreSQL refused a call that the view has followed, or had its row already; its caller knows."""
         session = notes_of(entry).get("session")
-        self.kept.refused(entry, session)
+        if entry.status is EntryStatus.FAILED:
+            self.kept.refused(entry, session)
         self._look_again(session)
 
     def _look_again(self, session_id: int | None) -> None:

@@ -126,14 +126,12 @@ class KeptView:
             self._view.seq = entry.seq
 
     def refused(self, entry: Entry, session: Any) -> None:
-        """Answer nothing of a session as if `entry` had been applied as the view has it."""
+        """Answer nothing of a session as if `entry`, which PostgreSQL refused, had been applied."""
         with self._view.lock:
             if session not in self._view.sessions:
                 return
-            self._view.doubt_apart(
-                session, f"PostgreSQL refused a call of {entry.operation} that the view has followed"
-            )
-            if entry.status is EntryStatus.FAILED and entry.seq > self._base["seq"]:
+            self._view.doubt_apart(session, f"PostgreSQL refused a call of {entry.operation} that it had followed")
+            if entry.seq > self._base["seq"]:
                 # Folded anew, the view is without it.
                 self._folded_with = -1
             else:
