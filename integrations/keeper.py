@@ -160,6 +160,7 @@ class Keeper:
         session = notes_of(entry).get("session")
         if entry.status is EntryStatus.FAILED:
             self.kept.refused(entry, session)
+            self._wake.set()
         self._look_again(session)
 
     def _look_again(self, session_id: int | None) -> None:

@@ -131,11 +131,13 @@ class KeptView:
             if session not in self._view.sessions:
                 return
             self._view.doubt_apart(session, f"PostgreSQL refused a call of {entry.operation} that it had followed")
-            if entry.seq > self._base["seq"]:
+            if entry.seq > max(self._base["seq"], self._kept_seq):
                 # Folded anew, the view is without it.
                 self._folded_with = -1
             else:
                 self._set_base(self._view.snapshot())
+                # What the store has, for a restart, was applied with it too.
+                self._kept_seq = self._due = min(self._kept_seq, entry.seq - 1)
 
     def _home(self, operation: ManagerOperation, call: Mapping[str, Any], session: Any) -> Any:
         """The session of the row that a call names; it may have been made before the view knew that row."""

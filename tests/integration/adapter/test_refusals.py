@@ -11,7 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from outbox.integrations.durable import CallFailed
-from outbox.integrations.view.local_view import UnknownLocally
+from outbox.integrations.kept_view import KeptView
+from outbox.integrations.view.local_view import LocalView, UnknownLocally
 from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import until
 
@@ -113,5 +114,12 @@ def test_refused_call_is_in_no_answer_of_an_outage(
         if is_kept:
             with pytest.raises(UnknownLocally, match="PostgreSQL refused a call of"):
                 manager.get_current_balance()
+            # What a restart in the outage begins with.
+            assert keeper.kept.is_due()
+            checkpoint()
+            after = LocalView()
+            KeptView(wired.box, manager._adapter.calls, after, lambda _: None, lambda _: None).restore(None)
+            with pytest.raises(UnknownLocally, match="PostgreSQL refused a call of"):
+                after.balance(manager._adapter.session_id)
         else:
             assert manager.get_current_balance() == 3
