@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
@@ -17,13 +16,6 @@ from tests.unit.fakes.waiting import LONG
 
 BARS = load()[:200]
 Acks = list[tuple[str, dict[str, Any]]]
-
-
-@pytest.fixture
-def manager(postgres_url: str) -> Iterator[DatabaseManager]:
-    one = DatabaseManager(postgres_url)
-    yield one
-    one.close()
 
 
 @pytest.fixture
