@@ -168,10 +168,11 @@ class Guard:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, round(self._delivery.wait_s * 1000))}")
 
     def _executes(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if is_replay(connection):
+            return
         watched = _watched.get()
-        if not is_replay(connection):
-            self._silence.begins(cursor.connection)
-        if is_own() or is_replay(connection):
+        self._silence.begins(cursor.connection)
+        if is_own():
             return
         stray = self._elsewhere()
         if stray is not None:

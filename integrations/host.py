@@ -348,7 +348,7 @@ def shallow(manager: Any, cls: type | None = None) -> Any:
 
     `cls`: a subclass that it shall have, where the manager's class does not say itself how it is copied.
     """
-    if any(class_member(type(manager), name) is not class_member(object, name) for name in _COPYING):
+    if any(getattr(type(manager), name, None) is not getattr(object, name, None) for name in _COPYING):
         return copy.copy(manager)
     cls = cls or type(manager)
     made: Any = object.__new__(cls)

@@ -12,12 +12,12 @@ Order = list[Any]
 def key_order(value: Any) -> Order | None:
     """The order of the keys in a value, at any depth; None where sorted keys are in order."""
     keys: list[Any] = []
-    inside: Collection[Any] = ()
+    inside: Collection[Any] = value
     if isinstance(value, dict):
         inside, given = value.values(), list(value)
         keys = given if any(type(key) is not str for key in given) or given != sorted(given) else []
-    elif isinstance(value, list | tuple):
-        inside = value
+    elif not isinstance(value, list | tuple):
+        return None
     found = {str(index): order for index, one in enumerate(inside) if (order := key_order(one)) is not None}
     return [keys, found] if keys or found else None
 

@@ -139,14 +139,15 @@ class Preparing:
 
         Copies: what the caller does to a list or a dict afterwards is not part of the call.  Raises `TypeError`.
         """
-        bound = self._host.signature(operation.name).bind(*args, **kwargs)
+        signature = self._host.signature(operation.name)
+        parameters, given = signature.parameters, signature.bind(*args, **kwargs).arguments
         call: dict[str, Any] = {}
-        for name, value in bound.arguments.items():
-            if bound.signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+        for name, value in given.items():
+            if parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
                 call[name] = copied(value)
                 continue
             # Python allows the name of an argument that it takes by position only.
-            clash = value.keys() & ({*bound.signature.parameters, NOTES} - {name})
+            clash = value.keys() & ({*parameters, NOTES} - {name})
             if clash:
                 raise InvalidEntry(
                     f"{operation.name} got {min(clash)!r} as a further keyword, and that name is taken",
@@ -154,11 +155,11 @@ class Preparing:
                 )
             call |= {key: copied(item) for key, item in value.items()}
         # A signature that was recalled from the store knows only which arguments have a default.
-        parameters = bound.signature.parameters.values() if self._host.method(operation.name) is not None else ()
+        takers = parameters if self._host.method(operation.name) is not None else ()
         defaults = {
-            one.name: one.default
-            for one in parameters
-            if one.name not in bound.arguments and isinstance(one.default, _IMMUTABLE)
+            name: parameters[name].default
+            for name in takers
+            if name not in given and isinstance(parameters[name].default, _IMMUTABLE)
         }
         return operation.of_row(call, self._replayer.same_row.of), defaults
 

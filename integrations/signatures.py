@@ -35,13 +35,14 @@ def signature_of_bound(method: Any) -> inspect.Signature:
 
 def invoke(method: Any, call: Mapping[str, Any]) -> Any:
     """Call `method` with arguments by name, also those that Python takes by position only."""
-    signature = signature_of_bound(method)
-    # Further keywords may have any name, that of `**kwargs` itself included.
-    known = {one.name for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD}
-    named = {name: value for name, value in call.items() if name in known}
-    bound = inspect.BoundArguments(signature, named)
-    others = {name: value for name, value in call.items() if name not in named}
-    return method(*bound.args, **bound.kwargs, **others)
+    left, args = dict(call), list[Any]()
+    for name, one in signature_of_bound(method).parameters.items():
+        kind = one.kind
+        # Further keywords may have any name, that of `**kwargs` itself included.
+        if name not in left or kind is one.KEYWORD_ONLY or kind is one.VAR_KEYWORD:
+            break
+        args += left.pop(name) if kind is one.VAR_POSITIONAL else (left.pop(name),)
+    return method(*args, **left)
 
 
 def described(signature: inspect.Signature) -> list[list[Any]]:

@@ -291,8 +291,8 @@ class _Watched:
                 state = inspect_orm(row)
                 self._scales |= _scales_in(state.mapper.local_table.metadata)
                 for attribute in state.mapper.column_attrs:
-                    amount = number_or_none(state.dict.get(attribute.key))
-                    self._amounts += [(scale, amount) for scale in _scales_of(attribute.columns[0].type)]
+                    for scale in _scales_of(attribute.columns[0].type):
+                        self._amounts.append((scale, number_or_none(state.dict.get(attribute.key))))
 
         self._watch.on_flush = note
 

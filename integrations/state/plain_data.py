@@ -29,7 +29,7 @@ _DEEPEST = 4
 
 def is_state(value: Any, depth: int = 0) -> bool:
     """Whether a value is plain data: scalars, collections of them, objects of the host that hold nothing else."""
-    if isinstance(value, SCALARS) or type(value).__module__ == "numpy":
+    if type(value) in _PLAIN or isinstance(value, SCALARS) or type(value).__module__ == "numpy":
         return True
     if depth >= _DEEPEST:
         return False
@@ -82,6 +82,8 @@ def is_small(value: Any) -> bool:
 
 def copied(value: Any) -> Any:
     """A copy of plain data, collections within it included; a long list keeps its items; anything else as it is."""
+    if type(value) in _PLAIN:
+        return value
     if is_long(value):
         return copy.copy(value)
     if isinstance(value, SCALARS) or type(value).__module__ == "numpy" or not is_state(value):

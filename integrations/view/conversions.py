@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
-from decimal import ROUND_HALF_UP, Decimal, InvalidOperation, localcontext
+from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from enum import Enum
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,8 @@ EXACT, FLOAT = "exact", "float"
 ARITHMETIC = (EXACT, FLOAT)
 _CASES = ("as it is", "upper", "lower")
 _HOW = ("text", "name")
+# More digits than a column holds, and the traps of the host's own arithmetic left out.
+_WIDE = Context(prec=80)
 _AMOUNT = re.compile(r"-?\d+(\.\d+)?(E[+-]?\d+)?")
 # A shorter text may be part of another by chance.
 _TELLING_LENGTH = 3
@@ -70,17 +73,18 @@ def rounded(value: Decimal, scale: int | None) -> Decimal:
     """`value` as a NUMERIC column of that scale holds it."""
     if scale is None:
         return value
-    with localcontext() as context:
-        context.prec = 80
-        return value.quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)
+    return value.quantize(_unit(scale), ROUND_HALF_UP, _WIDE)
+
+
+@cache
+def _unit(scale: int) -> Decimal:
+    return Decimal(1).scaleb(-scale)
 
 
 def bare(value: Decimal) -> Decimal:
     """An amount without the zeros at its end, which say how it was shown."""
-    with localcontext() as context:
-        context.prec = 80
-        found = value.normalize()
-        return found.quantize(Decimal(1)) if found.as_tuple().exponent > 0 else found  # type: ignore[operator]
+    found = value.normalize(_WIDE)
+    return found.quantize(Decimal(1), context=_WIDE) if found.as_tuple().exponent > 0 else found  # type: ignore[operator]
 
 
 def alike(one: Any, other: Any) -> bool:

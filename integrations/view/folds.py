@@ -48,12 +48,13 @@ def fold(view: LocalView, seen: Seen) -> bool:
             view.doubt(session_id, table, f"session {session_id} was never seen")
     if operation.session is Session.ENDS:
         session["active"] = False
-    if not operation.has_role and view.learning.effect(seen) is None:
+    effect = view.learning.effect(seen)
+    if not operation.has_role and effect is None:
         for table in ("balance", POSITIONS, ORDERS):
             view.doubt(session_id, table, f"{operation.name} was never seen, and may change it")
         return False
     sure = _change_balance(view, session_id, seen)
-    change = predict(view.learning.effect(seen), seen, view.learning.new_values(seen))
+    change = predict(effect, seen, view.learning.new_values(seen))
     change.doubts |= view.learning.merged(seen)
     return _apply(view, session_id, change, seen) and sure
 

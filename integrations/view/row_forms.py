@@ -116,7 +116,7 @@ class RowForms:
             values = [row[column] for row in rows if row.get(column) is not None]
             if not values:
                 continue
-            is_text = all(map(is_amount_text, values))
+            is_text = isinstance(values[0], str) and all(map(is_amount_text, values))
             if known.setdefault(column, is_text) and not is_text:
                 raise Unknown(f"{column} of {table} is shown as the text of an amount, and otherwise")
             for row in rows if known[column] else ():

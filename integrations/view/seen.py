@@ -89,11 +89,12 @@ class Seen:
 
     def standard_names(self, table: str, columns: Iterable[str]) -> dict[str, str]:
         """The standard names of columns of a table, as far as declarations give them one."""
-        key, client_ids, found = self.key(table), self._names("client_order_id"), dict[str, str]()
-        for column in columns:
-            name = self.operation.standard_name(column)
-            is_own = column == KEY or (name not in client_ids and not is_id(name))
-            found[column] = "id" if column == key and is_own else name
+        key, args = self.key(table), self.operation.args
+        found = {column: args.get(column, column) for column in columns}
+        name = found.get(key)
+        is_key_of_callers = name is not None and (name in self._names("client_order_id") or is_id(name))
+        if key in found and (key == KEY or not is_key_of_callers):
+            found[key] = "id"
         return found
 
     def opens(self, table: str) -> bool:
