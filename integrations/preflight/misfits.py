@@ -71,6 +71,9 @@ def shape(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]:
     if isinstance(member, staticmethod | classmethod):
         yield f"it is a {type(member).__name__}, which has no sessions: make it a method, or leave it out"
         return
+    if isinstance(member, functools.singledispatchmethod):
+        yield "it is a singledispatchmethod, and a replay passes arguments by name: declare a method that calls it"
+        return
     chain = layers(member)
     outer = _RUNNERS & names_in(chain[0]) if len(chain) > 1 else frozenset()
     if not outer and any(inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one) for one in chain):

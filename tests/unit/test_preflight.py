@@ -354,6 +354,14 @@ def test_a_partial_as_a_method_is_looked_through() -> None:
         fit_of(Partial).check()
 
 
+def test_a_method_that_dispatches_by_type_is_refused() -> None:
+    class Dispatching(managers.Sound):
+        log_trade = functools.singledispatchmethod(managers.Sound.log_trade)  # type: ignore[assignment]
+
+    with pytest.raises(ConfigError, match="log_trade: it is a singledispatchmethod.*declare a method that calls it"):
+        fit_of(Dispatching).check()
+
+
 def test_a_method_that_was_replaced_on_the_object_is_refused() -> None:
     manager = managers.Sound()
     manager.log_trade = functools.partial(manager.log_trade)  # type: ignore[method-assign]
