@@ -167,7 +167,7 @@ class Preparing:
         try:
             replica = self._host.replica(session_id=self.session_of(operation, bound), doubles=True)
             kept = KeptState(replica)
-            rehearsal = Rehearsal(kept)
+            rehearsal = Rehearsal(kept, self._outbox.clock.now())
             with self._replayer.rehearsing(rehearsal):
                 call = {name: copied(value) for name, value in bound.items()}
                 mocked = self._host.is_mocked
@@ -304,14 +304,17 @@ class Preparing:
     def encoded(self, item: Prepared) -> Prepared:
         """Encode a call as it is now.  Raises `InvalidEntry`, or `DurabilityError` while the store is halted."""
         args = {**item.bound, NOTES: item.notes}
+        rehearsal = item.rehearsal
+        # What the rehearsal has made of the clock, such as an id, must not be before what the replay will make of it.
+        at = item.at or (rehearsal.at if rehearsal.changes else None)
         with self.halting():
             try:
-                item.ready = self._outbox.prepare(item.operation.name, args, at=item.at)
+                item.ready = self._outbox.prepare(item.operation.name, args, at=at)
             except InvalidEntry:
                 # Members of enum classes that are new to the outbox may be all that it refused.
                 if not self._host.enums.learn(self._outbox, args):
                     raise
-                item.ready = self._outbox.prepare(item.operation.name, args, at=item.at)
+                item.ready = self._outbox.prepare(item.operation.name, args, at=at)
         if self._host.built is not None:
             item.rehearsal.changes.apply(self._host.built)
         for name, amount in item.foreseen.items():

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ... import Entry, Outbox
 from ...clock import Clock
-from ...errors import Reject, TargetMisconfigured, TargetUnavailable
+from ...errors import OutboxError, Reject, TargetMisconfigured, TargetUnavailable
 from ...failures import Verdict, classify
 from ...log import Log
 from ...monitoring.alarms import Alarms
@@ -157,7 +157,14 @@ class Replayer:
         return Handler(replay, self._keep_alarms_in)
 
     def _replay(
-        self, operation: ManagerOperation, connection: Connection, entry: Entry, watch: Watch, as_of: AsOf
+        self,
+        operation: ManagerOperation,
+        connection: Connection,
+        entry: Entry,
+        watch: Watch,
+        as_of: AsOf,
+        *,
+        in_real_time: bool = False,
     ) -> Any:
         notes = notes_of(entry)
         copy = partial(self._host.replica, session_id=notes.get("session"))
@@ -167,8 +174,13 @@ class Replayer:
         work_on(connection, replica, watch)
         try:
             with noting() as failures, frozen(entry.captured_at, replica) as clock:
+                if in_real_time:
+                    clock.thaw()
                 value = self._call(operation, replica, entry, as_of, clock)
         except Exception as exc:  # noqa: BLE001 - whatever the manager raises is judged there
+            if not (in_real_time or kept.in_contact or watch.misfit or isinstance(exc, OutboxError)):
+                # The rehearsal came further: an object that later calls have used, too, refuses to go back in time.
+                return self._replay(operation, connection, entry, watch, as_of, in_real_time=True)
             result = self._raised(operation, entry, watch, exc)
             self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
             return result
