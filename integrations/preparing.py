@@ -33,6 +33,7 @@ from .keeper import Keeper
 from .key_order import orders_of
 from .manager_connection import engine_of
 from .operations import NOTES, ManagerOperation
+from .preflight.found_rows import answers_found_row
 from .replay.rehearsal import Rehearsal, rehearse
 from .replay.replay import Replayer
 from .roles import Balance, Order, Position, Session
@@ -40,6 +41,7 @@ from .state.early_state import EarlyState
 from .state.foreseen import Foreseen
 from .state.kept_state import KeptState
 from .state.plain_data import copied
+from .view import resumptions
 from .view.conversions import Unknown
 from .view.folds import seen_of
 from .view.local_view import LocalView
@@ -260,6 +262,8 @@ class Preparing:
 
         Raises `IdReserveEmpty` for anything else, after trading was halted.
         """
+        if operation.session is Session.BEGINS and (going_on := self._resumed(operation, bound)) is not None:
+            return {"id": going_on, "resumes": True}
         try:
             with self.halting():
                 id_ = self._take_id(*operation.schema_table_column())
@@ -271,6 +275,12 @@ class Preparing:
             )
             return {}
         return {"id": id_, "final": True} if final else {"id": id_}
+
+    def _resumed(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> Any:
+        """The active session with which the call goes on, as far as was seen, or as the method's code shows."""
+        cls = self._host.manager_class
+        likely = cls is not None and answers_found_row(cls, operation.name)
+        return resumptions.resumed(self._view, operation, bound, likely=likely)
 
     def _note_balance(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
         """What a balance is set to, for what follows in the same block."""

@@ -19,7 +19,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from ... import Entry, Outbox
 from ...clock import Clock
 from ...errors import OutboxError, Reject, TargetMisconfigured, TargetUnavailable
-from ...failures import Verdict, classify
 from ...log import Log
 from ...monitoring.alarms import Alarms
 from ..away import is_away, noting
@@ -39,6 +38,7 @@ from .answers import Answer, Answers
 from .asof import AsOf
 from .divergence import Divergences
 from .frozen_clock import FrozenClock, frozen
+from .no_ops import applied, is_refusal
 from .rehearsal import Rehearsal
 from .replay_session import Watch, refuse_connections, watch_errors, work_on
 from .side_ids import SideIds
@@ -52,13 +52,6 @@ _ONE_FACTORY = "its writes must go through self.session_factory, or they could b
 
 class CallFailed(Reject, ValueError):
     """A replayed method raised, answered that it failed, or wrote nothing: it must not be taken for applied."""
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether an error of the database is about the data, and would come again."""
-    invalidated = getattr(error, "connection_invalidated", False)
-    sqlstate = getattr(getattr(error, "orig", None), "pgcode", None)
-    return classify(sqlstate, connected=not invalidated, data_error=False) is Verdict.REJECTED
 
 
 def _database_of(raw: Any) -> tuple[Any, ...] | None:
@@ -189,9 +182,9 @@ class Replayer:
         if failures.passing is not None:
             # After a failure that it swallowed, the manager may have written something else than it would without.
             raise failures.passing
-        applied = operation.success(value, watch.committed)
-        self.answers.keep(entry.seq, Answer(value, refusal=not applied))
-        if not applied:
+        done = applied(operation, type(replica), value, wrote=watch.committed, error=watch.error)
+        self.answers.keep(entry.seq, Answer(value, refusal=not done))
+        if not done:
             if watch.error is not None:
                 raise misconfigured(watch.error, operation, entry, self._host) or watch.error
             raise CallFailed(
@@ -213,7 +206,7 @@ class Replayer:
         if error is None and is_away(watch.error) and not watch.committed:
             # The manager has swallowed an outage, and raised an error of its own.
             error = watch.error
-        if error is not None and not (watch.committed and _is_refusal(error)):
+        if error is not None and not (watch.committed and is_refusal(error)):
             raise misconfigured(error, operation, entry, self._host) or error
         if watch.committed:
             # The effect counts, as it would have without the outbox; the caller gets the error.
