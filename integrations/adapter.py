@@ -164,7 +164,7 @@ class Adapter:
 
     def _follow_session(self, operation: ManagerOperation, session: int | None) -> None:
         """Note that a session was begun or ended, which makes another one current if the manager was seen to do so."""
-        stays = self.view.learning.current.get(operation.name)
+        stays = self.view.learning.habits.current.get(operation.name)
         if operation.session is Session.BEGINS and stays is not False:
             self.session_id = session
         elif operation.session is Session.ENDS and session == self.session_id:
@@ -175,7 +175,7 @@ class Adapter:
         """The current trading session: the manager's, or the one that it would have without the outage."""
         if self._ended is not None:
             name, session = self._ended
-            stays = self.view.learning.current.get(name)
+            stays = self.view.learning.habits.current.get(name)
             if stays is not None:
                 self._ended = None
                 if not stays and self._current() == session:
@@ -268,9 +268,14 @@ class Adapter:
 
     def _result(self, operation: ManagerOperation, entries: Sequence[Entry]) -> Any:
         try:
-            return self.delivery.result(operation, entries)
+            result = self.delivery.result(operation, entries)
         finally:
             self.replayer.carried.settle()
+        told = entries[0].args[NOTES].get("id")
+        if operation.session is Session.BEGINS and told == self.session_id and type(result) is type(told):
+            # The manager may have gone on with an earlier one.
+            self.session_id = result
+        return result
 
     def read_state(self, name: str) -> None:
         """An attribute of the manager is read.  Raises `NotCaughtUp` where a queued call changes it."""

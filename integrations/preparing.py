@@ -33,6 +33,7 @@ from .keeper import Keeper
 from .key_order import orders_of
 from .manager_connection import engine_of
 from .operations import NOTES, ManagerOperation
+from .preflight.found_rows import answers_found_row
 from .replay.rehearsal import Rehearsal, rehearse
 from .replay.replay import Replayer
 from .roles import Balance, Order, Position, Session
@@ -40,6 +41,7 @@ from .state.early_state import EarlyState
 from .state.foreseen import Foreseen
 from .state.kept_state import KeptState
 from .state.plain_data import copied
+from .view import resumptions
 from .view.conversions import Unknown
 from .view.folds import seen_of
 from .view.local_view import LocalView
@@ -168,7 +170,7 @@ class Preparing:
         try:
             replica = self._host.replica(session_id=self.session_of(operation, bound), doubles=True)
             kept = KeptState(replica)
-            rehearsal = Rehearsal(kept)
+            rehearsal = Rehearsal(kept, self._outbox.clock.now())
             with self._replayer.rehearsing(rehearsal):
                 call = {name: copied(value) for name, value in bound.items()}
                 mocked = self._host.is_mocked
@@ -261,6 +263,8 @@ class Preparing:
 
         Raises `IdReserveEmpty` for anything else, after trading was halted.
         """
+        if operation.session is Session.BEGINS and (going_on := self._resumed(operation, bound)) is not None:
+            return {"id": going_on, "resumes": True}
         try:
             with self.halting():
                 id_ = self._take_id(*operation.schema_table_column())
@@ -272,6 +276,12 @@ class Preparing:
             )
             return {}
         return {"id": id_, "final": True} if final else {"id": id_}
+
+    def _resumed(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> Any:
+        """The active session with which the call goes on, as far as was seen, or as the method's code shows."""
+        cls = self._host.manager_class
+        likely = cls is not None and answers_found_row(cls, operation.name)
+        return resumptions.resumed(self._view, operation, bound, likely=likely)
 
     def _note_balance(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
         """What a balance is set to, for what follows in the same block."""
@@ -305,14 +315,17 @@ class Preparing:
     def encoded(self, item: Prepared) -> Prepared:
         """Encode a call as it is now.  Raises `InvalidEntry`, or `DurabilityError` while the store is halted."""
         args = {**item.bound, NOTES: item.notes}
+        rehearsal = item.rehearsal
+        # What the rehearsal has made of the clock, such as an id, must not be before what the replay will make of it.
+        at = item.at or (rehearsal.at if rehearsal.changes else None)
         with self.halting():
             try:
-                item.ready = self._outbox.prepare(item.operation.name, args, at=item.at)
+                item.ready = self._outbox.prepare(item.operation.name, args, at=at)
             except InvalidEntry:
                 # Members of enum classes that are new to the outbox may be all that it refused.
                 if not self._host.enums.learn(self._outbox, args):
                     raise
-                item.ready = self._outbox.prepare(item.operation.name, args, at=item.at)
+                item.ready = self._outbox.prepare(item.operation.name, args, at=at)
         if self._host.built is not None:
             item.rehearsal.changes.apply(self._host.built)
         for name, amount in item.foreseen.items():

@@ -22,6 +22,7 @@ from .operations import ManagerOperation
 from .preparing import Prepared, Preparing
 from .replay.asof import PASSING_IDS, AsOf
 from .replay.balance import Untold, dry_run, kept, learn_yield, tell
+from .roles import Session
 from .state.kept_state import KeptState
 from .view import checks
 from .view.conversions import Unknown
@@ -53,7 +54,8 @@ class Telling:
         """
         session = self._preparing.session_of(operation, bound)
         call = {**operation.standard(bound), "session_id": session}
-        for check in (*operation.checks, *((checks.session_known,) if operation.balance or operation.session else ())):
+        in_session = operation.balance is not None or operation.session is Session.ENDS
+        for check in (*operation.checks, *((checks.session_known,) if in_session else ())):
             try:
                 check(call, self._within.view())
             except UnknownLocally:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Collection, MutableMapping, MutableSequence, MutableSet
 from typing import Any
 
+from ..attributes import attributes
 from . import held
 from .class_code import ClassCode
 from .method_code import facts_of
@@ -23,7 +24,7 @@ class Evidence:
         self.known = held.KNOWN | self._set_with_the_factory()
         self.held = held.held_by_code(self.code)
         if manager is not None:
-            own = held.attributes(manager)
+            own = attributes(manager)
             # An attribute that is filled later, or in each thread, is known by the code alone.
             later = {
                 name: kind
@@ -34,9 +35,7 @@ class Evidence:
         self.held = {name: kind for name, kind in self.held.items() if name not in self.known}
         self.containers = {name for _, one in self.code.everything() for name in facts_of(one).containers}
         if manager is not None:
-            self.containers |= {
-                name for name, value in held.attributes(manager).items() if isinstance(value, _CONTAINERS)
-            }
+            self.containers |= {name for name, value in attributes(manager).items() if isinstance(value, _CONTAINERS)}
         self.engines = {"engine", *(name for name, kind in self.held.items() if kind == held.ENGINE)}
 
     def member(self, name: str) -> Any:

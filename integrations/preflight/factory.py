@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from . import held, misfits
+from ..attributes import attributes
+from . import misfits
 from .evidence import Evidence
 from .method_code import facts_of, names_in
 
@@ -11,7 +12,7 @@ def lacking(evidence: Evidence) -> str | None:
     """What to say of a manager that certainly has no session factory."""
     manager = evidence.manager
     if manager is not None:
-        own = held.attributes(manager)
+        own = attributes(manager)
         kinds = {name: kind for name, kind in evidence.held.items() if name in own}
         return None if hasattr(manager, "session_factory") else misfits.without_factory(kinds)
     made = made_by(evidence)

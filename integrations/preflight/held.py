@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from ..attributes import attributes
 from .class_code import ClassCode
 from .method_code import Call, dotted, facts_of
 
@@ -169,16 +170,3 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
                 continue
     else:
         yield from attributes(value).items()
-
-
-def attributes(value: Any) -> dict[str, Any]:
-    """What is stored in an object, by name; a property would run code of the host."""
-    slots = [slot for base in type(value).__mro__ for slot in _slots(base)]
-    stored = {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}
-    return stored | getattr(value, "__dict__", {})
-
-
-def _slots(cls: type) -> list[str]:
-    given = vars(cls).get("__slots__", ())
-    names = [given] if isinstance(given, str) else list(given)
-    return [name for name in names if not name.startswith("__")]

@@ -18,6 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
+from ..attributes import attributes
 from ..operations import TRADING_OPERATIONS, ManagerOperation
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS
@@ -89,7 +90,7 @@ def shape(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]:
             yield "it is a generator, which runs after the call has returned: return a list, or leave it out"
         elif not operation.context:
             yield "it is a context manager: declare it with context=True where it changes a balance, or leave it out"
-    own = held.attributes(evidence.manager).get(operation.name) if evidence.manager is not None else None
+    own = attributes(evidence.manager).get(operation.name) if evidence.manager is not None else None
     if isinstance(own, FunctionType | MethodType | functools.partial):
         yield OF_THE_OBJECT
 

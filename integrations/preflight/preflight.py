@@ -15,13 +15,14 @@ from typing import Any
 from ... import Operation, Outbox, OutboxError
 from ...errors import ConfigError
 from ...log import Log
+from ..attributes import attributes
 from ..host import Host
 from ..manager_connection import engine_held
 from ..operations import AFTER_DRAIN, ManagerOperation
 from ..signatures import signature_of
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
-from . import branches, factory, held, likeness, misfits, ways_around, whole
+from . import branches, factory, likeness, misfits, ways_around, whole
 from .evidence import Evidence
 from .method_code import facts_of
 
@@ -153,7 +154,7 @@ def look(manager_class: type, operations: Iterable[Declared], *, manager: Any = 
     table = Reads(one for one in reads.values() if one.name not in unfit)
     kept = {one.name for one in reads.values() if one.keep_last}
     answered = frozenset({*kept, *matching, *(name for name in names if table.local(name) is not None)})
-    own = frozenset(held.attributes(manager) if manager is not None else ()) & (declared.keys() - names)
+    own = frozenset(attributes(manager) if manager is not None else ()) & (declared.keys() - names)
     methods = [
         _declared(matching[name], evidence, columns)
         if name in matching

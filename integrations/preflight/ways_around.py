@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
+from ..attributes import attributes
 from ..operations import ManagerOperation
 from . import held
 from .class_code import always
@@ -78,7 +79,7 @@ def _back(call: Call, evidence: Evidence) -> str | None:
     parts = call.name.split(".")
     if evidence.manager is None or len(parts) != 3 or parts[0] != "self":
         return None
-    component = held.attributes(evidence.manager).get(parts[1])
+    component = attributes(evidence.manager).get(parts[1])
     method = getattr(type(component), parts[2], None)
     held_back = [name for name, value in held.parts(component) if _is_manager(value, evidence.manager)]
     if not held_back or not isinstance(method, FunctionType):

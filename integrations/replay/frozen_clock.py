@@ -28,12 +28,33 @@ _DateTime = datetime_module.datetime
 _UTC = datetime_module.UTC
 
 
+# So often a call may read a clock that stands; then it may be waiting for the next millisecond, without sleeping.
+_READS = 1000
+# After so long it waits for a time that is ahead of its call: that of an object which later calls have used already.
+_WAITS_S = 0.1
+
+
 class FrozenClock:
-    """The time of one call.  It moves only while the replayed code sleeps, so that waiting loops end."""
+    """The time of one call.  It moves while the replayed code sleeps or waits, so that waiting loops end."""
 
     def __init__(self, at: datetime_module.datetime) -> None:
         """`at` is aware."""
-        self.at = at.astimezone(_UTC)
+        self._at = at.astimezone(_UTC)
+        self._reads = 0
+        self._ticks_from = 0.0
+
+    @property
+    def at(self) -> datetime_module.datetime:
+        """The time that the replayed code reads now."""
+        self._reads += 1
+        if self._reads < _READS:
+            return self._at
+        if self._reads == _READS:
+            self._ticks_from = time_module.monotonic()
+        waited = time_module.monotonic() - self._ticks_from
+        if waited > _WAITS_S:
+            return max(self._at, datetime_module.datetime.now(_UTC))
+        return self._at + datetime_module.timedelta(seconds=waited)
 
     def thaw(self) -> None:
         """Give the real time from now on."""
@@ -41,7 +62,7 @@ class FrozenClock:
 
     def slept(self, seconds: float) -> None:
         """Move by the time that was slept."""
-        self.at += datetime_module.timedelta(seconds=seconds)
+        self._at += datetime_module.timedelta(seconds=seconds)
 
     def ns(self) -> int:
         """Nanoseconds since the epoch."""

@@ -7,6 +7,7 @@ anything is stored.  The rows that it has prepared by then are checked against t
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -35,9 +36,9 @@ class Reached(BaseException):
 class Rehearsal:
     """One try of a call on a copy of the manager."""
 
-    def __init__(self, kept: KeptState | None = None) -> None:
-        """`kept`: the state of the copy."""
-        self._kept = kept
+    def __init__(self, kept: KeptState | None = None, at: datetime | None = None) -> None:
+        """`kept`: the state of the copy; `at`: when it begins."""
+        self._kept, self.at = kept, at
         # Whether the call came to the database; otherwise `answer` or `error` is the manager's own.
         self.reached = False
         self.answer: Any = None

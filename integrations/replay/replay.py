@@ -18,8 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ... import Entry, Outbox
 from ...clock import Clock
-from ...errors import Reject, TargetMisconfigured, TargetUnavailable
-from ...failures import Verdict, classify
+from ...errors import OutboxError, Reject, TargetMisconfigured, TargetUnavailable
 from ...log import Log
 from ...monitoring.alarms import Alarms
 from ..away import is_away, noting
@@ -39,6 +38,7 @@ from .answers import Answer, Answers
 from .asof import AsOf
 from .divergence import Divergences
 from .frozen_clock import FrozenClock, frozen
+from .no_ops import applied, is_refusal
 from .rehearsal import Rehearsal
 from .replay_session import Watch, refuse_connections, watch_errors, work_on
 from .side_ids import SideIds
@@ -52,13 +52,6 @@ _ONE_FACTORY = "its writes must go through self.session_factory, or they could b
 
 class CallFailed(Reject, ValueError):
     """A replayed method raised, answered that it failed, or wrote nothing: it must not be taken for applied."""
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether an error of the database is about the data, and would come again."""
-    invalidated = getattr(error, "connection_invalidated", False)
-    sqlstate = getattr(getattr(error, "orig", None), "pgcode", None)
-    return classify(sqlstate, connected=not invalidated, data_error=False) is Verdict.REJECTED
 
 
 def _database_of(raw: Any) -> tuple[Any, ...] | None:
@@ -157,7 +150,14 @@ class Replayer:
         return Handler(replay, self._keep_alarms_in)
 
     def _replay(
-        self, operation: ManagerOperation, connection: Connection, entry: Entry, watch: Watch, as_of: AsOf
+        self,
+        operation: ManagerOperation,
+        connection: Connection,
+        entry: Entry,
+        watch: Watch,
+        as_of: AsOf,
+        *,
+        in_real_time: bool = False,
     ) -> Any:
         notes = notes_of(entry)
         copy = partial(self._host.replica, session_id=notes.get("session"))
@@ -167,8 +167,13 @@ class Replayer:
         work_on(connection, replica, watch)
         try:
             with noting() as failures, frozen(entry.captured_at, replica) as clock:
+                if in_real_time:
+                    clock.thaw()
                 value = self._call(operation, replica, entry, as_of, clock)
         except Exception as exc:  # noqa: BLE001 - whatever the manager raises is judged there
+            if not (in_real_time or kept.in_contact or watch.misfit or isinstance(exc, OutboxError)):
+                # The rehearsal came further: an object that later calls have used, too, refuses to go back in time.
+                return self._replay(operation, connection, entry, watch, as_of, in_real_time=True)
             result = self._raised(operation, entry, watch, exc)
             self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
             return result
@@ -177,9 +182,9 @@ class Replayer:
         if failures.passing is not None:
             # After a failure that it swallowed, the manager may have written something else than it would without.
             raise failures.passing
-        applied = operation.success(value, watch.committed)
-        self.answers.keep(entry.seq, Answer(value, refusal=not applied))
-        if not applied:
+        done = applied(operation, type(replica), value, wrote=watch.committed, error=watch.error)
+        self.answers.keep(entry.seq, Answer(value, refusal=not done))
+        if not done:
             if watch.error is not None:
                 raise misconfigured(watch.error, operation, entry, self._host) or watch.error
             raise CallFailed(
@@ -201,7 +206,7 @@ class Replayer:
         if error is None and is_away(watch.error) and not watch.committed:
             # The manager has swallowed an outage, and raised an error of its own.
             error = watch.error
-        if error is not None and not (watch.committed and _is_refusal(error)):
+        if error is not None and not (watch.committed and is_refusal(error)):
             raise misconfigured(error, operation, entry, self._host) or error
         if watch.committed:
             # The effect counts, as it would have without the outbox; the caller gets the error.

@@ -12,7 +12,6 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Float, Integer, MetaData, Numeric, TypeDecorator
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.exc import DBAPIError, ResourceClosedError, SQLAlchemyError
 
@@ -23,8 +22,8 @@ from ..away import is_away
 from ..host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
-from ..view import checks
-from ..view.conversions import SCALES, alike, number_or_none
+from ..view import checks, resumptions
+from ..view.conversions import alike, number_or_none
 from ..view.learned import nearly_equal
 from ..view.local_view import LocalView
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, ORDERS, POSITIONS, Reads
@@ -35,8 +34,10 @@ from ..view.rows import RESOLVED, Tables, resolved_before
 from ..view.seen import Seen
 from . import sessions
 from .balance import learn_yield
+from .no_ops import applied
 from .replay_session import Watch
 from .rows_written import rows_written
+from .scales import scales_in, scales_of
 from .side_ids import SideIds
 
 _log = Log("outbox.integrations")
@@ -246,14 +247,24 @@ class _Watched:
         """Take in what the call did, or that the manager's answer refused it."""
         if self.was_away():
             return
-        if not self._operation.success(self._answer, self._watch.committed):
+        wrote, error = self._watch.committed, self._watch.error
+        if not applied(self._operation, type(self._replica), self._answer, wrote=wrote, error=error):
             # An answer after an error that the manager swallowed is none of such calls.
             if self._watch.error is None:
                 self.declined()
-        elif self.before is None:
+        elif self._has_resumed() or self.before is None:
             self.look_at_session()
         else:
             self.look_after()
+
+    def _has_resumed(self) -> bool:
+        """Whether the call that begins a session has gone on with one that was there already; learns that."""
+        notes = notes_of(self._entry)
+        if self._operation.session is not Session.BEGINS or notes.get("resumes"):
+            return bool(notes.get("resumes"))
+        with self._view.lock:
+            call, told = call_of(self._entry), notes.get("id")
+            return resumptions.learn(self._view, self._operation, call, told, self._answer)
 
     def look_before(self) -> None:
         """See the session as it is before the call."""
@@ -289,9 +300,9 @@ class _Watched:
         def note(session: Any) -> None:
             for row in (*session.new, *session.dirty):
                 state = inspect_orm(row)
-                self._scales |= _scales_in(state.mapper.local_table.metadata)
+                self._scales |= scales_in(state.mapper.local_table.metadata)
                 for attribute in state.mapper.column_attrs:
-                    for scale in _scales_of(attribute.columns[0].type):
+                    for scale in scales_of(attribute.columns[0].type):
                         self._amounts.append((scale, number_or_none(state.dict.get(attribute.key))))
 
         self._watch.on_flush = note
@@ -364,7 +375,7 @@ class _Watched:
             return
         session = notes_of(self._entry).get("session")
         if session is not None:
-            self._view.learning.current[self._operation.name] = self._replica._current_session_id == session
+            self._view.learning.habits.current[self._operation.name] = self._replica._current_session_id == session
 
     def refused(self, error: Exception) -> None:
         """The manager raised: learn which limit it may have kept."""
@@ -388,20 +399,3 @@ class _Watched:
         seen = self._seen()
         with self._view.lock:
             yield checks.exceeded(seen, number_or_none(look.balance), self._view.learning.of_shape(seen))
-
-
-def _scales_in(metadata: MetaData) -> set[int | None]:
-    return {
-        scale for table in metadata.tables.values() for column in table.columns for scale in _scales_of(column.type)
-    }
-
-
-def _scales_of(kind: Any) -> tuple[int | None, ...]:
-    """The decimal places that amounts of a column may have, None where it does not round them."""
-    if isinstance(kind, TypeDecorator):
-        # Its own code may round.
-        return SCALES if isinstance(kind.impl_instance, Numeric | Float | Integer) else ()
-    # SQLAlchemy 2.0 derives Float from Numeric, 2.1 does not.
-    if isinstance(kind, Float):
-        return (None,)
-    return (kind.scale,) if isinstance(kind, Numeric) else ()

@@ -7,19 +7,22 @@ there is carried over to the manager once: at the call, or when PostgreSQL has i
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from types import MappingProxyType
+from itertools import count
+from types import GeneratorType, MappingProxyType, MethodWrapperType
 from typing import Any
 
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from ...errors import ConfigError
+from ..attributes import attributes, put
 from ..key_order import in_key_order, key_order
-from .own_locks import own_locks
-from .plain_data import SCALARS, copied, is_long, is_of_the_host, is_small, is_state, same
+from .own_locks import LOCKS, own_locks
+from .plain_data import SCALARS, copied, counter, is_long, is_of_the_host, is_small, is_state, same
 
 _NUMBERS = (int, float, Decimal)
 _CONTAINERS = (list, dict, set, deque)
@@ -47,11 +50,11 @@ class KeptState:
         self._watched: dict[str, dict[str, Any]] = {}
         # Attributes of which the manager has what the call did before it turned to the database.
         self._noted: tuple[str, ...] = ()
-        self._in_contact = False
+        self.in_contact = False
         # What was changed before the contact, of attributes that were not noted.
         self._early: Mapping[str, Change] = {}
         own, locks = vars(replica), own_locks(replica)
-        own.update(locks)
+        own.update(_of_class(type(replica)) | own | locks)
         self._before.update(locks)
         for name in own.keys() - NOT_STATE - locks.keys():
             value = self._before[name] = own[name]
@@ -85,8 +88,8 @@ class KeptState:
 
     def contact(self) -> None:
         """The call turns to the database: what it did so far to the noted attributes was done at the call."""
-        if not self._in_contact:
-            self._in_contact = True
+        if not self.in_contact:
+            self.in_contact = True
             self._begin_again(self._noted)
             self._early = self.changes().by_name
 
@@ -111,7 +114,7 @@ class KeptState:
 
     def later_changes(self) -> Changes:
         """What the manager does not have yet of the changes."""
-        had = () if self._in_contact else self._noted
+        had = () if self.in_contact else self._noted
         return Changes({name: change for name, change in self.changes().by_name.items() if name not in had})
 
     def changed_after_contact(self, changes: Changes) -> set[str]:
@@ -162,23 +165,47 @@ class Changes:
 
     def still_fit(self, manager: Any) -> bool:
         """Whether the attributes have the values with which the call began."""
-        return all(same(vars(manager).get(name, _MISSING), change.before) for name, change in self.by_name.items())
+        return all(same(_present(manager, name), change.before) for name, change in self.by_name.items())
 
     def apply(self, manager: Any) -> None:
         """Let the manager have them; what it changed itself meanwhile is kept where both can be."""
         for name, change in self.by_name.items():
-            live = vars(manager).get(name, _MISSING)
+            live = _present(manager, name)
             # A copy, since what the manager has from now on may be changed by it.
             merged = _merged(live, change.before, copied(change.after))
             if merged is not live:
                 setattr(manager, name, merged)
 
 
+def _of_class(cls: type) -> dict[str, Any]:
+    """The state that a class holds for its objects: a collection, a counter, an object that makes ids."""
+    found = {name: value for one in reversed(cls.__mro__[:-1]) for name, value in vars(one).items()}
+    return {
+        name: value
+        for name, value in found.items()
+        if (isinstance(value, (*_CONTAINERS, count)) or (is_of_the_host(value) and not hasattr(type(value), "__get__")))
+        and not (name.startswith("__") and name.endswith("__"))
+        and is_state(value)
+    }
+
+
+def _present(manager: Any, name: str) -> Any:
+    """The value of a manager's attribute, which may be one of its class."""
+    return vars(manager).get(name, inspect.getattr_static(type(manager), name, _MISSING))
+
+
 def _scalars_of(value: Any) -> dict[str, Any]:
     """The plain attributes of an object that is shared, to notice when they change."""
-    if not is_of_the_host(value) or callable(value):
-        return {}
-    return {name: inner for name, inner in tuple(vars(value).items()) if isinstance(inner, SCALARS)}
+    if isinstance(value, GeneratorType):
+        frame = value.gi_frame
+        return {"()": None if frame is None else (frame.f_lasti, *map(repr, _scalars(frame.f_locals).values()))}
+    if isinstance(value, MethodWrapperType) and isinstance(value.__self__, count):
+        return {"()": repr(value.__self__)}
+    return _scalars(attributes(value)) if is_of_the_host(value) else {}
+
+
+def _scalars(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: inner for name, inner in tuple(found.items()) if isinstance(inner, SCALARS)}
 
 
 def _plain(value: Any, operation: str, name: str) -> Any:
@@ -188,13 +215,15 @@ def _plain(value: Any, operation: str, name: str) -> Any:
     if type(value) in (list, deque):
         return [_plain(item, operation, name) for item in value]
     if isinstance(value, dict) and all(isinstance(key, SCALARS) for key in value):
-        return {key: _plain(item, operation, name) for key, item in value.items()}
+        return {key: _plain(item, operation, name) for key, item in value.items() if not isinstance(item, LOCKS)}
+    if isinstance(value, count) and (numbers := counter(value)) is not None:
+        return [*numbers]
     if type(value) is tuple:
         return tuple(_plain(item, operation, name) for item in value)
     if type(value) in (set, frozenset):
         return type(value)(_plain(item, operation, name) for item in value)
     if not isinstance(value, (tuple, set, frozenset, dict)) and is_of_the_host(value) and is_state(value):
-        return _plain(vars(value), operation, name)
+        return _plain(attributes(value), operation, name)
     raise ConfigError(
         f"{operation} changes self.{name} ({type(value).__name__}) before it writes, and that cannot be kept",
         hint="keep it in numbers, text or collections of them, or leave the operation out",
@@ -212,7 +241,9 @@ def is_storable(value: Any) -> bool:
 
 def _fill(owner: Any, name: str, value: Any) -> None:
     """Set an attribute from its stored form; its present value tells the type."""
-    present = vars(owner).get(name)
+    present = attributes(owner).get(name)
+    if isinstance(present, count):
+        value = count(*value)
     if isinstance(present, deque) and isinstance(value, list):
         value = deque(value, present.maxlen)
     if isinstance(present, dict) and type(present) is not dict and isinstance(value, dict):
@@ -224,7 +255,10 @@ def _fill(owner: Any, name: str, value: Any) -> None:
         for inner, item in value.items():
             _fill(present, inner, item)
         return
-    vars(owner)[name] = value
+    for key, one in present.items() if isinstance(present, dict) else ():
+        if isinstance(one, LOCKS):
+            value.setdefault(key, one)
+    put(owner, name, value)
 
 
 def _merged(live: Any, before: Any, after: Any) -> Any:
@@ -249,7 +283,7 @@ def _merged(live: Any, before: Any, after: Any) -> Any:
         live -= old - after
         live |= after - old
     elif not isinstance(live, SCALARS) and is_of_the_host(live) and is_state(live):
-        _merge_dict(vars(live), {} if before is _MISSING else vars(before), vars(after))
+        _merge_object(live, {} if before is _MISSING else attributes(before), attributes(after))
     else:
         return after
     return live
@@ -315,6 +349,17 @@ def _merge_dict(live: dict[Any, Any], before: Mapping[Any, Any], after: Mapping[
         old = before.get(key, _MISSING)
         if not same(old, item):
             live[key] = _merged(live.get(key, _MISSING), old, item)
+
+
+def _merge_object(live: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    merged = attributes(live)
+    had = dict(merged)
+    _merge_dict(merged, before, after)
+    for name in _removed(had, merged):
+        object.__delattr__(live, name)
+    for name, item in merged.items():
+        if had.get(name, _MISSING) is not item:
+            put(live, name, item)
 
 
 def _removed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> Iterator[Any]:

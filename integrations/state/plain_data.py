@@ -1,17 +1,25 @@
-"""Plain data: the values of a manager's attributes that are copied, compared and stored for a call."""
+"""Plain data: the values of a manager's attributes that are copied, compared and stored for a call.
+
+Locks in it are neither compared nor stored: each copy has its own.
+"""
 
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from collections import deque
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
+
+from ..attributes import attributes, put, slots_of
+from .own_locks import LOCKS, like
 
 SCALARS = (bool, int, float, complex, str, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, type(None))
 # Most items have one of these types: told apart by identity, a large collection costs a tenth.
@@ -25,19 +33,23 @@ _STORED = 1000
 # A longer text counts as several values.
 _TEXT_CHARS = 64
 _DEEPEST = 4
+# An itertools.count shows its state only so; to copy one is deprecated.
+_COUNTER = re.compile(r"count\((-?\d+)(?:, (-?\d+))?\)")
 
 
 def is_state(value: Any, depth: int = 0) -> bool:
     """Whether a value is plain data: scalars, collections of them, objects of the host that hold nothing else."""
-    if type(value) in _PLAIN or isinstance(value, SCALARS) or type(value).__module__ == "numpy":
+    if type(value) in _PLAIN or isinstance(value, (*SCALARS, *LOCKS)) or type(value).__module__ == "numpy":
         return True
+    if isinstance(value, count):
+        return counter(value) is not None
     if depth >= _DEEPEST:
         return False
     if isinstance(value, Mapping):
         return isinstance(value, dict) and len(value) <= _LARGEST and _all_state(value.values(), depth)
     if isinstance(value, (list, set, deque, tuple, frozenset)):
         return len(value) <= _LARGEST and _all_state(value, depth)
-    return is_of_the_host(value) and _all_state(vars(value).values(), depth)
+    return is_of_the_host(value) and _all_state(attributes(value).values(), depth)
 
 
 def _all_state(values: Any, depth: int) -> bool:
@@ -51,7 +63,9 @@ def is_of_the_host(value: Any) -> bool:
         return True
     package = cls.__module__.partition(".")[0]
     foreign = package in sys.stdlib_module_names and package != "__main__"
-    return hasattr(value, "__dict__") and not foreign and package not in {"sqlalchemy", "psycopg2", "outbox"}
+    if foreign or package in {"sqlalchemy", "psycopg2", "outbox"}:
+        return False
+    return hasattr(value, "__dict__") or bool(slots_of(cls))
 
 
 def is_long(value: Any) -> bool:
@@ -73,7 +87,7 @@ def is_small(value: Any) -> bool:
         elif isinstance(one, (list, tuple, set, frozenset, deque)):
             inner = one
         elif not isinstance(one, SCALARS) and is_of_the_host(one):
-            inner = vars(one).values()
+            inner = attributes(one).values()
         if left < len(inner):
             return False
         todo.extend(inner)
@@ -94,16 +108,23 @@ def copied(value: Any) -> Any:
 def _copied(value: Any) -> Any:
     if isinstance(value, SCALARS) or type(value).__module__ == "numpy":
         return value
+    if isinstance(value, LOCKS):
+        return like(value, {})
+    if isinstance(value, count):
+        return count(*counter(value) or ())
     made = copy.copy(value)
     if isinstance(made, (list, deque)):
         for at, item in enumerate(made):
             if type(item) not in _PLAIN:
                 made[at] = _copied(item)
     elif not isinstance(made, (set, tuple, frozenset)):
-        inner = made if isinstance(made, dict) else vars(made)
-        for name, item in inner.items():
-            if type(item) not in _PLAIN:
-                inner[name] = _copied(item)
+        for name, item in (made if isinstance(made, dict) else attributes(made)).items():
+            if type(item) in _PLAIN:
+                continue
+            if isinstance(made, dict):
+                made[name] = _copied(item)
+            else:
+                put(made, name, _copied(item))
     return made
 
 
@@ -126,4 +147,14 @@ def same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(a is b or same(a, b) for a, b in zip(one, other, strict=True))
     if isinstance(one, (*SCALARS, set, frozenset)) or type(one).__module__ == "numpy":
         return bool(one == other)
-    return is_of_the_host(one) and is_state(one) and same(vars(one), vars(other))
+    if isinstance(one, LOCKS):
+        return True
+    if isinstance(one, count):
+        return repr(one) == repr(other)
+    return is_of_the_host(one) and is_state(one) and same(attributes(one), attributes(other))
+
+
+def counter(value: count[Any]) -> tuple[int, int] | None:
+    """The next number of an `itertools.count` and its step; None unless both are whole."""
+    found = _COUNTER.fullmatch(repr(value))
+    return None if found is None else (int(found[1]), int(found[2] or 1))

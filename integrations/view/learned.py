@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
     from .decisions import Decision
 
 _OBSERVED_AT_LEAST, _OBSERVED_AT_MOST = 3, 60
+
+
+@dataclass(slots=True)
+class Habits:
+    """What a manager's methods do with sessions."""
+
+    # operation -> whether the session is current after it was begun or ended.
+    current: dict[str, bool] = field(default_factory=dict)
+    # operation -> whether it was seen to go on with an active session instead of beginning one.
+    resumes: dict[str, bool] = field(default_factory=dict)
 
 
 class Learning:
@@ -44,8 +55,7 @@ class Learning:
         self.agrees: dict[str, bool] = {}
         # operation -> what its block yields: the container, and explanations by key.
         self.yields: dict[str, dict[str, Any]] = {}
-        # operation -> whether the session is current after it was begun or ended.
-        self.current: dict[str, bool] = {}
+        self.habits = Habits()
         # Sequence number -> the ids that a replay took for rows on the side, where none were noted at the call.
         self.taken: dict[int, dict[str, list[Any]]] = {}
         # Names of the tables of nested rows.
@@ -313,9 +323,9 @@ class Learning:
             "reads": {name: space.dump() for name, space in self.reads.items()}, "agrees": self.agrees,
             "yields": {name: {**one, "keys": {key: space.dump() for key, space in one["keys"].items()},
                               "order": list(one["keys"])} for name, one in self.yields.items()},
-            "current": self.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
+            "current": self.habits.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
             "orders_shown": self.row_orders.dump(), "possible_sums": sorted(self.possible_sums),
-            "forms": self.forms.dump(), "merges": self.merges, "code": self.code,
+            "forms": self.forms.dump(), "merges": self.merges, "resumes": self.habits.resumes, "code": self.code,
             "written": self.written.dump(),
         }  # fmt: skip
 
@@ -326,11 +336,12 @@ class Learning:
         self.shapes = {shape: Effect.load(effect) for shape, effect in state.get("shapes", {}).items()}
         self.scales, self.possible_scales = set(state["scales"]), set(state["possible_scales"])
         self.reads = {name: Space(*space) for name, space in state["reads"].items()}
-        self.agrees, self.current, self.limits = state["agrees"], state["current"], state["limits"]
+        self.agrees, self.limits = state["agrees"], state["limits"]
         self.nested, self.taken = set(state["nested"]), state["taken"]
         self.row_orders.load(state.get("orders_shown", {}))
         self.forms.load(state.get("forms", {}))
         self.merges, self.code = state.get("merges", {}), state.get("code", {})
+        self.habits = Habits(state["current"], state.get("resumes", {}))
         self.written.load(state.get("written", {}))
         self.possible_sums = set(state.get("possible_sums", ARITHMETIC))
         # What is stored has its keys sorted.

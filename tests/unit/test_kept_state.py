@@ -161,7 +161,7 @@ def test_change_that_cannot_be_stored_names_the_attribute() -> None:
 def test_change_inside_a_shared_object_is_noticed() -> None:
     class Metrics:
         def __init__(self) -> None:
-            self.lock, self.sent = threading.Lock(), 0
+            self.idle, self.sent = threading.Event(), 0
 
     manager: Any = Manager()
     manager.metrics = Metrics()

@@ -1,0 +1,71 @@
+"""No-ops: calls that find nothing to do, such as a sweep of expired orders: they answer None and write no row.
+
+A manager that hides its errors answers the same for a row that it failed to write, so its code must show that it does
+not.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ...failures import Verdict, classify
+from ..operations import ManagerOperation, answered
+from ..preflight.class_code import ClassCode
+from ..preflight.method_code import Facts, dotted, facts_of
+
+# What catches more than one kind of refusal, by the last part of its name.
+_BROAD = frozenset(
+    {
+        *("Exception", "BaseException", "SQLAlchemyError", "StatementError", "DBAPIError", "DatabaseError"),
+        *("OperationalError", "InterfaceError", "Error"),
+    }
+)
+
+
+# class -> operation -> whether its code hides no errors.
+_honest: WeakKeyDictionary[type, dict[str, bool]] = WeakKeyDictionary()
+
+
+def applied(operation: ManagerOperation, cls: type, value: Any, *, wrote: bool, error: BaseException | None) -> bool:
+    """Whether a replay that answered with `value` succeeded; `error`: the last one of the database."""
+    if operation.success(value, wrote):
+        return True
+    # Its caller was told None, too.  An operation that creates a row or has its own `success` never does nothing.
+    if value is not None or operation.returns is not None or operation.creates or operation.success is not answered:
+        return False
+    return (error is None or is_refusal(error)) and _is_honest(cls, operation.name)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error of the database is about the data, and would come again."""
+    invalidated = getattr(error, "connection_invalidated", False)
+    sqlstate = getattr(getattr(error, "orig", None), "pgcode", None)
+    return classify(sqlstate, connected=not invalidated, data_error=False) is Verdict.REJECTED
+
+
+def _is_honest(cls: type, name: str) -> bool:
+    known = _honest.setdefault(cls, {})
+    if name not in known:
+        found = [facts_of(function) for function, _ in ClassCode(cls).reached(name)]
+        known[name] = bool(found) and all(facts.read and not _hides_errors(facts) for facts in found)
+    return known[name]
+
+
+def _hides_errors(facts: Facts) -> bool:
+    for node in (inner for statement in facts.body for inner in ast.walk(statement)):
+        if isinstance(node, ast.ExceptHandler) and not any(isinstance(one, ast.Raise) for one in node.body):
+            caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            if any(one is None or _is_broad(one) for one in caught):
+                return True
+        is_suppress = isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] == "suppress"
+        if is_suppress and any(_is_broad(one) for one in node.args):  # type: ignore[attr-defined]
+            return True
+    return False
+
+
+def _is_broad(node: ast.expr) -> bool:
+    # A name that stands for something else, such as `ERRORS`, may be anything.
+    last = dotted(node).rpartition(".")[2]
+    return last in _BROAD or last.isupper() or "?" in last

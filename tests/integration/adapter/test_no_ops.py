@@ -1,0 +1,80 @@
+"""Calls that have nothing to do, such as a sweep of expired orders, are no failures."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from sqlalchemy import String, delete, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapped, mapped_column
+
+from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
+
+from .small import Base, Order, SmallManager, scene
+
+
+class Tag(Base):
+    __tablename__ = "tags"
+    name: Mapped[str] = mapped_column(String, primary_key=True)
+
+
+class Sweeping(SmallManager):
+    def sweep(self, status: str) -> None:
+        with self.session_factory.begin() as session:
+            session.execute(delete(Order).where(Order.status == status))
+
+    def tag(self, name: str) -> None:
+        """Twice is as good as once."""
+        with self.session_factory() as session:
+            session.add(Tag(name=name))
+            try:
+                session.commit()
+            except IntegrityError:
+                session.rollback()
+
+    def sweep_quietly(self, status: str) -> None:
+        try:
+            with self.session_factory.begin() as session:
+                session.execute(text("SELECT 1"))
+                raise KeyError(status)
+        except Exception:
+            logging.getLogger(__name__).exception("not swept")
+
+
+NAMES = ("sweep", "tag", "sweep_quietly")
+OPERATIONS = (*TRADING_OPERATIONS, *(ManagerOperation(name) for name in NAMES))
+
+
+def test_calls_with_nothing_to_do_hold_nothing_back(postgres_url: str, outbox_dir: Path) -> None:
+    """In a trading session a dead letter would hold back all that follows."""
+    with scene(postgres_url, outbox_dir, Sweeping, OPERATIONS) as here:
+        session = here.manager.create_trading_session("ma", 1000)
+        for name in ("a", "a"):
+            here.manager.tag(name)
+            here.manager.sweep("expired")
+        here.manager.update_balance(900, "fee", session)
+        assert here.drain()
+        assert list(here.box.dead_letters()) == []
+        assert here.rows("SELECT count(*) FROM account_balances") == [(2,)]
+        assert here.rows("SELECT name FROM tags") == [("a",)]
+
+
+def test_method_that_hides_its_errors_has_no_no_ops(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Sweeping, OPERATIONS) as here:
+        here.manager.sweep_quietly("expired")
+        assert here.drain()
+        assert [entry.operation for entry in here.box.dead_letters()] == ["sweep_quietly"]
+
+
+@pytest.mark.parametrize("name", ["sweep", "tag"])
+def test_waiting_caller_gets_none_and_no_warning(
+    name: str, postgres_url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with scene(postgres_url, outbox_dir, Sweeping, OPERATIONS) as here:
+        here.relay.start()
+        for _ in range(2):
+            assert getattr(here.manager, name)("a") is None
+        assert here.drain()
+    assert "refused" not in caplog.text
