@@ -21,6 +21,7 @@ import click
 from outbox import ConfigError, Outbox, OutboxConfig, OutboxError, OutboxStatus, TargetUnavailable
 from outbox.config import unknown_variables
 from outbox.log import without_password as without_password
+from outbox.words import printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -100,11 +101,16 @@ def since_when(context: click.Context, parameter: click.Parameter, value: str | 
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+def readable(text: str) -> str:
+    """A line for people: without passwords, and without what an entry's text could do to a terminal."""
+    return printable(without_password(text))
+
+
 def say(sentence: str, *, err: bool = False, indent: int = 0, color: bool | None = None, **style: Any) -> None:
     """Print a line without passwords: on a terminal folded between words, elsewhere as it is."""
     stream = sys.stderr if err else sys.stdout
     width = shutil.get_terminal_size().columns if stream is not None and stream.isatty() else None
-    for part in _folded(without_password(sentence), width, indent):
+    for part in _folded(readable(sentence), width, indent):
         # Without a style click would still add the code that ends one.
         click.echo(click.style(part, **style) if style else part, err=err, color=color)
 
@@ -314,7 +320,7 @@ def _silence_stdout() -> None:
 
 
 def _refuse(message: str, cause: Exception) -> NoReturn:
-    raise Refused(without_password(message)) from cause
+    raise Refused(readable(message)) from cause
 
 
 @contextmanager

@@ -15,9 +15,19 @@ from uuid import UUID
 import click
 
 from outbox import Entry, EntryNotFound, Outbox
-from outbox.words import counted
+from outbox.words import counted, printable
 
-from .common import Number, Refused, directory_option, in_one_sentence, say, settings, since_when, without_password
+from .common import (
+    Number,
+    Refused,
+    directory_option,
+    in_one_sentence,
+    readable,
+    say,
+    settings,
+    since_when,
+    without_password,
+)
 
 # Looking for what is held back stops here: it is a figure for people.
 _LOOKED_AT = 50_000
@@ -130,8 +140,8 @@ def _of(box: Outbox, what: str) -> Iterator[Entry]:
 
 def _row(entry: Entry, held: dict[int, str]) -> tuple[str, ...]:
     cells = (entry.seq, entry.operation, entry.order_by or "-", _time(entry.captured_at), entry.attempts)
-    why = without_password(entry.error or "") if entry.error else "" if held else for_people(dict(entry.args))
-    return (*map(str, cells), *([held[entry.seq]] if held else []), without_password(why))
+    why = entry.error or ("" if held else for_people(dict(entry.args)))
+    return (*(printable(str(cell)) for cell in cells), *([held[entry.seq]] if held else []), readable(why))
 
 
 def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

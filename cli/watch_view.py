@@ -13,7 +13,7 @@ from rich.text import Text
 from outbox import Health, OutboxStatus
 from outbox.words import duration, rate
 
-from .common import without_password
+from .common import readable
 from .history import History, sparkline
 from .status import HEALTH_WORDS, rows
 
@@ -102,12 +102,12 @@ class WatchView:
                 value = ", ".join(f"{number}: {rate(one)}" for number, one in enumerate(lane_rates, start=1))
             if name not in _LEFT_OUT:
                 style = _BREAKER_STYLES.get(value, "") if name == "breaker" else ""
-                figures.add_row(name, Text(without_password(value), style=style))
+                figures.add_row(name, Text(readable(value), style=style))
         return figures
 
 
 def _sentences(found: OutboxStatus) -> Iterator[Text]:
     for sentence in found.needs_operator:
-        yield Text(without_password(f"!! {sentence}"), style="red", overflow="fold")
+        yield Text(readable(f"!! {sentence}"), style="red", overflow="fold")
     for sentence in found.degraded:
-        yield Text(without_password(f"!  {sentence}"), style="yellow", overflow="fold")
+        yield Text(readable(f"!  {sentence}"), style="yellow", overflow="fold")

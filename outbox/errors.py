@@ -166,9 +166,9 @@ class StoreBusy(OutboxError):
 class TargetUnavailable(OutboxError):
     """PostgreSQL cannot take writes now (away, starting, read-only, full, deadlock, timeout).
 
-    An outage: it never consumes an entry's retries.  `stalled` is true where a batch took too long, or
-    its connection was lost while an entry was applied, so that the relay tries a smaller one; `too_much` where a
-    smaller one may pass too, but no entry is the cause.
+    An outage: it never consumes an entry's retries.  `stalled` is true where a batch took too long, or an entry's own
+    statement failed, so that the relay tries a smaller one; `too_much` where a smaller one may pass too, but no entry
+    is the cause.
     """
 
     def __init__(self, message: str, *, hint: str = "", stalled: bool = False, too_much: bool = False) -> None:

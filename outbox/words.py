@@ -44,6 +44,13 @@ def rate(per_s: float) -> str:
     return f"{amount:.0f}/{unit}" if amount >= 100 else f"{amount:.1f}/{unit}"
 
 
+def printable(text: str) -> str:
+    """`text` in one line that cannot move a terminal's cursor: other characters as Python's escapes."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
+
+
 def text_of(error: BaseException) -> str:
     """The text of an exception, also where its class raises when it is asked for one."""
     for say in (str, repr):

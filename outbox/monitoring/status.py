@@ -51,7 +51,7 @@ class RelayStatus:
     # When that began, and when the relay last said something of itself.
     since: datetime | None = None
     said_at: datetime | None = None
-    # Sequence number of an entry that took too long again and again, though it was alone in its transaction.
+    # Sequence number of an entry that took too long or failed again and again, though it was alone in its transaction.
     slow: int | None = None
     # Parked operations, and why; best-effort ones in the second.
     parked: dict[str, str] = field(default_factory=dict)

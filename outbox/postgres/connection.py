@@ -175,12 +175,11 @@ class GuardedConnection:
         if diag is not None and sqlstate in UNNAMED and diag.table_name and not diag.constraint_name:
             verdict = Verdict.MISCONFIGURED
         text = f"{sqlstate or type(error).__name__}: {first_line(error)}"
-        if verdict is Verdict.UNAVAILABLE and alive and sqlstate in CONTENTIONS:
-            return TargetUnavailable(text, too_much=True)
         if verdict is Verdict.UNAVAILABLE:
-            # An entry may end its connection each time, as one does that crashes the server's process.
-            lost = applying and not alive
-            return TargetUnavailable(text, stalled=lost or self._watchdog.fired or sqlstate in STALLS)
+            # An entry's own statement may fail each time while others work: it crashes the server's process, finds a
+            # row locked (NOWAIT), or writes to a disk or a page that nothing else needs.
+            stalled = applying or self._watchdog.fired or sqlstate in STALLS
+            return TargetUnavailable(text, stalled=stalled, too_much=alive and sqlstate in CONTENTIONS)
         if verdict is Verdict.MISCONFIGURED:
             return UnitFailed(OperationFault(text, sqlstate=sqlstate), position, operation)
         if isinstance(error, RetryLater):

@@ -228,10 +228,10 @@ class Delivery:
             ended = self._box.clock.monotonic()
             self._scan.stalled(outcome.stalled, ended, max(HURRY_S, ended - now))
             _log.warning(
-                "entry %(seq)s of operation %(operation)r takes too long in PostgreSQL, or loses its connection, "
-                "although it is alone",
+                "entry %(seq)s of operation %(operation)r fails in PostgreSQL although it is alone: %(error)s",
                 seq=outcome.stalled[0].seq,
                 operation=outcome.stalled[0].operation,
+                error=outcome.interruption,
             )
         if settlement.dead:
             record, why = settlement.dead[0]

@@ -76,6 +76,19 @@ def test_an_entry_is_shown_wherever_it_is(engine: tuple[Outbox, Relay], atb: Atb
     )  # fmt: skip
 
 
+def test_text_of_an_entry_cannot_move_the_cursor_of_a_terminal(tmp_path: Path) -> None:
+    """A counterparty's text must not forge a line of the list, or hide one."""
+    forged = "b\x1b[2J\r\n3  note  a\u202e"
+    with Outbox.open(tmp_path / "outbox", operations=OPERATIONS) as box:
+        box.enqueue("note", {"who": forged, "n": 1, "x\x1by": None}, order_by=forged)
+    for command in (["list", "--pending"], ["show", "1"]):
+        shown = command_line.run(*command, "--dir", str(tmp_path / "outbox")).stdout
+        assert r"b\x1b[2J\r\n3  note  a\u202e" in shown
+        assert all(line.isprintable() for line in shown.split("\n")), shown
+    found = command_line.run("show", "--where", f"who={forged}", "--json", "--dir", str(tmp_path / "outbox"))
+    assert json.loads(found.stdout)["args"]["who"] == forged
+
+
 def test_a_retry_keeps_the_order_within_the_key(engine: tuple[Outbox, Relay], atb: Atb, postgres_url: str) -> None:
     query(postgres_url, "ALTER TABLE notes DROP CONSTRAINT notes_n_check, ADD COLUMN at serial")
     assert atb("retry", "2", "6").stdout == "requeued: 2, 6, 7\n"

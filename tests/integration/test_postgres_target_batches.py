@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from outbox import Operation, Relay, TargetUnavailable
+from outbox import Health, Operation, Relay, TargetUnavailable
 from outbox.postgres.receipts import Cursor
 from outbox.postgres.watermarks import Session
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed, parked, rejected
+from tests.unit.fakes.waiting import LONG, until
 
 
 class Transactions:
@@ -206,7 +207,31 @@ def test_batch_that_is_too_much_at_once_becomes_smaller(url: str, outbox_dir: Pa
         outcome = bench.apply()
         # Halving it is the relay's business, and no entry is to blame.
         assert isinstance(outcome.interruption, TargetUnavailable)
-        assert (outcome.interruption.too_much, outcome.interruption.stalled, outcome.stalled) == (True, False, [])
+        assert (outcome.interruption.too_much, outcome.stalled) == (True, [])
         with Relay(bench.box, bench.target) as relay:
             assert relay.drain(timeout=20)
         assert bench.query("SELECT count(*), count(DISTINCT n) FROM effects") == [(64, 64)]
+
+
+@pytest.mark.parametrize("sqlstate", ["40001", "40003", "53100", "53200", "55006", "55P03", "57000", "58030"])
+def test_entry_that_fails_alone_lets_other_keys_go_on(url: str, outbox_dir: Path, sqlstate: str) -> None:
+    """An error as of an outage, in one entry's own statement: a disk, a page or a lock that others do not need."""
+    row = Operation("row", table="effects", order_by=lambda args: str(args["n"] % 100))
+    with Bench(outbox_dir, url, row, backoff_base=0.01, backoff_cap=0.02, batch_size=8) as bench:
+        bench.query(
+            f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF NEW.n = 1 THEN RAISE EXCEPTION 'not this one' USING ERRCODE = '{sqlstate}'; END IF;
+                RETURN NEW; END $$;
+            CREATE TRIGGER t BEFORE INSERT ON effects FOR EACH ROW EXECUTE FUNCTION refuse()"""
+        )
+        for number in (0, 1, 101, *range(2, 20)):
+            bench.enqueue("row", {"n": number})
+        with Relay(bench.box, bench.target) as relay:
+            until(lambda: bench.box.status().pending == 2)
+            until(lambda: bench.box.status().relay.slow == 2)
+            status = bench.box.status()
+            assert (status.dead_letters, status.health) == (0, Health.NEEDS_OPERATOR)
+            bench.query("DROP TRIGGER t ON effects")
+            assert relay.drain(timeout=LONG)
+        assert {entry.attempts for entry in bench.box.ledger()} == {0}
+        assert bench.query("SELECT count(*), count(DISTINCT n) FROM effects") == [(21, 21)]

@@ -533,9 +533,11 @@ def test_receipts_deleted_one_by_one_do_not_stop_the_line(url: str, outbox_dir: 
         assert query(url, "SELECT n FROM effects ORDER BY n") == [(1,), (2,)]
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_locked_row_keeps_only_its_own_key_waiting(url: str, outbox_dir: Path, lanes: int) -> None:
+@pytest.mark.parametrize(("lanes", "waits"), [(1, True), (2, True), (1, False)])
+def test_locked_row_keeps_only_its_own_key_waiting(url: str, outbox_dir: Path, lanes: int, waits: bool) -> None:
     def set_balance(connection: Connection, entry: Entry) -> None:
+        if not waits:
+            connection.execute(text("SELECT FROM accounts WHERE name = :name FOR UPDATE NOWAIT"), entry.args)
         connection.execute(text("UPDATE accounts SET n = :n WHERE name = :name"), entry.args)
 
     query(url, "CREATE TABLE accounts (name text PRIMARY KEY, n int); INSERT INTO accounts VALUES ('a', 0), ('b', 0)")

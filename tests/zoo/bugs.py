@@ -249,6 +249,13 @@ BUGS = (
         ("tests/integration/test_postgres_target_connection.py",),
     ),
     Bug(
+        "a row that is locked under NOWAIT holds back every other ordering key",
+        "outbox/postgres/connection.py",
+        "            stalled = applying or ",
+        "            stalled = (applying and not alive) or ",
+        ("tests/integration/test_postgres_target_connection.py",),
+    ),
+    Bug(
         "the status is healthy while every enqueue waits for a disk that hangs",
         "outbox/relay/publication.py",
         "        self._hangs = at_work and moves == self._moves\n",
@@ -1245,8 +1252,8 @@ BUGS = (
     Bug(
         "an entry that crashes its backend is an outage for all",
         "outbox/postgres/connection.py",
-        "lost = applying and not alive",
-        "lost = False",
+        "stalled = applying or ",
+        "stalled = (applying and alive) or ",
         ("tests/integration/test_postgres_target_handlers.py",),
     ),
     Bug(
