@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from lmdb.verify import verify as _verify_structure
 from ..errors import ConfigError, StoreCorrupt, StoreLocked, StoreUnavailable
 from . import filesystem
 from .identity import DATA_FILE, IDENTITY_FILE, IDENTITY_KEY, LOCK_FILE, Identity, read_identity
+from .kept_files import KeptFile
 from .own_files import as_owner, check_own, give_to_owner, open_own
 
 SUB_DATABASES = (b"pending", b"idempotency", b"ledger")
@@ -56,32 +56,12 @@ _HINTS = {
 
 # Real paths of the environments that this process has open.
 _open_here: set[str] = set()
+# Environments whose descriptors belong to other files now: closing one would close those.
+_never_closed: list[Any] = []
 
 WriteError: tuple[type[Exception], ...] = (lmdb.Error, OSError)
 LmdbError: type[Exception] = lmdb.Error
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """An open file that must stay in its place."""
-
-    path: bytes
-    identity: tuple[int, int, int]
-
-    @classmethod
-    def at(cls, path: Path) -> _Kept:
-        name = os.fsencode(path)
-        return cls(name, filesystem.file_identity(name))
-
-    def check(self) -> None:
-        """Raise FileNotFoundError where another file or none is there."""
-        try:
-            if filesystem.file_identity(self.path) == self.identity:
-                return
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        raise FileNotFoundError(errno.ENOENT, "removed or replaced while it was open", os.fsdecode(self.path))
 
 
 class Environment:
@@ -96,15 +76,17 @@ class Environment:
         self.directory, self.readonly = directory, readonly
         self.identity = read_identity(directory)
         self._real = _not_open_here(directory)
+        self._opened: list[KeptFile] = []
         self.env = open_lmdb(directory, readonly=readonly)
         _open_here.add(self._real)
         try:
             self._clear_own_slots()
             self._page_size = int(self.env.stat()["psize"])
             # Files of the store that must stay in their place, with what tells each from every other.
-            self._data_file = _Kept.at(directory / DATA_FILE)
-            self._lock_file = None if self.readonly else _Kept.at(directory / LOCK_FILE)
-            self.roles: list[_Kept] = []
+            self._data_file = KeptFile.at(directory / DATA_FILE)
+            self._lock_file = None if self.readonly else KeptFile.at(directory / LOCK_FILE)
+            self._opened = [self._data_file, *([] if self._lock_file is None else [self._lock_file])]
+            self.roles: list[KeptFile] = []
             handles = self._open_handles(readonly)
             self.pending, self.idempotency, self.ledger = handles
             self._check_identity()
@@ -152,9 +134,9 @@ class Environment:
         """Size of the map: what the data file can grow to."""
         return int(self.env.info()["map_size"])
 
-    def keep_role(self, path: Path, identity: tuple[int, int, int]) -> None:
+    def keep_role(self, path: Path, identity: filesystem.Identity) -> None:
         """Watch the lock file of a role that this process holds, too: without it a second process gets the role."""
-        self.roles.append(_Kept(os.fsencode(path), identity))
+        self.roles.append(KeptFile(os.fsencode(path), identity))
 
     def check_in_place(self) -> None:
         """Raise FileNotFoundError where an open file is no longer the one that another process will find.
@@ -174,7 +156,12 @@ class Environment:
         return True
 
     def check_lock_in_place(self) -> None:
-        """The same for `lock.mdb` alone, without which nothing may be written into a file that others can find."""
+        """The same for `lock.mdb` alone, without which nothing may be written into a file that others can find.
+
+        Nor where LMDB would write into a file of the program, which has closed the store's descriptors.
+        """
+        for kept in self._opened:
+            kept.check_open()
         if self._lock_file is None:
             return
         try:
@@ -242,6 +229,10 @@ class Environment:
                 ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
 
     def close(self) -> None:
+        """Close it, unless the program has closed its descriptors: then it stays open here until the process ends."""
+        if not all(kept.is_open for kept in self._opened):
+            _never_closed.append(self.env)
+            return
         self.env.close()
         _open_here.discard(self._real)
 

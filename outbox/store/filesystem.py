@@ -36,6 +36,7 @@ _REMOTE_FUSE = frozenset(
 # A directory that cannot be flushed: immutable, or of a file system that has no such call.
 _NO_FLUSH = frozenset({errno.EINVAL, errno.EROFS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
 _AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
 _STATX_INO = 0x100
 # struct statx: its size, and in it the inode number and the two numbers of the device.
 _STATX_BYTES = 256
@@ -53,8 +54,11 @@ def _find_statx() -> Any:
 
 _statx = _find_statx()
 
+# What tells a file from every other: inode, and device in two numbers.
+Identity = tuple[int, int, int]
 
-def file_identity(path: bytes) -> tuple[int, int, int]:
+
+def file_identity(path: bytes) -> Identity:
     """What tells the file that `path` leads to from every other: inode, and device in two numbers.
 
     Costs the file's next flush nothing, unlike `os.stat`: since Linux 6.13 a file whose times were asked for gets an
@@ -70,6 +74,25 @@ def file_identity(path: bytes) -> tuple[int, int, int]:
     # No such function, or it failed: a sandbox may refuse it, and everything else fails here too, with its own error.
     info = os.stat(path)
     return info.st_ino, os.major(info.st_dev), os.minor(info.st_dev)
+
+
+def descriptor_identity(descriptor: int) -> Identity:
+    """`file_identity` of the file that is open as `descriptor`.  Raises OSError as `os.fstat` does."""
+    if _statx is not None:
+        answer = ctypes.create_string_buffer(_STATX_BYTES)
+        if _statx(descriptor, b"", _AT_EMPTY_PATH, _STATX_INO, answer) == 0:
+            inode, major, minor = _ANSWER.unpack_from(answer)
+            return inode, major, minor
+    info = os.fstat(descriptor)
+    return info.st_ino, os.major(info.st_dev), os.minor(info.st_dev)
+
+
+def is_open_as(descriptor: int, identity: Identity) -> bool:
+    """Whether `descriptor` still is that file; where the program has closed it, another file may have its number."""
+    try:
+        return descriptor_identity(descriptor) == identity
+    except OSError:
+        return False
 
 
 def make_durably(folder: Path) -> None:

@@ -6,6 +6,7 @@ forked copy never touches it, and that the first failed durable write sets a lat
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ _NOT_OPENED: tuple[type[Exception], ...] = (OutboxError, *WriteError)
 _GONE_HINT = (
     "halt trading; what is pending here is lost with this process, so drain it first, then restore a backup and restart"
 )
+_DAEMON_HINT = "halt trading, restart; let the program close all descriptors (daemonize) before it opens the store"
 _LOCK_HINT = "halt trading, stop every process that has the store open, then restart: reopening verifies the store"
 
 
@@ -247,6 +249,8 @@ class Guarded:
 
 
 def _way_out(exc: Exception) -> str:
+    if isinstance(exc, OSError) and exc.errno == errno.EBADF:
+        return _DAEMON_HINT
     if not isinstance(exc, FileNotFoundError):
         return _REOPEN_HINT
     return _LOCK_HINT if str(exc.filename).endswith((".lock", "lock.mdb")) else _GONE_HINT

@@ -18,6 +18,7 @@ from threading import Event, Thread
 
 from ..errors import StoreLocked, StoreUnavailable
 from ..log import Log
+from .filesystem import Identity, descriptor_identity, is_open_as
 from .own_files import open_own
 
 _log = Log("outbox.locks")
@@ -68,6 +69,7 @@ class RoleLock:
         # Whether the file system is read-only here, so that this process can only look.
         self.read_only = False
         self._fd = self._open()
+        self._identity = descriptor_identity(self._fd) if self._fd >= 0 else (0, 0, 0)
         try:
             self._flock(fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except BaseException:
@@ -145,19 +147,19 @@ class RoleLock:
         """The lock file."""
         return self._path
 
-    def identity(self) -> tuple[int, int, int]:
+    def identity(self) -> Identity:
         """What tells the file that is locked from every other: inode, and device in two numbers."""
-        info = os.fstat(self._fd)
-        return info.st_ino, os.major(info.st_dev), os.minor(info.st_dev)
+        return self._identity
 
     def release(self, *, clean: bool = False) -> None:
         """Let go; may be called twice.  `clean` erases the holder's pid, so that a later look knows of no crash."""
-        if self._fd >= 0:
+        # A program that closes all descriptors lets another file of its own have the number.
+        if is_open_as(self._fd, self._identity):
             with suppress(OSError):  # then the next opener verifies, and that is all
                 if clean:
                     os.ftruncate(self._fd, 0)
             os.close(self._fd)
-            self._fd = -1
+        self._fd = -1
 
     def _flock(self, mode: int, retries: int | None = None) -> None:
         if self._fd < 0:

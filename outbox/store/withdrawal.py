@@ -27,6 +27,7 @@ from .counters import Counters
 from .entry_json import DISCARDED
 from .envelope import Record, pack, seq_key, unpack
 from .environment import Environment
+from .filesystem import descriptor_identity, is_open_as
 from .own_files import open_own
 
 # Entries that were discarded while they were pending, and for whose receipts nobody has asked yet.
@@ -50,7 +51,8 @@ class InDelivery:
 
     def claim(self, first: int, last: int) -> bool:
         """Lock these sequence numbers; False where another holder has one of them.  Raises OSError."""
-        if not os.fstat(self._fd).st_nlink:  # it was removed, and others lock the next one
+        # Where it was removed, others lock the next one.
+        if not is_open_as(self._fd, self._identity) or not os.fstat(self._fd).st_nlink:
             self.close()
             self._fd = self._opened()
         try:
@@ -64,19 +66,24 @@ class InDelivery:
 
     def keep(self, *wanted: Range) -> None:
         """Unlock everything but `wanted`."""
+        if not is_open_as(self._fd, self._identity):
+            self.close()
         for held in self._held.difference(wanted):
             self._lock(fcntl.F_UNLCK, *held)
             self._held.discard(held)
 
     def close(self) -> None:
         """Unlock everything; may be called twice."""
-        if self._fd >= 0:
+        # A program that closes all descriptors lets another file of its own have the number.
+        if is_open_as(self._fd, self._identity):
             os.close(self._fd)
-            self._fd = -1
+        self._fd = -1
         self._held.clear()
 
     def _opened(self) -> int:
-        return open_own(self._path, os.O_RDWR | os.O_CREAT)
+        descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
+        self._identity = descriptor_identity(descriptor)
+        return descriptor
 
     def _lock(self, kind: int, first: int, last: int) -> None:
         fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, first, last - first + 1, 0))

@@ -41,6 +41,23 @@ with Outbox.attach(sys.argv[1]) as box:
     sys.stdin.read()
 """
 
+# As a library for daemons does, and then opens files of its own, which get the numbers of the store's.
+DAEMON = """
+import os, sys
+from outbox import DurabilityError, Outbox
+box = Outbox.open(sys.argv[1])
+box.enqueue("log", {"number": 1})
+os.closerange(3, 256)
+own = [open(f"{sys.argv[2]}/{number}", "w+b", buffering=0) for number in range(40)]
+try:
+    box.enqueue("log", {"number": 2})
+except DurabilityError as exc:
+    print(exc)
+box.close()
+for file in own:
+    file.write(b"own")
+"""
+
 
 def remove(path: Path) -> None:
     path.unlink()
@@ -173,3 +190,15 @@ def test_killed_engine_is_verified_beside_an_attached_process(outbox_dir: Path, 
         assert verified == [outbox_dir]
     finally:
         observer.communicate(b"", timeout=LONG)
+
+
+def test_closed_descriptors_halt_and_spare_what_has_their_numbers(outbox_dir: Path, tmp_path: Path) -> None:
+    """LMDB wrote its pages into the file that had got the number, and acknowledged the entry."""
+    (tmp_path / "own").mkdir()
+    command = [sys.executable, "-c", DAEMON, str(outbox_dir), str(tmp_path / "own")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "its descriptors were closed by the program" in ended.stdout
+    assert [file.read_bytes() for file in (tmp_path / "own").iterdir()] == [b"own"] * 40
+    with Outbox.open(outbox_dir) as box:
+        assert [entry.args for entry in box.pending()] == [{"number": 1}]
