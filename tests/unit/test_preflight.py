@@ -356,7 +356,7 @@ def test_a_partial_as_a_method_is_looked_through() -> None:
 
 def test_a_method_that_dispatches_by_type_is_refused() -> None:
     class Dispatching(managers.Sound):
-        log_trade = functools.singledispatchmethod(managers.Sound.log_trade)  # type: ignore[assignment]
+        log_trade = functools.singledispatchmethod(managers.Sound.log_trade)
 
     with pytest.raises(ConfigError, match="log_trade: it is a singledispatchmethod.*declare a method that calls it"):
         fit_of(Dispatching).check()
