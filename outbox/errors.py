@@ -203,15 +203,23 @@ class ReceiptsGone(TargetMisconfigured):
 
 
 class EntryRejected(OutboxError):
-    """One entry's data was refused.  `permanent` is false where a later try may succeed."""
+    """One entry's data was refused.  `permanent` is false where a later try may succeed.
 
-    def __init__(self, message: str, *, permanent: bool, sqlstate: str | None = None) -> None:
+    `holds_back`: whether later entries of its ordering key wait for an operator's answer.
+    """
+
+    def __init__(self, message: str, *, permanent: bool, sqlstate: str | None = None, holds_back: bool = True) -> None:
         super().__init__(message)
-        self.permanent, self.sqlstate = permanent, sqlstate
+        self.permanent, self.sqlstate, self.holds_back = permanent, sqlstate, holds_back
 
 
 class Reject(OutboxError):
-    """Raised by a handler: this entry can never be applied.  It becomes a dead letter at once."""
+    """Raised by a handler: this entry can never be applied.  It becomes a dead letter at once.
+
+    `holds_back = False` lets later entries of its ordering key go on, unless it is one of a group.
+    """
+
+    holds_back = True
 
 
 class RetryLater(OutboxError):

@@ -142,6 +142,11 @@ def ordering_keys(unit: Unit) -> set[str]:
     return {record.order_by for record in unit if record.order_by is not None}
 
 
+def holds_back(unit: Unit, error: Exception) -> bool:
+    """Whether later entries of a refused unit's ordering keys wait for it; those of a group always do."""
+    return not isinstance(error, EntryRejected) or error.holds_back or any(item.group for item in unit)
+
+
 def free_of(
     part: list[Unit], blocked: set[str], given_up: set[str], is_lenient: Callable[[Unit], bool]
 ) -> tuple[list[int], set[str]]:

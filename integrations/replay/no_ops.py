@@ -10,7 +10,9 @@ import ast
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ...failures import Verdict, classify
+from sqlalchemy.exc import DBAPIError
+
+from ...failures import FOREIGN_KEY, Verdict, classify
 from ..operations import ManagerOperation, answered
 from ..preflight.class_code import ClassCode
 from ..preflight.method_code import Facts, dotted, facts_of
@@ -36,6 +38,15 @@ def applied(operation: ManagerOperation, cls: type, value: Any, *, wrote: bool, 
     if value is not None or operation.returns is not None or operation.creates or operation.success is not answered:
         return False
     return (error is None or is_refusal(error)) and _is_honest(cls, operation.name)
+
+
+def declined(operation: ManagerOperation, cls: type, value: Any, *, error: DBAPIError | None) -> bool:
+    """Whether the manager has looked and found that the call must not be: a plain engine would go on after that."""
+    if value is not False or operation.success is not answered:
+        return False
+    # A row whose parent is missing may still be written.
+    refused = error is None or (is_refusal(error) and getattr(error.orig, "pgcode", None) != FOREIGN_KEY)
+    return refused and _is_honest(cls, operation.name)
 
 
 def is_refusal(error: BaseException) -> bool:

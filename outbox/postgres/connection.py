@@ -185,7 +185,10 @@ class GuardedConnection:
         if isinstance(error, RetryLater):
             return UnitFailed(error, position, operation)
         permanent = verdict is Verdict.REJECTED
-        failed = UnitFailed(EntryRejected(text, permanent=permanent, sqlstate=sqlstate), position, operation)
+        # A handler may set it on the driver's errors, too.
+        holds_back = getattr(error, "holds_back", True)
+        rejected = EntryRejected(text, permanent=permanent, sqlstate=sqlstate, holds_back=holds_back)
+        failed = UnitFailed(rejected, position, operation)
         if diag is not None and sqlstate == UNIQUE and diag.schema_name and diag.constraint_name:
             failed.index = diag.schema_name, diag.constraint_name
         return failed

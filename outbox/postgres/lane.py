@@ -25,7 +25,7 @@ from ..operation import Operation
 from ..results import encode_result
 from ..store.continuity import Mark, Memory, NoMemory
 from ..store.envelope import Record
-from ..target import Outcome, Unit, Waiting, free_of, ordering_keys, split
+from ..target import Outcome, Unit, Waiting, free_of, holds_back, ordering_keys, split
 from ..words import counted, entries
 from . import watermarks
 from .connection import GuardedConnection, UnitFailed, raw_of
@@ -94,8 +94,9 @@ class Lane:
                     todo += reversed(split(part, free, exc.position))
                     continue
                 unit = tried[0]
-                blocked = behind if self._is_lenient(unit) else behind | ordering_keys(unit)
                 error, operation = self._blamed(unit, exc)
+                holds = holds_back(unit, error) and not self._is_lenient(unit)
+                blocked = behind | ordering_keys(unit) if holds else behind
                 if isinstance(error, EntryRejected):
                     outcome.rejected += [(item, error) for item in unit]
                     continue

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from ..errors import EntryRejected
 from ..failures import FOREIGN_KEY
 from ..log import Log
 from ..store.envelope import Record
 from ..store.ledger import Settlement
-from ..target import Outcome, Target, Waiting, units
+from ..target import Outcome, Target, Waiting, holds_back, units
 from .breaker import Breaker
 from .scan import Batch, Retry, Scan
 
@@ -50,7 +51,9 @@ class Refusals:
             elif record.seq in lenient:
                 settlement.dropped.append((record, str(error)))
             else:
-                settlement.dead.append((record, str(error)))
+                # Without its ordering key nothing waits for it.
+                kept = record if holds_back([record], error) else replace(record, order_by=None)
+                settlement.dead.append((kept, str(error)))
         return {
             record.seq: Retry(now + self._breaker.backoff(record.attempts + 1), record.seq not in lenient)
             for record, _ in settlement.retried

@@ -17,7 +17,7 @@ from outbox.handlers import is_for_the_thread
 from outbox.operation import Operation, operations_by_name
 from outbox.store.continuity import Mark
 from outbox.store.envelope import Record
-from outbox.target import Outcome, Unit, Waiting, ordering_keys, units
+from outbox.target import Outcome, Unit, Waiting, holds_back, ordering_keys, units
 from outbox.words import text_of
 
 
@@ -109,7 +109,7 @@ class InMemoryTarget:
                 outcome.waiting.append(Waiting(unit, error, operation))
                 if not isinstance(error, RetryLater):
                     outcome.parked[operation] = error
-            if not self._is_best_effort(unit):
+            if holds_back(unit, error) and not self._is_best_effort(unit):
                 blocked |= keys
 
     def _parked(self, unit: Unit) -> tuple[OutboxError, str] | None:
@@ -147,7 +147,7 @@ class InMemoryTarget:
         except RetryLater as exc:
             return exc
         except Reject as exc:
-            return EntryRejected(str(exc), permanent=True)
+            return EntryRejected(str(exc), permanent=True, holds_back=exc.holds_back)
         except BaseException as exc:  # as a handler's: the entry's trouble, which may pass
             if is_for_the_thread(exc):
                 raise

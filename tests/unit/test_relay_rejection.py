@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox import EntryStatus, Health
+from outbox import EntryRejected, EntryStatus, Health
 from tests.unit.fakes.rig import Rig, passing, permanent
 
 
@@ -24,6 +24,20 @@ def test_permanent_rejection_is_a_dead_letter_and_holds_its_key(outbox_dir: Path
         assert (status.dead_letters, status.held_back, status.pending) == (1, 1, 1)
         assert status.health is Health.NEEDS_OPERATOR
         assert status.breaker == "closed"
+
+
+def test_declined_entry_is_a_dead_letter_and_holds_nothing(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        first, second = rig.enqueue("a", "a")
+        rig.target.refuse[first] = EntryRejected("declined", permanent=True, holds_back=False)
+        rig.settle()
+        assert rig.target.applied == [second]
+        assert rig.dead() == [first]
+        assert rig.box.status().held_back == 0
+    with Rig(outbox_dir) as rig:
+        third = rig.enqueue("a")
+        rig.settle()
+        assert rig.target.applied == third
 
 
 def test_dead_letter_holds_later_entries_of_its_key_after_a_restart(outbox_dir: Path) -> None:

@@ -8,7 +8,7 @@ from outbox import EntryRejected, TargetUnavailable
 from outbox.errors import HistoryRewound
 from outbox.store.continuity import Mark
 from outbox.store.envelope import Record
-from outbox.target import Outcome, ordering_keys, units
+from outbox.target import Outcome, holds_back, ordering_keys, units
 
 
 def record(seq: int, group: int = 0, order_by: str | None = None) -> Record:
@@ -26,6 +26,15 @@ def test_a_single_record_is_never_taken_for_a_member_of_a_group() -> None:
 
 def test_a_unit_touches_the_ordering_keys_of_all_its_members() -> None:
     assert ordering_keys([record(1, 1, "a"), record(2, 1), record(3, 1, "b"), record(4, 1, "a")]) == {"a", "b"}
+
+
+def test_refused_entry_that_holds_nothing_back_does_so_in_a_group() -> None:
+    """The group was rolled back as a whole, and later entries may need what the others in it would have done."""
+    declined = EntryRejected("declined", permanent=True, holds_back=False)
+    assert not holds_back([record(1, order_by="a")], declined)
+    assert holds_back([record(1, 1, "a"), record(2, 1, "a")], declined)
+    assert holds_back([record(1, order_by="a")], EntryRejected("refused", permanent=True))
+    assert holds_back([record(1, order_by="a")], TargetUnavailable("away"))
 
 
 def test_the_outcome_of_a_batch_is_that_of_all_its_parts_in_order() -> None:

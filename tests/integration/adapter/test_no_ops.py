@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from sqlalchemy import String, delete, text
+from sqlalchemy import String, delete, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -78,3 +78,43 @@ def test_waiting_caller_gets_none_and_no_warning(
             assert getattr(here.manager, name)("a") is None
         assert here.drain()
     assert "refused" not in caplog.text
+
+
+class Cancelling(SmallManager):
+    """Its callers learn by the answer whether an order was open, or new."""
+
+    def cancel(self, client_order_id: str) -> bool:
+        with self.session_factory.begin() as session:
+            found = update(Order).where(Order.client_order_id == client_order_id, Order.status == "open")
+            return bool(session.execute(found.values(status="cancelled")).rowcount)  # type: ignore[attr-defined]
+
+    def tag(self, name: str) -> bool:
+        try:
+            with self.session_factory.begin() as session:
+                session.add(Tag(name=name))
+        except IntegrityError:
+            return False
+        return True
+
+    def cancel_quietly(self, client_order_id: str) -> bool:
+        try:
+            return self.cancel(client_order_id)
+        except Exception:  # noqa: BLE001 - as managers do
+            return False
+
+
+@pytest.mark.parametrize(("method", "holds_back"), [("cancel", False), ("tag", False), ("cancel_quietly", True)])
+def test_declined_call_waits_for_an_operator_alone(
+    method: str, holds_back: bool, postgres_url: str, outbox_dir: Path
+) -> None:
+    """Its caller was told True.  A plain engine would have gone on, unless the answer hides an error."""
+    operations = (*TRADING_OPERATIONS, ManagerOperation(method, returns=True))
+    with scene(postgres_url, outbox_dir, Cancelling, operations) as here:
+        session = here.manager.create_trading_session("ma", 1000)
+        for _ in range(2):
+            assert getattr(here.manager, method)("C-1") is True
+        here.manager.update_balance(900, "fee", session)
+        here.relay.drain(timeout=5)
+        dead = [entry.operation for entry in here.box.dead_letters()]
+        assert dead == [method] * (1 if method == "tag" or holds_back else 2)
+        assert here.rows("SELECT count(*) FROM account_balances") == [(1 if holds_back else 2,)]
