@@ -238,3 +238,22 @@ def test_entry_that_fails_alone_lets_other_keys_go_on(url: str, outbox_dir: Path
             assert relay.drain(timeout=LONG)
         assert {entry.attempts for entry in bench.box.ledger()} == {0}
         assert bench.query("SELECT count(*), count(DISTINCT n) FROM effects") == [(21, 21)]
+
+
+def test_best_effort_entry_that_fails_alone_holds_nobody(url: str, outbox_dir: Path) -> None:
+    row = Operation("row", table="effects", order_by=lambda args: "all")
+    note = Operation("note", table="notes", order_by=lambda args: "all", best_effort=True)
+    with Bench(outbox_dir, url, row, note, backoff_base=0.01, backoff_cap=0.02, batch_size=8) as bench:
+        bench.query(
+            """CREATE TABLE notes (n int);
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE EXCEPTION 'a broken disk' USING ERRCODE = '58030'; END $$;
+            CREATE TRIGGER t BEFORE INSERT ON notes FOR EACH ROW EXECUTE FUNCTION refuse()"""
+        )
+        for number in range(4):
+            bench.enqueue("note" if number == 1 else "row", {"n": number})
+        with Relay(bench.box, bench.target) as relay:
+            until(lambda: effects(bench) == [0, 2, 3])
+            assert [entry.seq for entry in bench.box.pending()] == [2]
+            bench.query("DROP TRIGGER t ON notes")
+            assert relay.drain(timeout=LONG)
