@@ -164,12 +164,15 @@ class GuardedConnection:
 
     # -- failures
 
-    def verdict(self, exc: BaseException, position: int | None, operation: str | None = None) -> Exception:
-        """What to raise for a failure while an entry of `operation` was applied."""
+    def verdict(
+        self, exc: BaseException, position: int | None, operation: str | None = None, *, committing: bool = False
+    ) -> Exception:
+        """What to raise for a failure while an entry of `operation` was applied, or all of the batch was committed."""
         error: BaseException = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
         alive = self._connection is not None and usable(self._connection) and not self._watchdog.fired
         sqlstate = getattr(error, "pgcode", None) if isinstance(error, psycopg2.Error) else None
-        applying = operation is not None
+        # A commit runs what entries have deferred; one whose connection was lost says nothing of them.
+        applying = operation is not None or (committing and alive)
         verdict = classify(sqlstate, connected=alive, data_error=isinstance(error, Reject), applying=applying)
         diag = error.diag if isinstance(error, psycopg2.Error) else None
         if diag is not None and sqlstate in UNNAMED and diag.table_name and not diag.constraint_name:
@@ -208,8 +211,11 @@ class GuardedConnection:
             raise failure from exc
 
     @contextmanager
-    def translated(self) -> Iterator[None]:
-        """The border: everything raised inside leaves in our words, and a connection that failed is dropped."""
+    def translated(self, *, committing: bool = False) -> Iterator[None]:
+        """The border: everything raised inside leaves in our words, and a connection that failed is dropped.
+
+        With `committing` all but the commit of entries is translated inside.
+        """
         outside = sys.exc_info()[1]
         try:
             yield
@@ -217,7 +223,7 @@ class GuardedConnection:
             self.disconnect()
             raise
         except (SQLAlchemyError, psycopg2.Error) as exc:
-            failure = _cause(exc, outside) or self.verdict(exc, None)
+            failure = _cause(exc, outside) or self.verdict(exc, None, committing=committing)
             if not isinstance(failure, UnitFailed):
                 self.disconnect()
             raise failure from exc

@@ -194,7 +194,7 @@ class Lane:
                     hint=f"declared: {', '.join(self.operations) or 'none'}",
                 )
                 raise UnitFailed(fault, position[item.seq], item.operation)
-        with self._link.translated():
+        with self._link.translated(committing=True):
             connection, session = self._connected(store_id)
             with self._link.guard(), connection.begin() as transaction:
                 with self._link.own_statements():

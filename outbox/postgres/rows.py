@@ -15,10 +15,26 @@ _COLUMNS = """
 SELECT attname, format_type(atttypid, -1), atttypid::bigint FROM pg_attribute
 WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
 
+# Rules, a view's table, and triggers other than BEFORE ... FOR EACH ROW (3 in tgtype; 4: for INSERT).
+_SEES_STATEMENT = """
+relkind = 'v' OR relhasrules OR relhastriggers AND EXISTS (
+    SELECT FROM pg_trigger WHERE tgrelid = pg_class.oid AND tgtype & 4 > 0 AND tgtype & 3 <> 3
+    AND NOT tgisinternal AND NOT tginitdeferred AND tgenabled <> 'D')"""
+_TABLE = f"SELECT {_SEES_STATEMENT}, relhassubclass FROM pg_class WHERE oid = to_regclass(%s)"
+# Partitions have triggers of their own.
+_PARTITIONS = f"""
+WITH RECURSIVE tree AS (
+    SELECT to_regclass(%s)::oid AS rel UNION ALL SELECT inhrelid FROM tree JOIN pg_inherits ON inhparent = rel
+)
+SELECT EXISTS (SELECT FROM tree JOIN pg_class ON pg_class.oid = rel WHERE {_SEES_STATEMENT})"""
+
 _INDEX = """
 SELECT attname::text FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
 WHERE indexrelid = to_regclass(format('%%I.%%I', %s::text, %s::text)) AND NOT 0 = ANY(indkey)
 AND (indrelid = to_regclass(%s) OR to_regclass(%s) IN (SELECT relid FROM pg_partition_ancestors(indrelid)))"""
+
+# A statement takes several times its size of memory, here and in PostgreSQL, and a group may be of any size.
+_STATEMENT_BYTES = 8 << 20
 
 # The parts of a table's name, schema first.
 Table = tuple[str, ...]
@@ -35,12 +51,15 @@ class RowWriter:
     def __init__(self) -> None:
         self._types = ColumnTypes()
         self._columns: dict[Table, dict[str, ColumnType]] = {}
+        # Whether a table gets a statement for each row.
+        self._row_by_row: dict[Table, bool] = {}
         # By table, columns, kinds of values and JSON columns.
         self._chosen: dict[tuple[object, ...], Sources] = {}
 
     def forget(self) -> None:
         """A transaction has ended, so tables may change."""
         self._columns.clear()
+        self._row_by_row.clear()
         self._chosen.clear()
 
     def insert(
@@ -63,11 +82,27 @@ class RowWriter:
                 written += cursor.rowcount
             return written
         columns = self.columns_of(cursor, table, names)
+        row_by_row = len(records) > 1 and self._goes_row_by_row(cursor, table)
         written = 0
         for sources, run in self.runs(table, columns, names, records, json_values):
-            cursor.execute(_statement(table, columns, names, sources), (json_of(run),))
-            written += cursor.rowcount
+            statement = _statement(table, columns, names, sources)
+            for part in _parts(run, 0 if row_by_row else _STATEMENT_BYTES):
+                cursor.execute(statement, (json_of(part),))
+                written += cursor.rowcount
         return written
+
+    def _goes_row_by_row(self, cursor: Cursor, table: Table) -> bool:
+        """Whether something that runs for an INSERT would see the rows behind its own, which no single INSERT has."""
+        known = self._row_by_row.get(table)
+        if known is None:
+            name = quote_table(table)
+            cursor.execute(_TABLE, (name,))
+            sees, has_partitions = cursor.fetchone()
+            if has_partitions and not sees:
+                cursor.execute(_PARTITIONS, (name,))
+                (sees,) = cursor.fetchone()
+            known = self._row_by_row[table] = bool(sees)
+        return known
 
     def columns_of(self, cursor: Cursor, table: Table, names: Sequence[str]) -> dict[str, ColumnType]:
         """The columns of a table, by name, with `names` among them; raises `OperationFault` for a missing one."""
@@ -110,6 +145,19 @@ class RowWriter:
             merged = together
             run.append(item)
         yield merged, run
+
+
+def _parts(records: Iterable[Record], most_bytes: int) -> Iterator[list[Record]]:
+    """Neighbours with at most so many bytes of arguments; one that has more is alone."""
+    part: list[Record] = []
+    size = 0
+    for one in records:
+        size += len(one.args)
+        if part and size > most_bytes:
+            yield part
+            part, size = [], len(one.args)
+        part.append(one)
+    yield part
 
 
 def columns_of_index(cursor: Cursor, table: Table, schema: str, index: str) -> list[str]:

@@ -285,7 +285,8 @@ class Scan:
         """
         times = self._slow[unit[0].seq] = self._slow.get(unit[0].seq, 0) + 1
         if times > 1:
-            retry = Retry(now + pause_s * min(10, 2 ** (times - 2)), holds=True)
+            holds = not all(self._is_best_effort(record.operation) for record in unit)
+            retry = Retry(now + pause_s * min(10, 2 ** (times - 2)), holds)
             self._retries |= {record.seq: retry for record in unit}
 
     @property

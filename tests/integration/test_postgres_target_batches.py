@@ -197,12 +197,11 @@ def test_batch_that_is_too_much_at_once_becomes_smaller(url: str, outbox_dir: Pa
             bench.enqueue("row", {"n": number})
         bench.query(
             f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                IF (SELECT count(*) FROM fresh) > 9 THEN
+                IF (SELECT count(*) FROM effects WHERE xmin = pg_current_xact_id()::xid) > 9 THEN
                     RAISE EXCEPTION 'too many' USING ERRCODE = '{sqlstate}';
                 END IF;
-                RETURN NULL; END $$;
-            CREATE TRIGGER t AFTER INSERT ON effects REFERENCING NEW TABLE AS fresh
-                FOR EACH STATEMENT EXECUTE FUNCTION refuse()"""
+                RETURN NEW; END $$;
+            CREATE TRIGGER t BEFORE INSERT ON effects FOR EACH ROW EXECUTE FUNCTION refuse()"""
         )
         outcome = bench.apply()
         # Halving it is the relay's business, and no entry is to blame.
@@ -213,16 +212,20 @@ def test_batch_that_is_too_much_at_once_becomes_smaller(url: str, outbox_dir: Pa
         assert bench.query("SELECT count(*), count(DISTINCT n) FROM effects") == [(64, 64)]
 
 
+@pytest.mark.parametrize("when", ["BEFORE", "at the commit"])
 @pytest.mark.parametrize("sqlstate", ["40001", "40003", "53100", "53200", "55006", "55P03", "57000", "58030"])
-def test_entry_that_fails_alone_lets_other_keys_go_on(url: str, outbox_dir: Path, sqlstate: str) -> None:
+def test_entry_that_fails_alone_lets_other_keys_go_on(url: str, outbox_dir: Path, sqlstate: str, when: str) -> None:
     """An error as of an outage, in one entry's own statement: a disk, a page or a lock that others do not need."""
+    trigger = "TRIGGER t BEFORE INSERT ON effects"
+    if when != "BEFORE":
+        trigger = "CONSTRAINT TRIGGER t AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED"
     row = Operation("row", table="effects", order_by=lambda args: str(args["n"] % 100))
     with Bench(outbox_dir, url, row, backoff_base=0.01, backoff_cap=0.02, batch_size=8) as bench:
         bench.query(
             f"""CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                 IF NEW.n = 1 THEN RAISE EXCEPTION 'not this one' USING ERRCODE = '{sqlstate}'; END IF;
                 RETURN NEW; END $$;
-            CREATE TRIGGER t BEFORE INSERT ON effects FOR EACH ROW EXECUTE FUNCTION refuse()"""
+            CREATE {trigger} FOR EACH ROW EXECUTE FUNCTION refuse()"""
         )
         for number in (0, 1, 101, *range(2, 20)):
             bench.enqueue("row", {"n": number})
@@ -235,3 +238,22 @@ def test_entry_that_fails_alone_lets_other_keys_go_on(url: str, outbox_dir: Path
             assert relay.drain(timeout=LONG)
         assert {entry.attempts for entry in bench.box.ledger()} == {0}
         assert bench.query("SELECT count(*), count(DISTINCT n) FROM effects") == [(21, 21)]
+
+
+def test_best_effort_entry_that_fails_alone_holds_nobody(url: str, outbox_dir: Path) -> None:
+    row = Operation("row", table="effects", order_by=lambda args: "all")
+    note = Operation("note", table="notes", order_by=lambda args: "all", best_effort=True)
+    with Bench(outbox_dir, url, row, note, backoff_base=0.01, backoff_cap=0.02, batch_size=8) as bench:
+        bench.query(
+            """CREATE TABLE notes (n int);
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE EXCEPTION 'a broken disk' USING ERRCODE = '58030'; END $$;
+            CREATE TRIGGER t BEFORE INSERT ON notes FOR EACH ROW EXECUTE FUNCTION refuse()"""
+        )
+        for number in range(4):
+            bench.enqueue("note" if number == 1 else "row", {"n": number})
+        with Relay(bench.box, bench.target) as relay:
+            until(lambda: effects(bench) == [0, 2, 3])
+            assert [entry.seq for entry in bench.box.pending()] == [2]
+            bench.query("DROP TRIGGER t ON notes")
+            assert relay.drain(timeout=LONG)

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy
 
 from outbox import Operation
+from outbox.postgres import rows
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed, parked, rejected
 
@@ -171,6 +172,55 @@ def test_serial_ids_follow_the_sequence_over_shapes_and_operations(postgres_url:
         both = "SELECT n, both_id FROM a UNION ALL SELECT n, both_id FROM b ORDER BY 2"
         assert bench.query(both) == [(number, number + 1) for number in range(300)]
         assert bench.receipts() == list(range(1, 301))
+
+
+PARTITIONED = "CREATE TABLE a (n int) PARTITION BY LIST (n); CREATE TABLE one PARTITION OF a DEFAULT"
+LOOKS = "INSERT INTO seen SELECT count(*), sum(n) FROM a"
+VIEW = "ALTER TABLE a RENAME TO b; CREATE VIEW a AS SELECT * FROM b"
+TRIGGER = f"CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {LOOKS}; RETURN NEW; END $$;"
+
+
+@pytest.mark.parametrize(
+    "what_runs",
+    [
+        f"{TRIGGER} CREATE TRIGGER t BEFORE INSERT ON a FOR EACH ROW EXECUTE FUNCTION look()",
+        f"{TRIGGER} CREATE TRIGGER t AFTER INSERT ON a FOR EACH ROW EXECUTE FUNCTION look()",
+        f"{TRIGGER} CREATE TRIGGER t BEFORE INSERT ON a FOR EACH STATEMENT EXECUTE FUNCTION look()",
+        f"{TRIGGER} CREATE TRIGGER t AFTER INSERT OR UPDATE ON a FOR EACH STATEMENT EXECUTE FUNCTION look()",
+        f"{TRIGGER} CREATE TRIGGER t AFTER INSERT ON one FOR EACH ROW EXECUTE FUNCTION look()",
+        f"{TRIGGER} CREATE CONSTRAINT TRIGGER t AFTER INSERT ON a FOR EACH ROW EXECUTE FUNCTION look()",
+        f"{TRIGGER} CREATE TRIGGER t AFTER INSERT ON a FOR EACH ROW EXECUTE FUNCTION look(); {VIEW}",
+        f"CREATE RULE r AS ON INSERT TO a DO ALSO {LOOKS}",
+    ],
+)
+def test_what_runs_for_a_row_sees_the_rows_before_it_only(postgres_url: str, outbox_dir: Path, what_runs: str) -> None:
+    """A trigger that keeps a running total: a backlog must leave the rows of calls that came one by one."""
+    query(postgres_url, PARTITIONED)
+    query(postgres_url, f"CREATE TABLE seen (rows int, total int); {what_runs}")
+    for number in range(1, 5):
+        query(postgres_url, f"INSERT INTO a VALUES ({number})")
+    plain = query(postgres_url, "SELECT * FROM seen ORDER BY 1")
+    query(postgres_url, "TRUNCATE one, seen")
+    with Bench(outbox_dir, postgres_url, Operation("a", table="a")) as bench:
+        for number in range(1, 5):
+            bench.enqueue("a", {"n": number})
+        assert completed(bench.apply()) == [1, 2, 3, 4]
+        assert bench.query("SELECT * FROM seen ORDER BY 1") == plain
+    assert len({total for _, total in plain}) == 4
+
+
+def test_large_group_is_inserted_by_several_statements(
+    values: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query(values, "ALTER TABLE typed ADD COLUMN v text")
+    monkeypatch.setattr(rows, "_STATEMENT_BYTES", 3_000)
+    with Bench(outbox_dir, values, Operation("row", table="typed")) as bench:
+        with bench.box.transaction() as tx:
+            for size in (1_400, 1_400, 1_400, 10, 5_000, 10):
+                tx.enqueue("row", {"v": "x" * size})
+        assert completed(bench.apply()) == [1, 2, 3, 4, 5, 6]
+        found = bench.query("SELECT cmin::text, array_agg(id ORDER BY id) FROM typed GROUP BY cmin::text")
+        assert sorted(ids for _, ids in found) == [[1, 2], [3, 4], [5], [6]]
 
 
 def test_applied_again_nothing_is_doubled(postgres_url: str, outbox_dir: Path) -> None:

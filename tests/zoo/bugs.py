@@ -256,6 +256,20 @@ BUGS = (
         ("tests/integration/test_postgres_target_connection.py",),
     ),
     Bug(
+        "a trigger that keeps a running total sees all rows of a backlog at each of them",
+        "outbox/postgres/rows.py",
+        "_parts(run, 0 if row_by_row else _STATEMENT_BYTES)",
+        "_parts(run, _STATEMENT_BYTES)",
+        ("tests/integration/test_postgres_target_rows.py",),
+    ),
+    Bug(
+        "an event log whose table is on a broken disk holds back the trades of its ordering key",
+        "outbox/relay/scan.py",
+        "retry = Retry(now + pause_s * min(10, 2 ** (times - 2)), holds)",
+        "retry = Retry(now + pause_s * min(10, 2 ** (times - 2)), True)",
+        ("tests/integration/test_postgres_target_batches.py",),
+    ),
+    Bug(
         "the status is healthy while every enqueue waits for a disk that hangs",
         "outbox/relay/publication.py",
         "        self._hangs = at_work and moves == self._moves\n",
