@@ -15,7 +15,7 @@ from outbox.integrations.replay.witness import Witness
 from outbox.integrations.view.local_view import LocalView
 from outbox.integrations.view.reads import Reads
 
-OPERATION: Any = SimpleNamespace(name="m", has_role=True, success=lambda *_: True)
+OPERATION: Any = SimpleNamespace(name="m", has_role=True, session=None, success=lambda *_: True)
 
 
 @pytest.fixture
