@@ -7,7 +7,6 @@ there is carried over to the manager once: at the call, or when PostgreSQL has i
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -191,7 +190,8 @@ def _of_class(cls: type) -> dict[str, Any]:
 
 def _present(manager: Any, name: str) -> Any:
     """The value of a manager's attribute, which may be one of its class."""
-    return vars(manager).get(name, inspect.getattr_static(type(manager), name, _MISSING))
+    own = vars(manager)
+    return own[name] if name in own else _of_class(type(manager)).get(name, _MISSING)
 
 
 def _scalars_of(value: Any) -> dict[str, Any]:
