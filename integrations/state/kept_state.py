@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from itertools import count
 from types import GeneratorType, MappingProxyType, MethodWrapperType
 from typing import Any
@@ -107,6 +108,9 @@ class KeptState:
             # The adapter gives each copy a session factory, and a property may keep it under a name of its own.
             if after is before or name in NOT_STATE or isinstance(after, _FACTORIES):
                 continue
+            if before is _MISSING and not is_state(after) and _is_cached(type(self._replica), name):
+                # Each copy makes its own: what this one has made may hold the copy.
+                continue
             if not same(before, after):
                 found[name] = Change(before, copied(after))
         return Changes(found)
@@ -186,6 +190,10 @@ def _of_class(cls: type) -> dict[str, Any]:
         and not (name.startswith("__") and name.endswith("__"))
         and is_state(value)
     }
+
+
+def _is_cached(cls: type, name: str) -> bool:
+    return any(isinstance(vars(base).get(name), cached_property) for base in cls.__mro__)
 
 
 def _present(manager: Any, name: str) -> Any:
