@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from .preflight.injected import for_callers
 from .preflight.members import class_member
 
 
@@ -23,7 +24,9 @@ def _signature(function: Any, without_first: bool) -> inspect.Signature:
     parameters = list(signature.parameters.values())
     # A wrapper of any arguments takes self among them.
     takes_any = bool(parameters) and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
-    return signature.replace(parameters=parameters[1:]) if without_first and not takes_any else signature
+    if not without_first or takes_any:
+        return signature
+    return signature.replace(parameters=for_callers(function, parameters[1:]))
 
 
 def signature_of_bound(method: Any) -> inspect.Signature:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from ..attributes import attributes
 from ..operations import TRADING_OPERATIONS, ManagerOperation
+from ..signatures import signature_of
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS
 from . import held
@@ -165,7 +166,8 @@ def unstorable(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]
     for function in evidence.code.functions(operation.name):
         try:
             hints = typing.get_type_hints(function)
-            required = [one for one in inspect.signature(function).parameters.values() if one.default is one.empty]
+            given = signature_of(evidence.cls, operation.name).parameters.values()
+            required = [one for one in given if one.default is one.empty]
         except Exception:  # noqa: BLE001, S112 - annotations are code of the host, and may name what is not there
             continue
         for parameter in required:

@@ -7,11 +7,11 @@ there is carried over to the manager once: at the call, or when PostgreSQL has i
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from itertools import count
 from types import GeneratorType, MappingProxyType, MethodWrapperType
 from typing import Any
@@ -108,6 +108,9 @@ class KeptState:
             # The adapter gives each copy a session factory, and a property may keep it under a name of its own.
             if after is before or name in NOT_STATE or isinstance(after, _FACTORIES):
                 continue
+            if before is _MISSING and not is_state(after) and _is_cached(type(self._replica), name):
+                # Each copy makes its own: what this one has made may hold the copy.
+                continue
             if not same(before, after):
                 found[name] = Change(before, copied(after))
         return Changes(found)
@@ -189,9 +192,14 @@ def _of_class(cls: type) -> dict[str, Any]:
     }
 
 
+def _is_cached(cls: type, name: str) -> bool:
+    return any(isinstance(vars(base).get(name), cached_property) for base in cls.__mro__)
+
+
 def _present(manager: Any, name: str) -> Any:
     """The value of a manager's attribute, which may be one of its class."""
-    return vars(manager).get(name, inspect.getattr_static(type(manager), name, _MISSING))
+    own = vars(manager)
+    return own[name] if name in own else _of_class(type(manager)).get(name, _MISSING)
 
 
 def _scalars_of(value: Any) -> dict[str, Any]:

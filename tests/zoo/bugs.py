@@ -1677,6 +1677,20 @@ BUGS = (
         ("tests/integration/adapter/test_id_makers.py",),
     ),
     Bug(
+        "adapter: the session that a decorator gives is asked of the caller",
+        "integrations/preflight/injected.py",
+        "counts.add(at - has_self)",
+        "counts.add(0)",
+        ("tests/integration/adapter/test_injected_sessions.py",),
+    ),
+    Bug(
+        "adapter: a component that a rehearsal has made stays in the manager",
+        "integrations/state/kept_state.py",
+        "and _is_cached(type(self._replica), name)",
+        "and False",
+        ("tests/integration/adapter/test_injected_sessions.py",),
+    ),
+    Bug(
         "adapter: a sweep that finds nothing holds back its session",
         "integrations/replay/no_ops.py",
         "    return (error is None or is_refusal(error)) and _is_honest(cls, operation.name)\n",

@@ -96,6 +96,16 @@ class Cancelling(SmallManager):
             return False
         return True
 
+    def close(self, client_order_id: str) -> bool:
+        with self.session_factory() as session:
+            if session.get(Tag, client_order_id) is None:
+                raise LookupError(f"{client_order_id} is not open")
+        return True
+
+    def stumble(self, client_order_id: str) -> bool:
+        with self.session_factory() as session:
+            return bool(session.execute(text("SELECT 1")).all()[1])
+
     def cancel_quietly(self, client_order_id: str) -> bool:
         try:
             return self.cancel(client_order_id)
@@ -103,7 +113,10 @@ class Cancelling(SmallManager):
             return False
 
 
-@pytest.mark.parametrize(("method", "holds_back"), [("cancel", False), ("tag", False), ("cancel_quietly", True)])
+@pytest.mark.parametrize(
+    ("method", "holds_back"),
+    [("cancel", False), ("tag", False), ("close", False), ("stumble", True), ("cancel_quietly", True)],
+)
 def test_declined_call_waits_for_an_operator_alone(
     method: str, holds_back: bool, postgres_url: str, outbox_dir: Path
 ) -> None:
