@@ -6,7 +6,6 @@ The current block follows contextvars: a coroutine that awaits inside its block 
 
 from __future__ import annotations
 
-import _thread
 import inspect
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +19,9 @@ from ..clock import Clock
 from ..log import Log
 
 _log = Log("outbox.integrations")
+
+# Where gevent has patched it, another class than that of C.
+_RLock: Any = type(threading.RLock())
 
 # How long a caller waits for another thread's block of the same session.
 _LIMIT_S = 30.0
@@ -35,7 +37,7 @@ class SessionBusy(OutboxError):
     """Another thread stays in a balance block of this session for longer than a caller waits; nothing was recorded."""
 
 
-class OrderLock(_thread.RLock):  # type: ignore[misc]
+class OrderLock(_RLock):  # type: ignore[misc]
     """Held while calls become durable and are folded, so that both have one order.  Reentrant; waits have a limit.
 
     An exception of a signal handler may come at any point, but within no function of C: `__exit__` is one, so that the
@@ -44,12 +46,13 @@ class OrderLock(_thread.RLock):  # type: ignore[misc]
 
     def __init__(self, mend: Callable[[], None] = lambda: None, *, limit_s: float = 60.0) -> None:
         """`mend` is called by the next holder after an `interrupted` one, before anything else."""
+        super().__init__()
         self._mend, self._limit_s = mend, limit_s
         self.interrupted = False
         self._holder = ""
 
-    def __enter__(self) -> bool:  # type: ignore[override]
-        nested, called = self._is_owned(), False  # type: ignore[attr-defined]
+    def __enter__(self) -> bool:
+        nested, called = self._is_owned(), False
         try:
             called = True
             if not self.acquire(timeout=self._limit_s):
@@ -64,7 +67,7 @@ class OrderLock(_thread.RLock):  # type: ignore[misc]
                 self.interrupted = False
         except BaseException:
             # A nested call of `acquire` does not wait, so that it has succeeded.
-            if called and (nested or self._is_owned()):  # type: ignore[attr-defined]
+            if called and (nested or self._is_owned()):
                 self.release()
             raise
         return True
