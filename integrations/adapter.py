@@ -316,6 +316,7 @@ class Adapter:
         waits = outer is None and not self._write_behind and self.delivery.prompt()
         session = self._preparing.session_of(item.operation, item.bound)
         with self._session_locks.held(session, inside=outer) as turn:
+            self.keeper.kept.catch_up()
             block = Block(self, session, alive)
             first = self._first(operation, item.bound)
             again = self._first_in(outer, operation, item.bound)
@@ -377,16 +378,22 @@ class Adapter:
 
     def _record(self, items: list[Prepared]) -> list[Entry]:
         """Make calls durable in one commit and fold them into the view; the order is held meanwhile."""
-        with self._preparing.halting():
-            entries = self.outbox.submit([item.ready for item in items])
-        self.guard.queued(entries[-1].seq)
-        for item, entry in zip(items, entries, strict=True):
-            self.keeper.fold(entry)
-            self.passing.waiting.note(entry.operation, entry.seq)
-            self.delivery.noted(entry)
-            self.replayer.carried.foresee(entry.seq, item.foreseen)
-            self._changing.note(item, entry)
-            self._follow_session(item.operation, item.session)
+        try:
+            with self._preparing.halting():
+                entries = self.outbox.submit([item.ready for item in items])
+            self.guard.queued(entries[-1].seq)
+            for item, entry in zip(items, entries, strict=True):
+                self.keeper.fold(entry)
+                self.passing.waiting.note(entry.operation, entry.seq)
+                self.delivery.noted(entry)
+                self.replayer.carried.foresee(entry.seq, item.foreseen)
+                self._changing.note(item, entry)
+                self._follow_session(item.operation, item.session)
+        except OutboxError:
+            raise
+        except BaseException:
+            self.passing.interrupted(item.operation.name for item in items)
+            raise
         return entries
 
 

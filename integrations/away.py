@@ -133,12 +133,13 @@ def note_failure(error: BaseException) -> None:
 @contextmanager
 def noting() -> Iterator[Failures]:
     """While the manager is asked: what PostgreSQL fails with."""
-    failures = Failures()
-    token = _failures.set(failures)
+    failures, around = Failures(), _failures.get()
     try:
+        _failures.set(failures)
         yield failures
     finally:
-        _failures.reset(token)
+        if _failures.get() is failures:
+            _failures.set(around)
 
 
 @contextmanager

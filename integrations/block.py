@@ -20,6 +20,9 @@ from ..log import Log
 
 _log = Log("outbox.integrations")
 
+# Where gevent has patched it, another class than that of C.
+_RLock: Any = type(threading.RLock())
+
 # How long a caller waits for another thread's block of the same session.
 _LIMIT_S = 30.0
 # A nested block gives up sooner, since two threads may wait for each other's session; it then goes on without the lock.
@@ -34,23 +37,40 @@ class SessionBusy(OutboxError):
     """Another thread stays in a balance block of this session for longer than a caller waits; nothing was recorded."""
 
 
-class OrderLock:
-    """Held while calls become durable and are folded, so that both have one order.  Reentrant; waits have a limit."""
+class OrderLock(_RLock):  # type: ignore[misc]
+    """Held while calls become durable and are folded, so that both have one order.  Reentrant; waits have a limit.
 
-    def __init__(self, *, limit_s: float = 60.0) -> None:
-        self._lock, self._limit_s = threading.RLock(), limit_s
+    An exception of a signal handler may come at any point, but within no function of C: `__exit__` is one, so that the
+    lock is always released.
+    """
+
+    def __init__(self, mend: Callable[[], None] = lambda: None, *, limit_s: float = 60.0) -> None:
+        """`mend` is called by the next holder after an `interrupted` one, before anything else."""
+        super().__init__()
+        self._mend, self._limit_s = mend, limit_s
+        self.interrupted = False
         self._holder = ""
 
-    def __enter__(self) -> None:
-        if not self._lock.acquire(timeout=self._limit_s):
-            raise SessionBusy(
-                f"thread {self._holder!r} has been recording a call for more than {self._limit_s:.0f} s",
-                hint="look at the disk: a write to it does not end",
-            )
-        self._holder = threading.current_thread().name
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    def __enter__(self) -> bool:
+        nested, called = self._is_owned(), False
+        try:
+            called = True
+            if not self.acquire(timeout=self._limit_s):
+                called = False
+                raise SessionBusy(
+                    f"thread {self._holder!r} has been recording a call for more than {self._limit_s:.0f} s",
+                    hint="look at the disk: a write to it does not end",
+                )
+            self._holder = threading.current_thread().name
+            if self.interrupted:
+                self._mend()
+                self.interrupted = False
+        except BaseException:
+            # A nested call of `acquire` does not wait, so that it has succeeded.
+            if called and (nested or self._is_owned()):
+                self.release()
+            raise
+        return True
 
 
 class Block:
@@ -208,7 +228,9 @@ class SessionLocks:
 
     def __init__(self, clock: Clock, *, limit_s: float = _LIMIT_S) -> None:
         self._clock, self._limit_s = clock, limit_s
-        self._changed = threading.Condition()
+        # Held by itself: `Condition.__exit__` is a function of Python, which an exception may end before it releases.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._holders: dict[Any, Turn] = {}
 
     @contextmanager
@@ -219,19 +241,19 @@ class SessionLocks:
         same thread is in, since that one could not go on meanwhile.  Raises `SessionBusy` after the limit.
         """
         turn = Turn(threading.get_ident(), threading.current_thread().name, self._clock.monotonic())
-        if not _is_in_block_of(session, inside):
-            self._take(session, turn, nested=inside is not None)
         try:
+            if not _is_in_block_of(session, inside):
+                self._take(session, turn, nested=inside is not None)
             yield turn
         finally:
-            with self._changed:
+            with self._lock:
                 if self._holders.get(session) is turn:
                     del self._holders[session]
                     self._changed.notify_all()
 
     def _take(self, session: Any, turn: Turn, *, nested: bool) -> None:
         deadline = turn.since + (min(_NESTED_LIMIT_S, self._limit_s) if nested else self._limit_s)
-        with self._changed:
+        with self._lock:
             while (holder := self._holders.get(session)) is not None:
                 now = self._clock.monotonic()
                 if holder.thread == turn.thread or (nested and now >= deadline):

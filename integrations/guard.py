@@ -112,12 +112,13 @@ class Guard:
     def watching(self, name: str, *, stale: bool = False, replaceable: bool = False) -> Iterator[Watched]:
         """Run a call of the manager.  Raises `NotCaughtUp`, also where the manager has swallowed it."""
         watched, around = Watched(name, stale=stale, replaceable=replaceable), _watched.get()
-        token = _watched.set(watched)
         try:
+            _watched.set(watched)
             with ending(), noting() as watched.failures:
                 yield watched
         finally:
-            _watched.reset(token)
+            if _watched.get() is watched:
+                _watched.set(around)
             if around is not None and watched.asked:
                 # The method that called this one may swallow the error, or try again with success.
                 around.asked, around.error = True, watched.error

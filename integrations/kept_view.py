@@ -49,7 +49,7 @@ class KeptView:
         """
         self._outbox, self._calls, self._view, self._doubt, self._want = outbox, calls, view, doubt, want
         # Held while a call is made durable and folded, so that both happen in the same order.
-        self.order = OrderLock()
+        self.order = OrderLock(self._fold_anew)
         # The version of what was learned that is in the store.
         self.learned_version = 0
         self._kept_seq, self._kept_at_s = 0, outbox.clock.monotonic()
@@ -206,6 +206,17 @@ class KeptView:
 
     def _is_base_old(self) -> bool:
         return self._now_s() - self._base_at_s > min(_DOUBTED_S, self._outbox.config.retention_hours * 1800)
+
+    def catch_up(self) -> None:
+        """Fold anew where that is due, for a caller that does not hold the order."""
+        if self.order.interrupted:
+            with self.order:
+                pass
+
+    def _fold_anew(self) -> None:
+        """Fold anew what the store has: a signal handler has raised while a call was recorded."""
+        self._folded_with = -1
+        self._renew()
 
     def _renew(self) -> bool:
         """Fold anew what was folded before more was learned; whether that was so."""

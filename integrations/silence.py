@@ -29,7 +29,7 @@ _LOOK_S = 0.5
 _CONNECT_S = 5
 
 _begun: ContextVar[list[Callable[[], None]] | None] = ContextVar("outbox_begun_statements", default=None)
-_ours: ContextVar[bool] = ContextVar("outbox_own_statement", default=False)
+_ours: ContextVar[object] = ContextVar("outbox_own_statement", default=None)
 
 
 class Silence:
@@ -122,12 +122,13 @@ def _shut(descriptor: int) -> None:
 @contextmanager
 def ending() -> Iterator[None]:
     """In this block statements end where PostgreSQL is silent."""
-    begun = list[Callable[[], None]]()
-    token = _begun.set(begun)
+    begun, around = list[Callable[[], None]](), _begun.get()
     try:
+        _begun.set(begun)
         yield
     finally:
-        _begun.reset(token)
+        if _begun.get() is begun:
+            _begun.set(around)
         for end in begun:
             end()
 
@@ -141,14 +142,16 @@ def limit_connecting(_dialect: Any, _record: Any, _arguments: Any, parameters: d
 @contextmanager
 def own_statements() -> Iterator[None]:
     """Statements that the adapter itself sends through the manager's engine pass every guard, and end in silence."""
-    token = _ours.set(True)
+    ours, around = object(), _ours.get()
     try:
+        _ours.set(ours)
         with ending():
             yield
     finally:
-        _ours.reset(token)
+        if _ours.get() is ours:
+            _ours.set(around)
 
 
 def is_own() -> bool:
     """Whether the adapter itself sends a statement."""
-    return _ours.get()
+    return _ours.get() is not None

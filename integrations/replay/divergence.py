@@ -5,6 +5,7 @@ Another writer has changed it, or an earlier call was refused: only a person can
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 from ... import Entry, OutboxError
@@ -13,6 +14,9 @@ from ...monitoring.alarms import Alarms
 
 _log = Log("outbox.integrations")
 
+# At most so long after its delivery began a row is stamped.
+_DELIVERY = timedelta(seconds=1)
+
 
 class Divergences:
     """Logs each difference and raises its alarm.  Used by the relay's thread and by callers that wait."""
@@ -20,9 +24,16 @@ class Divergences:
     def __init__(self, alarms: Alarms | None) -> None:
         """`alarms`: those of the store that is delivered; None until the relay has named it."""
         self.alarms = alarms
+        # Sessions with such a balance, and until when: its row has the time of its delivery.
+        self._since: dict[Any, datetime] = {}
 
-    def of_balance(self, entry: Entry, session: Any, told: Any, found: Any) -> None:
+    def is_overtaken(self, session: Any, at: datetime) -> bool:
+        """Whether a balance stamped `at` would come before one that was delivered already, and count for nothing."""
+        return session in self._since and at <= self._since[session]
+
+    def of_balance(self, entry: Entry, session: Any, told: Any, found: Any, now: datetime) -> None:
         """Report that the session's balance is `found`, and was `told` to the caller."""
+        self._since[session] = now + _DELIVERY
         message = (
             f"entry {entry.seq} ({entry.operation}) was made at a balance of {told} in session {session}, "
             f"and PostgreSQL had {found}: another writer has changed it, or an earlier change was refused"

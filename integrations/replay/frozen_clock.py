@@ -266,7 +266,9 @@ class _Places:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._users = 0
+        self._users: set[FrozenClock] = set()
+        # Whether every stand-in is in its place.  An exception of a signal handler may come in between.
+        self._ready = False
         self._found: list[Place] = []
         self._set: list[Place] = []
         self._seen: dict[int, Any] = {}
@@ -274,16 +276,17 @@ class _Places:
         self._classes: set[type] = set()
         self.hosts = HostModules([])
 
-    def enter(self, host: type) -> None:
+    def enter(self, host: type, clock: FrozenClock) -> None:
         """Put the stand-ins into their places, unless another replay has."""
         with self._lock:
             if host not in self._classes:
                 self._classes.add(host)
                 self._modules = 0
             self._look()
-            self._users += 1
-            if self._users == 1:
-                self._set = [place for place in self._found if place.put()]
+            self._users.add(clock)
+            if not self._ready:
+                self._set.extend(place for place in self._found if place.put())
+                self._ready = True
                 if builtins.__import__ is _real_import:
                     builtins.__import__ = _import  # type: ignore[assignment]
 
@@ -302,11 +305,12 @@ class _Places:
         if self._users:
             self._set += [place for place in found if place.put()]
 
-    def leave(self) -> None:
+    def leave(self, clock: FrozenClock) -> None:
         """Put back what was there, when the last replay ends."""
         with self._lock:
-            self._users -= 1
+            self._users.discard(clock)
             if not self._users:
+                self._ready = False
                 if builtins.__import__ is _import:
                     builtins.__import__ = _real_import
                 for place in self._set:
@@ -320,14 +324,17 @@ _places = _Places()
 @contextmanager
 def frozen(at: datetime_module.datetime, manager: Any) -> Iterator[FrozenClock]:
     """Within the block, for its context, for `manager` and the modules of its host, the clock stands at `at`."""
-    clock = FrozenClock(at)
-    own = [place for place in places_in(manager, stand_in_for) if place.put()]
-    _places.enter(type(manager))
-    token = _current.set(clock)
+    clock, around = FrozenClock(at), _current.get()
+    own: list[Place] = []
+    # Before anything is set: an exception of a signal handler may come at any point.
     try:
+        own.extend(place for place in places_in(manager, stand_in_for) if place.put())
+        _places.enter(type(manager), clock)
+        _current.set(clock)
         yield clock
     finally:
-        _current.reset(token)
-        _places.leave()
+        if _current.get() is clock:
+            _current.set(around)
+        _places.leave(clock)
         for place in own:
             place.put_back()

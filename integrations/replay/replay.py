@@ -228,7 +228,7 @@ class Replayer:
         method = getattr(replica, operation.name, None)
         if method is None:
             raise TargetMisconfigured(f"the manager has no method {operation.name!r}, and entry {entry.seq} needs it")
-        if self._diverged(entry, replica):
+        if self._diverged(operation, entry, replica):
             # The change follows what the other writer did, so it must not be stamped before that.
             as_of.keep_times()
             clock.thaw()
@@ -262,18 +262,19 @@ class Replayer:
         finally:
             self._here.watch, watch.on_contact = watch, on_contact
 
-    def _diverged(self, entry: Entry, replica: Any) -> bool:
-        """Whether the balance is another than the caller was given; reports that."""
+    def _diverged(self, operation: ManagerOperation, entry: Entry, replica: Any) -> bool:
+        """Whether the balance is another than the caller was given, which is reported, or was so before this call."""
         told: Mapping[str, Any] = notes_of(entry).get("told") or {}
-        if "old" not in told:
-            return False
         session = notes_of(entry).get("session")
+        overtaken = operation.balance is not None and self._divergences.is_overtaken(session, entry.captured_at)
+        if "old" not in told:
+            return overtaken
         with self._unwatched():
             found = number_or_none(self._reads.asking(replica)(BALANCE, session))
         near = nearly_equal if self.witness is None else self.witness.is_balance
         if found is None or near(found, told["old"]):
-            return False
-        self._divergences.of_balance(entry, session, told["old"], found)
+            return overtaken
+        self._divergences.of_balance(entry, session, told["old"], found, self._clock.now())
         return True
 
     def compare_id(self, operation: ManagerOperation, entry: Entry, value: Any) -> None:

@@ -13,7 +13,9 @@ class Progress:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._moved = threading.Condition()
+        # Held by itself: `Condition.__exit__` is a function of Python, which an exception may end before it releases.
+        self._lock = threading.RLock()
+        self._moved = threading.Condition(self._lock)
         self._delivering: bool | None = None
         self._unreachable = False
         # Whether deliveries have failed since everything was delivered; true until the relay's first report.
@@ -39,7 +41,7 @@ class Progress:
 
     def report(self, *, delivering: bool | None, caught_up: bool = False, unreachable: bool = False) -> None:
         """Take the relay's report after each step; `delivering=None` when it leaves."""
-        with self._moved:
+        with self._lock:
             self._delivering, self._unreachable = delivering, unreachable
             self._failed |= delivering is False
             recovered = caught_up and self._failed
@@ -53,7 +55,7 @@ class Progress:
     def acknowledge(self, seqs: Iterable[int]) -> None:
         """Take note that PostgreSQL has committed these entries; the relay records that next."""
         acknowledged = frozenset(seqs)
-        with self._moved:
+        with self._lock:
             if acknowledged != self._acknowledged:
                 self._acknowledged = acknowledged
                 self._steps += 1
@@ -121,6 +123,6 @@ class Progress:
             left = deadline - self._clock.monotonic()
             if left <= 0 or self._delivering is False:
                 return False
-            with self._moved:
+            with self._lock:
                 if self._steps == steps:
                     self._moved.wait(min(left, poll_s))

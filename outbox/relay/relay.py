@@ -45,7 +45,9 @@ class Relay:
         self._wake = threading.Event()
         # A signal handler may stop a relay whose start or stop it has interrupted.
         self._lifecycle = threading.RLock()
-        self._moved = threading.Condition()
+        # As in `Progress`.
+        self._told = threading.RLock()
+        self._moved = threading.Condition(self._told)
         # Held while `step` is driven: by the relay's thread, or by a thread in `drain`.
         self._driving = threading.Lock()
         self._driver: int | None = None
@@ -239,7 +241,7 @@ class Relay:
 
     def _await(self, goal: int, question: int, deadline: float) -> bool:
         self._wake.set()
-        with self._moved:
+        with self._told:
             while self.running:
                 if self._has_drained(goal, question):
                     return True
@@ -284,7 +286,7 @@ class Relay:
             if self.died is not None:
                 self._leave_role()
             self._box.progress.report(delivering=None)
-            with self._moved:
+            with self._told:
                 self._moved.notify_all()
 
     def _deliver(self) -> None:
@@ -302,7 +304,7 @@ class Relay:
         works = self._last.works if self.running or self._delivery.awaited else None
         last = self._last
         self._box.progress.report(delivering=works, caught_up=last.caught_up, unreachable=last.unreachable)
-        with self._moved:
+        with self._told:
             self._moved.notify_all()
 
     def _take_role(self) -> None:

@@ -190,7 +190,7 @@ class Guarded:
 
         Runs in the writer's thread.  A `DurabilityError` of the action sets the halt latch.
         """
-        with self._gate:
+        with self._mutex:
             self._wait_for_those_inside()
             before = self._usable()
             before.close()
@@ -237,7 +237,7 @@ class Guarded:
 
         Waits for other threads.  In a signal handler that has interrupted a read, that read closes the environment.
         """
-        with self._gate:
+        with self._mutex:
             environment, self._environment = self._environment, None
             self._lost = False
             if threading.get_ident() in self._inside:

@@ -27,6 +27,8 @@ _log = Log("outbox.store")
 # Seconds after which a caller that waits looks by itself whether its commit has ended: the writer may wait for another
 # process's commit before it wakes anybody.
 _LOOK_S = 0.02
+# So many looks later an interrupted caller leaves a commit that does not end.
+_IN_DOUBT_LOOKS = 250
 # Seconds after which a caller that waits for other work looks whether the interpreter ends: then no thread goes on.
 _END_S = 1.0
 
@@ -116,13 +118,32 @@ class Writer(Generic[Item]):
     def submit(self, item: Item) -> None:
         """Commit `item` together with those of other threads.  Raises what the commit raised.
 
-        An exception of a signal handler leaves at once; the item is then in doubt.
+        An exception of a signal handler is raised when the commit has ended; where it does not end, after five seconds,
+        and the item is then in doubt.
         """
         waiter = _Waiter(item)
-        self._put(waiter)
-        while not waiter.lock.acquire(timeout=_LOOK_S) and waiter.outcome is None:
+        interruption: BaseException | None = None
+        if threading.current_thread() is self._thread:
+            self._put(waiter)
+        else:
+            try:
+                # A function of C: an exception comes behind it.
+                self._queue.put(waiter)
+            except BaseException as exc:  # noqa: BLE001 - raised below
+                interruption = exc
+            if self._stopped:
+                self._refuse_rest()
+        looks = 0
+        while waiter.outcome is None and looks < _IN_DOUBT_LOOKS:
             if sys.is_finalizing():
                 raise _ended()
+            try:
+                waiter.lock.acquire(timeout=_LOOK_S)
+            except BaseException as exc:  # noqa: BLE001 - raised below
+                interruption = exc
+            looks += interruption is not None
+        if interruption is not None:
+            raise interruption
         assert waiter.outcome is not None
         (error,) = waiter.outcome
         if error is not None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import re
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,7 @@ from outbox.integrations.block import (
 from tests.unit.fakes.waiting import LONG
 
 OWNER = object()
+ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
@@ -203,6 +206,63 @@ def test_waiting_for_the_order_of_calls_ends_with_the_holder_named() -> None:
     holder.join()
     with order:
         pass
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_interrupted_order_is_left_and_mended_by_the_next(around: bool) -> None:
+    """An exception of a signal handler left it locked, and every other thread waited a minute for an error."""
+    mended: list[str] = []
+
+    def mend() -> None:
+        mended.append(threading.current_thread().name)
+        if len(mended) == 1:
+            raise KeyboardInterrupt
+
+    order = OrderLock(mend, limit_s=LONG)
+
+    def interrupted() -> None:
+        order.interrupted = True
+        with pytest.raises(KeyboardInterrupt), order:
+            raise AssertionError
+
+    if around:
+        with order:
+            interrupted()
+    else:
+        interrupted()
+
+    def take() -> None:
+        with order, order:
+            mended.append("held")
+
+    taker = threading.Thread(target=take, name="taker", daemon=True)
+    taker.start()
+    taker.join(LONG)
+    assert mended == ["MainThread", "taker", "held"]
+
+
+def test_interrupted_wait_for_a_session_leaves_it_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    locks = SessionLocks(SystemClock(), limit_s=0.05)
+    take = locks._take
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        take(*args, **kwargs)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(locks, "_take", interrupted)
+    with pytest.raises(KeyboardInterrupt), locks.held(7, inside=None):
+        raise AssertionError
+    assert not locks._holders
+
+
+def test_conditions_are_held_by_their_locks() -> None:
+    """`Condition.__exit__` is a function of Python: an exception of a signal handler in it leaves the lock held."""
+    found = []
+    for file in (*ROOT.glob("outbox/**/*.py"), *ROOT.glob("integrations/**/*.py")):
+        source = file.read_text()
+        for name in re.findall(r"self\.(\w+) = threading\.Condition\(", source):
+            found += [f"{file}: with self.{name}"] if f"with self.{name}:" in source else []
+    assert not found
 
 
 def test_block_that_is_never_entered_is_logged(caplog: pytest.LogCaptureFixture) -> None:

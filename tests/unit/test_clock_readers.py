@@ -6,14 +6,15 @@ import importlib
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from outbox.integrations.replay.clock_readers import HostModules, places_of
-from outbox.integrations.replay.frozen_clock import stand_in_for
+from outbox.integrations.replay.clock_readers import HostModules, Place, places_of
+from outbox.integrations.replay.frozen_clock import frozen, stand_in_for
 
 MODULES = {
     "site-packages/firm_times.py": "import time\ndef now_ms(): return time.time() * 1000\n",
@@ -67,6 +68,26 @@ def test_place_is_taken_and_given_back(firm: dict[str, ModuleType]) -> None:
     assert time.time not in taken
     assert firm["firm_times"].time is firm["firm_net"].time is time
     assert places_of(HostModules([firm["firm_engine"].Manager]), stand_in_for, seen) == []
+
+
+def test_clock_stands_after_an_interrupted_entry(firm: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception of a signal handler left every later replay of the process with the real time."""
+    manager, at = firm["firm_engine"].Manager(), datetime(2024, 5, 1, tzinfo=UTC)
+    put, puts = Place.put, []
+
+    def interrupted(place: Place) -> bool:
+        puts.append(place)
+        if len(puts) == 1:
+            raise KeyboardInterrupt
+        return put(place)
+
+    monkeypatch.setattr(Place, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt), frozen(at, manager):
+        raise AssertionError
+    for _ in range(2):
+        with frozen(at, manager):
+            assert firm["firm_times"].now_ms() == at.timestamp() * 1000
+        assert firm["firm_times"].time is time
 
 
 def test_place_that_a_test_has_patched_is_left_alone(firm: dict[str, ModuleType]) -> None:

@@ -14,6 +14,7 @@ from outbox import Outbox
 from outbox.errors import StoreBusy
 from outbox.integrations.block import Block, Entering
 from outbox.integrations.ids.id_reserve import IdReserve
+from outbox.integrations.kept_view import KeptView
 from tests.unit.fakes.waiting import LONG
 
 from .small import scene
@@ -92,6 +93,30 @@ def test_calls_after_an_interrupted_enqueue_are_recorded(
         assert here.drain()
         # What was handed to the writer is committed, whatever becomes of its caller.
         assert here.rows("SELECT symbol FROM trades") == [("interrupted",), ("later",)]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(KeptView, "fold"), (Outbox, "submit")])
+def test_local_view_has_a_call_that_was_interrupted_while_recorded(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    """It was stored and delivered, and the local view answered without it until the end of the program."""
+    with scene(postgres_url, tmp_path / "outbox") as here:
+        here.manager.create_trading_session("ma", 100)
+        for balance in (80, 90):
+            # From these it learns what such calls do.
+            here.manager.update_balance(balance, "seen")
+            with here.manager.atomic_balance_update(5, "fill"):
+                pass
+            assert here.drain()
+        _interrupt(monkeypatch, owner, name, after=True)
+        with pytest.raises(KeyboardInterrupt):
+            here.manager.update_balance(70, "interrupted")
+        assert here.manager.get_current_balance() == 70
+        with here.manager.atomic_balance_update(5, "fill") as told:
+            assert told["old_balance"] == 70
+        assert here.drain()
+        assert here.manager.get_current_balance() == 75
+        assert not here.box.status().alarms
 
 
 def test_handler_that_takes_an_id_in_the_middle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

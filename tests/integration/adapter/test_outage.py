@@ -246,6 +246,25 @@ def test_another_writer_in_an_outage_is_reported_as_a_divergence(
         assert run.manager.get_current_balance(session_id) == 910.0
 
 
+def test_calls_behind_a_divergence_are_not_stamped_before_it(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    """The manager takes the row with the latest time for the balance, and the last call was lost behind another one."""
+    with running(own_postgres, outbox_dir, write_behind=True) as run:
+        session_id = begun(run)
+        run.caught_up()
+        run.relay.stop()
+        with run.manager.atomic_balance_update(Decimal(10), "mine"):
+            pass
+        assert run.manager.update_balance(Decimal(500), "set")
+        other = DatabaseManager(own_postgres.url())
+        other.set_current_session(session_id)
+        with other.atomic_balance_update(Decimal(-100), "theirs"):
+            pass
+        other.close()
+        run.relay.start()
+        run.caught_up()
+        assert run.manager.get_current_balance(session_id) == 500.0
+
+
 def test_write_behind_never_waits(own_postgres: PostgresServer, outbox_dir: Path) -> None:
     with running(own_postgres, outbox_dir, write_behind=True) as run:
         begun(run)
