@@ -149,7 +149,7 @@ def _report(before: OutboxStatus, now: OutboxStatus, done: bool, timeout: float)
         say(sentence, err=True)
     elif before.pending and not now.dead_letters and not now.quarantined:
         left = f"{counted(now.pending, 'newer one is', 'newer ones are')} pending" if now.pending else "none pending"
-        say(f"drained: {entries(now.completed)} completed, {left}")
+        say(f"drained: {entries(now.completed - before.completed)} completed, {left}")
     return 0 if done and now.dead_letters == now.quarantined == 0 else 1
 
 

@@ -247,8 +247,8 @@ class Outbox(Enqueueing):
         """
         if self.alarms.sounds(FORGOTTEN):
             raise OutboxError(
-                "cannot prune: PostgreSQL lost entries that it acknowledged",
-                hint="run `atb outbox reconcile` first",
+                f"cannot prune while the alarm {FORGOTTEN!r} stands",
+                hint="`atb outbox status` shows it; `atb outbox reconcile` ends it",
             )
         keep = timedelta(hours=self.config.retention_hours) if retention is None else retention
         if not isinstance(keep, timedelta) or keep < timedelta(0):

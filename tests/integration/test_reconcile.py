@@ -143,7 +143,7 @@ def test_no_reconciliation_beside_a_running_relay(desk: Desk) -> None:
 def test_the_ledger_keeps_everything_until_it_was_compared(desk: Desk, past: Past) -> None:
     lose(desk, past)
     desk.stop_at_loss()
-    with pytest.raises(OutboxError, match="cannot prune: PostgreSQL lost entries"):
+    with pytest.raises(OutboxError, match="cannot prune while the alarm 'postgresql-forgot' stands"):
         desk.box.compact(timedelta(0))
     desk.relay.reconcile()
     desk.deliver()
