@@ -16,6 +16,10 @@ def for_callers(function: Any, parameters: list[inspect.Parameter]) -> list[insp
     count = 0
     layer = function
     while isinstance(wrapped := getattr(layer, "__wrapped__", None), FunctionType):
+        if not isinstance(layer, FunctionType):
+            # An object, as of functools.lru_cache, gives what it got.
+            layer = wrapped
+            continue
         first, names = _given_by(layer, wrapped)
         own = inspect.signature(layer, follow_wrapped=False).parameters
         # One that the decorator takes itself may be given by name.
