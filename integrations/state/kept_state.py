@@ -209,7 +209,7 @@ def _scalars_of(value: Any) -> dict[str, Any]:
         return {"()": None if frame is None else (frame.f_lasti, *map(repr, _scalars(frame.f_locals).values()))}
     if isinstance(value, MethodWrapperType) and isinstance(value.__self__, count):
         return {"()": repr(value.__self__)}
-    return _scalars(attributes(value)) if is_of_the_host(value) else {}
+    return _scalars(attributes(value)) if is_of_the_host(value) and not callable(value) else {}
 
 
 def _scalars(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Plain data: the values of a manager's attributes that are copied, compared and stored for a call.
 
-Locks in it are neither compared nor stored: each copy has its own.
+An object with a lock is none: it is shared, since other threads may use it at the same time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _COUNTER = re.compile(r"count\((-?\d+)(?:, (-?\d+))?\)")
 
 def is_state(value: Any, depth: int = 0) -> bool:
     """Whether a value is plain data: scalars, collections of them, objects of the host that hold nothing else."""
-    if type(value) in _PLAIN or isinstance(value, (*SCALARS, *LOCKS)) or type(value).__module__ == "numpy":
+    if type(value) in _PLAIN or isinstance(value, SCALARS) or type(value).__module__ == "numpy":
         return True
     if isinstance(value, count):
         return counter(value) is not None

@@ -1677,13 +1677,6 @@ BUGS = (
         ("tests/integration/adapter/test_id_makers.py",),
     ),
     Bug(
-        "adapter: what makes ids under a lock is shared by rehearsal and replay",
-        "integrations/state/plain_data.py",
-        "isinstance(value, (*SCALARS, *LOCKS))",
-        "isinstance(value, SCALARS)",
-        ("tests/integration/adapter/test_id_makers.py",),
-    ),
-    Bug(
         "adapter: a call becomes a dead letter since a later one has used the same maker of ids",
         "integrations/replay/replay.py",
         "return self._replay(operation, connection, entry, watch, as_of, in_real_time=True)",

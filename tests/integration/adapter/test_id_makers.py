@@ -149,9 +149,12 @@ def test_many_ids_of_one_call_do_not_hang_its_replay(postgres_url: str, outbox_d
 def test_id_of_a_replay_is_not_after_that_of_the_rehearsal(postgres_url: str, outbox_dir: Path) -> None:
     """Between the two another call of the same millisecond would get the same id."""
 
-    class Slow(Flaking):
+    class Slow(SmallManager):
+        last = 0
+
         def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
-            made = self.ids()
+            self.last = int(time.time() * 1000)
+            made = f"{self.last}-0"
             time.sleep(0.3)
             with self.session_factory.begin() as session:
                 session.add(Trade(symbol=symbol, note=made))
