@@ -21,7 +21,7 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 from ...errors import ConfigError
 from ..attributes import attributes, put
 from ..key_order import in_key_order, key_order
-from .own_locks import LOCKS, own_locks
+from .own_locks import own_locks
 from .plain_data import SCALARS, copied, counter, is_long, is_of_the_host, is_small, is_state, same
 
 _NUMBERS = (int, float, Decimal)
@@ -223,7 +223,7 @@ def _plain(value: Any, operation: str, name: str) -> Any:
     if type(value) in (list, deque):
         return [_plain(item, operation, name) for item in value]
     if isinstance(value, dict) and all(isinstance(key, SCALARS) for key in value):
-        return {key: _plain(item, operation, name) for key, item in value.items() if not isinstance(item, LOCKS)}
+        return {key: _plain(item, operation, name) for key, item in value.items()}
     if isinstance(value, count) and (numbers := counter(value)) is not None:
         return [*numbers]
     if type(value) is tuple:
@@ -263,9 +263,6 @@ def _fill(owner: Any, name: str, value: Any) -> None:
         for inner, item in value.items():
             _fill(present, inner, item)
         return
-    for key, one in present.items() if isinstance(present, dict) else ():
-        if isinstance(one, LOCKS):
-            value.setdefault(key, one)
     put(owner, name, value)
 
 

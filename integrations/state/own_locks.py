@@ -10,23 +10,23 @@ import threading
 from typing import Any
 
 _RLOCK = type(threading.RLock())
-LOCKS = (type(threading.Lock()), _RLOCK, threading.Condition, threading.Semaphore)
+_LOCKS = (type(threading.Lock()), _RLOCK, threading.Condition, threading.Semaphore)
 
 
 def own_locks(replica: Any) -> dict[str, Any]:
     """New locks for those that a copy shares with its manager, by the names of its attributes; none is held."""
     # At each call anew: a class may get its lock at its first use.
     owners = (*reversed(type(replica).__mro__[:-1]), replica)
-    found = {name: value for one in owners for name, value in vars(one).items() if isinstance(value, LOCKS)}
+    found = {name: value for one in owners for name, value in vars(one).items() if isinstance(value, _LOCKS)}
     made: dict[int, Any] = {}
-    return {name: like(value, made) for name, value in found.items()}
+    return {name: _like(value, made) for name, value in found.items()}
 
 
-def like(lock: Any, made: dict[int, Any]) -> Any:
+def _like(lock: Any, made: dict[int, Any]) -> Any:
     """A lock of the same kind; one for each, since a condition may share its lock with an attribute."""
     if id(lock) not in made:
         if isinstance(lock, threading.Condition):
-            made[id(lock)] = threading.Condition(like(lock._lock, made))  # type: ignore[attr-defined]
+            made[id(lock)] = threading.Condition(_like(lock._lock, made))  # type: ignore[attr-defined]
         elif isinstance(lock, threading.Semaphore):
             # A copy may enter as often as the manager could now, and at least once: nobody else releases it.
             made[id(lock)] = threading.Semaphore(max(1, lock._value))

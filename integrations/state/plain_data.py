@@ -19,7 +19,6 @@ from typing import Any
 from uuid import UUID
 
 from ..attributes import attributes, put, slots_of
-from .own_locks import LOCKS, like
 
 SCALARS = (bool, int, float, complex, str, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, type(None))
 # Most items have one of these types: told apart by identity, a large collection costs a tenth.
@@ -108,8 +107,6 @@ def copied(value: Any) -> Any:
 def _copied(value: Any) -> Any:
     if isinstance(value, SCALARS) or type(value).__module__ == "numpy":
         return value
-    if isinstance(value, LOCKS):
-        return like(value, {})
     if isinstance(value, count):
         return count(*counter(value) or ())
     made = copy.copy(value)
@@ -147,8 +144,6 @@ def same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(a is b or same(a, b) for a, b in zip(one, other, strict=True))
     if isinstance(one, (*SCALARS, set, frozenset)) or type(one).__module__ == "numpy":
         return bool(one == other)
-    if isinstance(one, LOCKS):
-        return True
     if isinstance(one, count):
         return repr(one) == repr(other)
     return is_of_the_host(one) and is_state(one) and same(attributes(one), attributes(other))
