@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from os import PathLike
@@ -16,11 +16,11 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from .. import AlreadyRejected, DurabilityError, Entry, EntryStatus, IdempotencyConflict, Operation, Outbox, OutboxError
-from ..codec import encode
+from .. import AlreadyRejected, DurabilityError, Entry, Operation, Outbox, OutboxError
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
+from . import earlier_calls
 from .away import is_away
 from .binding import bind_to
 from .block import Block, Entering, SessionLocks, current, entered, logged_at_exit
@@ -30,7 +30,7 @@ from .guard import Guard
 from .host import Host
 from .ids.id_reserves import IdReserves
 from .keeper import Keeper
-from .operations import AFTER_DRAIN, NOTES, ManagerOperation, call_of
+from .operations import AFTER_DRAIN, NOTES, ManagerOperation, notes_of
 from .passing import Passing
 from .preflight.preflight import examine
 from .preparing import Prepared, Preparing
@@ -40,10 +40,10 @@ from .roles import Session
 from .silence import Silence
 from .state.begun import begun
 from .telling import Telling
-from .upgrades import refuse_unfit, upgraded
+from .upgrades import refuse_unfit
 from .view.kept_answers import ManagerRead
 from .view.learned_file import carried_over
-from .view.local_view import LocalView, plain
+from .view.local_view import LocalView
 from .view.reads import Reads
 
 _log = Log("outbox.integrations")
@@ -253,9 +253,9 @@ class Adapter:
         group = None if operation.best_effort else block
         waits = block is None and not self._write_behind and self.delivery.prompt()
         with self._balance_lock(item, block), self.keeper.kept.order:
-            first = self._first(operation, item.bound)
+            first = earlier_calls.stored(self.outbox, operation, item.bound)
             if first is None:
-                again = self._first_in(group, operation, item.bound)
+                again = earlier_calls.in_block(group, operation, item.bound)
                 if again is not None:
                     return again.told
                 if not waits and (refusal := self._telling.check(operation, item.bound)) is not None:
@@ -271,10 +271,11 @@ class Adapter:
             result = self.delivery.result(operation, entries)
         finally:
             self.replayer.carried.settle()
-        told = entries[0].args[NOTES].get("id")
-        if operation.session is Session.BEGINS and told == self.session_id and type(result) is type(told):
-            # The manager may have gone on with an earlier one.
-            self.session_id = result
+        if operation.session is Session.BEGINS:
+            told = notes_of(entries[0]).get("id")
+            if told == self.session_id and type(result) is type(told):
+                # The manager may have gone on with an earlier one.
+                self.session_id = result
         return result
 
     def read_state(self, name: str) -> None:
@@ -318,9 +319,9 @@ class Adapter:
         with self._session_locks.held(session, inside=outer) as turn:
             self.keeper.kept.catch_up()
             block = Block(self, session, alive)
-            first = self._first(operation, item.bound)
-            again = self._first_in(outer, operation, item.bound)
-            earlier = again.notes if again is not None else first.args[NOTES] if first is not None else None
+            first = earlier_calls.stored(self.outbox, operation, item.bound)
+            again = earlier_calls.in_block(outer, operation, item.bound)
+            earlier = again.notes if again is not None else notes_of(first) if first is not None else None
             if earlier is not None:
                 told: Any = told_before(earlier)
             else:
@@ -346,36 +347,6 @@ class Adapter:
         # The first is the block's own.
         return block is not None and len(block.calls()) > 1
 
-    def _first(self, operation: ManagerOperation, bound: dict[str, Any]) -> Entry | None:
-        """The entry of an earlier call with the same identity, or None.
-
-        Raises `IdempotencyConflict` where that one had other arguments, `AlreadyRejected` where it was rejected.
-        """
-        first = self.outbox.lookup(operation.name, bound) if operation.alternatives else None
-        if first is None:
-            return None
-        first = upgraded(operation, first)
-        _must_be_same(operation, call_of(first), bound, f"entry {first.seq}")
-        if first.status is EntryStatus.FAILED:
-            raise AlreadyRejected(
-                f"{operation.name} with this identity is entry {first.seq}, which was refused: {first.error}",
-                entry=first,
-                hint=f"nothing delivers it: `atb outbox retry {first.seq}`, or make the call with another identity",
-            )
-        return first
-
-    def _first_in(self, group: Block | None, operation: ManagerOperation, bound: dict[str, Any]) -> Prepared | None:
-        """The call with the same identity that waits in the same block.  Raises `IdempotencyConflict`."""
-        identity = operation.identity_of(bound) if group is not None and operation.alternatives else None
-        if group is None or identity is None:
-            return None
-        for item in group.calls():
-            if item.operation is operation and operation.identity_of(item.bound) == identity:
-                _must_be_same(operation, item.bound, bound, "in this block")
-                prepared: Prepared = item
-                return prepared
-        return None
-
     def _record(self, items: list[Prepared]) -> list[Entry]:
         """Make calls durable in one commit and fold them into the view; the order is held meanwhile."""
         try:
@@ -395,11 +366,3 @@ class Adapter:
             self.passing.interrupted(item.operation.name for item in items)
             raise
         return entries
-
-
-def _must_be_same(operation: ManagerOperation, first: Mapping[str, Any], call: Mapping[str, Any], where: str) -> None:
-    if encode(plain(first))[0] != encode(plain(call))[0]:
-        raise IdempotencyConflict(
-            f"{operation.name} with this identity is {where} already, with other arguments",
-            hint="one intent, one identity: the first call stands",
-        )

@@ -33,7 +33,7 @@ from .keeper import Keeper
 from .key_order import orders_of
 from .manager_connection import engine_of
 from .operations import NOTES, ManagerOperation
-from .preflight.found_rows import answers_found_row
+from .preflight.found_rows import asked_by
 from .replay.rehearsal import Rehearsal, rehearse
 from .replay.replay import Replayer
 from .roles import Balance, Order, Position, Session
@@ -263,8 +263,9 @@ class Preparing:
 
         Raises `IdReserveEmpty` for anything else, after trading was halted.
         """
+        finality = {"final": True} if final else {}
         if operation.session is Session.BEGINS and (going_on := self._resumed(operation, bound)) is not None:
-            return {"id": going_on, "resumes": True}
+            return {"id": going_on, "resumes": True, **finality}
         try:
             with self.halting():
                 id_ = self._take_id(*operation.schema_table_column())
@@ -275,13 +276,16 @@ class Preparing:
                 "an exit (%(operation)s) is recorded without an id: %(error)s", operation=operation.name, error=exc
             )
             return {}
-        return {"id": id_, "final": True} if final else {"id": id_}
+        return {"id": id_, **finality}
 
     def _resumed(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> Any:
         """The active session with which the call goes on, as far as was seen, or as the method's code shows."""
         cls = self._host.manager_class
-        likely = cls is not None and answers_found_row(cls, operation.name)
-        return resumptions.resumed(self._view, operation, bound, likely=likely)
+        asked = None if cls is None else asked_by(cls, operation.name)
+        parameters = self._host.signature(operation.name).parameters.keys()
+        others = (asked or set()) & (parameters - set(map(operation.own_name, resumptions.NAMES)))
+        # It asks for more than the local view knows of a session.
+        return None if others else resumptions.resumed(self._view, operation, bound, likely=asked is not None)
 
     def _note_balance(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
         """What a balance is set to, for what follows in the same block."""

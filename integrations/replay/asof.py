@@ -59,8 +59,9 @@ class AsOf:
         self._creates = IdColumn.of(creates)
         self._captured_at, self._clock, self._began_at = captured_at.astimezone(UTC), clock, clock.now()
         self._take_id, self._passing = take_id, passing
-        # The id that the caller has, until a row has it; a rollback gives it back.
-        self.id_left = notes.get("id")
+        # The id that the caller has, until a row has it; a rollback gives it back.  That of a session that was there
+        # already is for no new row.
+        self.id_left = None if "resumes" in notes else notes.get("id")
         self._times = True
         self._given = frozenset(_times_in(call))
         # The schema_translate_map of the manager's engine.

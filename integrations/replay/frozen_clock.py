@@ -28,10 +28,12 @@ _DateTime = datetime_module.datetime
 _UTC = datetime_module.UTC
 
 
-# So often a call may read a clock that stands; then it may be waiting for the next millisecond, without sleeping.
-_READS = 1000
-# After so long it waits for a time that is ahead of its call: that of an object which later calls have used already.
-_WAITS_S = 0.1
+# So often a call reads a clock that stands; then each reading moves it, since the call may wait for the next
+# millisecond without sleeping.
+_STANDS_FOR = 1000
+_STEP = datetime_module.timedelta(microseconds=1)
+# So often a call reads it before it waits for a time that is far ahead: that of an object which later calls have used.
+_WAITS_FROM = 50_000
 
 
 class FrozenClock:
@@ -41,20 +43,16 @@ class FrozenClock:
         """`at` is aware."""
         self._at = at.astimezone(_UTC)
         self._reads = 0
-        self._ticks_from = 0.0
 
     @property
     def at(self) -> datetime_module.datetime:
         """The time that the replayed code reads now."""
         self._reads += 1
-        if self._reads < _READS:
+        if self._reads <= _STANDS_FOR:
             return self._at
-        if self._reads == _READS:
-            self._ticks_from = time_module.monotonic()
-        waited = time_module.monotonic() - self._ticks_from
-        if waited > _WAITS_S:
+        if self._reads > _WAITS_FROM:
             return max(self._at, datetime_module.datetime.now(_UTC))
-        return self._at + datetime_module.timedelta(seconds=waited)
+        return self._at + (self._reads - _STANDS_FOR) * _STEP
 
     def thaw(self) -> None:
         """Give the real time from now on."""

@@ -258,13 +258,12 @@ class _Watched:
             self.look_after()
 
     def _has_resumed(self) -> bool:
-        """Whether the call that begins a session has gone on with one that was there already; learns that."""
-        notes = notes_of(self._entry)
-        if self._operation.session is not Session.BEGINS or notes.get("resumes"):
-            return bool(notes.get("resumes"))
+        """Whether the call that begins a session has gone on, or should have, with one that was there; learns that."""
+        if self._operation.session is not Session.BEGINS:
+            return False
+        call, notes = call_of(self._entry), notes_of(self._entry)
         with self._view.lock:
-            call, told = call_of(self._entry), notes.get("id")
-            return resumptions.learn(self._view, self._operation, call, told, self._answer)
+            return resumptions.learn(self._view, self._operation, call, notes, self._answer)
 
     def look_before(self) -> None:
         """See the session as it is before the call."""

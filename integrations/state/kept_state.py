@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from itertools import count
-from types import GeneratorType, MappingProxyType, MethodWrapperType
+from types import FunctionType, GeneratorType, MappingProxyType, MethodWrapperType
 from typing import Any
 
 from sqlalchemy.orm import scoped_session, sessionmaker
@@ -186,7 +186,9 @@ def _of_class(cls: type) -> dict[str, Any]:
     return {
         name: value
         for name, value in found.items()
-        if (isinstance(value, (*_CONTAINERS, count)) or (is_of_the_host(value) and not hasattr(type(value), "__get__")))
+        if type(value) is not FunctionType
+        and (isinstance(value, (*_CONTAINERS, count)) or is_of_the_host(value))
+        and not hasattr(type(value), "__get__")
         and not (name.startswith("__") and name.endswith("__"))
         and is_state(value)
     }
@@ -250,7 +252,7 @@ def is_storable(value: Any) -> bool:
 def _fill(owner: Any, name: str, value: Any) -> None:
     """Set an attribute from its stored form; its present value tells the type."""
     present = attributes(owner).get(name)
-    if isinstance(present, count):
+    if isinstance(present, count) and isinstance(value, list):
         value = count(*value)
     if isinstance(present, deque) and isinstance(value, list):
         value = deque(value, present.maxlen)

@@ -5,10 +5,14 @@ An engine that resumes by name makes the same call at each start.  In an outage 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..operations import Call, ManagerOperation
 from .local_view import LocalView
+
+# What the local view knows of a session, and by which it is found.
+NAMES = ("strategy_name", "symbol")
 
 
 def resumed(view: LocalView, operation: ManagerOperation, call: Call, *, likely: bool) -> Any:
@@ -17,32 +21,31 @@ def resumed(view: LocalView, operation: ManagerOperation, call: Call, *, likely:
         return _alike(view, operation, call, None) if view.learning.habits.resumes.get(operation.name, likely) else None
 
 
-def learn(view: LocalView, operation: ManagerOperation, call: Call, told: Any, answer: Any) -> bool:
-    """Learn from a call to whose caller the id `told` was given; whether it went on with an earlier session."""
-    learning, alike = view.learning, _alike(view, operation, call, told)
+def learn(view: LocalView, operation: ManagerOperation, call: Call, notes: Mapping[str, Any], answer: Any) -> bool:
+    """Learn from a call; whether its caller was given, or the manager went on with, an earlier session."""
+    told: Any = notes.get("id")
+    expected = "resumes" in notes
     if isinstance(answer, bool) or type(answer) is not type(told):
-        return False
-    if answer == told:
-        if alike is not None:
-            learning.habits.resumes[operation.name] = False
-            learning.version += 1
-        return False
-    learning.habits.resumes[operation.name] = True
-    learning.version += 1
-    # Under the new id there is nothing.
-    view.sessions.pop(told, None)
-    if answer in view.sessions:
-        names = {name: operation.standard(call).get(name) for name in ("strategy_name", "symbol")}
-        view.sessions[answer] = {**view.sessions[answer], **names}
-    return True
+        return expected
+    went_on = (answer == told) is expected
+    if went_on or expected or _alike(view, operation, call, told) is not None:
+        view.learning.habits.resumes[operation.name] = went_on
+        view.learning.version += 1
+    if went_on and not expected:
+        # Under the new id there is nothing.
+        view.sessions.pop(told, None)
+        if answer in view.sessions:
+            names = {name: operation.standard(call).get(name) for name in NAMES}
+            view.sessions[answer] = {**view.sessions[answer], **names}
+    return went_on or expected
 
 
 def _alike(view: LocalView, operation: ManagerOperation, call: Call, but: Any) -> Any:
     standard = operation.standard(call)
-    wanted = [standard.get(name) for name in ("strategy_name", "symbol")]
+    wanted = [standard.get(name) for name in NAMES]
     found = (
         id_
         for id_, row in view.sessions.items()
-        if id_ != but and row["active"] and [row["strategy_name"], row["symbol"]] == wanted
+        if id_ != but and row["active"] and [row[name] for name in NAMES] == wanted
     )
     return max(found, default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -88,6 +89,16 @@ def test_clock_stands_after_an_interrupted_entry(firm: dict[str, ModuleType], mo
         with frozen(at, manager):
             assert firm["firm_times"].now_ms() == at.timestamp() * 1000
         assert firm["firm_times"].time is time
+
+
+def test_clock_hardly_moves_for_a_call_that_reads_it_often(firm: dict[str, ModuleType]) -> None:
+    """A call that wrote many rows got the real time for the last ones."""
+    manager, at = firm["firm_engine"].Manager(), datetime(2024, 5, 1, tzinfo=UTC)
+    with frozen(at, manager):
+        for _ in range(2000):
+            firm["firm_times"].now_ms()
+        threading.Event().wait(0.15)  # the clock moves with `sleep`
+        assert 0 < firm["firm_times"].now_ms() - at.timestamp() * 1000 < 5
 
 
 def test_place_that_a_test_has_patched_is_left_alone(firm: dict[str, ModuleType]) -> None:

@@ -482,8 +482,8 @@ BUGS = (
     Bug(
         "a replay takes new ids",
         "integrations/replay/asof.py",
-        '        self.id_left = notes.get("id")',
-        "        self.id_left = None",
+        'None if "resumes" in notes else notes.get("id")',
+        "None",
         ("tests/integration/adapter/test_outage.py",),
     ),
     Bug(
@@ -712,9 +712,9 @@ BUGS = (
     ),
     Bug(
         "adapter: the same intent after a crash is another call",
-        "integrations/adapter.py",
-        "        first = self.outbox.lookup(operation.name, bound) if operation.alternatives else None",
-        "        first = None",
+        "integrations/earlier_calls.py",
+        "    first = outbox.lookup(operation.name, bound) if operation.alternatives else None",
+        "    first = None",
         ("tests/integration/adapter/test_nasty_lives.py",),
     ),
     Bug(
@@ -765,6 +765,13 @@ BUGS = (
         "            return overtaken\n        with",
         "            return False\n        with",
         ("tests/integration/adapter/test_outage.py",),
+    ),
+    Bug(
+        "a call that writes many rows stamps the last ones with the time of the replay",
+        "integrations/replay/frozen_clock.py",
+        "_WAITS_FROM = 50_000",
+        "_WAITS_FROM = 1000",
+        ("tests/unit/test_clock_readers.py",),
     ),
     Bug(
         "replays stamp the time of the replay",
@@ -1721,15 +1728,29 @@ BUGS = (
     Bug(
         "adapter: an engine that restarts in an outage begins a second session",
         "integrations/preparing.py",
-        '            return {"id": going_on, "resumes": True}\n',
+        '            return {"id": going_on, "resumes": True, **finality}\n',
         "            pass\n",
         ("tests/integration/adapter/test_resumed_sessions.py",),
     ),
     Bug(
         "adapter: the local view keeps a session that was never begun",
         "integrations/view/resumptions.py",
-        "    view.sessions.pop(told, None)\n",
+        "        view.sessions.pop(told, None)\n",
         "",
+        ("tests/integration/adapter/test_resumed_sessions.py",),
+    ),
+    Bug(
+        "adapter: a session that was ended elsewhere gives its id to the next one",
+        "integrations/replay/asof.py",
+        'None if "resumes" in notes else notes.get("id")',
+        'notes.get("id")',
+        ("tests/integration/adapter/test_resumed_sessions.py",),
+    ),
+    Bug(
+        "adapter: a session of another name gets the id of the first in an outage",
+        "integrations/preparing.py",
+        "return None if others else resumptions",
+        "return resumptions",
         ("tests/integration/adapter/test_resumed_sessions.py",),
     ),
     Bug(

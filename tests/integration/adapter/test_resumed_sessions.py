@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from .small import Balance, Scene, Session, SmallManager, scene
 
@@ -67,3 +67,48 @@ def test_session_of_the_same_name_goes_on_in_an_outage(here: Scene) -> None:
     assert {id_ for (id_,) in here.rows("SELECT id FROM trading_sessions")} == sessions
     assert here.manager.get_current_balance(again) == Decimal(800)
     assert set(here.manager._durable.adapter.view.sessions) == sessions
+
+
+class ByOtherName(SmallManager):
+    """Two of its active sessions may have one strategy."""
+
+    def create_trading_session(self, strategy_name: str, initial_balance: Any, session_name: str = "") -> int:
+        with self.session_factory.begin() as session:
+            query = select(Session).where(Session.name == session_name)
+            found = session.scalars(query).first()
+            if found is not None:
+                return found.id
+            made = Session(name=session_name)
+            session.add(made)
+            session.flush()
+            session.add(Balance(session_id=made.id, total=initial_balance))
+            return made.id
+
+
+def test_session_of_another_name_is_a_new_one(postgres_url: str, outbox_dir: Path) -> None:
+    """It was given the id of the first, which PostgreSQL refused: a dead letter, and both sessions waited."""
+    with scene(postgres_url, outbox_dir, ByOtherName) as here:
+        told = [here.manager.create_trading_session("ma", 1000, name) for name in ("a", "b")]
+        assert here.drain()
+        assert list(here.box.dead_letters()) == []
+        assert here.rows("SELECT id, name FROM trading_sessions") == [(told[0], "a"), (told[1], "b")]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_session_that_another_writer_has_ended_is_begun_anew(waits: bool, postgres_url: str, outbox_dir: Path) -> None:
+    """The new row was given the id of the old one, so that no engine could begin a session any more."""
+    with scene(postgres_url, outbox_dir, ByName) as here:
+        here.relay.start()
+        first = here.manager.create_trading_session("ma", 1000)
+        with here.manager.engine.begin() as connection:
+            connection.execute(update(Session).values(name="ended"))
+        if not waits:
+            here.relay.stop()
+        told = here.manager.create_trading_session("ma", 500)
+        assert here.drain()
+        [made] = [id_ for (id_,) in here.rows("SELECT id FROM trading_sessions") if id_ != first]
+        assert told == (made if waits else first)
+        assert list(here.box.dead_letters()) == []
+        # The engine goes on with the session that it was told.
+        assert bool(here.box.status().alarms) is not waits
+        assert waits is False or here.manager.get_current_balance() == Decimal(500)

@@ -1,0 +1,54 @@
+"""Earlier calls: those with the same identity as a call, in the store and in the same block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .. import AlreadyRejected, Entry, EntryStatus, IdempotencyConflict, Outbox
+from ..codec import encode
+from .block import Block
+from .operations import ManagerOperation, call_of
+from .preparing import Prepared
+from .upgrades import upgraded
+from .view.local_view import plain
+
+
+def stored(outbox: Outbox, operation: ManagerOperation, bound: dict[str, Any]) -> Entry | None:
+    """The entry of an earlier call, or None.
+
+    Raises `IdempotencyConflict` where that one had other arguments, `AlreadyRejected` where it was rejected.
+    """
+    first = outbox.lookup(operation.name, bound) if operation.alternatives else None
+    if first is None:
+        return None
+    first = upgraded(operation, first)
+    _must_be_same(operation, call_of(first), bound, f"entry {first.seq}")
+    if first.status is EntryStatus.FAILED:
+        raise AlreadyRejected(
+            f"{operation.name} with this identity is entry {first.seq}, which was refused: {first.error}",
+            entry=first,
+            hint=f"nothing delivers it: `atb outbox retry {first.seq}`, or make the call with another identity",
+        )
+    return first
+
+
+def in_block(group: Block | None, operation: ManagerOperation, bound: dict[str, Any]) -> Prepared | None:
+    """The call that waits in the same block.  Raises `IdempotencyConflict`."""
+    identity = operation.identity_of(bound) if group is not None and operation.alternatives else None
+    if group is None or identity is None:
+        return None
+    for item in group.calls():
+        if item.operation is operation and operation.identity_of(item.bound) == identity:
+            _must_be_same(operation, item.bound, bound, "in this block")
+            prepared: Prepared = item
+            return prepared
+    return None
+
+
+def _must_be_same(operation: ManagerOperation, first: Mapping[str, Any], call: Mapping[str, Any], where: str) -> None:
+    if encode(plain(first))[0] != encode(plain(call))[0]:
+        raise IdempotencyConflict(
+            f"{operation.name} with this identity is {where} already, with other arguments",
+            hint="one intent, one identity: the first call stands",
+        )
