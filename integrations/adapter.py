@@ -24,14 +24,15 @@ from . import earlier_calls
 from .away import is_away
 from .binding import bind_to
 from .block import Block, Entering, SessionLocks, current, entered, logged_at_exit
-from .changing import Changing
 from .delivery import Delivery, local_result
 from .guard import Guard
 from .host import Host
 from .ids.id_reserves import IdReserves
 from .keeper import Keeper
+from .local_answers import LocalAnswers
 from .operations import AFTER_DRAIN, NOTES, ManagerOperation, notes_of
 from .passing import Passing
+from .pending_attributes import PendingAttributes
 from .preflight.preflight import examine
 from .preparing import Prepared, Preparing
 from .replay.balance import told_before
@@ -39,7 +40,6 @@ from .replay.replay import Replayer
 from .roles import Session
 from .silence import Silence
 from .state.begun import begun
-from .telling import Telling
 from .upgrades import refuse_unfit
 from .view.kept_answers import ManagerRead
 from .view.learned_file import carried_over
@@ -111,7 +111,7 @@ class Adapter:
         host.when_built(self.guard.attach)
         self.passing = Passing(self, reads)
         self._session_locks = SessionLocks(outbox.clock)
-        self._changing = Changing(host, self.replayer.carried, self.delivery, self.guard)
+        self._pending_attributes = PendingAttributes(host, self.replayer.carried, self.delivery, self.guard)
         self._preparing = Preparing(
             host,
             outbox,
@@ -121,10 +121,10 @@ class Adapter:
             self._reserves,
             current_session=lambda: self.session_id,
             block=lambda: current(self),
-            changing=self._changing,
+            pending_attributes=self._pending_attributes,
             on_halt=on_halt,
         )
-        self._telling = Telling(self, host, outbox, self.keeper, self.delivery, self._preparing)
+        self._local_answers = LocalAnswers(self, host, outbox, self.keeper, self.delivery, self._preparing)
         # Operations that were seen to write nothing.
         self._unwritten: set[str] = set()
         host.remember(outbox, (*self.calls, *reads.names, *AFTER_DRAIN))
@@ -258,7 +258,7 @@ class Adapter:
                 again = earlier_calls.in_block(group, operation, item.bound)
                 if again is not None:
                     return again.told
-                if not waits and (refusal := self._telling.check(operation, item.bound)) is not None:
+                if not waits and (refusal := self._local_answers.check(operation, item.bound)) is not None:
                     return refusal[0]
                 item = self._preparing.prepare(item, final=not waits)
                 if group is not None and group.add(self._preparing.encoded(item)):
@@ -280,7 +280,7 @@ class Adapter:
 
     def read_state(self, name: str) -> None:
         """An attribute of the manager is read.  Raises `NotCaughtUp` where a queued call changes it."""
-        self._changing.read(name)
+        self._pending_attributes.read(name)
 
     def _balance_lock(self, item: Prepared, block: Block | None) -> AbstractContextManager[Any]:
         if item.operation.balance is None:
@@ -326,7 +326,7 @@ class Adapter:
                 told: Any = told_before(earlier)
             else:
                 item = self._preparing.prepare(item, final=not waits)
-                told = self._telling.told(item, online=waits)
+                told = self._local_answers.told(item, online=waits)
                 block.add(self._preparing.encoded(item))
             with logged_at_exit(block), entered(block):
                 yield told
@@ -358,7 +358,7 @@ class Adapter:
                 self.passing.waiting.note(entry.operation, entry.seq)
                 self.delivery.noted(entry)
                 self.replayer.carried.foresee(entry.seq, item.foreseen)
-                self._changing.note(item, entry)
+                self._pending_attributes.note(item, entry)
                 self._follow_session(item.operation, item.session)
         except OutboxError:
             raise

@@ -29,7 +29,7 @@ from .operations import TRADING_OPERATIONS, ManagerOperation
 from .preflight.members import class_member
 from .replay.replay import CallFailed
 from .singletons import Singletons
-from .standing import Standing, call, read
+from .stand_in import StandIn, call, read
 from .view.kept_answers import ManagerRead
 
 __all__ = [
@@ -64,7 +64,7 @@ class DurableDatabaseManager:
 
     __slots__ = ("__dict__", "__weakref__", "_durable")
 
-    _durable: Standing
+    _durable: StandIn
 
     def __new__(cls, factory_or_manager: Any = None, *args: Any, **kwargs: Any) -> DurableDatabaseManager:
         """An object of a subclass with the manager's own methods, where its class is known."""
@@ -100,7 +100,7 @@ class DurableDatabaseManager:
         # A subclass's constructor may have set attributes already.
         host.early.update(self.__dict__)
         settings = {"write_behind": write_behind, "wait_s": wait_s, "learned_from": learned_from}
-        _become(self, Standing(host, tuple(operations), settings))
+        _become(self, StandIn(host, tuple(operations), settings))
         if outbox is not None:
             self.attach_outbox(outbox, on_halt=on_halt)
 
@@ -147,17 +147,17 @@ class DurableDatabaseManager:
 
         Best-effort calls that were made before are recorded now.
         """
-        standing = self._durable
+        stand_in = self._durable
         if operations is not None:
-            standing.operations = tuple(operations)
+            stand_in.operations = tuple(operations)
         if write_behind is not None:
-            standing.settings["write_behind"] = write_behind
+            stand_in.settings["write_behind"] = write_behind
         if learned_from is not None:
-            standing.settings["learned_from"] = learned_from
-        adapter = standing.attach(outbox, on_halt)
+            stand_in.settings["learned_from"] = learned_from
+        adapter = stand_in.attach(outbox, on_halt)
         classes.cover(type(self), (*adapter.calls, *adapter.passing.reads.names), call)
         _adopt(self)
-        standing.deliver_kept(self)
+        stand_in.deliver_kept(self)
 
     def detach_outbox(self) -> None:
         """Stop the background work; critical calls raise until another outbox is attached.  May be called twice."""
@@ -189,8 +189,8 @@ class DurableDatabaseManager:
     def __getattr__(self, name: str) -> Any:
         if name == "_durable":
             return _stand_for_unconstructed(self)
-        standing = self._durable
-        host, adapter = standing.host, standing.adapter
+        stand_in = self._durable
+        host, adapter = stand_in.host, stand_in.adapter
         if adapter is not None and name == "_current_session_id":
             return adapter.session_id or None
         if (adapter is not None and name in adapter.calls) or (host.manager_class is None and host.has(name)):
@@ -212,27 +212,27 @@ class DurableDatabaseManager:
             raise _missing(self, name) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        standing = self._durable
-        if name == "_current_session_id" and standing.adapter is not None:
-            if standing.adapter.host is not standing.host:
+        stand_in = self._durable
+        if name == "_current_session_id" and stand_in.adapter is not None:
+            if stand_in.adapter.host is not stand_in.host:
                 raise OutboxError(
                     "a copy of a durable manager cannot have a current session of its own",
                     hint="pass session_id to its calls, or make another manager with an outbox of its own",
                 )
-            standing.adapter.session_id = value
-        elif inspect.ismemberdescriptor(class_member(standing.host.manager_class, name)):
-            standing.host.set(name, value)
+            stand_in.adapter.session_id = value
+        elif inspect.ismemberdescriptor(class_member(stand_in.host.manager_class, name)):
+            stand_in.host.set(name, value)
         elif _is_own_method(self, name, value):
             # The restored original is no attribute of the object.
             self.__dict__.pop(name, None)
-            standing.host.doubles.pop(name, None)
+            stand_in.host.doubles.pop(name, None)
         else:
-            standing.host.set_connecting(name, value)
+            stand_in.host.set_connecting(name, value)
             # A manager that another thread builds meanwhile gets it too.
-            with standing.host.lock if standing.host.built is None else nullcontext():
+            with stand_in.host.lock if stand_in.host.built is None else nullcontext():
                 super().__setattr__(name, value)
             if not classes.is_guarded(type(self), name):
-                standing.host.set_double(name, value)
+                stand_in.host.set_double(name, value)
 
     def __delattr__(self, name: str) -> None:
         host = self._durable.host
@@ -314,10 +314,10 @@ def _is_new_durable(durable: Any) -> bool:
 
 def _adapter_if_any(durable: DurableDatabaseManager) -> Adapter | None:
     try:
-        standing: Standing | None = object.__getattribute__(durable, "_durable")
+        stand_in: StandIn | None = object.__getattribute__(durable, "_durable")
     except AttributeError:
         return None
-    return None if standing is None else standing.adapter
+    return None if stand_in is None else stand_in.adapter
 
 
 def _adapter_of(durable: DurableDatabaseManager) -> Adapter:
@@ -329,17 +329,17 @@ def _adapter_of(durable: DurableDatabaseManager) -> Adapter:
     return adapter
 
 
-def _become(durable: DurableDatabaseManager, standing: Standing) -> None:
+def _become(durable: DurableDatabaseManager, stand_in: StandIn) -> None:
     """Give an object its state; its attributes are those of the manager from now on, or from when that is built."""
-    known: Any = standing.host.manager_class
+    known: Any = stand_in.host.manager_class
     if known is not None and not known.__dictoffset__:
         raise ConfigError(
             f"{known.__name__} keeps its attributes in slots only, and its state cannot be followed",
             hint="add '__dict__' to its __slots__",
         )
-    object.__setattr__(durable, "_durable", standing)
-    object.__setattr__(durable, "__dict__", standing.host.early)
-    standing.host.when_built(lambda _: _adopt(durable))
+    object.__setattr__(durable, "_durable", stand_in)
+    object.__setattr__(durable, "__dict__", stand_in.host.early)
+    stand_in.host.when_built(lambda _: _adopt(durable))
 
 
 def _adopt(durable: DurableDatabaseManager) -> None:
@@ -363,15 +363,15 @@ def _adopt(durable: DurableDatabaseManager) -> None:
         object.__setattr__(durable, "__class__", known)
 
 
-def _stand_for_unconstructed(durable: DurableDatabaseManager) -> Standing:
+def _stand_for_unconstructed(durable: DurableDatabaseManager) -> StandIn:
     """Make the state of an object whose constructor has not run: its manager's has not run either."""
     known = classes.stood_for(type(durable))
     if known is None:
         raise _missing(durable, "_durable")
-    standing = Standing(Host.unconstructed(known, SystemClock()), TRADING_OPERATIONS)
-    standing.host.early.update(durable.__dict__)
-    _become(durable, standing)
-    return standing
+    stand_in = StandIn(Host.unconstructed(known, SystemClock()), TRADING_OPERATIONS)
+    stand_in.host.early.update(durable.__dict__)
+    _become(durable, stand_in)
+    return stand_in
 
 
 def _is_own_method(durable: DurableDatabaseManager, name: str, value: Any) -> bool:
@@ -379,9 +379,9 @@ def _is_own_method(durable: DurableDatabaseManager, name: str, value: Any) -> bo
     return inspect.ismethod(value) and value.__self__ is durable and value.__func__ is own
 
 
-def _made_as(durable: DurableDatabaseManager, standing: Standing) -> DurableDatabaseManager:
+def _made_as(durable: DurableDatabaseManager, stand_in: StandIn) -> DurableDatabaseManager:
     made: DurableDatabaseManager = object.__new__(type(durable))
-    _become(made, standing)
+    _become(made, stand_in)
     return made
 
 

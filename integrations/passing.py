@@ -16,6 +16,7 @@ from .. import OutboxError
 from ..log import Log
 from ..words import first_line
 from .away import cannot_answer, is_away
+from .block_reads import BlockReads
 from .guard import NotCaughtUp
 from .manager_connection import is_used_up
 from .operations import AFTER_DRAIN
@@ -25,7 +26,6 @@ from .view.kept_answers import KeptAnswers
 from .view.local_view import UnknownLocally
 from .view.reads import Reads
 from .view.waiting_writes import WaitingWrites
-from .within import Within
 
 if TYPE_CHECKING:
     from .adapter import Adapter
@@ -43,7 +43,7 @@ class Passing:
 
     def __init__(self, adapter: Adapter, reads: Reads) -> None:
         self._adapter, self.reads = adapter, reads
-        self._within = Within(adapter, adapter.host, adapter.keeper, adapter.outbox.clock)
+        self._block_reads = BlockReads(adapter, adapter.host, adapter.keeper, adapter.outbox.clock)
         self.kept = KeptAnswers(adapter.outbox, partial(adapter.host.enums.learn, adapter.outbox))
         self._repeated = Repeated(_log)
         # When a read that PostgreSQL failed to answer is tried again: by name, monotonic seconds.
@@ -109,7 +109,8 @@ class Passing:
         signature, now = adapter.host.signature(name), clock.now()
         with adapter.keeper.kept.order:
             try:
-                return self.reads.answer(name, signature, args, kwargs, self._within.view(), adapter.session_id, now)
+                view = self._block_reads.view()
+                return self.reads.answer(name, signature, args, kwargs, view, adapter.session_id, now)
             except UnknownLocally as unknown:
                 if isinstance(failed, SQLAlchemyError) and not is_away(failed):
                     # As the manager does where its tables do not fit.
@@ -145,7 +146,7 @@ class Passing:
         except (NotCaughtUp, SQLAlchemyError) as exc:
             if self._adapter.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
                 raise
-            here = [(one.operation.name, "this block") for one in self._within.calls()]
+            here = [(one.operation.name, "this block") for one in self._block_reads.calls()]
             waiting = self.waiting.of(name, here)
             if waiting is not None:
                 raise UnknownLocally(
@@ -160,7 +161,7 @@ class Passing:
                     hint="an outage answers as the manager did last: ask once more after such a call",
                 ) from exc
             return answer
-        if not self._within.calls():
+        if not self._block_reads.calls():
             # A block may still be left without effect.
             self.kept.keep(name, call, answer, seq, lambda kept: self.waiting.since(name, kept) is not None)
         return answer
@@ -181,10 +182,10 @@ class Passing:
         """
         adapter = self._adapter
         with adapter.guard.watching(name, stale=stale, replaceable=whole) as watched:
-            calls = self._within.calls() if whole else ()
+            calls = self._block_reads.calls() if whole else ()
             try:
                 if calls:
-                    value = self._within.ask(calls, name, args, kwargs, adapter.session_id)
+                    value = self._block_reads.ask(calls, name, args, kwargs, adapter.session_id)
                 else:
                     value = adapter.host.bound(name, stand_in)(*args, **kwargs)
             except Exception as exc:

@@ -47,7 +47,7 @@ from .view.folds import seen_of
 from .view.local_view import LocalView
 
 if TYPE_CHECKING:
-    from .changing import Changing
+    from .pending_attributes import PendingAttributes
 
 _log = Log("outbox.integrations")
 
@@ -113,7 +113,7 @@ class Preparing:
         reserves: IdReserves,
         current_session: Callable[[], int | None],
         block: Callable[[], Block | None],
-        changing: Changing,
+        pending_attributes: PendingAttributes,
         on_halt: Callable[[str], Any] | None,
     ) -> None:
         """`on_halt(reason)` is called before a call raises because the outbox has halted.
@@ -122,7 +122,7 @@ class Preparing:
         """
         self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
         self._delivery, self._reserves, self._current_session = delivery, reserves, current_session
-        self._block, self._on_halt, self._changing = block, on_halt, changing
+        self._block, self._on_halt, self._pending_attributes = block, on_halt, pending_attributes
         self._early, self._foreseen = EarlyState(outbox), Foreseen(host)
         self._opened = _Opened()
 
@@ -233,7 +233,7 @@ class Preparing:
         item.foreseen = {name: amount for name, amount in amounts.items() if name not in changed | uncounted}
         item.uncounted = (changed | amounts.keys()) & uncounted
         if item.rehearsal.is_skipped:
-            item.uncounted |= self._changing.by(operation.name) - item.foreseen.keys()
+            item.uncounted |= self._pending_attributes.by(operation.name) - item.foreseen.keys()
         changes = item.rehearsal.changes = item.rehearsal.changes.without(uncounted)
         if item.foreseen:
             notes["foreseen"] = item.foreseen
@@ -307,7 +307,8 @@ class Preparing:
     def _uncounted(self) -> set[str]:
         """Attributes that earlier calls change, also in the same block, and that only their deliveries count."""
         block = self._block()
-        return self._changing.uncounted().union(*(item.uncounted for item in (() if block is None else block.calls())))
+        calls = () if block is None else block.calls()
+        return self._pending_attributes.uncounted().union(*(item.uncounted for item in calls))
 
     def _with_fresh_state(self, item: Prepared) -> Prepared:
         """Rehearse again where another thread has changed the attributes that this call changes."""

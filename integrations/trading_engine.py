@@ -24,7 +24,7 @@ from ..log import Log
 from .durable import DurableDatabaseManager
 from .holders import others_held, others_holding, replace_held
 from .manager_connection import check_connection, engine_of
-from .standing import FURTHER
+from .stand_in import FURTHER
 from .view.kept_answers import ManagerRead
 
 _log = Log("outbox.integrations")

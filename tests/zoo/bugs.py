@@ -888,8 +888,8 @@ BUGS = (
     Bug(
         "wire: best-effort calls before it are dropped",
         "integrations/durable.py",
-        "standing.deliver_kept(self)",
-        "standing.kept.clear()",
+        "stand_in.deliver_kept(self)",
+        "stand_in.kept.clear()",
         ("tests/integration/adapter/test_wire_life.py",),
     ),
     Bug(
@@ -1377,7 +1377,7 @@ BUGS = (
     ),
     Bug(
         "adapter: a call behind one that could not be rehearsed counts from what the manager has",
-        "integrations/changing.py",
+        "integrations/pending_attributes.py",
         "return set(self._uncounted)",
         "return set()",
         ("tests/integration/adapter/test_unbuilt_state.py",),
@@ -1398,7 +1398,7 @@ BUGS = (
     ),
     Bug(
         "adapter: in an outage a read in a block does not see the calls made there",
-        "integrations/within.py",
+        "integrations/block_reads.py",
         "if not calls:\n            return known",
         "if True:\n            return known",
         ("tests/integration/adapter/test_reads_in_blocks.py",),
@@ -1594,8 +1594,8 @@ BUGS = (
     ),
     Bug(
         "adapter: a declared method named close is called as the manager's end",
-        "integrations/standing.py",
-        "if name in _ENDINGS and standing.operation(name) is None:",
+        "integrations/stand_in.py",
+        "if name in _ENDINGS and stand_in.operation(name) is None:",
         "if name in _ENDINGS:",
         ("tests/integration/adapter/test_styles.py",),
     ),
@@ -1643,10 +1643,10 @@ BUGS = (
     ),
     Bug(
         "adapter: calls before there is an outbox are kept without a limit",
-        "integrations/standing.py",
+        "integrations/stand_in.py",
         "deque(maxlen=_KEPT)",
         "deque()",
-        ("tests/unit/test_standing.py",),
+        ("tests/unit/test_stand_in.py",),
     ),
     Bug(
         "adapter: each entry holds all of a manager's history",

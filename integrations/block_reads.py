@@ -1,4 +1,4 @@
-"""Within: a read in a balance block sees the calls that were made there before it, as it would on the plain manager.
+"""Block reads: a read in a balance block sees the calls made there before it, as on the plain manager.
 
 They are recorded when the block ends.  So the manager makes the same calls and answers in a transaction that is rolled
 back; while PostgreSQL is away, a copy of the local view answers.
@@ -30,7 +30,7 @@ from .view.folds import fold, fold_beside, seen_of
 from .view.local_view import LocalView
 
 
-class Within:
+class BlockReads:
     """Answers reads in the blocks of one adapter.  Thread-safe."""
 
     def __init__(self, owner: object, host: Host, keeper: Keeper, clock: Clock) -> None:

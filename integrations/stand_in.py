@@ -1,4 +1,4 @@
-"""Standing: the attributes of an object that replaces a manager, and the target of its calls."""
+"""Stand-in: the attributes of an object that replaces a manager, and the target of its calls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FURTHER = "further-manager"
 
 
 @dataclass(slots=True)
-class Standing:
+class StandIn:
     """The state of one `DurableDatabaseManager`."""
 
     host: Host
@@ -51,7 +51,7 @@ class Standing:
     # The outboxes of other managers of the class whose status shows that this one has none.
     shown: list[Outbox] = field(default_factory=list)
 
-    def copied(self, manager: Any = None) -> Standing:
+    def copied(self, manager: Any = None) -> StandIn:
         """The state of a copy: the same outbox, attributes of its own."""
         return replace(self, host=self.host.copied(manager))
 
@@ -108,18 +108,18 @@ def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
 
     `at`: when the call was made, where that was before there was an outbox.
     """
-    standing: Standing = durable._durable
-    host, adapter = standing.host, standing.adapter
+    stand_in: StandIn = durable._durable
+    host, adapter = stand_in.host, stand_in.adapter
     on_replica = host.on_replica(name)
     if on_replica is not None:
         return on_replica(*args, **kwargs)
-    if name in _ENDINGS and standing.operation(name) is None:
+    if name in _ENDINGS and stand_in.operation(name) is None:
         # A manager that was never built has nothing to close.
         return host.bound(name, durable)(*args, **kwargs) if host.built is not None else None
-    if standing.bypassed or "session_factory" in host.replaced:
+    if stand_in.bypassed or "session_factory" in host.replaced:
         return host.bound(name, durable)(*args, **kwargs)
     if adapter is None:
-        return _call_without_outbox(standing, durable, name, args, kwargs)
+        return _call_without_outbox(stand_in, durable, name, args, kwargs)
     operation = adapter.calls.get(name)
     if operation is None:
         return adapter.passing.call(durable, name, args, kwargs)
@@ -133,37 +133,37 @@ def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 def read(durable: Any, name: str, get: Callable[[], Any]) -> Any:
     """The value of property `name` of the manager's class, which `get` computes."""
-    standing: Standing = durable._durable
-    if standing.adapter is None or standing.bypassed or "session_factory" in standing.host.replaced:
+    stand_in: StandIn = durable._durable
+    if stand_in.adapter is None or stand_in.bypassed or "session_factory" in stand_in.host.replaced:
         return get()
-    return standing.adapter.passing.attribute(name, get)
+    return stand_in.adapter.passing.attribute(name, get)
 
 
 def _call_without_outbox(
-    standing: Standing, durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    stand_in: StandIn, durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call the plain manager, before `wire`; a best-effort call that fails for an outage is recorded later."""
-    operation = standing.operation(name)
+    operation = stand_in.operation(name)
     if operation is None:
-        return standing.host.bound(name, durable)(*args, **kwargs)
-    if standing.detached and not operation.best_effort:
+        return stand_in.host.bound(name, durable)(*args, **kwargs)
+    if stand_in.detached and not operation.best_effort:
         raise OutboxError(
             f"{name} needs the outbox, which was detached", hint="attach_outbox(...) or wire(engine) before it trades"
         )
     try:
-        if standing.detached:
+        if stand_in.detached:
             raise OutboxError("the outbox was detached")
-        standing.host.manager()
-        method = standing.host.bound(name, durable)
-        _warn_of_plain_call(standing, operation)
+        stand_in.host.manager()
+        method = stand_in.host.bound(name, durable)
+        _warn_of_plain_call(stand_in, operation)
         return method(*args, **kwargs)
     except (OutboxError, SQLAlchemyError) as exc:
         if not (isinstance(exc, OutboxError) or is_away(exc)):
             raise
         if operation.best_effort:
-            _keep(standing, name, args, kwargs, exc)
+            _keep(stand_in, name, args, kwargs, exc)
             return None
-        if standing.host.built is not None:
+        if stand_in.host.built is not None:
             raise
         raise OutboxError(
             f"{name} was called before there is an outbox, and PostgreSQL is away",
@@ -171,31 +171,31 @@ def _call_without_outbox(
         ) from exc
 
 
-def _warn_of_plain_call(standing: Standing, operation: Operation) -> None:
-    if not operation.best_effort and operation.name not in standing.warned:
-        standing.warned.add(operation.name)
+def _warn_of_plain_call(stand_in: StandIn, operation: Operation) -> None:
+    if not operation.best_effort and operation.name not in stand_in.warned:
+        stand_in.warned.add(operation.name)
         _log.warning("a call of %(operation)s before there is an outbox is not durable", operation=operation.name)
-        _show(standing, operation.name)
+        _show(stand_in, operation.name)
 
 
-def _show(standing: Standing, name: str) -> None:
+def _show(stand_in: StandIn, name: str) -> None:
     """Let the status of the manager that is wired show that this one, which is called too, has no outbox."""
-    for outbox in serving(standing.host.manager_class) if not standing.shown else ():
-        standing.shown.append(outbox)
-        message = f"another {standing.host.name} was made and called ({name}), and its writes are not durable"
+    for outbox in serving(stand_in.host.manager_class) if not stand_in.shown else ():
+        stand_in.shown.append(outbox)
+        message = f"another {stand_in.host.name} was made and called ({name}), and its writes are not durable"
         with suppress(OutboxError):
             outbox.notices.put(FURTHER, f"{message}: let all components take the engine's", degraded=True)
 
 
-def _keep(standing: Standing, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], exc: Exception) -> None:
-    _show(standing, name)
-    if standing.detached:
+def _keep(stand_in: StandIn, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], exc: Exception) -> None:
+    _show(stand_in, name)
+    if stand_in.detached:
         _log.warning("a call of %(operation)s was not recorded: %(error)s", operation=name, error=exc)
         return
     with suppress(Exception):
         # The caller may change its lists and dicts before there is an outbox.
         args, kwargs = copy.deepcopy((args, kwargs))
-    standing.kept.append((name, args, kwargs, standing.host.now()))
+    stand_in.kept.append((name, args, kwargs, stand_in.host.now()))
     _log.info(
         "a call of %(operation)s is kept until there is an outbox: %(error)s",
         operation=name,

@@ -1,4 +1,4 @@
-"""Telling: results of calls without a delivery, and calls that the local view refuses in an outage.
+"""Local answers: results of calls without a delivery, and calls that the local view refuses in an outage.
 
 A balance block yields what the manager's would: the manager is asked in a transaction that is rolled back, or the local
 view answers as the manager was seen to.
@@ -14,6 +14,7 @@ from typing import Any
 from .. import Outbox
 from .away import cannot_take
 from .block import current
+from .block_reads import BlockReads
 from .delivery import Delivery
 from .host import Host
 from .keeper import Keeper
@@ -29,10 +30,9 @@ from .view.conversions import Unknown
 from .view.folds import seen_of
 from .view.local_view import LocalView, UnknownLocally
 from .view.rows import ORDERS, POSITIONS
-from .within import Within
 
 
-class Telling:
+class LocalAnswers:
     """Answers the calls of one adapter whose delivery no caller awaits.  Thread-safe."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Telling:
         """`owner`: the adapter, which owns the blocks."""
         self._owner, self._host, self._outbox, self._keeper = owner, host, outbox, keeper
         self._delivery, self._preparing = delivery, preparing
-        self._within = Within(owner, host, keeper, outbox.clock)
+        self._block_reads = BlockReads(owner, host, keeper, outbox.clock)
 
     @property
     def _view(self) -> LocalView:
@@ -57,11 +57,11 @@ class Telling:
         in_session = operation.balance is not None or operation.session is Session.ENDS
         for check in (*operation.checks, *((checks.session_known,) if in_session else ())):
             try:
-                check(call, self._within.view())
+                check(call, self._block_reads.view())
             except UnknownLocally:
                 if not self._delivery.works or not self._keeper.observe(session):
                     raise
-                check(call, self._within.view())
+                check(call, self._block_reads.view())
         with self._view.lock:
             if not checks.refuses(self._view.learning, operation):
                 return None
@@ -78,7 +78,7 @@ class Telling:
             balance = self._local_balance(notes["session"]) if operation.balance else None
         with self._view.lock:
             # The calls of the same block count: a position that it has opened is open.
-            view = self._within.view()
+            view = self._block_reads.view()
             seen = seen_of(view, operation, bound, notes)
             # A row that is not in the view may be open all the same.
             unknown = {one for one in (POSITIONS, ORDERS) if not view.is_understood(notes["session"], one)}

@@ -1,4 +1,4 @@
-"""Changing: attributes of the manager that queued calls may change when they are delivered.
+"""Pending attributes: attributes of the manager that queued calls may change when they are delivered.
 
 Until then they stand still, and nobody reads them: a risk limit would be wrong.
 """
@@ -15,14 +15,14 @@ from .state.carried import Carried
 from .state.kept_state import NOT_STATE
 
 
-class Changing:
+class PendingAttributes:
     """The attributes of one manager that wait for deliveries.  Thread-safe."""
 
     def __init__(self, host: Host, carried: Carried, delivery: Delivery, guard: Guard) -> None:
         self._host, self._carried, self._delivery, self._guard = host, carried, delivery, guard
         # Attributes that the methods of operations assign, and the last call each waits for.
         self._may_change: dict[str, set[str]] = {}
-        self._changing: dict[str, tuple[str, int]] = {}
+        self._pending_attributes: dict[str, tuple[str, int]] = {}
         # Those that only a delivery counts, and the last call that changes them so.
         self._uncounted: dict[str, int] = {}
 
@@ -31,10 +31,10 @@ class Changing:
 
         Raises `NotCaughtUp` where a call that is not delivered in time changes it.
         """
-        operation, seq = self._changing.get(name, ("", 0))
+        operation, seq = self._pending_attributes.get(name, ("", 0))
         if seq and not self._delivery.settled(seq):
             raise self._guard.not_caught_up(f"self.{name} is changed by {operation}")
-        self._changing.pop(name, None)
+        self._pending_attributes.pop(name, None)
         self._carried.settle()
 
     def uncounted(self) -> set[str]:
@@ -59,5 +59,5 @@ class Changing:
         name = item.operation.name
         later = self._carried.names.get(name, set())
         for attribute in ((self.by(name) - item.rehearsal.changes.by_name.keys()) | later) - item.foreseen.keys():
-            self._changing[attribute] = (name, entry.seq)
+            self._pending_attributes[attribute] = (name, entry.seq)
         self._uncounted |= dict.fromkeys(item.uncounted, entry.seq)

@@ -1,4 +1,4 @@
-"""Standing: what a durable manager does before it has an outbox."""
+"""Stand-in: what a durable manager does before it has an outbox."""
 
 from __future__ import annotations
 
