@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -170,3 +171,11 @@ def _method(name: str, original: Any, invoke: Invoke) -> Any:
         return invoke(self, name, args, kwargs)
 
     return functools.wraps(original)(call)
+
+
+def found_by_name(cls: type) -> type | None:
+    """The class, where it stands in the module that names the manager's class; pickle looks it up there."""
+    found: Any = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return cls if found is cls else None

@@ -6,7 +6,6 @@ import copy
 import copyreg
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from os import PathLike
@@ -261,7 +260,7 @@ class DurableDatabaseManager:
         function, arguments, *rest = manager.__reduce_ex__(protocol)
         if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
             return (function, arguments, *rest)
-        return (_made_anew, (_found_by_name(type(self)) or type(manager), *arguments[1:]), *rest)
+        return (_made_anew, (classes.found_by_name(type(self)) or type(manager), *arguments[1:]), *rest)
 
 
 def _call_by_name(durable: DurableDatabaseManager, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -383,14 +382,6 @@ def _made_as(durable: DurableDatabaseManager, stand_in: StandIn) -> DurableDatab
     made: DurableDatabaseManager = object.__new__(type(durable))
     _become(made, stand_in)
     return made
-
-
-def _found_by_name(cls: type) -> type | None:
-    """The class, where it stands in the module that names the manager's class; pickle looks it up there."""
-    found: Any = sys.modules.get(cls.__module__)
-    for name in cls.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return cls if found is cls else None
 
 
 def _made_anew(cls: type, *args: Any) -> Any:

@@ -45,8 +45,11 @@ def applied(operation: ManagerOperation, cls: type, value: Any, *, wrote: bool, 
 
 
 def declined(operation: ManagerOperation, cls: type, value: Any, *, error: DBAPIError | None) -> bool:
-    """Whether the manager has looked and found that the call must not be: a plain engine would go on after that."""
-    if value is not False or operation.success is not answered:
+    """Whether the manager has looked and found that the call must not be: a plain engine would go on after that.
+
+    Not where the caller was given an id: later calls use it.
+    """
+    if value is not False or operation.creates or operation.success is not answered:
         return False
     # A row whose parent is missing may still be written.
     refused = error is None or (is_refusal(error) and getattr(error.orig, "pgcode", None) != FOREIGN_KEY)

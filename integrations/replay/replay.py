@@ -221,7 +221,8 @@ class Replayer:
             )
             return {"raised": f"{type(exc).__name__}: {exc}"}
         failed = CallFailed(f"{operation.name} of the manager raised {type(exc).__name__}: {exc}")
-        failed.holds_back = not is_own_refusal(exc)
+        # As in `declined`.
+        failed.holds_back = bool(operation.creates) or not is_own_refusal(exc)
         raise failed from exc
 
     def _call(self, operation: ManagerOperation, replica: Any, entry: Entry, as_of: AsOf, clock: FrozenClock) -> Any:

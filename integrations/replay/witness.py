@@ -261,9 +261,8 @@ class _Watched:
         """Whether the call that begins a session has gone on, or should have, with one that was there; learns that."""
         if self._operation.session is not Session.BEGINS:
             return False
-        call, notes = call_of(self._entry), notes_of(self._entry)
         with self._view.lock:
-            return resumptions.learn(self._view, self._operation, call, notes, self._answer)
+            return resumptions.learn(self._view, self._operation, self._entry, self._answer)
 
     def look_before(self) -> None:
         """See the session as it is before the call."""

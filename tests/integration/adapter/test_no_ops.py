@@ -131,3 +131,20 @@ def test_declined_call_waits_for_an_operator_alone(
         dead = [entry.operation for entry in here.box.dead_letters()]
         assert dead == [method] * (1 if method == "tag" or holds_back else 2)
         assert here.rows("SELECT count(*) FROM account_balances") == [(1 if holds_back else 2,)]
+
+
+class Choosing(SmallManager):
+    def create_trading_session(self, strategy_name: str, initial_balance: object) -> int:
+        with self.session_factory() as session:
+            session.execute(text("SELECT 1"))
+        raise ValueError(f"no strategy is called {strategy_name}")
+
+
+def test_declined_call_that_gave_an_id_holds_back_what_uses_it(postgres_url: str, outbox_dir: Path) -> None:
+    """Balances were written for a session that was never begun."""
+    with scene(postgres_url, outbox_dir, Choosing) as here:
+        session = here.manager.create_trading_session("ma", 1000)
+        here.manager.update_balance(900, "fee", session)
+        here.relay.drain(timeout=5)
+        assert [entry.operation for entry in here.box.dead_letters()] == ["create_trading_session"]
+        assert here.rows("SELECT * FROM account_balances") == []
