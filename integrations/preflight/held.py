@@ -54,6 +54,9 @@ def kind_of(value: Any) -> str | None:
     module = type(value).__module__
     if module.startswith("sqlalchemy.ext.asyncio"):
         return ASYNC
+    if module == scoped_session.__module__:
+        # What `query_property()` has made.
+        return "a scoped_session"
     driver = module.partition(".")[0]
     is_connection = any(word in type(value).__name__.lower() for word in ("connection", "pool"))
     return f"a {driver} connection" if driver in DRIVERS and is_connection else None

@@ -11,7 +11,7 @@ from typing import Any
 
 def class_member(cls: Any, name: str) -> Any:
     """The member `name` of a class as it was defined, or None."""
-    for base in () if cls is None else cls.__mro__:
+    for base in cls.__mro__ if isinstance(cls, type) else ():
         if name in base.__dict__:
             return base.__dict__[name]
     return None

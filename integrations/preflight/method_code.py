@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from .members import class_member
+
 # Of containers: methods that put something in.
 _PUTTING = frozenset({"append", "appendleft", "add", "extend", "extendleft", "insert", "put", "put_nowait", "update"})
 _CONTAINERS = frozenset({"list", "dict", "set", "deque", "defaultdict", "OrderedDict", "Queue", "SimpleQueue"})
@@ -122,8 +124,8 @@ def meaning(function: Any, name: str) -> Any:
         return None
     found = function.__globals__.get(first)
     for part in rest:
-        # Of modules only: an attribute of anything else may run code of the host.
-        found = vars(found).get(part) if isinstance(found, ModuleType) else None
+        # Of modules and classes only: an attribute of anything else may run code of the host.
+        found = vars(found).get(part) if isinstance(found, ModuleType) else class_member(found, part)
     return found
 
 

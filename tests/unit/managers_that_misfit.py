@@ -375,6 +375,26 @@ class FactoryOfTheModule(Sound):
         return 1
 
 
+class ActiveRecord:
+    """Its classes have the session, as freqtrade's have."""
+
+    session = scoped_session(SessionLocal)
+    query = session.query_property()
+
+
+class SessionOfAClass(Sound):
+    def log_trade(self, symbol: str, position_id: int | None = None) -> int:
+        ActiveRecord.session.add(Trade(symbol=symbol))
+        ActiveRecord.session.commit()
+        return 1
+
+
+class QueryOfAClass(Sound):
+    def log_trade(self, symbol: str, position_id: int | None = None) -> int:
+        ActiveRecord.query.filter_by(symbol=symbol).update({"symbol": symbol})
+        return 1
+
+
 class ScopeOfTheModule(Sound):
     def log_trade(self, symbol: str, position_id: int | None = None) -> int:
         with session_scope() as session:

@@ -52,6 +52,8 @@ MISFITS = [
     ("EngineBeside", r"self.engine.begin\(\)", "session_factory"),
     ("SessionOfTheEngine", r"Session\(...\)", "session_factory"),
     ("FactoryOfTheModule", r"SessionLocal\(\)", "session_factory"),
+    ("SessionOfAClass", r"ActiveRecord.session.add\(\)", "session_factory"),
+    ("QueryOfAClass", r"ActiveRecord.query.filter_by\(\)", "session_factory"),
     ("DriverImportedInside", r"psycopg2.connect\(\)", "session_factory"),
     ("ReadOnlyFactory", "session_factory is a property", "setter"),
     ("TakesADataclass", "argument 'fill' is a Fill, which cannot be stored", "pass its values"),
