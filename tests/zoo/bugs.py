@@ -1700,8 +1700,15 @@ BUGS = (
     Bug(
         "adapter: the session that a decorator gives is asked of the caller",
         "integrations/preflight/injected.py",
-        "counts.add(at - has_self)",
-        "counts.add(0)",
+        "if at not in given",
+        "if True",
+        ("tests/integration/adapter/test_injected_sessions.py",),
+    ),
+    Bug(
+        "adapter: an argument that a decorator checks is not asked of the caller",
+        "integrations/preflight/injected.py",
+        "max(0, len(before) - len(taken))",
+        "len(before)",
         ("tests/integration/adapter/test_injected_sessions.py",),
     ),
     Bug(
