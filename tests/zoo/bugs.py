@@ -1742,7 +1742,7 @@ BUGS = (
     Bug(
         "adapter: calls of a session that was declined are applied",
         "integrations/replay/replay.py",
-        "failed.holds_back = bool(operation.creates) or not",
+        "failed.holds_back = is_built_on(operation) or not",
         "failed.holds_back = not",
         ("tests/integration/adapter/test_no_ops.py",),
     ),
