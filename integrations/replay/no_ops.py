@@ -47,13 +47,18 @@ def applied(operation: ManagerOperation, cls: type, value: Any, *, wrote: bool, 
 def declined(operation: ManagerOperation, cls: type, value: Any, *, error: DBAPIError | None) -> bool:
     """Whether the manager has looked and found that the call must not be: a plain engine would go on after that.
 
-    Not where the caller was given an id: later calls use it.
+    Not where later calls build on what the caller was given.
     """
-    if value is not False or operation.creates or operation.success is not answered:
+    if value is not False or is_built_on(operation) or operation.success is not answered:
         return False
     # A row whose parent is missing may still be written.
     refused = error is None or (is_refusal(error) and getattr(error.orig, "pgcode", None) != FOREIGN_KEY)
     return refused and _is_honest(cls, operation.name)
+
+
+def is_built_on(operation: ManagerOperation) -> bool:
+    """Whether later calls use what a call gives its caller: an id or a balance."""
+    return bool(operation.creates) or operation.balance is not None
 
 
 def is_own_refusal(error: BaseException) -> bool:

@@ -38,7 +38,7 @@ from .answers import Answer, Answers
 from .asof import AsOf
 from .divergence import Divergences
 from .frozen_clock import FrozenClock, frozen
-from .no_ops import applied, declined, is_own_refusal, is_refusal
+from .no_ops import applied, declined, is_built_on, is_own_refusal, is_refusal
 from .rehearsal import Rehearsal
 from .replay_session import Watch, refuse_connections, watch_errors, work_on
 from .side_ids import SideIds
@@ -221,8 +221,7 @@ class Replayer:
             )
             return {"raised": f"{type(exc).__name__}: {exc}"}
         failed = CallFailed(f"{operation.name} of the manager raised {type(exc).__name__}: {exc}")
-        # As in `declined`.
-        failed.holds_back = bool(operation.creates) or not is_own_refusal(exc)
+        failed.holds_back = is_built_on(operation) or not is_own_refusal(exc)
         raise failed from exc
 
     def _call(self, operation: ManagerOperation, replica: Any, entry: Entry, as_of: AsOf, clock: FrozenClock) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from itertools import count
+from itertools import count, islice
 from types import FunctionType, GeneratorType, MappingProxyType, MethodWrapperType
 from typing import Any
 
@@ -289,11 +289,26 @@ def _merged(live: Any, before: Any, after: Any) -> Any:
         old = before if isinstance(before, set) else set()
         live -= old - after
         live |= after - old
+    elif isinstance(live, count):
+        # In place: one of the class is shared by all its objects.
+        taken = _taken(before, after)
+        if taken is None:
+            return after
+        deque(islice(live, taken), maxlen=0)
     elif not isinstance(live, SCALARS) and is_of_the_host(live) and is_state(live):
         _merge_object(live, {} if before is _MISSING else attributes(before), attributes(after))
     else:
         return after
     return live
+
+
+def _taken(before: Any, after: count[Any]) -> int | None:
+    """How many numbers a call has taken from a counter; None where it was set anew."""
+    had, has = counter(before) if isinstance(before, count) else None, counter(after)
+    if had is None or has is None or had[1] != has[1] or not had[1]:
+        return None
+    taken, rest = divmod(has[0] - had[0], had[1])
+    return taken if taken >= 0 and not rest else None
 
 
 def _delta(change: Change) -> dict[str, Any] | None:

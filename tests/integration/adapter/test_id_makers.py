@@ -124,6 +124,23 @@ def test_counted_ids_are_those_of_plain_calls(postgres_url: str, outbox_dir: Pat
     assert made_in(postgres_url, outbox_dir, cls) == [str(number) for number in range(1, CALLS + 7)]
 
 
+def test_counter_of_the_class_counts_for_all_managers(postgres_url: str, outbox_dir: Path) -> None:
+    class Together(Counting):
+        ids = count(1)
+
+        def __init__(self, url: str) -> None:
+            SmallManager.__init__(self, url)
+
+    with scene(postgres_url, outbox_dir, Together) as here:
+        plain = Together(postgres_url)
+        for manager in (here.manager, plain, here.manager):
+            manager.log_trade("t")
+        assert here.drain()
+        plain.log_trade("t")
+        plain.engine.dispose()
+        assert here.rows("SELECT note FROM trades ORDER BY note") == [("1",), ("2",), ("3",), ("4",)]
+
+
 def test_id_of_a_generator_is_refused(postgres_url: str, outbox_dir: Path) -> None:
     """A generator cannot be copied, so the rehearsal would use up every second of its numbers."""
     with scene(postgres_url, outbox_dir, Generating) as here, pytest.raises(ConfigError, match=r"self\.ids"):

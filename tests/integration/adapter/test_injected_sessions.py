@@ -33,6 +33,26 @@ def in_session(method: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def stripped(method: Callable[..., Any]) -> Callable[..., Any]:
+    """It gives nothing: it passes on what it takes."""
+
+    @functools.wraps(method)
+    def wrapper(self: Any, symbol: str, *args: Any, **kwargs: Any) -> Any:
+        return method(self, symbol.strip(), *args, **kwargs)
+
+    return wrapper
+
+
+def stripped_in_session(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def wrapper(self: Any, symbol: str, *args: Any, **kwargs: Any) -> Any:
+        symbol = symbol.strip()
+        with self.session_factory.begin() as session:
+            return method(self, session, symbol, *args, **kwargs)
+
+    return wrapper
+
+
 def made(session: Session, symbol: str, note: str) -> int:
     trade = Trade(symbol=symbol, note=note)
     session.add(trade)
@@ -44,6 +64,26 @@ class First(SmallManager):
     @with_session
     def log_trade(self, session, symbol, note="n"):  # type: ignore[no-untyped-def]
         return made(session, symbol, note)
+
+
+class Behind(SmallManager):
+    @stripped_in_session
+    def log_trade(self, session, symbol, note="n"):  # type: ignore[no-untyped-def]
+        return made(session, symbol, note)
+
+
+class Both(SmallManager):
+    @stripped
+    @with_session
+    def log_trade(self, session, symbol, note="n"):  # type: ignore[no-untyped-def]
+        return made(session, symbol, note)
+
+
+class Passing(SmallManager):
+    @stripped
+    def log_trade(self, symbol: str, note: str = "n") -> int:
+        with self.session_factory.begin() as session:
+            return made(session, symbol, note)
 
 
 class Named(SmallManager):
@@ -78,7 +118,7 @@ class WhenNeeded(SmallManager):
         return self.trades.add(symbol, note)
 
 
-@pytest.mark.parametrize("cls", [First, Named, Required, WhenNeeded])
+@pytest.mark.parametrize("cls", [First, Behind, Both, Passing, Named, Required, WhenNeeded])
 def test_callers_give_what_the_decorator_does_not(cls: Any, postgres_url: str, outbox_dir: Path) -> None:
     with scene(postgres_url, outbox_dir, cls) as here:
         here.relay.start()

@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
+from tests.unit.fakes.audit import query
 
 from .small import Base, Order, SmallManager, scene
 
@@ -138,6 +139,28 @@ class Choosing(SmallManager):
         with self.session_factory() as session:
             session.execute(text("SELECT 1"))
         raise ValueError(f"no strategy is called {strategy_name}")
+
+
+class Sparing(SmallManager):
+    def update_balance(self, new_balance: object, update_reason: str, session_id: int | None = None) -> bool:
+        if self.get_current_balance(session_id) < 100:
+            raise ValueError("the account is closed")
+        return super().update_balance(new_balance, update_reason, session_id)
+
+
+def test_declined_balance_holds_back_the_next(postgres_url: str, outbox_dir: Path) -> None:
+    """The engine has reckoned with it since."""
+    with scene(postgres_url, outbox_dir, Sparing) as here:
+        here.relay.start()
+        session = here.manager.create_trading_session("ma", 1000)
+        assert here.drain()
+        here.relay.stop()
+        for balance in (900, 800):
+            here.manager.update_balance(balance, "fee", session)
+        query(postgres_url, f"INSERT INTO account_balances (session_id, total) VALUES ({session}, 50)")
+        here.relay.drain(timeout=5)
+        assert [entry.operation for entry in here.box.dead_letters()] == ["update_balance"]
+        assert here.box.status().pending == 1
 
 
 def test_declined_call_that_gave_an_id_holds_back_what_uses_it(postgres_url: str, outbox_dir: Path) -> None:
