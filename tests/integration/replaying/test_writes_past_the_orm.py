@@ -15,6 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
 from outbox import TargetMisconfigured
 from outbox.integrations.durable import ManagerOperation
+from outbox.integrations.operations import wrote_rows
 from outbox.integrations.replay.replay import CallFailed
 
 from .harness import Replays, engine_url, replays
@@ -258,9 +259,9 @@ def test_deferred_constraint_is_checked_at_the_commit_of_the_manager(manager: Ma
         assert [tuple(row) for row in found] == [(None, "a"), (77, "b")]
 
 
-def test_call_that_only_reads_is_not_taken_for_applied(manager: Manager, here: Replays) -> None:
+def test_call_that_only_reads_is_not_taken_for_a_write(manager: Manager, here: Replays) -> None:
     with pytest.raises(CallFailed):
-        here.call(ManagerOperation("reads"))
+        here.call(ManagerOperation("reads", success=wrote_rows))
 
 
 def test_function_that_is_made_after_a_failure_is_known(manager: Manager, here: Replays) -> None:
