@@ -17,7 +17,7 @@ from .small import Base, Order, SmallManager, scene
 
 
 class Tag(Base):
-    __tablename__ = "tags"
+    __tablename__ = "labels"
     name: Mapped[str] = mapped_column(String, primary_key=True)
 
 
@@ -59,7 +59,7 @@ def test_calls_with_nothing_to_do_hold_nothing_back(postgres_url: str, outbox_di
         assert here.drain()
         assert list(here.box.dead_letters()) == []
         assert here.rows("SELECT count(*) FROM account_balances") == [(2,)]
-        assert here.rows("SELECT name FROM tags") == [("a",)]
+        assert here.rows("SELECT name FROM labels") == [("a",)]
 
 
 def test_method_that_hides_its_errors_has_no_no_ops(postgres_url: str, outbox_dir: Path) -> None:
