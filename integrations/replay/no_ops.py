@@ -7,17 +7,13 @@ not.
 from __future__ import annotations
 
 import ast
-import dis
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy.exc import DBAPIError
-
-from ...failures import FOREIGN_KEY, Verdict, classify
+from ...failures import Verdict, classify
 from ..operations import ManagerOperation, answered
 from ..preflight.class_code import ClassCode
 from ..preflight.method_code import Facts, dotted, facts_of
-from .clock_readers import is_library
 
 # What catches more than one kind of refusal, by the last part of its name.
 _BROAD = frozenset(
@@ -26,9 +22,6 @@ _BROAD = frozenset(
         *("OperationalError", "InterfaceError", "Error"),
     }
 )
-
-
-_RAISE = dis.opmap["RAISE_VARARGS"]
 
 # class -> operation -> whether its code hides no errors.
 _honest: WeakKeyDictionary[type, dict[str, bool]] = WeakKeyDictionary()
@@ -44,35 +37,14 @@ def applied(operation: ManagerOperation, cls: type, value: Any, *, wrote: bool, 
     return (error is None or is_refusal(error)) and _is_honest(cls, operation.name)
 
 
-def declined(operation: ManagerOperation, cls: type, value: Any, *, error: DBAPIError | None) -> bool:
+def declined(operation: ManagerOperation, cls: type, value: Any) -> bool:
     """Whether the manager has looked and found that the call must not be: a plain engine would go on after that.
 
-    Not where later calls build on what the caller was given.
+    Not where later calls build on the id or the balance that the caller was given.
     """
-    if value is not False or is_built_on(operation) or operation.success is not answered:
+    if value is not False or operation.creates or operation.balance is not None or operation.success is not answered:
         return False
-    # A row whose parent is missing may still be written.
-    refused = error is None or (is_refusal(error) and getattr(error.orig, "pgcode", None) != FOREIGN_KEY)
-    return refused and _is_honest(cls, operation.name)
-
-
-def is_built_on(operation: ManagerOperation) -> bool:
-    """Whether later calls use what a call gives its caller: an id or a balance."""
-    return bool(operation.creates) or operation.balance is not None
-
-
-def is_own_refusal(error: BaseException) -> bool:
-    """Whether a `raise` of the host's own code gave it, of its own accord and not because of another error."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None or error.__context__ is not None:
-        return False
-    code, file = last.tb_frame.f_code.co_code, last.tb_frame.f_code.co_filename
-    is_installed = "site-packages" in file or "dist-packages" in file or file.startswith("<frozen")
-    return (
-        code[last.tb_lasti] == _RAISE and not is_installed and not is_library(last.tb_frame.f_globals.get("__name__"))
-    )
+    return _is_honest(cls, operation.name)
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -38,7 +38,7 @@ from .answers import Answer, Answers
 from .asof import AsOf
 from .divergence import Divergences
 from .frozen_clock import FrozenClock, frozen
-from .no_ops import applied, declined, is_built_on, is_own_refusal, is_refusal
+from .no_ops import applied, declined, is_refusal
 from .rehearsal import Rehearsal
 from .replay_session import Watch, refuse_connections, watch_errors, work_on
 from .side_ids import SideIds
@@ -185,14 +185,13 @@ class Replayer:
         done = applied(operation, type(replica), value, wrote=watch.committed, error=watch.error)
         self.answers.keep(entry.seq, Answer(value, refusal=not done))
         if not done:
-            failed: Any = CallFailed(
+            if watch.error is not None:
+                raise misconfigured(watch.error, operation, entry, self._host) or watch.error
+            failed = CallFailed(
                 f"{operation.name} of the manager answered {value!r} and wrote nothing",
                 hint="see the engine's log; the row may be missing",
             )
-            if watch.error is not None:
-                failed = misconfigured(watch.error, operation, entry, self._host) or watch.error
-            if declined(operation, type(replica), value, error=watch.error):
-                getattr(failed, "orig", failed).holds_back = False
+            failed.holds_back = not declined(operation, type(replica), value)
             raise failed
         # Whether the caller of an earlier process's entry got an id is unknown.
         if notes_of(entry).get("final") or self.answers.is_left(entry.seq) or entry.seq < self._own_from:
@@ -220,9 +219,7 @@ class Replayer:
                 error=exc,
             )
             return {"raised": f"{type(exc).__name__}: {exc}"}
-        failed = CallFailed(f"{operation.name} of the manager raised {type(exc).__name__}: {exc}")
-        failed.holds_back = is_built_on(operation) or not is_own_refusal(exc)
-        raise failed from exc
+        raise CallFailed(f"{operation.name} of the manager raised {type(exc).__name__}: {exc}") from exc
 
     def _call(self, operation: ManagerOperation, replica: Any, entry: Entry, as_of: AsOf, clock: FrozenClock) -> Any:
         method = getattr(replica, operation.name, None)

@@ -188,8 +188,7 @@ class GuardedConnection:
         if isinstance(error, RetryLater):
             return UnitFailed(error, position, operation)
         permanent = verdict is Verdict.REJECTED
-        # A handler may set it on the driver's errors, too.
-        holds_back = getattr(error, "holds_back", True)
+        holds_back = not isinstance(error, Reject) or error.holds_back
         rejected = EntryRejected(text, permanent=permanent, sqlstate=sqlstate, holds_back=holds_back)
         failed = UnitFailed(rejected, position, operation)
         if diag is not None and sqlstate == UNIQUE and diag.schema_name and diag.constraint_name:
