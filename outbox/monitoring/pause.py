@@ -47,10 +47,15 @@ class Pauses:
     def begin(self, reason: str, for_s: float | None = None) -> Pause:
         """Pause for so many seconds, or until `end`; replaces an earlier pause.
 
-        Raises `InvalidEntry` for an empty reason or a length of none or of more than a year, or `DurabilityError`.
+        Raises `InvalidEntry` for a reason that is empty or no text, and a length of none or of more than a year, or
+        `DurabilityError`.
         """
         if not reason.strip():
             raise InvalidEntry(f"reason is {reason!r}", hint="say why nothing may be delivered")
+        try:
+            reason.encode()
+        except UnicodeEncodeError:
+            raise InvalidEntry(f"reason {reason[:100]!r} is not valid text", hint="give it in UTF-8") from None
         if for_s is not None and not 0 < for_s <= _LONGEST_S:
             raise InvalidEntry(f"a pause of {for_s!r} s", hint="allowed: more than none, at most a year")
         said = {
