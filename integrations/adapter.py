@@ -363,6 +363,15 @@ class Adapter:
         except OutboxError:
             raise
         except BaseException:
-            self.passing.interrupted(item.operation.name for item in items)
+            self._interrupted(items)
             raise
         return entries
+
+    def _interrupted(self, items: list[Prepared]) -> None:
+        """A signal handler has raised while calls were recorded: they may be stored, and folded in part."""
+        self.keeper.kept.order.interrupted = True
+        self.delivery.last_seq = last = self.outbox.store.last_seq()
+        self.guard.queued(last)
+        for item in items:
+            self.passing.waiting.note(item.operation.name, last)
+        self.keeper.kept.catch_up()

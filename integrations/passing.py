@@ -6,7 +6,7 @@ delivered, and refuses it where they are not.  So nothing that is not declared o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -77,16 +77,6 @@ class Passing:
             if (isinstance(exc, NotCaughtUp) or is_away(exc)) and self._made_current(name, args, kwargs):
                 return None
             raise
-
-    def interrupted(self, names: Iterable[str]) -> None:
-        """A signal handler has raised while calls were recorded: they may be stored, and folded in part."""
-        adapter = self._adapter
-        adapter.keeper.kept.order.interrupted = True
-        adapter.delivery.last_seq = last = adapter.outbox.store.last_seq()
-        adapter.guard.queued(last)
-        for name in names:
-            self.waiting.note(name, last)
-        adapter.keeper.kept.catch_up()
 
     def _read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A read that the local view answers where the manager cannot, or cannot soon."""

@@ -72,10 +72,10 @@ def fold_beside(view: LocalView, seen: Seen) -> list[Any]:
 
 
 def _begin(view: LocalView, session_id: int, seen: Seen) -> bool:
-    call, effect = seen.call, view.learning.effect(seen)
-    at = seen.notes["at"].astimezone(UTC).replace(tzinfo=None)
     if seen.notes.get("resumes"):
         return True
+    call, effect = seen.call, view.learning.effect(seen)
+    at = seen.notes["at"].astimezone(UTC).replace(tzinfo=None)
     session = view.sessions[session_id] = new_session(call.get("strategy_name"), call.get("symbol"), None, at)
     name, values, unknown = seen.operation.name, dict[str, Any](), {"balance": f"{seen.operation.name} was never seen"}
     if effect is not None and effect.count:

@@ -754,9 +754,9 @@ BUGS = (
     ),
     Bug(
         "a call that a signal handler has ended is not in the local view",
-        "integrations/passing.py",
-        "adapter.keeper.kept.order.interrupted = True",
-        "adapter.keeper.kept.order.interrupted = False",
+        "integrations/adapter.py",
+        "self.keeper.kept.order.interrupted = True",
+        "self.keeper.kept.order.interrupted = False",
         ("tests/integration/adapter/test_interrupts.py",),
     ),
     Bug(

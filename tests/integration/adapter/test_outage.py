@@ -223,6 +223,14 @@ def test_rows_after_an_outage_have_the_times_of_their_calls(own_postgres: Postgr
     assert rows(own_postgres, "SELECT max(timestamp) FROM system_events")[0][0] < last
 
 
+def another_writes(server: PostgresServer, session_id: int) -> None:
+    other = DatabaseManager(server.url())
+    other.set_current_session(session_id)
+    with other.atomic_balance_update(Decimal(-100), "theirs"):
+        pass
+    other.close()
+
+
 def test_another_writer_in_an_outage_is_reported_as_a_divergence(
     own_postgres: PostgresServer, outbox_dir: Path
 ) -> None:
@@ -232,11 +240,7 @@ def test_another_writer_in_an_outage_is_reported_as_a_divergence(
         run.relay.stop()
         with run.manager.atomic_balance_update(Decimal(10), "mine"):
             pass
-        other = DatabaseManager(own_postgres.url())
-        other.set_current_session(session_id)
-        with other.atomic_balance_update(Decimal(-100), "theirs"):
-            pass
-        other.close()
+        another_writes(own_postgres, session_id)
         run.relay.start()
         run.caught_up()
         status = run.box.status()
@@ -255,11 +259,7 @@ def test_calls_behind_a_divergence_are_not_stamped_before_it(own_postgres: Postg
         with run.manager.atomic_balance_update(Decimal(10), "mine"):
             pass
         assert run.manager.update_balance(Decimal(500), "set")
-        other = DatabaseManager(own_postgres.url())
-        other.set_current_session(session_id)
-        with other.atomic_balance_update(Decimal(-100), "theirs"):
-            pass
-        other.close()
+        another_writes(own_postgres, session_id)
         run.relay.start()
         run.caught_up()
         assert run.manager.get_current_balance(session_id) == 500.0

@@ -9,8 +9,17 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session as OrmSession
 
 from .small import Balance, Scene, Session, SmallManager, scene
+
+
+def begun(session: OrmSession, name: str, initial_balance: Any) -> int:
+    made = Session(name=name)
+    session.add(made)
+    session.flush()
+    session.add(Balance(session_id=made.id, total=initial_balance))
+    return made.id
 
 
 class ByName(SmallManager):
@@ -21,11 +30,7 @@ class ByName(SmallManager):
             found = session.scalars(select(Session).where(Session.name == strategy_name)).first()
             if found is not None:
                 return found.id
-            made = Session(name=strategy_name)
-            session.add(made)
-            session.flush()
-            session.add(Balance(session_id=made.id, total=initial_balance))
-            return made.id
+            return begun(session, strategy_name, initial_balance)
 
 
 class ByHelper(ByName):
@@ -76,13 +81,7 @@ class ByOtherName(SmallManager):
         with self.session_factory.begin() as session:
             query = select(Session).where(Session.name == session_name)
             found = session.scalars(query).first()
-            if found is not None:
-                return found.id
-            made = Session(name=session_name)
-            session.add(made)
-            session.flush()
-            session.add(Balance(session_id=made.id, total=initial_balance))
-            return made.id
+            return found.id if found is not None else begun(session, session_name, initial_balance)
 
 
 def test_session_of_another_name_is_a_new_one(postgres_url: str, outbox_dir: Path) -> None:
