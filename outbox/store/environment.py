@@ -156,12 +156,7 @@ class Environment:
         return True
 
     def check_lock_in_place(self) -> None:
-        """The same for `lock.mdb` alone, without which nothing may be written into a file that others can find.
-
-        Nor where LMDB would write into a file of the program, which has closed the store's descriptors.
-        """
-        for kept in self._opened:
-            kept.check_open()
+        """The same for `lock.mdb` alone, without which nothing may be written into a file that others can find."""
         if self._lock_file is None:
             return
         try:
@@ -169,6 +164,11 @@ class Environment:
         except FileNotFoundError:
             if self.data_is_in_place():
                 raise
+
+    def check_open(self) -> None:
+        """Raise OSError where the program has closed the descriptors: LMDB would write into what has their numbers."""
+        for kept in self._opened:
+            kept.check_open()
 
     def check_roles_in_place(self) -> None:
         """The same for the lock files of this process's roles."""

@@ -39,7 +39,7 @@ _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _STATX_INO = 0x100
 # struct statx: its size, and in it the inode number and the two numbers of the device.
-_STATX_BYTES = 256
+_Buffer = ctypes.c_char * 256
 _ANSWER = struct.Struct("=32xQ96xII")
 
 
@@ -66,24 +66,27 @@ def file_identity(path: bytes) -> Identity:
     Documentation/filesystems/multigrain-ts.rst of the kernel).  Called after each commit of LMDB that was measured to
     make the next commit a fifth slower.  statx(2) can be asked for the inode alone.  Raises OSError as `os.stat` does.
     """
-    if _statx is not None:
-        answer = ctypes.create_string_buffer(_STATX_BYTES)
-        if _statx(_AT_FDCWD, path, 0, _STATX_INO, answer) == 0:
-            inode, major, minor = _ANSWER.unpack_from(answer)
-            return inode, major, minor
+    found = _asked(_AT_FDCWD, path, 0)
     # No such function, or it failed: a sandbox may refuse it, and everything else fails here too, with its own error.
-    info = os.stat(path)
-    return info.st_ino, os.major(info.st_dev), os.minor(info.st_dev)
+    return _identity_in(os.stat(path)) if found is None else found
 
 
 def descriptor_identity(descriptor: int) -> Identity:
     """`file_identity` of the file that is open as `descriptor`.  Raises OSError as `os.fstat` does."""
-    if _statx is not None:
-        answer = ctypes.create_string_buffer(_STATX_BYTES)
-        if _statx(descriptor, b"", _AT_EMPTY_PATH, _STATX_INO, answer) == 0:
-            inode, major, minor = _ANSWER.unpack_from(answer)
-            return inode, major, minor
-    info = os.fstat(descriptor)
+    found = _asked(descriptor, b"", _AT_EMPTY_PATH)
+    return _identity_in(os.fstat(descriptor)) if found is None else found
+
+
+def _asked(folder: int, path: bytes, flags: int) -> Identity | None:
+    """What statx(2) answers; None where it cannot be had."""
+    answer = _Buffer()
+    if _statx is None or _statx(folder, path, flags, _STATX_INO, answer) != 0:
+        return None
+    inode, major, minor = _ANSWER.unpack_from(answer)
+    return inode, major, minor
+
+
+def _identity_in(info: os.stat_result) -> Identity:
     return info.st_ino, os.major(info.st_dev), os.minor(info.st_dev)
 
 

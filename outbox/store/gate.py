@@ -125,11 +125,13 @@ class Guarded:
             if environment.readonly:
                 raise StoreLocked(f"{self.directory} was opened for looking only", hint="attach without readonly")
             try:
+                environment.check_open()
                 if promises:
                     self.check_not_halted()
                     environment.check_in_place()
                     environment.check_roles_in_place()
-                environment.check_lock_in_place()
+                else:
+                    environment.check_lock_in_place()
                 with environment.env.begin(write=True) as txn:
                     yield environment, txn
                 if promises:
@@ -166,6 +168,7 @@ class Guarded:
         """
         with self._entered() as environment:
             try:
+                environment.check_open()
                 environment.check_in_place()
                 environment.check_roles_in_place()
             except OSError as exc:

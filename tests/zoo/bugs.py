@@ -753,6 +753,13 @@ BUGS = (
         ("tests/integration/replaying/test_clock.py",),
     ),
     Bug(
+        "LMDB writes into files that have got the numbers of closed descriptors",
+        "outbox/store/gate.py",
+        "environment.check_open()\n                if promises:",
+        "if promises:",
+        ("tests/unit/test_box_halt_files.py",),
+    ),
+    Bug(
         "a call that a signal handler has ended is not in the local view",
         "integrations/adapter.py",
         "self.keeper.kept.order.interrupted = True",
