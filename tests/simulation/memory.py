@@ -70,7 +70,7 @@ class MemoryEnvironment:
     def check_in_place(self) -> None:
         """Memory stays where it is."""
 
-    check_lock_in_place = check_roles_in_place = check_in_place
+    check_open = check_lock_in_place = check_roles_in_place = check_in_place
 
     def pinned_commits(self) -> int:
         """No reader stays behind."""
