@@ -58,6 +58,7 @@ class AsOf:
         """
         self._creates = IdColumn.of(creates)
         self._captured_at, self._clock, self._began_at = captured_at.astimezone(UTC), clock, clock.now()
+        self._captured_naive = self._captured_at.replace(tzinfo=None)
         self._take_id, self._passing = take_id, passing
         # The id that the caller has, until a row has it; a rollback gives it back.  That of a session that was there
         # already is for no new row.
@@ -203,7 +204,9 @@ class AsOf:
         if isinstance(parameters, Mapping):
             if _TIMELESS.issuperset(map(type, parameters.values())):
                 return parameters
-            return {name: self.restore(value) for name, value in parameters.items()}
+            return {
+                name: value if type(value) in _TIMELESS else self.restore(value) for name, value in parameters.items()
+            }
         if isinstance(parameters, list | tuple):
             return type(parameters)(self.restore(value) for value in parameters)
         if isinstance(parameters, datetime) and parameters not in self._given:
@@ -217,8 +220,8 @@ class AsOf:
         """
         if value.tzinfo is not None:
             return self._captured_at.astimezone(value.tzinfo) if self._is_now(value) else value
-        if self._is_now(value.replace(tzinfo=UTC)):
-            return self._captured_at.replace(tzinfo=None)
+        if value == self._captured_naive or self._is_now(value.replace(tzinfo=UTC)):
+            return self._captured_naive
         # Managers write UTC without a zone; one that writes local time is understood as well.
         return self._captured_at.astimezone().replace(tzinfo=None) if self._is_now(value.astimezone()) else value
 
