@@ -33,6 +33,8 @@ class Delivery:
         self.last_seq = outbox.store.figures().counters.next_seq - 1
         # A call that a caller has waited for in vain: until it is settled, reads with another answer do not wait.
         self._late_seq = 0
+        # The call that was next when a caller waited in vain: while it is, no other caller waits.
+        self._stuck_seq: int | None = None
         self._reported: tuple[float, bool | None] = (float("-inf"), None)
 
     def noted(self, entry: Entry) -> None:
@@ -66,19 +68,28 @@ class Delivery:
     def settled(self, last_seq: int | None = None, *, once: bool = False) -> bool:
         """Whether the relay has passed this adapter's calls up to `last_seq`, by default all of them.
 
-        Waits for it, for a limited time, as long as deliveries work.  `once`: not after a caller has waited in vain,
-        for a read that has another answer: an operation may be parked for hours.
+        Waits for it, for a limited time, as long as deliveries work, and not after a caller has waited in vain for the
+        same call: it may be parked for hours.  `once`: nor for calls before that one, for a read that has another
+        answer.
         """
         bar = self.last_seq if last_seq is None else last_seq
         if self.passed(bar):
             return True
-        if not self.works or (once and self._is_late()):
+        if not self.works or self._is_stuck() or (once and self._is_late()):
             return False
         if self._outbox.progress.wait(lambda: self.passed(bar), self.wait_s):
             return True
+        self._waited_in_vain(bar)
+        return False
+
+    def _waited_in_vain(self, bar: int) -> None:
         if self.works:
             self._late_seq = max(self._late_seq, bar)
-        return False
+            self._stuck_seq = self._outbox.store.figures().first_pending
+
+    def _is_stuck(self) -> bool:
+        first = self._outbox.store.figures().first_pending
+        return first is not None and first == self._stuck_seq
 
     def passed(self, bar: int) -> bool:
         """Whether the relay has passed the calls up to `bar`."""
@@ -96,8 +107,7 @@ class Delivery:
         """
         entry, last = entries[0], entries[-1]
         if not self._outbox.progress.wait(lambda: has_arrived(self._outbox, last.seq), self.wait_s):
-            if self.works:
-                self._late_seq = last.seq
+            self._waited_in_vain(last.seq)
             early = self._answers.leave(entry.seq)
             if early is not None:
                 self._replayer.compare_id(operation, entry, early.value)

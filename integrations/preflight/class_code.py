@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from .members import class_member
 from .method_code import Facts, facts_of, layers, names_in
 
 _NESTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
@@ -73,11 +74,18 @@ class ClassCode:
         return found
 
     def changed_by(self, name: str) -> set[str]:
-        """Attributes of self that `name` assigns or puts something into, at any depth."""
+        """Attributes of self that `name` assigns or puts something into, at any depth.
+
+        For a property these are the attributes that it reads: `self.session.add(row)` changes none.
+        """
         found: set[str] = set()
         for function, _ in self.reached(name):
             facts = facts_of(function)
-            found.update(one for one in facts.sets | facts.counts | facts.puts if one is not None)
+            for one in filter(None, facts.sets | facts.counts | facts.puts):
+                if isinstance(class_member(self.cls, one), property):
+                    found.update(used for used in self.uses_of(one) if not self.functions(used))
+                else:
+                    found.add(one)
         return found
 
     def everything(self) -> Iterator[tuple[str, Any]]:

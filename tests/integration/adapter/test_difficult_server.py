@@ -17,7 +17,7 @@ from sqlalchemy.orm import sessionmaker
 
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.integrations import away
-from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation
+from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation, NotCaughtUp
 from outbox.integrations.roles import Balance as Role
 from outbox.integrations.trading_engine import wire
 from outbox.testing import PostgresServer
@@ -296,8 +296,22 @@ def test_read_without_a_connection_is_answered_locally(postgres_url: str, outbox
         assert made.manager.get_current_balance() == 947
 
 
+class Remembering(SmallManager):
+    """It keeps in an attribute what it has written."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.recent: list[str] = []
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        made = super().log_trade(symbol, note, session_id)
+        self.recent.append(symbol)
+        return made
+
+
 def test_parked_call_is_waited_for_once(postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with scene(postgres_url, outbox_dir, wait_s=0.5) as made:
+    """By every kind of read: an operation may be parked for hours, and the loop must go on."""
+    with scene(postgres_url, outbox_dir, Remembering, wait_s=0.5) as made:
         made.relay.start()
         traded(made)
         waits: list[float] = []
@@ -312,10 +326,15 @@ def test_parked_call_is_waited_for_once(postgres_url: str, outbox_dir: Path, mon
         made.manager.log_trade("BTC")
         for _ in range(5):
             assert made.manager.get_current_balance() == 950
+            with pytest.raises(NotCaughtUp, match="count_trades"):
+                made.manager.count_trades()
+            with pytest.raises(NotCaughtUp, match="self.recent"):
+                _ = made.manager.recent
         assert len(waits) == 1
         execute(postgres_url, "ALTER TABLE moved RENAME TO trades")
         assert made.drain()
-        assert made.rows("SELECT symbol FROM trades") == [("BTC",)]
+        assert made.manager.recent == ["BTC"]
+        assert made.manager.count_trades() == 1
 
 
 class Recording(SmallManager):
