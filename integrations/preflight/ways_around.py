@@ -13,8 +13,9 @@ from typing import Any
 
 from ..attributes import attributes
 from ..operations import ManagerOperation
+from ..state.kept_state import scalars_shared
 from . import held
-from .class_code import always
+from .class_code import ClassCode, always
 from .evidence import Evidence
 from .method_code import Call, Facts, dotted, facts_of, globals_in, layers, meaning, names_in
 
@@ -26,6 +27,7 @@ _WRITING = frozenset(
     {"add_all", "merge", "bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings", "executemany"}
 )
 THROUGH_FACTORY = "its writes must go through self.session_factory"
+_COUNT_HERE = "count in an attribute of the manager, or behind the write"
 _HAND_OVER = "hand it the session, since a replay runs on a copy of the manager"
 
 
@@ -89,6 +91,35 @@ def _back(call: Call, evidence: Evidence) -> str | None:
     if by_itself or any(name in evidence.known or evidence.turns_to_the_database(name) for name in names):
         return f"it calls {call.name}(), whose object holds the manager and turns to the database by it"
     return None
+
+
+def counting(operation: ManagerOperation, evidence: Evidence) -> list[str]:
+    """Refusals: calls of objects that count in themselves and are shared with a replay, before the database is used."""
+    found: dict[str, None] = {}
+    own = {} if evidence.manager is None else attributes(evidence.manager)
+    for function in evidence.code.functions(operation.name) if own else ():
+        facts = facts_of(function)
+        nodes = [node for statement in facts.body for node in ast.walk(statement)]
+        turning = [node.lineno for node in nodes if isinstance(node, ast.expr) and _may_turn(node, facts, evidence)]
+        for call in facts.calls:
+            parts = call.name.split(".")
+            if not call.certain or len(parts) != 3 or parts[0] != "self" or call.node.lineno >= min(turning, default=0):
+                continue
+            component = own.get(parts[1])
+            changed = ClassCode(type(component)).changed_by(parts[2]) & scalars_shared(component).keys()
+            if changed:
+                names = ", ".join(f"self.{parts[1]}.{name}" for name in sorted(changed))
+                found[f"it changes {names} before it writes, and its calls run more than once: {_COUNT_HERE}"] = None
+    return list(found)
+
+
+def _may_turn(node: ast.expr, facts: Facts, evidence: Evidence) -> bool:
+    """Whether an expression names something by which the method may turn to the database."""
+    if isinstance(node, ast.Call) and dotted(node.func).startswith("super()"):
+        return True
+    if not isinstance(node, ast.Attribute) or dotted(node.value) != facts.myself:
+        return False
+    return node.attr in evidence.known or node.attr in evidence.held or evidence.turns_to_the_database(node.attr)
 
 
 def _is_manager(value: Any, manager: Any) -> bool:

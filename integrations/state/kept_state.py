@@ -204,6 +204,11 @@ def _present(manager: Any, name: str) -> Any:
     return own[name] if name in own else _of_class(type(manager)).get(name, _MISSING)
 
 
+def scalars_shared(value: Any) -> dict[str, Any]:
+    """The plain attributes of an object in an attribute of a manager that each copy shares; none if it has its own."""
+    return {} if is_state(value) or is_long(value) else _scalars_of(value)
+
+
 def _scalars_of(value: Any) -> dict[str, Any]:
     """The plain attributes of an object that is shared, to notice when they change."""
     if isinstance(value, GeneratorType):

@@ -581,8 +581,9 @@ class HandsItselfToACounter(Sound):
         self.tally = Tally(self)
 
     def log_trade(self, symbol: str, position_id: int | None = None) -> int:
+        made = super().log_trade(symbol)
         self.tally.add(symbol)
-        return super().log_trade(symbol)
+        return made
 
 
 class Remembers(Sound):
@@ -701,3 +702,35 @@ class DecidesByAmounts(Sound):
     def log_event(self, message: str, level: int = 0) -> None:
         if level > 3:
             self.cache["loud"] = message
+
+
+class IdMaker:
+    """It has a lock, so a replay shares it."""
+
+    def __init__(self) -> None:
+        self.lock, self.last = threading.Lock(), 0
+
+    def next_id(self) -> int:
+        with self.lock:
+            self.last += 1
+            return self.last
+
+
+class NumbersBeforeItsWrite(Sound):
+    def __init__(self, url: str = URL) -> None:
+        super().__init__(url)
+        self.ids = IdMaker()
+
+    def log_trade(self, symbol: str, position_id: int | None = None) -> int:
+        number = self.ids.next_id()
+        with self.get_session() as session:
+            session.add(Trade(id=number, symbol=symbol))
+        return number
+
+
+class NumbersBehindItsWrite(NumbersBeforeItsWrite):
+    def log_trade(self, symbol: str, position_id: int | None = None) -> int:
+        made = Sound.log_trade(self, symbol, position_id)
+        with self.get_session() as session:
+            session.get_one(Trade, made).symbol = symbol
+        return made if self.ids.next_id() else 0

@@ -73,6 +73,7 @@ MISFITS_OF_OBJECTS = [
     ("ClosesOver", "a function with an engine of its own", "session_factory"),
     ("HandsItselfOver", r"calls self.trades.add\(\), whose object holds the manager", "hand it the session"),
     ("HandsItsScopeOver", r"calls self.trades.add\(\), whose object holds the manager", "hand it the session"),
+    ("NumbersBeforeItsWrite", "it changes self.ids.last before it writes", "behind the write"),
     ("Lite", r"sqlite\+pysqlite", r"postgresql\+psycopg2://"),
 ]
 
@@ -101,6 +102,7 @@ def test_a_misfit_is_refused_by_its_object(name: str, why: str, way: str) -> Non
         "Sound", "AnyArguments", "ShownSignature", "AwaitedAndFinished", "KeepsASessionForReading", "AsksTheEngine",
         "Listens", "Buffers", "SettableFactory", "HandsItselfToACounter", "Remembers",
         "MayTakeASession", "InsertsByText", "FindsAnId", "AnswersTrue", "CallsAHelper", "HandsOnABlock",
+        "NumbersBehindItsWrite",
     ],
 )  # fmt: skip
 def test_a_sound_manager_is_accepted(name: str, built: bool) -> None:
