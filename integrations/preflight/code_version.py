@@ -22,8 +22,10 @@ def code_version(cls: type, method: str) -> str:
     compiled code cannot be compared.
     """
     search = Search.of(cls, method)
-    form = "source" if all(parsed(one.__code__) is not None for one in search.functions) else "compiled"
-    texts = sorted({*(_text_of(one.__code__) for one in search.functions), *search.columns})
+    # attrs puts the hash of a text, which is another one in each process, into the source that it makes of it.
+    codes = [one.__code__ for one in search.functions if one.__code__.co_name != "__hash__"]
+    form = "source" if all(parsed(one) is not None for one in codes) else "compiled"
+    texts = sorted({*map(_text_of, codes), *search.columns})
     hashed = hashlib.blake2b("\n".join(texts).encode("utf-8", "replace"), digest_size=12)
     return f"{form}:{hashed.hexdigest()}"
 

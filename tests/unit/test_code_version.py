@@ -79,3 +79,25 @@ def test_code_version_of_a_helper_of_the_module(monkeypatch: pytest.MonkeyPatch)
 def test_code_version_says_its_form() -> None:
     assert code_version(Manager, "save").startswith("source:")
     assert code_version(Unread, "save").startswith("compiled:")
+
+
+class Lot:
+    def __hash__(self) -> int:
+        return hash((1297801350865609918, id(self)))
+
+
+class LotOfAnotherProcess:
+    def __hash__(self) -> int:
+        return hash((-938793317184667262, id(self)))
+
+
+class Reading(Manager):
+    def lots(self) -> Any:
+        return [made() for made in (Lot,)]
+
+
+def test_code_version_is_that_of_the_last_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen class of attrs has a `__hash__` with a number that differs in each process."""
+    before = code_version(Reading, "lots")
+    monkeypatch.setattr(Lot, "__hash__", LotOfAnotherProcess.__hash__)
+    assert code_version(Reading, "lots") == before
