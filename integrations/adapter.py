@@ -121,6 +121,7 @@ class Adapter:
             self._reserves,
             current_session=lambda: self.session_id,
             block=lambda: current(self),
+            methods=self.calls,
             pending_attributes=self._pending_attributes,
             on_halt=on_halt,
         )

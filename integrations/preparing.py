@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -37,8 +37,8 @@ from .preflight.found_rows import asked_by
 from .replay.rehearsal import Rehearsal, rehearse
 from .replay.replay import Replayer
 from .roles import Balance, Order, Position, Session
+from .state import foreseen
 from .state.early_state import EarlyState
-from .state.foreseen import Foreseen
 from .state.kept_state import KeptState
 from .state.plain_data import copied
 from .view import resumptions
@@ -113,17 +113,18 @@ class Preparing:
         reserves: IdReserves,
         current_session: Callable[[], int | None],
         block: Callable[[], Block | None],
+        methods: Collection[str],
         pending_attributes: PendingAttributes,
         on_halt: Callable[[str], Any] | None,
     ) -> None:
         """`on_halt(reason)` is called before a call raises because the outbox has halted.
 
-        `block()` is the caller's balance block.
+        `block()` is the caller's balance block; `methods` are those whose calls are queued.
         """
         self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
         self._delivery, self._reserves, self._current_session = delivery, reserves, current_session
         self._block, self._on_halt, self._pending_attributes = block, on_halt, pending_attributes
-        self._early, self._foreseen = EarlyState(outbox), Foreseen(host)
+        self._early, self._foreseen = EarlyState(outbox), foreseen.Foreseen(host, methods)
         self._opened = _Opened()
 
     @property
@@ -228,10 +229,10 @@ class Preparing:
         }
         if item.defaults:
             notes["defaults"] = item.defaults
-        amounts = self._foreseen.of(operation.name, {**item.defaults, **bound})
+        expected = self._foreseen.of(operation.name, {**item.defaults, **bound})
         changed = item.rehearsal.changes.by_name.keys()
-        item.foreseen = {name: amount for name, amount in amounts.items() if name not in changed | uncounted}
-        item.uncounted = (changed | amounts.keys()) & uncounted
+        item.foreseen = {name: one for name, one in expected.items() if name not in changed | uncounted}
+        item.uncounted = (changed | expected.keys()) & uncounted
         if item.rehearsal.is_skipped:
             item.uncounted |= self._pending_attributes.by(operation.name) - item.foreseen.keys()
         changes = item.rehearsal.changes = item.rehearsal.changes.without(uncounted)
@@ -240,7 +241,7 @@ class Preparing:
         with self.halting():
             known = self._host.attributes().items()
             own = {name: value for name, value in known if name not in uncounted | item.uncounted}
-            others = self._early.before(own, changes, item.foreseen)
+            others = self._early.before(own, changes, self._foreseen.names())
         if changes or others:
             notes["state"] = changes.noted(operation.name, others)
         if operation.creates:
@@ -333,8 +334,8 @@ class Preparing:
                 item.ready = self._outbox.prepare(item.operation.name, args, at=at)
         if self._host.built is not None:
             item.rehearsal.changes.apply(self._host.built)
-        for name, amount in item.foreseen.items():
-            self._host.set(name, self._host.get(name) + amount)
+        for name, change in item.foreseen.items():
+            self._host.set(name, foreseen.changed(self._host.get(name), change))
         return item
 
     def _take_id(self, *names: str | None) -> Any:

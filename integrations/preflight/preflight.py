@@ -277,7 +277,8 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
     column = misfits.column_of(operation) if operation.creates else None
     reasons += [columns[column]] if column in columns else []
     refused, warnings = ways_around.find(operation, evidence)
-    reasons += [*refused, *ways_around.counting(operation, evidence)]
+    reasons += refused
+    reasons += ways_around.counting(operation, evidence)
     by_text = misfits.inserts_by_text(operation, evidence) if column is not None else None
     warnings += [by_text] if by_text is not None else []
     made = misfits.returned_object(operation, evidence)

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from ... import Entry, EntryStatus, Outbox
 from ...errors import EntryNotFound, TargetMisconfigured
 from ..host import Host
+from .foreseen import Change, changed, correction
 from .kept_state import Changes, KeptState
 
 
@@ -28,17 +29,17 @@ class Carried:
         self._since = 0 if outbox is None else outbox.store.figures().counters.next_seq
         self._lock = threading.RLock()
         self._waiting: dict[int, Changes] = {}
-        # What the manager was given at the calls, by sequence number; and by how much that was wrong.
+        # What the manager was given at the calls, by sequence number; and what was wrong with that.
         self._foreseen: dict[int, Mapping[str, Any]] = {}
         self._corrections: dict[int, dict[str, Any]] = {}
         # Attributes that a replay was seen to change behind its contact with the database, by operation.
         self.names: dict[str, set[str]] = {}
 
-    def foresee(self, seq: int, amounts: Mapping[str, Any]) -> None:
-        """The manager has these sums of a call that is not delivered yet."""
-        if amounts:
+    def foresee(self, seq: int, changes: Mapping[str, Any]) -> None:
+        """The manager has these changes of a call that is not delivered yet."""
+        if changes:
             with self._lock:
-                self._foreseen[seq] = amounts
+                self._foreseen[seq] = changes
 
     def begin(
         self, make: Callable[[], Any], entry: Entry, noted: Mapping[str, Any] | None, foreseen: Collection[str]
@@ -60,10 +61,10 @@ class Carried:
         """Keep what the replay changed.  Raises `TargetMisconfigured` for what cannot be carried over."""
         changes = kept.later_changes()
         wrong: dict[str, Any] = {}
-        for name, amount in foreseen.items():
+        for name, expected in foreseen.items():
             change = changes.by_name.get(name)
-            if change is None or change.after != change.before + amount:
-                wrong[name] = -amount if change is None else change.after - change.before - amount
+            wrong[name] = correction(expected, None if change is None else (change.before, change.after))
+        wrong = {name: one for name, one in wrong.items() if one is not None}
         changes = Changes({name: change for name, change in changes.by_name.items() if name not in foreseen})
         for name, change in changes.by_name.items():
             if isinstance(change.after, (Session, Connection)):
@@ -102,11 +103,22 @@ class Carried:
                 changes, foreseen = self._waiting.pop(seq, None), self._foreseen.pop(seq, {})
                 corrections = self._corrections.pop(seq, {})
                 if not self._is_completed(seq):
-                    changes, corrections = None, {name: -amount for name, amount in foreseen.items()}
+                    changes = None
+                    corrections = {name: correction(expected, None) for name, expected in foreseen.items()}
                 if changes is not None:
                     changes.apply(manager)
                 for name in corrections.keys() & foreseen.keys():
-                    setattr(manager, name, getattr(manager, name) + corrections[name])
+                    self._correct(manager, name, corrections[name])
+
+    def _correct(self, manager: Any, name: str, wrong: Change | None) -> None:
+        """Correct what a call did to an attribute; behind a later assignment, only what that has replaced."""
+        if wrong is None:
+            return
+        for seq, foreseen in sorted(self._foreseen.items()):
+            if isinstance(later := foreseen.get(name), list):
+                self._foreseen[seq] = {**foreseen, name: [later[0], changed(later[1], wrong), later[2]]}
+                return
+        setattr(manager, name, changed(getattr(manager, name), wrong))
 
     def _is_completed(self, seq: int) -> bool:
         assert self._outbox is not None

@@ -26,7 +26,7 @@ class EarlyState:
         self._names: set[str] = set(json.loads(stored)) if stored else set()
 
     def before(self, own: Mapping[str, Any], changes: Changes, foreseen: Iterable[str]) -> Mapping[str, Any]:
-        """The present values of those that a call did not change; `foreseen` are some that it will change.
+        """The present values of those that a call did not change; `foreseen` are some that calls will change.
 
         `own`: the attributes of the manager, or of what stands for it before it is built.
 

@@ -1,7 +1,8 @@
-"""Foreseen: predicts from a method's code how a queued call will change the manager's numbers.
+"""Foreseen: predicts from a method's code how a queued call will change the manager's attributes.
 
-`self.pnl += amount` behind a write is certain, and so is its sum while PostgreSQL is away: the manager gets it at the
-call.  What is only likely (in a branch, behind an early return, of a value that the database gives) is not foreseen.
+`self.pnl += amount` and `self.halted = True` behind a write are certain, so the manager gets them at the call while
+PostgreSQL is away.  An early `return False` refuses the call, as an exception does, and then they are taken back.  What
+is only likely (in a branch, behind another early return, of a value that the database gives) is not foreseen.
 """
 
 from __future__ import annotations
@@ -9,51 +10,85 @@ from __future__ import annotations
 import ast
 import builtins
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from types import CodeType, FunctionType
 from typing import Any
 
 from ..host import Host
 from ..preflight.class_code import ClassCode
-from ..preflight.method_code import facts_of, layers
+from ..preflight.method_code import dotted, facts_of, layers, meaning
+from .kept_state import NOT_STATE
+from .plain_data import same
 
 _NUMBERS = (int, float, Decimal)
+_SCALARS = frozenset({bool, int, float, Decimal, str, datetime, type(None)})
+_SET = "="
+_OPERATORS: Mapping[type, str] = {ast.Add: "+", ast.Sub: "-"}
+_Statement = ast.Assign | ast.AugAssign
+_MISSING: Any = object()
+# A sum, or `[_SET, before, after]` of an attribute that is assigned.
+Change = Any
 # Expressions that mean something else when they are evaluated apart from their function.
 _BOUND = (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.Lambda, ast.comprehension)
 
 
 @dataclass(frozen=True, slots=True)
 class _Sum:
-    """`self.NAME += expression` or `-=`."""
+    """`self.NAME += expression`, or `-=`, or `=`."""
 
-    negative: bool
+    operator: str
     expression: CodeType
     function: FunctionType
 
 
-class Foreseen:
-    """The sums of one manager's methods.  Thread-safe."""
+def changed(present: Any, change: Change) -> Any:
+    """The value of an attribute after a change; one that was assigned again meanwhile stays."""
+    if not isinstance(change, list):
+        return present + change
+    _, before, after = change
+    return after if same(present, before) else present
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+
+def correction(foreseen: Change, made: tuple[Any, Any] | None) -> Change | None:
+    """What turns a foreseen change into the one that was made, of a value into another; None where it was right."""
+    if isinstance(foreseen, list):
+        _, before, after = foreseen
+        found = before if made is None else made[1]
+        return None if same(after, found) else [_SET, after, found]
+    if made is None:
+        return -foreseen
+    return None if made[1] == made[0] + foreseen else made[1] - made[0] - foreseen
+
+
+class Foreseen:
+    """The changes of one manager's methods.  Thread-safe."""
+
+    def __init__(self, host: Host, methods: Collection[str]) -> None:
+        self._host, self._methods = host, methods
         self._sums: dict[str, dict[str, list[_Sum]]] = {}
 
+    def names(self) -> set[str]:
+        """The attributes that some of the methods change so."""
+        return {attribute for name in self._methods for attribute in self._sums_of(name)}
+
     def of(self, name: str, call: Mapping[str, Any]) -> dict[str, Any]:
-        """By how much method `name` changes which attributes of the manager, where that is certain."""
-        cls, own = self._host.manager_class, self._host.attributes()
-        if cls is None:
-            return {}
-        if name not in self._sums:
-            self._sums[name] = dict(_sums_of(ClassCode(cls), name))
+        """How method `name` changes which attributes of the manager, where that is certain."""
+        own = self._host.attributes()
         found: dict[str, Any] = {}
-        for attribute, sums in self._sums[name].items():
-            amount = _evaluated(sums, call)
-            present = own.get(attribute)
-            if amount is not None and _is_number(present) and _adds_up(present, amount):
-                found[attribute] = amount
+        for attribute, sums in self._sums_of(name).items():
+            change = _evaluated(sums, call, own.get(attribute, _MISSING))
+            if change is not None:
+                found[attribute] = change
         return found
+
+    def _sums_of(self, name: str) -> dict[str, list[_Sum]]:
+        cls = self._host.manager_class
+        if name not in self._sums and cls is not None:
+            self._sums[name] = dict(_sums_of(ClassCode(cls), name))
+        return self._sums.get(name, {})
 
 
 def _is_number(value: Any) -> bool:
@@ -65,18 +100,20 @@ def _adds_up(present: Any, amount: Any) -> bool:
     return {type(present), type(amount)} != {float, Decimal}
 
 
-def _evaluated(sums: list[_Sum], call: Mapping[str, Any]) -> Any:
+def _evaluated(sums: list[_Sum], call: Mapping[str, Any], present: Any) -> Change | None:
     total: Any = None
     for one in sums:
         try:
-            amount = eval(one.expression, one.function.__globals__, dict(call))  # noqa: S307 - the manager's own code
+            value = eval(one.expression, one.function.__globals__, dict(call))  # noqa: S307 - the manager's own code
         except Exception:  # noqa: BLE001 - the method will raise that itself
             return None
-        if not _is_number(amount):
+        if one.operator == _SET:
+            return [_SET, present, value] if type(present) in _SCALARS and type(value) in _SCALARS else None
+        if not _is_number(value):
             return None
-        amount = -amount if one.negative else amount
-        total = amount if total is None else total + amount
-    return total
+        value = -value if one.operator == "-" else value
+        total = value if total is None else total + value
+    return total if _is_number(present) and _adds_up(present, total) else None
 
 
 def _sums_of(code: ClassCode, name: str) -> Iterator[tuple[str, list[_Sum]]]:
@@ -85,7 +122,7 @@ def _sums_of(code: ClassCode, name: str) -> Iterator[tuple[str, list[_Sum]]]:
         return
     # Behind its decorators; what a base's method does depends on whether it is called.
     own = chain[-1]
-    elsewhere: set[str | None] = set()
+    elsewhere: set[str | None] = {*NOT_STATE}
     for function, _ in code.reached(name):
         if function is not own:
             facts = facts_of(function)
@@ -100,19 +137,19 @@ def _sums_of(code: ClassCode, name: str) -> Iterator[tuple[str, list[_Sum]]]:
             yield attribute, [one for one in sums if one is not None]
 
 
-def _counted(function: FunctionType) -> dict[str, list[ast.AugAssign]]:
-    """Attributes that a function changes by sums only, each on every way through it."""
+def _counted(function: FunctionType) -> dict[str, list[_Statement]]:
+    """Attributes that a function changes by sums only, or by one assignment, on every way that refuses nothing."""
     facts = facts_of(function)
-    found: dict[str, list[ast.AugAssign]] = {}
+    found: dict[str, list[_Statement]] = {}
     for statement in facts.body:
-        target = statement.target if isinstance(statement, ast.AugAssign) else None
-        if (
-            isinstance(statement, ast.AugAssign)
-            and isinstance(target, ast.Attribute)
-            and _is_self(target, facts.myself)
-        ):
-            found.setdefault(target.attr, []).append(statement)
-        elif any(isinstance(node, ast.Return | ast.Yield | ast.YieldFrom) for node in ast.walk(statement)):
+        target: ast.expr | None = None
+        if isinstance(statement, ast.AugAssign):
+            target = statement.target
+        elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+            target = statement.targets[0]
+        if isinstance(target, ast.Attribute) and _is_self(target, facts.myself):
+            found.setdefault(target.attr, []).append(statement)  # type: ignore[arg-type]
+        elif any(_leaves(node) for node in ast.walk(statement)):
             break
     changed = [
         node.attr
@@ -120,15 +157,28 @@ def _counted(function: FunctionType) -> dict[str, list[ast.AugAssign]]:
         for node in ast.walk(statement)
         if isinstance(node, ast.Attribute) and _is_self(node, facts.myself) and not isinstance(node.ctx, ast.Load)
     ]
-    return {name: statements for name, statements in found.items() if changed.count(name) == len(statements)}
+    return {
+        name: statements
+        for name, statements in found.items()
+        if changed.count(name) == len(statements)
+        and (len(statements) == 1 or all(isinstance(one, ast.AugAssign) for one in statements))
+    }
+
+
+def _leaves(node: ast.AST) -> bool:
+    """Whether the function may end here with its call applied."""
+    if isinstance(node, ast.Return):
+        return not (isinstance(node.value, ast.Constant) and node.value.value is False)
+    return isinstance(node, ast.Yield | ast.YieldFrom)
 
 
 def _is_self(node: ast.Attribute, myself: str | None) -> bool:
     return isinstance(node.value, ast.Name) and node.value.id == myself
 
 
-def _sum(statement: ast.AugAssign, function: FunctionType) -> _Sum | None:
-    if not isinstance(statement.op, ast.Add | ast.Sub):
+def _sum(statement: _Statement, function: FunctionType) -> _Sum | None:
+    operator = _SET if isinstance(statement, ast.Assign) else _OPERATORS.get(type(statement.op))
+    if operator is None:
         return None
     code = function.__code__
     arguments = set(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
@@ -139,11 +189,13 @@ def _sum(statement: ast.AugAssign, function: FunctionType) -> _Sum | None:
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
     }
     for node in ast.walk(statement.value):
-        if isinstance(node, _BOUND):
+        # What is assigned may be made by a call, such as a token, and another one each time.
+        is_made = isinstance(node, ast.Call) and meaning(function, dotted(node.func)) not in _NUMBERS
+        if isinstance(node, _BOUND) or (operator == _SET and is_made):
             return None
         if isinstance(node, ast.Name):
             known = node.id in arguments or node.id in function.__globals__ or hasattr(builtins, node.id)
             if not known or node.id in assigned or (node.id in code.co_varnames and node.id not in arguments):
                 return None
     expression = compile(ast.fix_missing_locations(ast.Expression(statement.value)), "<sum>", "eval")
-    return _Sum(isinstance(statement.op, ast.Sub), expression, function)
+    return _Sum(operator, expression, function)

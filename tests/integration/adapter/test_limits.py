@@ -1,0 +1,99 @@
+"""Limits and switches that a manager keeps in its attributes hold while PostgreSQL is away, as a plain manager's do."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
+from tests.unit.fakes.waiting import until
+
+from .small import SmallManager, Trade, scene
+
+
+class Halting(SmallManager):
+    """A kill switch, a limit of a day and its reset, each behind the write."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.halted, self.day_pnl = False, Decimal(0)
+
+    def halt(self, reason: str) -> bool:
+        with self.session_factory.begin() as session:
+            if session.query(Trade).filter_by(symbol="HALT").count():
+                return False
+            session.add(Trade(symbol="HALT", note=reason))
+        self.halted = True
+        return True
+
+    def new_day(self, reason: str) -> None:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol="DAY", note=reason))
+        self.day_pnl = Decimal("0.00")
+
+    def close_deal(self, symbol: str, pnl: Decimal) -> bool:
+        with self.session_factory.begin() as session:
+            if session.query(Trade).filter_by(symbol=symbol).count():
+                return False
+            session.add(Trade(symbol=symbol))
+        self.day_pnl += pnl
+        return True
+
+    def open_deal(self, symbol: str) -> bool:
+        if self.halted or self.day_pnl < -100:
+            return False
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=symbol))
+        return True
+
+
+HALTING = (
+    *TRADING_OPERATIONS, ManagerOperation("new_day"),
+    *(ManagerOperation(name, returns=True) for name in ("halt", "close_deal", "open_deal")),
+)  # fmt: skip
+
+
+def test_limit_behind_a_refusing_return_holds_in_an_outage(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Halting, HALTING) as here:
+        manager = here.manager
+        assert manager.close_deal("A", Decimal(-60))
+        assert manager.open_deal("B")
+        assert manager.close_deal("C", Decimal(-60))
+        assert (manager.day_pnl, manager.open_deal("D")) == (-120, False)
+        manager.new_day("midnight")
+        assert (manager.day_pnl, manager.open_deal("E")) == (0, True)
+        assert manager.halt("by hand")
+        assert (manager.halted, manager.open_deal("F")) == (True, False)
+        assert here.drain()
+        assert (manager.day_pnl, manager.halted, list(here.box.dead_letters())) == (0, True, [])
+        assert here.rows("SELECT symbol FROM trades ORDER BY id") == [
+            (one,) for one in ("A", "B", "C", "DAY", "E", "HALT")
+        ]
+
+
+def test_what_a_refused_call_would_have_changed_is_taken_back(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Halting, HALTING) as here:
+        manager = here.manager
+        with manager.session_factory.begin() as session:
+            session.add_all([Trade(symbol="A"), Trade(symbol="HALT")])
+        assert manager.close_deal("A", Decimal(-60))
+        assert manager.close_deal("B", Decimal(-50))
+        assert manager.halt("by hand")
+        assert (manager.day_pnl, manager.halted) == (-110, True)
+        here.relay.start()
+        until(lambda: here.box.status().pending == 0)
+        assert here.box.status().dead_letters == 2
+        assert (manager.day_pnl, manager.halted) == (-50, False)
+
+
+def test_refusal_behind_a_reset_does_not_reach_over_it(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Halting, HALTING) as here:
+        manager = here.manager
+        with manager.session_factory.begin() as session:
+            session.add(Trade(symbol="A"))
+        assert manager.close_deal("A", Decimal(-60))
+        manager.new_day("midnight")
+        assert manager.close_deal("B", Decimal(-5))
+        here.relay.start()
+        until(lambda: here.box.status().pending == 0)
+        assert manager.day_pnl == -5
