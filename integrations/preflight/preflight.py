@@ -342,6 +342,9 @@ def _other(name: str, evidence: Evidence, declared: frozenset[str], answered: fr
     if not looks and not is_own and evidence.turns_to_the_database(name, but=answered):
         notes.append(_UNANSWERED)
     warning = "it looks like a write, and is not durable" if looks and name not in _OWN_LIFE else ""
+    unit = ways_around.handed_out(name, evidence) if misfits.opens_a_scope(name, evidence) else None
+    if unit is not None:
+        warning = f"what is written by the {unit} that it yields is not durable: declare methods that write at once"
     return MethodFit(name, Kind.PASSES, ", ".join(notes), warning)
 
 

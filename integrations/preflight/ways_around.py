@@ -223,6 +223,18 @@ def hands_itself_over(name: str, evidence: Evidence) -> bool:
     return False
 
 
+def handed_out(name: str, evidence: Evidence) -> str | None:
+    """The class of the object with a session that a context manager yields, such as `yield Transaction(session)`."""
+    for function in evidence.code.functions(name):
+        for node in (node for statement in facts_of(function).body for node in ast.walk(statement)):
+            made = node.value if isinstance(node, ast.Yield) else None
+            if isinstance(made, ast.Call) and made.args:
+                kind = meaning(function, dotted(made.func))
+                if isinstance(kind, type) and not _module_of(kind).startswith("sqlalchemy"):
+                    return kind.__name__
+    return None
+
+
 def _is_write(name: str, function: Any) -> bool:
     base, _, last = name.rpartition(".")
     if last in _WRITING:

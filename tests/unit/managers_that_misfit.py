@@ -716,6 +716,23 @@ class IdMaker:
             return self.last
 
 
+class Unit:
+    """A unit of work of the team's own."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def trade(self, symbol: str) -> None:
+        self.session.add(Trade(symbol=symbol))
+
+
+class HandsOutUnits(Sound):
+    @contextmanager
+    def transaction(self) -> Iterator[Unit]:
+        with self.session_factory.begin() as session:
+            yield Unit(session)
+
+
 class NumbersBeforeItsWrite(Sound):
     def __init__(self, url: str = URL) -> None:
         super().__init__(url)

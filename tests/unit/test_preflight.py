@@ -302,6 +302,13 @@ def test_a_row_that_is_inserted_by_text_is_warned_of() -> None:
     assert any("log_trade: it inserts into trades by text without 'id'" in warning for warning in warnings)
 
 
+def test_a_unit_of_work_that_is_handed_out_is_warned_of() -> None:
+    warnings = [one for one in fit_of(managers.HandsOutUnits).warnings if "Unit" in one or "get_session" in one]
+    assert warnings == [
+        "transaction: what is written by the Unit that it yields is not durable: declare methods that write at once"
+    ]
+
+
 def test_an_answer_that_is_no_id_is_warned_of() -> None:
     assert any("log_trade: it answers bool" in warning for warning in fit_of(managers.AnswersTrue).warnings)
     assert not any("it answers" in warning for warning in fit_of(managers.Sound).warnings)
