@@ -40,6 +40,10 @@ _NO_IDS = frozenset({"bool", "None", "dict", "list", "float"})
 _NOTHING = frozenset({"None", "NoReturn", "Never"})
 # Parameters that take what no other takes.
 _ANY = frozenset({inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
+_ONE_ROW = re.compile(r"\s*VALUES\s*\(", re.IGNORECASE)
+_GIVEN_BY_THE_TABLE = (
+    "the row cannot get the id that an outage returned. Let the column's default number it, or leave out creates="
+)
 OF_THE_OBJECT = (
     "it was set on the object, and a replay, which runs on a copy, would call it on that object: "
     "define it in the class, or replace it after wiring"
@@ -200,19 +204,32 @@ def _is_unstorable(hint: Any) -> bool:
     return is_row or issubclass(hint, Session | Connection | Engine)
 
 
-def inserts_by_text(operation: ManagerOperation, evidence: Evidence) -> str | None:
-    """A warning where the row of which the id is returned is inserted by text that does not give the id."""
+def makes_its_id(operation: ManagerOperation, evidence: Evidence) -> str | None:
+    """A warning where the row of which the id is returned cannot get the id that an outage returned."""
     table, column = column_of(operation)
     name = table.rpartition(".")[2]
-    insert = re.compile(rf'\s*INSERT\s+INTO\s+"?(?:\w+"?\."?)?{re.escape(name)}"?\s*\(([^)]*)\)', re.IGNORECASE)
+    insert = re.compile(rf'\s*INSERT\s+INTO\s+"?(?:\w+"?\."?)?{re.escape(name)}"?\s*(\([^)]*\))?', re.IGNORECASE)
+    highest = rf"\bmax\s*\(\s*(?:\w+\.)?{re.escape(column)}\s*\)\s*(?:,\s*0\s*\))?\s*\+"
+    # By the name of a sequence: the method may take numbers of another table's, too.
+    computed = re.compile(rf"\bnextval\s*\(\s*'[^']*{re.escape(name)}|{highest}", re.IGNORECASE)
     for function, _ in evidence.code.reached(operation.name, but=evidence.known):
-        for found in filter(None, map(insert.match, facts_of(function).texts)):
-            if column not in re.findall(r"\w+", found[1]):
-                return (
-                    f"it inserts into {table} by text without {column!r}, so the row cannot get the id that an outage "
-                    "returned: use the ORM or insert(), or declare it without creates="
-                )
+        facts = facts_of(function)
+        if any(map(computed.search, facts.texts)):
+            return f"it computes the id of {table} itself: {_GIVEN_BY_THE_TABLE}"
+        for text in facts.texts:
+            found = insert.match(text)
+            columns = found[1] if found is not None else None
+            if found is None or (
+                columns is not None and _ONE_ROW.match(text, found.end()) and not _has(columns, column)
+            ):
+                continue
+            what = f"with {column!r}" if columns is not None and _has(columns, column) else "of no single row of VALUES"
+            return f"it inserts into {table} by text {what}: {_GIVEN_BY_THE_TABLE}"
     return None
+
+
+def _has(columns: str, column: str) -> bool:
+    return column.lower() in re.findall(r"\w+", columns.lower())
 
 
 def _inherited(operation: ManagerOperation) -> Mapping[str, str]:

@@ -279,8 +279,8 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
     refused, warnings = ways_around.find(operation, evidence)
     reasons += refused
     reasons += ways_around.counting(operation, evidence)
-    by_text = misfits.inserts_by_text(operation, evidence) if column is not None else None
-    warnings += [by_text] if by_text is not None else []
+    own_id = misfits.makes_its_id(operation, evidence) if column is not None else None
+    warnings += [own_id] if own_id is not None else []
     made = misfits.returned_object(operation, evidence)
     if made is not None:
         text = f"it returns a {made}, and an outage can only return an id: return the id, or leave it out"

@@ -15,6 +15,7 @@ from outbox import ConfigError, Operation, Outbox
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation, ManagerRead
 from outbox.integrations.paper import DatabaseManager
 from outbox.integrations.preflight.likeness import declaration
+from outbox.integrations.preflight.method_code import facts_of
 from outbox.integrations.preflight.preflight import Fit, Kind, MethodFit, _show, look
 
 from . import managers_that_misfit as managers
@@ -297,9 +298,31 @@ def test_a_method_that_puts_aside_is_warned_of_by_its_attribute() -> None:
         assert not any("it puts into" in warning for warning in fit_of(getattr(managers, name), built=True).warnings)
 
 
-def test_a_row_that_is_inserted_by_text_is_warned_of() -> None:
-    warnings = fit_of(managers.InsertsByText).warnings
-    assert any("log_trade: it inserts into trades by text without 'id'" in warning for warning in warnings)
+BY_TEXT = "INSERT INTO trades (symbol) VALUES (:symbol) RETURNING id"
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        (BY_TEXT, None),
+        ("INSERT INTO trades (id, symbol) VALUES (:id, :symbol)", "it inserts into trades by text with 'id'"),
+        ("INSERT INTO trades (symbol) SELECT name FROM feeds", "of no single row of VALUES"),
+        ("INSERT INTO trades VALUES (1, 'A')", "of no single row of VALUES"),
+        ("SELECT nextval('trades_id_seq')", "it computes the id of trades itself"),
+        ("SELECT coalesce(max(t.id), 0) + 1 FROM trades t", "it computes the id of trades itself"),
+        ("SELECT nextval('fills_id_seq')", None),
+        ("SELECT max(price) + 1 FROM trades", None),
+    ],
+)
+def test_a_row_that_numbers_itself_is_warned_of(
+    statement: str, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = facts_of(managers.InsertsByText.log_trade)
+    assert BY_TEXT in facts.texts
+    monkeypatch.setattr(facts, "texts", [statement])
+    warnings = [one for one in fit_of(managers.InsertsByText).warnings if one.startswith("log_trade:")]
+    assert len(warnings) == (why is not None)
+    assert all(why is not None and why in one and "cannot get the id" in one for one in warnings)
 
 
 def test_a_unit_of_work_that_is_handed_out_is_warned_of() -> None:
