@@ -113,7 +113,11 @@ def _object(cls: Any, values: Mapping[str, Any]) -> Any:
     if hasattr(cls, "model_construct"):
         # A model of pydantic holds more than its values.
         return cls.model_construct(**values)
-    made: Any = object.__new__(cls)
+    try:
+        made: Any = object.__new__(cls)
+    except TypeError:
+        # A class that is made in C, as a Struct of msgspec, which takes its values by their names.
+        return cls(**values)
     for name, value in values.items():
         object.__setattr__(made, name, value)
     return made

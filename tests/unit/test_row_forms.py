@@ -6,6 +6,7 @@ from collections import OrderedDict, namedtuple
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,7 +15,7 @@ from sqlalchemy.engine import result_tuple
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
-from outbox.integrations.view.containers import _mapped, put_together, taken_apart
+from outbox.integrations.view.containers import _mapped, is_made_again, put_together, taken_apart
 from outbox.integrations.view.folds import fold, seen_of
 from outbox.integrations.view.local_view import LocalView, UnknownLocally
 from outbox.integrations.view.row_forms import RowForms
@@ -272,6 +273,14 @@ def test_table_that_was_not_understood_is_not_answered_after_a_call() -> None:
     with pytest.raises(UnknownLocally, match="never seen with positions that could be understood"):
         view.open_positions(1)
     assert not unknown
+
+
+def test_row_of_a_class_made_in_c_is_made_again() -> None:
+    """As a Struct of msgspec, which Python's own `object.__new__` does not make either."""
+    row = SimpleNamespace(id=1, symbol="A")
+    container, values = taken_apart(row)
+    assert is_made_again(container, values, row)
+    assert put_together(container, values) == (row,)
 
 
 def test_row_with_private_slots_is_made_again_with_them() -> None:
