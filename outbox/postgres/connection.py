@@ -21,9 +21,10 @@ from sqlalchemy.pool import NullPool
 from ..clock import Clock
 from ..config import OutboxConfig, check_database_url
 from ..errors import ConfigError, EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
-from ..failures import CONTENTIONS, STALLS, UNIQUE, UNNAMED, Verdict, classify
+from ..failures import CONTENTIONS, PRIVILEGE, STALLS, UNNAMED, Verdict, classify
 from ..log import Log
 from ..words import first_line
+from .alterations import Refused
 from .login_probe import Login, sqlstate_of_login
 from .parking import OperationFault
 from .piggyback import PiggybackConnection
@@ -46,8 +47,8 @@ class UnitFailed(Exception):
         self.error, self.position, self.operation = error, position, operation
         # Whether the handler may have left the connection in any state.
         self.suspect = False
-        # The unique index that was violated: schema, name.
-        self.index: tuple[str, str] | None = None
+        # What PostgreSQL says of it, where the database may have been altered.
+        self.refused: Refused | None = None
 
 
 class Address:
@@ -184,15 +185,16 @@ class GuardedConnection:
             stalled = applying or self._watchdog.fired or sqlstate in STALLS
             return TargetUnavailable(text, stalled=stalled, too_much=alive and sqlstate in CONTENTIONS)
         if verdict is Verdict.MISCONFIGURED:
-            return UnitFailed(OperationFault(text, sqlstate=sqlstate), position, operation)
+            failed = UnitFailed(OperationFault(text, sqlstate=sqlstate), position, operation)
+            failed.refused = Refused.of(error) if sqlstate == PRIVILEGE else None
+            return failed
         if isinstance(error, RetryLater):
             return UnitFailed(error, position, operation)
         permanent = verdict is Verdict.REJECTED
         holds_back = not isinstance(error, Reject) or error.holds_back
         rejected = EntryRejected(text, permanent=permanent, sqlstate=sqlstate, holds_back=holds_back)
         failed = UnitFailed(rejected, position, operation)
-        if diag is not None and sqlstate == UNIQUE and diag.schema_name and diag.constraint_name:
-            failed.index = diag.schema_name, diag.constraint_name
+        failed.refused = Refused.of(error) if sqlstate is not None else None
         return failed
 
     @contextmanager

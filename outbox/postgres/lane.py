@@ -21,18 +21,20 @@ from sqlalchemy import Connection
 from .. import codec
 from ..clock import Clock
 from ..errors import EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable, Unrestorable
+from ..failures import UNIQUE
 from ..operation import Operation
 from ..results import encode_result
 from ..store.continuity import Mark, Memory, NoMemory
-from ..store.envelope import Record
+from ..store.envelope import Record, to_us
 from ..target import Outcome, Unit, Waiting, free_of, holds_back, ordering_keys, split
 from ..words import counted, entries
 from . import watermarks
+from .alterations import Alterations
 from .connection import GuardedConnection, UnitFailed, raw_of
 from .handler_call import broken, call_handler, unrestorable
 from .parking import OperationFault
 from .receipts import find, keep_results, record
-from .rows import RowWriter, columns_of_index
+from .rows import RowWriter, columns_of_index, quote_table
 from .transaction_settings import Cursor
 
 T = TypeVar("T")
@@ -51,8 +53,15 @@ _INSIDE = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
 class Lane:
     """One of the connections that deliver side by side.  Used by one thread at a time (`interrupt` excepted)."""
 
-    def __init__(self, number: int, link: GuardedConnection, operations: Mapping[str, Operation], clock: Clock) -> None:
-        self._number, self._link, self._clock = number, link, clock
+    def __init__(
+        self,
+        number: int,
+        link: GuardedConnection,
+        operations: Mapping[str, Operation],
+        clock: Clock,
+        alterations: Alterations,
+    ) -> None:
+        self._number, self._link, self._clock, self._alterations = number, link, clock, alterations
         self.operations = operations
         self._memory: Memory = NoMemory()
         # The place in PostgreSQL's history of the connection that it belongs to.
@@ -94,7 +103,7 @@ class Lane:
                     todo += reversed(split(part, free, exc.position))
                     continue
                 unit = tried[0]
-                error, operation = self._blamed(unit, exc)
+                error, operation = self._blamed(store_id, unit, exc)
                 holds = holds_back(unit, error) and not self._is_lenient(unit)
                 blocked = behind | ordering_keys(unit) if holds else behind
                 if isinstance(error, EntryRejected):
@@ -108,25 +117,35 @@ class Lane:
     def _is_lenient(self, unit: Unit) -> bool:
         return all(item.operation in self.operations and self.operations[item.operation].best_effort for item in unit)
 
-    def _blamed(self, unit: Unit, failed: UnitFailed) -> tuple[OutboxError, str | None]:
+    def _blamed(self, store_id: UUID, unit: Unit, failed: UnitFailed) -> tuple[OutboxError, str | None]:
         """Why a unit failed that was tried alone, and whose operation's trouble that is, if it is one's."""
         operations = {item.operation for item in unit}
         operation = failed.operation or (operations.pop() if len(operations) == 1 else None)
         table = self.operations[operation].table_path if operation and operation in self.operations else ()
-        if failed.index is None or not table:
+        refused = failed.refused
+        if refused is None:
             return failed.error, operation
+        item = next((one for one in unit if one.operation == operation), unit[0])
+        columns: list[str] = []
         try:
             with self._link.translated(), self._link.own_statements():
                 connection = self._link.get()
                 with self._link.guard(), connection.begin():
-                    columns = columns_of_index(self._link.opening_cursor(connection), table, *failed.index)
+                    cursor = self._link.opening_cursor(connection)
+                    if table and refused.sqlstate == UNIQUE and refused.schema and refused.constraint:
+                        columns = columns_of_index(cursor, table, refused.schema, refused.constraint)
+                    now_us, path = to_us(self._clock.now()), quote_table(table) if table else None
+                    altered = self._alterations.between(cursor, store_id, item, now_us, refused, path)
         except (TargetUnavailable, TargetMisconfigured):
             # Not known, so the entry is not given up for it.
             return EntryRejected(str(failed.error), permanent=False), operation
-        given = {name for item in unit if item.operation == operation for name in codec.field_names(item.args)}
-        if not columns or set(columns) & given:
+        given = {name for one in unit if one.operation == operation for name in codec.field_names(one.args)}
+        if columns and not set(columns) & given:
+            hint = f"the entries have no {', '.join(columns)}: set its sequence forward; they wait"
+        elif altered is not None:
+            hint = f"{altered} after the entry was enqueued: alter it back, or discard the entry; it waits"
+        else:
             return failed.error, operation
-        hint = f"the entries have no {', '.join(columns)}: set its sequence forward; they wait"
         return OperationFault(str(failed.error), hint=hint), operation
 
     @property
@@ -199,6 +218,8 @@ class Lane:
             with self._link.guard(), connection.begin() as transaction:
                 with self._link.own_statements():
                     cursor = self._link.opening_cursor(connection)
+                    if session.mark is None:
+                        self._alterations.connected(cursor, store_id, to_us(self._clock.now()))
                     session.enter(cursor)
                 if raw_of(connection).info.transaction_status != _INSIDE:
                     raise TargetMisconfigured(

@@ -13,6 +13,7 @@ from ..store.continuity import Memory
 from ..store.envelope import Record
 from ..target import Outcome, Unit, spread, units
 from ..worker import Worker
+from .alterations import Alterations
 from .connection import Address, GuardedConnection
 from .lane import Lane
 from .parking import park
@@ -47,8 +48,9 @@ class PostgresTarget:
         settings, clock = config or OutboxConfig(), clock or SystemClock()
         self.operations: Mapping[str, Operation] = operations_by_name(operations)
         address = Address(url, password)
+        alterations = Alterations()
         self._lanes = [
-            Lane(number, GuardedConnection(address, settings, clock), self.operations, clock)
+            Lane(number, GuardedConnection(address, settings, clock), self.operations, clock, alterations)
             for number in range(settings.lanes)
         ]
         # How many transactions `apply` runs side by side at most.

@@ -1,0 +1,190 @@
+"""A table that was altered in an outage: sound entries wait until it is altered back, bad values are dead letters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from outbox import Entry, Operation, Relay
+from tests.unit.fakes.bench import Bench
+from tests.unit.fakes.waiting import LONG, until
+
+QUICK: dict[str, Any] = {"backoff_base": 0.01, "backoff_cap": 0.05, "max_retries": 3, "sync_interval": 0.05}
+
+
+def insert(conn: Connection, entry: Entry) -> None:
+    names = list(entry.args)
+    values = ", ".join(f":{name}" for name in names)
+    conn.execute(text(f"INSERT INTO trades ({', '.join(names)}) VALUES ({values})"), dict(entry.args))
+
+
+TABLE = Operation("trade", table="trades", order_by="k")
+HANDLER = Operation("trade", handler=insert, order_by="k")
+OTHER = Operation("other", table="others", order_by="k")
+
+
+@dataclass(frozen=True)
+class Change:
+    there: str
+    back: str
+    sqlstate: str
+
+
+CHANGES = {
+    "text to integer": Change(
+        "ALTER TABLE trades ALTER note TYPE int USING 0",
+        "ALTER TABLE trades ALTER note TYPE text",
+        "22P02",
+    ),
+    "text to a date": Change(
+        "ALTER TABLE trades ALTER note TYPE date USING NULL", "ALTER TABLE trades ALTER note TYPE text", "22007"
+    ),
+    "text narrowed": Change(
+        "ALTER TABLE trades ALTER note TYPE varchar(3) USING NULL", "ALTER TABLE trades ALTER note TYPE text", "22001"
+    ),
+    "number narrowed": Change(
+        "ALTER TABLE trades ALTER price TYPE numeric(3, 2) USING 0",
+        "ALTER TABLE trades ALTER price TYPE numeric",
+        "22003",
+    ),
+    "enum value renamed": Change(
+        "ALTER TYPE side RENAME VALUE 'buy' TO 'long'", "ALTER TYPE side RENAME VALUE 'long' TO 'buy'", "22P02"
+    ),
+    "new NOT NULL": Change(
+        "UPDATE trades SET extra = ''; ALTER TABLE trades ALTER extra SET NOT NULL",
+        "ALTER TABLE trades ALTER extra DROP NOT NULL",
+        "23502",
+    ),
+    "new CHECK": Change(
+        "ALTER TABLE trades ADD CONSTRAINT small CHECK (price < 10) NOT VALID",
+        "ALTER TABLE trades DROP CONSTRAINT small",
+        "23514",
+    ),
+    "new foreign key": Change(
+        "ALTER TABLE trades ADD CONSTRAINT known FOREIGN KEY (note) REFERENCES notes NOT VALID",
+        "ALTER TABLE trades DROP CONSTRAINT known",
+        "23503",
+    ),
+    "new unique index": Change("CREATE UNIQUE INDEX once ON trades ((left(note, 1)))", "DROP INDEX once", "23505"),
+    "new exclusion": Change(
+        "ALTER TABLE trades ADD CONSTRAINT alone EXCLUDE USING btree (price WITH =)",
+        "ALTER TABLE trades DROP CONSTRAINT alone",
+        "23P01",
+    ),
+    "new trigger": Change(
+        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE 'no' USING ERRCODE = 'check_violation'; END $$;
+        CREATE TRIGGER t BEFORE INSERT ON trades FOR EACH ROW EXECUTE FUNCTION refuse()""",
+        "DROP TRIGGER t ON trades",
+        "23514",
+    ),
+    "new trigger with an error of its own": Change(
+        """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+        CREATE TRIGGER t BEFORE INSERT ON trades FOR EACH ROW EXECUTE FUNCTION refuse()""",
+        "DROP TRIGGER t ON trades",
+        "P0001",
+    ),
+    "domain with a constraint": Change(
+        "ALTER DOMAIN amount ADD CONSTRAINT few CHECK (VALUE < 10) NOT VALID",
+        "ALTER DOMAIN amount DROP CONSTRAINT few",
+        "23514",
+    ),
+}
+ROW = {"price": 20, "note": "a text", "side": "buy", "amount": 20, "extra": None}
+
+
+@pytest.fixture(params=[TABLE, HANDLER], ids=["table", "handler"])
+def bench(request: pytest.FixtureRequest, postgres_url: str, outbox_dir: Path) -> Iterator[Bench]:
+    with Bench(outbox_dir, postgres_url, request.param, OTHER, **QUICK) as bench:
+        bench.query(
+            """CREATE TYPE side AS ENUM ('buy', 'sell'); CREATE DOMAIN amount AS int;
+            CREATE TABLE notes (note text PRIMARY KEY); CREATE TABLE others (k text);
+            CREATE TABLE trades (k text, price numeric, note text, side side, amount amount, extra text)"""
+        )
+        bench.enqueue("trade", {"k": "first", **ROW})
+        with Relay(bench.box, bench.target) as relay:
+            assert relay.drain(timeout=LONG)
+        yield bench
+
+
+def waiting(bench: Bench) -> str:
+    """Why entries wait, as the status shows it."""
+    status = bench.box.status()
+    return "; ".join([*status.relay.parked.values(), *status.relay.waiting.values()])
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_sound_entries_wait_while_an_altered_table_refuses_them(bench: Bench, change: Change) -> None:
+    bench.query(change.there)
+    for key in "abc":
+        bench.enqueue("trade", {"k": key, **ROW})
+    bench.enqueue("other", {"k": "d"})
+    with Relay(bench.box, bench.target) as relay:
+        until(lambda: change.sqlstate in waiting(bench))
+        until(lambda: bench.query("SELECT k FROM others") == [("d",)])
+        assert "was altered after the entry was enqueued" in waiting(bench)
+        assert list(bench.box.dead_letters()) == []
+        bench.query(change.back)
+        assert relay.drain(timeout=LONG)
+    assert sorted(bench.query("SELECT k FROM trades")) == [("a",), ("b",), ("c",), ("first",)]
+    assert bench.box.status().dead_letters == 0
+
+
+def test_bad_value_beside_an_alteration_becomes_a_dead_letter(bench: Bench) -> None:
+    bench.query("ALTER TABLE trades ADD fresh int; ALTER TABLE others ALTER k TYPE varchar(100)")
+    bench.enqueue("trade", {"k": "a", **ROW, "side": "none"})
+    bench.enqueue("trade", {"k": "b", **ROW})
+    with Relay(bench.box, bench.target) as relay:
+        assert relay.drain(timeout=LONG)
+    assert [entry.seq for entry in bench.box.dead_letters()] == [2]
+
+
+def test_entry_that_came_after_the_alteration_becomes_a_dead_letter(bench: Bench) -> None:
+    bench.query("ALTER TABLE trades ADD CONSTRAINT small CHECK (price < 10) NOT VALID")
+    bench.enqueue("other", {"k": "a"})
+    with Relay(bench.box, bench.target) as relay:
+        assert relay.drain(timeout=LONG)
+        bench.enqueue("trade", {"k": "b", **ROW})
+        assert relay.drain(timeout=LONG)
+    assert [entry.seq for entry in bench.box.dead_letters()] == [3]
+
+
+def test_entries_that_an_altered_table_refuses_wait_while_others_pass(bench: Bench) -> None:
+    bench.query("ALTER TABLE trades ADD CONSTRAINT small CHECK (price < 10) NOT VALID")
+    bench.enqueue("trade", {"k": "a", **ROW})
+    bench.enqueue("trade", {"k": "b", **ROW, "price": 5})
+    with Relay(bench.box, bench.target):
+        until(lambda: bool(bench.query("SELECT k FROM trades WHERE k = 'b'")))
+        bench.enqueue("trade", {"k": "c", **ROW, "price": 6})
+        until(lambda: bool(bench.query("SELECT k FROM trades WHERE k = 'c'")))
+        until(lambda: "small" in waiting(bench))
+    with Relay(bench.box, bench.target) as relay:
+        bench.enqueue("trade", {"k": "d", **ROW, "price": 6})
+        until(lambda: bool(bench.query("SELECT k FROM trades WHERE k = 'd'")))
+        assert list(bench.box.dead_letters()) == []
+        bench.query("ALTER TABLE trades DROP CONSTRAINT small")
+        assert relay.drain(timeout=LONG)
+    assert len(bench.query("SELECT k FROM trades")) == 5
+
+
+def test_table_altered_while_the_relay_delivers_makes_no_dead_letter(bench: Bench) -> None:
+    # What a sequence has given out is not rolled back: it counts the tries.
+    bench.query("CREATE SEQUENCE tries")
+    with Relay(bench.box, bench.target) as relay:
+        bench.enqueue("other", {"k": "z"})
+        assert relay.drain(timeout=LONG)
+        bench.query("ALTER TABLE trades ADD CONSTRAINT small CHECK (nextval('tries') < 0) NOT VALID")
+        bench.enqueue("trade", {"k": "a", **ROW})
+        until(lambda: "small" in waiting(bench))
+        bench.enqueue("other", {"k": "b"})
+        until(lambda: len(bench.query("SELECT k FROM others")) == 2)
+        ((tries,),) = bench.query("SELECT last_value FROM tries")
+        until(lambda: bench.query("SELECT last_value > %s FROM tries", tries + 3) == [(True,)])
+        bench.query("ALTER TABLE trades DROP CONSTRAINT small")
+        assert relay.drain(timeout=LONG)
+    assert bench.query("SELECT k FROM trades ORDER BY k") == [("a",), ("first",)]
