@@ -14,7 +14,7 @@ from typing import Any
 
 from .calls import Calls, Prepared
 from .entry import Entry
-from .errors import DurabilityError, OutboxError, StoreLocked
+from .errors import DurabilityError, InvalidEntry, OutboxError, StoreLocked
 from .handing_over import Awaited, in_doubt
 from .opening import OpenStore
 from .operation import Operation
@@ -22,6 +22,10 @@ from .store.appending import Append
 from .store.envelope import Record
 from .store.writer import Writer
 from .transaction import Transaction
+
+# Encoded arguments of one group, which one PostgreSQL transaction applies within the stall timeout; 64 MiB is also the
+# largest OUTBOX_MAX_ENTRY_KB, so that an entry that fits is not refused for its group.
+_MAX_GROUP_MIB = 64
 
 
 class Enqueueing:
@@ -167,6 +171,12 @@ class Enqueueing:
     def _submit(self, prepared: list[Prepared]) -> Iterator[Entry]:
         """Make them durable in one commit; what is returned is decoded when asked for."""
         submission = Append([record for record, *_ in prepared])
+        size = sum(len(record.args) + len(record.types) for record in submission.records)
+        if size > _MAX_GROUP_MIB << 20:
+            raise InvalidEntry(
+                f"the {len(prepared)} entries of a transaction take {size >> 10} KiB, at most {_MAX_GROUP_MIB << 10}",
+                hint="use several transactions",
+            )
         self._commit(submission, prepared)
         return _entries(submission, prepared)
 

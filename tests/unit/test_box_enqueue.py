@@ -368,6 +368,19 @@ def test_a_transaction_that_was_given_up_takes_no_more(box: Outbox) -> None:
         tx.enqueue("log", {})
 
 
+def test_a_transaction_is_bounded_in_bytes(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outbox.enqueueing._MAX_GROUP_MIB", 1)
+    row = {"note": "x" * (3 << 10)}
+    with box.transaction() as tx:
+        for _ in range(300):
+            tx.enqueue("log", row)
+    refused = r"the 350 entries of a transaction take \d+ KiB, at most 1024 \(use several transactions\)"
+    with pytest.raises(InvalidEntry, match=refused), box.transaction() as tx:
+        for _ in range(350):
+            tx.enqueue("log", row)
+    assert box.status().pending == 300
+
+
 def test_a_transaction_is_bounded(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("outbox.transaction._MAX_GROUP", 3)
     with pytest.raises(InvalidEntry, match="at most 3 entries"), box.transaction() as tx:
