@@ -168,12 +168,14 @@ class TargetUnavailable(OutboxError):
 
     An outage: it never consumes an entry's retries.  `stalled` is true where a batch took too long, or an entry's own
     statement failed, so that the relay tries a smaller one; `too_much` where a smaller one may pass too, but no entry
-    is the cause.
+    is the cause; `conflict` where another transaction was in the way, so that the same one passes at another time.
     """
 
-    def __init__(self, message: str, *, hint: str = "", stalled: bool = False, too_much: bool = False) -> None:
+    def __init__(
+        self, message: str, *, hint: str = "", stalled: bool = False, too_much: bool = False, conflict: bool = False
+    ) -> None:
         super().__init__(message, hint=hint)
-        self.stalled, self.too_much = stalled, too_much
+        self.stalled, self.too_much, self.conflict = stalled, too_much, conflict
 
 
 class TargetMisconfigured(OutboxError):

@@ -50,6 +50,8 @@ _VERDICTS = {
 STALLS = frozenset({"57014", "25P04"})
 # Fewer entries at once may pass: they need less memory and fewer locks, and meet fewer other transactions.
 CONTENTIONS = frozenset({"53200", "53400", "40001", "40P01"})
+# Another transaction was in the way: under SERIALIZABLE a matter of course.
+CONFLICTS = frozenset({"40001", "40P01"})
 
 
 # Violations that name a table and no constraint: of a row that belongs to no partition.

@@ -21,7 +21,7 @@ from sqlalchemy.pool import NullPool
 from ..clock import Clock
 from ..config import OutboxConfig, check_database_url
 from ..errors import ConfigError, EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
-from ..failures import CONTENTIONS, PRIVILEGE, STALLS, UNNAMED, Verdict, classify
+from ..failures import CONFLICTS, CONTENTIONS, PRIVILEGE, STALLS, UNNAMED, Verdict, classify
 from ..log import Log
 from ..words import first_line
 from .alterations import Refused
@@ -183,7 +183,8 @@ class GuardedConnection:
             # An entry's own statement may fail each time while others work: it crashes the server's process, finds a
             # row locked (NOWAIT), or writes to a disk or a page that nothing else needs.
             stalled = applying or self._watchdog.fired or sqlstate in STALLS
-            return TargetUnavailable(text, stalled=stalled, too_much=alive and sqlstate in CONTENTIONS)
+            too_much, conflict = alive and sqlstate in CONTENTIONS, alive and sqlstate in CONFLICTS
+            return TargetUnavailable(text, stalled=stalled, too_much=too_much, conflict=conflict)
         if verdict is Verdict.MISCONFIGURED:
             failed = UnitFailed(OperationFault(text, sqlstate=sqlstate), position, operation)
             failed.refused = Refused.of(error) if sqlstate == PRIVILEGE else None

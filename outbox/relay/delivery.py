@@ -226,12 +226,14 @@ class Delivery:
         if outcome.stalled:
             # Others go on for as long as the try has taken; a connection that was lost is soon replaced.
             ended = self._box.clock.monotonic()
-            self._scan.stalled(outcome.stalled, ended, max(HURRY_S, ended - now))
+            error = outcome.interruption
+            conflict = isinstance(error, TargetUnavailable) and error.conflict
+            self._scan.stalled(outcome.stalled, ended, max(HURRY_S, ended - now), conflict=conflict)
             _log.warning(
                 "entry %(seq)s of operation %(operation)r fails in PostgreSQL although it is alone: %(error)s",
                 seq=outcome.stalled[0].seq,
                 operation=outcome.stalled[0].operation,
-                error=outcome.interruption,
+                error=error,
             )
         if settlement.dead:
             record, why = settlement.dead[0]

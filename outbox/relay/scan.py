@@ -19,6 +19,8 @@ from ..store.store import Store
 from ..target import Unit, ordering_keys, units
 
 _BATCH_BYTES = 8 << 20
+# So often an entry may fail by conflicts with other transactions before an operator is called.
+_CONFLICTS = 10
 # Of a reason's text, and how many parked operations and waiting entries are published.
 _REASON_CHARS = 300
 _SHOWN = 8
@@ -87,6 +89,8 @@ class Scan:
         self._retries: dict[int, Retry] = {}
         # Units that took too long in PostgreSQL although they were alone, by their first entry: how often.
         self._slow: dict[int, int] = {}
+        # Those of them that need an operator.
+        self._stuck: set[int] = set()
         # Operations whose entries wait, and those of them that are being tried again.
         self.parked: dict[str, Parked] = {}
         self._tried: dict[str, Parked] = {}
@@ -278,12 +282,15 @@ class Scan:
             if retries[record.seq].holds and record.order_by is not None:
                 self._waiting_keys.add(record.order_by)
 
-    def stalled(self, unit: Unit, now: float, pause_s: float) -> None:
+    def stalled(self, unit: Unit, now: float, pause_s: float, *, conflict: bool = False) -> None:
         """Note a unit that took too long although it was alone: the next time others go first.
 
         It is tried again at once, then after `pause_s`, then after twice that, up to ten times that.
+        A `conflict` with another transaction needs an operator only if it happens again and again.
         """
         times = self._slow[unit[0].seq] = self._slow.get(unit[0].seq, 0) + 1
+        if times > (_CONFLICTS if conflict else 1):
+            self._stuck.add(unit[0].seq)
         if times > 1:
             holds = not all(self._is_best_effort(record.operation) for record in unit)
             retry = Retry(now + pause_s * min(10, 2 ** (times - 2)), holds)
@@ -292,7 +299,7 @@ class Scan:
     @property
     def slow(self) -> int | None:
         """The oldest entry that took too long more than once, and still waits; None when there is none."""
-        return min((seq for seq, times in self._slow.items() if times > 1), default=None)
+        return min(self._stuck & self._slow.keys(), default=None)
 
     def passed(self, batch: Batch, settled: set[int]) -> None:
         """Move behind a batch that was tried to its end.  What the target left out of it waits, with its keys."""
@@ -301,6 +308,7 @@ class Scan:
                 self._must_wait(unit, batch)
         for seq in settled & self._slow.keys():
             del self._slow[seq]
+            self._stuck.discard(seq)
         for seq in settled & self._waiting.keys():
             del self._waiting[seq]
         self._cursor = max(self._cursor, batch.last_seq)
