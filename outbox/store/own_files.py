@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import ConfigError, StoreUnavailable
 
 _DATA_FILE = "data.mdb"
+_READ_BYTES = 1 << 16
 
 
 def _find_c_library() -> Any:
@@ -95,8 +96,15 @@ def check_own(path: Path) -> None:
 
 def read_own(path: Path) -> bytes:
     """All of a small file.  Raises as `open_own`."""
-    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
-        return file.read()
+    fd = open_own(path, os.O_RDONLY)
+    try:
+        # A file object would import something, which an interpreter that ends does not do any more.
+        parts = [os.read(fd, _READ_BYTES)]
+        while parts[-1]:
+            parts.append(os.read(fd, _READ_BYTES))
+    finally:
+        os.close(fd)
+    return b"".join(parts)
 
 
 def _foreign(path: Path, code: int) -> StoreUnavailable:

@@ -154,7 +154,10 @@ class Writer(Generic[Item]):
 
         `then` must neither block nor raise.
         """
-        self._put(_Handed(item, then))
+        if sys.is_finalizing():
+            then(_ended())
+        else:
+            self._put(_Handed(item, then))
 
     def _put(self, handed: _Handed[Item]) -> None:
         if threading.current_thread() is self._thread:

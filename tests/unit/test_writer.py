@@ -152,19 +152,21 @@ def test_end_of_the_interpreter_is_not_waited_for(outbox_dir: Path) -> None:
 
         class Last:
             def __del__(self):
-                for call in (lambda: box.enqueue("note", {{}}), box.compact):
+                handed_over = box.enqueue_nowait("note", {{}})
+                for call in (lambda: box.enqueue("note", {{}}), lambda: handed_over.result(0), box.compact):
                     try:
                         call()
                     except DurabilityError as exc:
                         os.write(1, b"refused ")
-                box.store.writer.stop()
+                os.write(1, b"%d pending, " % box.status().pending)
+                box.close()
                 os.write(1, b"ended")
 
         box = Outbox.open({str(outbox_dir)!r})
         sys.modules["last"] = Last()
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, timeout=LONG)
-    assert ended.stdout == b"refused refused ended"
+    assert ended.stdout == b"refused refused refused 0 pending, ended"
 
 
 def test_appends_go_before_settlements_before_maintenance(rig: Rig) -> None:
