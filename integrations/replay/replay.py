@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Dialect
-from sqlalchemy.exc import SQLAlchemyError
 
 from ... import Entry, Outbox
 from ...clock import Clock
@@ -306,9 +305,10 @@ class Replayer:
         self._host.forget_failure()
         try:
             self._host.manager()
-        except SQLAlchemyError as exc:
-            raise TargetUnavailable(f"the manager cannot be built: {exc}") from exc
         except Exception as exc:
+            if is_away(exc):
+                raise TargetUnavailable(f"the manager cannot be built: {exc}") from exc
+            # Such as a migration that fails.
             raise TargetMisconfigured(f"the manager cannot be built: {type(exc).__name__}: {exc}") from exc
 
     # -- nothing may go past the relay's transaction

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError
 
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
@@ -111,6 +111,34 @@ def test_calls_behind_those_of_the_outage_are_counted_after_them(
         assert here.manager.number == 11
         assert here.relay.drain(timeout=LONG)
         assert numbers(here)[-1] == 11
+
+
+def test_migration_that_fails_after_an_outage_needs_an_operator(postgres_url: str, outbox_dir: Path) -> None:
+    """The new version migrates in its constructor; what PostgreSQL refuses then was shown as an outage."""
+
+    class Manager(Absent):
+        migrates = False
+
+        def __init__(self, url: str) -> None:
+            super().__init__(url)
+            if type(self).migrates:
+                with self.engine.begin() as connection:
+                    connection.execute(text("ALTER TABLE trades RENAME COLUMN venue TO exchange"))
+
+    with started(postgres_url, outbox_dir, Manager) as here:
+        here.manager.log_trade("before")
+        assert here.relay.drain(timeout=LONG)
+    Manager.away = Manager.migrates = True
+    with started(postgres_url, outbox_dir, Manager) as here:
+        here.manager.log_trade("outage")
+        Manager.away = False
+        here.relay.step(0.0)
+        (reason,) = here.box.status().needs_operator
+        assert "the manager cannot be built" in reason
+        assert 'column "venue" does not exist' in reason
+        Manager.migrates = False
+        assert here.relay.drain(timeout=LONG)
+        assert numbers(here) == [1, 1]
 
 
 def test_refusal_under_a_lock_is_the_managers_before_it_is_built(postgres_url: str, outbox_dir: Path) -> None:
