@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,9 @@ _IN_URL = re.compile(r"(://[^:/@\s]*):\S*@")
 _AS_PARAMETER = re.compile(r"(?i)(\bpassword=)('[^']*'|[^&\s'\"]+)")
 # Of the stack: the method below and `log`.
 _CALLER = 3
+
+# The messages that a thread is logging.
+_logging = threading.local()
 
 
 class Log:
@@ -50,7 +54,11 @@ class Log:
     def _log(self, level: int, message: str, facts: dict[str, Any], trace: bool = False) -> None:
         if not self._logger.isEnabledFor(level):
             return
+        around: frozenset[str] = getattr(_logging, "messages", frozenset())
+        if message in around:
+            return  # a host's handler writes by the manager, which fails, and logs the same as before
         try:
+            _logging.messages = around | {message}
             fields = {name: _fact(value) for name, value in facts.items()}
             arguments = (fields,) if fields else ()
             self._logger.log(level, message, *arguments, extra=fields, exc_info=trace, stacklevel=_CALLER)
@@ -58,6 +66,8 @@ class Log:
             with suppress(Exception):
                 if logging.raiseExceptions and sys.stderr is not None:
                     traceback.print_exc()
+        finally:
+            _logging.messages = around
 
 
 def without_password(text: str) -> str:

@@ -154,3 +154,22 @@ def test_logging_handler_that_raises_without_stderr_ends_no_caller(monkeypatch: 
     monkeypatch.setattr(logging.getLogger("outbox"), "handlers", [_Away()])
     monkeypatch.setattr(sys, "stderr", None)
     Log("outbox.relay").error("the end is near: %(why)s", why="a test")
+
+
+def test_handler_that_causes_the_same_message_ends() -> None:
+    """It writes log records by a manager whose outbox is halted, which logs that the call was not recorded."""
+    log, seen = Log("outbox.test_again"), []
+
+    class Writing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            seen.append(record.getMessage())
+            log.warning("a call of %(operation)s was not recorded", operation="log_event")
+
+    handler, logger = Writing(), logging.getLogger("outbox.test_again")
+    logger.addHandler(handler)
+    try:
+        for _ in range(2):
+            log.warning("the relay has stopped")
+    finally:
+        logger.removeHandler(handler)
+    assert seen == ["the relay has stopped", "a call of log_event was not recorded"] * 2
