@@ -9,6 +9,7 @@ from typing import Any
 from .. import Entry, EntryStatus, Outbox
 from ..errors import EntryNotFound
 from ..log import Log
+from ..own_threads import is_waited_for
 from .operations import NOTES, ManagerOperation, call_of, notes_of
 from .replay.answers import Answer
 from .replay.replay import CallFailed, Replayer
@@ -43,8 +44,13 @@ class Delivery:
 
     @property
     def works(self) -> bool | None:
-        """Whether PostgreSQL takes deliveries, as far as a relay knows; None where no relay is running."""
+        """Whether PostgreSQL takes deliveries, as far as a relay knows; None where no relay is running.
+
+        False in the outbox's own threads, which cannot wait for one.
+        """
         here = self._outbox.progress.delivering
+        if here is not None and is_waited_for():
+            return False
         if here is not None:
             return here
         now = self._outbox.clock.monotonic()

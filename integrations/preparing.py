@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from .. import DurabilityError, InvalidEntry, Outbox
 from ..errors import ConfigError
 from ..log import Log
+from ..store.writer import refuse_at_the_end
 from ..words import first_line
 from .away import is_away
 from .block import Block
@@ -133,6 +134,8 @@ class Preparing:
 
     def rehearsed(self, operation: ManagerOperation, bound: dict[str, Any], defaults: dict[str, Any]) -> Prepared:
         """A call that was bound, tried on a copy of the manager.  Raises `ConfigError` for what cannot be replayed."""
+        # Then nothing can be imported, and the copy would fail with an error that names neither call nor outbox.
+        refuse_at_the_end()
         return Prepared(operation, bound, defaults, self._rehearse(operation, bound))
 
     def bind(

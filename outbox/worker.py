@@ -7,6 +7,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from .own_threads import waited_for
+
 T = TypeVar("T")
 
 
@@ -67,9 +69,10 @@ class Worker(Generic[T]):
             self._thread = None
 
     def _run(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            task.answer = _answer(task.work)
-            task.done.set()
+        with waited_for():
+            while (task := self._tasks.get()) is not None:
+                task.answer = _answer(task.work)
+                task.done.set()
 
 
 class Later(Generic[T]):

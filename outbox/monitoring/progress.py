@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 from ..clock import Clock
+from ..own_threads import is_waited_for
 
 
 class Progress:
@@ -113,6 +114,8 @@ class Progress:
     def wait(self, reached: Callable[[], bool], timeout: float, *, poll_s: float = 0.01) -> bool:
         """Wait until `reached()`, for at most `timeout` seconds, and no longer than deliveries work.
 
+        A thread of the outbox's own does not wait.
+
         It is asked after each step of the relay; every `poll_s` seconds where the relay is another process.
         """
         deadline = self._clock.monotonic() + timeout
@@ -121,7 +124,7 @@ class Progress:
             if reached():
                 return True
             left = deadline - self._clock.monotonic()
-            if left <= 0 or self._delivering is False:
+            if left <= 0 or self._delivering is False or is_waited_for():
                 return False
             with self._lock:
                 if self._steps == steps:

@@ -10,6 +10,7 @@ from types import TracebackType
 from ..box import Outbox
 from ..errors import ConfigError, StoreLocked
 from ..log import Log
+from ..own_threads import waited_for
 from ..store.locks import Role, RoleLock
 from ..target import Target
 from .delivery import HURRY_S, Delivery, Step
@@ -194,7 +195,7 @@ class Relay:
         owned = self._role is not None
         self._stop.clear()
         try:
-            with self._delivery.beside_a_thread():
+            with self._delivery.beside_a_thread(), waited_for():
                 return self._drain_here(goal, question, deadline)
         finally:
             if self._box.progress.delivering:
@@ -276,7 +277,7 @@ class Relay:
 
     def _drive(self) -> None:
         try:
-            with self._delivery.beside_a_thread():
+            with self._delivery.beside_a_thread(), waited_for():
                 self._deliver()
         except BaseException as exc:  # noqa: BLE001 - a thread has no caller: its death is logged and shown in the status
             self._delivery.publication.died = f"{type(exc).__name__}: {exc}"

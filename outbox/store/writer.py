@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import DurabilityError, StoreClosed, StoreUnavailable
 from ..log import Log
+from ..own_threads import waited_for
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -135,8 +136,7 @@ class Writer(Generic[Item]):
                 self._refuse_rest()
         looks = 0
         while waiter.outcome is None and looks < _IN_DOUBT_LOOKS:
-            if sys.is_finalizing():
-                raise _ended()
+            refuse_at_the_end()
             try:
                 waiter.lock.acquire(timeout=_LOOK_S)
             except BaseException as exc:  # noqa: BLE001 - raised below
@@ -181,8 +181,7 @@ class Writer(Generic[Item]):
             self._refuse_rest()
         interruption: BaseException | None = None
         while not task.ended:
-            if sys.is_finalizing():
-                raise _ended()
+            refuse_at_the_end()
             try:
                 task.lock.acquire(timeout=_END_S)
             except BaseException as exc:  # noqa: BLE001 - raised below
@@ -204,6 +203,10 @@ class Writer(Generic[Item]):
     # -- the thread
 
     def _serve(self) -> None:
+        with waited_for():
+            self._work()
+
+    def _work(self) -> None:
         appends: list[_Handed[Item]] = []
         going = True
         while going or appends or any(self._tasks):
@@ -291,6 +294,9 @@ class Writer(Generic[Item]):
                 found.end()
 
 
-def _ended() -> DurabilityError:
-    """What to raise at the end of the interpreter, which has stopped the writer: in `__del__`, for instance."""
-    return DurabilityError("the interpreter ends and stores nothing more", hint="close the outbox before, or in atexit")
+def refuse_at_the_end() -> None:
+    """Raise `DurabilityError` at the end of the interpreter, as in `__del__`: the writer has stopped for good."""
+    if sys.is_finalizing():
+        raise DurabilityError(
+            "the interpreter ends and stores nothing more", hint="close the outbox before, or in atexit"
+        )

@@ -18,6 +18,7 @@ LINE = [
     "words",
     "clock",
     "patience",
+    "own_threads",
     "entry",
     "foreign",
     "codec",

@@ -6,6 +6,7 @@ import threading
 
 from outbox.clock import SystemClock
 from outbox.monitoring.progress import Progress
+from outbox.own_threads import waited_for
 from tests.unit.fakes.rig import FakeClock
 from tests.unit.fakes.waiting import LONG
 
@@ -23,6 +24,23 @@ def test_wait_ends_at_once_while_deliveries_fail() -> None:
     progress.report(delivering=False)
     assert progress.delivering is False
     assert not progress.wait(lambda: False, 3600.0)
+
+
+def test_wait_ends_at_once_in_a_thread_that_delivers() -> None:
+    """A logging handler of the host runs in the relay's thread, and writes by the manager."""
+    progress, looks = Progress(SystemClock()), 0
+
+    def reached() -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    progress.report(delivering=True)
+    with waited_for():
+        assert not progress.wait(reached, 0.5)
+    assert looks == 1
+    assert not progress.wait(reached, 0.05)
+    assert looks > 2
 
 
 def test_a_failure_ends_the_waiting() -> None:
