@@ -377,23 +377,25 @@ class _Watched:
 
     def refused(self, error: Exception) -> None:
         """The manager raised: learn which limit it may have kept."""
-        with self._limits() as limits:
+        with self._limits() as (_, limits):
             checks.refused(self._view.learning, self._operation, limits, error)
 
     def declined(self) -> None:
-        """The manager's answer refused the call: learn which limit it may have kept."""
-        with self._limits() as limits:
+        """The manager's answer refused the call: learn which limit it may have kept, or what it did not change."""
+        with self._limits() as (seen, limits):
             checks.answered(self._view.learning, self._operation, limits, self._answer)
+            if seen is not None and not limits:
+                self._view.learning.learn_declined(seen)
 
     @contextmanager
-    def _limits(self) -> Iterator[dict[str, str]]:
-        """The limits that a call went beyond which has changed nothing; the view's lock is held in the block."""
+    def _limits(self) -> Iterator[tuple[Seen | None, dict[str, str]]]:
+        """A call that has changed nothing, and the limits that it went beyond; locks the view in the block."""
         session = notes_of(self._entry).get("session")
         if session is None or not self._operation.has_role:
-            yield {}
+            yield None, {}
             return
         look = self.before or self._look(session)
         self.before = look
         seen = self._seen()
         with self._view.lock:
-            yield checks.exceeded(seen, number_or_none(look.balance), self._view.learning.of_shape(seen))
+            yield seen, checks.exceeded(seen, number_or_none(look.balance), self._view.learning.of_shape(seen))

@@ -210,6 +210,15 @@ class Learning:
                 for key, space in spaces.items():
                     space.settle(seen.written, sources, before[id_].get(key, ABSENT))
 
+    def learn_declined(self, seen: Seen) -> None:
+        """Take in that the manager declined such a call, and changed nothing: it may ask more than the call shows."""
+        self.version += 1
+        for effect in self._effects(seen) if seen.touches_rows else ():
+            for table, rows in seen.tables.items():
+                for id_ in seen.named(table) if table != RESOLVED else ():
+                    spaces, sources = effect.changed.setdefault(table, {}), seen.sources((table, rows[id_]))
+                    self._learn_row(spaces, seen, table, rows[id_], rows[id_], sources, set())
+
     def _learn_row(
         self,
         spaces: dict[str, Space],

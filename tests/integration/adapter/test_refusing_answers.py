@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
 from tests.unit.fakes.waiting import until
@@ -19,6 +19,7 @@ from .test_thresholds import BookManager, Lot, Order
 OPERATIONS = (
     *TRADING_OPERATIONS,
     ManagerOperation("reprice", like="update_position"),
+    ManagerOperation("raise_price", like="update_position"),
     ManagerOperation("cancel", like="update_order_journal"),
 )
 
@@ -43,6 +44,12 @@ class AnsweringManager(BookManager):
                 return False
             lot.paid = paid
             return True
+
+    def raise_price(self, position_id: int, paid: Any) -> bool:
+        """Answers whether it is the highest so far."""
+        with self.session_factory.begin() as session:
+            higher = update(Lot).where(Lot.id == position_id, Lot.paid < paid).values(paid=paid)
+            return bool(session.execute(higher).rowcount == 1)  # type: ignore[attr-defined]
 
     def cancel(self, client_order_id: str) -> bool:
         """Cancels what is not filled."""
@@ -75,6 +82,25 @@ def test_refusal_by_an_answer_is_answered_in_an_outage(book: Scene) -> None:
     book.box.pauses.end()
     assert book.drain()
     assert (book.box.status().dead_letters, book.rows("SELECT id FROM positions")) == (0, [])
+
+
+def test_condition_of_an_update_is_learned_of_what_it_declines(book: Scene) -> None:
+    """It is in the SQL text, and every call that is seen to write has the price which the row shows afterwards."""
+    manager = book.manager
+    lot = manager.log_position("A", Decimal(1), paid=Decimal(3))
+    raised = [manager.raise_price(lot, Decimal(price)) for price in (5, 4, 6, 2)]
+    assert raised == [True, False, True, False]
+    assert book.drain()
+    plain = manager.get_active_positions()
+    book.box.pauses.begin("an outage", 300)
+    until(lambda: book.relay._last.paused)
+    manager.raise_price(lot, Decimal(5))
+    assert manager.get_active_positions() == plain
+    manager.raise_price(lot, Decimal(9))
+    seen = manager.get_active_positions()
+    book.box.pauses.end()
+    assert book.drain()
+    assert seen == manager.get_active_positions() != plain
 
 
 def test_cancel_of_a_filled_order_is_refused_in_an_outage(book: Scene) -> None:
