@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
@@ -49,6 +50,8 @@ class Learning:
         self.possible_scales: set[int | None] = set(SCALES)
         # The arithmetic in which the manager may add to a balance.
         self.possible_sums: set[str] = set(ARITHMETIC)
+        # Arithmetics and scales that together gave another balance than was shown.
+        self.contradicted: set[tuple[str, int | None]] = set()
         # read -> explanations of its answer by the exact balance.
         self.reads: dict[str, Space] = {}
         # read -> whether the view's own answer was the manager's when they were compared last.
@@ -153,10 +156,12 @@ class Learning:
         change = number_or_none(amount)
         if change is None or (old is None and operation.balance is not Balance.SET):
             raise Unknown("the balance before it is not known")
-        totals = {_balance(operation, old, change, sum_) for sum_ in self.possible_sums}
-        found = {rounded(total, scale) for total in totals for scale in self.possible_scales}
+        possible = set(product(self.possible_sums, self.possible_scales))
+        # Where one operation adds otherwise than another, each may be contradicted.
+        possible = (possible - self.contradicted) or possible
+        found = {rounded(_balance(operation, old, change, sum_), scale) for sum_, scale in possible}
         if len(found) > 1:
-            raise Unknown(f"how many decimal places the balance has is not known, and it may be {min(totals)}")
+            raise Unknown(f"how many decimal places the balance has is not known, and it may be {min(found)}")
         return found.pop()
 
     def is_balance(self, one: Decimal, other: Decimal) -> bool:
@@ -256,6 +261,7 @@ class Learning:
             return
         totals = {sum_: _balance(operation, before, change, sum_) for sum_ in ARITHMETIC}
         fitting = {(sum_, scale) for sum_ in ARITHMETIC for scale in SCALES if rounded(totals[sum_], scale) == after}
+        self.contradicted |= set(product(ARITHMETIC, SCALES)) - fitting if fitting else set()
         if isinstance(shown, Decimal):
             # It is shown with as many decimal places as it has.
             fitting = {one for one in fitting if alike(rounded(totals[one[0]], one[1]), shown)} or fitting
@@ -334,6 +340,7 @@ class Learning:
                               "order": list(one["keys"])} for name, one in self.yields.items()},
             "current": self.habits.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
             "orders_shown": self.row_orders.dump(), "possible_sums": sorted(self.possible_sums),
+            "contradicted": sorted(map(list, self.contradicted), key=str),
             "forms": self.forms.dump(), "merges": self.merges, "resumes": self.habits.resumes, "code": self.code,
             "written": self.written.dump(),
         }  # fmt: skip
@@ -353,6 +360,7 @@ class Learning:
         self.habits = Habits(state["current"], state.get("resumes", {}))
         self.written.load(state.get("written", {}))
         self.possible_sums = set(state.get("possible_sums", ARITHMETIC))
+        self.contradicted = {(sum_, scale) for sum_, scale in state.get("contradicted", ())}
         # What is stored has its keys sorted.
         self.yields = {
             name: {**one, "keys": {key: Space(*one["keys"][key]) for key in one.get("order", one["keys"])}}

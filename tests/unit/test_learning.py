@@ -296,6 +296,18 @@ def test_a_balance_is_added_in_the_arithmetic_that_was_seen() -> None:
     assert again.possible_sums == {"float"}
 
 
+def test_a_balance_that_sql_adds_is_known_where_floats_differ() -> None:
+    """Nobody sees the arithmetic of `balance = balance + :pnl`: only floats that are not rounded are ruled out."""
+    operation, learning = BY_NAME["atomic_balance_update"], Learning()
+    learning.learn_balance(changing(Decimal("0.25")), Decimal("0.50"), Decimal("0.75"))
+    with pytest.raises(Unknown):
+        learning.balance_after(operation, Decimal("0.70"), Decimal("0.10"))
+    learning.learn_balance(changing(Decimal("0.20")), Decimal("0.10"), Decimal("0.30"))
+    again = Learning()
+    again.load(learning.dump())
+    assert str(again.balance_after(operation, Decimal("0.70"), Decimal("0.10"))) == "0.80"
+
+
 def test_a_new_kind_of_call_takes_as_many_ids_as_others_did() -> None:
     """So that rows beside the one whose id is told have the same ids whenever the call is replayed."""
     learning, operation = Learning(), BY_NAME["log_position"]
