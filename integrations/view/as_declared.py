@@ -15,6 +15,8 @@ _VALUES = 8
 # How many calls in a row have to agree after one that differs from them in no word.
 _TRUSTED_AGAIN = 3
 _NEVER = 1 << 30
+# Behind the name of an argument that is an amount: whether it is not 0.
+IS_ANY = " != 0"
 
 Words = Mapping[str, str | int]
 
@@ -39,7 +41,10 @@ class AsDeclared:
         few = [name for name in marked if self._few(name)]
         if few and not any(words[name] in self.fitting.get(name, ()) for name in few):
             return False
-        return self.seen
+        unseen = any(
+            name.endswith(IS_ANY) and self._knows(name) and not self._known(name, words[name]) for name in words
+        )
+        return None if unseen else self.seen
 
     def is_of_another(self, words: Words) -> bool:
         """Whether a call with these words changes another balance, or may, since it was not seen yet."""
@@ -75,6 +80,9 @@ class AsDeclared:
 
     def _few(self, name: str) -> bool:
         return len(self.fitting.get(name, ())) + len(self.strange.get(name, ())) < _VALUES
+
+    def _knows(self, name: str) -> bool:
+        return bool(self.fitting.get(name) or self.strange.get(name))
 
     def _known(self, name: str, value: str | int) -> bool:
         return value in self.fitting.get(name, ()) or value in self.strange.get(name, ())

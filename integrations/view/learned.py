@@ -218,7 +218,8 @@ class Learning:
     def learn_declined(self, seen: Seen) -> None:
         """Take in that the manager declined such a call, and changed nothing: it may ask more than the call shows."""
         self.version += 1
-        for effect in self._effects(seen) if seen.touches_rows else ():
+        known = (self.effects.get(seen.kind), self.shapes.get(seen.shape)) if seen.touches_rows else ()
+        for effect in (one for one in known if one is not None and one.count):
             for table, rows in seen.tables.items():
                 for id_ in seen.named(table) if table != RESOLVED else ():
                     spaces, sources = effect.changed.setdefault(table, {}), seen.sources((table, rows[id_]))

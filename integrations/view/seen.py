@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from ..roles import Order, Position
+from .as_declared import IS_ANY
 from .conversions import is_number, number, text_of
 from .learning import DECISIVE, is_id
 from .rows import KEY, ORDERS, POSITIONS, Row, Tables, named_orders, named_positions
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # The longest text that may be one of a few: the name of an account, a currency.
 _WORD = 40
+_AMOUNTS = (float, Decimal)
 # Parts of the names of quantities, and of amounts that are none.
 NOT = "not "
 _QUANTITIES = ("size", "quantity", "qty", "amount", "volume", "units", "lots", "contracts", "shares")
@@ -135,10 +137,14 @@ class Seen:
 
     @cached_property
     def words(self) -> dict[str, str | int]:
-        """The texts and whole numbers that the call gives, by argument, but for the amount of the balance."""
+        """The texts and whole numbers that the call gives, by argument, but for the amount of the balance.
+
+        Of other amounts, such as a fee that is 0 by default, whether there is one.
+        """
         amount = None if self.operation.amount is None else self.operation.standard_name(self.operation.amount)
         given = {name: value for name, value in self.call.items() if name not in ("session_id", amount)}
-        return {
+        amounts = {f"{name}{IS_ANY}": int(value != 0) for name, value in given.items() if type(value) in _AMOUNTS}
+        return amounts | {
             name: value
             for name, value in given.items()
             if type(value) is int or (isinstance(value, str) and len(value) <= _WORD)

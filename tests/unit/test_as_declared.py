@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.integrations.view.as_declared import AsDeclared
+from outbox.integrations.view.as_declared import IS_ANY, AsDeclared, Words
 
 USD, EUR = {"currency": "USD"}, {"currency": "EUR"}
 
 
-def observed(*calls: tuple[dict[str, str], bool]) -> AsDeclared:
+def observed(*calls: tuple[Words, bool]) -> AsDeclared:
     found = AsDeclared()
     for words, fits in calls:
         found.observe(words, fits=fits)
@@ -65,3 +65,13 @@ def test_contradiction_of_one_reference_is_not_that_of_all() -> None:
 @pytest.mark.parametrize("earlier", [None, True, False])
 def test_state_of_an_earlier_version_is_understood(earlier: bool | None) -> None:
     assert AsDeclared.load(earlier).of(USD) is earlier
+
+
+def test_fee_that_is_zero_by_default_tells_calls_apart() -> None:
+    """A call with a fee takes it from the balance, too; the declared amount does not say so."""
+    free, fee = ({"symbol": "A", f"fee{IS_ANY}": value} for value in (0, 1))
+    assert observed((free, True)).of(fee) is None
+    found = observed((free, True), (fee, False), *[(free, True)] * 20)
+    assert (found.of(free), found.of(fee)) == (True, False)
+    begun_with_a_fee = observed((fee, False), (free, True))
+    assert (begun_with_a_fee.of(free), begun_with_a_fee.of(fee)) == (True, False)

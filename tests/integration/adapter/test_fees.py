@@ -1,0 +1,43 @@
+"""A balance that a call changes by more than its declared amount is not told for one that changes by that alone."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
+from outbox.integrations.roles import Balance as Role
+from outbox.integrations.view.local_view import UnknownLocally
+from tests.unit.fakes.waiting import until
+
+from .small import Balance, SmallManager, scene
+
+
+class Charging(SmallManager):
+    def book(self, session_id: int, pnl: float, fees: float = 0.0) -> bool:
+        with self.session_factory.begin() as session:
+            total = self._balance(session, session_id) + Decimal(str(pnl)) - Decimal(str(fees))
+            session.add(Balance(session_id=session_id, total=total))
+        return True
+
+
+OPERATIONS = (*TRADING_OPERATIONS, ManagerOperation("book", returns=True, balance=Role.CHANGE, amount="pnl"))
+
+
+def test_fee_that_is_seldom_given_is_not_left_out_of_a_balance(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Charging, OPERATIONS) as here:
+        here.relay.start()
+        manager = here.manager
+        session_id = manager.create_trading_session("ma", 1000)
+        for fees in (0.0, 0.5, 0.0, 0.0, 0.0, 0.0):
+            manager.book(session_id, 10.25, fees)
+        assert here.drain()
+        here.box.pauses.begin("an outage", 300)
+        until(lambda: here.relay._last.paused)
+        manager.book(session_id, 10.25)
+        assert manager.get_current_balance(session_id) == Decimal("1071.25")
+        manager.book(session_id, 10.25, 0.3)
+        with pytest.raises(UnknownLocally, match="another balance"):
+            manager.get_current_balance(session_id)
