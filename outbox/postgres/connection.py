@@ -34,6 +34,8 @@ from .watermarks import ensure_tables
 
 _log = Log("outbox.postgres")
 
+_ASKING = psycopg2.extensions.TRANSACTION_STATUS_ACTIVE
+
 
 class UnitFailed(Exception):
     """A unit of the batch could not be applied: `position` is its place; None: a smaller batch must show it.
@@ -135,7 +137,7 @@ class GuardedConnection:
     @property
     def silent(self) -> bool:
         """Whether the connection was shut because the server had gone silent, in the last guarded block."""
-        return self._watchdog.fired
+        return self._watchdog.fired and not self._watchdog.spent_here
 
     def get(self) -> Connection:
         """The connection, made now unless there is one.  Raises `TargetUnavailable` or `TargetMisconfigured`."""
@@ -179,6 +181,8 @@ class GuardedConnection:
         if diag is not None and sqlstate in UNNAMED and diag.table_name and not diag.constraint_name:
             verdict = Verdict.MISCONFIGURED
         text = f"{sqlstate or type(error).__name__}: {first_line(error)}"
+        if self._watchdog.spent_here:
+            text = f"a transaction took longer than {self._stall_timeout_s} s here, not in PostgreSQL"
         if verdict is Verdict.UNAVAILABLE:
             # An entry's own statement may fail each time while others work: it crashes the server's process, finds a
             # row locked (NOWAIT), or writes to a disk or a page that nothing else needs.
@@ -299,7 +303,7 @@ class GuardedConnection:
         )
         raw = psycopg2.connect(**{**chosen, "client_encoding": "UTF8"}, connection_factory=make)
         try:
-            self._watchdog.watch(raw.fileno())
+            self._watchdog.watch(raw.fileno(), lambda: raw.info.transaction_status == _ASKING)
         except BaseException:
             raw.close()
             raise

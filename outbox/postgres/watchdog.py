@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -40,6 +41,10 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         # Whether it shut the socket of the guarded block at hand, or of the last one.
         self.fired = False
+        # Whether the driver waits for an answer of the watched connection; and whether it did not when that was shut,
+        # so that the time was spent in this process.
+        self._is_asking: Callable[[], bool] = lambda: True
+        self.spent_here = False
         # Whether `interrupt` asked for the end of the guarded block at hand.
         self._unwanted = False
 
@@ -53,16 +58,20 @@ class Watchdog:
         if not known:
             self._watch(descriptor, self._connecting_s, connecting=True)
 
-    def watch(self, descriptor: int) -> None:
-        """Guard this connected socket from now on, instead of any earlier one."""
+    def watch(self, descriptor: int, is_asking: Callable[[], bool] = lambda: True) -> None:
+        """Guard this connected socket from now on, instead of any earlier one.
+
+        `is_asking`: whether an answer is waited for; called by another thread while the socket is watched.
+        """
         self._watch(descriptor, self._limit_s, connecting=False)
+        self._is_asking = is_asking
 
     def _watch(self, descriptor: int, limit_s: float, *, connecting: bool) -> None:
         duplicate = socket.socket(fileno=os.dup(descriptor))
         with self._lock:
             if self._socket is not None:
                 self._socket.close()
-            self._socket, self._connecting, self.fired = duplicate, connecting, False
+            self._socket, self._connecting, self.fired, self.spent_here = duplicate, connecting, False, False
             if self._deadline is not None:
                 # Connecting has a time limit of its own; what comes then has this one.
                 self._deadline = self._monotonic() + limit_s
@@ -86,7 +95,7 @@ class Watchdog:
     def guard(self) -> Iterator[None]:
         """The block must end within the limit; else the socket is shut, and `fired` is set."""
         with self._lock:
-            self.fired = self._unwanted = False
+            self.fired = self._unwanted = self.spent_here = False
             self._deadline = self._monotonic() + self._limit_s
         try:
             yield
@@ -137,6 +146,19 @@ class Watchdog:
         if self._connecting:
             _log.debug("a host lets nobody in for %(limit_s)s s, leaving it", limit_s=self._connecting_s)
             self._shut()
+            return
+        self.spent_here = not self._is_asking() or self._has_answer()
+        if self.spent_here:
+            message = "a transaction took longer than %(limit_s)s s here, not in PostgreSQL, shutting the connection"
         else:
-            _log.error("PostgreSQL took longer than %(limit_s)s s, shutting the connection", limit_s=self._limit_s)
-            self.shut()
+            message = "PostgreSQL took longer than %(limit_s)s s, shutting the connection"
+        _log.error(message, limit_s=self._limit_s)
+        self.shut()
+
+    def _has_answer(self) -> bool:
+        """Whether something has arrived that nobody has read yet.  Assumes the lock."""
+        if self._socket is None:
+            return False
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from asyncio import CancelledError
 from collections.abc import Callable
@@ -447,6 +449,38 @@ def test_only_a_unit_that_took_too_long_alone_is_called_slow(
         outcome = bench.apply()
         assert isinstance(outcome.interruption, TargetUnavailable)
         assert [record.seq for record in outcome.stalled] == ([1] if stalled and count == 1 else [])
+
+
+def test_handler_that_takes_too_long_itself_lets_others_go_on(
+    url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL is not at work meanwhile, so it is neither silent nor to blame."""
+    ends = threading.Event()
+
+    def handler(connection: Connection, entry: Entry) -> None:
+        if not ends.is_set():
+            until(lambda: not is_open(connection.connection.dbapi_connection))
+        insert(connection, entry)
+
+    def is_open(raw: Any) -> bool:
+        """Whether the watchdog has not shut the connection yet."""
+        with socket.socket(fileno=os.dup(raw.fileno())) as own:
+            own.setblocking(False)
+            try:
+                return own.recv(1, socket.MSG_PEEK) != b""
+            except BlockingIOError:
+                return True
+
+    with bench_with(outbox_dir, url, handler, stall_timeout=0.5, batch_size=2) as bench:
+        slow = bench.enqueue("special", {"n": 1})
+        bench.enqueue("plain", {"n": 2})
+        with Relay(bench.box, bench.target) as relay:
+            until(lambda: effects(bench) == [2])
+            until(lambda: bench.box.status().relay.slow == slow)
+            assert "delivery failed: a transaction took longer than 0.5 s here, not in PostgreSQL" in caplog.text
+            ends.set()
+            assert relay.drain(timeout=LONG)
+        assert effects(bench) == [2, 1]
 
 
 def test_a_handler_may_say_itself_that_the_database_is_not_fit(url: str, outbox_dir: Path) -> None:

@@ -79,6 +79,29 @@ def test_a_read_that_never_ends_is_ended(
     assert watchdog.fired
 
 
+@pytest.mark.parametrize("asking", [True, False])
+@pytest.mark.parametrize("answered", [True, False])
+def test_time_that_is_spent_in_the_program_is_not_the_server_s(
+    watchdog: Watchdog,
+    clock: Time,
+    pair: tuple[socket.socket, socket.socket],
+    asking: bool,
+    answered: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watchdog.watch(pair[0].fileno(), lambda: asking)
+    if answered:
+        pair[1].sendall(b"x")
+    with watchdog.guard():
+        clock.now = LIMIT_S * 1.01
+        assert pair[1].recv(1) == b""
+    assert watchdog.spent_here is (answered or not asking)
+    assert ("here, not in PostgreSQL" in caplog.text) is watchdog.spent_here
+    assert ("PostgreSQL took longer" in caplog.text) is not watchdog.spent_here
+    with watchdog.guard():
+        assert not watchdog.spent_here
+
+
 def test_each_host_that_lets_nobody_in_is_left(clock: Time) -> None:
     watchdog = Watchdog(LIMIT_S, clock, connecting_s=60.0)
     with watchdog.guard():

@@ -1837,4 +1837,11 @@ BUGS = (
         "            if not is_new:\n",
         ("tests/integration/test_altered_tables.py",),
     ),
+    Bug(
+        "a handler that takes too long itself stops the line for ever",
+        "outbox/postgres/connection.py",
+        "        return self._watchdog.fired and not self._watchdog.spent_here\n",
+        "        return self._watchdog.fired\n",
+        ("tests/integration/test_postgres_target_handlers.py",),
+    ),
 )  # fmt: skip
