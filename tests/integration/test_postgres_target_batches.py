@@ -218,7 +218,7 @@ def test_conflicts_of_an_entry_that_is_alone_need_no_operator(
 ) -> None:
     """Under SERIALIZABLE they are a matter of course; one that never ends is not."""
     row = Operation("row", table="effects", order_by=lambda args: str(args["n"]))
-    with Bench(outbox_dir, url, row, backoff_base=0.01, backoff_cap=0.02) as bench:
+    with Bench(outbox_dir, url, row, backoff_base=0.01, backoff_cap=0.02, batch_size=2) as bench:
         bench.query(
             f"""CREATE SEQUENCE tries;
             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -231,7 +231,8 @@ def test_conflicts_of_an_entry_that_is_alone_need_no_operator(
         bench.enqueue("row", {"n": 1})
         bench.enqueue("row", {"n": 2})
         with Relay(bench.box, bench.target) as relay:
-            until(lambda: bench.query("SELECT last_value > 3 FROM tries") == [(True,)])
+            # Once with the other entry, three times alone.
+            until(lambda: bench.query("SELECT last_value > 4 FROM tries") == [(True,)])
             assert (bench.box.status().relay.slow, bench.box.status().needs_operator) == (None, [])
             assert bench.query("SELECT n FROM effects") == [(2,)]
             monkeypatch.setattr("outbox.relay.scan._CONFLICTS", 4)
