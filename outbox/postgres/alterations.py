@@ -38,7 +38,7 @@ UNION ALL
 SELECT 'column ' || quote_ident(attname) FROM home JOIN pg_class ON relnamespace = home
 JOIN pg_attribute ON attrelid = pg_class.oid
 WHERE relname = %(table)s AND attname = %(column)s AND age(pg_attribute.xmin) < age(%(since)s::xid)
-LIMIT 1"""
+LIMIT 4"""
 
 _OF_TABLES = """
 WITH rels AS (
@@ -48,7 +48,7 @@ WITH rels AS (
 )
 SELECT 'column ' || quote_ident(attname) || ' of ' || quote_ident(relname)
 FROM rels JOIN pg_attribute ON attrelid = rels.oid AND attnum > 0 AND NOT attisdropped
-WHERE (attname = ANY(%(names)s) OR attgenerated <> '') AND (
+WHERE NOT %(policy)s AND (attname = ANY(%(names)s) OR attgenerated <> '') AND (
     age(pg_attribute.xmin) < age(%(since)s::xid)
     OR EXISTS (SELECT FROM pg_type one WHERE one.oid = atttypid AND age(one.xmin) < age(%(since)s::xid))
     OR EXISTS (SELECT FROM pg_enum one WHERE enumtypid = atttypid AND age(one.xmin) < age(%(since)s::xid)))
@@ -59,12 +59,12 @@ WHERE %(in_function)s
     AND (age(pg_trigger.xmin) < age(%(since)s::xid) OR age(pg_proc.xmin) < age(%(since)s::xid))
 UNION ALL
 SELECT 'rule ' || quote_ident(rulename) || ' of ' || quote_ident(relname)
-FROM rels JOIN pg_rewrite ON ev_class = rels.oid WHERE age(pg_rewrite.xmin) < age(%(since)s::xid)
+FROM rels JOIN pg_rewrite ON ev_class = rels.oid WHERE NOT %(policy)s AND age(pg_rewrite.xmin) < age(%(since)s::xid)
 UNION ALL
 SELECT 'row security of ' || quote_ident(relname) FROM rels
 WHERE %(policy)s AND relrowsecurity AND (age < age(%(since)s::xid)
     OR EXISTS (SELECT FROM pg_policy one WHERE polrelid = rels.oid AND age(one.xmin) < age(%(since)s::xid)))
-LIMIT 1"""
+LIMIT 4"""
 
 _WORD = re.compile(r'"([^"]+)"|([^\W\d][\w$]*)')
 # Of a handler's statement, which has its values in it.
@@ -151,17 +151,16 @@ class Alterations:
         }
         named = refused.schema and (refused.constraint or refused.column or refused.datatype)
         cursor.execute(_NAMED if named else _OF_TABLES, given)
-        row = cursor.fetchone()
+        altered = ", ".join(str(row[0]) for row in cursor.fetchall())
         with self._lock:
-            if row is None:
+            if not altered:
                 # It may have been taken away since the entry was refused.
                 return self._found.pop(item.seq, None)
             if is_new:
                 # What is delivered later must not make it look older.
                 self._note(now_us, since)
-            found = f"{row[0]} was altered"
-            self._found = dict([*self._found.items(), (item.seq, found)][-_MOST:])
-            return found
+            self._found = dict([*self._found.items(), (item.seq, altered)][-_MOST:])
+            return altered
 
     def _before(self, captured_us: int) -> str | None:
         with self._lock:

@@ -143,7 +143,7 @@ class Lane:
         if columns and not set(columns) & given:
             hint = f"the entries have no {', '.join(columns)}: set its sequence forward; they wait"
         elif altered is not None:
-            hint = f"{altered} after the entry was enqueued: alter it back, or discard the entry; it waits"
+            hint = f"altered since the entry was enqueued: {altered}; alter it back, or discard the entry; it waits"
         else:
             return failed.error, operation
         return OperationFault(str(failed.error), hint=hint), operation

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import Entry, Operation, Relay
+from outbox import Entry, Operation, PostgresTarget, Relay
 from tests.unit.fakes.bench import Bench
 from tests.unit.fakes.waiting import LONG, until
 
@@ -127,7 +127,7 @@ def test_sound_entries_wait_while_an_altered_table_refuses_them(bench: Bench, ch
     with Relay(bench.box, bench.target) as relay:
         until(lambda: change.sqlstate in waiting(bench))
         until(lambda: bench.query("SELECT k FROM others") == [("d",)])
-        assert "was altered after the entry was enqueued" in waiting(bench)
+        assert "altered since the entry was enqueued: " in waiting(bench)
         assert list(bench.box.dead_letters()) == []
         bench.query(change.back)
         assert relay.drain(timeout=LONG)
@@ -188,3 +188,27 @@ def test_table_altered_while_the_relay_delivers_makes_no_dead_letter(bench: Benc
         bench.query("ALTER TABLE trades DROP CONSTRAINT small")
         assert relay.drain(timeout=LONG)
     assert bench.query("SELECT k FROM trades ORDER BY k") == [("a",), ("first",)]
+
+
+def test_new_row_security_lets_refused_entries_wait(postgres_url: str, outbox_dir: Path) -> None:
+    with Bench(outbox_dir, postgres_url, TABLE, **QUICK) as bench:
+        bench.query("CREATE TABLE trades (k text); CREATE ROLE app; GRANT ALL ON trades TO app")
+        bench.query("GRANT ALL ON SCHEMA public TO app")
+        config = bench.box.config
+        target = PostgresTarget(f"{postgres_url}?options=-crole%3Dapp", [TABLE], config=config)
+        bench.enqueue("trade", {"k": "first"})
+        with Relay(bench.box, target) as relay:
+            assert relay.drain(timeout=LONG)
+        bench.query("ALTER TABLE trades ENABLE ROW LEVEL SECURITY; CREATE SEQUENCE tries; GRANT ALL ON tries TO app")
+        bench.query("CREATE POLICY p ON trades FOR INSERT WITH CHECK (k <> 'a' OR nextval('tries') < 0)")
+        bench.enqueue("trade", {"k": "a"})
+        bench.enqueue("trade", {"k": "b"})
+        with Relay(bench.box, target) as relay:
+            # More often than `max_retries`.
+            until(lambda: bench.query("SELECT last_value > 9 FROM tries") == [(True,)])
+            assert "altered since the entry was enqueued: row security of trades" in waiting(bench)
+            assert bench.query("SELECT k FROM trades") == [("first",), ("b",)]
+            bench.query("ALTER TABLE trades DISABLE ROW LEVEL SECURITY")
+            assert relay.drain(timeout=LONG)
+        assert bench.query("SELECT k FROM trades") == [("first",), ("b",), ("a",)]
+        bench.query("DROP OWNED BY app; DROP ROLE app")
