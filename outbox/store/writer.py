@@ -297,6 +297,8 @@ class Writer(Generic[Item]):
 def refuse_at_the_end() -> None:
     """Raise `DurabilityError` at the end of the interpreter, as in `__del__`: the writer has stopped for good."""
     if sys.is_finalizing():
-        raise DurabilityError(
-            "the interpreter ends and stores nothing more", hint="close the outbox before, or in atexit"
-        )
+        raise _ended()
+
+
+def _ended() -> DurabilityError:
+    return DurabilityError("the interpreter ends and stores nothing more", hint="close the outbox before, or in atexit")
