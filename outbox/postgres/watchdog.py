@@ -149,10 +149,12 @@ class Watchdog:
             return
         self.spent_here = not self._is_asking() or self._has_answer()
         if self.spent_here:
-            message = "a transaction took longer than %(limit_s)s s here, not in PostgreSQL, shutting the connection"
+            _log.error(
+                "a transaction took longer than %(limit_s)s s here, not in PostgreSQL, shutting the connection",
+                limit_s=self._limit_s,
+            )
         else:
-            message = "PostgreSQL took longer than %(limit_s)s s, shutting the connection"
-        _log.error(message, limit_s=self._limit_s)
+            _log.error("PostgreSQL took longer than %(limit_s)s s, shutting the connection", limit_s=self._limit_s)
         self.shut()
 
     def _has_answer(self) -> bool:
