@@ -384,7 +384,7 @@ class _Watched:
         """The manager's answer refused the call: learn which limit it may have kept, or what it did not change."""
         with self._limits() as (seen, limits):
             checks.answered(self._view.learning, self._operation, limits, self._answer)
-            if seen is not None and not limits:
+            if not limits and seen is not None:
                 self._view.learning.learn_declined(seen)
 
     @contextmanager
@@ -394,8 +394,7 @@ class _Watched:
         if session is None or not self._operation.has_role:
             yield None, {}
             return
-        look = self.before or self._look(session)
-        self.before = look
+        look = self.before = self.before or self._look(session)
         seen = self._seen()
         with self._view.lock:
             yield seen, checks.exceeded(seen, number_or_none(look.balance), self._view.learning.of_shape(seen))

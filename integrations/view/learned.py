@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
@@ -16,6 +15,7 @@ from .row_forms import RowForms
 from .row_order import RowOrders
 from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, Tables, nested_rows
 from .seen import NOT, Seen
+from .sums import Sums
 from .written import Written
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ class Learning:
         # Decimal places that a balance may have, by the answers alone.
         self.possible_scales: set[int | None] = set(SCALES)
         # The arithmetic in which the manager may add to a balance.
-        self.possible_sums: set[str] = set(ARITHMETIC)
-        # Arithmetics and scales that together gave another balance than was shown.
-        self.contradicted: set[tuple[str, int | None]] = set()
+        self.sums = Sums()
         # read -> explanations of its answer by the exact balance.
         self.reads: dict[str, Space] = {}
         # read -> whether the view's own answer was the manager's when they were compared last.
@@ -156,9 +154,7 @@ class Learning:
         change = number_or_none(amount)
         if change is None or (old is None and operation.balance is not Balance.SET):
             raise Unknown("the balance before it is not known")
-        possible = set(product(self.possible_sums, self.possible_scales))
-        # Where one operation adds otherwise than another, each may be contradicted.
-        possible = (possible - self.contradicted) or possible
+        possible = self.sums.pairs(self.possible_scales)
         found = {rounded(_balance(operation, old, change, sum_), scale) for sum_, scale in possible}
         if len(found) > 1:
             raise Unknown(f"how many decimal places the balance has is not known, and it may be {min(found)}")
@@ -262,14 +258,14 @@ class Learning:
             return
         totals = {sum_: _balance(operation, before, change, sum_) for sum_ in ARITHMETIC}
         fitting = {(sum_, scale) for sum_ in ARITHMETIC for scale in SCALES if rounded(totals[sum_], scale) == after}
-        self.contradicted |= set(product(ARITHMETIC, SCALES)) - fitting if fitting else set()
+        self.sums.observe(fitting)
         if isinstance(shown, Decimal):
             # It is shown with as many decimal places as it has.
             fitting = {one for one in fitting if alike(rounded(totals[one[0]], one[1]), shown)} or fitting
         written = {sum_ for sum_, _ in fitting if totals[sum_] in seen.written} or set(ARITHMETIC)
         sums = {sum_ for sum_, _ in fitting if sum_ in written}
         # Where one operation adds otherwise than another, either is possible.
-        self.possible_sums = (self.possible_sums & sums) or set(ARITHMETIC)
+        self.sums.possible = (self.sums.possible & sums) or set(ARITHMETIC)
         scales = {scale for _, scale in fitting} or {
             scale for scale in SCALES if nearly_equal(rounded(totals[EXACT], scale), after)
         }
@@ -340,8 +336,7 @@ class Learning:
             "yields": {name: {**one, "keys": {key: space.dump() for key, space in one["keys"].items()},
                               "order": list(one["keys"])} for name, one in self.yields.items()},
             "current": self.habits.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
-            "orders_shown": self.row_orders.dump(), "possible_sums": sorted(self.possible_sums),
-            "contradicted": sorted(map(list, self.contradicted), key=str),
+            "orders_shown": self.row_orders.dump(), **self.sums.dump(),
             "forms": self.forms.dump(), "merges": self.merges, "resumes": self.habits.resumes, "code": self.code,
             "written": self.written.dump(),
         }  # fmt: skip
@@ -360,8 +355,7 @@ class Learning:
         self.merges, self.code = state.get("merges", {}), state.get("code", {})
         self.habits = Habits(state["current"], state.get("resumes", {}))
         self.written.load(state.get("written", {}))
-        self.possible_sums = set(state.get("possible_sums", ARITHMETIC))
-        self.contradicted = {(sum_, scale) for sum_, scale in state.get("contradicted", ())}
+        self.sums = Sums.load(state)
         # What is stored has its keys sorted.
         self.yields = {
             name: {**one, "keys": {key: Space(*one["keys"][key]) for key in one.get("order", one["keys"])}}

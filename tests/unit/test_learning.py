@@ -293,7 +293,7 @@ def test_a_balance_is_added_in_the_arithmetic_that_was_seen() -> None:
     assert learning.balance_after(operation, old, change) == convert(["decimal", 8], OLD - TAKEN)
     again = Learning()
     again.load(learning.dump())
-    assert again.possible_sums == {"float"}
+    assert again.sums.possible == {"float"}
 
 
 def test_a_balance_that_sql_adds_is_known_where_floats_differ() -> None:
