@@ -15,16 +15,13 @@ from ..operations import ManagerOperation, answered
 from ..preflight.class_code import ClassCode
 from ..preflight.method_code import Facts, dotted, facts_of
 
-# What catches more than one kind of refusal, by the last part of its name.
-_BROAD = frozenset(
-    {
-        *("Exception", "BaseException", "SQLAlchemyError", "StatementError", "DBAPIError", "DatabaseError"),
-        *("OperationalError", "InterfaceError", "Error"),
-    }
-)
+# What catches more than one kind of refusal, by the last part of its name: errors of the driver, which are seen
+# wherever they are caught, and others.
+_OF_THE_DRIVER = frozenset({"DBAPIError", "DatabaseError", "OperationalError", "InterfaceError"})
+_OTHERS = frozenset({"Exception", "BaseException", "SQLAlchemyError", "StatementError", "Error"})
 
-# class -> operation -> whether its code hides no errors.
-_honest: WeakKeyDictionary[type, dict[str, bool]] = WeakKeyDictionary()
+# class -> operation, and what is broad -> whether its code hides no errors.
+_honest: WeakKeyDictionary[type, dict[tuple[str, frozenset[str]], bool]] = WeakKeyDictionary()
 
 
 def applied(operation: ManagerOperation, cls: type, value: Any, *, wrote: bool, error: BaseException | None) -> bool:
@@ -34,17 +31,17 @@ def applied(operation: ManagerOperation, cls: type, value: Any, *, wrote: bool, 
     # Its caller was told None, too.  An operation that creates a row or has its own `success` never does nothing.
     if value is not None or operation.returns is not None or operation.creates or operation.success is not answered:
         return False
-    return (error is None or is_refusal(error)) and _is_honest(cls, operation.name)
+    return (error is None or is_refusal(error)) and _is_honest(cls, operation.name, _OTHERS | _OF_THE_DRIVER)
 
 
 def declined(operation: ManagerOperation, cls: type, value: Any) -> bool:
     """Whether the manager has looked and found that the call must not be: a plain engine would go on after that.
 
-    Not where later calls build on the id or the balance that the caller was given.
+    No error of the driver was seen.  Not where later calls build on the id or the balance that the caller was given.
     """
     if value is not False or operation.creates or operation.balance is not None or operation.success is not answered:
         return False
-    return _is_honest(cls, operation.name)
+    return _is_honest(cls, operation.name, _OTHERS)
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -54,27 +51,27 @@ def is_refusal(error: BaseException) -> bool:
     return classify(sqlstate, connected=not invalidated, data_error=False) is Verdict.REJECTED
 
 
-def _is_honest(cls: type, name: str) -> bool:
+def _is_honest(cls: type, name: str, broad: frozenset[str]) -> bool:
     known = _honest.setdefault(cls, {})
-    if name not in known:
+    if (name, broad) not in known:
         found = [facts_of(function) for function, _ in ClassCode(cls).reached(name)]
-        known[name] = bool(found) and all(facts.read and not _hides_errors(facts) for facts in found)
-    return known[name]
+        known[name, broad] = bool(found) and all(facts.read and not _hides_errors(facts, broad) for facts in found)
+    return known[name, broad]
 
 
-def _hides_errors(facts: Facts) -> bool:
+def _hides_errors(facts: Facts, broad: frozenset[str]) -> bool:
     for node in (inner for statement in facts.body for inner in ast.walk(statement)):
         if isinstance(node, ast.ExceptHandler) and not any(isinstance(one, ast.Raise) for one in node.body):
             caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
-            if any(one is None or _is_broad(one) for one in caught):
+            if any(one is None or _is_broad(one, broad) for one in caught):
                 return True
         is_suppress = isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] == "suppress"
-        if is_suppress and any(_is_broad(one) for one in node.args):  # type: ignore[attr-defined]
+        if is_suppress and any(_is_broad(one, broad) for one in node.args):  # type: ignore[attr-defined]
             return True
     return False
 
 
-def _is_broad(node: ast.expr) -> bool:
+def _is_broad(node: ast.expr, broad: frozenset[str]) -> bool:
     # A name that stands for something else, such as `ERRORS`, may be anything.
     last = dotted(node).rpartition(".")[2]
-    return last in _BROAD or last.isupper() or "?" in last
+    return last in broad or last.isupper() or "?" in last

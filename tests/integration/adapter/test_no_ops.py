@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import String, delete, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Mapped, mapped_column
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
@@ -107,6 +107,14 @@ class Cancelling(SmallManager):
         with self.session_factory() as session:
             return bool(session.execute(text("SELECT 1")).all()[1])
 
+    def cancel_with_more_tries(self, client_order_id: str) -> bool:
+        for _ in range(3):
+            try:
+                return self.cancel(client_order_id)
+            except OperationalError:
+                continue
+        return False
+
     def cancel_quietly(self, client_order_id: str) -> bool:
         try:
             return self.cancel(client_order_id)
@@ -116,7 +124,14 @@ class Cancelling(SmallManager):
 
 @pytest.mark.parametrize(
     ("method", "holds_back"),
-    [("cancel", False), ("tag", True), ("close", True), ("stumble", True), ("cancel_quietly", True)],
+    [
+        ("cancel", False),
+        ("cancel_with_more_tries", False),
+        ("tag", True),
+        ("close", True),
+        ("stumble", True),
+        ("cancel_quietly", True),
+    ],
 )
 def test_declined_call_waits_for_an_operator_alone(
     method: str, holds_back: bool, postgres_url: str, outbox_dir: Path
