@@ -37,7 +37,7 @@ class Untold:
         if name not in self._known:
             raise UnknownLocally(
                 f"{name!r} of the block is not known without PostgreSQL: {self._why}",
-                hint="the block is recorded all the same; do not read it until PostgreSQL is back",
+                hint="do not read it in an outage: if this error leaves the block, nothing of the block is recorded",
             )
         return self._known[name]
 

@@ -183,8 +183,10 @@ def test_balance_told_at_an_unknown_one_is_no_constant() -> None:
         learn_yield(learning, changing(-1.5), {"new_balance": 98.5, "reason": "x"}, None)
     told = tell(learning, changing(-2.0), None, "it was never seen")
     assert told["reason"] == "x"
-    with pytest.raises(UnknownLocally, match="'new_balance' of the block is not known"):
+    with pytest.raises(UnknownLocally, match="'new_balance' of the block is not known") as unknown:
         told["new_balance"]
+    # It is raised inside the block, where an exception undoes what was recorded.
+    assert "nothing of the block is recorded" in (unknown.value.hint or "")
 
 
 def test_a_block_is_told_in_floats_where_the_manager_yields_floats() -> None:
