@@ -115,22 +115,19 @@ class Alterations:
 
     def connected(self, cursor: Cursor, store_id: UUID, now_us: int) -> None:
         """Note the newest delivery before this connection: entries that are pending now may have come after it."""
-        newest = _newest(cursor, store_id)
-        with self._lock:
-            if newest is not None:
-                self._note(now_us, newest)
+        cursor.execute(_NEWEST, (str(store_id),))
+        row = cursor.fetchone()
+        if row is not None:
+            with self._lock:
+                self._note(now_us, str(row[0]))
 
-    def between(
-        self, cursor: Cursor, store_id: UUID, item: Record, now_us: int, refused: Refused, table: str | None
-    ) -> str | None:
+    def between(self, cursor: Cursor, item: Record, refused: Refused, table: str | None) -> str | None:
         """What was altered after an entry was captured and may be why it is refused, or None.
 
+        Of an entry that came while the relay was connected nothing is asked: its caller may wait for the refusal.
         `table` is that of a table operation; without it the names in the statement are taken.
         """
         since = self._before(item.captured_us)
-        is_new = since is None
-        if since is None:
-            since = _newest(cursor, store_id)
         if since is None:
             return None
         if table:
@@ -156,9 +153,6 @@ class Alterations:
             if not altered:
                 # It may have been taken away since the entry was refused.
                 return self._found.pop(item.seq, None)
-            if is_new:
-                # What is delivered later must not make it look older.
-                self._note(now_us, since)
             self._found = dict([*self._found.items(), (item.seq, altered)][-_MOST:])
             return altered
 
@@ -171,9 +165,3 @@ class Alterations:
         if self._horizons and self._horizons[-1][1] == xid:
             until_us = max(until_us, self._horizons.pop()[0])
         self._horizons = [*self._horizons, (until_us, xid)][-_MOST:]
-
-
-def _newest(cursor: Cursor, store_id: UUID) -> str | None:
-    cursor.execute(_NEWEST, (str(store_id),))
-    row = cursor.fetchone()
-    return None if row is None else str(row[0])

@@ -103,7 +103,7 @@ class Lane:
                     todo += reversed(split(part, free, exc.position))
                     continue
                 unit = tried[0]
-                error, operation = self._blamed(store_id, unit, exc)
+                error, operation = self._blamed(unit, exc)
                 holds = holds_back(unit, error) and not self._is_lenient(unit)
                 blocked = behind | ordering_keys(unit) if holds else behind
                 if isinstance(error, EntryRejected):
@@ -117,7 +117,7 @@ class Lane:
     def _is_lenient(self, unit: Unit) -> bool:
         return all(item.operation in self.operations and self.operations[item.operation].best_effort for item in unit)
 
-    def _blamed(self, store_id: UUID, unit: Unit, failed: UnitFailed) -> tuple[OutboxError, str | None]:
+    def _blamed(self, unit: Unit, failed: UnitFailed) -> tuple[OutboxError, str | None]:
         """Why a unit failed that was tried alone, and whose operation's trouble that is, if it is one's."""
         operations = {item.operation for item in unit}
         operation = failed.operation or (operations.pop() if len(operations) == 1 else None)
@@ -134,8 +134,8 @@ class Lane:
                     cursor = self._link.opening_cursor(connection)
                     if table and refused.sqlstate == UNIQUE and refused.schema and refused.constraint:
                         columns = columns_of_index(cursor, table, refused.schema, refused.constraint)
-                    now_us, path = to_us(self._clock.now()), quote_table(table) if table else None
-                    altered = self._alterations.between(cursor, store_id, item, now_us, refused, path)
+                    path = quote_table(table) if table else None
+                    altered = self._alterations.between(cursor, item, refused, path)
         except (TargetUnavailable, TargetMisconfigured):
             # Not known, so the entry is not given up for it.
             return EntryRejected(str(failed.error), permanent=False), operation

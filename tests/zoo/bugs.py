@@ -1833,8 +1833,8 @@ BUGS = (
     Bug(
         "what an altered table refuses becomes a dead letter once others were delivered",
         "outbox/postgres/alterations.py",
-        "            if is_new:\n",
-        "            if not is_new:\n",
+        "            until_us = max(until_us, self._horizons.pop()[0])\n        self._horizons = [*self._horizons,",
+        "            until_us = max(until_us, self._horizons.pop()[0])\n        self._horizons = [",
         ("tests/integration/test_altered_tables.py",),
     ),
     Bug(
