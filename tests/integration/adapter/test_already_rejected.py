@@ -17,12 +17,13 @@ from .small import Scene, scene
 @pytest.fixture
 def wired(postgres_url: str, tmp_path: Path) -> Iterator[Scene]:
     with scene(postgres_url, tmp_path / "outbox") as made:
-        made.manager.create_trading_session("ma", 100)
-        assert made.drain()
         with made.manager.engine.begin() as connection:
             connection.execute(
                 text("ALTER TABLE orders ADD CONSTRAINT not_bad CHECK (client_order_id NOT LIKE 'bad%')")
             )
+        # A constraint that is younger than the last delivery would let the refused call wait.
+        made.manager.create_trading_session("ma", 100)
+        assert made.drain()
         for order_type in ("entry", "exit"):
             made.manager.create_order_journal_entry(f"bad {order_type}", order_type)
         assert made.drain()
