@@ -40,7 +40,6 @@ _NO_IDS = frozenset({"bool", "None", "dict", "list", "float"})
 _NOTHING = frozenset({"None", "NoReturn", "Never"})
 # Parameters that take what no other takes.
 _ANY = frozenset({inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
-_ONE_ROW = re.compile(r"\s*VALUES\s*\(", re.IGNORECASE)
 _GIVEN_BY_THE_TABLE = (
     "the row cannot get the id that an outage returned. Let the column's default number it, or leave out creates="
 )
@@ -208,28 +207,28 @@ def makes_its_id(operation: ManagerOperation, evidence: Evidence) -> str | None:
     """A warning where the row of which the id is returned cannot get the id that an outage returned."""
     table, column = column_of(operation)
     name = table.rpartition(".")[2]
-    insert = re.compile(rf'\s*INSERT\s+INTO\s+"?(?:\w+"?\."?)?{re.escape(name)}"?\s*(\([^)]*\))?', re.IGNORECASE)
-    highest = rf"\bmax\s*\(\s*(?:\w+\.)?{re.escape(column)}\s*\)\s*(?:,\s*0\s*\))?\s*\+"
+    path = rf'"?(?:\w+"?\."?)?{re.escape(name)}"?'
+    insert = re.compile(rf"\s*INSERT\s+INTO\s+{path}(?:\s*\(([^)]*)\))?\s*(VALUES|SELECT)\b", re.IGNORECASE)
+    highest = rf"\bmax\s*\(\s*(?:\w+\.)?{re.escape(column)}\s*\)\s*(?:,\s*0\s*\))?\s*\+.*\bFROM\s+{path}(?!\w)"
     # By the name of a sequence: the method may take numbers of another table's, too.
-    computed = re.compile(rf"\bnextval\s*\(\s*'[^']*{re.escape(name)}|{highest}", re.IGNORECASE)
+    sequence = rf"\bnextval\s*\(\s*'{path}_(?:{re.escape(column)}_)?seq\b"
+    computed = re.compile(rf"{sequence}|{highest}", re.IGNORECASE | re.DOTALL)
     for function, _ in evidence.code.reached(operation.name, but=evidence.known):
         facts = facts_of(function)
         if any(map(computed.search, facts.texts)):
             return f"it computes the id of {table} itself: {_GIVEN_BY_THE_TABLE}"
-        for text in facts.texts:
-            found = insert.match(text)
-            columns = found[1] if found is not None else None
-            if found is None or (
-                columns is not None and _ONE_ROW.match(text, found.end()) and not _has(columns, column)
-            ):
+        # A text that is put together of parts is not known.
+        for columns, rows in (found.groups() for found in map(insert.match, facts.texts) if found is not None):
+            if column.lower() in re.findall(r"\w+", (columns or "").lower()):
+                what = f"with {column!r}"
+            elif rows.upper() == "SELECT":
+                what = "from a SELECT"
+            elif columns is None:
+                what = "without names of columns"
+            else:
                 continue
-            what = f"with {column!r}" if columns is not None and _has(columns, column) else "of no single row of VALUES"
             return f"it inserts into {table} by text {what}: {_GIVEN_BY_THE_TABLE}"
     return None
-
-
-def _has(columns: str, column: str) -> bool:
-    return column.lower() in re.findall(r"\w+", columns.lower())
 
 
 def _inherited(operation: ManagerOperation) -> Mapping[str, str]:

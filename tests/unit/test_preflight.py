@@ -306,11 +306,18 @@ BY_TEXT = "INSERT INTO trades (symbol) VALUES (:symbol) RETURNING id"
     [
         (BY_TEXT, None),
         ("INSERT INTO trades (id, symbol) VALUES (:id, :symbol)", "it inserts into trades by text with 'id'"),
-        ("INSERT INTO trades (symbol) SELECT name FROM feeds", "of no single row of VALUES"),
-        ("INSERT INTO trades VALUES (1, 'A')", "of no single row of VALUES"),
+        ("INSERT INTO trades (symbol) SELECT name FROM feeds", "from a SELECT"),
+        ("INSERT INTO trades VALUES (1, 'A')", "without names of columns"),
+        # A docstring, the start of a text that is put together, another table.
+        ("Insert into trades and return the id.", None),
+        ("INSERT INTO trades (", None),
+        ("INSERT INTO trades (symbol)", None),
+        ("INSERT INTO trades_history SELECT * FROM trades", None),
         ("SELECT nextval('trades_id_seq')", "it computes the id of trades itself"),
         ("SELECT coalesce(max(t.id), 0) + 1 FROM trades t", "it computes the id of trades itself"),
         ("SELECT nextval('fills_id_seq')", None),
+        ("SELECT nextval('trades_history_id_seq')", None),
+        ("SELECT max(id) + 1 FROM batches", None),
         ("SELECT max(price) + 1 FROM trades", None),
     ],
 )
