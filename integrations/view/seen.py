@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # The longest text that may be one of a few: the name of an account, a currency.
 _WORD = 40
-_AMOUNTS = (float, Decimal)
+_AMOUNTS = (int, float, Decimal)
 # Parts of the names of quantities, and of amounts that are none.
 NOT = "not "
 _QUANTITIES = ("size", "quantity", "qty", "amount", "volume", "units", "lots", "contracts", "shares")

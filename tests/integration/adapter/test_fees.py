@@ -41,3 +41,23 @@ def test_fee_that_is_seldom_given_is_not_left_out_of_a_balance(postgres_url: str
         manager.book(session_id, 10.25, 0.3)
         with pytest.raises(UnknownLocally, match="another balance"):
             manager.get_current_balance(session_id)
+
+
+@pytest.mark.parametrize("none", [0, 0.0, Decimal(0)], ids=lambda one: type(one).__name__)
+def test_first_fee_in_an_outage_makes_the_balance_unknown(
+    postgres_url: str, outbox_dir: Path, none: float | Decimal
+) -> None:
+    with scene(postgres_url, outbox_dir, Charging, OPERATIONS) as here:
+        here.relay.start()
+        manager = here.manager
+        session_id = manager.create_trading_session("ma", 1000)
+        for _ in range(5):
+            manager.book(session_id, 10.25, none)
+        assert here.drain()
+        here.box.pauses.begin("an outage", 300)
+        until(lambda: here.relay._last.paused)
+        manager.book(session_id, 10.25, none)
+        assert manager.get_current_balance(session_id) == Decimal("1061.50")
+        manager.book(session_id, 10.25, 0.3)
+        with pytest.raises(UnknownLocally):
+            manager.get_current_balance(session_id)
