@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from ... import Entry, EntryStatus, Outbox
 from ...errors import EntryNotFound, TargetMisconfigured
 from ..host import Host
-from .foreseen import Change, changed, correction
+from .foreseen import Change, behind, changed, correction
 from .kept_state import Changes, KeptState
 
 
@@ -115,9 +115,12 @@ class Carried:
         if wrong is None:
             return
         for seq, foreseen in sorted(self._foreseen.items()):
-            if isinstance(later := foreseen.get(name), list):
+            later = foreseen.get(name)
+            if isinstance(later, list):
                 self._foreseen[seq] = {**foreseen, name: [later[0], changed(later[1], wrong), later[2]]}
                 return
+            if later is not None:
+                wrong = behind(wrong, later)
         setattr(manager, name, changed(getattr(manager, name), wrong))
 
     def _is_completed(self, seq: int) -> bool:

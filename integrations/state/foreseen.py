@@ -46,10 +46,15 @@ class _Sum:
 
 def changed(present: Any, change: Change) -> Any:
     """The value of an attribute after a change; one that was assigned again meanwhile stays."""
-    if not isinstance(change, list):
-        return present + change
-    _, before, after = change
-    return after if same(present, before) else present
+    if isinstance(change, list):
+        _, before, after = change
+        return after if same(present, before) else present
+    return present + change if _is_number(present) and _adds_up(present, change) else present
+
+
+def behind(wrong: Change, later: Change) -> Change:
+    """What is left to correct where a sum has been added to a wrong value."""
+    return [_SET, changed(wrong[1], later), changed(wrong[2], later)] if isinstance(wrong, list) else wrong
 
 
 def correction(foreseen: Change, made: tuple[Any, Any] | None) -> Change | None:
@@ -68,27 +73,33 @@ class Foreseen:
 
     def __init__(self, host: Host, methods: Collection[str]) -> None:
         self._host, self._methods = host, methods
-        self._sums: dict[str, dict[str, list[_Sum]]] = {}
+        # The class that was looked at, and the sums of its methods by attribute.
+        self._known: tuple[type | None, Mapping[str, Mapping[str, list[_Sum]]]] = (None, {})
+        self._names: frozenset[str] = frozenset()
 
-    def names(self) -> set[str]:
+    def names(self) -> frozenset[str]:
         """The attributes that some of the methods change so."""
-        return {attribute for name in self._methods for attribute in self._sums_of(name)}
+        self._sums()
+        return self._names
 
     def of(self, name: str, call: Mapping[str, Any]) -> dict[str, Any]:
         """How method `name` changes which attributes of the manager, where that is certain."""
         own = self._host.attributes()
         found: dict[str, Any] = {}
-        for attribute, sums in self._sums_of(name).items():
+        for attribute, sums in self._sums().get(name, {}).items():
             change = _evaluated(sums, call, own.get(attribute, _MISSING))
             if change is not None:
                 found[attribute] = change
         return found
 
-    def _sums_of(self, name: str) -> dict[str, list[_Sum]]:
+    def _sums(self) -> Mapping[str, Mapping[str, list[_Sum]]]:
         cls = self._host.manager_class
-        if name not in self._sums and cls is not None:
-            self._sums[name] = dict(_sums_of(ClassCode(cls), name))
-        return self._sums.get(name, {})
+        if cls is not None and cls is not self._known[0]:
+            code = ClassCode(cls)
+            found = {name: dict(_sums_of(code, name)) for name in self._methods}
+            self._names = frozenset(attribute for sums in found.values() for attribute in sums)
+            self._known = (cls, found)
+        return self._known[1]
 
 
 def _is_number(value: Any) -> bool:

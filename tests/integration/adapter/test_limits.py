@@ -26,10 +26,13 @@ class Halting(SmallManager):
         self.halted = True
         return True
 
-    def new_day(self, reason: str) -> None:
+    def new_day(self, reason: str) -> bool:
         with self.session_factory.begin() as session:
+            if session.query(Trade).filter_by(symbol="DAY").count():
+                return False
             session.add(Trade(symbol="DAY", note=reason))
         self.day_pnl = Decimal("0.00")
+        return True
 
     def close_deal(self, symbol: str, pnl: Decimal) -> bool:
         with self.session_factory.begin() as session:
@@ -48,8 +51,8 @@ class Halting(SmallManager):
 
 
 HALTING = (
-    *TRADING_OPERATIONS, ManagerOperation("new_day"),
-    *(ManagerOperation(name, returns=True) for name in ("halt", "close_deal", "open_deal")),
+    *TRADING_OPERATIONS,
+    *(ManagerOperation(name, returns=True) for name in ("halt", "new_day", "close_deal", "open_deal")),
 )  # fmt: skip
 
 
@@ -97,3 +100,17 @@ def test_refusal_behind_a_reset_does_not_reach_over_it(postgres_url: str, outbox
         here.relay.start()
         until(lambda: here.box.status().pending == 0)
         assert manager.day_pnl == -5
+
+
+def test_refused_reset_leaves_what_was_added_behind_it(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Halting, HALTING) as here:
+        manager = here.manager
+        with manager.session_factory.begin() as session:
+            session.add(Trade(symbol="DAY"))
+        assert manager.close_deal("A", Decimal(-60))
+        assert manager.new_day("midnight")
+        assert manager.close_deal("B", Decimal(-5))
+        assert manager.day_pnl == -5
+        here.relay.start()
+        until(lambda: here.box.status().pending == 0)
+        assert manager.day_pnl == -65
