@@ -34,7 +34,7 @@ class Delivery:
         self.last_seq = outbox.store.figures().counters.next_seq - 1
         # A call that a caller has waited for in vain: until it is settled, reads with another answer do not wait.
         self._late_seq = 0
-        # The call that was next when a caller waited in vain: while it is, no other caller waits.
+        # The call that was next while a caller waited in vain: as long as it is, no other caller waits.
         self._stuck_seq: int | None = None
         self._reported: tuple[float, bool | None] = (float("-inf"), None)
 
@@ -49,10 +49,10 @@ class Delivery:
         False in the outbox's own threads, which cannot wait for one.
         """
         here = self._outbox.progress.delivering
-        if here is not None and is_waited_for():
-            return False
-        if here is not None:
-            return here
+        works = self._works_elsewhere() if here is None else here
+        return False if works and is_waited_for() else works
+
+    def _works_elsewhere(self) -> bool | None:
         now = self._outbox.clock.monotonic()
         if now - self._reported[0] > _REPORT_S:
             status = self._outbox.status()
@@ -81,21 +81,21 @@ class Delivery:
         bar = self.last_seq if last_seq is None else last_seq
         if self.passed(bar):
             return True
-        if not self.works or self._is_stuck() or (once and self._is_late()):
+        first = self._outbox.store.figures().first_pending
+        is_stuck = first is not None and first == self._stuck_seq
+        if not self.works or is_stuck or (once and self._is_late()):
             return False
         if self._outbox.progress.wait(lambda: self.passed(bar), self.wait_s):
             return True
-        self._waited_in_vain(bar)
+        self._waited_in_vain(bar, first)
         return False
 
-    def _waited_in_vain(self, bar: int) -> None:
+    def _waited_in_vain(self, bar: int, first: int | None) -> None:
+        """Note it; `first` was next when the wait began."""
         if self.works:
             self._late_seq = max(self._late_seq, bar)
-            self._stuck_seq = self._outbox.store.figures().first_pending
-
-    def _is_stuck(self) -> bool:
-        first = self._outbox.store.figures().first_pending
-        return first is not None and first == self._stuck_seq
+            if first == self._outbox.store.figures().first_pending:
+                self._stuck_seq = first
 
     def passed(self, bar: int) -> bool:
         """Whether the relay has passed the calls up to `bar`."""
@@ -112,8 +112,9 @@ class Delivery:
         if that takes too long.  A refused call is discarded, since its caller gets the error.
         """
         entry, last = entries[0], entries[-1]
+        first = self._outbox.store.figures().first_pending
         if not self._outbox.progress.wait(lambda: has_arrived(self._outbox, last.seq), self.wait_s):
-            self._waited_in_vain(last.seq)
+            self._waited_in_vain(last.seq, first)
             early = self._answers.leave(entry.seq)
             if early is not None:
                 self._replayer.compare_id(operation, entry, early.value)

@@ -1,0 +1,57 @@
+"""Vain waits: nobody waits again for the call that a caller has waited for in vain, and for no other reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from outbox.integrations.delivery import Delivery
+from outbox.own_threads import waited_for
+
+
+def behind(next_calls: list[int], waits: list[float], *, delivering: bool | None = True) -> Delivery:
+    """An adapter's delivery behind a relay that is at each wait as far as `next_calls`."""
+    counters = SimpleNamespace(next_seq=100)
+
+    def wait(reached: Callable[[], bool], timeout: float) -> bool:
+        waits.append(timeout)
+        del next_calls[:-1]
+        return reached()
+
+    progress = SimpleNamespace(acknowledged={}, delivering=delivering, wait=wait)
+    relay = SimpleNamespace(alive=True, breaker="closed", stuck=False)
+    outbox: Any = SimpleNamespace(
+        progress=progress,
+        store=SimpleNamespace(figures=lambda: SimpleNamespace(first_pending=next_calls[0], counters=counters)),
+        clock=SimpleNamespace(monotonic=lambda: 0.0),
+        status=lambda: SimpleNamespace(relay=relay, paused=None),
+    )
+    replayer: Any = SimpleNamespace(answers=None)
+    return Delivery(outbox, replayer, wait_s=2.0, refused=lambda entry: None)
+
+
+def test_call_that_was_waited_for_in_vain_is_waited_for_once() -> None:
+    waits: list[float] = []
+    delivery = behind([5], waits)
+    assert not delivery.settled()
+    assert not delivery.settled()
+    assert waits == [2.0]
+
+
+def test_call_that_came_next_during_a_vain_wait_is_waited_for() -> None:
+    waits: list[float] = []
+    delivery = behind([5, 6], waits)
+    assert not delivery.settled()
+    assert not delivery.settled()
+    assert waits == [2.0, 2.0]
+
+
+def test_own_thread_waits_for_no_relay_of_another_process() -> None:
+    waits: list[float] = []
+    delivery = behind([5], waits, delivering=None)
+    with waited_for():
+        assert not delivery.settled()
+    assert waits == []
+    assert not delivery.settled()
+    assert waits == [2.0]
