@@ -35,15 +35,14 @@ class Watchdog:
         self._lock = threading.RLock()
         self._socket: socket.socket | None = None
         self._deadline: float | None = None
-        # Whether the socket is still being connected, so that a server that is away is no surprise.
-        self._connecting = False
+        # Whether the driver waits for an answer; None while the socket is still being connected, so that a server that
+        # is away is no surprise.
+        self._is_asking: Callable[[], bool] | None = None
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         # Whether it shut the socket of the guarded block at hand, or of the last one.
         self.fired = False
-        # Whether the driver waits for an answer of the watched connection; and whether it did not when that was shut,
-        # so that the time was spent in this process.
-        self._is_asking: Callable[[], bool] = lambda: True
+        # Whether the driver waited for no answer then, so that the time was spent in this process.
         self.spent_here = False
         # Whether `interrupt` asked for the end of the guarded block at hand.
         self._unwanted = False
@@ -56,22 +55,21 @@ class Watchdog:
         with self._lock:
             known = self._socket is not None and os.path.sameopenfile(self._socket.fileno(), descriptor)
         if not known:
-            self._watch(descriptor, self._connecting_s, connecting=True)
+            self._watch(descriptor, self._connecting_s, None)
 
     def watch(self, descriptor: int, is_asking: Callable[[], bool] = lambda: True) -> None:
         """Guard this connected socket from now on, instead of any earlier one.
 
         `is_asking`: whether an answer is waited for; called by another thread while the socket is watched.
         """
-        self._watch(descriptor, self._limit_s, connecting=False)
-        self._is_asking = is_asking
+        self._watch(descriptor, self._limit_s, is_asking)
 
-    def _watch(self, descriptor: int, limit_s: float, *, connecting: bool) -> None:
+    def _watch(self, descriptor: int, limit_s: float, is_asking: Callable[[], bool] | None) -> None:
         duplicate = socket.socket(fileno=os.dup(descriptor))
         with self._lock:
             if self._socket is not None:
                 self._socket.close()
-            self._socket, self._connecting, self.fired, self.spent_here = duplicate, connecting, False, False
+            self._socket, self._is_asking, self.fired, self.spent_here = duplicate, is_asking, False, False
             if self._deadline is not None:
                 # Connecting has a time limit of its own; what comes then has this one.
                 self._deadline = self._monotonic() + limit_s
@@ -143,7 +141,7 @@ class Watchdog:
         """
         if self._monotonic() <= deadline:
             return
-        if self._connecting:
+        if self._is_asking is None:
             _log.debug("a host lets nobody in for %(limit_s)s s, leaving it", limit_s=self._connecting_s)
             self._shut()
             return
