@@ -87,10 +87,9 @@ class Scan:
         # Ordering keys behind an entry that waits for its retry.
         self._waiting_keys: set[str] = set()
         self._retries: dict[int, Retry] = {}
-        # Units that took too long in PostgreSQL although they were alone, by their first entry: how often.
-        self._slow: dict[int, int] = {}
-        # Those of them that need an operator.
-        self._stuck: set[int] = set()
+        # Units that took too long in PostgreSQL although they were alone, by their first entry: how often, and whether
+        # they need an operator.
+        self._slow: dict[int, tuple[int, bool]] = {}
         # Operations whose entries wait, and those of them that are being tried again.
         self.parked: dict[str, Parked] = {}
         self._tried: dict[str, Parked] = {}
@@ -288,9 +287,9 @@ class Scan:
         It is tried again at once, then after `pause_s`, then after twice that, up to ten times that.
         A `conflict` with another transaction needs an operator only if it happens again and again.
         """
-        times = self._slow[unit[0].seq] = self._slow.get(unit[0].seq, 0) + 1
-        if times > (_CONFLICTS if conflict else 1):
-            self._stuck.add(unit[0].seq)
+        times, stuck = self._slow.get(unit[0].seq, (0, False))
+        times += 1
+        self._slow[unit[0].seq] = times, stuck or times > (_CONFLICTS if conflict else 1)
         if times > 1:
             holds = not all(self._is_best_effort(record.operation) for record in unit)
             retry = Retry(now + pause_s * min(10, 2 ** (times - 2)), holds)
@@ -299,7 +298,7 @@ class Scan:
     @property
     def slow(self) -> int | None:
         """The oldest entry that took too long more than once, and still waits; None when there is none."""
-        return min(self._stuck & self._slow.keys(), default=None)
+        return min((seq for seq, (_, stuck) in self._slow.items() if stuck), default=None)
 
     def passed(self, batch: Batch, settled: set[int]) -> None:
         """Move behind a batch that was tried to its end.  What the target left out of it waits, with its keys."""
@@ -308,7 +307,6 @@ class Scan:
                 self._must_wait(unit, batch)
         for seq in settled & self._slow.keys():
             del self._slow[seq]
-            self._stuck.discard(seq)
         for seq in settled & self._waiting.keys():
             del self._waiting[seq]
         self._cursor = max(self._cursor, batch.last_seq)
