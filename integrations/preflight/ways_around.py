@@ -225,7 +225,7 @@ def hands_itself_over(name: str, evidence: Evidence) -> bool:
 
 def handed_out(name: str, evidence: Evidence) -> str | None:
     """The class of the object with a session that a context manager yields, such as `yield Transaction(session)`."""
-    for function in evidence.code.functions(name):
+    for function in evidence.code.functions(name) if evidence.turns_to_the_database(name) else ():
         for node in (node for statement in facts_of(function).body for node in ast.walk(statement)):
             made = node.value if isinstance(node, ast.Yield) else None
             if isinstance(made, ast.Call) and made.args:

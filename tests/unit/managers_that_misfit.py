@@ -732,6 +732,10 @@ class HandsOutUnits(Sound):
         with self.session_factory.begin() as session:
             yield Unit(session)
 
+    @contextmanager
+    def counted(self) -> Iterator[Tally]:
+        yield Tally(self)
+
 
 class NumbersBeforeItsWrite(Sound):
     def __init__(self, url: str = URL) -> None:

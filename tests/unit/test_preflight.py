@@ -333,7 +333,7 @@ def test_a_row_that_numbers_itself_is_warned_of(
 
 
 def test_a_unit_of_work_that_is_handed_out_is_warned_of() -> None:
-    warnings = [one for one in fit_of(managers.HandsOutUnits).warnings if "Unit" in one or "get_session" in one]
+    warnings = [one for one in fit_of(managers.HandsOutUnits).warnings if "that it yields" in one]
     assert warnings == [
         "transaction: what is written by the Unit that it yields is not durable: declare methods that write at once"
     ]
