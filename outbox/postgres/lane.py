@@ -67,6 +67,7 @@ class Lane:
         # The place in PostgreSQL's history of the connection that it belongs to.
         self._session: watermarks.Session | None = None
         self._session_on: Connection | None = None
+        self._connected_us = 0
         self._rows = RowWriter()
         self._shapes: dict[bytes, tuple[str, ...]] = {}
 
@@ -182,7 +183,7 @@ class Lane:
         connection = self._link.get()
         if self._session is None or self._session_on is not connection:
             self._session = watermarks.Session(self._memory, store_id, self._clock.new_id, lane=self._number)
-            self._session_on = connection
+            self._session_on, self._connected_us = connection, to_us(self._clock.now())
         return connection, self._session
 
     def _silent(self) -> bool:
@@ -219,7 +220,7 @@ class Lane:
                 with self._link.own_statements():
                     cursor = self._link.opening_cursor(connection)
                     if session.mark is None:
-                        self._alterations.connected(cursor, store_id, to_us(self._clock.now()))
+                        self._alterations.connected(cursor, store_id, self._connected_us)
                     session.enter(cursor)
                 if raw_of(connection).info.transaction_status != _INSIDE:
                     raise TargetMisconfigured(

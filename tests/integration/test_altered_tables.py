@@ -154,6 +154,18 @@ def test_entry_that_came_after_the_alteration_becomes_a_dead_letter(bench: Bench
     assert [entry.seq for entry in bench.box.dead_letters()] == [3]
 
 
+def test_first_entry_behind_the_connection_becomes_a_dead_letter(bench: Bench) -> None:
+    """Its caller may wait for the refusal, though nothing was delivered since the alteration."""
+    bench.query("ALTER TABLE trades ADD CONSTRAINT small CHECK (price < 10) NOT VALID")
+    (lane, *_) = bench.target._lanes
+    before = lane._connected_us
+    with Relay(bench.box, bench.target) as relay:
+        until(lambda: lane._connected_us > before)
+        bench.enqueue("trade", {"k": "b", **ROW})
+        assert relay.drain(timeout=LONG)
+    assert [entry.seq for entry in bench.box.dead_letters()] == [2]
+
+
 def test_entries_that_an_altered_table_refuses_wait_while_others_pass(bench: Bench) -> None:
     bench.query("ALTER TABLE trades ADD CONSTRAINT small CHECK (price < 10) NOT VALID")
     bench.enqueue("trade", {"k": "a", **ROW})
