@@ -315,12 +315,11 @@ class _Watched:
         shown = {} if self.before is None else self.before.tables
         with self._view.lock:
             hidden = resolved_before(self._view.sessions.get(notes["session"]) or {"tables": {}}, self._entry.seq)
-        open_ = shown.get(ORDERS_TABLE, {})
-        tables = {**shown, RESOLVED: {id_: row for id_, row in hidden.items() if id_ not in open_}}
+        resolved = {id_: row for id_, row in hidden.items() if id_ not in shown.get(ORDERS_TABLE, {})}
         written = {amount for _, amount in self._amounts if amount is not None}
         call = self._operation.standard(call_of(self._entry))
         decisions = self._view.learning.decisions.get(self._operation.name, ())
-        return Seen(self._operation, call, notes, tables, written, self._forms, decisions)
+        return Seen(self._operation, call, notes, {**shown, RESOLVED: resolved}, written, self._forms, decisions)
 
     def look_after(self) -> None:
         """See the session as it is after the call, and learn."""
