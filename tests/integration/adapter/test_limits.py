@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from decimal import Decimal
 from pathlib import Path
+
+import pytest
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
 from tests.unit.fakes.waiting import until
@@ -114,3 +117,65 @@ def test_refused_reset_leaves_what_was_added_behind_it(postgres_url: str, outbox
         here.relay.start()
         until(lambda: here.box.status().pending == 0)
         assert manager.day_pnl == -65
+
+
+class Switching(SmallManager):
+    """Sums and assignments of two attributes, each refused where PostgreSQL has the symbol already."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.pnl, self.halted = Decimal(0), False
+
+    def _is_new(self, symbol: str) -> bool:
+        with self.session_factory.begin() as session:
+            if session.query(Trade).filter_by(symbol=symbol).count():
+                return False
+            session.add(Trade(symbol=symbol))
+        return True
+
+    def add(self, symbol: str, pnl: Decimal) -> bool:
+        if not self._is_new(symbol):
+            return False
+        self.pnl += pnl
+        return True
+
+    def reset(self, symbol: str) -> bool:
+        if not self._is_new(symbol):
+            return False
+        self.pnl = Decimal(0)
+        return True
+
+    def switch(self, symbol: str, halted: bool) -> bool:
+        if not self._is_new(symbol):
+            return False
+        self.halted = halted
+        return True
+
+
+SWITCHING = (*TRADING_OPERATIONS, *(ManagerOperation(name, returns=True) for name in ("add", "reset", "switch")))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_refused_calls_among_others_leave_the_attributes_right(postgres_url: str, outbox_dir: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    with scene(postgres_url, outbox_dir, Switching, SWITCHING) as here:
+        manager = here.manager
+        plain = {"pnl": Decimal(0), "halted": False}
+        taken = {f"S{number}" for number in range(40) if rng.random() < 0.4}
+        with manager.session_factory.begin() as session:
+            session.add_all([Trade(symbol=one) for one in sorted(taken)])
+        for number in range(40):
+            symbol, what = f"S{number}", rng.choice(("add", "add", "add", "reset", "switch"))
+            given = {"add": (Decimal(rng.randint(-9, 9)),), "reset": (), "switch": (rng.random() < 0.5,)}[what]
+            getattr(manager, what)(symbol, *given)
+            if symbol not in taken:
+                if what == "switch":
+                    plain["halted"] = given[0]
+                else:
+                    plain["pnl"] = plain["pnl"] + given[0] if what == "add" else Decimal(0)
+            if number == 20 and seed % 2:
+                # The second half meets calls that are refused meanwhile.
+                here.relay.start()
+        here.relay.start()
+        until(lambda: here.box.status().pending == 0)
+        assert {"pnl": manager.pnl, "halted": manager.halted} == plain
