@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,7 +161,7 @@ def test_refused_calls_among_others_leave_the_attributes_right(postgres_url: str
     rng = random.Random(seed)
     with scene(postgres_url, outbox_dir, Switching, SWITCHING) as here:
         manager = here.manager
-        plain = {"pnl": Decimal(0), "halted": False}
+        plain: dict[str, Any] = {"pnl": Decimal(0), "halted": False}
         taken = {f"S{number}" for number in range(40) if rng.random() < 0.4}
         with manager.session_factory.begin() as session:
             session.add_all([Trade(symbol=one) for one in sorted(taken)])
