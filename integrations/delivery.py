@@ -68,7 +68,7 @@ class Delivery:
         return not self._is_late() and self._outbox.store.figures().pending <= _BACKLOG
 
     def _is_late(self) -> bool:
-        first = self._outbox.store.figures().first_pending
+        first = self._outbox.store.first_pending()
         return first is not None and first <= self._late_seq
 
     def settled(self, last_seq: int | None = None, *, once: bool = False) -> bool:
@@ -81,9 +81,10 @@ class Delivery:
         bar = self.last_seq if last_seq is None else last_seq
         if self.passed(bar):
             return True
-        first = self._outbox.store.figures().first_pending
-        is_stuck = first is not None and first == self._stuck_seq
-        if not self.works or is_stuck or (once and self._is_late()):
+        if not self.works or (once and self._is_late()):
+            return False
+        first = self._outbox.store.first_pending()
+        if first is not None and first == self._stuck_seq:
             return False
         if self._outbox.progress.wait(lambda: self.passed(bar), self.wait_s):
             return True
@@ -94,13 +95,13 @@ class Delivery:
         """Note it; `first` was next when the wait began."""
         if self.works:
             self._late_seq = max(self._late_seq, bar)
-            if first == self._outbox.store.figures().first_pending:
+            if first == self._outbox.store.first_pending():
                 self._stuck_seq = first
 
     def passed(self, bar: int) -> bool:
         """Whether the relay has passed the calls up to `bar`."""
         acknowledged = self._outbox.progress.acknowledged
-        first = self._outbox.store.figures().first_pending
+        first = self._outbox.store.first_pending()
         while first is not None and first <= bar and first in acknowledged:
             first += 1
         return first is None or first > bar
@@ -112,7 +113,7 @@ class Delivery:
         if that takes too long.  A refused call is discarded, since its caller gets the error.
         """
         entry, last = entries[0], entries[-1]
-        first = self._outbox.store.figures().first_pending
+        first = self._outbox.store.first_pending()
         if not self._outbox.progress.wait(lambda: has_arrived(self._outbox, last.seq), self.wait_s):
             self._waited_in_vain(last.seq, first)
             early = self._answers.leave(entry.seq)

@@ -23,7 +23,7 @@ def behind(next_calls: list[int], waits: list[float], *, delivering: bool | None
     relay = SimpleNamespace(alive=True, breaker="closed", stuck=False)
     outbox: Any = SimpleNamespace(
         progress=progress,
-        store=SimpleNamespace(figures=lambda: SimpleNamespace(first_pending=next_calls[0], counters=counters)),
+        store=SimpleNamespace(figures=lambda: SimpleNamespace(counters=counters), first_pending=lambda: next_calls[0]),
         clock=SimpleNamespace(monotonic=lambda: 0.0),
         status=lambda: SimpleNamespace(relay=relay, paused=None),
     )
