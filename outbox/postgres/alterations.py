@@ -121,6 +121,10 @@ class Alterations:
             with self._lock:
                 self._note(now_us, str(row[0]))
 
+    def may_concern(self, item: Record) -> bool:
+        """Whether `between` would look: not for an entry that came while the relay was connected."""
+        return self._before(item.captured_us) is not None
+
     def between(self, cursor: Cursor, item: Record, refused: Refused, table: str | None) -> str | None:
         """What was altered after an entry was captured and may be why it is refused, or None.
 

@@ -127,14 +127,17 @@ class Lane:
         if refused is None:
             return failed.error, operation
         item = next((one for one in unit if one.operation == operation), unit[0])
+        index = (refused.schema, refused.constraint) if table and refused.sqlstate == UNIQUE else (None, None)
+        if None in index and not self._alterations.may_concern(item):
+            return failed.error, operation
         columns: list[str] = []
         try:
             with self._link.translated(), self._link.own_statements():
                 connection = self._link.get()
                 with self._link.guard(), connection.begin():
                     cursor = self._link.opening_cursor(connection)
-                    if table and refused.sqlstate == UNIQUE and refused.schema and refused.constraint:
-                        columns = columns_of_index(cursor, table, refused.schema, refused.constraint)
+                    if index[0] and index[1]:
+                        columns = columns_of_index(cursor, table, index[0], index[1])
                     path = quote_table(table) if table else None
                     altered = self._alterations.between(cursor, item, refused, path)
         except (TargetUnavailable, TargetMisconfigured):
