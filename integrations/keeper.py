@@ -31,7 +31,7 @@ from .replay.witness import Look, Witness
 from .roles import Session
 from .sessionless import is_sessionless
 from .view import outdated
-from .view.conversions import number_or_none
+from .view.explanations import number_or_none
 from .view.local_view import NO_SESSIONS, LocalView
 from .view.reads import ACTIVE_SESSION, BALANCE, LAST_SESSION, LOCAL_READS, MISSING, Reads
 from .view.reads import ORDERS as ORDER_ROWS

@@ -26,7 +26,7 @@ from .replay.balance import Untold, dry_run, kept, learn_yield, tell
 from .roles import Session
 from .state.kept_state import KeptState
 from .view import checks
-from .view.conversions import Unknown
+from .view.explanations import Unknown
 from .view.folds import seen_of
 from .view.local_view import LocalView, UnknownLocally
 from .view.rows import ORDERS, POSITIONS

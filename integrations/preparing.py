@@ -43,7 +43,7 @@ from .state.early_state import EarlyState
 from .state.kept_state import KeptState
 from .state.plain_data import copied
 from .view import resumptions
-from .view.conversions import Unknown
+from .view.explanations import Unknown
 from .view.folds import seen_of
 from .view.local_view import LocalView
 

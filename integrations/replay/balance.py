@@ -13,9 +13,9 @@ from ..session_state import WAIT_BRIEFLY
 from ..signatures import invoke
 from ..silence import own_statements
 from ..view.containers import SIMPLE, put_together, taken_apart
-from ..view.conversions import SCALES, Unknown, bare, is_number, number, number_or_none, rounded
+from ..view.explanations import SCALES, Space, Unknown, bare, evaluate, is_number, number, number_or_none, rounded
 from ..view.learned import Learning
-from ..view.learning import Space, evaluate
+from ..view.learning import observe
 from ..view.local_view import UnknownLocally
 from ..view.reads import MISSING
 from ..view.seen import Seen
@@ -67,7 +67,7 @@ def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) 
             # It may be a balance, which would be taken for a constant.
             continue
         sources = _sources(seen, old, exactly=not isinstance(value, float))
-        space.observe(key, value, sources, scales=_scales(learning))
+        observe(space, key, value, sources, scales=_scales(learning))
 
 
 def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "", *, asked: bool = True) -> Any:

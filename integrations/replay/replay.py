@@ -30,8 +30,7 @@ from ..roles import Position
 from ..signatures import invoke, signature_of_bound
 from ..state.carried import Carried
 from ..upgrades import misconfigured, must_fit, upgraded
-from ..view.conversions import number_or_none
-from ..view.learned import nearly_equal
+from ..view.explanations import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
 from .answers import Answer, Answers
 from .asof import AsOf

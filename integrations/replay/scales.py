@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Float, Integer, MetaData, Numeric, TypeDecorator
 
-from ..view.conversions import SCALES
+from ..view.explanations import SCALES
 
 
 def scales_in(metadata: MetaData) -> set[int | None]:

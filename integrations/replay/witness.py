@@ -23,8 +23,7 @@ from ..host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
 from ..view import checks, resumptions
-from ..view.conversions import alike, number_or_none
-from ..view.learned import nearly_equal
+from ..view.explanations import alike, nearly_equal, number_or_none
 from ..view.local_view import LocalView
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, ORDERS, POSITIONS, Reads
 from ..view.row_forms import RowForms

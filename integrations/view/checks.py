@@ -11,8 +11,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Order, Position
-from .conversions import class_name, class_named, number_or_none
 from .effects import Effect
+from .explanations import class_name, class_named, number_or_none
 from .learned import Learning
 from .learning import DECISIVE
 from .local_view import LocalView, UnknownLocally

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..roles import Order, Position
 from .as_declared import AsDeclared
-from .learning import Space, predict_row
+from .explanations import Space, predict_row
 from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row
 from .seen import Seen
 

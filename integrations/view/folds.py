@@ -12,8 +12,8 @@ from typing import Any
 
 from ..operations import ManagerOperation
 from ..roles import Balance, Session
-from .conversions import Unknown, number_or_none
 from .effects import Prediction, predict
+from .explanations import Unknown, number_or_none
 from .local_view import NOT_SHOWN, LocalView, new_session
 from .rows import ORDERS, PARENT, POSITIONS, Row, resolve, without_resolved
 from .seen import Seen

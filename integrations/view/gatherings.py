@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .conversions import Unknown
+from .explanations import Unknown
 from .rows import Row
 
 _KINDS = {list: "list", tuple: "tuple", dict: "dict", type(None): "none"}

@@ -8,9 +8,22 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
-from .conversions import ARITHMETIC, EXACT, SCALES, Unknown, added, alike, bare, number_or_none, rounded
 from .effects import Effect
-from .learning import ABSENT, Space, observe_row
+from .explanations import (
+    ABSENT,
+    ARITHMETIC,
+    EXACT,
+    SCALES,
+    Space,
+    Unknown,
+    added,
+    alike,
+    bare,
+    nearly_equal,
+    number_or_none,
+    rounded,
+)
+from .learning import observe, observe_row
 from .row_forms import RowForms
 from .row_order import RowOrders
 from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, Tables, nested_rows
@@ -248,7 +261,7 @@ class Learning:
             return
         if operation.session is Session.BEGINS:
             for effect in self._effects(seen):
-                effect.start.observe("balance", shown, seen.sources(), scales=self.scales_of_rows())
+                observe(effect.start, "balance", shown, seen.sources(), scales=self.scales_of_rows())
             return
         if operation.balance is None:
             self._learn_whether(seen, before == after)
@@ -304,7 +317,7 @@ class Learning:
         space = self.reads.setdefault(read, Space())
         # The balance is rounded already; a read that rounds once more has to be seen doing so.
         is_exact = number_or_none(shown) == balance and not isinstance(shown, Decimal | str)
-        space.observe("balance", shown, {"note:balance": bare(balance)}, scales=(None,) if is_exact else SCALES)
+        observe(space, "balance", shown, {"note:balance": bare(balance)}, scales=(None,) if is_exact else SCALES)
 
     def sides(self, seen: Seen) -> Mapping[str, int]:
         """How many rows with a reserved id a call may write on the side; of a new kind, as many as others did."""
@@ -379,14 +392,3 @@ def _consistent(known: Mapping[str, bool | None], table: str, seen: bool) -> boo
 
 def _balance(operation: ManagerOperation, old: Decimal | None, change: Decimal, sum_: str) -> Decimal:
     return change if operation.balance is Balance.SET else added(old or 0, change, sum_)
-
-
-def nearly_equal(one: Decimal, other: Decimal, scale: int | None = None) -> bool:
-    """Whether two amounts differ by no more than the arithmetic in which they were summed.
-
-    `scale`: the decimal places that both were rounded to, where that is known; less than one of the last is noise.
-    """
-    if scale is None:
-        return abs(one - other) <= Decimal("2e-8") * max(Decimal(1), abs(one).scaleb(-6))
-    # Beyond 15 digits floats of one amount differ.
-    return abs(one - other) <= max(Decimal("0.5").scaleb(-scale), abs(one).scaleb(-15))

@@ -6,125 +6,69 @@ value is known; where they differ, or none is left, it is not, and nothing is an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
-from decimal import Decimal, localcontext
+from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 from itertools import product
 from typing import Any
+from uuid import UUID
 
-from .conversions import (
+from .explanations import (
+    ABSENT,
     ARITHMETIC,
+    FARTHEST,
+    Conversion,
+    Explanation,
+    Sources,
+    Space,
     Unknown,
-    added,
     alike,
-    conversions,
+    class_name,
     convert,
+    evaluate,
+    is_amount_text,
+    is_beyond,
     is_number,
     number,
-    number_or_none,
-    rounded,
+    total,
+    won,
 )
-
-# One explanation, in a form that can be stored: its kind and what it needs.
-Explanation = list[Any]
-Sources = Mapping[str, Any]
 
 # Arguments whose value decides what a call does; callers spell them in several ways.
 DECISIVE = ("status", "side", "order_type")
-# For a row that is new.
-ABSENT: Any = object()
-_STRIKES = 2
-_TRUSTED_AGAIN = 3
-# How often an amount must be the same to be a constant: after one call it may be computed in a way that is not known.
-_SEEN = 2
-_FARTHEST = ("max", "min")
 _FORMS = ("absolute", "relative", "percent")
+_CASES = ("as it is", "upper", "lower")
+_HOW = ("text", "name")
+# A shorter text may be part of another by chance.
+_TELLING_LENGTH = 3
 
 
-@dataclass(slots=True)
-class Space:
-    """The explanations of one value."""
-
-    candidates: list[Explanation] = field(default_factory=list)
-    # How often an answer contradicted all of them, and how many have agreed since.
-    strikes: int = 0
-    agreed: int = 0
-
-    @property
-    def is_explained(self) -> bool:
-        """Whether an explanation is left that may be trusted."""
-        return bool(self.candidates) and (self.strikes < _STRIKES or self.agreed >= _TRUSTED_AGAIN)
-
-    def predict(self, sources: Sources, old: Any = ABSENT) -> Any:
-        """The value; raises `Unknown` where the explanations differ."""
-        if not self.is_explained:
-            raise Unknown("the manager's answers cannot be explained")
-        if self.agreed < _SEEN and any(one[0] == "const" and _is_amount(one[1]) for one in self.candidates):
-            raise Unknown("it was seen once only, and may be computed")
-        values = [evaluate(candidate, sources, old) for candidate in self.candidates]
-        for value in values[1:]:
-            if not alike(value, values[0]):
-                raise Unknown(f"it may become {values[0]!r} or {value!r}")
-        return values[0]
-
-    def observe(
-        self,
-        key: str,
-        shown: Any,
-        sources: Sources,
-        old: Any = ABSENT,
-        *,
-        scales: Iterable[int | None],
-        new: Iterable[str] = (),
-    ) -> None:
-        """Take an answer in; `new` are the sources that were never given before, and may explain more."""
-        scales = tuple(scales)
-        left = [one for one in self.candidates if _explains(one, shown, sources, old)]
-        self.agreed += 1
-        strikes = int(not left and bool(self.candidates))
-        if not left or new:
-            more = explain(key, shown, sources, old, scales, widely=self.strikes + strikes * (not new) > 0)
-            by_new = [one for one in more if one not in left and not set(new).isdisjoint(map(str, one))]
-            # What was never given before may change a value without contradicting what was seen.
-            strikes = 0 if by_new else strikes
-            left = left + by_new if left else more
-        if strikes:
-            self.strikes, self.agreed = self.strikes + 1, 0
-        self.candidates = left
-
-    def settle(self, written: Collection[Decimal], sources: Sources, old: Any) -> None:
-        """Leave out sums in an arithmetic whose total was not `written`, where another's was."""
-        totals = {
-            str(one): _total(sources, old, *one[1:-1])
-            for one in self.candidates
-            if one[0] == "sum" and sources.get(one[1]) is not None and is_number(old)
-        }
-        if not set(totals.values()).isdisjoint(written):
-            self.candidates = [one for one in self.candidates if totals.get(str(one)) in (None, *written)]
-
-    def dump(self) -> list[Any]:
-        """Its state, to be stored."""
-        return [self.candidates, self.strikes, self.agreed]
-
-
-def predict_row(
-    spaces: Mapping[str, Space], sources: Sources, old: Mapping[str, Any] | None = None, *, by_values: bool = False
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of a row by key, and why others are not known; `old`: the row as it was, None for a new one.
-
-    `by_values`: what was seen to contradict itself depends on the values of the arguments.
-    """
-    row, doubts = dict(old or {}), dict[str, str]()
-    for key, space in spaces.items():
-        try:
-            if by_values and space.strikes:
-                raise Unknown("it depends on the values of the arguments")
-            row[key] = space.predict(sources, ABSENT if old is None else old.get(key, ABSENT))
-        except Unknown as exc:
-            doubts[key] = str(exc)
-    return row, doubts
+def observe(
+    space: Space,
+    key: str,
+    shown: Any,
+    sources: Sources,
+    old: Any = ABSENT,
+    *,
+    scales: Iterable[int | None],
+    new: Iterable[str] = (),
+) -> None:
+    """Take an answer in; `new` are the sources that were never given before, and may explain more."""
+    scales = tuple(scales)
+    left = [one for one in space.candidates if _explains(one, shown, sources, old)]
+    space.agreed += 1
+    strikes = int(not left and bool(space.candidates))
+    if not left or new:
+        more = explain(key, shown, sources, old, scales, widely=space.strikes + strikes * (not new) > 0)
+        by_new = [one for one in more if one not in left and not set(new).isdisjoint(map(str, one))]
+        # What was never given before may change a value without contradicting what was seen.
+        strikes = 0 if by_new else strikes
+        left = left + by_new if left else more
+    if strikes:
+        space.strikes, space.agreed = space.strikes + 1, 0
+    space.candidates = left
 
 
 def observe_row(
@@ -144,74 +88,9 @@ def observe_row(
         before = ABSENT if old is None else old.get(key, ABSENT)
         # A key that other rows lack cannot be told of the next row.
         space = spaces.setdefault(key, Space(strikes=int(bool(known) and key not in known)))
-        space.observe(names[key], shown, apart.get(key, sources), before, scales=scales, new=new)
+        observe(space, names[key], shown, apart.get(key, sources), before, scales=scales, new=new)
     for key in spaces.keys() - row.keys():
         spaces[key].strikes += 1
-
-
-def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any:
-    """The value that an explanation gives.  Raises `Unknown`."""
-    kind, *details = candidate
-    if kind == "const":
-        return deepcopy(details[0])
-    if kind == "keep":
-        return _present(old)
-    if kind == "of":
-        value = sources.get(details[0])
-        if details[0] not in sources and not details[0].startswith("arg:"):
-            raise Unknown(f"{details[0].partition(':')[2]} is not known")
-        if value is None:
-            # What is not given leaves a value as it is.
-            return None if old is ABSENT else old
-        return convert(details[1], value)
-    if kind == "next":
-        return convert(["same"], type(_present(old))(old + 1))
-    if kind == "sum":
-        if sources.get(details[0]) is None or old is None:
-            return _present(old)
-        return convert(details[-1], _total(sources, old, *details[:-1]))
-    if kind in _FARTHEST:
-        value = sources.get(details[0])
-        return convert(details[1], value) if value is not None and _is_beyond(kind, value, old) else _present(old)
-    *parts, conversion = details
-    return _present(old) if sources.get(parts[0]) is None else convert(conversion, _won(sources, *parts))
-
-
-def _total(sources: Sources, old: Any, name: str, sign: int, arithmetic: str, floored: bool) -> Decimal:
-    """An amount that the call makes larger or smaller, before it is rounded; `floored`: at least 0."""
-    total = added(_present(old), sign * number(sources[name]), arithmetic)
-    return max(total, Decimal(0)) if floored else total
-
-
-def _is_beyond(way: str, value: Any, old: Any) -> bool:
-    """Whether an amount takes the place of a highest or lowest one, `old`, which None leaves open."""
-    present = _present(old)
-    if not is_number(value) or not (present is None or is_number(present)):
-        raise Unknown(f"{present!r} or {value!r} is no number")
-    return present is None or (number(value) > number(present) if way == "max" else number(value) < number(present))
-
-
-def _present(old: Any) -> Any:
-    if old is ABSENT:
-        raise Unknown("there is no earlier value")
-    return old
-
-
-def _won(
-    sources: Sources, price: str, scale: int | None, entry: str, size: str | None, form: str, sign: int
-) -> Decimal:
-    """What a position has won at a price: absolute, as a share of its entry price, or in percent of it."""
-    basis, factor = sources.get(entry), Decimal(1) if size is None else sources.get(size)
-    if not is_number(basis) or not is_number(factor):
-        raise Unknown(f"{entry} or {size} is no number")
-    with localcontext() as context:
-        context.prec = 50
-        won = sign * (rounded(number(sources[price]), scale) - number(basis)) * number(factor)
-        if form == "absolute":
-            return won
-        if not number(basis):
-            raise Unknown("the entry price is 0")
-        return won / number(basis) * (100 if form == "percent" else 1)
 
 
 def _explains(candidate: Explanation, shown: Any, sources: Sources, old: Any) -> bool:
@@ -285,17 +164,17 @@ def _counted(shown: Any, sources: Sources, old: Any, scales: tuple[int | None, .
     for name, value in sources.items():
         if name.startswith("arg:") and is_number(value):
             for sign, arithmetic, floored in product((1, -1), ARITHMETIC, (False, True)):
-                total = _total(sources, old, name, sign, arithmetic, floored)
-                for conversion in conversions(total, shown, scales):
+                sum_ = total(sources, old, name, sign, arithmetic, floored)
+                for conversion in conversions(sum_, shown, scales):
                     yield ["sum", name, sign, arithmetic, floored, conversion]
 
 
 def _farthest(shown: Any, sources: Sources, old: Any, scales: tuple[int | None, ...]) -> Iterator[Explanation]:
     """A highest or lowest amount so far: a trailing stop, the best price."""
-    for way, (name, value) in product(_FARTHEST, sources.items()):
+    for way, (name, value) in product(FARTHEST, sources.items()):
         if not name.startswith("arg:") or not is_number(value) or not (old is None or is_number(old)):
             continue
-        beyond = _is_beyond(way, value, old)
+        beyond = is_beyond(way, value, old)
         if beyond or alike(old, shown):
             for conversion in conversions(value if beyond else number(shown), shown, scales):
                 yield [way, name, conversion]
@@ -309,11 +188,11 @@ def _profits(shown: Any, sources: Sources, scales: tuple[int | None, ...]) -> It
     rounding = dict.fromkeys((None, *scales))
     for price, scale, entry, size, form, sign in product(prices, rounding, rows, (None, *rows), _FORMS, (1, -1)):
         try:
-            won = _won(sources, price, scale, entry, size, form, sign)
+            profit = won(sources, price, scale, entry, size, form, sign)
         except Unknown:
             continue
-        if abs(won - number(shown)) <= 1:
-            for conversion in conversions(won, shown, scales):
+        if abs(profit - number(shown)) <= 1:
+            for conversion in conversions(profit, shown, scales):
                 yield ["profit", price, scale, entry, size, form, sign, conversion]
 
 
@@ -326,12 +205,6 @@ def is_telling(key: str, value: Any) -> bool:
     return not (is_number(value) and abs(value) in (0, 1))
 
 
-def _is_amount(value: Any) -> bool:
-    """Whether it is a number, also as a text, that is hardly a default."""
-    amount = number_or_none(value)
-    return amount is not None and not isinstance(value, bool) and abs(amount) not in (0, 1)
-
-
 def is_id(key: str) -> bool:
     """Whether a value is an id, by its name."""
     return key in ("", "id") or key.endswith("_id")
@@ -339,3 +212,56 @@ def is_id(key: str) -> bool:
 
 def _can_be_stored(value: Any) -> bool:
     return isinstance(value, str | int | float | Decimal | Enum | type(None)) or value in ([], {}, ())
+
+
+def conversions(value: Any, shown: Any, scales: Iterable[int | None], *, spelled: bool = False) -> list[Conversion]:
+    """Every conversion that makes `shown` out of `value`, which is not None.
+
+    `spelled`: the value is a text that callers spell in several ways.
+    """
+    if isinstance(shown, str) and isinstance(value, str):
+        # A text that is the same in both is passed on, whatever its letters.
+        as_it_is: Conversion = ["text", "text", "as it is"]
+        if _makes(as_it_is, value, shown):
+            cases = ("upper", "lower") if spelled else ()
+            return [as_it_is, *(one for case in cases if _makes(one := ["text", "text", case], value, shown))]
+        if len(value) >= _TELLING_LENGTH and value in shown:
+            before, _, after = shown.partition(value)
+            within: Conversion = ["around", before, after]
+            if _makes(within, value, shown):
+                return [within]
+    possible = [one for one in _possible(shown, scales) if isinstance(value, Enum) or "name" not in one]
+    # An amount that is not rounded may have the type in which the caller gives it.
+    possible += [["same"]] if type(shown) in (int, float, Decimal) and None in scales else []
+    return [conversion for conversion in possible if _makes(conversion, value, shown)]
+
+
+def _makes(conversion: Conversion, value: Any, shown: Any) -> bool:
+    try:
+        return alike(convert(conversion, value), shown)
+    except Unknown:
+        return False
+
+
+def _possible(shown: Any, scales: Iterable[int | None]) -> Iterator[Conversion]:
+    if isinstance(shown, Enum):
+        yield from (["enum", class_name(type(shown)), how] for how in _HOW)
+    elif isinstance(shown, bool):
+        yield ["same"]
+    elif isinstance(shown, float | Decimal):
+        yield from ([type(shown).__name__.lower(), scale] for scale in scales)
+        if isinstance(shown, float):
+            yield ["epoch"]
+    elif isinstance(shown, int):
+        yield ["int"]
+    elif isinstance(shown, str):
+        yield from (["text", how, case] for how in _HOW for case in _CASES)
+        yield from (["iso", zone] for zone in ("naive", "utc"))
+        if is_amount_text(shown):
+            yield from (["written", kind, scale] for kind in ("decimal", "float") for scale in scales)
+    elif isinstance(shown, datetime):
+        yield from (["same"], ["naive"], ["utc"], ["naive second"], ["utc second"])
+    elif isinstance(shown, UUID):
+        yield ["uuid"]
+    else:
+        yield ["same"]

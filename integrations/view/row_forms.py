@@ -16,7 +16,7 @@ from ... import InvalidEntry
 from ...codec import encode
 from ..roles import Order, Position
 from .containers import Container, is_made_again, put_together, taken_apart
-from .conversions import Unknown, is_amount_text
+from .explanations import Unknown, is_amount_text
 from .gatherings import Gathering
 from .rows import KEY, ORDERS, PARENT, POSITIONS, Row, Tables
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from .conversions import Unknown
+from .explanations import Unknown
 
 # A key of the rows, and whether they descend by it.
 Order = list[Any]

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from ..roles import Order, Position
 from .as_declared import IS_ANY
-from .conversions import is_number, number, text_of
+from .explanations import is_number, number, text_of
 from .learning import DECISIVE, is_id
 from .rows import KEY, ORDERS, POSITIONS, Row, Tables, named_orders, named_positions
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from .conversions import ARITHMETIC, SCALES
+from .explanations import ARITHMETIC, SCALES
 
 # An arithmetic, and the decimal places to which its sum is rounded.
 Pair = tuple[str, int | None]

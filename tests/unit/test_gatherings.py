@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from outbox.integrations.view.conversions import Unknown
+from outbox.integrations.view.explanations import Unknown
 from outbox.integrations.view.row_forms import RowForms
 
 A, B = {"id": 1, "no": 1, "symbol": "x"}, {"id": 2, "no": 2, "symbol": "y"}

@@ -13,9 +13,9 @@ import pytest
 
 from outbox.integrations.operations import TRADING_OPERATIONS
 from outbox.integrations.replay.balance import Untold, kept, learn_yield, tell, told_before
-from outbox.integrations.view.conversions import Unknown, alike, class_named, conversions, convert, number
+from outbox.integrations.view.explanations import ABSENT, Space, Unknown, alike, class_named, convert, number
 from outbox.integrations.view.learned import Learning
-from outbox.integrations.view.learning import ABSENT, Space
+from outbox.integrations.view.learning import conversions, observe
 from outbox.integrations.view.local_view import UnknownLocally
 from outbox.integrations.view.seen import Seen
 from outbox.results import decode_result, encode_result
@@ -83,7 +83,7 @@ def test_a_type_counts_as_well_as_a_value() -> None:
 
 
 def seen(space: Space, key: str, shown: Any, old: Any = ABSENT, **arguments: Any) -> None:
-    space.observe(key, shown, sources(**arguments), old, scales=(8,))
+    observe(space, key, shown, sources(**arguments), old, scales=(8,))
 
 
 def sources(**arguments: Any) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def test_an_argument_that_is_not_given_leaves_a_value_as_it_is() -> None:
 
 def test_id_that_stays_is_not_that_of_the_session() -> None:
     space = Space()
-    space.observe("position_id", 1, {"note:session": 1}, 1, scales=(8,))
+    observe(space, "position_id", 1, {"note:session": 1}, 1, scales=(8,))
     assert space.predict({"note:session": 1}, 2) == 2
 
 

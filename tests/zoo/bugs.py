@@ -600,14 +600,14 @@ BUGS = (
     ),
     Bug(
         "adapter: the view adds exactly where the manager adds in floats",
-        "integrations/view/conversions.py",
+        "integrations/view/explanations.py",
         "    return number(float(one) + float(other)) if arithmetic == FLOAT else one + other",
         "    return one + other",
         ("tests/unit/test_learning.py",),
     ),
     Bug(
         "adapter: the view takes a branch of the manager for another",
-        "integrations/view/learning.py",
+        "integrations/view/explanations.py",
         "            if by_values and space.strikes:",
         "            if False:",
         ("tests/unit/test_local_view.py",),
@@ -628,7 +628,7 @@ BUGS = (
     ),
     Bug(
         "adapter: a block is told in other types than the manager's",
-        "integrations/view/conversions.py",
+        "integrations/view/explanations.py",
         "    if type(one) is not type(other):",
         "    if False:",
         ("tests/unit/test_learning.py",),

@@ -14,7 +14,7 @@ import pytest
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager
 from outbox.integrations.paper import DatabaseManager
-from outbox.integrations.view.conversions import alike
+from outbox.integrations.view.explanations import alike
 from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import LONG
 

@@ -1,0 +1,344 @@
+"""Explanations: how a value of an answer follows from a call, as it can be stored, and what it makes of a new call.
+
+`learning.py` finds the explanations; here they are applied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation, localcontext
+from enum import Enum
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+# How a manager converts a value between a call and its answers: its kind and what it needs.
+Conversion = list[Any]
+# One explanation: its kind and what it needs, often a conversion at the end.
+Explanation = list[Any]
+# Arguments, notes and values of rows, by name.
+Sources = Mapping[str, Any]
+
+# For a row that is new.
+ABSENT: Any = object()
+# Decimal places that columns of money were seen to have; None for a value that is not rounded.
+SCALES: tuple[int | None, ...] = (None, 0, 2, 3, 4, 5, 6, 8, 10, 12, 18)
+# In which arithmetic a manager adds; both may come to the same, before rounding too.
+EXACT, FLOAT = "exact", "float"
+ARITHMETIC = (EXACT, FLOAT)
+# Ways to an amount that takes the place of another one only where it is beyond it.
+FARTHEST = ("max", "min")
+_STRIKES = 2
+_TRUSTED_AGAIN = 3
+# How often an amount must be the same to be a constant: after one call it may be computed in a way that is not known.
+_SEEN = 2
+# More digits than a column holds, and the traps of the host's own arithmetic left out.
+_WIDE = Context(prec=80)
+_AMOUNT = re.compile(r"-?\d+(\.\d+)?(E[+-]?\d+)?")
+
+
+class Unknown(Exception):
+    """A value cannot be derived from what is known."""
+
+
+@dataclass(slots=True)
+class Space:
+    """The explanations of one value."""
+
+    candidates: list[Explanation] = field(default_factory=list)
+    # How often an answer contradicted all of them, and how many have agreed since.
+    strikes: int = 0
+    agreed: int = 0
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether an explanation is left that may be trusted."""
+        return bool(self.candidates) and (self.strikes < _STRIKES or self.agreed >= _TRUSTED_AGAIN)
+
+    def predict(self, sources: Sources, old: Any = ABSENT) -> Any:
+        """The value; raises `Unknown` where the explanations differ."""
+        if not self.is_explained:
+            raise Unknown("the manager's answers cannot be explained")
+        if self.agreed < _SEEN and any(one[0] == "const" and _is_amount(one[1]) for one in self.candidates):
+            raise Unknown("it was seen once only, and may be computed")
+        values = [evaluate(candidate, sources, old) for candidate in self.candidates]
+        for value in values[1:]:
+            if not alike(value, values[0]):
+                raise Unknown(f"it may become {values[0]!r} or {value!r}")
+        return values[0]
+
+    def settle(self, written: Collection[Decimal], sources: Sources, old: Any) -> None:
+        """Leave out sums in an arithmetic whose total was not `written`, where another's was."""
+        totals = {
+            str(one): total(sources, old, *one[1:-1])
+            for one in self.candidates
+            if one[0] == "sum" and sources.get(one[1]) is not None and is_number(old)
+        }
+        if not set(totals.values()).isdisjoint(written):
+            self.candidates = [one for one in self.candidates if totals.get(str(one)) in (None, *written)]
+
+    def dump(self) -> list[Any]:
+        """Its state, to be stored."""
+        return [self.candidates, self.strikes, self.agreed]
+
+
+def predict_row(
+    spaces: Mapping[str, Space], sources: Sources, old: Mapping[str, Any] | None = None, *, by_values: bool = False
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a row by key, and why others are not known; `old`: the row as it was, None for a new one.
+
+    `by_values`: what was seen to contradict itself depends on the values of the arguments.
+    """
+    row, doubts = dict(old or {}), dict[str, str]()
+    for key, space in spaces.items():
+        try:
+            if by_values and space.strikes:
+                raise Unknown("it depends on the values of the arguments")
+            row[key] = space.predict(sources, ABSENT if old is None else old.get(key, ABSENT))
+        except Unknown as exc:
+            doubts[key] = str(exc)
+    return row, doubts
+
+
+def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any:
+    """The value that an explanation gives.  Raises `Unknown`."""
+    kind, *details = candidate
+    if kind == "const":
+        return deepcopy(details[0])
+    if kind == "keep":
+        return _present(old)
+    if kind == "of":
+        value = sources.get(details[0])
+        if details[0] not in sources and not details[0].startswith("arg:"):
+            raise Unknown(f"{details[0].partition(':')[2]} is not known")
+        if value is None:
+            # What is not given leaves a value as it is.
+            return None if old is ABSENT else old
+        return convert(details[1], value)
+    if kind == "next":
+        return convert(["same"], type(_present(old))(old + 1))
+    if kind == "sum":
+        if sources.get(details[0]) is None or old is None:
+            return _present(old)
+        return convert(details[-1], total(sources, old, *details[:-1]))
+    if kind in FARTHEST:
+        value = sources.get(details[0])
+        return convert(details[1], value) if value is not None and is_beyond(kind, value, old) else _present(old)
+    *parts, conversion = details
+    return _present(old) if sources.get(parts[0]) is None else convert(conversion, won(sources, *parts))
+
+
+def total(sources: Sources, old: Any, name: str, sign: int, arithmetic: str, floored: bool) -> Decimal:
+    """An amount that the call makes larger or smaller, before it is rounded; `floored`: at least 0."""
+    found = added(_present(old), sign * number(sources[name]), arithmetic)
+    return max(found, Decimal(0)) if floored else found
+
+
+def is_beyond(way: str, value: Any, old: Any) -> bool:
+    """Whether an amount takes the place of a highest or lowest one, `old`, which None leaves open."""
+    present = _present(old)
+    if not is_number(value) or not (present is None or is_number(present)):
+        raise Unknown(f"{present!r} or {value!r} is no number")
+    return present is None or (number(value) > number(present) if way == "max" else number(value) < number(present))
+
+
+def _present(old: Any) -> Any:
+    if old is ABSENT:
+        raise Unknown("there is no earlier value")
+    return old
+
+
+def won(sources: Sources, price: str, scale: int | None, entry: str, size: str | None, form: str, sign: int) -> Decimal:
+    """What a position has won at a price: absolute, as a share of its entry price, or in percent of it."""
+    basis, factor = sources.get(entry), Decimal(1) if size is None else sources.get(size)
+    if not is_number(basis) or not is_number(factor):
+        raise Unknown(f"{entry} or {size} is no number")
+    with localcontext() as context:
+        context.prec = 50
+        amount = sign * (rounded(number(sources[price]), scale) - number(basis)) * number(factor)
+        if form == "absolute":
+            return amount
+        if not number(basis):
+            raise Unknown("the entry price is 0")
+        return amount / number(basis) * (100 if form == "percent" else 1)
+
+
+def _is_amount(value: Any) -> bool:
+    """Whether it is a number, also as a text, that is hardly a default."""
+    amount = number_or_none(value)
+    return amount is not None and not isinstance(value, bool) and abs(amount) not in (0, 1)
+
+
+def number(value: Any) -> Decimal:
+    """An amount of any type that callers use.  Raises `ValueError`."""
+    value = value.item() if hasattr(value, "item") else value
+    try:
+        found = value if isinstance(value, Decimal) else Decimal(str(value))
+    except InvalidOperation:
+        raise ValueError(f"{value!r} is not a number") from None
+    if not found.is_finite():
+        raise ValueError(f"{value!r} is not a finite number")
+    return found
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an amount: no bool, no text."""
+    value = value.item() if hasattr(value, "item") else value
+    return isinstance(value, int | float | Decimal) and number_or_none(value) is not None
+
+
+def number_or_none(value: Any) -> Decimal | None:
+    """`number`, or None for what is none."""
+    try:
+        return None if value is None or isinstance(value, bool) else number(value)
+    except ValueError:
+        return None
+
+
+def is_amount_text(value: Any) -> bool:
+    """Whether it is a text of an amount that is no whole number: `str` of a Decimal."""
+    return isinstance(value, str) and _AMOUNT.fullmatch(value) is not None and not value.lstrip("-").isdigit()
+
+
+def added(one: Any, other: Any, arithmetic: str) -> Decimal:
+    """The sum of two amounts, as that arithmetic gives it."""
+    one, other = number(one), number(other)
+    return number(float(one) + float(other)) if arithmetic == FLOAT else one + other
+
+
+def rounded(value: Decimal, scale: int | None) -> Decimal:
+    """`value` as a NUMERIC column of that scale holds it."""
+    if scale is None:
+        return value
+    return value.quantize(_unit(scale), ROUND_HALF_UP, _WIDE)
+
+
+@cache
+def _unit(scale: int) -> Decimal:
+    return Decimal(1).scaleb(-scale)
+
+
+def bare(value: Decimal) -> Decimal:
+    """An amount without the zeros at its end, which say how it was shown."""
+    found = value.normalize(_WIDE)
+    return found.quantize(Decimal(1), context=_WIDE) if found.as_tuple().exponent > 0 else found  # type: ignore[operator]
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values are equal, of one type and spelled alike (1.50 is not 1.5), inside containers too."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(alike(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, float | Decimal):
+        return str(one) == str(other)
+    return bool(one == other)
+
+
+def nearly_equal(one: Decimal, other: Decimal, scale: int | None = None) -> bool:
+    """Whether two amounts differ by no more than the arithmetic in which they were summed.
+
+    `scale`: the decimal places that both were rounded to, where that is known; less than one of the last is noise.
+    """
+    if scale is None:
+        return abs(one - other) <= Decimal("2e-8") * max(Decimal(1), abs(one).scaleb(-6))
+    # Beyond 15 digits floats of one amount differ.
+    return abs(one - other) <= max(Decimal("0.5").scaleb(-scale), abs(one).scaleb(-15))
+
+
+def convert(conversion: Conversion, value: Any) -> Any:
+    """Apply a conversion.  Raises `Unknown` where it does not fit the value."""
+    kind, *details = conversion
+    try:
+        return _CONVERTERS[kind](value, *details)
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as exc:
+        raise Unknown(f"{value!r} cannot be converted by {conversion}") from exc
+
+
+def text_of(value: Any, how: str) -> str:
+    """The text that a value stands for; an enum member by its value or its name."""
+    if isinstance(value, Enum):
+        value = value.name if how == "name" else value.value
+    if isinstance(value, bool) or not isinstance(value, str | int | UUID):
+        raise TypeError(f"{value!r} is no text")
+    return str(value)
+
+
+def _text(value: Any, how: str, case: str) -> str:
+    text = text_of(value, how)
+    return text.upper() if case == "upper" else text.lower() if case == "lower" else text
+
+
+def _enum(value: Any, name: str, how: str) -> Any:
+    cls = class_named(name)
+    if cls is None:
+        raise Unknown(f"the enum {name} is not loaded")
+    wanted = text_of(value, how).casefold()
+    for member in cls:
+        if str(member.value).casefold() == wanted or member.name.casefold() == wanted:
+            return member
+    raise ValueError(f"{name} has no member {wanted}")
+
+
+def _utc(value: Any) -> datetime:
+    if not isinstance(value, datetime):
+        raise TypeError(f"{value!r} is no time")
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _naive(value: Any) -> datetime:
+    return _utc(value).replace(tzinfo=None)
+
+
+def _int(value: Any) -> int:
+    found = number(value)
+    if found != int(found):
+        raise ValueError(f"{value!r} is not whole")
+    return int(found)
+
+
+def _amount(value: Any, scale: int | None) -> Decimal:
+    if isinstance(value, bool | datetime | date):
+        raise TypeError(f"{value!r} is no amount")
+    return rounded(number(value), scale)
+
+
+_CONVERTERS: dict[str, Any] = {
+    "same": lambda value: value,
+    "float": lambda value, scale: float(_amount(value, scale)),
+    "decimal": _amount,
+    "int": _int,
+    "text": _text,
+    "iso": lambda value, zone: (_naive(value) if zone == "naive" else _utc(value)).isoformat(),
+    "around": lambda value, before, after: f"{before}{text_of(value, 'text')}{after}",
+    "written": lambda value, kind, scale: str(_CONVERTERS[kind](value, scale)),
+    "enum": _enum,
+    "naive": _naive,
+    "utc": _utc,
+    "naive second": lambda value: _naive(value).replace(microsecond=0),
+    "utc second": lambda value: _utc(value).replace(microsecond=0),
+    "epoch": lambda value: _utc(value).timestamp(),
+    "uuid": lambda value: UUID(str(value)),
+}
+
+
+def class_name(cls: type) -> str:
+    """Under which name a class is stored."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def class_named(name: str) -> Any:
+    """The class of that name among the loaded modules; None where there is none: nothing is imported by name."""
+    import sys
+
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) else None
