@@ -236,7 +236,7 @@ def _called(box: Outbox, key: str) -> list[dict[str, Any]]:
         names.update(record.operation for record in box.store.records(part, on_damage=lambda *_: None))
     found = {}
     for name in names:
-        hashed = box.calls.key_of(box.calls.declared(name), name, {}, key)
+        hashed = box.hash_of(name, {}, key=key)
         record = None if hashed is None else box.store.find(hashed)
         if record is not None:
             found[record.seq] = _as_dict(record.entry(strict=False))

@@ -254,7 +254,7 @@ class Adapter:
         group = None if operation.best_effort else block
         waits = block is None and not self._write_behind and self.delivery.prompt()
         with self._balance_lock(item, block), self.keeper.kept.order:
-            first = earlier_calls.stored(self.outbox, operation, item.bound)
+            first = earlier_calls.stored(self.outbox, item)
             if first is None:
                 again = earlier_calls.in_block(group, operation, item.bound)
                 if again is not None:
@@ -320,7 +320,7 @@ class Adapter:
         with self._session_locks.held(session, inside=outer) as turn:
             self.keeper.kept.catch_up()
             block = Block(self, session, alive)
-            first = earlier_calls.stored(self.outbox, operation, item.bound)
+            first = earlier_calls.stored(self.outbox, item)
             again = earlier_calls.in_block(outer, operation, item.bound)
             earlier = again.notes if again is not None else notes_of(first) if first is not None else None
             if earlier is not None:
@@ -334,7 +334,8 @@ class Adapter:
             if earlier is None and not turn.alone:
                 # Another block of the session may be recorded first, and change the balance.
                 item.notes.pop("told", None)
-                item.ready = self.outbox.prepare(operation.name, {**item.bound, NOTES: item.notes})
+                noted = {**item.bound, NOTES: item.notes}
+                item.ready = self.outbox.prepare(operation.name, noted, hashed=item.hashed)
             calls = block.end()
             if not calls or (outer is not None and outer.add(*calls)):
                 return

@@ -14,16 +14,20 @@ from .upgrades import upgraded
 from .view.local_view import plain
 
 
-def stored(outbox: Outbox, operation: ManagerOperation, bound: dict[str, Any]) -> Entry | None:
-    """The entry of an earlier call, or None.
+def stored(outbox: Outbox, item: Prepared) -> Entry | None:
+    """The entry of an earlier call, or None; the call keeps its hash, since it is stored under it.
 
     Raises `IdempotencyConflict` where that one had other arguments, `AlreadyRejected` where it was rejected.
     """
-    first = outbox.lookup(operation.name, bound) if operation.alternatives else None
+    operation = item.operation
+    if not operation.alternatives:
+        return None
+    item.hashed = outbox.hash_of(operation.name, item.bound)
+    first = None if item.hashed is None else outbox.find(item.hashed)
     if first is None:
         return None
     first = upgraded(operation, first)
-    _must_be_same(operation, call_of(first), bound, f"entry {first.seq}")
+    _must_be_same(operation, call_of(first), item.bound, f"entry {first.seq}")
     if first.status is EntryStatus.FAILED:
         raise AlreadyRejected(
             f"{operation.name} with this identity is entry {first.seq}, which was refused: {first.error}",

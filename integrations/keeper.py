@@ -73,6 +73,8 @@ class Keeper:
         else:
             host.when_built(self._know_class_of)
         self._shown_version = -1
+        # Before then no call asks for a fill: the last one has failed.
+        self._fill_from = 0.0
         self.witness = Witness(self.view, reads, self._learned)
         self._repeated = Repeated(_log)
         self._wake = threading.Event()
@@ -152,8 +154,14 @@ class Keeper:
             # A relay in another process asks nothing about sessions.
             self._compare = True
             self._wake.set()
-        if self.kept.has_many() or self._reserves.low:
+        if self.kept.has_many() or self._may_fill():
             self._wake.set()
+
+    def _may_fill(self) -> bool:
+        """Whether the id reserves are low, and could be filled as far as is known."""
+        if self._outbox.progress.delivering is False or self._outbox.clock.monotonic() < self._fill_from:
+            return False
+        return self._reserves.low
 
     def refused(self, entry: Entry) -> None:
         """PostgreSQL refused a call that the view has followed, or had its row already; its caller knows."""
@@ -299,6 +307,8 @@ class Keeper:
             return
         if self._reserves.low:
             self._try("id reserves could not be filled", lambda: self._reserves.fill(engine_of(self._host.undoubled())))
+            # Calls ask for it at once, and each would try to connect.
+            self._fill_from = self._outbox.clock.monotonic() + _PERIOD_S if self._reserves.low else 0.0
         if not self.view.sessions:
             self._try("the active session could not be looked up", self._adopt)
         if self._compare:

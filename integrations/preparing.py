@@ -66,6 +66,8 @@ class Prepared:
     defaults: dict[str, Any]
     rehearsal: Rehearsal
     notes: dict[str, Any] = field(default_factory=dict)
+    # Its idempotency hash, where its identity was looked up.
+    hashed: bytes | None = None
     session: int | None = None
     # Sums that the manager gets at the call, though its method adds them after its write.
     foreseen: dict[str, Any] = field(default_factory=dict)
@@ -329,12 +331,12 @@ class Preparing:
         at = item.at or (rehearsal.at if rehearsal.changes else None)
         with self.halting():
             try:
-                item.ready = self._outbox.prepare(item.operation.name, args, at=at)
+                item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
             except InvalidEntry:
                 # Members of enum classes that are new to the outbox may be all that it refused.
                 if not self._host.enums.learn(self._outbox, args):
                     raise
-                item.ready = self._outbox.prepare(item.operation.name, args, at=at)
+                item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
         if self._host.built is not None:
             item.rehearsal.changes.apply(self._host.built)
         for name, change in item.foreseen.items():

@@ -47,9 +47,15 @@ class Calls:
         self.operations = {**self.operations, **operations_by_name(operations)}
 
     def prepare(
-        self, name: str, args: Mapping[str, Any], key: str | None, order_by: str | int | None, at: datetime | None
+        self,
+        name: str,
+        args: Mapping[str, Any],
+        key: str | None,
+        order_by: str | int | None,
+        at: datetime | None,
+        hashed: bytes | None = None,
     ) -> Prepared:
-        """Validate and encode one call that was made `at`, by default now.
+        """Validate and encode one call that was made `at`, by default now; `hashed`: what `hash_of` has told of it.
 
         Raises `InvalidEntry`, or what the operation's `validate` raises.
         """
@@ -73,7 +79,7 @@ class Calls:
         order = ordering_key(operation.order_of(args) if order_by is None else order_by)
         uuid = self._clock.new_id()
         id_ = uuid.bytes
-        hashed = self.key_of(operation, name, args, key)
+        hashed = hashed or self._hash_of(operation, name, args, key)
         if hashed is None:
             # A call without identity gets a fresh key, which the caller learns of if it must retry.
             key = id_.hex()
@@ -102,8 +108,12 @@ class Calls:
             raise InvalidEntry(f"operation {name!r} is not declared", hint=f"declared: {', '.join(self.operations)}")
         return _ANY
 
-    def key_of(self, operation: Operation, name: str, args: Mapping[str, Any], key: str | None) -> bytes | None:
-        """The idempotency hash of a call, or None where nothing identifies it."""
+    def hash_of(self, name: str, args: Mapping[str, Any], key: str | None) -> bytes | None:
+        """The idempotency hash of a call, or None where nothing identifies it.  Raises `InvalidEntry`."""
+        operation = self.declared(name)
+        return self._hash_of(operation, name, operation.complete(args), key)
+
+    def _hash_of(self, operation: Operation, name: str, args: Mapping[str, Any], key: str | None) -> bytes | None:
         if key is not None:
             return idempotency_hash(self._namespace, name, "key", caller_key(key))
         declared = operation.identity_of(args)

@@ -121,13 +121,15 @@ class Enqueueing:
         if transaction.prepared:
             transaction.keep(self._submit(transaction.prepared))
 
-    def prepare(self, operation: str, args: Mapping[str, Any], *, at: datetime | None = None) -> Prepared:
+    def prepare(
+        self, operation: str, args: Mapping[str, Any], *, at: datetime | None = None, hashed: bytes | None = None
+    ) -> Prepared:
         """Validate and encode one call as it is now, to be stored by `submit`; later changes of `args` do not count.
 
-        `at`: when the call was made, an aware time; by default now.
+        `at`: when the call was made, an aware time; by default now.  `hashed`: what `hash_of` has told of this call.
         Raises `InvalidEntry`, or what the operation's `validate` raises.
         """
-        return self._prepare(operation, args, None, None, at)
+        return self._prepare(operation, args, None, None, at, hashed)
 
     def submit(self, prepared: list[Prepared]) -> list[Entry]:
         """Store prepared calls in one LMDB commit, and later in one PostgreSQL transaction.  Raises as `enqueue`."""
@@ -140,6 +142,7 @@ class Enqueueing:
         key: str | None,
         order_by: str | int | None,
         at: datetime | None = None,
+        hashed: bytes | None = None,
     ) -> Prepared:
         """Validate and encode one call.  Raises `InvalidEntry`, or what the operation's `validate` raises."""
         self.store.check_open()
@@ -149,7 +152,7 @@ class Enqueueing:
                 hint="use Outbox.open in the engine's process",
             )
         self.store.check_not_halted()
-        return self.calls.prepare(name, args, key, order_by, at)
+        return self.calls.prepare(name, args, key, order_by, at, hashed)
 
     def declare(self, operations: Iterable[Operation]) -> None:
         """Add declarations, for a part of the program that brings its own; one of a known name replaces it.
@@ -163,9 +166,16 @@ class Enqueueing:
 
         Raises `InvalidEntry` for an operation that is not declared or a bad key.
         """
-        declared = self.calls.declared(operation)
-        hashed = self.calls.key_of(declared, operation, declared.complete(args), key)
-        record = None if hashed is None else self.store.find(hashed)
+        hashed = self.hash_of(operation, args, key=key)
+        return None if hashed is None else self.find(hashed)
+
+    def hash_of(self, operation: str, args: Mapping[str, Any], *, key: str | None = None) -> bytes | None:
+        """The idempotency hash of a call; None where nothing identifies it.  Raises as `lookup`."""
+        return self.calls.hash_of(operation, args, key)
+
+    def find(self, hashed: bytes) -> Entry | None:
+        """The entry with this idempotency hash, or None."""
+        record = self.store.find(hashed)
         return None if record is None else record.entry()
 
     def _submit(self, prepared: list[Prepared]) -> Iterator[Entry]:

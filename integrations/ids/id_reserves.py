@@ -53,6 +53,8 @@ class IdReserves:
         }
         # After a crash of the server a sequence may have fallen back.
         self._distrusted = True
+        # Whether one is low: only taking and filling changes that.
+        self._low = self._any_low()
         # When a reserve that could not be filled is tried again: the table may be mended.
         self._retry_at: float | None = None
         self._used: deque[tuple[float, dict[IdColumn, int]]] = deque()
@@ -60,7 +62,7 @@ class IdReserves:
 
     def take(self, *names: str | None) -> Any:
         """The next id of a column.  Raises `IdReserveEmpty`, `DurabilityError` or `ConfigError`."""
-        return self._reserves[IdColumn.of(names).names].take()
+        return self._taken(self._reserves[IdColumn.of(names).names])
 
     def take_if_any(self, *names: str | None) -> Any:
         """The next id, or None where the column has no reserve or it is empty.  Raises `DurabilityError`."""
@@ -70,13 +72,21 @@ class IdReserves:
             # Declared without a schema, which says nothing of a table of that name elsewhere.
             reserve = self._reserves.get(of.names[1:])
             reserve = reserve if reserve is not None and reserve.schema in (None, of.schema) else None
-        return reserve.take() if reserve is not None and reserve.left() else None
+        return self._taken(reserve) if reserve is not None and reserve.left() else None
+
+    def _taken(self, reserve: IdReserve) -> Any:
+        id_ = reserve.take()
+        self._low = self._low or reserve.low
+        return id_
 
     @property
     def low(self) -> bool:
         """Whether one of them should be filled, or its sequence looked at."""
         again = self._retry_at is not None and self._outbox.clock.monotonic() >= self._retry_at
-        return self._distrusted or again or any(reserve.low for reserve in self._reserves.values())
+        return self._distrusted or again or self._low
+
+    def _any_low(self) -> bool:
+        return any(reserve.low for reserve in self._reserves.values())
 
     def distrust(self) -> None:
         """PostgreSQL is back after an outage: look at its sequences before the next fill."""
@@ -103,6 +113,7 @@ class IdReserves:
                     # What a listener has set for the connection must outlive a rollback on it.
                     connection.commit()
                     failed = self._fill_on(connection, secure=secure)
+            self._low = self._any_low()
         except SQLAlchemyError:
             self._distrusted |= secure
             raise

@@ -65,11 +65,12 @@ class Space:
             raise Unknown("the manager's answers cannot be explained")
         if self.agreed < _SEEN and any(one[0] == "const" and _is_amount(one[1]) for one in self.candidates):
             raise Unknown("it was seen once only, and may be computed")
-        values = [evaluate(candidate, sources, old) for candidate in self.candidates]
-        for value in values[1:]:
-            if not alike(value, values[0]):
-                raise Unknown(f"it may become {values[0]!r} or {value!r}")
-        return values[0]
+        first, *others = self.candidates
+        value = evaluate(first, sources, old)
+        for one in others:
+            if not alike(other := evaluate(one, sources, old), value):
+                raise Unknown(f"it may become {value!r} or {other!r}")
+        return value
 
     def settle(self, written: Collection[Decimal], sources: Sources, old: Any) -> None:
         """Leave out sums in an arithmetic whose total was not `written`, where another's was."""
@@ -130,6 +131,14 @@ def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any
         return convert(details[1], value) if value is not None and is_beyond(kind, value, old) else _present(old)
     *parts, conversion = details
     return _present(old) if sources.get(parts[0]) is None else convert(conversion, won(sources, *parts))
+
+
+def explains(candidate: Explanation, shown: Any, sources: Sources, old: Any) -> bool:
+    """Whether that is the value of an answer."""
+    try:
+        return alike(evaluate(candidate, sources, old), shown)
+    except Unknown:
+        return False
 
 
 def total(sources: Sources, old: Any, name: str, sign: int, arithmetic: str, floored: bool) -> Decimal:
@@ -259,6 +268,14 @@ def convert(conversion: Conversion, value: Any) -> Any:
         return _CONVERTERS[kind](value, *details)
     except (ValueError, TypeError, AttributeError, ArithmeticError) as exc:
         raise Unknown(f"{value!r} cannot be converted by {conversion}") from exc
+
+
+def makes(conversion: Conversion, value: Any, shown: Any) -> bool:
+    """Whether a conversion makes `shown` out of `value`."""
+    try:
+        return alike(convert(conversion, value), shown)
+    except Unknown:
+        return False
 
 
 def text_of(value: Any, how: str) -> str:

@@ -26,11 +26,11 @@ from .explanations import (
     Unknown,
     alike,
     class_name,
-    convert,
-    evaluate,
+    explains,
     is_amount_text,
     is_beyond,
     is_number,
+    makes,
     number,
     total,
     won,
@@ -57,7 +57,7 @@ def observe(
 ) -> None:
     """Take an answer in; `new` are the sources that were never given before, and may explain more."""
     scales = tuple(scales)
-    left = [one for one in space.candidates if _explains(one, shown, sources, old)]
+    left = [one for one in space.candidates if explains(one, shown, sources, old)]
     space.agreed += 1
     strikes = int(not left and bool(space.candidates))
     if not left or new:
@@ -91,13 +91,6 @@ def observe_row(
         observe(space, names[key], shown, apart.get(key, sources), before, scales=scales, new=new)
     for key in spaces.keys() - row.keys():
         spaces[key].strikes += 1
-
-
-def _explains(candidate: Explanation, shown: Any, sources: Sources, old: Any) -> bool:
-    try:
-        return alike(evaluate(candidate, sources, old), shown)
-    except Unknown:
-        return False
 
 
 def explain(
@@ -222,25 +215,18 @@ def conversions(value: Any, shown: Any, scales: Iterable[int | None], *, spelled
     if isinstance(shown, str) and isinstance(value, str):
         # A text that is the same in both is passed on, whatever its letters.
         as_it_is: Conversion = ["text", "text", "as it is"]
-        if _makes(as_it_is, value, shown):
+        if makes(as_it_is, value, shown):
             cases = ("upper", "lower") if spelled else ()
-            return [as_it_is, *(one for case in cases if _makes(one := ["text", "text", case], value, shown))]
+            return [as_it_is, *(one for case in cases if makes(one := ["text", "text", case], value, shown))]
         if len(value) >= _TELLING_LENGTH and value in shown:
             before, _, after = shown.partition(value)
             within: Conversion = ["around", before, after]
-            if _makes(within, value, shown):
+            if makes(within, value, shown):
                 return [within]
     possible = [one for one in _possible(shown, scales) if isinstance(value, Enum) or "name" not in one]
     # An amount that is not rounded may have the type in which the caller gives it.
     possible += [["same"]] if type(shown) in (int, float, Decimal) and None in scales else []
-    return [conversion for conversion in possible if _makes(conversion, value, shown)]
-
-
-def _makes(conversion: Conversion, value: Any, shown: Any) -> bool:
-    try:
-        return alike(convert(conversion, value), shown)
-    except Unknown:
-        return False
+    return [conversion for conversion in possible if makes(conversion, value, shown)]
 
 
 def _possible(shown: Any, scales: Iterable[int | None]) -> Iterator[Conversion]:

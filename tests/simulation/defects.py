@@ -144,7 +144,7 @@ def never_look_again_after_an_answer(patch: pytest.MonkeyPatch) -> None:
 
 
 def new_key_for_a_repeated_call(patch: pytest.MonkeyPatch) -> None:
-    real = Calls.key_of
+    real = Calls._hash_of
     seen: set[bytes | None] = set()
 
     def hashed(self: Calls, operation: Any, name: str, args: Any, key: str | None) -> bytes | None:
@@ -155,7 +155,7 @@ def new_key_for_a_repeated_call(patch: pytest.MonkeyPatch) -> None:
             return right
         return right[::-1]
 
-    patch.setattr(Calls, "key_of", hashed)
+    patch.setattr(Calls, "_hash_of", hashed)
 
 
 def never_close_the_breaker(patch: pytest.MonkeyPatch) -> None:

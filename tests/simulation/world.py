@@ -253,7 +253,7 @@ class World:
 
     def _key(self, name: str) -> bytes:
         intent = self.intents[name]
-        key = self.box.calls.key_of(self.box.operations[intent["operation"]], intent["operation"], intent["args"], name)
+        key = self.box.hash_of(intent["operation"], intent["args"], key=name)
         assert key is not None
         self.names[key] = name
         return key
