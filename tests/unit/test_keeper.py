@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from outbox import Outbox, Relay
 from outbox.integrations.host import Host
@@ -15,6 +16,7 @@ from outbox.integrations.operations import NOTES, ManagerOperation
 from outbox.integrations.view.reads import Reads
 from outbox.integrations.view.seen import Seen
 from outbox.testing import InMemoryTarget
+from tests.unit.fakes.rig import FakeClock
 from tests.unit.fakes.waiting import LONG
 
 IDS = {5: {"orders.id": [50]}, 7: {"orders.id": [70]}}
@@ -77,6 +79,36 @@ def test_a_view_in_doubt_is_not_tried_at_each_call(outbox_dir: Path, monkeypatch
             first.kept.checkpoint() if woken[-1] else None
         assert not first.view.is_sure(1)
         assert woken == [True, False, False, True, False, False, True]
+
+
+def test_low_reserves_of_ids_are_not_asked_for_in_an_outage(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call would wake the background thread, and where the relay is another process, try to connect."""
+
+    def fill(_: Any) -> None:
+        raise OperationalError("SELECT 1", {}, Exception("connection refused"))
+
+    monkeypatch.setattr("outbox.integrations.keeper.engine_of", lambda _: None)
+    clock = FakeClock()
+    order = ManagerOperation("order", like="create_order_journal_entry")
+    with Outbox.open(outbox_dir, clock=clock) as box:
+        first = keeper(box, order)
+        reserves: Any = first._reserves
+        reserves.low, reserves.fill = True, fill
+        first._host.manager()
+
+        def is_woken(number: int) -> bool:
+            first._wake.clear()
+            first.fold(box.enqueue("order", {"client_order_id": str(number), NOTES: {"session": None}}))
+            return first._wake.is_set()
+
+        assert is_woken(0)
+        box.progress.report(delivering=False)
+        assert not is_woken(1)
+        box.progress.report(delivering=None)
+        first._work()
+        assert not is_woken(2)
+        clock.advance(5)
+        assert is_woken(3)
 
 
 def test_status_shows_before_an_outage_what_it_does_not_answer(outbox_dir: Path) -> None:
