@@ -34,6 +34,7 @@ _HALT = "enter_close_only"
 _NOTICE = "halt-method"
 _OTHERS = "other-managers"
 _BESIDE = "held-beside"
+_SILENT = "log-disabled"
 _MISSING: Any = object()
 
 
@@ -242,8 +243,11 @@ def wire(
         durable = manager if isinstance(manager, DurableDatabaseManager) else DurableDatabaseManager(manager)
         outbox = wiring.outbox = Outbox.open(config=settings, hooks=hooks)
         wiring._undo.append(outbox.close)
-        for name in (_NOTICE, _OTHERS, _BESIDE, FURTHER):
+        for name in (_NOTICE, _OTHERS, _BESIDE, _SILENT, FURTHER):
             outbox.notices.clear(name)
+        if _log.is_disabled:
+            message = "the program has disabled the outbox's log, which alone names exits that are not recorded"
+            wiring._show_problem(_SILENT, message, "logging.config with disable_existing_loggers=False")
         halt = wiring._find_halt(halt_method)
         durable.attach_outbox(
             outbox, operations=operations, write_behind=write_behind, on_halt=halt, learned_from=learned_from

@@ -33,6 +33,11 @@ class Log:
         """Whether DEBUG is logged: costly facts are gathered only then."""
         return self._logger.isEnabledFor(logging.DEBUG)
 
+    @property
+    def is_disabled(self) -> bool:
+        """Whether a configuration of `logging` that came later has turned it off (`disable_existing_loggers`)."""
+        return self._logger.disabled
+
     def debug(self, message: str, **facts: Any) -> None:
         self._log(logging.DEBUG, message, facts)
 

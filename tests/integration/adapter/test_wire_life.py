@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 import signal
 import subprocess
@@ -133,6 +134,20 @@ def test_halt_method_that_is_missing_is_refused_or_shown(
         status = wiring.get_outbox_status()
         assert status is not None
         assert "halt-method" not in status.notices
+    engine.db_manager.close()
+
+
+def test_log_that_the_program_has_disabled_is_shown(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(Durable(postgres_url))
+    for disabled in (True, False):
+        # As `logging.config.dictConfig` does with loggers that it does not name.
+        monkeypatch.setattr(logging.getLogger("outbox.integrations"), "disabled", disabled)
+        with wire(engine, config=config(outbox_dir, postgres_url)) as wiring:
+            status = wiring.get_outbox_status()
+            assert status is not None
+            assert ("log-disabled" in status.notices) is disabled
     engine.db_manager.close()
 
 
