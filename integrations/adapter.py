@@ -26,6 +26,7 @@ from .binding import bind_to
 from .block import Block, Entering, SessionLocks, current, entered, logged_at_exit
 from .delivery import Delivery, local_result
 from .guard import Guard
+from .halt import Halt
 from .host import Host
 from .ids.id_reserves import IdReserves
 from .keeper import Keeper
@@ -78,7 +79,7 @@ class Adapter:
                 f"the outbox at {outbox.path} serves a {_served[outbox].name} already",
                 hint="one manager, one store: give this one a directory of its own, or make one class of both",
             )
-        self.host, self.outbox, self.on_halt = host, outbox, on_halt
+        self.host, self.outbox, self._halt = host, outbox, Halt(on_halt)
         self._write_behind = write_behind
         learned = None if learned_from is None else carried_over(outbox, learned_from)
         host.recall(outbox)
@@ -123,7 +124,6 @@ class Adapter:
             block=lambda: current(self),
             methods=self.calls,
             pending_attributes=self._pending_attributes,
-            on_halt=on_halt,
         )
         self._local_answers = LocalAnswers(self, host, outbox, self.keeper, self.delivery, self._preparing)
         # Operations that were seen to write nothing.
@@ -208,6 +208,7 @@ class Adapter:
             item.at = at
             return self._durably(item) if item.rehearsal.reached else self._by_itself(item)
         except OutboxError as exc:
+            self._halt.after(exc)
             is_exit = operation.never_refused is not None and operation.never_refused(operation.standard(bound))
             # A best-effort call raises nothing; a halted store or a dead letter stops no exit.
             if not operation.best_effort and not (is_exit and isinstance(exc, DurabilityError | AlreadyRejected)):
@@ -261,10 +262,10 @@ class Adapter:
                     return again.told
                 if not waits and (refusal := self._local_answers.check(operation, item.bound)) is not None:
                     return refusal[0]
-                item = self._preparing.prepare(item, final=not waits)
-                if group is not None and group.add(self._preparing.encoded(item)):
+                item = self._preparing.encoded(self._preparing.prepare(item, final=not waits))
+                if group is not None and group.add(item):
                     return item.told
-                first = self._record([self._preparing.encoded(item)])[0]
+                first = self._record([item])[0]
         return self._result(operation, [first]) if waits else local_result(operation, first)
 
     def _result(self, operation: ManagerOperation, entries: Sequence[Entry]) -> Any:
@@ -300,7 +301,7 @@ class Adapter:
             return made is not None and made.is_alive()
 
         # Weak: a block that was left open must be collected.
-        made = Entering(self._block, (operation, args, kwargs, alive), {}, operation.name)
+        made = Entering(self._block, (operation, args, kwargs, alive), {}, operation.name, self._halt.after)
         entering = weakref.ref(made)
         return made
 
@@ -329,7 +330,7 @@ class Adapter:
                 item = self._preparing.prepare(item, final=not waits)
                 told = self._local_answers.told(item, online=waits)
                 block.add(self._preparing.encoded(item))
-            with logged_at_exit(block), entered(block):
+            with self._preparing.given(block), logged_at_exit(block), entered(block):
                 yield told
             if earlier is None and not turn.alone:
                 # Another block of the session may be recorded first, and change the balance.
@@ -352,17 +353,17 @@ class Adapter:
     def _record(self, items: list[Prepared]) -> list[Entry]:
         """Make calls durable in one commit and fold them into the view; the order is held meanwhile."""
         try:
-            with self._preparing.halting():
-                entries = self.outbox.submit([item.ready for item in items])
+            entries = self.outbox.submit([item.ready for item in items])
             self.guard.queued(entries[-1].seq)
             for item, entry in zip(items, entries, strict=True):
+                self._preparing.recorded(item, entry.seq)
                 self.keeper.fold(entry)
                 self.passing.waiting.note(entry.operation, entry.seq)
                 self.delivery.noted(entry)
-                self.replayer.carried.foresee(entry.seq, item.foreseen)
                 self._pending_attributes.note(item, entry)
                 self._follow_session(item.operation, item.session)
         except OutboxError:
+            self._preparing.take_back(items)
             raise
         except BaseException:
             self._interrupted(items)
@@ -376,4 +377,8 @@ class Adapter:
         self.guard.queued(last)
         for item in items:
             self.passing.waiting.note(item.operation.name, last)
+            made, stored = item.ready[0], self.outbox.store.find(item.ready[0].key)
+            if stored is not None and stored.id == made.id:
+                self._preparing.recorded(item, stored.seq)
+        self._preparing.take_back(items)
         self.keeper.kept.catch_up()

@@ -178,12 +178,20 @@ class Entering(_GeneratorContextManager[Any]):
     """The context manager of a block.  An exception while it is entered ends the block.
 
     `name`: the method that made it.  A plain method that was declared as a context manager is called without `with`;
-    the log names it then, because nothing of the call was recorded.
+    the log names it then, because nothing of the call was recorded.  `failed(error)` is called where entering or ending
+    it raises an error of its own.
     """
 
-    def __init__(self, func: Any, args: Any, kwds: Any, name: str = "") -> None:
+    def __init__(
+        self,
+        func: Any,
+        args: Any,
+        kwds: Any,
+        name: str = "",
+        failed: Callable[[BaseException], None] = lambda _: None,
+    ) -> None:
         super().__init__(func, args, kwds)
-        self._name = name
+        self._name, self._failed = name, failed
 
     def __call__(self, func: Any) -> Any:
         """As a decorator, each call of `func` enters a block of its own."""
@@ -202,9 +210,18 @@ class Entering(_GeneratorContextManager[Any]):
         """See the generator."""
         try:
             return super().__enter__()
-        except BaseException:
+        except BaseException as exc:
             # What is raised by a signal handler may come after the generator has stopped at its `yield`.
             self.gen.close()
+            self._failed(exc)
+            raise
+
+    def __exit__(self, *error: Any) -> bool | None:
+        """See the generator."""
+        try:
+            return super().__exit__(*error)
+        except BaseException as exc:
+            self._failed(exc)
             raise
 
     def is_alive(self) -> bool:

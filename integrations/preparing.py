@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -19,7 +19,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from .. import DurabilityError, InvalidEntry, Outbox
+from .. import InvalidEntry, Outbox
 from ..errors import ConfigError
 from ..log import Log
 from ..store.writer import refuse_at_the_end
@@ -71,6 +71,9 @@ class Prepared:
     session: int | None = None
     # Sums that the manager gets at the call, though its method adds them after its write.
     foreseen: dict[str, Any] = field(default_factory=dict)
+    # Those of the sums that the manager has got and that no recorded call accounts for, and the last entry before.
+    given: dict[str, Any] = field(default_factory=dict)
+    behind_seq: int = 0
     # Attributes that the manager gets only when the call is delivered.
     uncounted: set[str] = field(default_factory=set)
     # What the outbox stores, encoded at the call.
@@ -118,15 +121,11 @@ class Preparing:
         block: Callable[[], Block | None],
         methods: Collection[str],
         pending_attributes: PendingAttributes,
-        on_halt: Callable[[str], Any] | None,
     ) -> None:
-        """`on_halt(reason)` is called before a call raises because the outbox has halted.
-
-        `block()` is the caller's balance block; `methods` are those whose calls are queued.
-        """
+        """`block()` is the caller's balance block; `methods` are those whose calls are queued."""
         self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
         self._delivery, self._reserves, self._current_session = delivery, reserves, current_session
-        self._block, self._on_halt, self._pending_attributes = block, on_halt, pending_attributes
+        self._block, self._pending_attributes = block, pending_attributes
         self._early, self._foreseen = EarlyState(outbox), foreseen.Foreseen(host, methods)
         self._opened = _Opened()
 
@@ -243,10 +242,9 @@ class Preparing:
         changes = item.rehearsal.changes = item.rehearsal.changes.without(uncounted)
         if item.foreseen:
             notes["foreseen"] = item.foreseen
-        with self.halting():
-            known = self._host.attributes().items()
-            own = {name: value for name, value in known if name not in uncounted | item.uncounted}
-            others = self._early.before(own, changes, self._foreseen.names())
+        known = self._host.attributes().items()
+        own = {name: value for name, value in known if name not in uncounted | item.uncounted}
+        others = self._early.before(own, changes, self._foreseen.names())
         if changes or others:
             notes["state"] = changes.noted(operation.name, others)
         if operation.creates:
@@ -267,14 +265,13 @@ class Preparing:
     def _id_notes(self, operation: ManagerOperation, bound: Mapping[str, Any], *, final: bool) -> dict[str, Any]:
         """The id that the row will have; none for an exit that finds the reserve used up: PostgreSQL numbers it later.
 
-        Raises `IdReserveEmpty` for anything else, after trading was halted.
+        Raises `IdReserveEmpty` for anything else.
         """
         finality = {"final": True} if final else {}
         if operation.session is Session.BEGINS and (going_on := self._resumed(operation, bound)) is not None:
             return {"id": going_on, "resumes": True, **finality}
         try:
-            with self.halting():
-                id_ = self._take_id(*operation.schema_table_column())
+            id_ = self._take_id(*operation.schema_table_column())
         except IdReserveEmpty as exc:
             if operation.never_refused is None or not operation.never_refused(operation.standard(bound)):
                 raise
@@ -305,8 +302,7 @@ class Preparing:
         with self._view.lock:
             sides = self._view.learning.sides(seen_of(self._view, operation, bound, notes))
         for name, count_ in sides.items():
-            with self.halting():
-                ids = [self._reserves.take_if_any(*name.split(".")) for _ in range(count_)]
+            ids = [self._reserves.take_if_any(*name.split(".")) for _ in range(count_)]
             if None not in ids:
                 notes.setdefault("side", {})[name] = ids
 
@@ -329,19 +325,40 @@ class Preparing:
         rehearsal = item.rehearsal
         # What the rehearsal has made of the clock, such as an id, must not be before what the replay will make of it.
         at = item.at or (rehearsal.at if rehearsal.changes else None)
-        with self.halting():
-            try:
-                item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
-            except InvalidEntry:
-                # Members of enum classes that are new to the outbox may be all that it refused.
-                if not self._host.enums.learn(self._outbox, args):
-                    raise
-                item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
+        try:
+            item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
+        except InvalidEntry:
+            # Members of enum classes that are new to the outbox may be all that it refused.
+            if not self._host.enums.learn(self._outbox, args):
+                raise
+            item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
         if self._host.built is not None:
             item.rehearsal.changes.apply(self._host.built)
+        item.behind_seq = self._delivery.last_seq
         for name, change in item.foreseen.items():
             self._host.set(name, foreseen.changed(self._host.get(name), change))
+            item.given[name] = change
         return item
+
+    @contextmanager
+    def given(self, block: Block) -> Iterator[None]:
+        """Take back what the manager was given at the calls of a block that an exception ends."""
+        try:
+            yield
+        except BaseException:
+            self.take_back(block.end())
+            raise
+
+    def recorded(self, item: Prepared, seq: int) -> None:
+        """The call is entry `seq`: what the manager was given at it is taken back only if PostgreSQL refuses it."""
+        self._replayer.carried.foresee(seq, item.given)
+        item.given = {}
+
+    def take_back(self, items: Sequence[Prepared]) -> None:
+        """Take back what the manager was given at calls that are not recorded; may be called twice."""
+        for item in reversed(items):
+            given, item.given = item.given, {}
+            self._replayer.carried.take_back(given, item.behind_seq)
 
     def _take_id(self, *names: str | None) -> Any:
         try:
@@ -357,13 +374,3 @@ class Preparing:
                     raise
                 _log.warning("id reserves could not be filled: %(error)s", error=first_line(exc))
             return self._reserves.take(*names)
-
-    @contextmanager
-    def halting(self) -> Iterator[None]:
-        """Let the host enter its close-only mode before the error is raised."""
-        try:
-            yield
-        except DurabilityError as exc:
-            if self._on_halt is not None:
-                self._on_halt(str(exc))
-            raise

@@ -108,20 +108,26 @@ class Carried:
                 if changes is not None:
                     changes.apply(manager)
                 for name in corrections.keys() & foreseen.keys():
-                    self._correct(manager, name, corrections[name])
+                    self._correct(name, corrections[name], behind_seq=seq)
 
-    def _correct(self, manager: Any, name: str, wrong: Change | None) -> None:
+    def take_back(self, given: Mapping[str, Any], last_seq: int) -> None:
+        """The manager was `given` these changes of a call, made behind entry `last_seq`, that is not recorded."""
+        with self._lock:
+            for name, change in given.items():
+                self._correct(name, correction(change, None), behind_seq=last_seq)
+
+    def _correct(self, name: str, wrong: Change | None, *, behind_seq: int) -> None:
         """Correct what a call did to an attribute; behind a later assignment, only what that has replaced."""
         if wrong is None:
             return
         for seq, foreseen in sorted(self._foreseen.items()):
-            later = foreseen.get(name)
+            later = foreseen.get(name) if seq > behind_seq else None
             if isinstance(later, list):
                 self._foreseen[seq] = {**foreseen, name: [later[0], changed(later[1], wrong), later[2]]}
                 return
             if later is not None:
                 wrong = behind(wrong, later)
-        setattr(manager, name, changed(getattr(manager, name), wrong))
+        self._host.set(name, changed(self._host.get(name), wrong))
 
     def _is_completed(self, seq: int) -> bool:
         assert self._outbox is not None

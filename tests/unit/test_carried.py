@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from outbox import Outbox
+from outbox.clock import SystemClock
+from outbox.integrations.host import Host
 from outbox.integrations.state.carried import Carried
 from outbox.store.ledger import Settlement
 
 
 def test_a_sum_stays_while_its_call_is_pending_behind_a_settled_one(outbox_dir: Path) -> None:
-    manager = SimpleNamespace(pnl=30)
-    host: Any = SimpleNamespace(built=manager)
+    manager = SimpleNamespace(session_factory=None, pnl=30)
+    host = Host(manager, SystemClock())
     with Outbox.open(outbox_dir) as box:
         carried = Carried(host, box)
         for amount in (10, 20):
@@ -25,8 +26,8 @@ def test_a_sum_stays_while_its_call_is_pending_behind_a_settled_one(outbox_dir: 
 
 
 def test_the_sum_of_a_rejected_call_is_taken_back(outbox_dir: Path) -> None:
-    manager = SimpleNamespace(pnl=30)
-    host: Any = SimpleNamespace(built=manager)
+    manager = SimpleNamespace(session_factory=None, pnl=30)
+    host = Host(manager, SystemClock())
     with Outbox.open(outbox_dir) as box:
         carried = Carried(host, box)
         for amount in (10, 20):

@@ -1054,6 +1054,27 @@ BUGS = (
         ("tests/integration/adapter/test_limits.py",),
     ),
     Bug(
+        "adapter: the halt method is called again by its own calls, without end",
+        "integrations/halt.py",
+        "        self._here.halting = True\n",
+        "        self._here.halting = False\n",
+        ("tests/integration/adapter/test_halt.py",),
+    ),
+    Bug(
+        "adapter: a limit counts a call that a full store has refused",
+        "integrations/adapter.py",
+        "        except OutboxError:\n            self._preparing.take_back(items)\n",
+        "        except OutboxError:\n",
+        ("tests/integration/adapter/test_limits.py",),
+    ),
+    Bug(
+        "adapter: a limit counts the calls of a block that has failed",
+        "integrations/preparing.py",
+        "            self.take_back(block.end())\n            raise\n",
+        "            block.end()\n            raise\n",
+        ("tests/integration/adapter/test_limits.py",),
+    ),
+    Bug(
         "adapter: a refused reset is not taken back below what was added behind it",
         "integrations/state/carried.py",
         "                wrong = behind(wrong, later)\n",

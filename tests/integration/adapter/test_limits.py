@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from outbox import StoreFull
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
 from tests.unit.fakes.waiting import until
 
@@ -118,6 +120,82 @@ def test_refused_reset_leaves_what_was_added_behind_it(postgres_url: str, outbox
         here.relay.start()
         until(lambda: here.box.status().pending == 0)
         assert manager.day_pnl == -65
+
+
+def test_call_without_room_changes_no_limit(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scene(postgres_url, outbox_dir, Halting, HALTING) as here:
+        manager = here.manager
+        assert manager.close_deal("A", Decimal(-60))
+        with monkeypatch.context() as full:
+            full.setattr(here.box.store._quota, "_reserve_bytes", 1 << 60)
+            with pytest.raises(StoreFull):
+                manager.close_deal("B", Decimal(-60))
+            with pytest.raises(StoreFull):
+                manager.halt("by hand")
+        assert (manager.day_pnl, manager.halted) == (-60, False)
+        assert manager.open_deal("C")
+        assert here.drain()
+        assert (manager.day_pnl, manager.halted) == (-60, False)
+        assert here.rows("SELECT symbol FROM trades ORDER BY id") == [("A",), ("C",)]
+
+
+def test_calls_of_a_block_that_fails_change_no_limit(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Halting, HALTING) as here:
+        manager = here.manager
+        manager.create_trading_session("s", 100)
+        with pytest.raises(ZeroDivisionError), manager.atomic_balance_update(5, "fill"):
+            manager.close_deal("A", Decimal(-60))
+            with manager.atomic_balance_update(5, "another"):
+                manager.close_deal("B", Decimal(-60))
+                manager.halt("by hand")
+            assert (manager.day_pnl, manager.halted) == (-120, True)
+            raise ZeroDivisionError
+        assert (manager.day_pnl, manager.halted) == (0, False)
+        assert here.drain()
+        assert (manager.day_pnl, manager.halted) == (0, False)
+
+
+def test_block_that_fails_behind_a_reset_does_not_reach_over_it(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Halting, HALTING) as here:
+        manager = here.manager
+        manager.create_trading_session("s", 100)
+        assert manager.close_deal("A", Decimal(-60))
+        with pytest.raises(ZeroDivisionError), manager.atomic_balance_update(5, "fill"):
+            manager.close_deal("B", Decimal(-7))
+            reset = threading.Thread(target=manager.new_day, args=("midnight",))
+            reset.start()
+            reset.join()
+            assert manager.day_pnl == 0
+            raise ZeroDivisionError
+        assert manager.day_pnl == 0
+        assert here.drain()
+        assert manager.day_pnl == 0
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_interrupted_call_changes_a_limit_if_it_is_stored(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+) -> None:
+    with scene(postgres_url, outbox_dir, Halting, HALTING) as here:
+        manager, submit = here.manager, here.box.submit
+        with manager.session_factory.begin() as session:
+            session.add(Trade(symbol="refused"))
+
+        def interrupted(prepared: Any) -> None:
+            if stored:
+                submit(prepared)
+            raise KeyboardInterrupt
+
+        for symbol in ("A", "refused"):
+            with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+                patched.setattr(here.box, "submit", interrupted)
+                manager.close_deal(symbol, Decimal(-60))
+        assert manager.day_pnl == (-120 if stored else 0)
+        here.relay.start()
+        until(lambda: here.box.status().pending == 0)
+        assert manager.day_pnl == (-60 if stored else 0)
 
 
 class Switching(SmallManager):

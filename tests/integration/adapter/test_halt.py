@@ -1,0 +1,95 @@
+"""The engine's halt method is called before a call raises: it may use the manager, wait for others, and fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox import DurabilityError, StoreFull
+from tests.unit.fakes.waiting import LONG
+
+from .small import Scene, scene
+
+
+@contextmanager
+def full(postgres_url: str, outbox_dir: Path, halt: Any) -> Iterator[Scene]:
+    """A manager in a session whose store has no room for another call."""
+    with scene(postgres_url, outbox_dir) as here:
+        here.manager.detach_outbox()
+        here.manager.attach_outbox(here.box, on_halt=lambda reason: halt(here.manager, reason))
+        here.manager.create_trading_session("s", 100)
+        here.box.store._quota._reserve_bytes = 1 << 60
+        yield here
+
+
+def trade(manager: Any) -> None:
+    manager.log_trade("A")
+
+
+def block(manager: Any) -> None:
+    with manager.atomic_balance_update(-5, "fee"):
+        pass
+
+
+def call_in_block(manager: Any) -> None:
+    with manager.atomic_balance_update(-5, "fee"):
+        manager.create_order_journal_entry("A")
+
+
+CALLS = pytest.mark.parametrize("call", [trade, block, call_in_block])
+
+
+@CALLS
+def test_halt_method_that_makes_calls_is_called_once(postgres_url: str, outbox_dir: Path, call: Any) -> None:
+    reasons: list[str] = []
+    refused: list[Exception] = []
+
+    def halt(manager: Any, reason: str) -> None:
+        reasons.append(reason)
+        manager.log_event("close only")
+        with pytest.raises(StoreFull) as caught:
+            trade(manager)
+        refused.append(caught.value)
+
+    with full(postgres_url, outbox_dir, halt) as here:
+        for times in (1, 2):
+            with pytest.raises(StoreFull, match="kept for draining"):
+                call(here.manager)
+            assert (len(reasons), len(refused)) == (times, times)
+
+
+@CALLS
+def test_call_raises_as_ever_where_the_halt_method_fails(
+    postgres_url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture, call: Any
+) -> None:
+    def halt(*_: Any) -> None:
+        raise AttributeError("no such switch")
+
+    with full(postgres_url, outbox_dir, halt) as here:
+        with pytest.raises(StoreFull, match="kept for draining"):
+            call(here.manager)
+        assert here.manager.create_order_journal_entry("out", "exit") is None
+    assert "the halt method has failed" in caplog.text
+    assert "no such switch" in caplog.text
+
+
+@CALLS
+def test_halt_method_may_wait_for_a_thread_that_makes_a_call(postgres_url: str, outbox_dir: Path, call: Any) -> None:
+    ended: list[bool] = []
+
+    def halt(manager: Any, _: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        other = threading.Thread(target=manager.log_event, args=("the thread that trades",), daemon=True)
+        other.start()
+        other.join(LONG / 4)
+        ended.append(not other.is_alive())
+
+    with full(postgres_url, outbox_dir, halt) as here, pytest.raises(DurabilityError):
+        call(here.manager)
+    assert ended == [True]
