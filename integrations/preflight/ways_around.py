@@ -26,6 +26,8 @@ _INSERTS = re.compile(r"\s*(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|TRUNC
 _WRITING = frozenset(
     {"add_all", "merge", "bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings", "executemany"}
 )
+# In a class that is given a session: calls by which it may write, whatever it calls the session.
+_OF_UNITS = frozenset({"add", "delete", "commit", "begin", "flush"})
 THROUGH_FACTORY = "its writes must go through self.session_factory"
 _COUNT_HERE = "count in an attribute of the manager, or behind the write"
 _HAND_OVER = "hand it the session, since a replay runs on a copy of the manager"
@@ -231,8 +233,22 @@ def handed_out(name: str, evidence: Evidence) -> str | None:
             if isinstance(made, ast.Call) and made.args:
                 kind = meaning(function, dotted(made.func))
                 if isinstance(kind, type) and not _module_of(kind).startswith("sqlalchemy"):
-                    return kind.__name__
+                    return None if _only_reads(kind) else kind.__name__
     return None
+
+
+def _only_reads(kind: type) -> bool:
+    """Whether the code of a class shows methods, and none that writes, commits, or makes a part of the session."""
+    facts = {function: facts_of(function) for _, function in ClassCode(kind).everything()}
+    calls = [(call, function) for function, one in facts.items() for call in one.calls]
+    return (
+        any(not function.__name__.startswith("_") for function in facts)
+        and all(one.read and not one.changes and not any(map(_INSERTS.match, one.texts)) for one in facts.values())
+        and not any(
+            call.last in _OF_UNITS or _is_write(call.name, function) or (call.last[:1].isupper() and call.node.args)
+            for call, function in calls
+        )
+    )
 
 
 def _is_write(name: str, function: Any) -> bool:

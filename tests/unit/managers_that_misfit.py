@@ -726,7 +726,37 @@ class Unit:
         self.session.add(Trade(symbol=symbol))
 
 
+class Report:
+    """A unit that only reads."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def trades(self) -> list[str]:
+        return [trade.symbol for trade in self._session.scalars(select(Trade))]
+
+
+class Works:
+    """A unit whose parts write."""
+
+    def __init__(self, session: Session) -> None:
+        self.trades = Unit(session)
+
+    def count(self) -> int:
+        return 0
+
+
 class HandsOutUnits(Sound):
+    @contextmanager
+    def reading(self) -> Iterator[Report]:
+        with self.session_factory.begin() as session:
+            yield Report(session)
+
+    @contextmanager
+    def works(self) -> Iterator[Works]:
+        with self.session_factory.begin() as session:
+            yield Works(session)
+
     @contextmanager
     def transaction(self) -> Iterator[Unit]:
         with self.session_factory.begin() as session:

@@ -335,7 +335,8 @@ def test_a_row_that_numbers_itself_is_warned_of(
 def test_a_unit_of_work_that_is_handed_out_is_warned_of() -> None:
     warnings = [one for one in fit_of(managers.HandsOutUnits).warnings if "that it yields" in one]
     assert warnings == [
-        "transaction: what is written by the Unit that it yields is not durable: declare methods that write at once"
+        f"{name}: what is written by the {unit} that it yields is not durable: declare methods that write at once"
+        for name, unit in (("transaction", "Unit"), ("works", "Works"))
     ]
 
 
