@@ -260,7 +260,9 @@ class Adapter:
                 again = earlier_calls.in_block(group, operation, item.bound)
                 if again is not None:
                     return again.told
-                if not waits and (refusal := self._local_answers.check(operation, item.bound)) is not None:
+                answers = self._local_answers
+                refusal = (answers.refusal if waits else answers.check)(operation, item.bound)
+                if refusal is not None:
                     return refusal[0]
                 item = self._preparing.encoded(self._preparing.prepare(item, final=not waits))
                 if group is not None and group.add(item):

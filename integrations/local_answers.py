@@ -11,14 +11,16 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from .. import Outbox
-from .away import cannot_take
+from .away import cannot_take, is_away
 from .block import current
 from .block_reads import BlockReads
 from .delivery import Delivery
 from .host import Host
 from .keeper import Keeper
-from .manager_connection import is_used_up
+from .manager_connection import engine_of, fresh_connection, is_used_up
 from .operations import ManagerOperation
 from .preparing import Prepared, Preparing
 from .replay.asof import PASSING_IDS, AsOf
@@ -47,6 +49,32 @@ class LocalAnswers:
     def _view(self) -> LocalView:
         return self._keeper.view
 
+    def refusal(self, operation: ManagerOperation, bound: dict[str, Any]) -> tuple[Any] | None:
+        """What `check` finds for a call that waits for the manager's own answer, if PostgreSQL is away all the same.
+
+        A relay without work does not know yet that PostgreSQL is gone.
+        """
+        try:
+            found = self._check_limits(operation, bound)
+        except Exception:
+            if self._is_reached():
+                return None
+            raise
+        return None if found is None or self._is_reached() else found
+
+    def _is_reached(self) -> bool:
+        """Whether a new connection can be made.  Where it cannot, the relay is to look too."""
+        if self._host.built is None:
+            return True
+        try:
+            with fresh_connection(engine_of(self._host.undoubled())):
+                return True
+        except SQLAlchemyError as exc:
+            if not is_away(exc):
+                return True
+            self._outbox.progress.ask()
+            return False
+
     def check(self, operation: ManagerOperation, bound: dict[str, Any]) -> tuple[Any] | None:
         """Refuse what the manager was seen to refuse, and an unknown session, while it cannot be asked.
 
@@ -62,10 +90,13 @@ class LocalAnswers:
                 if not self._delivery.works or not self._keeper.observe(session):
                     raise
                 check(call, self._block_reads.view())
+        return self._check_limits(operation, bound)
+
+    def _check_limits(self, operation: ManagerOperation, bound: dict[str, Any]) -> tuple[Any] | None:
         with self._view.lock:
             if not checks.refuses(self._view.learning, operation):
                 return None
-        limits = self._exceeded(operation, bound, {"session": session})
+        limits = self._exceeded(operation, bound, {"session": self._preparing.session_of(operation, bound)})
         return checks.refuse(self._view.learning, operation, limits)
 
     def _exceeded(

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select, update
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
+from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import until
 
 from .small import Scene, scene
@@ -121,3 +122,29 @@ def test_cancel_of_a_filled_order_is_refused_in_an_outage(book: Scene) -> None:
     book.box.pauses.end()
     assert book.drain()
     assert [entry.args["client_order_id"] for entry in book.box.dead_letters()] == ["d"]
+
+
+def test_first_call_after_postgres_died_is_refused_as_in_an_outage(
+    own_postgres: PostgresServer, outbox_dir: Path
+) -> None:
+    """A relay without work does not know of it yet."""
+    url = own_postgres.create_database("book")
+    with scene(url, outbox_dir, AnsweringManager, OPERATIONS) as here:
+        here.relay.start()
+        manager = here.manager
+        manager.create_trading_session()
+        first, second = (manager.log_position("A", Decimal(1)) for _ in range(2))
+        assert [manager.close_position(first), manager.close_position(first)] == [True, False]
+        assert manager.close_position(second) is True
+        assert here.drain()
+        until(lambda: manager._adapter.view.is_sure(manager._current_session_id))
+        own_postgres.kill()
+        assert manager.close_position(second) is False
+        own_postgres.start()
+        manager.engine.dispose()
+        assert here.drain()
+        assert here.box.status().dead_letters == 0
+        # While PostgreSQL answers, the manager decides: another writer has opened it again.
+        with manager.session_factory.begin() as session:
+            session.add(Lot(id=second, symbol="A", size=1))
+        assert manager.close_position(second) is True
