@@ -26,7 +26,7 @@ from ..view.reads import LOCAL_READS
 from . import held
 from .evidence import Evidence
 from .id_columns import is_mapped_class
-from .method_code import dotted, facts_of, is_opaque, layers, meaning, names_in
+from .method_code import Facts, dotted, facts_of, is_opaque, layers, meaning, names_in
 
 # What a synchronous wrapper calls to get the result of the coroutine or generator that it wraps.
 _RUNNERS = frozenset({"run", "run_until_complete", "run_coroutine_threadsafe", "list", "tuple", "next", "sum", "send"})
@@ -330,7 +330,7 @@ def other_answer(operation: ManagerOperation, evidence: Evidence) -> str | None:
     functions = evidence.code.functions(operation.name)
     if operation.context or operation.best_effort or not functions:
         return None
-    hint, facts = inspect.signature(functions[0]).return_annotation, facts_of(functions[0])
+    hint, facts = inspect.signature(functions[0]).return_annotation, _answering(functions)
     name = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
     returned = [facts.locals.get(one.id, one) if isinstance(one, ast.Name) else one for one in facts.returns]
     constants = {repr(one.value) if isinstance(one, ast.Constant) else "" for one in returned}
@@ -352,6 +352,16 @@ def other_answer(operation: ManagerOperation, evidence: Evidence) -> str | None:
         answer = "a value" if hint is inspect.Signature.empty else hint if isinstance(hint, str) else _shown(hint)
         way = "declare returns=, a value or a callable that makes it of the call's arguments"
     return f"it answers {answer}, and in an outage, in a balance block and with write_behind it answers None: {way}"
+
+
+def _answering(functions: list[Any]) -> Facts:
+    """What is known of the function whose answer a method gives: behind decorators that only pass it on."""
+    for function in functions:
+        facts = facts_of(function)
+        passed = [facts.locals.get(one.id) if isinstance(one, ast.Name) else one for one in facts.returns]
+        if "__wrapped__" not in vars(function) or not all(isinstance(one, ast.Call) for one in passed):
+            break
+    return facts
 
 
 def _shown(hint: Any) -> str:

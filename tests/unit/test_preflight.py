@@ -209,8 +209,18 @@ class AnswersWithIds(managers.Sound):
     def by_none(self, symbol: str) -> None:
         self.log_trade(symbol)
 
+    @managers.showing
+    def by_nothing_behind_a_decorator(self, symbol: str):  # type: ignore[no-untyped-def]
+        self.log_trade(symbol)
 
-@pytest.mark.parametrize("name", ["by_annotation", "by_key", "by_row", "by_flag", "by_pair", "by_value"])
+    @managers.showing
+    def by_value_behind_a_decorator(self, symbol: str):  # type: ignore[no-untyped-def]
+        return f"{symbol}-{self.log_trade(symbol)}"
+
+
+@pytest.mark.parametrize(
+    "name", ["by_annotation", "by_key", "by_row", "by_flag", "by_pair", "by_value", "by_value_behind_a_decorator"]
+)
 def test_answer_that_an_outage_cannot_tell_is_warned_of(name: str) -> None:
     def warned(operation: ManagerOperation) -> bool:
         return any(f"{name}: it answers" in one for one in fit_of(AnswersWithIds, operation).warnings)
@@ -221,7 +231,7 @@ def test_answer_that_an_outage_cannot_tell_is_warned_of(name: str) -> None:
     assert not warned(ManagerOperation(name, best_effort=True))
 
 
-@pytest.mark.parametrize("name", ["by_nothing", "by_none"])
+@pytest.mark.parametrize("name", ["by_nothing", "by_none", "by_nothing_behind_a_decorator"])
 def test_no_answer_is_warned_of_where_an_outage_has_one(name: str) -> None:
     def warned(operation: ManagerOperation) -> bool:
         return any(one.startswith(name) for one in fit_of(AnswersWithIds, operation).warnings)
