@@ -19,6 +19,7 @@ from .containers import Container, is_made_again, put_together, taken_apart
 from .explanations import Unknown, is_amount_text
 from .gatherings import Gathering
 from .rows import KEY, ORDERS, PARENT, POSITIONS, Row, Tables
+from .value_objects import ValueObjects
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
@@ -46,6 +47,7 @@ class RowForms:
         self._names: dict[str, list[str]] = {}
         # table -> column -> whether it shows amounts as texts.
         self._texts: dict[str, dict[str, bool]] = {}
+        self._objects = ValueObjects()
         # table -> what has its rows in an answer.
         self._gatherings: dict[str, Gathering] = {}
 
@@ -93,7 +95,7 @@ class RowForms:
     def _understood(self, table: str, shown: Any) -> Tables:
         gathering = self._gatherings.get(table, Gathering())
         rows, keys = gathering.opened(table, shown)
-        flat = [dict(row) for row in self._rows(table, rows, keys)]
+        flat = [self._objects.apart(table, row) for row in self._rows(table, rows, keys)]
         self._gatherings = {**self._gatherings, table: gathering.learned(table, shown, keys, flat)}
         found: Tables = {table: {row[self.key(table)]: row for row in flat}}
         for id_, row in found[table].items() if table == POSITIONS else ():
@@ -129,7 +131,7 @@ class RowForms:
         if type(shown) is not list or any(taken_apart(item)[0][0] in _NOT_ROWS for item in shown):
             return None
         try:
-            return self._rows(table, shown)
+            return [self._objects.apart(table, row) for row in self._rows(table, shown)]
         except Unknown:
             return None
 
@@ -196,10 +198,11 @@ class RowForms:
             if inner in row:
                 row[inner] = [self.shown(name, item) if isinstance(item, dict) else item for item in row[inner]]
         container, names = self._containers.get(table, ["dict"]), self._names.get(table, [])
-        ordered = {name: row[name] for name in (*(one for one in names if one in row), *row) if name != KEY}
         for name, is_text in self._texts.get(table, {}).items():
-            if is_text and ordered.get(name) is not None:
-                ordered[name] = str(ordered[name])
+            if is_text and row.get(name) is not None:
+                row[name] = str(row[name])
+        row = self._objects.together(table, row)
+        ordered = {name: row[name] for name in (*(one for one in names if one in row), *row) if name != KEY}
         made = put_together(container, ordered)
         if made is None:
             raise Unknown(f"rows of {table} are of the class {container[-1]}, which is not loaded")
@@ -211,10 +214,11 @@ class RowForms:
         """The state, to be stored."""
         gatherings = {table: one.dump() for table, one in self._gatherings.items()}
         return {"keys": self.keys, "containers": self._containers, "names": self._names, "texts": self._texts,
-                "gatherings": gatherings}  # fmt: skip
+                "gatherings": gatherings, "objects": self._objects.dump()}  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over what `dump` gave."""
         self.keys, self._containers = dict(state.get("keys", {})), dict(state.get("containers", {}))
         self._names, self._texts = dict(state.get("names", {})), dict(state.get("texts", {}))
+        self._objects = ValueObjects(state.get("objects"))
         self._gatherings = {table: Gathering(*one) for table, one in state.get("gatherings", {}).items()}

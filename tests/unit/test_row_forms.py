@@ -14,6 +14,7 @@ from sqlalchemy import ForeignKey
 from sqlalchemy.engine import result_tuple
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from outbox.codec import from_json, to_json
 from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
 from outbox.integrations.view.containers import _mapped, is_made_again, put_together, taken_apart
 from outbox.integrations.view.folds import fold, seen_of
@@ -155,6 +156,29 @@ def test_rows_are_shown_again_as_they_were(row: Any) -> None:
     assert type(shown) is type(row)
     assert shown == row
     assert again.key("orders") == "ref"
+
+
+def test_objects_of_values_in_a_row_are_columns_of_the_view() -> None:
+    """As of composite(): each value can be explained by an argument, also after a restart."""
+    forms = declared(ref="client_order_id")
+    rows = [
+        {"ref": "a", "cost": None},
+        {"ref": "b", "cost": Held("x", 5)},
+        {"ref": "c", "cost": Ticket(Plain("y"), 6)},  # type: ignore[arg-type]
+    ]
+    assert "an object of" in forms.tables_of([], rows)[1]["orders"]
+    forms = declared(ref="client_order_id")
+    rows[1]["cost"] = Ticket(None, 5)  # type: ignore[arg-type]
+    tables, unknown = forms.tables_of([], rows)
+    assert not unknown
+    assert tables["orders"]["b"]["cost.px"] == 5
+    assert tables["orders"]["c"]["cost.ref.ref"] == "y"
+    assert forms.tables_of([], rows[:1])[0]["orders"]["a"] == {
+        "ref": "a", "cost": None, "cost.ref": None, "cost.px": None, "cost.ref.ref": None, "cost.ref.px": None,
+    }  # fmt: skip
+    again = RowForms()
+    again.load(from_json(to_json(forms.dump())))
+    assert [again.shown("orders", dict(row)) for row in tables["orders"].values()] == rows
 
 
 @pytest.mark.parametrize(
