@@ -21,7 +21,7 @@ from sqlalchemy.orm import scoped_session
 from .. import OutboxError
 from .away import Failures, cannot_answer, look_at, noting
 from .delivery import Delivery
-from .manager_connection import is_replay
+from .manager_connection import engine_held, is_replay
 from .replay.writes import Writes
 from .silence import Silence, ending, is_own, limit_connecting, own_statements
 
@@ -87,7 +87,9 @@ class Guard:
 
     def attach(self, manager: Any) -> None:
         """Watch over the engines that a manager holds."""
-        for engine in _engines_of(manager):
+        own = engine_held(manager)
+        # Another database holds nothing of what is queued.
+        for engine in (one for one in _engines_of(manager) if not _is_elsewhere(one, own)):
             look_at(engine)
             for name, listener in (
                 ("begin", self._begun),
@@ -212,6 +214,14 @@ class Guard:
         if watched is not None:
             watched.error, watched.asked = error, True
         return error
+
+
+def _is_elsewhere(engine: Engine, own: Any) -> bool:
+    """Whether an engine goes to another database; one that is named alike may be the same one behind a pooler."""
+    return isinstance(own, Engine) and (engine.dialect.name, engine.url.database) != (
+        own.dialect.name,
+        own.url.database,
+    )
 
 
 def _engines_of(manager: Any) -> set[Engine]:

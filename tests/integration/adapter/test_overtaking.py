@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.exc import OperationalError
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation, ManagerRead, NotCaughtUp
@@ -51,6 +51,30 @@ def test_undeclared_read_that_would_miss_calls_is_refused(here: Scene) -> None:
         here.manager.count_trades()
     assert here.drain()
     assert here.manager.count_trades() == 1
+
+
+class WithQuotes(SmallManager):
+    """Its market data is in another database."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.quotes = create_engine("sqlite://")
+
+    def quote(self, symbol: str) -> int:
+        with self.quotes.connect() as connection:
+            return int(connection.scalar(text("SELECT length(:symbol)"), {"symbol": symbol}) or 0)
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        return super().log_trade(symbol, self.quote(symbol), session_id)
+
+
+def test_another_database_is_read_in_an_outage(postgres_url: str, outbox_dir: Path) -> None:
+    """It holds nothing of what is queued, and a delivery may ask it."""
+    with scene(postgres_url, outbox_dir, WithQuotes) as here:
+        here.manager.log_trade("IBM")
+        assert here.manager.quote("IBM") == 3
+        assert here.drain()
+        assert here.rows("SELECT symbol, note FROM trades") == [("IBM", "3")]
 
 
 def test_refusal_that_the_manager_swallows_is_raised(here: Scene) -> None:
