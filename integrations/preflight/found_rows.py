@@ -1,19 +1,25 @@
-"""Found rows: whether a method's code may answer with a row that is there already: `if found: return found.id`."""
+"""Found rows: whether a method's code may answer with a row that is there already.
+
+`if found: return found.id`, or `INSERT ... ON CONFLICT (name) ...`.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 
 from .class_code import ClassCode
 from .method_code import Facts, dotted, facts_of
 
 _ASKING = frozenset({"select", "query", "filter", "filter_by", "scalar", "scalars", "first", "one_or_none", "fetchone"})
+_CONFLICT = re.compile(r"\bON\s+CONFLICT\s*(?:\(([^)]*)\))?", re.IGNORECASE)
 
 
 def asked_by(cls: type, name: str) -> set[str] | None:
     """The names by which `name` asks for a row that it tests and answers with; None where it does not do that."""
-    found = [asked for function in ClassCode(cls).functions(name) for asked in _asked(facts_of(function))]
+    facts = [facts_of(function) for function in ClassCode(cls).functions(name)]
+    found = [asked for one in facts for asked in (*_asked(one), *_conflicting(one))]
     return set().union(*found) if found else None
 
 
@@ -24,6 +30,20 @@ def _asked(facts: Facts) -> Iterator[set[str]]:
     for one in tested & returned & facts.locals.keys():
         if _asks(facts.locals[one]):
             yield _behind(one, facts.locals)
+
+
+def _conflicting(facts: Facts) -> Iterator[set[str]]:
+    """The columns by which an INSERT finds that its row is there already, if the method answers with a value."""
+    if not any(not isinstance(one, ast.Constant) for one in facts.returns):
+        return
+    for found in filter(None, map(_CONFLICT.search, facts.texts)):
+        yield set(re.findall(r"\w+", found[1] or ""))
+    for call in facts.calls:
+        if call.last in ("on_conflict_do_update", "on_conflict_do_nothing"):
+            given = (one.value for one in call.node.keywords if one.arg == "index_elements")
+            nodes = [node for one in given for node in ast.walk(one)]
+            columns = {node.attr for node in nodes if isinstance(node, ast.Attribute) and node.attr != "c"}
+            yield columns | {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
 
 
 def _behind(name: str, values: Mapping[str, ast.expr]) -> set[str]:

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.orm import Session as OrmSession
 
-from .small import Balance, Scene, Session, SmallManager, scene
+from outbox.integrations.durable import ManagerOperation
+from outbox.integrations.roles import Session as Role
+
+from .small import Balance, Base, Scene, Session, SmallManager, scene
 
 
 def begun(session: OrmSession, name: str, initial_balance: Any) -> int:
@@ -72,6 +77,61 @@ def test_session_of_the_same_name_goes_on_in_an_outage(here: Scene) -> None:
     assert {id_ for (id_,) in here.rows("SELECT id FROM trading_sessions")} == sessions
     assert here.manager.get_current_balance(again) == Decimal(800)
     assert set(here.manager._durable.adapter.view.sessions) == sessions
+
+
+class Desk(Base):
+    __tablename__ = "desks"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    mode: Mapped[str] = mapped_column(default="")
+
+
+class ByText(SmallManager):
+    """PostgreSQL decides whether the row is there."""
+
+    def create_trading_session(self, strategy_name: str, initial_balance: Any) -> int:
+        upsert = (
+            "INSERT INTO desks (name, mode) VALUES (:name, '') ON CONFLICT (name) DO UPDATE SET mode = '' RETURNING id"
+        )
+        with self.session_factory.begin() as session:
+            return int(session.execute(text(upsert), {"name": strategy_name}).scalar_one())
+
+
+class ByUpsert(ByText):
+    def create_trading_session(self, strategy_name: str, initial_balance: Any) -> int:
+        made = insert(Desk).values(name=strategy_name, mode="")
+        made = made.on_conflict_do_update(index_elements=[Desk.name], set_={"mode": ""})
+        with self.session_factory.begin() as session:
+            return int(session.scalars(made.returning(Desk.id)).one())
+
+
+class ByTwo(ByText):
+    """The name alone does not tell which row it finds."""
+
+    def create_trading_session(self, strategy_name: str, initial_balance: Any, mode: str = "") -> int:
+        made = insert(Desk).values(name=f"{strategy_name}{mode}", mode=mode)
+        made = made.on_conflict_do_update(index_elements=["name", "mode"], set_={"mode": mode})
+        with self.session_factory.begin() as session:
+            return int(session.scalars(made.returning(Desk.id)).one())
+
+
+@pytest.mark.parametrize("manager", [ByText, ByUpsert, ByTwo])
+def test_upsert_gives_the_session_that_is_there(manager: Any, postgres_url: str, outbox_dir: Path) -> None:
+    """An engine that restarted in an outage was told a new id, under which PostgreSQL had nothing."""
+    begins = ManagerOperation("create_trading_session", creates="desks", session=Role.BEGINS)
+    with scene(postgres_url, outbox_dir, manager, (begins,)) as here:
+        with here.manager.engine.begin() as connection:
+            connection.execute(text("CREATE UNIQUE INDEX ON desks (name, mode)"))
+        here.relay.start()
+        first = here.manager.create_trading_session("ma", 1000)
+        assert here.drain()
+        here.relay.stop()
+        if manager is ByTwo:
+            assert here.manager.create_trading_session("ma", 1000, "b") != first
+        else:
+            assert here.manager.create_trading_session("ma", 1000) == first
+        assert here.drain()
+        assert (list(here.box.dead_letters()), here.box.status().alarms) == ([], {})
 
 
 class ByOtherName(SmallManager):
