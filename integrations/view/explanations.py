@@ -53,14 +53,27 @@ class Space:
     # How often an answer contradicted all of them, and how many have agreed since.
     strikes: int = 0
     agreed: int = 0
+    # Since the first contradiction, by the arguments that a call gives: the explanations of such calls.
+    apart: dict[str, Space] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.apart = {given: Space(*one) if isinstance(one, list) else one for given, one in self.apart.items()}
 
     @property
     def is_explained(self) -> bool:
         """Whether an explanation is left that may be trusted."""
+        if len(self.apart) > 1:
+            return any(one.is_explained for one in self.apart.values())
         return bool(self.candidates) and (self.strikes < _STRIKES or self.agreed >= _TRUSTED_AGAIN)
 
-    def predict(self, sources: Sources, old: Any = ABSENT) -> Any:
-        """The value; raises `Unknown` where the explanations differ."""
+    def predict(self, sources: Sources, old: Any = ABSENT, given: str | None = None) -> Any:
+        """The value; raises `Unknown` where the explanations differ.  `given`: the arguments that the call gives."""
+        if given is not None and self.apart.keys() - {given}:
+            # What such calls do is no explanation of what calls with other arguments do.
+            own = self.apart.get(given)
+            if own is None or own.agreed < _SEEN:
+                raise Unknown("calls with other arguments contradict it")
+            return own.predict(sources, old)
         if not self.is_explained:
             raise Unknown("the manager's answers cannot be explained")
         if self.agreed < _SEEN and any(one[0] == "const" and _is_amount(one[1]) for one in self.candidates):
@@ -84,11 +97,17 @@ class Space:
 
     def dump(self) -> list[Any]:
         """Its state, to be stored."""
-        return [self.candidates, self.strikes, self.agreed]
+        apart = {given: one.dump() for given, one in self.apart.items()}
+        return [self.candidates, self.strikes, self.agreed, *([apart] if apart else [])]
 
 
 def predict_row(
-    spaces: Mapping[str, Space], sources: Sources, old: Mapping[str, Any] | None = None, *, by_values: bool = False
+    spaces: Mapping[str, Space],
+    sources: Sources,
+    old: Mapping[str, Any] | None = None,
+    *,
+    by_values: bool = False,
+    given: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The values of a row by key, and why others are not known; `old`: the row as it was, None for a new one.
 
@@ -99,7 +118,7 @@ def predict_row(
         try:
             if by_values and space.strikes:
                 raise Unknown("it depends on the values of the arguments")
-            row[key] = space.predict(sources, ABSENT if old is None else old.get(key, ABSENT))
+            row[key] = space.predict(sources, ABSENT if old is None else old.get(key, ABSENT), given)
         except Unknown as exc:
             doubts[key] = str(exc)
     return row, doubts

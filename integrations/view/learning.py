@@ -41,6 +41,8 @@ DECISIVE = ("status", "side", "order_type")
 _FORMS = ("absolute", "relative", "percent")
 _CASES = ("as it is", "upper", "lower")
 _HOW = ("text", "name")
+# So many combinations of arguments are told apart.
+_APART = 64
 # A shorter text may be part of another by chance.
 _TELLING_LENGTH = 3
 
@@ -54,8 +56,12 @@ def observe(
     *,
     scales: Iterable[int | None],
     new: Iterable[str] = (),
+    given: str | None = None,
 ) -> None:
-    """Take an answer in; `new` are the sources that were never given before, and may explain more."""
+    """Take an answer in; `new` are the sources that were never given before, and may explain more.
+
+    `given`: the arguments that the call gives.
+    """
     scales = tuple(scales)
     left = [one for one in space.candidates if explains(one, shown, sources, old)]
     space.agreed += 1
@@ -69,6 +75,8 @@ def observe(
     if strikes:
         space.strikes, space.agreed = space.strikes + 1, 0
     space.candidates = left
+    if given is not None and space.strikes and (given in space.apart or len(space.apart) < _APART):
+        observe(space.apart.setdefault(given, Space()), key, shown, sources, old, scales=scales)
 
 
 def observe_row(
@@ -81,6 +89,7 @@ def observe_row(
     *,
     scales: Iterable[int | None],
     new: Iterable[str] = (),
+    given: str | None = None,
 ) -> None:
     """Take a row in; `names`: the standard names of its keys, `old`: as `predict_row`, `apart`: sources of some."""
     known = set(spaces)
@@ -88,7 +97,7 @@ def observe_row(
         before = ABSENT if old is None else old.get(key, ABSENT)
         # A key that other rows lack cannot be told of the next row.
         space = spaces.setdefault(key, Space(strikes=int(bool(known) and key not in known)))
-        observe(space, names[key], shown, apart.get(key, sources), before, scales=scales, new=new)
+        observe(space, names[key], shown, apart.get(key, sources), before, scales=scales, new=new, given=given)
     for key in spaces.keys() - row.keys():
         spaces[key].strikes += 1
 

@@ -181,6 +181,11 @@ class Seen:
         """Which arguments the call gives, and which not."""
         return {f"{name}{'-' if value is None else '+'}" for name, value in self.call.items() if name != "session_id"}
 
+    @cached_property
+    def signature(self) -> str:
+        """The arguments that the call gives, in one text."""
+        return ",".join(sorted(name for name in self.given if name.endswith("+")))
+
     def sources(self, row: tuple[str, Row] | None = None) -> dict[str, Any]:
         """What values can be explained by; `row`: the table and the row that is explained, as it was."""
         if row is None:
@@ -189,7 +194,9 @@ class Seen:
 
     @cached_property
     def _own_sources(self) -> dict[str, Any]:
-        found = {f"arg:{name}": value for name, value in self.call.items() if name != "session_id"}
+        # A default is what the manager gets where the call gives nothing.
+        call = {**self.operation.standard(self.notes.get("defaults", {})), **self.call}
+        found = {f"arg:{name}": value for name, value in call.items() if name != "session_id"}
         found |= {f"note:{name}": self.notes[name] for name in ("id", "session", "at") if name in self.notes}
         for column, ids in self.notes.get("side", {}).items():
             found |= {f"note:side:{column}:{index}:id": id_ for index, id_ in enumerate(ids)}

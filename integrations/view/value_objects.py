@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 from .containers import SIMPLE, Container, is_made_again, is_value, put_together, taken_apart
-from .conversions import Unknown
+from .explanations import Unknown
 from .rows import Row
 
 _PLAIN = (*SIMPLE, type(None), bytes, list, dict, set, frozenset, date, time, timedelta, UUID, Enum)
