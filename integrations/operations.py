@@ -71,6 +71,8 @@ class ManagerOperation(Operation):
 
     identity: str | tuple[Any, ...] | Callable[[Mapping[str, Any]], Any] = _LEFT_OUT
     handler: Callable[..., Any] | None = _unbound
+    # Rows that triggers keep out are missing without the outbox, too.
+    may_vanish: bool = True
     like: str | None = None
     args: Mapping[str, str] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)

@@ -34,7 +34,8 @@ class Operation:
     `order_by`: the argument whose value is the ordering key, or a callable `f(args)`; None for no order.
     `validate`: `validate(args)` raises for input that must not be stored.
     `best_effort`: a rejection of this operation never holds back others and needs no operator.
-    `may_vanish`: triggers or rules of the table may keep rows out on purpose, or write them elsewhere.
+    `may_vanish`: triggers or rules of the table may keep rows out on purpose, or write them elsewhere; also those that
+        a handler inserts.
     """
 
     name: str

@@ -12,6 +12,7 @@ import psycopg2.extensions
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from ..clock import Clock
 from ..entry import EntryStatus
 from ..errors import EntryRejected, RetryLater, TargetMisconfigured, TargetUnavailable, Unrestorable
 from ..handlers import discard, is_for_the_thread, is_unfinished
@@ -22,6 +23,29 @@ from .parking import OperationFault, UnknownClass
 
 _BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
 _INSIDE = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
+
+
+class HandlerTimes:
+    """When the handlers of one transaction began, so that the one is known that took the time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._begun: list[tuple[int | None, float]] = []
+
+    def forget(self) -> None:
+        """A transaction begins."""
+        self._begun.clear()
+
+    def begin(self, position: int | None) -> None:
+        """The handler of an entry begins, whose unit has this place in the batch; None: something else begins."""
+        self._begun.append((position, self._clock.monotonic()))
+
+    def most_of(self, limit_s: float) -> int | None:
+        """The place of the unit whose handler took more than half of the limit, or None."""
+        ends = [began for _, began in self._begun[1:]] + [self._clock.monotonic()]
+        took = [(end - began, at) for (at, began), end in zip(self._begun, ends, strict=False) if at is not None]
+        longest, at = max(took, default=(0.0, None))
+        return at if longest > limit_s / 2 else None
 
 
 def call_handler(
@@ -46,7 +70,7 @@ def call_handler(
         hint="it must not commit, roll back or close",
     )
     options, raw = connection.get_execution_options(), raw_of(connection)
-    commits = raw.commits
+    commits, raw.kept_out = raw.commits, None
     try:
         with link.commits_refused(ended), raw.kept_as_it_is():
             value = operation.handler(connection, entry)
@@ -58,11 +82,16 @@ def call_handler(
         if is_for_the_thread(exc):
             raise
         failure = link.verdict(exc, position, operation.name)
+        # Such as the TypeError of `cursor.fetchone()[0]` behind RETURNING.
+        kept_out = _kept_out(raw, operation, position) if _is_its_own(failure) else None
         if usable(connection) and not (transaction.is_active and _is_inside(connection)):
-            if raw.commits > commits or not _counts_after_a_rollback(failure, exc):
+            if raw.commits == commits and kept_out is not None:
+                kept_out.suspect = True
+            elif raw.commits == commits and _counts_after_a_rollback(failure, exc):
+                failure.suspect = True
+            else:
                 raise broken(operation, ended, position) from exc
-            failure.suspect = True
-        raise failure from exc
+        raise (kept_out or failure) from exc
     if connection.closed:
         raise broken(operation, ended, position)
     if not usable(connection):
@@ -73,6 +102,9 @@ def call_handler(
     if raw_of(connection).info.transaction_status == _BROKEN:
         message = f"the handler of {operation.name!r} swallowed a database error"
         raise UnitFailed(EntryRejected(message, permanent=False), position, operation.name)
+    kept_out = _kept_out(raw, operation, position)
+    if kept_out is not None:
+        raise kept_out
     if is_unfinished(value):
         discard(value)
         fault = OperationFault(
@@ -84,6 +116,24 @@ def call_handler(
     connection._execution_options = options
     link.owe_settings(raw_of(connection))
     return value
+
+
+def _kept_out(raw: Any, operation: Operation, position: int) -> UnitFailed | None:
+    """What to raise where an INSERT of the handler had to write a row and wrote none."""
+    if raw.kept_out is None or operation.may_vanish:
+        return None
+    fault = OperationFault(
+        f"an INSERT into {raw.kept_out} by the handler of {operation.name!r} wrote no row: a trigger or a rule keeps "
+        "rows out",
+        hint="correct it, or declare the operation with may_vanish=True; the entries wait",
+    )
+    return UnitFailed(fault, position, operation.name)
+
+
+def _is_its_own(failure: Exception) -> bool:
+    """Whether an error is neither PostgreSQL's nor an answer of the handler to the relay."""
+    error = failure.error if isinstance(failure, UnitFailed) and failure.refused is None else None
+    return isinstance(error, EntryRejected) and not error.permanent
 
 
 def unrestorable(item: Record, exc: Unrestorable) -> EntryRejected:

@@ -13,12 +13,17 @@ from functools import cache, lru_cache
 from typing import Any
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 
 # Statements that may commit; a text that only looks like one is taken for one.
 _COMMITS = re.compile(r"\b(COMMIT|END)\b", re.IGNORECASE)
 # Statements by which savepoints can end that were made here.
 _ENDS_SAVEPOINTS = re.compile(r"\b(SAVEPOINT|ROLLBACK|RELEASE|COMMIT|ABORT)\b|^\s*END\b", re.IGNORECASE)
+# An INSERT of VALUES without a condition: it writes a row unless a trigger or a rule of the table keeps it out.
+_IS_CONDITIONAL = re.compile(r"\b(SELECT|NOTHING|WHERE|TABLE)\b", re.IGNORECASE)
+_INTO = re.compile(r"\bINTO\s+(\S+?)[\s(].*\bVALUES\b", re.IGNORECASE | re.DOTALL)
+_LITERAL = re.compile(r"'[^']*'")
 # Longer statements are seldom repeated.
 _CACHED_CHARS = 4096
 _BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
@@ -57,6 +62,8 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self._shared = False
         # How many statements have committed, or may have.
         self.commits = 0
+        # The table of which the first such row was kept out, until it is reset.
+        self.kept_out: str | None = None
         # Called with each statement of a cursor before it is sent, but not for those that it sends itself.
         self.on_statement: Callable[[str], None] | None = None
 
@@ -145,6 +152,14 @@ class PiggybackConnection(psycopg2.extensions.connection):
             finally:
                 self.on_statement = heard
 
+    def note_no_row(self, query: Any, cursor: Any) -> None:
+        """Note that the INSERT `query` of `cursor` wrote nothing, where it should have."""
+        if isinstance(query, bytes):
+            query = query.decode("latin-1")
+        text = _LITERAL.sub("", query if isinstance(query, str) else query.as_string(cursor))
+        if self.kept_out is None and not _IS_CONDITIONAL.search(text) and (into := _INTO.search(text)):
+            self.kept_out = into[1]
+
     @contextmanager
     def kept_as_it_is(self) -> Iterator[None]:
         """Undo at the end what the block sets on the connection object: its class of cursors and its type casters.
@@ -188,6 +203,25 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self._owed, self._savepoints, self._merged, self._shared = [], [], set(), False
 
 
+def tried(cursor: Any, query: str, *parameters: Any) -> Any:
+    """The row that a query finds, or None where the server or the role cannot answer; the transaction goes on.
+
+    `cursor`: of a `PiggybackConnection`.
+    """
+    try:
+        cursor.execute(f"SAVEPOINT outbox_tried; {query}", parameters)
+        return cursor.fetchone()
+    except (
+        psycopg2.errors.InsufficientPrivilege,
+        psycopg2.errors.ObjectNotInPrerequisiteState,
+        psycopg2.errors.UndefinedFunction,
+    ):
+        cursor.execute("ROLLBACK TO SAVEPOINT outbox_tried")
+        return None
+    finally:
+        cursor.connection.owe("RELEASE SAVEPOINT outbox_tried")
+
+
 def _ends_savepoints(query: str) -> bool:
     return _searched(query) if len(query) <= _CACHED_CHARS else _ENDS_SAVEPOINTS.search(query) is not None
 
@@ -202,15 +236,29 @@ class _Sending:
 
     connection: PiggybackConnection
     name: str | None
+    rowcount: int
+    statusmessage: str | None
 
     def execute(self, query: Any, *args: Any, **kwargs: Any) -> Any:
+        sent = query
         if self.name is None and isinstance(query, str):
-            query = self.connection.before(query) + query
+            sent = self.connection.before(query) + query
         elif self.name is None and isinstance(query, bytes):
-            query = self.connection.before(query.decode("latin-1")).encode() + query
+            sent = self.connection.before(query.decode("latin-1")).encode() + query
         else:
             self.connection.send_before(str(query))
-        return super().execute(query, *args, **kwargs)  # type: ignore[misc]
+        result = super().execute(sent, *args, **kwargs)  # type: ignore[misc]
+        if self.rowcount == 0 and self.statusmessage == "INSERT 0 0":
+            self.connection.note_no_row(query, self)
+        return result
+
+    def executemany(self, query: Any, rows: Any) -> Any:
+        self.connection.send_before(str(query))
+        rows = list(rows)
+        result = super().executemany(query, rows)  # type: ignore[misc]
+        if 0 <= self.rowcount < len(rows) and (self.statusmessage or "").startswith("INSERT"):
+            self.connection.note_no_row(query, self)
+        return result
 
 
 def _sends_first(method: str) -> Any:
@@ -221,7 +269,7 @@ def _sends_first(method: str) -> Any:
     return call
 
 
-for _method in ("executemany", "callproc", "copy_expert", "copy_from", "copy_to"):
+for _method in ("callproc", "copy_expert", "copy_from", "copy_to"):
     setattr(_Sending, _method, _sends_first(_method))
 
 

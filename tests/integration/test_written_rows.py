@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg2
+import psycopg2.extras
 import pytest
+from psycopg2 import sql
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, text
+from sqlalchemy.orm import Session
 
-from outbox import Health, Operation, Relay
+from outbox import Entry, Health, Operation, Relay
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed, parked
 from tests.unit.fakes.waiting import until
@@ -140,3 +146,96 @@ def test_many_partitions_need_no_lock_each(url: str, outbox_dir: Path) -> None:
         assert completed(bench.apply(bench.enqueue("part", {"n": 7}))) == [1]
         [(locks,)] = bench.query("SELECT n FROM locks")
         assert locks < 50
+
+
+EFFECTS = Table("effects", MetaData(), Column("id", Integer, primary_key=True), Column("n", Integer))
+
+
+def cursor_of(connection: Connection) -> Any:
+    return connection.connection.cursor()
+
+
+def in_a_session(connection: Connection, entry: Entry) -> Any:
+    with Session(connection) as session, session.begin():
+        return session.execute(EFFECTS.insert().returning(EFFECTS.c.id), {"n": entry.args["n"]}).scalar_one()
+
+
+Does = Callable[[Connection, Entry], Any]
+
+
+def by_text(statement: str) -> Does:
+    def handler(connection: Connection, entry: Entry) -> None:
+        connection.execute(text(statement), entry.args)
+
+    return handler
+
+
+# With and without an exception of their own where there is no row.
+HANDLERS: dict[str, Does] = {
+    "text": by_text("INSERT INTO effects (n) VALUES (:n)"),
+    "upsert": by_text("INSERT INTO effects (n) VALUES (:n) ON CONFLICT (id) DO UPDATE SET n = excluded.n"),
+    "returning": lambda conn, entry: conn.execute(
+        text("INSERT INTO effects (n) VALUES (:n) RETURNING id"), entry.args
+    ).scalar_one(),
+    "session": in_a_session,
+    "table": lambda conn, entry: conn.execute(EFFECTS.insert(), {"n": entry.args["n"]}).rowcount,
+    "driver": lambda conn, entry: cursor_of(conn).execute("insert into effects(n) values (%(n)s) -- n\n", entry.args),
+    "composed": lambda conn, entry: cursor_of(conn).execute(
+        sql.SQL("INSERT INTO {} (n) VALUES (%(n)s)").format(sql.Identifier("public", "effects")), entry.args
+    ),
+    "literal": lambda conn, entry: cursor_of(conn).execute(b"INSERT INTO effects (n) VALUES (3 + length('where') - 5)"),
+    "many": lambda conn, entry: cursor_of(conn).executemany(
+        "INSERT INTO effects (n) VALUES (%s)", ([n] for n in (entry.args["n"], 100))
+    ),
+    "values": lambda conn, entry: psycopg2.extras.execute_values(
+        cursor_of(conn), "INSERT INTO effects (n) VALUES %s", [[entry.args["n"]]]
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("handler", "keeps_out"),
+    [
+        (handler, keeps_out)
+        for handler in HANDLERS
+        for keeps_out in ("all", "a rule", "one of many")
+        # PostgreSQL refuses RETURNING by itself.
+        if keeps_out != "a rule" or handler not in ("returning", "session", "table")
+    ],
+)
+def test_row_of_a_handler_that_is_swallowed_parks_its_operation(
+    url: str, outbox_dir: Path, handler: str, keeps_out: str
+) -> None:
+    query(url, KEEPS_OUT[keeps_out])
+    with Bench(
+        outbox_dir, url, Operation("row", handler=HANDLERS[handler]), Operation("other", handler=other)
+    ) as bench:
+        bench.enqueue("row", {"n": 3})
+        bench.enqueue("other", {"n": 3})
+        outcome = bench.apply()
+        assert completed(outcome) == [2]
+        assert outcome.rejected == []
+        assert "by the handler of 'row' wrote no row: a trigger or a rule keeps rows out" in parked(outcome)
+        assert "an INSERT into effects" in parked(outcome).replace('"public"."effects"', "effects")
+        assert bench.query("SELECT count(*) FROM effects") == [(0,)]
+        query(url, "DROP FUNCTION IF EXISTS swallow CASCADE; DROP RULE IF EXISTS nothing ON effects")
+        assert completed(bench.apply(1)) == [1]
+
+
+def other(connection: Connection, entry: Entry) -> None:
+    """Statements that may write nothing."""
+    for statement in (
+        "INSERT INTO effects (n) SELECT 3 WHERE false",
+        "INSERT INTO effects (n) VALUES (3) ON CONFLICT DO NOTHING",
+        "INSERT INTO effects (n) VALUES (3) ON CONFLICT (id) DO UPDATE SET n = 1 WHERE effects.n = 9",
+        "UPDATE effects SET n = 4 WHERE n = 99",
+        "DELETE FROM effects",
+        "SELECT id FROM effects",
+    ):
+        connection.execute(text(statement))
+
+
+def test_row_of_a_handler_may_vanish_where_that_is_declared(url: str, outbox_dir: Path) -> None:
+    query(url, KEEPS_OUT["all"])
+    with Bench(outbox_dir, url, Operation("row", handler=HANDLERS["text"], may_vanish=True)) as bench:
+        assert completed(bench.apply(bench.enqueue("row", {"n": 3}))) == [1]
