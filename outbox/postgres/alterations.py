@@ -17,9 +17,12 @@ from uuid import UUID
 from .. import codec
 from ..failures import PRIVILEGE
 from ..store.envelope import Record
+from .piggyback import tried
 from .transaction_settings import Cursor
 from .watermarks import TABLE as WATERMARKS
 
+# Of another cluster, as a logical copy that took over, nothing is the same, numbers of transactions included.
+_CLUSTER = "SELECT system_identifier::text FROM pg_control_system()"
 # The newest transaction that delivered something.
 _NEWEST = f"SELECT xmin::text FROM {WATERMARKS} WHERE store_id = %s ORDER BY age(xmin) LIMIT 1"
 
@@ -83,6 +86,8 @@ class Refused:
     column: str | None
     datatype: str | None
     constraint: str | None
+    # Translated, and only of rows that the role may read.
+    detail: str | None
     # Whether a trigger or a function raised it.
     in_function: bool
     statement: str
@@ -98,6 +103,7 @@ class Refused:
             column=diag.column_name,
             datatype=diag.datatype_name,
             constraint=diag.constraint_name,
+            detail=diag.message_detail,
             in_function=diag.context is not None,
             statement=query[:_STATEMENT_CHARS].decode(errors="replace"),
         )
@@ -108,6 +114,8 @@ class Alterations:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        # As far as the server tells it.
+        self._cluster: str | None = None
         # Up to when entries were captured (microseconds), and the newest delivery of which is known that it was before.
         self._horizons: list[tuple[int, str]] = []
         # By sequence number: what was found at the last look.
@@ -115,10 +123,15 @@ class Alterations:
 
     def connected(self, cursor: Cursor, store_id: UUID, now_us: int) -> None:
         """Note the newest delivery before this connection: entries that are pending now may have come after it."""
+        row = tried(cursor, _CLUSTER)
+        cluster = None if row is None else str(row[0])
         cursor.execute(_NEWEST, (str(store_id),))
         row = cursor.fetchone()
-        if row is not None:
-            with self._lock:
+        with self._lock:
+            if cluster != self._cluster:
+                self._horizons, self._found = [], {}
+            self._cluster = cluster
+            if row is not None:
                 self._note(now_us, str(row[0]))
 
     def may_concern(self, item: Record) -> bool:
@@ -166,6 +179,13 @@ class Alterations:
 
     def _note(self, until_us: int, xid: str) -> None:
         """Assumes the lock."""
-        if self._horizons and self._horizons[-1][1] == xid:
-            until_us = max(until_us, self._horizons.pop()[0])
-        self._horizons = [*self._horizons, (until_us, xid)][-_MOST:]
+        # A number that is still to come is of a history that was lost, as behind a restored backup.
+        known = [(until, other) for until, other in self._horizons if until > until_us or not _follows(other, xid)]
+        if known and known[-1][1] == xid:
+            until_us = max(until_us, known.pop()[0])
+        self._horizons = sorted([*known, (until_us, xid)])[-_MOST:]
+
+
+def _follows(xid: str, other: str) -> bool:
+    """Whether a transaction came after another one.  Their numbers wrap around."""
+    return 0 < (int(xid) - int(other)) % 2**32 < 2**31

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from sqlalchemy import Connection, text
 
 from outbox import Entry, Operation, PostgresTarget, Relay
+from outbox.postgres.watermarks import ensure_tables
+from outbox.testing import PostgresServer
+from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench
 from tests.unit.fakes.waiting import LONG, until
 
@@ -217,3 +223,70 @@ def test_new_row_security_lets_refused_entries_wait(postgres_url: str, outbox_di
             assert relay.drain(timeout=LONG)
         assert bench.query("SELECT k FROM trades") == [("first",), ("b",), ("a",)]
         bench.query("DROP OWNED BY app; DROP ROLE app")
+
+
+BURN = "DO $$ BEGIN FOR i IN 1..3000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$"
+
+
+def park_a_trade(bench: Bench) -> None:
+    """Deliver something, and leave behind an entry that has waited for its table since the relay connected."""
+    bench.query("CREATE TABLE IF NOT EXISTS others (k text)")
+    bench.enqueue("other", {"k": "a"})
+    with Relay(bench.box, bench.target) as relay:
+        assert relay.drain(timeout=LONG)
+    bench.enqueue("trade", {"k": "first"})
+    with Relay(bench.box, bench.target):
+        until(lambda: "does not exist" in waiting(bench))
+
+
+def deliver_when_altered_back(bench: Bench) -> None:
+    """Meet a table that was altered in the outage, and get over it."""
+    bench.query("CREATE TABLE trades (k text); ALTER TABLE trades ADD CONSTRAINT small CHECK (k < 'c')")
+    with Relay(bench.box, bench.target) as relay:
+        until(lambda: "small" in waiting(bench) or bool(bench.box.status().dead_letters))
+        assert list(bench.box.dead_letters()) == []
+        bench.query("ALTER TABLE trades DROP CONSTRAINT small")
+        assert relay.drain(timeout=LONG)
+    assert bench.query("SELECT k FROM trades") == [("first",)]
+
+
+def test_cluster_that_takes_over_has_a_past_of_its_own(postgres_url: str, outbox_dir: Path) -> None:
+    """The numbers of transactions of the old one do not count: with higher ones nothing seemed to be altered."""
+    where = [postgres_url]
+    with PostgresServer() as copy, Bench(outbox_dir, postgres_url, TABLE, OTHER, **QUICK) as bench:
+        query(postgres_url, BURN)
+        bench.target = PostgresTarget(lambda: where[0], [TABLE, OTHER], config=bench.box.config)
+        park_a_trade(bench)
+        copy_tables(postgres_url, copy.url())
+        bench.url = where[0] = copy.url()
+        deliver_when_altered_back(bench)
+
+
+def copy_tables(source: str, target: str) -> None:
+    """Copy what the relay keeps in PostgreSQL, as logical replication does."""
+    with closing(psycopg2.connect(source)) as one, closing(psycopg2.connect(target)) as other:
+        with one.cursor() as reading, other.cursor() as writing:
+            writing.execute("SET synchronous_commit = on; SET statement_timeout = 60000; CREATE TABLE others (k text)")
+            ensure_tables(writing)
+            for table in ("outbox_watermarks", "outbox_receipts"):
+                rows = io.StringIO()
+                reading.copy_expert(f"COPY {table} TO STDOUT", rows)
+                rows.seek(0)
+                writing.copy_expert(f"COPY {table} FROM STDIN", rows)
+        other.commit()
+
+
+def test_cluster_that_was_set_back_has_another_past(outbox_dir: Path) -> None:
+    """Numbers of transactions come again there, and those of the lost ones do not count."""
+    with PostgresServer() as server, Bench(outbox_dir, server.url(), TABLE, OTHER, reconcile="auto", **QUICK) as bench:
+        bench.query("CREATE TABLE others (k text)")
+        bench.enqueue("other", {"k": "z"})
+        with Relay(bench.box, bench.target) as relay:
+            assert relay.drain(timeout=LONG)
+        backup = server.backup()
+        bench.query(BURN)
+        park_a_trade(bench)
+        server.stop()
+        server.restore(backup)
+        server.start()
+        deliver_when_altered_back(bench)
