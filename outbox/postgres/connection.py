@@ -118,7 +118,7 @@ class GuardedConnection:
         self._put_last = 0
         self._new_id = clock.new_id
         self._connect_timeout_s = config.connect_timeout
-        self._stall_timeout_s = config.stall_timeout
+        self.stall_timeout_s = config.stall_timeout
         self._settings = TransactionSettings(config.stall_timeout)
         self._engine: Engine = create_engine("postgresql+psycopg2://", creator=self._connect_raw, poolclass=NullPool)
         self._connection: Connection | None = None
@@ -182,7 +182,7 @@ class GuardedConnection:
             verdict = Verdict.MISCONFIGURED
         text = f"{sqlstate or type(error).__name__}: {first_line(error)}"
         if self._watchdog.spent_here:
-            text = f"a transaction took longer than {self._stall_timeout_s} s here, not in PostgreSQL"
+            text = f"a transaction took longer than {self.stall_timeout_s} s here, not in PostgreSQL"
         if verdict is Verdict.UNAVAILABLE:
             # An entry's own statement may fail each time while others work: it crashes the server's process, finds a
             # row locked (NOWAIT), or writes to a disk or a page that nothing else needs.
@@ -233,10 +233,6 @@ class GuardedConnection:
             if not isinstance(failure, UnitFailed):
                 self.disconnect()
             raise failure from exc
-        except UnitFailed as exc:
-            if exc.suspect:
-                self.disconnect()
-            raise
         finally:
             # SQLAlchemy would quietly reconnect, without the watchdog.
             if self._connection is not None and not usable(self._connection):
@@ -287,7 +283,7 @@ class GuardedConnection:
         given = self._address.parameters()
         self.several_hosts, self._refused = "," in given.get("host", ""), None
         given = _rotated(given, self._put_last)
-        limit_ms = max(1, int(self._stall_timeout_s * 1000))
+        limit_ms = max(1, int(self.stall_timeout_s * 1000))
         defaults: dict[str, Any] = {
             "connect_timeout": max(1, round(self._connect_timeout_s)),
             "application_name": "lmdb-outbox",

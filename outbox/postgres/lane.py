@@ -31,10 +31,11 @@ from ..words import counted, entries
 from . import watermarks
 from .alterations import Alterations
 from .connection import GuardedConnection, UnitFailed, raw_of
-from .handler_call import broken, call_handler, unrestorable
+from .handler_call import HandlerTimes, broken, call_handler, unrestorable
 from .parking import OperationFault
 from .receipts import find, keep_results, record
 from .rows import RowWriter, columns_of_index, quote_table
+from .sequences import Taken, taken_number
 from .transaction_settings import Cursor
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ class Lane:
         self._session: watermarks.Session | None = None
         self._session_on: Connection | None = None
         self._connected_us = 0
+        self._times = HandlerTimes(clock)
         self._rows = RowWriter()
         self._shapes: dict[bytes, tuple[str, ...]] = {}
 
@@ -80,6 +82,8 @@ class Lane:
         # How many units of an operation failed alone, and which operations work.
         failed: Counter[str] = Counter()
         works: set[str] = set()
+        # Numbers of sequences that are in use already, by the first entry of the unit that got them.
+        taken: dict[int, Taken] = {}
         while todo:
             part = todo.pop()
             given_up = {name for name, units in failed.items() if units >= _ENOUGH and name not in works}
@@ -96,15 +100,26 @@ class Lane:
                 outcome.marks = [mark] if (mark := self.mark) is not None else []
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 outcome.interruption = exc
-                if isinstance(exc, TargetUnavailable) and exc.stalled and len(free) == 1 and not self._silent():
-                    outcome.stalled = tried[0]
+                if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
+                    alone = len(free) == 1
+                    late = 0 if alone and exc.stalled else self._times.most_of(self._link.stall_timeout_s)
+                    if late is not None and not (alone and self._link.silent):
+                        outcome.stalled = tried[late]
                 break
             except UnitFailed as exc:
+                unit = tried[0]
+                number = self._number_of(exc) if len(free) == 1 else None
+                if exc.suspect:
+                    self._link.disconnect()
+                if number is not None and unit[0].seq not in taken:
+                    # The next try gets another one, unless it is the entry that brings it.
+                    taken[unit[0].seq] = number
+                    todo.append(part)
+                    continue
                 if len(free) > 1:
                     todo += reversed(split(part, free, exc.position))
                     continue
-                unit = tried[0]
-                error, operation = self._blamed(unit, exc)
+                error, operation = self._blamed(unit, exc, None if number == taken.get(unit[0].seq) else number)
                 holds = holds_back(unit, error) and not self._is_lenient(unit)
                 blocked = behind | ordering_keys(unit) if holds else behind
                 if isinstance(error, EntryRejected):
@@ -118,7 +133,19 @@ class Lane:
     def _is_lenient(self, unit: Unit) -> bool:
         return all(item.operation in self.operations and self.operations[item.operation].best_effort for item in unit)
 
-    def _blamed(self, unit: Unit, failed: UnitFailed) -> tuple[OutboxError, str | None]:
+    def _number_of(self, failed: UnitFailed) -> Taken | None:
+        """The number of a sequence that a unique index may have refused; only the session that got it knows."""
+        connection, refused = self._link.current, failed.refused
+        if refused is None or refused.sqlstate != UNIQUE or connection is None:
+            return None
+        try:
+            with self._link.translated(), self._link.guard(), self._link.own_statements(), connection.begin():
+                return taken_number(self._link.opening_cursor(connection), refused)
+        except (TargetUnavailable, TargetMisconfigured):
+            failed.error, failed.refused = EntryRejected(str(failed.error), permanent=False), None
+            return None
+
+    def _blamed(self, unit: Unit, failed: UnitFailed, number: Taken | None) -> tuple[OutboxError, str | None]:
         """Why a unit failed that was tried alone, and whose operation's trouble that is, if it is one's."""
         operations = {item.operation for item in unit}
         operation = failed.operation or (operations.pop() if len(operations) == 1 else None)
@@ -126,6 +153,9 @@ class Lane:
         refused = failed.refused
         if refused is None:
             return failed.error, operation
+        if number is not None:
+            hint = f"set sequence {number.sequence} forward, it is behind its rows; the entries wait"
+            return OperationFault(str(failed.error), hint=hint), operation
         item = next((one for one in unit if one.operation == operation), unit[0])
         index = (refused.schema, refused.constraint) if table and refused.sqlstate == UNIQUE else (None, None)
         if None in index and not self._alterations.may_concern(item):
@@ -189,10 +219,6 @@ class Lane:
             self._session_on, self._connected_us = connection, to_us(self._clock.now())
         return connection, self._session
 
-    def _silent(self) -> bool:
-        """Whether the server said nothing any more, so that it is no entry's fault."""
-        return self._link.silent
-
     def _ask(self, connection: Connection, question: Callable[[Cursor], T]) -> T:
         """Run `question` in a transaction of its own on a connection that must still be the one in use."""
         try:
@@ -208,6 +234,7 @@ class Lane:
 
     def _transact(self, store_id: UUID, part: list[Unit]) -> list[tuple[Record, bytes]]:
         """Apply units in one transaction.  Raises `TargetUnavailable`, `TargetMisconfigured` or `UnitFailed`."""
+        self._times.forget()
         records = [item for unit in part for item in unit]
         position = {item.seq: index for index, unit in enumerate(part) for item in unit}
         for item in records:
@@ -325,9 +352,11 @@ class Lane:
                 self._insert(cursor, operation, shape, list(run), position)
                 continue
             for item in run:
+                self._times.begin(position[item.seq])
                 value = call_handler(self._link, connection, transaction, operation, item, position[item.seq])
                 if value is not None:
                     results[item.seq] = encode_result(value)
+            self._times.begin(None)
         return results
 
     def _insert(

@@ -230,7 +230,7 @@ class Delivery:
             conflict = isinstance(error, TargetUnavailable) and error.conflict
             self._scan.stalled(outcome.stalled, ended, max(HURRY_S, ended - now), conflict=conflict)
             _log.warning(
-                "entry %(seq)s of operation %(operation)r fails in PostgreSQL although it is alone: %(error)s",
+                "entry %(seq)s of operation %(operation)r fails or takes too long by itself: %(error)s",
                 seq=outcome.stalled[0].seq,
                 operation=outcome.stalled[0].operation,
                 error=error,

@@ -451,6 +451,16 @@ def test_only_a_unit_that_took_too_long_alone_is_called_slow(
         assert [record.seq for record in outcome.stalled] == ([1] if stalled and count == 1 else [])
 
 
+def is_open(raw: Any) -> bool:
+    """Whether the watchdog has not shut the connection yet."""
+    with socket.socket(fileno=os.dup(raw.fileno())) as own:
+        own.setblocking(False)
+        try:
+            return own.recv(1, socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            return True
+
+
 def test_handler_that_takes_too_long_itself_lets_others_go_on(
     url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -462,15 +472,6 @@ def test_handler_that_takes_too_long_itself_lets_others_go_on(
             until(lambda: not is_open(connection.connection.dbapi_connection))
         insert(connection, entry)
 
-    def is_open(raw: Any) -> bool:
-        """Whether the watchdog has not shut the connection yet."""
-        with socket.socket(fileno=os.dup(raw.fileno())) as own:
-            own.setblocking(False)
-            try:
-                return own.recv(1, socket.MSG_PEEK) != b""
-            except BlockingIOError:
-                return True
-
     with bench_with(outbox_dir, url, handler, stall_timeout=0.5, batch_size=2) as bench:
         slow = bench.enqueue("special", {"n": 1})
         bench.enqueue("plain", {"n": 2})
@@ -481,6 +482,35 @@ def test_handler_that_takes_too_long_itself_lets_others_go_on(
             ends.set()
             assert relay.drain(timeout=LONG)
         assert effects(bench) == [2, 1]
+
+
+@pytest.mark.parametrize("how", ["in PostgreSQL", "before a statement", "behind its last statement"])
+def test_slow_handler_of_a_batch_is_named_at_once(url: str, outbox_dir: Path, how: str) -> None:
+    """It was found by halving the batch, each half as slow as the time limit."""
+    tries: list[int] = []
+
+    def handler(connection: Connection, entry: Entry) -> None:
+        tries.append(entry.seq)
+        if how != "before a statement":
+            insert(connection, entry)
+        if how == "in PostgreSQL":
+            connection.execute(text("SELECT pg_sleep(600)"))
+        else:
+            until(lambda: not is_open(connection.connection.dbapi_connection))
+        if how == "before a statement":
+            insert(connection, entry)
+
+    with bench_with(outbox_dir, url, handler, stall_timeout=1.0, batch_size=100) as bench:
+        for number in range(100):
+            bench.enqueue("special" if number == 70 else "plain", {"n": number})
+        outcome = bench.apply()
+        assert isinstance(outcome.interruption, TargetUnavailable)
+        assert [record.seq for record in outcome.stalled] == [71]
+        tries.clear()
+        with Relay(bench.box, bench.target):
+            until(lambda: len(effects(bench)) == 99)
+            assert len(tries) < 6
+            until(lambda: bench.box.status().relay.slow == 71)
 
 
 def test_a_handler_may_say_itself_that_the_database_is_not_fit(url: str, outbox_dir: Path) -> None:
