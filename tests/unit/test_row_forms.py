@@ -161,7 +161,7 @@ def test_rows_are_shown_again_as_they_were(row: Any) -> None:
 def test_objects_of_values_in_a_row_are_columns_of_the_view() -> None:
     """As of composite(): each value can be explained by an argument, also after a restart."""
     forms = declared(ref="client_order_id")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"ref": "a", "cost": None},
         {"ref": "b", "cost": Held("x", 5)},
         {"ref": "c", "cost": Ticket(Plain("y"), 6)},  # type: ignore[arg-type]

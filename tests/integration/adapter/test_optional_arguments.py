@@ -46,7 +46,8 @@ def here(request: pytest.FixtureRequest, postgres_url: str, outbox_dir: Path) ->
 
 def opened(here: Scene, *scores: float) -> Any:
     """The positions after one was opened, as the outage shows them, and as PostgreSQL does then."""
-    here.manager.log_position("B", Decimal(70), **{"score": score for score in scores})
+    given = {"score": scores[0]} if scores else {}
+    here.manager.log_position("B", Decimal(70), **given)
     seen = here.manager.get_active_positions()
     assert here.drain()
     return seen, here.manager.get_active_positions()
