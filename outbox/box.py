@@ -32,7 +32,7 @@ from .store import namespace
 from .store.envelope import to_us
 from .store.reads import FORGOTTEN
 from .store.state_file import StateFile
-from .store.writer import Rank
+from .store.writer import Rank, refuse_at_the_end
 
 _log = Log("outbox")
 
@@ -126,6 +126,7 @@ class Outbox(Enqueueing):
         engine: bool,
         readonly: bool = False,
     ) -> Outbox:
+        refuse_at_the_end()
         config = config or OutboxConfig()
         clock = clock or SystemClock()
         declared = tuple(operations)
@@ -245,6 +246,7 @@ class Outbox(Enqueueing):
         with the store open, and no relay running; else it raises `StoreLocked` and changes nothing.  Raises
         `OutboxError` while entries that PostgreSQL lost wait to be put back.
         """
+        refuse_at_the_end()
         if self.alarms.sounds(FORGOTTEN):
             raise OutboxError(
                 f"cannot prune while the alarm {FORGOTTEN!r} stands",

@@ -20,7 +20,7 @@ from .opening import OpenStore
 from .operation import Operation
 from .store.appending import Append
 from .store.envelope import Record
-from .store.writer import Writer
+from .store.writer import Writer, refuse_at_the_end
 from .transaction import Transaction
 
 # Encoded arguments of one group, which one PostgreSQL transaction applies within the stall timeout; 64 MiB is also the
@@ -75,6 +75,7 @@ class Enqueueing:
         the order in which they were made.  Raises as `enqueue`; a cancelled call is in doubt: retry it with the same
         key.  Any running event loop, in any thread.
         """
+        refuse_at_the_end()
         prepared = self._prepare(operation, args, key, order_by)
         awaited = Awaited()
         self._hand_over([prepared], awaited.end)

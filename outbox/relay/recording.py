@@ -10,11 +10,14 @@ from contextlib import contextmanager
 
 from ..box import Outbox
 from ..errors import TargetUnavailable
+from ..log import Log
 from ..store.continuity import Ahead
 from ..store.ledger import Settlement
 from ..store.withdrawal import InDelivery
 from ..worker import Later, Worker
 from .scan import Batch, Scan
+
+_log = Log("outbox.relay")
 
 
 class Recording:
@@ -78,7 +81,12 @@ class Recording:
 
     def begin(self, batch: Batch, limit: int) -> None:
         """While the target has the batch, record the one before it and look for at most `limit` entries behind it."""
-        self._beside.begin(self._meanwhile(batch, limit))
+        try:
+            self._beside.begin(self._meanwhile(batch, limit))
+        except RuntimeError as exc:
+            _log.warning("recording goes on without a thread of its own: %(error)s", error=exc)
+            self._beside = Later()
+            self._beside.begin(self._meanwhile(batch, limit))
 
     def _meanwhile(self, batch: Batch, limit: int) -> Callable[[], None]:
         owed = self._owed

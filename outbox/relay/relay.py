@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from ..errors import ConfigError, StoreLocked
 from ..log import Log
 from ..own_threads import waited_for
 from ..store.locks import Role, RoleLock
+from ..store.writer import refuse_at_the_end
 from ..target import Target
 from .delivery import HURRY_S, Delivery, Step
 from .orders import Order, Reconciliation
@@ -100,6 +102,8 @@ class Relay:
         """
         if self._box.store.forked:
             return True
+        if sys.is_finalizing():
+            timeout = 0.0  # the thread was stopped for good
         with self._lifecycle:
             thread = self._thread
             self._stop.set()
@@ -168,8 +172,9 @@ class Relay:
 
         True when that is so (dead letters and what they hold back may remain: see the status), False after `timeout`
         seconds, while deliveries are paused, or when the relay's thread died.  Uses the running thread, or the calling
-        one.
+        one.  Raises `DurabilityError` at the end of the interpreter.
         """
+        refuse_at_the_end()
         goal = self._box.store.figures().counters.next_seq - 1
         deadline = self._clock.monotonic() + timeout
         with self._hurrying() as question:
@@ -309,6 +314,7 @@ class Relay:
             self._moved.notify_all()
 
     def _take_role(self) -> None:
+        refuse_at_the_end()
         if self._role is None:
             role = RoleLock(self._box.path, Role.RELAY)
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -246,6 +247,8 @@ class Guarded:
             if threading.get_ident() in self._inside:
                 self._closing = environment or self._closing
                 return
+            if self._inside and sys.is_finalizing():
+                return  # they were stopped for good, perhaps in the middle of a commit
             self._wait_for_those_inside()
             if environment is not None:
                 environment.close()

@@ -45,6 +45,23 @@ def test_a_batch_is_recorded_while_the_target_has_the_next_one(
         assert not list(box.pending())
 
 
+def test_batches_are_recorded_without_a_thread_where_none_starts(
+    outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread starts at the limit of a process, nor in `atexit` from Python 3.12 on."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Outbox.open(outbox_dir, OutboxConfig(batch_size=1), OPERATIONS) as box:
+        for number in range(3):
+            box.enqueue("write", {"number": number})
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert Relay(box, InMemoryTarget(OPERATIONS)).drain(timeout=LONG)
+        monkeypatch.undo()
+        assert not list(box.pending())
+
+
 def test_relay_lost_before_it_recorded_a_batch_applies_it_once(outbox_dir: Path) -> None:
     with Rig(outbox_dir, batch_size=2) as rig:
         seqs = rig.enqueue(*"aabb", None)

@@ -148,25 +148,42 @@ def test_end_of_the_interpreter_is_not_waited_for(outbox_dir: Path) -> None:
     """`__del__` of a module's object runs when the interpreter has stopped all other threads for good."""
     program = f"""
         import os, sys
-        from outbox import DurabilityError, Outbox
+        from outbox import DurabilityError, Outbox, Relay
+        from outbox.testing import InMemoryTarget
 
         class Last:
             def __del__(self):
                 handed_over = box.enqueue_nowait("note", {{}})
-                for call in (lambda: box.enqueue("note", {{}}), lambda: handed_over.result(0), box.compact):
+                for call in (
+                    lambda: box.enqueue("note", {{}}),
+                    lambda: box.enqueue_async("note", {{}}).send(None),
+                    lambda: handed_over.result(0),
+                    lambda: Outbox.open({str(outbox_dir / "other")!r}),
+                    lambda: Outbox.attach({str(outbox_dir)!r}),
+                    box.compact,
+                    relay.start,
+                    relay.drain,
+                    lambda: relay.step(0.0),
+                    relay.reconcile,
+                    running.drain,
+                ):
                     try:
                         call()
                     except DurabilityError as exc:
                         os.write(1, b"refused ")
                 os.write(1, b"%d pending, " % box.status().pending)
+                running.stop()
                 box.close()
                 os.write(1, b"ended")
 
         box = Outbox.open({str(outbox_dir)!r})
+        relay, running = (Relay(box, InMemoryTarget([])) for _ in range(2))
+        running.start()
         sys.modules["last"] = Last()
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, timeout=LONG)
-    assert ended.stdout == b"refused refused refused 0 pending, ended"
+    assert ended.stdout == b"refused " * 11 + b"0 pending, ended"
+    assert b"Error" not in ended.stderr
 
 
 def test_appends_go_before_settlements_before_maintenance(rig: Rig) -> None:
