@@ -195,6 +195,11 @@ class Adapter:
 
     # -- calls
 
+    def refuse_fork(self) -> None:
+        """Raise `StoreClosed` in a forked child, before any lock, which a thread of the parent may hold for ever."""
+        if self.outbox.store.forked:
+            self.outbox.store.check_open()
+
     def call(
         self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any], *, at: datetime | None = None
     ) -> Any:
@@ -204,6 +209,7 @@ class Adapter:
         """
         bound, defaults = self._preparing.bind(operation, args, kwargs)
         try:
+            self.refuse_fork()
             item = self._preparing.rehearsed(operation, bound, defaults)
             item.at = at
             return self._durably(item) if item.rehearsal.reached else self._by_itself(item)
@@ -314,6 +320,7 @@ class Adapter:
         kwargs: dict[str, Any],
         alive: Callable[[], bool],
     ) -> Generator[Any, None, None]:
+        self.refuse_fork()
         bound, defaults = self._preparing.bind(operation, args, kwargs)
         item, outer = self._preparing.rehearsed(operation, bound, defaults), current(self)
         if not item.rehearsal.reached:

@@ -57,6 +57,7 @@ class Passing:
         It runs with `stand_in` as `self`, so that what it calls is durable, but for reads that are answered locally.
         Raises `NotCaughtUp` where the writes are not delivered in time, and what the manager raises.
         """
+        self._adapter.refuse_fork()
         try:
             return self._call(stand_in, name, args, kwargs)
         except (NotCaughtUp, UnknownLocally, SQLAlchemyError) as exc:
@@ -196,6 +197,7 @@ class Passing:
         if self._adapter.guard.is_watching():
             # The call that reads it is watched already.
             return get()
+        self._adapter.refuse_fork()
         try:
             with self._adapter.guard.watching(name):
                 return get()

@@ -91,6 +91,8 @@ class Carried:
         """Let the manager have what is committed or refused, oldest first."""
         if self._outbox is None or self._host.built is None or not (self._waiting or self._foreseen):
             return
+        if self._outbox.store.forked:
+            return  # the calls are the parent's, and a thread of it may have held the lock
         manager = self._host.built
         with self._lock:
             # Attributes are read often, and a long outage keeps many calls waiting.

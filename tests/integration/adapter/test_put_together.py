@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 import threading
 import types
 from collections.abc import Callable
+from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import LONG, until
 
 from .scripted import Engine, Manager, config
-from .small import SmallManager
+from .small import SmallManager, scene
+from .test_state import Counting
 
 
 def begun(engine: Any) -> int:
@@ -61,6 +64,7 @@ def in_child(action: Callable[[], Any]) -> str:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.alarm(20)
         try:
             said = str(action())
         except BaseException as exc:  # noqa: BLE001 - it is what the parent asks for
@@ -72,6 +76,48 @@ def in_child(action: Callable[[], Any]) -> str:
         said = pipe.read().decode()
     os.waitpid(child, 0)
     return said
+
+
+def test_call_in_a_child_that_was_forked_within_a_call_is_refused(postgres_url: str, outbox_dir: Path) -> None:
+    """A thread of the parent holds the locks of the adapter, and there is none in the child that would let go."""
+    with scene(postgres_url, outbox_dir, Counting) as here:
+        manager = here.manager
+        manager.create_trading_session("s", 100)
+        manager.log_trade("A", 5)
+        adapter = manager._adapter
+        held = (adapter.keeper.kept.order, adapter.view.lock, adapter.replayer.carried._lock)
+        goes_on, stands = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with ExitStack() as stack:
+                for lock in held:
+                    stack.enter_context(lock)
+                stands.set()
+                goes_on.wait(LONG)
+
+        def block() -> Any:
+            with manager.atomic_balance_update(5, "fill"):
+                pass
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        stands.wait(LONG)
+        calls: list[Callable[[], Any]] = [
+            lambda: manager.log_trade("B"),
+            lambda: manager.create_order_journal_entry("C", "exit"),
+            manager.get_current_balance,
+            manager.count_trades,
+            block,
+        ]
+        try:
+            for call in calls:
+                assert "cannot be used after a fork" in in_child(call)
+            assert in_child(lambda: manager.log_event("in the child")) == "None"
+            # To dispose of the parent's connections.
+            assert in_child(lambda: manager.engine.name) == "postgresql"
+        finally:
+            goes_on.set()
+            thread.join()
 
 
 @pytest.mark.parametrize("make", [Manager, DurableDatabaseManager.of(Manager)])
