@@ -225,8 +225,13 @@ class KeptView:
         if not is_whole_since(self._outbox, self._base["seq"]):
             # What is known now is better than what is left of its entries.
             self._set_base(self._view.snapshot())
-        self._view.take(self._base)
-        self._fold_since()
+        try:
+            self._view.take(self._base)
+            self._fold_since()
+        except BaseException:
+            # Of a signal handler, or of the store: the next holder of the order begins once more.
+            self.order.interrupted = True
+            raise
         return True
 
     def _fold_since(self) -> None:

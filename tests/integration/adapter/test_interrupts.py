@@ -119,6 +119,25 @@ def test_local_view_has_a_call_that_was_interrupted_while_recorded(
         assert not here.box.status().alarms
 
 
+@pytest.mark.parametrize("name", ["_fold_since", "fold"])
+def test_local_view_is_whole_behind_an_interrupted_renewal(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A read has it folded once more, from an older state, and the calls since were missing from then on."""
+    with scene(postgres_url, tmp_path / "outbox") as here:
+        here.manager.create_trading_session("ma", 100)
+        for balance in (80, 90):
+            here.manager.update_balance(balance, "seen")
+            assert here.drain()
+        here.manager.update_balance(70, "queued")
+        keeper = here.manager._adapter.keeper
+        keeper.kept._folded_with = -1
+        _interrupt(monkeypatch, KeptView, name)
+        with pytest.raises(KeyboardInterrupt), keeper.view.lock:
+            keeper.view.renew()
+        assert here.manager.get_current_balance() == 70
+
+
 def test_handler_that_takes_an_id_in_the_middle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Outbox.open(tmp_path / "outbox") as box:
         reserve = IdReserve(box, "trades")
