@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 from typing import Any
 
@@ -89,7 +90,7 @@ def show(found: OutboxStatus) -> None:
     for name, value in rows(found):
         line(f"{name:<16}{value}", indent=16)
     for notice in found.notices.values():
-        if not notice.degraded:
+        if not notice.degraded and not notice.refuses:
             line(f"-  {notice.message}", indent=3)
     for sentence in found.needs_operator:
         line(f"!! {sentence}", indent=3, fg="red")
@@ -139,6 +140,9 @@ def _runway(found: OutboxStatus) -> str:
     rates = found.rates
     if rates.outage_s is None:
         return "not known while nothing is enqueued"
+    reserved = min((one.lasts_s for one in found.notices.values() if one.lasts_s is not None), default=math.inf)
+    if reserved < rates.outage_s:
+        return f"an outage may last {duration(reserved)} at this rate, see what is in reserve below"
     then = "" if rates.drain_then_s is None else f"; draining then takes about {duration(rates.drain_then_s)}"
     if rates.full_in_s is not None and rates.full_in_s < _LONG_RUNWAY_S:
         return f"at this rate the {rates.limit} is full in {duration(rates.full_in_s)}{then}"

@@ -21,6 +21,7 @@ _log = Log("outbox.integrations")
 
 _NOTICE = "ids-in-reserve"
 _MISSING = "ids-not-reserved"
+_USED_UP = "ids-used-up"
 # So many are wanted at most where a program makes few.
 _FEW = 100
 # Below this share of what is wanted the status is degraded.
@@ -58,7 +59,8 @@ class IdReserves:
         # When a reserve that could not be filled is tried again: the table may be mended.
         self._retry_at: float | None = None
         self._used: deque[tuple[float, dict[IdColumn, int]]] = deque()
-        self._shown: tuple[float, bool] = (float("-inf"), False)
+        # When the status was given what is left, and whether that was scarce, and of which columns nothing.
+        self._shown: tuple[float, bool, list[str]] = (float("-inf"), False, [])
 
     def take(self, *names: str | None) -> Any:
         """The next id of a column.  Raises `IdReserveEmpty`, `DurabilityError` or `ConfigError`."""
@@ -153,19 +155,33 @@ class IdReserves:
         while len(self._used) > 1 and now - self._used[1][0] > _RATE_S:
             self._used.popleft()
         scarce = any(reserve.left() < reserve.wanted * _SCARCE for reserve in reserves)
-        if not reserves or (now - self._shown[0] < _SHOW_S and scarce == self._shown[1]):
+        empty = [str(reserve.of) for reserve in reserves if not reserve.left()]
+        if not reserves or (now - self._shown[0] < _SHOW_S and (scarce, empty) == self._shown[1:]):
             return
-        self._shown = (now, scarce)
+        self._shown = (now, scarce, empty)
+        lasting = {reserve.of: self._lasts(reserve, now) for reserve in reserves}
         parts = [
-            f"{reserve.of} {reserve.left()} of {reserve.wanted}{self._lasts(reserve, now)}" for reserve in reserves
+            f"{reserve.of} {reserve.left()} of {reserve.wanted}{_for_how_long(lasting[reserve.of])}"
+            for reserve in reserves
         ]
-        self._outbox.notices.put(_NOTICE, f"ids in reserve: {', '.join(parts)}", degraded=scarce)
+        lasts_s = min((one for one in lasting.values() if one is not None), default=None)
+        self._outbox.notices.put(_NOTICE, f"ids in reserve: {', '.join(parts)}", degraded=scarce, lasts_s=lasts_s)
+        if empty:
+            message = f"no id of {', '.join(empty)} is left, and calls that need one are refused: bring PostgreSQL back"
+            self._outbox.notices.put(_USED_UP, message, refuses=True)
+        else:
+            self._outbox.notices.clear(_USED_UP)
 
-    def _lasts(self, reserve: IdReserve, now: float) -> str:
-        """For how long the ids last at the rate of the last hour; empty where none were taken."""
+    def _lasts(self, reserve: IdReserve, now: float) -> float | None:
+        """For how many seconds the ids last at the rate of the last hour; None where none were taken."""
         began, before = self._used[0]
         taken = reserve.taken - before.get(reserve.of, 0)
-        if taken <= 0 or now <= began:
-            return ""
-        hours = reserve.left() / taken * (now - began) / 3600
-        return f" (about {hours:.0f} h)" if hours >= 2 else f" (about {hours * 60:.0f} min)"
+        # In whole minutes: what does not change costs no durable write.
+        return None if taken <= 0 or now <= began else 60.0 * round(reserve.left() / taken * (now - began) / 60)
+
+
+def _for_how_long(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    hours = seconds / 3600
+    return f" (about {hours:.0f} h)" if hours >= 2 else f" (about {hours * 60:.0f} min)"

@@ -68,6 +68,7 @@ def _needs_operator(status: OutboxStatus, config: OutboxConfig) -> list[str]:
             f"enqueueing is refused: {status.free_disk_bytes >> 20} MiB of disk are free, "
             f"{status.reserve_bytes >> 20} MiB are kept for draining"
         )
+    said += [notice.message for notice in status.notices.values() if notice.refuses]
     if status.disk_waits_s > config.stuck_after:
         said.append(
             f"the disk hangs: a write to {status.path} has not ended for {status.disk_waits_s:.0f} s, and calls wait "
@@ -137,7 +138,7 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
         said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
     if status.ahead_s > AHEAD_US / 1e6:
         said.append(f"the clock was set back: entries are stamped {status.ahead_s:.0f} s ahead of it")
-    said += [notice.message for notice in status.notices.values() if notice.degraded]
+    said += [notice.message for notice in status.notices.values() if notice.degraded and not notice.refuses]
     if status.unledgered:
         done = counted(status.unledgered, "entry was", "entries were")
         said.append(f"{done} completed without a ledger copy (acknowledge {UNLEDGERED})")

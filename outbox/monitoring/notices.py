@@ -17,10 +17,16 @@ _MAX_CHARS = 2000
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A sentence for operators; `degraded`: whether it makes the status degraded."""
+    """A sentence for operators; `degraded`: whether it makes the status degraded.
+
+    `refuses`: whether calls are refused for it, so that an operator is needed.  `lasts_s`: in how many seconds they
+    will be, as it goes on now; None for never.
+    """
 
     message: str
     degraded: bool = False
+    refuses: bool = False
+    lasts_s: float | None = None
 
 
 class Notices:
@@ -29,12 +35,21 @@ class Notices:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def put(self, name: str, message: str, *, degraded: bool = False) -> None:
-        """Keep a notice under `name` in place of its former one.
+    def put(
+        self,
+        name: str,
+        message: str,
+        *,
+        degraded: bool = False,
+        refuses: bool = False,
+        lasts_s: float | None = None,
+    ) -> None:
+        """Keep a notice under `name` in place of its former one; see `Notice`.
 
         Costs a durable write only where something changed.  Raises `DurabilityError`.
         """
-        data = json.dumps({"message": message[:_MAX_CHARS], "degraded": degraded}).encode()
+        said = {"message": message[:_MAX_CHARS], "degraded": degraded, "refuses": refuses, "lasts_s": lasts_s}
+        data = json.dumps(said).encode()
         if self._store.get_meta(_PREFIX + name) != data:
             self._store.put_meta(_PREFIX + name, data, despite_halt=True)
 

@@ -9,6 +9,7 @@ import pytest
 
 from outbox import Health, Outbox
 from tests import atb as command_line
+from tests.unit.fakes.rig import FakeClock
 
 
 @pytest.fixture
@@ -32,6 +33,23 @@ def test_notice_degrades_the_status_only_where_it_says_so(box: Outbox) -> None:
     box.notices.put("ids", "10 ids are left", degraded=True)
     assert box.status().health is Health.DEGRADED
     assert "10 ids are left" in box.status().degraded
+
+
+def test_notice_that_calls_are_refused_needs_an_operator(box: Outbox) -> None:
+    box.notices.put("ids", "no id is left", refuses=True)
+    status = box.status()
+    assert (status.needs_operator, status.degraded) == (["no id is left"], [])
+
+
+@pytest.mark.parametrize(("lasts_s", "shown"), [(None, "more than a year"), (600.0, "10 min")])
+def test_command_names_the_shortest_runway(outbox_dir: Path, lasts_s: float | None, shown: str) -> None:
+    with Outbox.open(outbox_dir, clock=FakeClock()) as box:
+        box.enqueue("log", {})
+        box.notices.put("ids", "ids are left", lasts_s=lasts_s)
+        box.notices.put("more ids", "more ids are left", lasts_s=None if lasts_s is None else lasts_s + 1)
+    output = command_line.invoke("status", "--dir", str(outbox_dir)).output
+    assert f"an outage may last {shown}" in output
+    assert ("in reserve below" in output) is (lasts_s == 600)
 
 
 def test_unchanged_notice_costs_no_commit(box: Outbox) -> None:

@@ -354,7 +354,13 @@ def test_the_status_shows_what_is_left_and_for_how_long(engine: Engine, outbox_d
         clock.advance(3)
         reserves.show()
         assert shown(box) == ("ids in reserve: serial.id 19 of 100 (about 14 min)", True)
+        assert box.status().notices["ids-in-reserve"].lasts_s == 14 * 60
         assert box.status().health is Health.DEGRADED
+        for _ in range(19):
+            reserves.take("serial", "id")
+        reserves.show()
+        [reason] = box.status().needs_operator
+        assert "no id of serial.id is left" in reason
         reserves.fill(engine)
         reserves.show()
         assert shown(box)[1] is False
