@@ -51,10 +51,8 @@ class InDelivery:
 
     def claim(self, first: int, last: int) -> bool:
         """Lock these sequence numbers; False where another holder has one of them.  Raises OSError."""
-        # Where it was removed, others lock the next one.
         if not is_open_as(self._fd, self._identity) or not os.fstat(self._fd).st_nlink:
-            self.close()
-            self._fd = self._opened()
+            self._renew()
         try:
             self._lock(fcntl.F_WRLCK, first, last)
         except OSError as exc:
@@ -63,6 +61,23 @@ class InDelivery:
             return False
         self._held.add((first, last))
         return True
+
+    def _renew(self) -> None:
+        """Go over to the next file, as others do, where this one was removed.
+
+        Where its directory is gone there are no others, and what is pending is to be delivered from the open store.
+        """
+        former = self._fd if is_open_as(self._fd, self._identity) else None
+        try:
+            opened = self._opened()
+        except FileNotFoundError:
+            if former is None:
+                raise
+            return
+        if former is not None:
+            os.close(former)
+        self._held.clear()
+        self._fd = opened
 
     def keep(self, *wanted: Range) -> None:
         """Unlock everything but `wanted`."""

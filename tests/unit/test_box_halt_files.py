@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from outbox import DurabilityError, Outbox, StoreLocked
+from outbox import DurabilityError, Operation, Outbox, Relay, StoreLocked
 from outbox.rescue import verify
 from outbox.store.ledger import Settlement
 from outbox.store.state_file import StateFile
+from outbox.testing import InMemoryTarget
 from tests.unit.fakes.waiting import LONG
 
 WRITER = """
@@ -127,6 +129,24 @@ def test_removed_lock_file_loses_no_acknowledged_entry(outbox_dir: Path, verifie
     with Outbox.open(outbox_dir) as again:
         assert verified[-1:] == [outbox_dir]
         assert {entry.seq for entry in again.pending()} >= set(acknowledged)
+
+
+def test_pending_entries_are_delivered_after_the_directory_was_removed(outbox_dir: Path) -> None:
+    """They are lost with this process."""
+    target = InMemoryTarget([Operation("log", table="log")])
+    box = Outbox.open(outbox_dir)
+    with Relay(box, target) as relay:
+        box.enqueue("log", {"number": 0})
+        assert relay.drain(LONG)
+        with target.outage():
+            for number in (1, 2, 3):
+                box.enqueue("log", {"number": number})
+            shutil.rmtree(outbox_dir)
+            with pytest.raises(DurabilityError, match="drain it first"):
+                box.enqueue("log", {"number": 4})
+        assert relay.drain(LONG)
+    assert [entry.args["number"] for entry in target.delivered] == [0, 1, 2, 3]
+    box.close()
 
 
 def test_files_are_watched_after_a_vacuum(outbox_dir: Path) -> None:

@@ -1075,6 +1075,13 @@ BUGS = (
         ("tests/integration/adapter/test_interrupts.py",),
     ),
     Bug(
+        "what is pending cannot be delivered any more when the directory was removed, and is lost with the process",
+        "outbox/store/withdrawal.py",
+        "            if former is None:\n                raise\n            return\n",
+        "            raise\n",
+        ("tests/unit/test_box_halt_files.py",),
+    ),
+    Bug(
         "adapter: the halt method is called again by its own calls, without end",
         "integrations/halt.py",
         "        self._here.halting = True\n",
