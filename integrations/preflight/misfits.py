@@ -147,6 +147,18 @@ def arguments(operation: ManagerOperation, evidence: Evidence, signature: inspec
             )
 
 
+def nameless(operation: ManagerOperation, signature: inspect.Signature) -> str | None:
+    """A warning where callers may give by position, without a name, what the declaration names."""
+    given = signature.parameters
+    rest = next((name for name, one in given.items() if one.kind is one.VAR_POSITIONAL), None)
+    declared = [*needed_names(operation), *_identity(operation), *operation.args.values()]
+    names = dict.fromkeys(operation.own_name(name) for name in declared)
+    missing = [name for name in names if name not in given and operation.standard_name(name) not in given]
+    if rest is None or not missing:
+        return None
+    return f"it takes *{rest}, so {', '.join(missing)} given by position have no name: name them in its signature"
+
+
 def read_arguments(read: ManagerRead, signature: inspect.Signature) -> Iterator[str]:
     """Reasons in the arguments of a read: names that it lacks, and those that the local view does not know."""
     takes, given = LOCAL_READS[read.standard].takes, signature.parameters

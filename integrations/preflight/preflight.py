@@ -267,10 +267,12 @@ def _is_method(manager_class: type, name: str) -> bool:
 
 def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tuple[str, str], str]) -> MethodFit:
     name = operation.name
-    reasons = list(misfits.shape(operation, evidence))
+    reasons, unnamed = list(misfits.shape(operation, evidence)), None
     if not reasons:
         try:
-            reasons += misfits.arguments(operation, evidence, signature_of(evidence.cls, name))
+            signature = signature_of(evidence.cls, name)
+            reasons += misfits.arguments(operation, evidence, signature)
+            unnamed = misfits.nameless(operation, signature)
         except (TypeError, ValueError):
             reasons.append("Python cannot inspect its arguments: wrap it in a method")
         reasons += misfits.unstorable(operation, evidence)
@@ -288,6 +290,7 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
     more = (
         misfits.other_answer(operation, evidence),
         ways_around.buffers(operation, evidence),
+        unnamed,
     )
     warnings += [one for one in more if one is not None]
     if reasons:

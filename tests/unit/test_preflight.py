@@ -350,6 +350,12 @@ def test_a_unit_of_work_that_is_handed_out_is_warned_of() -> None:
     ]
 
 
+def test_names_that_calls_by_position_lack_are_warned_of() -> None:
+    warnings = fit_of(managers.AnyArguments).warnings
+    assert any("it takes *args, so new_balance given by position" in one for one in warnings)
+    assert not any("by position" in one for one in fit_of(managers.Sound).warnings)
+
+
 def test_an_answer_that_is_no_id_is_warned_of() -> None:
     assert any("log_trade: it answers bool" in warning for warning in fit_of(managers.AnswersTrue).warnings)
     assert not any("it answers" in warning for warning in fit_of(managers.Sound).warnings)
