@@ -28,7 +28,12 @@ def unanswerable(learning: Learning, calls: Mapping[str, ManagerOperation]) -> l
     otherwise = sorted({kind.partition("|")[0] for kind, one in learning.effects.items() if one.balance.is_strange})
     never = [name for name in methods if name not in values]
     return [
-        *(f"{', '.join(names)} after {name} (cannot be explained)" for name, names in unexplained),
+        *(f"{', '.join(names)} after {name} ({_why(calls[name], names)})" for name, names in unexplained),
         *([f"the balance after some calls of {', '.join(otherwise)} (not as declared)"] if otherwise else []),
         *([f"rows after the first call of {', '.join(never)} (never seen)"] if never else []),
     ]
+
+
+def _why(operation: ManagerOperation, names: list[str]) -> str:
+    is_id = operation.creates is None and any(name.startswith("id of ") for name in names)
+    return "not known without creates=" if is_id else "cannot be explained"

@@ -11,9 +11,11 @@ from uuid import UUID
 
 import pytest
 
-from outbox.integrations.operations import TRADING_OPERATIONS
+from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
 from outbox.integrations.view import checks
+from outbox.integrations.view.effects import Effect
 from outbox.integrations.view.folds import fold, seen_of
+from outbox.integrations.view.learning import Space
 from outbox.integrations.view.local_view import LocalView, UnknownLocally, encoded, exact, plain
 from outbox.integrations.view.row_forms import RowForms
 from outbox.integrations.view.rows import Tables, resolve, resolved_before
@@ -590,6 +592,12 @@ def test_what_an_outage_does_not_answer_is_known_before_it(view: LocalView) -> N
         "size of positions after update_position (cannot be explained)",
         "rows after the first call of log_position (never seen)",
     ]
+
+
+def test_id_of_a_row_that_is_not_declared_names_the_way_out(view: LocalView) -> None:
+    calls = {"place": ManagerOperation("place", like="create_order_journal_entry", creates=None)}
+    view.learning.effects["place"] = Effect(count=1, made={"orders": {"id": Space()}})
+    assert unanswerable(view.learning, calls) == ["id of orders after place (not known without creates=)"]
 
 
 def test_sessions_beyond_the_last_50_are_forgotten_but_for_open_rows(view: LocalView) -> None:
