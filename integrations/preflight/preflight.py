@@ -235,12 +235,13 @@ def _notice(outbox: Outbox, message: str, *, degraded: bool = False) -> None:
 def _missing(
     manager_class: type, declared: dict[str, ManagerOperation], reads: dict[str, ManagerRead]
 ) -> Iterator[str]:
-    for name in reads:
+    named = [("read", name) for name in reads]
+    named += [("operation", name) for name, operation in declared.items() if not operation.optional]
+    way = "check the declaration's name"
+    way += ", or define it: what __getattr__ finds is not seen" if hasattr(manager_class, "__getattr__") else ""
+    for what, name in named:
         if not callable(getattr(manager_class, name, None)):
-            yield f"read {name!r} names a method that {manager_class.__name__} lacks: check the declaration's name"
-    for name, operation in declared.items():
-        if not callable(getattr(manager_class, name, None)) and not operation.optional:
-            yield f"operation {name!r} names a method that {manager_class.__name__} lacks: check the declaration's name"
+            yield f"{what} {name!r} names a method that {manager_class.__name__} lacks: {way}"
 
 
 def _undeclared(

@@ -1928,4 +1928,25 @@ BUGS = (
         "        return self._watchdog.fired\n",
         ("tests/integration/test_postgres_target_handlers.py",),
     ),
+    Bug(
+        "adapter: a row is answered with None where an argument with a default is left out",
+        "integrations/view/seen.py",
+        'call = {**self.operation.standard(self.notes.get("defaults", {})), **self.call}',
+        "call = self.call",
+        ("tests/integration/adapter/test_optional_arguments.py",),
+    ),
+    Bug(
+        "adapter: what explained a value is forgotten when an argument is given for the first time",
+        "integrations/view/learning.py",
+        "if by_new and not left and given is not None and not self._stays_without(old):",
+        "if False:",
+        ("tests/integration/adapter/test_optional_arguments.py",),
+    ),
+    Bug(
+        "adapter: the first call of an outage is acknowledged though the manager would have refused it",
+        "integrations/adapter.py",
+        "refusal = (answers.refusal if waits else answers.check)(operation, item.bound)",
+        "refusal = None if waits else answers.check(operation, item.bound)",
+        ("tests/integration/adapter/test_refusing_answers.py",),
+    ),
 )  # fmt: skip
