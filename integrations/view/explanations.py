@@ -32,6 +32,8 @@ EXACT, FLOAT = "exact", "float"
 ARITHMETIC = (EXACT, FLOAT)
 # Ways to an amount that takes the place of another one only where it is beyond it.
 FARTHEST = ("max", "min")
+# Of what explained calls before these arguments were first given, among those that are apart.
+WITHOUT = "without "
 _STRIKES = 2
 _TRUSTED_AGAIN = 3
 # How often an amount must be the same to be a constant: after one call it may be computed in a way that is not known.
@@ -69,11 +71,14 @@ class Space:
     def predict(self, sources: Sources, old: Any = ABSENT, given: str | None = None) -> Any:
         """The value; raises `Unknown` where the explanations differ.  `given`: the arguments that the call gives."""
         if given is not None and self.apart.keys() - {given}:
-            # What such calls do is no explanation of what calls with other arguments do.
+            # What calls with other arguments do is no explanation.
             own = self.apart.get(given)
             if own is None or own.agreed < _SEEN:
+                own = self._without(given)
+            if own is not None:
+                return own.predict(sources, old)
+            if self.strikes:
                 raise Unknown("calls with other arguments contradict it")
-            return own.predict(sources, old)
         if not self.is_explained:
             raise Unknown("the manager's answers cannot be explained")
         if self.agreed < _SEEN and any(one[0] == "const" and _is_amount(one[1]) for one in self.candidates):
@@ -84,6 +89,12 @@ class Space:
             if not alike(other := evaluate(one, sources, old), value):
                 raise Unknown(f"it may become {value!r} or {other!r}")
         return value
+
+    def _without(self, given: str) -> Space | None:
+        """What explained calls before an argument was given for the first time that is not among these."""
+        names = set(given.split(","))
+        found = ((key.removeprefix(WITHOUT), one) for key, one in self.apart.items() if key.startswith(WITHOUT))
+        return next((one for others, one in found if names.isdisjoint(others.split(","))), None)
 
     def settle(self, written: Collection[Decimal], sources: Sources, old: Any) -> None:
         """Leave out sums in an arithmetic whose total was not `written`, where another's was."""

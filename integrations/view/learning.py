@@ -19,6 +19,7 @@ from .explanations import (
     ABSENT,
     ARITHMETIC,
     FARTHEST,
+    WITHOUT,
     Conversion,
     Explanation,
     Sources,
@@ -65,18 +66,27 @@ def observe(
     scales = tuple(scales)
     left = [one for one in space.candidates if explains(one, shown, sources, old)]
     space.agreed += 1
-    strikes = int(not left and bool(space.candidates))
+    # An answer that could not be explained contradicts the explanation of the next one.
+    strikes = int(not left and (bool(space.candidates) or space.agreed > 1))
     if not left or new:
         more = explain(key, shown, sources, old, scales, widely=space.strikes + strikes * (not new) > 0)
         by_new = [one for one in more if one not in left and not set(new).isdisjoint(map(str, one))]
+        if by_new and not left and given is not None and not _stays_without(space, old):
+            names = ",".join(f"{name.removeprefix('arg:')}+" for name in new)
+            space.apart.setdefault(f"{WITHOUT}{names}", Space(space.candidates, 0, space.agreed - 1))
         # What was never given before may change a value without contradicting what was seen.
         strikes = 0 if by_new else strikes
         left = left + by_new if left else more
     if strikes:
         space.strikes, space.agreed = space.strikes + 1, 0
     space.candidates = left
-    if given is not None and space.strikes and (given in space.apart or len(space.apart) < _APART):
+    if given is not None and (space.strikes or space.apart) and (given in space.apart or len(space.apart) < _APART):
         observe(space.apart.setdefault(given, Space()), key, shown, sources, old, scales=scales)
+
+
+def _stays_without(space: Space, old: Any) -> bool:
+    """Whether a value is as it was, or None in a new row, where nothing is given for it."""
+    return (["const", None] if old is ABSENT else ["keep"]) in space.candidates
 
 
 def observe_row(

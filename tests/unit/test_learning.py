@@ -119,6 +119,17 @@ def test_id_that_stays_is_not_that_of_the_session() -> None:
     assert space.predict({"note:session": 1}, 2) == 2
 
 
+def test_what_was_not_explained_contradicts_a_later_explanation() -> None:
+    space = Space()
+    for given, shown in (("a+,b+", object()), ("a+", "x"), ("a+", "x"), ("a+", "x")):
+        observe(space, "key", shown, {}, scales=(None,), given=given)
+    assert space.predict({}, given="a+") == "x"
+    with pytest.raises(Unknown, match="other arguments"):
+        space.predict({}, given="a+,b+")
+    again = Space(*decode_result(encode_result(space.dump())))
+    assert again == space
+
+
 def test_counters_and_sums_are_told_apart_from_constants() -> None:
     counter, sum_ = Space(), Space()
     seen(counter, "taken", 1, 0, level=1)

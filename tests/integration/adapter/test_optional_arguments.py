@@ -17,14 +17,24 @@ from .test_thresholds import BookManager
 
 
 class Defaulting(BookManager):
-    seen = 5
+    seen = 6
 
     def log_position(self, symbol: str, size: Any, score: float = 2.5) -> int:  # type: ignore[override]
         return super().log_position(symbol, size, score)
 
 
+class Filling(BookManager):
+    """Its signature does not show the default."""
+
+    seen = 6
+
+    def log_position(self, symbol: str, size: Any, **extra: Any) -> int:  # type: ignore[override]
+        extra.setdefault("score", 7.5)
+        return super().log_position(symbol, size, **extra)
+
+
 class Computing(BookManager):
-    seen = 9
+    seen = 10
 
     def log_position(self, symbol: str, size: Any, **extra: Any) -> int:  # type: ignore[override]
         return super().log_position(symbol, size, 3 * extra["score"] + len(symbol) if extra else 7.5)
@@ -35,7 +45,7 @@ def here(request: pytest.FixtureRequest, postgres_url: str, outbox_dir: Path) ->
     with scene(postgres_url, outbox_dir, request.param) as made:
         made.relay.start()
         made.manager.create_trading_session()
-        for number, score in enumerate((None, 1.25, 4.5, 5.5, 6.5, None, None, None, None)[: made.manager.seen]):
+        for number, score in enumerate((None, None, 1.25, 4.5, 5.5, 6.5, None, None, None, None)[: made.manager.seen]):
             given = {} if score is None else {"score": score}
             made.manager.log_position(f"A{number}", Decimal(20 + number), **given)
         assert made.drain()
@@ -53,7 +63,7 @@ def opened(here: Scene, *scores: float) -> Any:
     return seen, here.manager.get_active_positions()
 
 
-@pytest.mark.parametrize("here", [Defaulting], indirect=True)
+@pytest.mark.parametrize("here", [Defaulting, Filling], indirect=True)
 @pytest.mark.parametrize("scores", [(), (9.5,)])
 def test_default_is_shown_as_the_manager_shows_it(here: Scene, scores: tuple[float, ...]) -> None:
     seen, plain = opened(here, *scores)
