@@ -14,8 +14,8 @@ import pytest
 from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
 from outbox.integrations.view import checks
 from outbox.integrations.view.effects import Effect
+from outbox.integrations.view.explanations import Space
 from outbox.integrations.view.folds import fold, seen_of
-from outbox.integrations.view.learning import Space
 from outbox.integrations.view.local_view import LocalView, UnknownLocally, encoded, exact, plain
 from outbox.integrations.view.row_forms import RowForms
 from outbox.integrations.view.rows import Tables, resolve, resolved_before

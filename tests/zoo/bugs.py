@@ -1938,7 +1938,7 @@ BUGS = (
     Bug(
         "adapter: what explained a value is forgotten when an argument is given for the first time",
         "integrations/view/learning.py",
-        "if by_new and not left and given is not None and not self._stays_without(old):",
+        "if by_new and not left and given is not None and not _stays_without(space, old):",
         "if False:",
         ("tests/integration/adapter/test_optional_arguments.py",),
     ),
