@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event
@@ -9,6 +10,7 @@ from threading import Event
 import click
 
 from outbox import Entry, EntryInDelivery, Outbox
+from outbox.answers import require_reason
 
 from .common import Number, directory_option, in_one_sentence, settings
 from .entries import for_people, none_of
@@ -57,6 +59,7 @@ def discard(directory: str | None, seq: tuple[int, ...], reason: str, yes: bool)
     They are never written to PostgreSQL; later entries of their ordering keys go on.  An entry of a transaction is
     given up with the others of it.  For a pending entry in a relay's batch the command waits up to 10 s.
     """
+    require_reason(reason)
     with Outbox.attach(config=settings(directory)) as box:
         if not yes:
             _ask(box, seq)
@@ -83,7 +86,15 @@ def _ask(box: Outbox, seqs: tuple[int, ...]) -> None:
     for seq in seqs:
         entry = None if seq in damaged else box.entry(seq)
         click.echo(f"{seq}: {'quarantined' if entry is None else f'{entry.operation} {for_people(dict(entry.args))}'}")
-    click.confirm("Give these up for good?", abort=True)
+    try:
+        confirmed = click.confirm("Give these up for good?")
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        click.echo()
+        raise click.UsageError("nobody answered, so nothing was given up; --yes does not ask") from None
+    if not confirmed:
+        raise click.Abort
 
 
 @contextmanager

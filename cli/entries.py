@@ -308,7 +308,7 @@ def _plain(value: Any) -> Any:
 def for_people(value: Any) -> str:
     """A value of an argument as text."""
     plain = _plain(value)
-    return plain if isinstance(plain, str) else json.dumps(plain)
+    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
 
 
 def _time(at: datetime) -> str:

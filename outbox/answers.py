@@ -23,6 +23,12 @@ def require_number(seq: object) -> None:
         raise InvalidEntry(f"seq is {seq!r}", hint="allowed: a sequence number")
 
 
+def require_reason(reason: object) -> None:
+    """Raise `InvalidEntry` for what says nothing."""
+    if not isinstance(reason, str) or not reason.strip():
+        raise InvalidEntry(f"reason is {reason!r}", hint="say why this entry may be given up")
+
+
 class Answers:
     """Those of one store.  Safe from any thread."""
 
@@ -36,8 +42,7 @@ class Answers:
 
     def discard(self, seq: int, reason: str, *, free_key: bool) -> list[Entry]:
         """See `Outbox.discard`."""
-        if not isinstance(reason, str) or not reason.strip():
-            raise InvalidEntry(f"reason is {reason!r}", hint="say why this entry may be given up")
+        require_reason(reason)
         extra: dict[str, Any] = {"free_key": True} if free_key else {}
         audit = self._audit(DISCARD, seq, reason=reason, **extra)
         pending = self._store.record("pending", seq) if 0 < seq < 1 << 63 else None

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from .. import codec
 from ..entry import EntryStatus
-from ..errors import OutboxError, StoreCorrupt
+from ..errors import OutboxError, StoreCorrupt, StoreFormatError
 from ..store import quarantine, small
 from ..store.counters import Counters
 from ..store.entry_json import DISCARDED, State, settled_state
@@ -86,6 +86,8 @@ class Salvage:
         self.problems = list(self._file.problems)
         self.counters: Counters | None = None
         self.store_id: UUID | None = None
+        # What the data file says of its format, if it is not ours.
+        self._other_format = ""
         # Small records by name, and what else lies in the main database under our prefix.
         self.small: dict[bytes, small.SmallRecord] = {}
         self.other: dict[bytes, bytes] = {}
@@ -215,8 +217,12 @@ class Salvage:
     def _identify(self) -> None:
         """Take the store id from the data file, or else from the identity file beside it."""
         try:
-            beside = Identity.parse(read_own(self._directory / IDENTITY_FILE), Path(IDENTITY_FILE)).store_id
+            path = self._directory / IDENTITY_FILE
+            beside = Identity.parse(read_own(path), path).store_id
         except (OSError, OutboxError) as exc:
+            if isinstance(exc, StoreFormatError) and str(exc) == self._other_format:
+                # Both say so: it is no damage, and this version could misread it.
+                raise
             self.problems.append(f"{IDENTITY_FILE}: {exc.message if isinstance(exc, OutboxError) else exc.strerror}")
             beside = None
         if self.store_id is None:
@@ -227,7 +233,11 @@ class Salvage:
 
     def _take_small(self, key: bytes, value: bytes) -> None:
         if key == IDENTITY_KEY:
-            self.store_id = Identity.parse(value, Path(DATA_FILE)).store_id
+            try:
+                self.store_id = Identity.parse(value, self._directory / DATA_FILE).store_id
+            except StoreFormatError as exc:
+                self._other_format = str(exc)
+                raise
         elif key == COUNTERS_KEY:
             self.counters = Counters.unpack(value)
         elif key.startswith(DEAD_PREFIX):

@@ -12,12 +12,15 @@ import struct
 import subprocess
 import sys
 import termios
+from contextlib import closing
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from outbox import Outbox, OutboxConfig
 from outbox.cli.common import no_permission
+from outbox.store.identity import IDENTITY_KEY
 from tests import atb as command_line
 from tests.unit.fakes.waiting import LONG
 
@@ -336,3 +339,19 @@ def test_status_fits_a_narrow_terminal(store: Path) -> None:
     assert max(map(len, facts.splitlines())) <= 40
     assert "\ndead letters    0 (entries held back: 0)\n" in facts
     assert "\n!  no relay is running and 3 entries\n   wait" in facts
+
+
+def test_store_of_a_newer_version_is_not_called_damaged(store: Path, tmp_path: Path) -> None:
+    """`verify` said so, and `export` wrote what this version may misread."""
+    identity = store / "outbox.json"
+    text = identity.read_bytes().replace(b'"format":1', b'"format":2')
+    with closing(lmdb.open(str(store), max_dbs=3)) as environment, environment.begin(write=True) as txn:
+        txn.put(IDENTITY_KEY, text)
+    damaged = command_line.run("verify", "--dir", str(store))
+    assert (damaged.returncode, damaged.stdout.splitlines()[0]) == (1, f"outbox {store}: damaged")
+    identity.write_bytes(text)
+    for arguments in (("verify",), ("export", str(tmp_path / "export")), ("status",)):
+        done = command_line.run(*arguments, "--dir", str(store))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "has format 2, this version reads 1 (use the version of lmdb-outbox that wrote it)" in done.stderr
+    assert not (tmp_path / "export").exists()

@@ -112,6 +112,15 @@ def test_discarded_dead_letter_frees_its_key_and_keeps_the_reason(
     assert refused.returncode == 1
     assert 'note {"n": 200, "who": "a"}' in refused.stdout
     assert [entry.seq for entry in engine[0].dead_letters()] == [2, 4, 6, 7]
+    unanswered = atb("discard", "2", "--reason", "by hand")
+    assert (unanswered.returncode, unanswered.stderr.splitlines()[0]) == (
+        2,
+        "Error: nobody answered, so nothing was given up; --yes does not ask (see 'atb outbox discard --help')",
+    )
+    empty = atb("discard", "2", "--reason", " ")
+    assert (empty.returncode, empty.stdout) == (2, "")
+    assert empty.stderr == "Error: reason is ' ' (say why this entry may be given up)\n"
+    assert [entry.seq for entry in engine[0].dead_letters()] == [2, 4, 6, 7]
     assert atb("discard", "2", "--reason", "by hand", answer="y\n").stdout.endswith("discarded: 2\n")
     assert atb("discard", "6", "--reason", "both", "--yes").stdout == "discarded: 6, 7\n"
     assert engine[1].drain(LONG)
