@@ -20,6 +20,7 @@ from sqlalchemy import URL
 
 from .. import Hooks, Operation, Outbox, OutboxConfig, OutboxError, OutboxStatus, PostgresTarget, Relay
 from ..errors import ConfigError, StoreMissing
+from ..handlers import check_callable
 from ..log import Log
 from .durable import DurableDatabaseManager
 from .holders import others_held, others_holding, replace_held
@@ -129,7 +130,11 @@ class Wiring:
         self.outbox.notices.put(name, f"{problem}: {way}")
 
     def _find_halt(self, name: str | None) -> Callable[[str], Any] | None:
-        """The engine's method for the halt.  Raises `ConfigError` where it lacks the one that the caller named."""
+        """The engine's method for the halt.
+
+        Raises `ConfigError` where it lacks the one that the caller named, and for one that a call with a reason does
+        not run, such as a coroutine.
+        """
         halt: Callable[[str], Any] | None = getattr(self._engine, name or _HALT, None)
         if name is not None and not callable(halt):
             raise ConfigError(
@@ -139,6 +144,8 @@ class Wiring:
         if halt is None:
             message = f"the engine has no {_HALT}(), so nothing stops new entries when trading must halt"
             self._show_problem(_NOTICE, message, "wire(engine, halt_method=...)")
+        else:
+            check_callable(type(self._engine).__name__, f"the halt method {name or _HALT}", halt, 1)
         return halt
 
     def _replace(self, name: str, value: Any) -> None:

@@ -131,7 +131,7 @@ def test_removed_lock_file_loses_no_acknowledged_entry(outbox_dir: Path, verifie
         assert {entry.seq for entry in again.pending()} >= set(acknowledged)
 
 
-def test_pending_entries_outlive_a_directory_that_was_removed(outbox_dir: Path) -> None:
+def test_pending_entries_leave_a_directory_that_was_removed(outbox_dir: Path) -> None:
     """They are lost with this process."""
     target = InMemoryTarget([Operation("log", table="log")])
     box = Outbox.open(outbox_dir)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from outbox import DurabilityError, StoreFull
+from outbox import ConfigError, DurabilityError, OutboxConfig, StoreFull
+from outbox.integrations.trading_engine import wire
 from tests.unit.fakes.waiting import LONG
 
-from .small import Scene, scene
+from .small import Scene, SmallManager, scene
 
 
 @contextmanager
@@ -93,3 +94,33 @@ def test_halt_method_may_wait_for_a_thread_that_makes_a_call(postgres_url: str, 
     with full(postgres_url, outbox_dir, halt) as here, pytest.raises(DurabilityError):
         call(here.manager)
     assert ended == [True]
+
+
+class Engine:
+    """Its halt methods cannot be called with a reason, or a call does not run them."""
+
+    enter_close_only = True
+
+    def __init__(self, db_manager: Any) -> None:
+        self.db_manager = db_manager
+
+    async def stop_entries(self, reason: str) -> None: ...
+
+    def without_reason(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (None, "is not callable"),
+        ("stop_entries", "is asynchronous"),
+        ("without_reason", "does not take 1 positional"),
+    ],
+)
+def test_halt_method_that_a_call_does_not_run_is_refused(
+    postgres_url: str, outbox_dir: Path, name: str | None, why: str
+) -> None:
+    engine = Engine(SmallManager(postgres_url))
+    with pytest.raises(ConfigError, match=f"Engine: the halt method .* {why}"):
+        wire(engine, config=OutboxConfig(dir=str(outbox_dir), database_url=postgres_url), halt_method=name)
+    engine.db_manager.engine.dispose()
