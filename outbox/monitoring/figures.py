@@ -107,6 +107,13 @@ FIGURES = (
         lambda s: [((name,), 1.0) for name in s.alarms],
         ("alarm",),
     ),
+    Figure(
+        "notice_lasts_seconds",
+        "gauge",
+        "In how long calls are refused, at the present rate, by a notice such as ids-in-reserve; absent for never",
+        lambda s: [((name,), one.lasts_s) for name, one in s.notices.items() if one.lasts_s is not None],
+        ("notice",),
+    ),
     _gauge("relay_running", "1 while some process is the relay", lambda s: s.relay.alive),
     Figure("relay_breaker", "gauge", "1 for the state of the relay's circuit breaker", _breaker, ("state",)),
     _gauge("relay_stopped", "1 while PostgreSQL refuses and an operator must act", lambda s: s.relay.stopped),

@@ -55,6 +55,7 @@ def test_the_figures_are_those_of_the_status(rig: Rig) -> None:
     rig.settle()
     rig.enqueue("b", "d")
     rig.box.alarms.sound("ledger-damaged", "look")
+    rig.box.notices.put("ids-in-reserve", "few", lasts_s=600.0)
     text, status = as_text(rig.box), rig.box.status()
     for name, expected in {
         "up": 1,
@@ -74,6 +75,7 @@ def test_the_figures_are_those_of_the_status(rig: Rig) -> None:
     }.items():
         assert value(text, name) == expected, name
     assert value(text, "alarm", alarm="ledger-damaged") == 1
+    assert value(text, "notice_lasts_seconds", notice="ids-in-reserve") == 600
     assert value(text, "relay_breaker", state="closed") == 1
     assert value(text, "relay_breaker", state="open") == 0
     assert status.relay.last_applied_at is not None
