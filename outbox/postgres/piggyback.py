@@ -252,9 +252,9 @@ class _Sending:
             self.connection.note_no_row(query, self)
         return result
 
-    def executemany(self, query: Any, rows: Any) -> Any:
+    def executemany(self, query: Any, vars_list: Any) -> Any:
         self.connection.send_before(str(query))
-        rows = list(rows)
+        rows = list(vars_list)
         result = super().executemany(query, rows)  # type: ignore[misc]
         if 0 <= self.rowcount < len(rows) and (self.statusmessage or "").startswith("INSERT"):
             self.connection.note_no_row(query, self)

@@ -187,6 +187,9 @@ HANDLERS: dict[str, Does] = {
     "many": lambda conn, entry: cursor_of(conn).executemany(
         "INSERT INTO effects (n) VALUES (%s)", ([n] for n in (entry.args["n"], 100))
     ),
+    "many by name": lambda conn, entry: cursor_of(conn).executemany(
+        query="INSERT INTO effects (n) VALUES (%s)", vars_list=[[entry.args["n"]]]
+    ),
     "values": lambda conn, entry: psycopg2.extras.execute_values(
         cursor_of(conn), "INSERT INTO effects (n) VALUES %s", [[entry.args["n"]]]
     ),
