@@ -283,8 +283,8 @@ class Preparing:
 
     def _resumed(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> Any:
         """The active session with which the call goes on, as far as was seen, or as the method's code shows."""
-        cls = self._host.manager_class
-        asked = None if cls is None else asked_by(cls, operation.name)
+        cls, table = self._host.manager_class, operation.schema_table_column()[1]
+        asked = None if cls is None else asked_by(cls, operation.name, table)
         parameters = self._host.signature(operation.name).parameters.keys()
         others = (asked or set()) & (parameters - set(map(operation.own_name, resumptions.NAMES)))
         # It asks for more than the local view knows of a session.

@@ -8,18 +8,24 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from .class_code import ClassCode
-from .method_code import Facts, dotted, facts_of
+from .method_code import Facts, dotted, facts_of, meaning
 
 _ASKING = frozenset({"select", "query", "filter", "filter_by", "scalar", "scalars", "first", "one_or_none", "fetchone"})
-_CONFLICT = re.compile(r"\bON\s+CONFLICT\s*(?:\(([^)]*)\))?", re.IGNORECASE)
+_CONFLICT = re.compile(r"\bINTO\s+([\w.\"]+).*\bON\s+CONFLICT\s*(?:\(([^)]*)\))?", re.IGNORECASE | re.DOTALL)
 
 
-def asked_by(cls: type, name: str) -> set[str] | None:
-    """The names by which `name` asks for a row that it tests and answers with; None where it does not do that."""
-    facts = [facts_of(function) for function in ClassCode(cls).functions(name)]
-    found = [asked for one in facts for asked in (*_asked(one), *_conflicting(one))]
+def asked_by(cls: type, name: str, table: str) -> set[str] | None:
+    """The names by which `name` asks for a row that it tests and answers with; None where it does not do that.
+
+    `table`: of the row; an upsert into another one decides nothing.
+    """
+    found: list[set[str]] = []
+    for function in ClassCode(cls).functions(name):
+        facts = facts_of(function)
+        found += [*_asked(facts), *_conflicting(facts, table, _inserted_into(function, facts))]
     return set().union(*found) if found else None
 
 
@@ -32,18 +38,26 @@ def _asked(facts: Facts) -> Iterator[set[str]]:
             yield _behind(one, facts.locals)
 
 
-def _conflicting(facts: Facts) -> Iterator[set[str]]:
+def _conflicting(facts: Facts, table: str, inserted_into: set[str | None]) -> Iterator[set[str]]:
     """The columns by which an INSERT finds that its row is there already, if the method answers with a value."""
     if not any(not isinstance(one, ast.Constant) for one in facts.returns):
         return
     for found in filter(None, map(_CONFLICT.search, facts.texts)):
-        yield set(re.findall(r"\w+", found[1] or ""))
-    for call in facts.calls:
+        if found[1].rpartition(".")[2].strip('"') == table:
+            yield set(re.findall(r"\w+", found[2] or ""))
+    for call in facts.calls if inserted_into == {table} else ():
         if call.last in ("on_conflict_do_update", "on_conflict_do_nothing"):
             given = (one.value for one in call.node.keywords if one.arg == "index_elements")
             nodes = [node for one in given for node in ast.walk(one)]
             columns = {node.attr for node in nodes if isinstance(node, ast.Attribute) and node.attr != "c"}
             yield columns | {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
+
+
+def _inserted_into(function: Any, facts: Facts) -> set[str | None]:
+    """The tables of a method's `insert(Row)`; None for one that is not known."""
+    given = (call.node.args[0] for call in facts.calls if call.last == "insert" and call.node.args)
+    found = [meaning(function, dotted(one)) for one in given]
+    return {getattr(one, "__tablename__", getattr(one, "name", None)) for one in found}
 
 
 def _behind(name: str, values: Mapping[str, ast.expr]) -> set[str]:

@@ -134,6 +134,34 @@ def test_upsert_gives_the_session_that_is_there(manager: Any, postgres_url: str,
         assert (list(here.box.dead_letters()), here.box.status().alarms) == ([], {})
 
 
+class TextBeside(SmallManager):
+    """It begins a session of its own at each call, for a desk that may be there already."""
+
+    def create_trading_session(self, strategy_name: str, initial_balance: Any) -> int:
+        upsert = "INSERT INTO desks (name, mode) VALUES (:name, '') ON CONFLICT (name) DO UPDATE SET mode = ''"
+        with self.session_factory.begin() as session:
+            session.execute(text(upsert), {"name": strategy_name})
+            return begun(session, strategy_name, initial_balance)
+
+
+class UpsertBeside(SmallManager):
+    def create_trading_session(self, strategy_name: str, initial_balance: Any) -> int:
+        upsert = insert(Desk).values(name=strategy_name, mode="").on_conflict_do_nothing(index_elements=["name"])
+        with self.session_factory.begin() as session:
+            session.execute(upsert)
+            return begun(session, strategy_name, initial_balance)
+
+
+@pytest.mark.parametrize("manager", [TextBeside, UpsertBeside])
+def test_upsert_into_another_table_finds_no_session(manager: Any, postgres_url: str, outbox_dir: Path) -> None:
+    """The caller was told the id of the session before, and PostgreSQL had the row under a new one."""
+    with scene(postgres_url, outbox_dir, manager) as here:
+        told = [here.manager.create_trading_session("ma", 1000) for _ in range(2)]
+        assert here.drain()
+        assert here.rows("SELECT id FROM trading_sessions ORDER BY id") == [(id_,) for id_ in told]
+        assert here.box.status().alarms == {}
+
+
 class ByOtherName(SmallManager):
     """Two of its active sessions may have one strategy."""
 
