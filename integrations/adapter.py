@@ -271,9 +271,11 @@ class Adapter:
                 if refusal is not None:
                     return refusal[0]
                 item = self._preparing.encoded(self._preparing.prepare(item, final=not waits))
-                if group is not None and group.add(item):
-                    return item.told
-                first = self._record([item])[0]
+                first = None if group is not None and group.add(item) else self._record([item])[0]
+        if item.unnumbered is not None:
+            self._halt.after(item.unnumbered)
+        if first is None:
+            return item.told
         return self._result(operation, [first]) if waits else local_result(operation, first)
 
     def _result(self, operation: ManagerOperation, entries: Sequence[Entry]) -> Any:
@@ -339,18 +341,19 @@ class Adapter:
                 item = self._preparing.prepare(item, final=not waits)
                 told = self._local_answers.told(item, online=waits)
                 block.add(self._preparing.encoded(item))
-            with self._preparing.given(block), logged_at_exit(block), entered(block):
-                yield told
-            if earlier is None and not turn.alone:
-                # Another block of the session may be recorded first, and change the balance.
-                item.notes.pop("told", None)
-                noted = {**item.bound, NOTES: item.notes}
-                item.ready = self.outbox.prepare(operation.name, noted, hashed=item.hashed)
-            calls = block.end()
-            if not calls or (outer is not None and outer.add(*calls)):
-                return
-            with self.keeper.kept.order:
-                entries = self._record(calls)
+            with self._preparing.given(block):
+                with logged_at_exit(block), entered(block):
+                    yield told
+                if earlier is None and not turn.alone:
+                    # Another block of the session may be recorded first, and change the balance.
+                    item.notes.pop("told", None)
+                    noted = {**item.bound, NOTES: item.notes}
+                    item.ready = self.outbox.prepare(operation.name, noted, hashed=item.hashed)
+                calls = block.end()
+                if not calls or (outer is not None and outer.add(*calls)):
+                    return
+                with self.keeper.kept.order:
+                    entries = self._record(calls)
         if waits:
             self._result(operation, entries)
 

@@ -198,6 +198,9 @@ class Entering(_GeneratorContextManager[Any]):
         self._name = ""
         return super().__call__(func)
 
+    def _recreate_cm(self) -> Entering:
+        return Entering(self.func, self.args, self.kwds, failed=self._failed)
+
     def __del__(self) -> None:
         if getattr(self, "_name", "") and inspect.getgeneratorstate(self.gen) == inspect.GEN_CREATED:
             _log.critical(

@@ -13,7 +13,7 @@ _log = Log("outbox.integrations")
 
 
 class Halt:
-    """Calls the engine's halt method before a call raises.  Thread-safe.
+    """Calls the engine's halt method before a call raises, or returns that could not be numbered.  Thread-safe.
 
     Use it when no lock of the adapter is held: the method may wait for a thread of the engine that makes a call, and
     may make calls itself.

@@ -76,6 +76,8 @@ class Prepared:
     behind_seq: int = 0
     # Attributes that the manager gets only when the call is delivered.
     uncounted: set[str] = field(default_factory=set)
+    # Why it has no id, though it is recorded all the same.
+    unnumbered: IdReserveEmpty | None = None
     # What the outbox stores, encoded at the call.
     ready: Any = None
     # When the call was made; None for now.
@@ -248,7 +250,7 @@ class Preparing:
         if changes or others:
             notes["state"] = changes.noted(operation.name, others)
         if operation.creates:
-            notes |= self._id_notes(operation, bound, final=final)
+            notes |= self._id_notes(item, final=final)
             if operation.session is Session.BEGINS:
                 notes["session"] = item.session = notes["id"]
         if operation.position is Position.OPENS:
@@ -262,12 +264,12 @@ class Preparing:
         item.told = operation.answer_to(bound, notes)
         return item
 
-    def _id_notes(self, operation: ManagerOperation, bound: Mapping[str, Any], *, final: bool) -> dict[str, Any]:
+    def _id_notes(self, item: Prepared, *, final: bool) -> dict[str, Any]:
         """The id that the row will have; none for an exit that finds the reserve used up: PostgreSQL numbers it later.
 
         Raises `IdReserveEmpty` for anything else.
         """
-        finality = {"final": True} if final else {}
+        operation, bound, finality = item.operation, item.bound, {"final": True} if final else {}
         if operation.session is Session.BEGINS and (going_on := self._resumed(operation, bound)) is not None:
             return {"id": going_on, "resumes": True, **finality}
         try:
@@ -275,6 +277,7 @@ class Preparing:
         except IdReserveEmpty as exc:
             if operation.never_refused is None or not operation.never_refused(operation.standard(bound)):
                 raise
+            item.unnumbered = exc
             _log.critical(
                 "an exit (%(operation)s) is recorded without an id: %(error)s", operation=operation.name, error=exc
             )

@@ -1089,6 +1089,13 @@ BUGS = (
         ("tests/integration/adapter/test_halt.py",),
     ),
     Bug(
+        "adapter: a decorated function's block halts nothing",
+        "integrations/block.py",
+        "self.kwds, failed=self._failed)",
+        "self.kwds)",
+        ("tests/integration/adapter/test_halt.py",),
+    ),
+    Bug(
         "adapter: an upsert into another table is taken for one of the session",
         "integrations/preflight/found_rows.py",
         "for call in facts.calls if inserted_into == {table} else ():",

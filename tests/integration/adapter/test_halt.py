@@ -42,7 +42,11 @@ def call_in_block(manager: Any) -> None:
         manager.create_order_journal_entry("A")
 
 
-CALLS = pytest.mark.parametrize("call", [trade, block, call_in_block])
+def decorated(manager: Any) -> None:
+    manager.atomic_balance_update(-5, "fee")(lambda: None)()
+
+
+CALLS = pytest.mark.parametrize("call", [trade, block, call_in_block, decorated])
 
 
 @CALLS

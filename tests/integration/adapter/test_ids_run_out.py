@@ -35,7 +35,9 @@ def test_exit_goes_out_and_is_recorded_when_no_id_is_left(own_postgres: Postgres
                 for number in range(20):
                     told.append(manager.create_order_journal_entry(f"entry-{number}"))  # noqa: PERF401
             assert halted
+            halted.clear()
             assert manager.create_order_journal_entry("exit", "stop_loss") is None
+            assert len(halted) == 1
             assert manager.create_order_journal_entry("close", "entry", position_id=7) is None
             own_postgres.start()
             assert relay.drain(timeout=LONG)

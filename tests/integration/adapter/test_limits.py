@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from contextvars import copy_context
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,29 @@ def test_calls_of_a_block_that_fails_change_no_limit(postgres_url: str, outbox_d
         assert (manager.day_pnl, manager.halted) == (0, False)
         assert here.drain()
         assert (manager.day_pnl, manager.halted) == (0, False)
+
+
+def test_block_whose_end_fails_changes_no_limit(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two coroutines are in blocks of one session, and the store has halted when the first leaves its own."""
+    with scene(postgres_url, outbox_dir, Halting, HALTING) as here:
+        manager = here.manager
+        manager.create_trading_session("s", 100)
+        one, two = copy_context(), copy_context()
+        block, other = manager.atomic_balance_update(5, "fill"), manager.atomic_balance_update(5, "fee")
+        one.run(block.__enter__)
+        two.run(other.__enter__)
+        one.run(manager.close_deal, "A", Decimal(-60))
+        with monkeypatch.context() as halted, pytest.raises(StoreFull):
+            halted.setattr(here.box.store, "check_not_halted", lambda: raise_(StoreFull("halted")))
+            one.run(block.__exit__, None, None, None)
+        assert manager.day_pnl == 0
+        two.run(other.__exit__, None, None, None)
+
+
+def raise_(error: Exception) -> None:
+    raise error
 
 
 def test_block_that_fails_behind_a_reset_does_not_reach_over_it(postgres_url: str, outbox_dir: Path) -> None:
