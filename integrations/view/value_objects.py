@@ -58,7 +58,8 @@ class ValueObjects:
         made = dict(row)
         for column, (container, names) in reversed(self._columns.get(table, {}).items()):
             values = {name: made.pop(f"{column}.{name}", None) for name in names}
-            if made.get(column) is None:
+            # Anything else is not of that class: None, a plain value, or an object that was kept as it is.
+            if made.get(column) != container[-1]:
                 continue
             found = put_together(container, values)
             if found is None:

@@ -179,6 +179,10 @@ def test_objects_of_values_in_a_row_are_columns_of_the_view() -> None:
     again = RowForms()
     again.load(from_json(to_json(forms.dump())))
     assert [again.shown("orders", dict(row)) for row in tables["orders"].values()] == rows
+    # A column of several kinds, and a row that a version kept which left objects as they are.
+    mixed: list[dict[str, Any]] = [{"ref": "d", "cost": "free"}, {"ref": "e", "cost": 0}]
+    assert [forms.shown("orders", row) for row in forms.tables_of([], mixed)[0]["orders"].values()] == mixed
+    assert forms.shown("orders", dict(rows[1])) == rows[1]
 
 
 @pytest.mark.parametrize(
