@@ -338,9 +338,8 @@ class Preparing:
         if self._host.built is not None:
             item.rehearsal.changes.apply(self._host.built)
         item.behind_seq = self._delivery.last_seq
-        for name, change in item.foreseen.items():
-            self._host.set(name, foreseen.changed(self._host.get(name), change))
-            item.given[name] = change
+        self._replayer.carried.give(item.foreseen)
+        item.given = item.foreseen
         return item
 
     @contextmanager

@@ -35,6 +35,13 @@ class Carried:
         # Attributes that a replay was seen to change behind its contact with the database, by operation.
         self.names: dict[str, set[str]] = {}
 
+    def give(self, changes: Mapping[str, Change]) -> None:
+        """Let the manager have these changes of a call."""
+        # A delivery in another thread may take back others of the same attribute.
+        with self._lock:
+            for name, change in changes.items():
+                self._host.set(name, changed(self._host.get(name), change))
+
     def foresee(self, seq: int, changes: Mapping[str, Any]) -> None:
         """The manager has these changes of a call that is not delivered yet."""
         if changes:

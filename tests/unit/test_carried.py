@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from outbox import Outbox
 from outbox.clock import SystemClock
@@ -39,3 +41,23 @@ def test_the_sum_of_a_rejected_call_is_taken_back(outbox_dir: Path) -> None:
         box.store.settle(Settlement(completed=[(second, b"")]))
         carried.settle()
         assert manager.pnl == 20
+
+
+def test_a_sum_that_is_taken_back_during_a_call_loses_none(outbox_dir: Path) -> None:
+    """The relay's thread settled a refused call between a caller's look at the attribute and its change of it."""
+    host: Any = Host(SimpleNamespace(session_factory=None, pnl=30), SystemClock())
+    with Outbox.open(outbox_dir) as box:
+        carried = Carried(host, box)
+        relay, get = threading.Thread(target=carried.take_back, args=({"pnl": 10}, 0)), host.get
+
+        def slowly(name: str) -> Any:
+            found = get(name)
+            if threading.current_thread() is not relay and not relay.ident:
+                relay.start()
+                relay.join(0.1)
+            return found
+
+        host.get = slowly
+        carried.give({"pnl": 5})
+        relay.join()
+        assert host.built.pnl == 25
