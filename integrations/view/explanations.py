@@ -74,7 +74,8 @@ class Space:
             # What calls with other arguments do is no explanation.
             own = self.apart.get(given)
             if own is None or own.agreed < _SEEN:
-                own = self._without(given)
+                before = self.before(given)
+                own = None if before is None else self.apart[before]
             if own is not None:
                 return own.predict(sources, old)
             if self.strikes:
@@ -90,11 +91,11 @@ class Space:
                 raise Unknown(f"it may become {value!r} or {other!r}")
         return value
 
-    def _without(self, given: str) -> Space | None:
-        """What explained calls before an argument was given for the first time that is not among these."""
+    def before(self, given: str) -> str | None:
+        """Where it is apart: what explained calls before an argument was first given that is not among these."""
         names = set(given.split(","))
-        found = ((key.removeprefix(WITHOUT), one) for key, one in self.apart.items() if key.startswith(WITHOUT))
-        return next((one for others, one in found if names.isdisjoint(others.split(","))), None)
+        found = (key for key in self.apart if key.startswith(WITHOUT))
+        return next((key for key in found if names.isdisjoint(key.removeprefix(WITHOUT).split(","))), None)
 
     def settle(self, written: Collection[Decimal], sources: Sources, old: Any) -> None:
         """Leave out sums in an arithmetic whose total was not `written`, where another's was."""

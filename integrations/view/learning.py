@@ -65,6 +65,9 @@ def observe(
     """
     scales = tuple(scales)
     left = [one for one in space.candidates if explains(one, shown, sources, old)]
+    before = None if given is None else space.before(given)
+    if before is not None and not any(explains(one, shown, sources, old) for one in space.apart[before].candidates):
+        del space.apart[before]
     space.agreed += 1
     # An answer that could not be explained contradicts the explanation of the next one.
     strikes = int(not left and (bool(space.candidates) or space.agreed > 1))

@@ -130,6 +130,20 @@ def test_what_was_not_explained_contradicts_a_later_explanation() -> None:
     assert again == space
 
 
+def test_explanation_of_calls_before_an_argument_is_contradicted() -> None:
+    space, plain = Space(), {"arg:symbol": "B"}
+    for _ in range(5):
+        observe(space, "key", "alpha", plain, scales=(None,), given="symbol+")
+    more = {**plain, "arg:note": "text"}
+    observe(space, "key", "text", more, scales=(None,), new=["arg:note"], given="note+,symbol+")
+    assert space.predict(plain, given="symbol+") == "alpha"
+    observe(space, "key", "gamma", plain, scales=(None,), given="symbol+")
+    with pytest.raises(Unknown, match="other arguments"):
+        space.predict(plain, given="symbol+")
+    observe(space, "key", "gamma", plain, scales=(None,), given="symbol+")
+    assert space.predict(plain, given="symbol+") == "gamma"
+
+
 def test_counters_and_sums_are_told_apart_from_constants() -> None:
     counter, sum_ = Space(), Space()
     seen(counter, "taken", 1, 0, level=1)
