@@ -218,10 +218,11 @@ class Guard:
 
 def _is_elsewhere(engine: Engine, own: Any) -> bool:
     """Whether an engine goes to another database; one that is named alike may be the same one behind a pooler."""
-    return isinstance(own, Engine) and (engine.dialect.name, engine.url.database) != (
-        own.dialect.name,
-        own.url.database,
-    )
+    if not isinstance(own, Engine):
+        return False
+    # An engine with a `creator` names none.
+    names = {engine.url.database, own.url.database} - {None}
+    return engine.dialect.name != own.dialect.name or len(names) > 1
 
 
 def _engines_of(manager: Any) -> set[Engine]:

@@ -1103,6 +1103,13 @@ BUGS = (
         ("tests/integration/adapter/test_resumed_sessions.py",),
     ),
     Bug(
+        "adapter: an engine that names no database is taken for one of another database",
+        "integrations/guard.py",
+        "own.url.database} - {None}",
+        "own.url.database}",
+        ("tests/integration/adapter/test_overtaking.py",),
+    ),
+    Bug(
         "adapter: a limit counts a call that a full store has refused",
         "integrations/adapter.py",
         "        except OutboxError:\n            self._preparing.take_back(items)\n",

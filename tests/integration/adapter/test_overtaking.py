@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.exc import OperationalError
@@ -66,6 +67,28 @@ class WithQuotes(SmallManager):
 
     def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
         return super().log_trade(symbol, self.quote(symbol), session_id)
+
+
+class WithReports(SmallManager):
+    """Its second engine does not show which database it connects to."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.reports = create_engine("postgresql+psycopg2://", creator=lambda: psycopg2.connect(url))
+
+    def count(self) -> int:
+        with self.reports.connect() as connection:
+            return int(connection.scalar(text("SELECT count(*) FROM trades")) or 0)
+
+
+def test_engine_of_an_unknown_database_does_not_overtake(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, WithReports) as here:
+        here.manager.log_trade("IBM")
+        with pytest.raises(NotCaughtUp):
+            here.manager.count()
+        assert here.drain()
+        assert here.manager.count() == 1
+        here.manager.reports.dispose()
 
 
 def test_another_database_is_read_in_an_outage(postgres_url: str, outbox_dir: Path) -> None:
