@@ -211,11 +211,7 @@ def tried(cursor: Any, query: str, *parameters: Any) -> Any:
     try:
         cursor.execute(f"SAVEPOINT outbox_tried; {query}", parameters)
         return cursor.fetchone()
-    except (
-        psycopg2.errors.InsufficientPrivilege,
-        psycopg2.errors.ObjectNotInPrerequisiteState,
-        psycopg2.errors.UndefinedFunction,
-    ):
+    except (psycopg2.ProgrammingError, psycopg2.NotSupportedError, psycopg2.errors.ObjectNotInPrerequisiteState):
         cursor.execute("ROLLBACK TO SAVEPOINT outbox_tried")
         return None
     finally:

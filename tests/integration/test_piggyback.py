@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from outbox import Entry, Operation, Outbox, PostgresTarget, Relay
-from outbox.postgres.piggyback import PiggybackConnection
+from outbox.postgres.piggyback import PiggybackConnection, tried
 from tests.unit.fakes.waiting import LONG
 
 
@@ -69,6 +69,19 @@ def test_every_way_to_send_sends_first_what_is_owed(raw: PiggybackConnection, wa
                 assert [row["found"] for row in other.fetchall()] == ["owed"]
             cursor.execute("INSERT INTO seen VALUES (1)")
     assert rows(raw) == [0, 1]
+
+
+@pytest.mark.parametrize("code", ["42501", "42883", "42P01", "55000", "0A000"])
+def test_question_without_an_answer_leaves_the_rest(raw: PiggybackConnection, code: str) -> None:
+    """Services and servers that speak PostgreSQL's protocol refuse such a question in ways of their own."""
+    with raw.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION pg_temp.refuse(code text) RETURNS int LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION USING ERRCODE = code; END $$; INSERT INTO seen VALUES (0)"
+        )
+        assert tried(cursor, "SELECT pg_temp.refuse(%s)", code) is None
+        assert tried(cursor, "SELECT 1") == (1,)
+    assert rows(raw) == [0]
 
 
 def test_release_that_would_fail_is_not_owed(raw: PiggybackConnection) -> None:
