@@ -145,7 +145,7 @@ def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any
         return _present(old)
     if kind == "of":
         value = sources.get(details[0])
-        if details[0] not in sources and not details[0].startswith("arg:"):
+        if details[0] not in sources and (old is ABSENT or not details[0].startswith("arg:")):
             raise Unknown(f"{details[0].partition(':')[2]} is not known")
         if value is None:
             # What is not given leaves a value as it is.

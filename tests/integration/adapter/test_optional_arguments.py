@@ -78,3 +78,21 @@ def test_value_is_told_apart_by_which_arguments_are_given(here: Scene) -> None:
     until(lambda: here.manager._adapter.view.is_sure(here.manager._current_session_id))
     seen, plain = opened(here)
     assert seen == plain
+
+
+@pytest.mark.parametrize("manager", [Defaulting, Filling])
+def test_argument_that_was_always_given_has_a_default(manager: Any, postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, manager) as here:
+        here.relay.start()
+        here.manager.create_trading_session()
+        for number, score in enumerate((1.25, 4.5, 5.5, 6.5)):
+            here.manager.log_position(f"A{number}", Decimal(20 + number), score=score)
+        assert here.drain()
+        until(lambda: here.manager._adapter.view.is_sure(here.manager._current_session_id))
+        here.relay.stop()
+        if manager is Filling:
+            with pytest.raises(UnknownLocally, match="score is not known"):
+                opened(here)
+        else:
+            seen, plain = opened(here)
+            assert seen == plain
