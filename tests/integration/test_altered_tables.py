@@ -262,6 +262,26 @@ def test_cluster_that_takes_over_has_a_past_of_its_own(postgres_url: str, outbox
         deliver_when_altered_back(bench)
 
 
+def test_bad_value_is_a_dead_letter_where_numbers_are_higher(postgres_url: str, outbox_dir: Path) -> None:
+    """By the numbers of the old cluster everything in the new one was altered since, and bad values waited for ever."""
+    where = [postgres_url]
+    with PostgresServer() as copy, Bench(outbox_dir, postgres_url, TABLE, OTHER, **QUICK) as bench:
+        bench.target = PostgresTarget(lambda: where[0], [TABLE, OTHER], config=bench.box.config)
+        park_a_trade(bench)
+        while newest_number(copy.url()) < newest_number(postgres_url):
+            query(copy.url(), BURN)
+        query(copy.url(), "CREATE TABLE trades (k varchar(3))")
+        copy_tables(postgres_url, copy.url())
+        where[0] = copy.url()
+        with Relay(bench.box, bench.target) as relay:
+            assert relay.drain(timeout=LONG)
+        assert [entry.args["k"] for entry in bench.box.dead_letters()] == ["first"]
+
+
+def newest_number(url: str) -> int:
+    return int(query(url, "SELECT pg_current_xact_id()::text")[0][0])
+
+
 def copy_tables(source: str, target: str) -> None:
     """Copy what the relay keeps in PostgreSQL, as logical replication does."""
     with closing(psycopg2.connect(source)) as one, closing(psycopg2.connect(target)) as other:
