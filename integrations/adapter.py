@@ -259,16 +259,16 @@ class Adapter:
         operation, block = item.operation, current(self)
         # A refused event must not take the trade of its block with it.
         group = None if operation.best_effort else block
+        answers, bound = self._local_answers, item.bound
         waits = block is None and not self._write_behind and self.delivery.prompt()
+        waits = waits and not answers.cannot_ask(operation, bound)
         with self._balance_lock(item, block), self.keeper.kept.order:
             first = earlier_calls.stored(self.outbox, item)
             if first is None:
-                again = earlier_calls.in_block(group, operation, item.bound)
+                again = earlier_calls.in_block(group, operation, bound)
                 if again is not None:
                     return again.told
-                answers = self._local_answers
-                refusal = (answers.refusal if waits else answers.check)(operation, item.bound)
-                if refusal is not None:
+                if not waits and (refusal := answers.check(operation, bound)) is not None:
                     return refusal[0]
                 item = self._preparing.encoded(self._preparing.prepare(item, final=not waits))
                 first = None if group is not None and group.add(item) else self._record([item])[0]

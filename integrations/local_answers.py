@@ -49,18 +49,13 @@ class LocalAnswers:
     def _view(self) -> LocalView:
         return self._keeper.view
 
-    def refusal(self, operation: ManagerOperation, bound: dict[str, Any]) -> tuple[Any] | None:
-        """What `check` finds for a call that waits for the manager's own answer, if PostgreSQL is away all the same.
+    def cannot_ask(self, operation: ManagerOperation, bound: dict[str, Any]) -> bool:
+        """Whether the manager was seen to refuse such a call, and cannot be asked since PostgreSQL is away.
 
-        A relay without work does not know yet that PostgreSQL is gone.
+        A relay without work does not know yet that PostgreSQL is gone.  May take seconds: hold no lock.
         """
-        try:
-            found = self._check_limits(operation, bound)
-        except Exception:
-            if self._is_reached():
-                return None
-            raise
-        return None if found is None or self._is_reached() else found
+        limits = self._limits_beyond(operation, bound)
+        return checks.is_refused(self._view.learning, operation, limits) and not self._is_reached()
 
     def _is_reached(self) -> bool:
         """Whether a new connection can be made.  Where it cannot, the relay is to look too."""
@@ -90,14 +85,14 @@ class LocalAnswers:
                 if not self._delivery.works or not self._keeper.observe(session):
                     raise
                 check(call, self._block_reads.view())
-        return self._check_limits(operation, bound)
+        return checks.refuse(self._view.learning, operation, self._limits_beyond(operation, bound))
 
-    def _check_limits(self, operation: ManagerOperation, bound: dict[str, Any]) -> tuple[Any] | None:
+    def _limits_beyond(self, operation: ManagerOperation, bound: dict[str, Any]) -> dict[str, str]:
+        """The limits beyond which a call is, with what is wrong; none where the manager was not seen to refuse any."""
         with self._view.lock:
             if not checks.refuses(self._view.learning, operation):
-                return None
-        limits = self._exceeded(operation, bound, {"session": self._preparing.session_of(operation, bound)})
-        return checks.refuse(self._view.learning, operation, limits)
+                return {}
+        return self._exceeded(operation, bound, {"session": self._preparing.session_of(operation, bound)})
 
     def _exceeded(
         self, operation: ManagerOperation, bound: Mapping[str, Any], notes: Mapping[str, Any]
@@ -110,9 +105,12 @@ class LocalAnswers:
         with self._view.lock:
             # The calls of the same block count: a position that it has opened is open.
             view = self._block_reads.view()
+            unknown = view.not_understood(notes["session"], (POSITIONS, ORDERS))
+            if unknown and view.renew():
+                # As after a call that PostgreSQL has refused just before it went away.
+                unknown = view.not_understood(notes["session"], (POSITIONS, ORDERS))
             seen = seen_of(view, operation, bound, notes)
             # A row that is not in the view may be open all the same.
-            unknown = {one for one in (POSITIONS, ORDERS) if not view.is_understood(notes["session"], one)}
             seen.tables = {name: rows for name, rows in seen.tables.items() if name not in unknown}
             return checks.exceeded(seen, balance, self._view.learning.of_shape(seen))
 

@@ -111,6 +111,11 @@ def refuses(learning: Learning, operation: ManagerOperation) -> bool:
     return any(how is not None and limit.startswith(of) for limit, how in learning.limits.items())
 
 
+def is_refused(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str]) -> bool:
+    """Whether the manager was seen to refuse calls beyond one of these limits."""
+    return any(learning.limits.get(f"{operation.name}: {limit}") is not None for limit in limits)
+
+
 def refuse(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str]) -> tuple[Any] | None:
     """Raise what the manager was seen to raise for a call beyond one of these limits, or return what it answered."""
     for limit, why in limits.items():

@@ -254,11 +254,11 @@ class LocalView:
             self._require_session(session_id, "rows")
         return sorted(self.sessions) if session_id is None else [session_id]
 
-    def is_understood(self, session_id: Any, table: str) -> bool:
-        """Whether the rows of a table are all that there are, as far as is known."""
+    def not_understood(self, session_id: Any, tables: Iterable[str]) -> set[str]:
+        """Those of the tables whose rows may not be all that there are."""
         with self.lock:
             session = self.sessions.get(session_id)
-            return session is not None and (table, None, "*") not in session["doubts"]
+            return {one for one in tables if session is None or (one, None, "*") in session["doubts"]}
 
     def is_sure(self, session_id: int) -> bool:
         """Whether nothing of a session is in doubt."""

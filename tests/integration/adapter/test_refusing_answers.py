@@ -124,10 +124,11 @@ def test_cancel_of_a_filled_order_is_refused_in_an_outage(book: Scene) -> None:
     assert [entry.args["client_order_id"] for entry in book.box.dead_letters()] == ["d"]
 
 
+@pytest.mark.parametrize("refused_before", [False, True])
 def test_first_call_after_postgres_died_is_refused_as_in_an_outage(
-    own_postgres: PostgresServer, outbox_dir: Path
+    own_postgres: PostgresServer, outbox_dir: Path, refused_before: bool
 ) -> None:
-    """A relay without work does not know of it yet."""
+    """A relay without work does not know of it yet; a refused call has put the local view in doubt."""
     url = own_postgres.create_database("book")
     with scene(url, outbox_dir, AnsweringManager, OPERATIONS) as here:
         here.relay.start()
@@ -138,6 +139,10 @@ def test_first_call_after_postgres_died_is_refused_as_in_an_outage(
         assert manager.close_position(second) is True
         assert here.drain()
         until(lambda: manager._adapter.view.is_sure(manager._current_session_id))
+        if refused_before:
+            manager._adapter.keeper._tend = lambda: None
+            assert manager.close_position(first) is False
+            assert not manager._adapter.view.is_sure(manager._current_session_id)
         own_postgres.kill()
         assert manager.close_position(second) is False
         own_postgres.start()
