@@ -13,7 +13,6 @@ from itertools import groupby
 from typing import Any, TypeVar
 from uuid import UUID
 
-import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 from sqlalchemy import Connection
@@ -100,11 +99,8 @@ class Lane:
                 outcome.marks = [mark] if (mark := self.mark) is not None else []
             except (TargetUnavailable, TargetMisconfigured) as exc:
                 outcome.interruption = exc
-                if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
-                    alone = len(free) == 1
-                    late = 0 if alone and exc.stalled else self._times.most_of(self._link.stall_timeout_s)
-                    if late is not None and not (alone and self._link.silent):
-                        outcome.stalled = tried[late]
+                if isinstance(exc, TargetUnavailable) and (late := self._late(exc, alone=len(free) == 1)) is not None:
+                    outcome.stalled = tried[late]
                 break
             except UnitFailed as exc:
                 unit = tried[0]
@@ -133,10 +129,16 @@ class Lane:
     def _is_lenient(self, unit: Unit) -> bool:
         return all(item.operation in self.operations and self.operations[item.operation].best_effort for item in unit)
 
+    def _late(self, exc: TargetUnavailable, *, alone: bool) -> int | None:
+        """The place of the unit that took the time, or failed as a stall `alone`; None where none is known."""
+        if not (exc.stalled or exc.too_much) or (alone and self._link.silent):
+            return None
+        return 0 if alone and exc.stalled else self._times.most_of(self._link.stall_timeout_s)
+
     def _number_of(self, failed: UnitFailed) -> Taken | None:
         """The number of a sequence that a unique index may have refused; only the session that got it knows."""
-        connection, refused = self._link.current, failed.refused
-        if refused is None or refused.sqlstate != UNIQUE or connection is None:
+        refused = failed.refused
+        if refused is None or refused.sqlstate != UNIQUE or (connection := self._link.current) is None:
             return None
         try:
             with self._link.translated(), self._link.guard(), self._link.own_statements(), connection.begin():

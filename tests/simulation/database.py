@@ -266,8 +266,8 @@ class SimulatedLane(Lane):
     def disconnect(self) -> None:
         self._session = None
 
-    def _silent(self) -> bool:
-        return False
+    def _late(self, exc: TargetUnavailable, *, alone: bool) -> int | None:
+        return 0 if alone and exc.stalled else None
 
     def close(self) -> None:
         self._session = None
