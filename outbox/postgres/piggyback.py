@@ -208,14 +208,15 @@ def tried(cursor: Any, query: str, *parameters: Any) -> Any:
 
     `cursor`: of a `PiggybackConnection`.
     """
-    try:
-        cursor.execute(f"SAVEPOINT outbox_tried; {query}", parameters)
-        return cursor.fetchone()
-    except (psycopg2.ProgrammingError, psycopg2.NotSupportedError, psycopg2.errors.ObjectNotInPrerequisiteState):
-        cursor.execute("ROLLBACK TO SAVEPOINT outbox_tried")
-        return None
-    finally:
-        cursor.connection.owe("RELEASE SAVEPOINT outbox_tried")
+    with cursor.connection.rolling_back():
+        try:
+            cursor.execute(f"SAVEPOINT outbox_tried; {query}", parameters)
+            return cursor.fetchone()
+        except (psycopg2.ProgrammingError, psycopg2.NotSupportedError, psycopg2.errors.ObjectNotInPrerequisiteState):
+            cursor.execute("ROLLBACK TO SAVEPOINT outbox_tried")
+            return None
+        finally:
+            cursor.connection.owe("RELEASE SAVEPOINT outbox_tried")
 
 
 def _ends_savepoints(query: str) -> bool:

@@ -81,6 +81,8 @@ def test_question_without_an_answer_leaves_the_rest(raw: PiggybackConnection, co
         )
         assert tried(cursor, "SELECT pg_temp.refuse(%s)", code) is None
         assert tried(cursor, "SELECT 1") == (1,)
+        # Savepoints go on costing no round trip.
+        assert raw.owe_savepoint("later")
     assert rows(raw) == [0]
 
 
