@@ -32,7 +32,7 @@ EXACT, FLOAT = "exact", "float"
 ARITHMETIC = (EXACT, FLOAT)
 # Ways to an amount that takes the place of another one only where it is beyond it.
 FARTHEST = ("max", "min")
-# Of what explained calls before these arguments were first given, among those that are apart.
+# Begins the key of what explained calls before the arguments behind it were first given.
 WITHOUT = "without "
 _STRIKES = 2
 _TRUSTED_AGAIN = 3
@@ -56,26 +56,26 @@ class Space:
     strikes: int = 0
     agreed: int = 0
     # Since the first contradiction, by the arguments that a call gives: the explanations of such calls.
-    apart: dict[str, Space] = field(default_factory=dict)
+    by_given: dict[str, Space] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.apart = {given: Space(*one) if isinstance(one, list) else one for given, one in self.apart.items()}
+        self.by_given = {given: Space(*one) if isinstance(one, list) else one for given, one in self.by_given.items()}
 
     @property
     def is_explained(self) -> bool:
         """Whether an explanation is left that may be trusted."""
-        if len(self.apart) > 1:
-            return any(one.is_explained for one in self.apart.values())
+        if len(self.by_given) > 1:
+            return any(one.is_explained for one in self.by_given.values())
         return bool(self.candidates) and (self.strikes < _STRIKES or self.agreed >= _TRUSTED_AGAIN)
 
     def predict(self, sources: Sources, old: Any = ABSENT, given: str | None = None) -> Any:
         """The value; raises `Unknown` where the explanations differ.  `given`: the arguments that the call gives."""
-        if given is not None and self.apart.keys() - {given}:
+        if given is not None and self.by_given.keys() - {given}:
             # What calls with other arguments do is no explanation.
-            own = self.apart.get(given)
+            own = self.by_given.get(given)
             if own is None or own.agreed < _SEEN:
                 before = self.before(given)
-                own = None if before is None else self.apart[before]
+                own = None if before is None else self.by_given[before]
             if own is not None:
                 return own.predict(sources, old)
             if self.strikes:
@@ -92,9 +92,9 @@ class Space:
         return value
 
     def before(self, given: str) -> str | None:
-        """Where it is apart: what explained calls before an argument was first given that is not among these."""
+        """The key of what explained calls before an argument was first given that is not among these."""
         names = set(given.split(","))
-        found = (key for key in self.apart if key.startswith(WITHOUT))
+        found = (key for key in self.by_given if key.startswith(WITHOUT))
         return next((key for key in found if names.isdisjoint(key.removeprefix(WITHOUT).split(","))), None)
 
     def settle(self, written: Collection[Decimal], sources: Sources, old: Any) -> None:
@@ -109,8 +109,8 @@ class Space:
 
     def dump(self) -> list[Any]:
         """Its state, to be stored."""
-        apart = {given: one.dump() for given, one in self.apart.items()}
-        return [self.candidates, self.strikes, self.agreed, *([apart] if apart else [])]
+        by_given = {given: one.dump() for given, one in self.by_given.items()}
+        return [self.candidates, self.strikes, self.agreed, *([by_given] if by_given else [])]
 
 
 def predict_row(

@@ -43,7 +43,7 @@ _FORMS = ("absolute", "relative", "percent")
 _CASES = ("as it is", "upper", "lower")
 _HOW = ("text", "name")
 # So many combinations of arguments are told apart.
-_APART = 64
+_MOST_GIVEN = 64
 # A shorter text may be part of another by chance.
 _TELLING_LENGTH = 3
 
@@ -66,8 +66,8 @@ def observe(
     scales = tuple(scales)
     left = [one for one in space.candidates if explains(one, shown, sources, old)]
     before = None if given is None else space.before(given)
-    if before is not None and not any(explains(one, shown, sources, old) for one in space.apart[before].candidates):
-        del space.apart[before]
+    if before is not None and not any(explains(one, shown, sources, old) for one in space.by_given[before].candidates):
+        del space.by_given[before]
     space.agreed += 1
     # An answer that could not be explained contradicts the explanation of the next one.
     strikes = int(not left and (bool(space.candidates) or space.agreed > 1))
@@ -76,15 +76,19 @@ def observe(
         by_new = [one for one in more if one not in left and not set(new).isdisjoint(map(str, one))]
         if by_new and not left and given is not None and not _stays_without(space, old):
             names = ",".join(f"{name.removeprefix('arg:')}+" for name in new)
-            space.apart.setdefault(f"{WITHOUT}{names}", Space(space.candidates, 0, space.agreed - 1))
+            space.by_given.setdefault(f"{WITHOUT}{names}", Space(space.candidates, 0, space.agreed - 1))
         # What was never given before may change a value without contradicting what was seen.
         strikes = 0 if by_new else strikes
         left = left + by_new if left else more
     if strikes:
         space.strikes, space.agreed = space.strikes + 1, 0
     space.candidates = left
-    if given is not None and (space.strikes or space.apart) and (given in space.apart or len(space.apart) < _APART):
-        observe(space.apart.setdefault(given, Space()), key, shown, sources, old, scales=scales)
+    if (
+        given is not None
+        and (space.strikes or space.by_given)
+        and (given in space.by_given or len(space.by_given) < _MOST_GIVEN)
+    ):
+        observe(space.by_given.setdefault(given, Space()), key, shown, sources, old, scales=scales)
 
 
 def _stays_without(space: Space, old: Any) -> bool:
