@@ -35,6 +35,7 @@ from .operations import AFTER_DRAIN, NOTES, ManagerOperation, notes_of
 from .passing import Passing
 from .pending_attributes import PendingAttributes
 from .preflight.preflight import examine
+from .preflight.records import with_records
 from .preparing import Prepared, Preparing
 from .replay.balance import told_before
 from .replay.replay import Replayer
@@ -86,7 +87,7 @@ class Adapter:
         self._build_if_possible()
         given = tuple(operations)
         self.fit = examine(host, given, outbox)
-        declared = tuple(one for one in given if isinstance(one, Operation))
+        declared = with_records((one for one in given if isinstance(one, Operation)), host.manager_class)
         reads = Reads(one for one in given if isinstance(one, ManagerRead))
         self.calls = {
             call.name: call for call in declared if isinstance(call, ManagerOperation) and host.has(call.name)

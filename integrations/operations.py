@@ -25,6 +25,8 @@ Call = Mapping[str, Any]
 
 # Of a field that was not given, which `like` may fill: None and () are values too.
 _LEFT_OUT: Any = ...
+# Fields that `like` does not fill, or in another way.
+_OWN = ("name", "like", "args", "records", "renames", "handler", "optional", "identity", "alternatives")
 
 
 def answered(result: Any, wrote: bool) -> bool:
@@ -51,6 +53,8 @@ class ManagerOperation(Operation):
     `like`: an operation of `TRADING_OPERATIONS` that gives every field which is not given here; `creates=None`,
         `returns=None` and `identity=()` are given.
     `args`: the manager's name of an argument -> the standard name, by which all other fields know it.
+    `records`: arguments that are dicts of fields: their items count as arguments, by their own names.  Those of which
+        the code of the method takes items (`trade["pnl"]`, `Trade(**trade)`) are found at wiring.
     `renames`: the former name of an argument -> its present one, for entries that an older version has stored.
     `identity`: names of arguments; also several alternatives, of which the first without a None counts.
     `order_by`: an argument's name or a callable; by default the trading session that is current at the call.
@@ -75,6 +79,7 @@ class ManagerOperation(Operation):
     may_vanish: bool = True
     like: str | None = None
     args: Mapping[str, str] = field(default_factory=dict)
+    records: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
     alternatives: tuple[tuple[str, ...], ...] = ()
     checks: tuple[Callable[[Call, View], None], ...] = ()
@@ -118,6 +123,9 @@ class ManagerOperation(Operation):
             found = tuple(map(tuple, self.identity)) if several else (tuple(self.identity),)
             object.__setattr__(self, "alternatives", tuple(tuple(map(self.standard_name, names)) for names in found))
             object.__setattr__(self, "identity", self._first_complete)
+        elif getattr(self.identity, "__func__", None) is ManagerOperation._first_complete:
+            # A copy with other fields is asked itself.
+            object.__setattr__(self, "identity", self._first_complete)
         super().__post_init__()
 
     def _take_over(self, name: str) -> None:
@@ -128,7 +136,17 @@ class ManagerOperation(Operation):
                 hint=f"one of {', '.join(operation.name for operation in TRADING_OPERATIONS)}",
             )
         for one in fields(base):
-            if one.name in ("name", "like", "args", "renames", "handler", "optional", "identity", "alternatives"):
+            if one.name in (
+                "name",
+                "like",
+                "args",
+                "records",
+                "renames",
+                "handler",
+                "optional",
+                "identity",
+                "alternatives",
+            ):
                 continue
             if getattr(self, one.name) == one.default:
                 object.__setattr__(self, one.name, getattr(base, one.name))
@@ -159,19 +177,28 @@ class ManagerOperation(Operation):
 
     def standard(self, call: Call) -> Call:
         """A call's arguments by their standard names."""
-        if not self.args:
+        if not (self.args or self.records):
             return call
-        return {self.standard_name(name): value for name, value in call.items()}
+        named = {self.standard_name(name): value for name, value in call.items()}
+        for fields_ in map(call.get, self.records):
+            if isinstance(fields_, dict):
+                items = {self.standard_name(key): value for key, value in fields_.items() if isinstance(key, str)}
+                named = items | named
+        return named
 
     def amount_of(self, call: Call) -> Any:
         """By how much, or to what, a call with the manager's own names changes the balance."""
         assert self.amount is not None
-        return call.get(self.own_name(self.standard_name(self.amount)))
+        return self.standard(call).get(self.standard_name(self.amount))
 
     def of_row(self, call: dict[str, Any], row: Callable[[Any], Any]) -> dict[str, Any]:
         """A call with the id of the position that it is meant for; `row(id)` gives that."""
         name = self.own_name("position_id")
-        return {**call, name: row(call[name])} if name in call else call
+        changed = {name: row(call[name])} if name in call else {}
+        for record in self.records:
+            if isinstance(fields_ := call.get(record), dict) and name in fields_:
+                changed[record] = {**fields_, name: row(fields_[name])}
+        return {**call, **changed} if changed else call
 
     def answer_to(self, call: Call, notes: Mapping[str, Any]) -> Any:
         """What the call returns without the manager's own answer."""

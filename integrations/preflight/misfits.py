@@ -27,6 +27,7 @@ from . import held
 from .evidence import Evidence
 from .id_columns import is_mapped_class
 from .method_code import Facts, dotted, facts_of, is_opaque, layers, meaning, names_in
+from .records import EVERY, items_of
 
 # What a synchronous wrapper calls to get the result of the coroutine or generator that it wraps.
 _RUNNERS = frozenset({"run", "run_until_complete", "run_coroutine_threadsafe", "list", "tuple", "next", "sum", "send"})
@@ -117,10 +118,10 @@ def _opens_no_block(chain: list[Any]) -> bool:
 
 def arguments(operation: ManagerOperation, evidence: Evidence, signature: inspect.Signature) -> Iterator[str]:
     """Reasons in its arguments: names that the declaration needs and the method lacks."""
-    given = signature.parameters
-    kinds = {parameter.kind for parameter in given.values()}
+    given = set(signature.parameters)
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
     renamed: Mapping[str, str] = getattr(operation, "args", None) or {}
-    shown = f"its arguments are {', '.join(given) or 'none'}"
+    shown = f"its arguments are {', '.join(signature.parameters) or 'none'}"
     named = [*dict.fromkeys([*needed_names(operation), *_identity(operation)])]
     opaque = [one for one in layers(evidence.member(operation.name)) if is_opaque(one)]
     if opaque and named:
@@ -129,13 +130,20 @@ def arguments(operation: ManagerOperation, evidence: Evidence, signature: inspec
             "put functools.wraps(function) on the decorator's wrapper"
         )
         return
-    if inspect.Parameter.VAR_KEYWORD in kinds:
+    records: tuple[str, ...] = getattr(operation, "records", ())
+    for name in records:
+        if name not in given and inspect.Parameter.VAR_KEYWORD not in kinds:
+            yield f"records= names {name!r}, which is no argument of it: {shown}"
+    shown_items = items_of(operation.name, evidence.code)
+    items = {one for name in records for one in shown_items.get(name, {EVERY})}
+    if inspect.Parameter.VAR_KEYWORD in kinds or EVERY in items:
         return
+    given |= items
     inherited = _inherited(operation)
     for name, standard_name in renamed.items():
         if name not in given and standard_name not in given and name not in inherited:
             yield f"the declaration's args= names {name!r}, which is no argument of it: {shown}"
-    standard = {renamed.get(name, name) for name in given} | set(given)
+    standard = {renamed.get(name, name) for name in given} | given
     required = list(needed_names(operation))
     required += [] if operation.optional or getattr(operation, "like", None) else _identity(operation)
     required += [operation.order_by] if isinstance(operation.order_by, str) else []

@@ -25,6 +25,7 @@ from ..view.reads import LOCAL_READS, Reads, refusals
 from . import branches, factory, likeness, misfits, ways_around, whole
 from .evidence import Evidence
 from .method_code import facts_of
+from .records import with_records
 
 _log = Log("outbox.integrations")
 
@@ -131,14 +132,15 @@ class Fit:
 Declared = Operation | ManagerRead
 
 
-def look(manager_class: type, operations: Iterable[Declared], *, manager: Any = None, engine: Any = None) -> Fit:
+def look(manager_class: type, declarations: Iterable[Declared], *, manager: Any = None, engine: Any = None) -> Fit:
     """Decide for each public method of a manager what becomes of its calls; calls none of them.
 
     `manager` is an object of the class, where there is one; `engine` leads to its database, of which only the catalog
     is looked at.
     """
-    given = tuple(operations)
-    declared = {one.name: one for one in given if isinstance(one, ManagerOperation)}
+    given = tuple(declarations)
+    operations = with_records((one for one in given if isinstance(one, ManagerOperation)), manager_class)
+    declared = {one.name: one for one in operations}
     reads = {one.name: one for one in given if isinstance(one, ManagerRead)}
     matching = {name: one for name, one in declared.items() if callable(getattr(manager_class, name, None))}
     evidence = Evidence(manager_class, manager)

@@ -1,0 +1,120 @@
+"""Records: which arguments of a method are dicts of fields, of which it takes the items itself, found in its code.
+
+`trade["pnl"]`, `trade.get("pnl")`, `Trade(**trade)` and `insert(Trade).values(trade)` take items; a dict that goes into
+one column as it is stays one argument.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from types import FunctionType
+from typing import Any, TypeVar
+
+from ... import Operation
+from ..operations import ManagerOperation
+from .class_code import ClassCode
+from .method_code import dotted, facts_of, meaning
+
+_ONE_ITEM = frozenset({"get", "pop", "setdefault"})
+_EVERY_ITEM = frozenset({"items", "keys", "values"})
+# Calls that take every item of a dict that they are given.
+_TAKING = frozenset({"dict", "values", "execute", "scalar", "scalars"})
+# As annotations are written.
+_SCALARS = frozenset({"str", "int", "float", "bool", "bytes", "list", "Decimal", "datetime", "UUID"})
+_DEEPEST = 3
+_O = TypeVar("_O", bound=Operation)
+# Stands for names that the code does not show.
+EVERY = "*"
+
+
+def with_records(operations: Iterable[_O], manager_class: type | None) -> tuple[_O, ...]:
+    """Operations whose `records` name those arguments, too, that the code of the manager shows to be some."""
+    if manager_class is None:
+        return tuple(operations)
+    code = ClassCode(manager_class)
+    return tuple(_with_found(one, code) for one in operations)
+
+
+def _with_found(operation: _O, code: ClassCode) -> _O:
+    if not isinstance(operation, ManagerOperation) or not operation.has_role:
+        return operation
+    found = tuple(dict.fromkeys((*operation.records, *items_of(operation.name, code))))
+    return operation if found == operation.records else replace(operation, records=found)
+
+
+def items_of(name: str, code: ClassCode) -> dict[str, set[str]]:
+    """The arguments of a method of which it takes items, and the names of those; `EVERY` for any."""
+    found: dict[str, set[str]] = {}
+    for function in code.functions(name):
+        for argument in _arguments(function):
+            items = set(_items(argument, function, code, 0))
+            if items:
+                found.setdefault(argument, set()).update(items)
+    return found
+
+
+def _arguments(function: Any) -> list[str]:
+    """Those that may be a dict, as far as they are annotated."""
+    hints = getattr(function, "__annotations__", {})
+    return [name for name in _parameters(function) if _first_word(hints.get(name, "")) not in _SCALARS]
+
+
+def _parameters(function: Any) -> list[str]:
+    code = function.__code__
+    return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+def _first_word(hint: Any) -> str:
+    text = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
+    return re.split(r"\W", text, maxsplit=1)[0]
+
+
+def _items(name: str, function: Any, code: ClassCode, depth: int) -> Iterator[str]:
+    """The names of the items that a function takes of what a local name stands for."""
+    facts = facts_of(function)
+    for node in ast.walk(ast.Module(facts.body, [])):
+        match node:
+            case ast.Subscript(value=ast.Name(id=one), slice=ast.Constant(value=str(key))) if one == name:
+                yield key
+            case ast.Dict(keys=keys, values=values):
+                if any(key is None and _is(name, value) for key, value in zip(keys, values, strict=True)):
+                    yield EVERY
+            case ast.Call():
+                yield from _items_of_call(name, node, function, code, depth)
+
+
+def _items_of_call(name: str, node: ast.Call, function: Any, code: ClassCode, depth: int) -> Iterator[str]:
+    called = dotted(node.func)
+    owner, _, last = called.rpartition(".")
+    if owner == name and last in _EVERY_ITEM:
+        yield EVERY
+    elif owner == name and last in _ONE_ITEM and node.args:
+        key = node.args[0]
+        yield key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else EVERY
+    if any(one.arg is None and _is(name, one.value) for one in node.keywords):
+        yield EVERY
+    places = [index for index, one in enumerate(node.args) if _is(name, one)]
+    if places and last in _TAKING:
+        yield EVERY
+    for inner, parameters in _called(called, function, code) if depth < _DEEPEST else ():
+        names = [parameters[place] for place in places if place < len(parameters)]
+        names += [str(one.arg) for one in node.keywords if one.arg in parameters and _is(name, one.value)]
+        for one in names:
+            yield from _items(one, inner, code, depth + 1)
+
+
+def _called(name: str, function: Any, code: ClassCode) -> Iterator[tuple[Any, list[str]]]:
+    """The functions of the class or of a module that run for a dotted name, and the parameters that a call gives."""
+    owner, _, last = name.rpartition(".")
+    if owner in (facts_of(function).myself, "super()"):
+        for one in code.functions(last):
+            yield one, _parameters(one)[1:]
+    elif isinstance(known := meaning(function, name), FunctionType):
+        yield known, _parameters(known)
+
+
+def _is(name: str, node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
