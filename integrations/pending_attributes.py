@@ -37,6 +37,13 @@ class PendingAttributes:
         self._pending_attributes.pop(name, None)
         self._carried.settle()
 
+    def stale(self) -> set[str]:
+        """Attributes that a call which is not delivered yet may change, and has not changed yet."""
+        if not self._pending_attributes:
+            return set()
+        self._carried.settle()
+        return {name for name, (_, seq) in [*self._pending_attributes.items()] if not self._delivery.passed(seq)}
+
     def uncounted(self) -> set[str]:
         """Attributes in which the manager does not count what is queued: it was not there to rehearse those calls.
 

@@ -235,7 +235,7 @@ class Preparing:
         }
         if item.defaults:
             notes["defaults"] = item.defaults
-        expected = self._foreseen.of(operation.name, {**item.defaults, **bound})
+        expected = self._foreseen.of(operation.name, {**item.defaults, **bound}, self._pending_attributes.stale)
         changed = item.rehearsal.changes.by_name.keys()
         item.foreseen = {name: one for name, one in expected.items() if name not in changed | uncounted}
         item.uncounted = (changed | expected.keys()) & uncounted

@@ -1,47 +1,33 @@
 """Foreseen: predicts from a method's code how a queued call will change the manager's attributes.
 
-`self.pnl += amount` and `self.halted = True` behind a write are certain, so the manager gets them at the call while
-PostgreSQL is away.  An early `return False` refuses the call, as an exception does, and then they are taken back.  What
-is only likely (in a branch, behind another early return, of a value that the database gives) is not foreseen.
+`self.pnl += amount`, and `self.halted = True` where `self.pnl` is below a limit, follow from the arguments of the call
+and from the attributes, so the manager gets them at the call while PostgreSQL is away.  A `return False` on the way
+refuses the call, as an exception does, and then they are taken back.  What is only likely (a value that the database
+gives, or a branch that depends on one) is not foreseen.
 """
 
 from __future__ import annotations
 
-import ast
-import builtins
 import inspect
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from types import CodeType, FunctionType
+from enum import Enum, auto
 from typing import Any
 
 from ..host import Host
 from ..preflight.class_code import ClassCode
-from ..preflight.method_code import dotted, facts_of, layers, meaning
+from .attribute_code import ANY, SET, Assign, Block, Branch, Expression, Inner, Leave, Lose, block_of
+from .attribute_code import Change as Step
 from .kept_state import NOT_STATE
 from .plain_data import same
 
 _NUMBERS = (int, float, Decimal)
 _SCALARS = frozenset({bool, int, float, Decimal, str, datetime, type(None)})
-_SET = "="
-_OPERATORS: Mapping[type, str] = {ast.Add: "+", ast.Sub: "-"}
-_Statement = ast.Assign | ast.AugAssign
 _MISSING: Any = object()
-# A sum, or `[_SET, before, after]` of an attribute that is assigned.
+# A sum, or `[SET, before, after]` of an attribute that is assigned.
 Change = Any
-# Expressions that mean something else when they are evaluated apart from their function.
-_BOUND = (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.Lambda, ast.comprehension)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sum:
-    """`self.NAME += expression`, or `-=`, or `=`."""
-
-    operator: str
-    expression: CodeType
-    function: FunctionType
 
 
 def changed(present: Any, change: Change) -> Any:
@@ -54,7 +40,7 @@ def changed(present: Any, change: Change) -> Any:
 
 def behind(wrong: Change, later: Change) -> Change:
     """What is left to correct where a sum has been added to a wrong value."""
-    return [_SET, changed(wrong[1], later), changed(wrong[2], later)] if isinstance(wrong, list) else wrong
+    return [SET, changed(wrong[1], later), changed(wrong[2], later)] if isinstance(wrong, list) else wrong
 
 
 def correction(foreseen: Change, made: tuple[Any, Any] | None) -> Change | None:
@@ -62,9 +48,9 @@ def correction(foreseen: Change, made: tuple[Any, Any] | None) -> Change | None:
     if isinstance(foreseen, list):
         _, before, after = foreseen
         found = before if made is None else made[1]
-        return None if same(after, found) else [_SET, after, found]
+        return None if same(after, found) else [SET, after, found]
     if made is None:
-        return -foreseen
+        return -foreseen if foreseen else None
     return None if made[1] == made[0] + foreseen else made[1] - made[0] - foreseen
 
 
@@ -73,31 +59,47 @@ class Foreseen:
 
     def __init__(self, host: Host, methods: Collection[str]) -> None:
         self._host, self._methods = host, methods
-        # The class that was looked at, and the sums of its methods by attribute.
-        self._known: tuple[type | None, Mapping[str, Mapping[str, list[_Sum]]]] = (None, {})
+        # The class that was looked at, and what its methods do to attributes.
+        self._known: tuple[type | None, Mapping[str, _Method]] = (None, {})
         self._names: frozenset[str] = frozenset()
 
     def names(self) -> frozenset[str]:
         """The attributes that some of the methods change so."""
-        self._sums()
+        self._read()
         return self._names
 
-    def of(self, name: str, call: Mapping[str, Any]) -> dict[str, Any]:
-        """How method `name` changes which attributes of the manager, where that is certain."""
+    def of(self, name: str, call: Mapping[str, Any], stale: Callable[[], Collection[str]]) -> dict[str, Any]:
+        """How method `name` changes which attributes of the manager, where that is certain.
+
+        `stale()`: attributes that calls before this one may still change; what depends on them is not certain.
+        """
+        method = self._read().get(name)
+        if method is None:
+            return {}
         own = self._host.attributes()
+        cls = self._known[0]
+        run = _Run({**own, **dict.fromkeys(stale(), _MISSING)}, cls)
+        run.block(method.block, dict(call))
         found: dict[str, Any] = {}
-        for attribute, sums in self._sums().get(name, {}).items():
-            change = _evaluated(sums, call, own.get(attribute, _MISSING))
-            if change is not None:
-                found[attribute] = change
+        for attribute in method.attributes - run.lost if ANY not in run.lost else ():
+            present = own.get(attribute, _MISSING)
+            if attribute in method.counted:
+                change = run.sums.get(attribute, 0)
+                if _is_number(present) and _adds_up(present, change):
+                    found[attribute] = change
+            elif type(present) in _SCALARS:
+                after = run.known[attribute] if attribute in run.changed else present
+                if type(after) in _SCALARS:
+                    found[attribute] = [SET, present, after]
         return found
 
-    def _sums(self) -> Mapping[str, Mapping[str, list[_Sum]]]:
+    def _read(self) -> Mapping[str, _Method]:
         cls = self._host.manager_class
         if cls is not None and cls is not self._known[0]:
             code = ClassCode(cls)
-            found = {name: dict(_sums_of(code, name)) for name in self._methods}
-            self._names = frozenset(attribute for sums in found.values() for attribute in sums)
+            found = {name: _Method.of(block_of(code, name)) for name in self._methods}
+            found = {name: one for name, one in found.items() if one.attributes}
+            self._names = frozenset(attribute for one in found.values() for attribute in one.attributes)
             self._known = (cls, found)
         return self._known[1]
 
@@ -111,102 +113,119 @@ def _adds_up(present: Any, amount: Any) -> bool:
     return {type(present), type(amount)} != {float, Decimal}
 
 
-def _evaluated(sums: list[_Sum], call: Mapping[str, Any], present: Any) -> Change | None:
-    total: Any = None
-    for one in sums:
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """`attributes`: those that may be foreseen; `counted`: those of them that are only added to."""
+
+    block: Block
+    attributes: frozenset[str]
+    counted: frozenset[str]
+
+    @classmethod
+    def of(cls, block: Block) -> _Method:
+        changes = list(block.changes())
+        hidden = {one.attribute for one in changes if one.expression is None}
+        names = frozenset({one.attribute for one in changes} - hidden - NOT_STATE)
+        return cls(block, names, names - {one.attribute for one in changes if one.operator == SET})
+
+
+class _Way(Enum):
+    """How a block ends."""
+
+    GOES_ON = auto()
+    LEFT = auto()
+    REFUSED = auto()
+    # Whether it ends its function is not known.
+    MAY_LEAVE = auto()
+
+
+@dataclass
+class _Run:
+    """One run of a method's steps.  `known`: attributes, by name, with what the steps have made of them."""
+
+    known: dict[str, Any]
+    cls: type | None
+    sums: dict[str, Any] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
+
+    def block(self, block: Block, names: dict[str, Any]) -> _Way:
+        """Run the steps of a block; `names`: the arguments and local names of its function."""
+        for at, step in enumerate(block.steps, 1):
+            way = self._step(step, names)
+            if way is _Way.MAY_LEAVE:
+                self._lose(Block(block.steps[at:]), names)
+            if way is not _Way.GOES_ON:
+                return way
+        return _Way.GOES_ON
+
+    def _step(self, step: Any, names: dict[str, Any]) -> _Way:
+        match step:
+            case Step():
+                self._change(step, names)
+            case Assign(name=name, expression=expression):
+                names[name] = self._value(expression, names)
+            case Lose(leaves=leaves):
+                self._lose(step, names)
+                return _Way.MAY_LEAVE if leaves else _Way.GOES_ON
+            case Leave(refuses=refuses):
+                return _Way.REFUSED if refuses else _Way.LEFT
+            case Branch(test=test, ways=ways):
+                return self._branch(_MISSING if test is None else self._value(test, names), ways, names)
+            case Inner(given=given, block=block):
+                inner = {name: self._value(one, names) for name, one in given.items()}
+                if self.block(block, inner) is _Way.REFUSED:
+                    return _Way.REFUSED
+        return _Way.GOES_ON
+
+    def _branch(self, outcome: Any, ways: tuple[Block, Block], names: dict[str, Any]) -> _Way:
+        if type(outcome) in _SCALARS:
+            return self.block(ways[0 if outcome else 1], names)
+        # A way that refuses the call is taken for the other one.
+        for one, other in (ways, ways[::-1]):
+            if one.refuses:
+                return self.block(other, names)
+        for one in ways:
+            self._lose(one, names)
+        return _Way.MAY_LEAVE if any(one.leaves for one in ways) else _Way.GOES_ON
+
+    def _change(self, step: Step, names: dict[str, Any]) -> None:
+        attribute, operator = step.attribute, step.operator
+        value = _MISSING if step.expression is None else self._value(step.expression, names)
+        self.changed.add(attribute)
+        before, self.known[attribute] = self.known.get(attribute, _MISSING), _MISSING
+        if value is _MISSING or attribute in self.lost or (operator != SET and not _is_number(value)):
+            self.lost.add(attribute)
+        elif operator == SET:
+            self.known[attribute] = value
+        else:
+            value = -value if operator == "-" else value
+            total = self.sums.get(attribute)
+            self.sums[attribute] = value if total is None else total + value
+            if _is_number(before) and _adds_up(before, value):
+                self.known[attribute] = before + value
+
+    def _lose(self, lost: Block | Lose, names: dict[str, Any]) -> None:
+        self.lost |= lost.attributes
+        for name in lost.names:
+            names.pop(name, None)
+
+    def _value(self, expression: Expression, names: Mapping[str, Any]) -> Any:
+        """`_MISSING` for what is not known."""
+
+        def find(name: str) -> Any:
+            value = self._attribute(name[5:]) if name.startswith("self.") else names[name]
+            if value is _MISSING:
+                raise LookupError(name)
+            return value
+
         try:
-            value = eval(one.expression, one.function.__globals__, dict(call))  # noqa: S307 - the manager's own code
+            return expression.evaluate(find)
         except Exception:  # noqa: BLE001 - the method will raise that itself
-            return None
-        if one.operator == _SET:
-            return [_SET, present, value] if type(present) in _SCALARS and type(value) in _SCALARS else None
-        if not _is_number(value):
-            return None
-        value = -value if one.operator == "-" else value
-        total = value if total is None else total + value
-    return total if _is_number(present) and _adds_up(present, total) else None
+            return _MISSING
 
-
-def _sums_of(code: ClassCode, name: str) -> Iterator[tuple[str, list[_Sum]]]:
-    chain = layers(inspect.getattr_static(code.cls, name, None))
-    if not chain or not all(facts_of(one).read for one in chain):
-        return
-    # Behind its decorators; what a base's method does depends on whether it is called.
-    own = chain[-1]
-    elsewhere: set[str | None] = {*NOT_STATE}
-    for function, _ in code.reached(name):
-        if function is not own:
-            facts = facts_of(function)
-            elsewhere |= facts.sets | facts.puts | facts.counts
-            if not facts.read:
-                return
-    if None in elsewhere | facts_of(own).sets:
-        return
-    for attribute, statements in _counted(own).items():
-        sums = [_sum(one, own) for one in statements]
-        if attribute not in elsewhere and None not in sums:
-            yield attribute, [one for one in sums if one is not None]
-
-
-def _counted(function: FunctionType) -> dict[str, list[_Statement]]:
-    """Attributes that a function changes by sums only, or by one assignment, on every way that refuses nothing."""
-    facts = facts_of(function)
-    found: dict[str, list[_Statement]] = {}
-    for statement in facts.body:
-        target: ast.expr | None = None
-        if isinstance(statement, ast.AugAssign):
-            target = statement.target
-        elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-            target = statement.targets[0]
-        if isinstance(target, ast.Attribute) and _is_self(target, facts.myself):
-            found.setdefault(target.attr, []).append(statement)  # type: ignore[arg-type]
-        elif any(_leaves(node) for node in ast.walk(statement)):
-            break
-    changed = [
-        node.attr
-        for statement in facts.body
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Attribute) and _is_self(node, facts.myself) and not isinstance(node.ctx, ast.Load)
-    ]
-    return {
-        name: statements
-        for name, statements in found.items()
-        if changed.count(name) == len(statements)
-        and (len(statements) == 1 or all(isinstance(one, ast.AugAssign) for one in statements))
-    }
-
-
-def _leaves(node: ast.AST) -> bool:
-    """Whether the function may end here with its call applied."""
-    if isinstance(node, ast.Return):
-        return not (isinstance(node.value, ast.Constant) and node.value.value is False)
-    return isinstance(node, ast.Yield | ast.YieldFrom)
-
-
-def _is_self(node: ast.Attribute, myself: str | None) -> bool:
-    return isinstance(node.value, ast.Name) and node.value.id == myself
-
-
-def _sum(statement: _Statement, function: FunctionType) -> _Sum | None:
-    operator = _SET if isinstance(statement, ast.Assign) else _OPERATORS.get(type(statement.op))
-    if operator is None:
-        return None
-    code = function.__code__
-    arguments = set(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
-    assigned = {
-        node.id
-        for one in facts_of(function).body
-        for node in ast.walk(one)
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
-    }
-    for node in ast.walk(statement.value):
-        # What is assigned may be made by a call, such as a token, and another one each time.
-        is_made = isinstance(node, ast.Call) and meaning(function, dotted(node.func)) not in _NUMBERS
-        if isinstance(node, _BOUND) or (operator == _SET and is_made):
-            return None
-        if isinstance(node, ast.Name):
-            known = node.id in arguments or node.id in function.__globals__ or hasattr(builtins, node.id)
-            if not known or node.id in assigned or (node.id in code.co_varnames and node.id not in arguments):
-                return None
-    expression = compile(ast.fix_missing_locations(ast.Expression(statement.value)), "<sum>", "eval")
-    return _Sum(operator, expression, function)
+    def _attribute(self, name: str) -> Any:
+        if name in self.lost or ANY in self.lost:
+            return _MISSING
+        value = self.known[name] if name in self.known else inspect.getattr_static(self.cls, name, _MISSING)
+        return value if type(value) in _SCALARS else _MISSING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -89,24 +90,56 @@ def test_attribute_that_waits_for_deliveries_is_not_answered(postgres_url: str, 
         assert here.manager.recent == ["s0"]
 
 
-def test_sum_in_a_branch_is_not_foreseen(postgres_url: str, outbox_dir: Path) -> None:
-    class Losing(SmallManager):
-        def __init__(self, url: str) -> None:
-            super().__init__(url)
-            self.losses = 0
+class Losing(SmallManager):
+    """Counts losses, and halts at a limit of its own."""
 
-        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
-            made = super().log_trade(symbol, note, session_id)
-            if note < 0:
-                self.losses += 1
-            return made
+    limit = 100
 
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.losses, self.streak, self.pnl, self.worst, self.halted, self.known = 0, 0, 0, 0, False, 0
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        made = super().log_trade(symbol, note, session_id)
+        if note < 0:
+            self.losses += 1
+            self.streak = self.streak + 1
+        else:
+            self.streak = 0
+        self.worst = min(self.worst, note)
+        self.pnl += note
+        if self.pnl <= -self.limit and not self.halted:
+            self.halted = True
+        if made > 0:
+            self.known += 1
+        return made
+
+
+def kept_by(manager: Any) -> tuple[Any, ...]:
+    return manager.losses, manager.streak, manager.pnl, manager.worst, manager.halted
+
+
+def test_branch_by_arguments_and_attributes_is_foreseen(postgres_url: str, outbox_dir: Path) -> None:
+    amounts = (-60, 20, -30, -25, -6, 3)
+    with scene(postgres_url, outbox_dir, Losing) as here:
+        plain = Losing(postgres_url)
+        for amount in amounts:
+            here.manager.log_trade("s0", amount)
+            plain.log_trade("s0", amount)
+            assert kept_by(here.manager) == kept_by(plain)
+        assert here.manager.halted
+        assert here.drain()
+        assert kept_by(here.manager) == kept_by(plain)
+        plain.engine.dispose()
+
+
+def test_sum_in_a_branch_by_the_database_is_not_foreseen(postgres_url: str, outbox_dir: Path) -> None:
     with scene(postgres_url, outbox_dir, Losing) as here:
         here.manager.log_trade("s0", -60)
-        with pytest.raises(NotCaughtUp, match="self.losses"):
-            _ = here.manager.losses
+        with pytest.raises(NotCaughtUp, match="self.known"):
+            _ = here.manager.known
         assert here.drain()
-        assert here.manager.losses == 1
+        assert here.manager.known == 1
 
 
 def test_sum_behind_an_early_return_is_not_foreseen(postgres_url: str, outbox_dir: Path) -> None:
@@ -423,3 +456,82 @@ def test_session_that_is_open_already_is_refused(postgres_url: str, outbox_dir: 
             here.manager.log_trade("IBM")
         HELD.pop().close()
         assert here.rows("SELECT * FROM trades") == []
+
+
+class Accounting(SmallManager):
+    """Attributes change in a base, in a helper and within a block."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.pnl, self.fees, self.rows, self.last = 0, Decimal(0), 0, ""
+        self._lock = threading.Lock()
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        with self._lock:
+            made: int = super().log_trade(symbol, note, session_id)
+            self._account(note, fee=Decimal(note) / 10)
+            self.rows += 1
+            return made
+
+    def _account(self, amount: Any, fee: Decimal, scale: int = 2) -> None:
+        self.pnl += amount * scale
+        self.fees += fee
+
+
+class Deriving(Accounting):
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        made = super().log_trade(symbol.lower(), note, session_id=session_id)
+        self.last = symbol.upper()
+        return made
+
+
+class Leaving(Accounting):
+    """Its helper may return before it counts."""
+
+    def _account(self, amount: Any, fee: Decimal, scale: int = 2) -> None:
+        if self.rows > 0:
+            return
+        self.pnl += amount
+
+
+class Twice(Accounting):
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        made = super().log_trade(symbol, note, session_id)
+        if note > 5:
+            self._account(note, Decimal(1))
+        return made
+
+
+class Repeating(Accounting):
+    """Its helper runs for each row that the database gives."""
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        made = super().log_trade(symbol, note, session_id)
+        with self.session_factory() as session:
+            for _ in session.query(Trade):
+                self._account(note, Decimal(1))
+        return made
+
+
+@pytest.mark.parametrize("manager_class", [Accounting, Deriving, Leaving, Twice])
+def test_sums_of_bases_and_helpers_are_foreseen(manager_class: Any, postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, manager_class) as here:
+        told = []
+        for _ in range(2):
+            here.manager.log_trade("S0", 7)
+            told.append((here.manager.pnl, here.manager.fees, here.manager.rows, here.manager.last))
+        assert here.drain()
+        plain = manager_class(postgres_url)
+        for answer in told:
+            plain.log_trade("S0", 7)
+            assert answer == (plain.pnl, plain.fees, plain.rows, plain.last)
+        assert told[-1] == (here.manager.pnl, here.manager.fees, here.manager.rows, here.manager.last)
+        plain.engine.dispose()
+
+
+def test_helper_in_a_loop_is_not_foreseen(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Repeating) as here:
+        here.manager.log_trade("s0", 7)
+        with pytest.raises(NotCaughtUp, match="self.pnl"):
+            _ = here.manager.pnl
+        assert here.manager.rows == 1
