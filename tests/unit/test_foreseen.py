@@ -115,6 +115,30 @@ class Base:
             self.random.random()
 
 
+class Early(Base):
+    """Its helper may answer False before it counts, which refuses nothing."""
+
+    def method(self, x: int) -> bool:
+        self._note(x)
+        self.b += x
+        return True
+
+    def _note(self, x: int) -> bool:
+        if self.database(x):
+            return False
+        self.a += x
+        return True
+
+
+def foreseen_of(manager: Any) -> Foreseen:
+    host = SimpleNamespace(manager_class=type(manager), attributes=lambda: dict(vars(manager)))
+    return Foreseen(cast(Host, host), ["method"])
+
+
+def test_helper_that_answers_false_refuses_no_call() -> None:
+    assert foreseen_of(Early(1)).of("method", {"x": 3}, set) == {"b": 3}
+
+
 def made(seed: int, directory: Path) -> Any:
     """The class of one seed; its source is a file, as that of a manager."""
     path = directory / f"made_{seed}.py"
@@ -134,8 +158,7 @@ def test_foreseen_is_what_the_method_does(first: int, tmp_path: Path) -> None:
     for seed in range(first, first + 60):
         cls = made(seed, tmp_path)
         manager = cls(seed)
-        host = cast(Host, SimpleNamespace(manager_class=cls, attributes=lambda of=manager: dict(vars(of))))
-        foreseen = Foreseen(host, ["method"])
+        foreseen = foreseen_of(manager)
         for x, y in [(x, y) for x in (-2, 0, 1, 5) for y in (1, 2, 4)]:
             before = {name: getattr(manager, name) for name in ATTRIBUTES}
             expected = foreseen.of("method", {"x": x, "y": y}, set)

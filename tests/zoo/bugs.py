@@ -1173,6 +1173,27 @@ BUGS = (
         ("tests/integration/adapter/test_state.py",),
     ),
     Bug(
+        "adapter: a branch that ends by a refusal is never taken, though it may return before",
+        "integrations/state/attribute_code.py",
+        "last.refuses and not self.leaves",
+        "last.refuses",
+        ("tests/unit/test_foreseen.py",),
+    ),
+    Bug(
+        "adapter: a helper that may end early is taken for certain",
+        "integrations/state/attribute_code.py",
+        "refusing = self._is_refusing and is_answer",
+        "refusing = True",
+        ("tests/unit/test_foreseen.py",),
+    ),
+    Bug(
+        "adapter: the items of a dict are no arguments",
+        "integrations/operations.py",
+        "            if isinstance(fields_, dict):\n",
+        "            if False:\n",
+        ("tests/integration/adapter/test_records.py",),
+    ),
+    Bug(
         "adapter: a sum behind an early return is taken for certain",
         "integrations/state/foreseen.py",
         "            if way is _Way.MAY_LEAVE:\n",
