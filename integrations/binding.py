@@ -9,7 +9,7 @@ from typing import Any
 from .. import Operation
 from ..clock import SystemClock
 from .host import Host
-from .host_enums import register_loaded_enums
+from .host_classes import register_loaded
 from .operations import ManagerOperation
 from .replay.replay import Replayer
 from .view.kept_answers import ManagerRead
@@ -22,7 +22,7 @@ def bind(operations: Iterable[Operation | ManagerRead], factory: Callable[[], An
     For a relay in a process of its own (`OUTBOX_OPERATIONS`), where no engine is running.
     """
     clock, given = SystemClock(), tuple(operations)
-    register_loaded_enums()
+    register_loaded()
     reads = Reads(one for one in given if isinstance(one, ManagerRead))
     calls = [one for one in given if isinstance(one, Operation)]
     return bind_to(Replayer(Host(factory, clock), clock, reads), calls)

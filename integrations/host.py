@@ -25,7 +25,7 @@ from ..clock import Clock
 from ..errors import ConfigError
 from .away import is_away, note_failure
 from .classes import of_replicas
-from .host_enums import HostEnums
+from .host_classes import HostClasses
 from .preflight.held import held_by
 from .preflight.members import binds, class_member, is_mock, names_set_by
 from .preflight.misfits import without_factory
@@ -85,7 +85,7 @@ class Host:
         self.replaced: dict[str, Any] = {}
         # Names of the methods that are made durable: a replica has its class's own.
         self.declared: frozenset[str] = frozenset()
-        self.enums = HostEnums()
+        self.classes = HostClasses()
 
     @classmethod
     def unconstructed(cls, manager_class: type, clock: Clock) -> Host:
@@ -191,7 +191,7 @@ class Host:
         stored = outbox.store.get_meta(_META)
         if stored is not None:
             self._stored = {name: signature_from(parameters) for name, parameters in json.loads(stored).items()}
-        self.enums.recall(outbox)
+        self.classes.recall(outbox)
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute of the manager, or what was set before there is one."""

@@ -67,7 +67,7 @@ class Keeper:
         self.view = LocalView(reads.name)
         self.view.otherwise = NO_SESSIONS if is_sessionless(host, calls.values(), reads) else None
         self.view.learning.forms.declare(calls.values())
-        self.view.learning.forms.met = partial(host.enums.learn, outbox)
+        self.view.learning.forms.met = partial(host.classes.learn, outbox)
         if host.manager_class is not None:
             self._decide_by(host.manager_class)
         else:

@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import Entry, Operation
 from ..errors import ConfigError, TargetMisconfigured
+from ..records import fields_of, is_record_class, with_field
 from .key_order import in_orders
 from .roles import Balance, Order, Position, Session
 from .view import checks
@@ -53,8 +54,9 @@ class ManagerOperation(Operation):
     `like`: an operation of `TRADING_OPERATIONS` that gives every field which is not given here; `creates=None`,
         `returns=None` and `identity=()` are given.
     `args`: the manager's name of an argument -> the standard name, by which all other fields know it.
-    `records`: arguments that are dicts of fields: their items count as arguments, by their own names.  Those of which
-        the code of the method takes items (`trade["pnl"]`, `Trade(**trade)`) are found at wiring.
+    `records`: arguments that are dicts of fields, dataclasses or named tuples: their items count as arguments, by their
+        own names.  Those of which the code of the method takes items (`trade["pnl"]`, `Trade(**trade)`, `trade.pnl`),
+        and those that are annotated with such a class, are found at wiring.
     `renames`: the former name of an argument -> its present one, for entries that an older version has stored.
     `identity`: names of arguments; also several alternatives, of which the first without a None counts.
     `order_by`: an argument's name or a callable; by default the trading session that is current at the call.
@@ -180,10 +182,8 @@ class ManagerOperation(Operation):
         if not (self.args or self.records):
             return call
         named = {self.standard_name(name): value for name, value in call.items()}
-        for fields_ in map(call.get, self.records):
-            if isinstance(fields_, dict):
-                items = {self.standard_name(key): value for key, value in fields_.items() if isinstance(key, str)}
-                named = items | named
+        for record in map(call.get, self.records):
+            named = {self.standard_name(key): value for key, value in _items(record).items()} | named
         return named
 
     def amount_of(self, call: Call) -> Any:
@@ -196,8 +196,10 @@ class ManagerOperation(Operation):
         name = self.own_name("position_id")
         changed = {name: row(call[name])} if name in call else {}
         for record in self.records:
-            if isinstance(fields_ := call.get(record), dict) and name in fields_:
-                changed[record] = {**fields_, name: row(fields_[name])}
+            items = _items(given := call.get(record))
+            if name in items:
+                new = row(items[name])
+                changed[record] = {**given, name: new} if isinstance(given, dict) else with_field(given, name, new)
         return {**call, **changed} if changed else call
 
     def answer_to(self, call: Call, notes: Mapping[str, Any]) -> Any:
@@ -243,6 +245,13 @@ class ManagerOperation(Operation):
         if len(parts) == 3:
             return parts[0], parts[1], parts[2]
         return None, parts[0], parts[1] if len(parts) == 2 else "id"
+
+
+def _items(record: Any) -> Mapping[str, Any]:
+    """The fields of a record; none of anything else."""
+    if isinstance(record, dict):
+        return {key: value for key, value in record.items() if isinstance(key, str)}
+    return fields_of(record) if is_record_class(type(record)) else {}
 
 
 def notes_of(entry: Entry) -> Mapping[str, Any]:

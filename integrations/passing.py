@@ -44,7 +44,7 @@ class Passing:
     def __init__(self, adapter: Adapter, reads: Reads) -> None:
         self._adapter, self.reads = adapter, reads
         self._block_reads = BlockReads(adapter, adapter.host, adapter.keeper, adapter.outbox.clock)
-        self.kept = KeptAnswers(adapter.outbox, partial(adapter.host.enums.learn, adapter.outbox))
+        self.kept = KeptAnswers(adapter.outbox, partial(adapter.host.classes.learn, adapter.outbox))
         self._repeated = Repeated(_log)
         # When a read that PostgreSQL failed to answer is tried again: by name, monotonic seconds.
         self._rests_until: dict[str, float] = {}

@@ -332,7 +332,7 @@ class Preparing:
             item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
         except InvalidEntry:
             # Members of enum classes that are new to the outbox may be all that it refused.
-            if not self._host.enums.learn(self._outbox, args):
+            if not self._host.classes.learn(self._outbox, args):
                 raise
             item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
         if self._host.built is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .box import Outbox
     from .clock import Clock, SystemClock
-    from .codec import register_enum
+    from .codec import register_enum, register_record
     from .config import OutboxConfig
     from .entry import Entry, EntryStatus
     from .errors import (
@@ -82,6 +82,7 @@ __all__ = [
     "TargetUnavailable",
     "Transaction",
     "register_enum",
+    "register_record",
 ]
 
 # Where the public names are defined, errors apart.  A module is imported at the first use of a name in it: a program
@@ -89,7 +90,7 @@ __all__ = [
 _HOMES = {
     "box": ("Outbox",),
     "clock": ("Clock", "SystemClock"),
-    "codec": ("register_enum",),
+    "codec": ("register_enum", "register_record"),
     "config": ("OutboxConfig",),
     "entry": ("Entry", "EntryStatus"),
     "hooks": ("Hooks",),

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import orjson
 
 from .errors import ConfigError, InvalidEntry, Unrestorable
 from .foreign import coerced, is_column_name
+from .records import fields_of, is_record_class, made_of
 
 # Digits of a numeric before and after the decimal point: PostgreSQL documentation, section 8.1.
 _MAX_INTEGER_DIGITS = 131_072
@@ -30,6 +31,7 @@ MAX_DEPTH = 64
 # Up to so many, a Decimal needs no closer look.
 _FLAT_DIGITS = 1000
 _TEXT = {str}
+T = TypeVar("T")
 # As JSON; also found in a text of a backslash and u0000, which is harmless.
 _NUL = b"\\u0000"
 _INT64 = 2**63
@@ -38,6 +40,7 @@ _INT64 = 2**63
 MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError)
 
 _enums: dict[str, type[Enum]] = {}
+_records: dict[str, type] = {}
 
 # Compact JSON of plain values and datetimes, for state files and `--json` output; and back, or `ValueError`.
 to_json: Callable[[Any], bytes] = orjson.dumps
@@ -52,10 +55,24 @@ def register_enum(cls: type[Enum]) -> type[Enum]:
     Members are stored by class and member name; PostgreSQL sees their value.  Raises `ConfigError` when another
     class of the same module and name is registered already.
     """
-    name = enum_name(cls)
-    known = _enums.setdefault(name, cls)
-    if known is not cls:
-        raise ConfigError(f"enum {name} is already registered as another class", hint="give one of them another name")
+    return _register(cls, _enums, "enum")
+
+
+def register_record(cls: type[T]) -> type[T]:
+    """Allow objects of `cls`, a dataclass or a named tuple, as arguments; usable as a class decorator.
+
+    They are stored by class and the names of their fields; PostgreSQL sees an object of the fields.  Raises
+    `ConfigError` as `register_enum`, and for a class of another kind.
+    """
+    if not is_record_class(cls):
+        raise ConfigError(f"{class_name(cls)} is no dataclass and no named tuple", hint="register one of these")
+    return _register(cls, _records, "record")
+
+
+def _register(cls: type[T], known: dict[str, type[T]], kind: str) -> type[T]:
+    name = class_name(cls)
+    if known.setdefault(name, cls) is not cls:
+        raise ConfigError(f"{kind} {name} is already registered as another class", hint="give one of them another name")
     return cls
 
 
@@ -161,8 +178,8 @@ def field_names(plain: bytes) -> tuple[str, ...]:
     return tuple(orjson.loads(plain))
 
 
-def enum_name(cls: type[Enum]) -> str:
-    """What members of `cls` are stored under: its module and qualified name."""
+def class_name(cls: type) -> str:
+    """What objects of `cls` are stored under: its module and qualified name."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
@@ -236,6 +253,9 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
         return str(value), "uuid"
     if kind is bytes:
         return "\\x" + value.hex(), "bytes"
+    if _records.get(name := class_name(kind)) is kind:
+        plain, tags = _lower_container(fields_of(value), path, depth)
+        return plain, ["record", name, tags]
     return _lower(coerced(value, path), path, depth + 1)
 
 
@@ -265,7 +285,7 @@ def _lower_time(value: time, path: str) -> tuple[Any, Any]:
 
 
 def _lower_enum(value: Enum, path: str, depth: int) -> tuple[Any, Any]:
-    name = enum_name(type(value))
+    name = class_name(type(value))
     if _enums.get(name) is not type(value):
         raise InvalidEntry(
             f"{path} is {value!r} of the unregistered enum {name}",
@@ -336,6 +356,8 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
             return time.fromisoformat(plain).replace(tzinfo=timezone(timedelta(seconds=tag[1])))
         if tag[0] == "fold":  # the second of two times of a day on which the clock is set back
             return SCALARS[tag[1]](plain).replace(fold=1)
+        if tag[0] == "record":
+            return _lift_record(plain, tag[1], tag[2], strict)
         _, name, member = tag
         cls = _enums.get(name)
         if cls is not None and member in cls.__members__:
@@ -356,6 +378,19 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
         return {key: _lift(item, marks.get(key), strict) for key, item in plain.items()}
     items = [_lift(item, marks.get(str(index)), strict) for index, item in enumerate(plain)]
     return _CONTAINERS[name](items)
+
+
+def _lift_record(plain: Any, name: str, tags: Any, strict: bool) -> Any:
+    fields, cls = _lift(plain, tags, strict), _records.get(name)
+    if cls is not None:
+        return made_of(cls, fields)
+    if strict:
+        raise Unrestorable(
+            f"the class {name} is not registered in this process",
+            hint="call outbox.register_record on it",
+            class_is_unknown=True,
+        )
+    return fields
 
 
 def _interval(text: str) -> timedelta:

@@ -70,9 +70,9 @@ class ConfigError(OutboxError, ValueError):
 
 
 class Unrestorable(ConfigError):
-    """Stored values cannot get their Python types back: an Enum was renamed, or the tree of types is malformed.
+    """Stored values cannot get their Python types back: a class was renamed, or the tree of types is malformed.
 
-    `class_is_unknown`: the program knows no Enum of that name, so it may only have forgotten to register it.
+    `class_is_unknown`: the program knows no class of that name, so it may only have forgotten to register it.
     """
 
     def __init__(self, message: str, *, hint: str = "", class_is_unknown: bool = False) -> None:

@@ -5,10 +5,10 @@ No library is imported: a value's class names the module that it comes from.
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
 from typing import Any
 
 from .errors import InvalidEntry
+from .records import is_record_class
 
 
 def is_column_name(value: Any) -> bool:
@@ -33,6 +33,6 @@ def coerced(value: Any, path: str) -> Any:
     raise InvalidEntry(
         f"{path} has type {type(value).__module__}.{type(value).__qualname__}, which cannot be stored exactly",
         hint="allowed: None, bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes, "
-        "registered Enums, numpy scalars, and dict, list, tuple, set, frozenset of these"
-        + ("; pass dataclasses.asdict(value)" if is_dataclass(value) else ""),
+        "registered Enums, dataclasses and named tuples, numpy scalars, and dict, list, tuple, set, frozenset of these"
+        + ("; or register its class with outbox.register_record" if is_record_class(type(value)) else ""),
     )

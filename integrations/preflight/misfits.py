@@ -4,7 +4,6 @@ Each function gives reasons, with the way out.  What is certain is a refusal; wh
 """
 
 import ast
-import dataclasses
 import functools
 import inspect
 import re
@@ -18,6 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
+from ...records import is_record_class
 from ..attributes import attributes
 from ..operations import TRADING_OPERATIONS, ManagerOperation
 from ..signatures import signature_of
@@ -27,7 +27,7 @@ from . import held
 from .evidence import Evidence
 from .id_columns import is_mapped_class
 from .method_code import Facts, dotted, facts_of, is_opaque, layers, meaning, names_in
-from .records import EVERY, items_of
+from .records import EVERY, hints_of, items_of
 
 # What a synchronous wrapper calls to get the result of the coroutine or generator that it wraps.
 _RUNNERS = frozenset({"run", "run_until_complete", "run_coroutine_threadsafe", "list", "tuple", "next", "sum", "send"})
@@ -187,13 +187,11 @@ def read_arguments(read: ManagerRead, signature: inspect.Signature) -> Iterator[
 def unstorable(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]:
     """Reasons in the types of its arguments: objects that no entry can hold."""
     for function in evidence.code.functions(operation.name):
-        try:
-            hints = typing.get_type_hints(function)
-            given = signature_of(evidence.cls, operation.name).parameters.values()
-            required = [one for one in given if one.default is one.empty]
-        except Exception:  # noqa: BLE001, S112 - annotations are code of the host, and may name what is not there
+        hints = hints_of(function)
+        if not hints:
             continue
-        for parameter in required:
+        given = signature_of(evidence.cls, operation.name).parameters.values()
+        for parameter in (one for one in given if one.default is one.empty):
             hint: Any = hints.get(parameter.name)
             found = _unstorable_in(hint)
             if found is not None:
@@ -205,12 +203,14 @@ def unstorable(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]
         return
 
 
-def _unstorable_in(hint: Any) -> Any:
+def _unstorable_in(hint: Any, holders: tuple[Any, ...] = ()) -> Any:
     """The class, in an annotation, of values that no entry can hold; None where there are others to choose from."""
     inside = typing.get_args(hint)
+    if is_record_class(hint) and hint not in holders:
+        inside, holders = (*hints_of(hint).values(),), (*holders, hint)
     if not inside:
         return hint if _is_unstorable(hint) else None
-    found = [_unstorable_in(one) for one in inside if one is not type(None)]
+    found = [_unstorable_in(one, holders) for one in inside if one is not type(None)]
     if typing.get_origin(hint) in (typing.Union, UnionType):
         return found[0] if found and None not in found else None
     return next((one for one in found if one is not None), None)
@@ -219,8 +219,7 @@ def _unstorable_in(hint: Any) -> Any:
 def _is_unstorable(hint: Any) -> bool:
     if not isinstance(hint, type) or issubclass(hint, Enum):
         return False
-    is_row = is_mapped_class(hint) or dataclasses.is_dataclass(hint) or (issubclass(hint, tuple) and hint is not tuple)
-    return is_row or issubclass(hint, Session | Connection | Engine)
+    return is_mapped_class(hint) or issubclass(hint, Session | Connection | Engine)
 
 
 def makes_its_id(operation: ManagerOperation, evidence: Evidence) -> str | None:

@@ -1,20 +1,24 @@
-"""Records: which arguments of a method are dicts of fields, of which it takes the items itself, found in its code.
+"""Records: which arguments of a method hold fields that it takes itself, found in its code and its annotations.
 
-`trade["pnl"]`, `trade.get("pnl")`, `Trade(**trade)` and `insert(Trade).values(trade)` take items; a dict that goes into
-one column as it is stays one argument.
+`trade["pnl"]`, `trade.get("pnl")`, `Trade(**trade)`, `insert(Trade).values(trade)` and `trade.pnl` take items; a dict
+that goes into one column as it is stays one argument.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+import typing
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from types import FunctionType
 from typing import Any, TypeVar
 
 from ... import Operation
+from ...records import is_record_class, names_of
 from ..operations import ManagerOperation
+from ..signatures import signature_of
 from .class_code import ClassCode
 from .method_code import dotted, facts_of, meaning
 
@@ -48,18 +52,32 @@ def _with_found(operation: _O, code: ClassCode) -> _O:
 def items_of(name: str, code: ClassCode) -> dict[str, set[str]]:
     """The arguments of a method of which it takes items, and the names of those; `EVERY` for any."""
     found: dict[str, set[str]] = {}
+    takes: Collection[str] = ()
+    with suppress(AttributeError, ValueError, TypeError):  # a method that is missing, or written in C
+        takes = signature_of(code.cls, name).parameters.keys()
     for function in code.functions(name):
-        for argument in _arguments(function):
-            items = set(_items(argument, function, code, 0))
+        hints = hints_of(function)
+        for argument in (one for one in _parameters(function)[1:] if one in takes):
+            hint = hints.get(argument)
+            items = {item for one in (hint, *typing.get_args(hint)) if is_record_class(one) for item in names_of(one)}
+            if not items and _may_hold(getattr(function, "__annotations__", {}).get(argument, "")):
+                items = set(_items(argument, function, code, 0))
             if items:
                 found.setdefault(argument, set()).update(items)
     return found
 
 
-def _arguments(function: Any) -> list[str]:
-    """Those that may be a dict, as far as they are annotated."""
-    hints = getattr(function, "__annotations__", {})
-    return [name for name in _parameters(function) if _first_word(hints.get(name, "")) not in _SCALARS]
+def hints_of(annotated: Any) -> dict[str, Any]:
+    """The annotations of a function or class; none where one of them cannot be had."""
+    with suppress(Exception):  # a name that only type checkers import, or whatever an annotation runs
+        return typing.get_type_hints(annotated)
+    return {}
+
+
+def _may_hold(hint: Any) -> bool:
+    """Whether an annotation, a class or a text, lets an argument hold fields."""
+    text = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
+    return re.split(r"\W", text, maxsplit=1)[0] not in _SCALARS
 
 
 def _parameters(function: Any) -> list[str]:
@@ -67,18 +85,18 @@ def _parameters(function: Any) -> list[str]:
     return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
-def _first_word(hint: Any) -> str:
-    text = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
-    return re.split(r"\W", text, maxsplit=1)[0]
-
-
 def _items(name: str, function: Any, code: ClassCode, depth: int) -> Iterator[str]:
     """The names of the items that a function takes of what a local name stands for."""
-    facts = facts_of(function)
-    for node in ast.walk(ast.Module(facts.body, [])):
+    nodes = list(ast.walk(ast.Module(facts_of(function).body, [])))
+    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    for node in nodes:
         match node:
             case ast.Subscript(value=ast.Name(id=one), slice=ast.Constant(value=str(key))) if one == name:
                 yield key
+            case ast.Attribute(value=ast.Name(id=one), attr=item, ctx=ast.Load()) if (
+                one == name and id(node) not in called
+            ):
+                yield item
             case ast.Dict(keys=keys, values=values):
                 if any(key is None and _is(name, value) for key, value in zip(keys, values, strict=True)):
                     yield EVERY

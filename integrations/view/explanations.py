@@ -376,11 +376,6 @@ _CONVERTERS: dict[str, Any] = {
 }
 
 
-def class_name(cls: type) -> str:
-    """Under which name a class is stored."""
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
 def class_named(name: str) -> Any:
     """The class of that name among the loaded modules; None where there is none: nothing is imported by name."""
     import sys

@@ -15,7 +15,7 @@ import orjson
 from ... import Outbox
 from ...errors import ConfigError
 from ...results import decode_result
-from ..host_enums import HostEnums
+from ..host_classes import HostClasses
 from .learned import Learning
 
 # Where a store keeps what was learned.
@@ -42,7 +42,7 @@ def content(outbox: Outbox) -> bytes | None:
     learned = outbox.store.get_meta(KEPT_UNDER)
     if learned is None:
         return None
-    enums = HostEnums.kept(outbox)
+    enums = HostClasses.kept(outbox)
     return orjson.dumps({"format": _FORMAT, "enums": enums, "learned": orjson.Fragment(learned)}) + b"\n"
 
 
@@ -59,7 +59,7 @@ def carried_over(outbox: Outbox, path: str | PathLike[str]) -> bytes | None:
             raise ConfigError(f"learned_from: {path} has format {found['format']!r}, not {_FORMAT}", hint=_WAY_OUT)
         learned = orjson.dumps(found["learned"])
         Learning().load(decode_result(learned))
-        HostEnums.keep(outbox, {*map(str, found["enums"])})
+        HostClasses.keep(outbox, {*map(str, found["enums"])})
     except OSError as exc:
         raise ConfigError(f"learned_from: {path} cannot be read: {exc.strerror}", hint=_WAY_OUT) from exc
     except (ValueError, LookupError, TypeError, AttributeError) as exc:

@@ -15,6 +15,7 @@ from itertools import product
 from typing import Any
 from uuid import UUID
 
+from ...codec import class_name
 from .explanations import (
     ABSENT,
     ARITHMETIC,
@@ -26,7 +27,6 @@ from .explanations import (
     Space,
     Unknown,
     alike,
-    class_name,
     explains,
     is_amount_text,
     is_beyond,

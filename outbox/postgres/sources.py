@@ -142,6 +142,8 @@ def _list_kind(elements: Iterable[str]) -> str:
 
 
 def _scalar_kind(python: type, tag: Any) -> str:
+    if isinstance(tag, list) and tag[0] == "record":
+        return "object"
     if isinstance(tag, list) and tag[0] != "enum":
         # An offset, or the second of two equal times of a day.
         kind: str = {"aware": "aware", "time": "timetz", "fold": tag[1]}.get(tag[0], "mixed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -610,16 +609,6 @@ class Slotted:
 
     def log_trade(self, symbol: str) -> None:
         self.stray.add(Trade(symbol=symbol))
-
-
-@dataclasses.dataclass
-class Fill:
-    symbol: str
-
-
-class TakesADataclass(Sound):
-    def log_trade(self, fill: Fill) -> int:  # type: ignore[override]
-        return super().log_trade(fill.symbol)
 
 
 class TakesARow(Sound):

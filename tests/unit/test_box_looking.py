@@ -26,7 +26,7 @@ def box(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outbox]:
     """Two entries, of which the first is dead, with an enum that nobody has registered any more."""
     with Outbox.open(outbox_dir) as opened:
         with monkeypatch.context() as patched:
-            patched.setitem(codec._enums, codec.enum_name(Side), Side)
+            patched.setitem(codec._enums, codec.class_name(Side), Side)
             for key in ("a", "b"):
                 opened.enqueue("log", {"side": Side.BUY}, key=key)
         opened.store.settle(Settlement(dead=[(next(opened.store.records("pending")), "refused")]))
@@ -72,7 +72,7 @@ def test_a_call_is_looked_up_by_its_key(box: Outbox) -> None:
     try:
         found = [box.lookup("log", {}, key=key) for key in ("a", "b", "c")]
     finally:
-        del codec._enums[codec.enum_name(Side)]
+        del codec._enums[codec.class_name(Side)]
     assert [entry and entry.seq for entry in found] == [1, 2, None]
     assert box.lookup("log", {}) is None
 

@@ -6,10 +6,10 @@ import enum
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -307,13 +307,84 @@ def test_timedelta_of_pandas_becomes_a_timedelta() -> None:
 
 
 def test_refused_dataclass_names_the_way_out() -> None:
-    with pytest.raises(InvalidEntry, match="pass dataclasses.asdict"):
+    with pytest.raises(InvalidEntry, match="register its class with outbox.register_record"):
         codec.encode({"fill": Fill("IBM")})
 
 
 @dataclass
 class Fill:
     symbol: str
+
+
+@codec.register_record
+@dataclass(frozen=True, slots=True)
+class Leg:
+    symbol: str
+    price: Decimal
+    tags: tuple[str, ...] = ()
+
+
+class Quote(NamedTuple):
+    bid: Decimal
+    at: datetime
+
+
+@codec.register_record
+@dataclass
+class Deal:
+    """It sets more on itself than its fields."""
+
+    legs: list[Leg]
+    quote: Quote | None = None
+    late: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = len(self.legs)
+
+
+codec.register_record(Quote)
+
+
+def test_records_round_trip_at_any_depth() -> None:
+    leg = Leg("IBM", Decimal("1.50"), ("a",))
+    deal = Deal([leg, Leg("F", Decimal(2))], Quote(Decimal(1), datetime(2026, 1, 2, tzinfo=UTC)))
+    found = round_trip({"deal": deal, "legs": {"one": leg}})
+    assert found["legs"] == {"one": leg}
+    assert vars(found["deal"]) == vars(deal)
+    assert list(map(type, (found["deal"].quote, found["deal"].legs[0].price))) == [Quote, Decimal]
+
+
+def test_postgres_sees_the_fields_of_a_record() -> None:
+    assert json.loads(codec.encode(Leg("IBM", Decimal("1.50")))[0]) == {"price": "1.50", "symbol": "IBM", "tags": []}
+
+
+def test_record_of_another_version_gets_defaults_or_is_refused() -> None:
+    plain, types = codec.encode(Leg("IBM", Decimal("1.50")))
+    without = json.loads(plain)
+    del without["tags"]
+    assert codec.decode(json.dumps(without).encode(), types) == Leg("IBM", Decimal("1.50"))
+    del without["symbol"]
+    with pytest.raises(ConfigError, match="Leg had no field 'symbol' when it was stored"):
+        codec.decode(json.dumps(without).encode(), types)
+    with pytest.raises(ConfigError, match="Leg has no field 'venue' any more"):
+        codec.decode(json.dumps({**json.loads(plain), "venue": "X"}).encode(), types)
+    quote, types = codec.encode(Quote(Decimal(1), datetime(2026, 1, 2, tzinfo=UTC)))
+    with pytest.raises(ConfigError, match="Quote has no field 'ask' any more"):
+        codec.decode(json.dumps({**json.loads(quote), "ask": 1}).encode(), types)
+
+
+def test_record_of_an_unknown_class_is_shown_by_its_fields() -> None:
+    plain, _ = codec.encode(Leg("IBM", Decimal("1.50")))
+    types = json.dumps(["record", "gone:Leg", {"dict": {"price": "decimal"}}]).encode()
+    with pytest.raises(ConfigError, match="gone:Leg is not registered"):
+        codec.decode(plain, types)
+    assert codec.decode(plain, types, strict=False) == {"price": Decimal("1.50"), "symbol": "IBM", "tags": []}
+
+
+def test_what_is_no_record_class_is_not_registered() -> None:
+    for cls in (dict, tuple, Decimal):
+        with pytest.raises(ConfigError, match="no dataclass and no named tuple"):
+            codec.register_record(cls)
 
 
 def test_timestamp_of_pandas_becomes_a_datetime() -> None:

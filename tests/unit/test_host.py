@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from outbox import ConfigError, Outbox
+from outbox import ConfigError, Outbox, codec
 from outbox.clock import SystemClock
 from outbox.integrations.host import Host, ManagerUnavailable, class_made_by
 from outbox.integrations.operations import ManagerOperation
@@ -169,18 +170,24 @@ def test_signatures_survive_a_restart_where_a_factory_hides_its_class(outbox_dir
         assert host.signature("plain") == inspect.signature(Manager().plain)
 
 
-def test_enum_classes_outlive_the_process(outbox_dir: Path) -> None:
+def test_classes_of_arguments_outlive_the_process(outbox_dir: Path) -> None:
     class Seen(Enum):
         A = 1
 
+    @dataclass(frozen=True)
+    class Held:
+        side: Seen
+
     with Outbox.open(outbox_dir) as box:
         host = Host(Manager, SystemClock())
-        assert host.enums.learn(box, [{"deep": [(Seen.A,)]}])
-        assert not host.enums.learn(box, ["none", 5])
+        assert host.classes.learn(box, [{"deep": [(Held(Seen.A),)]}])
+        assert not host.classes.learn(box, ["none", 5])
+    # As in a process that has met none of them.
+    del codec._enums[codec.class_name(Seen)], codec._records[codec.class_name(Held)]
     with Outbox.open(outbox_dir) as box:
         host = Host(Manager, SystemClock())
         host.recall(box)
-        assert box.enqueue("x", {"side": Seen.A}).args == {"side": Seen.A}
+        assert box.enqueue("x", {"held": Held(Seen.A)}).args == {"held": Held(Seen.A)}
 
 
 def test_arguments_without_a_name_find_their_places() -> None:

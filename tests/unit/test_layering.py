@@ -20,6 +20,7 @@ LINE = [
     "patience",
     "own_threads",
     "entry",
+    "records",
     "foreign",
     "codec",
     "results",

@@ -57,7 +57,6 @@ MISFITS = [
     ("QueryOfAClass", r"ActiveRecord.query.filter_by\(\)", "session_factory"),
     ("DriverImportedInside", r"psycopg2.connect\(\)", "session_factory"),
     ("ReadOnlyFactory", "session_factory is a property", "setter"),
-    ("TakesADataclass", "argument 'fill' is a Fill, which cannot be stored", "pass its values"),
     ("TakesARow", "argument 'trade' is a Trade, which cannot be stored", "pass its values"),
     ("TakesASession", "argument 'session' is a Session, which cannot be stored", "pass its values"),
     ("ScopeOfTheModule", r"session_scope\(\)", "session_factory"),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -15,7 +14,10 @@ from outbox.integrations.preflight.preflight import Fit, Kind, look
 
 from .managers_that_misfit import Sound, Trade
 
-Scout = namedtuple("Scout", ["trade", "ratio"])
+
+class Scout(NamedTuple):
+    trade: Trade
+    ratio: float
 
 
 class Ticket:
@@ -59,7 +61,7 @@ def fit_of(*names: str) -> Fit:
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("in_a_list", "'trades' holds a Trade"), ("in_a_dict", "'trades' holds a Trade"), ("in_tuples", "holds a Scout")],
+    [("in_a_list", "'trades' holds a Trade"), ("in_a_dict", "'trades' holds a Trade"), ("in_tuples", "holds a Trade")],
 )
 def test_argument_that_holds_what_no_entry_can_is_refused(name: str, what: str) -> None:
     with pytest.raises(ConfigError, match=f"{what}, which cannot be stored"):

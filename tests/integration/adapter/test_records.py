@@ -1,11 +1,12 @@
-"""Methods that take their fields in a dict are answered in an outage as those that take arguments."""
+"""Methods that take their fields in a dict or an object are answered in an outage as those that take arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from sqlalchemy import Column, Integer, Numeric, String, create_engine, insert, select
@@ -135,6 +136,49 @@ class DictManager:
             return [shown(order) for order in orders]
 
 
+@dataclass(frozen=True, slots=True)
+class NewOrder:
+    client_order_id: str
+    status: str
+    quantity: Decimal
+
+
+@dataclass
+class NewHolding:
+    symbol: str
+    size: Decimal
+    tag: str = "swing"
+
+
+class NewFill(NamedTuple):
+    position_id: int
+    pnl: Decimal
+
+
+class ObjectManager(DictManager):
+    """Dataclasses, annotated and not, and a named tuple."""
+
+    def log_position(self, position: NewHolding) -> int:  # type: ignore[override]
+        return super().log_position(asdict(position))
+
+    def update_order_journal(self, order: NewOrder) -> bool:  # type: ignore[override]
+        with self.session_factory.begin() as session:
+            session.scalars(
+                select(Work).where(Work.client_order_id == order.client_order_id)
+            ).one().status = order.status
+        return True
+
+    def create_order_journal_entry(self, order: Any) -> int:
+        return self._insert(
+            Work, {"client_order_id": order.client_order_id, "status": order.status, "quantity": order.quantity}
+        )
+
+    def record_fill(self, fill: NewFill) -> int:  # type: ignore[override]
+        return super().record_fill(fill._asdict())
+
+
+MADE: dict[str, Any] = {"order": NewOrder, "holding": NewHolding, "fill": NewFill}
+
 OPERATIONS = (
     *(one for one in TRADING_OPERATIONS if one.name != "create_trading_session"),
     ManagerOperation("record_fill", creates="fills", balance=Balance.CHANGE, amount="pnl", position=Position.CLOSES),
@@ -144,13 +188,15 @@ OPERATIONS = (
 
 def trade(manager: Any, number: int, *, stop: Any) -> None:
     """One bar of an engine: an order, its fill, a position that is moved, and one that is closed."""
-    manager.create_order_journal_entry({"client_order_id": f"c{number}", "status": "new", "quantity": Decimal(number)})
+    made = MADE if isinstance(manager, ObjectManager) else dict.fromkeys(MADE, dict)
+    order = {"client_order_id": f"c{number}", "quantity": Decimal(number)}
+    manager.create_order_journal_entry(made["order"](**order, status="new"))
     if number % 3:
-        manager.update_order_journal({"client_order_id": f"c{number}", "status": "filled"})
-    position = manager.log_position({"symbol": f"S{number}", "size": Decimal(number) / 8, "tag": "swing"})
+        manager.update_order_journal(made["order"](**order, status="filled"))
+    position = manager.log_position(made["holding"](symbol=f"S{number}", size=Decimal(number) / 8, tag="swing"))
     manager.update_position(position, {"stop": stop})
     if number % 2:
-        manager.record_fill({"position_id": position, "pnl": Decimal(number) - 20})
+        manager.record_fill(made["fill"](position_id=position, pnl=Decimal(number) - 20))
 
 
 def answers(manager: Any) -> list[Any]:
@@ -158,8 +204,8 @@ def answers(manager: Any) -> list[Any]:
 
 
 @pytest.fixture
-def here(postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
-    with scene(postgres_url, outbox_dir, DictManager, OPERATIONS) as made:
+def here(request: pytest.FixtureRequest, postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
+    with scene(postgres_url, outbox_dir, getattr(request, "param", DictManager), OPERATIONS) as made:
         made.relay.start()
         made.manager.create_trading_session(Decimal(1000))
         for number in range(1, 13):
@@ -171,7 +217,8 @@ def here(postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
         yield made
 
 
-def test_fields_in_a_dict_are_answered_as_the_manager_does(here: Scene) -> None:
+@pytest.mark.parametrize("here", [DictManager, ObjectManager], indirect=True)
+def test_fields_are_answered_as_the_manager_does(here: Scene) -> None:
     for number in range(13, 25):
         trade(here.manager, number, stop=Decimal(number) / 7)
     told = answers(here.manager)

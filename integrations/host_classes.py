@@ -1,4 +1,4 @@
-"""Host enums: the enum classes of a host whose members its calls carry, known again after a restart."""
+"""Host classes: the enums, dataclasses and named tuples of a host that its calls carry, known again after a restart."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from enum import Enum
 from typing import Any
 
 from .. import Outbox
-from ..codec import enum_name, register_enum
+from ..codec import MAX_DEPTH, class_name, register_enum, register_record
 from ..errors import ConfigError
+from ..records import fields_of, is_record_class
 
 _META = "manager:enums"
 
 
-class HostEnums:
+class HostClasses:
     """Those of one manager.  Used under the locks of the calls that carry them."""
 
     def __init__(self) -> None:
@@ -25,7 +26,7 @@ class HostEnums:
         """Allow the classes that an earlier process has met, as far as this one has loaded them."""
         self._names = set(self.kept(outbox))
         for cls in _loaded() if self._names else ():
-            if enum_name(cls) in self._names:
+            if class_name(cls) in self._names:
                 _register(cls)
 
     @staticmethod
@@ -37,15 +38,15 @@ class HostEnums:
     @staticmethod
     def keep(outbox: Outbox, names: set[str]) -> None:
         """Allow further classes by name, from the next `recall` on."""
-        if not names <= (known := set(HostEnums.kept(outbox))):
+        if not names <= (known := set(HostClasses.kept(outbox))):
             outbox.store.put_meta(_META, json.dumps(sorted(names | known)).encode())
 
     def learn(self, outbox: Outbox, values: Any) -> bool:
-        """Allow the enum classes of members among `values`, now and after a restart; whether there are any.
+        """Allow the classes of enum members and records among `values`, now and after a restart; whether there are any.
 
-        Hosts pass enums of their own and of their ORM.  The store keeps the names only: nothing is imported by name.
+        Hosts pass those of their own and of their ORM.  The store keeps the names only: nothing is imported by name.
         """
-        found = {enum_name(cls): cls for cls in _classes_in(values)}
+        found = {class_name(cls): cls for cls in _classes_in(values)}
         new = found.keys() - self._names
         if new:
             self._names |= new
@@ -55,34 +56,43 @@ class HostEnums:
         return bool(found)
 
 
-def register_loaded_enums() -> None:
-    """Allow members of every enum class that the program has loaded, for a process that only relays."""
+def register_loaded() -> None:
+    """Allow objects of every such class that the program has loaded, for a process that only relays."""
     for cls in _loaded():
         _register(cls)
 
 
-def _loaded() -> Iterator[type[Enum]]:
-    todo: list[type[Enum]] = [Enum]
+def _loaded() -> Iterator[type]:
+    seen, todo = set[type](), [object]
     while todo:
-        for cls in todo.pop().__subclasses__():
+        for cls in type.__subclasses__(todo.pop()):
+            if cls in seen:
+                continue
+            seen.add(cls)
             todo.append(cls)
-            if cls.__members__:
+            if (issubclass(cls, Enum) and cls.__members__) or is_record_class(cls):
                 yield cls
 
 
-def _register(cls: type[Enum]) -> None:
-    # Where another class of that name came first, its own members are refused when they are passed.
+def _register(cls: type) -> None:
+    # Where another class of that name came first, its own objects are refused when they are passed.
     with suppress(ConfigError):
-        register_enum(cls)
+        register_enum(cls) if issubclass(cls, Enum) else register_record(cls)
 
 
-def _classes_in(value: Any) -> Iterator[type[Enum]]:
+def _classes_in(value: Any, depth: int = 0) -> Iterator[type]:
     if isinstance(value, Enum):
         yield type(value)
+        return
+    if depth > MAX_DEPTH:
+        return
+    inner: Any = ()
+    if is_record_class(type(value)):
+        yield type(value)
+        inner = fields_of(value).values()
     elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _classes_in(key)
-            yield from _classes_in(item)
+        inner = (one for item in value.items() for one in item)
     elif isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            yield from _classes_in(item)
+        inner = value
+    for item in inner:
+        yield from _classes_in(item, depth + 1)
