@@ -6,9 +6,9 @@ declares its own with the same `ManagerOperation`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from .. import Entry, Operation
 from ..errors import ConfigError, TargetMisconfigured
@@ -55,8 +55,9 @@ class ManagerOperation(Operation):
         `returns=None` and `identity=()` are given.
     `args`: the manager's name of an argument -> the standard name, by which all other fields know it.
     `records`: arguments that are dicts of fields, dataclasses or named tuples: their items count as arguments, by their
-        own names.  Those of which the code of the method takes items (`trade["pnl"]`, `Trade(**trade)`, `trade.pnl`),
-        and those that are annotated with such a class, are found at wiring.
+        own names.  Also a mapping to the names that count, none for all.  Those of which the code of the method takes
+        items (`trade["pnl"]`, `Trade(**trade)`, `trade.pnl`), and those that are annotated with such a class, are found
+        at wiring.
     `renames`: the former name of an argument -> its present one, for entries that an older version has stored.
     `identity`: names of arguments; also several alternatives, of which the first without a None counts.
     `order_by`: an argument's name or a callable; by default the trading session that is current at the call.
@@ -81,7 +82,7 @@ class ManagerOperation(Operation):
     may_vanish: bool = True
     like: str | None = None
     args: Mapping[str, str] = field(default_factory=dict)
-    records: tuple[str, ...] = ()
+    records: Mapping[str, Collection[str]] | tuple[str, ...] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)
     alternatives: tuple[tuple[str, ...], ...] = ()
     checks: tuple[Callable[[Call, View], None], ...] = ()
@@ -103,6 +104,8 @@ class ManagerOperation(Operation):
         for name, nothing in (("identity", ()), ("creates", None), ("returns", None)):
             if getattr(self, name) is _LEFT_OUT:
                 object.__setattr__(self, name, nothing)
+        if not isinstance(self.records, Mapping):
+            object.__setattr__(self, "records", dict.fromkeys(self.records, ()))
         if (self.balance is None) != (self.amount is None):
             raise ConfigError(
                 f"operation {self.name!r} declares {'an amount' if self.balance is None else 'a balance'} alone",
@@ -182,9 +185,16 @@ class ManagerOperation(Operation):
         if not (self.args or self.records):
             return call
         named = {self.standard_name(name): value for name, value in call.items()}
-        for record in map(call.get, self.records):
-            named = {self.standard_name(key): value for key, value in _items(record).items()} | named
+        for record in self.records:
+            named = {self.standard_name(key): value for key, value in self._items(record, call).items()} | named
         return named
+
+    def _items(self, record: str, call: Call) -> Mapping[str, Any]:
+        """The fields of one of its records that count as arguments."""
+        given, names = call.get(record), cast(Mapping[str, Collection[str]], self.records)[record]
+        if isinstance(given, dict):
+            return {key: value for key, value in given.items() if isinstance(key, str) and (not names or key in names)}
+        return fields_of(given) if is_record_class(type(given)) else {}
 
     def amount_of(self, call: Call) -> Any:
         """By how much, or to what, a call with the manager's own names changes the balance."""
@@ -196,9 +206,9 @@ class ManagerOperation(Operation):
         name = self.own_name("position_id")
         changed = {name: row(call[name])} if name in call else {}
         for record in self.records:
-            items = _items(given := call.get(record))
+            items = self._items(record, call)
             if name in items:
-                new = row(items[name])
+                given, new = call[record], row(items[name])
                 changed[record] = {**given, name: new} if isinstance(given, dict) else with_field(given, name, new)
         return {**call, **changed} if changed else call
 
@@ -245,13 +255,6 @@ class ManagerOperation(Operation):
         if len(parts) == 3:
             return parts[0], parts[1], parts[2]
         return None, parts[0], parts[1] if len(parts) == 2 else "id"
-
-
-def _items(record: Any) -> Mapping[str, Any]:
-    """The fields of a record; none of anything else."""
-    if isinstance(record, dict):
-        return {key: value for key, value in record.items() if isinstance(key, str)}
-    return fields_of(record) if is_record_class(type(record)) else {}
 
 
 def notes_of(entry: Entry) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
 from types import CodeType, FunctionType, MethodType, UnionType
@@ -27,7 +27,7 @@ from . import held
 from .evidence import Evidence
 from .id_columns import is_mapped_class
 from .method_code import Facts, dotted, facts_of, is_opaque, layers, meaning, names_in
-from .records import EVERY, hints_of, items_of
+from .records import hints_of
 
 # What a synchronous wrapper calls to get the result of the coroutine or generator that it wraps.
 _RUNNERS = frozenset({"run", "run_until_complete", "run_coroutine_threadsafe", "list", "tuple", "next", "sum", "send"})
@@ -130,15 +130,13 @@ def arguments(operation: ManagerOperation, evidence: Evidence, signature: inspec
             "put functools.wraps(function) on the decorator's wrapper"
         )
         return
-    records: tuple[str, ...] = getattr(operation, "records", ())
+    records: Mapping[str, Collection[str]] = getattr(operation, "records", {})
     for name in records:
         if name not in given and inspect.Parameter.VAR_KEYWORD not in kinds:
             yield f"records= names {name!r}, which is no argument of it: {shown}"
-    shown_items = items_of(operation.name, evidence.code)
-    items = {one for name in records for one in shown_items.get(name, {EVERY})}
-    if inspect.Parameter.VAR_KEYWORD in kinds or EVERY in items:
+    if inspect.Parameter.VAR_KEYWORD in kinds or not all(records.values()):
         return
-    given |= items
+    given |= {item for items in records.values() for item in items}
     inherited = _inherited(operation)
     for name, standard_name in renamed.items():
         if name not in given and standard_name not in given and name not in inherited:

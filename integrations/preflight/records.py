@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ... import Operation
 from ...records import is_record_class, names_of
@@ -45,8 +45,8 @@ def with_records(operations: Iterable[_O], manager_class: type | None) -> tuple[
 def _with_found(operation: _O, code: ClassCode) -> _O:
     if not isinstance(operation, ManagerOperation) or not operation.has_role:
         return operation
-    found = tuple(dict.fromkeys((*operation.records, *items_of(operation.name, code))))
-    return operation if found == operation.records else replace(operation, records=found)
+    found = {name: () if EVERY in items else frozenset(items) for name, items in items_of(operation.name, code).items()}
+    return replace(operation, records={**found, **cast(dict[str, Any], operation.records)}) if found else operation
 
 
 def items_of(name: str, code: ClassCode) -> dict[str, set[str]]:

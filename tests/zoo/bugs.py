@@ -1189,8 +1189,8 @@ BUGS = (
     Bug(
         "adapter: the items of a dict are no arguments",
         "integrations/operations.py",
-        "    if isinstance(record, dict):\n",
-        "    if False:\n",
+        "        if isinstance(given, dict):\n",
+        "        if False:\n",
         ("tests/integration/adapter/test_records.py",),
     ),
     Bug(

@@ -177,6 +177,13 @@ class ObjectManager(DictManager):
         return super().record_fill(fill._asdict())
 
 
+class DetailsManager(DictManager):
+    """A dict of which the method takes one item."""
+
+    def log_position(self, symbol: str, size: Any, details: dict[str, Any]) -> int:  # type: ignore[override]
+        return super().log_position({"symbol": symbol, "size": size, "tag": details.get("tag", "none")})
+
+
 MADE: dict[str, Any] = {"order": NewOrder, "holding": NewHolding, "fill": NewFill}
 
 OPERATIONS = (
@@ -224,6 +231,23 @@ def test_fields_are_answered_as_the_manager_does(here: Scene) -> None:
     told = answers(here.manager)
     assert here.drain()
     assert told == answers(here.manager)
+
+
+def test_items_that_the_method_does_not_take_are_no_arguments(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, DetailsManager, OPERATIONS) as made:
+        made.relay.start()
+        made.manager.create_trading_session(Decimal(1000))
+        for number in range(1, 9):
+            made.manager.log_position(
+                f"S{number}", Decimal(number) / 8, {"tag": f"t{number}", f"seen {number}": number}
+            )
+        assert made.drain()
+        until(lambda: made.manager._adapter.view.is_sure(made.manager._current_session_id))
+        made.relay.stop()
+        made.manager.log_position("S9", Decimal(9) / 8, {"tag": "new", "never seen": 1})
+        told = answers(made.manager)
+        assert made.drain()
+        assert told == answers(made.manager)
 
 
 def test_field_that_was_never_given_is_not_guessed(here: Scene) -> None:
