@@ -35,7 +35,7 @@ from .operations import AFTER_DRAIN, NOTES, ManagerOperation, notes_of
 from .passing import Passing
 from .pending_attributes import PendingAttributes
 from .preflight.preflight import examine
-from .preflight.records import with_records
+from .preflight.records import remembered
 from .preparing import Prepared, Preparing
 from .replay.balance import told_before
 from .replay.replay import Replayer
@@ -87,7 +87,7 @@ class Adapter:
         self._build_if_possible()
         given = tuple(operations)
         self.fit = examine(host, given, outbox)
-        declared = with_records((one for one in given if isinstance(one, Operation)), host.manager_class)
+        declared = remembered((one for one in given if isinstance(one, Operation)), host.manager_class, outbox)
         reads = Reads(one for one in given if isinstance(one, ManagerRead))
         self.calls = {
             call.name: call for call in declared if isinstance(call, ManagerOperation) and host.has(call.name)

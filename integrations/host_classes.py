@@ -9,9 +9,10 @@ from enum import Enum
 from typing import Any
 
 from .. import Outbox
-from ..codec import MAX_DEPTH, class_name, register_enum, register_record
+from ..codec import MAX_DEPTH
 from ..errors import ConfigError
 from ..records import fields_of, is_record_class
+from ..registered import class_name, class_named, register_enum, register_record
 
 _META = "manager:enums"
 
@@ -25,8 +26,8 @@ class HostClasses:
     def recall(self, outbox: Outbox) -> None:
         """Allow the classes that an earlier process has met, as far as this one has loaded them."""
         self._names = set(self.kept(outbox))
-        for cls in _loaded() if self._names else ():
-            if class_name(cls) in self._names:
+        for name, cls in _loaded().items() if self._names else ():
+            if name in self._names:
                 _register(cls)
 
     @staticmethod
@@ -58,11 +59,13 @@ class HostClasses:
 
 def register_loaded() -> None:
     """Allow objects of every such class that the program has loaded, for a process that only relays."""
-    for cls in _loaded():
+    for cls in _loaded().values():
         _register(cls)
 
 
-def _loaded() -> Iterator[type]:
+def _loaded() -> dict[str, type]:
+    """The enums and record classes of the program by name."""
+    found: dict[str, type] = {}
     seen, todo = set[type](), [object]
     while todo:
         for cls in type.__subclasses__(todo.pop()):
@@ -71,7 +74,10 @@ def _loaded() -> Iterator[type]:
             seen.add(cls)
             todo.append(cls)
             if (issubclass(cls, Enum) and cls.__members__) or is_record_class(cls):
-                yield cls
+                # A dataclass with slots was made of another one of its name, which lives on.
+                name = class_name(cls)
+                found[name] = class_named(name) or cls
+    return found
 
 
 def _register(cls: type) -> None:

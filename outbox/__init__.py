@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .box import Outbox
     from .clock import Clock, SystemClock
-    from .codec import register_enum, register_record
     from .config import OutboxConfig
     from .entry import Entry, EntryStatus
     from .errors import (
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from .monitoring.status import Health, OutboxStatus, RelayStatus
     from .operation import Operation
     from .postgres.target import PostgresTarget
+    from .registered import register_enum, register_record
     from .relay.relay import Relay
     from .transaction import Transaction
 
@@ -90,12 +90,12 @@ __all__ = [
 _HOMES = {
     "box": ("Outbox",),
     "clock": ("Clock", "SystemClock"),
-    "codec": ("register_enum", "register_record"),
     "config": ("OutboxConfig",),
     "entry": ("Entry", "EntryStatus"),
     "hooks": ("Hooks",),
     "operation": ("Operation",),
     "postgres.target": ("PostgresTarget",),
+    "registered": ("register_enum", "register_record"),
     "relay.relay": ("Relay",),
     "monitoring.status": ("Health", "OutboxStatus", "RelayStatus"),
     "transaction": ("Transaction",),

@@ -14,14 +14,16 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import orjson
 
-from .errors import ConfigError, InvalidEntry, Unrestorable
+from . import registered
+from .errors import InvalidEntry, Unrestorable
 from .foreign import coerced, is_column_name
-from .records import fields_of, is_record_class, made_of
+from .records import fields_of, made_of
+from .registered import class_name
 
 # Digits of a numeric before and after the decimal point: PostgreSQL documentation, section 8.1.
 _MAX_INTEGER_DIGITS = 131_072
@@ -31,7 +33,6 @@ MAX_DEPTH = 64
 # Up to so many, a Decimal needs no closer look.
 _FLAT_DIGITS = 1000
 _TEXT = {str}
-T = TypeVar("T")
 # As JSON; also found in a text of a backslash and u0000, which is harmless.
 _NUL = b"\\u0000"
 _INT64 = 2**63
@@ -39,41 +40,12 @@ _INT64 = 2**63
 # What wrong types make of values, as of an import that was written by hand.
 MALFORMED = (KeyError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError)
 
-_enums: dict[str, type[Enum]] = {}
-_records: dict[str, type] = {}
 
 # Compact JSON of plain values and datetimes, for state files and `--json` output; and back, or `ValueError`.
 to_json: Callable[[Any], bytes] = orjson.dumps
 from_json: Callable[[bytes], Any] = orjson.loads
 # JSON that `to_json` takes over as it is.
 raw_json: Callable[[bytes], Any] = orjson.Fragment
-
-
-def register_enum(cls: type[Enum]) -> type[Enum]:
-    """Allow members of `cls` as arguments; usable as a class decorator.
-
-    Members are stored by class and member name; PostgreSQL sees their value.  Raises `ConfigError` when another
-    class of the same module and name is registered already.
-    """
-    return _register(cls, _enums, "enum")
-
-
-def register_record(cls: type[T]) -> type[T]:
-    """Allow objects of `cls`, a dataclass or a named tuple, as arguments; usable as a class decorator.
-
-    They are stored by class and the names of their fields; PostgreSQL sees an object of the fields.  Raises
-    `ConfigError` as `register_enum`, and for a class of another kind.
-    """
-    if not is_record_class(cls):
-        raise ConfigError(f"{class_name(cls)} is no dataclass and no named tuple", hint="register one of these")
-    return _register(cls, _records, "record")
-
-
-def _register(cls: type[T], known: dict[str, type[T]], kind: str) -> type[T]:
-    name = class_name(cls)
-    if known.setdefault(name, cls) is not cls:
-        raise ConfigError(f"{kind} {name} is already registered as another class", hint="give one of them another name")
-    return cls
 
 
 def encode(value: Any, *, what: str = "args") -> tuple[bytes, bytes]:
@@ -178,11 +150,6 @@ def field_names(plain: bytes) -> tuple[str, ...]:
     return tuple(orjson.loads(plain))
 
 
-def class_name(cls: type) -> str:
-    """What objects of `cls` are stored under: its module and qualified name."""
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
 def _check_text(value: str, path: str) -> str:
     if "\0" in value:
         raise InvalidEntry(f"{path} contains a NUL character, which PostgreSQL text cannot hold", hint="remove it")
@@ -253,7 +220,7 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
         return str(value), "uuid"
     if kind is bytes:
         return "\\x" + value.hex(), "bytes"
-    if _records.get(name := class_name(kind)) is kind:
+    if registered.records.get(name := class_name(kind)) is kind:
         plain, tags = _lower_container(fields_of(value), path, depth)
         return plain, ["record", name, tags]
     return _lower(coerced(value, path), path, depth + 1)
@@ -286,7 +253,7 @@ def _lower_time(value: time, path: str) -> tuple[Any, Any]:
 
 def _lower_enum(value: Enum, path: str, depth: int) -> tuple[Any, Any]:
     name = class_name(type(value))
-    if _enums.get(name) is not type(value):
+    if registered.enums.get(name) is not type(value):
         raise InvalidEntry(
             f"{path} is {value!r} of the unregistered enum {name}",
             hint="register the class with outbox.register_enum",
@@ -359,7 +326,7 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
         if tag[0] == "record":
             return _lift_record(plain, tag[1], tag[2], strict)
         _, name, member = tag
-        cls = _enums.get(name)
+        cls = registered.enums.get(name)
         if cls is not None and member in cls.__members__:
             return cls[member]
         if strict and cls is not None:
@@ -381,7 +348,7 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
 
 
 def _lift_record(plain: Any, name: str, tags: Any, strict: bool) -> Any:
-    fields, cls = _lift(plain, tags, strict), _records.get(name)
+    fields, cls = _lift(plain, tags, strict), registered.records.get(name)
     if cls is not None:
         return made_of(cls, fields)
     if strict:

@@ -7,15 +7,16 @@ that goes into one column as it is stays one argument.
 from __future__ import annotations
 
 import ast
+import json
 import re
 import typing
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
-from ... import Operation
+from ... import Operation, Outbox
 from ...records import is_record_class, names_of
 from ..operations import ManagerOperation
 from ..signatures import signature_of
@@ -30,27 +31,47 @@ _TAKING = frozenset({"dict", "values", "execute", "scalar", "scalars"})
 _SCALARS = frozenset({"str", "int", "float", "bool", "bytes", "list", "Decimal", "datetime", "UUID"})
 _DEEPEST = 3
 _O = TypeVar("_O", bound=Operation)
+# What the code shows, by operation and argument.
+_META = "manager:records"
 # Stands for names that the code does not show.
-EVERY = "*"
+_EVERY = "*"
 
 
-def with_records(operations: Iterable[_O], manager_class: type | None) -> tuple[_O, ...]:
-    """Operations whose `records` name those arguments, too, that the code of the manager shows to be some."""
+def remembered(operations: Iterable[_O], manager_class: type | None, outbox: Outbox) -> tuple[_O, ...]:
+    """`with_records`; the store keeps what was found, for a start at which the manager's class is not known yet."""
+    given, stored = tuple(operations), outbox.store.get_meta(_META)
     if manager_class is None:
-        return tuple(operations)
+        known: dict[str, dict[str, list[str]]] = {} if stored is None else json.loads(stored)
+        return tuple(_with(one, known.get(one.name, {})) for one in given)
+    found = with_records(given, manager_class)
+    kept = {
+        one.name: {name: sorted(items) for name, items in one.records.items()}  # type: ignore[union-attr]
+        for one in found
+        if isinstance(one, ManagerOperation) and one.records
+    }
+    data = json.dumps(kept, sort_keys=True).encode()
+    if (kept or stored is not None) and data != stored:
+        outbox.store.put_meta(_META, data)
+    return found
+
+
+def with_records(operations: Iterable[_O], manager_class: type) -> tuple[_O, ...]:
+    """Operations whose `records` name those arguments, too, that the code of the manager shows to be some."""
     code = ClassCode(manager_class)
-    return tuple(_with_found(one, code) for one in operations)
+    return tuple(
+        _with(one, items_of(one.name, code)) if isinstance(one, ManagerOperation) and one.has_role else one
+        for one in operations
+    )
 
 
-def _with_found(operation: _O, code: ClassCode) -> _O:
-    if not isinstance(operation, ManagerOperation) or not operation.has_role:
+def _with(operation: _O, found: Mapping[str, Collection[str]]) -> _O:
+    if not isinstance(operation, ManagerOperation) or not found:
         return operation
-    found = {name: () if EVERY in items else frozenset(items) for name, items in items_of(operation.name, code).items()}
-    return replace(operation, records={**found, **cast(dict[str, Any], operation.records)}) if found else operation
+    return replace(operation, records={**found, **cast(dict[str, Any], operation.records)})
 
 
-def items_of(name: str, code: ClassCode) -> dict[str, set[str]]:
-    """The arguments of a method of which it takes items, and the names of those; `EVERY` for any."""
+def items_of(name: str, code: ClassCode) -> dict[str, frozenset[str]]:
+    """The arguments of a method of which it takes items, and the names of those, none for all."""
     found: dict[str, set[str]] = {}
     takes: Collection[str] = ()
     with suppress(AttributeError, ValueError, TypeError):  # a method that is missing, or written in C
@@ -64,7 +85,7 @@ def items_of(name: str, code: ClassCode) -> dict[str, set[str]]:
                 items = set(_items(argument, function, code, 0))
             if items:
                 found.setdefault(argument, set()).update(items)
-    return found
+    return {argument: frozenset() if _EVERY in items else frozenset(items) for argument, items in found.items()}
 
 
 def hints_of(annotated: Any) -> dict[str, Any]:
@@ -99,7 +120,7 @@ def _items(name: str, function: Any, code: ClassCode, depth: int) -> Iterator[st
                 yield item
             case ast.Dict(keys=keys, values=values):
                 if any(key is None and _is(name, value) for key, value in zip(keys, values, strict=True)):
-                    yield EVERY
+                    yield _EVERY
             case ast.Call():
                 yield from _items_of_call(name, node, function, code, depth)
 
@@ -108,15 +129,15 @@ def _items_of_call(name: str, node: ast.Call, function: Any, code: ClassCode, de
     called = dotted(node.func)
     owner, _, last = called.rpartition(".")
     if owner == name and last in _EVERY_ITEM:
-        yield EVERY
+        yield _EVERY
     elif owner == name and last in _ONE_ITEM and node.args:
         key = node.args[0]
-        yield key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else EVERY
+        yield key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else _EVERY
     if any(one.arg is None and _is(name, one.value) for one in node.keywords):
-        yield EVERY
+        yield _EVERY
     places = [index for index, one in enumerate(node.args) if _is(name, one)]
     if places and last in _TAKING:
-        yield EVERY
+        yield _EVERY
     for inner, parameters in _called(called, function, code) if depth < _DEEPEST else ():
         names = [parameters[place] for place in places if place < len(parameters)]
         names += [str(one.arg) for one in node.keywords if one.arg in parameters and _is(name, one.value)]

@@ -10,10 +10,10 @@ from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from ...codec import class_name
+from ...registered import class_name, class_named
 from ..roles import Balance, Order, Position
 from .effects import Effect
-from .explanations import class_named, number_or_none
+from .explanations import number_or_none
 from .learned import Learning
 from .learning import DECISIVE
 from .local_view import LocalView, UnknownLocally

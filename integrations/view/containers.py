@@ -15,8 +15,7 @@ from sqlalchemy.orm import InstanceState, class_mapper, make_transient_to_detach
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.collections import InstrumentedList
 
-from ...codec import class_name
-from .explanations import class_named
+from ...registered import class_name, class_named
 
 # A container in a form that can be stored: its kind and what it needs.
 Container = list[str]

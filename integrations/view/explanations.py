@@ -16,6 +16,8 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
+from ...registered import class_named
+
 # How a manager converts a value between a call and its answers: its kind and what it needs.
 Conversion = list[Any]
 # One explanation: its kind and what it needs, often a conversion at the end.
@@ -374,14 +376,3 @@ _CONVERTERS: dict[str, Any] = {
     "epoch": lambda value: _utc(value).timestamp(),
     "uuid": lambda value: UUID(str(value)),
 }
-
-
-def class_named(name: str) -> Any:
-    """The class of that name among the loaded modules; None where there is none: nothing is imported by name."""
-    import sys
-
-    module, _, path = name.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found if isinstance(found, type) else None

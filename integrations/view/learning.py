@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any
 from uuid import UUID
 
-from ...codec import class_name
+from ...registered import class_name
 from .explanations import (
     ABSENT,
     ARITHMETIC,

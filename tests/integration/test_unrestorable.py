@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from outbox import Entry, EntryStatus, Operation, Relay, codec, register_enum
+from outbox import Entry, EntryStatus, Operation, Relay, codec, register_enum, registered
 from outbox.operation import payload_hash
 from outbox.store import entry_json
 from outbox.store.envelope import pack, seq_key
@@ -33,8 +33,8 @@ FEE = Operation("fee", table="fees", order_by="k")
 
 def _forget() -> None:
     """A new process, which has registered nothing."""
-    for name in [name for name in codec._enums if name.startswith("bot.")]:
-        del codec._enums[name]
+    for name in [name for name in registered.enums if name.startswith("bot.")]:
+        del registered.enums[name]
 
 
 def _version(members: dict[str, str], module: str = "bot.enums") -> Any:

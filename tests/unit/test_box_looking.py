@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from outbox import ConfigError, EntryNotFound, EntryStatus, InvalidEntry, Outbox, OutboxConfig, codec
+from outbox import ConfigError, EntryNotFound, EntryStatus, InvalidEntry, Outbox, OutboxConfig, registered
 from outbox.store.ledger import DISCARD, Settlement
 from outbox.store.locks import Role, RoleLock
 from outbox.store.state_file import StateFile
@@ -26,7 +26,7 @@ def box(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outbox]:
     """Two entries, of which the first is dead, with an enum that nobody has registered any more."""
     with Outbox.open(outbox_dir) as opened:
         with monkeypatch.context() as patched:
-            patched.setitem(codec._enums, codec.class_name(Side), Side)
+            patched.setitem(registered.enums, registered.class_name(Side), Side)
             for key in ("a", "b"):
                 opened.enqueue("log", {"side": Side.BUY}, key=key)
         opened.store.settle(Settlement(dead=[(next(opened.store.records("pending")), "refused")]))
@@ -68,11 +68,11 @@ def test_dead_letter_of_an_unknown_type_is_answered_and_audited(box: Outbox) -> 
 
 
 def test_a_call_is_looked_up_by_its_key(box: Outbox) -> None:
-    codec.register_enum(Side)
+    registered.register_enum(Side)
     try:
         found = [box.lookup("log", {}, key=key) for key in ("a", "b", "c")]
     finally:
-        del codec._enums[codec.class_name(Side)]
+        del registered.enums[registered.class_name(Side)]
     assert [entry and entry.seq for entry in found] == [1, 2, None]
     assert box.lookup("log", {}) is None
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, String, Table
 
-from outbox import ConfigError, InvalidEntry, codec, register_enum
+from outbox import ConfigError, InvalidEntry, codec, register_enum, registered
 from outbox.results import decode_result, encode_result
 
 
@@ -316,7 +316,7 @@ class Fill:
     symbol: str
 
 
-@codec.register_record
+@registered.register_record
 @dataclass(frozen=True, slots=True)
 class Leg:
     symbol: str
@@ -329,7 +329,7 @@ class Quote(NamedTuple):
     at: datetime
 
 
-@codec.register_record
+@registered.register_record
 @dataclass
 class Deal:
     """It sets more on itself than its fields."""
@@ -342,7 +342,7 @@ class Deal:
         self.count = len(self.legs)
 
 
-codec.register_record(Quote)
+registered.register_record(Quote)
 
 
 def test_records_round_trip_at_any_depth() -> None:
@@ -384,7 +384,7 @@ def test_record_of_an_unknown_class_is_shown_by_its_fields() -> None:
 def test_what_is_no_record_class_is_not_registered() -> None:
     for cls in (dict, tuple, Decimal):
         with pytest.raises(ConfigError, match="no dataclass and no named tuple"):
-            codec.register_record(cls)
+            registered.register_record(cls)
 
 
 def test_timestamp_of_pandas_becomes_a_datetime() -> None:
@@ -512,18 +512,18 @@ def test_a_combination_of_flags_comes_back_or_is_refused(number: int) -> None:
         READ = 1
         WRITE = 2
 
-    codec.register_enum(Access)
+    registered.register_enum(Access)
     try:
         encoded = codec.encode(Access(number))
     except InvalidEntry:
         return
     finally:
-        known = codec._enums.pop(f"{__name__}:{Access.__qualname__}")
-    codec.register_enum(known)
+        known = registered.enums.pop(f"{__name__}:{Access.__qualname__}")
+    registered.register_enum(known)
     try:
         assert codec.decode(*encoded) == Access(number)
     finally:
-        del codec._enums[f"{__name__}:{Access.__qualname__}"]
+        del registered.enums[f"{__name__}:{Access.__qualname__}"]
 
 
 @pytest.mark.parametrize("name", ["antigravity:fly", "outbox.cli:main", "os:system"])

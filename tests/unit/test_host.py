@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from outbox import ConfigError, Outbox, codec
+from outbox import ConfigError, Outbox, registered
 from outbox.clock import SystemClock
 from outbox.integrations.host import Host, ManagerUnavailable, class_made_by
 from outbox.integrations.operations import ManagerOperation
@@ -170,6 +170,25 @@ def test_signatures_survive_a_restart_where_a_factory_hides_its_class(outbox_dir
         assert host.signature("plain") == inspect.signature(Manager().plain)
 
 
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    """Python makes it of another class of its name, which may live on."""
+
+    number: int
+
+
+def test_slotted_dataclass_outlives_the_process(outbox_dir: Path) -> None:
+    first = type("Slotted", (), {"__module__": __name__, "__dataclass_fields__": {}})
+    with Outbox.open(outbox_dir) as box:
+        assert Host(Manager, SystemClock()).classes.learn(box, [Slotted(1)])
+    # As in a process that has met none of them.
+    del registered.records[registered.class_name(Slotted)]
+    with Outbox.open(outbox_dir) as box:
+        Host(Manager, SystemClock()).recall(box)
+        assert box.enqueue("x", {"held": Slotted(2)}).args == {"held": Slotted(2)}
+    assert registered.records[registered.class_name(first)] is Slotted
+
+
 def test_classes_of_arguments_outlive_the_process(outbox_dir: Path) -> None:
     class Seen(Enum):
         A = 1
@@ -183,7 +202,7 @@ def test_classes_of_arguments_outlive_the_process(outbox_dir: Path) -> None:
         assert host.classes.learn(box, [{"deep": [(Held(Seen.A),)]}])
         assert not host.classes.learn(box, ["none", 5])
     # As in a process that has met none of them.
-    del codec._enums[codec.class_name(Seen)], codec._records[codec.class_name(Held)]
+    del registered.enums[registered.class_name(Seen)], registered.records[registered.class_name(Held)]
     with Outbox.open(outbox_dir) as box:
         host = Host(Manager, SystemClock())
         host.recall(box)

@@ -21,6 +21,7 @@ LINE = [
     "own_threads",
     "entry",
     "records",
+    "registered",
     "foreign",
     "codec",
     "results",

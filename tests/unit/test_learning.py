@@ -13,11 +13,12 @@ import pytest
 
 from outbox.integrations.operations import TRADING_OPERATIONS
 from outbox.integrations.replay.balance import Untold, kept, learn_yield, tell, told_before
-from outbox.integrations.view.explanations import ABSENT, Space, Unknown, alike, class_named, convert, number
+from outbox.integrations.view.explanations import ABSENT, Space, Unknown, alike, convert, number
 from outbox.integrations.view.learned import Learning
 from outbox.integrations.view.learning import conversions, observe
 from outbox.integrations.view.local_view import UnknownLocally
 from outbox.integrations.view.seen import Seen
+from outbox.registered import class_named
 from outbox.results import decode_result, encode_result
 
 BY_NAME = {operation.name: operation for operation in TRADING_OPERATIONS}

@@ -14,7 +14,7 @@ from sqlalchemy import ForeignKey
 from sqlalchemy.engine import result_tuple
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from outbox import InvalidEntry, codec
+from outbox import InvalidEntry, registered
 from outbox.codec import decode, encode
 from outbox.integrations.view.packing import packed, unpacked
 
@@ -98,12 +98,12 @@ def test_value_of_any_class_comes_back_and_other_objects_do_not() -> None:
 
 
 def test_enum_that_is_new_is_allowed_by_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_enums", {})
+    monkeypatch.setattr(registered, "enums", {})
     with pytest.raises(InvalidEntry, match="unregistered enum"):
         packed([Mood.CALM])
 
     def met(one: Any) -> bool:
-        return bool(codec.register_enum(type(one)))
+        return bool(registered.register_enum(type(one)))
 
     assert again([Mood.CALM], met=met) == [Mood.CALM]
 

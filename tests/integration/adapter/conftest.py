@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from outbox import codec
+from outbox import registered
 from outbox.integrations.durable import DurableDatabaseManager
 from tests.unit.fakes.waiting import LONG
 
 
 @pytest.fixture(autouse=True)
-def enums_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`bind` allows every enum class that is loaded, and other tests need some that are unknown."""
-    monkeypatch.setattr(codec, "_enums", dict(codec._enums))
+def classes_of_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bind` allows every class that is loaded, and other tests need some that are unknown."""
+    monkeypatch.setattr(registered, "enums", dict(registered.enums))
+    monkeypatch.setattr(registered, "records", dict(registered.records))
 
 
 @pytest.fixture(autouse=True)

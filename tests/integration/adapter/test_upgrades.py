@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Column, Integer, Numeric, String, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
-from outbox import ConfigError, Entry, Outbox, OutboxConfig, PostgresTarget, Relay, codec
+from outbox import ConfigError, Entry, Outbox, OutboxConfig, PostgresTarget, Relay, registered
 from outbox.integrations import upgrades
 from outbox.integrations.durable import DurableDatabaseManager, ManagerOperation
 from outbox.integrations.signatures import signature_of
@@ -210,7 +210,7 @@ def test_a_member_that_is_gone_is_refused_when_wired(
 ) -> None:
     queue(postgres_url, outbox_dir, (Side.SELL, 1), ("B", 2))
     now: Any = enum.Enum("Side", {"BUY": "buy", "OFFER": "sell"}, module=__name__)  # type: ignore[misc]
-    monkeypatch.setitem(codec._enums, codec.class_name(Side), now)
+    monkeypatch.setitem(registered.enums, registered.class_name(Side), now)
     with (
         pytest.raises(ConfigError, match=r"log_trade: 1 call .*has no member 'SELL' any more"),
         deployed(Manager, postgres_url, outbox_dir),
@@ -218,7 +218,7 @@ def test_a_member_that_is_gone_is_refused_when_wired(
         pass
     members = {"BUY": "buy", "OFFER": "sell", "SELL": "sell"}
     aliased: Any = enum.Enum("Side", members, module=__name__)  # type: ignore[misc]
-    monkeypatch.setitem(codec._enums, codec.class_name(Side), aliased)
+    monkeypatch.setitem(registered.enums, registered.class_name(Side), aliased)
     with deployed(Manager, postgres_url, outbox_dir) as new:
         assert new.relay.drain(timeout=LONG)
         assert new.rows("SELECT symbol FROM trades ORDER BY id") == [("OFFER",), ("B",)]

@@ -1,0 +1,93 @@
+"""Arguments that hold fields are found by what a method's code does with them, and by their annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from outbox import Outbox
+from outbox.integrations.operations import ManagerOperation
+from outbox.integrations.preflight.class_code import ClassCode
+from outbox.integrations.preflight.records import items_of, remembered, with_records
+from outbox.integrations.roles import Balance
+
+
+@dataclass
+class Fill:
+    pnl: float
+    fee: float = 0
+
+
+class Leg(NamedTuple):
+    price: float
+
+
+def row_of(values: Any) -> Any:
+    return {**values, "seen": True}
+
+
+class Manager:
+    session: Any
+
+    def one_by_one(self, fill: dict[str, Any]) -> float:
+        return float(fill["pnl"] - fill.get("fee", 0))
+
+    def whole(self, fill: Any) -> Any:
+        return dict(**fill)
+
+    def by_helper(self, fill: Any) -> Any:
+        return self._saved("fills", values=fill)
+
+    def _saved(self, table: str, values: Any) -> Any:
+        return self.session.execute(table, row_of(values))
+
+    def in_a_column(self, symbol: str, details: dict[str, Any], note: Any) -> Any:
+        self.session.add((symbol.upper(), details, note.strip()))
+
+    def annotated(self, fill: Fill, leg: Leg | None = None) -> Any:
+        self.session.add(fill)
+
+    def attributes(self, fill: Any) -> float:
+        return fill.pnl - fill.fee  # type: ignore[no-any-return]
+
+    def looked_through(self, changes: Mapping[str, Any]) -> Any:
+        for name, value in changes.items():
+            setattr(self.session, name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("one_by_one", {"fill": {"pnl", "fee"}}),
+        ("whole", {"fill": set()}),
+        ("by_helper", {"fill": set()}),
+        ("in_a_column", {}),
+        ("annotated", {"fill": {"pnl", "fee"}, "leg": {"price"}}),
+        ("attributes", {"fill": {"pnl", "fee"}}),
+        ("looked_through", {"changes": set()}),
+        ("missing", {}),
+    ],
+)
+def test_fields_that_a_method_takes_are_found(name: str, found: dict[str, set[str]]) -> None:
+    assert items_of(name, ClassCode(Manager)) == found
+
+
+def test_declared_record_is_not_narrowed_by_the_code() -> None:
+    declared = ManagerOperation("one_by_one", records=("fill",), balance=Balance.CHANGE, amount="pnl")
+    (operation,) = with_records([declared], Manager)
+    assert operation.standard({"fill": {"pnl": 1, "venue": "X"}})["venue"] == "X"
+
+
+def test_records_are_known_before_the_class_is(outbox_dir: Path) -> None:
+    operations = [ManagerOperation("one_by_one", balance=Balance.CHANGE, amount="pnl"), ManagerOperation("whole")]
+    call = {"fill": {"pnl": 1, "venue": "X"}}
+    with Outbox.open(outbox_dir) as box:
+        first = remembered(operations, Manager, box)
+    with Outbox.open(outbox_dir) as box:
+        again = remembered(operations, None, box)
+    assert [one.standard(call) for one in again] == [one.standard(call) for one in first]
+    assert again[0].standard(call) == {"pnl": 1, **call}
