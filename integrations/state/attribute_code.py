@@ -12,11 +12,12 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MemberDescriptorType
 from typing import Any
 
 from ..preflight.class_code import ClassCode
 from ..preflight.method_code import dotted, facts_of, layers, meaning
+from .effects import attribute_got, gives_away, hands_on, items_of, names_changed_by
 
 SET = "="
 # Stands for every attribute, where the code does not say which it changes.
@@ -93,7 +94,14 @@ class Inner:
     block: Block
 
 
-Step = Change | Assign | Lose | Leave | Branch | Inner
+@dataclass(frozen=True, slots=True)
+class Final:
+    """`try: ... finally: ...`; the second of the ways runs however the first one ends."""
+
+    ways: tuple[Block, Block]
+
+
+Step = Change | Assign | Lose | Leave | Branch | Inner | Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +118,7 @@ class Block:
     def __post_init__(self) -> None:
         losing = [step for step in self.steps if isinstance(step, Lose)]
         # Names of another function are its own, and so is its end.
-        ways = [block for step in self.steps if isinstance(step, Branch) for block in step.ways]
+        ways = [block for step in self.steps if isinstance(step, Branch | Final) for block in step.ways]
         calls = [step.block for step in self.steps if isinstance(step, Inner)]
         parts: list[Lose | Block] = [*losing, *ways]
         attributes = {one.attribute for one in self.steps if isinstance(one, Change)}
@@ -133,7 +141,7 @@ class Block:
         for step in self.steps:
             if isinstance(step, Change):
                 yield step
-            inside = step.ways if isinstance(step, Branch) else (step.block,) if isinstance(step, Inner) else ()
+            inside = (step.block,) if isinstance(step, Inner) else getattr(step, "ways", ())
             for block in inside:
                 yield from block.changes()
 
@@ -141,9 +149,11 @@ class Block:
 def block_of(code: ClassCode, name: str) -> Block:
     """What a method does to attributes; an empty block where its code cannot be read."""
     chain = layers(inspect.getattr_static(code.cls, name, None))
-    if not chain or not all(facts_of(one).read for one in chain):
+    if not chain or not all(facts_of(one).read for one in chain) or not all(map(hands_on, chain[:-1])):
         return Block()
-    around = frozenset[str]().union(*(_changed_by(one) for one in chain[:-1]))
+    if inspect.getattr_static(code.cls, "__setattr__") is not object.__dict__["__setattr__"]:
+        return Block()
+    around = frozenset[str]().union(*(_changed_by(one, code) for one in chain[:-1]))
     own = _Reader(code, chain[-1], (), is_refusing=True).block(facts_of(chain[-1]).body)
     return Block((Lose(around), *own.steps))
 
@@ -163,6 +173,10 @@ class _Reader:
         """`is_refusing`: whether the function's answer is that of the method, so that False refuses the call."""
         self._code, self._function, self._outer, self._is_refusing = code, function, outer, is_refusing
         self._myself = facts_of(function).myself
+        # Names that other functions may assign, too.
+        body = ast.Module(facts_of(function).body, [])
+        declaring = [node for node in ast.walk(body) if isinstance(node, ast.Global | ast.Nonlocal)]
+        self._shared = frozenset(name for node in declaring for name in node.names)
 
     def block(self, body: list[ast.stmt]) -> Block:
         """The steps of statements."""
@@ -178,10 +192,10 @@ class _Reader:
                 yield from inner
                 read = None if inner else self._read(value)
                 yield Assign(name, read) if read is not None else self._lost(value, called=bool(inner), names={name})
-            case ast.Assign(targets=[ast.Attribute() as target], value=value) if self._is_mine(target):
+            case ast.Assign(targets=[ast.Attribute() as target], value=value) if self._is_stored(target):
                 yield self._lost(value)
                 yield Change(target.attr, SET, self._read(value))
-            case ast.AugAssign(target=ast.Attribute() as target, op=op, value=value) if self._is_mine(target):
+            case ast.AugAssign(target=ast.Attribute() as target, op=op, value=value) if self._is_stored(target):
                 yield self._lost(value)
                 operator = _OPERATORS.get(type(op))
                 yield Change(target.attr, operator or SET, self._read(value, by_functions=True) if operator else None)
@@ -202,11 +216,11 @@ class _Reader:
                 for item in statement.items:
                     yield self._lost(item)
                 yield from self.block(statement.body).steps
-            case ast.Try() if all(self.block(one.body).refuses for one in statement.handlers):
-                yield from self.block([*statement.body, *statement.orelse, *statement.finalbody]).steps
-            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-                lost = self._lost(statement)
-                yield Lose(lost.attributes, lost.names | {statement.name})
+            case ast.Try(finalbody=last) if all(self.block(one.body).refuses for one in statement.handlers) and not any(
+                isinstance(node, ast.Return) for node in ast.walk(ast.Module(last, []))
+            ):
+                tried = self.block([*statement.body, *statement.orelse])
+                yield from (Final((tried, self.block(last))),) if last else tried.steps
             case _:
                 yield self._lost(statement)
 
@@ -254,9 +268,10 @@ class _Reader:
         `by_functions`: also one that functions of the manager's module compute.
         """
         function, needs = self._function, set[str]()
+        needs |= items_of(value)
         own = {*function.__code__.co_varnames, *function.__code__.co_cellvars, *function.__code__.co_freevars}
         for node in ast.walk(value):
-            if isinstance(node, _BOUND):
+            if isinstance(node, _BOUND) or (isinstance(node, ast.Name) and node.id in self._shared):
                 return None
             if isinstance(node, ast.Call) and not _is_computing(node, function, by_functions=by_functions):
                 return None
@@ -276,22 +291,43 @@ class _Reader:
         `names`: to which its value is assigned; `called`: it is the call of a method that was followed.
         """
         found, assigned, leaves = set[str](), set(names), False
+        found |= {ANY} if not called and gives_away(node, self._function) else set()
         for one in ast.walk(node) if not called else ():
-            if isinstance(one, ast.Attribute):
-                if self._is_mine(one) and not isinstance(one.ctx, ast.Load):
+            assigned |= names_changed_by(one)
+            used = attribute_got(one, self._myself)
+            if isinstance(one, ast.Attribute) and not isinstance(one.ctx, ast.Load):
+                if self._is_mine(one):
+                    found |= self._set_by(one.attr)
+                elif self._is_class(one.value):
                     found.add(one.attr)
-                elif self._is_mine(one) or dotted(one.value) == "super()":
-                    for function, _ in self._code.reached(one.attr):
-                        found |= _changed_by(function)
-            elif isinstance(one, ast.Name) and not isinstance(one.ctx, ast.Load):
-                assigned.add(one.id)
+            elif used is not None:
+                for function, _ in self._code.reached(used):
+                    found |= _changed_by(function, self._code)
             leaves = leaves or isinstance(one, ast.Return | ast.Yield | ast.YieldFrom)
         return Lose(frozenset(found), frozenset(assigned), leaves and not isinstance(node, ast.Return))
+
+    def _set_by(self, name: str) -> frozenset[str]:
+        """The attributes that an assignment to one of that name changes."""
+        member = inspect.getattr_static(self._code.cls, name, None)
+        if isinstance(member, property) and isinstance(member.fset, FunctionType):
+            inner = (one for used in facts_of(member.fset).uses for one, _ in self._code.reached(used))
+            return frozenset[str]().union(*(_changed_by(one, self._code) for one in (member.fset, *inner)))
+        is_plain = isinstance(member, MemberDescriptorType) or not hasattr(type(member), "__set__")
+        return frozenset({name if is_plain else ANY})
+
+    def _is_class(self, node: ast.expr) -> bool:
+        name = dotted(node)
+        return (
+            name in (f"{self._myself}.__class__", "type()") or meaning(self._function, name) in self._code.cls.__mro__
+        )
 
     def _lets_through(self, entered: ast.expr) -> bool:
         """Whether a block is of an attribute, such as a lock: a method of the manager's own may swallow an error."""
         owner, _, rest = dotted(entered).partition(".")
         return owner == self._myself and not self._code.functions(rest.partition(".")[0].removesuffix("()"))
+
+    def _is_stored(self, target: ast.Attribute) -> bool:
+        return self._is_mine(target) and self._set_by(target.attr) == {target.attr}
 
     def _is_mine(self, node: ast.Attribute) -> bool:
         return isinstance(node.value, ast.Name) and node.value.id == self._myself
@@ -324,9 +360,10 @@ def _yields(node: ast.AST) -> bool:
     return any(isinstance(one, ast.Yield | ast.YieldFrom) for one in ast.walk(node))
 
 
-def _changed_by(function: FunctionType) -> frozenset[str]:
+def _changed_by(function: FunctionType, code: ClassCode) -> frozenset[str]:
     """The attributes that a function changes itself; `ANY` where that cannot be read."""
     facts = facts_of(function)
-    if not facts.read or None in facts.sets:
+    is_method = not isinstance(inspect.getattr_static(code.cls, function.__name__, None), staticmethod | classmethod)
+    if not facts.read or None in facts.sets or (is_method and any(gives_away(one, function) for one in facts.body)):
         return frozenset({ANY})
     return frozenset(name for name in facts.sets | facts.puts | facts.counts if name is not None)

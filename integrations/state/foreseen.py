@@ -18,7 +18,7 @@ from typing import Any
 
 from ..host import Host
 from ..preflight.class_code import ClassCode
-from .attribute_code import ANY, SET, Assign, Block, Branch, Expression, Inner, Leave, Lose, block_of
+from .attribute_code import ANY, SET, Assign, Block, Branch, Expression, Final, Inner, Leave, Lose, block_of
 from .attribute_code import Change as Step
 from .kept_state import NOT_STATE
 from .plain_data import same
@@ -172,6 +172,9 @@ class _Run:
                 return _Way.REFUSED if refuses else _Way.LEFT
             case Branch(test=test, ways=ways):
                 return self._branch(_MISSING if test is None else self._value(test, names), ways, names)
+            case Final(ways=(tried, last)):
+                way, end = self.block(tried, names), self.block(last, names)
+                return way if end is _Way.GOES_ON else end
             case Inner(given=given, block=block):
                 inner = {name: self._value(one, names) for name, one in given.items()}
                 if self.block(block, inner) is _Way.REFUSED:
@@ -200,21 +203,26 @@ class _Run:
             self.known[attribute] = value
         else:
             value = -value if operator == "-" else value
-            total = self.sums.get(attribute)
-            self.sums[attribute] = value if total is None else total + value
+            total = self.sums.get(attribute, 0)
+            if not _adds_up(total, value):
+                self.lost.add(attribute)
+                return
+            self.sums[attribute] = total + value
             if _is_number(before) and _adds_up(before, value):
                 self.known[attribute] = before + value
 
     def _lose(self, lost: Block | Lose, names: dict[str, Any]) -> None:
         self.lost |= lost.attributes
-        for name in lost.names:
-            names.pop(name, None)
+        names.update(dict.fromkeys(lost.names, _MISSING))
 
     def _value(self, expression: Expression, names: Mapping[str, Any]) -> Any:
         """`_MISSING` for what is not known."""
 
         def find(name: str) -> Any:
-            value = self._attribute(name[5:]) if name.startswith("self.") else names[name]
+            if name.endswith("]"):
+                value = names.get(name)
+            else:
+                value = self._attribute(name[5:]) if name.startswith("self.") else names[name]
             if value is _MISSING:
                 raise LookupError(name)
             return value

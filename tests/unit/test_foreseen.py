@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import random
 import threading
@@ -14,9 +15,33 @@ from typing import Any, cast
 import pytest
 
 from outbox.integrations.host import Host
+from outbox.integrations.state.attribute_code import SET
 from outbox.integrations.state.foreseen import Foreseen, changed
 
 ATTRIBUTES, ARGUMENTS = ("a", "b", "c"), ("x", "y")
+# Ways to change attributes, names and items of these, and not by a plain assignment.
+ODD = (
+    "setattr(self, 'a', x)",
+    "self.__dict__['b'] = n",
+    "put(self, x)",
+    "n = put(self, 3)",
+    "Base.count(self, x)",
+    "super(Middle, self).count(x)",
+    "getattr(self, 'count')(x)",
+    "me = self; me.c = 7",
+    "self.doubled = x",
+    "self.doubled += 1",
+    "self.a, n = n, self.b",
+    "self.b = self.c = y",
+    "COUNTER += 1; self.a = COUNTER",
+    "row['p'] = self.database(x); n = row['p']",
+    "row.pop('q', None); self.c = len(row)",
+    "row['q'] = x; self.b += row['p']",
+    "self.a += (n := x)",
+    "x > 1 and self.count(x)",
+    "from math import tau as n",
+    "Base.shared += 1; self.b = self.shared",
+)
 
 
 class Refused(Exception):
@@ -30,14 +55,17 @@ class Writer:
         self.random = random.Random(seed)
 
     def source(self) -> str:
-        lines = ["from tests.unit.test_foreseen import Base, Refused", "", "class Middle(Base):"]
+        lines = ["from tests.unit.test_foreseen import Base, Refused, handing, put", "", "COUNTER = 0", ""]
+        lines += ["class Middle(Base):"]
         for name, callees in (("helper", ()), ("method", ("self.helper",))):
             lines += self._function(name, callees)
         lines += ["", "class Made(Middle):", *self._function("method", ("super().method", "self.helper"))]
         return "\n".join(lines) + "\n"
 
     def _function(self, name: str, callees: tuple[str, ...]) -> list[str]:
-        return [f"    def {name}(self, x, y=2):", "        n = y", *self._body("        ", callees, 3), ""]
+        around = ["    @handing"] if callees and self.random.random() < 0.3 else []
+        start = ["        global COUNTER", "        n, row = y, {'p': y, 'q': x}"]
+        return [*around, f"    def {name}(self, x, y=2):", *start, *self._body("        ", callees, 3), ""]
 
     def _body(self, indent: str, callees: tuple[str, ...], depth: int) -> list[str]:
         found = [line for _ in range(self.random.randint(1, 4)) for line in self._statement(indent, callees, depth)]
@@ -46,9 +74,9 @@ class Writer:
     def _statement(self, indent: str, callees: tuple[str, ...], depth: int) -> list[str]:
         pick, attribute = self.random.choice, self.random.choice(ATTRIBUTES)
         inner = indent + "    "
-        kinds = ["sum", "sum", "set", "local", "call", "call", "leave"] + ["if", "if", "with", "try", "for"] * (
-            depth > 0
-        )
+        kinds = ["sum", "sum", "set", "local", "call", "call", "leave"]
+        kinds += ["odd"] if self.random.random() < 0.5 else []
+        kinds += ["if", "if", "with", "try", "finally", "for", "match"] if depth > 0 else []
         match pick(kinds):
             case "sum":
                 return [f"{indent}self.{attribute} {pick(('+=', '-='))} {self._value()}"]
@@ -58,6 +86,18 @@ class Writer:
                 return [f"{indent}{pick(('x', 'n'))} = {self._value()}"]
             case "read":  # of what depends on it nothing is foreseen
                 return [f"{indent}{pick(('x', 'n'))} = self.database(x)"]
+            case "odd":
+                return [indent + pick(ODD)]
+            case "finally":
+                found = [f"{indent}try:", *self._body(inner, callees, depth - 1)]
+                found += pick(([], [f"{indent}except Refused:", f"{inner}raise"]))
+                return [*found, f"{indent}finally:", *self._body(inner, callees, depth - 1)]
+            case "match":
+                return [
+                    f"{indent}match {self._value()}:",
+                    f"{inner}case {pick(('1', 'int(n)', '-2 | 3'))}:",
+                    *self._body(inner + "    ", callees, depth - 1),
+                ]
             case "call" if callees:
                 call = f"{pick(callees)}({self._value()}{pick(('', ', y=' + self._value()))})"
                 return [indent + pick((call, f"n = {call}", f"return {call}", f"self.{attribute} = len(str({call}))"))]
@@ -98,6 +138,8 @@ class Writer:
 class Base:
     """What the methods use: a lock, a block that swallows, and something that stands for the database."""
 
+    shared = 0
+
     def __init__(self, seed: int) -> None:
         self.a, self.b, self.c = 0, 1, 2
         self.lock, self.random = threading.RLock(), random.Random(seed)
@@ -107,12 +149,89 @@ class Base:
             raise Refused
         return self.random.randint(0, 2)
 
+    def count(self, x: int) -> None:
+        self.a += x
+
+    @property
+    def doubled(self) -> int:
+        return self.c // 2
+
+    @doubled.setter
+    def doubled(self, value: int) -> None:
+        self.c = value * 2
+
     @contextmanager
     def swallowing(self) -> Iterator[None]:
         try:
             yield
         except Refused:
             self.random.random()
+
+
+def put(manager: Any, x: int) -> int:
+    """Change an attribute behind the manager's back."""
+    manager.b = x
+    return x
+
+
+def handing(function: Any) -> Any:
+    """Run a method, as a decorator that looks at its answer."""
+
+    @functools.wraps(function)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = function(self, *args, **kwargs)
+        if answer:
+            self.looked = True
+        return answer
+
+    return wrapper
+
+
+def clamping(function: Any) -> Any:
+    """Run a method with other arguments."""
+
+    @functools.wraps(function)
+    def wrapper(self: Any, x: int, y: int = 2) -> Any:
+        return function(self, abs(x), y)
+
+    return wrapper
+
+
+class Clamped(Base):
+    @clamping
+    def method(self, x: int, y: int = 2) -> None:
+        self.a += x
+
+
+class Guarded(Base):
+    """Its attributes are not what is assigned to them."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, 3 if name == "a" else value)
+
+    def method(self, x: int) -> None:
+        self.a = x
+        self.b += x
+
+
+class Keeping(Base):
+    """Passes itself nowhere, and fills in its row: all of that is foreseen."""
+
+    @staticmethod
+    def _fee(amount: int) -> float:
+        return amount * 0.1
+
+    @handing
+    def method(self, row: dict[str, Any]) -> bool:
+        row["session_id"] = self.database(1)
+        try:
+            if isinstance(self, Base) and getattr(self, "c", 0) > 5:
+                return False
+            fee = self._fee(row["pnl"])
+            self.a += row["pnl"]
+            return bool(fee)
+        finally:
+            self.b = 9
 
 
 class Early(Base):
@@ -137,6 +256,15 @@ def foreseen_of(manager: Any) -> Foreseen:
 
 def test_helper_that_answers_false_refuses_no_call() -> None:
     assert foreseen_of(Early(1)).of("method", {"x": 3}, set) == {"b": 3}
+
+
+@pytest.mark.parametrize("cls", [Clamped, Guarded])
+def test_changed_argument_or_assignment_foresees_nothing(cls: Any) -> None:
+    assert foreseen_of(cls(1)).of("method", {"x": -3, "y": 2}, set) == {}
+
+
+def test_filled_in_row_and_finally_are_foreseen() -> None:
+    assert foreseen_of(Keeping(1)).of("method", {"row": {"pnl": 4}}, set) == {"a": 4, "b": [SET, 1, 9]}
 
 
 def made(seed: int, directory: Path) -> Any:
@@ -164,7 +292,7 @@ def test_foreseen_is_what_the_method_does(first: int, tmp_path: Path) -> None:
             expected = foreseen.of("method", {"x": x, "y": y}, set)
             try:
                 answer = manager.method(x, y)
-            except (Refused, NameError, TypeError):
+            except (Refused, NameError, TypeError, KeyError):
                 continue
             if answer is False:
                 continue
