@@ -22,7 +22,7 @@ import orjson
 from . import registered
 from .errors import InvalidEntry, Unrestorable
 from .foreign import coerced, is_column_name
-from .records import fields_of, made_of
+from .records import fields_of, made_of, names_of
 from .registered import class_name
 
 # Digits of a numeric before and after the decimal point: PostgreSQL documentation, section 8.1.
@@ -221,8 +221,8 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
     if kind is bytes:
         return "\\x" + value.hex(), "bytes"
     if registered.records.get(name := class_name(kind)) is kind:
-        plain, tags = _lower_container(fields_of(value), path, depth)
-        return plain, ["record", name, tags]
+        plain, tags = _lower_container(given := fields_of(value), path, depth)
+        return plain, ["record", name, tags, sorted(given.keys() - {*names_of(kind)})]
     return _lower(coerced(value, path), path, depth + 1)
 
 
@@ -324,7 +324,7 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
         if tag[0] == "fold":  # the second of two times of a day on which the clock is set back
             return SCALARS[tag[1]](plain).replace(fold=1)
         if tag[0] == "record":
-            return _lift_record(plain, tag[1], tag[2], strict)
+            return _lift_record(plain, *tag[1:], strict=strict)
         _, name, member = tag
         cls = registered.enums.get(name)
         if cls is not None and member in cls.__members__:
@@ -347,10 +347,10 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
     return _CONTAINERS[name](items)
 
 
-def _lift_record(plain: Any, name: str, tags: Any, strict: bool) -> Any:
+def _lift_record(plain: Any, name: str, tags: Any, more: Any = (), *, strict: bool) -> Any:
     fields, cls = _lift(plain, tags, strict), registered.records.get(name)
     if cls is not None:
-        return made_of(cls, fields)
+        return made_of(cls, fields, more)
     if strict:
         raise Unrestorable(
             f"the class {name} is not registered in this process",

@@ -6,9 +6,10 @@ import enum
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -341,6 +342,10 @@ class Deal:
     def __post_init__(self) -> None:
         self.count = len(self.legs)
 
+    @cached_property
+    def total(self) -> int:
+        return self.count * 2
+
 
 registered.register_record(Quote)
 
@@ -352,6 +357,13 @@ def test_records_round_trip_at_any_depth() -> None:
     assert found["legs"] == {"one": leg}
     assert vars(found["deal"]) == vars(deal)
     assert list(map(type, (found["deal"].quote, found["deal"].legs[0].price))) == [Quote, Decimal]
+
+
+def test_cached_property_changes_no_record() -> None:
+    deal = Deal([])
+    before = codec.encode(deal)
+    assert deal.total == 0
+    assert codec.encode(deal) == before
 
 
 def test_postgres_sees_the_fields_of_a_record() -> None:
@@ -373,6 +385,35 @@ def test_record_of_another_version_gets_defaults_or_is_refused() -> None:
         codec.decode(json.dumps({**json.loads(quote), "ask": 1}).encode(), types)
 
 
+def test_renamed_field_with_a_default_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, types = codec.encode(Deal([], None))
+    renamed = make_dataclass("Deal", [("legs", list), ("price", object, None), ("late", int, 0)])
+    monkeypatch.setitem(registered.records, registered.class_name(Deal), renamed)
+    with pytest.raises(ConfigError, match="Deal has no field 'quote' any more"):
+        codec.decode(plain, types)
+
+
+class Named(Quote):
+    """It has attributes, too."""
+
+
+def test_attribute_of_a_named_tuple_is_kept() -> None:
+    named = registered.register_record(Named)(Decimal(1), datetime(2026, 1, 2, tzinfo=UTC))
+    named.venue = "X"  # type: ignore[attr-defined]
+    found = round_trip(named)
+    assert (found, type(found), vars(found)) == (named, Named, {"venue": "X"})
+
+
+@dataclass
+class Failure(Exception):
+    code: int
+
+
+@dataclass
+class Book(dict):  # type: ignore[type-arg]
+    symbol: str = ""
+
+
 def test_record_of_an_unknown_class_is_shown_by_its_fields() -> None:
     plain, _ = codec.encode(Leg("IBM", Decimal("1.50")))
     types = json.dumps(["record", "gone:Leg", {"dict": {"price": "decimal"}}]).encode()
@@ -382,7 +423,7 @@ def test_record_of_an_unknown_class_is_shown_by_its_fields() -> None:
 
 
 def test_what_is_no_record_class_is_not_registered() -> None:
-    for cls in (dict, tuple, Decimal):
+    for cls in (dict, tuple, Decimal, Failure, Book):
         with pytest.raises(ConfigError, match="no dataclass and no named tuple"):
             registered.register_record(cls)
 
