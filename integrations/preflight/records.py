@@ -1,7 +1,7 @@
 """Records: which arguments of a method hold fields that it takes itself, found in its code and its annotations.
 
 `trade["pnl"]`, `trade.get("pnl")`, `Trade(**trade)`, `insert(Trade).values(trade)` and `trade.pnl` take items; a dict
-that goes into one column as it is stays one argument.
+that goes into one column, as it is or as a copy, stays one argument.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from .method_code import dotted, facts_of, meaning
 _ONE_ITEM = frozenset({"get", "pop", "setdefault"})
 _EVERY_ITEM = frozenset({"items", "keys", "values"})
 # Calls that take every item of a dict that they are given.
-_TAKING = frozenset({"dict", "values", "execute", "scalar", "scalars"})
+_EXECUTING = frozenset({"values", "execute", "scalar", "scalars"})
+_TAKING = _EXECUTING | {"dict"}
+# Calls that make one value of a dict.
+_WHOLE = frozenset({"dumps", "Json"})
 # As annotations are written.
 _SCALARS = frozenset({"str", "int", "float", "bool", "bytes", "list", "Decimal", "datetime", "UUID"})
 _DEEPEST = 3
@@ -110,7 +113,10 @@ def _items(name: str, function: Any, code: ClassCode, depth: int) -> Iterator[st
     """The names of the items that a function takes of what a local name stands for."""
     nodes = list(ast.walk(ast.Module(facts_of(function).body, [])))
     called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    in_one = {id(node) for one in nodes for value in _kept_whole(one, function, code) for node in ast.walk(value)}
     for node in nodes:
+        if id(node) in in_one and _is_copy(node):
+            continue
         match node:
             case ast.Subscript(value=ast.Name(id=one), slice=ast.Constant(value=str(key))) if one == name:
                 yield key
@@ -143,6 +149,26 @@ def _items_of_call(name: str, node: ast.Call, function: Any, code: ClassCode, de
         names += [str(one.arg) for one in node.keywords if one.arg in parameters and _is(name, one.value)]
         for one in names:
             yield from _items(one, inner, code, depth + 1)
+
+
+def _kept_whole(node: ast.AST, function: Any, code: ClassCode) -> Iterator[ast.expr]:
+    """What goes into one column or attribute: the value of a keyword, of a key, or of an assignment to these."""
+    match node:
+        case ast.Dict(keys=keys, values=values):
+            yield from (value for key, value in zip(keys, values, strict=True) if key is not None)
+        case ast.Assign(targets=[ast.Attribute() | ast.Subscript()], value=value):
+            yield value
+        case ast.Call(func=func, args=args, keywords=keywords):
+            called = dotted(func)
+            last = called.rpartition(".")[2]
+            yield from args if last in _WHOLE else ()
+            if last not in _EXECUTING and not any(_called(called, function, code)):
+                yield from (one.value for one in keywords if one.arg is not None)
+
+
+def _is_copy(node: ast.AST) -> bool:
+    name = dotted(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+    return isinstance(node, ast.Dict) or name == "dict" or name in _EVERY_ITEM
 
 
 def _called(name: str, function: Any, code: ClassCode) -> Iterator[tuple[Any, list[str]]]:

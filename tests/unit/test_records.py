@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,13 @@ def row_of(values: Any) -> Any:
     return {**values, "seen": True}
 
 
+class Row:
+    """Stands for a mapped class."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+
+
 class Manager:
     session: Any
 
@@ -47,6 +55,13 @@ class Manager:
 
     def in_a_column(self, symbol: str, details: dict[str, Any], note: Any) -> Any:
         self.session.add((symbol.upper(), details, note.strip()))
+
+    def copied_into_a_column(self, symbol: str, details: Any, notes: Any, more: Any) -> Any:
+        text = json.dumps({key: str(value) for key, value in notes.items()})
+        self.session.add(Row(symbol=symbol, details=dict(details), more={**more, "version": 1}, text=text))
+
+    def copied_for_a_row(self, fill: Any) -> Any:
+        return self._saved("fills", values={**fill, "version": 1})
 
     def annotated(self, fill: Fill, leg: Leg | None = None) -> Any:
         self.session.add(fill)
@@ -66,6 +81,8 @@ class Manager:
         ("whole", {"fill": set()}),
         ("by_helper", {"fill": set()}),
         ("in_a_column", {}),
+        ("copied_into_a_column", {}),
+        ("copied_for_a_row", {"fill": set()}),
         ("annotated", {"fill": {"pnl", "fee"}, "leg": {"price"}}),
         ("attributes", {"fill": {"pnl", "fee"}}),
         ("looked_through", {"changes": set()}),
