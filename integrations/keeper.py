@@ -32,8 +32,8 @@ from .roles import Session
 from .sessionless import is_sessionless
 from .view import outdated
 from .view.explanations import number_or_none
-from .view.local_view import NO_SESSIONS, LocalView
-from .view.reads import ACTIVE_SESSION, BALANCE, LAST_SESSION, LOCAL_READS, MISSING, Reads
+from .view.local_view import NO_SESSIONS, LocalView, UnknownLocally
+from .view.reads import ACTIVE_SESSION, BALANCE, LOCAL_READS, MISSING, Reads, about_sessions
 from .view.reads import ORDERS as ORDER_ROWS
 from .view.reads import POSITIONS as POSITION_ROWS
 from .view.rows import POSITIONS
@@ -214,7 +214,7 @@ class Keeper:
                     session_id, look.balance, look.tables, active=active, shows_balance=look.shows_balance,
                     unknown=look.unknown, foreign=foreign,
                 )  # fmt: skip
-                self._compare_answers(look.answers)
+                self._compare_answers(session_id, look.answers)
                 self.kept.observed()
             self._doubtful.discard(session_id)
         # What was learned is kept before the program can be killed.
@@ -226,17 +226,20 @@ class Keeper:
         manager = self._host.undoubled()
         with rolled_back(manager) as sets:
             replica = sets(self._host.replica(session_id=session_id))
-            more: dict[str, tuple[Any, ...]] = {ACTIVE_SESSION: (), LAST_SESSION: ()}
+            more = about_sessions(self.view.sessions.get(session_id) or {})
             return Look(self._reads.asking(replica), session_id, self.view.learning.forms, more)
 
-    def _compare_answers(self, answers: Mapping[str, Any]) -> None:
+    def _compare_answers(self, session_id: int, answers: Mapping[str, Any]) -> None:
         """Learn whether the manager answers to reads of sessions as the view would."""
-        learning = self.view.learning
-        for name in (ACTIVE_SESSION, LAST_SESSION):
-            if name in answers and self.view.sessions:
-                learning.agrees[name] = True
-                own = LOCAL_READS[name].answer(self.view, {}, None, self._outbox.clock.now())
-                learning.agrees[name] = own == answers[name]
+        agrees, now = self.view.learning.agrees, self._outbox.clock.now()
+        for asked, call in about_sessions(self.view.sessions.get(session_id) or {}).items():
+            if asked in answers and self.view.sessions:
+                agrees[asked] = True
+                try:
+                    own = LOCAL_READS[asked.partition("(")[0]].answer(self.view, call, None, now)
+                except UnknownLocally:
+                    own = MISSING
+                agrees[asked] = own == answers[asked]
 
     def compare(self, session_id: int) -> bool:
         """Compare the view of a session with PostgreSQL, report what differs, and take it over.

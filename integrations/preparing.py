@@ -45,7 +45,7 @@ from .state.plain_data import copied
 from .view import resumptions
 from .view.explanations import Unknown
 from .view.folds import seen_of
-from .view.local_view import LocalView
+from .view.local_view import NAMES, LocalView
 
 if TYPE_CHECKING:
     from .pending_attributes import PendingAttributes
@@ -289,7 +289,7 @@ class Preparing:
         cls, table = self._host.manager_class, operation.schema_table_column()[1]
         asked = None if cls is None else asked_by(cls, operation.name, table)
         parameters = self._host.signature(operation.name).parameters.keys()
-        others = (asked or set()) & (parameters - set(map(operation.own_name, resumptions.NAMES)))
+        others = (asked or set()) & (parameters - set(map(operation.own_name, NAMES)))
         # It asks for more than the local view knows of a session.
         return None if others else resumptions.resumed(self._view, operation, bound, likely=asked is not None)
 

@@ -25,7 +25,7 @@ from ..roles import Session
 from ..view import checks, resumptions
 from ..view.explanations import alike, nearly_equal, number_or_none
 from ..view.local_view import LocalView
-from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, ORDERS, POSITIONS, Reads
+from ..view.reads import BALANCE, LAST_BALANCE, MISSING, ORDERS, POSITIONS, Reads, about_sessions
 from ..view.row_forms import RowForms
 from ..view.rows import ORDERS as ORDERS_TABLE
 from ..view.rows import POSITIONS as POSITIONS_TABLE
@@ -54,11 +54,11 @@ class Look:
         ask: Callable[..., Any],
         session_id: Any,
         forms: RowForms,
-        more: Mapping[str, tuple[Any, ...]] = {},
+        more: Mapping[str, Mapping[str, Any]] = {},
     ) -> None:
-        """`more`: the arguments of other reads by name, whose answers are in `answers`."""
+        """`more`: the arguments of other questions, whose answers are in `answers`."""
         balance = ask(BALANCE, session_id)
-        found = {name: ask(name, *args) for name, args in more.items()}
+        found = {asked: ask(asked.partition("(")[0], **given) for asked, given in more.items()}
         self.answers = {name: answer for name, answer in found.items() if answer is not MISSING}
         asked = {table: _rows(ask, name, session_id) for table, name in _READS.items()}
         rows = {table: shown for table, shown in asked.items() if shown is not MISSING}
@@ -276,7 +276,7 @@ class _Watched:
             named = self._seen().sessions_beside(self._view.sessions)
         self._beside = {name: (other, self._look(other)) for name, other in named.items()}
 
-    def _look(self, session: Any, **more: tuple[Any, ...]) -> Look:
+    def _look(self, session: Any, more: Mapping[str, Mapping[str, Any]] = {}) -> Look:
         connection = sessions.maker_of(self._replica.session_factory).kw["bind"]
         with self._unwatched():
             savepoint = connection.begin_nested()
@@ -326,10 +326,10 @@ class _Watched:
         assert self.before is not None
         session, old = seen.notes["session"], number_or_none(self.before.balance)
         # Where there is a balance row: without one this read writes it, and takes an id from its sequence.
-        asked: dict[str, tuple[Any, ...]] = {LAST_BALANCE: (session,)} if self._operation.balance is not None else {}
+        asked = dict[str, Any]({LAST_BALANCE: {"session_id": session}} if self._operation.balance is not None else {})
         if self._operation.session is Session.BEGINS:
-            asked |= {ACTIVE_SESSION: (), LAST_SESSION: ()}
-        after = self._look(session, **asked)
+            asked |= about_sessions(seen.call)
+        after = self._look(session, asked)
         changed = [(name, other) for name, (other, look) in self._beside.items() if look.shows(self._look(other))]
         balance = number_or_none(after.balance)
         with self._view.lock:

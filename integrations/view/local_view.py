@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # The session of a manager that has none: of all its calls.  No sequence gives it to another.
 NO_SESSIONS = 0
+# What is known of a session, and by which a program finds its own.
+NAMES = ("strategy_name", "symbol")
 
 _FORMAT = 2
 # The way out where an answer was never seen.
@@ -171,12 +173,15 @@ class LocalView:
         """The session begun last within the given hours, of that strategy and symbol."""
         since = now.astimezone(UTC).replace(tzinfo=None) - timedelta(hours=within_hours)
         with self.lock:
+            wanted = {"strategy_name": strategy_name, "symbol": symbol}
+            asked = {name: value for name, value in wanted.items() if value is not None}
             self._require_history()
-            self._require_agreement("get_last_session_id")
+            self._require_agreement("get_last_session_id", asked)
             for id_ in sorted(self.sessions, reverse=True):
                 row = self.sessions[id_]
-                wanted = {"strategy_name": strategy_name, "symbol": symbol}
-                asked = {name: value for name, value in wanted.items() if value is not None}
+                if row.get("foreign") and asked and question("get_last_session_id", asked) in self.learning.agrees:
+                    # The manager, asked for this program's own, did not name it.
+                    continue
                 if any(row[name] not in (None, value) for name, value in asked.items()):
                     continue
                 if row["start_time"] is not None and row["start_time"] < since:
@@ -299,9 +304,10 @@ class LocalView:
                 hint="run once with PostgreSQL up: then a restart in the middle of an outage can resume",
             )
 
-    def _require_agreement(self, read: str) -> None:
-        if not self.learning.agrees.get(read):
-            never = read not in self.learning.agrees
+    def _require_agreement(self, read: str, asked: Iterable[str] = ()) -> None:
+        agrees = self.learning.agrees.get(question(read, asked), self.learning.agrees.get(read))
+        if not agrees:
+            never = agrees is None
             raise UnknownLocally(
                 f"{self.shown(read)} cannot be answered without PostgreSQL",
                 hint="it was never asked before" if never else "PostgreSQL answered otherwise when it was asked last",
@@ -338,6 +344,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
     return value
+
+
+def question(read: str, asked: Iterable[str] = ()) -> str:
+    """The name of a read's question about sessions: with the arguments that choose among them."""
+    return f"{read}({', '.join(sorted(asked))})" if asked else read
 
 
 def exact(shown: Any, known: Decimal | None) -> Decimal | None:

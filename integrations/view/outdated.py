@@ -16,8 +16,8 @@ _log = Log("outbox.integrations")
 # Reads by whose answers everything is learned.
 _SHOWING = frozenset({BALANCE, POSITIONS, ORDERS})
 # What is known by the name of a method, and what by a name that begins with it and a separator.
-_BY_NAME = ("reads", "agrees", "yields", "current", "merges", "resumes", "written")
-_BY_BEGINNING = {"effects": "|", "shapes": "|", "limits": ":"}
+_BY_NAME = ("reads", "yields", "current", "merges", "resumes", "written")
+_BY_BEGINNING = {"agrees": "(", "effects": "|", "shapes": "|", "limits": ":"}
 
 
 def take_over(learning: Learning, state: Mapping[str, Any], *, elsewhere: bool = False) -> set[str]:

@@ -10,13 +10,14 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import combinations
 from typing import Any
 
 from ...errors import ConfigError
 from ..away import unswallowed
 from ..signatures import signature_of_bound
 from .kept_answers import ManagerRead
-from .local_view import LocalView, UnknownLocally
+from .local_view import NAMES, LocalView, UnknownLocally, question
 
 Call = Mapping[str, Any]
 # (view, arguments of the call by standard name, current session, now) -> what the manager would return
@@ -109,15 +110,15 @@ class Reads:
         return next((read for read in self._own.values() if read.name == name), None)
 
     def asking(self, manager: Any) -> Callable[..., Any]:
-        """`ask(read, *values)` of a manager: its answer, or MISSING; values are in the standard order.
+        """`ask(read, *values, **named)` of a manager: its answer, or MISSING; by standard order and names.
 
         It raises what PostgreSQL failed with, also where the manager has swallowed it.
         """
 
-        def ask(standard: str, *values: Any) -> Any:
+        def ask(standard: str, *values: Any, **named: Any) -> Any:
             read = self._own.get(standard)
             method: Any = None if read is None else getattr(manager, read.name, None)
-            given = None if read is None or method is None else _arguments(read, method, values)
+            given = None if read is None or method is None else _arguments(read, method, values, named)
             if given is None:
                 return MISSING
             with unswallowed():
@@ -148,6 +149,16 @@ class Reads:
         return local.answer(view, call, current, now)
 
 
+def about_sessions(named: Mapping[str, Any]) -> dict[str, Call]:
+    """The questions that a program asks when it starts, and their arguments.
+
+    Where several programs share a database, each asks for its own session: by what it has `named` it.
+    """
+    own = [(name, named[name]) for name in NAMES if type(named.get(name)) is str]
+    asked = [dict(some) for count in range(len(own) + 1) for some in combinations(own, count)]
+    return {ACTIVE_SESSION: {}, **{question(LAST_SESSION, some): some for some in asked}}
+
+
 def refusals(declared: Iterable[ManagerRead]) -> dict[str, str]:
     """Name the reads of which no table can be made, each with the reason."""
     found: dict[str, str] = {}
@@ -164,9 +175,12 @@ def refusals(declared: Iterable[ManagerRead]) -> dict[str, str]:
     return found
 
 
-def _arguments(read: ManagerRead, method: Any, values: tuple[Any, ...]) -> inspect.BoundArguments | None:
+def _arguments(
+    read: ManagerRead, method: Any, values: tuple[Any, ...], named: Mapping[str, Any]
+) -> inspect.BoundArguments | None:
     """The arguments of a question; None where the method needs others."""
-    signature, left = signature_of_bound(method), dict(zip(LOCAL_READS[read.standard].takes, values, strict=False))
+    signature = signature_of_bound(method)
+    left = {**dict(zip(LOCAL_READS[read.standard].takes, values, strict=False)), **named}
     found: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:

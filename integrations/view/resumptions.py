@@ -9,10 +9,7 @@ from typing import Any
 
 from ... import Entry
 from ..operations import Call, ManagerOperation, call_of, notes_of
-from .local_view import LocalView
-
-# What the local view knows of a session, and by which it is found.
-NAMES = ("strategy_name", "symbol")
+from .local_view import NAMES, LocalView
 
 
 def resumed(view: LocalView, operation: ManagerOperation, call: Call, *, likely: bool) -> Any:

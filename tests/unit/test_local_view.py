@@ -248,6 +248,20 @@ def test_a_session_of_unknown_strategy_is_no_answer(view: LocalView) -> None:
         view.last_session_id(AT, strategy_name="s")
 
 
+def test_question_for_own_sessions_leaves_out_other_programs() -> None:
+    view = LocalView()
+    did(view, "create_trading_session", session=1, id_=1, strategy_name="s", symbol="IBM")
+    view.observe_session(2, 100.0, tables_of([], []), active=True, foreign=True)
+    view.learning.agrees = {"get_last_session_id": False, "get_last_session_id(strategy_name, symbol)": True}
+    assert view.last_session_id(AT, 24, "s", "IBM") == 1
+    for asked in ({}, {"strategy_name": "s"}):
+        with pytest.raises(UnknownLocally, match="get_last_session_id"):
+            view.last_session_id(AT, 24, **asked)
+    view.learning.agrees = {"get_last_session_id": True}
+    with pytest.raises(UnknownLocally, match="of session 2 are not known"):
+        view.last_session_id(AT, 24, "s", "IBM")
+
+
 def test_a_read_that_postgresql_answered_otherwise_is_not_answered(view: LocalView) -> None:
     view.learning.agrees["get_active_session_id"] = False
     with pytest.raises(UnknownLocally, match="get_active_session_id"):
