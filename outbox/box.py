@@ -131,7 +131,8 @@ class Outbox(Enqueueing):
         clock = clock or SystemClock()
         declared = tuple(operations)
         operations_by_name(declared)
-        directory = Path(os.path.abspath(os.fspath(path if path is not None else config.dir)))
+        # Of a link on the way: where it leads now. A deployment that switches it must not take the files away.
+        directory = Path(os.path.realpath(os.fspath(path if path is not None else config.dir)))
         opened = open_store(directory, config, clock, engine=engine, readonly=readonly)
         try:
             if engine:

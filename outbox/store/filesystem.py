@@ -26,7 +26,9 @@ _REMOTE_FILESYSTEMS = frozenset(
     }
 )
 # FUSE names what stands behind it, and most of that is remote; these are on a disk of this machine.
-_LOCAL_FUSE = frozenset({"fuseblk", "fuse.ntfs-3g", "fuse.ntfs", "fuse.exfat", "fuse.lklfuse", "fuse.fuse-overlayfs"})
+_LOCAL_FUSE = frozenset({"fuseblk", "fuse.ntfs-3g", "fuse.ntfs", "fuse.exfat", "fuse.lklfuse"})
+# What a container writes outside of its volumes is in a layer of its own, which is removed with it.
+_CONTAINER_LAYERS = frozenset({"overlay", "aufs", "fuse.fuse-overlayfs"})
 _REMOTE_FUSE = frozenset(
     {
         *("fuse.sshfs", "fuse.ceph-fuse", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.goofys", "fuse.curlftpfs"),
@@ -127,7 +129,8 @@ def flush_parent(directory: Path) -> None:
 def refuse_remote(path: Path) -> None:
     """Raise `ConfigError` on a file system of a network or a hypervisor.
 
-    Warns on tmpfs, which no power cut survives, and on file systems behind FUSE of which nothing is known.
+    Warns on tmpfs, which no power cut survives, on the layer of a container, and on file systems behind FUSE of which
+    nothing is known.
     """
     kind = filesystem_of(path)
     if kind.removeprefix("fuse.") in _REMOTE_FILESYSTEMS or kind in _REMOTE_FUSE:
@@ -136,6 +139,8 @@ def refuse_remote(path: Path) -> None:
         )
     if kind in ("tmpfs", "ramfs"):
         _log.warning("outbox directory %(path)s is in memory and will not survive a power cut", path=path)
+    elif kind in _CONTAINER_LAYERS:
+        _log.warning("outbox directory %(path)s is on an overlay: a container's own layer is lost with it", path=path)
     elif kind.startswith("fuse") and kind not in _LOCAL_FUSE:
         _log.warning("outbox directory %(path)s is on %(kind)s: it must be a local disk", path=path, kind=kind)
 

@@ -149,6 +149,24 @@ def test_pending_entries_leave_a_directory_that_was_removed(outbox_dir: Path) ->
     box.close()
 
 
+def test_switched_link_leaves_a_running_engine_its_store(tmp_path: Path) -> None:
+    """As deployments do with `current -> releases/7`."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    (tmp_path / "current").symlink_to("first")
+    target = InMemoryTarget([Operation("log", table="log")])
+    with Outbox.open(tmp_path / "current" / "outbox") as box, Relay(box, target) as relay:
+        box.enqueue("log", {"number": 1})
+        (tmp_path / "next").symlink_to("second")
+        (tmp_path / "next").rename(tmp_path / "current")
+        box.enqueue("log", {"number": 2})
+        assert relay.drain(LONG)
+        box.compact(timedelta(0))
+        assert (box.status().path, box.status().needs_operator) == (str(tmp_path / "first" / "outbox"), [])
+    assert [entry.args["number"] for entry in target.delivered] == [1, 2]
+    assert list((tmp_path / "second").iterdir()) == []
+
+
 def test_files_are_watched_after_a_vacuum(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.compact(timedelta(0), vacuum=True)

@@ -132,10 +132,10 @@ def test_shared_file_system_is_refused(monkeypatch: pytest.MonkeyPatch, kind: st
         filesystem.refuse_remote(Path("/srv/x/s"))
 
 
-def test_unknown_fuse_file_system_is_warned_about(
+def test_doubtful_file_system_is_warned_about(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for kind, warnings in (("fuse.novel", 1), ("fuseblk", 0), ("ext4", 0)):
+    for kind, warnings in (("fuse.novel", 1), ("fuseblk", 0), ("ext4", 0), ("overlay", 1), ("fuse.fuse-overlayfs", 1)):
         caplog.clear()
         mounted(monkeypatch, f"25 22 0:24 / /srv/x rw - {kind} /dev/sdc rw")
         filesystem.refuse_remote(Path("/srv/x/s"))
