@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from os import PathLike
 from types import TracebackType
@@ -47,6 +47,9 @@ class Wiring:
         self.outbox: Outbox | None = None
         self.relay: Relay | None = None
         self._engine = engine
+        # Where each of several managers has a store, the one that was wired before.
+        self._before = _newest(engine)
+        self._managers: tuple[Any, DurableDatabaseManager] | None = None
         self._undo: list[Callable[[], object]] = []
         # A signal handler may close what is being closed.
         self._lock = threading.RLock()
@@ -113,15 +116,21 @@ class Wiring:
             way = "put DurableDatabaseManager.of(DatabaseManager) where its class is named"
             self._show_problem(_BESIDE, f"{held}, and what is written there is not durable", way)
 
-    def _look_for_others(self, manager: Any, durable: DurableDatabaseManager) -> None:
+    def _look_for_others(self) -> None:
         """Warn of managers of the same class that components have made for themselves: they have no outbox."""
+        if self.outbox is None or self._managers is None:
+            return
+        manager, durable = self._managers
         host = durable._durable.host
         known, cls = {id(one) for one in (manager, durable, host, host.built)}, host.manager_class
+        known |= {id(part) for one in _wirings(self._engine) for part in (one, one.outbox, one.relay)}
         found = [] if cls is None else others_held(self._engine, cls, known, type(self._engine).__name__)
         others = [where for where, other in found if not _is_durable(other)]
         if others:
             message = f"further managers are held at {', '.join(others)}, and their writes are not durable"
             self._show_problem(_OTHERS, message, "let components take the engine's")
+        else:
+            self.outbox.notices.clear(_OTHERS)
 
     def _show_problem(self, name: str, problem: str, way: str) -> None:
         """Warn in the log and in the status until the next wiring."""
@@ -155,6 +164,16 @@ class Wiring:
         """
         own = getattr(self._engine, "__dict__", None)
         before = getattr(self._engine, name, _MISSING) if own is None else own.get(name, _MISSING)
+
+        def put_back() -> None:
+            if (own or {}).get(name, value) is not value:
+                return  # another wiring, or the host, has put something around it, and needs it
+            if before is not _MISSING:
+                setattr(self._engine, name, before)
+            else:
+                with suppress(AttributeError):  # the host has done so
+                    delattr(self._engine, name)
+
         try:
             setattr(self._engine, name, value)
         except (AttributeError, TypeError) as exc:
@@ -162,14 +181,7 @@ class Wiring:
                 f"{type(self._engine).__name__} does not let its {name!r} be replaced: {exc}",
                 hint="wire another object that has the manager, `start` and `stop`, such as types.SimpleNamespace",
             ) from exc
-        if before is _MISSING:
-            self._undo.append(lambda: self._take_away(name))
-        else:
-            self._undo.append(lambda: setattr(self._engine, name, before))
-
-    def _take_away(self, name: str) -> None:
-        with suppress(AttributeError):  # the host has done so
-            delattr(self._engine, name)
+        self._undo.append(put_back)
 
     def _follow(self, relay: Relay, drain_s: float) -> None:
         """Let the relay start and stop with the engine."""
@@ -178,6 +190,8 @@ class Wiring:
 
             @functools.wraps(start)
             def started(*args: Any, **kwargs: Any) -> Any:
+                if self.relay is None:  # closed before another wiring of this engine
+                    return start(*args, **kwargs)
                 relay.start()
                 self._out_of_start.clear()
                 return _then(functools.partial(start, *args, **kwargs), self._out_of_start.set)
@@ -190,6 +204,8 @@ class Wiring:
                 return _then(functools.partial(stop, *args, **kwargs), wind_down)
 
             def wind_down() -> None:
+                if self.relay is None:
+                    return
                 # Not here: `stop` may run in a signal handler, and the engine's last writes come after it.
                 self._winding_down = threading.Thread(
                     target=self._wind_down, args=(relay, drain_s), name="outbox-stop", daemon=True
@@ -262,8 +278,11 @@ def wire(
         wiring._undo.append(durable.detach_outbox)
         if durable is not manager:
             wiring._put_durable(manager_attribute, manager, durable)
-        wiring._look_for_others(manager, durable)
+        wiring._managers = manager, durable
         wiring._replace("get_outbox_status", wiring.get_outbox_status)
+        for one in _wirings(engine):
+            with suppress(OutboxError):  # it goes on by itself
+                one._look_for_others()
         if relay_here:
             url = settings.database_url or _url_of(durable, with_password=password is None)
             built = durable._durable.host.built
@@ -285,12 +304,21 @@ def wire(
 
 def _leave_to_parent(engine: Any) -> None:
     """In a forked child: undo what the parent has wired, so that the engine can get an outbox of the child's own."""
-    while True:
-        status = getattr(engine, "get_outbox_status", None)
-        wired = getattr(status, "__self__", None)
-        if not isinstance(wired, Wiring) or wired.outbox is None or not wired.outbox.store.forked:
-            return
+    while (wired := _newest(engine)) is not None and wired.outbox is not None and wired.outbox.store.forked:
         wired.close()
+
+
+def _newest(engine: Any) -> Wiring | None:
+    wired = getattr(getattr(engine, "get_outbox_status", None), "__self__", None)
+    return wired if isinstance(wired, Wiring) else None
+
+
+def _wirings(engine: Any) -> Iterator[Wiring]:
+    """All wirings of an engine, the newest first."""
+    one = _newest(engine)
+    while one is not None:
+        yield one
+        one = one._before
 
 
 def _refuse_leftovers(settings: OutboxConfig) -> None:
