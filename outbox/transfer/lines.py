@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from .. import codec
 from ..errors import InvalidEntry, StoreCorrupt
+from ..monitoring.notices import parse
 from ..rescue.other_records import check_other
 from ..store import late, ledger, sessions, small, withdrawal
 from ..store.entry_json import from_object, raw_bytes
@@ -99,5 +99,5 @@ def _check_shown(name: str, value: bytes) -> None:
     """Raise for an alarm or a notice that a status could not show."""
     if name.startswith(ALARM_PREFIX):
         value.decode()
-    elif name.startswith(NOTICE_PREFIX) and {*codec.from_json(value)} != {"message", "degraded"}:
+    elif name.startswith(NOTICE_PREFIX) and type(parse({name: value})[name].message) is not str:
         raise ValueError(f"{name!r:.60} is no notice")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -228,6 +230,26 @@ def test_another_store_takes_it_only_when_told_and_behind_what_it_has(file: Path
         assert [entry.seq for entry in box.dead_letters()] == [7]
         assert [entry.args["number"] for entry in box.pending() if entry.operation == "trade"] == [2, 9, 11]
     assert exporting.examine(other).problems == []
+
+
+def test_notice_is_imported_with_all_that_it_says(tmp_path: Path) -> None:
+    old, new, file = (tmp_path / name for name in ("old", "new", "file"))
+    with Outbox.open(old) as box:
+        box.notices.put("manager", "was learned")
+        box.notices.put("ids", "few are left", degraded=True, refuses=True, lasts_s=1.5)
+        shown = box.status().notices
+    assert export(old, file).sound
+    bring(file, new)
+    with Outbox.open(new) as box:
+        assert box.status().notices == shown
+
+    def change(lines: list[dict[str, Any]], value: bytes) -> None:
+        changed = next(line for line in lines if line.get("name") == "notice:ids")
+        changed["value"] = base64.b64encode(value).decode()
+
+    for value in (b'{"message": 1}', b'{"degraded": true}', b'{"message": "x", "later": 1}', b"[]", b"x"):
+        with pytest.raises(InvalidEntry, match="nothing was imported"):
+            bring(edited(file, partial(change, value=value)), tmp_path / "none")
 
 
 def test_entry_discarded_while_pending_is_asked_for_after_the_import(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
     "store": set(),
     "rescue": {"store"},
     "monitoring": {"store"},
-    "transfer": {"store", "rescue"},
+    "transfer": {"store", "rescue", "monitoring"},
     "postgres": {"store"},
     "relay": {"store", "monitoring"},
 }
