@@ -237,6 +237,8 @@ class _Import:
         offered = small.SmallRecord(line["name"].encode(), raw_bytes(line["value"]), int(line["stamp"]))
         key = small.PREFIX + offered.name
         present = self._txn.get(key)
+        if present is not None and not self._same_store:
+            return False  # no other version of that record: a local view counts by the entries of its own store
         if present is not None and small.unpack(bytes(present), offered.name).stamp >= offered.stamp:
             return False
         self._done.small_records += 1

@@ -232,6 +232,19 @@ def test_another_store_takes_it_only_when_told_and_behind_what_it_has(file: Path
     assert exporting.examine(other).problems == []
 
 
+def test_own_small_record_stays_when_another_store_is_added(tmp_path: Path) -> None:
+    own, other, file = (tmp_path / name for name in ("own", "other", "file"))
+    for directory, names in ((own, ("view",)), (other, ("view", "reserve"))):
+        with Outbox.open(directory) as box:
+            box.enqueue("own", {"of": directory.name})
+            for name in names:
+                box.store.put_meta(name, directory.name.encode())
+    assert export(other, file).sound
+    bring(file, own, merge=True)
+    with Outbox.open(own) as box:
+        assert [box.store.get_meta(name) for name in ("view", "reserve")] == [b"own", b"other"]
+
+
 def test_notice_is_imported_with_all_that_it_says(tmp_path: Path) -> None:
     old, new, file = (tmp_path / name for name in ("old", "new", "file"))
     with Outbox.open(old) as box:
