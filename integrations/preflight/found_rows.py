@@ -25,16 +25,16 @@ def asked_by(cls: type, name: str, table: str) -> set[str] | None:
     found: list[set[str]] = []
     for function in ClassCode(cls).functions(name):
         facts = facts_of(function)
-        found += [*_asked(facts), *_conflicting(facts, table, _inserted_into(function, facts))]
+        found += [*_asked(function, facts), *_conflicting(facts, table, _inserted_into(function, facts))]
     return set().union(*found) if found else None
 
 
-def _asked(facts: Facts) -> Iterator[set[str]]:
+def _asked(function: Any, facts: Facts) -> Iterator[set[str]]:
     nodes = [node for statement in facts.body for node in ast.walk(statement)]
     tested = {one for node in nodes if isinstance(node, ast.If | ast.IfExp) for one in _names(node.test)}
     returned = {one for value in facts.returns for one in _names(value)}
     for one in tested & returned & facts.locals.keys():
-        if _asks(facts.locals[one]):
+        if _asks(function, facts.locals[one]):
             yield _behind(one, facts.locals)
 
 
@@ -55,9 +55,17 @@ def _conflicting(facts: Facts, table: str, inserted_into: set[str | None]) -> It
 
 def _inserted_into(function: Any, facts: Facts) -> set[str | None]:
     """The tables of a method's `insert(Row)`; None for one that is not known."""
-    given = (call.node.args[0] for call in facts.calls if call.last == "insert" and call.node.args)
+    given = (call.node.args[0] for call in facts.calls if call.node.args and _is_insert(function, call.node))
     found = [meaning(function, dotted(one)) for one in given]
     return {getattr(one, "__tablename__", getattr(one, "name", None)) for one in found}
+
+
+def _is_insert(function: Any, call: ast.Call) -> bool:
+    """Whether a call makes an INSERT, also under another name: `insert as pg_insert`."""
+    name = dotted(call.func)
+    made: Any = meaning(function, name)
+    known = str(getattr(made, "__module__", "")).startswith("sqlalchemy.") and getattr(made, "__name__", "") == "insert"
+    return known or name.rpartition(".")[2] == "insert"
 
 
 def _behind(name: str, values: Mapping[str, ast.expr]) -> set[str]:
@@ -73,8 +81,10 @@ def _names(node: ast.AST) -> set[str]:
     return {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
 
 
-def _asks(value: ast.expr) -> bool:
-    calls = {dotted(one.func).rpartition(".")[2] for one in ast.walk(value) if isinstance(one, ast.Call)}
+def _asks(function: Any, value: ast.expr) -> bool:
+    made = [one for one in ast.walk(value) if isinstance(one, ast.Call)]
+    calls = {dotted(one.func).rpartition(".")[2] for one in made}
     texts = [one.value for one in ast.walk(value) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
     is_select = any(one.lstrip().upper().startswith("SELECT") for one in texts)
-    return "insert" not in calls and (is_select or not calls.isdisjoint(_ASKING))
+    inserts = any(_is_insert(function, one) for one in made)
+    return not inserts and (is_select or not calls.isdisjoint(_ASKING))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.orm import Session as OrmSession
 
@@ -99,7 +100,7 @@ class ByText(SmallManager):
 
 class ByUpsert(ByText):
     def create_trading_session(self, strategy_name: str, initial_balance: Any) -> int:
-        made = insert(Desk).values(name=strategy_name, mode="")
+        made = pg_insert(Desk).values(name=strategy_name, mode="")
         made = made.on_conflict_do_update(index_elements=[Desk.name], set_={"mode": ""})
         with self.session_factory.begin() as session:
             return int(session.scalars(made.returning(Desk.id)).one())
