@@ -21,7 +21,7 @@ from .keeper import Keeper
 from .preparing import Prepared
 from .replay.asof import PASSING_IDS, AsOf
 from .replay.balance import rolled_back
-from .replay.frozen_clock import frozen
+from .replay.frozen_clock import MakeUuid, frozen
 from .replay.replay import CallFailed
 from .replay.side_ids import SideIds
 from .signatures import invoke
@@ -88,12 +88,12 @@ class BlockReads:
                     passing=ids,
                 )
                 copy = sets(self._host.replica(session_id=item.session, doubles=True), as_of)
-                changes.append(self._make(item, copy, changes))
+                changes.append(self._make(item, copy, changes, as_of.told_uuid))
             replica = sets(self._host.replica(session_id=session, doubles=True))
             _follow(KeptState(replica), changes)
             return getattr(replica, name)(*args, **kwargs)
 
-    def _make(self, item: Prepared, replica: Any, earlier: Iterable[Changes]) -> Changes:
+    def _make(self, item: Prepared, replica: Any, earlier: Iterable[Changes], make_uuid: MakeUuid) -> Changes:
         """Make a call behind those that changed `replica` by `earlier`; what it changes that the manager has not."""
         kept, state = KeptState(replica), item.notes.get("state")
         if state is not None:
@@ -101,7 +101,7 @@ class BlockReads:
         _follow(kept, earlier)
         method, call = getattr(replica, item.operation.name), item.defaults | item.bound
         try:
-            with frozen(_captured_at(item), replica), _called(item, method, call):
+            with frozen(_captured_at(item), replica, make_uuid), _called(item, method, call):
                 pass
         except Exception as exc:
             if cannot_take(exc):

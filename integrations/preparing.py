@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -35,6 +35,7 @@ from .key_order import orders_of
 from .manager_connection import engine_of
 from .operations import NOTES, ManagerOperation
 from .preflight.found_rows import asked_by
+from .replay.frozen_clock import making
 from .replay.rehearsal import Rehearsal, rehearse
 from .replay.replay import Replayer
 from .roles import Balance, Order, Position, Session
@@ -178,7 +179,7 @@ class Preparing:
             replica = self._host.replica(session_id=self.session_of(operation, bound), doubles=True)
             kept = KeptState(replica)
             rehearsal = Rehearsal(kept, self._outbox.clock.now())
-            with self._replayer.rehearsing(rehearsal):
+            with self._replayer.rehearsing(rehearsal), self._making_id(operation, replica, rehearsal):
                 call = {name: copied(value) for name, value in bound.items()}
                 mocked = self._host.is_mocked
                 rehearse(rehearsal, replica, operation.name, call, context=operation.context, mocked=mocked)
@@ -202,6 +203,16 @@ class Preparing:
                 hint="a call may run more than once: count in the manager's own attributes, or after the write",
             )
         return rehearsal
+
+    def _making_id(
+        self, operation: ManagerOperation, replica: Any, rehearsal: Rehearsal
+    ) -> AbstractContextManager[None]:
+        """Let a method that makes the UUID of its row itself make the one that its caller is told."""
+        if not operation.creates or not self._reserves.are_uuids(*operation.schema_table_column()):
+            return nullcontext()
+        rehearsal.uuid = self._outbox.clock.new_id()
+        made = iter((rehearsal.uuid,))
+        return making(replica, lambda: next(made, None))
 
     def session_of(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> int | None:
         """The trading session of a call: the one it names, that of its position or order, or the current one."""
@@ -273,7 +284,7 @@ class Preparing:
         if operation.session is Session.BEGINS and (going_on := self._resumed(operation, bound)) is not None:
             return {"id": going_on, "resumes": True, **finality}
         try:
-            id_ = self._take_id(*operation.schema_table_column())
+            id_ = item.rehearsal.uuid or self._take_id(*operation.schema_table_column())
         except IdReserveEmpty as exc:
             if operation.never_refused is None or not operation.never_refused(operation.standard(bound)):
                 raise

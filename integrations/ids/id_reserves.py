@@ -66,6 +66,10 @@ class IdReserves:
         """The next id of a column.  Raises `IdReserveEmpty`, `DurabilityError` or `ConfigError`."""
         return self._taken(self._reserves[IdColumn.of(names).names])
 
+    def are_uuids(self, *names: str | None) -> bool:
+        """Whether the ids of a column are UUIDs, as far as is known."""
+        return self._reserves[IdColumn.of(names).names].is_uuid
+
     def take_if_any(self, *names: str | None) -> Any:
         """The next id, or None where the column has no reserve or it is empty.  Raises `DurabilityError`."""
         of = IdColumn.of(names)

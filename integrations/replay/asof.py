@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Column, Connection, Insert, Integer, SmallInteger, Table
 from sqlalchemy import inspect as inspect_orm
@@ -63,6 +64,8 @@ class AsOf:
         # The id that the caller has, until a row has it; a rollback gives it back.  That of a session that was there
         # already is for no new row.
         self.id_left = None if "resumes" in notes else notes.get("id")
+        # Whether a method that makes its UUIDs itself has got it.
+        self._handed_over = False
         self._times = True
         self._given = frozenset(_times_in(call))
         # The schema_translate_map of the manager's engine.
@@ -76,6 +79,13 @@ class AsOf:
         self._times = False
 
     # -- ids
+
+    def told_uuid(self) -> UUID | None:
+        """The id that the caller has, once, for a method that makes the UUID of its row itself."""
+        if self._handed_over or not isinstance(self.id_left, UUID):
+            return None
+        self._handed_over = True
+        return self.id_left
 
     def follow(self, connection: Connection) -> None:
         """The replay goes on `connection`: take schemas of tables for others, as its engine does."""
@@ -94,7 +104,10 @@ class AsOf:
         if len(keys) != 1 or not isinstance(table, Table):
             return
         attribute = state.mapper.get_property_by_column(keys[0]).key
-        if state.dict.get(attribute) is not None:
+        given = state.dict.get(attribute)
+        if given is not None:
+            if given == self.id_left and self._is_told(table, keys[0]):
+                self.id_left = None
             return
         id_ = self._next_id(table, keys[0])
         if id_ is not None:
@@ -148,6 +161,7 @@ class AsOf:
         if table is None or column is None or not sql_clock.has_rows_by_name(statement):
             return statement, parameters
         if column.key in sql_clock.given(statement, parameters):
+            self._is_given()
             return statement, parameters
         rows = max(len(parameters), sql_clock.count_rows(statement))
         first = self.id_left
@@ -159,12 +173,18 @@ class AsOf:
             return statement, [{**row, **id_} for row, id_ in zip(parameters, ids, strict=True)]
         return sql_clock.with_values(statement, ids), parameters
 
+    def _is_given(self) -> None:
+        """The row of which the caller has the id gets one of the method's; another one than it was told is reported."""
+        if self._handed_over:
+            self.id_left = None
+
     def with_id(self, statement: str, *, many: bool) -> str:
         """SQL text that inserts one row, given as text: with the id that its caller has."""
         found = _ONE_ROW.match(statement) if self.goes_without_id(statement) and not many else None
         if found is None or not _ends_at(statement, found.end()):
             return statement
         if self._creates.column.lower() in (name.strip().strip('"').lower() for name in found["columns"].split(",")):
+            self._is_given()
             return statement
         id_, self.id_left = self.id_left, None
         literal = str(id_) if isinstance(id_, int) else f"'{id_}'"

@@ -4,6 +4,8 @@ Python has no clock of a single thread.  So for the time of a replay the names t
 and so on) stand, in the modules of the host, for objects that ask a context variable: in the context of the replay they
 give the time of the call, everywhere else the real one.  What they give is always a plain object of the real classes.
 Durations (`monotonic`, `perf_counter`) stay real.
+
+In the same way `uuid4` gives the id that the caller was told, to a method that makes the UUID of its new row itself.
 """
 
 from __future__ import annotations
@@ -13,15 +15,20 @@ import datetime as datetime_module
 import sys
 import threading
 import time as time_module
+import uuid as uuid_module
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import BuiltinFunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from .clock_readers import HostModules, Place, places_in, places_of
 
 _current: ContextVar[FrozenClock | None] = ContextVar("outbox_frozen_clock", default=None)
+
+# Makes the UUID that the caller was told; None where another one is to be made.
+MakeUuid = Callable[[], uuid_module.UUID | None]
+_making: ContextVar[MakeUuid | None] = ContextVar("outbox_told_uuid", default=None)
 
 _Date = datetime_module.date
 _DateTime = datetime_module.datetime
@@ -192,6 +199,14 @@ def _sleep(seconds: float) -> None:
         clock.slept(seconds)
 
 
+def _uuid4() -> uuid_module.UUID:
+    make = _making.get()
+    if make is None or str(sys._getframe(1).f_globals.get("__name__")).startswith("sqlalchemy"):
+        # The default of a column, perhaps of another row's.
+        return uuid_module.uuid4()
+    return make() or uuid_module.uuid4()
+
+
 _CLASSES: dict[int, Any] = {id(_Date): _StandInDate, id(_DateTime): _StandInDateTime}
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     _DateTime.now: _now,
@@ -212,7 +227,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
 
 
 class _StandInModule(ModuleType):
-    """`datetime` or `time`, as modules that import them see them."""
+    """`datetime`, `time` or `uuid`, as modules that import them see them."""
 
     def __init__(self, real: ModuleType) -> None:
         super().__init__(real.__name__, real.__doc__)
@@ -233,12 +248,16 @@ class _StandInModule(ModuleType):
         return dir(self.__dict__["_real"])
 
 
-_MODULES: dict[int, Any] = {id(module): _StandInModule(module) for module in (datetime_module, time_module)}
+_MODULES: dict[int, Any] = {
+    id(module): _StandInModule(module) for module in (datetime_module, time_module, uuid_module)
+}
 
 
 def stand_in_for(value: Any) -> Any:
-    """What stands for `value` during a replay, or None where it does not read the clock."""
+    """What stands for `value` during a replay, or None where it does not read the clock and makes no UUID."""
     kind = type(value)
+    if kind is FunctionType:
+        return _uuid4 if value is uuid_module.uuid4 else None
     if kind is BuiltinFunctionType:
         return _FUNCTIONS.get(value)
     return _CLASSES.get(id(value)) if kind is type else _MODULES.get(id(value)) if kind is ModuleType else None
@@ -320,19 +339,40 @@ _places = _Places()
 
 
 @contextmanager
-def frozen(at: datetime_module.datetime, manager: Any) -> Iterator[FrozenClock]:
-    """Within the block, for its context, for `manager` and the modules of its host, the clock stands at `at`."""
+def frozen(at: datetime_module.datetime, manager: Any, make_uuid: MakeUuid | None = None) -> Iterator[FrozenClock]:
+    """Within the block, for its context, for `manager` and the modules of its host, the clock stands at `at`.
+
+    `make_uuid`: what `uuid4` gives there, unless that is None.
+    """
     clock, around = FrozenClock(at), _current.get()
-    own: list[Place] = []
+    with _standing(clock, manager, make_uuid):
+        try:
+            _current.set(clock)
+            yield clock
+        finally:
+            if _current.get() is clock:
+                _current.set(around)
+
+
+@contextmanager
+def making(manager: Any, make_uuid: MakeUuid) -> Iterator[None]:
+    """As `frozen`, with the real clock."""
+    with _standing(FrozenClock(datetime_module.datetime.now(_UTC)), manager, make_uuid):
+        yield
+
+
+@contextmanager
+def _standing(user: FrozenClock, manager: Any, make_uuid: MakeUuid | None) -> Iterator[None]:
+    """Within the block the stand-ins are in their places."""
+    own, before = list[Place](), _making.get()
     # Before anything is set: an exception of a signal handler may come at any point.
     try:
         own.extend(place for place in places_in(manager, stand_in_for) if place.put())
-        _places.enter(type(manager), clock)
-        _current.set(clock)
-        yield clock
+        _places.enter(type(manager), user)
+        _making.set(make_uuid)
+        yield
     finally:
-        if _current.get() is clock:
-            _current.set(around)
-        _places.leave(clock)
+        _making.set(before)
+        _places.leave(user)
         for place in own:
             place.put_back()

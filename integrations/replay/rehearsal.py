@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import ClauseElement
@@ -42,6 +43,8 @@ class Rehearsal:
         # Whether the call came to the database; otherwise `answer` or `error` is the manager's own.
         self.reached = False
         self.answer: Any = None
+        # The id that the caller is told, where it is a UUID.
+        self.uuid: UUID | None = None
         self.error: Exception | None = None
         # Why a replay of the call could not be part of the relay's transaction.
         self.misfit: str | None = None

@@ -164,7 +164,7 @@ class Replayer:
         watch.on_contact = kept.contact
         work_on(connection, replica, watch)
         try:
-            with noting() as failures, frozen(entry.captured_at, replica) as clock:
+            with noting() as failures, frozen(entry.captured_at, replica, as_of.told_uuid) as clock:
                 if in_real_time:
                     clock.thaw()
                 value = self._call(operation, replica, entry, as_of, clock)
