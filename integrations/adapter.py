@@ -265,23 +265,25 @@ class Adapter:
         waits = waits and not answers.cannot_ask(operation, bound)
         with self._balance_lock(item, block), self.keeper.kept.order:
             first = earlier_calls.stored(self.outbox, item)
+            earlier = first is not None
             if first is None:
                 again = earlier_calls.in_block(group, operation, bound)
                 if again is not None:
                     return again.told
                 if not waits and (refusal := answers.check(operation, bound)) is not None:
                     return refusal[0]
-                item = self._preparing.encoded(self._preparing.prepare(item, final=not waits))
+                item = self._preparing.encoded(answers.answering(self._preparing.prepare(item, final=not waits)))
                 first = None if group is not None and group.add(item) else self._record([item])[0]
         if item.unnumbered is not None:
             self._halt.after(item.unnumbered)
         if first is None:
             return item.told
-        return self._result(operation, [first]) if waits else local_result(operation, first)
+        told = local_result(operation, first) if earlier else item.told
+        return self._result(operation, [first], told) if waits else told
 
-    def _result(self, operation: ManagerOperation, entries: Sequence[Entry]) -> Any:
+    def _result(self, operation: ManagerOperation, entries: Sequence[Entry], told: Any = None) -> Any:
         try:
-            result = self.delivery.result(operation, entries)
+            result = self.delivery.result(operation, entries, told)
         finally:
             self.replayer.carried.settle()
         if operation.session is Session.BEGINS:

@@ -10,15 +10,19 @@ from .. import Entry, EntryStatus, Outbox
 from ..errors import EntryNotFound
 from ..log import Log
 from ..own_threads import is_waited_for
-from .operations import NOTES, ManagerOperation, call_of, notes_of
+from .operations import ManagerOperation, call_of, notes_of
 from .replay.answers import Answer
+from .replay.balance import told_before
 from .replay.replay import CallFailed, Replayer
+from .replay.told_answers import id_in
 from .state.carried import has_arrived
 
 _log = Log("outbox.integrations")
 
 # Behind more entries than this a caller would wait for the backlog, not for its own call.
 _BACKLOG = 50
+# For the answer that a call's notes hold.
+_NOTED: Any = object()
 # For how long a report of a relay in another process is believed.
 _REPORT_S = 1.0
 
@@ -106,7 +110,7 @@ class Delivery:
             first += 1
         return first is None or first > bar
 
-    def result(self, operation: ManagerOperation, entries: Sequence[Entry]) -> Any:
+    def result(self, operation: ManagerOperation, entries: Sequence[Entry], told: Any = _NOTED) -> Any:
         """Wait for the delivery of a call, or of a block, and return or raise what the manager answered to the first.
 
         The caller is answered when PostgreSQL has committed, before the store has recorded that; with the local result
@@ -119,7 +123,7 @@ class Delivery:
             early = self._answers.leave(entry.seq)
             if early is not None:
                 self._replayer.compare_id(operation, entry, early.value)
-            return local_result(operation, entry)
+            return local_result(operation, entry, told)
         answers = [self._answers.take(one.seq) for one in entries]
         answer = answers[0]
         if answer is None:
@@ -127,10 +131,11 @@ class Delivery:
             self._outbox.progress.wait(lambda: not self._outbox.store.is_pending(last.seq), self.wait_s)
         settled = self._outbox.entry(entry.seq)
         if settled.status is not EntryStatus.FAILED:
-            if answer is not None and "id" in entry.args[NOTES] and answer.value != entry.args[NOTES]["id"]:
+            told = notes_of(entry).get("id")
+            if answer is not None and told is not None and _id_in(operation, answer.value, told) not in (told, None):
                 # The manager found the row there already.
                 self._refused(settled)
-            return local_result(operation, settled) if answer is None else answer.give()
+            return local_result(operation, settled, told) if answer is None else answer.give()
         self._refused(settled)
         if operation.best_effort:
             return None
@@ -153,8 +158,15 @@ def _refusal(operation: ManagerOperation, settled: Entry, answers: Sequence[Answ
     return Answer(error=CallFailed(f"{what} was refused: {settled.error}", hint="nothing of it was written"))
 
 
-def local_result(operation: ManagerOperation, entry: Entry) -> Any:
+def local_result(operation: ManagerOperation, entry: Entry, told: Any = _NOTED) -> Any:
     """What a call returns without asking PostgreSQL: the manager's own answer where it was delivered before."""
     if entry.status is EntryStatus.COMPLETED and entry.result is not None and not isinstance(entry.result, dict):
         return entry.result
-    return operation.answer_to(call_of(entry), notes_of(entry))
+    if told is not _NOTED:
+        return told
+    notes = notes_of(entry)
+    return told_before(notes) if "yielded" in notes else operation.answer_to(call_of(entry), notes)
+
+
+def _id_in(operation: ManagerOperation, answer: Any, told: Any) -> Any:
+    return id_in(answer, told, operation.table_and_column()[1])

@@ -27,7 +27,8 @@ from .preflight.code_version import code_version
 from .preflight.tables_named import tables_named
 from .repeated import Repeated
 from .replay.balance import rolled_back
-from .replay.witness import Look, Witness
+from .replay.look import Look
+from .replay.witness import Witness
 from .roles import Session
 from .sessionless import is_sessionless
 from .view import outdated

@@ -23,12 +23,13 @@ from .keeper import Keeper
 from .manager_connection import engine_of, fresh_connection, is_used_up
 from .operations import ManagerOperation
 from .preparing import Prepared, Preparing
+from .replay import told_answers
 from .replay.asof import PASSING_IDS, AsOf
 from .replay.balance import Untold, dry_run, kept, learn_yield, tell
 from .roles import Session
 from .state.kept_state import KeptState
 from .view import checks
-from .view.explanations import Unknown
+from .view.explanations import Unknown, alike
 from .view.folds import seen_of
 from .view.local_view import LocalView, UnknownLocally
 from .view.rows import ORDERS, POSITIONS
@@ -113,6 +114,27 @@ class LocalAnswers:
             # A row that is not in the view may be open all the same.
             seen.tables = {name: rows for name, rows in seen.tables.items() if name not in unknown}
             return checks.exceeded(seen, balance, self._view.learning.of_shape(seen))
+
+    def answering(self, item: Prepared) -> Prepared:
+        """Let a call answer as such calls were seen to, which its declaration leaves open."""
+        operation = item.operation
+        if not operation.as_seen or operation.name not in self._view.learning.yields:
+            return item
+        if not item.rehearsal.changes:
+            # The answer may show the time of the call.
+            item.at = item.at or self._outbox.clock.now()
+        notes, old = {**item.notes, "at": item.at or item.rehearsal.at}, None
+        if operation.balance is not None and current(self._owner) is None:
+            # In a block other calls may change it before.
+            with suppress(UnknownLocally):
+                old = self._view.balance(item.session)
+        with self._view.lock:
+            view = self._block_reads.view()
+            seen = seen_of(view, operation, item.bound, notes)
+            told = told_answers.tell(view, seen, old, item.told)
+        if not alike(told, item.told):
+            item.told, item.notes["yielded"] = told, kept(told)
+        return item
 
     def told(self, item: Prepared, *, online: bool) -> Any:
         """What the block yields: the manager's own answer where it can be asked, else the local view's."""

@@ -66,7 +66,8 @@ class ManagerOperation(Operation):
     `success`: `success(result, wrote)`: whether a replay succeeded, since managers swallow errors.
     `creates`: the `table`, `table.column` or `schema.table.column` of which the method returns a new id.
     `returns`: what the call returns at once during an outage, where it creates no id; a callable is given the
-        arguments by name, those left out with their defaults, and makes it of them.
+        arguments by name, those left out with their defaults, and makes it of them.  Left out: what such calls were
+        seen to return, where that is known.
     `context`: whether the method is a context manager that changes the balance.
     `balance`, `amount`: what becomes of the session's balance, and the argument that holds the amount.
     `session`, `position`, `order`: what becomes of the session, of a position and of an order.
@@ -101,7 +102,7 @@ class ManagerOperation(Operation):
     def __post_init__(self) -> None:
         if self.like is not None:
             self._take_over(self.like)
-        for name, nothing in (("identity", ()), ("creates", None), ("returns", None)):
+        for name, nothing in (("identity", ()), ("creates", None)):
             if getattr(self, name) is _LEFT_OUT:
                 object.__setattr__(self, name, nothing)
         if not isinstance(self.records, Mapping):
@@ -167,6 +168,16 @@ class ManagerOperation(Operation):
         return any(role is not None for role in (self.balance, self.session, self.position, self.order))
 
     @property
+    def as_seen(self) -> bool:
+        """Whether a call returns in an outage what such calls were seen to return."""
+        return self.returns is _LEFT_OUT and not (self.context or self.best_effort)
+
+    @property
+    def returns_something(self) -> bool:
+        """Whether `returns` declares something other than None."""
+        return self.returns is not None and self.returns is not _LEFT_OUT
+
+    @property
     def names_row(self) -> bool:
         """Whether a call changes a position or an order that it names."""
         changes = self.position not in (None, Position.OPENS)
@@ -216,6 +227,8 @@ class ManagerOperation(Operation):
         """What the call returns without the manager's own answer."""
         if "id" in notes:
             return notes["id"]
+        if not self.returns_something:
+            return None
         return self.returns({**notes.get("defaults", {}), **call}) if callable(self.returns) else self.returns
 
     def _first_complete(self, args: Call) -> Any:

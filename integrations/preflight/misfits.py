@@ -354,9 +354,10 @@ def other_answer(operation: ManagerOperation, evidence: Evidence) -> str | None:
     if operation.creates:
         answer = name if name in _NO_IDS else constants.pop() if constants in ({"True"}, {"None"}) else None
         way = "declare creates=None, and returns="
-        return None if answer is None else f"it answers {answer}, and an outage answers with an id: {way}"
+        unseen = "until such a call was seen, an outage answers with an id"
+        return None if answer is None else f"it answers {answer}; {unseen}: {way}"
     nothing = name in _NOTHING or (hint is inspect.Signature.empty and facts.read and constants <= {"None"})
-    if operation.returns is not None:
+    if operation.returns_something:
         return (
             f"it answers None, and an outage answers {operation.returns!r}: declare returns=None" if nothing else None
         )
@@ -368,7 +369,8 @@ def other_answer(operation: ManagerOperation, evidence: Evidence) -> str | None:
     else:
         answer = "a value" if hint is inspect.Signature.empty else hint if isinstance(hint, str) else _shown(hint)
         way = "declare returns=, a value or a callable that makes it of the call's arguments"
-    return f"it answers {answer}, and in an outage, in a balance block and with write_behind it answers None: {way}"
+    unseen = "as it was seen to if that can be explained, else None"
+    return f"it answers {answer}, and in an outage, in a balance block and with write_behind {unseen}: {way}"
 
 
 def _answering(functions: list[Any]) -> Facts:

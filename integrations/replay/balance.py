@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import date
 from decimal import Decimal
+from enum import Enum
 from typing import Any
+from uuid import UUID
 
 from ..away import unswallowed
 from ..manager_connection import driver_connection, engine_of
@@ -25,21 +28,29 @@ from .replay_session import Watch, work_on
 _FLOAT_SUM = "note:float:new_balance"
 # Sums that differ by less than this share are taken for one, where the manager cannot be asked which it yields.
 _NOISE = 1e-9
+# What may be stored with a call.
+_KEPT = (*SIMPLE, Enum, date, UUID)
+_HINT = "do not read it in an outage: if this error leaves the block, nothing of the block is recorded"
 
 
 class Untold:
-    """What a block yields if not all of it is known: reading the rest raises `UnknownLocally`."""
+    """An answer of which not all is known, such as what a block yields: reading the rest raises `UnknownLocally`."""
 
-    def __init__(self, why: str, known: Mapping[str, Any]) -> None:
-        self._why, self._known = why, dict(known)
+    def __init__(self, why: str, known: Mapping[str, Any], *, of: str = "the block", hint: str = _HINT) -> None:
+        self._why, self._known, self._of, self._hint = why, dict(known), of, hint
 
     def __getitem__(self, name: Any) -> Any:
-        if name not in self._known:
+        # The items of a tuple are known by their numbers.
+        key = str(name) if type(name) is int else name
+        if key not in self._known:
             raise UnknownLocally(
-                f"{name!r} of the block is not known without PostgreSQL: {self._why}",
-                hint="do not read it in an outage: if this error leaves the block, nothing of the block is recorded",
+                f"{name!r} of {self._of} is not known without PostgreSQL: {self._why}", hint=self._hint
             )
-        return self._known[name]
+        return self._known[key]
+
+    def get(self, name: Any, _: Any = None) -> Any:
+        """As of a dict, but that a default takes no unknown value's place."""
+        return self[name]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -66,8 +77,8 @@ def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) 
         if old is None and is_number(value):
             # It may be a balance, which would be taken for a constant.
             continue
-        sources = _sources(seen, old, exactly=not isinstance(value, float))
-        observe(space, key, value, sources, scales=_scales(learning))
+        sources = sources_of(seen, old, exactly=not isinstance(value, float))
+        observe(space, key, value, sources, scales=scales_known(learning))
 
 
 def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "", *, asked: bool = True) -> Any:
@@ -82,7 +93,7 @@ def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "", *, 
     new = [one for one in seen.outcomes if one not in known.get("values", seen.outcomes)]
     only_texts = not any(seen.outcomes[one].changes_amounts for one in new)
     values: dict[str, Any] = {}
-    sources = _sources(seen, old, exactly=False)
+    sources = sources_of(seen, old, exactly=False)
     for key, space in known["keys"].items():
         value = MISSING
         try:
@@ -117,24 +128,26 @@ def kept(told: Any) -> list[Any] | None:
     if isinstance(told, Untold):
         return None
     shape, values = taken_apart(told)
-    simple = all(value is None or isinstance(value, SIMPLE) for value in values.values())
+    simple = all(value is None or isinstance(value, _KEPT) for value in values.values())
     return [shape, values] if simple else None
 
 
 def told_before(notes: Mapping[str, Any]) -> Any:
-    """What the block of the first call with the same identity yielded."""
+    """What the first call with the same identity was told."""
     found = notes.get("yielded")
     made = None if found is None else put_together(found[0], dict(found[1]))
     return Untold("what the first call of this identity was told is not known", {}) if made is None else made[0]
 
 
-def _scales(learning: Learning) -> tuple[int | None, ...]:
+def scales_known(learning: Learning) -> tuple[int | None, ...]:
+    """The decimal places with which amounts may be shown."""
     found = learning.possible_scales | learning.scales
     return (None, *sorted(scale for scale in (found or SCALES) if scale is not None))
 
 
-def _sources(seen: Seen, old: Decimal | None, *, exactly: bool) -> dict[str, Any]:
-    found = {name: value for name, value in seen.sources().items() if not name.startswith("row:")}
+def sources_of(seen: Seen, old: Decimal | None, *, exactly: bool, rows: bool = False) -> dict[str, Any]:
+    """What an answer may be explained by, at an old balance that is known or not; `rows`: also by the row it names."""
+    found = {name: value for name, value in seen.sources().items() if rows or not name.startswith("row:")}
     change = number_or_none(seen.amount)
     if old is None or change is None:
         return found

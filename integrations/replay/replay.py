@@ -40,6 +40,7 @@ from .no_ops import applied, declined, is_refusal
 from .rehearsal import Rehearsal
 from .replay_session import Watch, refuse_connections, watch_errors, work_on
 from .side_ids import SideIds
+from .told_answers import id_in
 from .witness import Witness
 from .writes import Writes
 
@@ -277,8 +278,9 @@ class Replayer:
 
         Later calls with the caller's id of a position go to the row that the manager took.
         """
-        told = notes_of(entry).get("id")
-        if told is None or value is None or isinstance(value, bool):
+        told, (table, column) = notes_of(entry).get("id"), operation.table_and_column()
+        value = None if told is None else id_in(value, told, column)
+        if value is None or isinstance(value, bool):
             return
         if operation.position is Position.OPENS and type(value) is type(told):
             self.same_row.note(told, value)
@@ -293,7 +295,7 @@ class Replayer:
                 id=told,
             )
             return
-        self._divergences.of_id(entry, operation.table_and_column()[0], told, value)
+        self._divergences.of_id(entry, table, told, value)
 
     def _keep_alarms_in(self, alarms: Alarms) -> None:
         self._divergences.alarms = alarms

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import inspect as inspect_orm
-from sqlalchemy.exc import DBAPIError, ResourceClosedError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, ResourceClosedError
 
 from ... import Entry
 from ...log import Log
@@ -23,16 +23,16 @@ from ..host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
 from ..view import checks, resumptions
-from ..view.explanations import alike, nearly_equal, number_or_none
+from ..view.explanations import nearly_equal, number_or_none
 from ..view.local_view import LocalView
-from ..view.reads import BALANCE, LAST_BALANCE, MISSING, ORDERS, POSITIONS, Reads, about_sessions
+from ..view.reads import BALANCE, LAST_BALANCE, MISSING, Reads, about_sessions
 from ..view.row_forms import RowForms
 from ..view.rows import ORDERS as ORDERS_TABLE
-from ..view.rows import POSITIONS as POSITIONS_TABLE
-from ..view.rows import RESOLVED, Tables, resolved_before
+from ..view.rows import RESOLVED, resolved_before
 from ..view.seen import Seen
-from . import sessions
+from . import sessions, told_answers
 from .balance import learn_yield
+from .look import Look
 from .no_ops import applied
 from .replay_session import Watch
 from .rows_written import rows_written
@@ -43,45 +43,6 @@ _log = Log("outbox.integrations")
 
 # So far behind its relay is the view of an engine at most; one that is further behind belongs to a relay alone.
 _EARLY = 64
-_READS = {POSITIONS_TABLE: POSITIONS, ORDERS_TABLE: ORDERS}
-
-
-class Look:
-    """What a manager answers about one session; what it cannot answer is None.  Raises `SQLAlchemyError`."""
-
-    def __init__(
-        self,
-        ask: Callable[..., Any],
-        session_id: Any,
-        forms: RowForms,
-        more: Mapping[str, Mapping[str, Any]] = {},
-    ) -> None:
-        """`more`: the arguments of other questions, whose answers are in `answers`."""
-        balance = ask(BALANCE, session_id)
-        found = {asked: ask(asked.partition("(")[0], **given) for asked, given in more.items()}
-        self.answers = {name: answer for name, answer in found.items() if answer is not MISSING}
-        asked = {table: _rows(ask, name, session_id) for table, name in _READS.items()}
-        rows = {table: shown for table, shown in asked.items() if shown is not MISSING}
-        # By table; of one that is missing there, why its rows cannot be understood.
-        self.tables: Tables
-        self.tables, self.unknown = forms.tables_of(**rows)
-        self.shows_balance = balance is not MISSING
-        self.balance = balance if self.shows_balance else None
-
-    def shows(self, later: Look) -> bool:
-        """Whether a later look shows a change."""
-        return not (alike(self.balance, later.balance) and alike(self.tables, later.tables))
-
-
-def _rows(ask: Callable[..., Any], read: str, session_id: Any) -> Any:
-    """What a manager answers to a read of rows; the error where it fails for the manager's callers too."""
-    try:
-        return ask(read, session_id)
-    except SQLAlchemyError:
-        raise
-    except Exception as exc:  # noqa: BLE001
-        _log.warning("the rows of %(read)s cannot be understood", read=read, trace=True)
-        return exc
 
 
 class Witness:
@@ -136,9 +97,9 @@ class Witness:
             if not follows and self._view.learning.follows(operation):
                 watched.misjudge()
                 self._learned(watched.misjudged)
-        if follows:
+        if follows or told_answers.wants(self._view.learning, operation):
             watched.try_to(watched.learn)
-            if watched.before is not None:
+            if watched.before is not None or not follows:
                 self._looked(entry.seq)
                 self._learned(watched.misjudged)
             else:
@@ -169,6 +130,8 @@ class _Watched:
         self._unwatched, self._sides = unwatched, sides
         self.before: Look | None = None
         self._answer: Any = None
+        # Whether it was more than a call that found nothing to do.
+        self._did = True
         # Sessions that the view has, perhaps, otherwise than the call has made them.
         self.misjudged: set[Any] = set()
         # Other sessions that arguments may name, by argument, as they were before the call.
@@ -247,12 +210,17 @@ class _Watched:
         if self.was_away():
             return
         wrote, error = self._watch.committed, self._watch.error
+        self._did = self._operation.success(self._answer, wrote)
         if not applied(self._operation, type(self._replica), self._answer, wrote=wrote, error=error):
             # An answer after an error that the manager swallowed is none of such calls.
             if self._watch.error is None:
                 self.declined()
+        elif not self._did and error is None and self._refused_quietly():
+            self.look_at_session()
         elif self._has_resumed() or self.before is None:
             self.look_at_session()
+            if self._did and not self._view.learning.follows(self._operation):
+                told_answers.learn(self._view, self._seen(), self._answer, None)
         else:
             self.look_after()
 
@@ -361,8 +329,9 @@ class _Watched:
                 learning.taken[self._entry.seq] = dict(self._sides.taken)
             for told in self._told:
                 learn_yield(learning, seen, told, old)
-            limits = checks.exceeded(seen, old, learning.of_shape(seen))
-            checks.accepted(learning, self._operation, limits)
+            if self._did:
+                told_answers.learn(self._view, seen, self._answer, old)
+            checks.accepted(learning, self._operation, checks.exceeded(seen, old, learning.of_shape(seen)))
         self.look_at_session()
 
     def look_at_session(self) -> None:
@@ -384,6 +353,12 @@ class _Watched:
             checks.answered(self._view.learning, self._operation, limits, self._answer)
             if not limits and seen is not None:
                 self._view.learning.learn_declined(seen)
+
+    def _refused_quietly(self) -> bool:
+        """Whether a call that found nothing to do went beyond a limit: a position that is not open."""
+        with self._limits() as (_, limits):
+            checks.answered(self._view.learning, self._operation, limits, self._answer)
+            return bool(limits)
 
     @contextmanager
     def _limits(self) -> Iterator[tuple[Seen | None, dict[str, str]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .learned import Learning
 
@@ -26,12 +26,21 @@ def unanswerable(learning: Learning, calls: Mapping[str, ManagerOperation]) -> l
             values.setdefault(kind.partition("|")[0], set()).update(effect.unexplained())
     unexplained = [(name, sorted(values[name])) for name in methods if values.get(name)]
     otherwise = sorted({kind.partition("|")[0] for kind, one in learning.effects.items() if one.balance.is_strange})
+    open_ = [name for name, one in calls.items() if one.as_seen and _is_open(learning.yields.get(name))]
     never = [name for name in methods if name not in values]
     return [
         *(f"{', '.join(names)} after {name} ({_why(calls[name], names)})" for name, names in unexplained),
         *([f"the balance after some calls of {', '.join(otherwise)} (not as declared)"] if otherwise else []),
+        *([f"the answers of {', '.join(sorted(open_))} (cannot be explained)"] if open_ else []),
         *([f"rows after the first call of {', '.join(never)} (never seen)"] if never else []),
     ]
+
+
+def _is_open(known: Mapping[str, Any] | None) -> bool:
+    """Whether the answers of a method, as they were seen, are not all explained."""
+    if known is None:
+        return False
+    return bool(known.get("varies")) or any(space.strikes for space in known["keys"].values())
 
 
 def _why(operation: ManagerOperation, names: list[str]) -> str:

@@ -1,0 +1,181 @@
+"""Told answers: what a method answers without a delivery, as it was seen to answer: a balance, an id in a tuple, a row.
+
+Only for operations whose declaration leaves `returns` out.  An answer that is not all known is not made by guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from ..view.containers import is_made_again, put_together, taken_apart
+from ..view.explanations import ABSENT, Space, Unknown, is_number
+from ..view.learned import Learning
+from ..view.learning import observe
+from ..view.local_view import LocalView
+from ..view.rows import ORDERS, POSITIONS, Row
+from ..view.seen import Seen
+from .balance import Untold, scales_known, sources_of
+
+if TYPE_CHECKING:
+    from ..operations import ManagerOperation
+
+# Containers of one value.
+_PLAIN = ("none", "value")
+# So many answers are learned from; a constant must have been seen so often.
+_AT_MOST, _CONSTANT = 60, 3
+_HINT = "the call is recorded: let the engine do without its answer in an outage, or declare returns="
+
+
+def wants(learning: Learning, operation: ManagerOperation) -> bool:
+    """Whether another answer of such calls is to be learned from."""
+    known = _known(learning, operation)
+    return operation.as_seen and (known is None or known["count"] < _AT_MOST)
+
+
+def learn(view: LocalView, seen: Seen, answer: Any, old: Decimal | None) -> None:
+    """Take in what a method answered to a call that was applied, at an old balance that is known or not."""
+    with view.lock:
+        if wants(view.learning, seen.operation):
+            _learn(view.learning, seen, answer, old)
+
+
+def _learn(learning: Learning, seen: Seen, answer: Any, old: Decimal | None) -> None:
+    container, values = _apart(answer)
+    learning.version += 1
+    known = _known(learning, seen.operation)
+    if known is None:
+        varies = container[0] == "list" or not is_made_again(container, values, answer)
+        known = {"shape": container, "keys": {}, "values": [], "given": [], "count": 0, "varies": varies}
+        learning.yields[seen.operation.name] = known
+    elif known["shape"] != container or list(known["keys"]) != list(values):
+        known["varies"] = True
+    if known["varies"]:
+        known["count"] += 1
+        return
+    given = set(known["given"])
+    new = {f"arg:{one[:-1]}" for one in seen.given - given if one.endswith("+")} if known["count"] else set()
+    known["count"] += 1
+    known["given"], known["values"] = sorted(given | seen.given), sorted({*known["values"], *seen.outcomes})
+    row = _row(seen)
+    for name, value in values.items():
+        space = known["keys"].setdefault(name, Space())
+        if old is None and seen.operation.balance is not None and is_number(value):
+            # It may be a balance, which would be taken for a constant.
+            continue
+        sources = _sources(seen, old, exactly=not isinstance(value, float))
+        scales = scales_known(learning)
+        observe(space, _key(name, value), value, sources, row.get(name, ABSENT), scales=scales, new=new)
+
+
+def tell(view: LocalView, seen: Seen, old: Decimal | None, otherwise: Any) -> Any:
+    """What the method would answer to this call, which the view does not show yet.
+
+    `otherwise`: the answer of a method that was never seen, or of which one value is not known.
+    """
+    name, known = seen.operation.name, _known(view.learning, seen.operation)
+    if known is None:
+        return otherwise
+    values, doubts = dict[str, Any](), [*_doubts(known, seen)]
+    sources, row = _sources(seen, old, exactly=False), dict(_row(seen))
+    for column in _doubted(view, seen):
+        row.pop(column, None)
+        sources = {one: value for one, value in sources.items() if not _is_of_row(one, column)}
+    for key, space in ({} if doubts else known["keys"]).items():
+        try:
+            values[key] = deepcopy(_predicted(space, sources, row.get(key, ABSENT)))
+        except Unknown as exc:
+            doubts.append(f"{key}: {exc}" if key else str(exc))
+    made = None if doubts else put_together(known["shape"], values)
+    if made is not None:
+        return made[0]
+    if known["shape"][0] in _PLAIN:
+        return otherwise
+    why = doubts[0] if doubts else f"the class {known['shape'][-1]} is not loaded"
+    return Untold(why, values, of=f"the answer of {name}", hint=_HINT)
+
+
+def id_in(answer: Any, told: Any, column: str) -> Any:
+    """The id that an answer shows, where the caller of an outage was told `told`; None where it shows none."""
+    if type(answer) is type(told) or isinstance(answer, UUID):
+        return answer
+    container, values = taken_apart(answer)
+    if container[0] in _PLAIN:
+        # No id at all, such as a balance.
+        return None
+    for name in (column, "id"):
+        if name in values:
+            return values[name]
+    if told in values.values():
+        return told
+    first = values.get("0")
+    return first if type(first) is type(told) else None
+
+
+def _known(learning: Learning, operation: ManagerOperation) -> dict[str, Any] | None:
+    found = learning.yields.get(operation.name)
+    # Without a count it was learned of a balance block, as which the method was declared before.
+    return found if found is not None and "count" in found else None
+
+
+def _apart(answer: Any) -> tuple[list[str], dict[str, Any]]:
+    return (["value"], {"": answer}) if isinstance(answer, UUID) else taken_apart(answer)
+
+
+def _sources(seen: Seen, old: Decimal | None, *, exactly: bool) -> dict[str, Any]:
+    found = sources_of(seen, old, exactly=exactly, rows=True)
+    # An id equals the session's by chance.
+    return {name: value for name, value in found.items() if name != "note:session"}
+
+
+def _key(name: str, value: Any) -> str:
+    """The name of a value, for its explanation; of one without a name whether it may be an id."""
+    if name and not name.isdecimal():
+        return name
+    return "id" if type(value) in (int, UUID) else "value"
+
+
+def _doubts(known: Mapping[str, Any], seen: Seen) -> Iterator[str]:
+    if known["varies"]:
+        yield "it was seen to answer in several ways"
+    new = sorted(one.replace("-", " as None").removesuffix("+") for one in seen.given - set(known["given"]))
+    yield from ([f"it was never seen with {', '.join(new)}"] if new else [])
+    outcomes = [one for one in seen.outcomes if one not in known["values"]]
+    yield from ([f"it was never seen with {', '.join(outcomes)}"] if outcomes else [])
+
+
+def _predicted(space: Space, sources: Mapping[str, Any], old: Any) -> Any:
+    constants = [one[1] for one in space.candidates if one[0] == "const"]
+    if any(is_number(one) and not isinstance(one, bool) for one in constants):
+        raise Unknown("it may be counted")
+    if space.strikes:
+        raise Unknown("it was seen otherwise")
+    if constants and len(constants) == len(space.candidates) and space.agreed < _CONSTANT:
+        raise Unknown("it was seen too seldom")
+    return space.predict(sources, old)
+
+
+def _named(seen: Seen) -> tuple[str, Any] | None:
+    """The table and the id of the row that a call names."""
+    return next(((table, id_) for table in (POSITIONS, ORDERS) for id_ in seen.named(table)[:1]), None)
+
+
+def _row(seen: Seen) -> Row:
+    named = _named(seen)
+    return {} if named is None else seen.tables[named[0]][named[1]]
+
+
+def _doubted(view: LocalView, seen: Seen) -> Iterator[str]:
+    """The columns of the row that a call names of which the view is not sure."""
+    named, session = _named(seen), view.sessions.get(seen.notes.get("session"))  # type: ignore[arg-type]
+    if named is not None and session is not None:
+        for table, id_, column in session["doubts"]:
+            if table == named[0] and id_ in (None, named[1]):
+                yield from _row(seen) if column == "*" else (column,)
+
+
+def _is_of_row(source: str, column: str) -> bool:
+    return source.startswith("row:") and source.split(":", 2)[2] == column
