@@ -118,7 +118,7 @@ class LocalAnswers:
     def answering(self, item: Prepared) -> Prepared:
         """Let a call answer as such calls were seen to, which its declaration leaves open."""
         operation = item.operation
-        if not operation.as_seen or operation.name not in self._view.learning.yields:
+        if not operation.as_seen or told_answers.is_told_already(self._view.learning, operation, item.told):
             return item
         if not item.rehearsal.changes:
             # The answer may show the time of the call.

@@ -36,6 +36,17 @@ def wants(learning: Learning, operation: ManagerOperation) -> bool:
     return operation.as_seen and (known is None or known["count"] < _AT_MOST)
 
 
+def is_told_already(learning: Learning, operation: ManagerOperation, told: Any) -> bool:
+    """Whether such calls answer what is told without a look at them: the new id, or nothing."""
+    known = _known(learning, operation)
+    if known is None or (known["varies"] and known["shape"][0] in _PLAIN):
+        return True
+    space = known["keys"].get("")
+    if space is None:
+        return told is None and known["shape"] == ["none"]
+    return bool(space.strikes) or all(one[:2] == ["of", "note:id"] for one in space.candidates)
+
+
 def learn(view: LocalView, seen: Seen, answer: Any, old: Decimal | None) -> None:
     """Take in what a method answered to a call that was applied, at an old balance that is known or not."""
     with view.lock:
