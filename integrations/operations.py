@@ -83,7 +83,7 @@ class ManagerOperation(Operation):
     may_vanish: bool = True
     like: str | None = None
     args: Mapping[str, str] = field(default_factory=dict)
-    records: Mapping[str, Collection[str]] | tuple[str, ...] = field(default_factory=dict)
+    records: Mapping[str, Collection[str]] | tuple[str, ...] | str = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)
     alternatives: tuple[tuple[str, ...], ...] = ()
     checks: tuple[Callable[[Call, View], None], ...] = ()
@@ -106,7 +106,8 @@ class ManagerOperation(Operation):
             if getattr(self, name) is _LEFT_OUT:
                 object.__setattr__(self, name, nothing)
         if not isinstance(self.records, Mapping):
-            object.__setattr__(self, "records", dict.fromkeys(self.records, ()))
+            names = (self.records,) if isinstance(self.records, str) else self.records
+            object.__setattr__(self, "records", dict.fromkeys(names, ()))
         if (self.balance is None) != (self.amount is None):
             raise ConfigError(
                 f"operation {self.name!r} declares {'an amount' if self.balance is None else 'a balance'} alone",
@@ -142,17 +143,7 @@ class ManagerOperation(Operation):
                 hint=f"one of {', '.join(operation.name for operation in TRADING_OPERATIONS)}",
             )
         for one in fields(base):
-            if one.name in (
-                "name",
-                "like",
-                "args",
-                "records",
-                "renames",
-                "handler",
-                "optional",
-                "identity",
-                "alternatives",
-            ):
+            if one.name in _OWN:
                 continue
             if getattr(self, one.name) == one.default:
                 object.__setattr__(self, one.name, getattr(base, one.name))

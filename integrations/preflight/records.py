@@ -13,7 +13,7 @@ import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from types import FunctionType
+from types import FunctionType, UnionType
 from typing import Any, TypeVar, cast
 
 from ... import Operation, Outbox
@@ -83,7 +83,9 @@ def items_of(name: str, code: ClassCode) -> dict[str, frozenset[str]]:
         hints = hints_of(function)
         for argument in (one for one in _parameters(function)[1:] if one in takes):
             hint = hints.get(argument)
-            items = {item for one in (hint, *typing.get_args(hint)) if is_record_class(one) for item in names_of(one)}
+            choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, UnionType) else (hint,)
+            classes = [typing.get_origin(one) or one for one in choices]
+            items = {item for one in classes if is_record_class(one) for item in names_of(one)}
             if not items and _may_hold(getattr(function, "__annotations__", {}).get(argument, "")):
                 items = set(_items(argument, function, code, 0))
             if items:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import pytest
 
@@ -16,11 +16,18 @@ from outbox.integrations.preflight.class_code import ClassCode
 from outbox.integrations.preflight.records import items_of, remembered, with_records
 from outbox.integrations.roles import Balance
 
+T = TypeVar("T")
+
 
 @dataclass
 class Fill:
     pnl: float
     fee: float = 0
+
+
+@dataclass
+class Priced(Generic[T]):
+    price: T
 
 
 class Leg(NamedTuple):
@@ -66,6 +73,12 @@ class Manager:
     def annotated(self, fill: Fill, leg: Leg | None = None) -> Any:
         self.session.add(fill)
 
+    def of_a_kind(self, leg: Priced[float]) -> Any:
+        self.session.add(leg)
+
+    def of_many(self, fills: list[Fill], by_name: dict[str, Fill]) -> Any:
+        self.session.add_all([*fills, *by_name])
+
     def attributes(self, fill: Any) -> float:
         return fill.pnl - fill.fee  # type: ignore[no-any-return]
 
@@ -84,6 +97,8 @@ class Manager:
         ("copied_into_a_column", {}),
         ("copied_for_a_row", {"fill": set()}),
         ("annotated", {"fill": {"pnl", "fee"}, "leg": {"price"}}),
+        ("of_a_kind", {"leg": {"price"}}),
+        ("of_many", {}),
         ("attributes", {"fill": {"pnl", "fee"}}),
         ("looked_through", {"changes": set()}),
         ("missing", {}),
@@ -97,6 +112,10 @@ def test_declared_record_is_not_narrowed_by_the_code() -> None:
     declared = ManagerOperation("one_by_one", records=("fill",), balance=Balance.CHANGE, amount="pnl")
     (operation,) = with_records([declared], Manager)
     assert operation.standard({"fill": {"pnl": 1, "venue": "X"}})["venue"] == "X"
+
+
+def test_name_of_a_record_is_no_list_of_letters() -> None:
+    assert ManagerOperation("save", records="fill").records == {"fill": ()}
 
 
 def test_records_are_known_before_the_class_is(outbox_dir: Path) -> None:
