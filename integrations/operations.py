@@ -27,7 +27,7 @@ Call = Mapping[str, Any]
 # Of a field that was not given, which `like` may fill: None and () are values too.
 _LEFT_OUT: Any = ...
 # Fields that `like` does not fill, or in another way.
-_OWN = ("name", "like", "args", "records", "renames", "handler", "optional", "identity", "alternatives")
+_OWN = ("name", "like", "args", "records", "renames", "handler", "optional", "identity", "alternatives", "as_seen")
 
 
 def answered(result: Any, wrote: bool) -> bool:
@@ -98,11 +98,15 @@ class ManagerOperation(Operation):
     order: Order | None = None
     never_refused: Callable[[Call], bool] | None = None
     optional: bool = False
+    # Whether a call returns in an outage what such calls were seen to return, since `returns` was left out; of copies too.
+    as_seen: bool = False
 
     def __post_init__(self) -> None:
         if self.like is not None:
             self._take_over(self.like)
-        for name, nothing in (("identity", ()), ("creates", None)):
+        left_out = self.returns is _LEFT_OUT or (self.as_seen and self.returns is None)
+        object.__setattr__(self, "as_seen", left_out and not (self.context or self.best_effort))
+        for name, nothing in (("identity", ()), ("creates", None), ("returns", None)):
             if getattr(self, name) is _LEFT_OUT:
                 object.__setattr__(self, name, nothing)
         if not isinstance(self.records, Mapping):
@@ -145,6 +149,8 @@ class ManagerOperation(Operation):
         for one in fields(base):
             if one.name in _OWN:
                 continue
+            if one.name == "returns" and base.as_seen:
+                continue
             if getattr(self, one.name) == one.default:
                 object.__setattr__(self, one.name, getattr(base, one.name))
         if self.identity is _LEFT_OUT and base.alternatives:
@@ -157,16 +163,6 @@ class ManagerOperation(Operation):
     def has_role(self) -> bool:
         """Whether it does something to a balance, session, position or order, as far as it is declared."""
         return any(role is not None for role in (self.balance, self.session, self.position, self.order))
-
-    @property
-    def as_seen(self) -> bool:
-        """Whether a call returns in an outage what such calls were seen to return."""
-        return self.returns is _LEFT_OUT and not (self.context or self.best_effort)
-
-    @property
-    def returns_something(self) -> bool:
-        """Whether `returns` declares something other than None."""
-        return self.returns is not None and self.returns is not _LEFT_OUT
 
     @property
     def names_row(self) -> bool:
@@ -218,8 +214,6 @@ class ManagerOperation(Operation):
         """What the call returns without the manager's own answer."""
         if "id" in notes:
             return notes["id"]
-        if not self.returns_something:
-            return None
         return self.returns({**notes.get("defaults", {}), **call}) if callable(self.returns) else self.returns
 
     def _first_complete(self, args: Call) -> Any:

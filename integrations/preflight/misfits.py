@@ -357,7 +357,7 @@ def other_answer(operation: ManagerOperation, evidence: Evidence) -> str | None:
         unseen = "until such a call was seen, an outage answers with an id"
         return None if answer is None else f"it answers {answer}; {unseen}: {way}"
     nothing = name in _NOTHING or (hint is inspect.Signature.empty and facts.read and constants <= {"None"})
-    if operation.returns_something:
+    if operation.returns is not None:
         return (
             f"it answers None, and an outage answers {operation.returns!r}: declare returns=None" if nothing else None
         )

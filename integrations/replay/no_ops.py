@@ -29,7 +29,7 @@ def applied(operation: ManagerOperation, cls: type, value: Any, *, wrote: bool, 
     if operation.success(value, wrote):
         return True
     # Its caller was told None, too.  An operation that creates a row or has its own `success` never does nothing.
-    if value is not None or operation.returns_something or operation.creates or operation.success is not answered:
+    if value is not None or operation.returns is not None or operation.creates or operation.success is not answered:
         return False
     return (error is None or is_refusal(error)) and _is_honest(cls, operation.name, _OTHERS | _OF_THE_DRIVER)
 
