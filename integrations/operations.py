@@ -98,7 +98,7 @@ class ManagerOperation(Operation):
     order: Order | None = None
     never_refused: Callable[[Call], bool] | None = None
     optional: bool = False
-    # Whether a call returns in an outage what such calls were seen to return, since `returns` was left out; of copies too.
+    # Whether a call returns in an outage what such calls were seen to return, since `returns` was left out
     as_seen: bool = False
 
     def __post_init__(self) -> None:
