@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation
 from outbox.integrations.operations import AFTER_DRAIN
 from outbox.integrations.paper import DatabaseManager, PaperEngine, load
+from outbox.integrations.preflight.records import with_records
 from outbox.integrations.trading_engine import wire
 from outbox.integrations.view.reads import LOCAL_READS
 from outbox.testing import PostgresServer
@@ -38,7 +40,7 @@ def examples(page: str) -> list[str]:
 
 
 NAMED, REPLACED, WIRED, BY_HAND, LEARNED, SEPARATE = examples("wire-an-engine.md")
-OWN, TOLD, MAPPED, BY_ROLES, READS = examples("declare-methods.md")
+OWN, TOLD, MAPPED, BY_ROLES, IN_A_RECORD, READS = examples("declare-methods.md")
 (ASYNCIO,) = examples("asyncio.md")
 STANDS_FOR_THE_ENGINE = """
 import os
@@ -238,3 +240,15 @@ def test_methods_are_declared_by_their_roles_as_the_page_says() -> None:
     declared: dict[str, Any] = {}
     exec(BY_ROLES, declared)  # noqa: S102 - the page's own example
     assert next(operation.name for operation in declared["OPERATIONS"]) == "charge"
+
+
+def test_fields_of_a_dict_are_declared_as_the_page_says() -> None:
+    class Desk:
+        def save_fill(self, fill: dict[str, Any]) -> Any:
+            return {**fill}
+
+    declared: dict[str, Any] = {}
+    exec(IN_A_RECORD, declared)  # noqa: S102 - the page's own example
+    (operation,) = with_records([declared["FILL"]], Desk)
+    call = {"fill": {"lot": 7, "pnl": Decimal(3)}}
+    assert (operation.standard(call)["position_id"], operation.amount_of(call)) == (7, 3)
