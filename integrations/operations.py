@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from typing import Any, cast
 
 from .. import Entry, Operation
@@ -16,6 +17,7 @@ from ..records import fields_of, is_record_class, with_field
 from .key_order import in_orders
 from .roles import Balance, Order, Position, Session
 from .view import checks
+from .view.explanations import number, number_or_none
 from .view.local_view import NO_SESSIONS, LocalView
 
 # What the adapter adds to a call's arguments: session, id, the balance that its caller was given.
@@ -69,7 +71,8 @@ class ManagerOperation(Operation):
         arguments by name, those left out with their defaults, and makes it of them.  Left out: what such calls were
         seen to return, where that is known.
     `context`: whether the method is a context manager that changes the balance.
-    `balance`, `amount`: what becomes of the session's balance, and the argument that holds the amount.
+    `balance`, `amount`: what becomes of the session's balance, and the argument that holds the amount; `-` before its
+        name: the balance becomes less by it.
     `session`, `position`, `order`: what becomes of the session, of a position and of an order.
     `never_refused`: `f(call)`: whether a call must not raise even when the store is halted: an exit must go out.
     `optional`: whether a manager may lack the method.
@@ -194,10 +197,21 @@ class ManagerOperation(Operation):
             return {key: value for key, value in given.items() if isinstance(key, str) and (not names or key in names)}
         return fields_of(given) if is_record_class(type(given)) else {}
 
+    @property
+    def amount_name(self) -> str | None:
+        """The standard name of the argument that holds the amount."""
+        return None if self.amount is None else self.standard_name(self.amount.removeprefix("-"))
+
+    def amount_in(self, call: Call) -> Any:
+        """By how much, or to what, a call with standard names changes the balance; None where it does not say."""
+        value = None if self.amount is None else call.get(str(self.amount_name))
+        if self.amount is None or not self.amount.startswith("-") or number_or_none(value) is None:
+            return value
+        return -(value if isinstance(value, float | Decimal) else number(value))
+
     def amount_of(self, call: Call) -> Any:
         """By how much, or to what, a call with the manager's own names changes the balance."""
-        assert self.amount is not None
-        return self.standard(call).get(self.standard_name(self.amount))
+        return self.amount_in(self.standard(call))
 
     def of_row(self, call: dict[str, Any], row: Callable[[Any], Any]) -> dict[str, Any]:
         """A call with the id of the position that it is meant for; `row(id)` gives that."""
@@ -238,7 +252,7 @@ class ManagerOperation(Operation):
         """The standard names of the arguments without which a manager's method does not fit this declaration."""
         named = [name for names in self.alternatives for name in names] if not self.optional else []
         named += [self.standard_name(self.order_by)] if isinstance(self.order_by, str) else []
-        named += [self.standard_name(self.amount)] if self.amount is not None else []
+        named += [self.amount_name] if self.amount_name is not None else []
         # A trade may close a position or none.
         moved = (Position.UPDATES, Position.REDUCES, Position.ENLARGES)
         return [*named, "position_id"] if self.position in moved else named

@@ -84,7 +84,7 @@ class Space:
                 raise Unknown("calls with other arguments contradict it")
         if not self.is_explained:
             raise Unknown("the manager's answers cannot be explained")
-        if self.agreed < _SEEN and any(one[0] == "const" and _is_amount(one[1]) for one in self.candidates):
+        if self.agreed < _SEEN and any(map(_may_be_chance, self.candidates)):
             raise Unknown("it was seen once only, and may be computed")
         first, *others = self.candidates
         value = evaluate(first, sources, old)
@@ -159,6 +159,9 @@ def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any
         if sources.get(details[0]) is None or old is None:
             return _present(old)
         return convert(details[-1], total(sources, old, *details[:-1]))
+    if kind == "product":
+        one, other = map(sources.get, details[:2])
+        return _present(old) if None in (one, other) else convert(details[-1], multiplied(one, other, details[2]))
     if kind in FARTHEST:
         value = sources.get(details[0])
         return convert(details[1], value) if value is not None and is_beyond(kind, value, old) else _present(old)
@@ -209,6 +212,11 @@ def won(sources: Sources, price: str, scale: int | None, entry: str, size: str |
         return amount / number(basis) * (100 if form == "percent" else 1)
 
 
+def _may_be_chance(one: Explanation) -> bool:
+    """Whether an answer may equal what it gives once, and be computed in another way."""
+    return one[0] == "product" or (one[0] == "const" and _is_amount(one[1]))
+
+
 def _is_amount(value: Any) -> bool:
     """Whether it is a number, also as a text, that is hardly a default."""
     amount = number_or_none(value)
@@ -250,6 +258,17 @@ def added(one: Any, other: Any, arithmetic: str) -> Decimal:
     """The sum of two amounts, as that arithmetic gives it."""
     one, other = number(one), number(other)
     return number(float(one) + float(other)) if arithmetic == FLOAT else one + other
+
+
+def multiplied(one: Any, other: Any, arithmetic: str) -> Decimal:
+    """The product of two amounts, as that arithmetic gives it."""
+    if not (is_number(one) and is_number(other)):
+        raise Unknown(f"{one!r} or {other!r} is no number")
+    if arithmetic == FLOAT:
+        return number(float(one) * float(other))
+    with localcontext() as context:
+        context.prec = _WIDE.prec
+        return number(one) * number(other)
 
 
 def rounded(value: Decimal, scale: int | None) -> Decimal:

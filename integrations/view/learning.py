@@ -11,7 +11,7 @@ from copy import deepcopy
 from datetime import datetime
 from decimal import Decimal
 from enum import Enum
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +32,7 @@ from .explanations import (
     is_beyond,
     is_number,
     makes,
+    multiplied,
     number,
     total,
     won,
@@ -138,6 +139,8 @@ def explain(
             return found
     if widely and old is not ABSENT and is_number(shown):
         found += _farthest(shown, sources, old, scales)
+    if not found and not is_id(key):
+        found += _products(shown, sources, scales)
     rows = [name for name in sources if name.startswith("row:")]
     if old is ABSENT:
         found += _named(key, _direct(key, rows, shown, sources, scales))
@@ -213,6 +216,25 @@ def _profits(shown: Any, sources: Sources, scales: tuple[int | None, ...]) -> It
         if abs(profit - number(shown)) <= 1:
             for conversion in conversions(profit, shown, scales):
                 yield ["profit", price, scale, entry, size, form, sign, conversion]
+
+
+def _products(shown: Any, sources: Sources, scales: tuple[int | None, ...]) -> Iterator[Explanation]:
+    """An amount times another one, of the call or of the row: a notional, a fee at a rate."""
+    if not isinstance(shown, float | Decimal) or not shown:
+        return
+    factors = [
+        name
+        for name, value in sources.items()
+        if name.startswith(("arg:", "row:")) and is_number(value) and value != 1 and not is_id(name.rpartition(":")[2])
+    ]
+    for one, other in combinations(factors, 2):
+        if one.startswith("row:") and other.startswith("row:"):
+            continue
+        for arithmetic in ARITHMETIC:
+            product_ = multiplied(sources[one], sources[other], arithmetic)
+            if abs(product_ - number(shown)) <= 1:
+                for conversion in conversions(product_, shown, scales):
+                    yield ["product", one, other, arithmetic, conversion]
 
 
 def is_telling(key: str, value: Any) -> bool:

@@ -61,8 +61,7 @@ class Seen:
     @property
     def amount(self) -> Any:
         """By how much, or to what, the call changes the balance."""
-        amount = self.operation.amount
-        return None if amount is None else self.call.get(self.operation.standard_name(amount))
+        return self.operation.amount_in(self.call)
 
     def named(self, table: str) -> list[Any]:
         """The ids of the rows of a table that the call names."""
@@ -141,7 +140,7 @@ class Seen:
 
         Of other amounts, such as a fee that is 0 by default, whether there is one.
         """
-        amount = None if self.operation.amount is None else self.operation.standard_name(self.operation.amount)
+        amount = self.operation.amount_name
         given = {name: value for name, value in self.call.items() if name not in ("session_id", amount)}
         amounts = {f"{name}{IS_ANY}": int(value != 0) for name, value in given.items() if type(value) in _AMOUNTS}
         return amounts | {

@@ -176,6 +176,37 @@ def test_amount_that_was_seen_once_is_no_constant(shown: Any, other: Any) -> Non
     assert space.predict(sources(price=4.5), shown) == shown
 
 
+@pytest.mark.parametrize("arithmetic", [float, Decimal])
+def test_product_of_two_amounts_is_learned(arithmetic: Any) -> None:
+    space = Space()
+    for size, price in (("3", "0.35"), ("0.7", "1.1")):
+        call = {"arg:size": arithmetic(size), "arg:price": arithmetic(price), "arg:leverage": 1}
+        with pytest.raises(Unknown):
+            space.predict(call)
+        observe(space, "notional", arithmetic(size) * arithmetic(price), call, scales=(None, 8))
+    call = {"arg:size": arithmetic("2.5"), "arg:price": arithmetic("0.3"), "arg:leverage": 1}
+    assert alike(space.predict(call), arithmetic("2.5") * arithmetic("0.3"))
+
+
+def test_product_of_a_row_and_an_argument_is_learned() -> None:
+    space, old = Space(), Decimal("1.0")
+    for size, price in (("3", "0.35"), ("0.7", "1.1")):
+        shown = Decimal(size) * Decimal(price)
+        call = {"row:positions:size": Decimal(size), "arg:price": Decimal(price)}
+        observe(space, "value", shown, call, old, scales=(None,))
+    predicted = space.predict({"row:positions:size": Decimal(4), "arg:price": Decimal("0.25")}, old)
+    assert predicted == 1
+    assert space.predict({"row:positions:size": Decimal(4), "arg:price": None}, old) == old
+
+
+def test_id_is_no_product() -> None:
+    space = Space()
+    for id_ in (6, 12):
+        observe(space, "ticket_id", id_, {"arg:lots": 2, "arg:size": id_ // 2}, scales=(None,))
+    with pytest.raises(Unknown):
+        space.predict({"arg:lots": 2, "arg:size": 4})
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_farthest_amount_so_far_is_learned(sign: int) -> None:
     """A trailing stop that only rises, a lowest price: the argument counts only beyond the former amount."""

@@ -61,3 +61,21 @@ def test_first_fee_in_an_outage_makes_the_balance_unknown(
         manager.book(session_id, 10.25, 0.3)
         with pytest.raises(UnknownLocally):
             manager.get_current_balance(session_id)
+
+
+def test_fee_is_taken_from_the_balance(postgres_url: str, outbox_dir: Path) -> None:
+    class Paying(Charging):
+        def pay(self, session_id: int, fee: float) -> bool:
+            return self.book(session_id, 0, fee)
+
+    paying = ManagerOperation("pay", returns=True, balance=Role.CHANGE, amount="-fee")
+    with scene(postgres_url, outbox_dir, Paying, (*TRADING_OPERATIONS, paying)) as here:
+        here.relay.start()
+        session_id = here.manager.create_trading_session("ma", 1000)
+        for _ in range(3):
+            here.manager.pay(session_id, 0.25)
+        assert here.drain()
+        here.box.pauses.begin("an outage", 300)
+        until(lambda: here.relay._last.paused)
+        here.manager.pay(session_id, 1.5)
+        assert here.manager.get_current_balance(session_id) == Decimal("997.75")
