@@ -253,8 +253,10 @@ class Keeper:
             known, balance = self.view.sessions.get(session_id), number_or_none(look.balance)
             if known is None or not self.view.is_sure(session_id) or balance is None or POSITIONS not in look.tables:
                 return
+            if known.get("foreign"):
+                return
             # A delivery may have shown meanwhile that the view had followed a call in another way.
-            if known.get("foreign") or session_id in self._doubtful:
+            if session_id in self._doubtful:
                 return
             if known["balance"] is not None and not self.view.learning.is_balance(balance, known["balance"]):
                 differences.append(f"its balance is {balance} in PostgreSQL and {known['balance']} here")

@@ -1733,6 +1733,13 @@ BUGS = (
         ("tests/integration/adapter/test_preflight.py",),
     ),
     Bug(
+        "adapter: a session that a delivery has just put in doubt is compared",
+        "integrations/keeper.py",
+        "            if session_id in self._doubtful:\n",
+        "            if False:\n",
+        ("tests/integration/adapter/test_compared_sessions.py",),
+    ),
+    Bug(
         "adapter: what another engine does in its own session sounds an alarm",
         "integrations/keeper.py",
         'if known.get("foreign"):',
