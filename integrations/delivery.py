@@ -131,8 +131,8 @@ class Delivery:
             self._outbox.progress.wait(lambda: not self._outbox.store.is_pending(last.seq), self.wait_s)
         settled = self._outbox.entry(entry.seq)
         if settled.status is not EntryStatus.FAILED:
-            told = notes_of(entry).get("id")
-            if answer is not None and told is not None and _id_in(operation, answer.value, told) not in (told, None):
+            id_ = notes_of(entry).get("id")
+            if answer is not None and id_ is not None and _id_in(operation, answer.value, id_) not in (id_, None):
                 # The manager found the row there already.
                 self._refused(settled)
             return local_result(operation, settled, told) if answer is None else answer.give()
