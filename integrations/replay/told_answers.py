@@ -100,7 +100,11 @@ def tell(view: LocalView, seen: Seen, old: Decimal | None, otherwise: Any) -> An
             values[key] = deepcopy(_predicted(space, sources, row.get(key, ABSENT)))
         except Unknown as exc:
             doubts.append(f"{key}: {exc}" if key else str(exc))
-    made = None if doubts else put_together(known["shape"], values)
+    made = None
+    try:
+        made = None if doubts else put_together(known["shape"], values)
+    except Exception as exc:  # noqa: BLE001 - a class of the manager's must not keep its call from being recorded
+        doubts.append(f"it cannot be made again: {exc}")
     if made is not None:
         return made[0]
     if known["shape"][0] in _PLAIN:
@@ -113,6 +117,13 @@ def id_in(answer: Any, told: Any, column: str) -> Any:
     """The id that an answer shows, where the caller of an outage was told `told`; None where it shows none."""
     if type(answer) is type(told) or isinstance(answer, UUID):
         return answer
+    try:
+        return _id_shown(answer, told, column)
+    except Exception:  # noqa: BLE001 - an object of the manager's that cannot be looked at must not fail its delivery
+        return None
+
+
+def _id_shown(answer: Any, told: Any, column: str) -> Any:
     container, values = taken_apart(answer)
     if container[0] in _PLAIN:
         # No id at all, such as a balance.
