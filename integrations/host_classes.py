@@ -1,4 +1,4 @@
-"""Host classes: the enums, dataclasses and named tuples of a host that its calls carry, known again after a restart."""
+"""Host classes: the enums and other classes of a host whose objects its calls carry, known again after a restart."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from enum import Enum
 from typing import Any
 
 from .. import Outbox
-from ..codec import MAX_DEPTH
+from ..derived import collection_name, is_derived_class
 from ..errors import ConfigError
-from ..records import fields_of, is_record_class
+from ..records import fields_of, has_fields
 from ..registered import class_name, class_named, register_enum, register_record
+from .state.plain_data import PLAIN
 
 _META = "manager:enums"
 
@@ -43,7 +44,7 @@ class HostClasses:
             outbox.store.put_meta(_META, json.dumps(sorted(names | known)).encode())
 
     def learn(self, outbox: Outbox, values: Any) -> bool:
-        """Allow the classes of enum members and records among `values`, now and after a restart; whether there are any.
+        """Allow the classes of objects among `values`, now and after a restart; whether there are any that may be.
 
         Hosts pass those of their own and of their ORM.  The store keeps the names only: nothing is imported by name.
         """
@@ -64,7 +65,7 @@ def register_loaded() -> None:
 
 
 def _loaded() -> dict[str, type]:
-    """The enums and record classes of the program by name."""
+    """The classes of the program by name whose objects can be stored."""
     found: dict[str, type] = {}
     seen, todo = set[type](), [object]
     while todo:
@@ -73,7 +74,7 @@ def _loaded() -> dict[str, type]:
                 continue
             seen.add(cls)
             todo.append(cls)
-            if (issubclass(cls, Enum) and cls.__members__) or is_record_class(cls):
+            if (issubclass(cls, Enum) and cls.__members__) or has_fields(cls) or is_derived_class(cls):
                 # A dataclass with slots was made of another one of its name, which lives on.
                 name = class_name(cls)
                 found[name] = class_named(name) or cls
@@ -86,19 +87,23 @@ def _register(cls: type) -> None:
         register_enum(cls) if issubclass(cls, Enum) else register_record(cls)
 
 
-def _classes_in(value: Any, depth: int = 0) -> Iterator[type]:
-    if isinstance(value, Enum):
-        yield type(value)
-        return
-    if depth > MAX_DEPTH:
-        return
-    inner: Any = ()
-    if is_record_class(type(value)):
-        yield type(value)
-        inner = fields_of(value).values()
-    elif isinstance(value, Mapping):
-        inner = (one for item in value.items() for one in item)
-    elif isinstance(value, list | tuple | set | frozenset):
-        inner = value
-    for item in inner:
-        yield from _classes_in(item, depth + 1)
+def _classes_in(value: Any) -> Iterator[type]:
+    """The classes of the program's own whose objects are in a value."""
+    seen, todo = set[int](), [value]
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or type(one) in PLAIN:
+            continue
+        seen.add(id(one))
+        if isinstance(one, Enum):
+            yield type(one)
+        elif has_fields(type(one)):
+            yield type(one)
+            todo += fields_of(one).values()
+            continue
+        elif is_derived_class(type(one)) and collection_name(one) is None:
+            yield type(one)
+        if isinstance(one, Mapping):
+            todo += (*one.keys(), *one.values())
+        elif isinstance(one, list | tuple | set | frozenset):
+            todo += one

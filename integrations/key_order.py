@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ..records import fields_of, has_fields, made_of
+from .state.plain_data import PLAIN
+
 # The keys of a dict, empty where they are sorted, and the orders of what is inside, by position as text.
 Order = list[Any]
+# By `id()`: the value, so that its id stays its own, and its order.
+_Known = dict[int, tuple[Any, Order | None]]
+_COLLECTIONS = (dict, list, tuple)
 
 
-def key_order(value: Any) -> Order | None:
-    """The order of the keys in a value, at any depth; None where sorted keys are in order."""
-    keys: list[Any] = []
-    inside: Collection[Any] = value
-    if isinstance(value, dict):
-        inside, given = value.values(), list(value)
-        keys = given if any(type(key) is not str for key in given) or given != sorted(given) else []
-    elif not isinstance(value, list | tuple):
+def key_order(value: Any, known: _Known | None = None) -> Order | None:
+    """The order of the keys in a value, at any depth; None where sorted keys are in order.
+
+    `known`: the orders of what was looked at before, since objects may hold each other.
+    """
+    if type(value) in PLAIN:
         return None
-    found = {str(index): order for index, one in enumerate(inside) if (order := key_order(one)) is not None}
+    known = {} if known is None else known
+    if id(value) not in known:
+        known[id(value)] = value, None
+        known[id(value)] = value, _order_in(value, known)
+    return known[id(value)][1]
+
+
+def _order_in(value: Any, known: _Known) -> Order | None:
+    keys: list[Any] = []
+    given = fields_of(value) if type(value) not in _COLLECTIONS and has_fields(type(value)) else value
+    if isinstance(given, dict):
+        names, inside = list(given), list(given.values())
+        keys = names if any(type(key) is not str for key in names) or names != sorted(names) else []
+    elif isinstance(given, list | tuple):
+        inside = list(given)
+    else:
+        return None
+    found = {str(index): order for index, one in enumerate(inside) if (order := key_order(one, known)) is not None}
     return [keys, found] if keys or found else None
 
 
@@ -27,13 +49,28 @@ def in_key_order(value: Any, order: Order | None) -> Any:
     if order is None:
         return value
     keys, inside = order
+    if has_fields(type(value)):
+        given = fields_of(value)
+        return made_of(type(value), in_key_order(given, order), given)
     if isinstance(value, dict):
         keys = keys or sorted(value)
         if value.keys() != set(keys):
             return value
-        return {key: in_key_order(value[key], inside.get(str(index))) for index, key in enumerate(keys)}
+        items = {key: in_key_order(value[key], inside.get(str(index))) for index, key in enumerate(keys)}
+        return items if type(value) is dict else _refilled(value, items)
     if isinstance(value, list | tuple):
-        return type(value)(in_key_order(one, inside.get(str(index))) for index, one in enumerate(value))
+        ordered = [in_key_order(one, inside.get(str(index))) for index, one in enumerate(value)]
+        if isinstance(value, tuple):
+            return tuple.__new__(type(value), ordered)
+        list.__setitem__(value, slice(None), ordered)
+    return value
+
+
+def _refilled(value: dict[Any, Any], items: Mapping[Any, Any]) -> dict[Any, Any]:
+    base = OrderedDict if isinstance(value, OrderedDict) else dict
+    base.clear(value)
+    for key, item in items.items():
+        base.__setitem__(value, key, item)
     return value
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from .. import Entry, Operation
 from ..errors import ConfigError, TargetMisconfigured
-from ..records import fields_of, is_record_class, with_field
+from ..records import fields_of, has_fields, with_field
 from .key_order import in_orders
 from .roles import Balance, Order, Position, Session
 from .view import checks
@@ -195,7 +195,8 @@ class ManagerOperation(Operation):
         given, names = call.get(record), cast(Mapping[str, Collection[str]], self.records)[record]
         if isinstance(given, dict):
             return {key: value for key, value in given.items() if isinstance(key, str) and (not names or key in names)}
-        return fields_of(given) if is_record_class(type(given)) else {}
+        given = fields_of(given) if has_fields(type(given)) else {}
+        return {key: value for key, value in given.items() if not key.startswith("__")}
 
     @property
     def amount_name(self) -> str | None:

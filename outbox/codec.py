@@ -10,6 +10,7 @@ What PostgreSQL would refuse later (NaN, NUL in text, lone surrogates, numbers b
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -20,19 +21,28 @@ from uuid import UUID
 import orjson
 
 from . import registered
+from .attributes import attributes, put
+from .derived import collection_name, collection_of, derived_of, plain_of
 from .errors import InvalidEntry, Unrestorable
 from .foreign import coerced, is_column_name
-from .records import fields_of, made_of, names_of
+from .records import fields_of, has_fields, made_of, names_of
 from .registered import class_name
+from .scalars import RESTORED, checked_decimal, checked_text, lowered_datetime, lowered_time
 
-# Digits of a numeric before and after the decimal point: PostgreSQL documentation, section 8.1.
-_MAX_INTEGER_DIGITS = 131_072
-_MAX_FRACTION_DIGITS = 16_383
 # Levels of nesting; deeper values are refused, and so are values that contain themselves.
 MAX_DEPTH = 64
 # Up to so many, a Decimal needs no closer look.
 _FLAT_DIGITS = 1000
 _TEXT = {str}
+
+
+class _Lowered(threading.local):
+    def __init__(self) -> None:
+        # The objects that are being encoded.
+        self.ids: set[int] = set()
+
+
+_lowered = _Lowered()
 # As JSON; also found in a text of a backslash and u0000, which is harmless.
 _NUL = b"\\u0000"
 _INT64 = 2**63
@@ -150,35 +160,10 @@ def field_names(plain: bytes) -> tuple[str, ...]:
     return tuple(orjson.loads(plain))
 
 
-def _check_text(value: str, path: str) -> str:
-    if "\0" in value:
-        raise InvalidEntry(f"{path} contains a NUL character, which PostgreSQL text cannot hold", hint="remove it")
-    try:
-        value.encode()
-    except UnicodeEncodeError as exc:
-        raise InvalidEntry(f"{path} contains a lone surrogate at index {exc.start}", hint="pass valid Unicode") from exc
-    return value
-
-
 def _is_exact(value: Any) -> bool:
     """Whether JSON surely has a value as it is; found sooner than its path is spelled out."""
     kind = type(value)
     return value is None or kind is bool or (kind is str and value.isascii() and "\0" not in value)
-
-
-def _check_decimal(value: Decimal, path: str) -> str:
-    if not value.is_finite():
-        raise InvalidEntry(f"{path} is {value}, which is not a finite number", hint="pass a finite Decimal or None")
-    exponent = value.as_tuple().exponent
-    assert isinstance(exponent, int)
-    if (value and value.adjusted() >= _MAX_INTEGER_DIGITS) or -exponent > _MAX_FRACTION_DIGITS:
-        raise InvalidEntry(
-            f"{path} has exponent {exponent}, beyond PostgreSQL's numeric",
-            hint=f"at most {_MAX_INTEGER_DIGITS} digits before and {_MAX_FRACTION_DIGITS} after the decimal point",
-        )
-    if exponent > _MAX_INTEGER_DIGITS:
-        raise InvalidEntry(f"{path} has exponent {exponent}, beyond PostgreSQL's numeric", hint="normalize the zero")
-    return str(value)
 
 
 def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
@@ -187,7 +172,7 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
     if value is None or kind is bool:
         return value, None
     if kind is str:
-        return _check_text(value, path), None
+        return checked_text(value, path), None
     if kind is int:
         if -_INT64 <= value < _INT64:
             return value, None
@@ -201,9 +186,9 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
             raise InvalidEntry(f"{path} is {value}, which is not a finite number", hint="pass a finite number or None")
         return value, None
     if kind is Decimal:
-        return _check_decimal(value, path), "decimal"
+        return checked_decimal(value, path), "decimal"
     if kind is datetime:
-        return _lower_datetime(value, path)
+        return lowered_datetime(value, path)
     if kind in (dict, list, tuple, set, frozenset):
         return _lower_container(value, path, depth)
     if isinstance(value, Enum):
@@ -211,7 +196,7 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
     if kind is date:
         return value.isoformat(), "date"
     if kind is time:
-        return _lower_time(value, path)
+        return lowered_time(value, path)
     if kind is timedelta:
         # PostgreSQL reads "N days M microseconds" as an interval.
         seconds = value.seconds * 1_000_000 + value.microseconds
@@ -221,34 +206,27 @@ def _lower(value: Any, path: str, depth: int) -> tuple[Any, Any]:
     if kind is bytes:
         return "\\x" + value.hex(), "bytes"
     if registered.records.get(name := class_name(kind)) is kind:
-        plain, tags = _lower_container(given := fields_of(value), path, depth)
-        return plain, ["record", name, tags, sorted(given.keys() - {*names_of(kind)})]
+        return _lower_record(value, name, path, depth)
+    if (collection := collection_name(value)) is not None:
+        plain, tags = _lower(dict(value), path, depth + 1)
+        return plain, ["collection", collection, tags]
     return _lower(coerced(value, path), path, depth + 1)
 
 
-def _lower_datetime(value: datetime, path: str) -> tuple[Any, Any]:
-    offset = value.utcoffset()
-    if offset is None:
-        return value.isoformat(), ["fold", "naive"] if value.fold else "naive"
-    # In UTC, because PostgreSQL ignores an offset that is given to a column without time zone.
+def _lower_record(value: Any, name: str, path: str, depth: int) -> tuple[Any, Any]:
+    kind = type(value)
+    if not has_fields(kind):
+        plain, tags = _lower(plain_of(value), path, depth + 1)
+        return plain, ["derived", name, tags, *(_lower(attributes(value) or None, path, depth + 1))]
+    # Objects that hold each other make more paths than can be followed down to the last level.
+    if id(value) in _lowered.ids:
+        raise InvalidEntry(f"{path[:80]}... is an object that holds itself", hint="pass its values")
+    _lowered.ids.add(id(value))
     try:
-        plain = value.astimezone(UTC).isoformat()
-    except OverflowError:
-        raise InvalidEntry(
-            f"{path} is {value.isoformat()}, which UTC cannot express", hint="pass a time of the years 1 to 9999 in UTC"
-        ) from None
-    return plain, ["aware", offset.total_seconds()] if offset else "aware"
-
-
-def _lower_time(value: time, path: str) -> tuple[Any, Any]:
-    offset = value.utcoffset()
-    if offset is not None:
-        return value.isoformat(), ["time", offset.total_seconds()]
-    if value.tzinfo is not None:
-        raise InvalidEntry(
-            f"{path} is {value!r}, whose offset depends on the day", hint="pass a datetime, or a time of a fixed offset"
-        )
-    return value.isoformat(), ["fold", "time"] if value.fold else "time"
+        plain, tags = _lower_container(given := fields_of(value), path, depth)
+    finally:
+        _lowered.ids.remove(id(value))
+    return plain, ["record", name, tags, sorted(given.keys() - {*names_of(kind)})]
 
 
 def _lower_enum(value: Enum, path: str, depth: int) -> tuple[Any, Any]:
@@ -277,7 +255,7 @@ def _lower_container(value: Any, path: str, depth: int) -> tuple[Any, Any]:
             tags: dict[str, Any] = {}
             for key, item in value.items():
                 if not _is_exact(key):
-                    _check_text(key, f"{path} key {key!r}")
+                    checked_text(key, f"{path} key {key!r}")
                 if _is_exact(item):
                     plain[key] = item
                     continue
@@ -315,16 +293,20 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
     if tag is None:
         return plain
     if isinstance(tag, str):
-        return SCALARS[tag](plain)
+        return RESTORED[tag](plain)
     if isinstance(tag, list):
         if tag[0] == "aware":
             return datetime.fromisoformat(plain).astimezone(timezone(timedelta(seconds=tag[1])))
         if tag[0] == "time":
             return time.fromisoformat(plain).replace(tzinfo=timezone(timedelta(seconds=tag[1])))
         if tag[0] == "fold":  # the second of two times of a day on which the clock is set back
-            return SCALARS[tag[1]](plain).replace(fold=1)
+            return RESTORED[tag[1]](plain).replace(fold=1)
         if tag[0] == "record":
             return _lift_record(plain, *tag[1:], strict=strict)
+        if tag[0] == "derived":
+            return _lift_derived(plain, *tag[1:], strict=strict)
+        if tag[0] == "collection":
+            return collection_of(tag[1], _lift(plain, tag[2], strict))
         _, name, member = tag
         cls = registered.enums.get(name)
         if cls is not None and member in cls.__members__:
@@ -347,36 +329,39 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
     return _CONTAINERS[name](items)
 
 
+def tag_within(tag: Any) -> Any:
+    """The tag of the built-in value that one of a derived class, or of a collection, is stored as."""
+    while isinstance(tag, list) and tag[0] in ("derived", "collection"):
+        tag = tag[2]
+    return tag
+
+
 def _lift_record(plain: Any, name: str, tags: Any, more: Any = (), *, strict: bool) -> Any:
-    fields, cls = _lift(plain, tags, strict), registered.records.get(name)
-    if cls is not None:
-        return made_of(cls, fields, more)
-    if strict:
+    fields, cls = _lift(plain, tags, strict), _class_named(name, strict)
+    return fields if cls is None else made_of(cls, fields, more)
+
+
+def _lift_derived(plain: Any, name: str, tags: Any, attached: Any, attached_tags: Any, *, strict: bool) -> Any:
+    value, cls = _lift(plain, tags, strict), _class_named(name, strict)
+    if cls is None:
+        return value
+    value = derived_of(cls, value)
+    for attribute, item in (_lift(attached, attached_tags, strict) or {}).items():
+        put(value, attribute, item)
+    return value
+
+
+def _class_named(name: str, strict: bool) -> Any:
+    cls = registered.records.get(name)
+    if cls is None and strict:
         raise Unrestorable(
             f"the class {name} is not registered in this process",
             hint="call outbox.register_record on it",
             class_is_unknown=True,
         )
-    return fields
+    return cls
 
 
-def _interval(text: str) -> timedelta:
-    days, _, microseconds, _ = text.split()
-    return timedelta(days=int(days), microseconds=int(microseconds))
-
-
-# By tag, how a value is restored that is a text in JSON.
-SCALARS: Mapping[str, Any] = {
-    "int": int,
-    "decimal": Decimal,
-    "aware": datetime.fromisoformat,
-    "naive": datetime.fromisoformat,
-    "date": date.fromisoformat,
-    "time": time.fromisoformat,
-    "interval": _interval,
-    "uuid": UUID,
-    "bytes": lambda text: bytes.fromhex(text[2:]),
-}
 _CONTAINERS: Mapping[str, Any] = {
     "list": list,
     "tuple": tuple,

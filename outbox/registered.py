@@ -1,4 +1,4 @@
-"""Registered: the classes of enums and records whose objects an entry may hold, by the names under which it does."""
+"""Registered: the classes of enums, records and derived values that an entry may hold, by their stored names."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from enum import Enum
 from types import ModuleType
 from typing import Any, TypeVar
 
+from .derived import is_derived_class
 from .errors import ConfigError
-from .records import is_record_class
+from .records import has_fields
 
 T = TypeVar("T")
 
@@ -26,13 +27,18 @@ def register_enum(cls: type[Enum]) -> type[Enum]:
 
 
 def register_record(cls: type[T]) -> type[T]:
-    """Allow objects of `cls`, a dataclass or a named tuple, as arguments; usable as a class decorator.
+    """Allow objects of `cls` as arguments; usable as a class decorator.
 
-    They are stored by class and the names of their fields; PostgreSQL sees an object of the fields.  Raises
-    `ConfigError` as `register_enum`, and for a class of another kind.
+    A dataclass, a named tuple, a class of attrs, a model of pydantic, a class of your own whose objects hold values
+    only, or one that is derived from a built-in class (`class Symbol(str)`).  They are stored by class and the names of
+    their fields; PostgreSQL sees an object of the fields, or the built-in value.  Raises `ConfigError` as
+    `register_enum`, and for a class of another kind.
     """
-    if not is_record_class(cls):
-        raise ConfigError(f"{class_name(cls)} is no dataclass and no named tuple", hint="register one of these")
+    if not (has_fields(cls) or is_derived_class(cls)):
+        raise ConfigError(
+            f"objects of {class_name(cls)} hold more than fields, so it cannot be registered",
+            hint="pass their values, or an object of a class that holds nothing else",
+        )
     return _register(cls, records, "record")
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Collection, MutableMapping, MutableSequence, MutableSet
 from typing import Any
 
-from ..attributes import attributes
+from ...attributes import attributes
 from . import held
 from .class_code import ClassCode
 from .method_code import facts_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..attributes import attributes
+from ...attributes import attributes
 from . import misfits
 from .evidence import Evidence
 from .method_code import facts_of, names_in

@@ -17,8 +17,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from ...records import is_record_class
-from ..attributes import attributes
+from ...attributes import attributes
+from ...records import has_fields, is_opaque_class
 from ..operations import TRADING_OPERATIONS, ManagerOperation
 from ..signatures import signature_of
 from ..view.kept_answers import ManagerRead
@@ -204,7 +204,7 @@ def unstorable(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]
 def _unstorable_in(hint: Any, holders: tuple[Any, ...] = ()) -> Any:
     """The class, in an annotation, of values that no entry can hold; None where there are others to choose from."""
     inside = typing.get_args(hint)
-    if is_record_class(hint) and hint not in holders:
+    if has_fields(hint) and hint not in holders:
         inside, holders = (*hints_of(hint).values(),), (*holders, hint)
     if not inside:
         return hint if _is_unstorable(hint) else None
@@ -217,7 +217,7 @@ def _unstorable_in(hint: Any, holders: tuple[Any, ...] = ()) -> Any:
 def _is_unstorable(hint: Any) -> bool:
     if not isinstance(hint, type) or issubclass(hint, Enum):
         return False
-    return is_mapped_class(hint) or issubclass(hint, Session | Connection | Engine)
+    return is_mapped_class(hint) or is_opaque_class(hint) or issubclass(hint, Session | Connection | Engine)
 
 
 def makes_its_id(operation: ManagerOperation, evidence: Evidence) -> str | None:

@@ -13,9 +13,9 @@ from enum import StrEnum
 from typing import Any
 
 from ... import Operation, Outbox, OutboxError
+from ...attributes import attributes
 from ...errors import ConfigError
 from ...log import Log
-from ..attributes import attributes
 from ..host import Host
 from ..manager_connection import engine_held
 from ..operations import AFTER_DRAIN, ManagerOperation

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
-from ..attributes import attributes
+from ...attributes import attributes
 from ..operations import ManagerOperation
 from ..state.kept_state import scalars_shared
 from . import held

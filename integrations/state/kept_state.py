@@ -18,8 +18,8 @@ from typing import Any
 
 from sqlalchemy.orm import scoped_session, sessionmaker
 
+from ...attributes import attributes, put
 from ...errors import ConfigError
-from ..attributes import attributes, put
 from ..key_order import in_key_order, key_order
 from .own_locks import own_locks
 from .plain_data import SCALARS, copied, counter, is_long, is_of_the_host, is_small, is_state, same

@@ -18,11 +18,11 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-from ..attributes import attributes, put, slots_of
+from ...attributes import attributes, put, slots_of
 
 SCALARS = (bool, int, float, complex, str, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, type(None))
 # Most items have one of these types: told apart by identity, a large collection costs a tenth.
-_PLAIN = frozenset(SCALARS)
+PLAIN = frozenset(SCALARS)
 # Of larger collections only the collection is copied, since its items are seldom changed; a still larger dict or set (a
 # cache) is shared with the copy.
 _LARGEST = 10_000
@@ -38,7 +38,7 @@ _COUNTER = re.compile(r"count\((-?\d+)(?:, (-?\d+))?\)")
 
 def is_state(value: Any, depth: int = 0) -> bool:
     """Whether a value is plain data: scalars, collections of them, objects of the host that hold nothing else."""
-    if type(value) in _PLAIN or isinstance(value, SCALARS) or type(value).__module__ == "numpy":
+    if type(value) in PLAIN or isinstance(value, SCALARS) or type(value).__module__ == "numpy":
         return True
     if isinstance(value, count):
         return counter(value) is not None
@@ -52,7 +52,7 @@ def is_state(value: Any, depth: int = 0) -> bool:
 
 
 def _all_state(values: Any, depth: int) -> bool:
-    return all(type(value) in _PLAIN or is_state(value, depth + 1) for value in tuple(values))
+    return all(type(value) in PLAIN or is_state(value, depth + 1) for value in tuple(values))
 
 
 def is_of_the_host(value: Any) -> bool:
@@ -95,7 +95,7 @@ def is_small(value: Any) -> bool:
 
 def copied(value: Any) -> Any:
     """A copy of plain data, collections within it included; a long list keeps its items; anything else as it is."""
-    if type(value) in _PLAIN:
+    if type(value) in PLAIN:
         return value
     if is_long(value):
         return copy.copy(value)
@@ -112,11 +112,11 @@ def _copied(value: Any) -> Any:
     made = copy.copy(value)
     if isinstance(made, (list, deque)):
         for at, item in enumerate(made):
-            if type(item) not in _PLAIN:
+            if type(item) not in PLAIN:
                 made[at] = _copied(item)
     elif not isinstance(made, (set, tuple, frozenset)):
         for name, item in (made if isinstance(made, dict) else attributes(made)).items():
-            if type(item) in _PLAIN:
+            if type(item) in PLAIN:
                 continue
             if isinstance(made, dict):
                 made[name] = _copied(item)

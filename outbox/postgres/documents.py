@@ -32,6 +32,7 @@ def _document(record: Record) -> bytes:
 
 
 def _value(plain: Any, tag: Any) -> Any:
+    tag = codec.tag_within(tag[2] if isinstance(tag, list) and tag[0] == "record" else tag)
     if tag == "int":
         return codec.raw_json(plain.encode())
     if not isinstance(tag, dict):

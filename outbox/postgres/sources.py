@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from .. import codec
+from .. import codec, scalars
 from .transaction_settings import Cursor
 
 # Object ids of built-in types: they never change (src/include/catalog/pg_type.dat).
@@ -124,6 +124,7 @@ def _tags_of(types: bytes) -> Mapping[str, Any]:
 
 
 def _kind(value: Any, tag: Any) -> str:
+    tag = codec.tag_within(tag)
     if type(value) is not list:
         return _scalar_kind(type(value), tag)
     ((name, marks),) = tag.items() if isinstance(tag, dict) else (("list", {}),)
@@ -142,6 +143,7 @@ def _list_kind(elements: Iterable[str]) -> str:
 
 
 def _scalar_kind(python: type, tag: Any) -> str:
+    tag = codec.tag_within(tag)
     if isinstance(tag, list) and tag[0] == "record":
         return "object"
     if isinstance(tag, list) and tag[0] != "enum":
@@ -149,7 +151,7 @@ def _scalar_kind(python: type, tag: Any) -> str:
         kind: str = {"aware": "aware", "time": "timetz", "fold": tag[1]}.get(tag[0], "mixed")
         return _KINDS.get(kind, kind)
     if isinstance(tag, str):
-        if tag not in codec.SCALARS:
+        if tag not in scalars.RESTORED:
             raise KeyError(tag)
         return _KINDS.get(tag, tag)
     return _PLAIN_KINDS.get(python, "mixed")

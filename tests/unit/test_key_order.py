@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 
+from outbox import register_record
 from outbox.codec import decode, encode
 from outbox.integrations.key_order import in_key_order, in_orders, key_order, orders_of
+
+
+@register_record
+@dataclass
+class Leg:
+    symbol: str
+    more: dict[str, int]
+
+
+class Quote(NamedTuple):
+    more: dict[str, int]
+    bid: int
+
+
+class Plain:
+    def __init__(self, symbol: str, more: Any) -> None:
+        self.symbol, self.more = symbol, more
+
+    def __repr__(self) -> str:
+        return f"Plain{vars(self)}"
+
+
+register_record(Quote)
+register_record(Plain)
 
 VALUES: list[Any] = [
     {"b": 1, "a": 2},
@@ -15,6 +42,10 @@ VALUES: list[Any] = [
     {10: "x", 9: "y", "a": {"d": 1, "c": 2}},
     [{"b": 1, "a": 2}, {"a": 1}],
     {"z": {}, "a": []},
+    OrderedDict([("b", 1), ("a", [OrderedDict([("z", 1), ("y", 2)])])]),
+    Leg("BTC", {"b": 1, "a": 2}),
+    [Quote({"b": 1, "a": 2}, 1)],
+    Plain("BTC", {"b": 1, "a": 2}),
 ]
 
 
@@ -28,6 +59,12 @@ def test_stored_value_comes_back_in_its_order(value: Any) -> None:
 def test_value_in_sorted_order_needs_no_note(value: Any) -> None:
     assert key_order(value) is None
     assert in_key_order(value, None) is value
+
+
+def test_object_that_holds_itself_has_an_end() -> None:
+    plain = Plain("BTC", [])
+    plain.more += [{"b": plain, "a": plain}] * 3
+    assert key_order(plain) is not None
 
 
 def test_order_of_another_value_changes_nothing() -> None:

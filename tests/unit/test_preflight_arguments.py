@@ -28,7 +28,24 @@ class Ticket:
             session.add(Trade(symbol=symbol))
 
 
+class Feed:
+    """It is more than what is set on it."""
+
+    def __getstate__(self) -> object:
+        return None
+
+
+class Holder:
+    feed: Feed
+
+
 class Batches(Sound):
+    def of_a_feed(self, feed: Feed) -> None:
+        self.in_a_list([])
+
+    def of_a_holder(self, holder: Holder | None) -> None:
+        self.in_a_list([])
+
     def in_a_list(self, trades: list[Trade]) -> None:
         with self.get_session() as session:
             session.add_all(trades)
@@ -61,7 +78,13 @@ def fit_of(*names: str) -> Fit:
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("in_a_list", "'trades' holds a Trade"), ("in_a_dict", "'trades' holds a Trade"), ("in_tuples", "holds a Trade")],
+    [
+        ("in_a_list", "'trades' holds a Trade"),
+        ("in_a_dict", "'trades' holds a Trade"),
+        ("in_tuples", "holds a Trade"),
+        ("of_a_feed", "'feed' is a Feed"),
+        ("of_a_holder", "'holder' holds a Feed"),
+    ],
 )
 def test_argument_that_holds_what_no_entry_can_is_refused(name: str, what: str) -> None:
     with pytest.raises(ConfigError, match=f"{what}, which cannot be stored"):

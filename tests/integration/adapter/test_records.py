@@ -8,6 +8,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import attrs
+import pydantic
 import pytest
 from sqlalchemy import Column, Integer, Numeric, String, create_engine, insert, select
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
@@ -177,6 +179,42 @@ class ObjectManager(DictManager):
         return super().record_fill(fill._asdict())
 
 
+class ModelOrder(pydantic.BaseModel):
+    client_order_id: str
+    status: str
+    quantity: Decimal
+
+
+@attrs.define
+class AttrsHolding:
+    symbol: str
+    size: Decimal
+    tag: str = "swing"
+
+
+class PlainFill:
+    def __init__(self, position_id: int, pnl: Decimal) -> None:
+        self.position_id, self.pnl = position_id, pnl
+
+
+class LibraryManager(ObjectManager):
+    """A model of pydantic, an object of attrs, and one of a class of its own."""
+
+    def log_position(self, position: AttrsHolding) -> int:  # type: ignore[override]
+        return DictManager.log_position(self, attrs.asdict(position))
+
+    def create_order_journal_entry(self, order: ModelOrder) -> int:  # type: ignore[override]
+        return self._insert(Work, order.model_dump())
+
+    def record_fill(self, fill: PlainFill) -> int:  # type: ignore[override]
+        with self.session_factory.begin() as session:
+            session.add(row := Fill(position_id=fill.position_id, pnl=fill.pnl))
+            session.add(Cash(run_id=self._current_session_id, total=self._total(session) + fill.pnl))
+            session.flush()
+            session.delete(session.get_one(Holding, fill.position_id))
+            return int(row.id)
+
+
 class DetailsManager(DictManager):
     """A dict of which the method takes one item."""
 
@@ -184,7 +222,11 @@ class DetailsManager(DictManager):
         return super().log_position({"symbol": symbol, "size": size, "tag": details.get("tag", "none")})
 
 
-MADE: dict[str, Any] = {"order": NewOrder, "holding": NewHolding, "fill": NewFill}
+MADE: dict[type, dict[str, Any]] = {
+    DictManager: dict.fromkeys(("order", "holding", "fill"), dict),
+    ObjectManager: {"order": NewOrder, "holding": NewHolding, "fill": NewFill},
+    LibraryManager: {"order": ModelOrder, "holding": AttrsHolding, "fill": PlainFill},
+}
 
 OPERATIONS = (
     *(one for one in TRADING_OPERATIONS if one.name != "create_trading_session"),
@@ -195,7 +237,7 @@ OPERATIONS = (
 
 def trade(manager: Any, number: int, *, stop: Any) -> None:
     """One bar of an engine: an order, its fill, a position that is moved, and one that is closed."""
-    made = MADE if isinstance(manager, ObjectManager) else dict.fromkeys(MADE, dict)
+    made = next(MADE[one] for one in (LibraryManager, ObjectManager, DictManager) if isinstance(manager, one))
     order = {"client_order_id": f"c{number}", "quantity": Decimal(number)}
     manager.create_order_journal_entry(made["order"](**order, status="new"))
     if number % 3:
@@ -224,7 +266,7 @@ def here(request: pytest.FixtureRequest, postgres_url: str, outbox_dir: Path) ->
         yield made
 
 
-@pytest.mark.parametrize("here", [DictManager, ObjectManager], indirect=True)
+@pytest.mark.parametrize("here", list(MADE), indirect=True)
 def test_fields_are_answered_as_the_manager_does(here: Scene) -> None:
     for number in range(13, 25):
         trade(here.manager, number, stop=Decimal(number) / 7)
