@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -21,9 +22,10 @@ from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
 from . import earlier_calls
+from .arguments import Passed
 from .away import is_away
 from .binding import bind_to
-from .block import Block, Entering, SessionLocks, current, entered, logged_at_exit
+from .block import Block, Entering, SessionLocks, current, entered, has_called, logged_at_exit
 from .delivery import Delivery, local_result
 from .guard import Guard
 from .halt import Halt
@@ -109,7 +111,7 @@ class Adapter:
         # The operation that ended the current session, until it is known whether the session stays current.
         self._ended: tuple[str, int | None] | None = None
         silence = Silence(self._is_postgres_away, outbox.progress.ask, outbox.clock.monotonic)
-        self.guard = Guard(self.delivery, self.replayer.statement_elsewhere, self._has_called_in_block, silence)
+        self.guard = Guard(self.delivery, self.replayer.statement_elsewhere, partial(has_called, self), silence)
         host.when_built(self.guard.attach)
         self.passing = Passing(self, reads)
         self._session_locks = SessionLocks(outbox.clock)
@@ -208,15 +210,15 @@ class Adapter:
 
         `at`: when it was made, where that was before there was an outbox.
         """
-        bound, defaults = self._preparing.bind(operation, args, kwargs)
+        call = self._preparing.bind(operation, args, kwargs)
         try:
             self.refuse_fork()
-            item = self._preparing.rehearsed(operation, bound, defaults)
+            item = self._preparing.rehearsed(operation, call)
             item.at = at
             return self._durably(item) if item.rehearsal.reached else self._by_itself(item)
         except OutboxError as exc:
             self._halt.after(exc)
-            is_exit = operation.never_refused is not None and operation.never_refused(operation.standard(bound))
+            is_exit = operation.never_refused is not None and operation.never_refused(operation.standard(call.bound))
             # A best-effort call raises nothing; a halted store or a dead letter stops no exit.
             if not operation.best_effort and not (is_exit and isinstance(exc, DurabilityError | AlreadyRejected)):
                 raise
@@ -276,14 +278,18 @@ class Adapter:
                 first = None if group is not None and group.add(item) else self._record([item])[0]
         if item.unnumbered is not None:
             self._halt.after(item.unnumbered)
-        if first is None:
-            return item.told
-        told = local_result(operation, first) if earlier else item.told
-        return self._result(operation, [first], told) if waits else told
+        known = first if earlier else None
+        told = item.told if known is None else local_result(operation, known)
+        if first is not None and waits:
+            return self._result(operation, [first], told, item.passed)
+        item.passed.numbered((item.notes if known is None else notes_of(known)).get("id"))
+        return told
 
-    def _result(self, operation: ManagerOperation, entries: Sequence[Entry], told: Any = None) -> Any:
+    def _result(
+        self, operation: ManagerOperation, entries: Sequence[Entry], told: Any = None, passed: Passed | None = None
+    ) -> Any:
         try:
-            result = self.delivery.result(operation, entries, told)
+            result = self.delivery.result(operation, entries, told, passed)
         finally:
             self.replayer.carried.settle()
         if operation.session is Session.BEGINS:
@@ -326,8 +332,8 @@ class Adapter:
         alive: Callable[[], bool],
     ) -> Generator[Any, None, None]:
         self.refuse_fork()
-        bound, defaults = self._preparing.bind(operation, args, kwargs)
-        item, outer = self._preparing.rehearsed(operation, bound, defaults), current(self)
+        item = self._preparing.rehearsed(operation, self._preparing.bind(operation, args, kwargs))
+        outer = current(self)
         if not item.rehearsal.reached:
             self._by_itself(item)
         waits = outer is None and not self._write_behind and self.delivery.prompt()
@@ -359,11 +365,6 @@ class Adapter:
                     entries = self._record(calls)
         if waits:
             self._result(operation, entries)
-
-    def _has_called_in_block(self) -> bool:
-        block = current(self)
-        # The first is the block's own.
-        return block is not None and len(block.calls()) > 1
 
     def _record(self, items: list[Prepared]) -> list[Entry]:
         """Make calls durable in one commit and fold them into the view; the order is held meanwhile."""

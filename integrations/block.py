@@ -135,6 +135,13 @@ def current(owner: object) -> Block | None:
     return block
 
 
+def has_called(owner: object) -> bool:
+    """Whether the caller is in an open block of `owner` and has made a call there."""
+    block = current(owner)
+    # The first is the block's own.
+    return block is not None and len(block.calls()) > 1
+
+
 @contextmanager
 def entered(block: Block) -> Iterator[None]:
     """Make `block` current.  Raises `BlockMisused` where it is not left as it was entered."""

@@ -10,6 +10,7 @@ from .. import Entry, EntryStatus, Outbox
 from ..errors import EntryNotFound
 from ..log import Log
 from ..own_threads import is_waited_for
+from .arguments import Passed
 from .operations import ManagerOperation, call_of, notes_of
 from .replay.answers import Answer
 from .replay.balance import told_before
@@ -110,11 +111,14 @@ class Delivery:
             first += 1
         return first is None or first > bar
 
-    def result(self, operation: ManagerOperation, entries: Sequence[Entry], told: Any = _NOTED) -> Any:
+    def result(
+        self, operation: ManagerOperation, entries: Sequence[Entry], told: Any = _NOTED, passed: Passed | None = None
+    ) -> Any:
         """Wait for the delivery of a call, or of a block, and return or raise what the manager answered to the first.
 
         The caller is answered when PostgreSQL has committed, before the store has recorded that; with the local result
-        if that takes too long.  A refused call is discarded, since its caller gets the error.
+        if that takes too long.  A refused call is discarded, since its caller gets the error.  `passed`: the caller's
+        objects, which follow what the method changed.
         """
         entry, last = entries[0], entries[-1]
         first = self._outbox.store.first_pending()
@@ -123,6 +127,8 @@ class Delivery:
             early = self._answers.leave(entry.seq)
             if early is not None:
                 self._replayer.compare_id(operation, entry, early.value)
+            if passed is not None:
+                passed.numbered(notes_of(entry).get("id"))
             return local_result(operation, entry, told)
         answers = [self._answers.take(one.seq) for one in entries]
         answer = answers[0]
@@ -135,6 +141,8 @@ class Delivery:
             if answer is not None and id_ is not None and _id_in(operation, answer.value, id_) not in (id_, None):
                 # The manager found the row there already.
                 self._refused(settled)
+            if passed is not None:
+                passed.numbered(id_) if answer is None else passed.changed(answer.call)
             return local_result(operation, settled, told) if answer is None else answer.give()
         self._refused(settled)
         if operation.best_effort:

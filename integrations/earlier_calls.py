@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import AlreadyRejected, Entry, EntryStatus, IdempotencyConflict, Outbox
 from ..codec import encode
+from ..records import has_fields, with_field
 from .block import Block
 from .operations import ManagerOperation, call_of
 from .preparing import Prepared
@@ -51,8 +52,20 @@ def in_block(group: Block | None, operation: ManagerOperation, bound: dict[str, 
 
 
 def _must_be_same(operation: ManagerOperation, first: Mapping[str, Any], call: Mapping[str, Any], where: str) -> None:
-    if encode(plain(first))[0] != encode(plain(call))[0]:
+    if encode(plain(_as_passed(operation, first)))[0] != encode(plain(_as_passed(operation, call)))[0]:
         raise IdempotencyConflict(
             f"{operation.name} with this identity is {where} already, with other arguments",
             hint="one intent, one identity: the first call stands",
         )
+
+
+def _as_passed(operation: ManagerOperation, call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call without the ids that the method leaves in its arguments: the first call had none."""
+    found = dict(call)
+    for name, field in operation.sets_id.items():
+        given = found.get(name)
+        if isinstance(given, dict):
+            found[name] = {key: item for key, item in given.items() if key != field}
+        elif has_fields(type(given)) and hasattr(given, field):
+            found[name] = with_field(given, field, None)
+    return found

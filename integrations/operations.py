@@ -29,7 +29,19 @@ Call = Mapping[str, Any]
 # Of a field that was not given, which `like` may fill: None and () are values too.
 _LEFT_OUT: Any = ...
 # Fields that `like` does not fill, or in another way.
-_OWN = ("name", "like", "args", "records", "renames", "handler", "optional", "identity", "alternatives", "as_seen")
+_OWN = (
+    "name",
+    "like",
+    "args",
+    "records",
+    "sets_id",
+    "renames",
+    "handler",
+    "optional",
+    "identity",
+    "alternatives",
+    "as_seen",
+)
 
 
 def answered(result: Any, wrote: bool) -> bool:
@@ -60,6 +72,8 @@ class ManagerOperation(Operation):
         own names.  Also a mapping to the names that count, none for all.  Those of which the code of the method takes
         items (`trade["pnl"]`, `Trade(**trade)`, `trade.pnl`), and those that are annotated with such a class, are found
         at wiring.
+    `sets_id`: an argument -> its field or key in which the method leaves the id of the new row (`fill.id = row.id`), so
+        that an outage leaves it there, too.  Found at wiring where the method's code shows it.
     `renames`: the former name of an argument -> its present one, for entries that an older version has stored.
     `identity`: names of arguments; also several alternatives, of which the first without a None counts.
     `order_by`: an argument's name or a callable; by default the trading session that is current at the call.
@@ -87,6 +101,7 @@ class ManagerOperation(Operation):
     like: str | None = None
     args: Mapping[str, str] = field(default_factory=dict)
     records: Mapping[str, Collection[str]] | tuple[str, ...] | str = field(default_factory=dict)
+    sets_id: Mapping[str, str] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)
     alternatives: tuple[tuple[str, ...], ...] = ()
     checks: tuple[Callable[[Call, View], None], ...] = ()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,6 +24,7 @@ from ..errors import ConfigError
 from ..log import Log
 from ..store.writer import refuse_at_the_end
 from ..words import first_line
+from .arguments import Passed
 from .away import is_away
 from .block import Block
 from .delivery import Delivery
@@ -65,6 +66,7 @@ class Prepared:
     # The arguments as they were given, and defaults of the method for the rest.
     bound: dict[str, Any]
     defaults: dict[str, Any]
+    passed: Passed
     rehearsal: Rehearsal
     notes: dict[str, Any] = field(default_factory=dict)
     # Its idempotency hash, where its identity was looked up.
@@ -85,6 +87,14 @@ class Prepared:
     at: datetime | None = None
     # What the call returns without a wait for PostgreSQL.
     told: Any = None
+
+
+class Bound(NamedTuple):
+    """A call by names of arguments: copies of what was given, defaults of the method for the rest, what was passed."""
+
+    bound: dict[str, Any]
+    defaults: dict[str, Any]
+    passed: Passed
 
 
 class _Opened:
@@ -136,15 +146,13 @@ class Preparing:
     def _view(self) -> LocalView:
         return self._keeper.view
 
-    def rehearsed(self, operation: ManagerOperation, bound: dict[str, Any], defaults: dict[str, Any]) -> Prepared:
-        """A call that was bound, tried on a copy of the manager.  Raises `ConfigError` for what cannot be replayed."""
+    def rehearsed(self, operation: ManagerOperation, call: Bound) -> Prepared:
+        """A call, tried on a copy of the manager.  Raises `ConfigError` for what cannot be replayed."""
         # Then nothing can be imported, and the copy would fail with an error that names neither call nor outbox.
         refuse_at_the_end()
-        return Prepared(operation, bound, defaults, self._rehearse(operation, bound))
+        return Prepared(operation, *call, self._rehearse(operation, call.bound))
 
-    def bind(
-        self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def bind(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
         """Arguments by name, so that positional and keyword calls are alike, and the defaults of the others.
 
         Copies: what the caller does to a list or a dict afterwards is not part of the call.  Raises `TypeError`.
@@ -154,7 +162,7 @@ class Preparing:
         call: dict[str, Any] = {}
         for name, value in given.items():
             if parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
-                call[name] = copied(value)
+                call[name] = value
                 continue
             # Python allows the name of an argument that it takes by position only.
             clash = value.keys() & ({*parameters, NOTES} - {name})
@@ -163,7 +171,9 @@ class Preparing:
                     f"{operation.name} got {min(clash)!r} as a further keyword, and that name is taken",
                     hint="give the keyword another name",
                 )
-            call |= {key: copied(item) for key, item in value.items()}
+            call |= value
+        copies = {name: copied(value) for name, value in call.items()}
+        objects = {name: value for name, value in call.items() if copies[name] is not value}
         # A signature that was recalled from the store knows only which arguments have a default.
         takers = parameters if self._host.method(operation.name) is not None else ()
         defaults = {
@@ -171,7 +181,8 @@ class Preparing:
             for name in takers
             if name not in given and isinstance(parameters[name].default, _IMMUTABLE)
         }
-        return operation.of_row(call, self._replayer.same_row.of), defaults
+        passed = Passed(operation.name, objects, copies, operation.sets_id)
+        return Bound(operation.of_row(copies, self._replayer.same_row.of), defaults, passed)
 
     def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any]) -> Rehearsal:
         """Try a call on a copy of the manager, which may refuse it, up to its first contact with the database."""

@@ -131,9 +131,10 @@ def arguments(operation: ManagerOperation, evidence: Evidence, signature: inspec
         )
         return
     records: Mapping[str, Collection[str]] = getattr(operation, "records", {})
-    for name in records:
-        if name not in given and inspect.Parameter.VAR_KEYWORD not in kinds:
-            yield f"records= names {name!r}, which is no argument of it: {shown}"
+    for what, names in {"records": records, "sets_id": getattr(operation, "sets_id", ())}.items():
+        for name in names:
+            if name not in given and inspect.Parameter.VAR_KEYWORD not in kinds:
+                yield f"{what}= names {name!r}, which is no argument of it: {shown}"
     if inspect.Parameter.VAR_KEYWORD in kinds or not all(records.values()):
         return
     given |= {item for items in records.values() for item in items}

@@ -21,6 +21,7 @@ from ...records import is_record_class, names_of
 from ..operations import ManagerOperation
 from ..signatures import signature_of
 from .class_code import ClassCode
+from .ids_left import with_ids_left
 from .method_code import dotted, facts_of, meaning
 
 _ONE_ITEM = frozenset({"get", "pop", "setdefault"})
@@ -41,11 +42,14 @@ _EVERY = "*"
 
 
 def remembered(operations: Iterable[_O], manager_class: type | None, outbox: Outbox) -> tuple[_O, ...]:
-    """`with_records`; the store keeps what was found, for a start at which the manager's class is not known yet."""
+    """`with_records` and `with_ids_left`.
+
+    The store keeps what was found, for a start at which the manager's class is not known yet.
+    """
     given, stored = tuple(operations), outbox.store.get_meta(_META)
     if manager_class is None:
         known: dict[str, dict[str, list[str]]] = {} if stored is None else json.loads(stored)
-        return tuple(_with(one, known.get(one.name, {})) for one in given)
+        return with_ids_left((_with(one, known.get(one.name, {})) for one in given), None, outbox)
     found = with_records(given, manager_class)
     kept = {
         one.name: {name: sorted(items) for name, items in one.records.items()}  # type: ignore[union-attr]
@@ -55,7 +59,7 @@ def remembered(operations: Iterable[_O], manager_class: type | None, outbox: Out
     data = json.dumps(kept, sort_keys=True).encode()
     if (kept or stored is not None) and data != stored:
         outbox.store.put_meta(_META, data)
-    return found
+    return with_ids_left(found, manager_class, outbox)
 
 
 def with_records(operations: Iterable[_O], manager_class: type) -> tuple[_O, ...]:

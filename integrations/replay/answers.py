@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 _ANSWERS_KEPT = 256
@@ -18,6 +19,8 @@ class Answer:
     error: BaseException | None = None
     # Whether the value means that nothing was applied.
     refusal: bool = False
+    # The arguments as the method has left them, but those that cannot change.
+    call: Mapping[str, Any] = field(default_factory=dict)
 
     def give(self) -> Any:
         """Return or raise it, as the manager did."""

@@ -29,6 +29,7 @@ from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Position
 from ..signatures import invoke, signature_of_bound
 from ..state.carried import Carried
+from ..state.plain_data import PLAIN
 from ..upgrades import misconfigured, must_fit, upgraded
 from ..view.explanations import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
@@ -168,7 +169,7 @@ class Replayer:
             with noting() as failures, frozen(entry.captured_at, replica, as_of.told_uuid) as clock:
                 if in_real_time:
                     clock.thaw()
-                value = self._call(operation, replica, entry, as_of, clock)
+                value, call = self._call(operation, replica, entry, as_of, clock)
         except Exception as exc:  # noqa: BLE001 - whatever the manager raises is judged there
             if not (in_real_time or kept.in_contact or watch.misfit or isinstance(exc, OutboxError)):
                 # The rehearsal came further: an object that later calls have used, too, refuses to go back in time.
@@ -182,7 +183,8 @@ class Replayer:
             # After a failure that it swallowed, the manager may have written something else than it would without.
             raise failures.passing
         done = applied(operation, type(replica), value, wrote=watch.committed, error=watch.error)
-        self.answers.keep(entry.seq, Answer(value, refusal=not done))
+        left = {name: one for name, one in call.items() if type(one) not in PLAIN}
+        self.answers.keep(entry.seq, Answer(value, refusal=not done, call=left))
         if not done:
             if watch.error is not None:
                 raise misconfigured(watch.error, operation, entry, self._host) or watch.error
@@ -220,7 +222,10 @@ class Replayer:
             return {"raised": f"{type(exc).__name__}: {exc}"}
         raise CallFailed(f"{operation.name} of the manager raised {type(exc).__name__}: {exc}") from exc
 
-    def _call(self, operation: ManagerOperation, replica: Any, entry: Entry, as_of: AsOf, clock: FrozenClock) -> Any:
+    def _call(
+        self, operation: ManagerOperation, replica: Any, entry: Entry, as_of: AsOf, clock: FrozenClock
+    ) -> tuple[Any, dict[str, Any]]:
+        """What the method answers, and the arguments as it leaves them."""
         method = getattr(replica, operation.name, None)
         if method is None:
             raise TargetMisconfigured(f"the manager has no method {operation.name!r}, and entry {entry.seq} needs it")
@@ -237,10 +242,10 @@ class Replayer:
         call |= operation.of_row(given, self.same_row.of)
         with self._witnessing(operation, entry, replica) as witness:
             if not operation.context:
-                return witness.answered(invoke(method, call))
+                return witness.answered(invoke(method, call)), call
             with invoke(method, call) as told:
                 witness.told(told)
-        return None
+        return None, call
 
     def _witnessing(self, operation: ManagerOperation, entry: Entry, replica: Any) -> AbstractContextManager[Any]:
         if self.witness is None:
