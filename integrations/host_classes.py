@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from .. import Outbox
-from ..derived import collection_name, is_derived_class
+from ..derived import can_be_registered, collection_name, is_derived_class
 from ..errors import ConfigError
 from ..records import fields_of, has_fields
 from ..registered import class_name, class_named, register_enum, register_record
@@ -74,7 +74,7 @@ def _loaded() -> dict[str, type]:
                 continue
             seen.add(cls)
             todo.append(cls)
-            if (issubclass(cls, Enum) and cls.__members__) or has_fields(cls) or is_derived_class(cls):
+            if (issubclass(cls, Enum) and cls.__members__) or can_be_registered(cls):
                 # A dataclass with slots was made of another one of its name, which lives on.
                 name = class_name(cls)
                 found[name] = class_named(name) or cls

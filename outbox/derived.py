@@ -9,7 +9,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any
 
-from .records import is_in_python
+from .records import has_fields, is_in_python
 
 # By built-in class: a value of it that equals one of a class derived from it, whatever that class has overridden.
 _PLAIN: Mapping[type, Callable[[Any], Any]] = {
@@ -38,6 +38,11 @@ def is_derived_class(cls: Any) -> bool:
     bases = cls.__mro__[: cls.__mro__.index(_base(cls))]
     package = cls.__module__.partition(".")[0]
     return is_in_python(bases) and package not in {"numpy", "pandas", "sqlalchemy", "psycopg2", "outbox"}
+
+
+def can_be_registered(cls: Any) -> bool:
+    """Whether objects of a class can be stored, once it is registered."""
+    return has_fields(cls) or is_derived_class(cls)
 
 
 def _base(cls: type) -> Any:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .derived import is_derived_class
+from .derived import can_be_registered
 from .errors import InvalidEntry
-from .records import has_fields
 
 
 def is_column_name(value: Any) -> bool:
@@ -35,9 +34,5 @@ def coerced(value: Any, path: str) -> Any:
         f"{path} has type {type(value).__module__}.{type(value).__qualname__}, which cannot be stored exactly",
         hint="allowed: None, bool, int, float, str, Decimal, datetime, date, time, timedelta, UUID, bytes, "
         "registered Enums and classes, numpy scalars, and dict, list, tuple, set, frozenset of these"
-        + ("; or register its class with outbox.register_record" if _can_be_registered(type(value)) else ""),
+        + ("; or register its class with outbox.register_record" if can_be_registered(type(value)) else ""),
     )
-
-
-def _can_be_registered(cls: type) -> bool:
-    return has_fields(cls) or is_derived_class(cls)

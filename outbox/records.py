@@ -42,25 +42,19 @@ def is_record_class(cls: Any) -> bool:
 
 def is_plain_class(cls: Any) -> bool:
     """Whether it is a class of the program's own whose objects are what is set on them."""
-    return _is_own(cls) and not _says_more(cls)
+    if not is_own_class(cls) or not is_in_python(cls.__mro__) or issubclass(cls, type):
+        return False
+    return not any(name in vars(base) for base in cls.__mro__[:-1] for name in _OF_ITS_OWN)
 
 
-def is_opaque_class(cls: Any) -> bool:
-    """Whether it is a class of the program's own that says that its objects are more than what is set on them."""
-    return _is_own(cls) and _says_more(cls) and not is_record_class(cls)
-
-
-def _is_own(cls: Any) -> bool:
-    if not isinstance(cls, type) or cls is object or not is_in_python(cls.__mro__) or issubclass(cls, type):
+def is_own_class(cls: Any) -> bool:
+    """Whether it is a class of the program's own, or of a library that stands for nothing outside of the program."""
+    if not isinstance(cls, type):
         return False
     package = cls.__module__.partition(".")[0]
     if package in sys.stdlib_module_names and package != "__main__":
         return False
     return not any(base.__module__.partition(".")[0] in _LIBRARIES for base in cls.__mro__)
-
-
-def _says_more(cls: type) -> bool:
-    return any(name in vars(base) for base in cls.__mro__[:-1] for name in _OF_ITS_OWN)
 
 
 def is_in_python(bases: Iterable[type]) -> bool:

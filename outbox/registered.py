@@ -7,9 +7,8 @@ from enum import Enum
 from types import ModuleType
 from typing import Any, TypeVar
 
-from .derived import is_derived_class
+from .derived import can_be_registered
 from .errors import ConfigError
-from .records import has_fields
 
 T = TypeVar("T")
 
@@ -34,7 +33,7 @@ def register_record(cls: type[T]) -> type[T]:
     their fields; PostgreSQL sees an object of the fields, or the built-in value.  Raises `ConfigError` as
     `register_enum`, and for a class of another kind.
     """
-    if not (has_fields(cls) or is_derived_class(cls)):
+    if not can_be_registered(cls):
         raise ConfigError(
             f"objects of {class_name(cls)} hold more than fields, so it cannot be registered",
             hint="pass their values, or an object of a class that holds nothing else",

@@ -18,7 +18,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
 from ...attributes import attributes
-from ...records import has_fields, is_opaque_class
+from ...derived import can_be_registered
+from ...records import has_fields, is_own_class
 from ..operations import TRADING_OPERATIONS, ManagerOperation
 from ..signatures import signature_of
 from ..view.kept_answers import ManagerRead
@@ -218,7 +219,11 @@ def _unstorable_in(hint: Any, holders: tuple[Any, ...] = ()) -> Any:
 def _is_unstorable(hint: Any) -> bool:
     if not isinstance(hint, type) or issubclass(hint, Enum):
         return False
-    return is_mapped_class(hint) or is_opaque_class(hint) or issubclass(hint, Session | Connection | Engine)
+    if is_mapped_class(hint) or issubclass(hint, Session | Connection | Engine):
+        return True
+    # Types of numpy and pandas become Python's; what is only a protocol or abstract may be anything.
+    of_data = hint.__module__.partition(".")[0] in {"numpy", "pandas"}
+    return is_own_class(hint) and not (can_be_registered(hint) or of_data or inspect.isabstract(hint))
 
 
 def makes_its_id(operation: ManagerOperation, evidence: Evidence) -> str | None:

@@ -39,8 +39,15 @@ class Holder:
     feed: Feed
 
 
+class Failure(Exception):
+    """It is written in C, in part."""
+
+
 class Batches(Sound):
     def of_a_feed(self, feed: Feed) -> None:
+        self.in_a_list([])
+
+    def of_a_failure(self, failure: Failure) -> None:
         self.in_a_list([])
 
     def of_a_holder(self, holder: Holder | None) -> None:
@@ -84,6 +91,7 @@ def fit_of(*names: str) -> Fit:
         ("in_tuples", "holds a Trade"),
         ("of_a_feed", "'feed' is a Feed"),
         ("of_a_holder", "'holder' holds a Feed"),
+        ("of_a_failure", "'failure' is a Failure"),
     ],
 )
 def test_argument_that_holds_what_no_entry_can_is_refused(name: str, what: str) -> None:
