@@ -10,7 +10,6 @@ What PostgreSQL would refuse later (NaN, NUL in text, lone surrogates, numbers b
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -34,15 +33,6 @@ MAX_DEPTH = 64
 # Up to so many, a Decimal needs no closer look.
 _FLAT_DIGITS = 1000
 _TEXT = {str}
-
-
-class _Lowered(threading.local):
-    def __init__(self) -> None:
-        # The objects that are being encoded.
-        self.ids: set[int] = set()
-
-
-_lowered = _Lowered()
 # As JSON; also found in a text of a backslash and u0000, which is harmless.
 _NUL = b"\\u0000"
 _INT64 = 2**63
@@ -218,14 +208,7 @@ def _lower_record(value: Any, name: str, path: str, depth: int) -> tuple[Any, An
     if not has_fields(kind):
         plain, tags = _lower(plain_of(value), path, depth + 1)
         return plain, ["derived", name, tags, *(_lower(attributes(value) or None, path, depth + 1))]
-    # Objects that hold each other make more paths than can be followed down to the last level.
-    if id(value) in _lowered.ids:
-        raise InvalidEntry(f"{path[:80]}... is an object that holds itself", hint="pass its values")
-    _lowered.ids.add(id(value))
-    try:
-        plain, tags = _lower_container(given := fields_of(value), path, depth)
-    finally:
-        _lowered.ids.remove(id(value))
+    plain, tags = _lower_container(given := fields_of(value), path, depth)
     return plain, ["record", name, tags, sorted(given.keys() - {*names_of(kind)})]
 
 

@@ -517,7 +517,7 @@ def test_object_that_holds_itself_is_refused_at_once() -> None:
     signal.others = [Signal("ETH", Decimal(1)) for _ in range(20)]  # type: ignore[attr-defined]
     for other in signal.others:  # type: ignore[attr-defined]
         other.others, other.first = signal.others, signal  # type: ignore[attr-defined]
-    with pytest.raises(InvalidEntry, match="holds itself"):
+    with pytest.raises(InvalidEntry, match="contains itself"):
         codec.encode({"signal": signal})
     assert round_trip(Signal("BTC", Decimal(1))).symbol == "BTC"
 
