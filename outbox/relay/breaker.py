@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 CLOSED, OPEN, HALF_OPEN = "closed", "open", "half-open"
-_THRESHOLD = 3
+THRESHOLD = 3
 _MAX_EXPONENT = 32
 
 
@@ -40,7 +40,7 @@ class Breaker:
         self._failures += 1
         delay = self.backoff(self._failures)
         self._next_at = now + delay
-        if self._failures >= _THRESHOLD:
+        if self._failures >= THRESHOLD:
             self.state = OPEN
         return delay
 

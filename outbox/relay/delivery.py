@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..box import Outbox
-from ..errors import DurabilityError, OutboxError, TargetMisconfigured, TargetUnavailable
+from ..errors import DurabilityError, OutboxError, ReceiptsGone, TargetMisconfigured, TargetUnavailable
 from ..log import Log
 from ..store.envelope import to_us
 from ..store.ledger import Settlement
@@ -165,7 +165,7 @@ class Delivery:
     def _came_to(self, wait_s: float) -> Step:
         works = self.trouble.breaker.state == CLOSED and not self._paused
         # In a pause nothing is tried, so nothing is known.
-        away = not self._paused and (self.trouble.unreachable or self._reconciler.unreachable)
+        away = not self._paused and self.trouble.unreachable
         return Step(wait_s, self._caught_up, self._seen_seq, self._paused, works, away, self.idle.answered)
 
     def _is_paused(self, ordered: bool) -> bool:
@@ -230,7 +230,7 @@ class Delivery:
             conflict = isinstance(error, TargetUnavailable) and error.conflict
             self._scan.stalled(outcome.stalled, ended, max(HURRY_S, ended - now), conflict=conflict)
             _log.warning(
-                "entry %(seq)s of operation %(operation)r fails or takes too long by itself: %(error)s",
+                "entry %(seq)s of operation %(operation)r fails or takes too long by itself, and waits: %(error)s",
                 seq=outcome.stalled[0].seq,
                 operation=outcome.stalled[0].operation,
                 error=error,
@@ -293,23 +293,34 @@ class Delivery:
             self.publication.moved_at = now
             self.publication.know_better()
         self._housekeep(now, idle=self._caught_up)
-        if self._caught_up:
-            self._check(now)
+        idle_s = self._check(now) if self._caught_up else math.inf
         self.publish(now)
         if outcome.interruption is not None:
             return self._came_to(self.trouble.breaker.wait(now))
         if not batch.exhausted or self._reconciler.waiting:
             return self._came_to(0.0)
-        wait = self._box.config.sync_interval
+        wait = min(self._box.config.sync_interval, idle_s)
         return self._came_to(wait if next_retry is None else max(0.0, min(wait, next_retry - now)))
 
-    def _check(self, now: float) -> None:
-        """Nothing is to be delivered: ask PostgreSQL what a batch would have shown.  Raises `OutboxError`."""
-        if self.idle.probe(now) and self.trouble.last_error is not None:
-            # The failed entry was settled or discarded meanwhile, so no batch will show that delivery works.
+    def _check(self, now: float) -> float:
+        """Nothing is to be delivered: ask PostgreSQL what a batch would have shown; the longest wait after that.
+
+        Raises `ReceiptsGone` or `DurabilityError`.
+        """
+        try:
+            works = self.idle.probe(now)
+        except ReceiptsGone:
+            raise
+        except (TargetUnavailable, TargetMisconfigured) as exc:
+            # Nothing waits yet, so callers count as caught up; a wrong address or password is reported all the same.
+            self.publication.know_better()
+            return self.trouble.failed_idle(exc)
+        if works and self.trouble.last_error is not None:
+            # No batch will show that delivery works.
             self._recover()
         self.idle.confirm_withdrawn(now, self._scan.releases)
         self._caught_up = not self._reconciler.waiting
+        return math.inf
 
     def _fail(self, exc: OutboxError, now: float) -> None:
         self.publication.know_better()
@@ -323,7 +334,6 @@ class Delivery:
 
     def _recover(self) -> None:
         self.trouble.recovered()
-        self._reconciler.unreachable = False
         self.publication.know_better()
         self._size.grow()
 

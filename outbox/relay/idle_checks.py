@@ -32,13 +32,15 @@ class IdleChecks:
     def probe(self, now: float) -> bool:
         """Now and then ask whether PostgreSQL still has everything; whether it has answered that it does.
 
-        Raises `OutboxError`.
+        Raises `OutboxError`; then it asks again at the next step.
         """
-        wanted, fine = self._wanted, False
-        if wanted > self.answered or now >= self._next_probe:
-            with foreseen():
-                fine = self._reconciler.probe()
-            self.answered, self._next_probe = wanted, now + _PROBE_S
+        if self._wanted <= self.answered and now < self._next_probe:
+            return False
+        # Answered also by an error: nothing more is known until PostgreSQL is back.
+        self.answered, self._next_probe = self._wanted, now
+        with foreseen():
+            fine = self._reconciler.probe()
+        self._next_probe = now + _PROBE_S
         return fine
 
     def confirm_withdrawn(self, now: float, releases: int) -> None:

@@ -81,7 +81,7 @@ class Publication:
         """Publish at once when something has changed, else every second."""
         error = trouble.last_error or scan.trouble
         state: dict[str, object] = {
-            "breaker": trouble.breaker.state,
+            "breaker": trouble.breaker_state,
             "stopped": trouble.stopped,
             "last_error": error and error[:_SAID_CHARS],
             "died": self.died and self.died[:_SAID_CHARS],

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..box import Outbox
 from ..entry import EntryStatus
-from ..errors import HistoryRewound, ReceiptsGone, StoreCorrupt, TargetMisconfigured, TargetUnavailable
+from ..errors import HistoryRewound, StoreCorrupt, TargetUnavailable
 from ..log import Log
 from ..monitoring.alarms import Alarms
 from ..store.continuity import Memory, fingerprint
@@ -58,8 +58,6 @@ class Reconciler:
         self.able = self._target is not None
         # Whether PostgreSQL lacks something that has not been put back yet, as far as is known.
         self.waiting = False
-        # Whether PostgreSQL could not be reached when it was asked last.
-        self.unreachable = False
         # Whether sequence numbers are above those of a copy of the store, as far as it was known then.
         self._risen = False
         if self._target is not None:
@@ -79,23 +77,16 @@ class Reconciler:
     def probe(self) -> bool:
         """Ask PostgreSQL although nothing is to be delivered; whether it answered that it has everything.
 
-        An outage is not logged.  Raises `ReceiptsGone`.
+        Raises `TargetUnavailable` or `TargetMisconfigured`.
         """
-        self.unreachable = False
-        if self._target is None or not self._store.marks():
+        if self._target is None:
             return False
-        for _ in range(2):  # the first may find out that an idle connection has died long ago
-            try:
-                self.note(self._target.compare(self._store.identity.store_id).loss)
-            except ReceiptsGone:
-                raise
-            except (TargetUnavailable, TargetMisconfigured) as exc:
-                _log.debug("could not ask whether anything was lost: %(error)s", error=exc)
-                self.unreachable = isinstance(exc, TargetUnavailable)
-            else:
-                self.unreachable = False
-                return not self.waiting
-        return False
+        try:
+            comparison = self._target.compare(self._store.identity.store_id)
+        except TargetUnavailable:  # perhaps only an idle connection that has died long ago
+            comparison = self._target.compare(self._store.identity.store_id)
+        self.note(comparison.loss)
+        return not self.waiting
 
     def confirm_withdrawn(self) -> bool:
         """Ask PostgreSQL whether what was discarded while it was pending had been applied all the same.
@@ -190,9 +181,14 @@ class Reconciler:
         said = {**asdict(done), "lowest": late and late[0], "why": None if loss is None else loss.message}
         self._store.rebase(mark, self._note(RECONCILE, said))
         _log.warning(
-            "reconciled with PostgreSQL behind entry %(settled_seq)s (%(why)s): compared %(compared)s, "
-            "put back %(put_back)s (first %(first_seq)s, last %(last_seq)s), gone %(gone)s, accepted: %(accepted)s",
-            **{name: value for name, value in said.items() if name not in ("needed", "lowest")},
+            "reconciled with PostgreSQL after entry %(settled_seq)s: entries compared: %(compared)s, put back to be "
+            "delivered again: %(put_back)s, lost for good: %(gone)s; the loss: %(why)s; accepted because: %(accepted)s",
+            settled_seq=done.settled_seq,
+            compared=done.compared,
+            put_back=done.put_back,
+            gone=done.gone,
+            why=said["why"] or "none was noticed",
+            accepted=order.accept or "not accepted",
         )
         self._box.progress.rewound()
         return done

@@ -101,8 +101,8 @@ def test_url_is_asked_for_at_each_new_connection(server: PostgresServer, vault: 
 def test_a_password_that_comes_late_stops_the_line_until_it_is_there(
     server: PostgresServer, vault: Vault, box: Outbox
 ) -> None:
+    change(server, "first", "second")
     with Relay(box, PostgresTarget(address(server), OPERATIONS, password=vault, config=_CONFIG)) as relay:
-        change(server, "first", "second")
         box.enqueue("trade", {"number": 1})
         until(lambda: box.status().relay.stopped)
         vault.password = "second"

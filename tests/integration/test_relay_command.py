@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox import Operation, Outbox, OutboxConfig
+from outbox import Health, Operation, Outbox, OutboxConfig
 from outbox.testing import PostgresServer
 from tests import atb as command_line
 from tests.unit.fakes.audit import query
@@ -128,6 +128,33 @@ def test_relay_command_waits_through_an_outage_and_logs_it(
         assert "hunter2" not in said
         assert said.rstrip().endswith("stopped, pending: 3")
     assert delivered(url) == 0
+
+
+def test_relay_without_entries_reports_a_wrong_database(start: Start, outbox_dir: Path, url: str) -> None:
+    """A wrong address shows when the relay starts, not at the first entry that cannot be delivered."""
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        wrong = start(DATABASE_URL=url.rpartition("/")[0] + "/nowhere")
+        until(lambda: box.status().health is Health.NEEDS_OPERATOR, lambda: box.status())
+        assert "nowhere" in box.status().needs_operator[0]
+        wrong.terminate()
+        assert "ERROR outbox.relay: delivery failed" in ended(wrong)[1]
+        start()
+        until(lambda: box.status().health is Health.HEALTHY, lambda: box.status())
+
+
+def test_relay_without_entries_reports_an_outage_and_its_end(
+    start: Start, outbox_dir: Path, postgres_server: PostgresServer, url: str
+) -> None:
+    settings = {"OUTBOX_BACKOFF_CAP": "0.2", "DATABASE_URL": url}
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        try:
+            postgres_server.kill()
+            start(**settings)
+            until(lambda: box.status().breaker == "open", lambda: box.status())
+            assert box.status().health is Health.DEGRADED
+        finally:
+            postgres_server.start()
+        until(lambda: box.status().health is Health.HEALTHY, lambda: box.status())
 
 
 def test_every_line_of_a_json_log_is_an_object(start: Start, outbox_dir: Path, url: str) -> None:

@@ -1313,6 +1313,13 @@ BUGS = (
         ("tests/integration/test_unrestorable.py",),
     ),
     Bug(
+        "an idle relay looks healthy while PostgreSQL refuses it",
+        "outbox/relay/delivery.py",
+        "return self.trouble.failed_idle(exc)",
+        "return math.inf",
+        ("tests/integration/test_relay_command.py",),
+    ),
+    Bug(
         "the reason of a stopped line is forgotten when the next relay begins",
         "outbox/relay/publication.py",
         'if said.get("last_error"):',
