@@ -37,7 +37,7 @@ _SHOWN = 20
 @click.option(
     "--since", metavar="TIME", callback=since_when, help="Only entries captured since: 24h, 7d, or a date in UTC."
 )
-@click.option("--json", "as_json", is_flag=True, help="The whole report as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as one JSON object.")
 @click.pass_context
 @in_one_sentence
 def audit(
@@ -51,8 +51,8 @@ def audit(
     """Prove that PostgreSQL has each delivered entry once, unchanged.
 
     Compares the ledger with the receipts, and with --operations also with the rows of table operations.  Changes
-    nothing, and is safe beside a running engine.  Exit code 0: nothing is lost, doubled or changed.  1: something is.
-    2: it could not be compared.
+    nothing, and is safe beside a running engine.  Exit code 0: nothing is lost, doubled or changed, as far as it
+    was compared.  1: something is.  2: it could not be compared.
     """
     config: OutboxConfig = settings(directory, database_url=database_url)
     declared = [] if operations is None else load_operations(operations)
@@ -110,6 +110,9 @@ def _counts(done: Audit) -> Iterator[tuple[str, int]]:
 def _verdict(done: Audit) -> str:
     if done.sound and not done.delivered:
         return "Nothing was compared: the ledger has no delivered entry."
-    if done.sound:
+    if done.sound and not done.not_compared:
         return "Nothing delivered is lost, doubled or changed."
+    if done.sound:
+        rows = "the compared rows are unchanged" if done.rows_compared else "no rows were compared"
+        return f"Each delivered entry has its receipt; {rows}."
     return "FOUND: " + ", ".join(f"{problem}: {count:,}" for problem, count in sorted(done.problems.items()))

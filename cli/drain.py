@@ -135,16 +135,16 @@ def _report(before: OutboxStatus, now: OutboxStatus, done: bool, timeout: float)
     if now.dead_letters:
         dead = counted(now.dead_letters, "dead letter needs", "dead letters need")
         held = f"; {entries(now.held_back)} held back" if now.held_back else ""
-        say(f"{dead} an operator{held}")
+        say(f"{dead} an operator{held} (see `atb outbox list`)")
     if now.quarantined:
         damaged = counted(now.quarantined, "damaged entry is", "damaged entries are")
-        say(f"{damaged} quarantined, not delivered")
+        say(f"{damaged} quarantined, not delivered (see `atb outbox list`)")
     if not done and now.paused is not None:
         say(f"{now.paused.sentence()}; pending: {now.pending}", err=True)
     elif not done:
         why = f": {now.relay.last_error}" if now.relay.last_error else ""
         left = counted(now.pending, "entry is", "entries are")
-        way_out = "nothing is lost; `atb outbox status` tells what to do, then drain again"
+        way_out = "nothing is lost; `atb outbox status` shows what to do, then drain again"
         sentence = f"not drained: {left} pending, nothing was delivered for {timeout:g} s{why} ({way_out})"
         say(sentence, err=True)
     elif before.pending and not now.dead_letters and not now.quarantined:

@@ -116,7 +116,8 @@ def list_entries(
 
 def none_of(nouns: str, unfiltered: int) -> str:
     """That nothing is shown; a filter that left nothing over must not read as if there were nothing."""
-    return f"no {nouns} match; without the filter there are {unfiltered}" if unfiltered else f"no {nouns}"
+    are = "is" if unfiltered == 1 else "are"
+    return f"no {nouns} match; without the filter there {are} {unfiltered}" if unfiltered else f"no {nouns}"
 
 
 def _counted(entries: Iterator[Entry], looked_at: list[int]) -> Iterator[Entry]:

@@ -16,7 +16,9 @@ from .common import Number, directory_option, in_one_sentence, say, settings
 @directory_option
 @click.option("--relay", is_flag=True, help="Also unhealthy while no relay is running, and while it is stuck.")
 @click.option("--max-lag", metavar="SECONDS", type=Number(0), help="Also unhealthy above this lag.")
-@click.option("--max-pending", metavar="N", type=Number(0, whole=True), help="Also unhealthy above so many entries.")
+@click.option(
+    "--max-pending", metavar="N", type=Number(0, whole=True), help="Also unhealthy above so many pending entries."
+)
 @click.option("--no-operator", is_flag=True, help="Also unhealthy while anything needs an operator.")
 @click.pass_context
 @in_one_sentence

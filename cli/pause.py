@@ -8,6 +8,7 @@ from datetime import timedelta
 import click
 
 from outbox import Outbox
+from outbox.monitoring.pause import LONGEST_S
 
 from .common import directory_option, in_one_sentence, say, settings
 
@@ -19,9 +20,11 @@ def _length(context: click.Context, parameter: click.Parameter, value: str | Non
     if value is None:
         return None
     found = _LENGTH.match(value)
-    if found is None or not 0 < int(found[1]) < 10_000_000:
-        raise click.BadParameter(f"{value[:100]!r} (allowed: 90s, 30m, 2h, 1d)", context, parameter)
-    return timedelta(**{_UNITS[found[2]]: int(found[1])}).total_seconds()
+    if found is not None and 0 < int(found[1]) < 10_000_000:
+        length_s = timedelta(**{_UNITS[found[2]]: int(found[1])}).total_seconds()
+        if length_s <= LONGEST_S:
+            return length_s
+    raise click.BadParameter(f"{value[:100]!r} (allowed: 90s, 30m, 2h, 1d; at most a year)", context, parameter)
 
 
 @click.command()

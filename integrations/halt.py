@@ -34,6 +34,6 @@ class Halt:
         try:
             self._method(str(error))
         except Exception:  # noqa: BLE001 - of the engine; its call must still raise that nothing was recorded
-            _log.critical("the halt method has failed, look whether new positions are stopped", trace=True)
+            _log.critical("the halt method has failed: check that new positions are stopped", trace=True)
         finally:
             self._here.halting = False

@@ -247,8 +247,8 @@ class KeptView:
         with self._view.lock:
             if self._view.sessions:
                 _log.warning(
-                    "what was known for an outage is taken from PostgreSQL again: entries %(first)s to %(last)s came "
-                    "after it was kept, and are not in the store any more",
+                    "the local view is read from PostgreSQL again: entries %(first)s to %(last)s came after it was "
+                    "kept, and were pruned",
                     first=missing[0],
                     last=missing[-1],
                 )

@@ -333,7 +333,7 @@ def _refuse_leftovers(settings: OutboxConfig) -> None:
         return
     if pending:
         raise ConfigError(
-            f"the outbox is off, and {pending} entries at {place} are not delivered, which the engine counts on",
+            f"the outbox is off, and {pending} entries at {place} are not delivered: the plain manager lacks them",
             hint="deliver them first, by a run with the outbox on or `atb outbox drain`; or set another OUTBOX_DIR",
         )
 

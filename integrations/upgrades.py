@@ -59,9 +59,7 @@ def refuse_unfit(outbox: Outbox, host: Host, calls: Mapping[str, ManagerOperatio
         for reason in _reasons(record, host, calls):
             found.setdefault(f"{record.operation}: {reason}", []).append(record.seq)
     if looked_at == _LOOKED_AT:
-        _log.info(
-            "the first %(calls)s pending calls fit; each other is looked at before it is replayed", calls=looked_at
-        )
+        _log.info("the first %(calls)s pending calls fit; each later one is checked before its replay", calls=looked_at)
     if not found:
         return
     kinds = [_counted(reason, seqs) for reason, seqs in list(found.items())[:_SHOWN]]

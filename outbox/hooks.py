@@ -142,7 +142,7 @@ class HookThread(Generic[Event]):
             return
         if self._dropped:
             _log.error(
-                "hook %(hook)s goes on; events that were dropped: %(events)s", hook=self._name, events=self._dropped
+                "hook %(hook)s keeps up again; dropped events: %(events)s", hook=self._name, events=self._dropped
             )
             self._dropped = 0
         self._given += size
@@ -195,7 +195,7 @@ class StateWatch:
         except (OutboxError, OSError) as exc:
             if str(exc) != self._failed:
                 self._failed = str(exc)
-                _log.warning("the state cannot be looked at for on_state: %(error)s", error=exc)
+                _log.warning("the status for hook on_state cannot be read: %(error)s", error=exc)
             return
         self._failed = None
         state = _state(status)

@@ -32,7 +32,7 @@ def take_over(learning: Learning, state: Mapping[str, Any], *, elsewhere: bool =
     if former:
         state = _without(state, former)
         _log.warning(
-            "the code of %(methods)s has changed: an outage answers by it again once such calls were seen",
+            "the code of %(methods)s has changed: an outage answers reads after such calls once they were seen again",
             methods=", ".join(sorted(former)),
         )
     if elsewhere:

@@ -52,21 +52,25 @@ def _needs_operator(status: OutboxStatus, config: OutboxConfig) -> list[str]:
     if status.halted:
         said.append(f"enqueueing is halted: the store {status.halt_reason}")
     if status.quarantined:
-        said.append(f"{counted(status.quarantined, 'damaged entry is', 'damaged entries are')} quarantined")
+        damaged = counted(status.quarantined, "damaged entry is", "damaged entries are")
+        said.append(f"{damaged} quarantined (see `atb outbox list`)")
     if status.dead_letters:
         if status.held_back:
             dead = counted(status.dead_letters, "dead letter holds", "dead letters hold")
-            said.append(f"{dead} back {entries(status.held_back)}")
+            said.append(f"{dead} back {entries(status.held_back)} (see `atb outbox list`)")
         else:
             dead = counted(status.dead_letters, "dead letter waits", "dead letters wait")
-            said.append(f"{dead} for an answer")
+            said.append(f"{dead} for an answer (see `atb outbox list`)")
     said += [f"{name}: {message}" for name, message in status.alarms.items()]
     if _is_full(status) and not _has_history(status):
-        said.append(f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB")
+        said.append(
+            f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB; drain and compact, "
+            "or raise OUTBOX_MAX_SIZE_MB"
+        )
     if _disk_is_full(status):
         said.append(
             f"enqueueing is refused: {status.free_disk_bytes >> 20} MiB of disk are free, "
-            f"{status.reserve_bytes >> 20} MiB are kept for draining"
+            f"{status.reserve_bytes >> 20} MiB are kept for draining; free disk space"
         )
     said += [notice.message for notice in status.notices.values() if notice.refuses]
     if status.disk_waits_s > config.stuck_after:
@@ -75,9 +79,10 @@ def _needs_operator(status: OutboxStatus, config: OutboxConfig) -> list[str]:
             "for it; look at the disk and the kernel's log"
         )
     if relay.died and not relay.alive:
-        said.append(f"the relay died: {relay.died}")
+        said.append(f"the relay died: {relay.died}; restart the engine or its relay")
     if relay.stuck:
-        said.append(f"the relay is stuck: no progress for {relay.idle_s or 0:.0f} s while entries wait")
+        idle_s = relay.idle_s or 0
+        said.append(f"the relay is stuck: no progress for {idle_s:.0f} s while entries wait; read its log, restart it")
     ended = _ended(relay)
     if relay.slow is not None:
         said.append(
@@ -97,9 +102,9 @@ def _ended(relay: RelayStatus) -> str:
     """A remark that the relay has ended: its last report stays until another relay reports."""
     if relay.alive:
         return ""
-    known = [("since", relay.since), ("last report", relay.said_at)]
-    times = [f"{what} {at:%Y-%m-%d %H:%M:%S} UTC" for what, at in known if at is not None]
-    return f" ({', '.join(['the relay has ended', *times])})"
+    known = [("began at", relay.since), ("was last reported at", relay.said_at)]
+    times = [f"; this {what} {at:%Y-%m-%d %H:%M:%S} UTC" for what, at in known if at is not None]
+    return f" (the relay has ended{''.join(times)})"
 
 
 def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
@@ -112,8 +117,8 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
     said += [f"operation {name!r} is parked, its best-effort entries wait: {why}{ended}" for name, why in parked]
     waiting = counted(status.pending, "entry waits", "entries wait")
     if status.pending and not relay.alive:
-        why = f": {relay.last_error}{ended}" if relay.last_error and not relay.stopped else ""
-        said.append(f"no relay is running and {waiting}{why}")
+        why = f"; last error: {relay.last_error}{ended}" if relay.last_error and not relay.stopped else ""
+        said.append(f"no relay is running and {waiting}; start the engine or its relay{why}")
     if status.pending > config.alert_pending:
         said.append(f"{waiting}, more than OUTBOX_ALERT_PENDING={config.alert_pending}")
     rates = status.rates
@@ -135,11 +140,13 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
             f"to make room for new ones ({status.live_bytes >> 20} of {status.max_bytes >> 20} MiB)"
         )
     if status.free_disk_bytes < config.min_free_mb << 20 and not _disk_is_full(status):
-        said.append(f"{status.free_disk_bytes >> 20} MiB of disk are free, less than {config.min_free_mb}")
+        said.append(
+            f"{status.free_disk_bytes >> 20} MiB of disk are free, less than OUTBOX_MIN_FREE_MB={config.min_free_mb}"
+        )
     if status.ahead_s > AHEAD_US / 1e6:
         said.append(f"the clock was set back: entries are stamped {status.ahead_s:.0f} s ahead of it")
     said += [notice.message for notice in status.notices.values() if notice.degraded and not notice.refuses]
     if status.unledgered:
         done = counted(status.unledgered, "entry was", "entries were")
-        said.append(f"{done} completed without a ledger copy (acknowledge {UNLEDGERED})")
+        said.append(f"{done} completed without a ledger copy (`atb outbox acknowledge {UNLEDGERED}`)")
     return said

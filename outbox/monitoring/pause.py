@@ -20,7 +20,7 @@ from ..store.store import Store
 _log = Log("outbox")
 
 _MAX_CHARS = 500
-_LONGEST_S = 366 * 86_400.0
+LONGEST_S = 366 * 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class Pause:
     def sentence(self) -> str:
         """The same for people."""
         until = "" if self.until is None else f" until {self.until:%Y-%m-%d %H:%M:%S} UTC"
-        way_out = "" if self.until is not None else " (`atb outbox resume` ends it)"
-        return f"delivery is paused since {self.since:%Y-%m-%d %H:%M:%S} UTC{until}: {self.reason}{way_out}"
+        since = f"{self.since:%Y-%m-%d %H:%M:%S} UTC"
+        return f"delivery is paused since {since}{until}: {self.reason} (`atb outbox resume` ends it)"
 
 
 class Pauses:
@@ -56,8 +56,8 @@ class Pauses:
             reason.encode()
         except UnicodeEncodeError:
             raise InvalidEntry(f"reason {reason[:100]!r} is not valid text", hint="give it in UTF-8") from None
-        if for_s is not None and not 0 < for_s <= _LONGEST_S:
-            raise InvalidEntry(f"a pause of {for_s!r} s", hint="allowed: more than none, at most a year")
+        if for_s is not None and not 0 < for_s <= LONGEST_S:
+            raise InvalidEntry(f"a pause is of {for_s!r} s", hint="allowed: more than 0, at most a year")
         said = {
             "reason": reason[:_MAX_CHARS],
             "wall_s": self._clock.now().timestamp(),

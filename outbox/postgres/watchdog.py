@@ -148,11 +148,11 @@ class Watchdog:
         self.spent_here = not self._is_asking() or self._has_answer()
         if self.spent_here:
             _log.error(
-                "a transaction took longer than %(limit_s)s s here, not in PostgreSQL, shutting the connection",
+                "a transaction took longer than %(limit_s)s s here, not in PostgreSQL: its connection is shut",
                 limit_s=self._limit_s,
             )
         else:
-            _log.error("PostgreSQL took longer than %(limit_s)s s, shutting the connection", limit_s=self._limit_s)
+            _log.error("PostgreSQL took longer than %(limit_s)s s: its connection is shut", limit_s=self._limit_s)
         self.shut()
 
     def _has_answer(self) -> bool:

@@ -286,7 +286,7 @@ class Relay:
                 self._deliver()
         except BaseException as exc:  # noqa: BLE001 - a thread has no caller: its death is logged and shown in the status
             self._delivery.publication.died = f"{type(exc).__name__}: {exc}"
-            _log.critical("relay thread died: %(error)s", error=self.died, trace=True)
+            _log.critical("relay thread died, restart the engine or its relay: %(error)s", error=self.died, trace=True)
         finally:
             self._delivery.publish(self._clock.monotonic(), force=True)
             if self.died is not None:

@@ -158,7 +158,10 @@ class Guarded:
             return
         self.halt_reason, self._way_out = f"could not {purpose}: {exc}", _way_out(exc)
         _log.critical(
-            "durable write failed, enqueueing is halted: could not %(purpose)s: %(error)s", purpose=purpose, error=exc
+            "durable write failed, enqueueing is halted: could not %(purpose)s: %(error)s (%(way_out)s)",
+            purpose=purpose,
+            error=exc,
+            way_out=self._way_out,
         )
         self.on_halt(self.halt_reason)
 

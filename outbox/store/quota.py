@@ -118,8 +118,8 @@ class Quota:
             return
         if self._early:
             _log.warning(
-                "the store is full: history leaves before its time, to make room for new entries: %(entries)s "
-                "left before %(retention_hours)s hours were over",
+                "the store is full: settled entries leave early, to make room for new ones: %(entries)s left before "
+                "%(retention_hours)s hours were over (raise OUTBOX_MAX_SIZE_MB, or lower OUTBOX_RETENTION_HOURS)",
                 entries=self._early,
                 retention_hours=self._retention_us / 3_600_000_000,
             )

@@ -199,7 +199,9 @@ class Store(Reader):
         if not done:
             raise failure
         _log.warning(
-            "settling without ledger copies, entries: %(entries)s: %(why)s", entries=len(done.completed), why=failure
+            "settling without ledger copies, entries: %(entries)s, since there is no room: %(why)s",
+            entries=len(done.completed),
+            why=failure,
         )
         self._settle_in_little_room(done)
         if settlement != done:
@@ -262,7 +264,7 @@ class Store(Reader):
         with self._counted("quarantine damaged entries") as (environment, txn, counters):
             quarantine.put(environment, txn, counters, damaged)
         _log.critical(
-            "damaged entries quarantined: %(entries)s, the first is %(first_seq)s: %(why)s",
+            "damaged entries quarantined: %(entries)s, the first is %(first_seq)s: %(why)s (see `atb outbox list`)",
             entries=len(damaged),
             first_seq=damaged[0][0],
             why=damaged[0][2],

@@ -145,12 +145,14 @@ def test_nearly_full_disk_gives_a_warning_and_then_refuses_entries(small: Drill)
     )
     roomy, warned, refusing, drained = statuses(report)
     assert (roomy["degraded"], roomy["needs_operator"]) == ([], [])
-    assert "10 MiB of disk are free, less than 16" in warned["degraded"]
+    assert "10 MiB of disk are free, less than OUTBOX_MIN_FREE_MB=16" in warned["degraded"]
     assert warned["needs_operator"] == []
     [why] = reasons(report, "refused")
     assert "1 MiB are kept for draining" in why
     assert "halt trading and free disk space" in why
-    assert refusing["needs_operator"] == ["enqueueing is refused: 1 MiB of disk are free, 1 MiB are kept for draining"]
+    assert refusing["needs_operator"] == [
+        "enqueueing is refused: 1 MiB of disk are free, 1 MiB are kept for draining; free disk space"
+    ]
     assert not refusing["halted"]
     # What was kept was enough to keep the ledger.
     assert (drained["pending"], drained["unledgered"]) == (0, 0)

@@ -129,7 +129,7 @@ def test_each_violation_is_reported(change: dict[str, Any], problem: str) -> Non
         {"stored": without("a"), "counters": {**(SOUND.counters or {}), "completed": 3}, "unledgered": 1},
         {"calm": True, "held_back": {"f"}},
         {"effects": SOUND.effects[:0], "receipts": (), "alarmed": {"a", "b", "c"}},
-        {"relay_runs": False, "findings": ["no relay is running and 1 entry waits"]},
+        {"relay_runs": False, "findings": ["no relay is running and 1 entry waits; start the engine or its relay"]},
         # Applied and not settled yet.
         {"effects": [*SOUND.effects, Applied(key="f")], "receipts": ["a", "b", "c", "f"]},
         # A halted call that is repeated after the store was opened again.

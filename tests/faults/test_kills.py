@@ -70,6 +70,6 @@ def test_killed_relay_is_reported_by_the_engine(outbox_dir: Path, postgres_url: 
         drill.note([("opened", True), ("acknowledged", 0, 1, [engine.seq])])
         assert drill.run([("arm", "before COMMIT"), ("attach",), ("drain",)]).killed
         seen = drill.observe(box, relay_runs=False)
-        assert seen.findings == ["no relay is running and 1 entry waits"]
+        assert seen.findings == ["no relay is running and 1 entry waits; start the engine or its relay"]
         assert check(seen) == []
     drill.finish()

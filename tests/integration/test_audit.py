@@ -73,11 +73,25 @@ def run(store: Path, url: str, *options: str) -> Result:
 def test_sound_database_is_accepted(store: Path, postgres_url: str) -> None:
     done = run(store, postgres_url)
     assert done.exit_code == 0, done.output
-    assert done.output.endswith("Nothing delivered is lost, doubled or changed.\n")
+    assert done.output.endswith("Each delivered entry has its receipt; the compared rows are unchanged.\n")
     report = json.loads(run(store, postgres_url, "--json").output)
     assert (report["acknowledged"], report["delivered"], report["applied"], report["rows_compared"]) == (9, 9, 9, 8)
     assert report["problems"] == {}
     assert list(report["not_compared"]) == ["ping"]
+
+
+def test_audit_without_operations_claims_receipts_only(store: Path, postgres_url: str) -> None:
+    done = command_line.invoke("audit", "--dir", str(store), "--database-url", postgres_url)
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith("Each delivered entry has its receipt; no rows were compared.\n")
+
+
+def test_audit_of_compared_rows_only_claims_their_contents(database: Any, outbox_dir: Path, postgres_url: str) -> None:
+    del database
+    with Outbox.open(outbox_dir, operations=OPERATIONS) as box:
+        box.enqueue("fee", {"amount": Decimal("0.5"), "reason": "x"})
+        assert Relay(box, PostgresTarget(postgres_url, OPERATIONS)).drain(LONG)
+    assert run(outbox_dir, postgres_url).output.endswith("Nothing delivered is lost, doubled or changed.\n")
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def store(outbox_dir: Path) -> Path:
             ("check", "outbox:Outbox", "--operations", "tests.unit.fakes.rig:OPERATIONS", "--database-url", "x"),
             "--database-url has no scheme",
         ),
-        (("pause", "--reason", "x", "--for", "9" * 400 + "d"), "(allowed: 90s, 30m, 2h, 1d)"),
+        (("pause", "--reason", "x", "--for", "9" * 400 + "d"), "(allowed: 90s, 30m, 2h, 1d; at most a year)"),
         (("list", "--since", "9" * 400), "(allowed: 90m, 24h, 7d, or"),
         (("show", "9" * 400), "it never existed, or its retention has ended"),
         (("show", "--key", "k" * 5000), "allowed: text of 1 to 1024 characters"),

@@ -88,7 +88,7 @@ def test_a_backlog_without_a_relay_is_degraded_and_json_says_why(atb: Atb, outbo
     found = json.loads(done.stdout)
     assert done.returncode == 1
     assert (found["pending"], found["acknowledged"], found["health"], found["halted"]) == (3, 3, "degraded", False)
-    assert found["degraded"] == ["no relay is running and 3 entries wait"]
+    assert found["degraded"] == ["no relay is running and 3 entries wait; start the engine or its relay"]
 
 
 def test_a_dead_letter_needs_an_operator(atb: Atb, outbox_dir: Path, database: str) -> None:
@@ -225,7 +225,7 @@ def test_drain_against_a_stopped_server_says_so_in_time(atb: Atb, outbox_dir: Pa
     done = atb("drain", "--operations", "declared:OPERATIONS", "--timeout", "6", "--database-url", url)
     assert done.returncode == 1
     assert "not drained: 3 entries are pending, nothing was delivered for 6 s" in done.stderr
-    assert "(nothing is lost; `atb outbox status` tells what to do, then drain again)" in done.stderr
+    assert "(nothing is lost; `atb outbox status` shows what to do, then drain again)" in done.stderr
     assert "Connection refused" in done.stderr
     assert "s3cret" not in done.stdout + done.stderr
 

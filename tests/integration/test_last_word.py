@@ -38,10 +38,10 @@ def test_status_of_an_ended_relay_says_why_the_line_was_stopped(outbox_dir: Path
         assert (before.health, status.health) == (Health.NEEDS_OPERATOR, Health.NEEDS_OPERATOR)
         [said] = status.needs_operator
         assert said.startswith(
-            "the line is stopped: 28P01: password authentication failed (the relay has ended, since "
+            "the line is stopped: 28P01: password authentication failed (the relay has ended; this began at "
         )
-        assert f"since {since:%Y-%m-%d %H:%M:%S} UTC" in said
-        assert status.degraded == ["no relay is running and 1 entry waits"]
+        assert f"began at {since:%Y-%m-%d %H:%M:%S} UTC" in said
+        assert status.degraded == ["no relay is running and 1 entry waits; start the engine or its relay"]
         assert status.relay.since == since
         assert status.as_dict()["relay"]["since"] == since.isoformat()
 
@@ -120,7 +120,8 @@ def test_outage_of_an_ended_relay_is_told(outbox_dir: Path) -> None:
         rig.relay.stop()
         [said] = rig.box.status().degraded
         assert said.startswith(
-            "no relay is running and 1 entry waits: connection refused (the relay has ended, since 2024"
+            "no relay is running and 1 entry waits; start the engine or its relay; last error: connection refused "
+            "(the relay has ended; this began at 2024"
         )
 
 

@@ -202,7 +202,9 @@ def test_a_state_that_cannot_be_looked_at_is_logged_once(caplog: pytest.LogCaptu
     watch = StateWatch(look, lambda _: None)
     for _ in range(3):
         watch.look()
-    assert [record.getMessage() for record in caplog.records] == ["the state cannot be looked at for on_state: no slot"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the status for hook on_state cannot be read: no slot"
+    ]
 
 
 # -- what a hook may do
@@ -290,7 +292,7 @@ def test_events_beyond_the_bound_are_dropped_and_counted_in_the_log(
     assert [entry.seq for entry in told.events] == [1, 2, 3, 4, 11]
     assert [record.getMessage() for record in caplog.records if record.name == "outbox.hooks"] == [
         "hook on_delivered is too slow, and events for it are dropped",
-        "hook on_delivered goes on; events that were dropped: 6",
+        "hook on_delivered keeps up again; dropped events: 6",
     ]
 
 

@@ -121,7 +121,9 @@ def test_entries_without_a_ledger_copy_are_shown_until_acknowledged(box: Outbox)
     box.store._settle(
         Settlement(completed=[(record, b"") for record in box.store.records("pending")]), keep_ledger=False
     )
-    assert box.status().degraded == ["2 entries were completed without a ledger copy (acknowledge unledgered)"]
+    assert box.status().degraded == [
+        "2 entries were completed without a ledger copy (`atb outbox acknowledge unledgered`)"
+    ]
     assert box.acknowledge("unledgered")
     assert (box.status().unledgered, box.status().degraded) == (0, [])
     (audit,) = box.ledger()
