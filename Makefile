@@ -27,7 +27,7 @@ test: lint ## Linters, types, and all tests with coverage
 ##@ Work on it
 
 # Compiling takes as long as testing: the bytecode is kept here also where the environment forbids it elsewhere.
-# Stores in memory: these tests judge logic, and a disk has nothing to say to that.  `make test` has them on disk.
+# Stores in memory: these tests judge logic, for which a disk makes no difference.  `make test` has them on disk.
 fast: lint ## Linters and the tests that need no server, process or disk waits
 	@memory="$$(mktemp -d /dev/shm/outbox-fast-XXXXXX 2>/dev/null || mktemp -d)"; chmod 755 "$$memory"; trap 'rm -rf "$$memory"' EXIT; \
 	  TMPDIR="$$memory" PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$$ROOT/.venv/bytecode" \

@@ -269,7 +269,7 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        # Without a handler the library's warnings go to stderr, where a command says the same in its own words.
+        # Without a handler the library's warnings go to stderr, where the command prints the same error.
         if not logging.getLogger("outbox").hasHandlers():
             logging.getLogger("outbox").addHandler(logging.NullHandler())
         try:

@@ -15,7 +15,7 @@ _NOT_FOUND = "run it where your program is, or set PYTHONPATH to that directory"
 
 
 def required_operations(where: str | None) -> list[Operation]:
-    """As `load_operations`; where nothing is given, `ConfigError` says how to."""
+    """As `load_operations`; raises `ConfigError` where nothing is given."""
     if where is None:
         raise ConfigError("no operations are given", hint="give --operations MODULE:NAME or set OUTBOX_OPERATIONS")
     return load_operations(where)

@@ -59,7 +59,7 @@ def _target(file: Path, *, force: bool) -> Iterator[Callable[[bytes], object]]:
         yield _write_to_stdout
         _write_to_stdout(b"", flush=True)
         return
-    # Arguments are nobody else's business.
+    # Arguments may be confidential: only the owner may read the file.
     with replacing(file, 0o600) as write:
         if file.exists() and not force:
             raise Refused(f"{file} exists (--force replaces it)")

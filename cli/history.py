@@ -55,7 +55,7 @@ class History:
         return max(_WINDOW_S / max(1, width), self._interval_s)
 
     def pending(self, width: int) -> list[float | None]:
-        """The largest backlog in each column, oldest first; None where nobody looked."""
+        """The largest backlog in each column, oldest first; None where there was no reading."""
         column_s, columns = self.column_s(width), list[float | None]()
         times, counts = [look.at_s for look in self._looks], [look.pending for look in self._looks]
         for end_s in self._ends(width):

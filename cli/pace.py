@@ -11,7 +11,7 @@ _SHORTEST_S = 0.4
 
 
 class Pace:
-    """Is shown the backlog again and again; says the speed of the last seconds.  Not thread-safe."""
+    """Gets the backlog repeatedly, and gives the speed of the last seconds.  Not thread-safe."""
 
     def __init__(self) -> None:
         # (seconds, settled, pending), oldest first.

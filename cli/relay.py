@@ -31,7 +31,7 @@ from .log_lines import FORMATS, LEVELS, logging_to_stderr
 
 _log = Log("outbox.cli")
 
-# Another process's entries are looked for so often, unless OUTBOX_SYNC_INTERVAL says otherwise: a look is cheap.
+# Seconds between two polls for entries of another process, unless OUTBOX_SYNC_INTERVAL is set: a poll is cheap.
 _INTERVAL_S = 0.1
 _LOOK_S = 0.5
 _STOP_S = 20.0

@@ -1,4 +1,4 @@
-"""Halt: tells the engine, by a method of its own, that calls cannot be recorded any more."""
+"""Halt: calls the engine's halt method when calls cannot be recorded any more."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ class ReplayConnection(Connection):
             with self._piggyback.rolling_back():
                 self.exec_driver_sql(_CHECK_DEFERRED)
         except DBAPIError:
-            # What fails to commit is undone, and nobody rolls it back.
+            # A failed commit is undone here: the manager does not roll it back.
             self._undo(name)
             self._end_savepoint(name)
             raise

@@ -149,7 +149,7 @@ def difference(theirs: SessionState, ours: SessionState) -> str:
     seen = {name: value for name, value in theirs.settings.items() if name in ours.settings or "." in name}
     changed = [(name, value) for name, value in seen.items() if ours.settings.get(name) != value]
     if _NAME not in theirs.variables:
-        # A name that nobody gave and nobody asks for is worth no round trip.
+        # A name that was neither set nor asked for needs no round trip.
         changed = [item for item in changed if item != (_NAME, "")]
     own = {name: value for name, value in theirs.variables.items() if name != _NAME}
     changed += [(name, value) for name, value in own.items() if value and value != ours.variables[name]]

@@ -24,7 +24,7 @@ def require_number(seq: object) -> None:
 
 
 def require_reason(reason: object) -> None:
-    """Raise `InvalidEntry` for what says nothing."""
+    """Raise `InvalidEntry` for an empty reason."""
     if not isinstance(reason, str) or not reason.strip():
         raise InvalidEntry(f"reason is {reason!r}", hint="say why this entry may be given up")
 

@@ -30,7 +30,7 @@ from .words import counted
 
 # Entries that are compared in one transaction of PostgreSQL.
 _CHUNK = 1000
-# A longer list helps nobody; all are counted.
+# Further findings are counted and not listed.
 _MOST_FINDINGS = 1000
 
 NO_RECEIPT = "no receipt"
@@ -117,7 +117,7 @@ def audit(box: Outbox, url: str, operations: Iterable[Operation], *, since: date
     link = GuardedConnection(Address(url), box.config, clock)
     auditor = _Auditor(done, link, operations_by_name(operations))
     try:
-        # An empty ledger is no reason to call a database sound that nobody asked.
+        # An empty ledger must not call a database sound that was not asked.
         auditor.reach()
         ledger = _since(box.store.records("ledger", on_damage=done.unreadable), since)
         while chunk := list(islice(ledger, _CHUNK)):

@@ -223,7 +223,7 @@ class Enqueueing:
     @property
     def _writer(self) -> Writer[Append]:
         if self.store.writer is None:
-            raise StoreLocked(f"{self.path} was opened for looking only", hint="attach without readonly")
+            raise StoreLocked(f"{self.path} was attached read-only", hint="attach without readonly")
         return self.store.writer
 
     def on_enqueue(self, listener: Callable[[], None]) -> None:

@@ -33,9 +33,9 @@ class Entry:
     operation: str
     # The arguments, in the caller's exact types.
     args: Mapping[str, Any]
-    # Ordering key: entries that share it are applied in the order of `seq`; None shares with nobody.
+    # Ordering key: entries that share it are applied in the order of `seq`; None: no order.
     order_by: str | None
-    # Sequence number of the first entry of the same transaction, or None; a group is applied whole or not at all.
+    # Sequence number of the first entry of the same transaction, or None; a group is applied completely or not at all.
     group: int | None
     # How often PostgreSQL rejected this entry; outages do not count.
     attempts: int

@@ -37,7 +37,7 @@ class Awaited:
             waiting.append(self)
             first = len(waiting) == 1
         if first:
-            with suppress(RuntimeError):  # the loop was closed, and nobody waits any more
+            with suppress(RuntimeError):  # the loop was closed, so no coroutine waits any more
                 self._loop.call_soon_threadsafe(self._wake, self._loop)
 
     @classmethod

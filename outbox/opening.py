@@ -74,7 +74,7 @@ class OpenStore:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold every role: nobody else has the store open, nor opens it meanwhile.
+        """Hold every role: no other process has the store open, or opens it meanwhile.
 
         Waits for who only looks at the status.  Raises `StoreLocked`.
         """

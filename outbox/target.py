@@ -102,7 +102,7 @@ class Target(Protocol):
         ...
 
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
-        """Apply `records`, those of an ordering key in order.  A group is applied whole or not at all.
+        """Apply `records`, those of an ordering key in order.  A group is applied completely or not at all.
 
         Never raises for the database's state.
         """

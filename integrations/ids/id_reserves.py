@@ -75,7 +75,7 @@ class IdReserves:
         of = IdColumn.of(names)
         reserve = self._reserves.get(of.names)
         if reserve is None and of.schema is not None:
-            # Declared without a schema, which says nothing of a table of that name elsewhere.
+            # Declared without a schema: a table of that name in another schema has no reserve.
             reserve = self._reserves.get(of.names[1:])
             reserve = reserve if reserve is not None and reserve.schema in (None, of.schema) else None
         return self._taken(reserve) if reserve is not None and reserve.left() else None

@@ -146,7 +146,7 @@ class Watch:
 
 
 def _ignore(*_: Any) -> None:
-    """Nobody listens."""
+    """Without listeners."""
 
 
 class ReplaySession(Session):

@@ -30,7 +30,7 @@ _VOLATILE = """
 
 
 class Writes:
-    """Tells statements that may write.  Thread-safe."""
+    """Recognises statements that may write.  Thread-safe."""
 
     def __init__(self) -> None:
         # By lower-case name, whether the database has a function of that name that may write.

@@ -28,7 +28,7 @@ def _like(lock: Any, made: dict[int, Any]) -> Any:
         if isinstance(lock, threading.Condition):
             made[id(lock)] = threading.Condition(_like(lock._lock, made))  # type: ignore[attr-defined]
         elif isinstance(lock, threading.Semaphore):
-            # A copy may enter as often as the manager could now, and at least once: nobody else releases it.
+            # A copy may enter as often as the manager could now, and at least once: no other thread releases it.
             made[id(lock)] = threading.Semaphore(max(1, lock._value))
         else:
             made[id(lock)] = threading.RLock() if isinstance(lock, _RLOCK) else threading.Lock()

@@ -57,7 +57,7 @@ class Pauses:
         except UnicodeEncodeError:
             raise InvalidEntry(f"reason {reason[:100]!r} is not valid text", hint="give it in UTF-8") from None
         if for_s is not None and not 0 < for_s <= LONGEST_S:
-            raise InvalidEntry(f"a pause is of {for_s!r} s", hint="allowed: more than 0, at most a year")
+            raise InvalidEntry(f"the pause is {for_s!r} s", hint="allowed: more than 0, at most a year")
         said = {
             "reason": reason[:_MAX_CHARS],
             "wall_s": self._clock.now().timestamp(),
@@ -79,7 +79,7 @@ class Pauses:
         try:
             data = self._store.get_meta(PAUSE)
         except StoreCorrupt:
-            return None  # a verification reports it; nobody knows any more what was meant
+            return None  # a verification reports it; the operator's wish is lost
         pause = parse(data, self._clock)
         if forget and data is not None and pause is None:
             try:

@@ -208,7 +208,7 @@ def _rates(
 ) -> Rates:
     relay = status.relay
     delivering = relay.alive and relay.breaker == "closed" and not relay.stopped and status.paused is None
-    # Of what is parked nobody knows how much it is.
+    # How many entries are parked is not known.
     waits = relay.parked or relay.parked_best_effort or relay.waiting or relay.slow
     return measure(
         said,

@@ -78,7 +78,7 @@ _MOST = 1000
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """What PostgreSQL says of a statement that it refused."""
+    """PostgreSQL's diagnostics of a refused statement."""
 
     sqlstate: str
     schema: str | None
@@ -114,7 +114,7 @@ class Alterations:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # As far as the server tells it.
+        # Where the server reports it.
         self._cluster: str | None = None
         # Up to when entries were captured (microseconds), and the newest delivery of which is known that it was before.
         self._horizons: list[tuple[int, str]] = []

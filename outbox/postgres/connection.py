@@ -49,7 +49,7 @@ class UnitFailed(Exception):
         self.error, self.position, self.operation = error, position, operation
         # Whether the handler may have left the connection in any state.
         self.suspect = False
-        # What PostgreSQL says of it, where the database may have been altered.
+        # PostgreSQL's diagnostics of it, where the database may have been altered.
         self.refused: Refused | None = None
 
 
@@ -114,7 +114,7 @@ class GuardedConnection:
         self.several_hosts = False
         # What failed, if the last one that was tried did.
         self._refused: Login | None = None
-        # How many of the hosts are tried last, because they let nobody in.
+        # How many of the hosts are tried last, because they completed no login.
         self._put_last = 0
         self._new_id = clock.new_id
         self._connect_timeout_s = config.connect_timeout
@@ -174,7 +174,7 @@ class GuardedConnection:
         error: BaseException = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
         alive = self._connection is not None and usable(self._connection) and not self._watchdog.fired
         sqlstate = getattr(error, "pgcode", None) if isinstance(error, psycopg2.Error) else None
-        # A commit runs what entries have deferred; one whose connection was lost says nothing of them.
+        # A commit runs what entries have deferred; a commit whose connection was lost shows nothing of them.
         applying = operation is not None or (committing and alive)
         verdict = classify(sqlstate, connected=alive, data_error=isinstance(error, Reject), applying=applying)
         diag = error.diag if isinstance(error, psycopg2.Error) else None

@@ -11,7 +11,7 @@ from ..errors import EntryRejected, OutboxError, RetryLater, TargetMisconfigured
 from ..failures import PRIVILEGE
 from ..target import Outcome, Unit, Waiting, units
 
-# So many entries of an operation with a class that nobody knows are no single fault.
+# So many failures by unknown classes are the operation's fault, not that of single entries.
 _MANY_UNKNOWN = 16
 
 

@@ -108,7 +108,7 @@ class PiggybackConnection(psycopg2.extensions.connection):
         return True
 
     def is_merged(self, name: str) -> bool:
-        """Whether savepoint `name` has ended with an outer one, so that nobody can roll back to it."""
+        """Whether savepoint `name` has ended with an outer one: a rollback to it is impossible."""
         return name in self._merged
 
     @contextmanager

@@ -57,7 +57,7 @@ def fence(cursor: Cursor, name: str) -> bool:
 
 
 def holder_of_fence(cursor: Cursor, name: str) -> str:
-    """Who keeps this relay out, as far as this role may see; empty where nobody does any more."""
+    """The session that keeps this relay out, as far as this role may see; empty where there is none any more."""
     cursor.execute(_HOLDER, (LOCK_CLASS, name))
     found = cursor.fetchone()
     return "" if found is None else f": backend {found[0]}, {found[1]}, waits for {found[2]}"

@@ -135,14 +135,16 @@ class Watchdog:
                     self._end_if_late(self._deadline)
 
     def _end_if_late(self, deadline: float) -> None:
-        """Shut the socket of a silent server, or of a host that lets nobody in: the driver may try the next one.
+        """Shut the socket of a silent server, or of a host that completes no login: the driver may try the next one.
 
         Assumes the lock.
         """
         if self._monotonic() <= deadline:
             return
         if self._is_asking is None:
-            _log.debug("a host lets nobody in for %(limit_s)s s, leaving it", limit_s=self._connecting_s)
+            _log.debug(
+                "a host completes no login within %(limit_s)s s: trying the next one", limit_s=self._connecting_s
+            )
             self._shut()
             return
         self.spent_here = not self._is_asking() or self._has_answer()
@@ -156,7 +158,7 @@ class Watchdog:
         self.shut()
 
     def _has_answer(self) -> bool:
-        """Whether something has arrived that nobody has read yet.  Assumes the lock."""
+        """Whether the socket has unread bytes.  Assumes the lock."""
         if self._socket is None:
             return False
         poll = select.poll()

@@ -247,5 +247,5 @@ def _check_fence(cursor: Cursor, name: str) -> None:
     if not fence(cursor, name):
         raise TargetUnavailable(
             f"another relay of this store is at work in PostgreSQL{receipts.holder_of_fence(cursor, name)}",
-            hint="or its last transaction goes on, as while a commit waits for a synchronous standby (SyncRep)",
+            hint="wait, or look whether its commit waits for a synchronous standby (SyncRep in pg_stat_activity)",
         )

@@ -21,7 +21,7 @@ ORDER = "reconcile"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What an operator asked for: `everything` compares the whole ledger, `accept`: the reason to deliver nothing."""
+    """An operator's order.  `everything`: compare the whole ledger; `accept`: the reason to deliver nothing."""
 
     everything: bool = False
     accept: str | None = None

@@ -36,7 +36,7 @@ COPY = "store-copied"
 # What is noted of entries that came back to old places: a later loss must look for them there.
 _CAME_BACK = frozenset({REQUEUE, RECONCILE, COPIED})
 _COMPARED = 500
-# Rows of one commit: a writer waits for the whole of it.
+# Rows of one commit: an enqueue waits until it ends.
 _MOVED = 250
 _RUN = "run `atb outbox reconcile`"
 _RUN_FOR_COPY = "stop the copy, if one runs; enter what was enqueued since this one was made; then run `{}`"
@@ -149,7 +149,7 @@ class Reconciler:
         return done
 
     def _automatic(self, comparison: Comparison, loss: HistoryRewound) -> bool:
-        """Whether nobody needs to be asked: never where it may be the wrong database."""
+        """Whether no operator needs to decide: never where it may be the wrong database."""
         wanted = self._box.config.reconcile
         return loss.same_database and (wanted == "auto" or (wanted == "failover" and comparison.failover))
 
@@ -219,7 +219,7 @@ class Reconciler:
         done.last_seq = records[-1].seq
 
     def _completed(self, first: int) -> Iterator[Unit]:
-        """What PostgreSQL acknowledged, in order, groups whole."""
+        """The entries that PostgreSQL acknowledged, in order, groups undivided."""
         for unit in units(self._store.records("ledger", first=first, on_damage=say)):
             if all(record.status is EntryStatus.COMPLETED and not is_answer(record) for record in unit):
                 yield unit

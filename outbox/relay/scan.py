@@ -146,7 +146,7 @@ class Scan:
         return any(other < seq for other in (*self._retries, *parked))
 
     def next_batch(self, now: float, limit: int) -> Batch:
-        """The oldest entries that need not wait, about `limit` of them; groups whole.
+        """The oldest entries that need not wait, about `limit` of them; groups undivided.
 
         Damaged entries met on the way are quarantined.  Raises `DurabilityError` or `StoreCorrupt`.
         """
@@ -345,7 +345,7 @@ class Scan:
         parked = {record.operation for record in unit if record.operation in self.parked}
         critical = bool(parked) and not all(self._is_best_effort(record.operation) for record in unit)
         if critical:
-            # Of a group, also for the sake of an operation that alone would hold nobody.
+            # A group holds back others also if one of its operations alone would not.
             self.parked |= {name: replace(self.parked[name], holds=True) for name in parked}
         if keys & self._waiting_keys or critical or any(retry.holds for retry in retries):
             self._waiting_keys |= keys

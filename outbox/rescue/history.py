@@ -63,7 +63,7 @@ class HistoryCheck:
             self._thread = thread
 
     def stop(self) -> None:
-        """End it, so that nobody but this process has the store open; may be called twice."""
+        """End it, so that only this process has the store open; may be called twice."""
         with self._mutex:
             self._stopped = True
             if self._child is not None:

@@ -35,7 +35,7 @@ MAX_DEPTH = 32
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Where a B+tree begins, and what it says of itself."""
+    """A B+tree's root page and its counts."""
 
     root: int
     depth: int

@@ -48,7 +48,7 @@ DATABASES = (b"pending", b"ledger", b"idempotency")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a tree: its key, and where in the file its value lies, whole."""
+    """A row of a tree: its key, and where in the file its complete value lies."""
 
     key: bytes
     offset: int
@@ -85,7 +85,7 @@ class DataFile:
 
     def __init__(self, path: Path) -> None:
         self._fd = open_own(path, os.O_RDONLY)
-        # The page that was read last, and where it begins: most rows lie in it whole.
+        # The page that was read last, and where it begins: most rows lie within one page.
         self._page, self._page_at = b"", 0
         self.size = os.fstat(self._fd).st_size
         # Of the meta pages, from which everything hangs; and of the free list, from which no row does.

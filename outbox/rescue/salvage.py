@@ -77,7 +77,7 @@ class _Tree:
 
 
 class Salvage:
-    """What is in a data file.  Nobody may write to it meanwhile.  Use it in a `with` block.  Raises OSError."""
+    """The contents of a data file that no process writes to.  Use it in a `with` block.  Raises OSError."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -86,7 +86,7 @@ class Salvage:
         self.problems = list(self._file.problems)
         self.counters: Counters | None = None
         self.store_id: UUID | None = None
-        # What the data file says of its format, if it is not ours.
+        # The format that the data file names, if it is not ours.
         self._other_format = ""
         # Small records by name, and what else lies in the main database under our prefix.
         self.small: dict[bytes, small.SmallRecord] = {}
@@ -181,7 +181,7 @@ class Salvage:
         rooted = not self._file.problems and self._main_intact
         pending, ledger, keys = (rooted and walk.intact for walk in (*walks[1:], idempotency))
         if pending and ledger:
-            # Trees that are whole and do not add up are those of another commit.
+            # Undamaged trees whose counts differ belong to another commit.
             amiss = self._amiss()
             self.problems += amiss
             rooted = not amiss
@@ -343,7 +343,7 @@ class Salvage:
     # -- what lies outside of the trees
 
     def _search(self, *, pending: bool, ledger: bool, keys: bool) -> None:
-        """Look through the whole file for records; the arguments say which trees are sound."""
+        """Search the whole file for records; the arguments name the sound trees."""
         placed = {seq for tree in self._trees.values() for seq, _, _ in tree.each()}
         for offset, seq, size in beginnings(self._file, BEGINNING):
             if seq in placed or size > _LARGEST:
@@ -356,7 +356,7 @@ class Salvage:
             settled = record.status is not EntryStatus.PENDING
             if seq not in self.damaged:
                 if ledger if settled else pending:
-                    continue  # its tree is whole, so this is a leftover
+                    continue  # its tree is undamaged, so this is a leftover
                 leftover = offset // self._file.page_size in self._free
                 if seq not in self._owners and ((keys and not settled) or leftover):
                     continue  # settled long ago, and forgotten since

@@ -1,4 +1,4 @@
-"""Search: finds records in the whole file by how they begin, where a tree is damaged."""
+"""Search: finds records anywhere in the file by their first bytes, where a tree is damaged."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class _Verdict:
 
 
 def check(directory: Path) -> None:
-    """Verify, in a child process, what enqueueing and delivering stand on; nobody may write to the store.
+    """Verify, in a child process, what enqueueing and delivering need; no process may write to the store.
 
     Damage that the outbox can set aside by itself (a single pending record with a wrong checksum) passes: the relay
     quarantines and logs it.  Raises `StoreCorrupt` naming the first problems, or how the child died;

@@ -21,7 +21,7 @@ from .rejected import already_rejected
 
 @dataclass(slots=True)
 class Append:
-    """One submission to `Store.append`: its records become one group (more than one) and are stored or refused whole.
+    """One submission to `Store.append`: several records become one group, and are stored or refused together.
 
     After the commit either `error` is set, or `stored` holds the records in the order given: new ones, or for a key
     that was used before the first one.

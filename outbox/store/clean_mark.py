@@ -1,4 +1,4 @@
-"""Clean mark: whether the last user of a store closed it properly, and nobody has written to it since."""
+"""Clean mark: whether the last user of a store closed it properly, and it has not been written to since."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def take_clean_mark(directory: Path, *, keep: bool = False) -> bool:
             with as_owner(directory):
                 path.unlink(missing_ok=True)
         except OSError as exc:
-            if exc.errno != errno.EROFS:  # of a file system that nobody can write to, it stays true
+            if exc.errno != errno.EROFS:  # on a read-only file system it stays true
                 raise
     return clean
 

@@ -121,7 +121,7 @@ class NoMemory:
         return None
 
     def begin_session(self, *sessions: UUID) -> None:
-        """Nobody keeps them."""
+        """Not kept."""
 
     def proofs(self) -> list[Record]:
         return []
@@ -132,7 +132,7 @@ _ANONYMOUS = bytes(4)
 
 
 def anonymous(session: UUID) -> UUID:
-    """The id of a session that is remembered by nobody."""
+    """The id of a session that no store remembers."""
     return UUID(bytes=_ANONYMOUS + session.bytes[4:])
 
 

@@ -82,7 +82,7 @@ class Environment:
         try:
             self._clear_own_slots()
             self._page_size = int(self.env.stat()["psize"])
-            # Files of the store that must stay in their place, with what tells each from every other.
+            # Files of the store that must stay in their place, each with its identity.
             self._data_file = KeptFile.at(directory / DATA_FILE)
             self._lock_file = None if self.readonly else KeptFile.at(directory / LOCK_FILE)
             self._opened = [self._data_file, *([] if self._lock_file is None else [self._lock_file])]
@@ -197,7 +197,7 @@ class Environment:
         except OSError:
             return False
         try:
-            # Where the system fills the file with zeros instead, nobody may write pages there meanwhile.
+            # Where the system fills the file with zeros instead, no thread may write pages there meanwhile.
             with self.env.begin(write=True):
                 reserve(file, self.high_water_bytes(), size)
         except WriteError:  # the settling that follows meets it as well, and reports it

@@ -56,12 +56,12 @@ def _find_statx() -> Any:
 
 _statx = _find_statx()
 
-# What tells a file from every other: inode, and device in two numbers.
+# A file's identity: inode, and device in two numbers.
 Identity = tuple[int, int, int]
 
 
 def file_identity(path: bytes) -> Identity:
-    """What tells the file that `path` leads to from every other: inode, and device in two numbers.
+    """The identity of the file that `path` leads to: inode, and device in two numbers.
 
     Costs the file's next flush nothing, unlike `os.stat`: since Linux 6.13 a file whose times were asked for gets an
     exact stamp at its next write, which goes through the file system's journal ("multigrain timestamps",

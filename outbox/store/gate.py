@@ -54,7 +54,7 @@ class Guarded:
         self._inside: list[int] = []
         self.halt_reason: str | None = None
         self._way_out = _REOPEN_HINT
-        # Told once when the halt latch is set; nobody else writes meanwhile, so it must not write to the store.
+        # Called once when the halt latch is set, while no other thread writes: it must not write to the store.
         self.on_halt: Callable[[str], None] = _ignore
 
     # -- transactions

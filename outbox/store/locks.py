@@ -37,7 +37,7 @@ _PID_BYTES = 32
 
 
 class Role(Enum):
-    """One lock file each.  ENGINE enqueues, RELAY drains; every opener shares ACCESS, and a vacuum takes it whole.
+    """One lock file each.  ENGINE enqueues, RELAY drains; every opener shares ACCESS, a vacuum has it exclusively.
 
     OPENING is held until it is known that the store is sound, so that of several openers one verifies.
     """
@@ -86,7 +86,7 @@ class RoleLock:
         _held.add(self)
 
     def _open(self) -> int:
-        """The lock file; -1 where there is none and none can be made, since nobody can write to that store."""
+        """The lock file; -1 where there is none, and none can be made in a read-only store."""
         try:
             return open_own(self._path, os.O_RDWR | os.O_CREAT)
         except OSError as exc:
@@ -148,7 +148,7 @@ class RoleLock:
         return self._path
 
     def identity(self) -> Identity:
-        """What tells the file that is locked from every other: inode, and device in two numbers."""
+        """The identity of the locked file: inode, and device in two numbers."""
         return self._identity
 
     def release(self, *, clean: bool = False) -> None:
@@ -226,7 +226,7 @@ def holder(directory: Path, role: Role) -> int | None:
 def nobody_writes(directory: Path) -> Iterator[bool]:
     """Whether no process can write to the store while the block runs.
 
-    Either nobody has it open, and is kept from opening it, or the process that asks has it for itself.
+    Either no process has it open, and none can open it, or the caller has it for itself.
     """
     try:
         fd = open_own(directory / f"{Role.ACCESS.value}.lock", os.O_RDONLY)
@@ -248,7 +248,7 @@ def _try(fd: int, mode: int) -> bool:
 
 
 def died_holding(directory: Path, role: Role) -> bool:
-    """Whether the last holder of `role` did not release it cleanly.  Only meaningful while nobody holds it."""
+    """Whether the last holder of `role` did not release it cleanly.  Only meaningful while no process holds it."""
     try:
         return os.lstat(directory / f"{role.value}.lock").st_size > 0
     except FileNotFoundError:

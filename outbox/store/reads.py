@@ -140,7 +140,7 @@ class Reader(Guarded):
         return [(seq, quarantine.raw_of(seq_key(seq), value)) for seq, value in kept]
 
     def withdrawn(self) -> list[int]:
-        """Sequence numbers that were discarded while pending, and for whose receipts nobody has asked yet."""
+        """Sequence numbers that were discarded while pending, and whose receipts have not been looked up yet."""
         return [seq for seq, _ in self._prefixed(withdrawal.PREFIX)]
 
     def releases(self) -> int:

@@ -86,7 +86,7 @@ class Steady:
 
 
 def boot_id() -> str:
-    """What tells this boot of the machine from every other; empty where the system does not report it."""
+    """The id of this boot of the machine; empty where the system does not report it."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:

@@ -44,7 +44,7 @@ AHEAD_US = 60_000_000
 
 
 def _nothing() -> None:
-    """Nobody waits to be woken."""
+    """No thread waits to be woken."""
 
 
 def _ignore(moved: Moved) -> None:
@@ -94,7 +94,7 @@ class Store(Reader):
         that by, where the wall clock may have jumped.
         """
         super().__init__(environment)
-        # What does not fit into the map cannot be stored, whatever the quota says.
+        # What does not fit into the map cannot be stored, however large the quota is.
         self.max_bytes = min(max_bytes, environment.map_bytes)
         self.reserve_bytes = reserve_bytes
         self._now_us, self._trusted_us = now_us, trusted_us or now_us

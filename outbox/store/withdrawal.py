@@ -30,7 +30,7 @@ from .environment import Environment
 from .filesystem import descriptor_identity, is_open_as
 from .own_files import open_own
 
-# Entries that were discarded while they were pending, and for whose receipts nobody has asked yet.
+# Entries that were discarded while pending, and whose receipts have not been looked up yet.
 PREFIX = b"outbox:withdrawn:"
 _LOCK_FILE = "relay.lock"
 # `struct flock`: type, whence, start, length, pid.

@@ -22,7 +22,7 @@ from outbox.words import text_of
 
 
 class InMemoryTarget:
-    """Keep delivered entries in memory: one effect per key, in order, groups whole.
+    """Keep delivered entries in memory: one effect per key, in order, groups undivided.
 
     Used by one thread at a time, as every target.  A test changes its attributes between two batches.
 
@@ -122,7 +122,7 @@ class InMemoryTarget:
         return None
 
     def _tried(self, unit: Unit) -> tuple[OutboxError, str] | None:
-        """Apply a unit whole; or why it could not be, and because of which operation."""
+        """Apply a unit completely; else why that failed, and by which operation."""
         new = [record for record in unit if record.key not in self._receipts]
         for record in unit:
             error = self._refusal(record, is_new=record in new)

@@ -187,7 +187,7 @@ class PostgresServer:
         self.start()
 
     def pause(self) -> None:
-        """Freeze every process of the server: the kernel still accepts connections, but nobody answers."""
+        """Freeze every process of the server: the kernel still accepts connections, but the server does not answer."""
         if not self.is_running:
             raise RuntimeError("cannot pause: the server is not running")
 

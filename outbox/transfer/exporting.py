@@ -57,7 +57,7 @@ class Findings:
 
 
 def examine(directory: Path, *, python: str | None = None) -> Findings:
-    """Verify the store in `directory`, which nobody may have open, and count what can be salvaged.
+    """Verify the store in `directory`, which no process may have open, and count the salvageable entries.
 
     `python` is the interpreter to verify with, see `OutboxConfig.python`.  Raises `StoreLocked`, `StoreMissing`,
     `StoreUnverified` or OSError.
@@ -101,7 +101,7 @@ def export(directory: Path, write: Callable[[bytes], object]) -> Findings:
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Nobody else has the store open, nor opens it meanwhile.  Raises `StoreLocked`."""
+    """No other process has the store open, or opens it meanwhile.  Raises `StoreLocked`."""
     if not (directory / DATA_FILE).exists():
         read_identity(directory)  # raises for a missing file
     try:
@@ -109,7 +109,7 @@ def _alone(directory: Path) -> Iterator[None]:
     except OSError as exc:
         if exc.errno != errno.EROFS:
             raise
-        yield  # nobody can write to it
+        yield  # a read-only store has no writer
         return
     try:
         yield
@@ -166,7 +166,7 @@ def _read(directory: Path, write: Callable[[bytes], object]) -> Findings:
         for name, record in sorted(found.small.items()):
             put({"kind": "small", "name": name.decode(), "stamp": record.stamp, "value": raw_text(record.value)})
         if found.other.get(sessions.KEY) == sessions.Sessions().pack():
-            del found.other[sessions.KEY]  # it says nothing
+            del found.other[sessions.KEY]  # it is empty
         for name, value in sorted(found.other.items()):
             put({"kind": "other", "name": raw_text(name), "value": raw_text(value)})
         findings.small_records = len(found.small) + len(found.other)

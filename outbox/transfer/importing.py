@@ -128,9 +128,9 @@ class ExportFile:
 def restore(path: Path, directory: Path, config: OutboxConfig, clock: Clock, *, merge: bool = False) -> Restored:
     """Import the file at `path` into the store in `directory`, creating it under the id of the exported one.
 
-    Nobody else may have the store open.  An existing store with another id is only touched with `merge`, since calls
-    that repeat an imported one are not recognised there.  Raises `InvalidEntry`, `StoreLocked`, what `Outbox.open`
-    raises, or `DurabilityError`; nothing is imported then.
+    No other process may have the store open.  An existing store with another id is only touched with `merge`, since
+    calls that repeat an imported one are not recognised there.  Raises `InvalidEntry`, `StoreLocked`, what
+    `Outbox.open` raises, or `DurabilityError`; nothing is imported then.
     """
     file = ExportFile(path)
     if is_vacant(directory):
@@ -186,7 +186,7 @@ class _Import:
         # The lowest entry that is pending again and may have been settled before, as far as PostgreSQL knows.
         self._top = counters.next_seq
         self._late: int | None = None
-        # Entries that were discarded while they were pending, for whose receipts nobody has asked yet.
+        # Entries that were discarded while pending, and whose receipts have not been looked up yet.
         self._withdrawn: set[bytes] = set()
         # New numbers of groups, where entries get new ones.
         self._groups: dict[int, int] = {}

@@ -303,7 +303,7 @@ def test_readonly_observer_cannot_write(outbox_dir: Path) -> None:
         assert observer.status().pending == 1
         assert [entry.seq for entry in observer.pending()] == [1]
         for use in (lambda: observer.store.put_meta("a", b""), observer.compact, lambda: observer.compact(vacuum=True)):
-            with pytest.raises(StoreLocked, match="opened for looking only"):
+            with pytest.raises(StoreLocked, match="attached read-only"):
                 use()
         assert not observer.status().halted
     # It leaves the store as clean as it was.
