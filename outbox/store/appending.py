@@ -1,6 +1,6 @@
 """Appending: new entries in `pending` and their idempotency keys, inside a transaction of the writer.
 
-One submission is stored whole or refused whole, and leaves the others alone.  Many are stored by three calls of LMDB,
+One submission is stored or refused completely, and does not affect the others.  Many are stored by three calls of LMDB,
 unless a key was used before.
 """
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..entry import EntryStatus
-from ..errors import IdempotencyConflict, OutboxError, StoreCorrupt, StoreFull
+from ..errors import AlreadyRejected, IdempotencyConflict, OutboxError, StoreCorrupt, StoreFull
 from . import quarantine
 from .counters import Counters
+from .entry_json import DISCARDED
 from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
 from .environment import Environment
 from .key_row import pack_row, unpack_row
-from .rejected import already_rejected
 
 
 @dataclass(slots=True)
@@ -130,7 +130,7 @@ def append_one(environment: Environment, txn: Any, counters: Counters, submissio
             )
             return False
         if known is not None and known.status is EntryStatus.FAILED:
-            submission.error = already_rejected(known)
+            submission.error = _already_rejected(known)
             return False
         if known is None:
             fresh.append(record)
@@ -165,3 +165,16 @@ def _by_key(environment: Environment, txn: Any, record: Record) -> Record | None
         return replace(record, seq=seq, payload_hash=hashed, status=EntryStatus.FAILED, error=lost)
     # Settled without a ledger copy: all that is left of it is that it was completed.
     return replace(record, seq=seq, payload_hash=hashed, status=EntryStatus.COMPLETED)
+
+
+def _already_rejected(record: Record) -> AlreadyRejected:
+    """The error for a call under the key of `record`, a dead letter or an entry that was given up."""
+    error = record.error or "the reason is unknown"
+    given_up = error.startswith(DISCARDED)
+    hint = f"see `atb outbox show {record.seq}`, then `retry` or `discard` it; or "
+    return AlreadyRejected(
+        f"entry {record.seq} of operation {record.operation!r} has this key and was "
+        f"{error if given_up else f'rejected: {error}'}",
+        entry=record.entry(strict=False),
+        hint=f"{'' if given_up else hint}enqueue it with another key if it is still wanted",
+    )

@@ -124,7 +124,7 @@ class Guarded:
         """
         with self._entered() as environment:
             if environment.readonly:
-                raise StoreLocked(f"{self.directory} was opened for looking only", hint="attach without readonly")
+                raise StoreLocked(f"{self.directory} was attached read-only", hint="attach without readonly")
             try:
                 environment.check_open()
                 if promises:

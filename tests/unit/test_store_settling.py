@@ -488,7 +488,7 @@ def test_a_damaged_record_is_reported_and_set_aside_with_its_bytes(box: Outbox) 
     assert seqs(box.pending()) == [1, 3]
     status = box.status()
     assert (status.quarantined, status.pending, status.acknowledged) == (1, 2, 3)
-    assert "1 damaged entry is quarantined" in status.needs_operator
+    assert "1 damaged entry is quarantined (see `atb outbox list`)" in status.needs_operator
 
 
 def test_a_damaged_oldest_record_does_not_hide_the_status(box: Outbox) -> None:

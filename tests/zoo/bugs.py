@@ -1282,7 +1282,7 @@ BUGS = (
         "outbox/store/appending.py",
         "if known is not None and known.status is EntryStatus.FAILED:",
         "if known is not None and known.status is None:",
-        ("tests/unit/test_rejected.py",),
+        ("tests/unit/test_store_append_rejected.py",),
     ),
     Bug(
         "adapter: an exit stops at the dead letter of its first call",
