@@ -97,7 +97,7 @@ def test_a_retry_keeps_the_order_within_the_key(engine: tuple[Outbox, Relay], at
     assert [row for row in rows if row[0] == "a"] == [("a", 1), ("a", 200), ("a", 3)]
     assert [row for row in rows if row[0] in ("d", "e")] == [("d", 6), ("e", 1000)]
     assert (
-        atb("retry", "--all", "--operation", "note").stdout == "no dead letters match; without the filter there are 1\n"
+        atb("retry", "--all", "--operation", "note").stdout == "no dead letters match; without the filter there is 1\n"
     )
     assert atb("retry", "--all").stdout == "requeued: 4\n"
     assert engine[1].drain(LONG)
