@@ -17,7 +17,8 @@ from typing import Any
 
 from ..preflight.class_code import ClassCode
 from ..preflight.method_code import dotted, facts_of, layers, meaning
-from .effects import attribute_got, gives_away, hands_on, items_of, names_changed_by
+from .effects import attribute_got, changes_nothing, gives_away, hands_on, items_of, names_changed_by, reads_changing
+from .entered import path_of
 
 SET = "="
 # Stands for every attribute, where the code does not say which it changes.
@@ -79,10 +80,17 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
+class Entered:
+    """Whether blocks of attributes, each with the names behind it, let every error through."""
+
+    paths: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Branch:
     """`if test: ... else: ...`; None for a test that cannot be computed apart."""
 
-    test: Expression | None
+    test: Expression | Entered | None
     ways: tuple[Block, Block]
 
 
@@ -212,10 +220,11 @@ class _Reader:
             case ast.If(test=test):
                 yield self._lost(test)
                 yield Branch(self._read(test), (self.block(statement.body), self.block(statement.orelse)))
-            case ast.With() if all(self._lets_through(one.context_expr) for one in statement.items):
+            case ast.With() if all(self._is_of_attribute(one.context_expr) for one in statement.items):
                 for item in statement.items:
                     yield self._lost(item)
-                yield from self.block(statement.body).steps
+                entered = Entered(tuple(tuple(path_of(one.context_expr)[1:]) for one in statement.items))
+                yield Branch(entered, (self.block(statement.body), Block((self._lost(statement),))))
             case ast.Try(finalbody=last) if all(self.block(one.body).refuses for one in statement.handlers) and not any(
                 isinstance(node, ast.Return) for node in ast.walk(ast.Module(last, []))
             ):
@@ -267,8 +276,9 @@ class _Reader:
 
         `by_functions`: also one that functions of the manager's module compute.
         """
-        function, needs = self._function, set[str]()
-        needs |= items_of(value)
+        function, needs = self._function, items_of(value)
+        if reads_changing(value, function):
+            return None
         own = {*function.__code__.co_varnames, *function.__code__.co_cellvars, *function.__code__.co_freevars}
         for node in ast.walk(value):
             if isinstance(node, _BOUND) or (isinstance(node, ast.Name) and node.id in self._shared):
@@ -321,10 +331,10 @@ class _Reader:
             name in (f"{self._myself}.__class__", "type()") or meaning(self._function, name) in self._code.cls.__mro__
         )
 
-    def _lets_through(self, entered: ast.expr) -> bool:
+    def _is_of_attribute(self, entered: ast.expr) -> bool:
         """Whether a block is of an attribute, such as a lock: a method of the manager's own may swallow an error."""
-        owner, _, rest = dotted(entered).partition(".")
-        return owner == self._myself and not self._code.functions(rest.partition(".")[0].removesuffix("()"))
+        owner, *rest = path_of(entered)
+        return owner == self._myself and bool(rest) and not self._code.functions(rest[0])
 
     def _is_stored(self, target: ast.Attribute) -> bool:
         return self._is_mine(target) and self._set_by(target.attr) == {target.attr}
@@ -353,7 +363,9 @@ def _is_computing(node: ast.Call, function: FunctionType, *, by_functions: bool)
     name = dotted(node.func)
     found = meaning(function, name)
     found = getattr(builtins, name, None) if found is None else found
-    return any(found is one for one in _CALLED) or (by_functions and isinstance(found, FunctionType))
+    return any(found is one for one in _CALLED) or (
+        by_functions and isinstance(found, FunctionType) and changes_nothing(found)
+    )
 
 
 def _yields(node: ast.AST) -> bool:

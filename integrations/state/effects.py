@@ -6,9 +6,11 @@ An item of a local name, `trade["pnl"]` or `trade.pnl`, is the name `trade[pnl]`
 from __future__ import annotations
 
 import ast
-from types import FunctionType
+import functools
+import linecache
+from types import FunctionType, ModuleType
 
-from ..preflight.method_code import dotted, facts_of
+from ..preflight.method_code import dotted, facts_of, names_in
 
 # Functions that take the manager and set no attribute of it.
 _HARMLESS = frozenset({"isinstance", "hasattr", "super", "type", "id"})
@@ -107,3 +109,43 @@ def hands_on(function: FunctionType) -> bool:
 
 def _is_handed(node: ast.AST) -> bool:
     return isinstance(node, ast.Name | ast.Starred) or (isinstance(node, ast.keyword) and node.arg is None)
+
+
+def changes_nothing(function: FunctionType) -> bool:
+    """Whether a function names nothing of its module that functions there change."""
+    return names_in(function).isdisjoint(_changed_globals(function.__code__.co_filename))
+
+
+def reads_changing(value: ast.expr, function: FunctionType) -> bool:
+    """Whether an expression reads a name of a module that functions of that module change: a queued call runs none."""
+    named = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
+    if not named.isdisjoint(_changed_globals(function.__code__.co_filename)):
+        return True
+    for node in ast.walk(value):
+        match node:
+            case ast.Attribute(value=ast.Name(id=name), attr=attribute):
+                module = function.__globals__.get(name)
+                if isinstance(module, ModuleType) and attribute in _changed_globals(getattr(module, "__file__", "")):
+                    return True
+    return False
+
+
+@functools.lru_cache(256)
+def _changed_globals(file: str | None) -> frozenset[str]:
+    """The names outside of functions that functions of a file change, themselves or in part."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(file or "")))
+    except (SyntaxError, ValueError):
+        return frozenset()
+    found = set[str]()
+    for function in (one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)):
+        own, changed = set[str](), set[str]()
+        for node in ast.walk(function):
+            if isinstance(node, ast.Global):
+                found |= set(node.names)
+            elif isinstance(node, ast.Name | ast.arg):
+                own |= {node.arg} if isinstance(node, ast.arg) else names_changed_by(node)
+            else:
+                changed |= {name.partition("[")[0] for name in names_changed_by(node)}
+        found |= changed - own
+    return frozenset(found)

@@ -18,8 +18,9 @@ from typing import Any
 
 from ..host import Host
 from ..preflight.class_code import ClassCode
-from .attribute_code import ANY, SET, Assign, Block, Branch, Expression, Final, Inner, Leave, Lose, block_of
+from .attribute_code import ANY, SET, Assign, Block, Branch, Entered, Expression, Final, Inner, Leave, Lose, block_of
 from .attribute_code import Change as Step
+from .entered import lets_through
 from .kept_state import NOT_STATE
 from .plain_data import same
 
@@ -170,7 +171,10 @@ class _Run:
                 return _Way.MAY_LEAVE if leaves else _Way.GOES_ON
             case Leave(refuses=refuses):
                 return _Way.REFUSED if refuses else _Way.LEFT
-            case Branch(test=test, ways=ways):
+            case Branch(test=Entered() as entered, ways=ways):
+                sure = all(lets_through(self._held(attribute), path) for attribute, *path in entered.paths)
+                return self.block(ways[0 if sure else 1], names)
+            case Branch(test=Expression() | None as test, ways=ways):
                 return self._branch(_MISSING if test is None else self._value(test, names), ways, names)
             case Final(ways=(tried, last)):
                 way, end = self.block(tried, names), self.block(last, names)
@@ -233,7 +237,10 @@ class _Run:
             return _MISSING
 
     def _attribute(self, name: str) -> Any:
+        value = self._held(name)
+        return value if type(value) in _SCALARS else _MISSING
+
+    def _held(self, name: str) -> Any:
         if name in self.lost or ANY in self.lost:
             return _MISSING
-        value = self.known[name] if name in self.known else inspect.getattr_static(self.cls, name, _MISSING)
-        return value if type(value) in _SCALARS else _MISSING
+        return self.known[name] if name in self.known else inspect.getattr_static(self.cls, name, _MISSING)

@@ -7,10 +7,10 @@ import importlib.util
 import random
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -234,6 +234,60 @@ class Keeping(Base):
             self.b = 9
 
 
+SEEN, COUNTS, LEVEL = 0, {"n": 0}, 5
+
+
+def see(x: int = 0) -> int:
+    """Change what stands in this module."""
+    global SEEN
+    SEEN += 1
+    COUNTS["n"] += 1
+    return x + SEEN
+
+
+class Counting(Base):
+    """Takes names of its module which a call that waits does not change yet."""
+
+    def method(self, x: int) -> None:
+        see()
+        self.a = SEEN
+        self.b = COUNTS["n"]
+        self.c += see(x)
+
+
+class Entering(Base):
+    """Enters blocks of attributes, of which some swallow errors."""
+
+    def __init__(self, seed: int, guard: Any) -> None:
+        super().__init__(seed)
+        self.guard = guard
+
+    @contextmanager
+    def raising(self) -> Iterator[None]:
+        with self.lock:
+            try:
+                yield
+            except Refused:
+                self.random.random()
+                raise
+
+    def method(self, x: int) -> None:
+        with self.lock:
+            self.a += x + LEVEL
+        with self.guard:
+            self.b += 1
+            self.database(x)
+            self.c += 1
+
+
+class Opening(Entering):
+    def method(self, x: int) -> None:
+        with self.guard.raising():
+            self.b += 1
+        with self.guard.swallowing():
+            self.c += 1
+
+
 class Early(Base):
     """Its helper may answer False before it counts, which refuses nothing."""
 
@@ -256,6 +310,34 @@ def foreseen_of(manager: Any) -> Foreseen:
 
 def test_helper_that_answers_false_refuses_no_call() -> None:
     assert foreseen_of(Early(1)).of("method", {"x": 3}, set) == {"b": 3}
+
+
+class Plain:
+    def __enter__(self) -> None:
+        """Nothing is entered."""
+
+    def __exit__(self, *_: object) -> Literal[False]:
+        return False
+
+
+@pytest.mark.parametrize("guard", [suppress(Refused), ExitStack(), Entering(1, None)])
+def test_block_of_an_attribute_that_may_swallow_is_not_foreseen(guard: Any) -> None:
+    assert foreseen_of(Entering(1, guard)).of("method", {"x": 3}, set) == {"a": 8}
+
+
+@pytest.mark.parametrize("guard", [threading.Lock(), threading.Condition(), nullcontext(), Plain()])
+def test_block_of_an_attribute_that_raises_is_foreseen(guard: Any) -> None:
+    assert foreseen_of(Entering(1, guard)).of("method", {"x": 3}, set) == {"a": 8, "b": 1, "c": 1}
+
+
+def test_block_of_a_generator_is_foreseen_if_it_raises_again() -> None:
+    assert foreseen_of(Opening(1, Entering(1, None))).of("method", {"x": 3}, set) == {"b": 1}
+
+
+def test_name_of_a_module_that_functions_change_is_not_foreseen() -> None:
+    before = SEEN
+    assert foreseen_of(Counting(1)).of("method", {"x": 3}, set) == {}
+    assert before == SEEN
 
 
 @pytest.mark.parametrize("cls", [Clamped, Guarded])
