@@ -184,6 +184,8 @@ class Keeper:
             for session_id in [id_ for id_, row in self.view.sessions.items() if row["active"]]:
                 self.view.doubt_apart(session_id, f"{method} has changed it, which is not declared")
                 self._doubtful.add(session_id)
+            # What the entries alone make of them is wrong.
+            self.kept.changed()
         self._wake.set()
 
     def meet(self, session_id: int | None) -> None:
@@ -216,7 +218,7 @@ class Keeper:
                     unknown=look.unknown, foreign=foreign,
                 )  # fmt: skip
                 self._compare_answers(session_id, look.answers)
-                self.kept.observed()
+                self.kept.observed(session_id)
             self._doubtful.discard(session_id)
         # What was learned is kept before the program can be killed.
         self._wake.set()

@@ -19,7 +19,7 @@ from .view import outdated
 from .view.folds import fold, fold_beside, seen_of
 from .view.history import entries_since, is_whole_since
 from .view.learned_file import KEPT_UNDER
-from .view.local_view import LocalView, encoded
+from .view.local_view import NOT_SHOWN, LocalView, encoded
 
 _log = Log("outbox.integrations")
 
@@ -30,6 +30,8 @@ _EVERY, _BYTES, _EVERY_S = 250, 1024, 600.0
 # one without a doubt is so old that the entries behind it may be pruned.
 _FOLDED_AT_MOST = 20_000
 _DOUBTED_S = 3600.0
+# So long after a call PostgreSQL may still refuse it.
+_REFUSED_WITHIN_S = 60.0
 
 
 class KeptView:
@@ -55,8 +57,11 @@ class KeptView:
         self._kept_seq, self._kept_at_s = 0, outbox.clock.monotonic()
         # The entry behind which another checkpoint is due.
         self._due = 0
-        # The last view without a doubt, from which the entries since can be folded once more.
-        self._base, self._base_at_s = view.snapshot(), self._kept_at_s
+        # The last view without a doubt, from which the entries since can be folded once more; and an earlier one, in
+        # which no call can be refused any more.
+        self._set_base(view.snapshot(), settled=True)
+        # Session -> the last entry before it was taken from PostgreSQL.
+        self._observed: dict[Any, int] = {}
         self._folded_with = 0
         view.renew = self._renew
 
@@ -77,7 +82,7 @@ class KeptView:
             # An earlier version did not compress it.
             data = stored if stored.startswith(b"{") else zlib.decompress(stored)
             self._view.load(data)
-            self._set_base(self._view.snapshot())
+            self._set_base(self._view.snapshot(), settled=True)
         self.doubt_former(former)
         self._kept_seq = self._view.seq
         self._due = self._kept_seq + _EVERY
@@ -90,7 +95,7 @@ class KeptView:
             pending = (one.entry(strict=False) for one in waiting if one.seq <= self._view.seq)
             for session in outdated.doubt(self._view, methods, pending):
                 self._doubt(session)
-            self._set_base(self._view.snapshot())
+            self.changed()
             # It is kept from which code is learned now.
             self._view.learning.version += 1
 
@@ -130,14 +135,24 @@ class KeptView:
         with self._view.lock:
             if session not in self._view.sessions:
                 return
+            if self._observed.get(session, -1) >= entry.seq:
+                # What PostgreSQL has shown since is without it.
+                return
             self._view.doubt_apart(session, f"PostgreSQL refused a call of {entry.operation} that it had followed")
-            if entry.seq > max(self._base["seq"], self._kept_seq):
+            if entry.seq > self._earlier["seq"]:
                 # Folded anew, the view is without it.
                 self._folded_with = -1
+                if entry.seq <= self._base["seq"]:
+                    self._set_base(self._earlier, settled=True)
             else:
-                self._set_base(self._view.snapshot())
+                self.changed()
+            if entry.seq <= self._kept_seq:
                 # What the store has, for a restart, was applied with it too.
-                self._kept_seq = self._due = min(self._kept_seq, entry.seq - 1)
+                self._kept_seq = self._due = min(self._base["seq"], entry.seq) - 1
+
+    def changed(self) -> None:
+        """The view is as no fold of entries has made it; its lock is held."""
+        self._set_base(self._view.snapshot(), settled=True)
 
     def _home(self, operation: ManagerOperation, call: Mapping[str, Any], session: Any) -> Any:
         """The session of the row that a call names; it may have been made before the view knew that row."""
@@ -150,12 +165,13 @@ class KeptView:
             found = self._view.session_of_order(named, session)
         return session if found is None else found
 
-    def observed(self) -> None:
+    def observed(self, session_id: Any) -> None:
         """A session was taken from PostgreSQL; the order and the view's lock are held."""
         self._view.learning.version += 1
         self._folded_with = self._view.learning.version
+        self._observed[session_id] = self._view.seq
         if self._is_sure():
-            self._set_base(self._view.snapshot())
+            self.changed()
 
     def has_many(self) -> bool:
         """Whether so many calls came since the last checkpoint that another one is due."""
@@ -199,10 +215,18 @@ class KeptView:
         return self._outbox.clock.monotonic()
 
     def _is_sure(self) -> bool:
-        return all(map(self._view.is_sure, self._view.sessions))
+        # What the manager never shows, no other fold will know.
+        return all(why == NOT_SHOWN for row in self._view.sessions.values() for why in row["doubts"].values())
 
-    def _set_base(self, snapshot: dict[str, Any]) -> None:
-        self._base, self._base_at_s = snapshot, self._now_s()
+    def _set_base(self, snapshot: dict[str, Any], *, settled: bool = False) -> None:
+        """`settled`: no call in it can be refused any more, or an earlier one would not do instead."""
+        now = self._base_at_s = self._now_s()
+        self._base = snapshot
+        if settled:
+            self._earlier = self._next = snapshot
+            self._next_at_s = now
+        elif now - self._next_at_s > _REFUSED_WITHIN_S:
+            self._earlier, self._next, self._next_at_s = self._next, snapshot, now
 
     def _is_base_old(self) -> bool:
         return self._now_s() - self._base_at_s > min(_DOUBTED_S, self._outbox.config.retention_hours * 1800)
@@ -224,7 +248,7 @@ class KeptView:
             return False
         if not is_whole_since(self._outbox, self._base["seq"]):
             # What is known now is better than what is left of its entries.
-            self._set_base(self._view.snapshot())
+            self.changed()
         try:
             self._view.take(self._base)
             self._fold_since()
@@ -254,4 +278,4 @@ class KeptView:
                 )
             self._view.sessions.clear()
             self._view.seq = missing[-1]
-            self._set_base(self._view.snapshot())
+            self.changed()

@@ -711,6 +711,20 @@ BUGS = (
         ("tests/integration/adapter/test_nasty_lives.py", "tests/integration/adapter/test_property.py"),
     ),
     Bug(
+        "adapter: a doubt that no entry explains is gone when the entries are folded anew",
+        "integrations/keeper.py",
+        "            self.kept.changed()\n",
+        "            pass\n",
+        ("tests/integration/adapter/test_undeclared_writes.py",),
+    ),
+    Bug(
+        "adapter: a refused call leaves its session unanswered where the view was kept with it",
+        "integrations/kept_view.py",
+        "if entry.seq <= self._base[\"seq\"]:",
+        "if False:",
+        ("tests/integration/adapter/test_refusals.py",),
+    ),
+    Bug(
         "adapter: the same intent after a crash is another call",
         "integrations/earlier_calls.py",
         "    first = None if item.hashed is None else outbox.find(item.hashed)",

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from outbox.integrations.durable import CallFailed
 from outbox.integrations.kept_view import KeptView
-from outbox.integrations.view.local_view import LocalView, UnknownLocally
+from outbox.integrations.view.local_view import LocalView
 from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import until
 
@@ -111,15 +111,26 @@ def test_refused_call_is_in_no_answer_of_an_outage(
         with pytest.raises(CallFailed):
             _settle(manager, lambda: manager.close_position(7))
         own_postgres.kill()
+        assert manager.get_current_balance() == 3
         if is_kept:
-            with pytest.raises(UnknownLocally, match="PostgreSQL refused a call of"):
-                manager.get_current_balance()
             # What a restart in the outage begins with.
             assert keeper.kept.is_due()
             checkpoint()
             after = LocalView()
             KeptView(wired.box, manager._adapter.calls, after, lambda _: None, lambda _: None).restore(None)
-            with pytest.raises(UnknownLocally, match="PostgreSQL refused a call of"):
-                after.balance(manager._adapter.session_id)
-        else:
-            assert manager.get_current_balance() == 3
+            assert after.balance(manager._adapter.session_id) == 3
+
+
+def test_session_seen_after_a_refusal_is_answered(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    """The keeper may look before the caller gets the refusal."""
+    with scene(own_postgres.url(), outbox_dir, Refusing) as wired:
+        manager, keeper = wired.manager, wired.manager._adapter.keeper
+        wired.relay.start()
+        manager.create_trading_session("ma", 100)
+        with pytest.raises(CallFailed):
+            _settle(manager, lambda: manager.close_position(7))
+        until(lambda: keeper.view.is_sure(manager._adapter.session_id))
+        refused = next(entry for entry in wired.box.ledger() if entry.operation == "atomic_balance_update")
+        own_postgres.kill()
+        keeper.refused(refused)
+        assert manager.get_current_balance() == 100

@@ -59,6 +59,21 @@ def test_balance_that_an_undeclared_call_has_changed_is_not_guessed(paused: Scen
         paused.manager.get_current_balance()
 
 
+def test_balance_that_an_undeclared_call_changed_stays_unknown(paused: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL dies before the session is looked at once more, and after another call was learned from."""
+    paused.box.pauses.end()
+    until(lambda: not paused.relay._last.paused)
+    monkeypatch.setattr(paused.manager._adapter.keeper, "_look_at", lambda *_, **__: False)
+    paused.manager.bonus(5)
+    paused.manager.log_trade("A")
+    assert paused.drain()
+    paused.box.pauses.begin("an outage", 300)
+    until(lambda: paused.relay._last.paused)
+    paused.manager.log_trade("B")
+    with pytest.raises(UnknownLocally, match="bonus has changed it, which is not declared"):
+        paused.manager.get_current_balance()
+
+
 def test_balance_that_an_undeclared_call_has_only_read_is_answered(paused: Scene) -> None:
     paused.manager.report()
     assert paused.manager.survey() == 2
