@@ -23,7 +23,9 @@ from .kept_view import KeptView
 from .manager_connection import engine_of
 from .operations import ManagerOperation, notes_of
 from .preflight import branches
+from .preflight.class_code import ClassCode
 from .preflight.code_version import code_version
+from .preflight.plain_answers import plain_answer
 from .preflight.tables_named import tables_named
 from .repeated import Repeated
 from .replay.balance import rolled_back
@@ -32,6 +34,7 @@ from .replay.witness import Witness
 from .roles import Session
 from .sessionless import is_sessionless
 from .view import outdated
+from .view.decisions import PresentCode
 from .view.explanations import number_or_none
 from .view.local_view import NO_SESSIONS, LocalView, UnknownLocally
 from .view.reads import ACTIVE_SESSION, BALANCE, LOCAL_READS, MISSING, Reads, about_sessions
@@ -89,13 +92,15 @@ class Keeper:
 
     def _decide_by(self, cls: type) -> None:
         found = {call.name: tuple(branches.of(call, cls).decisions.values()) for call in self._calls.values()}
+        made, class_code = [call for call in self._calls.values() if call.creates], ClassCode(cls)
+        plain = {call.name: plain_answer(class_code, call.name, call.table_and_column()[1]) for call in made}
         names = {read: local.standard for read in self._reads.names if (local := self._reads.local(read)) is not None}
         names |= {name: name for name, call in self._calls.items() if call.has_role}
         code = {name: code_version(cls, own) for own, name in names.items() if callable(getattr(cls, own, None))}
         with self.view.lock:
             self.view.learning.decide_by(found)
             self._suspect(cls)
-            self.view.learning.present_code = code
+            self.view.learning.present = PresentCode(code, plain)
 
     def _suspect(self, cls: type) -> None:
         """Follow operations without a role whose code shows a table that a local read shows too, or no table at all."""

@@ -77,7 +77,7 @@ class KeptView:
             self.learned_version = learning.version
         elif carried_over is not None:
             outdated.take_over(learning, decode_result(carried_over), elsewhere=True)
-        learning.code = learning.code or learning.present_code
+        learning.code = learning.code or learning.present.versions
         if stored is not None:
             # An earlier version did not compress it.
             data = stored if stored.startswith(b"{") else zlib.decompress(stored)

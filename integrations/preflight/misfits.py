@@ -27,7 +27,8 @@ from ..view.reads import LOCAL_READS
 from . import held
 from .evidence import Evidence
 from .id_columns import is_mapped_class
-from .method_code import Facts, dotted, facts_of, is_opaque, layers, meaning, names_in
+from .method_code import dotted, facts_of, is_opaque, layers, meaning, names_in
+from .plain_answers import answering, plain_answer, shown
 from .records import hints_of
 
 # What a synchronous wrapper calls to get the result of the coroutine or generator that it wraps.
@@ -38,7 +39,6 @@ _FINDING = frozenset({"get", "get_one", "first", "one", "one_or_none", "scalar",
 # How types of ids are written, and types of answers that are no ids.
 _IDS = re.compile(r"(?:typing\.)?(?:Optional\[)?(?:uuid\.)?(?:int|UUID)\]?(?: *\| *None)?")
 _NO_BLOCKS = frozenset({"None", "bool", "int", "float", "Decimal", "str", "UUID", "dict", "list", "tuple"})
-_NO_IDS = frozenset({"bool", "None", "dict", "list", "float"})
 _NOTHING = frozenset({"None", "NoReturn", "Never"})
 # Parameters that take what no other takes.
 _ANY = frozenset({inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
@@ -353,15 +353,16 @@ def other_answer(operation: ManagerOperation, evidence: Evidence) -> str | None:
     functions = evidence.code.functions(operation.name)
     if operation.context or operation.best_effort or not functions:
         return None
-    hint, facts = inspect.signature(functions[0]).return_annotation, _answering(functions)
+    if operation.creates:
+        plain = plain_answer(evidence.code, operation.name, column_of(operation)[1])
+        if plain.ids is None or plain.ids:
+            return None
+        unseen = "until such a call was seen, an outage does not know that"
+        return f"it answers {plain.shown}; {unseen}: annotate an id with -> int, or declare creates=None, and returns="
+    hint, facts = inspect.signature(functions[0]).return_annotation, facts_of(answering(functions))
     name = hint if isinstance(hint, str) else getattr(hint, "__name__", str(hint))
     returned = [facts.locals.get(one.id, one) if isinstance(one, ast.Name) else one for one in facts.returns]
     constants = {repr(one.value) if isinstance(one, ast.Constant) else "" for one in returned}
-    if operation.creates:
-        answer = name if name in _NO_IDS else constants.pop() if constants in ({"True"}, {"None"}) else None
-        way = "declare creates=None, and returns="
-        unseen = "until such a call was seen, an outage answers with an id"
-        return None if answer is None else f"it answers {answer}; {unseen}: {way}"
     nothing = name in _NOTHING or (hint is inspect.Signature.empty and facts.read and constants <= {"None"})
     if operation.returns is not None:
         return (
@@ -373,24 +374,10 @@ def other_answer(operation: ManagerOperation, evidence: Evidence) -> str | None:
     elif nothing or constants <= {"None"}:
         return None
     else:
-        answer = "a value" if hint is inspect.Signature.empty else hint if isinstance(hint, str) else _shown(hint)
+        answer = "a value" if hint is inspect.Signature.empty else shown(hint)
         way = "declare returns=, a value or a callable that makes it of the call's arguments"
     unseen = "as it was seen to if that can be explained, else None"
     return f"it answers {answer}, and in an outage, in a balance block and with write_behind {unseen}: {way}"
-
-
-def _answering(functions: list[Any]) -> Facts:
-    """What is known of the function whose answer a method gives: behind decorators that only pass it on."""
-    for function in functions:
-        facts = facts_of(function)
-        passed = [facts.locals.get(one.id) if isinstance(one, ast.Name) else one for one in facts.returns]
-        if "__wrapped__" not in vars(function) or not all(isinstance(one, ast.Call) for one in passed):
-            break
-    return facts
-
-
-def _shown(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def _mapped_in(hint: Any) -> str | None:

@@ -40,11 +40,15 @@ def is_told_already(learning: Learning, operation: ManagerOperation, told: Any) 
     """Whether such calls answer what is told without a look at them: the new id, or nothing."""
     known = _known(learning, operation)
     if known is None or (known["varies"] and known["shape"][0] in _PLAIN):
-        return True
+        return _may_be_told(learning, operation, known, told)
     space = known["keys"].get("")
     if space is None:
         return told is None and known["shape"] == ["none"]
-    return bool(space.strikes) or all(one[:2] == ["of", "note:id"] for one in space.candidates)
+    if space.strikes or not space.candidates:
+        return _may_be_told(learning, operation, known, told)
+    return _may_be_told(learning, operation, known, told) and all(
+        one[:2] == ["of", "note:id"] for one in space.candidates
+    )
 
 
 def learn(view: LocalView, seen: Seen, answer: Any, old: Decimal | None) -> None:
@@ -64,6 +68,8 @@ def _learn(learning: Learning, seen: Seen, answer: Any, old: Decimal | None) -> 
         learning.yields[seen.operation.name] = known
     elif known["shape"] != container or list(known["keys"]) != list(values):
         known["varies"] = True
+    if container[0] == "value":
+        known["types"] = sorted({type(answer).__name__, *known.get("types", ())})
     if known["varies"]:
         known["count"] += 1
         return
@@ -89,7 +95,9 @@ def tell(view: LocalView, seen: Seen, old: Decimal | None, otherwise: Any) -> An
     """
     name, known = seen.operation.name, _known(view.learning, seen.operation)
     if known is None:
-        return otherwise
+        if _may_be_told(view.learning, seen.operation, known, otherwise):
+            return otherwise
+        return Untold("it was never seen", {}, of=f"the answer of {name}", hint=_HINT)
     values, doubts = dict[str, Any](), [*_doubts(known, seen)]
     sources, row = _sources(seen, old, exactly=False), dict(_row(seen))
     for column in _doubted(view, seen):
@@ -107,7 +115,7 @@ def tell(view: LocalView, seen: Seen, old: Decimal | None, otherwise: Any) -> An
         doubts.append(f"it cannot be made again: {exc}")
     if made is not None:
         return made[0]
-    if known["shape"][0] in _PLAIN:
+    if known["shape"][0] in _PLAIN and _may_be_told(view.learning, seen.operation, known, otherwise):
         return otherwise
     why = doubts[0] if doubts else f"the class {known['shape'][-1]} is not loaded"
     return Untold(why, values, of=f"the answer of {name}", hint=_HINT)
@@ -141,6 +149,17 @@ def _known(learning: Learning, operation: ManagerOperation) -> dict[str, Any] | 
     found = learning.yields.get(operation.name)
     # Without a count it was learned of a balance block, as which the method was declared before.
     return found if found is not None and "count" in found else None
+
+
+def _may_be_told(learning: Learning, operation: ManagerOperation, known: Mapping[str, Any] | None, told: Any) -> bool:
+    """Whether an answer that is not explained may be the new id, or None where there is none."""
+    if operation.creates is None or told is None:
+        return True
+    if known is not None:
+        types = known.get("types")
+        return types is None or type(told).__name__ in types
+    plain = learning.present.answers.get(operation.name)
+    return plain is not None and plain.fits(told)
 
 
 def _apart(answer: Any) -> tuple[list[str], dict[str, Any]]:

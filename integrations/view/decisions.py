@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import CodeType, FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..preflight.plain_answers import PlainAnswer
 
 # How names in an expression say where their value comes from.
 ARGUMENT, COLUMN = "arg:", "row:"
@@ -93,6 +96,15 @@ class Decision:
         except _FAILS:
             return None
         return None if result is None else f"{self.text}: {result}"
+
+
+@dataclass(slots=True)
+class PresentCode:
+    """What the code of the manager's class shows; empty while that is not known, and not stored."""
+
+    # method -> the version of its code; operation -> what it answers.
+    versions: dict[str, str] = field(default_factory=dict)
+    answers: Mapping[str, PlainAnswer] = field(default_factory=dict)
 
 
 def _computing(node: ast.expr, names: Iterable[str]) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
+from .decisions import PresentCode
 from .effects import Effect
 from .explanations import (
     ABSENT,
@@ -86,8 +87,7 @@ class Learning:
         # operation -> the comparisons by which its method decides; of the code, and not stored.
         self.decisions: Mapping[str, Collection[Decision]] = {}
         self.written = Written()
-        # method -> the version of its present code; empty while the manager's class is not known.
-        self.present_code: dict[str, str] = {}
+        self.present = PresentCode()
 
     def decide_by(self, decisions: Mapping[str, Collection[Decision]]) -> None:
         """Tell calls apart by these comparisons from now on."""

@@ -25,7 +25,7 @@ def take_over(learning: Learning, state: Mapping[str, Any], *, elsewhere: bool =
 
     `elsewhere`: of another store.
     """
-    code = learning.present_code
+    code = learning.present.versions
     # A store of an earlier version of this library does not say from which code it has learned.
     known = state.get("code") or code
     former = {name for name in {*known, *code} if _is_other(known.get(name), code.get(name))} if code else set[str]()

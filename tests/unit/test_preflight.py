@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 from uuid import UUID
 
 import pytest
@@ -198,6 +198,15 @@ class AnswersWithIds(managers.Sound):
     def by_pair(self, symbol: str) -> tuple[str, bool]:
         return symbol, self.log_trade(symbol) > 0
 
+    def by_dict(self, symbol: str) -> dict[str, Any]:
+        return {"id": self.log_trade(symbol)}
+
+    def by_list(self, symbol: str) -> list[int]:
+        return [self.log_trade(symbol)]
+
+    def by_object(self, symbol: str) -> Optional[Path]:  # noqa: UP045 - as older code has it
+        return Path(f"{self.log_trade(symbol)}")
+
     def by_value(self, symbol: str):  # type: ignore[no-untyped-def]
         return f"{symbol}-{self.log_trade(symbol)}"
 
@@ -218,14 +227,16 @@ class AnswersWithIds(managers.Sound):
 
 
 @pytest.mark.parametrize(
-    "name", ["by_annotation", "by_key", "by_row", "by_flag", "by_pair", "by_value", "by_value_behind_a_decorator"]
-)
+    "name",
+    ["by_annotation", "by_key", "by_row", "by_flag", "by_pair", "by_value", "by_value_behind_a_decorator", "by_dict",
+     "by_list", "by_object"],
+)  # fmt: skip
 def test_answer_that_an_outage_cannot_tell_is_warned_of(name: str) -> None:
     def warned(operation: ManagerOperation) -> bool:
         return any(f"{name}: it answers" in one for one in fit_of(AnswersWithIds, operation).warnings)
 
     assert warned(ManagerOperation(name))
-    assert warned(ManagerOperation(name, creates="trades")) == (name == "by_flag")
+    assert warned(ManagerOperation(name, creates="trades")) == (name not in ("by_annotation", "by_key", "by_row"))
     assert not warned(ManagerOperation(name, returns=0))
     assert not warned(ManagerOperation(name, best_effort=True))
 
