@@ -36,8 +36,8 @@ from .sessionless import is_sessionless
 from .view import outdated
 from .view.decisions import PresentCode
 from .view.explanations import number_or_none
-from .view.local_view import NO_SESSIONS, LocalView, UnknownLocally
-from .view.reads import ACTIVE_SESSION, BALANCE, LOCAL_READS, MISSING, Reads, about_sessions
+from .view.local_view import NO_SESSIONS, LocalView, UnknownLocally, question
+from .view.reads import ACTIVE_SESSION, BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
 from .view.reads import ORDERS as ORDER_ROWS
 from .view.reads import POSITIONS as POSITION_ROWS
 from .view.rows import POSITIONS
@@ -242,12 +242,16 @@ class Keeper:
         agrees, now = self.view.learning.agrees, self._outbox.clock.now()
         for asked, call in about_sessions(self.view.sessions.get(session_id) or {}).items():
             if asked in answers and self.view.sessions:
-                agrees[asked] = True
+                if asked == ACTIVE_SESSION:
+                    agrees[asked] = True
+                    agrees[asked] = self.view.active_session_id() == answers[asked]
+                    continue
                 try:
-                    own = LOCAL_READS[asked.partition("(")[0]].answer(self.view, call, None, now)
+                    own, given = self.view.last_session(now, call)
                 except UnknownLocally:
-                    own = MISSING
-                agrees[asked] = own == answers[asked]
+                    agrees[asked] = False
+                else:
+                    agrees[question(LAST_SESSION, given)] = own == answers[asked]
 
     def compare(self, session_id: int) -> bool:
         """Compare the view of a session with PostgreSQL, report what differs, and take it over.

@@ -24,8 +24,8 @@ from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
 from ..view import checks, resumptions
 from ..view.explanations import nearly_equal, number_or_none
-from ..view.local_view import LocalView
-from ..view.reads import BALANCE, LAST_BALANCE, MISSING, Reads, about_sessions
+from ..view.local_view import ENDED, LocalView, question
+from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
 from ..view.row_forms import RowForms
 from ..view.rows import ORDERS as ORDERS_TABLE
 from ..view.rows import RESOLVED, resolved_before
@@ -295,8 +295,9 @@ class _Watched:
         session, old = seen.notes["session"], number_or_none(self.before.balance)
         # Where there is a balance row: without one this read writes it, and takes an id from its sequence.
         asked = dict[str, Any]({LAST_BALANCE: {"session_id": session}} if self._operation.balance is not None else {})
-        if self._operation.session is Session.BEGINS:
-            asked |= about_sessions(seen.call)
+        begins = self._operation.session is Session.BEGINS
+        about = about_sessions(seen.call if begins else self._view.sessions.get(session) or {})
+        asked |= about if self._operation.session is not None else {}
         after = self._look(session, asked)
         changed = [(name, other) for name, (other, look) in self._beside.items() if look.shows(self._look(other))]
         balance = number_or_none(after.balance)
@@ -322,8 +323,12 @@ class _Watched:
                 learning.learn_answer(BALANCE, balance, after.balance)
                 if LAST_BALANCE in after.answers:
                     learning.learn_answer(LAST_BALANCE, balance, after.answers[LAST_BALANCE])
-            found = {name: answer == session for name, answer in after.answers.items() if name != LAST_BALANCE}
-            learning.agrees |= found
+            for name, answer in after.answers.items():
+                if name == ACTIVE_SESSION and begins:
+                    learning.agrees[name] = answer == session
+                elif name.startswith(LAST_SESSION):
+                    given = [*about[name], *([] if begins else [ENDED])]
+                    learning.agrees[question(LAST_SESSION, given)] = answer == session
             learning.learn_sides(seen, {column: len(ids) for column, ids in self._sides.taken.items()})
             if self._sides.taken and "side" not in notes_of(self._entry):
                 learning.taken[self._entry.seq] = dict(self._sides.taken)

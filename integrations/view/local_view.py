@@ -32,6 +32,8 @@ NAMES = ("strategy_name", "symbol")
 _FORMAT = 2
 # The way out where an answer was never seen.
 _WAIT = "ask again when PostgreSQL is back"
+# Stands among the arguments of a question for an answer that is a session which has ended.
+ENDED = "ended"
 # Why a table is in doubt for ever.
 NOT_SHOWN = "the manager does not show them"
 _BALANCE = "balance"
@@ -171,28 +173,39 @@ class LocalView:
         self, now: datetime, within_hours: float = 24.0, strategy_name: str | None = None, symbol: str | None = None
     ) -> int | None:
         """The session begun last within the given hours, of that strategy and symbol."""
-        since = now.astimezone(UTC).replace(tzinfo=None) - timedelta(hours=within_hours)
+        wanted = {"strategy_name": strategy_name, "symbol": symbol}
         with self.lock:
-            wanted = {"strategy_name": strategy_name, "symbol": symbol}
-            asked = {name: value for name, value in wanted.items() if value is not None}
             self._require_history()
+            found, asked = self.last_session(
+                now, {name: value for name, value in wanted.items() if value is not None}, within_hours
+            )
             self._require_agreement("get_last_session_id", asked)
-            for id_ in sorted(self.sessions, reverse=True):
-                row = self.sessions[id_]
-                if row.get("foreign") and asked and question("get_last_session_id", asked) in self.learning.agrees:
-                    # The manager, asked for this program's own, did not name it.
-                    continue
-                if any(row[name] not in (None, value) for name, value in asked.items()):
-                    continue
-                if row["start_time"] is not None and row["start_time"] < since:
-                    continue
-                if any(row[name] is None for name in asked):
-                    raise UnknownLocally(
-                        f"{' and '.join(asked)} of session {id_} are not known without PostgreSQL",
-                        hint="it was begun before this outbox was there",
-                    )
-                return id_
-            return None
+            return found
+
+    def last_session(
+        self, now: datetime, wanted: Mapping[str, Any], within_hours: float = 24.0
+    ) -> tuple[int | None, list[str]]:
+        """That session, and what was asked, for `question`: of one that has ended a manager may answer otherwise."""
+        found = self._begun_last(now.astimezone(UTC).replace(tzinfo=None) - timedelta(hours=within_hours), wanted)
+        return found, [*wanted, *([] if found is None or self.sessions[found]["active"] else [ENDED])]
+
+    def _begun_last(self, since: datetime, asked: Mapping[str, Any]) -> int | None:
+        for id_ in sorted(self.sessions, reverse=True):
+            row = self.sessions[id_]
+            if row.get("foreign") and asked and question("get_last_session_id", asked) in self.learning.agrees:
+                # The manager, asked for this program's own, did not name it.
+                continue
+            if any(row[name] not in (None, value) for name, value in asked.items()):
+                continue
+            if row["start_time"] is not None and row["start_time"] < since:
+                continue
+            if any(row[name] is None for name in asked):
+                raise UnknownLocally(
+                    f"{' and '.join(asked)} of session {id_} are not known without PostgreSQL",
+                    hint="it was begun before this outbox was there",
+                )
+            return id_
+        return None
 
     def balance(self, session_id: int | None) -> Decimal:
         """The exact balance of a session.  Raises `UnknownLocally`."""
@@ -305,7 +318,8 @@ class LocalView:
             )
 
     def _require_agreement(self, read: str, asked: Iterable[str] = ()) -> None:
-        agrees = self.learning.agrees.get(question(read, asked), self.learning.agrees.get(read))
+        general = question(read, {ENDED}.intersection(asked))
+        agrees = self.learning.agrees.get(question(read, asked), self.learning.agrees.get(general))
         if not agrees:
             never = agrees is None
             raise UnknownLocally(

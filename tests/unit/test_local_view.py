@@ -230,7 +230,9 @@ def test_a_balance_without_a_session_belongs_to_none(view: LocalView) -> None:
 
 def test_the_last_session_is_looked_for_by_age_strategy_and_symbol() -> None:
     view = LocalView()
-    view.learning.agrees = {"get_active_session_id": True, "get_last_session_id": True}
+    view.learning.agrees = dict.fromkeys(
+        ("get_active_session_id", "get_last_session_id", "get_last_session_id(ended)"), True
+    )
     did(view, "create_trading_session", session=1, id_=1, strategy_name="s", symbol="IBM")
     did(view, "create_trading_session", session=2, id_=2, strategy_name="other", symbol="X")
     did(view, "end_trading_session", session=2)
@@ -241,6 +243,24 @@ def test_the_last_session_is_looked_for_by_age_strategy_and_symbol() -> None:
     assert view.last_session_id(AT, 24, "s", "X") is None
     assert view.last_session_id(AT + timedelta(hours=24), 24.0) == 2
     assert view.last_session_id(AT + timedelta(hours=24, seconds=1), 24.0) is None
+
+
+@pytest.mark.parametrize("of", ["get_last_session_id", "get_last_session_id(ended)"])
+def test_last_session_is_answered_as_seen_of_active_and_of_ended(of: str) -> None:
+    """A manager may answer the last one that has ended, or that has not."""
+    view = LocalView()
+    view.learning.agrees = {of: True}
+    did(view, "create_trading_session", session=1, id_=1)
+    if of.endswith(")"):
+        with pytest.raises(UnknownLocally, match="never asked"):
+            view.last_session_id(AT)
+        did(view, "end_trading_session", session=1)
+        assert view.last_session_id(AT) == 1
+    else:
+        assert view.last_session_id(AT) == 1
+        did(view, "end_trading_session", session=1)
+        with pytest.raises(UnknownLocally, match="never asked"):
+            view.last_session_id(AT)
 
 
 def test_a_session_of_unknown_strategy_is_no_answer(view: LocalView) -> None:
@@ -255,7 +275,7 @@ def test_question_for_own_sessions_leaves_out_other_programs() -> None:
     view.learning.agrees = {"get_last_session_id": False, "get_last_session_id(strategy_name, symbol)": True}
     assert view.last_session_id(AT, 24, "s", "IBM") == 1
     for asked in ({}, {"strategy_name": "s"}):
-        with pytest.raises(UnknownLocally, match="get_last_session_id"):
+        with pytest.raises(UnknownLocally, match="get_last_session_id|of session 2"):
             view.last_session_id(AT, 24, **asked)
     view.learning.agrees = {"get_last_session_id": True}
     with pytest.raises(UnknownLocally, match="of session 2 are not known"):

@@ -2050,8 +2050,8 @@ BUGS = (
     Bug(
         "adapter: of several engines in one database only the newest finds its session in an outage",
         "integrations/view/local_view.py",
-        "agrees = self.learning.agrees.get(question(read, asked), self.learning.agrees.get(read))",
-        "agrees = self.learning.agrees.get(read)",
+        "self.learning.agrees.get(question(read, asked), self.learning.agrees.get(general))",
+        "self.learning.agrees.get(general)",
         ("tests/unit/test_local_view.py",),
     ),
     Bug(
