@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation, localcontext
 from enum import Enum
 from functools import cache
@@ -17,6 +17,7 @@ from typing import Any
 from uuid import UUID
 
 from ...registered import class_named
+from .times import MICROSECONDS, after, naive, utc
 
 # How a manager converts a value between a call and its answers: its kind and what it needs.
 Conversion = list[Any]
@@ -84,8 +85,11 @@ class Space:
                 raise Unknown("calls with other arguments contradict it")
         if not self.is_explained:
             raise Unknown("the manager's answers cannot be explained")
-        if self.agreed < _SEEN and any(map(_may_be_chance, self.candidates)):
+        constants = bool(self.strikes) and any(one[0] == "const" for one in self.candidates)
+        if self.agreed < _SEEN and (constants or any(map(_may_be_chance, self.candidates))):
             raise Unknown("it was seen once only, and may be computed")
+        if self.strikes and any(one[0] == "later" for one in self.candidates):
+            raise Unknown("another time was seen")
         first, *others = self.candidates
         value = evaluate(first, sources, old)
         for one in others:
@@ -162,6 +166,10 @@ def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any
     if kind == "product":
         one, other = map(sources.get, details[:2])
         return _present(old) if None in (one, other) else convert(details[-1], multiplied(one, other, details[2]))
+    if kind == "later":
+        name, amount, unit = details[:3]
+        base, moved = sources.get(name), amount if unit == MICROSECONDS else sources.get(amount)
+        return _present(old) if None in (base, moved) else convert(["after", moved, *details[2:]], base)
     if kind in FARTHEST:
         value = sources.get(details[0])
         return convert(details[1], value) if value is not None and is_beyond(kind, value, old) else _present(old)
@@ -214,13 +222,15 @@ def won(sources: Sources, price: str, scale: int | None, entry: str, size: str |
 
 def _may_be_chance(one: Explanation) -> bool:
     """Whether an answer may equal what it gives once, and be computed in another way."""
-    return one[0] == "product" or (one[0] == "const" and _is_amount(one[1]))
+    return one[0] in ("product", "later") or (one[0] == "const" and _is_amount(one[1]))
 
 
 def _is_amount(value: Any) -> bool:
-    """Whether it is a number, also as a text, that is hardly a default."""
+    """Whether it is a number that is hardly a default, or a text with a digit, such as a token."""
     amount = number_or_none(value)
-    return amount is not None and not isinstance(value, bool) and abs(amount) not in (0, 1)
+    if amount is None:
+        return isinstance(value, str) and any(map(str.isdigit, value))
+    return abs(amount) not in (0, 1)
 
 
 def number(value: Any) -> Decimal:
@@ -355,16 +365,6 @@ def _enum(value: Any, name: str, how: str) -> Any:
     raise ValueError(f"{name} has no member {wanted}")
 
 
-def _utc(value: Any) -> datetime:
-    if not isinstance(value, datetime):
-        raise TypeError(f"{value!r} is no time")
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-def _naive(value: Any) -> datetime:
-    return _utc(value).replace(tzinfo=None)
-
-
 def _int(value: Any) -> int:
     found = number(value)
     if found != int(found):
@@ -384,14 +384,15 @@ _CONVERTERS: dict[str, Any] = {
     "decimal": _amount,
     "int": _int,
     "text": _text,
-    "iso": lambda value, zone: (_naive(value) if zone == "naive" else _utc(value)).isoformat(),
+    "iso": lambda value, zone: (naive(value) if zone == "naive" else utc(value)).isoformat(),
     "around": lambda value, before, after: f"{before}{text_of(value, 'text')}{after}",
     "written": lambda value, kind, scale: str(_CONVERTERS[kind](value, scale)),
     "enum": _enum,
-    "naive": _naive,
-    "utc": _utc,
-    "naive second": lambda value: _naive(value).replace(microsecond=0),
-    "utc second": lambda value: _utc(value).replace(microsecond=0),
-    "epoch": lambda value: _utc(value).timestamp(),
+    "naive": naive,
+    "utc": utc,
+    "after": lambda value, amount, unit, sign, conversion: convert(conversion, after(value, amount, unit, sign)),
+    "naive second": lambda value: naive(value).replace(microsecond=0),
+    "utc second": lambda value: utc(value).replace(microsecond=0),
+    "epoch": lambda value: utc(value).timestamp(),
     "uuid": lambda value: UUID(str(value)),
 }

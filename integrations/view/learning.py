@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from itertools import combinations, product
@@ -37,6 +37,7 @@ from .explanations import (
     total,
     won,
 )
+from .times import MICROSECONDS, durations, is_constant, utc
 
 # Arguments whose value decides what a call does; callers spell them in several ways.
 DECISIVE = ("status", "side", "order_type")
@@ -140,7 +141,7 @@ def explain(
     if widely and old is not ABSENT and is_number(shown):
         found += _farthest(shown, sources, old, scales)
     if not found and not is_id(key):
-        found += _products(shown, sources, scales)
+        found += [*_products(shown, sources, scales), *_laters(shown, sources, scales)]
     rows = [name for name in sources if name.startswith("row:")]
     if old is ABSENT:
         found += _named(key, _direct(key, rows, shown, sources, scales))
@@ -235,6 +236,28 @@ def _products(shown: Any, sources: Sources, scales: tuple[int | None, ...]) -> I
             if abs(product_ - number(shown)) <= 1:
                 for conversion in conversions(product_, shown, scales):
                     yield ["product", one, other, arithmetic, conversion]
+
+
+def _laters(shown: Any, sources: Sources, scales: tuple[int | None, ...]) -> Iterator[Explanation]:
+    """A time of the call or of the row and a duration: when an order expires, when a position is to be closed."""
+    try:
+        end = utc(datetime.fromisoformat(shown) if isinstance(shown, str) else shown)
+    except (TypeError, ValueError):
+        return
+    times = {name: utc(value) for name, value in sources.items() if isinstance(value, datetime)}
+    given = {
+        name: value
+        for name, value in sources.items()
+        if isinstance(value, timedelta) or (is_number(value) and not is_id(name.rpartition(":")[2]))
+    }
+    given.pop("note:session", None)
+    for name, base in times.items():
+        moves: list[tuple[Any, str, int]] = [
+            (one, unit, sign) for one, value in given.items() for unit, sign in durations(value, end - base)
+        ]
+        moves += [((end - base) // timedelta(microseconds=1), MICROSECONDS, 1)] if is_constant(end - base) else []
+        for conversion in conversions(end, shown, scales):
+            yield from (["later", name, *move, conversion] for move in moves)
 
 
 def is_telling(key: str, value: Any) -> bool:

@@ -23,6 +23,7 @@ from outbox.results import decode_result, encode_result
 
 BY_NAME = {operation.name: operation for operation in TRADING_OPERATIONS}
 AT = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=timezone(timedelta(hours=2)))
+UTC_AT = AT.astimezone(UTC)
 NAIVE = AT.astimezone(UTC).replace(tzinfo=None)
 
 
@@ -465,3 +466,34 @@ def test_block_yields_its_keys_in_the_same_order_after_a_restart() -> None:
     restarted = Learning()
     restarted.load(decode_result(encode_result(learning.dump())))
     assert list(restarted.yields[operation.name]["keys"]) == list(told)
+
+
+@pytest.mark.parametrize("unit", ["seconds", "minutes", "hours", "days"])
+def test_time_and_a_duration_are_explained_by_their_unit(unit: str) -> None:
+    space = Space()
+    for amount in (3, 2.5):
+        shown = (UTC_AT + timedelta(**{unit: amount})).isoformat()
+        observe(space, "due", shown, {"arg:ttl": amount, "arg:id": 7, "note:at": AT}, scales=(None,))
+    at = UTC_AT + timedelta(days=400)
+    assert space.predict({"arg:ttl": 40, "note:at": at}) == (at + timedelta(**{unit: 40})).isoformat()
+
+
+def test_time_that_was_once_another_is_not_answered() -> None:
+    space = Space()
+    for minutes, shown in ((3, 3), (5, 5), (7, 9), (2, 2), (1, 1), (4, 4), (6, 6)):
+        sources = {"arg:ttl": minutes, "note:at": AT}
+        observe(space, "due", AT + timedelta(minutes=shown), sources, scales=(None,))
+    with pytest.raises(Unknown, match="another time was seen"):
+        space.predict({"arg:ttl": 8, "note:at": AT})
+
+
+def test_text_of_its_own_is_no_constant() -> None:
+    """A token is another one in each call."""
+    space = Space()
+    for token in ("a81f", "beef", "c0de"):
+        observe(space, "token", token, {}, scales=(None,))
+        with pytest.raises(Unknown):
+            space.predict({})
+    plain = Space()
+    observe(plain, "status", "OPEN", {}, scales=(None,))
+    assert plain.predict({}) == "OPEN"
