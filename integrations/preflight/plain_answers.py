@@ -1,6 +1,7 @@
 """Plain answers: what a method answers, as far as its annotation and its return statements show.
 
-Until such a call was seen, an outage answers by that: with the new id, where the code returns one.
+Until such a call was seen, an outage answers by that: with the new id, unless the code shows something else.  What
+cannot be told is the declaration's word: `creates=` says that the method returns an id.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from .method_code import dotted, facts_of
 from .records import hints_of
 
 _ID_TYPES = (int, str, UUID)
-# What takes one value of an answer of the database, and what makes an id of another type.
-_ONE_VALUE = frozenset({"scalar", "scalar_one", "scalar_one_or_none"})
+# Calls that make no id, what takes a row of an answer of the database, and what makes an id of another type.
+_OTHERS = frozenset({"bool", "dict", "float", "list", "set", "tuple", "Decimal", "all", "fetchall", "to_dict"})
 _ONE_ROW = frozenset({"inserted_primary_key", "fetchone", "first", "one"})
 _MADE = frozenset({"int", "str", "UUID"})
 _DEEPEST = 4
@@ -45,7 +46,7 @@ def plain_answer(code: ClassCode, name: str, column: str = "id") -> PlainAnswer:
     """What a method answers; `column`: of the id that it may answer."""
     functions = code.functions(name)
     if not functions:
-        return PlainAnswer("a value")
+        return PlainAnswer("a value", None)
     raw, hint = inspect.signature(functions[0]).return_annotation, hints_of(functions[0]).get("return", Any)
     by_hint = _by_hint(hint, shown(raw))
     return by_hint or _Reader(code, column).by_code(functions, (name,))
@@ -94,7 +95,7 @@ class _Reader:
         function = answering(functions)
         facts = facts_of(function)
         if not facts.read:
-            return PlainAnswer("a value")
+            return PlainAnswer("a value", None)
         found = [each for one in facts.returns for each in self._answers(one, function, outer)]
         if not found:
             return PlainAnswer("None")
@@ -116,7 +117,7 @@ class _Reader:
                 yield from (each for part in (one, other) for each in self._answers(part, function, outer))
             case ast.Name(id=name):
                 is_given = name in function.__code__.co_varnames[: _parameters(function)]
-                yield PlainAnswer(written, None if name.endswith("id") and not is_given else frozenset())
+                yield PlainAnswer(written, frozenset() if is_given else None)
             case ast.Attribute(attr=name) | ast.Subscript(slice=ast.Constant(value=str(name))):
                 yield PlainAnswer(written, None if name in (self.column, "id") else frozenset())
             case ast.Subscript(value=owner, slice=ast.Constant(value=int())):
@@ -139,9 +140,9 @@ class _Reader:
             if functions[behind:] and (last not in outer or behind):
                 yield self.by_code(functions[behind:], (*outer, last))
             else:
-                yield PlainAnswer(ast.unparse(node))
+                yield PlainAnswer(ast.unparse(node), None)
         else:
-            yield PlainAnswer(ast.unparse(node), None if last in _ONE_VALUE else frozenset())
+            yield PlainAnswer(ast.unparse(node), frozenset() if last in _OTHERS else None)
 
 
 def _parameters(function: Any) -> int:

@@ -159,7 +159,8 @@ def _may_be_told(learning: Learning, operation: ManagerOperation, known: Mapping
         types = known.get("types")
         return types is None or type(told).__name__ in types
     plain = learning.present.answers.get(operation.name)
-    return plain is not None and plain.fits(told)
+    # Nothing is known where the manager was never built.
+    return plain is None or plain.fits(told)
 
 
 def _apart(answer: Any) -> tuple[list[str], dict[str, Any]]:
