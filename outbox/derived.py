@@ -36,7 +36,7 @@ def is_derived_class(cls: Any) -> bool:
     if not isinstance(cls, type) or issubclass(cls, Enum) or _base(cls) in (cls, None):
         return False
     bases = cls.__mro__[: cls.__mro__.index(_base(cls))]
-    package = cls.__module__.partition(".")[0]
+    package = str(cls.__module__).partition(".")[0]
     return is_in_python(bases) and package not in {"numpy", "pandas", "sqlalchemy", "psycopg2", "outbox"}
 
 

@@ -51,10 +51,15 @@ def is_own_class(cls: Any) -> bool:
     """Whether it is a class of the program's own, or of a library that stands for nothing outside of the program."""
     if not isinstance(cls, type):
         return False
-    package = cls.__module__.partition(".")[0]
+    package = _package_of(cls)
     if package in sys.stdlib_module_names and package != "__main__":
         return False
-    return not any(base.__module__.partition(".")[0] in _LIBRARIES for base in cls.__mro__)
+    return not any(_package_of(base) in _LIBRARIES for base in cls.__mro__)
+
+
+def _package_of(cls: type) -> str:
+    # A class of C may have anything of that name.
+    return str(cls.__module__).partition(".")[0]
 
 
 def is_in_python(bases: Iterable[type]) -> bool:
