@@ -111,7 +111,8 @@ class Adapter:
         # The operation that ended the current session, until it is known whether the session stays current.
         self._ended: tuple[str, int | None] | None = None
         silence = Silence(self._is_postgres_away, outbox.progress.ask, outbox.clock.monotonic)
-        self.guard = Guard(self.delivery, self.replayer.statement_elsewhere, partial(has_called, self), silence)
+        elsewhere, redefined = self.replayer.statement_elsewhere, self._reserves.redefine
+        self.guard = Guard(self.delivery, elsewhere, partial(has_called, self), silence, redefined)
         host.when_built(self.guard.attach)
         self.passing = Passing(self, reads)
         self._session_locks = SessionLocks(outbox.clock)

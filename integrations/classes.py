@@ -11,11 +11,14 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from .preflight.members import class_member
 
 # Set in a class that was made here: the class that it stands for.
 STANDS_FOR = "_outbox_stands_for"
+# The members with which each class was made here: what differs from them, a host has patched.
+_made: WeakKeyDictionary[type, dict[str, Any]] = WeakKeyDictionary()
 
 Invoke = Callable[[Any, str, tuple[Any, ...], dict[str, Any]], Any]
 Read = Callable[[Any, str, Callable[[], Any]], Any]
@@ -48,10 +51,26 @@ def class_for(root: type, manager_class: type, invoke: Invoke, read: Read, const
     # Hosts log and look up by the name of the class.
     name = manager_class.__name__
     try:
-        return type(manager_class)(name, (root, manager_class), members)
+        return _noted(type(manager_class)(name, (root, manager_class), members))
     except TypeError:
         # Python allows no second base for a class with slots of its own.
-        return type(name, (root,), {**_constants(manager_class), **members, "__class__": property(_class_of)})
+        return _noted(type(name, (root,), {**_constants(manager_class), **members, "__class__": property(_class_of)}))
+
+
+def _noted(made: type) -> type:
+    _made[made] = dict(vars(made))
+    return made
+
+
+def patched(cls: type) -> dict[str, Any]:
+    """What a host has put into the classes that were made here, by name: the plain manager does not have it."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        made = _made.get(base)
+        if made is not None:
+            now = [(name, member) for name, member in list(vars(base).items()) if not name.startswith("__")]
+            found |= {name: member for name, member in now if made.get(name, _made) is not member}
+    return found
 
 
 def _class_of(durable: Any) -> Any:
@@ -81,7 +100,7 @@ def subclass_of(base: type, manager_class: type, construct: Callable[..., None],
         STANDS_FOR: manager_class,
         **own,
     }
-    return type(base)(manager_class.__name__, (base,), members)
+    return _noted(type(base)(manager_class.__name__, (base,), members))
 
 
 def cover(cls: type, names: Iterable[str], invoke: Invoke) -> None:
@@ -94,6 +113,7 @@ def cover(cls: type, names: Iterable[str], invoke: Invoke) -> None:
         is_method = callable(original) and hasattr(type(class_member(plain, name)), "__get__")
         if made is not None and name not in vars(made) and is_method:
             setattr(made, name, _method(name, original, invoke))
+            _made[made][name] = vars(made)[name]
 
 
 class _NeverEnds:
@@ -122,7 +142,7 @@ def guarded(cls: Any, names: frozenset[str]) -> Any:
     """A subclass of `cls` for one object whose manager has attributes of its own in place of methods `names`."""
     members: dict[str, Any] = {name: _Guard(name, getattr(cls, name)) for name in names}
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, STANDS_FOR: stood_for(cls)}
-    return type(cls)(cls.__name__, (cls,), members)
+    return _noted(type(cls)(cls.__name__, (cls,), members))
 
 
 def is_guarded(cls: type, name: str) -> bool:

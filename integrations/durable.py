@@ -245,7 +245,9 @@ class DurableDatabaseManager:
 
     def __dir__(self) -> list[str]:
         known = self._durable.host.manager_class
-        return sorted({*object.__dir__(self), *(dir(known) if known is not None else ())})
+        # Who looks at each of them finds no error.
+        missing = {"outbox_operations"} if self._durable.adapter is None else set()
+        return sorted({*object.__dir__(self), *(dir(known) if known is not None else ())} - missing)
 
     # -- copies: as those of the manager, with the same outbox
 
@@ -338,6 +340,7 @@ def _become(durable: DurableDatabaseManager, stand_in: StandIn) -> None:
         )
     object.__setattr__(durable, "_durable", stand_in)
     object.__setattr__(durable, "__dict__", stand_in.host.early)
+    stand_in.host.durable_class = type(durable)
     stand_in.host.when_built(lambda _: _adopt(durable))
 
 

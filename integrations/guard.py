@@ -36,6 +36,8 @@ _WRITTEN = re.compile(
     r"\s*(?:INSERT\s+INTO|UPDATE(?:\s+ONLY)?|DELETE\s+FROM(?:\s+ONLY)?|MERGE\s+INTO|TRUNCATE(?:\s+TABLE)?)\s+([\w\".]+)",
     re.IGNORECASE,
 )
+# What may begin a sequence anew.
+_REDEFINES = re.compile(r"\s*(CREATE|DROP|TRUNCATE|ALTER)\b", re.IGNORECASE)
 _BAR = "outbox:bar"
 _LIMIT = "outbox:lock_timeout"
 
@@ -74,11 +76,14 @@ class Guard:
         elsewhere: Callable[[], BaseException | None],
         in_block: Callable[[], bool],
         silence: Silence,
+        redefined: Callable[[], None],
     ) -> None:
         """`elsewhere()`: what to raise for a statement of a rehearsal or a replay, which have sessions of their own.
 
         `in_block()`: whether calls were made in the balance block that the caller is in, which are recorded at its end.
+        `redefined()`: called after a statement that defines tables, or empties them.
         """
+        self._redefined = redefined
         self._delivery, self._elsewhere, self._in_block, self._silence = delivery, elsewhere, in_block, silence
         # The last call that this thread has queued.
         self._here = threading.local()
@@ -200,6 +205,8 @@ class Guard:
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
         # A call that was made within the transaction, or within a block, may come after this statement.  But one that
         # finds no row most likely looks for a row of such a call.
+        if _REDEFINES.match(statement) and not (is_own() or is_replay(connection)):
+            self._redefined()
         if cursor.rowcount != 0 or not _CHANGES.match(statement) or is_own() or is_replay(connection):
             return
         if self._in_block() or not self._delivery.passed(getattr(self._here, "seq", 0)):

@@ -26,6 +26,7 @@ from ..errors import ConfigError
 from .away import is_away, note_failure
 from .classes import of_replicas
 from .host_classes import HostClasses
+from .patches import class_to_construct, construct, show
 from .preflight.held import held_by
 from .preflight.members import binds, class_member, is_mock, names_set_by
 from .preflight.misfits import without_factory
@@ -86,6 +87,8 @@ class Host:
         # Names of the methods that are made durable: a replica has its class's own.
         self.declared: frozenset[str] = frozenset()
         self.classes = HostClasses()
+        # The class of the object that stands for the manager: what is patched in it counts for the manager, too.
+        self.durable_class: Any = None
 
     @classmethod
     def unconstructed(cls, manager_class: type, clock: Clock) -> Host:
@@ -115,14 +118,15 @@ class Host:
                 note_failure(self._failure)
                 raise self._failure
             assert self._factory is not None
+            changed = None if self.durable_class is None else class_to_construct(self.manager_class, self.durable_class)
             try:
-                manager = self._factory()
+                manager = self._factory() if changed is None else construct(self._factory, changed, self.early)
             except Exception as exc:
                 now = self._clock.monotonic()
                 self._failed_until, self._failure = now + min(_REBUILD_S, _REBUILD_RATIO * (now - began)), exc
                 note_failure(exc)
                 raise
-            for name, value in dict(self.early).items():
+            for name, value in dict(self.early).items() if changed is None else ():
                 setattr(manager, name, value)
             self.built, self.manager_class, self._failure = manager, type(manager), None
             for listener in self._listeners:
@@ -309,6 +313,11 @@ class Host:
         self._with_own_methods(copied, doubles=doubles)
         return copied
 
+    def show_patches(self, replica: Any, hidden: Collection[str]) -> None:
+        """Let a replica have what was patched in the durable class, but mocks and the methods `hidden`."""
+        if self.durable_class is not None:
+            show(replica, self.durable_class, hidden)
+
     def show_mocks(self, replica: Any, hidden: Collection[str]) -> None:
         """Let a replica call the mocks of methods, but those of `hidden`: a test sees what other methods call."""
         for name, double in self.doubles.items():
@@ -346,9 +355,9 @@ def replica_of(manager: Any) -> Any:
 def shallow(manager: Any, cls: type | None = None) -> Any:
     """A copy, also of an object whose class hands out the same one each time or needs arguments to make another.
 
-    `cls`: a subclass that it shall have, where the manager's class does not say itself how it is copied.
+    `cls`: the class of a replica, which has all that the manager has, also where the class copies and pickles less.
     """
-    if any(getattr(type(manager), name, None) is not getattr(object, name, None) for name in _COPYING):
+    if cls is None and any(getattr(type(manager), name, None) is not getattr(object, name, None) for name in _COPYING):
         return copy.copy(manager)
     cls = cls or type(manager)
     made: Any = object.__new__(cls)

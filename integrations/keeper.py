@@ -33,6 +33,7 @@ from .replay.look import Look
 from .replay.witness import Witness
 from .roles import Session
 from .sessionless import is_sessionless
+from .state.kept_state import KeptState
 from .view import outdated
 from .view.decisions import PresentCode
 from .view.explanations import number_or_none
@@ -233,7 +234,7 @@ class Keeper:
         """Read a session, and the manager's answers to other reads, in a transaction that is rolled back."""
         manager = self._host.undoubled()
         with rolled_back(manager) as sets:
-            replica = sets(self._host.replica(session_id=session_id))
+            replica = KeptState(sets(self._host.replica(session_id=session_id))).replica
             more = about_sessions(self.view.sessions.get(session_id) or {})
             return Look(self._reads.asking(replica), session_id, self.view.learning.forms, more)
 
@@ -352,7 +353,8 @@ class Keeper:
         if session_id is None:
             manager = self._host.undoubled()
             with rolled_back(manager) as sets:
-                session_id = self._reads.asking(sets(self._host.replica(session_id=None)))(ACTIVE_SESSION)
+                replica = KeptState(sets(self._host.replica(session_id=None))).replica
+                session_id = self._reads.asking(replica)(ACTIVE_SESSION)
         if session_id is not MISSING:
             # With several programs on one database it is perhaps the session of another.
             self.observe(session_id, foreign=session_id != self.view.otherwise)

@@ -40,6 +40,7 @@ from .replay.frozen_clock import making
 from .replay.rehearsal import Rehearsal, rehearse
 from .replay.replay import Replayer
 from .roles import Balance, Order, Position, Session
+from .signatures import arguments
 from .state import foreseen
 from .state.early_state import EarlyState
 from .state.kept_state import KeptState
@@ -158,7 +159,8 @@ class Preparing:
         Copies: what the caller does to a list or a dict afterwards is not part of the call.  Raises `TypeError`.
         """
         signature = self._host.signature(operation.name)
-        parameters, given = signature.parameters, signature.bind(*args, **kwargs).arguments
+        parameters = signature.parameters
+        given = arguments(signature, self._host.method(operation.name), args, kwargs)
         call: dict[str, Any] = {}
         for name, value in given.items():
             if parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
@@ -188,6 +190,7 @@ class Preparing:
         """Try a call on a copy of the manager, which may refuse it, up to its first contact with the database."""
         try:
             replica = self._host.replica(session_id=self.session_of(operation, bound), doubles=True)
+            self._host.show_patches(replica, (operation.name,))
             kept = KeptState(replica)
             rehearsal = Rehearsal(kept, self._outbox.clock.now())
             with self._replayer.rehearsing(rehearsal), self._making_id(operation, replica, rehearsal):
@@ -247,6 +250,8 @@ class Preparing:
     def prepare(self, item: Prepared, *, final: bool) -> Prepared:
         """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here."""
         operation, bound = item.operation, item.bound
+        if self._delivery.works and self._host.built is not None:
+            self._reserves.renew(lambda: engine_of(self._host.undoubled()))
         uncounted = self._uncounted()
         item = self._with_fresh_state(item)
         item.session = session = self.session_of(operation, bound)
@@ -339,9 +344,11 @@ class Preparing:
 
     def _with_fresh_state(self, item: Prepared) -> Prepared:
         """Rehearse again where another thread has changed the attributes that this call changes."""
-        built = self._host.built
-        while built is not None and not item.rehearsal.changes.still_fit(built):
+        built, tries = self._host.built, 0
+        # Other threads may go on changing them; what both have changed is merged.
+        while built is not None and tries < 100 and not item.rehearsal.changes.still_fit(built):
             item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound))
+            tries += 1
         return item
 
     def encoded(self, item: Prepared) -> Prepared:

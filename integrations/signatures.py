@@ -29,6 +29,25 @@ def _signature(function: Any, without_first: bool) -> inspect.Signature:
     return signature.replace(parameters=for_callers(function, parameters[1:]))
 
 
+def arguments(signature: inspect.Signature, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments of a call by name.  Raises `TypeError` with the text of the call itself, where Python gives one."""
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        inner = inspect.unwrap(function)
+        if inspect.isfunction(inner) and not _takes(inner, args, kwargs):
+            inner(None, *args, **kwargs)  # raises before its first line
+        raise
+
+
+def _takes(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(function, follow_wrapped=False).bind(None, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
 def signature_of_bound(method: Any) -> inspect.Signature:
     """The signature of a method that is bound to its object."""
     if inspect.ismethod(method) and inspect.isfunction(method.__func__):

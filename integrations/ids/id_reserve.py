@@ -36,6 +36,7 @@ _SECURE = text(
     "SELECT setval(CAST(:sequence AS regclass), :highest) "
     "WHERE coalesce(pg_sequence_last_value(CAST(:sequence AS regclass)), 0) < :highest"
 )
+_BEHIND = text("SELECT coalesce(pg_sequence_last_value(CAST(:sequence AS regclass)), 0) < :highest")
 
 
 class IdReserveEmpty(DurabilityError):
@@ -179,6 +180,22 @@ class IdReserve:
         # A role that may only insert sees no rows.
         with suppress(ProgrammingError), _transaction(connection):
             self._give_up_used(connection)
+
+    def forget_on(self, connection: Connection) -> None:
+        """Give up all reserved ids where the sequence has begun anew and the table is empty.  Raises as `fill`."""
+        if not self._highest:
+            return
+        id_: ColumnClause[int] = column(self.of.column)
+        with _transaction(connection):
+            sequence = self._sequence(connection)
+            rows = select(id_).select_from(table(self.of.table, schema=self.schema)).limit(1)
+            behind = connection.execute(_BEHIND, {"sequence": sequence, "highest": self._highest}).scalar()
+            if not behind or connection.execute(rows).first() is not None:
+                return
+        with self._lock:
+            self._chunk.clear()
+            self._ranges, self._highest = [], 0
+            self._save()
 
     def _give_up_used(self, connection: Connection) -> None:
         with self._lock:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from ... import Outbox
 from ...errors import ConfigError
@@ -54,6 +55,8 @@ class IdReserves:
         }
         # After a crash of the server a sequence may have fallen back.
         self._distrusted = True
+        # Whether the host has defined tables since, or emptied them.
+        self.redefined = False
         # Whether one is low: only taking and filling changes that.
         self._low = self._any_low()
         # When a reserve that could not be filled is tried again: the table may be mended.
@@ -97,6 +100,30 @@ class IdReserves:
     def distrust(self) -> None:
         """PostgreSQL is back after an outage: look at its sequences before the next fill."""
         self._distrusted = True
+
+    def redefine(self) -> None:
+        """The host may have begun a sequence anew."""
+        self.redefined = True
+
+    def renew(self, engine: Callable[[], Engine]) -> None:
+        """After the host has made or emptied tables: forget the ids of sequences that were begun anew.
+
+        Only where the table is empty, and while no call waits, which may have a reserved id; else secure them.
+        """
+        if not self.redefined:
+            return
+        self.redefined = False
+        try:
+            if not self._outbox.store.figures().pending:
+                with fresh_connection(engine()) as connection:
+                    connection.commit()
+                    for reserve in self._reserves.values():
+                        with suppress(ConfigError, ProgrammingError):
+                            reserve.forget_on(connection)
+            self.secure(engine())
+        except SQLAlchemyError:
+            # It is tried again at the next call.
+            self.redefined = True
 
     def secure(self, engine: Engine) -> None:
         """Set sequences forward that have fallen behind a reserved id.

@@ -24,7 +24,9 @@ def binds(member: Any) -> bool:
 
 
 def is_mock(member: Any) -> bool:
-    """Whether it is of `unittest.mock`, which a program in production does not load."""
+    """Whether it is of `unittest.mock`, or a function made by it, which a program in production does not load."""
+    if isinstance(member, types.FunctionType):
+        member = member.__dict__.get("mock")
     return any(base.__module__ in ("unittest.mock", "mock.mock") for base in type(member).__mro__)
 
 

@@ -15,6 +15,8 @@ from sqlalchemy import MetaData, Table
 _LIBRARIES = frozenset(
     {
         *("_pytest", "coverage", "hypothesis", "pip", "pkg_resources", "pluggy", "pytest", "setuptools", "xdist"),
+        # It replaces the functions that the clock of a replay calls.
+        "freezegun",
         *("click", "lmdb", "orjson", "outbox", "psutil", "psycopg2", "sqlalchemy"),
         *("numpy", "pandas", "pydantic", "pydantic_core"),
     }

@@ -21,7 +21,7 @@ from ...errors import OutboxError, Reject, TargetMisconfigured, TargetUnavailabl
 from ...log import Log
 from ...monitoring.alarms import Alarms
 from ..away import is_away, noting
-from ..host import Host
+from ..host import Host, replica_of
 from ..ids.id_reserve import IdColumn
 from ..ids.same_row import SameRow
 from ..manager_connection import ManagerConnection, ReplayConnection, engine_held
@@ -29,6 +29,7 @@ from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Position
 from ..signatures import invoke, signature_of_bound
 from ..state.carried import Carried
+from ..state.kept_state import KeptState
 from ..state.plain_data import PLAIN
 from ..upgrades import misconfigured, must_fit, upgraded
 from ..view.explanations import nearly_equal, number_or_none
@@ -133,6 +134,7 @@ class Replayer:
             self._build()
             entry = upgraded(operation, stored)
             notes, creates = notes_of(entry), IdColumn.named(operation.creates)
+            self._here.kept = None
             try:
                 # Before the watch begins, which would refuse the connection of the manager's own that this may open.
                 with self._connection.around(connection) as own:
@@ -143,7 +145,7 @@ class Replayer:
                     with self._watched(own, as_of) as watch:
                         return self._replay(operation, own, entry, watch, as_of)
             except BaseException:
-                self.carried.drop(entry)
+                self.carried.drop(entry, self._here.kept, notes.get("foreseen", {}))
                 self._writes.forget()
                 raise
 
@@ -162,7 +164,10 @@ class Replayer:
         notes = notes_of(entry)
         copy = partial(self._host.replica, session_id=notes.get("session"))
         replica, kept = self.carried.begin(copy, entry, notes.get("state"), notes.get("foreseen", {}))
-        self._host.show_mocks(replica, {operation.name, *self._reads.names})
+        self._here.kept = kept
+        hidden = {operation.name, *self._reads.names}
+        self._host.show_patches(replica, hidden)
+        self._host.show_mocks(replica, hidden)
         watch.on_contact = kept.contact
         work_on(connection, replica, watch)
         try:
@@ -271,7 +276,8 @@ class Replayer:
         if "old" not in told:
             return overtaken
         with self._unwatched():
-            found = number_or_none(self._reads.asking(replica)(BALANCE, session))
+            reader = KeptState(replica_of(replica)).replica
+            found = number_or_none(self._reads.asking(reader)(BALANCE, session))
         near = nearly_equal if self.witness is None else self.witness.is_balance
         if found is None or near(found, told["old"]):
             return overtaken

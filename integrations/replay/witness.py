@@ -22,6 +22,7 @@ from ..away import is_away
 from ..host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
+from ..state.kept_state import KeptState
 from ..view import checks, resumptions
 from ..view.explanations import nearly_equal, number_or_none
 from ..view.local_view import ENDED, LocalView, question
@@ -249,7 +250,8 @@ class _Watched:
         with self._unwatched():
             savepoint = connection.begin_nested()
             try:
-                reader = replica_of(self._replica)
+                # What the read caches or counts is no change of the call.
+                reader = KeptState(replica_of(self._replica)).replica
                 reader.session_factory = sessions.apart(reader.session_factory, {"watch": self._watch.apart()})
                 return Look(self._reads.asking(reader), session, self._forms, more)
             finally:

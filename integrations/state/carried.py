@@ -29,6 +29,8 @@ class Carried:
         self._since = 0 if outbox is None else outbox.store.figures().counters.next_seq
         self._lock = threading.RLock()
         self._waiting: dict[int, Changes] = {}
+        # What a call did that raised: an error that it counted, say.
+        self._refused: dict[int, Changes] = {}
         # What the manager was given at the calls, by sequence number; and what was wrong with that.
         self._foreseen: dict[int, Mapping[str, Any]] = {}
         self._corrections: dict[int, dict[str, Any]] = {}
@@ -74,13 +76,14 @@ class Carried:
         wrong = {name: one for name, one in wrong.items() if one is not None}
         changes = Changes({name: change for name, change in changes.by_name.items() if name not in foreseen})
         for name, change in changes.by_name.items():
-            if isinstance(change.after, (Session, Connection)):
+            if _is_open(change.after):
                 raise _unkept(entry, name, "keeps a session there", "open a session for each call")
             if self._outbox is None:
                 hint = "let the engine's own process deliver (wire with relay_here=True)"
                 raise _unkept(entry, name, "changes it after its write", hint)
         with self._lock:
             self._waiting.pop(entry.seq, None)
+            self._refused.pop(entry.seq, None)
             self._corrections.pop(entry.seq, None)
             if wrong and entry.seq in self._foreseen:
                 self._corrections[entry.seq] = wrong
@@ -88,31 +91,35 @@ class Carried:
                 self._waiting[entry.seq] = changes
                 self.names.setdefault(entry.operation, set()).update(kept.changed_after_contact(changes))
 
-    def drop(self, entry: Entry) -> None:
-        """The replay failed."""
+    def drop(self, entry: Entry, kept: KeptState | None, foreseen: Collection[str]) -> None:
+        """The replay failed; if the call is refused for that, the manager gets what it did until then."""
+        changes = {} if kept is None or entry.seq < self._since else kept.later_changes().by_name
+        own = {name: one for name, one in changes.items() if name not in foreseen and not _is_open(one.after)}
         with self._lock:
             self._waiting.pop(entry.seq, None)
             self._corrections.pop(entry.seq, None)
+            if own:
+                self._refused[entry.seq] = Changes(own)
 
     def settle(self) -> None:
         """Let the manager have what is committed or refused, oldest first."""
-        if self._outbox is None or self._host.built is None or not (self._waiting or self._foreseen):
+        if self._outbox is None or self._host.built is None or not (self._waiting or self._refused or self._foreseen):
             return
         if self._outbox.store.forked:
             return  # the calls are the parent's, and a thread of it may have held the lock
         manager = self._host.built
         with self._lock:
             # Attributes are read often, and a long outage keeps many calls waiting.
-            oldest = [next(iter(kept)) for kept in (self._waiting, self._foreseen) if kept]
+            oldest = [next(iter(kept)) for kept in (self._waiting, self._refused, self._foreseen) if kept]
             if not oldest or not has_arrived(self._outbox, min(oldest)):
                 return
-            for seq in sorted({*self._waiting, *self._foreseen}):
+            for seq in sorted({*self._waiting, *self._refused, *self._foreseen}):
                 if not has_arrived(self._outbox, seq):
                     break
                 changes, foreseen = self._waiting.pop(seq, None), self._foreseen.pop(seq, {})
-                corrections = self._corrections.pop(seq, {})
+                corrections, refused = self._corrections.pop(seq, {}), self._refused.pop(seq, None)
                 if not self._is_completed(seq):
-                    changes = None
+                    changes = refused
                     corrections = {name: correction(expected, None) for name, expected in foreseen.items()}
                 if changes is not None:
                     changes.apply(manager)
@@ -152,6 +159,10 @@ class Carried:
 def has_arrived(outbox: Outbox, seq: int) -> bool:
     """Whether the relay is done with an entry: PostgreSQL has committed it, or it is settled."""
     return seq in outbox.progress.acknowledged or not outbox.store.is_pending(seq)
+
+
+def _is_open(value: Any) -> bool:
+    return isinstance(value, Session | Connection)
 
 
 def _unkept(entry: Entry, name: str, what: str, hint: str) -> TargetMisconfigured:

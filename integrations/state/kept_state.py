@@ -45,7 +45,7 @@ class KeptState:
     """The state of one copy of a manager, set apart from the manager's when this is made."""
 
     def __init__(self, replica: Any) -> None:
-        self._replica = replica
+        self.replica = replica
         self._before: dict[str, Any] = {}
         self._watched: dict[str, dict[str, Any]] = {}
         # Attributes of which the manager has what the call did before it turned to the database.
@@ -65,7 +65,7 @@ class KeptState:
 
     def follow(self, earlier: Changes) -> None:
         """Begin after a call whose changes the manager does not have yet."""
-        earlier.apply(self._replica)
+        earlier.apply(self.replica)
         self._begin_again(earlier.by_name)
 
     def restore(self, noted: Mapping[str, Any], foreseen: Collection[str] = ()) -> None:
@@ -75,13 +75,13 @@ class KeptState:
         change is compared, though the call may make it before its contact.
         """
         for name in noted["absent"]:
-            vars(self._replica).pop(name, None)
+            vars(self.replica).pop(name, None)
         orders = noted.get("orders", {})
         for name, value in noted["values"].items():
-            _fill(self._replica, name, in_key_order(value, orders.get(name)))
+            _fill(self.replica, name, in_key_order(value, orders.get(name)))
         large = noted.get("large", {})
         for name, delta in large.items():
-            _take_back(vars(self._replica).get(name), delta)
+            _take_back(vars(self.replica).get(name), delta)
         names = (*noted["absent"], *noted["values"], *large)
         self._begin_again(names)
         self._noted = tuple(name for name in names if name not in foreseen)
@@ -95,20 +95,20 @@ class KeptState:
 
     def _begin_again(self, names: Iterable[str]) -> None:
         for name in names:
-            if name in vars(self._replica):
-                self._before[name] = copied(vars(self._replica)[name])
+            if name in vars(self.replica):
+                self._before[name] = copied(vars(self.replica)[name])
             else:
                 self._before.pop(name, None)
 
     def changes(self) -> Changes:
         """What the call has changed since."""
         found: dict[str, Change] = {}
-        for name, after in vars(self._replica).items():
+        for name, after in vars(self.replica).items():
             before = self._before.get(name, _MISSING)
             # The adapter gives each copy a session factory, and a property may keep it under a name of its own.
             if after is before or name in NOT_STATE or isinstance(after, _FACTORIES):
                 continue
-            if before is _MISSING and not is_state(after) and _is_cached(type(self._replica), name):
+            if before is _MISSING and not is_state(after) and _is_cached(type(self.replica), name):
                 # Each copy makes its own: what this one has made may hold the copy.
                 continue
             if not same(before, after):

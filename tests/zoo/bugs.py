@@ -1847,7 +1847,7 @@ BUGS = (
     Bug(
         "adapter: a replay finds its own call in a large collection and writes nothing",
         "integrations/state/kept_state.py",
-        "            _take_back(vars(self._replica).get(name), delta)\n",
+        "            _take_back(vars(self.replica).get(name), delta)\n",
         "            pass\n",
         ("tests/integration/adapter/test_large_state.py",),
     ),
@@ -1896,7 +1896,7 @@ BUGS = (
     Bug(
         "adapter: a component that a rehearsal has made stays in the manager",
         "integrations/state/kept_state.py",
-        "and _is_cached(type(self._replica), name)",
+        "and _is_cached(type(self.replica), name)",
         "and False",
         ("tests/integration/adapter/test_injected_sessions.py",),
     ),
