@@ -26,7 +26,7 @@ from ..errors import ConfigError
 from .away import is_away, note_failure
 from .classes import of_replicas
 from .host_classes import HostClasses
-from .patches import class_to_construct, construct, show
+from .patches import class_to_construct, construct, is_apart, show
 from .preflight.held import held_by
 from .preflight.members import binds, class_member, is_mock, names_set_by
 from .preflight.misfits import without_factory
@@ -319,11 +319,12 @@ class Host:
             show(replica, self.durable_class, hidden)
 
     def show_mocks(self, replica: Any, hidden: Collection[str]) -> None:
-        """Let a replica call the mocks of methods, but those of `hidden`: a test sees what other methods call."""
+        """Let a replica call what a test has put in place of methods, but those of `hidden`."""
         for name, double in self.doubles.items():
             # A method that yields sessions has to serve the calls that were made before there was a mock.
             yields = inspect.isgeneratorfunction(inspect.unwrap(self.method(name)))
-            if is_mock(double) and name not in hidden and not yields:
+            shown = is_mock(double) or (self.durable_class is not None and is_apart(double, self.durable_class))
+            if shown and name not in hidden and not yields:
                 _own(replica)[name] = functools.partial(_call_on, self, replica, double)
 
     def _with_own_methods(self, replica: Any, *, doubles: bool) -> None:

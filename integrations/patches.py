@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from abc import ABCMeta
 from collections.abc import Callable, Collection, Mapping
 from types import FunctionType
 from typing import Any
@@ -32,11 +33,11 @@ def class_to_construct(plain: Any, durable_class: Any) -> Any:
     chooses = any(
         class_member(plain, name) is not class_member(object, name) for name in ("__new__", "__init_subclass__")
     )
-    if not members or chooses or type(plain) is not type:
+    if not members or chooses or type(plain) not in (type, ABCMeta):
         return None
     members |= {"__slots__": (), "__class__": property(lambda _: durable_class)}
     members |= {name: getattr(plain, name) for name in ("__doc__", "__module__", "__qualname__")}
-    return type(plain.__name__, (plain,), members)
+    return type(plain)(plain.__name__, (plain,), members)
 
 
 def _first_made(cls: Any) -> int:
@@ -66,6 +67,15 @@ def show(replica: Any, durable_class: Any, hidden: Collection[str]) -> None:
             continue
         is_bound = inspect.isfunction(member) or isinstance(member, staticmethod | classmethod)
         vars(replica)[name] = member.__get__(replica, type(replica)) if is_bound else member
+
+
+def is_apart(double: Any, durable_class: Any) -> bool:
+    """Whether a function that was put in place of a method does without the durable manager, as far as is seen."""
+    if not isinstance(double, FunctionType) or double.__dict__:
+        return False
+    held = [cell.cell_contents for cell in double.__closure__ or ()]
+    held += [*(double.__defaults__ or ()), *(double.__kwdefaults__ or {}).values()]
+    return not any(callable(one) or isinstance(getattr(one, "__self__", one), durable_class) for one in held)
 
 
 def mocks_in(durable: Any, manager_class: Any) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from .scripted import config
 from .small import Base, SmallManager, Trade
 
 
-class Manager(SmallManager):
+class Manager(SmallManager, abc.ABC):
     """What tests patch: helpers, constants, hooks of the constructor, a cache."""
 
     SYMBOLS: ClassVar[frozenset[str]] = frozenset({"A", "B"})
@@ -112,6 +113,12 @@ def test_function_and_constant_in_the_durable_class_are_replayed(make: Make, mon
     assert db._adapter.outbox.status().acknowledged == before + 1
     with pytest.raises(ValueError, match="A"):
         db.log_trade("A")
+
+
+def test_function_in_place_of_a_helper_is_replayed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    db = make()
+    monkeypatch.setattr(db, "_check", lambda symbol: None)
+    assert db.log_trade("unknown") == 1
 
 
 def test_constructor_uses_what_was_patched_or_overridden(make: Make, postgres_url: str) -> None:
