@@ -139,7 +139,8 @@ class IdReserves:
         Raises `SQLAlchemyError` where PostgreSQL is away.
         """
         failed: dict[IdColumn, Exception] = {}
-        secure, self._distrusted = self._distrusted, False
+        # A sequence that the host has begun anew is not set forward before its ids are forgotten.
+        secure, self._distrusted = self._distrusted and not self.redefined, self._distrusted and self.redefined
         try:
             if secure or any(reserve.missing for reserve in self._reserves.values()):
                 with fresh_connection(engine) as connection:
