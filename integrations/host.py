@@ -118,7 +118,8 @@ class Host:
                 note_failure(self._failure)
                 raise self._failure
             assert self._factory is not None
-            changed = None if self.durable_class is None else class_to_construct(self.manager_class, self.durable_class)
+            made = class_made_by(self._factory)
+            changed = None if None in (made, self.durable_class) else class_to_construct(made, self.durable_class)
             try:
                 manager = self._factory() if changed is None else construct(self._factory, changed, self.early)
             except Exception as exc:

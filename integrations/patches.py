@@ -26,7 +26,7 @@ def class_to_construct(plain: Any, durable_class: Any) -> Any:
     `super()` in the methods of a host's subclass finds what it finds in the durable object.
     """
     members: dict[str, Any] = {}
-    if plain is None or classes.stood_for(durable_class) is None:
+    if classes.stood_for(durable_class) is None:
         return None
     for base in reversed(durable_class.__mro__[: _first_made(durable_class)]):
         members |= {name: member for name, member in vars(base).items() if not name.startswith("__")}

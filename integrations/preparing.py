@@ -250,8 +250,9 @@ class Preparing:
     def prepare(self, item: Prepared, *, final: bool) -> Prepared:
         """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here."""
         operation, bound = item.operation, item.bound
-        if self._delivery.works and self._host.built is not None:
-            self._reserves.renew(lambda: engine_of(self._host.undoubled()))
+        if self._reserves.redefined and self._delivery.works and self._host.built is not None:
+            in_use = not self._delivery.passed(self._delivery.last_seq)
+            self._reserves.renew(engine_of(self._host.undoubled()), in_use=in_use)
         uncounted = self._uncounted()
         item = self._with_fresh_state(item)
         item.session = session = self.session_of(operation, bound)

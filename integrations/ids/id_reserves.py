@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -105,22 +105,20 @@ class IdReserves:
         """The host may have begun a sequence anew."""
         self.redefined = True
 
-    def renew(self, engine: Callable[[], Engine]) -> None:
+    def renew(self, engine: Engine, *, in_use: bool) -> None:
         """After the host has made or emptied tables: forget the ids of sequences that were begun anew.
 
-        Only where the table is empty, and while no call waits, which may have a reserved id; else secure them.
+        Only where the table is empty, and no call that waits may have a reserved id (`in_use`); else secure them.
         """
-        if not self.redefined:
-            return
         self.redefined = False
         try:
-            if not self._outbox.store.figures().pending:
-                with fresh_connection(engine()) as connection:
+            if not in_use:
+                with fresh_connection(engine) as connection:
                     connection.commit()
                     for reserve in self._reserves.values():
                         with suppress(ConfigError, ProgrammingError):
                             reserve.forget_on(connection)
-            self.secure(engine())
+            self.secure(engine)
         except SQLAlchemyError:
             # It is tried again at the next call.
             self.redefined = True

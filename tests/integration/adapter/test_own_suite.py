@@ -142,6 +142,15 @@ def test_constructor_uses_what_was_patched_or_overridden(make: Make, postgres_ur
     assert not hasattr(other, "migrated")
 
 
+def test_mock_in_place_of_the_constructor_leaves_it_out() -> None:
+    with mock.patch.object(Durable, "__init__", return_value=None), mock.patch.object(Durable, "_check"):
+        db: Any = Durable("no URL")
+        db.session_factory, db.cache = mock.MagicMock(), {"balance": 2}
+        assert db.get_current_balance() == 2
+        db.log_event("to the mock")
+    db.session_factory.begin.assert_called_once()
+
+
 def test_function_as_session_factory_is_called(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     db, tries = make(), []
     real = db.session_factory
