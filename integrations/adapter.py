@@ -116,7 +116,7 @@ class Adapter:
         host.when_built(self.guard.attach)
         self.passing = Passing(self, reads)
         self._session_locks = SessionLocks(outbox.clock)
-        self._pending_attributes = PendingAttributes(host, self.replayer.carried, self.delivery, self.guard)
+        self.pending_attributes = PendingAttributes(host, self.replayer.carried, self.delivery, self.guard)
         self._preparing = Preparing(
             host,
             outbox,
@@ -127,7 +127,7 @@ class Adapter:
             current_session=lambda: self.session_id,
             block=lambda: current(self),
             methods=self.calls,
-            pending_attributes=self._pending_attributes,
+            pending_attributes=self.pending_attributes,
         )
         self._local_answers = LocalAnswers(self, host, outbox, self.keeper, self.delivery, self._preparing)
         # Operations that were seen to write nothing.
@@ -300,10 +300,6 @@ class Adapter:
                 self.session_id = result
         return result
 
-    def read_state(self, name: str) -> None:
-        """An attribute of the manager is read.  Raises `NotCaughtUp` where a queued call changes it."""
-        self._pending_attributes.read(name)
-
     def _balance_lock(self, item: Prepared, block: Block | None) -> AbstractContextManager[Any]:
         if item.operation.balance is None:
             return nullcontext()
@@ -377,7 +373,7 @@ class Adapter:
                 self.keeper.fold(entry)
                 self.passing.waiting.note(entry.operation, entry.seq)
                 self.delivery.noted(entry)
-                self._pending_attributes.note(item, entry)
+                self.pending_attributes.note(item, entry)
                 self._follow_session(item.operation, item.session)
         except OutboxError:
             self._preparing.take_back(items)

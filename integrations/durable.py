@@ -182,7 +182,7 @@ class DurableDatabaseManager:
     def __getattribute__(self, name: str) -> Any:
         adapter = None if name == "_durable" or name.startswith("__") else _adapter_if_any(self)
         if adapter is not None:
-            adapter.read_state(name)
+            adapter.pending_attributes.read(name)
         return super().__getattribute__(name)
 
     def __getattr__(self, name: str) -> Any:

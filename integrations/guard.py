@@ -76,12 +76,12 @@ class Guard:
         elsewhere: Callable[[], BaseException | None],
         in_block: Callable[[], bool],
         silence: Silence,
-        redefined: Callable[[], None],
+        redefined: Callable[[str], None],
     ) -> None:
         """`elsewhere()`: what to raise for a statement of a rehearsal or a replay, which have sessions of their own.
 
         `in_block()`: whether calls were made in the balance block that the caller is in, which are recorded at its end.
-        `redefined()`: called after a statement that defines tables, or empties them.
+        `redefined(statement)`: called after one that defines tables, or empties them.
         """
         self._redefined = redefined
         self._delivery, self._elsewhere, self._in_block, self._silence = delivery, elsewhere, in_block, silence
@@ -206,7 +206,7 @@ class Guard:
         # A call that was made within the transaction, or within a block, may come after this statement.  But one that
         # finds no row most likely looks for a row of such a call.
         if _REDEFINES.match(statement) and not (is_own() or is_replay(connection)):
-            self._redefined()
+            self._redefined(statement)
         if cursor.rowcount != 0 or not _CHANGES.match(statement) or is_own() or is_replay(connection):
             return
         if self._in_block() or not self._delivery.passed(getattr(self._here, "seq", 0)):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,7 +24,7 @@ from ..errors import ConfigError
 from ..log import Log
 from ..store.writer import refuse_at_the_end
 from ..words import first_line
-from .arguments import Passed
+from .arguments import Bound, Passed
 from .away import is_away
 from .block import Block
 from .delivery import Delivery
@@ -88,14 +88,6 @@ class Prepared:
     at: datetime | None = None
     # What the call returns without a wait for PostgreSQL.
     told: Any = None
-
-
-class Bound(NamedTuple):
-    """A call by names of arguments: copies of what was given, defaults of the method for the rest, what was passed."""
-
-    bound: dict[str, Any]
-    defaults: dict[str, Any]
-    passed: Passed
 
 
 class _Opened:
@@ -251,8 +243,8 @@ class Preparing:
         """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here."""
         operation, bound = item.operation, item.bound
         if self._reserves.redefined and self._delivery.works and self._host.built is not None:
-            in_use = not self._delivery.passed(self._delivery.last_seq)
-            self._reserves.renew(engine_of(self._host.undoubled()), in_use=in_use)
+            engine, passed = engine_of(self._host.undoubled()), self._delivery.passed(self._delivery.last_seq)
+            self._reserves.renew(engine, in_use=not passed)
         uncounted = self._uncounted()
         item = self._with_fresh_state(item)
         item.session = session = self.session_of(operation, bound)

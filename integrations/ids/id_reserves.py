@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Collection, Iterable
 from contextlib import suppress
@@ -31,6 +32,8 @@ _SCARCE = 0.2
 _RATE_S = 3600.0
 _SHOW_S = 60.0
 _RETRY_S = 60.0
+# Statements that define more than the tables that they name.
+_OF_MANY = re.compile(r"\b(SCHEMA|DATABASE|SEQUENCE|OWNED)\b", re.IGNORECASE)
 
 
 class IdReserves:
@@ -101,9 +104,10 @@ class IdReserves:
         """PostgreSQL is back after an outage: look at its sequences before the next fill."""
         self._distrusted = True
 
-    def redefine(self) -> None:
-        """The host may have begun a sequence anew."""
-        self.redefined = True
+    def redefine(self, statement: str) -> None:
+        """The host has defined tables, or emptied them: it may have begun a sequence of these anew."""
+        named = any(reserve.of.table in statement for reserve in self._reserves.values())
+        self.redefined |= named or _OF_MANY.search(statement) is not None
 
     def renew(self, engine: Engine, *, in_use: bool) -> None:
         """After the host has made or emptied tables: forget the ids of sequences that were begun anew.

@@ -2113,7 +2113,7 @@ BUGS = (
     Bug(
         "adapter: two programs give one id after the tables were made anew",
         "integrations/guard.py",
-        "            self._redefined()\n",
+        "            self._redefined(statement)\n",
         "            pass\n",
         ("tests/integration/adapter/test_own_suite.py",),
     ),
