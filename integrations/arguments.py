@@ -28,13 +28,14 @@ class Passed:
         """The method has run, and has left its arguments so."""
         for name, passed in self._given.items():
             if name in call and type(call[name]) is type(passed):
-                self._try(name, _follow, passed, _parts(self._copies[name]), _parts(call[name]))
+                self._try(name, _catch_up, passed, self._copies[name], call[name])
 
     def numbered(self, id_: Any) -> None:
         """The method will run later, and its row will have this id."""
         for name, field in self._sets_id.items() if id_ is not None else ():
             passed = self._given.get(name)
-            if isinstance(passed, dict) or has_fields(type(passed)):
+            # An object that has an id may be saved once more, and keeps it.
+            if (isinstance(passed, dict) or has_fields(type(passed))) and _held(passed, field) is None:
                 self._try(name, _set, passed, field, id_)
 
     def _try(self, name: str, change: Callable[..., None], *args: Any) -> None:
@@ -54,6 +55,14 @@ class Bound(NamedTuple):
     bound: dict[str, Any]
     defaults: dict[str, Any]
     passed: Passed
+
+
+def _catch_up(passed: Any, before: Any, after: Any) -> None:
+    if isinstance(passed, set) and before != after:
+        passed.clear()
+        passed.update(after)
+    elif _has_parts(passed):
+        _follow(passed, _parts(before), _parts(after))
 
 
 def _follow(owner: Any, before: Mapping[Any, Any], after: Mapping[Any, Any]) -> None:

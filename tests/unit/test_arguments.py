@@ -43,6 +43,7 @@ CHANGES: list[tuple[Any, Callable[[Any], Any]]] = [
     ([3, 1, 2], lambda value: value.sort()),
     ([1, 2], lambda value: value.clear()),
     ([{"a": 1}, {"b": 2}], lambda value: value[1].update(b=3)),
+    ({1, 2}, lambda value: value.add(3)),
     (Leg(), lambda value: value.tags.append("x")),
     (Note(), lambda value: setattr(value.legs[1], "symbol", "SOL")),
     (Note(), _forget),
@@ -86,4 +87,6 @@ def test_id_goes_where_the_method_leaves_it() -> None:
     passed.numbered(None)
     assert (vars(leg), item) == (vars(Leg()), {"a": 1})
     passed.numbered(7)
+    assert (vars(leg)["id"], item) == (7, {"a": 1, "row": 7})
+    passed.numbered(8)
     assert (vars(leg)["id"], item) == (7, {"a": 1, "row": 7})
