@@ -6,8 +6,9 @@ In an outage only the new row's id is known: it goes where the method leaves it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from ..log import Log
 from ..records import fields_of, has_fields
@@ -37,6 +38,16 @@ class Passed:
             # An object that has an id may be saved once more, and keeps it.
             if (isinstance(passed, dict) or has_fields(type(passed))) and _held(passed, field) is None:
                 self._try(name, _set, passed, field, id_)
+
+    def id_kept(self, names: Collection[str]) -> Any:
+        """The id that an object has, of those for which the method keeps it; None for an object that has none."""
+        for name in names:
+            passed = self._given.get(name)
+            if isinstance(passed, dict) or has_fields(type(passed)):
+                id_ = _held(passed, self._sets_id.get(name, ""))
+                if isinstance(id_, int | str | UUID):
+                    return id_
+        return None
 
     def _try(self, name: str, change: Callable[..., None], *args: Any) -> None:
         """The call is recorded, so nothing may raise, such as an object that takes no change."""

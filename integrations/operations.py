@@ -35,6 +35,7 @@ _OWN = (
     "args",
     "records",
     "sets_id",
+    "keeps_id",
     "renames",
     "handler",
     "optional",
@@ -74,6 +75,7 @@ class ManagerOperation(Operation):
         at wiring.
     `sets_id`: an argument -> its field or key in which the method leaves the id of the new row (`fill.id = row.id`), so
         that an outage leaves it there, too.  Found at wiring where the method's code shows it.
+    `keeps_id`: those of them whose object the method saves under the id that it has, if it has one.  Found as well.
     `renames`: the former name of an argument -> its present one, for entries that an older version has stored.
     `identity`: names of arguments; also several alternatives, of which the first without a None counts.
     `order_by`: an argument's name or a callable; by default the trading session that is current at the call.
@@ -102,6 +104,7 @@ class ManagerOperation(Operation):
     args: Mapping[str, str] = field(default_factory=dict)
     records: Mapping[str, Collection[str]] | tuple[str, ...] | str = field(default_factory=dict)
     sets_id: Mapping[str, str] = field(default_factory=dict)
+    keeps_id: Collection[str] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
     alternatives: tuple[tuple[str, ...], ...] = ()
     checks: tuple[Callable[[Call, View], None], ...] = ()

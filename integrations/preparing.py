@@ -17,15 +17,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from .. import InvalidEntry, Outbox
 from ..errors import ConfigError
 from ..log import Log
 from ..store.writer import refuse_at_the_end
-from ..words import first_line
 from .arguments import Bound, Passed
-from .away import is_away
 from .block import Block
 from .delivery import Delivery
 from .host import Host, ManagerUnavailable
@@ -290,8 +286,11 @@ class Preparing:
         Raises `IdReserveEmpty` for anything else.
         """
         operation, bound, finality = item.operation, item.bound, {"final": True} if final else {}
-        if operation.session is Session.BEGINS and (going_on := self._resumed(operation, bound)) is not None:
-            return {"id": going_on, "resumes": True, **finality}
+        kept = item.passed.id_kept(operation.keeps_id)
+        if kept is None and operation.session is Session.BEGINS:
+            kept = self._resumed(operation, bound)
+        if kept is not None:
+            return {"id": kept, "resumes": True, **finality}
         try:
             id_ = item.rehearsal.uuid or self._take_id(*operation.schema_table_column())
         except IdReserveEmpty as exc:
@@ -385,16 +384,6 @@ class Preparing:
             self._replayer.carried.take_back(given, item.behind_seq)
 
     def _take_id(self, *names: str | None) -> Any:
-        try:
+        if self._delivery.works is False:
             return self._reserves.take(*names)
-        except IdReserveEmpty:
-            if self._delivery.works is False:
-                raise
-            # A burst was faster than the background work, or PostgreSQL could not be reached at the start.
-            try:
-                self._reserves.fill(engine_of(self._host.undoubled()))
-            except SQLAlchemyError as exc:
-                if not is_away(exc):
-                    raise
-                _log.warning("id reserves could not be filled: %(error)s", error=first_line(exc))
-            return self._reserves.take(*names)
+        return self._reserves.take_filled(*names, engine=lambda: engine_of(self._host.undoubled()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from ...log import Log
 from ...words import first_line
 from ..away import is_away
 from ..manager_connection import fresh_connection
-from .id_reserve import IdColumn, IdReserve
+from .id_reserve import IdColumn, IdReserve, IdReserveEmpty
 
 _log = Log("outbox.integrations")
 
@@ -71,6 +71,20 @@ class IdReserves:
     def take(self, *names: str | None) -> Any:
         """The next id of a column.  Raises `IdReserveEmpty`, `DurabilityError` or `ConfigError`."""
         return self._taken(self._reserves[IdColumn.of(names).names])
+
+    def take_filled(self, *names: str | None, engine: Callable[[], Engine]) -> Any:
+        """The next id of a column, whose reserve is filled first where it is empty.  Raises as `take`."""
+        try:
+            return self.take(*names)
+        except IdReserveEmpty:
+            # A burst was faster than the background work, or PostgreSQL could not be reached at the start.
+            try:
+                self.fill(engine())
+            except SQLAlchemyError as exc:
+                if not is_away(exc):
+                    raise
+                _log.warning("id reserves could not be filled: %(error)s", error=first_line(exc))
+            return self.take(*names)
 
     def are_uuids(self, *names: str | None) -> bool:
         """Whether the ids of a column are UUIDs, as far as is known."""

@@ -293,7 +293,7 @@ class Replayer:
         value = None if told is None else id_in(value, told, column)
         if value is None or isinstance(value, bool):
             return
-        if operation.position is Position.OPENS and type(value) is type(told):
+        if operation.position is Position.OPENS and type(value) is type(told) and "resumes" not in notes_of(entry):
             self.same_row.note(told, value)
         if value == told:
             return

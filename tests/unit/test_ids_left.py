@@ -27,6 +27,17 @@ class Manager:
         fill["row"] = row_id
         return row_id
 
+    def again(self, fill: Any) -> Any:
+        if fill.id is None:
+            row = self.session.add(fill)
+            fill.id = row.id
+        return fill.id
+
+    def item_again(self, fill: dict[str, Any]) -> Any:
+        row = self.session.get(fill.get("id")) or self.session.add(fill)
+        fill["id"] = row.id
+        return row.id
+
     def other_value(self, fill: Any, order: Any) -> Any:
         row = self.session.add(fill)
         fill.symbol = row.symbol
@@ -49,14 +60,16 @@ class Manager:
 @pytest.mark.parametrize(
     ("name", "left"),
     [
-        ("attribute", {"fill": "id"}),
-        ("item", {"fill": "row"}),
+        ("attribute", {"fill": ("id", False)}),
+        ("item", {"fill": ("row", False)}),
+        ("again", {"fill": ("id", True)}),
+        ("item_again", {"fill": ("id", True)}),
         ("other_value", {}),
         ("own_id", {}),
         ("of_a_local_name", {}),
     ],
 )
-def test_id_left_in_an_argument_is_found(name: str, left: dict[str, str]) -> None:
+def test_id_left_in_an_argument_is_found(name: str, left: dict[str, tuple[str, bool]]) -> None:
     assert left_by(ManagerOperation(name, creates="fills"), ClassCode(Manager)) == left
 
 

@@ -63,12 +63,22 @@ class Manager:
             (tags or []).sort()
         return row_id
 
+    def save_again(self, fill: Fill) -> int:
+        with self.session_factory.begin() as session:
+            row = Row() if fill.id is None else session.get_one(Row, fill.id)
+            row.symbol, row.size = fill.symbol, fill.size
+            session.add(row)
+            session.flush()
+            fill.id = row.id
+        assert fill.id is not None
+        return fill.id
+
     def sizes(self) -> list[Any]:
         with self.session_factory() as session:
             return list(session.execute(select(Row.id, Row.symbol, Row.size).order_by(Row.id)))
 
 
-OPERATIONS = tuple(ManagerOperation(name, creates="noted_fills") for name in ("save_fill", "save_item"))
+OPERATIONS = tuple(ManagerOperation(name, creates="noted_fills") for name in ("save_fill", "save_item", "save_again"))
 
 
 @pytest.fixture
@@ -99,6 +109,25 @@ def test_id_reaches_the_argument_in_an_outage(here: Scene) -> None:
     found = {id_: (symbol, size) for id_, symbol, size in here.manager.sizes()}
     assert [found[fill.id] for fill in fills] == [("BTC", Decimal(number)) for number in range(3)]
     assert found[item["id"]] == ("ETH", Decimal(2))
+    assert here.box.status().alarms == {}
+
+
+def test_object_that_has_its_id_is_saved_under_it(here: Scene) -> None:
+    for size in range(3):
+        fill = Fill("BTC", Decimal(size))
+        assert here.manager.save_again(fill) == here.manager.save_again(fill) == fill.id
+    here.relay.stop()
+    fills = [Fill("ETH", Decimal(2)), fill]
+    for one in fills:
+        ids = set[int]()
+        for _ in range(3):
+            one.size += 1
+            ids.add(here.manager.save_again(one))
+        assert ids == {one.id}
+    assert here.drain()
+    found = {id_: (symbol, size) for id_, symbol, size in here.manager.sizes()}
+    assert len(found) == 4
+    assert [found[one.id] for one in fills] == [(one.symbol, one.size) for one in fills]
     assert here.box.status().alarms == {}
 
 
