@@ -128,7 +128,7 @@ def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
     double = host.class_double(name, durable)
     if double is not None:
         return double(*args, **kwargs)
-    if adapter.delivery.prompt() and current(adapter) is None and mocks_in(durable, host.manager_class) - {name}:
+    if mocks_in(durable, host.manager_class) - {name} and current(adapter) is None and adapter.delivery.prompt():
         # A test asks what the method does with the mock: as often, and with as much of the rest, as the plain one.
         return adapter.passing.call(durable, name, args, kwargs)
     if operation.context:

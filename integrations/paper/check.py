@@ -118,8 +118,10 @@ def read_record(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a record; a last line cut short by a kill is left out, since its call was not acknowledged."""
     with path.open() as lines:
         for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
+            if not line.endswith("\n"):
+                # It may be written just now, and its rest is no line.
+                return
+            yield json.loads(line)
 
 
 def compare(records: Iterable[Mapping[str, Any]], engine: Engine) -> Report:

@@ -93,9 +93,7 @@ class Space:
         first, *others = self.candidates
         value = evaluate(first, sources, old)
         for one in others:
-            other = evaluate(one, sources, old)
-            # Until one was seen whose last digit is 0, it is open how many an amount shows; it is the same amount.
-            if not (alike(other, value) or (type(other) is type(value) is Decimal and other == value)):
+            if not alike(other := evaluate(one, sources, old), value):
                 raise Unknown(f"it may become {value!r} or {other!r}")
         return value
 

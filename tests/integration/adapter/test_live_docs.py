@@ -40,7 +40,7 @@ def examples(page: str) -> list[str]:
 
 
 NAMED, REPLACED, WIRED, BY_HAND, LEARNED, SEPARATE = examples("wire-an-engine.md")
-OWN, TOLD, MAPPED, BY_ROLES, IN_A_RECORD, READS = examples("declare-methods.md")
+OWN, TOLD, MAPPED, BY_ROLES, REPLACING, IN_A_RECORD, READS = examples("declare-methods.md")
 (ASYNCIO,) = examples("asyncio.md")
 STANDS_FOR_THE_ENGINE = """
 import os
@@ -240,6 +240,8 @@ def test_methods_are_declared_by_their_roles_as_the_page_says() -> None:
     declared: dict[str, Any] = {}
     exec(BY_ROLES, declared)  # noqa: S102 - the page's own example
     assert next(operation.name for operation in declared["OPERATIONS"]) == "charge"
+    exec(REPLACING, declared)  # noqa: S102 - as above
+    assert declared["REPLACE"].own_name("order_id") == "old_id"
 
 
 def test_fields_of_a_dict_are_declared_as_the_page_says() -> None:
