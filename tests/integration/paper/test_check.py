@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,17 @@ def test_a_record_cut_short_by_a_kill_is_read_to_its_last_whole_line(tmp_path: P
         file.write(json.dumps({"kind": "trade", "exit_order_id": "b"})[:20])
 
     assert [record["exit_order_id"] for record in read_record(path) if record["kind"] == "trade"] == ["a"]
+
+
+class _Growing(type(Path())):  # type: ignore[misc]
+    """A file whose last line is finished after its beginning was read."""
+
+    def open(self, *_: Any, **__: Any) -> Any:
+        return nullcontext(iter(['{"kind": "bar"}\n', '{"kind": "trade", "size": ', "12}\n"]))
+
+
+def test_line_that_is_being_written_ends_the_record(tmp_path: Path) -> None:
+    assert [record["kind"] for record in read_record(_Growing(tmp_path / "record.jsonl"))] == ["bar"]
 
 
 class _Killed(BaseException):
