@@ -19,6 +19,9 @@ from sqlalchemy import Connection
 from . import classes
 from .preflight.members import class_member, is_mock
 
+# Modules that a program in production does not load.
+_TESTING = frozenset({"unittest.mock", "mock", "pytest"})
+
 
 def class_to_construct(plain: Any, durable_class: Any) -> Any:
     """The manager's class as `durable_class` has changed it, for its constructor to run in; None where nothing is.
@@ -85,11 +88,12 @@ def mocks_in(durable: Any, manager_class: Any) -> set[str]:
 
     Also `session_factory`, where that is a function, or gives sessions in a transaction that the test rolls back.
     """
+    # A program that traces its sessions by a function must stay durable.
+    if _TESTING.isdisjoint(sys.modules):
+        return set()
     factory = vars(durable).get("session_factory")
     if isinstance(factory, FunctionType) or isinstance(getattr(factory, "kw", {}).get("bind"), Connection):
         return {"session_factory"}
-    if "unittest.mock" not in sys.modules and "mock" not in sys.modules:
-        return set()
     of_class = (vars(base).items() for base in getattr(manager_class, "__mro__", ()))
     held = (vars(durable).items(), classes.patched(type(durable)).items(), *of_class)
     return {name for members in held for name, member in list(members) if is_mock(member)}

@@ -146,7 +146,7 @@ class Watch:
 
 
 def _ignore(*_: Any) -> None:
-    """Without listeners."""
+    """Do nothing: there is no listener."""
 
 
 class ReplaySession(Session):

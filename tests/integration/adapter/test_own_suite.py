@@ -16,6 +16,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import sessionmaker
 
+from outbox.integrations import patches
 from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.trading_engine import wire
 
@@ -166,6 +167,17 @@ def test_function_as_session_factory_is_called(make: Make, monkeypatch: pytest.M
         with pytest.raises(OperationalError):
             db.create_order_journal_entry("a")
     assert (len(tries), db.session_factory) == (1, real)
+
+
+def test_traced_session_factory_stays_durable(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches, "_TESTING", frozenset({"loaded by no program"}))
+    db = make()
+    real, before = db.session_factory, db._adapter.outbox.status().acknowledged
+    with monkeypatch.context() as patch:
+        patch.setattr(db, "session_factory", lambda: real())
+        made = db.log_trade("A")
+    assert db._adapter.outbox.status().acknowledged == before + 1
+    assert (made, db.count_trades()) == (1, 1)
 
 
 def test_test_in_a_transaction_leaves_nothing_behind(make: Make) -> None:
