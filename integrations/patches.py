@@ -89,7 +89,7 @@ def mocks_in(durable: Any, manager_class: Any) -> set[str]:
     Also `session_factory`, where that is a function, or gives sessions in a transaction that the test rolls back.
     """
     # A program that traces its sessions by a function must stay durable.
-    if _TESTING.isdisjoint(sys.modules):
+    if sys.modules.keys().isdisjoint(_TESTING):
         return set()
     factory = vars(durable).get("session_factory")
     if isinstance(factory, FunctionType) or isinstance(getattr(factory, "kw", {}).get("bind"), Connection):
