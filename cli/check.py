@@ -16,9 +16,9 @@ from rich.text import Text
 from sqlalchemy import Engine, create_engine
 
 from outbox import ConfigError
-from outbox.integrations.classes import stood_for
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerRead
-from outbox.integrations.host import class_made_by
+from outbox.integrations.manager.classes import stood_for
+from outbox.integrations.manager.host import class_made_by
 from outbox.integrations.preflight.preflight import Fit, Kind, look
 from outbox.postgres.connection import libpq_url
 

@@ -21,30 +21,30 @@ from .. import AlreadyRejected, DurabilityError, Entry, Operation, Outbox, Outbo
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
-from . import earlier_calls
-from .arguments import Passed
-from .away import is_away
 from .binding import bind_to
-from .block import Block, Entering, SessionLocks, current, entered, has_called, logged_at_exit
-from .delivery import Delivery, local_result
-from .guard import Guard
-from .halt import Halt
-from .host import Host
+from .calls import earlier_calls
+from .calls.arguments import Passed
+from .calls.block import Block, Entering, SessionLocks, current, entered, has_called, logged_at_exit
+from .calls.delivery import Delivery, local_result
+from .calls.guard import Guard
+from .calls.halt import Halt
+from .calls.local_answers import LocalAnswers
+from .calls.passing import Passing
+from .calls.pending_attributes import PendingAttributes
+from .calls.preparing import Prepared, Preparing
+from .code.begun import begun
 from .ids.id_reserves import IdReserves
-from .keeper import Keeper
-from .local_answers import LocalAnswers
+from .manager.away import is_away
+from .manager.host import Host
+from .manager.silence import Silence
 from .operations import AFTER_DRAIN, NOTES, ManagerOperation, notes_of
-from .passing import Passing
-from .pending_attributes import PendingAttributes
 from .preflight.preflight import examine
 from .preflight.records import remembered
-from .preparing import Prepared, Preparing
 from .replay.balance import told_before
 from .replay.replay import Replayer
+from .replay.upgrades import refuse_unfit
 from .roles import Session
-from .silence import Silence
-from .state.begun import begun
-from .upgrades import refuse_unfit
+from .upkeep.keeper import Keeper
 from .view.kept_answers import ManagerRead
 from .view.learned_file import carried_over
 from .view.local_view import LocalView

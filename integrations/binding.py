@@ -8,8 +8,8 @@ from typing import Any
 
 from .. import Operation
 from ..clock import SystemClock
-from .host import Host
-from .host_classes import register_loaded
+from .manager.host import Host
+from .manager.host_classes import register_loaded
 from .operations import ManagerOperation
 from .replay.replay import Replayer
 from .view.kept_answers import ManagerRead

@@ -18,16 +18,16 @@ from ..clock import SystemClock
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
-from . import classes
 from .adapter import Adapter
-from .away import is_away
 from .binding import bind
-from .guard import NotCaughtUp
-from .host import Host, class_made_by
+from .calls.guard import NotCaughtUp
+from .code.members import class_member
+from .manager import classes
+from .manager.away import is_away
+from .manager.host import Host, class_made_by
+from .manager.singletons import Singletons
 from .operations import TRADING_OPERATIONS, ManagerOperation
-from .preflight.members import class_member
 from .replay.replay import CallFailed
-from .singletons import Singletons
 from .stand_in import StandIn, call, read
 from .view.kept_answers import ManagerRead
 

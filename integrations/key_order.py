@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..records import fields_of, has_fields, made_of
-from .state.plain_data import PLAIN
+from .plain_data import PLAIN
 
 # The keys of a dict, empty where they are sorted, and the orders of what is inside, by position as text.
 Order = list[Any]

@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from .. import Entry, Operation
 from ..errors import ConfigError, TargetMisconfigured
 from ..records import fields_of, has_fields, with_field
+from .amounts import number, number_or_none
 from .key_order import in_orders
-from .roles import Balance, Order, Position, Session
-from .view import checks
-from .view.explanations import number, number_or_none
-from .view.local_view import NO_SESSIONS, LocalView
+from .roles import NO_SESSIONS, Balance, Order, Position, Session, is_exit_order
+
+if TYPE_CHECKING:
+    from .view.local_view import LocalView
 
 # What the adapter adds to a call's arguments: session, id, the balance that its caller was given.
 NOTES = "_outbox"
 
-View = LocalView
 Call = Mapping[str, Any]
 
 # Of a field that was not given, which `like` may fill: None and () are values too.
@@ -107,7 +107,7 @@ class ManagerOperation(Operation):
     keeps_id: Collection[str] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
     alternatives: tuple[tuple[str, ...], ...] = ()
-    checks: tuple[Callable[[Call, View], None], ...] = ()
+    checks: tuple[Callable[[Call, LocalView], None], ...] = ()
     success: Callable[[Any, bool], bool] = answered
     creates: str | None = _LEFT_OUT
     returns: Any = _LEFT_OUT
@@ -335,7 +335,7 @@ TRADING_OPERATIONS: tuple[ManagerOperation, ...] = (
     # -- order journal
     _declare(
         "create_order_journal_entry", identity="client_order_id", creates="orders", order=Order.OPENS,
-        never_refused=checks.is_exit_order,
+        never_refused=is_exit_order,
     ),
     _declare("update_order_journal", returns=True, order=Order.UPDATES),
     _declare("update_order_status_new", returns=True, order=Order.UPDATES),

@@ -5,7 +5,13 @@ A declaration names them, so that no other file has to ask for a method's name.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from typing import Any
+
+# The session of a manager that has none: of all its calls.  No sequence gives it to another.
+NO_SESSIONS = 0
+_EXITS = ("exit", "close", "stop", "take_profit")
 
 
 class Balance(Enum):
@@ -37,3 +43,10 @@ class Order(Enum):
 
     OPENS = "opens"
     UPDATES = "updates"
+
+
+def is_exit_order(call: Mapping[str, Any]) -> bool:
+    """Whether an order leaves a position, by its purpose or because it names one."""
+    purpose = call.get("order_type")
+    text = str(purpose.value if isinstance(purpose, Enum) else purpose).lower()
+    return call.get("position_id") is not None or any(word in text for word in _EXITS)

@@ -17,11 +17,11 @@ from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
 from .adapter import Adapter, serving
-from .away import is_away
-from .block import current
-from .host import Host
+from .calls.block import current
+from .manager.away import is_away
+from .manager.host import Host
+from .manager.patches import mocks_in
 from .operations import ManagerOperation
-from .patches import mocks_in
 from .view.kept_answers import ManagerRead
 
 _log = Log("outbox.integrations")

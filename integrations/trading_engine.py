@@ -23,8 +23,8 @@ from ..errors import ConfigError, StoreMissing
 from ..handlers import check_callable
 from ..log import Log
 from .durable import DurableDatabaseManager
-from .holders import others_held, others_holding, replace_held
-from .manager_connection import check_connection, engine_of
+from .manager.holders import others_held, others_holding, replace_held
+from .manager.manager_connection import check_connection, engine_of
 from .stand_in import FURTHER
 from .view.kept_answers import ManagerRead
 

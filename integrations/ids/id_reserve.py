@@ -20,8 +20,8 @@ from sqlalchemy.exc import ProgrammingError
 
 from ... import DurabilityError, Outbox
 from ...errors import ConfigError, StoreBusy
-from ..manager_connection import fresh_connection
-from ..session_state import WAIT_BRIEFLY
+from ..manager.manager_connection import fresh_connection
+from ..manager.session_state import WAIT_BRIEFLY
 from .id_column import look_up
 
 _CHUNK = 64

@@ -15,8 +15,8 @@ from ... import Outbox
 from ...errors import ConfigError
 from ...log import Log
 from ...words import first_line
-from ..away import is_away
-from ..manager_connection import fresh_connection
+from ..manager.away import is_away
+from ..manager.manager_connection import fresh_connection
 from .id_reserve import IdColumn, IdReserve, IdReserveEmpty
 
 _log = Log("outbox.integrations")

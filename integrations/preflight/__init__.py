@@ -1,1 +1,1 @@
-"""Preflight: whether a manager can be served, decided by reading it before it is wired."""
+"""Preflight: whether a manager can be served, decided before it is wired."""

@@ -9,9 +9,9 @@ from collections.abc import Collection, MutableMapping, MutableSequence, Mutable
 from typing import Any
 
 from ...attributes import attributes
-from . import held
-from .class_code import ClassCode
-from .method_code import facts_of
+from ..code.class_code import ClassCode
+from ..code.method_code import facts_of
+from ..manager import held
 
 _CONTAINERS = (MutableSequence, MutableMapping, MutableSet, queue.Queue, queue.SimpleQueue)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ...attributes import attributes
-from . import misfits
+from ..code.method_code import facts_of, names_in
+from ..manager.held import without_factory
 from .evidence import Evidence
-from .method_code import facts_of, names_in
 
 
 def lacking(evidence: Evidence) -> str | None:
@@ -14,9 +14,9 @@ def lacking(evidence: Evidence) -> str | None:
     if manager is not None:
         own = attributes(manager)
         kinds = {name: kind for name, kind in evidence.held.items() if name in own}
-        return None if hasattr(manager, "session_factory") else misfits.without_factory(kinds)
+        return None if hasattr(manager, "session_factory") else without_factory(kinds)
     made = made_by(evidence)
-    return misfits.without_factory(evidence.held) if made is not None and not made else None
+    return without_factory(evidence.held) if made is not None and not made else None
 
 
 def is_named(evidence: Evidence) -> bool:

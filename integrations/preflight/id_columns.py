@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, Integer, MetaData, Table, Uuid, text
 from sqlalchemy import inspect as inspect_orm
 
+from ..code.class_code import ClassCode
 from ..ids.id_column import look_up
-from .class_code import ClassCode
 
 _FIND = text(
     "SELECT n.nspname, c.relname, pg_table_is_visible(c.oid), "

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ... import Operation, Outbox
+from ..code.class_code import ClassCode
+from ..code.method_code import facts_of
 from ..operations import ManagerOperation
-from .class_code import ClassCode
-from .method_code import facts_of
 
 _O = TypeVar("_O", bound=Operation)
 # By operation: argument and field.

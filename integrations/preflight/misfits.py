@@ -20,16 +20,15 @@ from sqlalchemy.orm import Session
 from ...attributes import attributes
 from ...derived import can_be_registered
 from ...records import has_fields, is_own_class
+from ..code.method_code import dotted, facts_of, is_opaque, layers, meaning, names_in
+from ..code.plain_answers import answering, plain_answer, shown
+from ..code.signatures import hints_of, signature_of
+from ..manager.held import ASYNC_WAY
 from ..operations import TRADING_OPERATIONS, ManagerOperation
-from ..signatures import signature_of
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS
-from . import held
 from .evidence import Evidence
 from .id_columns import is_mapped_class
-from .method_code import dotted, facts_of, is_opaque, layers, meaning, names_in
-from .plain_answers import answering, plain_answer, shown
-from .records import hints_of
 
 # What a synchronous wrapper calls to get the result of the coroutine or generator that it wraps.
 _RUNNERS = frozenset({"run", "run_until_complete", "run_coroutine_threadsafe", "list", "tuple", "next", "sum", "send"})
@@ -49,27 +48,6 @@ OF_THE_OBJECT = (
     "it was set on the object, and a replay, which runs on a copy, would call it on that object: "
     "define it in the class, or replace it after wiring"
 )
-ASYNC_WAY = (
-    "declare operations with handlers and call enqueue_async, or call a synchronous manager by asyncio.to_thread"
-)
-
-
-def without_factory(kinds: Mapping[str, str]) -> str:
-    """What is wrong with a manager without `session_factory` whose attributes hold these."""
-    factories = [name for name, kind in kinds.items() if kind in ("a session factory", "a scoped_session")]
-    if factories:
-        return (
-            f"it has no attribute session_factory; self.{factories[0]} is one: "
-            "rename it, or add a property session_factory with a setter"
-        )
-    if held.ASYNC in kinds.values():
-        return f"it has no attribute session_factory, and what it holds is asynchronous: {ASYNC_WAY}"
-    others = [f"self.{name} ({kind})" for name, kind in kinds.items() if kind != held.ENGINE]
-    shown = f", but {', '.join(others)}" if others else ""
-    return (
-        f"it has no attribute session_factory{shown}: write through a sessionmaker in self.session_factory, "
-        "or enqueue its writes as operations with handlers, which take its SQL as it is (docs/how-to/plain-sql.md)"
-    )
 
 
 def shape(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]:

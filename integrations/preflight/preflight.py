@@ -16,15 +16,17 @@ from ... import Operation, Outbox, OutboxError
 from ...attributes import attributes
 from ...errors import ConfigError
 from ...log import Log
-from ..host import Host
-from ..manager_connection import engine_held
+from ..code import likeness
+from ..code.method_code import facts_of
+from ..code.signatures import signature_of
+from ..manager.host import Host
+from ..manager.manager_connection import engine_held
 from ..operations import AFTER_DRAIN, ManagerOperation
-from ..signatures import signature_of
+from ..view import branches
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
-from . import branches, factory, likeness, misfits, ways_around, whole
+from . import factory, misfits, ways_around, whole
 from .evidence import Evidence
-from .method_code import facts_of
 from .records import with_records
 
 _log = Log("outbox.integrations")

@@ -18,11 +18,11 @@ from typing import Any, TypeVar, cast
 
 from ... import Operation, Outbox
 from ...records import is_record_class, names_of
+from ..code.class_code import ClassCode
+from ..code.method_code import dotted, facts_of, meaning
+from ..code.signatures import hints_of, signature_of
 from ..operations import ManagerOperation
-from ..signatures import signature_of
-from .class_code import ClassCode
 from .ids_left import with_ids_left
-from .method_code import dotted, facts_of, meaning
 
 _ONE_ITEM = frozenset({"get", "pop", "setdefault"})
 _EVERY_ITEM = frozenset({"items", "keys", "values"})
@@ -95,13 +95,6 @@ def items_of(name: str, code: ClassCode) -> dict[str, frozenset[str]]:
             if items:
                 found.setdefault(argument, set()).update(items)
     return {argument: frozenset() if _EVERY in items else frozenset(items) for argument, items in found.items()}
-
-
-def hints_of(annotated: Any) -> dict[str, Any]:
-    """The annotations of a function or class; none where one of them cannot be had."""
-    with suppress(Exception):  # a name that only type checkers import, or whatever an annotation runs
-        return typing.get_type_hints(annotated)
-    return {}
 
 
 def _may_hold(hint: Any) -> bool:

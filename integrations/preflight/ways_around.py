@@ -12,12 +12,12 @@ from types import FunctionType
 from typing import Any
 
 from ...attributes import attributes
+from ..code.class_code import ClassCode, always
+from ..code.method_code import Call, Facts, dotted, facts_of, globals_in, layers, meaning, names_in
+from ..manager import held
 from ..operations import ManagerOperation
 from ..state.kept_state import scalars_shared
-from . import held
-from .class_code import ClassCode, always
 from .evidence import Evidence
-from .method_code import Call, Facts, dotted, facts_of, globals_in, layers, meaning, names_in
 
 _OPENING = frozenset({"begin", "connect", "raw_connection"})
 _FACTORIES = frozenset({"Session", "sessionmaker", "scoped_session"})

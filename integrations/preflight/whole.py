@@ -8,11 +8,12 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from ...words import first_line
-from ..manager_connection import engine_held
+from ..manager import held
+from ..manager.held import ASYNC_WAY
+from ..manager.manager_connection import engine_held
 from ..operations import ManagerOperation
-from . import factory, held, id_columns, misfits
+from . import factory, id_columns, misfits
 from .evidence import Evidence
-from .misfits import ASYNC_WAY
 
 
 def unusable(evidence: Evidence, matching: dict[str, ManagerOperation]) -> Iterator[str]:

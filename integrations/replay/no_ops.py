@@ -11,9 +11,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ...failures import Verdict, classify
+from ..code.class_code import ClassCode
+from ..code.method_code import Facts, dotted, facts_of
 from ..operations import ManagerOperation, answered
-from ..preflight.class_code import ClassCode
-from ..preflight.method_code import Facts, dotted, facts_of
 
 # What catches more than one kind of refusal, by the last part of its name: errors of the driver, which are seen
 # wherever they are caught, and others.

@@ -20,9 +20,9 @@ from sqlalchemy.orm import Session
 
 from ... import OutboxError
 from ...columns import is_beyond
-from ..away import is_away
-from ..manager_connection import engine_held
-from ..signatures import invoke
+from ..code.signatures import invoke
+from ..manager.away import is_away
+from ..manager.manager_connection import engine_held
 from ..state.kept_state import Changes, KeptState
 from . import sessions
 

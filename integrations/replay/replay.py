@@ -20,19 +20,18 @@ from ...clock import Clock
 from ...errors import OutboxError, Reject, TargetMisconfigured, TargetUnavailable
 from ...log import Log
 from ...monitoring.alarms import Alarms
-from ..away import is_away, noting
-from ..host import Host, replica_of
+from ..amounts import nearly_equal, number_or_none
+from ..code.signatures import invoke, signature_of_bound
 from ..ids.id_reserve import IdColumn
 from ..ids.same_row import SameRow
-from ..manager_connection import ManagerConnection, ReplayConnection, engine_held
+from ..manager.away import is_away, noting
+from ..manager.host import Host, replica_of
+from ..manager.manager_connection import ManagerConnection, ReplayConnection, engine_held
 from ..operations import ManagerOperation, call_of, notes_of
+from ..plain_data import PLAIN
 from ..roles import Position
-from ..signatures import invoke, signature_of_bound
 from ..state.carried import Carried
 from ..state.kept_state import KeptState
-from ..state.plain_data import PLAIN
-from ..upgrades import misconfigured, must_fit, upgraded
-from ..view.explanations import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
 from .answers import Answer, Answers
 from .asof import AsOf
@@ -43,6 +42,7 @@ from .rehearsal import Rehearsal
 from .replay_session import Watch, refuse_connections, watch_errors, work_on
 from .side_ids import SideIds
 from .told_answers import id_in
+from .upgrades import misconfigured, must_fit, upgraded
 from .witness import Witness
 from .writes import Writes
 

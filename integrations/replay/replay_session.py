@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
 
 from ...errors import TargetMisconfigured
-from ..manager_connection import ReplayConnection
+from ..manager.manager_connection import ReplayConnection
 from . import sessions
 from .asof import AsOf
 

@@ -18,13 +18,13 @@ from sqlalchemy.exc import DBAPIError, ResourceClosedError
 from ... import Entry
 from ...log import Log
 from ...words import first_line
-from ..away import is_away
-from ..host import replica_of
+from ..amounts import nearly_equal, number_or_none
+from ..manager.away import is_away
+from ..manager.host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
 from ..state.kept_state import KeptState
 from ..view import checks, resumptions
-from ..view.explanations import nearly_equal, number_or_none
 from ..view.local_view import ENDED, LocalView, question
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
 from ..view.row_forms import RowForms

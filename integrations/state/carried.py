@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from ... import Entry, EntryStatus, Outbox
 from ...errors import EntryNotFound, TargetMisconfigured
-from ..host import Host
+from ..manager.host import Host
 from .foreseen import Change, behind, changed, correction
 from .kept_state import Changes, KeptState
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ... import Outbox
+from ..plain_data import is_small
 from .kept_state import Changes, is_storable
-from .plain_data import is_small
 
 _META = "state:early"
 

@@ -16,13 +16,26 @@ from decimal import Decimal
 from enum import Enum, auto
 from typing import Any
 
-from ..host import Host
-from ..preflight.class_code import ClassCode
-from .attribute_code import ANY, SET, Assign, Block, Branch, Entered, Expression, Final, Inner, Leave, Lose, block_of
-from .attribute_code import Change as Step
-from .entered import lets_through
+from ..code.attribute_code import (
+    ANY,
+    SET,
+    Assign,
+    Block,
+    Branch,
+    Entered,
+    Expression,
+    Final,
+    Inner,
+    Leave,
+    Lose,
+    block_of,
+)
+from ..code.attribute_code import Change as Step
+from ..code.class_code import ClassCode
+from ..code.entered import lets_through
+from ..manager.host import Host
+from ..plain_data import same
 from .kept_state import NOT_STATE
-from .plain_data import same
 
 _NUMBERS = (int, float, Decimal)
 _SCALARS = frozenset({bool, int, float, Decimal, str, datetime, type(None)})

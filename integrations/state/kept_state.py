@@ -21,8 +21,8 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 from ...attributes import attributes, put
 from ...errors import ConfigError
 from ..key_order import in_key_order, key_order
+from ..plain_data import SCALARS, copied, counter, is_long, is_of_the_host, is_small, is_state, same
 from .own_locks import own_locks
-from .plain_data import SCALARS, copied, counter, is_long, is_of_the_host, is_small, is_state, same
 
 _NUMBERS = (int, float, Decimal)
 _CONTAINERS = (list, dict, set, deque)

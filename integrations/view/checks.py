@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from ...registered import class_name, class_named
+from ..amounts import number_or_none
 from ..roles import Balance, Order, Position
 from .effects import Effect
-from .explanations import number_or_none
 from .learned import Learning
 from .learning import DECISIVE
 from .local_view import LocalView, UnknownLocally
@@ -27,7 +26,6 @@ Call = Mapping[str, Any]
 
 # The types of the answers with which a manager may refuse a call.
 _ANSWERS = (bool, int, str, type(None))
-_EXITS = ("exit", "close", "stop", "take_profit")
 
 
 def session_known(call: Call, view: LocalView) -> None:
@@ -135,10 +133,3 @@ def _error(name: str, why: str) -> BaseException:
     except Exception:  # noqa: BLE001 - a class of the host's with arguments of its own
         return ValueError(why)
     return error if isinstance(error, Exception) else ValueError(why)
-
-
-def is_exit_order(call: Call) -> bool:
-    """Whether an order leaves a position, by its purpose or because it names one."""
-    purpose = call.get("order_type")
-    text = str(purpose.value if isinstance(purpose, Enum) else purpose).lower()
-    return call.get("position_id") is not None or any(word in text for word in _EXITS)

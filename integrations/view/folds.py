@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from datetime import UTC
 from typing import Any
 
+from ..amounts import number_or_none
 from ..operations import ManagerOperation
 from ..roles import Balance, Session
 from .effects import Prediction, predict
-from .explanations import Unknown, number_or_none
+from .explanations import Unknown
 from .local_view import NOT_SHOWN, LocalView, new_session
 from .rows import ORDERS, PARENT, POSITIONS, Row, resolve, without_resolved
 from .seen import Seen

@@ -15,7 +15,7 @@ import orjson
 from ... import Outbox
 from ...errors import ConfigError
 from ...results import decode_result
-from ..host_classes import HostClasses
+from ..manager.host_classes import HostClasses
 from .learned import Learning
 
 # Where a store keeps what was learned.

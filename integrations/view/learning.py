@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from ...registered import class_name
+from ..amounts import is_amount_text, is_number, number
 from .explanations import (
     ABSENT,
     ARITHMETIC,
@@ -28,12 +29,9 @@ from .explanations import (
     Unknown,
     alike,
     explains,
-    is_amount_text,
     is_beyond,
-    is_number,
     makes,
     multiplied,
-    number,
     total,
     won,
 )

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from ... import OutboxError
 from ...results import decode_result, encode_result
-from .explanations import Unknown, bare, number_or_none
+from ..amounts import bare, number_or_none
+from ..roles import NO_SESSIONS
+from .explanations import Unknown
 from .learned import Learning
 from .rows import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, named_positions
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
 
-# The session of a manager that has none: of all its calls.  No sequence gives it to another.
-NO_SESSIONS = 0
 # What is known of a session, and by which a program finds its own.
 NAMES = ("strategy_name", "symbol")
 

@@ -14,8 +14,8 @@ from itertools import combinations
 from typing import Any
 
 from ...errors import ConfigError
-from ..away import unswallowed
-from ..signatures import signature_of_bound
+from ..code.signatures import signature_of_bound
+from ..manager.away import unswallowed
 from .kept_answers import ManagerRead
 from .local_view import NAMES, LocalView, UnknownLocally, question
 

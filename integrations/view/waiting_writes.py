@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
 
 from ... import EntryStatus, Outbox
-from ..host import Host
+from ..code.tables_named import tables_named
+from ..manager.host import Host
 from ..operations import ManagerOperation
-from ..preflight.tables_named import tables_named
 from .history import entries_since
 
 _KEPT = 256

@@ -10,7 +10,7 @@ from typing import Any
 import pydantic
 import pytest
 
-from outbox.integrations.arguments import Passed
+from outbox.integrations.calls.arguments import Passed
 
 
 @dataclass

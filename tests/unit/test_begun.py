@@ -6,8 +6,8 @@ from decimal import Decimal
 from typing import Any
 
 from outbox.clock import SystemClock
-from outbox.integrations.host import Host
-from outbox.integrations.state.begun import begun
+from outbox.integrations.code.begun import begun
+from outbox.integrations.manager.host import Host
 
 LIMIT = 5
 

@@ -14,16 +14,8 @@ from pathlib import Path
 import pytest
 
 from outbox import SystemClock
-from outbox.integrations.block import (
-    Block,
-    BlockMisused,
-    Entering,
-    OrderLock,
-    SessionBusy,
-    SessionLocks,
-    current,
-    entered,
-)
+from outbox.integrations.calls.block import Block, BlockMisused, Entering, SessionLocks, current, entered
+from outbox.integrations.upkeep.order_lock import OrderLock, SessionBusy
 from tests.unit.fakes.waiting import LONG
 
 OWNER = object()

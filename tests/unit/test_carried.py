@@ -9,7 +9,7 @@ from typing import Any
 
 from outbox import Outbox
 from outbox.clock import SystemClock
-from outbox.integrations.host import Host
+from outbox.integrations.manager.host import Host
 from outbox.integrations.state.carried import Carried
 from outbox.store.ledger import Settlement
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
-from outbox.integrations.preflight.class_code import ClassCode
+from outbox.integrations.code.class_code import ClassCode
 
 _current: ContextVar[Any] = ContextVar("session")
 

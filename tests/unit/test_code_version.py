@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Numeric, Table
 
-from outbox.integrations.preflight.code_version import code_version
+from outbox.integrations.code.code_version import code_version
 
 log = logging.getLogger(__name__)
 TRADES = Table("trades", MetaData(), Column("id", Integer), Column("price", Numeric(18, 8)))

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from outbox.integrations.operations import ManagerOperation
-from outbox.integrations.preflight import branches
 from outbox.integrations.roles import Position
+from outbox.integrations.view import branches
 from outbox.integrations.view.decisions import TEXT, Decision, Unreadable
 
 FEES = {"taker": Decimal(2)}

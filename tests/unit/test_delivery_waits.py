@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from outbox.integrations.delivery import Delivery
+from outbox.integrations.calls.delivery import Delivery
 from outbox.own_threads import waited_for
 
 

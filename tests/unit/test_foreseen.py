@@ -14,8 +14,8 @@ from typing import Any, Literal, cast
 
 import pytest
 
-from outbox.integrations.host import Host
-from outbox.integrations.state.attribute_code import SET
+from outbox.integrations.code.attribute_code import SET
+from outbox.integrations.manager.host import Host
 from outbox.integrations.state.foreseen import Foreseen, changed
 
 ATTRIBUTES, ARGUMENTS = ("a", "b", "c"), ("x", "y")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from outbox import ConfigError
-from outbox.integrations.holders import others_holding, replace_held
+from outbox.integrations.manager.holders import others_holding, replace_held
 
 
 class Manager:

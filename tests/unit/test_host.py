@@ -14,10 +14,10 @@ from sqlalchemy.exc import OperationalError
 
 from outbox import ConfigError, Outbox, registered
 from outbox.clock import SystemClock
-from outbox.integrations.host import Host, ManagerUnavailable, class_made_by
+from outbox.integrations.code.signatures import invoke, signature_of
+from outbox.integrations.manager.host import Host, ManagerUnavailable, class_made_by
 from outbox.integrations.operations import ManagerOperation
 from outbox.integrations.replay.rehearsal import Rehearsal, rehearse
-from outbox.integrations.signatures import invoke, signature_of
 from outbox.integrations.state.kept_state import KeptState
 
 

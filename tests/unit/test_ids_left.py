@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from outbox import Outbox
+from outbox.integrations.code.class_code import ClassCode
 from outbox.integrations.operations import ManagerOperation
-from outbox.integrations.preflight.class_code import ClassCode
 from outbox.integrations.preflight.ids_left import left_by, with_ids_left
 
 

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from outbox import Outbox, Relay
-from outbox.integrations.host import Host
-from outbox.integrations.keeper import Keeper
+from outbox.integrations.manager.host import Host
 from outbox.integrations.operations import NOTES, ManagerOperation
+from outbox.integrations.upkeep.keeper import Keeper
 from outbox.integrations.view.reads import Reads
 from outbox.integrations.view.seen import Seen
 from outbox.testing import InMemoryTarget
@@ -66,7 +66,7 @@ def test_ids_of_entries_behind_the_stored_view_are_kept(outbox_dir: Path) -> Non
 
 def test_a_view_in_doubt_is_not_tried_at_each_call(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An outage may be long, and each try holds up the calls."""
-    monkeypatch.setattr("outbox.integrations.kept_view._EVERY", 3)
+    monkeypatch.setattr("outbox.integrations.upkeep.kept_view._EVERY", 3)
     order = ManagerOperation("order", like="create_order_journal_entry")
     with Outbox.open(outbox_dir) as box:
         first = keeper(box, order)
@@ -87,7 +87,7 @@ def test_low_reserves_of_ids_are_not_asked_for_in_an_outage(outbox_dir: Path, mo
     def fill(_: Any) -> None:
         raise OperationalError("SELECT 1", {}, Exception("connection refused"))
 
-    monkeypatch.setattr("outbox.integrations.keeper.engine_of", lambda _: None)
+    monkeypatch.setattr("outbox.integrations.upkeep.keeper.engine_of", lambda _: None)
     clock = FakeClock()
     order = ManagerOperation("order", like="create_order_journal_entry")
     with Outbox.open(outbox_dir, clock=clock) as box:

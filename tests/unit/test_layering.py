@@ -65,6 +65,32 @@ ROOMS: dict[str, set[str]] = {
     "relay": {"store", "monitoring"},
 }
 
+# The files and rooms of integrations/, in order: each may import only those before it.
+ADAPTER_LINE = [
+    "roles",
+    "amounts",
+    "plain_data",
+    "key_order",
+    "operations",
+    "repeated",
+    "code",
+    "manager",
+    "state",
+    "ids",
+    "view",
+    "preflight",
+    "replay",
+    "upkeep",
+    "calls",
+    "binding",
+    "adapter",
+    "stand_in",
+    "durable",
+    "trading_engine",
+    "paper",
+    "__init__",
+]
+
 # Files that know nothing of the rest.
 KNOW_NOBODY = ["errors", "words", "entry"]
 
@@ -185,6 +211,48 @@ def test_the_files_of_a_room_do_not_import_each_other_in_a_circle(room: str) -> 
     files = {name: source for name, source in line_files().items() if place(name) == room}
     waiting = {name: line_neighbours(imports(source, package_of(name))) & set(files) for name, source in files.items()}
     while free := [name for name, others in waiting.items() if not others & set(waiting) - {name}]:
+        for name in free:
+            del waiting[name]
+    assert waiting == {}
+
+
+@cache
+def adapter_imports() -> dict[str, set[str]]:
+    """The files of integrations/ by their dotted names, with those that each needs when it runs."""
+    root, base = ROOT / "integrations", "outbox.integrations"
+    names = {path: ".".join(path.relative_to(root).with_suffix("").parts) for path in root.rglob("*.py")}
+    files = set(names.values())
+    found: dict[str, set[str]] = {}
+    for path, name in sorted(names.items()):
+        package = ".".join([base, *path.relative_to(root).parent.parts])
+        source = path.read_text(encoding="utf-8")
+        inner = [one.removeprefix(f"{base}.") for one in imports(source, package, typing_too=False) if base in one]
+        # A name is a file's, or something that a file or a package holds.
+        holders = [(one, one.rpartition(".")[0], f"{one.rpartition('.')[0]}.__init__") for one in inner]
+        found[name] = {next((one for one in three if one in files), "__init__") for three in holders} - {name}
+    return found
+
+
+def test_every_room_of_the_adapter_is_in_the_table() -> None:
+    assert sorted({place(name) for name in adapter_imports()}) == sorted(ADAPTER_LINE)
+
+
+@pytest.mark.parametrize("here", ADAPTER_LINE)
+def test_each_file_of_the_adapter_imports_only_those_before_it(here: str) -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in adapter_imports().items()
+        for other in sorted(others)
+        if place(name) == here != place(other) and ADAPTER_LINE.index(place(other)) > ADAPTER_LINE.index(here)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("room", [name for name in ADAPTER_LINE if (ROOT / "integrations" / name).is_dir()])
+def test_the_files_of_an_adapter_room_import_in_no_circle(room: str) -> None:
+    files = {name: others for name, others in adapter_imports().items() if place(name) == room}
+    waiting = {name: others & set(files) for name, others in files.items()}
+    while free := [name for name, others in waiting.items() if not others & set(waiting)]:
         for name in free:
             del waiting[name]
     assert waiting == {}

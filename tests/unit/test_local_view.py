@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
+from outbox.integrations.roles import is_exit_order
 from outbox.integrations.view import checks
 from outbox.integrations.view.effects import Effect
 from outbox.integrations.view.explanations import Space
@@ -444,7 +445,7 @@ def test_an_unknown_session_is_refused_and_none_is_not(view: LocalView) -> None:
     ],
 )
 def test_an_order_that_leaves_a_position_is_recognised(call: dict[str, Any], leaves: bool) -> None:
-    assert checks.is_exit_order(call) is leaves
+    assert is_exit_order(call) is leaves
 
 
 def shown_orders(*orders: tuple[int, int]) -> list[dict[str, Any]]:

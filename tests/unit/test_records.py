@@ -11,8 +11,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import pytest
 
 from outbox import Outbox
+from outbox.integrations.code.class_code import ClassCode
 from outbox.integrations.operations import ManagerOperation
-from outbox.integrations.preflight.class_code import ClassCode
 from outbox.integrations.preflight.records import items_of, remembered, with_records
 from outbox.integrations.roles import Balance
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.associationproxy import association_proxy
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, column_property, mapped_column, registry, relationship
 
-from outbox.integrations.preflight.tables_named import tables_named
+from outbox.integrations.code.tables_named import tables_named
 
 mappers = registry()
 

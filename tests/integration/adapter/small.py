@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from outbox import Outbox, PostgresTarget, Relay
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager
-from outbox.integrations.manager_connection import engine_of
+from outbox.integrations.manager.manager_connection import engine_of
 from tests.unit.fakes.waiting import LONG
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from outbox import OutboxError
-from outbox.integrations.block import BlockMisused
+from outbox.integrations.calls.block import BlockMisused
 from tests.unit.fakes.waiting import LONG
 
 from .small import Scene, SmallManager, scene

@@ -16,8 +16,8 @@ from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import sessionmaker
 
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
-from outbox.integrations import away
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation, NotCaughtUp
+from outbox.integrations.manager import away
 from outbox.integrations.roles import Balance as Role
 from outbox.integrations.trading_engine import wire
 from outbox.testing import PostgresServer

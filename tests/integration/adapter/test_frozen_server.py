@@ -13,8 +13,8 @@ import psycopg2
 import pytest
 
 from outbox import OutboxConfig
-from outbox.integrations import manager_connection
 from outbox.integrations.durable import DurableDatabaseManager
+from outbox.integrations.manager import manager_connection
 from outbox.integrations.trading_engine import Wiring, wire
 from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import LONG, until

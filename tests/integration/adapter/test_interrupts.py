@@ -12,9 +12,9 @@ import pytest
 
 from outbox import Outbox
 from outbox.errors import StoreBusy
-from outbox.integrations.block import Block, Entering
+from outbox.integrations.calls.block import Block, Entering
 from outbox.integrations.ids.id_reserve import IdReserve
-from outbox.integrations.kept_view import KeptView
+from outbox.integrations.upkeep.kept_view import KeptView
 from tests.unit.fakes.waiting import LONG
 
 from .small import scene

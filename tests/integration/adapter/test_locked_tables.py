@@ -13,7 +13,7 @@ import pytest
 
 from outbox import OutboxConfig
 from outbox.integrations.durable import DurableDatabaseManager
-from outbox.integrations.session_state import variables_known
+from outbox.integrations.manager.session_state import variables_known
 from outbox.integrations.trading_engine import Wiring, wire
 from tests.unit.fakes.waiting import LONG
 

@@ -12,7 +12,7 @@ import pytest
 
 from outbox import Operation, Outbox
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerRead
-from outbox.integrations.kept_view import KeptView
+from outbox.integrations.upkeep.kept_view import KeptView
 from outbox.integrations.view.local_view import UnknownLocally
 from tests.unit.fakes.rig import damage
 

@@ -16,8 +16,8 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import sessionmaker
 
-from outbox.integrations import patches
 from outbox.integrations.durable import DurableDatabaseManager
+from outbox.integrations.manager import patches
 from outbox.integrations.trading_engine import wire
 
 from .scripted import Engine as TradingEngine

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from outbox.integrations.durable import CallFailed
-from outbox.integrations.kept_view import KeptView
+from outbox.integrations.upkeep.kept_view import KeptView
 from outbox.integrations.view.local_view import LocalView
 from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import until

@@ -15,9 +15,9 @@ from sqlalchemy import Column, Integer, Numeric, String, create_engine, text
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
 from outbox import ConfigError, Entry, Outbox, OutboxConfig, PostgresTarget, Relay, registered
-from outbox.integrations import upgrades
+from outbox.integrations.code.signatures import signature_of
 from outbox.integrations.durable import DurableDatabaseManager, ManagerOperation
-from outbox.integrations.signatures import signature_of
+from outbox.integrations.replay import upgrades
 from tests.unit.fakes.waiting import LONG, until
 
 CONFIG = OutboxConfig(backoff_base=0.05, backoff_cap=0.2, max_retries=2)

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from outbox import Entry, EntryStatus, OutboxConfig
 from outbox.clock import SystemClock
 from outbox.integrations.durable import ManagerOperation
-from outbox.integrations.host import Host
+from outbox.integrations.manager.host import Host
 from outbox.integrations.operations import NOTES
 from outbox.integrations.replay.replay import Replayer
 from outbox.postgres.connection import Address, GuardedConnection, raw_of

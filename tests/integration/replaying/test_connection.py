@@ -22,7 +22,7 @@ from sqlalchemy.types import DateTime, Interval, String
 from outbox import ConfigError, Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.errors import TargetMisconfigured
 from outbox.integrations.durable import DurableDatabaseManager, ManagerOperation
-from outbox.integrations.manager_connection import check_connection
+from outbox.integrations.manager.manager_connection import check_connection
 from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import LONG
 

@@ -1,0 +1,1 @@
+"""Calls: what happens while the engine waits for one call of its manager."""

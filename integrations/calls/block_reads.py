@@ -1,0 +1,127 @@
+"""Block reads: a read in a balance block sees the calls made there before it, as on the plain manager.
+
+They are recorded when the block ends.  So the manager makes the same calls and answers in a transaction that is rolled
+back; while PostgreSQL is away, a copy of the local view answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import count
+from typing import Any
+
+from ...clock import Clock
+from ...store.envelope import from_us
+from ..code.signatures import invoke
+from ..ids.id_reserve import IdColumn
+from ..manager.away import cannot_take
+from ..manager.host import Host
+from ..replay.asof import PASSING_IDS, AsOf
+from ..replay.balance import rolled_back
+from ..replay.frozen_clock import MakeUuid, frozen
+from ..replay.replay import CallFailed
+from ..replay.side_ids import SideIds
+from ..state.kept_state import Changes, KeptState
+from ..upkeep.keeper import Keeper
+from ..view.folds import fold, fold_beside, seen_of
+from ..view.local_view import LocalView
+from .block import current
+from .preparing import Prepared
+
+
+class BlockReads:
+    """Answers reads in the blocks of one adapter.  Thread-safe."""
+
+    def __init__(self, owner: object, host: Host, keeper: Keeper, clock: Clock) -> None:
+        """`owner`: the adapter, which owns the blocks."""
+        self._owner, self._host, self._keeper, self._clock = owner, host, keeper, clock
+
+    def calls(self) -> Sequence[Prepared]:
+        """The calls that are not recorded and that a read of the caller has to see."""
+        block = None if self._host.is_mocked else current(self._owner)
+        return () if block is None else block.made()
+
+    def view(self) -> LocalView:
+        """The local view as the caller has to see it."""
+        calls, known = self.calls(), self._keeper.view
+        if not calls:
+            return known
+        view = LocalView(known.shown)
+
+        def fold_calls() -> None:
+            view.begin_with(known, {item.session for item in calls})
+            for number, item in enumerate(calls, view.seq + 1):
+                if item.operation.has_role:
+                    notes = {**item.notes, "at": _captured_at(item), "seq": number}
+                    seen = seen_of(view, item.operation, item.bound, notes)
+                    fold(view, seen)
+                    fold_beside(view, seen)
+
+        def renew() -> bool:
+            renewed = known.renew()
+            if renewed:
+                fold_calls()
+            return renewed
+
+        view.renew = renew
+        fold_calls()
+        return view
+
+    def ask(
+        self, calls: Iterable[Prepared], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], session: int | None
+    ) -> Any:
+        """What the manager's method `name` answers behind `calls`.
+
+        Raises what the manager raises, and `CallFailed` where it refuses one of the calls.
+        """
+        ids, changes = count(PASSING_IDS), list[Changes]()
+        with rolled_back(self._host.undoubled()) as sets:
+            for item in calls:
+                as_of = AsOf(
+                    IdColumn.named(item.operation.creates),
+                    item.notes,
+                    _captured_at(item),
+                    self._clock,
+                    SideIds(item.notes.get("side"), lambda *_: None),
+                    call=[item.bound, item.defaults],
+                    passing=ids,
+                )
+                copy = sets(self._host.replica(session_id=item.session, doubles=True), as_of)
+                changes.append(self._make(item, copy, changes, as_of.told_uuid))
+            replica = sets(self._host.replica(session_id=session, doubles=True))
+            _follow(KeptState(replica), changes)
+            return getattr(replica, name)(*args, **kwargs)
+
+    def _make(self, item: Prepared, replica: Any, earlier: Iterable[Changes], make_uuid: MakeUuid) -> Changes:
+        """Make a call behind those that changed `replica` by `earlier`; what it changes that the manager has not."""
+        kept, state = KeptState(replica), item.notes.get("state")
+        if state is not None:
+            kept.restore(state, item.foreseen)
+        _follow(kept, earlier)
+        method, call = getattr(replica, item.operation.name), item.defaults | item.bound
+        try:
+            with frozen(_captured_at(item), replica, make_uuid), _called(item, method, call):
+                pass
+        except Exception as exc:
+            if cannot_take(exc):
+                raise
+            raise CallFailed(
+                f"{item.operation.name} of the same balance block is refused: {exc}", hint="nothing of it was written"
+            ) from exc
+        return kept.later_changes().without(item.foreseen)
+
+
+def _called(item: Prepared, method: Any, call: dict[str, Any]) -> AbstractContextManager[Any]:
+    """A call as a block, which is empty where its method is a plain one."""
+    answer: Any = invoke(method, call)
+    return answer if item.operation.context else nullcontext(answer)
+
+
+def _follow(kept: KeptState, earlier: Iterable[Changes]) -> None:
+    for changes in earlier:
+        kept.follow(changes)
+
+
+def _captured_at(item: Prepared) -> Any:
+    return from_us(item.ready[0].captured_us)

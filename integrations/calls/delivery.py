@@ -1,0 +1,180 @@
+"""Delivery: waits for the relay while deliveries make progress, and returns the result of a delivered call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from ... import Entry, EntryStatus, Outbox
+from ...errors import EntryNotFound
+from ...log import Log
+from ...own_threads import is_waited_for
+from ..operations import ManagerOperation, call_of, notes_of
+from ..replay.answers import Answer
+from ..replay.balance import told_before
+from ..replay.replay import CallFailed, Replayer
+from ..replay.told_answers import id_in
+from ..state.carried import has_arrived
+from .arguments import Passed
+
+_log = Log("outbox.integrations")
+
+# Behind more entries than this a caller would wait for the backlog, not for its own call.
+_BACKLOG = 50
+# For the answer that a call's notes hold.
+_NOTED: Any = object()
+# For how long a report of a relay in another process is believed.
+_REPORT_S = 1.0
+
+
+class Delivery:
+    """Follows how far the relay is with one adapter's calls.  Thread-safe."""
+
+    def __init__(self, outbox: Outbox, replayer: Replayer, *, wait_s: float, refused: Callable[[Entry], None]) -> None:
+        """Callers wait for at most `wait_s` seconds; `refused(entry)` is called when PostgreSQL refused a call."""
+        self._outbox, self._replayer, self.wait_s, self._refused = outbox, replayer, wait_s, refused
+        self._answers = replayer.answers
+        # Pending calls of an earlier process count as this program's own.
+        self.last_seq = outbox.store.figures().counters.next_seq - 1
+        # A call that a caller has waited for in vain: until it is settled, reads with another answer do not wait.
+        self._late_seq = 0
+        # The call that was next while a caller waited in vain: as long as it is, no other caller waits.
+        self._stuck_seq: int | None = None
+        self._reported: tuple[float, bool | None] = (float("-inf"), None)
+
+    def noted(self, entry: Entry) -> None:
+        """A call has become durable."""
+        self.last_seq = max(self.last_seq, entry.seq)
+
+    @property
+    def works(self) -> bool | None:
+        """Whether PostgreSQL takes deliveries, as far as a relay knows; None where no relay is running.
+
+        False in the outbox's own threads, which cannot wait for one.
+        """
+        here = self._outbox.progress.delivering
+        works = self._works_elsewhere() if here is None else here
+        return False if works and is_waited_for() else works
+
+    def _works_elsewhere(self) -> bool | None:
+        now = self._outbox.clock.monotonic()
+        if now - self._reported[0] > _REPORT_S:
+            status = self._outbox.status()
+            relay = status.relay
+            works = (relay.breaker == "closed" and not relay.stuck and status.paused is None) if relay.alive else None
+            self._reported = (now, works)
+        return self._reported[1]
+
+    def prompt(self) -> bool:
+        """Whether a call made now can be expected to be delivered at once."""
+        if not self.works:
+            return False
+        return not self._is_late() and self._outbox.store.figures().pending <= _BACKLOG
+
+    def _is_late(self) -> bool:
+        first = self._outbox.store.first_pending()
+        return first is not None and first <= self._late_seq
+
+    def settled(self, last_seq: int | None = None, *, once: bool = False) -> bool:
+        """Whether the relay has passed this adapter's calls up to `last_seq`, by default all of them.
+
+        Waits for it, for a limited time, as long as deliveries work, and not after a caller has waited in vain for the
+        same call: it may be parked for hours.  `once`: nor for calls before that one, for a read that has another
+        answer.
+        """
+        bar = self.last_seq if last_seq is None else last_seq
+        if self.passed(bar):
+            return True
+        if not self.works or (once and self._is_late()):
+            return False
+        first = self._outbox.store.first_pending()
+        if first is not None and first == self._stuck_seq:
+            return False
+        if self._outbox.progress.wait(lambda: self.passed(bar), self.wait_s):
+            return True
+        self._waited_in_vain(bar, first)
+        return False
+
+    def _waited_in_vain(self, bar: int, first: int | None) -> None:
+        """Note it; `first` was next when the wait began."""
+        if self.works:
+            self._late_seq = max(self._late_seq, bar)
+            if first == self._outbox.store.first_pending():
+                self._stuck_seq = first
+
+    def passed(self, bar: int) -> bool:
+        """Whether the relay has passed the calls up to `bar`."""
+        acknowledged = self._outbox.progress.acknowledged
+        first = self._outbox.store.first_pending()
+        while first is not None and first <= bar and first in acknowledged:
+            first += 1
+        return first is None or first > bar
+
+    def result(
+        self, operation: ManagerOperation, entries: Sequence[Entry], told: Any = _NOTED, passed: Passed | None = None
+    ) -> Any:
+        """Wait for the delivery of a call, or of a block, and return or raise what the manager answered to the first.
+
+        The caller is answered when PostgreSQL has committed, before the store has recorded that; with the local result
+        if that takes too long.  A refused call is discarded, since its caller gets the error.  `passed`: the caller's
+        objects, which follow what the method changed.
+        """
+        entry, last = entries[0], entries[-1]
+        first = self._outbox.store.first_pending()
+        if not self._outbox.progress.wait(lambda: has_arrived(self._outbox, last.seq), self.wait_s):
+            self._waited_in_vain(last.seq, first)
+            early = self._answers.leave(entry.seq)
+            if early is not None:
+                self._replayer.compare_id(operation, entry, early.value)
+            if passed is not None:
+                passed.numbered(notes_of(entry).get("id"))
+            return local_result(operation, entry, told)
+        answers = [self._answers.take(one.seq) for one in entries]
+        answer = answers[0]
+        if answer is None:
+            # Another handler than this adapter's has applied it: the result is known when it is recorded.
+            self._outbox.progress.wait(lambda: not self._outbox.store.is_pending(last.seq), self.wait_s)
+        settled = self._outbox.entry(entry.seq)
+        if settled.status is not EntryStatus.FAILED:
+            id_ = notes_of(entry).get("id")
+            if answer is not None and id_ is not None and _id_in(operation, answer.value, id_) not in (id_, None):
+                # The manager found the row there already.
+                self._refused(settled)
+            if passed is not None:
+                passed.numbered(id_) if answer is None else passed.changed(answer.call)
+            return local_result(operation, settled, told) if answer is None else answer.give()
+        self._refused(settled)
+        if operation.best_effort:
+            return None
+        with suppress(EntryNotFound):  # an operator was faster
+            self._outbox.discard(entry.seq, f"its caller was told: {settled.error}", free_key=True)
+        _log.warning("a call of %(operation)s was refused: %(error)s", operation=operation.name, error=settled.error)
+        return _refusal(operation, settled, answers).give()
+
+
+def _refusal(operation: ManagerOperation, settled: Entry, answers: Sequence[Answer | None]) -> Answer:
+    """What the caller of a call, or of a block, that was not applied gets.
+
+    An answer that the manager gave before PostgreSQL refused the commit, or before a later call of the block was
+    refused, does not hold.
+    """
+    refused = [one for one in answers if one is not None and (one.refusal or one.error is not None)]
+    if refused and (refused[0].error is not None or len(answers) == 1):
+        return refused[0]
+    what = operation.name if len(answers) == 1 else f"the block of {operation.name}"
+    return Answer(error=CallFailed(f"{what} was refused: {settled.error}", hint="nothing of it was written"))
+
+
+def local_result(operation: ManagerOperation, entry: Entry, told: Any = _NOTED) -> Any:
+    """What a call returns without asking PostgreSQL: the manager's own answer where it was delivered before."""
+    if entry.status is EntryStatus.COMPLETED and entry.result is not None and not isinstance(entry.result, dict):
+        return entry.result
+    if told is not _NOTED:
+        return told
+    notes = notes_of(entry)
+    return told_before(notes) if "yielded" in notes else operation.answer_to(call_of(entry), notes)
+
+
+def _id_in(operation: ManagerOperation, answer: Any, told: Any) -> Any:
+    return id_in(answer, told, operation.table_and_column()[1])

@@ -1,0 +1,71 @@
+"""Earlier calls: those with the same identity as a call, in the store and in the same block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ... import AlreadyRejected, Entry, EntryStatus, IdempotencyConflict, Outbox
+from ...codec import encode
+from ...records import has_fields, with_field
+from ..operations import ManagerOperation, call_of
+from ..replay.upgrades import upgraded
+from ..view.local_view import plain
+from .block import Block
+from .preparing import Prepared
+
+
+def stored(outbox: Outbox, item: Prepared) -> Entry | None:
+    """The entry of an earlier call, or None; the call keeps its hash, since it is stored under it.
+
+    Raises `IdempotencyConflict` where that one had other arguments, `AlreadyRejected` where it was rejected.
+    """
+    operation = item.operation
+    if not operation.alternatives:
+        return None
+    item.hashed = outbox.hash_of(operation.name, item.bound)
+    first = None if item.hashed is None else outbox.find(item.hashed)
+    if first is None:
+        return None
+    first = upgraded(operation, first)
+    _must_be_same(operation, call_of(first), item.bound, f"entry {first.seq}")
+    if first.status is EntryStatus.FAILED:
+        raise AlreadyRejected(
+            f"{operation.name} with this identity is entry {first.seq}, which was refused: {first.error}",
+            entry=first,
+            hint=f"nothing delivers it: `atb outbox retry {first.seq}`, or make the call with another identity",
+        )
+    return first
+
+
+def in_block(group: Block | None, operation: ManagerOperation, bound: dict[str, Any]) -> Prepared | None:
+    """The call that waits in the same block.  Raises `IdempotencyConflict`."""
+    identity = operation.identity_of(bound) if group is not None and operation.alternatives else None
+    if group is None or identity is None:
+        return None
+    for item in group.calls():
+        if item.operation is operation and operation.identity_of(item.bound) == identity:
+            _must_be_same(operation, item.bound, bound, "in this block")
+            prepared: Prepared = item
+            return prepared
+    return None
+
+
+def _must_be_same(operation: ManagerOperation, first: Mapping[str, Any], call: Mapping[str, Any], where: str) -> None:
+    if encode(plain(_as_passed(operation, first)))[0] != encode(plain(_as_passed(operation, call)))[0]:
+        raise IdempotencyConflict(
+            f"{operation.name} with this identity is {where} already, with other arguments",
+            hint="one intent, one identity: the first call stands",
+        )
+
+
+def _as_passed(operation: ManagerOperation, call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call without the ids that the method leaves in its arguments: the first call had none."""
+    found = dict(call)
+    for name, field in operation.sets_id.items():
+        given = found.get(name)
+        if isinstance(given, dict):
+            found[name] = {key: item for key, item in given.items() if key != field}
+        elif has_fields(type(given)) and hasattr(given, field):
+            found[name] = with_field(given, field, None)
+    return found

@@ -1,0 +1,240 @@
+"""Guard: no statement of the manager's engine may overtake the calls queued before it.
+
+It listens to the engine, so it sees the writes of every method and thread, declared or not, and of sessions that the
+host opened itself, and the reads of the manager's methods.  Only the adapter's own statements pass without it.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection, Engine, ExceptionContext, event
+from sqlalchemy.orm import scoped_session
+
+from ... import OutboxError
+from ..manager.away import Failures, cannot_answer, look_at, noting
+from ..manager.manager_connection import engine_held, is_replay
+from ..manager.silence import Silence, ending, is_own, limit_connecting, own_statements
+from ..replay.writes import Writes
+from .delivery import Delivery
+
+# Statements that neither read nor write a table.
+_HARMLESS = re.compile(
+    r"\s*(SET|SHOW|RESET|BEGIN|START|SAVEPOINT|RELEASE|ROLLBACK|COMMIT|DISCARD)\b|\s*SELECT\b(?!.*(\bFROM\b|\())",
+    re.IGNORECASE | re.DOTALL,
+)
+_CHANGES = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+# The table that a statement writes, where it begins with its name.
+_WRITTEN = re.compile(
+    r"\s*(?:INSERT\s+INTO|UPDATE(?:\s+ONLY)?|DELETE\s+FROM(?:\s+ONLY)?|MERGE\s+INTO|TRUNCATE(?:\s+TABLE)?)\s+([\w\".]+)",
+    re.IGNORECASE,
+)
+# What may begin a sequence anew.
+_REDEFINES = re.compile(r"\s*(CREATE|DROP|TRUNCATE|ALTER)\b", re.IGNORECASE)
+_BAR = "outbox:bar"
+_LIMIT = "outbox:lock_timeout"
+
+
+class NotCaughtUp(OutboxError):
+    """A call that is not queued needs the calls before it to be delivered first, and they are not yet."""
+
+
+@dataclass(slots=True)
+class Watched:
+    """One call of the manager that is not queued."""
+
+    name: str
+    # Declared with `reads_stale`: PostgreSQL's present state is enough.
+    stale: bool = False
+    # Whether the local view answers if the manager cannot soon.
+    replaceable: bool = False
+    error: OutboxError | None = None
+    # Whether a statement was sent, or refused.
+    asked: bool = False
+    # Errors of the database; the manager may have swallowed them.
+    failures: Failures = field(default_factory=Failures)
+    # The tables that it has written, without their schemas; "" for a statement that does not name one.
+    wrote: set[str] = field(default_factory=set)
+
+
+_watched: ContextVar[Watched | None] = ContextVar("outbox_watched_call", default=None)
+
+
+class Guard:
+    """Watches over the engines of one manager.  Thread-safe."""
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        elsewhere: Callable[[], BaseException | None],
+        in_block: Callable[[], bool],
+        silence: Silence,
+        redefined: Callable[[str], None],
+    ) -> None:
+        """`elsewhere()`: what to raise for a statement of a rehearsal or a replay, which have sessions of their own.
+
+        `in_block()`: whether calls were made in the balance block that the caller is in, which are recorded at its end.
+        `redefined(statement)`: called after one that defines tables, or empties them.
+        """
+        self._redefined = redefined
+        self._delivery, self._elsewhere, self._in_block, self._silence = delivery, elsewhere, in_block, silence
+        # The last call that this thread has queued.
+        self._here = threading.local()
+        self._writes = Writes()
+        self._undo: list[Callable[[], None]] = []
+
+    def attach(self, manager: Any) -> None:
+        """Watch over the engines that a manager holds."""
+        own = engine_held(manager)
+        # Another database holds nothing of what is queued.
+        for engine in (one for one in _engines_of(manager) if not _is_elsewhere(one, own)):
+            look_at(engine)
+            for name, listener in (
+                ("begin", self._begun),
+                ("before_cursor_execute", self._executes),
+                ("after_cursor_execute", self._executed),
+                ("handle_error", self._failed),
+                ("do_connect", limit_connecting),
+            ):
+                event.listen(engine, name, listener)
+                self._undo.append(partial(event.remove, engine, name, listener))
+            self._undo.append(self._silence.watch_pings(engine.dialect))
+
+    def close(self) -> None:
+        """Take the listeners away; may be called twice."""
+        self._silence.close()
+        while self._undo:
+            self._undo.pop()()
+
+    # -- calls
+
+    @contextmanager
+    def watching(self, name: str, *, stale: bool = False, replaceable: bool = False) -> Iterator[Watched]:
+        """Run a call of the manager.  Raises `NotCaughtUp`, also where the manager has swallowed it."""
+        watched, around = Watched(name, stale=stale, replaceable=replaceable), _watched.get()
+        try:
+            _watched.set(watched)
+            with ending(), noting() as watched.failures:
+                yield watched
+        finally:
+            if _watched.get() is watched:
+                _watched.set(around)
+            if around is not None and watched.asked:
+                # The method that called this one may swallow the error, or try again with success.
+                around.asked, around.error = True, watched.error
+            if watched.error is not None:
+                raise watched.error
+
+    def is_watching(self) -> bool:
+        """Whether a call of the manager that is not queued is running here."""
+        return _watched.get() is not None
+
+    def note(self, error: BaseException) -> None:
+        """Note that a call that is not queued has failed: the call around it has no answer of the manager's then."""
+        watched = _watched.get()
+        if watched is not None and isinstance(error, OutboxError):
+            watched.error, watched.asked = error, True
+        elif watched is not None and cannot_answer(error):
+            watched.failures.note(error)
+
+    def queued(self, seq: int) -> None:
+        """This thread has queued a call."""
+        self._here.seq = seq
+
+    def not_caught_up(self, why: str) -> NotCaughtUp:
+        """What to raise where calls before this one are not delivered."""
+        return NotCaughtUp(
+            f"{why}, and calls before it are not delivered yet",
+            hint="try again when `atb outbox status` shows nothing pending",
+        )
+
+    # -- statements
+
+    def _begun(self, connection: Connection) -> None:
+        connection.info[_BAR] = self._delivery.last_seq
+        watched = _watched.get()
+        if watched is not None and watched.replaceable and not is_replay(connection):
+            with own_statements():
+                self._wait_briefly(connection)
+
+    def _wait_briefly(self, connection: Connection) -> None:
+        """A migration may lock a table for long.  The limit of the manager's role stays, and it may set another.
+
+        By statements that are no queries: the manager may set an isolation level behind them.
+        """
+        info = connection.info
+        if _LIMIT not in info:
+            info[_LIMIT] = connection.exec_driver_sql("SHOW lock_timeout").scalar()
+        if info[_LIMIT] == "0":
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, round(self._delivery.wait_s * 1000))}")
+
+    def _executes(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if is_replay(connection):
+            return
+        watched = _watched.get()
+        self._silence.begins(cursor.connection)
+        if is_own():
+            return
+        stray = self._elsewhere()
+        if stray is not None:
+            raise stray
+        if _HARMLESS.match(statement):
+            return
+        # A read by the host itself sees PostgreSQL's present state.
+        if (watched is None or watched.stale) and not self._writes.may_write(cursor.connection, statement):
+            return
+        # Only calls that were queued before the transaction's first statement come before it.
+        bar = connection.info.get(_BAR, self._delivery.last_seq)
+        settled = self._delivery.settled(bar, once=watched is not None and watched.replaceable)
+        if watched is not None:
+            watched.error, watched.asked = None, True
+        if not settled:
+            raise self._refused(watched, "works on what PostgreSQL holds")
+        connection.info[_BAR] = 0
+        if watched is not None and self._writes.may_write(cursor.connection, statement):
+            table = _WRITTEN.match(statement)
+            watched.wrote.add("" if table is None else table[1].rpartition(".")[2].strip('"'))
+
+    def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+        # A call that was made within the transaction, or within a block, may come after this statement.  But one that
+        # finds no row most likely looks for a row of such a call.
+        if _REDEFINES.match(statement) and not (is_own() or is_replay(connection)):
+            self._redefined(statement)
+        if cursor.rowcount != 0 or not _CHANGES.match(statement) or is_own() or is_replay(connection):
+            return
+        if self._in_block() or not self._delivery.passed(getattr(self._here, "seq", 0)):
+            raise self._refused(_watched.get(), "changes no row of what PostgreSQL holds")
+
+    def _failed(self, _: ExceptionContext) -> None:
+        self._writes.forget()
+
+    def _refused(self, watched: Watched | None, why: str) -> NotCaughtUp:
+        name = "a statement of the host" if watched is None else watched.name
+        error = self.not_caught_up(f"{name} {why}")
+        if watched is not None:
+            watched.error, watched.asked = error, True
+        return error
+
+
+def _is_elsewhere(engine: Engine, own: Any) -> bool:
+    """Whether an engine goes to another database; one that is named alike may be the same one behind a pooler."""
+    if not isinstance(own, Engine):
+        return False
+    # An engine with a `creator` names none.
+    names = {engine.url.database, own.url.database} - {None}
+    return engine.dialect.name != own.dialect.name or len(names) > 1
+
+
+def _engines_of(manager: Any) -> set[Engine]:
+    held = [*vars(manager).values()]
+    for value in tuple(held):
+        maker = value.session_factory if isinstance(value, scoped_session) else value
+        held.append(getattr(maker, "kw", {}).get("bind") if hasattr(maker, "kw") else None)
+    return {value for value in held if isinstance(value, Engine)}

@@ -1,0 +1,205 @@
+"""Local answers: results of calls without a delivery, and calls that the local view refuses in an outage.
+
+A balance block yields what the manager's would: the manager is asked in a transaction that is rolled back, or the local
+view answers as the manager was seen to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from ... import Outbox
+from ..manager.away import cannot_take, is_away
+from ..manager.host import Host
+from ..manager.manager_connection import engine_of, fresh_connection, is_used_up
+from ..operations import ManagerOperation
+from ..replay import told_answers
+from ..replay.asof import PASSING_IDS, AsOf
+from ..replay.balance import Untold, dry_run, kept, learn_yield, tell
+from ..roles import Session
+from ..state.kept_state import KeptState
+from ..upkeep.keeper import Keeper
+from ..view import checks
+from ..view.explanations import Unknown, alike
+from ..view.folds import seen_of
+from ..view.local_view import LocalView, UnknownLocally
+from ..view.rows import ORDERS, POSITIONS
+from .block import current
+from .block_reads import BlockReads
+from .delivery import Delivery
+from .preparing import Prepared, Preparing
+
+
+class LocalAnswers:
+    """Answers the calls of one adapter whose delivery no caller awaits.  Thread-safe."""
+
+    def __init__(
+        self, owner: object, host: Host, outbox: Outbox, keeper: Keeper, delivery: Delivery, preparing: Preparing
+    ) -> None:
+        """`owner`: the adapter, which owns the blocks."""
+        self._owner, self._host, self._outbox, self._keeper = owner, host, outbox, keeper
+        self._delivery, self._preparing = delivery, preparing
+        self._block_reads = BlockReads(owner, host, keeper, outbox.clock)
+
+    @property
+    def _view(self) -> LocalView:
+        return self._keeper.view
+
+    def cannot_ask(self, operation: ManagerOperation, bound: dict[str, Any]) -> bool:
+        """Whether the manager was seen to refuse such a call, and cannot be asked since PostgreSQL is away.
+
+        A relay without work does not know yet that PostgreSQL is gone.  May take seconds: hold no lock.
+        """
+        limits = self._limits_beyond(operation, bound)
+        return checks.is_refused(self._view.learning, operation, limits) and not self._is_reached()
+
+    def _is_reached(self) -> bool:
+        """Whether a new connection can be made.  Where it cannot, the relay is to look too."""
+        if self._host.built is None:
+            return True
+        try:
+            with fresh_connection(engine_of(self._host.undoubled())):
+                return True
+        except SQLAlchemyError as exc:
+            if not is_away(exc):
+                return True
+            self._outbox.progress.ask()
+            return False
+
+    def check(self, operation: ManagerOperation, bound: dict[str, Any]) -> tuple[Any] | None:
+        """Refuse what the manager was seen to refuse, and an unknown session, while it cannot be asked.
+
+        Returns the answer with which the manager was seen to refuse such a call, None where the call may be made.
+        """
+        session = self._preparing.session_of(operation, bound)
+        call = {**operation.standard(bound), "session_id": session}
+        in_session = operation.balance is not None or operation.session is Session.ENDS
+        for check in (*operation.checks, *((checks.session_known,) if in_session else ())):
+            try:
+                check(call, self._block_reads.view())
+            except UnknownLocally:
+                if not self._delivery.works or not self._keeper.observe(session):
+                    raise
+                check(call, self._block_reads.view())
+        return checks.refuse(self._view.learning, operation, self._limits_beyond(operation, bound))
+
+    def _limits_beyond(self, operation: ManagerOperation, bound: dict[str, Any]) -> dict[str, str]:
+        """The limits beyond which a call is, with what is wrong; none where the manager was not seen to refuse any."""
+        with self._view.lock:
+            if not checks.refuses(self._view.learning, operation):
+                return {}
+        return self._exceeded(operation, bound, {"session": self._preparing.session_of(operation, bound)})
+
+    def _exceeded(
+        self, operation: ManagerOperation, bound: Mapping[str, Any], notes: Mapping[str, Any]
+    ) -> dict[str, str]:
+        if not operation.has_role:
+            return {}
+        balance = None
+        with suppress(UnknownLocally):
+            balance = self._local_balance(notes["session"]) if operation.balance else None
+        with self._view.lock:
+            # The calls of the same block count: a position that it has opened is open.
+            view = self._block_reads.view()
+            unknown = view.not_understood(notes["session"], (POSITIONS, ORDERS))
+            if unknown and view.renew():
+                # As after a call that PostgreSQL has refused just before it went away.
+                unknown = view.not_understood(notes["session"], (POSITIONS, ORDERS))
+            seen = seen_of(view, operation, bound, notes)
+            # A row that is not in the view may be open all the same.
+            seen.tables = {name: rows for name, rows in seen.tables.items() if name not in unknown}
+            return checks.exceeded(seen, balance, self._view.learning.of_shape(seen))
+
+    def answering(self, item: Prepared) -> Prepared:
+        """Let a call answer as such calls were seen to, which its declaration leaves open."""
+        operation = item.operation
+        if not operation.as_seen or told_answers.is_told_already(self._view.learning, operation, item.told):
+            return item
+        if not item.rehearsal.changes:
+            # The answer may show the time of the call.
+            item.at = item.at or self._outbox.clock.now()
+        notes, old = {**item.notes, "at": item.at or item.rehearsal.at}, None
+        if operation.balance is not None and current(self._owner) is None:
+            # In a block other calls may change it before.
+            with suppress(UnknownLocally):
+                old = self._view.balance(item.session)
+        with self._view.lock:
+            view = self._block_reads.view()
+            seen = seen_of(view, operation, item.bound, notes)
+            told = told_answers.tell(view, seen, old, item.told)
+        if not alike(told, item.told):
+            item.told, item.notes["yielded"] = told, kept(told)
+        return item
+
+    def told(self, item: Prepared, *, online: bool) -> Any:
+        """What the block yields: the manager's own answer where it can be asked, else the local view's."""
+        told = self._told_or_known(item, online=online)
+        yielded = kept(told)
+        item.notes |= {} if yielded is None else {"yielded": yielded}
+        return told
+
+    def _told_or_known(self, item: Prepared, *, online: bool) -> Any:
+        if online and self._delivery.settled() and (asked := self._ask(item)):
+            return asked[0]
+        known = self._known(item)
+        if not isinstance(known, Untold):
+            return known
+        # The first call of its kind: rather wait for the manager than give no answer.
+        asked = self._ask(item) if self._delivery.settled() else None
+        return self._known(item, asked=False) if asked is None else asked[0]
+
+    def _known(self, item: Prepared, *, asked: bool = True) -> Any:
+        """What the block yields by the local view; raises what the manager was seen to raise."""
+        operation, learning = item.operation, self._view.learning
+        self.check(operation, item.bound)
+        seen = seen_of(self._view, operation, item.bound, item.notes)
+        effect = learning.effect(seen)
+        if effect is not None and effect.balance.of(seen.words) is False:
+            why = f"{operation.name}: the manager made another balance of it"
+            return tell(learning, seen, None, why, asked=asked)
+        try:
+            old = self._local_balance(item.session)
+            new = learning.balance_after(operation, old, operation.amount_of(item.bound))
+        except (UnknownLocally, Unknown) as exc:
+            return tell(learning, seen, None, str(exc), asked=asked)
+        item.notes["told"] = {"old": old, "new": new}
+        return tell(learning, seen, old, asked=asked)
+
+    def _ask(self, item: Prepared) -> tuple[Any] | None:
+        """What the manager's own block yields now; None where it cannot be asked."""
+        if is_used_up(self._host.built):
+            return None
+        clock = self._outbox.clock
+        columns = item.operation.schema_table_column()
+        as_of = AsOf(columns, item.notes, clock.now(), clock, lambda *_: None, passing=count(PASSING_IDS))
+        old = None
+        with suppress(UnknownLocally):
+            old = self._local_balance(item.session)
+        try:
+            manager, replica = self._host.undoubled(), self._host.replica(session_id=item.session, doubles=True)
+            KeptState(replica)
+            told = dry_run(manager, replica, item.operation.name, item.defaults | item.bound, as_of)
+        except Exception as exc:
+            if cannot_take(exc):
+                return None
+            limits = self._exceeded(item.operation, item.bound, item.notes)
+            checks.refused(self._view.learning, item.operation, limits, exc)
+            raise
+        with self._view.lock:
+            learn_yield(self._view.learning, seen_of(self._view, item.operation, item.bound, item.notes), told, old)
+        with suppress(Unknown):
+            new = self._view.learning.balance_after(item.operation, old, item.operation.amount_of(item.bound))
+            item.notes["told"] = {"old": old, "new": new}
+        return (told,)
+
+    def _local_balance(self, session: int | None) -> Any:
+        block = current(self._owner)
+        for item in reversed(() if block is None else block.calls()):
+            if item.session == session and "told" in item.notes:
+                return item.notes["told"]["new"]
+        return self._view.balance(session)

@@ -1,0 +1,217 @@
+"""Passing: calls that are not queued.  They see the program's own writes, or the local view answers them.
+
+A guard on the manager's engine sees every statement, of any method and thread: it waits until the calls before it are
+delivered, and refuses it where they are not.  So nothing that is not declared overtakes what is queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from ... import OutboxError
+from ...log import Log
+from ...words import first_line
+from ..manager.away import cannot_answer, is_away
+from ..manager.manager_connection import is_used_up
+from ..operations import AFTER_DRAIN
+from ..repeated import Repeated
+from ..view.kept_answers import KeptAnswers
+from ..view.local_view import UnknownLocally
+from ..view.reads import Reads
+from ..view.waiting_writes import WaitingWrites
+from .block_reads import BlockReads
+from .guard import NotCaughtUp
+from .stepwise import stepwise
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
+
+_log = Log("outbox.integrations")
+
+# After PostgreSQL failed to answer a read, the view answers it for this many times the wait: a lock may be long.
+_REST = 5
+# Why a manager whose PostgreSQL answers was not asked, by whether calls are delivered.
+_NOT_ASKED = {None: "no relay is running", True: "calls before it are not delivered, see `atb outbox status`"}
+
+
+class Passing:
+    """Calls the manager itself.  As thread-safe as the manager."""
+
+    def __init__(self, adapter: Adapter, reads: Reads) -> None:
+        self._adapter, self.reads = adapter, reads
+        self._block_reads = BlockReads(adapter, adapter.host, adapter.keeper, adapter.outbox.clock)
+        self.kept = KeptAnswers(adapter.outbox, partial(adapter.host.classes.learn, adapter.outbox))
+        self._repeated = Repeated(_log)
+        # When a read that PostgreSQL failed to answer is tried again: by name, monotonic seconds.
+        self._rests_until: dict[str, float] = {}
+        writes = adapter.keeper.view.learning.written.of
+        self.waiting = WaitingWrites(adapter.host, adapter.outbox, adapter.calls, writes)
+
+    def call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call `name` of the manager, after the program's own writes; answered locally where PostgreSQL cannot.
+
+        It runs with `stand_in` as `self`, so that what it calls is durable, but for reads that are answered locally.
+        Raises `NotCaughtUp` where the writes are not delivered in time, and what the manager raises.
+        """
+        self._adapter.refuse_fork()
+        try:
+            return self._call(stand_in, name, args, kwargs)
+        except (NotCaughtUp, UnknownLocally, SQLAlchemyError) as exc:
+            self._adapter.guard.note(exc)
+            raise
+
+    def _call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        declared = self.reads.declared.get(name)
+        if self.reads.local(name) is not None:
+            return self._read(name, args, kwargs)
+        if declared is not None and declared.keep_last:
+            return self._kept_read(stand_in, name, args, kwargs, stale=declared.reads_stale)
+        try:
+            if name in AFTER_DRAIN and not self._adapter.delivery.settled():
+                raise self._adapter.guard.not_caught_up(f"{name} works on what PostgreSQL holds")
+            return self._ask(stand_in, name, args, kwargs, stale=declared is not None and declared.reads_stale)
+        except (NotCaughtUp, SQLAlchemyError) as exc:
+            if (isinstance(exc, NotCaughtUp) or is_away(exc)) and self._made_current(name, args, kwargs):
+                return None
+            raise
+
+    def _read(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A read that the local view answers where the manager cannot, or cannot soon."""
+        adapter, failed = self._adapter, None
+        clock, began = adapter.outbox.clock, adapter.outbox.clock.monotonic()
+        # The manager would wait for a connection for the timeout of its pool, and may swallow the error.
+        unlikely = is_used_up(adapter.host.built) or began < self._rests_until.get(name, began)
+        if not unlikely and adapter.delivery.settled(once=True) and adapter.delivery.works is not False:
+            try:
+                answer = self._ask(None, name, args, kwargs, whole=True)
+                self._repeated.over(name)
+                return answer
+            except (NotCaughtUp, SQLAlchemyError) as exc:
+                if adapter.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
+                    raise
+                failed, error, ended = exc, first_line(exc), clock.monotonic()
+                if isinstance(exc, SQLAlchemyError):
+                    self._rests_until[name] = ended + _REST * (ended - began)
+                self._repeated.warn(name, "%(method)s is read from the local view: %(error)s", method=name, error=error)
+        signature, now = adapter.host.signature(name), clock.now()
+        with adapter.keeper.kept.order:
+            try:
+                view = self._block_reads.view()
+                return self.reads.answer(name, signature, args, kwargs, view, adapter.session_id, now)
+            except UnknownLocally as unknown:
+                if isinstance(failed, SQLAlchemyError) and not is_away(failed):
+                    # As the manager does where its tables do not fit.
+                    raise failed from unknown
+                if not unlikely or adapter.delivery.works is False:
+                    why = None if failed is not None else _NOT_ASKED.get(adapter.delivery.works)
+                    if why is not None:
+                        raise UnknownLocally(f"{unknown.message}; {why}", hint=unknown.hint) from unknown
+                    raise
+        return self._ask(None, name, args, kwargs, whole=True)
+
+    def _wrote(self, name: str, tables: Collection[str]) -> None:
+        """A method that is not declared has written, perhaps something that an outage would answer as it was before."""
+        for read, declared in self.reads.declared.items():
+            if declared.keep_last and self.waiting.may_show(read, tables, name):
+                try:
+                    self.kept.outdate(read)
+                except OutboxError as exc:
+                    # The call itself has succeeded.
+                    _log.warning("a kept answer of %(read)s could not be taken back: %(error)s", read=read, error=exc)
+        local = [read for read in self.reads.names if self.reads.local(read) is not None]
+        if self.waiting.show(local, tables, name):
+            self._adapter.keeper.overwritten(name)
+
+    def _kept_read(
+        self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, stale: bool
+    ) -> Any:
+        """A read whose last answer is kept.  Raises `UnknownLocally` where a call may have changed it since."""
+        seq = self._adapter.delivery.last_seq
+        call = self._adapter.host.signature(name).bind(*args, **kwargs).arguments
+        try:
+            answer = self._ask(stand_in, name, args, kwargs, stale=stale, whole=True)
+        except (NotCaughtUp, SQLAlchemyError) as exc:
+            if self._adapter.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
+                raise
+            here = [(one.operation.name, "this block") for one in self._block_reads.calls()]
+            waiting = self.waiting.of(name, here)
+            if waiting is not None:
+                raise UnknownLocally(
+                    f"{name} is not known while {waiting[0]} is not delivered ({waiting[1]}), which may change it",
+                    hint="ask again when it is delivered",
+                ) from exc
+            answer, asked_at = self.kept.last(name, call, exc)
+            changed = self.waiting.since(name, asked_at)
+            if changed is not None:
+                raise UnknownLocally(
+                    f"{name} is not known: {changed[0]} (entry {changed[1]}) may have changed it since the last answer",
+                    hint="an outage answers as the manager did last: ask once more after such a call",
+                ) from exc
+            return answer
+        if not self._block_reads.calls():
+            # A block may still be left without effect.
+            self.kept.keep(name, call, answer, seq, lambda kept: self.waiting.since(name, kept) is not None)
+        return answer
+
+    def _ask(
+        self,
+        stand_in: Any,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        stale: bool = False,
+        whole: bool = False,
+    ) -> Any:
+        """Ask the manager.
+
+        `whole`: a declared read.  If the manager swallowed an error of PostgreSQL, it is raised instead of the answer.
+        """
+        adapter = self._adapter
+        with adapter.guard.watching(name, stale=stale, replaceable=whole) as watched:
+            calls = self._block_reads.calls() if whole else ()
+            try:
+                if calls:
+                    value = self._block_reads.ask(calls, name, args, kwargs, adapter.session_id)
+                else:
+                    value = adapter.host.bound(name, stand_in)(*args, **kwargs)
+            except Exception as exc:
+                if whole and watched.failures.first is not None and not cannot_answer(exc):
+                    # The manager raised an error of its own for it.
+                    raise watched.failures.first from exc
+                raise
+            finally:
+                if watched.wrote and not whole:
+                    self._wrote(name, watched.wrote)
+        if whole and watched.failures.first is not None:
+            raise watched.failures.first
+        self._adapter.keeper.meet(self._adapter.session_id)
+        return stepwise(value, partial(self._adapter.guard.watching, name, stale=stale))
+
+    def attribute(self, name: str, get: Callable[[], Any]) -> Any:
+        """The value of a property, which may ask PostgreSQL.  Raises as `call`."""
+        if self._adapter.guard.is_watching():
+            # The call that reads it is watched already.
+            return get()
+        self._adapter.refuse_fork()
+        try:
+            with self._adapter.guard.watching(name):
+                return get()
+        except (NotCaughtUp, UnknownLocally, SQLAlchemyError) as exc:
+            self._adapter.guard.note(exc)
+            raise
+
+    def _made_current(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """`set_current_session` without PostgreSQL: make a known session current."""
+        if name != "set_current_session":
+            return False
+        bound = self._adapter.host.signature(name).bind(*args, **kwargs).arguments
+        session_id = next(iter(bound.values()), None)
+        known = session_id in self._adapter.keeper.view.sessions
+        if known:
+            self._adapter.session_id = session_id
+        return known

@@ -1,0 +1,389 @@
+"""Preparing: turns a call into an entry: binds, rehearses, notes what a replay needs, takes ids, encodes.
+
+What the manager refuses before it turns to the database is found here, before anything is stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from ... import InvalidEntry, Outbox
+from ...errors import ConfigError
+from ...log import Log
+from ...store.writer import refuse_at_the_end
+from ..code.found_rows import asked_by
+from ..code.signatures import arguments
+from ..ids.id_reserve import IdReserveEmpty
+from ..ids.id_reserves import IdReserves
+from ..key_order import orders_of
+from ..manager.host import Host, ManagerUnavailable
+from ..manager.manager_connection import engine_of
+from ..operations import NOTES, ManagerOperation
+from ..plain_data import copied
+from ..replay.frozen_clock import making
+from ..replay.rehearsal import Rehearsal, rehearse
+from ..replay.replay import Replayer
+from ..roles import Balance, Order, Position, Session
+from ..state import foreseen
+from ..state.early_state import EarlyState
+from ..state.kept_state import KeptState
+from ..upkeep.keeper import Keeper
+from ..view import resumptions
+from ..view.explanations import Unknown
+from ..view.folds import seen_of
+from ..view.local_view import NAMES, LocalView
+from .arguments import Bound, Passed
+from .block import Block
+from .delivery import Delivery
+
+if TYPE_CHECKING:
+    from .pending_attributes import PendingAttributes
+
+_log = Log("outbox.integrations")
+
+# Defaults that can be stored with a call.
+_IMMUTABLE = (type(None), bool, int, float, str, bytes, Decimal, Enum, datetime, date, timedelta, UUID)
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A call on its way into the store."""
+
+    operation: ManagerOperation
+    # The arguments as they were given, and defaults of the method for the rest.
+    bound: dict[str, Any]
+    defaults: dict[str, Any]
+    passed: Passed
+    rehearsal: Rehearsal
+    notes: dict[str, Any] = field(default_factory=dict)
+    # Its idempotency hash, where its identity was looked up.
+    hashed: bytes | None = None
+    session: int | None = None
+    # Sums that the manager gets at the call, though its method adds them after its write.
+    foreseen: dict[str, Any] = field(default_factory=dict)
+    # Those of the sums that the manager has got and that no recorded call accounts for, and the last entry before.
+    given: dict[str, Any] = field(default_factory=dict)
+    behind_seq: int = 0
+    # Attributes that the manager gets only when the call is delivered.
+    uncounted: set[str] = field(default_factory=set)
+    # Why it has no id, though it is recorded all the same.
+    unnumbered: IdReserveEmpty | None = None
+    # What the outbox stores, encoded at the call.
+    ready: Any = None
+    # When the call was made; None for now.
+    at: datetime | None = None
+    # What the call returns without a wait for PostgreSQL.
+    told: Any = None
+
+
+class _Opened:
+    """The sessions of rows that were opened last, since the view has a row only once it knows what such calls do."""
+
+    _KEPT = 10_000
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sessions: dict[tuple[str, Any], Any] = {}
+
+    def note(self, kind: str, id_: Any, session: Any) -> None:
+        """A call opens a row with this id in this session."""
+        if isinstance(id_, int | str | UUID):
+            with self._lock:
+                self._sessions[kind, id_] = session
+                while len(self._sessions) > self._KEPT:
+                    del self._sessions[next(iter(self._sessions))]
+
+    def session(self, kind: str, id_: Any) -> Any:
+        """The session of a row; None where it is not among the last."""
+        return self._sessions.get((kind, id_)) if isinstance(id_, int | str | UUID) else None
+
+
+class Preparing:
+    """Makes entries of the calls of one adapter.  Thread-safe."""
+
+    def __init__(
+        self,
+        host: Host,
+        outbox: Outbox,
+        keeper: Keeper,
+        replayer: Replayer,
+        delivery: Delivery,
+        reserves: IdReserves,
+        current_session: Callable[[], int | None],
+        block: Callable[[], Block | None],
+        methods: Collection[str],
+        pending_attributes: PendingAttributes,
+    ) -> None:
+        """`block()` is the caller's balance block; `methods` are those whose calls are queued."""
+        self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
+        self._delivery, self._reserves, self._current_session = delivery, reserves, current_session
+        self._block, self._pending_attributes = block, pending_attributes
+        self._early, self._foreseen = EarlyState(outbox), foreseen.Foreseen(host, methods)
+        self._opened = _Opened()
+
+    @property
+    def _view(self) -> LocalView:
+        return self._keeper.view
+
+    def rehearsed(self, operation: ManagerOperation, call: Bound) -> Prepared:
+        """A call, tried on a copy of the manager.  Raises `ConfigError` for what cannot be replayed."""
+        # Then nothing can be imported, and the copy would fail with an error that names neither call nor outbox.
+        refuse_at_the_end()
+        return Prepared(operation, *call, self._rehearse(operation, call.bound))
+
+    def bind(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
+        """Arguments by name, so that positional and keyword calls are alike, and the defaults of the others.
+
+        Copies: what the caller does to a list or a dict afterwards is not part of the call.  Raises `TypeError`.
+        """
+        signature = self._host.signature(operation.name)
+        parameters = signature.parameters
+        given = arguments(signature, self._host.method(operation.name), args, kwargs)
+        call: dict[str, Any] = {}
+        for name, value in given.items():
+            if parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
+                call[name] = value
+                continue
+            # Python allows the name of an argument that it takes by position only.
+            clash = value.keys() & ({*parameters, NOTES} - {name})
+            if clash:
+                raise InvalidEntry(
+                    f"{operation.name} got {min(clash)!r} as a further keyword, and that name is taken",
+                    hint="give the keyword another name",
+                )
+            call |= value
+        copies = {name: copied(value) for name, value in call.items()}
+        objects = {name: value for name, value in call.items() if copies[name] is not value}
+        # A signature that was recalled from the store knows only which arguments have a default.
+        takers = parameters if self._host.method(operation.name) is not None else ()
+        defaults = {
+            name: parameters[name].default
+            for name in takers
+            if name not in given and isinstance(parameters[name].default, _IMMUTABLE)
+        }
+        passed = Passed(operation.name, objects, copies, operation.sets_id)
+        return Bound(operation.of_row(copies, self._replayer.same_row.of), defaults, passed)
+
+    def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any]) -> Rehearsal:
+        """Try a call on a copy of the manager, which may refuse it, up to its first contact with the database."""
+        try:
+            replica = self._host.replica(session_id=self.session_of(operation, bound), doubles=True)
+            self._host.show_patches(replica, (operation.name,))
+            kept = KeptState(replica)
+            rehearsal = Rehearsal(kept, self._outbox.clock.now())
+            with self._replayer.rehearsing(rehearsal), self._making_id(operation, replica, rehearsal):
+                call = {name: copied(value) for name, value in bound.items()}
+                mocked = self._host.is_mocked
+                rehearse(rehearsal, replica, operation.name, call, context=operation.context, mocked=mocked)
+        except ManagerUnavailable:
+            if self._host.built is not None:
+                raise
+            return Rehearsal.skipped()
+        if self._host.built is None and isinstance(rehearsal.error, AttributeError):
+            # Its constructor has not run, and the attributes that it would have set are missing.
+            return Rehearsal.skipped()
+        if rehearsal.misfit is not None:
+            raise ConfigError(
+                f"{operation.name} of the manager {rehearsal.misfit}, so it cannot be replayed; nothing was recorded",
+                hint="write through self.session_factory() and close the session, or leave the operation out",
+            )
+        shared = kept.shared_changes()
+        if shared:
+            names = ", ".join(f"self.{name}" for name in shared)
+            raise ConfigError(
+                f"{operation.name} of the manager changes {names} before it writes",
+                hint="a call may run more than once: count in the manager's own attributes, or after the write",
+            )
+        return rehearsal
+
+    def _making_id(
+        self, operation: ManagerOperation, replica: Any, rehearsal: Rehearsal
+    ) -> AbstractContextManager[None]:
+        """Let a method that makes the UUID of its row itself make the one that its caller is told."""
+        if not operation.creates or not self._reserves.are_uuids(*operation.schema_table_column()):
+            return nullcontext()
+        rehearsal.uuid = self._outbox.clock.new_id()
+        made = iter((rehearsal.uuid,))
+        return making(replica, lambda: next(made, None))
+
+    def session_of(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> int | None:
+        """The trading session of a call: the one it names, that of its position or order, or the current one."""
+        call = operation.standard(bound)
+        session: int | None = call.get("session_id")
+        current = self._current_session()
+        if session is None and call.get("position_id") is not None:
+            session = self._view.session_of_position(operation, call, current)
+            session = self._opened.session("position", call["position_id"]) if session is None else session
+        if session is not None:
+            return session
+        if operation.order is Order.UPDATES and operation.position is None:
+            session = self._view.session_of_order(call, current)
+            session = self._opened.session("order", call.get("client_order_id")) if session is None else session
+        if session is None and current is None and operation.names_row:
+            # The row may be made in the same block, and is not in the view yet.
+            block = self._block()
+            return None if block is None else block.session
+        return current if session is None else session
+
+    def prepare(self, item: Prepared, *, final: bool) -> Prepared:
+        """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here."""
+        operation, bound = item.operation, item.bound
+        if self._reserves.redefined and self._delivery.works and self._host.built is not None:
+            engine, passed = engine_of(self._host.undoubled()), self._delivery.passed(self._delivery.last_seq)
+            self._reserves.renew(engine, in_use=not passed)
+        uncounted = self._uncounted()
+        item = self._with_fresh_state(item)
+        item.session = session = self.session_of(operation, bound)
+        self._keeper.meet(session)
+        notes: dict[str, Any] = {
+            "session": session,
+            **orders_of(bound, self._host.signature(operation.name).parameters),
+        }
+        if item.defaults:
+            notes["defaults"] = item.defaults
+        expected = self._foreseen.of(operation.name, {**item.defaults, **bound}, self._pending_attributes.stale)
+        changed = item.rehearsal.changes.by_name.keys()
+        item.foreseen = {name: one for name, one in expected.items() if name not in changed | uncounted}
+        item.uncounted = (changed | expected.keys()) & uncounted
+        if item.rehearsal.is_skipped:
+            item.uncounted |= self._pending_attributes.by(operation.name) - item.foreseen.keys()
+        changes = item.rehearsal.changes = item.rehearsal.changes.without(uncounted)
+        if item.foreseen:
+            notes["foreseen"] = item.foreseen
+        known = self._host.attributes().items()
+        own = {name: value for name, value in known if name not in uncounted | item.uncounted}
+        others = self._early.before(own, changes, self._foreseen.names())
+        if changes or others:
+            notes["state"] = changes.noted(operation.name, others)
+        if operation.creates:
+            notes |= self._id_notes(item, final=final)
+            if operation.session is Session.BEGINS:
+                notes["session"] = item.session = notes["id"]
+        if operation.position is Position.OPENS:
+            self._opened.note("position", notes.get("id"), session)
+        elif operation.order is Order.OPENS:
+            self._opened.note("order", operation.standard(bound).get("client_order_id"), session)
+        self._note_balance(operation, bound, notes)
+        self._note_side_ids(operation, bound, notes)
+        item.notes = notes
+        # Before anything is stored: it may run code of the host, whose error must not put a durable call in doubt.
+        item.told = operation.answer_to(bound, notes)
+        return item
+
+    def _id_notes(self, item: Prepared, *, final: bool) -> dict[str, Any]:
+        """The id that the row will have; none for an exit that finds the reserve used up: PostgreSQL numbers it later.
+
+        Raises `IdReserveEmpty` for anything else.
+        """
+        operation, bound, finality = item.operation, item.bound, {"final": True} if final else {}
+        kept = item.passed.id_kept(operation.keeps_id)
+        if kept is None and operation.session is Session.BEGINS:
+            kept = self._resumed(operation, bound)
+        if kept is not None:
+            return {"id": kept, "resumes": True, **finality}
+        try:
+            id_ = item.rehearsal.uuid or self._take_id(*operation.schema_table_column())
+        except IdReserveEmpty as exc:
+            if operation.never_refused is None or not operation.never_refused(operation.standard(bound)):
+                raise
+            item.unnumbered = exc
+            _log.critical(
+                "an exit (%(operation)s) is recorded without an id: %(error)s", operation=operation.name, error=exc
+            )
+            return {}
+        return {"id": id_, **finality}
+
+    def _resumed(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> Any:
+        """The active session with which the call goes on, as far as was seen, or as the method's code shows."""
+        cls, table = self._host.manager_class, operation.schema_table_column()[1]
+        asked = None if cls is None else asked_by(cls, operation.name, table)
+        parameters = self._host.signature(operation.name).parameters.keys()
+        others = (asked or set()) & (parameters - set(map(operation.own_name, NAMES)))
+        # It asks for more than the local view knows of a session.
+        return None if others else resumptions.resumed(self._view, operation, bound, likely=asked is not None)
+
+    def _note_balance(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
+        """What a balance is set to, for what follows in the same block."""
+        if operation.balance is Balance.SET:
+            with suppress(Unknown):
+                new = self._view.learning.balance_after(operation, None, operation.amount_of(bound))
+                notes["told"] = {"new": new}
+
+    def _note_side_ids(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
+        """Take the ids of the rows that the call writes on the side, so that they are final as well."""
+        with self._view.lock:
+            sides = self._view.learning.sides(seen_of(self._view, operation, bound, notes))
+        for name, count_ in sides.items():
+            ids = [self._reserves.take_if_any(*name.split(".")) for _ in range(count_)]
+            if None not in ids:
+                notes.setdefault("side", {})[name] = ids
+
+    def _uncounted(self) -> set[str]:
+        """Attributes that earlier calls change, also in the same block, and that only their deliveries count."""
+        block = self._block()
+        calls = () if block is None else block.calls()
+        return self._pending_attributes.uncounted().union(*(item.uncounted for item in calls))
+
+    def _with_fresh_state(self, item: Prepared) -> Prepared:
+        """Rehearse again where another thread has changed the attributes that this call changes."""
+        built, tries = self._host.built, 0
+        # Other threads may go on changing them; what both have changed is merged.
+        while built is not None and tries < 100 and not item.rehearsal.changes.still_fit(built):
+            item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound))
+            tries += 1
+        return item
+
+    def encoded(self, item: Prepared) -> Prepared:
+        """Encode a call as it is now.  Raises `InvalidEntry`, or `DurabilityError` while the store is halted."""
+        args = {**item.bound, NOTES: item.notes}
+        rehearsal = item.rehearsal
+        # What the rehearsal has made of the clock, such as an id, must not be before what the replay will make of it.
+        at = item.at or (rehearsal.at if rehearsal.changes else None)
+        try:
+            item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
+        except InvalidEntry:
+            # Members of enum classes that are new to the outbox may be all that it refused.
+            if not self._host.classes.learn(self._outbox, args):
+                raise
+            item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
+        if self._host.built is not None:
+            item.rehearsal.changes.apply(self._host.built)
+        item.behind_seq = self._delivery.last_seq
+        self._replayer.carried.give(item.foreseen)
+        item.given = item.foreseen
+        return item
+
+    @contextmanager
+    def given(self, block: Block) -> Iterator[None]:
+        """Take back what the manager was given at the calls of a block that an exception ends."""
+        try:
+            yield
+        except BaseException:
+            self.take_back(block.end())
+            raise
+
+    def recorded(self, item: Prepared, seq: int) -> None:
+        """The call is entry `seq`: what the manager was given at it is taken back only if PostgreSQL refuses it."""
+        self._replayer.carried.foresee(seq, item.given)
+        item.given = {}
+
+    def take_back(self, items: Sequence[Prepared]) -> None:
+        """Take back what the manager was given at calls that are not recorded; may be called twice."""
+        for item in reversed(items):
+            given, item.given = item.given, {}
+            self._replayer.carried.take_back(given, item.behind_seq)
+
+    def _take_id(self, *names: str | None) -> Any:
+        if self._delivery.works is False:
+            return self._reserves.take(*names)
+        return self._reserves.take_filled(*names, engine=lambda: engine_of(self._host.undoubled()))

@@ -1,0 +1,96 @@
+"""Signatures: the arguments of a manager's methods, computed once, and kept in a form that can be stored."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from .injected import for_callers
+from .members import class_member
+
+
+def signature_of(manager_class: Any, name: str) -> inspect.Signature:
+    """The signature of a class's method as objects of the class have it: without `self`."""
+    bare = isinstance(class_member(manager_class, name), staticmethod | classmethod)
+    return _signature(getattr(manager_class, name), not bare)
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature(function: Any, without_first: bool) -> inspect.Signature:
+    """Computed once: a signature costs more than the rest of a call's binding."""
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    # A wrapper of any arguments takes self among them.
+    takes_any = bool(parameters) and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
+    if not without_first or takes_any:
+        return signature
+    return signature.replace(parameters=for_callers(function, parameters[1:]))
+
+
+def arguments(signature: inspect.Signature, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments of a call by name.  Raises `TypeError` with the text of the call itself, where Python gives one."""
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError:
+        inner = inspect.unwrap(function)
+        if inspect.isfunction(inner) and not _takes(inner, args, kwargs):
+            inner(None, *args, **kwargs)  # raises before its first line
+        raise
+
+
+def _takes(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(function, follow_wrapped=False).bind(None, *args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def signature_of_bound(method: Any) -> inspect.Signature:
+    """The signature of a method that is bound to its object."""
+    if inspect.ismethod(method) and inspect.isfunction(method.__func__):
+        return _signature(method.__func__, True)
+    return inspect.signature(method)
+
+
+def invoke(method: Any, call: Mapping[str, Any]) -> Any:
+    """Call `method` with arguments by name, also those that Python takes by position only."""
+    left, args = dict(call), list[Any]()
+    for name, one in signature_of_bound(method).parameters.items():
+        kind = one.kind
+        # Further keywords may have any name, that of `**kwargs` itself included.
+        if name not in left or kind is one.KEYWORD_ONLY or kind is one.VAR_KEYWORD:
+            break
+        args += left.pop(name) if kind is one.VAR_POSITIONAL else (left.pop(name),)
+    return method(*args, **left)
+
+
+def described(signature: inspect.Signature) -> list[list[Any]]:
+    """The names of a signature, their kinds, and which of them have a default, to be stored."""
+    return [
+        [parameter.name, int(parameter.kind), parameter.default is parameter.empty]
+        for parameter in signature.parameters.values()
+    ]
+
+
+def signature_from(parameters: list[list[Any]]) -> inspect.Signature:
+    """The inverse of `described`."""
+    kinds = {int(kind): kind for kind in inspect._ParameterKind}
+    return inspect.Signature(
+        [
+            # Only whether there is a default counts: calls are stored as they were made.
+            inspect.Parameter(name, kinds[kind], default=inspect.Parameter.empty if required else None)
+            for name, kind, required in parameters
+        ]
+    )
+
+
+def hints_of(annotated: Any) -> dict[str, Any]:
+    """The annotations of a function or class; none where one of them cannot be had."""
+    with suppress(Exception):  # a name that only type checkers import, or whatever an annotation runs
+        return typing.get_type_hints(annotated)
+    return {}

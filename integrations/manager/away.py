@@ -1,0 +1,160 @@
+"""Away: whether PostgreSQL cannot answer, also where the manager swallows the error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import Dialect, Engine, ExceptionContext, event
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from ...failures import PRIVILEGE, Verdict, classify
+
+_INTERNAL = "XX"
+# Statements that ask for nothing.
+_SETTING = re.compile(r"\s*(SET|SHOW|RESET|BEGIN|SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
+# So many statements are remembered, of at most so many characters: longer ones have their values in them.
+_REMEMBERED, _LONGEST = 4096, 10_000
+
+# Statements that PostgreSQL has answered in this process: when such a one fails, something has changed there.
+_answered: set[str] = set()
+# Of the engines that managers ask.
+_dialects: WeakSet[Dialect] = WeakSet()
+
+
+def look_at(engine: Engine) -> None:
+    """Take what this engine fails with for a failure of PostgreSQL; a manager may have others, such as a cache's."""
+    _dialects.add(engine.dialect)
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether PostgreSQL cannot be reached, was lost, or does not do now what it will do later.
+
+    Not all of that are operational errors: what a standby refuses is an `InternalError`, and a pool of which all
+    connections are in use raises a `TimeoutError` of SQLAlchemy.
+    """
+    if isinstance(error, (OperationalError, InterfaceError, PoolTimeoutError)):
+        return True
+    return isinstance(error, DBAPIError) and _verdict(error) is Verdict.UNAVAILABLE
+
+
+def cannot_take(error: BaseException | None) -> bool:
+    """Whether a call has to wait until PostgreSQL is back, or until its schema or its privileges are corrected."""
+    return is_away(error) or (isinstance(error, DBAPIError) and _verdict(error) is Verdict.MISCONFIGURED)
+
+
+def cannot_answer(error: BaseException | None) -> bool:
+    """Whether a read has no answer: it would have to wait, or PostgreSQL has an internal error (a corrupt index)."""
+    return cannot_take(error) or (isinstance(error, DBAPIError) and _sqlstate(error).startswith(_INTERNAL))
+
+
+def _sqlstate(error: DBAPIError) -> str:
+    return getattr(error.orig, "pgcode", None) or ""
+
+
+def _verdict(error: DBAPIError) -> Verdict:
+    return classify(_sqlstate(error) or None, connected=not error.connection_invalidated, data_error=False)
+
+
+class Failures:
+    """Errors of PostgreSQL while a manager was asked, for statements that it has not answered since.
+
+    A manager that repeats the statement has an answer.  One that swallows the error and goes on has made its answer up.
+    But managers try whether a column exists: if the schema refuses a statement that was never answered, an answer to
+    another statement counts.
+    """
+
+    def __init__(self) -> None:
+        # By statement; None for a connection.
+        self._found: dict[str | None, BaseException] = {}
+        self._known: set[str | None] = set()
+        self._tried: set[str | None] = set()
+
+    def note(self, error: BaseException, statement: str | None = None) -> None:
+        """A statement, a connection or a call made meanwhile has failed."""
+        if not cannot_answer(error):
+            return
+        self._found.setdefault(statement, error)
+        if statement is None or statement in _answered:
+            self._known.add(statement)
+        elif not is_away(error) and _sqlstate(error) != PRIVILEGE:  # type: ignore[arg-type]
+            self._tried.add(statement)
+
+    def answered(self, statement: str) -> None:
+        """PostgreSQL has answered a statement."""
+        good = {statement, None} if _SETTING.match(statement) else {statement, None, *self._tried}
+        self._found = {by: error for by, error in self._found.items() if by not in good}
+        if len(_answered) >= _REMEMBERED:
+            _answered.clear()
+        if len(statement) <= _LONGEST:
+            _answered.add(statement)
+
+    @property
+    def first(self) -> BaseException | None:
+        """The first that is left."""
+        return next(iter(self._found.values()), None)
+
+    @property
+    def passing(self) -> BaseException | None:
+        """The first one that may pass: an outage, at a statement that PostgreSQL has answered before."""
+        return next((one for by, one in self._found.items() if by in self._known and is_away(one)), None)
+
+
+_failures: ContextVar[Failures | None] = ContextVar("outbox_failures", default=None)
+
+
+@event.listens_for(Engine, "handle_error")
+def _failed(context: ExceptionContext) -> None:
+    failures, error = _failures.get(), context.sqlalchemy_exception
+    # A pool tests its connections and replaces those that are lost.
+    if failures is not None and error is not None and not context.is_pre_ping and context.dialect in _dialects:
+        failures.note(error, context.statement)
+
+
+@event.listens_for(Engine, "after_cursor_execute")
+def _succeeded(_: Any, __: Any, statement: str, *___: Any) -> None:
+    failures = _failures.get()
+    if failures is not None:
+        failures.answered(statement)
+
+
+def note_failure(error: BaseException) -> None:
+    """The manager cannot be built, which the method that needs it may swallow."""
+    failures = _failures.get()
+    if failures is not None:
+        failures.note(error)
+
+
+@contextmanager
+def noting() -> Iterator[Failures]:
+    """While the manager is asked: what PostgreSQL fails with."""
+    failures, around = Failures(), _failures.get()
+    try:
+        _failures.set(failures)
+        yield failures
+    finally:
+        if _failures.get() is failures:
+            _failures.set(around)
+
+
+@contextmanager
+def unswallowed() -> Iterator[None]:
+    """While the manager is asked: raises what PostgreSQL failed with, also where the manager has swallowed it.
+
+    Managers answer 0 or an empty list then, or raise an error of their own, which must not be taken for what they make
+    of PostgreSQL's data.
+    """
+    with noting() as failures:
+        try:
+            yield
+        except Exception as exc:
+            if failures.first is not None and not cannot_answer(exc):
+                raise failures.first from exc
+            raise
+    if failures.first is not None:
+        raise failures.first
