@@ -32,6 +32,7 @@ from .calls.local_answers import LocalAnswers
 from .calls.passing import Passing
 from .calls.pending_attributes import PendingAttributes
 from .calls.preparing import Prepared, Preparing
+from .calls.sessions import Sessions
 from .code.begun import begun
 from .ids.id_reserves import IdReserves
 from .manager.away import is_away
@@ -107,9 +108,7 @@ class Adapter:
         self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves, learned)
         self.replayer.witness = self.keeper.witness
         self.delivery = Delivery(outbox, self.replayer, wait_s=wait_s, refused=self.keeper.refused)
-        self._session_id: int | None = None
-        # The operation that ended the current session, until it is known whether the session stays current.
-        self._ended: tuple[str, int | None] | None = None
+        self.sessions = Sessions(host, self.keeper.view, partial(current, self))
         silence = Silence(self._is_postgres_away, outbox.progress.ask, outbox.clock.monotonic)
         elsewhere, redefined = self.replayer.statement_elsewhere, self._reserves.redefine
         self.guard = Guard(self.delivery, elsewhere, partial(has_called, self), silence, redefined)
@@ -124,12 +123,12 @@ class Adapter:
             self.replayer,
             self.delivery,
             self._reserves,
-            current_session=lambda: self.session_id,
-            block=lambda: current(self),
+            self.sessions,
+            block=partial(current, self),
             methods=self.calls,
             pending_attributes=self.pending_attributes,
         )
-        self._local_answers = LocalAnswers(self, host, outbox, self.keeper, self.delivery, self._preparing)
+        self._local_answers = LocalAnswers(self, host, outbox, self.keeper, self.delivery)
         # Operations that were seen to write nothing.
         self._unwritten: set[str] = set()
         host.remember(outbox, (*self.calls, *reads.names, *AFTER_DRAIN))
@@ -164,38 +163,6 @@ class Adapter:
             _log.warning("PostgreSQL is away, the manager is built later: %(error)s", error=first_line(exc))
             if self.host.manager_class is not None:
                 self.host.begin_with(begun(self.host.manager_class))
-
-    # -- the session that is current
-
-    def _follow_session(self, operation: ManagerOperation, session: int | None) -> None:
-        """Note that a session was begun or ended, which makes another one current if the manager was seen to do so."""
-        stays = self.view.learning.habits.current.get(operation.name)
-        if operation.session is Session.BEGINS and stays is not False:
-            self.session_id = session
-        elif operation.session is Session.ENDS and session == self.session_id:
-            self._ended = (operation.name, session)
-
-    @property
-    def session_id(self) -> int | None:
-        """The current trading session: the manager's, or the one that it would have without the outage."""
-        if self._ended is not None:
-            name, session = self._ended
-            stays = self.view.learning.habits.current.get(name)
-            if stays is not None:
-                self._ended = None
-                if not stays and self._current() == session:
-                    self.session_id = None
-        return self._current()
-
-    @session_id.setter
-    def session_id(self, value: int | None) -> None:
-        self._session_id = value
-        self.host.set("_current_session_id", value)
-
-    def _current(self) -> int | None:
-        known = self.host.get("_current_session_id", self._session_id)
-        known = self._session_id if known is None else known
-        return self.view.otherwise if known is None else known
 
     # -- calls
 
@@ -263,17 +230,18 @@ class Adapter:
         operation, block = item.operation, current(self)
         # A refused event must not take the trade of its block with it.
         group = None if operation.best_effort else block
-        answers, bound = self._local_answers, item.bound
+        answers = self._local_answers
         waits = block is None and not self._write_behind and self.delivery.prompt()
-        waits = waits and not answers.cannot_ask(operation, bound)
+        waits = waits and not answers.cannot_ask(item)
         with self._balance_lock(item, block), self.keeper.kept.order:
             first = earlier_calls.stored(self.outbox, item)
             earlier = first is not None
             if first is None:
-                again = earlier_calls.in_block(group, operation, bound)
+                again = earlier_calls.in_block(group, operation, item.bound)
                 if again is not None:
                     return again.told
-                if not waits and (refusal := answers.check(operation, bound)) is not None:
+                item.session = self.sessions.of(operation, item.bound)
+                if not waits and (refusal := answers.check(item)) is not None:
                     return refusal[0]
                 item = self._preparing.encoded(answers.answering(self._preparing.prepare(item, final=not waits)))
                 first = None if group is not None and group.add(item) else self._record([item])[0]
@@ -294,16 +262,13 @@ class Adapter:
         finally:
             self.replayer.carried.settle()
         if operation.session is Session.BEGINS:
-            told = notes_of(entries[0]).get("id")
-            if told == self.session_id and type(result) is type(told):
-                # The manager may have gone on with an earlier one.
-                self.session_id = result
+            self.sessions.answered(notes_of(entries[0]).get("id"), result)
         return result
 
     def _balance_lock(self, item: Prepared, block: Block | None) -> AbstractContextManager[Any]:
         if item.operation.balance is None:
             return nullcontext()
-        return self._session_locks.held(self._preparing.session_of(item.operation, item.bound), inside=block)
+        return self._session_locks.held(self.sessions.of(item.operation, item.bound), inside=block)
 
     def block(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entering:
         """A context manager of the manager: all critical calls inside are one group, an exception records none.
@@ -334,7 +299,7 @@ class Adapter:
         if not item.rehearsal.reached:
             self._by_itself(item)
         waits = outer is None and not self._write_behind and self.delivery.prompt()
-        session = self._preparing.session_of(item.operation, item.bound)
+        session = self.sessions.of(item.operation, item.bound)
         with self._session_locks.held(session, inside=outer) as turn:
             self.keeper.kept.catch_up()
             block = Block(self, session, alive)
@@ -344,6 +309,7 @@ class Adapter:
             if earlier is not None:
                 told: Any = told_before(earlier)
             else:
+                item.session = self.sessions.of(operation, item.bound)
                 item = self._preparing.prepare(item, final=not waits)
                 told = self._local_answers.told(item, online=waits)
                 block.add(self._preparing.encoded(item))
@@ -374,7 +340,7 @@ class Adapter:
                 self.passing.waiting.note(entry.operation, entry.seq)
                 self.delivery.noted(entry)
                 self.pending_attributes.note(item, entry)
-                self._follow_session(item.operation, item.session)
+                self.sessions.follow(item.operation, item.session)
         except OutboxError:
             self._preparing.take_back(items)
             raise

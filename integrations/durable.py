@@ -191,7 +191,7 @@ class DurableDatabaseManager:
         stand_in = self._durable
         host, adapter = stand_in.host, stand_in.adapter
         if adapter is not None and name == "_current_session_id":
-            return adapter.session_id or None
+            return adapter.sessions.current or None
         if (adapter is not None and name in adapter.calls) or (host.manager_class is None and host.has(name)):
             # Of a manager that was never seen in this process, but in an earlier one.
             return functools.partial(_call_by_name, self, name)
@@ -218,7 +218,7 @@ class DurableDatabaseManager:
                     "a copy of a durable manager cannot have a current session of its own",
                     hint="pass session_id to its calls, or make another manager with an outbox of its own",
                 )
-            stand_in.adapter.session_id = value
+            stand_in.adapter.sessions.current = value
         elif inspect.ismemberdescriptor(class_member(stand_in.host.manager_class, name)):
             stand_in.host.set(name, value)
         elif _is_own_method(self, name, value):

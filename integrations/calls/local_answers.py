@@ -32,31 +32,29 @@ from ..view.rows import ORDERS, POSITIONS
 from .block import current
 from .block_reads import BlockReads
 from .delivery import Delivery
-from .preparing import Prepared, Preparing
+from .preparing import Prepared
 
 
 class LocalAnswers:
     """Answers the calls of one adapter whose delivery no caller awaits.  Thread-safe."""
 
-    def __init__(
-        self, owner: object, host: Host, outbox: Outbox, keeper: Keeper, delivery: Delivery, preparing: Preparing
-    ) -> None:
+    def __init__(self, owner: object, host: Host, outbox: Outbox, keeper: Keeper, delivery: Delivery) -> None:
         """`owner`: the adapter, which owns the blocks."""
         self._owner, self._host, self._outbox, self._keeper = owner, host, outbox, keeper
-        self._delivery, self._preparing = delivery, preparing
+        self._delivery = delivery
         self._block_reads = BlockReads(owner, host, keeper, outbox.clock)
 
     @property
     def _view(self) -> LocalView:
         return self._keeper.view
 
-    def cannot_ask(self, operation: ManagerOperation, bound: dict[str, Any]) -> bool:
+    def cannot_ask(self, item: Prepared) -> bool:
         """Whether the manager was seen to refuse such a call, and cannot be asked since PostgreSQL is away.
 
         A relay without work does not know yet that PostgreSQL is gone.  May take seconds: hold no lock.
         """
-        limits = self._limits_beyond(operation, bound)
-        return checks.is_refused(self._view.learning, operation, limits) and not self._is_reached()
+        limits = self._limits_beyond(item)
+        return checks.is_refused(self._view.learning, item.operation, limits) and not self._is_reached()
 
     def _is_reached(self) -> bool:
         """Whether a new connection can be made.  Where it cannot, the relay is to look too."""
@@ -71,13 +69,13 @@ class LocalAnswers:
             self._outbox.progress.ask()
             return False
 
-    def check(self, operation: ManagerOperation, bound: dict[str, Any]) -> tuple[Any] | None:
+    def check(self, item: Prepared) -> tuple[Any] | None:
         """Refuse what the manager was seen to refuse, and an unknown session, while it cannot be asked.
 
         Returns the answer with which the manager was seen to refuse such a call, None where the call may be made.
         """
-        session = self._preparing.session_of(operation, bound)
-        call = {**operation.standard(bound), "session_id": session}
+        operation, session = item.operation, item.session
+        call = {**operation.standard(item.bound), "session_id": session}
         in_session = operation.balance is not None or operation.session is Session.ENDS
         for check in (*operation.checks, *((checks.session_known,) if in_session else ())):
             try:
@@ -86,14 +84,14 @@ class LocalAnswers:
                 if not self._delivery.works or not self._keeper.observe(session):
                     raise
                 check(call, self._block_reads.view())
-        return checks.refuse(self._view.learning, operation, self._limits_beyond(operation, bound))
+        return checks.refuse(self._view.learning, operation, self._limits_beyond(item))
 
-    def _limits_beyond(self, operation: ManagerOperation, bound: dict[str, Any]) -> dict[str, str]:
+    def _limits_beyond(self, item: Prepared) -> dict[str, str]:
         """The limits beyond which a call is, with what is wrong; none where the manager was not seen to refuse any."""
         with self._view.lock:
-            if not checks.refuses(self._view.learning, operation):
+            if not checks.refuses(self._view.learning, item.operation):
                 return {}
-        return self._exceeded(operation, bound, {"session": self._preparing.session_of(operation, bound)})
+        return self._exceeded(item.operation, item.bound, {"session": item.session})
 
     def _exceeded(
         self, operation: ManagerOperation, bound: Mapping[str, Any], notes: Mapping[str, Any]
@@ -156,7 +154,7 @@ class LocalAnswers:
     def _known(self, item: Prepared, *, asked: bool = True) -> Any:
         """What the block yields by the local view; raises what the manager was seen to raise."""
         operation, learning = item.operation, self._view.learning
-        self.check(operation, item.bound)
+        self.check(item)
         seen = seen_of(self._view, operation, item.bound, item.notes)
         effect = learning.effect(seen)
         if effect is not None and effect.balance.of(seen.words) is False:

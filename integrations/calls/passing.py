@@ -101,7 +101,7 @@ class Passing:
         with adapter.keeper.kept.order:
             try:
                 view = self._block_reads.view()
-                return self.reads.answer(name, signature, args, kwargs, view, adapter.session_id, now)
+                return self.reads.answer(name, signature, args, kwargs, view, adapter.sessions.current, now)
             except UnknownLocally as unknown:
                 if isinstance(failed, SQLAlchemyError) and not is_away(failed):
                     # As the manager does where its tables do not fit.
@@ -176,7 +176,7 @@ class Passing:
             calls = self._block_reads.calls() if whole else ()
             try:
                 if calls:
-                    value = self._block_reads.ask(calls, name, args, kwargs, adapter.session_id)
+                    value = self._block_reads.ask(calls, name, args, kwargs, adapter.sessions.current)
                 else:
                     value = adapter.host.bound(name, stand_in)(*args, **kwargs)
             except Exception as exc:
@@ -189,7 +189,7 @@ class Passing:
                     self._wrote(name, watched.wrote)
         if whole and watched.failures.first is not None:
             raise watched.failures.first
-        self._adapter.keeper.meet(self._adapter.session_id)
+        self._adapter.keeper.meet(self._adapter.sessions.current)
         return stepwise(value, partial(self._adapter.guard.watching, name, stale=stale))
 
     def attribute(self, name: str, get: Callable[[], Any]) -> Any:
@@ -213,5 +213,5 @@ class Passing:
         session_id = next(iter(bound.values()), None)
         known = session_id in self._adapter.keeper.view.sessions
         if known:
-            self._adapter.session_id = session_id
+            self._adapter.sessions.current = session_id
         return known

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -45,6 +44,7 @@ from ..view.local_view import NAMES, LocalView
 from .arguments import Bound, Passed
 from .block import Block
 from .delivery import Delivery
+from .sessions import Sessions
 
 if TYPE_CHECKING:
     from .pending_attributes import PendingAttributes
@@ -68,6 +68,7 @@ class Prepared:
     notes: dict[str, Any] = field(default_factory=dict)
     # Its idempotency hash, where its identity was looked up.
     hashed: bytes | None = None
+    # The trading session in which it is made.
     session: int | None = None
     # Sums that the manager gets at the call, though its method adds them after its write.
     foreseen: dict[str, Any] = field(default_factory=dict)
@@ -86,28 +87,6 @@ class Prepared:
     told: Any = None
 
 
-class _Opened:
-    """The sessions of rows that were opened last, since the view has a row only once it knows what such calls do."""
-
-    _KEPT = 10_000
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sessions: dict[tuple[str, Any], Any] = {}
-
-    def note(self, kind: str, id_: Any, session: Any) -> None:
-        """A call opens a row with this id in this session."""
-        if isinstance(id_, int | str | UUID):
-            with self._lock:
-                self._sessions[kind, id_] = session
-                while len(self._sessions) > self._KEPT:
-                    del self._sessions[next(iter(self._sessions))]
-
-    def session(self, kind: str, id_: Any) -> Any:
-        """The session of a row; None where it is not among the last."""
-        return self._sessions.get((kind, id_)) if isinstance(id_, int | str | UUID) else None
-
-
 class Preparing:
     """Makes entries of the calls of one adapter.  Thread-safe."""
 
@@ -119,17 +98,16 @@ class Preparing:
         replayer: Replayer,
         delivery: Delivery,
         reserves: IdReserves,
-        current_session: Callable[[], int | None],
+        sessions: Sessions,
         block: Callable[[], Block | None],
         methods: Collection[str],
         pending_attributes: PendingAttributes,
     ) -> None:
         """`block()` is the caller's balance block; `methods` are those whose calls are queued."""
         self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
-        self._delivery, self._reserves, self._current_session = delivery, reserves, current_session
+        self._delivery, self._reserves, self._sessions = delivery, reserves, sessions
         self._block, self._pending_attributes = block, pending_attributes
         self._early, self._foreseen = EarlyState(outbox), foreseen.Foreseen(host, methods)
-        self._opened = _Opened()
 
     @property
     def _view(self) -> LocalView:
@@ -139,7 +117,8 @@ class Preparing:
         """A call, tried on a copy of the manager.  Raises `ConfigError` for what cannot be replayed."""
         # Then nothing can be imported, and the copy would fail with an error that names neither call nor outbox.
         refuse_at_the_end()
-        return Prepared(operation, *call, self._rehearse(operation, call.bound))
+        session = self._sessions.of(operation, call.bound)
+        return Prepared(operation, *call, self._rehearse(operation, call.bound, session), session=session)
 
     def bind(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
         """Arguments by name, so that positional and keyword calls are alike, and the defaults of the others.
@@ -174,10 +153,10 @@ class Preparing:
         passed = Passed(operation.name, objects, copies, operation.sets_id)
         return Bound(operation.of_row(copies, self._replayer.same_row.of), defaults, passed)
 
-    def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any]) -> Rehearsal:
+    def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any], session: int | None) -> Rehearsal:
         """Try a call on a copy of the manager, which may refuse it, up to its first contact with the database."""
         try:
-            replica = self._host.replica(session_id=self.session_of(operation, bound), doubles=True)
+            replica = self._host.replica(session_id=session, doubles=True)
             self._host.show_patches(replica, (operation.name,))
             kept = KeptState(replica)
             rehearsal = Rehearsal(kept, self._outbox.clock.now())
@@ -216,25 +195,6 @@ class Preparing:
         made = iter((rehearsal.uuid,))
         return making(replica, lambda: next(made, None))
 
-    def session_of(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> int | None:
-        """The trading session of a call: the one it names, that of its position or order, or the current one."""
-        call = operation.standard(bound)
-        session: int | None = call.get("session_id")
-        current = self._current_session()
-        if session is None and call.get("position_id") is not None:
-            session = self._view.session_of_position(operation, call, current)
-            session = self._opened.session("position", call["position_id"]) if session is None else session
-        if session is not None:
-            return session
-        if operation.order is Order.UPDATES and operation.position is None:
-            session = self._view.session_of_order(call, current)
-            session = self._opened.session("order", call.get("client_order_id")) if session is None else session
-        if session is None and current is None and operation.names_row:
-            # The row may be made in the same block, and is not in the view yet.
-            block = self._block()
-            return None if block is None else block.session
-        return current if session is None else session
-
     def prepare(self, item: Prepared, *, final: bool) -> Prepared:
         """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here."""
         operation, bound = item.operation, item.bound
@@ -243,7 +203,7 @@ class Preparing:
             self._reserves.renew(engine, in_use=not passed)
         uncounted = self._uncounted()
         item = self._with_fresh_state(item)
-        item.session = session = self.session_of(operation, bound)
+        session = item.session
         self._keeper.meet(session)
         notes: dict[str, Any] = {
             "session": session,
@@ -270,9 +230,9 @@ class Preparing:
             if operation.session is Session.BEGINS:
                 notes["session"] = item.session = notes["id"]
         if operation.position is Position.OPENS:
-            self._opened.note("position", notes.get("id"), session)
+            self._sessions.opens("position", notes.get("id"), session)
         elif operation.order is Order.OPENS:
-            self._opened.note("order", operation.standard(bound).get("client_order_id"), session)
+            self._sessions.opens("order", operation.standard(bound).get("client_order_id"), session)
         self._note_balance(operation, bound, notes)
         self._note_side_ids(operation, bound, notes)
         item.notes = notes
@@ -339,7 +299,7 @@ class Preparing:
         built, tries = self._host.built, 0
         # Other threads may go on changing them; what both have changed is merged.
         while built is not None and tries < 100 and not item.rehearsal.changes.still_fit(built):
-            item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound))
+            item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound, item.session))
             tries += 1
         return item
 

@@ -2036,7 +2036,7 @@ BUGS = (
     Bug(
         "adapter: the first call of an outage is acknowledged though the manager would have refused it",
         "integrations/adapter.py",
-        "waits = waits and not answers.cannot_ask(operation, bound)",
+        "waits = waits and not answers.cannot_ask(item)",
         "pass",
         ("tests/integration/adapter/test_refusing_answers.py",),
     ),

@@ -101,7 +101,7 @@ def test_refused_call_is_in_no_answer_of_an_outage(
         assert manager.update_balance(1, "x") is True
         with manager.atomic_balance_update(2, "fill"):
             manager.log_trade("A")
-        until(lambda: keeper.view.is_sure(manager._adapter.session_id))
+        until(lambda: keeper.view.is_sure(manager._adapter.sessions.current))
         # As while calls of other sessions are pending.
         monkeypatch.setattr(keeper, "_look_at", lambda *_, **__: False)
         fold, checkpoint = keeper.kept.fold, keeper.kept.checkpoint
@@ -118,7 +118,7 @@ def test_refused_call_is_in_no_answer_of_an_outage(
             checkpoint()
             after = LocalView()
             KeptView(wired.box, manager._adapter.calls, after, lambda _: None, lambda _: None).restore(None)
-            assert after.balance(manager._adapter.session_id) == 3
+            assert after.balance(manager._adapter.sessions.current) == 3
 
 
 def test_session_seen_after_a_refusal_is_answered(own_postgres: PostgresServer, outbox_dir: Path) -> None:
@@ -129,7 +129,7 @@ def test_session_seen_after_a_refusal_is_answered(own_postgres: PostgresServer, 
         manager.create_trading_session("ma", 100)
         with pytest.raises(CallFailed):
             _settle(manager, lambda: manager.close_position(7))
-        until(lambda: keeper.view.is_sure(manager._adapter.session_id))
+        until(lambda: keeper.view.is_sure(manager._adapter.sessions.current))
         refused = next(entry for entry in wired.box.ledger() if entry.operation == "atomic_balance_update")
         own_postgres.kill()
         keeper.refused(refused)

@@ -61,7 +61,7 @@ def test_payment_in_another_currency_is_no_change_of_the_balance(postgres_url: s
         for currency in ["USD"] * 5 + ["EUR"] + ["USD"] * 5:
             pay(10, currency)
             assert book.drain()
-        until(lambda: manager._adapter.view.is_sure(manager._adapter.session_id))
+        until(lambda: manager._adapter.view.is_sure(manager._adapter.sessions.current))
         assert pay(1) == {"old_balance": Decimal(200), "new_balance": Decimal(201)}
         assert manager.get_current_balance() == 201
         with pytest.raises(UnknownLocally):
