@@ -10,14 +10,13 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
-from ..amounts import bare, is_number, number, number_or_none, rounded
 from ..code.signatures import invoke
 from ..manager.away import unswallowed
 from ..manager.manager_connection import driver_connection, engine_of
 from ..manager.session_state import WAIT_BRIEFLY
 from ..manager.silence import own_statements
 from ..view.containers import SIMPLE, put_together, taken_apart
-from ..view.explanations import SCALES, Space, Unknown, evaluate
+from ..view.explanations import SCALES, Space, Unknown, bare, evaluate, is_number, number, number_or_none, rounded
 from ..view.learned import Learning
 from ..view.learning import observe
 from ..view.local_view import UnknownLocally

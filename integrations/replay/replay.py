@@ -20,7 +20,6 @@ from ...clock import Clock
 from ...errors import OutboxError, Reject, TargetMisconfigured, TargetUnavailable
 from ...log import Log
 from ...monitoring.alarms import Alarms
-from ..amounts import nearly_equal, number_or_none
 from ..code.signatures import invoke, signature_of_bound
 from ..ids.id_reserve import IdColumn
 from ..ids.same_row import SameRow
@@ -32,6 +31,7 @@ from ..plain_data import PLAIN
 from ..roles import Position
 from ..state.carried import Carried
 from ..state.kept_state import KeptState
+from ..view.explanations import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
 from .answers import Answer, Answers
 from .asof import AsOf

@@ -18,13 +18,13 @@ from sqlalchemy.exc import DBAPIError, ResourceClosedError
 from ... import Entry
 from ...log import Log
 from ...words import first_line
-from ..amounts import nearly_equal, number_or_none
 from ..manager.away import is_away
 from ..manager.host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Session
 from ..state.kept_state import KeptState
 from ..view import checks, resumptions
+from ..view.explanations import nearly_equal, number_or_none
 from ..view.local_view import ENDED, LocalView, question
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
 from ..view.row_forms import RowForms
@@ -230,7 +230,8 @@ class _Watched:
         if self._operation.session is not Session.BEGINS:
             return False
         with self._view.lock:
-            return resumptions.learn(self._view, self._operation, self._entry, self._answer)
+            call, notes = call_of(self._entry), notes_of(self._entry)
+            return resumptions.learn(self._view, self._operation, call, notes, self._answer)
 
     def look_before(self) -> None:
         """See the session as it is before the call."""

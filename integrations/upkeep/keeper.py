@@ -17,7 +17,6 @@ from ... import Entry, Outbox, OutboxError
 from ...entry import EntryStatus
 from ...log import Log
 from ...words import first_line
-from ..amounts import number_or_none
 from ..code.class_code import ClassCode
 from ..code.code_version import code_version
 from ..code.plain_answers import plain_answer
@@ -34,6 +33,7 @@ from ..roles import NO_SESSIONS, Session
 from ..state.kept_state import KeptState
 from ..view import branches, outdated
 from ..view.decisions import PresentCode
+from ..view.explanations import number_or_none
 from ..view.local_view import LocalView, UnknownLocally, question
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
 from ..view.reads import ORDERS as ORDER_ROWS

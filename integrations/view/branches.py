@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..code.class_code import ClassCode
 from ..code.method_code import Facts, dotted, facts_of, layers, meaning
-from ..operations import ManagerOperation
 from .decisions import ARGUMENT, COLUMN, TAKEN, TEXT, Decision, Unreadable
 from .learning import is_id
+
+if TYPE_CHECKING:
+    from ..operations import ManagerOperation
 
 # How far calls of helpers are followed, and how many of one method.
 _DEEPEST, _LOOKS = 4, 60

@@ -5,17 +5,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from decimal import Decimal, localcontext
+from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation, localcontext
 from enum import Enum
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 from ...registered import class_named
-from ..amounts import WIDE, is_number, number, number_or_none, rounded
 from .times import MICROSECONDS, after, naive, utc
 
 # How a manager converts a value between a call and its answers: its kind and what it needs.
@@ -40,6 +41,9 @@ _STRIKES = 2
 _TRUSTED_AGAIN = 3
 # How often an amount must be the same to be a constant: after one call it may be computed in a way that is not known.
 _SEEN = 2
+# More digits than a column holds, and the traps of the host's own arithmetic left out.
+_WIDE = Context(prec=80)
+_AMOUNT = re.compile(r"-?\d+(\.\d+)?(E[+-]?\d+)?")
 
 
 class Unknown(Exception):
@@ -229,6 +233,37 @@ def _is_amount(value: Any) -> bool:
     return abs(amount) not in (0, 1)
 
 
+def number(value: Any) -> Decimal:
+    """An amount of any type that callers use.  Raises `ValueError`."""
+    value = value.item() if hasattr(value, "item") else value
+    try:
+        found = value if isinstance(value, Decimal) else Decimal(str(value))
+    except InvalidOperation:
+        raise ValueError(f"{value!r} is not a number") from None
+    if not found.is_finite():
+        raise ValueError(f"{value!r} is not a finite number")
+    return found
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an amount: no bool, no text."""
+    value = value.item() if hasattr(value, "item") else value
+    return isinstance(value, int | float | Decimal) and number_or_none(value) is not None
+
+
+def number_or_none(value: Any) -> Decimal | None:
+    """`number`, or None for what is none."""
+    try:
+        return None if value is None or isinstance(value, bool) else number(value)
+    except ValueError:
+        return None
+
+
+def is_amount_text(value: Any) -> bool:
+    """Whether it is a text of an amount that is no whole number: `str` of a Decimal."""
+    return isinstance(value, str) and _AMOUNT.fullmatch(value) is not None and not value.lstrip("-").isdigit()
+
+
 def added(one: Any, other: Any, arithmetic: str) -> Decimal:
     """The sum of two amounts, as that arithmetic gives it."""
     one, other = number(one), number(other)
@@ -242,8 +277,26 @@ def multiplied(one: Any, other: Any, arithmetic: str) -> Decimal:
     if arithmetic == FLOAT:
         return number(float(one) * float(other))
     with localcontext() as context:
-        context.prec = WIDE.prec
+        context.prec = _WIDE.prec
         return number(one) * number(other)
+
+
+def rounded(value: Decimal, scale: int | None) -> Decimal:
+    """`value` as a NUMERIC column of that scale holds it."""
+    if scale is None:
+        return value
+    return value.quantize(_unit(scale), ROUND_HALF_UP, _WIDE)
+
+
+@cache
+def _unit(scale: int) -> Decimal:
+    return Decimal(1).scaleb(-scale)
+
+
+def bare(value: Decimal) -> Decimal:
+    """An amount without the zeros at its end, which say how it was shown."""
+    found = value.normalize(_WIDE)
+    return found.quantize(Decimal(1), context=_WIDE) if found.as_tuple().exponent > 0 else found  # type: ignore[operator]
 
 
 def alike(one: Any, other: Any) -> bool:
@@ -257,6 +310,17 @@ def alike(one: Any, other: Any) -> bool:
     if isinstance(one, float | Decimal):
         return str(one) == str(other)
     return bool(one == other)
+
+
+def nearly_equal(one: Decimal, other: Decimal, scale: int | None = None) -> bool:
+    """Whether two amounts differ by no more than the arithmetic in which they were summed.
+
+    `scale`: the decimal places that both were rounded to, where that is known; less than one of the last is noise.
+    """
+    if scale is None:
+        return abs(one - other) <= Decimal("2e-8") * max(Decimal(1), abs(one).scaleb(-6))
+    # Beyond 15 digits floats of one amount differ.
+    return abs(one - other) <= max(Decimal("0.5").scaleb(-scale), abs(one).scaleb(-15))
 
 
 def convert(conversion: Conversion, value: Any) -> Any:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..amounts import number_or_none
-from ..operations import ManagerOperation
 from ..roles import Balance, Session
 from .effects import Prediction, predict
-from .explanations import Unknown
+from .explanations import Unknown, number_or_none
 from .local_view import NOT_SHOWN, LocalView, new_session
 from .rows import ORDERS, PARENT, POSITIONS, Row, resolve, without_resolved
 from .seen import Seen
+
+if TYPE_CHECKING:
+    from ..operations import ManagerOperation
 
 # Older ones that have ended are forgotten, unless they have open rows.
 _SESSIONS_KEPT = 50

@@ -7,11 +7,23 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ..amounts import bare, nearly_equal, number_or_none, rounded
 from ..roles import Balance, Session
 from .decisions import PresentCode
 from .effects import Effect
-from .explanations import ABSENT, ARITHMETIC, EXACT, SCALES, Space, Unknown, added, alike
+from .explanations import (
+    ABSENT,
+    ARITHMETIC,
+    EXACT,
+    SCALES,
+    Space,
+    Unknown,
+    added,
+    alike,
+    bare,
+    nearly_equal,
+    number_or_none,
+    rounded,
+)
 from .learning import observe, observe_row
 from .row_forms import RowForms
 from .row_order import RowOrders

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ... import OutboxError
 from ...results import decode_result, encode_result
-from ..amounts import bare, number_or_none
 from ..roles import NO_SESSIONS
-from .explanations import Unknown
+from .explanations import Unknown, bare, number_or_none
 from .learned import Learning
 from .rows import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, named_positions
 

@@ -5,11 +5,15 @@ An engine that resumes by name makes the same call at each start.  In an outage 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from ... import Entry
-from ..operations import Call, ManagerOperation, call_of, notes_of
 from .local_view import NAMES, LocalView
+
+if TYPE_CHECKING:
+    from ..operations import ManagerOperation
+
+Call = Mapping[str, Any]
 
 
 def resumed(view: LocalView, operation: ManagerOperation, call: Call, *, likely: bool) -> Any:
@@ -18,9 +22,8 @@ def resumed(view: LocalView, operation: ManagerOperation, call: Call, *, likely:
         return _alike(view, operation, call, None) if view.learning.habits.resumes.get(operation.name, likely) else None
 
 
-def learn(view: LocalView, operation: ManagerOperation, entry: Entry, answer: Any) -> bool:
+def learn(view: LocalView, operation: ManagerOperation, call: Call, notes: Call, answer: Any) -> bool:
     """Learn from a call; whether its caller was given, or the manager went on with, an earlier session."""
-    call, notes = call_of(entry), notes_of(entry)
     told: Any = notes.get("id")
     expected = "resumes" in notes
     if isinstance(answer, bool) or type(answer) is not type(told):

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ... import InvalidEntry
 from ...codec import encode
-from ..amounts import is_amount_text
 from ..roles import Order, Position
 from .containers import Container, is_made_again, put_together, taken_apart
-from .explanations import Unknown
+from .explanations import Unknown, is_amount_text
 from .gatherings import Gathering
 from .rows import KEY, ORDERS, PARENT, POSITIONS, Row, Tables
 from .value_objects import ValueObjects

@@ -11,10 +11,9 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from ..amounts import is_number, number
 from ..roles import Order, Position
 from .as_declared import IS_ANY
-from .explanations import text_of
+from .explanations import is_number, number, text_of
 from .learning import DECISIVE, is_id
 from .rows import KEY, ORDERS, POSITIONS, Row, Tables, named_orders, named_positions
 

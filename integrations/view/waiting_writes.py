@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from ... import EntryStatus, Outbox
 from ..code.tables_named import tables_named
 from ..manager.host import Host
-from ..operations import ManagerOperation
 from .history import entries_since
+
+if TYPE_CHECKING:
+    from ..operations import ManagerOperation
 
 _KEPT = 256
 

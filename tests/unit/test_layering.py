@@ -68,16 +68,15 @@ ROOMS: dict[str, set[str]] = {
 # The files and rooms of integrations/, in order: each may import only those before it.
 ADAPTER_LINE = [
     "roles",
-    "amounts",
     "plain_data",
     "key_order",
-    "operations",
     "repeated",
     "code",
     "manager",
     "state",
     "ids",
     "view",
+    "operations",
     "preflight",
     "replay",
     "upkeep",
