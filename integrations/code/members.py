@@ -17,6 +17,16 @@ def class_member(cls: Any, name: str) -> Any:
     return None
 
 
+def values_of(cls: type) -> dict[str, Any]:
+    """The members of a class and its bases that are no functions, as they are now."""
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        # Another thread may set one meanwhile.
+        members = vars(base).copy()
+        found |= {name: value for name, value in members.items() if type(value) is not types.FunctionType}
+    return found
+
+
 def binds(member: Any) -> bool:
     """Whether a member of a class takes `self`, and any object that has the attributes will do."""
     native = (types.MemberDescriptorType, types.GetSetDescriptorType, types.WrapperDescriptorType)

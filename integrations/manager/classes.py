@@ -68,8 +68,9 @@ def patched(cls: type) -> dict[str, Any]:
     for base in reversed(cls.__mro__):
         made = _made.get(base)
         if made is not None:
-            now = [(name, member) for name, member in list(vars(base).items()) if not name.startswith("__")]
-            found |= {name: member for name, member in now if made.get(name, _made) is not member}
+            now = vars(base).copy().items()
+            new = ((name, member) for name, member in now if made.get(name, _made) is not member)
+            found |= {name: member for name, member in new if not name.startswith("__")}
     return found
 
 

@@ -183,6 +183,11 @@ class _RehearsalSession(Session):
     def rollback(self) -> None:
         """Nothing was begun."""
 
+    def close(self) -> None:
+        """Let go of its objects; not behind the contact, where nobody uses them any more."""
+        if not self.info["rehearsal"].reached:
+            super().close()
+
     scalar = scalars = get = get_one = flush = commit = query = merge = refresh = connection = _reach
     bulk_save_objects = bulk_insert_mappings = bulk_update_mappings = delete = _reach
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
 from functools import lru_cache
@@ -32,8 +31,10 @@ def factory_like(
     base: Any = getattr(maker, "class_", Session)
     mixed: Any = behaviour
     info = {**(given.pop("info", None) or {}), **options.pop("info", {})}
-    made = copy.copy(_maker(mixed, base, listen, _listeners_of(base)))
-    made.kw = {**made.kw, **given, **options, "info": info}
+    known = _maker(mixed, base, listen, _listeners_of(base))
+    # `copy.copy` takes longer than the rest.
+    made: Any = object.__new__(type(known))
+    vars(made).update(vars(known), kw={**known.kw, **given, **options, "info": info})
     return scoped_session(made) if isinstance(original, scoped_session) else made
 
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from itertools import count, islice
-from types import FunctionType, GeneratorType, MappingProxyType, MethodWrapperType
+from types import GeneratorType, MappingProxyType, MethodWrapperType
 from typing import Any
 
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 from ...attributes import attributes, put
 from ...errors import ConfigError
+from ..code.members import values_of
 from ..key_order import in_key_order, key_order
 from ..plain_data import SCALARS, copied, counter, is_long, is_of_the_host, is_small, is_state, same
 from .own_locks import own_locks
@@ -53,8 +54,9 @@ class KeptState:
         self.in_contact = False
         # What was changed before the contact, of attributes that were not noted.
         self._early: Mapping[str, Change] = {}
-        own, locks = vars(replica), own_locks(replica)
-        own.update(_of_class(type(replica)) | own | locks)
+        own, of_class = vars(replica), values_of(type(replica))
+        locks = own_locks(replica, of_class)
+        own.update(_states_in(of_class) | own | locks)
         self._before.update(locks)
         for name in own.keys() - NOT_STATE - locks.keys():
             value = self._before[name] = own[name]
@@ -180,14 +182,12 @@ class Changes:
                 setattr(manager, name, merged)
 
 
-def _of_class(cls: type) -> dict[str, Any]:
+def _states_in(of_class: Mapping[str, Any]) -> dict[str, Any]:
     """The state that a class holds for its objects: a collection, a counter, an object that makes ids."""
-    found = {name: value for one in reversed(cls.__mro__[:-1]) for name, value in vars(one).items()}
     return {
         name: value
-        for name, value in found.items()
-        if type(value) is not FunctionType
-        and (isinstance(value, (*_CONTAINERS, count)) or is_of_the_host(value))
+        for name, value in of_class.items()
+        if (isinstance(value, (*_CONTAINERS, count)) or is_of_the_host(value))
         and not hasattr(type(value), "__get__")
         and not (name.startswith("__") and name.endswith("__"))
         and is_state(value)
@@ -201,7 +201,7 @@ def _is_cached(cls: type, name: str) -> bool:
 def _present(manager: Any, name: str) -> Any:
     """The value of a manager's attribute, which may be one of its class."""
     own = vars(manager)
-    return own[name] if name in own else _of_class(type(manager)).get(name, _MISSING)
+    return own[name] if name in own else _states_in(values_of(type(manager))).get(name, _MISSING)
 
 
 def scalars_shared(value: Any) -> dict[str, Any]:

@@ -7,17 +7,21 @@ for a lock that the caller holds while it waits for the replay.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 _RLOCK = type(threading.RLock())
 _LOCKS = (type(threading.Lock()), _RLOCK, threading.Condition, threading.Semaphore)
 
 
-def own_locks(replica: Any) -> dict[str, Any]:
-    """New locks for those that a copy shares with its manager, by the names of its attributes; none is held."""
+def own_locks(replica: Any, of_class: Mapping[str, Any]) -> dict[str, Any]:
+    """New locks for those that a copy shares with its manager, by the names of its attributes; none is held.
+
+    `of_class`: the members of its class.
+    """
     # At each call anew: a class may get its lock at its first use.
-    owners = (*reversed(type(replica).__mro__[:-1]), replica)
-    found = {name: value for one in owners for name, value in vars(one).items() if isinstance(value, _LOCKS)}
+    owners = (of_class, vars(replica))
+    found = {name: value for one in owners for name, value in one.items() if isinstance(value, _LOCKS)}
     made: dict[int, Any] = {}
     return {name: _like(value, made) for name, value in found.items()}
 
