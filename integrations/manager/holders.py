@@ -42,6 +42,7 @@ _PLAIN = (
 )
 # Their objects hold no manager, and there may be very many of them.
 _FOREIGN = ("sqlalchemy", "psycopg2", "numpy", "pandas", "decimal", "datetime", "_thread", "logging")
+_OURS = "outbox.integrations"
 
 # What another object may hold the manager through; and what holds the variables of code that runs.
 _LINKS = (dict, list, deque, set, frozenset, tuple, functools.partial, types.CellType, type(functools.cache(len)))
@@ -153,7 +154,7 @@ def others_holding(manager: Any, known: set[int], methods: Collection[str]) -> l
                 held += [] if id(one.__globals__) in dicts else [one]
             elif kind in _LINKS or kind.__name__.startswith("hamt"):
                 held.append(one)
-            elif kind not in _RUNNING and not kind.__module__.startswith((*_FOREIGN, __package__)):
+            elif kind not in _RUNNING and not kind.__module__.startswith((*_FOREIGN, _OURS)):
                 found.add(kind.__qualname__)
     return sorted(found)
 
