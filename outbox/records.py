@@ -1,7 +1,7 @@
 """Records: objects as the fields that they hold, and made again of them.
 
-A *record class* declares its fields: dataclasses, named tuples, classes of attrs and models of pydantic.  A *plain
-class* is one of the program's own whose objects are what is set on them.  Neither library is imported.
+A *record class* declares its fields: dataclasses, named tuples, classes of attrs, models of pydantic and structs of
+msgspec.  A *plain class* is one of the program's own whose objects are what is set on them.  No library is imported.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _OF_ITS_OWN = ("__mapper__", "__del__", "__reduce__", "__reduce_ex__", "__getsta
 _LIBRARIES = frozenset({"sqlalchemy", "psycopg2", "outbox"})
 # What pydantic keeps beside the fields: which were given, further ones, private ones.
 _GIVEN, _EXTRA, _PRIVATE = (f"__pydantic_{name}__" for name in ("fields_set", "extra", "private"))
+# Of the base of structs, and of what it is made of in C.
+_STRUCT = frozenset({("msgspec", "Struct"), ("msgspec._core", "_StructMixin")})
 # attrs computes it anew; texts have another hash in each process.
 _HASH = "_attrs_cached_hash"
 
@@ -37,7 +39,17 @@ def is_record_class(cls: Any) -> bool:
     if "__mapper__" in names or ("_fields" in names and tuple in bases):
         return "__mapper__" not in names
     # One that is an exception, a dict or a number, too, holds more than its fields.
-    return bool(names - {"_fields"}) and is_in_python(bases)
+    return bool(names - {"_fields"} or is_struct(cls)) and is_in_python(bases)
+
+
+def is_struct(cls: Any) -> bool:
+    """Whether it is a class of structs of msgspec, or their base."""
+    return any(_name(base) in _STRUCT for base in cls.__mro__) if isinstance(cls, type) else False
+
+
+def _name(cls: type) -> tuple[Any, str]:
+    # A class of C may have anything for its module.
+    return cls.__module__, cls.__name__
 
 
 def is_plain_class(cls: Any) -> bool:
@@ -63,8 +75,8 @@ def _package_of(cls: type) -> str:
 
 
 def is_in_python(bases: Iterable[type]) -> bool:
-    """Whether classes are written in Python, but for `object`."""
-    return all(one.__flags__ & _IN_PYTHON for one in bases if one is not object)
+    """Whether classes are written in Python, but for `object` and what structs are made of."""
+    return all(one.__flags__ & _IN_PYTHON for one in bases if one is not object and _name(one) not in _STRUCT)
 
 
 def has_fields(cls: Any) -> bool:
@@ -86,6 +98,8 @@ def _declared(cls: Any) -> dict[str, Callable[[], Any] | None]:
         return {one.name: factories.get(one.name) or _constant(one.default) for one in fields(cls)}
     if hasattr(cls, "__attrs_attrs__"):
         return {one.name: _default_of_attrs(one.default) for one in cls.__attrs_attrs__}
+    if is_struct(cls):
+        return {one.name: _default_of_struct(one) for one in sys.modules["msgspec"].structs.fields(cls)}
     return {
         name: None if one.is_required() else one.default_factory or _constant(one.default)
         for name, one in getattr(cls, "__pydantic_fields__", {}).items()
@@ -101,6 +115,13 @@ def _default_of_attrs(default: Any) -> Callable[[], Any] | None:
         return None
     factory: Callable[[], Any] | None = getattr(default, "factory", None)
     return factory or _constant(default)
+
+
+def _default_of_struct(field: Any) -> Callable[[], Any] | None:
+    if field.required:
+        return None
+    factory: Callable[[], Any] = field.default_factory
+    return factory if callable(factory) else _constant(field.default)
 
 
 def fields_of(value: Any) -> dict[str, Any]:
@@ -158,6 +179,9 @@ def made_of(cls: Any, given: Mapping[str, Any], more: Collection[str] = ()) -> A
     items |= {name: item for name, item in given.items() if name not in items}
     if issubclass(cls, tuple):
         value = tuple.__new__(cls, [items.pop(name) for name in cls._fields])
+    elif is_struct(cls):
+        # Nothing else makes one.
+        value = cls(**{name: items[name] for name in declared if name in items})
     else:
         value = object.__new__(cls)
     if _is_model(cls):

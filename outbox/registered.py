@@ -28,10 +28,10 @@ def register_enum(cls: type[Enum]) -> type[Enum]:
 def register_record(cls: type[T]) -> type[T]:
     """Allow objects of `cls` as arguments; usable as a class decorator.
 
-    A dataclass, a named tuple, a class of attrs, a model of pydantic, a class of your own whose objects hold values
-    only, or one that is derived from a built-in class (`class Symbol(str)`).  They are stored by class and the names of
-    their fields; PostgreSQL sees an object of the fields, or the built-in value.  Raises `ConfigError` as
-    `register_enum`, and for a class of another kind.
+    A dataclass, a named tuple, a class of attrs, a model of pydantic, a struct of msgspec, a class of your own whose
+    objects hold values only, or one that is derived from a built-in class (`class Symbol(str)`).  They are stored by
+    class and the names of their fields; PostgreSQL sees an object of the fields, or the built-in value.  Raises
+    `ConfigError` as `register_enum`, and for a class of another kind.
     """
     if not can_be_registered(cls):
         raise ConfigError(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pydantic
 import pytest
 
@@ -25,6 +26,11 @@ class Note:
 
 
 class Model(pydantic.BaseModel, extra="allow"):
+    symbol: str = "BTC"
+    id: int | None = None
+
+
+class Struct(msgspec.Struct):
     symbol: str = "BTC"
     id: int | None = None
 
@@ -49,6 +55,7 @@ CHANGES: list[tuple[Any, Callable[[Any], Any]]] = [
     (Note(), _forget),
     (Model(), lambda value: setattr(value, "id", 5)),
     (Model(), _more),
+    (Struct(), lambda value: setattr(value, "id", 5)),
 ]
 
 
@@ -59,6 +66,8 @@ def state(value: Any) -> Any:
         return list(map(state, value))
     if isinstance(value, pydantic.BaseModel):
         return value.model_dump(), value.model_fields_set
+    if isinstance(value, msgspec.Struct):
+        return msgspec.structs.asdict(value)
     return {key: state(item) for key, item in vars(value).items()} if hasattr(value, "__dict__") else value
 
 

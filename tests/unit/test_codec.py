@@ -16,6 +16,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import attrs
+import msgspec
 import numpy as np
 import pydantic
 import pytest
@@ -456,6 +457,17 @@ class Checked:
     tags: list[str] = pydantic.Field(default_factory=list)
 
 
+class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order", array_like=True):
+    symbol: str
+    size: Decimal
+    tags: list[str] = msgspec.field(default_factory=list)
+    note: str | None = None
+
+
+class LimitOrder(Order, frozen=True, kw_only=True, dict=True):
+    price: Decimal
+
+
 class Signal:
     """As programs write them by hand."""
 
@@ -469,15 +481,19 @@ class Signal:
         return self._strength
 
 
-for one in (Lot, Pair, Ticket, Checked, Signal):
+for one in (Lot, Pair, Ticket, Checked, Signal, Order, LimitOrder):
     registered.register_record(one)
 
 
-def test_objects_of_attrs_and_pydantic_round_trip() -> None:
+def test_objects_of_libraries_of_records_round_trip() -> None:
     hashed = Pair("BTC")
     hash(hashed)
     lot = Lot(Decimal("1.50"), notes=["a"])
-    for value in (lot, hashed, Checked("BTC"), Checked("BTC", ["x"])):
+    limit = LimitOrder(symbol="BTC", size=Decimal("1.50"), price=Decimal(2), note="x")
+    limit.__dict__["venue"] = "X"
+    assert vars(round_trip(limit)) == {"venue": "X"}
+    order = Order(symbol="BTC", size=Decimal("1.50"), tags=["a"])
+    for value in (lot, hashed, Checked("BTC"), Checked("BTC", ["x"]), order, limit):
         assert (found := round_trip([value])[0]) == value
         assert type(found) is type(value)
     assert round_trip(lot)._venue == "X"
@@ -490,7 +506,10 @@ def test_objects_of_attrs_and_pydantic_round_trip() -> None:
         assert found.model_dump() == ticket.model_dump()
 
 
-@pytest.mark.parametrize("value", [Lot(Decimal(1)), Ticket(symbol="BTC", size=Decimal(1), tags=[])])
+@pytest.mark.parametrize(
+    "value",
+    [Lot(Decimal(1)), Ticket(symbol="BTC", size=Decimal(1), tags=[]), Order(symbol="BTC", size=Decimal(1))],
+)
 def test_field_of_a_library_that_is_new_gets_its_default(value: Any) -> None:
     plain, types = codec.encode(value)
     stored = json.loads(plain)

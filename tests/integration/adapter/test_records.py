@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import attrs
+import msgspec
 import pydantic
 import pytest
 from sqlalchemy import Column, Integer, Numeric, String, create_engine, insert, select
@@ -215,6 +216,19 @@ class LibraryManager(ObjectManager):
             return int(row.id)
 
 
+class StructHolding(msgspec.Struct, frozen=True):
+    symbol: str
+    size: Decimal
+    tag: str = "swing"
+
+
+class StructManager(LibraryManager):
+    """A struct of msgspec."""
+
+    def log_position(self, position: StructHolding) -> int:  # type: ignore[override]
+        return DictManager.log_position(self, msgspec.structs.asdict(position))
+
+
 class DetailsManager(DictManager):
     """A dict of which the method takes one item."""
 
@@ -226,6 +240,7 @@ MADE: dict[type, dict[str, Any]] = {
     DictManager: dict.fromkeys(("order", "holding", "fill"), dict),
     ObjectManager: {"order": NewOrder, "holding": NewHolding, "fill": NewFill},
     LibraryManager: {"order": ModelOrder, "holding": AttrsHolding, "fill": PlainFill},
+    StructManager: {"order": ModelOrder, "holding": StructHolding, "fill": PlainFill},
 }
 
 OPERATIONS = (
@@ -237,7 +252,7 @@ OPERATIONS = (
 
 def trade(manager: Any, number: int, *, stop: Any) -> None:
     """One bar of an engine: an order, its fill, a position that is moved, and one that is closed."""
-    made = next(MADE[one] for one in (LibraryManager, ObjectManager, DictManager) if isinstance(manager, one))
+    made = next(MADE[one] for one in reversed(MADE) if isinstance(manager, one))
     order = {"client_order_id": f"c{number}", "quantity": Decimal(number)}
     manager.create_order_journal_entry(made["order"](**order, status="new"))
     if number % 3:
