@@ -38,6 +38,8 @@ _FINDING = frozenset({"get", "get_one", "first", "one", "one_or_none", "scalar",
 # How types of ids are written, and types of answers that are no ids.
 _IDS = re.compile(r"(?:typing\.)?(?:Optional\[)?(?:uuid\.)?(?:int|UUID)\]?(?: *\| *None)?")
 _NO_BLOCKS = frozenset({"None", "bool", "int", "float", "Decimal", "str", "UUID", "dict", "list", "tuple"})
+_OF_DATA = frozenset({"numpy", "pandas"})
+_ARRAYS = frozenset({"ndarray", "DataFrame", "Series", "Index"})
 _NOTHING = frozenset({"None", "NoReturn", "Never"})
 # Parameters that take what no other takes.
 _ANY = frozenset({inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD})
@@ -186,8 +188,9 @@ def _unstorable_in(hint: Any, holders: tuple[Any, ...] = ()) -> Any:
     inside = typing.get_args(hint)
     if has_fields(hint) and hint not in holders:
         inside, holders = (*hints_of(hint).values(),), (*holders, hint)
-    if not inside:
-        return hint if _is_unstorable(hint) else None
+    made_of = typing.get_origin(hint)
+    if not inside or _is_array(made_of):
+        return made_of or hint if _is_unstorable(made_of or hint) else None
     found = [_unstorable_in(one, holders) for one in inside if one is not type(None)]
     if typing.get_origin(hint) in (typing.Union, UnionType):
         return found[0] if found and None not in found else None
@@ -199,9 +202,15 @@ def _is_unstorable(hint: Any) -> bool:
         return False
     if is_mapped_class(hint) or issubclass(hint, Session | Connection | Engine):
         return True
-    # Types of numpy and pandas become Python's; what is only a protocol or abstract may be anything.
-    of_data = hint.__module__.partition(".")[0] in {"numpy", "pandas"}
-    return is_own_class(hint) and not (can_be_registered(hint) or of_data or inspect.isabstract(hint))
+    # Scalars of numpy and pandas become Python's; what is only a protocol or abstract may be anything.
+    of_data = hint.__module__.partition(".")[0] in _OF_DATA
+    return _is_array(hint) or (
+        is_own_class(hint) and not (can_be_registered(hint) or of_data or inspect.isabstract(hint))
+    )
+
+
+def _is_array(kind: Any) -> bool:
+    return str(getattr(kind, "__module__", "")).partition(".")[0] in _OF_DATA and kind.__name__ in _ARRAYS
 
 
 def makes_its_id(operation: ManagerOperation, evidence: Evidence) -> str | None:

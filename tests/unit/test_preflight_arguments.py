@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from outbox import ConfigError
 from outbox.integrations.durable import ManagerOperation
@@ -53,6 +55,15 @@ class Batches(Sound):
     def of_a_holder(self, holder: Holder | None) -> None:
         self.in_a_list([])
 
+    def of_a_curve(self, curve: np.ndarray) -> None:
+        self.in_a_list([])
+
+    def of_typed_curves(self, curves: dict[str, NDArray[np.float64]]) -> None:
+        self.in_a_list([])
+
+    def of_a_size(self, size: np.float64, at: np.datetime64) -> None:
+        self.in_a_list([])
+
     def in_a_list(self, trades: list[Trade]) -> None:
         with self.get_session() as session:
             session.add_all(trades)
@@ -92,6 +103,8 @@ def fit_of(*names: str) -> Fit:
         ("of_a_feed", "'feed' is a Feed"),
         ("of_a_holder", "'holder' holds a Feed"),
         ("of_a_failure", "'failure' is a Failure"),
+        ("of_a_curve", "'curve' is a ndarray"),
+        ("of_typed_curves", "'curves' holds a ndarray"),
     ],
 )
 def test_argument_that_holds_what_no_entry_can_is_refused(name: str, what: str) -> None:
@@ -100,7 +113,7 @@ def test_argument_that_holds_what_no_entry_can_is_refused(name: str, what: str) 
 
 
 def test_argument_that_may_hold_something_else_is_accepted() -> None:
-    fit_of("by_name").check()
+    fit_of("by_name", "of_a_size").check()
 
 
 def test_write_that_hands_the_manager_over_is_seen() -> None:
