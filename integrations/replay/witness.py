@@ -34,6 +34,7 @@ from ..view.seen import Seen
 from . import sessions, told_answers
 from .balance import learn_yield
 from .look import Look
+from .looks import Looks
 from .no_ops import applied
 from .replay_session import Watch
 from .rows_written import rows_written
@@ -42,9 +43,6 @@ from .side_ids import SideIds
 
 _log = Log("outbox.integrations")
 
-# So far behind its relay is the view of an engine at most; one that is further behind belongs to a relay alone.
-_EARLY = 64
-
 
 class Witness:
     """Learns for one local view.  Used by the relay's thread; what it cannot learn it leaves alone."""
@@ -52,10 +50,7 @@ class Witness:
     def __init__(self, view: LocalView, reads: Reads, learned: Callable[[Collection[Any]], None]) -> None:
         """`learned(sessions)` is called when something was learned; `sessions`: those in which the view was wrong."""
         self._view, self._reads, self._learned = view, reads, learned
-        # Sequence numbers of calls whose effect was not known for sure when they were made.
-        self.wanted: set[int] = set()
-        # Those that were replayed before the view had followed them.
-        self._early: set[int] = set()
+        self.looks = Looks(view)
 
     def is_balance(self, one: Decimal, other: Decimal) -> bool:
         """Whether two balances are one, but for the arithmetic in which they were summed."""
@@ -66,24 +61,17 @@ class Witness:
         with self._view.lock:
             return operation.name in self._view.learning.merges
 
-    def want(self, seq: int) -> None:
-        """Look when this call is replayed, unless it already was; the view's lock is held."""
-        if seq not in self._early:
-            self.wanted.add(seq)
-
     @contextmanager
     def watching(
         self, operation: ManagerOperation, replica: Any, entry: Entry, unwatched: Callable[[], Any], sides: SideIds
     ) -> Iterator[_Watched]:
         """Look before and after the block in which a call is replayed."""
         told = notes_of(entry).get("told") or {}
-        # The relay may be quicker than the caller, who follows a call in the view when it is durable.
-        early = 0 < entry.seq - self._view.seq <= _EARLY
-        wanted = early or entry.seq in self.wanted or (told.get("new") is not None and told["new"] < 0)
+        wanted = self.looks.is_due(entry.seq) or (told.get("new") is not None and told["new"] < 0)
         watched = _Watched(self._view, self._reads, operation, replica, entry, unwatched, sides)
         follows = self._view.learning.follows(operation)
         if wanted and follows:
-            watched.try_to(watched.look_before)
+            watched.try_to(partial(watched.look_before, self.looks))
         counts = self._view.learning.written.wants(operation)
         if counts:
             watched.try_to(watched.count_writes)
@@ -101,16 +89,10 @@ class Witness:
         if follows or told_answers.wants(self._view.learning, operation):
             watched.try_to(watched.learn)
             if watched.before is not None or not follows:
-                self._looked(entry.seq)
+                self.looks.done(entry.seq)
                 self._learned(watched.misjudged)
             else:
-                self.wanted.discard(entry.seq)
-
-    def _looked(self, seq: int) -> None:
-        """Only now: a replay that fails is made once more, and looked at then."""
-        with self._view.lock:
-            self.wanted.discard(seq)
-            self._early = {one for one in (*self._early, seq) if one > self._view.seq}
+                self.looks.passed(entry.seq)
 
 
 class _Watched:
@@ -233,7 +215,7 @@ class _Watched:
             call, notes = call_of(self._entry), notes_of(self._entry)
             return resumptions.learn(self._view, self._operation, call, notes, self._answer)
 
-    def look_before(self) -> None:
+    def look_before(self, looks: Looks) -> None:
         """See the session as it is before the call."""
         session = notes_of(self._entry).get("session")
         if session is None:
@@ -242,8 +224,10 @@ class _Watched:
         begins = self._operation.session is Session.BEGINS
         # A session that the call begins is not there yet.
         self.before = Look(lambda *_: MISSING, session, self._forms) if begins else self._look(session)
+        seen = self._seen()
+        looks.taken(self._entry.seq, seen)
         with self._view.lock:
-            named = self._seen().sessions_beside(self._view.sessions)
+            named = seen.sessions_beside(self._view.sessions)
         self._beside = {name: (other, self._look(other)) for name, other in named.items()}
 
     def _look(self, session: Any, more: Mapping[str, Mapping[str, Any]] = {}) -> Look:

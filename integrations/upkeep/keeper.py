@@ -87,7 +87,7 @@ class Keeper:
         self._compare = False
         # Sessions of which PostgreSQL has refused something that the view has folded.
         self._doubtful: set[int] = set()
-        self.kept = KeptView(outbox, calls, self.view, self._look_again, self.witness.want)
+        self.kept = KeptView(outbox, calls, self.view, self._look_again, self.witness.looks)
         self.kept.restore(carried_over)
 
     def _decide_by(self, cls: type) -> None:

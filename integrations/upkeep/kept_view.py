@@ -13,6 +13,7 @@ from ... import Entry, EntryStatus, Outbox
 from ...log import Log
 from ...results import decode_result, encode_result
 from ..operations import ManagerOperation, call_of, notes_of
+from ..replay.looks import Looks
 from ..replay.upgrades import upgraded
 from ..view import outdated
 from ..view.folds import fold, fold_beside, seen_of
@@ -43,13 +44,13 @@ class KeptView:
         calls: Mapping[str, ManagerOperation],
         view: LocalView,
         doubt: Callable[[int | None], None],
-        want: Callable[[int], None],
+        looks: Looks,
     ) -> None:
         """`doubt(session)`: what is known of a session is to be taken from PostgreSQL.
 
-        `want(seq)`: the effect of an entry is not known, and is to be learned from its replay.
+        `looks`: where to ask for a look at the replay of an entry whose effect is not known.
         """
-        self._outbox, self._calls, self._view, self._doubt, self._want = outbox, calls, view, doubt, want
+        self._outbox, self._calls, self._view, self._doubt, self._looks = outbox, calls, view, doubt, looks
         # Held while a call is made durable and folded, so that both happen in the same order.
         self.order = OrderLock(self._fold_anew)
         # The version of what was learned that is in the store.
@@ -118,7 +119,7 @@ class KeptView:
                     for other in fold_beside(self._view, seen):
                         self._doubt(other)
                     if self._view.learning.wants(seen, sure=sure):
-                        self._want(entry.seq)
+                        self._looks.want(entry.seq, seen, sure=sure)
                     if not sure:
                         self._doubt(session)
             except Exception:  # noqa: BLE001 - the call is durable, and its caller must not get an error of the view

@@ -158,6 +158,12 @@ class Learning:
             return True
         return not sure or (seen.touches_rows and not all(map(effect.knows, (POSITIONS, ORDERS))))
 
+    def explains(self, seen: Seen) -> bool:
+        """Whether all that such a call does is explained by now."""
+        effect = self.effect(seen)
+        known = effect is not None and not effect.unexplained()
+        return known and (seen.operation.balance is None or self.is_balance_as_declared(seen) is not None)
+
     def scales_of_rows(self) -> tuple[int | None, ...]:
         """The decimal places with which values of rows may be shown."""
         return tuple(self.scales) if self.scales else SCALES

@@ -14,8 +14,11 @@ from outbox.integrations.replay.side_ids import SideIds
 from outbox.integrations.replay.witness import Witness
 from outbox.integrations.view.local_view import LocalView
 from outbox.integrations.view.reads import Reads
+from outbox.integrations.view.seen import Seen
 
-OPERATION: Any = SimpleNamespace(name="m", has_role=True, session=None, success=lambda *_: True)
+OPERATION: Any = SimpleNamespace(
+    name="m", has_role=True, session=None, position=None, order=None, balance=None, success=lambda *_: True
+)
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was looked at, in order."""
     found: list[str] = []
 
-    def before(watched: Any) -> None:
+    def before(watched: Any, _: Any) -> None:
         watched.before = object()
         found.append("before")
 
@@ -49,8 +52,9 @@ def replay(made: Witness, seq: int, error: type[Exception] | None = None) -> Non
 
 def follow(made: Witness, view: LocalView, seq: int) -> None:
     """As the keeper does where it is not sure."""
+    seen = Seen(OPERATION, {}, {}, {})
     with view.lock:
-        made.want(seq)
+        made.looks.want(seq, seen, sure=False)
         view.seq = seq
 
 
@@ -59,7 +63,7 @@ def test_replay_before_its_caller_followed_it_is_looked_at_once(view: LocalView,
     replay(made, 1)
     assert looked == ["before", "after"]
     follow(made, view, 1)
-    assert made.wanted == set()
+    assert made.looks.wanted == {}
 
 
 def test_replay_that_fails_is_looked_at_when_it_is_made_again(view: LocalView, looked: list[str]) -> None:
@@ -91,7 +95,7 @@ def test_lost_connection_is_no_defect_of_a_look(
 ) -> None:
     """A batch that was cut off logged a traceback of a hundred lines for it."""
 
-    def fails(_: Any) -> None:
+    def fails(*_: Any) -> None:
         raise error
 
     monkeypatch.setattr(witness._Watched, "look_before", fails)

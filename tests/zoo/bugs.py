@@ -908,10 +908,25 @@ BUGS = (
     ),
     Bug(
         "witness: a look at a replay that failed counts as one",
-        "integrations/replay/witness.py",
-        "        early = 0 < entry.seq - self._view.seq <= _EARLY\n",
-        "        early = 0 < entry.seq - self._view.seq <= _EARLY\n        self._early.add(entry.seq)\n",
+        "integrations/replay/looks.py",
+        "            if 0 < seq - self._view.seq <= _EARLY:\n                return True\n",
+        "            if 0 < seq - self._view.seq <= _EARLY:\n"
+        "                self._early.add(seq)\n                return True\n",
         ("tests/unit/test_witness.py",),
+    ),
+    Bug(
+        "witness: each call of a backlog is looked at that was new when it was made",
+        "integrations/replay/looks.py",
+        "            if not learning.wants(seen, sure=sure or learning.explains(seen)):\n",
+        "            if False:\n",
+        ("tests/unit/test_looks.py",),
+    ),
+    Bug(
+        "witness: a call of a backlog whose row the view did not have is looked at each time",
+        "integrations/replay/looks.py",
+        "            is_due: bool = passed + 1 >= 2**looks\n",
+        "            is_due = True\n",
+        ("tests/unit/test_looks.py",),
     ),
     Bug(
         "wire: best-effort calls before it are dropped",

@@ -58,5 +58,5 @@ def test_orders_filled_before_their_delivery_are_learned_as_new_ones(behind: Beh
     assert not [kind for kind in keeper.view.learning.effects if kind.startswith("create") and "resolved" in kind]
     # Seen so often, they are not looked at any more, which would slow down the delivery of a backlog.
     behind.enter_and_fill("last")
-    assert keeper.witness.wanted == set()
+    assert keeper.witness.looks.wanted == {}
     assert behind.relay.drain(LONG)

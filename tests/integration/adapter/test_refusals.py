@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from outbox.integrations.durable import CallFailed
+from outbox.integrations.replay.looks import Looks
 from outbox.integrations.upkeep.kept_view import KeptView
 from outbox.integrations.view.local_view import LocalView
 from outbox.testing import PostgresServer
@@ -117,7 +118,7 @@ def test_refused_call_is_in_no_answer_of_an_outage(
             assert keeper.kept.is_due()
             checkpoint()
             after = LocalView()
-            KeptView(wired.box, manager._adapter.calls, after, lambda _: None, lambda _: None).restore(None)
+            KeptView(wired.box, manager._adapter.calls, after, lambda _: None, Looks(after)).restore(None)
             assert after.balance(manager._adapter.sessions.current) == 3
 
 

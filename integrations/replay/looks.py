@@ -1,0 +1,70 @@
+"""Looks: which replays are looked at: those that may still teach what such calls do.
+
+A look costs as much as a slow delivery, and a backlog holds thousands of calls that were new when they were made.
+"""
+
+from __future__ import annotations
+
+from ..view.local_view import LocalView
+from ..view.seen import Seen
+
+# So far behind its relay is the view of an engine at most; one that is further behind belongs to a relay alone.
+_EARLY = 64
+
+
+class Looks:
+    """The looks that one local view asks for.  Thread-safe."""
+
+    def __init__(self, view: LocalView) -> None:
+        self._view = view
+        # Sequence number -> a call whose effect was not known for sure when it was made, and whether it was sure.
+        self.wanted: dict[int, tuple[Seen, bool]] = {}
+        # Those that were replayed before the view had followed them.
+        self._early: set[int] = set()
+        # Kind of calls -> how many looks in a row taught nothing, and how many calls were passed over since.
+        self._idle: dict[str, tuple[int, int]] = {}
+
+    def want(self, seq: int, seen: Seen, *, sure: bool) -> None:
+        """Look when this call is replayed, unless it already was; the view's lock is held."""
+        if seq not in self._early:
+            self.wanted[seq] = seen, sure
+
+    def is_due(self, seq: int) -> bool:
+        """Whether to look at this replay: not where those before it have shown what the call does."""
+        with self._view.lock:
+            # The relay may be quicker than the caller, who follows a call in the view when it is durable.
+            if 0 < seq - self._view.seq <= _EARLY:
+                return True
+            if seq not in self.wanted:
+                return False
+            (seen, sure), learning = self.wanted[seq], self._view.learning
+            if not learning.wants(seen, sure=sure or learning.explains(seen)):
+                return False
+            looks, passed = self._idle.get(seen.kind, (0, 0))
+            is_due: bool = passed + 1 >= 2**looks
+            if not is_due:
+                self._idle[seen.kind] = looks, passed + 1
+            return is_due
+
+    def taken(self, seq: int, seen: Seen) -> None:
+        """A call is looked at, beside the rows that are there: others of its kind may have shown it all.
+
+        The view may not have known those rows, and took calls of several kinds for one.
+        """
+        with self._view.lock:
+            if seq not in self.wanted:
+                return
+            kind = self.wanted[seq][0].kind
+            teaches = seen.kind == kind or self._view.learning.wants(seen, sure=True)
+            self._idle[kind] = (0 if teaches else self._idle.get(kind, (0, 0))[0] + 1), 0
+
+    def done(self, seq: int) -> None:
+        """Only now: a replay that fails is made once more, and looked at then."""
+        with self._view.lock:
+            self.wanted.pop(seq, None)
+            self._early = {one for one in (*self._early, seq) if one > self._view.seq}
+
+    def passed(self, seq: int) -> None:
+        """A call was replayed without a look."""
+        with self._view.lock:
+            self.wanted.pop(seq, None)
