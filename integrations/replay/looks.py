@@ -47,7 +47,7 @@ class Looks:
             return is_due
 
     def taken(self, seq: int, seen: Seen) -> None:
-        """A call is looked at, beside the rows that are there: others of its kind may have shown it all.
+        """A call is looked at, beside the rows that are there: others like it may have shown all that can be learned.
 
         The view may not have known those rows, and took calls of several kinds for one.
         """
@@ -55,7 +55,7 @@ class Looks:
             if seq not in self.wanted:
                 return
             kind = self.wanted[seq][0].kind
-            teaches = seen.kind == kind or self._view.learning.wants(seen, sure=True)
+            teaches = self._view.learning.wants(seen, sure=True)
             self._idle[kind] = (0 if teaches else self._idle.get(kind, (0, 0))[0] + 1), 0
 
     def done(self, seq: int) -> None:

@@ -76,7 +76,7 @@ def test_kind_that_hides_a_new_one_is_looked_at_again(view: LocalView, unknown: 
     assert seen == list(range(seen[0], 201))
 
 
-def test_each_call_of_a_kind_that_is_known_exactly_is_due(view: LocalView, unknown: set[str]) -> None:
+def test_each_call_that_teaches_something_is_looked_at(view: LocalView, unknown: set[str]) -> None:
     unknown.add("fill")
     looks = backlog(view, "fill", 30)
     assert all(replay(looks, seq, "fill") for seq in range(1, 31))

@@ -12,6 +12,7 @@ import pytest
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.paper import DatabaseManager
+from outbox.integrations.replay.witness import _Watched
 from tests.unit.fakes.waiting import LONG
 
 TRADES = 5
@@ -59,4 +60,24 @@ def test_orders_filled_before_their_delivery_are_learned_as_new_ones(behind: Beh
     # Seen so often, they are not looked at any more, which would slow down the delivery of a backlog.
     behind.enter_and_fill("last")
     assert keeper.witness.looks.wanted == {}
+    assert behind.relay.drain(LONG)
+
+
+def test_first_backlog_of_a_manager_is_looked_at_a_few_times(behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was known of any of its calls when they were made."""
+    look, looks = _Watched.look_before, list[object]()
+
+    def counted(watched: _Watched, *more: Any) -> None:
+        looks.append(watched)
+        look(watched, *more)
+
+    monkeypatch.setattr(_Watched, "look_before", counted)
+    behind.begin()
+    for number in range(60):
+        behind.enter_and_fill(f"o{number}")
+    assert behind.relay.drain(LONG)
+    assert 6 <= len(looks) <= 40
+    # And all was learned that such calls do.
+    behind.enter_and_fill("last")
+    assert behind.manager._adapter.keeper.witness.looks.wanted == {}
     assert behind.relay.drain(LONG)
