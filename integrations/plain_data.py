@@ -153,3 +153,14 @@ def counter(value: count[Any]) -> tuple[int, int] | None:
     """The next number of an `itertools.count` and its step; None unless both are whole."""
     found = _COUNTER.fullmatch(repr(value))
     return None if found is None else (int(found[1]), int(found[2] or 1))
+
+
+def plain(value: Any) -> Any:
+    """`value` in types that can be stored exactly: enum members by value, containers copied."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return value

@@ -9,8 +9,8 @@ from ... import AlreadyRejected, Entry, EntryStatus, IdempotencyConflict, Outbox
 from ...codec import encode
 from ...records import has_fields, with_field
 from ..operations import ManagerOperation, call_of
+from ..plain_data import plain
 from ..replay.upgrades import upgraded
-from ..view.local_view import plain
 from .block import Block
 from .preparing import Prepared
 

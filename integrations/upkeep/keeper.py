@@ -81,7 +81,7 @@ class Keeper:
         self._fill_from = 0.0
         self.witness = Witness(self.view, reads, self._learned)
         self._repeated = Repeated(_log)
-        self._wake = threading.Event()
+        self._wake, self._asked = threading.Event(), False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._compare = False
@@ -125,7 +125,7 @@ class Keeper:
     def _learned(self, misjudged: Collection[Any]) -> None:
         """Keep what was learned, and take the misjudged sessions from PostgreSQL again."""
         self._doubtful.update(misjudged)
-        self._wake.set()
+        self._ask()
 
     def start(self) -> None:
         """Begin the background work; fills the reserves now if that is possible."""
@@ -153,15 +153,23 @@ class Keeper:
 
     # -- the view
 
-    def fold(self, entry: Entry) -> None:
-        """Apply one durable call to the view, once."""
-        self.kept.fold(entry)
+    def follow(self, entry: Entry, *, soon: bool) -> None:
+        """Apply one durable call to the view, once; the order is held.
+
+        `soon`: its caller does not wait for its delivery, so this may be done behind it, by this keeper's thread or by
+        the next thread that looks at the view.
+        """
+        if soon:
+            self.view.follow(entry)
+            self._wake.set()
+        else:
+            self.kept.fold(entry)
         if self._calls[entry.operation].session is Session.BEGINS and not self.view.learning.agrees:
             # A relay in another process asks nothing about sessions.
             self._compare = True
-            self._wake.set()
-        if self.kept.has_many() or self._may_fill():
-            self._wake.set()
+            self._ask()
+        if self.kept.has_many(entry.seq) or self._may_fill():
+            self._ask()
 
     def _may_fill(self) -> bool:
         """Whether the id reserves are low, and could be filled as far as is known."""
@@ -174,14 +182,14 @@ class Keeper:
         session = notes_of(entry).get("session")
         if entry.status is EntryStatus.FAILED:
             self.kept.refused(entry, session)
-            self._wake.set()
+            self._ask()
         self._look_again(session)
 
     def _look_again(self, session_id: int | None) -> None:
         """Take a session from PostgreSQL as soon as no entry is pending."""
         if session_id is not None and session_id not in self._doubtful:
             self._doubtful.add(session_id)
-            self._wake.set()
+            self._ask()
 
     def overwritten(self, method: str) -> None:
         """Doubt the active sessions, which an undeclared method has changed: they are taken from PostgreSQL again."""
@@ -191,7 +199,7 @@ class Keeper:
                 self._doubtful.add(session_id)
             # What the entries alone make of them is wrong.
             self.kept.changed()
-        self._wake.set()
+        self._ask()
 
     def meet(self, session_id: int | None) -> None:
         """Look at a session that is in use, if it is new to the view, before the next outage."""
@@ -226,7 +234,7 @@ class Keeper:
                 self.kept.observed(session_id)
             self._doubtful.discard(session_id)
         # What was learned is kept before the program can be killed.
-        self._wake.set()
+        self._ask()
         return True
 
     def _shown(self, session_id: int) -> Look:
@@ -295,7 +303,7 @@ class Keeper:
         self._host.forget_failure()
         self._reserves.distrust()
         self._compare = True
-        self._wake.set()
+        self._ask()
 
     def _rewound(self) -> None:
         """Set sequences forward: PostgreSQL was set back, and would give ids a second time that were given out here."""
@@ -304,12 +312,23 @@ class Keeper:
         )
         self._recovered()
 
+    def _ask(self) -> None:
+        """Let the background work begin now."""
+        self._asked = True
+        self._wake.set()
+
     def _run(self) -> None:
+        tended_s = self._outbox.clock.monotonic()
         while not self._stopped.is_set():
             due = (self._doubtful or self._compare) and self._outbox.progress.delivering is not False
-            self._wake.wait(_RETRY_S if due else _PERIOD_S)
+            period_s = _RETRY_S if due else _PERIOD_S
+            self._wake.wait(period_s)
             self._wake.clear()
-            if not self._stopped.is_set():
+            self.view.catch_up()
+            # It is woken for each call, and has the rest to do now and then.
+            is_time = self._asked or self._outbox.clock.monotonic() - tended_s >= period_s
+            if is_time and not self._stopped.is_set():
+                self._asked, tended_s = False, self._outbox.clock.monotonic()
                 self._tend()
 
     def _tend(self) -> None:

@@ -64,7 +64,9 @@ class KeptView:
         # Session -> the last entry before it was taken from PostgreSQL.
         self._observed: dict[Any, int] = {}
         self._folded_with = 0
-        view.renew = self._renew
+        # Whether a fold has begun and not ended.
+        self._torn = False
+        view.renew, view.fold = self._renew, self._follow
 
     def restore(self, carried_over: bytes | None) -> None:
         """Take the last checkpoint and fold the entries since.
@@ -131,6 +133,15 @@ class KeptView:
             self._view.sessions.get(session, {}).pop("foreign", None)
             self._view.seq = entry.seq
 
+    def _follow(self, entry: Entry) -> None:
+        """`fold`; all of them once more where a signal handler has ended the last one in its middle."""
+        was_torn, self._torn = self._torn, True
+        if was_torn:
+            self._fold_anew()
+        else:
+            self.fold(entry)
+        self._torn = False
+
     def refused(self, entry: Entry, session: Any) -> None:
         """Answer nothing of a session as if `entry`, which PostgreSQL refused, had been applied."""
         with self._view.lock:
@@ -174,9 +185,9 @@ class KeptView:
         if self._is_sure():
             self.changed()
 
-    def has_many(self) -> bool:
-        """Whether so many calls came since the last checkpoint that another one is due."""
-        return self._view.seq >= self._due
+    def has_many(self, seq: int) -> bool:
+        """Whether so many calls came since the last checkpoint that another one is due, with entry `seq`."""
+        return seq >= self._due
 
     def is_due(self) -> bool:
         """Whether a checkpoint is due."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..roles import Balance, Session
 from .effects import Prediction, predict
 from .explanations import Unknown, number_or_none
-from .local_view import NOT_SHOWN, LocalView, new_session
-from .rows import ORDERS, PARENT, POSITIONS, Row, resolve, without_resolved
+from .local_view import NOT_SHOWN, LocalView
+from .rows import ORDERS, PARENT, POSITIONS, Row, new_session, resolve, without_resolved
 from .seen import Seen
 
 if TYPE_CHECKING:

@@ -8,19 +8,20 @@ What it does not know it refuses with `UnknownLocally`: an engine must never tak
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from ... import OutboxError
+from ... import Entry, OutboxError
 from ...results import decode_result, encode_result
 from ..roles import NO_SESSIONS
 from .explanations import Unknown, bare, number_or_none
 from .learned import Learning
-from .rows import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, named_positions
+from .rows import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, named_positions, new_session
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
@@ -71,15 +72,60 @@ class LocalView:
     def __init__(self, shown: Callable[[str], str] = str) -> None:
         """`shown(read)`: the manager's own name of a read, for messages."""
         self.shown = shown
-        self.lock = threading.RLock()
-        # Sequence number of the last entry folded in.
-        self.seq = 0
-        self.sessions: dict[int, Row] = {}
+        self._lock: Any = threading.RLock()
+        self._seq, self._sessions = 0, dict[int, Row]()
         # The session of calls that name none while none is current.
         self.otherwise: int | None = None
         self.learning = Learning()
         # Folds the entries once more where more was learned since; set by the keeper.
         self.renew: Callable[[], bool] = lambda: False
+        # Durable calls that are not folded in yet, oldest first; and what folds one in, once, set by the keeper.
+        self._behind: deque[Entry] = deque()
+        self.fold: Callable[[Entry], object] = lambda _: None
+
+    # -- following
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held while the view is read or changed; all that was durable before is folded in then.  Reentrant."""
+        self.catch_up()
+        lock: AbstractContextManager[Any] = self._lock
+        return lock
+
+    @property
+    def seq(self) -> int:
+        """Sequence number of the last entry folded in."""
+        self.catch_up()
+        return self._seq
+
+    @seq.setter
+    def seq(self, value: int) -> None:
+        self._seq = value
+
+    @property
+    def sessions(self) -> dict[int, Row]:
+        """What is known of each session, by its id."""
+        self.catch_up()
+        return self._sessions
+
+    @sessions.setter
+    def sessions(self, value: dict[int, Row]) -> None:
+        self._sessions = value
+
+    def follow(self, entry: Entry) -> None:
+        """Let a durable call be folded in before the view is looked at, in whichever thread that happens first.
+
+        Calls come in the order of their entries.
+        """
+        self._behind.append(entry)
+
+    def catch_up(self) -> None:
+        """Fold in what is durable; not for a thread that holds the lock, whose view must not change meanwhile."""
+        if self._behind and not self._lock._is_owned():
+            with self._lock:
+                while self._behind:
+                    self.fold(self._behind[0])
+                    self._behind.popleft()
 
     # -- durability
 
@@ -348,17 +394,6 @@ class LocalView:
             return None
 
 
-def plain(value: Any) -> Any:
-    """`value` in types that can be stored exactly: enum members by value, containers copied."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    return value
-
-
 def question(read: str, asked: Iterable[str] = ()) -> str:
     """The name of a read's question about sessions: with the arguments that choose among them."""
     return f"{read}({', '.join(sorted(asked))})" if asked else read
@@ -368,16 +403,3 @@ def exact(shown: Any, known: Decimal | None) -> Decimal | None:
     """`shown`, a float of a read perhaps, as the exact amount: the known one where it is shown as that float."""
     found = number_or_none(shown)
     return known if isinstance(shown, float) and known is not None and float(known) == shown else found
-
-
-def new_session(
-    strategy_name: Any = None,
-    symbol: Any = None,
-    balance: Decimal | None = None,
-    start_time: datetime | None = None,
-) -> Row:
-    """What is known of a session; None for what is not."""
-    return {
-        "strategy_name": strategy_name, "symbol": symbol, "balance": balance, "start_time": start_time,
-        "active": True, "tables": {POSITIONS: {}, ORDERS: {}}, "doubts": {},
-    }  # fmt: skip

@@ -7,6 +7,8 @@ and its like for rows that are nested in a position's row.  A nested row knows i
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -100,3 +102,16 @@ def joined(tables: Tables, nested: Iterable[str], ordered: Callable[[str, list[R
         }
         # A list that is empty in some rows and no rows in others is as it was shown.
         yield {**more, **row}
+
+
+def new_session(
+    strategy_name: Any = None,
+    symbol: Any = None,
+    balance: Decimal | None = None,
+    start_time: datetime | None = None,
+) -> Row:
+    """What is known of a session; None for what is not."""
+    return {
+        "strategy_name": strategy_name, "symbol": symbol, "balance": balance, "start_time": start_time,
+        "active": True, "tables": {POSITIONS: {}, ORDERS: {}}, "doubts": {},
+    }  # fmt: skip

@@ -74,7 +74,7 @@ def test_a_view_in_doubt_is_not_tried_at_each_call(outbox_dir: Path, monkeypatch
         woken = []
         for number in range(7):
             first._wake.clear()
-            first.fold(box.enqueue("order", {"client_order_id": str(number), NOTES: {"session": 1}}))
+            first.follow(box.enqueue("order", {"client_order_id": str(number), NOTES: {"session": 1}}), soon=False)
             woken.append(first._wake.is_set())
             first.kept.checkpoint() if woken[-1] else None
         assert not first.view.is_sure(1)
@@ -98,7 +98,7 @@ def test_low_reserves_of_ids_are_not_asked_for_in_an_outage(outbox_dir: Path, mo
 
         def is_woken(number: int) -> bool:
             first._wake.clear()
-            first.fold(box.enqueue("order", {"client_order_id": str(number), NOTES: {"session": None}}))
+            first.follow(box.enqueue("order", {"client_order_id": str(number), NOTES: {"session": None}}), soon=False)
             return first._wake.is_set()
 
         assert is_woken(0)
@@ -133,7 +133,7 @@ def test_reads_of_sessions_are_asked_where_no_delivery_teaches(
     with Outbox.open(outbox_dir, operations=[begins]) as box:
         first = keeper(box, begins)
         first._host.manager()
-        first.fold(box.enqueue("create_trading_session", {NOTES: {"session": 1, "id": 1}}))
+        first.follow(box.enqueue("create_trading_session", {NOTES: {"session": 1, "id": 1}}), soon=False)
         Relay(box, InMemoryTarget([begins])).drain(timeout=LONG)
         tables: Any = {"positions": {}, "orders": {}}
         look = SimpleNamespace(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
+from outbox.integrations.plain_data import plain
 from outbox.integrations.roles import is_exit_order
 from outbox.integrations.view import checks
 from outbox.integrations.view.effects import Effect
 from outbox.integrations.view.explanations import Space
 from outbox.integrations.view.folds import fold, seen_of
-from outbox.integrations.view.local_view import LocalView, UnknownLocally, encoded, exact, plain
+from outbox.integrations.view.local_view import LocalView, UnknownLocally, encoded, exact
 from outbox.integrations.view.row_forms import RowForms
 from outbox.integrations.view.rows import Tables, resolve, resolved_before
 from outbox.integrations.view.seen import Seen
@@ -666,3 +669,55 @@ def test_session_in_doubt_is_not_forgotten(view: LocalView) -> None:
         did(view, "end_trading_session", session=session)
     with pytest.raises(UnknownLocally):
         view.open_positions(None)
+
+
+def followed(view: LocalView, *seqs: int) -> list[int]:
+    """Let a view follow entries; those that were folded in, in order."""
+    found: list[int] = []
+
+    def fold_one(entry: Any) -> None:
+        with view.lock:
+            found.append(entry.seq)
+            view.seq = entry.seq
+
+    view.fold = fold_one
+    for seq in seqs:
+        view.follow(SimpleNamespace(seq=seq))  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("look", [lambda view: view.seq, lambda view: view.sessions, lambda view: view.snapshot()])
+def test_what_is_durable_is_folded_in_before_a_look(look: Callable[[LocalView], Any]) -> None:
+    view = LocalView()
+    found = followed(view, 1, 2)
+    assert found == []
+    look(view)
+    assert found == [1, 2]
+    assert view.seq == 2
+
+
+def test_view_does_not_change_while_its_lock_is_held() -> None:
+    view = LocalView()
+    found = followed(view, 1)
+    with view.lock:
+        followed(view, 2)
+        assert (view.seq, list(view.sessions), found) == (1, [], [1])
+    assert view.seq == 2
+
+
+def test_fold_that_was_interrupted_is_not_forgotten() -> None:
+    view = LocalView()
+    followed(view, 1)
+    fold_one, tries = view.fold, list[int]()
+
+    def interrupted(entry: Any) -> None:
+        tries.append(entry.seq)
+        if len(tries) == 1:
+            raise KeyboardInterrupt
+        fold_one(entry)
+
+    view.fold = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        view.catch_up()
+    assert view.seq == 1
+    assert tries == [1, 1]

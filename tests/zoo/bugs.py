@@ -1104,6 +1104,27 @@ BUGS = (
         ("tests/integration/adapter/test_put_together.py",),
     ),
     Bug(
+        "adapter: a call that was folded in part before a signal is folded once more",
+        "integrations/upkeep/kept_view.py",
+        "        if was_torn:\n            self._fold_anew()\n        else:\n            self.fold(entry)\n",
+        "        self.fold(entry)\n",
+        ("tests/integration/adapter/test_interrupts.py",),
+    ),
+    Bug(
+        "adapter: the local view is looked at before the calls that are durable are in it",
+        "integrations/view/local_view.py",
+        "        if self._behind and not self._lock._is_owned():\n",
+        "        if False:\n",
+        ("tests/unit/test_local_view.py",),
+    ),
+    Bug(
+        "adapter: the local view changes under a thread that holds its lock",
+        "integrations/view/local_view.py",
+        "        if self._behind and not self._lock._is_owned():\n",
+        "        if self._behind:\n",
+        ("tests/unit/test_local_view.py",),
+    ),
+    Bug(
         "adapter: an interrupted renewal leaves the local view without the calls since",
         "integrations/upkeep/kept_view.py",
         "            self.order.interrupted = True\n",

@@ -14,6 +14,7 @@ from outbox import Outbox
 from outbox.errors import StoreBusy
 from outbox.integrations.calls.block import Block, Entering
 from outbox.integrations.ids.id_reserve import IdReserve
+from outbox.integrations.upkeep import kept_view
 from outbox.integrations.upkeep.kept_view import KeptView
 from tests.unit.fakes.waiting import LONG
 
@@ -95,9 +96,11 @@ def test_calls_after_an_interrupted_enqueue_are_recorded(
         assert here.rows("SELECT symbol FROM trades") == [("interrupted",), ("later",)]
 
 
-@pytest.mark.parametrize(("owner", "name"), [(KeptView, "fold"), (Outbox, "submit")])
+@pytest.mark.parametrize(
+    ("owner", "name", "after"), [(KeptView, "fold", True), (KeptView, "fold", False), (Outbox, "submit", True)]
+)
 def test_local_view_has_a_call_that_was_interrupted_while_recorded(
-    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: bool
 ) -> None:
     """It was stored and delivered, and the local view answered without it until the end of the program."""
     with scene(postgres_url, tmp_path / "outbox") as here:
@@ -108,15 +111,38 @@ def test_local_view_has_a_call_that_was_interrupted_while_recorded(
             with here.manager.atomic_balance_update(5, "fill"):
                 pass
             assert here.drain()
-        _interrupt(monkeypatch, owner, name, after=True)
+        # Without its thread the call is folded in by the one that looks at the view, which is the one of signals.
+        here.manager._adapter.keeper.stop()
+        _interrupt(monkeypatch, owner, name, after=after)
         with pytest.raises(KeyboardInterrupt):
             here.manager.update_balance(70, "interrupted")
+            here.manager.get_current_balance()
         assert here.manager.get_current_balance() == 70
         with here.manager.atomic_balance_update(5, "fill") as told:
             assert told["old_balance"] == 70
         assert here.drain()
         assert here.manager.get_current_balance() == 75
         assert not here.box.status().alarms
+
+
+def test_call_that_was_followed_in_part_counts_once(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scene(postgres_url, tmp_path / "outbox") as here:
+        here.manager.create_trading_session("ma", 100)
+        here.manager.update_balance(100, "start")
+        for _ in range(3):
+            with here.manager.atomic_balance_update(5, "fill"):
+                pass
+            assert here.drain()
+        here.manager._adapter.keeper.stop()
+        # Between the change of the balance and the end of the fold.
+        _interrupt(monkeypatch, kept_view, "fold_beside")
+        with pytest.raises(KeyboardInterrupt):
+            with here.manager.atomic_balance_update(5, "fill"):
+                pass
+            here.manager.get_current_balance()
+        assert here.manager.get_current_balance() == 120
 
 
 @pytest.mark.parametrize("name", ["_fold_since", "fold"])
