@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from outbox import DurabilityError, Outbox, OutboxConfig, Relay, StoreLocked
+from outbox import DurabilityError, Health, Outbox, OutboxConfig, OutboxError, Relay, StoreLocked, TargetMisconfigured
 from outbox.errors import HistoryRewound
 from outbox.store.continuity import Mark, Memory
 from outbox.store.envelope import Record
@@ -144,12 +144,15 @@ class RememberingTarget(InMemoryTarget):
         self.loss: HistoryRewound | None = None
         self.told: list[tuple[list[Mark], int]] = []
         self.compared = 0
+        self.refuses: OutboxError | None = None
 
     def follow(self, memory: Memory) -> None:
         self.before = lambda records: self.told.append((memory.marks(), memory.watermark()))
 
     def compare(self, store_id: UUID) -> Comparing:
         self.compared += 1
+        if self.refuses is not None:
+            raise self.refuses
         return Comparing(self.loss)
 
 
@@ -217,6 +220,17 @@ def test_loss_met_while_idle_is_forgotten_with_the_right_database(outbox_dir: Pa
         rig.run(60.0)
         relay = rig.box.status().relay
         assert (relay.stopped, relay.last_error) == (False, None)
+
+
+def test_idle_relay_that_is_refused_needs_an_operator(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        target = remembering(rig)
+        target.refuses = TargetMisconfigured("28P01: the password is wrong")
+        rig.run(5.0)
+        assert "the line is stopped: 28P01: the password is wrong" in rig.box.status().needs_operator
+        target.refuses = None
+        rig.run(60.0)
+        assert rig.box.status().health is Health.HEALTHY
 
 
 def test_an_idle_relay_asks_once_a_minute_and_a_busy_one_never(outbox_dir: Path) -> None:

@@ -1374,7 +1374,7 @@ BUGS = (
         "outbox/relay/delivery.py",
         "return self.trouble.failed_idle(exc)",
         "return math.inf",
-        ("tests/integration/test_relay_command.py",),
+        ("tests/unit/test_relay_overlap.py",),
     ),
     Bug(
         "the reason of a stopped line is forgotten when the next relay begins",
