@@ -10,8 +10,11 @@ import re
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+
+from .left_messages import leave_message, leaves_messages
 
 _IN_URL = re.compile(r"(://[^:/@\s]*):\S*@")
 _AS_PARAMETER = re.compile(r"(?i)(\bpassword=)('[^']*'|[^&\s'\"]+)")
@@ -57,7 +60,9 @@ class Log:
         self._log(logging.CRITICAL, message, facts, trace)
 
     def _log(self, level: int, message: str, facts: dict[str, Any], trace: bool = False) -> None:
-        if not self._logger.isEnabledFor(level):
+        left = leaves_messages()
+        # A thread that leaves its messages does not even ask: `logging` has a lock for that, too.
+        if not left and not self._logger.isEnabledFor(level):
             return
         around: frozenset[str] = getattr(_logging, "messages", frozenset())
         if message in around:
@@ -66,13 +71,40 @@ class Log:
             _logging.messages = around | {message}
             fields = {name: _fact(value) for name, value in facts.items()}
             arguments = (fields,) if fields else ()
-            self._logger.log(level, message, *arguments, extra=fields, exc_info=trace, stacklevel=_CALLER)
+            if left:
+                leave_message(self._later(level, message, arguments, fields, trace))
+            else:
+                self._logger.log(level, message, *arguments, extra=fields, exc_info=trace, stacklevel=_CALLER)
         except Exception:  # noqa: BLE001 - a host's handler may raise, and must end neither a write nor the relay
-            with suppress(Exception):
-                if logging.raiseExceptions and sys.stderr is not None:
-                    traceback.print_exc()
+            _show_defect()
         finally:
             _logging.messages = around
+
+    def _later(
+        self, level: int, message: str, arguments: tuple[Any, ...], fields: dict[str, Any], trace: bool
+    ) -> Callable[[], None]:
+        """What logs the message in another thread, as of now and here.  It never raises."""
+        file, line, function, _ = self._logger.findCaller(stacklevel=_CALLER + 1)
+        error = sys.exc_info() if trace else None
+        record = self._logger.makeRecord(
+            self._logger.name, level, file, line, message, arguments, error, function, fields
+        )
+
+        def say() -> None:
+            try:
+                if self._logger.isEnabledFor(level):
+                    self._logger.handle(record)
+            except BaseException:  # noqa: BLE001 - as above, and the other thread must go on
+                _show_defect()
+
+        return say
+
+
+def _show_defect() -> None:
+    """Print the traceback of what a host's handler has raised, as `logging` does."""
+    with suppress(Exception):
+        if logging.raiseExceptions and sys.stderr is not None:
+            traceback.print_exc()
 
 
 def without_password(text: str) -> str:

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from ..errors import DurabilityError, StoreClosed, StoreUnavailable
+from ..left_messages import await_left_messages, leaving_messages
 from ..log import Log
 from ..own_threads import waited_for
 
@@ -142,6 +143,7 @@ class Writer(Generic[Item]):
             except BaseException as exc:  # noqa: BLE001 - raised below
                 interruption = exc
             looks += interruption is not None
+        await_left_messages()
         if interruption is not None:
             raise interruption
         assert waiter.outcome is not None
@@ -186,6 +188,7 @@ class Writer(Generic[Item]):
                 task.lock.acquire(timeout=_END_S)
             except BaseException as exc:  # noqa: BLE001 - raised below
                 interruption = exc
+        await_left_messages()
         if interruption is not None:
             raise interruption
         if task.error is not None:
@@ -199,11 +202,12 @@ class Writer(Generic[Item]):
         # An interpreter that ends has stopped the thread for good.
         if threading.current_thread() is not self._thread and not sys.is_finalizing():
             self._thread.join()
+            await_left_messages()
 
     # -- the thread
 
     def _serve(self) -> None:
-        with waited_for():
+        with waited_for(), leaving_messages():
             self._work()
 
     def _work(self) -> None:

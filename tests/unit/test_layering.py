@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # The files and rooms of outbox/, in order: each may import only those before it.  `store` is a room: a folder.
 LINE = [
     "errors",
+    "left_messages",
     "log",
     "words",
     "clock",
