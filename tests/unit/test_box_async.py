@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,67 @@ def test_errors_are_those_of_enqueue(box: Outbox) -> None:
 
     asyncio.run(work())
     assert box.status().pending == 1
+
+
+class Interrupted(asyncio.SelectorEventLoop):
+    """An event loop that a signal handler interrupts: wherever it is hashed or called, as signals come anywhere."""
+
+    def __init__(self, handler: Callable[[], None]) -> None:
+        super().__init__()
+        self.handler: Callable[[], None] | None = handler
+
+    def __hash__(self) -> int:
+        handler, caller = self.handler, sys._getframe(1)
+        while caller is not None and handler is not None:
+            if caller.f_code.co_name in ("wake", "_wake") and "handing_over" in caller.f_code.co_filename:
+                self.handler = None
+                handler()
+                break
+            caller = caller.f_back  # type: ignore[assignment]
+        return id(self)
+
+
+def test_signal_handler_may_enqueue_while_coroutines_wake(outbox_dir: Path) -> None:
+    """The writer waited for a lock that the interrupted thread held."""
+    box = Outbox.open(outbox_dir)
+    others: list[threading.Thread] = []
+
+    def handler() -> None:
+        others.append(threading.Thread(target=lambda: asyncio.run(box.enqueue_async("log", {"n": 2})), daemon=True))
+        others[0].start()
+        threading.Event().wait(0.2)
+        box.enqueue("log", {"n": 3})
+
+    def run() -> None:
+        loop = Interrupted(handler)
+        loop.run_until_complete(box.enqueue_async("log", {"n": 1}))
+        if loop.handler is not None:  # it is hashed no more
+            handler()
+        loop.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(LONG / 2)
+    assert not thread.is_alive(), "the handler waits for the writer, and the writer for the loop that it interrupted"
+    others[0].join(LONG / 2)
+    assert sorted(entry.args["n"] for entry in box.pending()) == [1, 2, 3]
+    box.close()
+
+
+def test_coroutines_of_many_loops_and_stores_are_all_woken(tmp_path: Path) -> None:
+    boxes = [Outbox.open(tmp_path / str(number)) for number in range(2)]
+    done: list[int] = []
+
+    async def work() -> None:
+        for round_ in range(50):
+            calls = [box.enqueue_async("log", {"n": round_}) for box in boxes for _ in range(3)]
+            done.append(len(await asyncio.gather(*calls)))
+
+    threads = [threading.Thread(target=lambda: asyncio.run(work()), daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    assert done == [6] * 150
+    for box in boxes:
+        box.close()
