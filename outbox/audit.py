@@ -20,7 +20,8 @@ from .errors import StoreCorrupt, TargetMisconfigured
 from .operation import Operation, operations_by_name
 from .postgres.connection import Address, GuardedConnection, UnitFailed
 from .postgres.parking import OperationFault
-from .postgres.receipts import find
+from .postgres.receipts import TABLE as RECEIPTS
+from .postgres.receipts import find, is_there
 from .postgres.row_audit import RowAudit, RowCount
 from .postgres.transaction_settings import Cursor
 from .store.entry_json import DISCARDED
@@ -175,6 +176,11 @@ class _Auditor:
 
     def _compare_receipts(self, records: Sequence[Record]) -> None:
         with self._transaction() as cursor:
+            if not is_there(cursor):
+                raise TargetMisconfigured(
+                    f"this database has no table {RECEIPTS}, or its role does not find it",
+                    hint="check DATABASE_URL and the role's search_path",
+                )
             receipts = find(cursor, records)
         for record in records:
             receipt = receipts.get(record.key)

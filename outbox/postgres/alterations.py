@@ -125,8 +125,7 @@ class Alterations:
         """Note the newest delivery before this connection: entries that are pending now may have come after it."""
         row = tried(cursor, _CLUSTER)
         cluster = None if row is None else str(row[0])
-        cursor.execute(_NEWEST, (str(store_id),))
-        row = cursor.fetchone()
+        row = tried(cursor, _NEWEST, str(store_id))
         with self._lock:
             if cluster != self._cluster:
                 self._horizons, self._found = [], {}

@@ -30,7 +30,7 @@ from .parking import OperationFault
 from .piggyback import PiggybackConnection
 from .transaction_settings import Cursor, TransactionSettings
 from .watchdog import Watchdog
-from .watermarks import ensure_tables
+from .watermarks import check_tables, make_tables
 
 _log = Log("outbox.postgres")
 
@@ -122,6 +122,8 @@ class GuardedConnection:
         self._settings = TransactionSettings(config.stall_timeout)
         self._engine: Engine = create_engine("postgresql+psycopg2://", creator=self._connect_raw, poolclass=NullPool)
         self._connection: Connection | None = None
+        # Whether the database has the receipts and the watermarks table, as of the last connection.
+        self.has_tables = False
         # What to raise when a commit is tried meanwhile; set while a handler runs.
         self._no_commit: TargetMisconfigured | None = None
         event.listen(self._engine, "commit", self._refuse_commit)
@@ -253,18 +255,34 @@ class GuardedConnection:
                 raw.autocommit = False
             try:
                 with connection.begin():
-                    ensure_tables(self.opening_cursor(connection))
+                    self.has_tables = check_tables(self.opening_cursor(connection))
             except (SQLAlchemyError, psycopg2.Error) as exc:
-                failure = self.verdict(exc, None)
-                if isinstance(failure, UnitFailed):
-                    # Nothing here is any entry's fault; losing a race to create the table is not even a fault.
-                    broken, text = isinstance(failure.error, TargetMisconfigured), str(failure)
-                    hint = "its role must find outbox_receipts and outbox_watermarks in its search path, or make them"
-                    failure = TargetMisconfigured(text, hint=hint) if broken else TargetUnavailable(text)
-                raise failure from exc
+                raise self._tables_verdict(exc) from exc
         info = raw_of(connection).info
         _log.info("connected to PostgreSQL: database %(database)s on %(host)s", host=info.host, database=info.dbname)
         return connection
+
+    def make_tables(self) -> None:
+        """Create the receipts and the watermarks table.  Raises `TargetUnavailable` or `TargetMisconfigured`."""
+        connection = self.get()
+        with self._watchdog.guard():
+            try:
+                with connection.begin():
+                    make_tables(self.opening_cursor(connection))
+            except (SQLAlchemyError, psycopg2.Error) as exc:
+                raise self._tables_verdict(exc) from exc
+        self.has_tables = True
+
+    def _tables_verdict(self, exc: Exception) -> Exception:
+        """What a failure with the tables means; nothing there is any entry's fault."""
+        failure = self.verdict(exc, None)
+        if not isinstance(failure, UnitFailed):
+            return failure
+        text = str(failure)
+        if not isinstance(failure.error, TargetMisconfigured):
+            return TargetUnavailable(text)  # losing a race to create the table is not even a fault
+        hint = "its role must find outbox_receipts and outbox_watermarks in its search path, or make them"
+        return TargetMisconfigured(text, hint=hint)
 
     def _login_verdict(self, exc: Exception) -> Exception:
         """What a failed connection means: an outage, unless the server itself refuses the login."""

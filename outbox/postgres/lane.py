@@ -217,6 +217,8 @@ class Lane:
     def _connected(self, store_id: UUID) -> tuple[Connection, watermarks.Session]:
         connection = self._link.get()
         if self._session is None or self._session_on is not connection:
+            if not self._link.has_tables and not self._memory.marks():
+                self._link.make_tables()
             self._session = watermarks.Session(self._memory, store_id, self._clock.new_id, lane=self._number)
             self._session_on, self._connected_us = connection, to_us(self._clock.now())
         return connection, self._session

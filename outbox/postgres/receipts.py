@@ -63,10 +63,15 @@ def holder_of_fence(cursor: Cursor, name: str) -> str:
     return "" if found is None else f": backend {found[0]}, {found[1]}, waits for {found[2]}"
 
 
+def is_there(cursor: Cursor, name: str = TABLE) -> bool:
+    """Whether the role finds a table of ours in its search path."""
+    cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (name,))
+    return bool(cursor.fetchone()[0])
+
+
 def ensure_table(cursor: Cursor, name: str = TABLE, create: str = _CREATE) -> None:
     """Create a table of ours unless it is there; needs no privilege in the latter case."""
-    cursor.execute("SELECT to_regclass(%s) IS NULL", (name,))
-    if cursor.fetchone()[0]:
+    if not is_there(cursor, name):
         # Of two that create it at once, the server refuses one even with IF NOT EXISTS.
         cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (LOCK_CLASS, f"create {name}"))
         cursor.execute(create)

@@ -71,17 +71,23 @@ def check_writable(cursor: Cursor) -> None:
         raise not_held()
 
 
-def ensure_tables(cursor: Cursor) -> None:
-    """Create the receipts and the watermarks table unless they are there; needs no privilege in the latter case.
+def check_tables(cursor: Cursor) -> bool:
+    """Begin a connection: see `check_writable`; returns whether the receipts and the watermarks table are there.
 
     Raises `ReceiptsGone` where the receipts were removed: without them entries would be doubled.
     """
     check_writable(cursor)
-    cursor.execute("SELECT to_regclass(%s) IS NULL AND to_regclass(%s) IS NOT NULL", (receipts.TABLE, TABLE))
-    if cursor.fetchone()[0]:
+    cursor.execute("SELECT to_regclass(%s) IS NOT NULL, to_regclass(%s) IS NOT NULL", (receipts.TABLE, TABLE))
+    has_receipts, has_watermarks = cursor.fetchone()
+    if has_watermarks and not has_receipts:
         cursor.execute(f"SELECT EXISTS (SELECT FROM {TABLE})")
         if cursor.fetchone()[0]:
             raise receipts.gone("is gone")
+    return bool(has_receipts and has_watermarks)
+
+
+def make_tables(cursor: Cursor) -> None:
+    """Create the receipts and the watermarks table unless they are there; needs no privilege in the latter case."""
     receipts.ensure_table(cursor)
     receipts.ensure_table(cursor, TABLE, _CREATE)
 
@@ -99,6 +105,15 @@ class Session:
         self._entered = 0
         # Of an entry that was applied in the newest transaction.
         self._proof: str | None = None
+        # Tables of ours that were seen.  Not made before the database is taken as it is: a table that was renamed or
+        # moved could not come back to its place.
+        self._seen: set[str] = set()
+
+    def _has(self, cursor: Cursor, table: str) -> bool:
+        """Whether a table of ours is there."""
+        if table not in self._seen and receipts.is_there(cursor, table):
+            self._seen.add(table)
+        return table in self._seen
 
     @property
     def mark(self) -> Mark | None:
@@ -137,10 +152,17 @@ class Session:
 
     def without_receipt(self, cursor: Cursor, records: Sequence[Record]) -> set[int]:
         """Sequence numbers of those without a receipt.  Raises while another transaction may be writing one."""
+        if not self._has(cursor, receipts.TABLE):
+            return {item.seq for item in records}
         cursor.execute("SAVEPOINT outbox_withdrawn; SET LOCAL lock_timeout = '100ms'")
         fresh = receipts.record(cursor, self._store_id, records)
         cursor.execute("ROLLBACK TO SAVEPOINT outbox_withdrawn")
         return fresh
+
+    def missing(self, cursor: Cursor, records: Sequence[Record]) -> list[Record]:
+        """Those of `records` that have no receipt of their own payload."""
+        found = find(cursor, records) if self._has(cursor, receipts.TABLE) else {}
+        return [item for item in records if item.key not in found or found[item.key][0] != item.payload_hash]
 
     def committed(self, proof: Record | None = None) -> None:
         """PostgreSQL has acknowledged the transaction that was entered, and with it the receipt of `proof`."""
@@ -168,7 +190,8 @@ class Session:
     def seen(self, cursor: Cursor) -> int:
         """The highest sequence number of this store or a copy of it that PostgreSQL has seen."""
         settled = max((row.settled_seq for row in self._rows(cursor)), default=0)
-        return max(settled, receipts.highest_seq(cursor, self._store_id))
+        highest = receipts.highest_seq(cursor, self._store_id) if self._has(cursor, receipts.TABLE) else 0
+        return max(settled, highest)
 
     def begin(self, cursor: Cursor, *, complete: bool = True) -> None:
         """Enter the first transaction, taking the database as it is.
@@ -177,6 +200,7 @@ class Session:
         Raises `TargetUnavailable` or `DurabilityError`.
         """
         _check_fence(cursor, self._fence)
+        make_tables(cursor)
         marks, rows = self._memory.marks(), self._rows(cursor)
         # Should this transaction be rolled back, PostgreSQL goes on showing the others.
         self._memory.begin_session(*(row.session for row in rows), self._id)
@@ -188,6 +212,8 @@ class Session:
         self._lineage, self._entered = lineage, 1
 
     def _rows(self, cursor: Cursor) -> list[Watermark]:
+        if not self._has(cursor, TABLE):
+            return []
         cursor.execute(_READ, (self._store_id,))
         return [_watermark(*row) for row in cursor.fetchall()]
 
@@ -204,8 +230,8 @@ class Comparison:
 
     def missing(self, records: Sequence[Record]) -> list[Record]:
         """Those of `records` that have no receipt of their own payload."""
-        found = self._ask(lambda cursor: find(cursor, records))
-        return [item for item in records if item.key not in found or found[item.key][0] != item.payload_hash]
+        missing: list[Record] = self._ask(lambda cursor: self._session.missing(cursor, records))
+        return missing
 
     def seen(self) -> int:
         """The highest sequence number of the store or a copy of it that PostgreSQL has seen."""

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from outbox import Entry, Operation, PostgresTarget, Relay
-from outbox.postgres.watermarks import ensure_tables
+from outbox.postgres.watermarks import make_tables
 from outbox.testing import PostgresServer
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench
@@ -287,7 +287,7 @@ def copy_tables(source: str, target: str) -> None:
     with closing(psycopg2.connect(source)) as one, closing(psycopg2.connect(target)) as other:
         with one.cursor() as reading, other.cursor() as writing:
             writing.execute("SET synchronous_commit = on; SET statement_timeout = 60000; CREATE TABLE others (k text)")
-            ensure_tables(writing)
+            make_tables(writing)
             for table in ("outbox_watermarks", "outbox_receipts"):
                 rows = io.StringIO()
                 reading.copy_expert(f"COPY {table} TO STDOUT", rows)

@@ -14,6 +14,7 @@ from click.testing import Result
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.testing import PostgresServer
 from tests import atb as command_line
+from tests.unit.fakes.failover import Past
 from tests.unit.fakes.waiting import LONG
 
 OPERATIONS = (
@@ -141,6 +142,13 @@ def test_audit_changes_nothing(store: Path, postgres_url: str, database: Any) ->
     before = (store / "data.mdb").read_bytes()
     assert run(store, postgres_url).exit_code == 0
     assert (store / "data.mdb").read_bytes() == before
+
+
+def test_audit_of_another_database_makes_no_table_there(store: Path, past: Past) -> None:
+    done = run(store, past.url)
+    assert done.exit_code == 2
+    assert "this database has no table outbox_receipts" in done.output
+    assert past.execute("SELECT count(*) FROM pg_class WHERE relname LIKE 'outbox%'") == [(0,)]
 
 
 def test_since_leaves_out_older_entries(store: Path, postgres_url: str, database: Any) -> None:

@@ -62,3 +62,56 @@ def test_a_database_that_was_accepted_needs_no_receipts(past: Past, outbox_dir: 
             desk.open()
             desk.deliver()
             assert desk.box.status().health is Health.HEALTHY
+
+
+RENAMED = [("outbox_watermarks",), ("outbox_receipts", "outbox_watermarks")]
+
+
+@pytest.mark.parametrize("tables", RENAMED, ids=" ".join)
+@pytest.mark.parametrize("connected", [True, False])
+def test_renamed_table_can_be_renamed_back(
+    past: Past, outbox_dir: Path, tables: tuple[str, ...], connected: bool
+) -> None:
+    """The relay made a new, empty one in its place, which had to be dropped first."""
+    with Desk(outbox_dir, past.url) as desk:
+        desk.trade(3)
+        desk.deliver()
+        if not connected:
+            desk.close()
+            desk.open()
+        for table in tables:
+            past.execute(f"ALTER TABLE {table} RENAME TO {table}_before")
+        desk.trade(2)
+        with desk.relay:
+            until(lambda: not desk.relay.drain(0.1) and bool(desk.box.status().needs_operator))
+        for table in tables:
+            past.execute(f"ALTER TABLE {table}_before RENAME TO {table}")
+        desk.deliver()
+        assert desk.box.status().health is Health.HEALTHY
+        assert past.execute("SELECT count(*), count(DISTINCT number) FROM trades") == [(5, 5)]
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_renamed_tables_are_made_anew_when_an_operator_says_so(past: Past, outbox_dir: Path, everything: bool) -> None:
+    with Desk(outbox_dir, past.url) as desk:
+        desk.trade(3)
+        desk.deliver()
+        for table in ("outbox_receipts", "outbox_watermarks"):
+            past.execute(f"ALTER TABLE {table} RENAME TO {table}_before")
+        past.execute("DELETE FROM trades")
+        desk.trade(2)
+        desk.stop_at_loss()
+        desk.relay.reconcile(everything=everything)
+        desk.deliver()
+        assert desk.box.status().health is Health.HEALTHY
+        assert past.execute("SELECT count(*), count(DISTINCT number) FROM trades") == [(5, 5)]
+
+
+def test_entry_discarded_before_the_first_table_is_asked_for(past: Past, outbox_dir: Path) -> None:
+    with Desk(outbox_dir, past.url) as desk:
+        [seq] = desk.trade(1)
+        desk.box.discard(seq, "a test")
+        desk.deliver()
+        desk.trade(1)
+        desk.deliver()
+        assert desk.box.status().health is Health.HEALTHY
