@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from threading import Event
 
 import click
 
-from outbox import Entry, EntryInDelivery, Outbox
+from outbox import Entry, EntryInDelivery, EntryNotFound, EntryStatus, Outbox, OutboxError
 from outbox.answers import require_reason
+from outbox.store.entry_json import DISCARDED
 
-from .common import Number, directory_option, in_one_sentence, settings
+from .common import Number, directory_option, in_one_sentence, say, settings
 from .entries import for_people, none_of
 
 # So long a discard waits for a moment in which the entry is in no batch, looking so often.
@@ -39,11 +39,8 @@ def retry(directory: str | None, seq: tuple[int, ...], everything: bool, operati
         dead = list(box.dead_letters()) if everything else []
         if everything:
             seq = tuple(entry.seq for entry in dead if operation in (None, entry.operation))
-        with _said("requeued") as done:
-            for number in seq:
-                if number not in done:
-                    done |= {entry.seq for entry in box.requeue(number)}
-    if not done:
+        _answer(seq, "requeued", box.requeue)
+    if not seq:
         click.echo(none_of("dead letters", len(dead)))
 
 
@@ -61,12 +58,13 @@ def discard(directory: str | None, seq: tuple[int, ...], reason: str, yes: bool)
     """
     require_reason(reason)
     with Outbox.attach(config=settings(directory)) as box:
-        if not yes:
-            _ask(box, seq)
-        with _said("discarded") as done:
-            for number in seq:
-                if number not in done:
-                    done |= {entry.seq for entry in _discard(box, number, reason)} or {number}
+        before = {number for number in seq if _is_discarded(box, number)}
+        if before:
+            click.echo(f"discarded before: {_listed(before)}")
+        left = tuple(number for number in seq if number not in before)
+        if left and not yes:
+            _ask(box, left)
+        _answer(left, "discarded", lambda number: _discard(box, number, reason))
 
 
 def _discard(box: Outbox, seq: int, reason: str) -> list[Entry]:
@@ -97,12 +95,38 @@ def _ask(box: Outbox, seqs: tuple[int, ...]) -> None:
         raise click.Abort
 
 
-@contextmanager
-def _said(what: str) -> Iterator[set[int]]:
-    """Name the entries that were answered within the block, also where one of them was refused."""
+def _answer(seqs: Iterable[int], what: str, answer: Callable[[int], list[Entry]]) -> None:
+    """Answer one after the other, and say which were; one that is refused keeps no other from it.
+
+    Raises the last refusal; the ones before it are printed.
+    """
     done: set[int] = set()
+    refused: list[OutboxError] = []
     try:
-        yield done
+        for number in seqs:
+            if number in done:
+                continue
+            try:
+                done |= {entry.seq for entry in answer(number)} | {number}
+            except (EntryNotFound, EntryInDelivery) as exc:
+                refused.append(exc)
     finally:
         if done:
-            click.echo(f"{what}: {', '.join(map(str, sorted(done)))}")
+            click.echo(f"{what}: {_listed(done)}")
+    for refusal in refused[:-1]:
+        say(f"Error: {refusal}", err=True)
+    if refused:
+        raise refused[-1]
+
+
+def _listed(seqs: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(seqs)))
+
+
+def _is_discarded(box: Outbox, seq: int) -> bool:
+    """Whether an operator has given up this entry before, as far as the ledger still knows."""
+    try:
+        entry = box.entry(seq)
+    except OutboxError:
+        return False
+    return entry.status is EntryStatus.FAILED and (entry.error or "").startswith(DISCARDED)

@@ -11,6 +11,7 @@ from typing import Any
 
 from outbox import ConfigError, Operation
 
+_OPTION, _EXAMPLE = "--operations", "myengine.outbox:OPERATIONS"
 _NOT_FOUND = "run it where your program is, or set PYTHONPATH to that directory"
 
 
@@ -21,13 +22,22 @@ def required_operations(where: str | None) -> list[Operation]:
     return load_operations(where)
 
 
+def check_operations(where: str | None) -> None:
+    """Raise `ConfigError` for a name that does not exist, though the operations may not be needed in the end.
+
+    Nothing is called: what a host connects to for its operations may be away.
+    """
+    if where is not None:
+        load(where, _OPTION, _EXAMPLE)
+
+
 def load_operations(where: str, also: tuple[type, ...] = ()) -> list[Any]:
     """The operations declared at `module:name`, and what is of a type in `also`.
 
     Raises `ConfigError` naming what is wrong.
     """
-    found = load(where, "--operations", "myengine.outbox:OPERATIONS")
-    with _code_of_the_host(where, "--operations"):
+    found = load(where, _OPTION, _EXAMPLE)
+    with _code_of_the_host(where, _OPTION):
         found = found() if callable(found) else found
         declared = list(found) if isinstance(found, Iterable) else [found]
     strange = [one for one in declared if not isinstance(one, (Operation, *also))]
@@ -36,7 +46,7 @@ def load_operations(where: str, also: tuple[type, ...] = ()) -> list[Any]:
         hint = "allowed: an iterable of Operation"
         if _is_read(first):
             hint = "for an engine's DatabaseManager give a callable that returns bind(OPERATIONS, factory)"
-        raise ConfigError(f"--operations is {where!r}, with {_kind(first)}", hint=hint)
+        raise ConfigError(f"{_OPTION} is {where!r}, with {_kind(first)}", hint=hint)
     return declared
 
 

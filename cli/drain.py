@@ -29,7 +29,7 @@ from .common import (
     timeout_option,
     without_password,
 )
-from .declared import required_operations
+from .declared import check_operations, required_operations
 from .pace import Pace
 from .screen import screen
 
@@ -56,6 +56,7 @@ def drain(
     be tried.
     """
     config = settings(directory, database_url=database_url)
+    check_operations(operations)
     with Outbox.attach(config=config) as box:
         before = box.status()
         # What the last relay met may be over; this command's own relay reports it again if it is not.

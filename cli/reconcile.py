@@ -25,7 +25,7 @@ from .common import (
     timeout_option,
     without_password,
 )
-from .declared import load_operations
+from .declared import check_operations, load_operations
 
 _LOOK_S = 0.1
 
@@ -59,6 +59,7 @@ def reconcile(
         raise click.UsageError("give --all or --accept, not both: what is accepted is not compared")
     config = settings(directory, database_url=database_url)
     order = Order(everything=everything, accept=accept)
+    check_operations(operations)
     with Outbox.attach(config=config) as box:
         patience = Patience(timeout, box.clock.monotonic)
         done = _by_relay(box, order, patience) or _here(box, order, operations, patience)

@@ -25,6 +25,8 @@ OPERATIONS = [Operation("note", table="notes", order_by="who")]
 NOT_SOME = 7
 def declare():
     return OPERATIONS
+def raising():
+    raise ConnectionError("the database is away")
 """
 
 Atb = Callable[..., subprocess.CompletedProcess[str]]
@@ -255,6 +257,19 @@ def test_drain_names_what_is_wrong_with_the_operations(atb: Atb, outbox_dir: Pat
     done = atb("drain", "--operations", where, "--database-url", "postgresql://127.0.0.1:1/x")
     assert done.returncode == 2
     assert words in done.stderr
+
+
+@pytest.mark.parametrize("command", ["drain", "reconcile"])
+def test_operations_that_do_not_exist_are_refused_unneeded(atb: Atb, outbox_dir: Path, command: str) -> None:
+    Outbox.open(outbox_dir).close()
+    url = ("--database-url", "postgresql://127.0.0.1:1/x")
+    done = atb(command, "--operations", "declared:MISSING", *url)
+    assert done.returncode == 2
+    assert "has no MISSING" in done.stderr
+    if command == "drain":
+        # Without anything to deliver they are not asked for: what they connect to may be away.
+        assert atb(command, "--operations", "declared:raising", *url).returncode == 0
+        assert atb(command).returncode == 0
 
 
 def test_drain_without_operations_or_database_says_what_to_give(atb: Atb, outbox_dir: Path) -> None:

@@ -130,6 +130,26 @@ def test_discarded_dead_letter_frees_its_key_and_keeps_the_reason(
     assert audits == [{"seq": 2, "reason": "by hand"}, {"seq": 6, "reason": "both"}]
 
 
+def test_refused_answer_keeps_no_other_entry_from_its_answer(engine: tuple[Outbox, Relay], atb: Atb) -> None:
+    assert atb("discard", "4", "--reason", "by one operator", "--yes").returncode == 0
+    done = atb("discard", "4", "2", "99", "1", "7", "--reason", "by another", "--yes")
+    assert done.returncode == 2
+    assert done.stdout == "discarded before: 4\ndiscarded: 2, 6, 7\n"
+    assert [line.partition(" (")[0] for line in done.stderr.splitlines()] == [
+        "Error: entry 99 is not a dead letter, and not pending",
+        "Error: entry 1 is not a dead letter, and not pending",
+    ]
+    again = atb("discard", "2", "4", "--reason", "by another", "--yes")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "discarded before: 2, 4\n", "")
+    assert "discarded: by one operator" in atb("show", "4").stdout
+
+
+def test_refused_retry_keeps_no_other_entry_from_its_retry(engine: tuple[Outbox, Relay], atb: Atb) -> None:
+    done = atb("retry", "1", "4", "7")
+    assert (done.returncode, done.stdout) == (2, "requeued: 4, 6, 7\n")
+    assert "entry 1 is not a dead letter" in done.stderr
+
+
 def test_idle_relay_notices_a_retry_from_another_process(
     engine: tuple[Outbox, Relay], atb: Atb, postgres_url: str
 ) -> None:
@@ -196,8 +216,7 @@ def test_pending_entry_is_discarded_from_the_command_line(engine: tuple[Outbox, 
     assert (done.returncode, done.stdout) == (0, "discarded: 3\n")
     assert box.entry(3).error == "discarded: behind a wrong one; was: pending"
     again = atb("discard", "3", "--reason", "again", "--yes")
-    assert again.returncode == 2
-    assert "entry 3 is not a dead letter" in again.stderr
+    assert (again.returncode, again.stdout) == (0, "discarded before: 3\n")
 
 
 def test_pending_and_held_back_entries_are_listed(engine: tuple[Outbox, Relay], atb: Atb) -> None:
