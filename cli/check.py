@@ -20,7 +20,7 @@ from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManag
 from outbox.integrations.manager.classes import stood_for
 from outbox.integrations.manager.host import class_made_by
 from outbox.integrations.preflight.preflight import Fit, Kind, look
-from outbox.postgres.connection import libpq_url
+from outbox.postgres.address import libpq_url
 
 from .common import in_one_sentence, without_password
 from .declared import load, load_operations

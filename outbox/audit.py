@@ -18,7 +18,8 @@ from .clock import SystemClock
 from .entry import EntryStatus
 from .errors import StoreCorrupt, TargetMisconfigured
 from .operation import Operation, operations_by_name
-from .postgres.connection import Address, GuardedConnection, UnitFailed
+from .postgres.address import Address
+from .postgres.connection import GuardedConnection, UnitFailed
 from .postgres.parking import OperationFault
 from .postgres.receipts import TABLE as RECEIPTS
 from .postgres.receipts import find, is_there

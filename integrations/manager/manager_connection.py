@@ -21,7 +21,7 @@ from sqlalchemy.orm import scoped_session
 from sqlalchemy.pool import QueuePool
 
 from ...errors import ConfigError, TargetMisconfigured, TargetUnavailable
-from ...postgres.connection import Address
+from ...postgres.address import Address
 from ...postgres.piggyback import PiggybackConnection
 from ...postgres.watchdog import Watchdog
 from ...words import first_line

@@ -7,7 +7,7 @@ dropped, and the next use connects anew.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,11 +19,12 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from ..clock import Clock
-from ..config import OutboxConfig, check_database_url
-from ..errors import ConfigError, EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
+from ..config import OutboxConfig
+from ..errors import EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
 from ..failures import CONFLICTS, CONTENTIONS, PRIVILEGE, STALLS, UNNAMED, Verdict, classify
 from ..log import Log
 from ..words import first_line
+from .address import Address, rotated
 from .alterations import Refused
 from .login_probe import Login, sqlstate_of_login
 from .parking import OperationFault
@@ -53,64 +54,12 @@ class UnitFailed(Exception):
         self.refused: Refused | None = None
 
 
-class Address:
-    """Where to connect, and as whom; callables are asked at each new connection, so that a password may change."""
-
-    def __init__(self, url: str | Callable[[], str], password: Callable[[], str] | None = None) -> None:
-        """Raises `ConfigError`, without repeating the URL, for a text that is none or has a password beside another."""
-        self._url = url if callable(url) else libpq_url(url)
-        self._password = password
-        if isinstance(self._url, str) and password is not None and "password" in _parsed(self._url):
-            raise ConfigError("the URL has a password, and password= gives another", hint="leave it out of the URL")
-
-    def parameters(self) -> dict[str, Any]:
-        """What libpq needs for a new connection.
-
-        Raises `TargetUnavailable` where a callable raises OSError, and `TargetMisconfigured` where it raises anything
-        else or answers with something that is of no use.
-        """
-        url = self._url
-        if callable(url):
-            try:
-                url = libpq_url(_asked("URL of the database", url))
-            except ConfigError as exc:
-                raise TargetMisconfigured(f"the URL of the database is of no use: {exc}") from exc
-        given = _parsed(url)
-        if self._password is not None:
-            given["password"] = _asked("password", self._password)
-        return given
-
-
-def _asked(what: str, ask: Callable[[], str]) -> str:
-    try:
-        answer: object = ask()
-    except OSError as exc:  # what keeps it is away
-        raise TargetUnavailable(f"the {what} cannot be had: {type(exc).__name__}: {exc}") from exc
-    except Exception as exc:
-        raise TargetMisconfigured(f"the {what} cannot be had: {type(exc).__name__}: {exc}") from exc
-    if not isinstance(answer, str) or not answer:
-        shown = "empty" if answer == "" else type(answer).__name__
-        raise TargetMisconfigured(f"the {what} that was asked for is {shown}", hint="allowed: a text")
-    return answer
-
-
-def _rotated(given: dict[str, Any], by: int) -> dict[str, Any]:
-    """libpq's parameters with the first `by` hosts behind the others."""
-    lists = {name: given[name].split(",") for name in ("host", "hostaddr", "port") if name in given}
-    return given | {name: ",".join(one[by % len(one) :] + one[: by % len(one)]) for name, one in lists.items()}
-
-
-def _parsed(dsn: str) -> dict[str, Any]:
-    parameters: dict[str, Any] = psycopg2.extensions.parse_dsn(dsn)
-    return parameters
-
-
 class GuardedConnection:
     """At most one connection, watched for silence.  Used by one thread at a time (`interrupt` excepted)."""
 
     def __init__(self, address: Address, config: OutboxConfig, clock: Clock) -> None:
         self._address = address
-        # Whether the address of the last connection that was tried names several hosts.
+        # Whether the address of the last connection names several hosts.
         self.several_hosts = False
         # What failed, if the last one that was tried did.
         self._refused: Login | None = None
@@ -299,8 +248,8 @@ class GuardedConnection:
 
     def _connect_raw(self) -> Any:
         given = self._address.parameters()
-        self.several_hosts, self._refused = "," in given.get("host", ""), None
-        given = _rotated(given, self._put_last)
+        self._refused = None
+        given = rotated(given, self._put_last)
         limit_ms = max(1, int(self.stall_timeout_s * 1000))
         defaults: dict[str, Any] = {
             "connect_timeout": max(1, round(self._connect_timeout_s)),
@@ -316,6 +265,9 @@ class GuardedConnection:
             PiggybackConnection, on_poll=self._watchdog.watch_connecting, on_failure=partial(self._note_refused, chosen)
         )
         raw = psycopg2.connect(**{**chosen, "client_encoding": "UTF8"}, connection_factory=make)
+        # Of a service or the environment, too.
+        tried = raw.info.dsn_parameters
+        self.several_hosts = any("," in tried.get(name, "") for name in ("host", "hostaddr"))
         try:
             self._watchdog.watch(raw.fileno(), lambda: raw.info.transaction_status == _ASKING)
         except BaseException:
@@ -374,23 +326,6 @@ def _cause(exc: BaseException, outside: BaseException | None) -> TargetUnavailab
             return before
         before = before.__context__
     return None
-
-
-def libpq_url(url: str) -> str:
-    """`url` as libpq takes it: without SQLAlchemy's driver.  Raises `ConfigError`, without repeating the URL."""
-    scheme, _, rest = check_database_url(url).partition("://")
-    driver = scheme.partition("+")[2]
-    if driver not in ("", "psycopg2"):
-        _log.info("the URL of the database names driver %(driver)s: the outbox connects with psycopg2", driver=driver)
-    dsn = f"postgresql://{rest}"
-    try:
-        psycopg2.extensions.parse_dsn(dsn)
-    except psycopg2.ProgrammingError:
-        raise ConfigError(
-            "database_url cannot be parsed",
-            hint="allowed: postgresql://user:password@host:port/database?option=value, options as libpq names them",
-        ) from None
-    return dsn
 
 
 def raw_of(connection: Connection) -> Any:

@@ -13,8 +13,9 @@ from ..store.continuity import Memory
 from ..store.envelope import Record
 from ..target import Outcome, Unit, spread, units
 from ..worker import Worker
+from .address import Address
 from .alterations import Alterations
-from .connection import Address, GuardedConnection
+from .connection import GuardedConnection
 from .lane import Lane
 from .parking import park
 from .watermarks import Comparison

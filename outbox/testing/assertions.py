@@ -11,7 +11,7 @@ from outbox.audit import audit
 from outbox.box import Outbox
 from outbox.entry import Entry, EntryStatus
 from outbox.operation import Operation
-from outbox.postgres.connection import libpq_url
+from outbox.postgres.address import libpq_url
 from outbox.postgres.rows import quote_table
 from outbox.words import counted
 

@@ -476,6 +476,31 @@ def test_commit_that_waits_for_a_standby_is_named_and_done_once(own_postgres: Po
     assert query(url, "SELECT n FROM effects ORDER BY n") == [(number,) for number in range(1, last + 1)]
 
 
+def test_hosts_named_as_sqlalchemy_does_are_tried_in_turn(url: str, outbox_dir: Path) -> None:
+    parts = urlsplit(url)
+    several = f"postgresql+psycopg2://{parts.username}@{parts.path}?host=127.0.0.1:1&host={parts.hostname}:{parts.port}"
+    with Bench(outbox_dir, several, ROW) as bench:
+        bench.enqueue("row", {"n": 1})
+        assert completed(bench.apply()) == [1]
+        assert bench.target._lanes[0]._link.several_hosts
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_several_hosts_of_a_service_are_known_as_such(
+    url: str, outbox_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool
+) -> None:
+    """A change of the primary is then part of the plan, and what it lost is put back without an operator."""
+    parts = urlsplit(url)
+    hosts = f"{parts.hostname},127.0.0.2" if several else parts.hostname
+    service = f"[desk]\nhost={hosts}\nport={parts.port}\nuser={parts.username}\ndbname={parts.path[1:]}\n"
+    (tmp_path / "services").write_text(service, encoding="utf-8")
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    with Bench(outbox_dir, "postgresql://?service=desk", ROW) as bench:
+        bench.enqueue("row", {"n": 1})
+        assert completed(bench.apply()) == [1]
+        assert bench.target._lanes[0]._link.several_hosts is several
+
+
 def test_a_refused_connection_after_a_stall_is_no_stall(url: str, outbox_dir: Path) -> None:
     with Bench(outbox_dir, url, ROW, stall_timeout=0.2) as bench:
         with Proxy(url) as proxy:

@@ -97,7 +97,13 @@ KNOW_NOBODY = ["errors", "words", "entry"]
 # Who may import a library, and must. Imports that only the type checker sees do not count.
 IMPORTERS = {
     "lmdb": {"store.environment"},
-    "psycopg2": {"postgres.connection", "postgres.handler_call", "postgres.lane", "postgres.piggyback"},
+    "psycopg2": {
+        "postgres.address",
+        "postgres.connection",
+        "postgres.handler_call",
+        "postgres.lane",
+        "postgres.piggyback",
+    },
     "sqlalchemy": {"postgres.connection", "postgres.handler_call", "postgres.lane"},
     "orjson": {"codec"},
     "time": {"clock"},

@@ -43,7 +43,7 @@ BUGS = (
     ),
     Bug(
         "a password is asked for once, and wrong after it was changed",
-        "outbox/postgres/connection.py",
+        "outbox/postgres/address.py",
         '            given["password"] = _asked("password", self._password)\n',
         '            self._kept = getattr(self, "_kept", None) or _asked("password", self._password)\n'
         '            given["password"] = self._kept\n',

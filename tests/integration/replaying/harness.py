@@ -16,7 +16,8 @@ from outbox.integrations.durable import ManagerOperation
 from outbox.integrations.manager.host import Host
 from outbox.integrations.operations import NOTES
 from outbox.integrations.replay.replay import Replayer
-from outbox.postgres.connection import Address, GuardedConnection, raw_of
+from outbox.postgres.address import Address
+from outbox.postgres.connection import GuardedConnection, raw_of
 
 THEN = datetime(2023, 3, 4, 5, 6, 7, 891234, tzinfo=UTC)
 
