@@ -123,7 +123,10 @@ class Store(Reader):
         self.on_settled: Callable[[Moved], None] = _ignore
         self.writer: Writer[Append] | None = None
         if not environment.readonly:
-            self.writer = writer("outbox-writer", self.append, self._tell)
+            self.writer = writer("outbox-writer", self.append, self._tell, self._writer_died)
+
+    def _writer_died(self, exc: BaseException) -> None:
+        self._latch("go on writing", exc if isinstance(exc, Exception) else RuntimeError(repr(exc)))
 
     def _tell(self) -> None:
         for listener in tuple(self.listeners):

@@ -95,13 +95,24 @@ class Writer(Generic[Item]):
     """
 
     def __init__(
-        self, name: str, commit: Callable[[list[Item], Callable[[], None]], None], committed: Callable[[], None]
+        self,
+        name: str,
+        commit: Callable[[list[Item], Callable[[], None]], None],
+        committed: Callable[[], None],
+        died: Callable[[BaseException], object] = lambda _: None,
     ) -> None:
         """`commit` makes all items durable in one go, or raises; `committed` is called after each that did not raise.
 
+        `died` is called where the thread ends by an exception, as without memory; it must not raise.
+
         Raises `StoreUnavailable` where no thread can be started.
         """
-        self._commit, self._committed = commit, committed
+        self._commit, self._committed, self._died = commit, committed, died
+        # What the thread has died of.
+        self._death: DurabilityError | None = None
+        # What was taken from the queue, and what of it is at work.
+        self._appends: list[_Handed[Item]] = []
+        self._batch: list[_Handed[Item]] = []
         # Callers whose commit has ended and who are not woken yet.
         self._asleep: list[_Waiter[Item]] = []
         self._queue: SimpleQueue[_Handed[Item] | _Task | None] = SimpleQueue()
@@ -208,19 +219,22 @@ class Writer(Generic[Item]):
 
     def _serve(self) -> None:
         with waited_for(), leaving_messages():
-            self._work()
+            try:
+                self._work()
+            except BaseException as exc:  # noqa: BLE001 - all who wait must learn of it
+                self._die(exc)
 
     def _work(self) -> None:
-        appends: list[_Handed[Item]] = []
         going = True
-        while going or appends or any(self._tasks):
-            idle = going and not appends and not any(self._tasks)
-            going = self._take(appends, wait=idle) and going
-            if appends:
-                batch, appends = appends, []
+        while going or self._appends or any(self._tasks):
+            idle = going and not self._appends and not any(self._tasks)
+            going = self._take(wait=idle) and going
+            if self._appends:
+                self._batch, self._appends = self._appends, []
                 self.moves += 1
-                self._append(batch)
+                self._append(self._batch)
                 self.moves += 1
+                self._batch = []
             for tasks in self._tasks:
                 if tasks:
                     self._wake()
@@ -232,7 +246,23 @@ class Writer(Generic[Item]):
         self._stopped = True
         self._refuse_rest()
 
-    def _take(self, appends: list[_Handed[Item]], *, wait: bool) -> bool:
+    def _die(self, exc: BaseException) -> None:
+        """End all that was handed over, in doubt."""
+        self._death = DurabilityError(
+            f"the thread that writes has died: {type(exc).__name__}: {exc}", hint="restart the program"
+        )
+        self._stopped = True
+        for handed in (*self._batch, *self._appends):
+            if handed.outcome is None:
+                self._end(handed, self._death)
+        self._wake()
+        for task in (task for tasks in self._tasks for task in tasks):
+            task.error = self._death
+            task.end()
+        self._refuse_rest()
+        self._died(exc)
+
+    def _take(self, *, wait: bool) -> bool:
         """Move everything from the queue to where it belongs; False at the order to stop."""
         going = True
         while wait or not self._queue.empty():  # this thread alone takes something out
@@ -241,7 +271,7 @@ class Writer(Generic[Item]):
             if found is None:
                 going = False
             elif isinstance(found, _Handed):
-                appends.append(found)
+                self._appends.append(found)
             else:
                 self._tasks[found.rank].append(found)
         return going
@@ -258,7 +288,10 @@ class Writer(Generic[Item]):
         if self._queue.empty():
             self._wake()
         if error is None:
-            self._committed()
+            try:
+                self._committed()
+            except BaseException:  # noqa: BLE001 - what is stored is stored, and the writer goes on
+                _log.error("a listener of enqueues failed; no entry is affected", trace=True)
 
     def _end(self, handed: _Handed[Item], error: BaseException | None) -> None:
         handed.outcome = (error,)
@@ -282,7 +315,7 @@ class Writer(Generic[Item]):
 
     def _refuse_rest(self) -> None:
         """End what was handed over too late.  Called by any thread that finds the writer stopped."""
-        closed = StoreClosed("the outbox is closed", hint="open it again")
+        closed = self._death or StoreClosed("the outbox is closed", hint="open it again")
         while True:
             try:
                 found = self._queue.get_nowait()

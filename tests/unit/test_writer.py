@@ -221,6 +221,70 @@ def test_work_raises_where_it_was_asked_for(rig: Rig) -> None:
     assert rig.writer.run(Rank.MAINTAIN, lambda: rig.writer.run(Rank.SETTLE, lambda: 6)) == 6
 
 
+# -- dying
+
+
+def test_listener_that_raises_stops_no_later_enqueue(box: Outbox) -> None:
+    """It ended the writer's thread, and every later enqueue waited for ever."""
+
+    def raising() -> None:
+        raise SystemExit("a defect of the host")
+
+    box.on_enqueue(raising)
+    ended: list[Entry] = []
+    for number in range(2):
+        thread = threading.Thread(target=lambda n=number: ended.append(box.enqueue("note", {"n": n})), daemon=True)
+        thread.start()
+        thread.join(LONG / 2)
+        assert [entry.args["n"] for entry in ended] == list(range(number + 1))
+
+
+def test_thread_without_memory_ends_all_callers_in_doubt(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Outbox.open(outbox_dir)
+    writer = box.store.writer
+    assert writer is not None
+    entered, go_on = threading.Event(), threading.Event()
+
+    def without_memory(_: Any) -> None:
+        entered.set()
+        assert go_on.wait(LONG)
+        raise MemoryError
+
+    monkeypatch.setattr(writer, "_append", without_memory)
+    raised: list[BaseException] = []
+
+    def call(work: Callable[[], object]) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+            except BaseException as exc:  # noqa: BLE001 - it is what the test looks at
+                raised.append(exc)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
+
+    threads = [call(lambda: box.enqueue("note", {"n": 1}))]
+    assert entered.wait(LONG)
+    futures = [box.enqueue_nowait("note", {"n": 2})]
+    threads += [call(lambda: box.enqueue("note", {"n": 3})), call(lambda: box.compact())]
+    until(lambda: writer._queue.qsize() == 3)
+    go_on.set()
+    for thread in threads:
+        thread.join(LONG / 2)
+        assert not thread.is_alive()
+    for exc in (*raised, futures[0].exception(LONG)):
+        assert isinstance(exc, DurabilityError)
+        assert "the thread that writes has died: MemoryError" in str(exc)
+    assert len(raised) == 3
+    with pytest.raises(DurabilityError, match="enqueueing is halted"):
+        box.enqueue("note", {"n": 4})
+    assert "enqueueing is halted: the store could not go on writing" in box.status().needs_operator[0]
+    box.close()
+    with Outbox.open(outbox_dir) as again:
+        assert again.enqueue("note", {"n": 5}).args == {"n": 5}
+
+
 # -- stopping
 
 
