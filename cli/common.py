@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
@@ -221,6 +222,7 @@ class OneSentenceGroup(click.Group):
     """A group whose wrong options, here and in its commands, are one sentence instead of a usage text."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        _print_any_text()
         with _brief_usage_errors(), _help_that_cannot_be_written():
             return super().make_context(*args, **kwargs)
 
@@ -311,6 +313,13 @@ def _is_of_the_output(error: OSError) -> bool:
         frame = frame.tb_next
     module = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__"))
     return error.filename is None and module.partition(".")[0] in _PRINTERS
+
+
+def _print_any_text() -> None:
+    """Let a locale without a character show its code: a command that has done its work must not end with an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _silence_stdout() -> None:

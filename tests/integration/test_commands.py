@@ -272,6 +272,17 @@ def test_operations_that_do_not_exist_are_refused_unneeded(atb: Atb, outbox_dir:
         assert atb(command).returncode == 0
 
 
+def test_character_that_the_locale_lacks_is_shown_as_its_code(atb: Atb, outbox_dir: Path) -> None:
+    """The pause was in force, and the command called it an error; a status could not be shown at all."""
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("note", {"who": "\u6f22"})
+    done = atb("pause", "--reason", "for \u20ac", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "for \\u20ac" in done.stdout
+    assert "for \\u20ac" in atb("status", PYTHONIOENCODING="latin-1").stdout
+    assert "\\u6f22" in atb("list", "--pending", PYTHONIOENCODING="latin-1").stdout
+
+
 def test_drain_without_operations_or_database_says_what_to_give(atb: Atb, outbox_dir: Path) -> None:
     _fill(outbox_dir)
     assert "--operations" in atb("drain").stderr
