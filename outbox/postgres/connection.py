@@ -71,6 +71,8 @@ class GuardedConnection:
         self._settings = TransactionSettings(config.stall_timeout)
         self._engine: Engine = create_engine("postgresql+psycopg2://", creator=self._connect_raw, poolclass=NullPool)
         self._connection: Connection | None = None
+        # Whether the relay's own connection is being made; a handler may make others.
+        self._connecting = False
         # Whether the database has the receipts and the watermarks table, as of the last connection.
         self.has_tables = False
         # What to raise when a commit is tried meanwhile; set while a handler runs.
@@ -193,10 +195,13 @@ class GuardedConnection:
 
     def _connect(self) -> Connection:
         with self._watchdog.guard():
+            self._connecting = True
             try:
                 connection = self._engine.connect()
             except (SQLAlchemyError, psycopg2.Error) as exc:
                 raise self._login_verdict(exc) from exc
+            finally:
+                self._connecting = False
             self._connection = connection
             raw = raw_of(connection)
             if raw.autocommit:
@@ -261,15 +266,17 @@ class GuardedConnection:
         }
         chosen = {**defaults, **given}
         # Whatever the database's encoding is: a text that it cannot hold then concerns one entry, not the driver.
-        make = partial(
-            PiggybackConnection, on_poll=self._watchdog.watch_connecting, on_failure=partial(self._note_refused, chosen)
-        )
+        on_poll = self._watchdog.watch_connecting if self._connecting else None
+        make = partial(PiggybackConnection, on_poll=on_poll, on_failure=partial(self._note_refused, chosen))
         raw = psycopg2.connect(**{**chosen, "client_encoding": "UTF8"}, connection_factory=make)
         # Of a service or the environment, too.
         tried = raw.info.dsn_parameters
         self.several_hosts = any("," in tried.get(name, "") for name in ("host", "hostaddr"))
         try:
-            self._watchdog.watch(raw.fileno(), lambda: raw.info.transaction_status == _ASKING)
+            if self._connecting:
+                self._watchdog.watch(raw.fileno(), lambda: raw.info.transaction_status == _ASKING)
+            else:
+                self._watchdog.watch_beside(raw.fileno())
         except BaseException:
             raw.close()
             raise

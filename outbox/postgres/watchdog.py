@@ -34,6 +34,8 @@ class Watchdog:
         # Its thread shuts a socket while it holds the lock.
         self._lock = threading.RLock()
         self._socket: socket.socket | None = None
+        # Of connections that a handler makes beside it, within the guarded block at hand.
+        self._beside: list[socket.socket] = []
         self._deadline: float | None = None
         # Whether the driver waits for an answer; None while the socket is still being connected, so that a server that
         # is away is no surprise.
@@ -63,6 +65,12 @@ class Watchdog:
         `is_asking`: whether an answer is waited for; called by another thread while the socket is watched.
         """
         self._watch(descriptor, self._limit_s, is_asking)
+
+    def watch_beside(self, descriptor: int) -> None:
+        """Guard this connected socket too, until the guarded block at hand ends; does nothing without one."""
+        with self._lock:
+            if self._deadline is not None:
+                self._beside.append(socket.socket(fileno=os.dup(descriptor)))
 
     def _watch(self, descriptor: int, limit_s: float, is_asking: Callable[[], bool] | None) -> None:
         duplicate = socket.socket(fileno=os.dup(descriptor))
@@ -100,6 +108,8 @@ class Watchdog:
         finally:
             with self._lock:
                 self._deadline, self._unwanted = None, False
+                while self._beside:
+                    self._beside.pop().close()
 
     def shut(self) -> None:
         """Shut the socket now, or as soon as the guarded block at hand has one."""
@@ -110,9 +120,10 @@ class Watchdog:
     def _shut(self) -> None:
         """Assumes the lock."""
         self.fired = True
-        if self._socket is not None:
+        for one in (self._socket, *self._beside):
             with suppress(OSError):  # it is down already
-                self._socket.shutdown(socket.SHUT_RDWR)
+                if one is not None:
+                    one.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Forget the socket and end the thread; `watch` starts anew."""

@@ -433,6 +433,55 @@ def test_a_server_that_falls_silent_right_after_the_login_is_given_up(
         assert isinstance(outcomes[0].interruption, TargetUnavailable)
 
 
+def test_stall_behind_a_second_connection_of_a_handler_is_given_up(url: str, outbox_dir: Path) -> None:
+    """The watchdog watched the handler's own connection from then on, which was closed long ago."""
+
+    def handler(conn: Connection, entry: Entry) -> None:
+        with conn.engine.connect() as other:
+            other.execute(text("SELECT 1"))
+        conn.execute(text("INSERT INTO effects (n) VALUES (:n)"), dict(entry.args))
+
+    operation = Operation("handled", handler=handler)
+    with Proxy(url) as proxy, Bench(outbox_dir, proxy.url, operation, ROW, stall_timeout=1.0) as bench:
+        bench.enqueue("handled", {"n": 1})
+        assert completed(bench.apply()) == [1]
+        bench.settle(bench.apply())
+        bench.enqueue("row", {"n": 2})
+        proxy.stall.set()
+        outcomes: list[Any] = []
+        applying = threading.Thread(target=lambda: outcomes.append(bench.apply(2)))
+        applying.start()
+        applying.join(LONG / 2)
+        gave_up = not applying.is_alive()
+        proxy.stall.clear()
+        proxy.disconnect()
+        applying.join(LONG)
+        assert gave_up
+        assert isinstance(outcomes[0].interruption, TargetUnavailable)
+
+
+def test_stall_of_a_second_connection_of_a_handler_is_given_up(url: str, outbox_dir: Path) -> None:
+    with Proxy(url) as proxy:
+
+        def handler(conn: Connection, entry: Entry) -> None:
+            with conn.engine.connect() as other:
+                proxy.stall.set()
+                other.execute(text("SELECT 1"))
+
+        with Bench(outbox_dir, proxy.url, Operation("handled", handler=handler), stall_timeout=1.0) as bench:
+            bench.enqueue("handled", {"n": 1})
+            outcomes: list[Any] = []
+            applying = threading.Thread(target=lambda: outcomes.append(bench.apply()))
+            applying.start()
+            applying.join(LONG / 2)
+            gave_up = not applying.is_alive()
+            proxy.stall.clear()
+            proxy.disconnect()
+            applying.join(LONG)
+            assert gave_up
+            assert isinstance(outcomes[0].interruption, TargetUnavailable)
+
+
 @pytest.mark.parametrize("table", ["outbox_receipts", "outbox_watermarks"])
 def test_lock_on_the_relays_own_tables_blames_no_entry(url: str, outbox_dir: Path, table: str) -> None:
     with Bench(outbox_dir, url, ROW, stall_timeout=0.3) as bench:
