@@ -17,6 +17,7 @@ from ..store.writer import refuse_at_the_end
 from ..target import Target
 from .delivery import HURRY_S, Delivery, Step
 from .orders import Order, Reconciliation
+from .wake import Wake
 
 _log = Log("outbox.relay")
 
@@ -45,7 +46,7 @@ class Relay:
         self._last = Step()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._wake = threading.Event()
+        self._wake = Wake()
         # A signal handler may stop a relay whose start or stop it has interrupted.
         self._lifecycle = threading.RLock()
         # As in `Progress`.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from outbox import ConfigError, Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnavailable
 from outbox.relay.orders import Reconciliation
 from outbox.relay.publication import Publication
+from outbox.relay.wake import Wake
 from outbox.store.envelope import Record
 from outbox.store.locks import Role, died_holding
 from outbox.store.reads import Peeked
@@ -703,7 +706,7 @@ def test_stop_waits_as_long_as_it_was_told(
     assert relay.stop(LONG)
 
 
-class Naps(threading.Event):
+class Stops(threading.Event):
     """An event that notes how long somebody means to wait for it."""
 
     def __init__(self) -> None:
@@ -713,6 +716,48 @@ class Naps(threading.Event):
     def wait(self, timeout: float | None = None) -> bool:
         self.noted.append(timeout)
         return super().wait(timeout)
+
+
+class Naps(Wake):
+    """The same of the relay's naps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[float] = []
+
+    def wait(self, timeout: float) -> bool:
+        self.noted.append(timeout)
+        return super().wait(timeout)
+
+
+def test_signal_handler_may_enqueue_while_a_caller_wakes_the_relay(box: Outbox, target: InMemoryTarget) -> None:
+    """The writer waited for the lock of an event that the interrupted thread was setting."""
+    relay = Relay(box, target)
+    relay.start()
+    left = [True]
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        # As a signal handler that comes in the middle of `set`.
+        caller = "" if frame.f_back is None else frame.f_back.f_code.co_name
+        if left and event == "call" and caller == "set" and frame.f_code.co_name not in ("__init__", "__enter__"):
+            left.clear()
+            for number in range(3):
+                write(box, number)
+        return trace
+
+    def call() -> None:
+        sys.settrace(trace)
+        try:
+            relay._asked()
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(LONG / 2)
+    assert not thread.is_alive(), "the handler waits for the writer, and the writer for the caller"
+    assert not left
+    assert relay.stop(LONG)
 
 
 def test_an_idle_thread_waits_for_work_as_long_as_its_step_said(outbox_dir: Path, target: InMemoryTarget) -> None:
@@ -738,7 +783,7 @@ def test_new_entry_in_an_outage_brings_no_early_try_but_a_drain_does(outbox_dir:
         target.before = open_at_the_third
         target.down = TargetUnavailable("connection refused")
         relay = Relay(box, target)
-        relay._wake, relay._stop = wakes, stops = Naps(), Naps()
+        relay._wake, relay._stop = wakes, stops = Naps(), Stops()
         write(box, 1)
         with relay:
             until(lambda: bool(stops.noted))
