@@ -26,6 +26,7 @@ CREATE TABLE IF NOT EXISTS {TABLE} (
     applied_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )"""
 
+_IS_THERE = "SELECT to_regclass(%s) IS NOT NULL"
 _FENCE = "SELECT pg_try_advisory_xact_lock(%s, hashtext(%s))"
 
 _HOLDER = """
@@ -65,7 +66,7 @@ def holder_of_fence(cursor: Cursor, name: str) -> str:
 
 def is_there(cursor: Cursor, name: str = TABLE) -> bool:
     """Whether the role finds a table of ours in its search path."""
-    cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (name,))
+    cursor.execute(_IS_THERE, (name,))
     return bool(cursor.fetchone()[0])
 
 

@@ -153,6 +153,9 @@ class Cursor:
     def fetchone(self) -> Any:
         return self._rows[0] if self._rows else None
 
+    def _is_there(self, _: str) -> list[Any]:
+        return [(True,)]
+
     def _recovering(self) -> list[Any]:
         return [(False, False, True)]
 
@@ -199,6 +202,7 @@ class Cursor:
         "ROLLBACK TO SAVEPOINT outbox_withdrawn": _nothing,
         receipts._RECORD: _without_receipt,
         watermarks._STATE: _recovering,
+        receipts._IS_THERE: _is_there,
         receipts._FENCE: _fence,
         receipts._FIND: _find,
         receipts._ANY_LEFT: _any_left,

@@ -227,7 +227,10 @@ class MemoryCursor:
 class InlineWriter:
     """Stands for the `Writer`: everything happens in the caller's thread, so that a seed repeats itself."""
 
-    def __init__(self, name: str, commit: Callable[..., None], committed: Callable[[], None]) -> None:
+    def __init__(
+        self, name: str, commit: Callable[..., None], committed: Callable[[], None], died: Callable[..., object]
+    ) -> None:
+        del name, died
         self._commit, self._committed = commit, committed
         # Of the writer's: nothing is at work when anybody looks.
         self.moves = 0
