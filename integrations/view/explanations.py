@@ -33,6 +33,8 @@ SCALES: tuple[int | None, ...] = (None, 0, 2, 3, 4, 5, 6, 8, 10, 12, 18)
 # In which arithmetic a manager adds; both may come to the same, before rounding too.
 EXACT, FLOAT = "exact", "float"
 ARITHMETIC = (EXACT, FLOAT)
+# Ends the kind of a sum or a counter that begins where a value is NULL.
+FROM_NULL = " from null"
 # Ways to an amount that takes the place of another one only where it is beyond it.
 FARTHEST = ("max", "min")
 # Begins the key of what explained calls before the arguments behind it were first given.
@@ -157,6 +159,10 @@ def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any
             # What is not given leaves a value as it is.
             return None if old is ABSENT else old
         return convert(details[1], value)
+    if kind.endswith(FROM_NULL):
+        is_added = kind.startswith("next") or sources.get(details[0]) is not None
+        old = 0 if old is None and is_added else old
+        return evaluate([kind.removesuffix(FROM_NULL), *details], sources, old)
     if kind == "next":
         return convert(["same"], type(_present(old))(old + 1))
     if kind == "sum":

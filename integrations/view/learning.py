@@ -20,6 +20,7 @@ from .explanations import (
     ABSENT,
     ARITHMETIC,
     FARTHEST,
+    FROM_NULL,
     WITHOUT,
     Conversion,
     Explanation,
@@ -46,6 +47,8 @@ _CASES = ("as it is", "upper", "lower")
 _HOW = ("text", "name")
 # So many combinations of arguments are told apart.
 _MOST_GIVEN = 64
+# Parts of the names of prices, which replace one another.
+_NO_SUMS = frozenset({"price", "stop", "limit", "target", "take"})
 # A shorter text may be part of another by chance.
 _TELLING_LENGTH = 3
 
@@ -131,10 +134,11 @@ def explain(
     direct = _named(key, _direct(key, given, shown, sources, scales))
     # An id that stays is not the session's, however equal.
     found += [one for one in direct if not found or one[1] != "note:session" or "session" in key]
-    if found and telling:
+    # From nothing a sum equals what is added.
+    if found and telling and not (_is_nothing(old) and _may_be_sum(key, shown)):
         return found
     if old is not ABSENT and is_number(shown) and not alike(old, shown):
-        found += _counted(shown, sources, old, scales)
+        found += _counted(key, shown, sources, old, scales)
         found += [] if found and not widely else _profits(shown, sources, scales)
         if found and telling:
             return found
@@ -179,17 +183,29 @@ def _overlap(one: str, other: str) -> bool:
     return one in other or other in one
 
 
-def _counted(shown: Any, sources: Sources, old: Any, scales: tuple[int | None, ...]) -> Iterator[Explanation]:
-    if is_number(old) and type(old) is type(shown) and shown == old + 1:
-        yield ["next"]
+def _counted(key: str, shown: Any, sources: Sources, old: Any, scales: tuple[int | None, ...]) -> Iterator[Explanation]:
+    if old is None and _may_be_sum(key, shown):
+        for one in _counted(key, shown, sources, type(shown)(0), scales):
+            yield [f"{one[0]}{FROM_NULL}", *one[1:]]
     if not is_number(old):
         return
+    if type(old) is type(shown) and shown == old + 1:
+        yield ["next"]
     for name, value in sources.items():
         if name.startswith("arg:") and is_number(value):
             for sign, arithmetic, floored in product((1, -1), ARITHMETIC, (False, True)):
                 sum_ = total(sources, old, name, sign, arithmetic, floored)
                 for conversion in conversions(sum_, shown, scales):
                     yield ["sum", name, sign, arithmetic, floored, conversion]
+
+
+def _is_nothing(old: Any) -> bool:
+    return old is None or (is_number(old) and not old)
+
+
+def _may_be_sum(key: str, shown: Any) -> bool:
+    """Whether a value that was nothing may be added to: not a price, by its name."""
+    return is_number(shown) and not is_id(key) and _NO_SUMS.isdisjoint(key.split("_"))
 
 
 def _farthest(shown: Any, sources: Sources, old: Any, scales: tuple[int | None, ...]) -> Iterator[Explanation]:

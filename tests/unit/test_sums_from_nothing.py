@@ -1,0 +1,70 @@
+"""Learning: a sum that begins at nothing equals what is added, and is not taken for it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from outbox.integrations.view.explanations import Space, Unknown
+from outbox.integrations.view.learning import observe
+from outbox.results import decode_result, encode_result
+
+
+def seen(space: Space, key: str, shown: Any, old: Any, **arguments: Any) -> None:
+    observe(space, key, shown, sources(**arguments), old, scales=(8,))
+
+
+def sources(**arguments: Any) -> dict[str, Any]:
+    return {f"arg:{name}": value for name, value in arguments.items()}
+
+
+NOTHINGS = pytest.mark.parametrize("nothing", [None, 0.0, Decimal("0E-8")])
+
+
+@NOTHINGS
+@pytest.mark.parametrize("argument", ["fill", "filled"])
+def test_amount_once_added_to_nothing_is_not_known(nothing: Any, argument: str) -> None:
+    space, shown = Space(), Decimal("2.50000000") if isinstance(nothing, Decimal) else 2.5
+    seen(space, "filled", shown, nothing, **{argument: Decimal("2.5")})
+    assert space.predict(sources(**{argument: Decimal("2.5")}), nothing) == shown
+    with pytest.raises(Unknown, match="may become"):
+        space.predict(sources(**{argument: Decimal(1)}), shown)
+
+
+@NOTHINGS
+def test_sum_from_nothing_is_known_once_it_went_on(nothing: Any) -> None:
+    space, decimals = Space(), isinstance(nothing, Decimal)
+    amounts = [Decimal(one) if decimals else float(one) for one in ("2.50000000", "3.75000000", "5.00000000")]
+    for old, shown in zip([nothing, *amounts], amounts, strict=False):
+        seen(space, "filled", shown, old, fill=Decimal("2.5") if old == nothing else Decimal("1.25"))
+    again = Space(*decode_result(encode_result(space.dump())))
+    assert again.predict(sources(fill=Decimal(4)), amounts[-1]) == 9
+    assert again.predict(sources(fill=Decimal(4)), nothing) == 4
+    # What is not given is not added.
+    assert again.predict(sources(fill=None), nothing) == nothing
+
+
+@NOTHINGS
+def test_amount_that_replaces_nothing_is_known_once_it_replaced(nothing: Any) -> None:
+    space = Space()
+    for old, shown in ((nothing, 2.5), (2.5, 1.25)):
+        seen(space, "filled", shown, old, filled=shown)
+    assert space.predict(sources(filled=7.5), 1.25) == 7.5
+
+
+@pytest.mark.parametrize("key", ["current_price", "stop_loss", "trailing_stop_price"])
+def test_price_is_no_sum(key: str) -> None:
+    space = Space()
+    seen(space, key, 101.5, None, price=101.5)
+    assert space.predict(sources(price=99.5), 101.5) == 99.5
+
+
+def test_counter_that_begins_at_null_is_no_constant() -> None:
+    space = Space()
+    seen(space, "exits", 1, None)
+    with pytest.raises(Unknown, match="may become"):
+        space.predict({}, 1)
+    seen(space, "exits", 2, 1)
+    assert (space.predict({}, 2), space.predict({}, None)) == (3, 1)
