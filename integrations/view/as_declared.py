@@ -63,11 +63,15 @@ class AsDeclared:
         """Take in what one call did.  `lasting`: a call that did not fit is never forgotten."""
         if fits:
             self.seen, self.doubted = True, max(0, self.doubted - 1) if self.doubted < _NEVER else _NEVER
+            explained = any(self.strange.values())
             for name, value in words.items():
                 if value in self.strange.get(name, ()):
                     self.strange[name].remove(value)
                 if self._few(name) and value not in self.fitting.get(name, ()):
                     self.fitting.setdefault(name, []).append(value)
+            if explained and not any(self.strange.values()):
+                # No word is left by which those that differed can be told: a fee that is rounded away.
+                self.doubted = max(self.doubted, _TRUSTED_AGAIN)
             return
         self.seen = bool(self.seen)
         telling = {name: value for name, value in words.items() if self._few(name) or self._known(name, value)}

@@ -388,6 +388,7 @@ _CONVERTERS: dict[str, Any] = {
     "same": lambda value: value,
     "float": lambda value, scale: float(_amount(value, scale)),
     "decimal": _amount,
+    "of float": lambda value: number(float(_amount(value, None))),
     "int": _int,
     "text": _text,
     "iso": lambda value, zone: (naive(value) if zone == "naive" else utc(value)).isoformat(),

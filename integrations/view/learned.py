@@ -103,22 +103,25 @@ class Learning:
         own, shape = self.effects.get(seen.kind), self.of_shape(seen)
         if own is not None and own.count and (seen.given <= own.given or shape is None):
             return own
-        if own is None and seen.ends and (other := self._of_more_or_less(seen)) is not None:
+        if own is None and seen.ends and (other := self._of_less(seen)) is not None:
             return other
         new = [seen.outcomes.get(value) for value in self.new_values(seen)]
         known = shape is not None and shape.count and all(one is not None and one.only_counts for one in new)
         return shape if known else own
 
-    def _of_more_or_less(self, seen: Seen) -> Effect | None:
-        """What was learned of calls that took less of a row and ended it, or more and did not: so does this one."""
+    def _of_less(self, seen: Seen) -> Effect | None:
+        """What was learned of calls that took less of a row and ended it: so does this one.
+
+        A call that takes less than one that did not end it leaves more than was seen: a position that was sold twice
+        may have turned from long to short.
+        """
         base, taken = seen.kind.removesuffix("|".join(("", *seen.ends))), set(seen.ends)
         for kind, effect in self.effects.items():
             theirs = set(kind.removeprefix(f"{base}|").split("|")) if kind.startswith(f"{base}|") else set()
             if {one.removeprefix(NOT) for one in theirs} != {one.removeprefix(NOT) for one in taken}:
                 continue
             ended = {effect.removes.get(table) for table in seen.may_end}
-            less, more = (not any(one.startswith(NOT) for one in a - b) for a, b in ((taken, theirs), (theirs, taken)))
-            if effect.count and ((ended == {True} and less) or (ended == {False} and more)):
+            if effect.count and ended == {True} and not any(one.startswith(NOT) for one in taken - theirs):
                 return effect
         return None
 

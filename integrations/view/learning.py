@@ -166,6 +166,9 @@ def _direct(
             spelled = name.removeprefix("arg:") in DECISIVE
             for conversion in conversions(sources[name], shown, scales, spelled=spelled):
                 yield ["of", name, conversion]
+            if type(shown) is Decimal and None in scales and makes(["of float"], sources[name], shown):
+                # A text of an amount is a Decimal here, and may be that of a float: 516.0, where the caller gives 516.
+                yield ["of", name, ["of float"]]
 
 
 def _named(key: str, found: Iterable[Explanation]) -> list[Explanation]:

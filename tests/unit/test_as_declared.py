@@ -75,3 +75,12 @@ def test_fee_that_is_zero_by_default_tells_calls_apart() -> None:
     assert (found.of(free), found.of(fee)) == (True, False)
     begun_with_a_fee = observed((fee, False), (free, True))
     assert (begun_with_a_fee.of(free), begun_with_a_fee.of(fee)) == (True, False)
+
+
+def test_word_that_went_both_ways_explains_no_difference() -> None:
+    """A fee in percent is rounded away where the change is small."""
+    found = observed(({"why": "fee"}, False), ({"why": "fee"}, True))
+    assert found.of({"why": "fee"}) is False
+    for _ in range(3):
+        found.observe({"why": "fee"}, fits=True)
+    assert found.of({"why": "fee"}) is True

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Float, Integer, Numeric, String, TypeDecorator, create_engine, select, text
+from sqlalchemy import Column, Float, Integer, Numeric, String, TypeDecorator, create_engine, select, text, update
 from sqlalchemy.orm import DeclarativeBase, sessionmaker
 
 from outbox import PostgresTarget, Relay
@@ -456,3 +456,29 @@ def test_alarm_is_kept_where_the_relay_has_its_own_manager(postgres_url: str, ou
         relay.stop()
         apart.engine.dispose()
         assert list(book.box.status().alarms) == [f"diverged-id-positions-{second}"]
+
+
+class Turning(BookManager):
+    """A lot of which more is sold than there is turns into a debt."""
+
+    def log_trade(self, position_id: int, quantity: Any) -> int:
+        with self.session_factory.begin() as session:
+            session.add(trade := Trade())
+            lot = session.get_one(Lot, position_id)
+            session.execute(update(Lot).where(Lot.id == position_id).values(size=Lot.size - quantity))
+            session.refresh(lot)
+            if lot.size < 0:
+                lot.score, lot.size = -1.0, -lot.size
+            session.flush()
+            return int(trade.id)
+
+
+@pytest.mark.parametrize("book", [Turning], indirect=True)
+def test_lot_that_has_turned_shows_nothing_of_a_part(book: Scene) -> None:
+    lot = book.manager.log_position("A", Decimal(2))
+    deliver(book, lambda: book.manager.log_trade(lot, Decimal(4)))
+    other = book.manager.log_position("A", Decimal(2))
+    assert book.drain()
+    book.manager.log_trade(other, Decimal(1))
+    with pytest.raises(UnknownLocally, match="log_trade was never seen with not all of size"):
+        book.manager.get_active_positions()

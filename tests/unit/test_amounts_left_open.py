@@ -1,4 +1,4 @@
-"""Learning: a sum that begins at nothing equals what is added, and is not taken for it."""
+"""Learning of amounts: one answer leaves open which of several rules made it."""
 
 from __future__ import annotations
 
@@ -68,3 +68,14 @@ def test_counter_that_begins_at_null_is_no_constant() -> None:
         space.predict({}, 1)
     seen(space, "exits", 2, 1)
     assert (space.predict({}, 2), space.predict({}, None)) == (3, 1)
+
+
+def test_text_of_a_float_is_not_that_of_a_decimal() -> None:
+    """Rows that show amounts as texts have Decimals in the view."""
+    space = Space()
+    observe(space, "current_price", Decimal("569.5"), sources(price=Decimal("569.5")), Decimal(7), scales=(None,))
+    assert space.predict(sources(price=Decimal("161.25")), Decimal(7)) == Decimal("161.25")
+    with pytest.raises(Unknown, match="may become"):
+        space.predict(sources(price=Decimal(516)), Decimal(7))
+    observe(space, "current_price", Decimal("814.0"), sources(price=Decimal(814)), Decimal(7), scales=(None,))
+    assert str(space.predict(sources(price=Decimal(516)), Decimal(7))) == "516.0"
