@@ -20,6 +20,7 @@ from ...words import first_line
 from ..code.class_code import ClassCode
 from ..code.code_version import code_version
 from ..code.plain_answers import plain_answer
+from ..code.row_queries import row_query
 from ..code.tables_named import tables_named
 from ..ids.id_reserves import IdReserves
 from ..manager.host import Host
@@ -100,7 +101,16 @@ class Keeper:
         with self.view.lock:
             self.view.learning.decide_by(found)
             self._suspect(cls)
+            self._ask_in_order(cls)
             self.view.learning.present = PresentCode(code, plain)
+
+    def _ask_in_order(self, cls: type) -> None:
+        """Take in the order and the number of rows for which the code of a read asks."""
+        names = {table: self._reads.name(read) for table, read in ((POSITIONS, POSITION_ROWS), (ORDERS, ORDER_ROWS))}
+        found = {table: row_query(cls, own) for table, own in names.items() if callable(getattr(cls, own, None))}
+        learning = self.view.learning
+        learning.row_orders.named = {table: one.order for table, one in found.items() if one.order is not None}
+        learning.forms.most = {table: one.most for table, one in found.items() if one.most is not None}
 
     def _suspect(self, cls: type) -> None:
         """Follow operations without a role whose code shows a table that a local read shows too, or no table at all."""

@@ -47,6 +47,8 @@ class RowForms:
         self._names: dict[str, list[str]] = {}
         # table -> column -> whether it shows amounts as texts.
         self._texts: dict[str, dict[str, bool]] = {}
+        # table -> how many rows the read shows at most; of its code, and not stored.
+        self.most: dict[str, int] = {}
         self._objects = ValueObjects()
         # table -> what has its rows in an answer.
         self._gatherings: dict[str, Gathering] = {}
@@ -95,6 +97,8 @@ class RowForms:
     def _understood(self, table: str, shown: Any) -> Tables:
         gathering = self._gatherings.get(table, Gathering())
         rows, keys = gathering.opened(table, shown)
+        if len(rows) >= self.most.get(table, len(rows) + 1):
+            raise Unknown(f"the manager shows {len(rows)} {table} at most, and may have more")
         flat = [self._objects.apart(table, row) for row in self._rows(table, rows, keys)]
         self._gatherings = {**self._gatherings, table: gathering.learned(table, shown, keys, flat)}
         found: Tables = {table: {row[self.key(table)]: row for row in flat}}
@@ -186,6 +190,8 @@ class RowForms:
 
     def answer(self, table: str, rows: list[Row], nested: Iterable[str] = ()) -> Any:
         """All rows of a table, as the manager shows them.  Raises `Unknown`."""
+        if len(rows) > self.most.get(table, len(rows)):
+            raise Unknown(f"the manager shows {self.most[table]} of them at most")
         nested = tuple(nested)
         keyed = [dict(row) for row in rows]
         shown = [self.shown(table, row, nested) for row in rows]

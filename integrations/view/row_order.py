@@ -1,8 +1,10 @@
-"""Row order: the order of a manager's rows, learned from answers with several rows."""
+"""Row order: the order of a manager's rows, learned from answers with several rows, or named by the read's code."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +15,8 @@ Order = list[Any]
 
 # The order in which they were made; "" is no key of the manager's.
 _AS_MADE: Order = ["", False]
+# Parts of the names of times that are those of the call which makes a row.
+_MADE_AT = frozenset({"created", "inserted", "opened", "entry", "entered", "placed", "start", "started"})
 
 
 class RowOrders:
@@ -21,6 +25,9 @@ class RowOrders:
     def __init__(self) -> None:
         # table -> all orders that fit every answer so far.
         self._fitting: dict[str, list[Order]] = {}
+        # table -> the keys by which the code of the read orders its rows, none where it is not understood; of the code,
+        # and not stored.
+        self.named: dict[str, tuple[tuple[str, bool], ...]] = {}
 
     def observe(
         self, table: str, rows: Iterable[Mapping[str, Any]], id_: str = "id", before: Collection[Any] | None = None
@@ -45,6 +52,8 @@ class RowOrders:
         found = list(rows)
         if len(found) < 2:
             return found
+        if (named := self.named.get(table)) is not None and not _is_as_they_were_made(named, id_):
+            return self._as_named(table, named, found)
         by_id = [id_, False]
         numbered, orders = all(isinstance(row[id_], int) for row in found), self._fitting.get(table)
         of_itself = by_id if numbered else _AS_MADE
@@ -53,6 +62,25 @@ class RowOrders:
         if not any(_was_seen(order, orders) or _is_by_text(order, found) for order in orders):
             # No key orders the rows that were shown: callers cannot rely on an order.
             return _by(by_id, found) if numbered else found
+        return self._as_seen(table, orders, found)
+
+    def _as_named(
+        self, table: str, named: tuple[tuple[str, bool], ...], found: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Rows in an order that the code names, and that nothing shown contradicts."""
+        orders = self._fitting.get(table)
+        fits = bool(named) and (orders is None or list(named[0]) in orders)
+        if fits and all(_is_ordered_alike(row.get(key)) for row in found for key, _ in named):
+            # Rows that are equal by these keys come in any order.
+            for key, descending in reversed(named):
+                found = _by([key, descending], found)
+            return found
+        if not orders:
+            keys = " or ".join(sorted({repr(key) for key, _ in named})) or "what the code of the read orders them by"
+            raise Unknown(f"whether rows of {table} are ordered by {keys} was not seen")
+        return found if orders == [_AS_MADE] else self._as_seen(table, orders, found)
+
+    def _as_seen(self, table: str, orders: list[Order], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         # An order that leaves rows equal shows nothing about them.
         answers = [_by(order, found) for order in orders if _fits(order, found, either=True)]
         if not answers or any(one != answers[0] for one in answers[1:]):
@@ -67,6 +95,17 @@ class RowOrders:
     def load(self, state: Mapping[str, list[Order]]) -> None:
         """Take over what `dump` gave."""
         self._fitting = dict(state)
+
+
+def _is_as_they_were_made(named: tuple[tuple[str, bool], ...], id_: str) -> bool:
+    """Whether the code orders rows by their key, or by the time of the call that makes them."""
+    key, descending = named[0] if named else ("", True)
+    return not descending and (key == id_ or not _MADE_AT.isdisjoint(key.split("_")))
+
+
+def _is_ordered_alike(value: Any) -> bool:
+    """Whether PostgreSQL orders such values as Python does: texts have a collation, and a NULL comes last."""
+    return isinstance(value, bool | int | float | Decimal | datetime)
 
 
 def _was_seen(order: Order, orders: Collection[Order]) -> bool:
