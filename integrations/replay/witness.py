@@ -21,7 +21,7 @@ from ...words import first_line
 from ..manager.away import is_away
 from ..manager.host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
-from ..roles import Session
+from ..roles import Balance, Session
 from ..state.kept_state import KeptState
 from ..view import checks, resumptions
 from ..view.explanations import nearly_equal, number_or_none
@@ -201,6 +201,8 @@ class _Watched:
         elif not self._did and error is None and self._refused_quietly():
             self.look_at_session()
         elif self._has_resumed() or self.before is None:
+            if self._operation.balance is not None:
+                self._view.learning.roundings.written.pop(notes_of(self._entry).get("session"), None)
             self.look_at_session()
             if self._did and not self._view.learning.follows(self._operation):
                 told_answers.learn(self._view, self._seen(), self._answer, None)
@@ -291,13 +293,25 @@ class _Watched:
         with self._view.lock:
             learning.version += 1
             learning.scales |= self._scales
+            before, shown = self.before.balance, after.balance
+            if hides := learning.roundings.hides_balance:
+                # By the exact balances, as far as the calls have shown what they wrote.
+                old = None if old is None else learning.roundings.exact(session, old, None)
+                if self._operation.balance is None and not begins:
+                    balance = None
+                elif balance is not None:
+                    learning.roundings.note(session, balance, self._amounts)
+                    before, shown = old, (balance := learning.roundings.exact(session, balance, None))
             if balance is not None and self._operation.balance is not None:
                 fitting = {
                     scale for scale, amount in self._amounts if amount is not None and nearly_equal(amount, balance)
                 }
                 learning.possible_scales = (learning.possible_scales & fitting) or learning.possible_scales
             learning.learn(seen, after.tables)
-            learning.learn_balance(seen, self.before.balance, after.balance)
+            if not hides or (
+                shown is not None and (before is not None or begins or seen.operation.balance is Balance.SET)
+            ):
+                learning.learn_balance(seen, before, shown)
             effect = learning.effect(seen)
             if effect is not None and effect.balance.of(seen.words) is False and session in self._view.sessions:
                 self.misjudged.add(session)

@@ -20,6 +20,7 @@ from ...words import first_line
 from ..code.class_code import ClassCode
 from ..code.code_version import code_version
 from ..code.plain_answers import plain_answer
+from ..code.rounding import rounds
 from ..code.row_queries import row_query
 from ..code.tables_named import tables_named
 from ..ids.id_reserves import IdReserves
@@ -36,10 +37,10 @@ from ..view import branches, outdated
 from ..view.decisions import PresentCode
 from ..view.explanations import number_or_none
 from ..view.local_view import LocalView, UnknownLocally, question
-from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
+from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
 from ..view.reads import ORDERS as ORDER_ROWS
 from ..view.reads import POSITIONS as POSITION_ROWS
-from ..view.rows import POSITIONS
+from ..view.rows import ORDERS, POSITIONS
 from ..view.sessionless import is_sessionless
 from ..view.unanswerable import NOTICE, unanswerable
 from .kept_view import KeptView
@@ -101,15 +102,19 @@ class Keeper:
         with self.view.lock:
             self.view.learning.decide_by(found)
             self._suspect(cls)
-            self._ask_in_order(cls)
+            self._read_code(cls)
             self.view.learning.present = PresentCode(code, plain)
 
-    def _ask_in_order(self, cls: type) -> None:
-        """Take in the order and the number of rows for which the code of a read asks."""
+    def _read_code(self, cls: type) -> None:
+        """Take in the order and the number of rows for which the code of a read asks, and what code rounds."""
         names = {table: self._reads.name(read) for table, read in ((POSITIONS, POSITION_ROWS), (ORDERS, ORDER_ROWS))}
         found = {table: row_query(cls, own) for table, own in names.items() if callable(getattr(cls, own, None))}
         learning = self.view.learning
         learning.row_orders.named = {table: one.order for table, one in found.items() if one.order is not None}
+        reads = {self._reads.name(one): one for one in (BALANCE, LAST_BALANCE, POSITION_ROWS, ORDER_ROWS)}
+        named = reads | {call.name: call.name for call in self._calls.values() if call.has_role}
+        known = {standard for own, standard in named.items() if callable(getattr(cls, own, None)) and rounds(cls, own)}
+        learning.roundings.methods = frozenset(known)
         learning.forms.most = {table: one.most for table, one in found.items() if one.most is not None}
 
     def _suspect(self, cls: type) -> None:

@@ -38,6 +38,8 @@ class Effect:
     start: Space = field(default_factory=Space)
     # "table.column" -> how many rows with a reserved id it writes besides the one whose id it returns.
     sides: dict[str, int] = field(default_factory=dict)
+    # Arguments that are amounts, and the most decimal places that they were seen with.
+    places: dict[str, int] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
         """Its state, to be stored."""
@@ -49,7 +51,8 @@ class Effect:
             "count": self.count, "given": sorted(self.given), "makes": self.makes, "removes": self.removes,
             "strangers": sorted(self.strangers), "beside": sorted(self.beside), "balance": self.balance.dump(),
             "start": self.start.dump(),
-            "sides": self.sides, "values": None if self.values is None else sorted(self.values), **spaces,
+            "sides": self.sides, "places": self.places,
+            "values": None if self.values is None else sorted(self.values), **spaces,
         }  # fmt: skip
 
     @classmethod
@@ -62,6 +65,7 @@ class Effect:
         simple = {name: state[name] for name in ("count", "makes", "removes", "sides")}
         values = state.get("values")
         sets = {"given": set(state["given"]), "strangers": set(state["strangers"])}
+        simple |= {"places": state.get("places", {})}
         sets |= {"beside": set(state.get("beside", ()))}
         sets |= {} if values is None else {"values": set(values)}
         read: dict[str, Any] = {**simple, **sets, **spaces}

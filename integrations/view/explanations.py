@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation, localcontext
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Context, Decimal, InvalidOperation, localcontext
 from enum import Enum
 from functools import cache
 from typing import Any
@@ -88,8 +88,11 @@ class Space:
         if not self.is_explained:
             raise Unknown("the manager's answers cannot be explained")
         constants = bool(self.strikes) and any(one[0] == "const" for one in self.candidates)
-        if self.agreed < _SEEN and (constants or any(map(_may_be_chance, self.candidates))):
+        differences = all(one[0] == "difference" for one in self.candidates)
+        if self.agreed < _SEEN and (constants or differences or any(map(_may_be_chance, self.candidates))):
             raise Unknown("it was seen once only, and may be computed")
+        if self.strikes and not self.agreed and given is not None:
+            raise Unknown("another rule was seen, and this one once only since")
         if self.strikes and any(one[0] == "later" for one in self.candidates):
             raise Unknown("another time was seen")
         first, *others = self.candidates
@@ -172,6 +175,9 @@ def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any
     if kind == "product":
         one, other = map(sources.get, details[:2])
         return _present(old) if None in (one, other) else convert(details[-1], multiplied(one, other, details[2]))
+    if kind == "difference":
+        one, other = map(sources.get, details[:2])
+        return _present(old) if None in (one, other) else convert(details[-1], subtracted(one, other, details[2]))
     if kind == "later":
         name, amount, unit = details[:3]
         base, moved = sources.get(name), amount if unit == MICROSECONDS else sources.get(amount)
@@ -287,16 +293,29 @@ def multiplied(one: Any, other: Any, arithmetic: str) -> Decimal:
         return number(one) * number(other)
 
 
-def rounded(value: Decimal, scale: int | None) -> Decimal:
-    """`value` as a NUMERIC column of that scale holds it."""
+def subtracted(one: Any, other: Any, arithmetic: str) -> Decimal:
+    """The difference of two amounts, as that arithmetic gives it."""
+    if not (is_number(one) and is_number(other)):
+        raise Unknown(f"{one!r} or {other!r} is no number")
+    return added(one, -number(other), arithmetic)
+
+
+def rounded(value: Decimal, scale: int | None, mode: str = ROUND_HALF_UP) -> Decimal:
+    """`value` as a NUMERIC column of that scale holds it; `mode`: as other code rounds it."""
     if scale is None:
         return value
-    return value.quantize(_unit(scale), ROUND_HALF_UP, _WIDE)
+    return value.quantize(_unit(scale), mode, _WIDE)
 
 
 @cache
 def _unit(scale: int) -> Decimal:
     return Decimal(1).scaleb(-scale)
+
+
+def places(value: Decimal) -> int:
+    """How many decimal places an amount has, without the zeros at its end."""
+    exponent = value.normalize(_WIDE).as_tuple().exponent
+    return max(0, -exponent) if isinstance(exponent, int) else 0
 
 
 def bare(value: Decimal) -> Decimal:
@@ -388,6 +407,9 @@ _CONVERTERS: dict[str, Any] = {
     "same": lambda value: value,
     "float": lambda value, scale: float(_amount(value, scale)),
     "decimal": _amount,
+    # As Python rounds, whose halves go to the even digit, or where the nearest float lies.
+    "float even": lambda value, scale: round(float(_amount(value, None)), scale),
+    "decimal even": lambda value, scale: rounded(_amount(value, None), scale, ROUND_HALF_EVEN),
     "of float": lambda value: number(float(_amount(value, None))),
     "int": _int,
     "text": _text,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..roles import Balance, Session
 from .effects import Prediction, predict
 from .explanations import Unknown, number_or_none
-from .local_view import NOT_SHOWN, LocalView
+from .local_view import NOT_SHOWN, ROUNDED, LocalView
 from .rows import ORDERS, PARENT, POSITIONS, Row, new_session, resolve, without_resolved
 from .seen import Seen
 
@@ -58,6 +58,9 @@ def fold(view: LocalView, seen: Seen) -> bool:
     sure = _change_balance(view, session_id, seen)
     change = predict(effect, seen, view.learning.new_values(seen))
     change.doubts |= view.learning.merged(seen)
+    if effect is not None and (finer := view.learning.roundings.finer(operation.name, seen.places, effect.places)):
+        why = f"{operation.name} was never seen with so many decimal places of {', '.join(finer)}, which code may round"
+        change.doubts |= {(table, id_, "*"): why for table, id_, _ in change.rows}
     return _apply(view, session_id, change, seen) and sure
 
 
@@ -112,8 +115,11 @@ def _change_balance(view: LocalView, session_id: int, seen: Seen) -> bool:
     doubted = ("balance", None, "*") in doubts
     if operation.balance is Balance.SET:
         doubts.pop(("balance", None, "*"), None)
+        session.pop("rounded", None)
         doubted = False
     try:
+        if session.get("rounded"):
+            raise Unknown(f"all its digits are {ROUNDED}")
         before = None if doubted else session["balance"]
         session["balance"] = view.learning.balance_after(operation, before, seen.amount)
         if not learned:

@@ -25,6 +25,7 @@ from .explanations import (
     rounded,
 )
 from .learning import observe, observe_row
+from .roundings import Roundings
 from .row_forms import RowForms
 from .row_order import RowOrders
 from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, Tables, nested_rows
@@ -64,6 +65,7 @@ class Learning:
         self.possible_scales: set[int | None] = set(SCALES)
         # The arithmetic in which the manager may add to a balance.
         self.sums = Sums()
+        self.roundings = Roundings()
         # read -> explanations of its answer by the exact balance.
         self.reads: dict[str, Space] = {}
         # read -> whether the view's own answer was the manager's when they were compared last.
@@ -177,13 +179,18 @@ class Learning:
         if change is None or (old is None and operation.balance is not Balance.SET):
             raise Unknown("the balance before it is not known")
         possible = self.sums.pairs(self.possible_scales)
-        found = {rounded(_balance(operation, old, change, sum_), scale) for sum_, scale in possible}
+        # The code rounds before the column does.
+        sums = {sum_: _balance(operation, old, change, sum_) for sum_, _ in possible}
+        made = {sum_: self.roundings.made(operation.name, one) for sum_, one in sums.items()}
+        found = {rounded(one, scale) for sum_, scale in possible for one in made[sum_]}
         if len(found) > 1:
             raise Unknown(f"how many decimal places the balance has is not known, and it may be {min(found)}")
         return found.pop()
 
     def is_balance(self, one: Decimal, other: Decimal) -> bool:
         """Whether two balances are one, but for the arithmetic in which they were summed."""
+        if self.roundings.hides_balance:
+            return self.roundings.is_shown_as(one, other)
         scale = next(iter(self.possible_scales)) if len(self.possible_scales) == 1 else None
         return nearly_equal(one, other, scale)
 
@@ -198,6 +205,7 @@ class Learning:
             new = news if effect.count else set()
             effect.count += 1
             effect.given |= seen.given
+            effect.places |= {name: max(count, effect.places.get(name, 0)) for name, count in seen.places.items()}
             if effect.values is not None:
                 effect.values |= set(seen.values)
             understood = seen.tables.keys() & after
@@ -281,6 +289,7 @@ class Learning:
         totals = {sum_: _balance(operation, before, change, sum_) for sum_ in ARITHMETIC}
         fitting = {(sum_, scale) for sum_ in ARITHMETIC for scale in SCALES if rounded(totals[sum_], scale) == after}
         self.sums.observe(fitting)
+        self.roundings.observe(operation.name, {scale for _, scale in fitting})
         if isinstance(shown, Decimal):
             # It is shown with as many decimal places as it has.
             fitting = {one for one in fitting if alike(rounded(totals[one[0]], one[1]), shown)} or fitting
@@ -326,6 +335,7 @@ class Learning:
         space = self.reads.setdefault(read, Space())
         # The balance is rounded already; a read that rounds once more has to be seen doing so.
         is_exact = number_or_none(shown) == balance and not isinstance(shown, Decimal | str)
+        is_exact = is_exact and read not in self.roundings.methods
         observe(space, "balance", shown, {"note:balance": bare(balance)}, scales=(None,) if is_exact else SCALES)
 
     def sides(self, seen: Seen) -> Mapping[str, int]:
@@ -360,7 +370,7 @@ class Learning:
             "current": self.habits.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
             "orders_shown": self.row_orders.dump(), **self.sums.dump(),
             "forms": self.forms.dump(), "merges": self.merges, "resumes": self.habits.resumes, "code": self.code,
-            "written": self.written.dump(),
+            "written": self.written.dump(), "roundings": self.roundings.dump(),
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -377,6 +387,7 @@ class Learning:
         self.merges, self.code = state.get("merges", {}), state.get("code", {})
         self.habits = Habits(state["current"], state.get("resumes", {}))
         self.written.load(state.get("written", {}))
+        self.roundings.load(state.get("roundings", {}))
         self.sums = Sums.load(state)
         # What is stored has its keys sorted.
         self.yields = {

@@ -35,6 +35,7 @@ from .explanations import (
     makes,
     multiplied,
     number,
+    subtracted,
     total,
     won,
 )
@@ -47,6 +48,8 @@ _CASES = ("as it is", "upper", "lower")
 _HOW = ("text", "name")
 # So many combinations of arguments are told apart.
 _MOST_GIVEN = 64
+# To so many decimal places code rounds for people.
+_ROUNDED = 5
 # Parts of the names of prices, which replace one another.
 _NO_SUMS = frozenset({"price", "stop", "limit", "target", "take"})
 # A shorter text may be part of another by chance.
@@ -139,11 +142,16 @@ def explain(
         return found
     if old is not ABSENT and is_number(shown) and not alike(old, shown):
         found += _counted(key, shown, sources, old, scales)
+        # At its first fill the rest of an order is still its quantity.
+        twins = [name for name, value in sources.items() if is_number(value) and value == old] if found else []
+        found += _differences(key, shown, sources, twins, scales)
         found += [] if found and not widely else _profits(shown, sources, scales)
         if found and telling:
             return found
     if widely and old is not ABSENT and is_number(shown):
         found += _farthest(shown, sources, old, scales)
+    if (not found or widely) and not is_id(key):
+        found += _differences("" if old is ABSENT else key, shown, sources, sources, scales)
     if not found and not is_id(key):
         found += [*_products(shown, sources, scales), *_laters(shown, sources, scales)]
     rows = [name for name in sources if name.startswith("row:")]
@@ -257,6 +265,22 @@ def _products(shown: Any, sources: Sources, scales: tuple[int | None, ...]) -> I
                     yield ["product", one, other, arithmetic, conversion]
 
 
+def _differences(
+    key: str, shown: Any, sources: Sources, of: Iterable[str], scales: tuple[int | None, ...]
+) -> Iterator[Explanation]:
+    """An amount among `of` in the row, less another one of the row or of the call: the rest of an order."""
+    if not is_number(shown) or not shown:
+        return
+    named = ((name, name.rpartition(":")[2]) for name, value in sources.items() if is_number(value))
+    # Less than itself is a sum.
+    amounts = [name for name, column in named if not is_id(column) and not (column == key and name.startswith("row:"))]
+    wholes = [name for name in amounts if name.startswith("row:") and name in of]
+    for one, other in product(wholes, (name for name in amounts if name.startswith(("row:", "arg:")))):
+        for arithmetic in ARITHMETIC if one != other and sources[other] else ():
+            for conversion in conversions(subtracted(sources[one], sources[other], arithmetic), shown, scales):
+                yield ["difference", one, other, arithmetic, conversion]
+
+
 def _laters(shown: Any, sources: Sources, scales: tuple[int | None, ...]) -> Iterator[Explanation]:
     """A time of the call or of the row and a duration: when an order expires, when a position is to be closed."""
     try:
@@ -325,7 +349,9 @@ def _possible(shown: Any, scales: Iterable[int | None]) -> Iterator[Conversion]:
     elif isinstance(shown, bool):
         yield ["same"]
     elif isinstance(shown, float | Decimal):
-        yield from ([type(shown).__name__.lower(), scale] for scale in scales)
+        kind = type(shown).__name__.lower()
+        yield from ([kind, scale] for scale in scales)
+        yield from ([f"{kind} even", scale] for scale in scales if scale is not None and scale <= _ROUNDED)
         if isinstance(shown, float):
             yield ["epoch"]
     elif isinstance(shown, int):

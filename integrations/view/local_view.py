@@ -36,6 +36,8 @@ _WAIT = "ask again when PostgreSQL is back"
 ENDED = "ended"
 # Why a table is in doubt for ever.
 NOT_SHOWN = "the manager does not show them"
+# Why a balance is not known to the last digit.
+ROUNDED = "not known, since the manager shows it rounded"
 _BALANCE = "balance"
 _CURRENT_BALANCE = "get_current_balance"
 
@@ -182,11 +184,16 @@ class LocalView:
                 if foreign:
                     self.sessions[session_id]["foreign"] = True
             session = self.sessions[session_id]
+            known = session["balance"] if self._is_exact(session) else None
             session["doubts"] = {}
-            session["balance"] = exact(balance, session["balance"])
+            session["balance"] = exact(balance, known)
+            if hides := self.learning.roundings.hides_balance:
+                found = self.learning.roundings.exact(session_id, session["balance"], known)
+                session["rounded"] = found is None
+                session["balance"] = session["balance"] if found is None else found
             if session["balance"] is None and shows_balance:
                 self.doubt(session_id, _BALANCE, f"{self.shown(_CURRENT_BALANCE)} of the manager gives none")
-            elif shows_balance:
+            elif shows_balance and not (hides and session["rounded"]):
                 self.learning.learn_answer(_CURRENT_BALANCE, session["balance"], balance)
             for table in {POSITIONS, ORDERS} - tables.keys():
                 self.doubt(session_id, table, (unknown or {}).get(table, NOT_SHOWN))
@@ -252,13 +259,19 @@ class LocalView:
             return id_
         return None
 
-    def balance(self, session_id: int | None) -> Decimal:
-        """The exact balance of a session.  Raises `UnknownLocally`."""
+    @staticmethod
+    def _is_exact(session: Row) -> bool:
+        return not (session.get("rounded") or (_BALANCE, None, "*") in session["doubts"])
+
+    def balance(self, session_id: int | None, *, shown: bool = False) -> Decimal:
+        """The exact balance of a session; `shown`: as it is shown will do.  Raises `UnknownLocally`."""
         with self.lock:
             self._require_session(session_id, "balance")
             assert session_id is not None
             self._require_sure([session_id], _CURRENT_BALANCE, lambda table: table == _BALANCE)
             balance: Decimal | None = self.sessions[session_id]["balance"]
+            if balance is not None and not shown and self.sessions[session_id].get("rounded"):
+                raise UnknownLocally(f"all digits of the balance of session {session_id} are {ROUNDED}", hint=_WAIT)
             if balance is None:
                 raise UnknownLocally(f"the balance of session {session_id} is not known without PostgreSQL", hint=_WAIT)
             return balance
@@ -266,7 +279,7 @@ class LocalView:
     def shown_balance(self, read: str, session_id: int | None) -> Any:
         """The balance of a session as the manager's method `read` shows it.  Raises `UnknownLocally`."""
         with self.lock:
-            balance, space = self.balance(session_id), self.learning.reads.get(read)
+            balance, space = self.balance(session_id, shown=True), self.learning.reads.get(read)
             try:
                 if space is None:
                     raise Unknown(f"{self.shown(read)} was never asked while PostgreSQL was up")

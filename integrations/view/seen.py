@@ -13,7 +13,7 @@ from uuid import UUID
 
 from ..roles import Order, Position
 from .as_declared import IS_ANY
-from .explanations import is_number, number, text_of
+from .explanations import is_number, number, places, text_of
 from .learning import DECISIVE, is_id
 from .rows import KEY, ORDERS, POSITIONS, Row, Tables, named_orders, named_positions
 
@@ -179,6 +179,12 @@ class Seen:
     def given(self) -> set[str]:
         """Which arguments the call gives, and which not."""
         return {f"{name}{'-' if value is None else '+'}" for name, value in self.call.items() if name != "session_id"}
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """How many decimal places the amounts have that the call gives, by argument."""
+        amounts = {name: value for name, value in self.call.items() if isinstance(value, float | Decimal)}
+        return {name: places(number(value)) for name, value in amounts.items() if is_number(value)}
 
     @cached_property
     def signature(self) -> str:

@@ -79,3 +79,39 @@ def test_text_of_a_float_is_not_that_of_a_decimal() -> None:
         space.predict(sources(price=Decimal(516)), Decimal(7))
     observe(space, "current_price", Decimal("814.0"), sources(price=Decimal(814)), Decimal(7), scales=(None,))
     assert str(space.predict(sources(price=Decimal(516)), Decimal(7))) == "516.0"
+
+
+def order(quantity: float, filled: float, fill: float | None) -> dict[str, Any]:
+    return {"row:orders:quantity": quantity, "row:orders:filled": filled, "arg:fill": fill}
+
+
+def test_rest_of_an_order_is_learned() -> None:
+    space = Space()
+    observe(space, "remaining", 5.5, order(8.0, 0.0, 2.5), 8.0, scales=(8,))
+    # The first fill leaves open of which amount it is taken.
+    assert space.predict(order(7.0, 0.0, 2.0), 7.0) == 5.0
+    with pytest.raises(Unknown, match="may become"):
+        space.predict(order(7.0, 2.0, 3.0), 5.0)
+    observe(space, "remaining", 4.0, order(8.0, 2.5, 4.0), 5.5, scales=(8,))
+    again = Space(*decode_result(encode_result(space.dump())))
+    assert again.predict(order(20.0, 5.0, 7.25), 15.0) == 12.75
+    assert again.predict(order(20.0, 5.0, None), 15.0) == 15.0
+
+
+def test_rest_in_a_new_row_is_that_of_two_columns() -> None:
+    space = Space()
+    for quantity, filled in ((8, 2), (9, 4)):
+        row = {"row:orders:quantity": quantity, "row:orders:filled": filled}
+        observe(space, "quantity", quantity - filled, row, scales=(None,))
+    assert space.predict({"row:orders:quantity": 20, "row:orders:filled": 5}) == 15
+
+
+def test_rule_seen_once_after_another_is_not_trusted() -> None:
+    """A cumulative fill that is reported twice leaves the rest as it is."""
+    space = Space()
+    observe(space, "rest", 7.25, {"arg:a": 0.25}, 7.5, scales=(8,), given="a+")
+    observe(space, "rest", 7.25, {"arg:a": 0.5}, 7.25, scales=(8,), given="a+")
+    with pytest.raises(Unknown, match="once only since"):
+        space.predict({"arg:a": 0.75}, 7.25, "a+")
+    observe(space, "rest", 7.25, {"arg:a": 0.75}, 7.25, scales=(8,), given="a+")
+    assert space.predict({"arg:a": 1.0}, 7.25, "a+") == 7.25

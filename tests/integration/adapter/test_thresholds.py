@@ -482,3 +482,20 @@ def test_lot_that_has_turned_shows_nothing_of_a_part(book: Scene) -> None:
     book.manager.log_trade(other, Decimal(1))
     with pytest.raises(UnknownLocally, match="log_trade was never seen with not all of size"):
         book.manager.get_active_positions()
+
+
+class Ticking(BookManager):
+    """Sizes are whole multiples of a tick."""
+
+    def log_position(self, symbol: str, size: Any, score: Any = None, paid: Any = None) -> int:
+        return super().log_position(symbol, (size / Decimal("0.05")).quantize(Decimal(1)) * Decimal("0.05"))
+
+
+@pytest.mark.parametrize("book", [Ticking], indirect=True)
+def test_amount_finer_than_any_seen_is_not_answered(book: Scene) -> None:
+    deliver(book, *(lambda size=size: book.manager.log_position("A", Decimal(size)) for size in ("1", "2.5", "3.5")))
+    book.manager.log_position("A", Decimal("4.5"))
+    assert [row["size"] for row in book.manager.get_active_positions()][-1] == Decimal("4.5")
+    book.manager.log_position("A", Decimal("4.51"))
+    with pytest.raises(UnknownLocally, match="never seen with so many decimal places of size"):
+        book.manager.get_active_positions()

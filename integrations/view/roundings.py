@@ -1,0 +1,76 @@
+"""Roundings: what a manager's own code rounds, beside its columns: the balance that a read shows or a call makes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
+from typing import Any
+
+from .explanations import SCALES, places, rounded
+
+# The reads of which the view takes the balance, and rows.
+_BALANCE, _ROWS = "get_current_balance", ("get_active_positions", "get_unresolved_orders")
+
+
+@dataclass(slots=True)
+class Roundings:
+    """What is known of them."""
+
+    # Operations and reads whose code rounds; of the code, and not stored.
+    methods: frozenset[str] = frozenset()
+    # operation -> the decimal places of all balances that it was seen to make.
+    possible: dict[str, set[int | None]] = field(default_factory=dict)
+    # session -> the balance that its last call wrote, where the read shows it rounded; not stored.
+    written: dict[Any, Decimal] = field(default_factory=dict)
+
+    @property
+    def hides_balance(self) -> bool:
+        """Whether the balance may have more decimal places than the read shows."""
+        return _BALANCE in self.methods
+
+    def finer(self, operation: str, given: Mapping[str, int], seen: Mapping[str, int]) -> list[str]:
+        """The arguments with more decimal places than such calls were `seen` with: code may round them in rows."""
+        if self.methods.isdisjoint((operation, *_ROWS)):
+            return []
+        return sorted(name for name, count in given.items() if count > seen.get(name, count))
+
+    def observe(self, operation: str, scales: Collection[int | None]) -> None:
+        """Take in to which decimal places a balance that the operation made may have been rounded."""
+        if scales and operation in self.methods:
+            self.possible[operation] = (self.possible.get(operation, set(SCALES)) & set(scales)) or set(scales)
+
+    def made(self, operation: str, balance: Decimal) -> set[Decimal]:
+        """What the operation's own code may make of a balance before it writes it."""
+        if operation not in self.methods:
+            return {balance}
+        scales, modes = self.possible.get(operation, set(SCALES)), (ROUND_HALF_UP, ROUND_HALF_EVEN)
+        return {rounded(balance, scale, mode) for scale in scales for mode in modes}
+
+    def is_shown_as(self, shown: Decimal, exact: Decimal) -> bool:
+        """Whether a balance may be shown as that, with fewer decimal places than it has."""
+        if not self.hides_balance or places(exact) <= places(shown):
+            return shown == exact
+        return abs(shown - exact) < Decimal(1).scaleb(-places(shown))
+
+    def note(self, session: Any, shown: Decimal, amounts: Iterable[tuple[int | None, Decimal | None]]) -> None:
+        """Note the balance that a call wrote, one of the `amounts` that it wrote, each with its column's places."""
+        found = {rounded(one, scale) for scale, one in amounts if one is not None and self.is_shown_as(shown, one)}
+        self.written.pop(session, None)
+        if len(found) == 1:
+            self.written[session] = found.pop()
+
+    def exact(self, session: Any, shown: Any, known: Decimal | None) -> Decimal | None:
+        """The exact balance that is shown: the known one, or that which was written; None where neither is."""
+        for one in (known, self.written.get(session)):
+            if one is not None and shown is not None and self.is_shown_as(shown, one):
+                return one
+        return None
+
+    def dump(self) -> dict[str, Any]:
+        """Its state, to be stored."""
+        return {operation: sorted(scales, key=str) for operation, scales in self.possible.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `dump` gave."""
+        self.possible = {operation: set(scales) for operation, scales in state.items()}
