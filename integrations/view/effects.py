@@ -83,10 +83,19 @@ class Effect:
         return strange | {f"{key} of {table}" for table, key, space in keys if not space.is_explained}
 
     def predict(
-        self, spaces: Mapping[str, Space], sources: Mapping[str, Any], old: Row | None = None, given: str | None = None
+        self,
+        spaces: Mapping[str, Space],
+        sources: Mapping[str, Any],
+        old: Row | None = None,
+        given: str | None = None,
+        *,
+        rounds: bool = False,
     ) -> tuple[Row, dict[str, str]]:
-        """The values of a row by key, and why others are not known; `old`: the row as it was, None for a new one."""
-        return predict_row(spaces, sources, old, by_values=self.values is not None, given=given)
+        """The values of a row by key, and why others are not known; `old`: the row as it was, None for a new one.
+
+        `rounds`: what contradicts itself may have been rounded, though a few whole amounts in a row would not show it.
+        """
+        return predict_row(spaces, sources, old, by_values=rounds or self.values is not None, given=given)
 
 
 @dataclass(slots=True)
@@ -156,7 +165,9 @@ def _predict_named(found: Prediction, effect: Effect | None, seen: Seen, table: 
     name = seen.operation.name
     if removes is None:
         found.doubts[table, id_, "*"] = f"{name} was seen to end it and not to end it"
-    row, doubts = effect.predict(effect.changed.get(table, {}), seen.sources((table, old)), old, seen.signature)
+    row, doubts = effect.predict(
+        effect.changed.get(table, {}), seen.sources((table, old)), old, seen.signature, rounds=seen.rounds
+    )
     found.doubts |= {(table, id_, key): f"{name}: {reason}" for key, reason in doubts.items()}
     found.rows.append((table, id_, row))
 
@@ -166,7 +177,7 @@ def _predict_made(found: Prediction, effect: Effect, seen: Seen, table: str, why
     if effect.makes[table] is None:
         found.doubts[table, None, "*"] = f"{name} was seen to make a row of {table} and not to make one"
         return
-    row, unknown = effect.predict(effect.made[table], seen.sources(), None, seen.signature)
+    row, unknown = effect.predict(effect.made[table], seen.sources(), None, seen.signature, rounds=seen.rounds)
     doubts = {key: f"{name}: {reason}" for key, reason in unknown.items()} | ({"*": why} if why else {})
     parent, key_ = row.get(PARENT), seen.key(table)
     if row.get(key_) is None or ("." in table and parent is None):

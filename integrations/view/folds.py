@@ -30,7 +30,11 @@ def seen_of(view: LocalView, operation: ManagerOperation, call: Mapping[str, Any
     tables = {} if session is None else session["tables"]
     learning = view.learning
     decisions = learning.decisions.get(operation.name, ())
-    return Seen(operation, operation.standard(call), notes, tables, forms=learning.forms, decisions=decisions)
+    rounds = learning.roundings.in_rows(operation.name)
+    return Seen(
+        operation, operation.standard(call), notes, tables,
+        forms=learning.forms, decisions=decisions, rounds=rounds,
+    )  # fmt: skip
 
 
 def fold(view: LocalView, seen: Seen) -> bool:

@@ -268,6 +268,8 @@ class Learning:
             strange = ("note:session", "note:side:" if makes else "note:id")
             of_ids[key] = {name: value for name, value in sources.items() if not name.startswith(strange)}
         names, scales = seen.standard_names(table, row), self.scales_of_rows()
+        if self.roundings.in_rows(seen.operation.name):
+            scales = tuple(dict.fromkeys((*scales, *SCALES[1:])))
         observe_row(spaces, names, row, old, sources, of_ids, scales=scales, new=new, given=seen.signature)
 
     def learn_balance(self, seen: Seen, old: Any, shown: Any) -> None:

@@ -29,9 +29,13 @@ class Roundings:
         """Whether the balance may have more decimal places than the read shows."""
         return _BALANCE in self.methods
 
+    def in_rows(self, operation: str) -> bool:
+        """Whether code may round what such calls make of rows, in the call or in the read."""
+        return not self.methods.isdisjoint((operation, *_ROWS))
+
     def finer(self, operation: str, given: Mapping[str, int], seen: Mapping[str, int]) -> list[str]:
         """The arguments with more decimal places than such calls were `seen` with: code may round them in rows."""
-        if self.methods.isdisjoint((operation, *_ROWS)):
+        if not self.in_rows(operation):
             return []
         return sorted(name for name, count in given.items() if count > seen.get(name, count))
 

@@ -50,6 +50,8 @@ class Seen:
     forms: RowForms | None = None
     # Comparisons by which the manager's method decides.
     decisions: Collection[Decision] = ()
+    # Whether code may round what it makes of rows.
+    rounds: bool = False
     # table -> the ids of its rows that the call names, once asked for.
     _named: dict[str, list[Any]] = field(default_factory=dict, init=False)
 

@@ -499,3 +499,9 @@ def test_amount_finer_than_any_seen_is_not_answered(book: Scene) -> None:
     book.manager.log_position("A", Decimal("4.51"))
     with pytest.raises(UnknownLocally, match="never seen with so many decimal places of size"):
         book.manager.get_active_positions()
+    # A few whole amounts do not make up for one that was rounded.
+    for size in ("5", "6", "7"):
+        deliver(book, lambda size=size: book.manager.log_position("A", Decimal(size)))  # type: ignore[misc]
+    book.manager.log_position("A", Decimal("4.52"))
+    with pytest.raises(UnknownLocally, match="'size' of positions"):
+        book.manager.get_active_positions()
