@@ -16,7 +16,7 @@ from ..errors import ConfigError, TargetMisconfigured
 from ..records import fields_of, has_fields, with_field
 from .key_order import in_orders
 from .roles import NO_SESSIONS, Balance, Order, Position, Session, is_exit_order
-from .view.explanations import number, number_or_none
+from .view.amounts import number, number_or_none
 
 if TYPE_CHECKING:
     from .view.local_view import LocalView

@@ -15,8 +15,9 @@ from ..manager.away import unswallowed
 from ..manager.manager_connection import driver_connection, engine_of
 from ..manager.session_state import WAIT_BRIEFLY
 from ..manager.silence import own_statements
+from ..view.amounts import bare, is_number, number, number_or_none, rounded
 from ..view.containers import SIMPLE, put_together, taken_apart
-from ..view.explanations import SCALES, Space, Unknown, bare, evaluate, is_number, number, number_or_none, rounded
+from ..view.explanations import SCALES, Space, Unknown, evaluate
 from ..view.learned import Learning
 from ..view.learning import observe
 from ..view.local_view import UnknownLocally
@@ -68,6 +69,11 @@ def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) 
     if known is None or known["shape"] != shape:
         learning.version += 1
         known = learning.yields[seen.operation.name] = {"shape": shape, "keys": {}, "values": []}
+    once = str((sorted(seen.call.items()), old, values))
+    if known.get("last") == once:
+        # The manager was asked before the call was made.
+        return
+    known["last"] = once
     seen_with = set(known.get("values", ()))
     if not seen_with.issuperset(seen.outcomes):
         learning.version += 1
@@ -78,7 +84,10 @@ def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) 
             # It may be a balance, which would be taken for a constant.
             continue
         sources = sources_of(seen, old, exactly=not isinstance(value, float))
-        observe(space, key, value, sources, scales=scales_known(learning))
+        scales = scales_known(learning)
+        if seen.operation.name in learning.roundings.methods:
+            scales = tuple(dict.fromkeys((*scales, *SCALES)))
+        observe(space, key, value, sources, scales=scales)
 
 
 def tell(learning: Learning, seen: Seen, old: Decimal | None, why: str = "", *, asked: bool = True) -> Any:

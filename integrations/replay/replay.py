@@ -31,7 +31,7 @@ from ..plain_data import PLAIN
 from ..roles import Position
 from ..state.carried import Carried
 from ..state.kept_state import KeptState
-from ..view.explanations import nearly_equal, number_or_none
+from ..view.amounts import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
 from .answers import Answer, Answers
 from .asof import AsOf

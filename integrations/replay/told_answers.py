@@ -11,8 +11,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from ..view.amounts import is_number
 from ..view.containers import is_made_again, put_together, taken_apart
-from ..view.explanations import ABSENT, Space, Unknown, is_number
+from ..view.explanations import ABSENT, Space, Unknown
 from ..view.learned import Learning
 from ..view.learning import observe
 from ..view.local_view import LocalView

@@ -24,7 +24,7 @@ from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Balance, Session
 from ..state.kept_state import KeptState
 from ..view import checks, resumptions
-from ..view.explanations import nearly_equal, number_or_none
+from ..view.amounts import nearly_equal, number_or_none
 from ..view.local_view import ENDED, LocalView, question
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
 from ..view.row_forms import RowForms
@@ -201,8 +201,9 @@ class _Watched:
         elif not self._did and error is None and self._refused_quietly():
             self.look_at_session()
         elif self._has_resumed() or self.before is None:
-            if self._operation.balance is not None:
-                self._view.learning.roundings.written.pop(notes_of(self._entry).get("session"), None)
+            roundings = self._view.learning.roundings
+            if roundings.hides_balance and self._operation.balance is not None:
+                roundings.written.pop(notes_of(self._entry).get("session"), None)
             self.look_at_session()
             if self._did and not self._view.learning.follows(self._operation):
                 told_answers.learn(self._view, self._seen(), self._answer, None)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...registered import class_name, class_named
 from ..roles import Balance, Order, Position
+from .amounts import number_or_none
 from .effects import Effect
-from .explanations import number_or_none
 from .learned import Learning
 from .learning import DECISIVE
 from .local_view import LocalView, UnknownLocally

@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Context, Decimal, InvalidOperation, localcontext
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from enum import Enum
-from functools import cache
 from typing import Any
 from uuid import UUID
 
 from ...registered import class_named
+from .amounts import WIDE, is_number, number, number_or_none, rounded
 from .times import MICROSECONDS, after, naive, utc
 
 # How a manager converts a value between a call and its answers: its kind and what it needs.
@@ -43,9 +42,6 @@ _STRIKES = 2
 _TRUSTED_AGAIN = 3
 # How often an amount must be the same to be a constant: after one call it may be computed in a way that is not known.
 _SEEN = 2
-# More digits than a column holds, and the traps of the host's own arithmetic left out.
-_WIDE = Context(prec=80)
-_AMOUNT = re.compile(r"-?\d+(\.\d+)?(E[+-]?\d+)?")
 
 
 class Unknown(Exception):
@@ -245,37 +241,6 @@ def _is_amount(value: Any) -> bool:
     return abs(amount) not in (0, 1)
 
 
-def number(value: Any) -> Decimal:
-    """An amount of any type that callers use.  Raises `ValueError`."""
-    value = value.item() if hasattr(value, "item") else value
-    try:
-        found = value if isinstance(value, Decimal) else Decimal(str(value))
-    except InvalidOperation:
-        raise ValueError(f"{value!r} is not a number") from None
-    if not found.is_finite():
-        raise ValueError(f"{value!r} is not a finite number")
-    return found
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is an amount: no bool, no text."""
-    value = value.item() if hasattr(value, "item") else value
-    return isinstance(value, int | float | Decimal) and number_or_none(value) is not None
-
-
-def number_or_none(value: Any) -> Decimal | None:
-    """`number`, or None for what is none."""
-    try:
-        return None if value is None or isinstance(value, bool) else number(value)
-    except ValueError:
-        return None
-
-
-def is_amount_text(value: Any) -> bool:
-    """Whether it is a text of an amount that is no whole number: `str` of a Decimal."""
-    return isinstance(value, str) and _AMOUNT.fullmatch(value) is not None and not value.lstrip("-").isdigit()
-
-
 def added(one: Any, other: Any, arithmetic: str) -> Decimal:
     """The sum of two amounts, as that arithmetic gives it."""
     one, other = number(one), number(other)
@@ -289,7 +254,7 @@ def multiplied(one: Any, other: Any, arithmetic: str) -> Decimal:
     if arithmetic == FLOAT:
         return number(float(one) * float(other))
     with localcontext() as context:
-        context.prec = _WIDE.prec
+        context.prec = WIDE.prec
         return number(one) * number(other)
 
 
@@ -298,30 +263,6 @@ def subtracted(one: Any, other: Any, arithmetic: str) -> Decimal:
     if not (is_number(one) and is_number(other)):
         raise Unknown(f"{one!r} or {other!r} is no number")
     return added(one, -number(other), arithmetic)
-
-
-def rounded(value: Decimal, scale: int | None, mode: str = ROUND_HALF_UP) -> Decimal:
-    """`value` as a NUMERIC column of that scale holds it; `mode`: as other code rounds it."""
-    if scale is None:
-        return value
-    return value.quantize(_unit(scale), mode, _WIDE)
-
-
-@cache
-def _unit(scale: int) -> Decimal:
-    return Decimal(1).scaleb(-scale)
-
-
-def places(value: Decimal) -> int:
-    """How many decimal places an amount has, without the zeros at its end."""
-    exponent = value.normalize(_WIDE).as_tuple().exponent
-    return max(0, -exponent) if isinstance(exponent, int) else 0
-
-
-def bare(value: Decimal) -> Decimal:
-    """An amount without the zeros at its end, which say how it was shown."""
-    found = value.normalize(_WIDE)
-    return found.quantize(Decimal(1), context=_WIDE) if found.as_tuple().exponent > 0 else found  # type: ignore[operator]
 
 
 def alike(one: Any, other: Any) -> bool:
@@ -335,17 +276,6 @@ def alike(one: Any, other: Any) -> bool:
     if isinstance(one, float | Decimal):
         return str(one) == str(other)
     return bool(one == other)
-
-
-def nearly_equal(one: Decimal, other: Decimal, scale: int | None = None) -> bool:
-    """Whether two amounts differ by no more than the arithmetic in which they were summed.
-
-    `scale`: the decimal places that both were rounded to, where that is known; less than one of the last is noise.
-    """
-    if scale is None:
-        return abs(one - other) <= Decimal("2e-8") * max(Decimal(1), abs(one).scaleb(-6))
-    # Beyond 15 digits floats of one amount differ.
-    return abs(one - other) <= max(Decimal("0.5").scaleb(-scale), abs(one).scaleb(-15))
 
 
 def convert(conversion: Conversion, value: Any) -> Any:

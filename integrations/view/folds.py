@@ -11,8 +11,9 @@ from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
+from .amounts import number_or_none
 from .effects import Prediction, predict
-from .explanations import Unknown, number_or_none
+from .explanations import Unknown
 from .local_view import NOT_SHOWN, ROUNDED, LocalView
 from .rows import ORDERS, PARENT, POSITIONS, Row, new_session, resolve, without_resolved
 from .seen import Seen

@@ -8,22 +8,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
+from .amounts import bare, nearly_equal, number_or_none, rounded
 from .decisions import PresentCode
 from .effects import Effect
-from .explanations import (
-    ABSENT,
-    ARITHMETIC,
-    EXACT,
-    SCALES,
-    Space,
-    Unknown,
-    added,
-    alike,
-    bare,
-    nearly_equal,
-    number_or_none,
-    rounded,
-)
+from .explanations import ABSENT, ARITHMETIC, EXACT, SCALES, Space, Unknown, added, alike
 from .learning import observe, observe_row
 from .roundings import Roundings
 from .row_forms import RowForms
@@ -65,7 +53,6 @@ class Learning:
         self.possible_scales: set[int | None] = set(SCALES)
         # The arithmetic in which the manager may add to a balance.
         self.sums = Sums()
-        self.roundings = Roundings()
         # read -> explanations of its answer by the exact balance.
         self.reads: dict[str, Space] = {}
         # read -> whether the view's own answer was the manager's when they were compared last.
@@ -90,6 +77,11 @@ class Learning:
         self.decisions: Mapping[str, Collection[Decision]] = {}
         self.written = Written()
         self.present = PresentCode()
+
+    @property
+    def roundings(self) -> Roundings:
+        """What the manager's own code rounds."""
+        return self.sums.roundings
 
     def decide_by(self, decisions: Mapping[str, Collection[Decision]]) -> None:
         """Tell calls apart by these comparisons from now on."""
@@ -389,8 +381,10 @@ class Learning:
         self.merges, self.code = state.get("merges", {}), state.get("code", {})
         self.habits = Habits(state["current"], state.get("resumes", {}))
         self.written.load(state.get("written", {}))
-        self.roundings.load(state.get("roundings", {}))
+        roundings = self.roundings
+        roundings.load(state.get("roundings", {}))
         self.sums = Sums.load(state)
+        self.sums.roundings = roundings
         # What is stored has its keys sorted.
         self.yields = {
             name: {**one, "keys": {key: Space(*one["keys"][key]) for key in one.get("order", one["keys"])}}

@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from ...registered import class_name
+from .amounts import is_amount_text, is_number, number
 from .explanations import (
     ABSENT,
     ARITHMETIC,
@@ -29,12 +30,9 @@ from .explanations import (
     Unknown,
     alike,
     explains,
-    is_amount_text,
     is_beyond,
-    is_number,
     makes,
     multiplied,
-    number,
     subtracted,
     total,
     won,

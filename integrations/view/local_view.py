@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ... import Entry, OutboxError
 from ...results import decode_result, encode_result
 from ..roles import NO_SESSIONS
-from .explanations import Unknown, bare, number_or_none
+from .amounts import bare, number_or_none
+from .explanations import Unknown
 from .learned import Learning
 from .rows import ORDERS, POSITIONS, RESOLVED, Row, Tables, joined, named_orders, named_positions, new_session
 

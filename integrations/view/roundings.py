@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from typing import Any
 
-from .explanations import SCALES, places, rounded
+from .amounts import places, rounded
+from .explanations import SCALES
 
 # The reads of which the view takes the balance, and rows.
 _BALANCE, _ROWS = "get_current_balance", ("get_active_positions", "get_unresolved_orders")

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ... import InvalidEntry
 from ...codec import encode
 from ..roles import Order, Position
+from .amounts import is_amount_text
 from .containers import Container, is_made_again, put_together, taken_apart
-from .explanations import Unknown, is_amount_text
+from .explanations import Unknown
 from .gatherings import Gathering
 from .rows import KEY, ORDERS, PARENT, POSITIONS, Row, Tables
 from .value_objects import ValueObjects

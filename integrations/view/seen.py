@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from ..roles import Order, Position
+from .amounts import is_number, number, places
 from .as_declared import IS_ANY
-from .explanations import is_number, number, places, text_of
+from .explanations import text_of
 from .learning import DECISIVE, is_id
 from .rows import KEY, ORDERS, POSITIONS, Row, Tables, named_orders, named_positions
 

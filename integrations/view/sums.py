@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from .explanations import ARITHMETIC, SCALES
+from .roundings import Roundings
 
 # An arithmetic, and the decimal places to which its sum is rounded.
 Pair = tuple[str, int | None]
@@ -19,6 +20,7 @@ class Sums:
 
     possible: set[str] = field(default_factory=lambda: set(ARITHMETIC))
     contradicted: set[Pair] = field(default_factory=set)
+    roundings: Roundings = field(default_factory=Roundings)
 
     def pairs(self, scales: Collection[int | None]) -> set[Pair]:
         """What is possible together."""

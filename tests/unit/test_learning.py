@@ -13,7 +13,8 @@ import pytest
 
 from outbox.integrations.operations import TRADING_OPERATIONS
 from outbox.integrations.replay.balance import Untold, kept, learn_yield, tell, told_before
-from outbox.integrations.view.explanations import ABSENT, Space, Unknown, alike, convert, number
+from outbox.integrations.view.amounts import number
+from outbox.integrations.view.explanations import ABSENT, Space, Unknown, alike, convert
 from outbox.integrations.view.learned import Learning
 from outbox.integrations.view.learning import conversions, observe
 from outbox.integrations.view.local_view import UnknownLocally

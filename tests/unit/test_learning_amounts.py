@@ -7,8 +7,13 @@ from typing import Any
 
 import pytest
 
+from outbox.integrations.operations import TRADING_OPERATIONS
+from outbox.integrations.replay.balance import learn_yield, tell
 from outbox.integrations.view.explanations import Space, Unknown
+from outbox.integrations.view.learned import Learning
 from outbox.integrations.view.learning import observe
+from outbox.integrations.view.local_view import UnknownLocally
+from outbox.integrations.view.seen import Seen
 from outbox.results import decode_result, encode_result
 
 
@@ -115,3 +120,13 @@ def test_rule_seen_once_after_another_is_not_trusted() -> None:
         space.predict({"arg:a": 0.75}, 7.25, "a+")
     observe(space, "rest", 7.25, {"arg:a": 0.75}, 7.25, scales=(8,), given="a+")
     assert space.predict({"arg:a": 1.0}, 7.25, "a+") == 7.25
+
+
+def test_block_that_is_looked_at_twice_was_seen_once() -> None:
+    """The manager was asked before the call was made, and was seen again when it was delivered."""
+    learning, operation = Learning(), next(one for one in TRADING_OPERATIONS if one.name == "atomic_balance_update")
+    for change in ("-15.903", "-15.903"):
+        seen_once = Seen(operation, {"balance_change": Decimal(change), "reason": "fee"}, {"session": 1}, {})
+        learn_yield(learning, seen_once, {"new_balance": Decimal("984.55")}, Decimal(1000))
+    with pytest.raises(UnknownLocally, match="seen once only"):
+        tell(learning, seen_once, Decimal(5000))["new_balance"]

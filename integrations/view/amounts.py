@@ -1,0 +1,78 @@
+"""Amounts: numbers of any type that callers use, exactly, and as columns and people round them."""
+
+from __future__ import annotations
+
+import re
+from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
+from functools import cache
+from typing import Any
+
+# More digits than a column holds, and the traps of the host's own arithmetic left out.
+WIDE = Context(prec=80)
+_AMOUNT = re.compile(r"-?\d+(\.\d+)?(E[+-]?\d+)?")
+
+
+def number(value: Any) -> Decimal:
+    """An amount of any type that callers use.  Raises `ValueError`."""
+    value = value.item() if hasattr(value, "item") else value
+    try:
+        found = value if isinstance(value, Decimal) else Decimal(str(value))
+    except InvalidOperation:
+        raise ValueError(f"{value!r} is not a number") from None
+    if not found.is_finite():
+        raise ValueError(f"{value!r} is not a finite number")
+    return found
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an amount: no bool, no text."""
+    value = value.item() if hasattr(value, "item") else value
+    return isinstance(value, int | float | Decimal) and number_or_none(value) is not None
+
+
+def number_or_none(value: Any) -> Decimal | None:
+    """`number`, or None for what is none."""
+    try:
+        return None if value is None or isinstance(value, bool) else number(value)
+    except ValueError:
+        return None
+
+
+def is_amount_text(value: Any) -> bool:
+    """Whether it is a text of an amount that is no whole number: `str` of a Decimal."""
+    return isinstance(value, str) and _AMOUNT.fullmatch(value) is not None and not value.lstrip("-").isdigit()
+
+
+def rounded(value: Decimal, scale: int | None, mode: str = ROUND_HALF_UP) -> Decimal:
+    """`value` as a NUMERIC column of that scale holds it; `mode`: as other code rounds it."""
+    if scale is None:
+        return value
+    return value.quantize(_unit(scale), mode, WIDE)
+
+
+@cache
+def _unit(scale: int) -> Decimal:
+    return Decimal(1).scaleb(-scale)
+
+
+def places(value: Decimal) -> int:
+    """How many decimal places an amount has, without the zeros at its end."""
+    exponent = value.normalize(WIDE).as_tuple().exponent
+    return max(0, -exponent) if isinstance(exponent, int) else 0
+
+
+def bare(value: Decimal) -> Decimal:
+    """An amount without the zeros at its end, which say how it was shown."""
+    found = value.normalize(WIDE)
+    return found.quantize(Decimal(1), context=WIDE) if found.as_tuple().exponent > 0 else found  # type: ignore[operator]
+
+
+def nearly_equal(one: Decimal, other: Decimal, scale: int | None = None) -> bool:
+    """Whether two amounts differ by no more than the arithmetic in which they were summed.
+
+    `scale`: the decimal places that both were rounded to, where that is known; less than one of the last is noise.
+    """
+    if scale is None:
+        return abs(one - other) <= Decimal("2e-8") * max(Decimal(1), abs(one).scaleb(-6))
+    # Beyond 15 digits floats of one amount differ.
+    return abs(one - other) <= max(Decimal("0.5").scaleb(-scale), abs(one).scaleb(-15))
