@@ -34,8 +34,8 @@ from ..replay.witness import Witness
 from ..roles import NO_SESSIONS, Session
 from ..state.kept_state import KeptState
 from ..view import branches, outdated
-from ..view.decisions import PresentCode
 from ..view.amounts import number_or_none
+from ..view.decisions import PresentCode
 from ..view.local_view import LocalView, UnknownLocally, question
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
 from ..view.reads import ORDERS as ORDER_ROWS

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, text
 
-from outbox.integrations.preflight.rounding import rounds
+from outbox.integrations.code.rounding import rounds
 
 
 def cents(value: Any) -> Decimal:
