@@ -244,7 +244,7 @@ class Adapter:
                 if not waits and (refusal := answers.check(item)) is not None:
                     return refusal[0]
                 item = self._preparing.encoded(answers.answering(self._preparing.prepare(item, final=not waits)))
-                first = None if group is not None and group.add(item) else self._record([item], soon=not waits)[0]
+                first = None if group is not None and group.add(item) else self._record([item], waits=waits)[0]
         if item.unnumbered is not None:
             self._halt.after(item.unnumbered)
         known = first if earlier else None
@@ -325,21 +325,23 @@ class Adapter:
                 if not calls or (outer is not None and outer.add(*calls)):
                     return
                 with self.keeper.kept.order:
-                    entries = self._record(calls, soon=not waits)
+                    entries = self._record(calls, waits=waits)
         if waits:
             self._result(operation, entries)
 
-    def _record(self, items: list[Prepared], *, soon: bool) -> list[Entry]:
+    def _record(self, items: list[Prepared], *, waits: bool) -> list[Entry]:
         """Make calls durable in one commit and fold them into the view; the order is held meanwhile.
 
-        `soon`: nobody waits for their deliveries, and the fold may be done later.
+        `waits`: the caller waits for their deliveries; where nobody does, the fold may be done later.
         """
+        if waits:
+            self.replayer.answers.expect(item.ready[0] for item in items)
         try:
             entries = self.outbox.submit([item.ready for item in items])
             self.guard.queued(entries[-1].seq)
             for item, entry in zip(items, entries, strict=True):
                 self._preparing.recorded(item, entry.seq)
-                self.keeper.follow(entry, soon=soon)
+                self.keeper.follow(entry, soon=not waits)
                 self.passing.waiting.note(entry.operation, entry.seq)
                 self.delivery.noted(entry)
                 self.pending_attributes.note(item, entry)

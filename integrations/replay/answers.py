@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from ... import Entry
+from ...store.envelope import Record
 
 _ANSWERS_KEPT = 256
 
@@ -38,6 +41,18 @@ class Answers:
         self._kept: OrderedDict[int, Answer] = OrderedDict()
         # Calls whose callers wait no longer, and have the local result.
         self._left: deque[int] = deque(maxlen=_ANSWERS_KEPT)
+        # Ids of entries whose callers are going to wait.
+        self._awaited: deque[bytes] = deque(maxlen=_ANSWERS_KEPT)
+
+    def expect(self, records: Iterable[Record]) -> None:
+        """Note that the callers of these are going to wait, before the relay can come to them."""
+        with self._lock:
+            self._awaited.extend(record.id for record in records)
+
+    def is_awaited(self, entry: Entry) -> bool:
+        """Whether the caller waits for what becomes of the call."""
+        with self._lock:
+            return entry.id.bytes in self._awaited and entry.seq not in self._left
 
     def keep(self, seq: int, answer: Answer) -> None:
         """Replace what is known of `seq`."""

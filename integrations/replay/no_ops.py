@@ -14,6 +14,7 @@ from ...failures import Verdict, classify
 from ..code.class_code import ClassCode
 from ..code.method_code import Facts, dotted, facts_of
 from ..operations import ManagerOperation, answered
+from ..view import database_rules
 
 # What catches more than one kind of refusal, by the last part of its name: errors of the driver, which are seen
 # wherever they are caught, and others.
@@ -45,10 +46,11 @@ def declined(operation: ManagerOperation, cls: type, value: Any) -> bool:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error of the database is about the data, and would come again."""
+    """Whether an error of the database is about the data, or raised by a function, and would come again."""
     invalidated = getattr(error, "connection_invalidated", False)
     sqlstate = getattr(getattr(error, "orig", None), "pgcode", None)
-    return classify(sqlstate, connected=not invalidated, data_error=False) is Verdict.REJECTED
+    rejected = classify(sqlstate, connected=not invalidated, data_error=False) is Verdict.REJECTED
+    return rejected or database_rules.is_raised(error)
 
 
 def _is_honest(cls: type, name: str, broad: frozenset[str]) -> bool:

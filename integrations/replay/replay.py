@@ -20,6 +20,7 @@ from ...clock import Clock
 from ...errors import OutboxError, Reject, TargetMisconfigured, TargetUnavailable
 from ...log import Log
 from ...monitoring.alarms import Alarms
+from ...words import first_line
 from ..code.signatures import invoke, signature_of_bound
 from ..ids.id_reserve import IdColumn
 from ..ids.same_row import SameRow
@@ -31,6 +32,7 @@ from ..plain_data import PLAIN
 from ..roles import Position
 from ..state.carried import Carried
 from ..state.kept_state import KeptState
+from ..view import database_rules
 from ..view.amounts import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
 from .answers import Answer, Answers
@@ -192,7 +194,7 @@ class Replayer:
         self.answers.keep(entry.seq, Answer(value, refusal=not done, call=left))
         if not done:
             if watch.error is not None:
-                raise misconfigured(watch.error, operation, entry, self._host) or watch.error
+                raise self._of_database(operation, entry, watch.error)
             failed = CallFailed(
                 f"{operation.name} of the manager answered {value!r} and wrote nothing",
                 hint="see the engine's log; the row may be missing",
@@ -215,7 +217,7 @@ class Replayer:
             # The manager has swallowed an outage, and raised an error of its own.
             error = watch.error
         if error is not None and not (watch.committed and is_refusal(error)):
-            raise misconfigured(error, operation, entry, self._host) or error
+            raise self._of_database(operation, entry, error)
         if watch.committed:
             # The effect counts, as it would have without the outbox; the caller gets the error.
             _log.warning(
@@ -226,6 +228,13 @@ class Replayer:
             )
             return {"raised": f"{type(exc).__name__}: {exc}"}
         raise CallFailed(f"{operation.name} of the manager raised {type(exc).__name__}: {exc}") from exc
+
+    def _of_database(self, operation: ManagerOperation, entry: Entry, error: BaseException) -> BaseException:
+        """What to raise for an error of PostgreSQL that a call was not applied for."""
+        if self.answers.is_awaited(entry) and database_rules.is_raised(error):
+            # Whether it passes is the caller's to find out, as with the manager.
+            return CallFailed(f"{operation.name} was refused by a function or a trigger: {first_line(error)}")
+        return misconfigured(error, operation, entry, self._host) or error
 
     def _call(
         self, operation: ManagerOperation, replica: Any, entry: Entry, as_of: AsOf, clock: FrozenClock

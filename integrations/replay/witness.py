@@ -12,6 +12,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
+from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.exc import DBAPIError, ResourceClosedError
 
@@ -23,7 +24,7 @@ from ..manager.host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Balance, Session
 from ..state.kept_state import KeptState
-from ..view import checks, resumptions
+from ..view import checks, database_rules, resumptions
 from ..view.amounts import nearly_equal, number_or_none
 from ..view.local_view import ENDED, LocalView, question
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
@@ -78,7 +79,7 @@ class Witness:
         try:
             yield watched
         except Exception as exc:
-            if not isinstance(exc, DBAPIError) and not watched.was_away():
+            if watched.is_refusal(exc):
                 watched.try_to(partial(watched.refused, exc))
             raise
         if counts:
@@ -188,6 +189,17 @@ class _Watched:
         """Whether PostgreSQL failed meanwhile: what the manager made of that is not what such calls do."""
         return is_away(self._watch.error)
 
+    def is_refusal(self, error: Exception) -> bool:
+        """Whether the manager, or a rule of the database, refused the call."""
+        if isinstance(error, DBAPIError):
+            return self._is_rule(error)
+        return not self.was_away()
+
+    def _is_rule(self, error: Exception) -> bool:
+        """Whether a rule of the database was broken, and the manager has rolled back, so that one can look."""
+        raw: Any = sessions.maker_of(self._replica.session_factory).kw["bind"].connection.dbapi_connection
+        return database_rules.is_broken_by(error) and raw.info.transaction_status == TRANSACTION_STATUS_INTRANS
+
     def learn(self) -> None:
         """Take in what the call did, or that the manager's answer refused it."""
         if self.was_away():
@@ -196,7 +208,7 @@ class _Watched:
         self._did = self._operation.success(self._answer, wrote)
         if not applied(self._operation, type(self._replica), self._answer, wrote=wrote, error=error):
             # An answer after an error that the manager swallowed is none of such calls.
-            if self._watch.error is None:
+            if self._watch.error is None or self._is_rule(self._watch.error):
                 self.declined()
         elif not self._did and error is None and self._refused_quietly():
             self.look_at_session()

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ...registered import class_name, class_named
 from ..roles import Balance, Order, Position
+from . import database_rules
 from .amounts import number_or_none
 from .effects import Effect
 from .learned import Learning
@@ -82,7 +82,7 @@ def _beyond_left(seen: Seen, row: Mapping[str, Any], effect: Effect | None) -> d
 
 def refused(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str], error: BaseException) -> None:
     """The manager raised at a call beyond these limits."""
-    _learn(learning, operation, limits, class_name(type(error)))
+    _learn(learning, operation, limits, database_rules.name_of(error))
 
 
 def answered(learning: Learning, operation: ManagerOperation, limits: Mapping[str, str], answer: Any) -> None:
@@ -122,14 +122,5 @@ def refuse(learning: Learning, operation: ManagerOperation, limits: Mapping[str,
         if isinstance(how, list):
             return (how[0],)
         if how is not None:
-            raise _error(how, why)
+            raise database_rules.made_again(how, why)
     return None
-
-
-def _error(name: str, why: str) -> BaseException:
-    cls = class_named(name)
-    try:
-        error = cls(why)
-    except Exception:  # noqa: BLE001 - a class of the host's with arguments of its own
-        return ValueError(why)
-    return error if isinstance(error, Exception) else ValueError(why)
