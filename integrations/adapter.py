@@ -102,7 +102,8 @@ class Adapter:
             {call.schema_table_column() for call in creating},
             few={call.schema_table_column() for call in creating if call.session is Session.BEGINS},
         )
-        self.replayer = Replayer(host, outbox.clock, reads, outbox=outbox, take_id=self._reserves.take_if_any)
+        take, column_of = self._reserves.take_if_any, self._reserves.column_of
+        self.replayer = Replayer(host, outbox.clock, reads, outbox=outbox, take_id=take, column_of=column_of)
         self.operations: tuple[Operation, ...] = bind_to(self.replayer, declared, self.calls)
         outbox.declare(self.operations)
         self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves, learned)

@@ -83,7 +83,7 @@ class BlockReads:
                     item.notes,
                     _captured_at(item),
                     self._clock,
-                    SideIds(item.notes.get("side"), lambda *_: None),
+                    SideIds(item.notes.get("side")),
                     call=[item.bound, item.defaults],
                     passing=ids,
                 )

@@ -21,6 +21,7 @@ from ..operations import ManagerOperation
 from ..replay import told_answers
 from ..replay.asof import PASSING_IDS, AsOf
 from ..replay.balance import Untold, dry_run, kept, learn_yield, tell
+from ..replay.side_ids import SideIds
 from ..roles import Session
 from ..state.kept_state import KeptState
 from ..upkeep.keeper import Keeper
@@ -174,7 +175,7 @@ class LocalAnswers:
             return None
         clock = self._outbox.clock
         columns = item.operation.schema_table_column()
-        as_of = AsOf(columns, item.notes, clock.now(), clock, lambda *_: None, passing=count(PASSING_IDS))
+        as_of = AsOf(columns, item.notes, clock.now(), clock, SideIds(), passing=count(PASSING_IDS))
         old = None
         with suppress(UnknownLocally):
             old = self._local_balance(item.session)

@@ -41,6 +41,7 @@ from ..view import resumptions
 from ..view.explanations import Unknown
 from ..view.folds import seen_of
 from ..view.local_view import NAMES, LocalView
+from ..view.side_rows import MOST
 from .arguments import Bound, Passed
 from .block import Block
 from .delivery import Delivery
@@ -282,10 +283,10 @@ class Preparing:
     def _note_side_ids(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
         """Take the ids of the rows that the call writes on the side, so that they are final as well."""
         with self._view.lock:
-            sides = self._view.learning.sides(seen_of(self._view, operation, bound, notes))
+            sides = self._view.learning.sides(seen_of(self._view, operation, bound, notes), bound)
         for name, count_ in sides.items():
-            ids = [self._reserves.take_if_any(*name.split(".")) for _ in range(count_)]
-            if None not in ids:
+            ids = [self._reserves.take_if_any(*name.split(".")) for _ in range(min(count_, MOST))]
+            if ids and None not in ids:
                 notes.setdefault("side", {})[name] = ids
 
     def _uncounted(self) -> set[str]:

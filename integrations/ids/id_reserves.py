@@ -100,6 +100,14 @@ class IdReserves:
             reserve = reserve if reserve is not None and reserve.schema in (None, of.schema) else None
         return self._taken(reserve) if reserve is not None and reserve.left() else None
 
+    def column_of(self, schema: str | None, table: str) -> str | None:
+        """The column of a table that has a reserve; None where there is none, or the schema leaves that open."""
+        for reserve in self._reserves.values():
+            of = reserve.of
+            if of.table == table and (schema == of.schema or (schema is not None and schema == reserve.schema)):
+                return of.column
+        return None
+
     def _taken(self, reserve: IdReserve) -> Any:
         id_ = reserve.take()
         self._low = self._low or reserve.low

@@ -8,19 +8,21 @@ reads from the clock itself is the business of `frozen_clock`; here is only the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Column, Connection, Insert, Integer, SmallInteger, Table
+from sqlalchemy import Column, Connection, Insert, Integer, SmallInteger, Table, TextClause, text
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.orm import Session
 
 from ...clock import Clock
 from ..ids.id_reserve import IdColumn
+from ..view.side_rows import MOST
 from . import sql_clock
+from .side_ids import SideIds
 
 _INSERT = re.compile(
     r'(?:\s|--[^\n]*\n|/\*.*?\*/)*INSERT\s+INTO\s+(?:"?(\w+)"?\.)?"?(\w+)"?', re.IGNORECASE | re.DOTALL
@@ -30,6 +32,8 @@ _INSERT = re.compile(
 _ONE_ROW = re.compile(_INSERT.pattern + r"\s*\((?P<columns>[^()]*)\)\s*VALUES\s*\(", re.IGNORECASE | re.DOTALL)
 _QUOTED_OR_PAREN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|[()]""")
 
+# The parameter of an id that SQL text is given.
+_GIVEN_ID = "outbox_id"
 # Types of values that neither are times nor hold any.
 _TIMELESS = frozenset({bool, bytes, Decimal, float, int, str, type(None)})
 
@@ -46,21 +50,21 @@ class AsOf:
         notes: Mapping[str, Any],
         captured_at: datetime,
         clock: Clock,
-        take_id: Callable[..., Any],
+        sides: SideIds,
         *,
         call: Any = None,
         passing: Iterator[int] | None = None,
     ) -> None:
         """`creates`: the column of the id in `notes`; `captured_at` is aware; the replay begins now.
 
-        `take_id(schema, table, column)` gives ids to further rows; None lets PostgreSQL do that.  Times among the
+        `sides` give ids to further rows.  Times among the
         arguments in `call` are never taken for those of the clock.  `passing`: integer ids for rows that are rolled
         back, so that sequences stay untouched.
         """
         self._creates = IdColumn.of(creates)
         self._captured_at, self._clock, self._began_at = captured_at.astimezone(UTC), clock, clock.now()
         self._captured_naive = self._captured_at.replace(tzinfo=None)
-        self._take_id, self._passing = take_id, passing
+        self._sides, self._passing = sides, passing
         # The id that the caller has, until a row has it; a rollback gives it back.  That of a session that was there
         # already is for no new row.
         self.id_left = None if "resumes" in notes else notes.get("id")
@@ -144,7 +148,7 @@ class AsOf:
         if self._is_told(table, column):
             id_, self.id_left = self.id_left, None
         else:
-            id_ = self._take_id(self._schemas.get(table.schema, table.schema), table.name, column.name)
+            id_ = self._sides(self._schemas.get(table.schema, table.schema), table.name, column.name)
         if id_ is None and self._passing is not None and _takes_any_integer(column):
             id_ = next(self._passing)
         return _as_column_has_it(column, id_)
@@ -155,23 +159,35 @@ class AsOf:
         return self._ask("SELECT nextval(pg_get_serial_sequence(%s, %s))", (name, column.name))
 
     def _with_ids(self, statement: Any, parameters: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
-        """An insert that gives no id of the row of which the caller has it, with that id in its first row."""
+        """An insert that gives no ids, with those that its rows are to have."""
         table = sql_clock.table_of(statement)
-        column = next((one for one in table.columns if self._is_told(table, one)), None) if table is not None else None
+        column = None if table is None else self._numbered(table)
         if table is None or column is None or not sql_clock.has_rows_by_name(statement):
             return statement, parameters
+        is_told = self._is_told(table, column)
         if column.key in sql_clock.given(statement, parameters):
-            self._is_given()
+            if is_told:
+                self._is_given()
             return statement, parameters
         rows = max(len(parameters), sql_clock.count_rows(statement))
-        first = self.id_left
-        ids = [{column.key: self._next_id(table, column) or self._fetch_id(table, column)} for _ in range(rows)]
-        if None in [id_[column.key] for id_ in ids]:
-            self.id_left = first
+        if rows > MOST and not is_told:
             return statement, parameters
+        left, first = self.id_left, self._next_id(table, column)
+        if first is None:
+            return statement, parameters
+        rest = [self._next_id(table, column) or self._fetch_id(table, column) for _ in range(rows - 1)]
+        if None in rest:
+            self.id_left = left
+            return statement, parameters
+        ids = [{column.key: id_} for id_ in (first, *rest)]
         if parameters and not statement._multi_values:
             return statement, [{**row, **id_} for row, id_ in zip(parameters, ids, strict=True)]
         return sql_clock.with_values(statement, ids), parameters
+
+    def _numbered(self, table: Table) -> Column[Any] | None:
+        """The column of a table's ids: that of which the caller has one, else its key."""
+        keys = list(table.primary_key.columns)
+        return next((one for one in table.columns if self._is_told(table, one)), keys[0] if len(keys) == 1 else None)
 
     def _is_given(self) -> None:
         """The row of which the caller has the id gets one of the method's; another one than it was told is reported."""
@@ -179,18 +195,39 @@ class AsOf:
             self.id_left = None
 
     def with_id(self, statement: str, *, many: bool) -> str:
-        """SQL text that inserts one row, given as text: with the id that its caller has."""
-        found = _ONE_ROW.match(statement) if self.goes_without_id(statement) and not many else None
+        """SQL text that inserts one row: with the id that it is to have."""
+        is_told = self.goes_without_id(statement)
+        found = _ONE_ROW.match(statement) if not many else None
         if found is None or not _ends_at(statement, found.end()):
             return statement
-        if self._creates.column.lower() in (name.strip().strip('"').lower() for name in found["columns"].split(",")):
-            self._is_given()
+        names = _table_in(found)
+        name = self._creates.column if is_told else self._sides.column_of(*names)
+        if name is None or _gives(found, name):
+            if is_told:
+                self._is_given()
             return statement
-        id_, self.id_left = self.id_left, None
-        literal = str(id_) if isinstance(id_, int) else f"'{id_}'"
-        at, columns = found.end(), found.start("columns")
-        column = _quoted(self._creates.column)
-        return f"{statement[:columns]}{column}, {statement[columns:at]}{literal}, {statement[at:]}"
+        if is_told:
+            id_, self.id_left = self.id_left, None
+        else:
+            id_ = self._sides(*names, name)
+        if id_ is None:
+            return statement
+        return _with_column(found, name, str(id_) if isinstance(id_, int) else f"'{id_}'")
+
+    def _text_with_ids(self, statement: TextClause, rows: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
+        """SQL text that inserts a row for each of several parameters, with ids of the reserve."""
+        found = _ONE_ROW.match(statement.text) if len(rows) <= MOST else None
+        if found is None or not _ends_at(statement.text, found.end()) or self.goes_without_id(statement.text):
+            return statement, rows
+        names = _table_in(found)
+        name = self._sides.column_of(*names)
+        if name is None or _gives(found, name):
+            return statement, rows
+        ids = [self._sides(*names, name) for _ in rows]
+        if None in ids:
+            return statement, rows
+        made = text(_with_column(found, name, f":{_GIVEN_ID}")).bindparams(*statement._bindparams.values())
+        return made, [{**row, _GIVEN_ID: id_} for row, id_ in zip(rows, ids, strict=True)]
 
     def goes_without_id(self, statement: str) -> bool:
         """Whether an SQL statement inserts the row of which the caller has the id, without that id."""
@@ -203,6 +240,8 @@ class AsOf:
 
     def prepare(self, statement: Any, many: Any, one: Any) -> tuple[Any, Any, Any]:
         """A statement of SQLAlchemy's with its parameters, as `before_execute` has them, before it is compiled."""
+        if isinstance(statement, TextClause) and len(many) > 1:
+            return (*self._text_with_ids(statement, list(many)), one)
         if not isinstance(statement, Insert):
             return statement, many, one
         parameters = list(many) or ([one] if one else [])
@@ -256,6 +295,21 @@ def _times_in(value: Any) -> Iterator[datetime]:
         for item in value.values() if isinstance(value, Mapping) else value:
             if type(item) not in _TIMELESS:
                 yield from _times_in(item)
+
+
+def _table_in(found: re.Match[str]) -> tuple[str | None, str]:
+    """Schema and table of an INSERT, as PostgreSQL takes names that are not quoted."""
+    return None if found[1] is None else found[1].lower(), found[2].lower()
+
+
+def _gives(found: re.Match[str], column: str) -> bool:
+    return column.lower() in (one.strip().strip('"').lower() for one in found["columns"].split(","))
+
+
+def _with_column(found: re.Match[str], column: str, value: str) -> str:
+    """The INSERT with a value for one column more."""
+    statement, at, columns = found.string, found.end(), found.start("columns")
+    return f"{statement[:columns]}{_quoted(column)}, {statement[columns:at]}{value}, {statement[at:]}"
 
 
 def _ends_at(statement: str, start: int) -> bool:

@@ -63,7 +63,7 @@ def _database_of(raw: Any) -> tuple[Any, ...] | None:
     return None if not hasattr(info, "dbname") else (info.host, info.port, info.dbname)
 
 
-def _no_id(*_: str) -> None:
+def _no_id(*_: str | None) -> None:
     """Let PostgreSQL give the id."""
 
 
@@ -101,12 +101,13 @@ class Replayer:
         *,
         outbox: Outbox | None = None,
         take_id: Callable[..., Any] | None = None,
+        column_of: Callable[[str | None, str], str | None] = _no_id,
     ) -> None:
-        """`take_id(schema, table, column)` gives ids to further rows of a call; None lets PostgreSQL do that."""
+        """`take_id` and `column_of` give ids to further rows of a call, as `SideIds` takes them."""
         self._host, self._clock = host, clock
         self._divergences = Divergences(None if outbox is None else outbox.alarms)
         self._reads = reads or Reads()
-        self._take_id = take_id or _no_id
+        self._take_id, self._column_of = take_id or _no_id, column_of
         self._here = threading.local()
         self._undo: list[Callable[[], None]] = []
         self._dialects: set[Dialect] = set()
@@ -141,7 +142,7 @@ class Replayer:
                 # Before the watch begins, which would refuse the connection of the manager's own that this may open.
                 with self._connection.around(connection) as own:
                     given = [call_of(entry), notes.get("defaults")]
-                    sides = self._here.sides = SideIds(notes.get("side"), self._take_id)
+                    sides = self._here.sides = SideIds(notes.get("side"), self._take_id, self._column_of)
                     as_of = AsOf(creates, notes, entry.captured_at, self._clock, sides, call=given)
                     as_of.follow(own)
                     with self._watched(own, as_of) as watch:

@@ -82,6 +82,7 @@ class Witness:
             if watched.is_refusal(exc):
                 watched.try_to(partial(watched.refused, exc))
             raise
+        watched.learn_side_rows()
         if counts:
             watched.try_to(watched.learn_writes)
             if not follows and self._view.learning.follows(operation):
@@ -158,6 +159,13 @@ class _Watched:
             changed = [table for table, rows in after.items() if rows != before.get(table)]
             self._view.learning.written.learn(self._operation.name, changed)
             self._view.learning.version += 1
+
+    def learn_side_rows(self) -> None:
+        """Take in how many rows with a reserved id the call has written on the side."""
+        taken = {column: len(ids) for column, ids in self._sides.taken.items()}
+        with self._view.lock:
+            if self._view.learning.written.side_rows.learn(self._operation.name, call_of(self._entry), taken):
+                self._view.learning.version += 1
 
     def misjudge(self) -> None:
         """The view has followed no such call before, though it may change what is shown."""

@@ -18,6 +18,7 @@ from .row_forms import RowForms
 from .row_order import RowOrders
 from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, Tables, nested_rows
 from .seen import NOT, Seen
+from .side_rows import SideRows
 from .sums import Sums
 from .written import Written
 
@@ -332,8 +333,13 @@ class Learning:
         is_exact = is_exact and read not in self.roundings.methods
         observe(space, "balance", shown, {"note:balance": bare(balance)}, scales=(None,) if is_exact else SCALES)
 
-    def sides(self, seen: Seen) -> Mapping[str, int]:
-        """How many rows with a reserved id a call may write on the side; of a new kind, as many as others did."""
+    def sides(self, seen: Seen, bound: Mapping[str, Any] = {}) -> dict[str, int]:
+        """How many rows with a reserved id a call with the arguments `bound` may write on the side."""
+        name, rows = seen.operation.name, self.written.side_rows
+        return rows.fewest(name) | dict(self._sides_seen(seen)) | rows.by_size(name, bound)
+
+    def _sides_seen(self, seen: Seen) -> Mapping[str, int]:
+        """As many as were seen of such calls; of a new kind, as many as others did."""
         if not any(one.sides for one in (*self.effects.values(), *self.shapes.values())):
             return {}
         effect = self.effect(seen)
@@ -365,6 +371,7 @@ class Learning:
             "orders_shown": self.row_orders.dump(), **self.sums.dump(),
             "forms": self.forms.dump(), "merges": self.merges, "resumes": self.habits.resumes, "code": self.code,
             "written": self.written.dump(), "roundings": self.roundings.dump(),
+            "side_rows": self.written.side_rows.dump(),
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -381,6 +388,7 @@ class Learning:
         self.merges, self.code = state.get("merges", {}), state.get("code", {})
         self.habits = Habits(state["current"], state.get("resumes", {}))
         self.written.load(state.get("written", {}))
+        self.written.side_rows = SideRows(state.get("side_rows"))
         roundings = self.roundings
         roundings.load(state.get("roundings", {}))
         self.sums = Sums.load(state)

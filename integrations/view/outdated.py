@@ -16,7 +16,7 @@ _log = Log("outbox.integrations")
 # Reads by whose answers everything is learned.
 _SHOWING = frozenset({BALANCE, POSITIONS, ORDERS})
 # What is known by the name of a method, and what by a name that begins with it and a separator.
-_BY_NAME = ("reads", "yields", "current", "merges", "resumes", "written")
+_BY_NAME = ("reads", "yields", "current", "merges", "resumes", "written", "side_rows")
 _BY_BEGINNING = {"agrees": "(", "effects": "|", "shapes": "|", "limits": ":"}
 
 

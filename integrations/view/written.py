@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from .side_rows import SideRows
+
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
 
@@ -26,6 +28,7 @@ class Written:
         # operation -> the tables that its calls were seen to write, and how often it was looked.
         self.tables: dict[str, list[str]] = {}
         self.looks: dict[str, int] = {}
+        self.side_rows = SideRows()
 
     def follows(self, operation: ManagerOperation) -> bool:
         """Whether calls without a role may change what a local read shows."""

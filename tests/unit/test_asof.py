@@ -8,6 +8,7 @@ from typing import Any
 
 from outbox.clock import SystemClock
 from outbox.integrations.replay.asof import AsOf
+from outbox.integrations.replay.side_ids import SideIds
 
 CAPTURED = datetime(2024, 5, 1, 9, 30, tzinfo=UTC)
 
@@ -17,7 +18,7 @@ class Stamp(datetime):
 
 
 def as_of(*given: Any) -> AsOf:
-    return AsOf((None, "trades", "id"), {}, CAPTURED, SystemClock(), lambda *_: None, call=given)
+    return AsOf((None, "trades", "id"), {}, CAPTURED, SystemClock(), SideIds(), call=given)
 
 
 def test_times_of_the_replay_are_restored_in_lists_and_of_any_class() -> None:
