@@ -101,10 +101,17 @@ class IdReserves:
         return self._taken(reserve) if reserve is not None and reserve.left() else None
 
     def column_of(self, schema: str | None, table: str) -> str | None:
-        """The column of a table that has a reserve; None where there is none, or the schema leaves that open."""
+        """The column of a table whose ids are reserved; None where there is none, or the schema leaves that open.
+
+        None for UUIDs too, which have no order.
+        """
         for reserve in self._reserves.values():
             of = reserve.of
-            if of.table == table and (schema == of.schema or (schema is not None and schema == reserve.schema)):
+            if (
+                not reserve.is_uuid
+                and of.table == table
+                and (schema == of.schema or (schema is not None and schema == reserve.schema))
+            ):
                 return of.column
         return None
 

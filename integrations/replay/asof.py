@@ -121,7 +121,7 @@ class AsOf:
         """Whether the caller has the id of the next row of the table."""
         if self.id_left is None or column.name != self._creates.column or table.name != self._creates.table:
             return False
-        return self._is_of(self._schemas.get(table.schema, table.schema))
+        return self._is_of(self._schema_of(table))
 
     def _is_of(self, schema: str | None) -> bool:
         """Whether the table of the caller's id is in `schema`; None is what the search_path leads to."""
@@ -148,14 +148,14 @@ class AsOf:
         if self._is_told(table, column):
             id_, self.id_left = self.id_left, None
         else:
-            id_ = self._sides(self._schemas.get(table.schema, table.schema), table.name, column.name)
+            id_ = self._sides(self._schema_of(table), table.name, column.name)
         if id_ is None and self._passing is not None and _takes_any_integer(column):
             id_ = next(self._passing)
         return _as_column_has_it(column, id_)
 
     def _fetch_id(self, table: Table, column: Column[Any]) -> Any:
         """The next id of PostgreSQL's own, for the further rows of an insert of several; None where it has none."""
-        name = _quoted(self._schemas.get(table.schema, table.schema), table.name)
+        name = _quoted(self._schema_of(table), table.name)
         return self._ask("SELECT nextval(pg_get_serial_sequence(%s, %s))", (name, column.name))
 
     def _with_ids(self, statement: Any, parameters: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
@@ -170,7 +170,7 @@ class AsOf:
                 self._is_given()
             return statement, parameters
         rows = max(len(parameters), sql_clock.count_rows(statement))
-        if rows > MOST and not is_told:
+        if not is_told and (rows > MOST or self._sides.column_of(self._schema_of(table), table.name) != column.name):
             return statement, parameters
         left, first = self.id_left, self._next_id(table, column)
         if first is None:
@@ -183,6 +183,9 @@ class AsOf:
         if parameters and not statement._multi_values:
             return statement, [{**row, **id_} for row, id_ in zip(parameters, ids, strict=True)]
         return sql_clock.with_values(statement, ids), parameters
+
+    def _schema_of(self, table: Table) -> str | None:
+        return self._schemas.get(table.schema, table.schema)
 
     def _numbered(self, table: Table) -> Column[Any] | None:
         """The column of a table's ids: that of which the caller has one, else its key."""

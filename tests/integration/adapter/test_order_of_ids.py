@@ -14,7 +14,7 @@ from tests.unit.fakes.waiting import until
 
 from .small import SmallManager, Trade, scene
 
-HOW = ("many", "one_statement", "mappings", "by_text", "by_text_of_several", "by_orm")
+HOW = ("many", "returning", "one_statement", "mappings", "by_text", "by_text_of_several", "by_orm")
 OPERATIONS = (*TRADING_OPERATIONS, *map(ManagerOperation, HOW))
 
 _trades: Any = Trade.__table__
@@ -26,6 +26,14 @@ class Importing(SmallManager):
     def many(self, *symbols: str) -> None:
         with self.session_factory.begin() as session:
             session.execute(insert(Trade), [{"symbol": symbol} for symbol in symbols])
+
+    def returning(self, *symbols: str) -> None:
+        with self.session_factory.begin() as session:
+            made = insert(Trade).returning(Trade.id, sort_by_parameter_order=True)
+            rows = session.execute(made, [{"symbol": symbol} for symbol in symbols]).all()
+            # They are those of the rows, in the order of the parameters.
+            numbers = [session.get_one(Trade, row.id).symbol for row in rows]
+            assert numbers == list(symbols)
 
     def one_statement(self, *symbols: str) -> None:
         with self.session_factory.begin() as session:
