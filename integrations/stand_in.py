@@ -18,6 +18,7 @@ from ..log import Log
 from ..words import first_line
 from .adapter import Adapter, serving
 from .calls.block import current
+from .calls.put_off import put_off
 from .manager.away import is_away
 from .manager.host import Host
 from .manager.patches import mocks_in
@@ -120,6 +121,8 @@ def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
         return host.bound(name, durable)(*args, **kwargs) if host.built is not None else None
     if stand_in.bypassed or "session_factory" in host.replaced:
         return host.bound(name, durable)(*args, **kwargs)
+    if stand_in.operation(name) is None and put_off(host, name, args, kwargs):
+        return None
     if adapter is None:
         return _call_without_outbox(stand_in, durable, name, args, kwargs)
     operation = adapter.calls.get(name)

@@ -178,3 +178,65 @@ def test_answer_is_not_made_up_by_a_manager_that_is_not_built(postgres_url: str,
         here.manager.log_trade("outage")
         with pytest.raises(UnknownLocally):
             here.manager.count()
+
+
+class Observed(Absent):
+    """Tells observers of its trades, and makes their list when it is connected."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._observers: list[Any] = []
+        self._told = 0
+
+    def subscribe(self, observer: Any, *, first: bool = False) -> None:
+        self._observers.insert(0 if first else len(self._observers), observer)
+
+    def observers(self) -> int:
+        return len(self._observers)
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        made = super().log_trade(symbol, note, session_id)
+        for observer in self._observers:
+            observer(symbol)
+        return made
+
+
+@pytest.fixture
+def observed() -> type[Observed]:
+    class Manager(Observed):
+        pass
+
+    return Manager
+
+
+def test_observer_of_an_unbuilt_manager_is_told_later(
+    postgres_url: str, outbox_dir: Path, observed: type[Observed]
+) -> None:
+    """The engine's constructor ended with the error of the connection, so that it did not start in the outage."""
+    told: list[str] = []
+    with started(postgres_url, outbox_dir, observed) as here:
+        here.manager.log_trade("before")
+        assert here.relay.drain(timeout=LONG)
+    observed.away = True
+    with started(postgres_url, outbox_dir, observed) as here:
+        here.manager.subscribe(lambda symbol: told.append(f"a {symbol}"))
+        here.manager.subscribe(lambda symbol: told.append(f"b {symbol}"), first=True)
+        with pytest.raises(TypeError):
+            here.manager.subscribe()
+        with pytest.raises(OperationalError):
+            here.manager.observers()
+        here.manager.log_trade("outage")
+        observed.away = False
+        assert here.relay.drain(timeout=LONG)
+        assert told == ["b outage", "a outage"]
+        assert here.manager.observers() == 2
+
+
+def test_observer_may_come_before_the_outbox(postgres_url: str, outbox_dir: Path, observed: type[Observed]) -> None:
+    observed.away = True
+    manager: Any = DurableDatabaseManager.of(observed)(postgres_url)
+    manager.subscribe(print)
+    observed.away = False
+    manager._host.forget_failure()
+    assert manager.observers() == 1
+    manager._host.built.engine.dispose()
