@@ -12,7 +12,8 @@ from types import CodeType
 from .method_code import parsed
 from .tables_named import Search
 
-_LOGS = frozenset({"debug", "info", "warning", "warn", "error", "exception", "critical", "log", "print"})
+# Methods of a logger, and `print`: what they are given changes nothing that the method does.
+LOGS = frozenset({"debug", "info", "warning", "warn", "error", "exception", "critical", "log", "print"})
 
 
 def code_version(cls: type, method: str) -> str:
@@ -44,7 +45,7 @@ class _Plain(ast.NodeTransformer):
 
     def visit_Expr(self, node: ast.Expr) -> ast.stmt:
         value = node.value
-        logs = isinstance(value, ast.Call) and getattr(value.func, "attr", getattr(value.func, "id", None)) in _LOGS
+        logs = isinstance(value, ast.Call) and getattr(value.func, "attr", getattr(value.func, "id", None)) in LOGS
         return ast.Pass() if logs or isinstance(value, ast.Constant) else node
 
     def visit_arg(self, node: ast.arg) -> ast.arg:

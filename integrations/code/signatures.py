@@ -50,6 +50,12 @@ def _takes(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
     return True
 
 
+def parameter_names(function: Any) -> list[str]:
+    """The names of a function's own parameters, without those of `*args` and `**kwargs`."""
+    code = function.__code__
+    return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
 def signature_of_bound(method: Any) -> inspect.Signature:
     """The signature of a method that is bound to its object."""
     if inspect.ismethod(method) and inspect.isfunction(method.__func__):

@@ -20,7 +20,7 @@ from ... import Operation, Outbox
 from ...records import is_record_class, names_of
 from ..code.class_code import ClassCode
 from ..code.method_code import dotted, facts_of, meaning
-from ..code.signatures import hints_of, signature_of
+from ..code.signatures import hints_of, parameter_names, signature_of
 from ..operations import ManagerOperation
 from .ids_left import with_ids_left
 
@@ -85,7 +85,7 @@ def items_of(name: str, code: ClassCode) -> dict[str, frozenset[str]]:
         takes = signature_of(code.cls, name).parameters.keys()
     for function in code.functions(name):
         hints = hints_of(function)
-        for argument in (one for one in _parameters(function)[1:] if one in takes):
+        for argument in (one for one in parameter_names(function)[1:] if one in takes):
             hint = hints.get(argument)
             choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, UnionType) else (hint,)
             classes = [typing.get_origin(one) or one for one in choices]
@@ -101,11 +101,6 @@ def _may_hold(hint: Any) -> bool:
     """Whether an annotation, a class or a text, lets an argument hold fields."""
     text = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
     return re.split(r"\W", text, maxsplit=1)[0] not in _SCALARS
-
-
-def _parameters(function: Any) -> list[str]:
-    code = function.__code__
-    return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
 def _items(name: str, function: Any, code: ClassCode, depth: int) -> Iterator[str]:
@@ -175,9 +170,9 @@ def _called(name: str, function: Any, code: ClassCode) -> Iterator[tuple[Any, li
     owner, _, last = name.rpartition(".")
     if owner in (facts_of(function).myself, "super()"):
         for one in code.functions(last):
-            yield one, _parameters(one)[1:]
+            yield one, parameter_names(one)[1:]
     elif isinstance(known := meaning(function, name), FunctionType):
-        yield known, _parameters(known)
+        yield known, parameter_names(known)
 
 
 def _is(name: str, node: ast.expr) -> bool:

@@ -19,7 +19,6 @@ from . import sessions
 from .asof import AsOf
 
 _ISOLATION = re.compile(r"\s*SET\s+(TRANSACTION|SESSION\s+CHARACTERISTICS)\b", re.IGNORECASE)
-_OF_TRANSACTION = re.compile(r"\s*(SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
 
 # Longer statements have their values in them, and do not come again.
 _KEPT_CHARS = 10_000
@@ -28,7 +27,7 @@ _KEPT_CHARS = 10_000
 @lru_cache(maxsize=1024)
 def _told(statement: str) -> tuple[bool, bool]:
     """Whether a rehearsal would have ended at a statement, and whether it sets an isolation level."""
-    is_contact = not _OF_TRANSACTION.match(statement) and not sessions.is_setting(statement)
+    is_contact = not sessions.is_of_transaction(statement) and not sessions.is_setting(statement)
     return is_contact, _ISOLATION.match(statement) is not None
 
 

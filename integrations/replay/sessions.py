@@ -13,6 +13,8 @@ _SETTING = re.compile(
     r"\s*SET\s+(?:(LOCAL|SESSION)\s+)?(?:(TIME\s+ZONE)\b|([A-Za-z_][A-Za-z0-9_.]*)\s*(?:=|\bTO\b))", re.IGNORECASE
 )
 
+_OF_TRANSACTION = re.compile(r"\s*(SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
+
 # Events whose listeners of ours must run last.
 _ORDERED = ("before_flush", "after_flush", "after_commit")
 
@@ -77,3 +79,8 @@ def session_class(factory: Any) -> type[Session]:
 def is_setting(statement: str) -> bool:
     """Whether it is a SET statement, which writes nothing."""
     return _SETTING.match(statement) is not None
+
+
+def is_of_transaction(statement: str) -> bool:
+    """Whether it makes or ends a savepoint, or ends a transaction without effect."""
+    return _OF_TRANSACTION.match(statement) is not None

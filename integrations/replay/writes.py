@@ -19,7 +19,6 @@ _READS = re.compile(
     r"|WITH\b(?!.*\b(INSERT|UPDATE|DELETE|MERGE)\b))",
     re.IGNORECASE | re.DOTALL,
 )
-_OF_TRANSACTION = re.compile(r"\s*(SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
 _CALL = re.compile(r'(\w+)"?\s*\(')
 # Longer statements have their values in them, and do not come again.
 _KEPT_CHARS = 10_000
@@ -59,6 +58,6 @@ class Writes:
 @lru_cache(maxsize=1024)
 def _judged(statement: str) -> bool | frozenset[str]:
     """Whether a statement may write; the functions that it calls where that depends on them."""
-    if sessions.is_setting(statement) or _OF_TRANSACTION.match(statement):
+    if sessions.is_setting(statement) or sessions.is_of_transaction(statement):
         return False
     return not _READS.match(statement) or frozenset(name.lower() for name in _CALL.findall(statement))

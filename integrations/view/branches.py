@@ -19,7 +19,9 @@ from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..code.class_code import ClassCode
+from ..code.code_version import LOGS
 from ..code.method_code import Facts, dotted, facts_of, layers, meaning
+from ..code.signatures import parameter_names
 from .decisions import ARGUMENT, COLUMN, TAKEN, TEXT, Decision, Unreadable
 from .learning import is_id
 
@@ -37,7 +39,6 @@ _Test = ast.If | ast.IfExp | ast.While
 _TESTS = (ast.If, ast.IfExp, ast.While)
 _SIMPLE = (str, int, float, Decimal, Enum)
 _CHOOSING = ("min", "max", "abs")
-_LOGS = frozenset({"debug", "info", "warning", "warn", "error", "exception", "critical", "log", "print"})
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ def of(operation: ManagerOperation, cls: type) -> Branches:
     """By which values the method of an operation decides; nothing for one that has no part in what is answered."""
     found, code = Branches(), ClassCode(cls)
     for function in code.functions(operation.name) if operation.has_role else ():
-        given = _parameters(function)[_skipped(cls, operation.name) :]
+        given = parameter_names(function)[_skipped(cls, operation.name) :]
         names = {name: ast.Name(f"{ARGUMENT}{operation.standard_name(name)}", ast.Load()) for name in given}
         defaults = {operation.standard_name(name): value for name, value in _defaults(function).items()}
         _Finder(found, defaults).look(_Scope(code, function, facts_of(function), names))
@@ -285,7 +286,7 @@ def _only_refuses(node: ast.If) -> bool:
 
 def _logs(node: ast.stmt) -> bool:
     is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
-    return isinstance(node, ast.Pass) or (is_call and dotted(node.value.func).rpartition(".")[2] in _LOGS)  # type: ignore[attr-defined]
+    return isinstance(node, ast.Pass) or (is_call and dotted(node.value.func).rpartition(".")[2] in LOGS)  # type: ignore[attr-defined]
 
 
 class _Resolver(ast.NodeTransformer):
@@ -374,11 +375,6 @@ def _skipped(cls: type, name: str) -> int:
     return 0 if isinstance(inspect.getattr_static(cls, name, None), staticmethod) else 1
 
 
-def _parameters(function: Any) -> list[str]:
-    code = function.__code__
-    return list(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
-
-
 def _defaults(function: Any) -> dict[str, Any]:
     code = function.__code__
     positional = code.co_varnames[: code.co_argcount]
@@ -392,7 +388,7 @@ def _defaults(function: Any) -> dict[str, Any]:
 
 def _bound(node: ast.Call, function: Any, skipped: int) -> dict[str, ast.expr]:
     """The expressions that a call gives for the parameters of a function, of which the first may be `self`."""
-    parameters = _parameters(function)[skipped:]
+    parameters = parameter_names(function)[skipped:]
     left_out = {name: ast.Constant(value) for name, value in _defaults(function).items()}
     named = {one.arg: one.value for one in node.keywords if one.arg in parameters}
     return {**left_out, **dict(zip(parameters, node.args, strict=False)), **named}
