@@ -99,8 +99,8 @@ class Adapter:
         creating = [call for call in self.calls.values() if call.creates]
         self._reserves = IdReserves(
             outbox,
-            {call.schema_table_column() for call in creating},
-            few={call.schema_table_column() for call in creating if call.session is Session.BEGINS},
+            {call.id_column for call in creating},
+            few={call.id_column for call in creating if call.session is Session.BEGINS},
         )
         take, column_of = self._reserves.take_if_any, self._reserves.column_of
         self.replayer = Replayer(host, outbox.clock, reads, outbox=outbox, take_id=take, column_of=column_of)

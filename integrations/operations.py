@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .. import Entry, Operation
 from ..errors import ConfigError, TargetMisconfigured
 from ..records import fields_of, has_fields, with_field
+from .ids.id_column import IdColumn
 from .key_order import in_orders
 from .roles import NO_SESSIONS, Balance, Order, Position, Session, is_exit_order
 from .view.amounts import number, number_or_none
@@ -276,16 +277,10 @@ class ManagerOperation(Operation):
         moved = (Position.UPDATES, Position.REDUCES, Position.ENLARGES)
         return [*named, "position_id"] if self.position in moved else named
 
-    def table_and_column(self) -> tuple[str, str]:
-        """The table of which a call creates a row, without its schema, and the column of its id."""
-        return self.schema_table_column()[1:]
-
-    def schema_table_column(self) -> tuple[str | None, str, str]:
-        """The schema (None: that of the search path), table and column of the id that a call creates."""
-        parts = (self.creates or "").split(".")
-        if len(parts) == 3:
-            return parts[0], parts[1], parts[2]
-        return None, parts[0], parts[1] if len(parts) == 2 else "id"
+    @property
+    def id_column(self) -> IdColumn:
+        """The column of the id that a call creates."""
+        return IdColumn.named(self.creates)
 
 
 def notes_of(entry: Entry) -> Mapping[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 from ...clock import Clock
 from ...store.envelope import from_us
 from ..code.signatures import invoke
-from ..ids.id_reserve import IdColumn
 from ..manager.away import cannot_take
 from ..manager.host import Host
 from ..replay.asof import PASSING_IDS, AsOf
@@ -79,7 +78,7 @@ class BlockReads:
         with rolled_back(self._host.undoubled()) as sets:
             for item in calls:
                 as_of = AsOf(
-                    IdColumn.named(item.operation.creates),
+                    item.operation.id_column,
                     item.notes,
                     _captured_at(item),
                     self._clock,

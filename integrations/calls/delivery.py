@@ -177,4 +177,4 @@ def local_result(operation: ManagerOperation, entry: Entry, told: Any = _NOTED) 
 
 
 def _id_in(operation: ManagerOperation, answer: Any, told: Any) -> Any:
-    return id_in(answer, told, operation.table_and_column()[1])
+    return id_in(answer, told, operation.id_column.column)

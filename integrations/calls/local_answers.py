@@ -174,8 +174,8 @@ class LocalAnswers:
         if is_used_up(self._host.built):
             return None
         clock = self._outbox.clock
-        columns = item.operation.schema_table_column()
-        as_of = AsOf(columns, item.notes, clock.now(), clock, SideIds(), passing=count(PASSING_IDS))
+        column = item.operation.id_column
+        as_of = AsOf(column, item.notes, clock.now(), clock, SideIds(), passing=count(PASSING_IDS))
         old = None
         with suppress(UnknownLocally):
             old = self._local_balance(item.session)

@@ -190,7 +190,7 @@ class Preparing:
         self, operation: ManagerOperation, replica: Any, rehearsal: Rehearsal
     ) -> AbstractContextManager[None]:
         """Let a method that makes the UUID of its row itself make the one that its caller is told."""
-        if not operation.creates or not self._reserves.are_uuids(*operation.schema_table_column()):
+        if not operation.creates or not self._reserves.are_uuids(*operation.id_column):
             return nullcontext()
         rehearsal.uuid = self._outbox.clock.new_id()
         made = iter((rehearsal.uuid,))
@@ -253,7 +253,7 @@ class Preparing:
         if kept is not None:
             return {"id": kept, "resumes": True, **finality}
         try:
-            id_ = item.rehearsal.uuid or self._take_id(*operation.schema_table_column())
+            id_ = item.rehearsal.uuid or self._take_id(*operation.id_column)
         except IdReserveEmpty as exc:
             if operation.never_refused is None or not operation.never_refused(operation.standard(bound)):
                 raise
@@ -266,7 +266,7 @@ class Preparing:
 
     def _resumed(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> Any:
         """The active session with which the call goes on, as far as was seen, or as the method's code shows."""
-        cls, table = self._host.manager_class, operation.schema_table_column()[1]
+        cls, table = self._host.manager_class, operation.id_column.table
         asked = None if cls is None else asked_by(cls, operation.name, table)
         parameters = self._host.signature(operation.name).parameters.keys()
         others = (asked or set()) & (parameters - set(map(operation.own_name, NAMES)))

@@ -1,4 +1,4 @@
-"""What PostgreSQL's catalog says of a column that holds ids."""
+"""Id column: the column that holds the ids of a table's rows: its name, and its description in PostgreSQL's catalog."""
 
 from __future__ import annotations
 
@@ -25,6 +25,34 @@ _LOOK = text(r"""
 """)
 
 
+class IdColumn(NamedTuple):
+    """The column that holds the ids of a table's rows; `schema` is None where the search_path finds the table."""
+
+    schema: str | None
+    table: str
+    column: str
+
+    @classmethod
+    def of(cls, names: tuple[str | None, ...]) -> IdColumn:
+        """From `(schema, table, column)` or `(table, column)`."""
+        schema, table, column = names if len(names) == 3 else (None, *names)
+        return cls(schema, table or "", column or "id")
+
+    @classmethod
+    def named(cls, creates: str | None) -> IdColumn:
+        """From `table`, `table.column` or `schema.table.column`."""
+        parts = (creates or "").split(".")
+        return cls.of((*parts, "id") if len(parts) == 1 else tuple(parts))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`(schema, table, column)`, or `(table, column)` where there is no schema."""
+        return tuple(name for name in self if name is not None)
+
+    def __str__(self) -> str:
+        return ".".join(self.names)
+
+
 class CatalogColumn(NamedTuple):
     """A column as it is; `sequence`, which may be of another column, as SQL that names it."""
 
@@ -41,3 +69,8 @@ def look_up(connection: Connection, table: str, column: str) -> CatalogColumn | 
     """
     row = connection.execute(_LOOK, {"table": table, "column": column}).one_or_none()
     return None if row is None else CatalogColumn(*row)
+
+
+def quoted(*names: str | None) -> str:
+    """Names as one identifier in SQL; a schema that is None is left out."""
+    return ".".join('"' + name.replace('"', '""') + '"' for name in names if name is not None)

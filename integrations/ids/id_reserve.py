@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import ColumnClause, Connection, Engine, column, func, select, table, text
 from sqlalchemy.exc import ProgrammingError
@@ -22,7 +22,7 @@ from ... import DurabilityError, Outbox
 from ...errors import ConfigError, StoreBusy
 from ..manager.manager_connection import fresh_connection
 from ..manager.session_state import WAIT_BRIEFLY
-from .id_column import look_up
+from .id_column import IdColumn, look_up, quoted
 
 _CHUNK = 64
 _WANTED = 5000
@@ -41,34 +41,6 @@ _BEHIND = text("SELECT coalesce(pg_sequence_last_value(CAST(:sequence AS regclas
 
 class IdReserveEmpty(DurabilityError):
     """No reserved id is left, or none was ever fetched: what needs one cannot be recorded, and trading must halt."""
-
-
-class IdColumn(NamedTuple):
-    """The column that holds the ids of a table's rows; `schema` is None where the search_path finds the table."""
-
-    schema: str | None
-    table: str
-    column: str
-
-    @classmethod
-    def of(cls, names: tuple[str | None, ...]) -> IdColumn:
-        """From `(schema, table, column)` or `(table, column)`."""
-        schema, table, column = names if len(names) == 3 else (None, *names)
-        return cls(schema, table or "", column or "id")
-
-    @classmethod
-    def named(cls, creates: str | None) -> IdColumn:
-        """From `table`, `table.column` or `schema.table.column`."""
-        parts = (creates or "").split(".")
-        return cls.of((*parts, "id") if len(parts) == 1 else tuple(parts))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """`(schema, table, column)`, or `(table, column)` where there is no schema."""
-        return tuple(name for name in self if name is not None)
-
-    def __str__(self) -> str:
-        return ".".join(self.names)
 
 
 class IdReserve:
@@ -216,7 +188,7 @@ class IdReserve:
         """The sequence of the column, or None where its ids are UUIDs."""
         schemas = connection.get_execution_options().get("schema_translate_map") or {}
         schema = schemas.get(self.of.schema, self.of.schema)
-        table = ".".join(_quoted(part) for part in (schema, self.of.table) if part is not None)
+        table = quoted(schema, self.of.table)
         found = look_up(connection, table, self.of.column)
         if found is None:
             raise ConfigError(
@@ -278,7 +250,3 @@ def _transaction(connection: Connection) -> Iterator[None]:
         connection.commit()
     finally:
         connection.rollback()
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Integer, MetaData, Table, Uuid, text
 from sqlalchemy import inspect as inspect_orm
 
 from ..code.class_code import ClassCode
-from ..ids.id_column import look_up
+from ..ids.id_column import look_up, quoted
 
 _FIND = text(
     "SELECT n.nspname, c.relname, pg_table_is_visible(c.oid), "
@@ -38,7 +38,7 @@ def refusal_by_catalog(connection: Connection, table: str, column: str) -> str |
     if closed and len(closed) == len(here or rows):
         # Without USAGE a schema is left out of the search path.
         of, role = closed[0].nspname, closed[0].current_user
-        return f"{role} may not use schema {of} of table {name}: GRANT USAGE ON SCHEMA {_quoted(of)} TO {role}"
+        return f"{role} may not use schema {of} of table {name}: GRANT USAGE ON SCHEMA {quoted(of)} TO {role}"
     if not here:
         found = sorted(f"{row.nspname}.{row.relname}" for row in rows)
         meant = {row.nspname for row in connection.execute(_FIND, {"table": column})}
@@ -48,8 +48,8 @@ def refusal_by_catalog(connection: Connection, table: str, column: str) -> str |
             return f'table {table} does not exist, but {found[0]} does: declare creates="{found[0]}.{column}"'
         other = 'declare the one that is written, creates="schema.table.column"'
         return f"table {table} does not exist: create it, or {other}"
-    quoted = ".".join(_quoted(part) for part in (here[0].nspname, here[0].relname))
-    known = look_up(connection, quoted, column)
+    named = quoted(here[0].nspname, here[0].relname)
+    known = look_up(connection, named, column)
     if known is None:
         return f'table {table} has no column {column!r}: declare creates="{table}.COLUMN" with the column of its key'
     if known.type == "uuid":
@@ -75,12 +75,6 @@ def refusal_by_tables(tables: list[Table], table: str, column: str) -> str | Non
     if not named or any(_may_be_reserved(one, column) for one in named):
         return None
     return f"the key {table}.{column} is neither an integer with a sequence nor a UUID: {_WITHOUT}"
-
-
-def is_mapped(table: str, tables: list[Table]) -> bool:
-    """Whether one of `tables` has that name."""
-    schema, _, name = table.rpartition(".")
-    return any(one.name == name and (not schema or one.schema == schema) for one in tables)
 
 
 def mapped_tables(code: ClassCode) -> list[Table]:
@@ -117,7 +111,3 @@ def _may_be_reserved(table: Table, column: str) -> bool:
     is_integer = isinstance(found.type, Integer) and found.autoincrement is not False
     # A type of the host's own is PostgreSQL's to know.
     return is_integer or isinstance(found.type, Uuid) or type(found.type).__module__.partition(".")[0] != "sqlalchemy"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -50,7 +50,7 @@ def _with(operation: _O, found: dict[str, tuple[str, bool]] | None) -> _O:
 
 def left_by(operation: ManagerOperation, code: ClassCode) -> dict[str, tuple[str, bool]]:
     """By argument of its method, the field or key that gets the id of the row, and whether it is looked at before."""
-    column, found = operation.table_and_column()[1], dict[str, tuple[str, bool]]()
+    column, found = operation.id_column.column, dict[str, tuple[str, bool]]()
     for function in code.functions(operation.name):
         nodes = [node for one in facts_of(function).body for node in ast.walk(one)]
         assigned = [one for one in nodes if isinstance(one, ast.Assign) and len(one.targets) == 1]

@@ -8,11 +8,11 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from enum import Enum
 from types import CodeType, FunctionType, MethodType, UnionType
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
@@ -101,7 +101,7 @@ def arguments(operation: ManagerOperation, evidence: Evidence, signature: inspec
     """Reasons in its arguments: names that the declaration needs and the method lacks."""
     given = set(signature.parameters)
     kinds = {parameter.kind for parameter in signature.parameters.values()}
-    renamed: Mapping[str, str] = getattr(operation, "args", None) or {}
+    renamed = operation.args
     shown = f"its arguments are {', '.join(signature.parameters) or 'none'}"
     named = [*dict.fromkeys([*needed_names(operation), *_identity(operation)])]
     opaque = [one for one in layers(evidence.member(operation.name)) if is_opaque(one)]
@@ -111,8 +111,8 @@ def arguments(operation: ManagerOperation, evidence: Evidence, signature: inspec
             "put functools.wraps(function) on the decorator's wrapper"
         )
         return
-    records: Mapping[str, Collection[str]] = getattr(operation, "records", {})
-    for what, names in {"records": records, "sets_id": getattr(operation, "sets_id", ())}.items():
+    records = cast(Mapping[str, Collection[str]], operation.records)
+    for what, names in {"records": records, "sets_id": operation.sets_id}.items():
         for name in names:
             if name not in given and inspect.Parameter.VAR_KEYWORD not in kinds:
                 yield f"{what}= names {name!r}, which is no argument of it: {shown}"
@@ -125,7 +125,7 @@ def arguments(operation: ManagerOperation, evidence: Evidence, signature: inspec
             yield f"the declaration's args= names {name!r}, which is no argument of it: {shown}"
     standard = {renamed.get(name, name) for name in given} | given
     required = list(needed_names(operation))
-    required += [] if operation.optional or getattr(operation, "like", None) else _identity(operation)
+    required += [] if operation.optional or operation.like else _identity(operation)
     required += [operation.order_by] if isinstance(operation.order_by, str) else []
     for name in dict.fromkeys(required):
         if name not in standard:
@@ -244,10 +244,9 @@ def makes_its_id(operation: ManagerOperation, evidence: Evidence) -> str | None:
 def _inherited(operation: ManagerOperation) -> Mapping[str, str]:
     """The argument names that an operation has from the one that it is like, which a manager may lack."""
     if operation.optional:
-        return getattr(operation, "args", None) or {}
-    like = getattr(operation, "like", None)
-    base = next((one for one in TRADING_OPERATIONS if one.name == like), None)
-    return getattr(base, "args", None) or {}
+        return operation.args
+    base = next((one for one in TRADING_OPERATIONS if one.name == operation.like), None)
+    return {} if base is None else base.args
 
 
 def _identity(operation: ManagerOperation) -> list[str]:
@@ -255,13 +254,13 @@ def _identity(operation: ManagerOperation) -> list[str]:
 
 
 @functools.lru_cache(256)
-def _subscripts(function: Any, position: int) -> tuple[str, ...]:
-    """Names that a function always takes out of one of its arguments: `call["name"]`."""
+def _subscripts(function: Any) -> tuple[str, ...]:
+    """Names that a function always takes out of its first argument: `call["name"]`."""
     facts = facts_of(function)
     code: CodeType | None = getattr(function, "__code__", None)
-    if not facts.read or code is None or code.co_argcount <= position:
+    if not facts.read or code is None or not code.co_argcount:
         return ()
-    argument = code.co_varnames[position]
+    argument = code.co_varnames[0]
     found: list[str] = []
 
     def look(node: ast.AST) -> None:
@@ -284,21 +283,14 @@ def _subscripts(function: Any, position: int) -> tuple[str, ...]:
 def needed_names(operation: ManagerOperation) -> Iterator[str]:
     """Arguments, by their standard names, without which an operation cannot be applied to the local view."""
     identity = _identity(operation)
-    needed: Callable[[], list[str]] = getattr(operation, "needed", list)
-    yield from (name for name in needed() if name not in identity)
-    fold = getattr(operation, "fold", None)
-    if fold is not None:
-        yield from _subscripts(fold, 1)
-    for check in getattr(operation, "checks", ()):
-        yield from _subscripts(check, 0)
+    yield from (name for name in operation.needed() if name not in identity)
+    for check in operation.checks:
+        yield from _subscripts(check)
 
 
 def column_of(operation: ManagerOperation) -> tuple[str, str]:
     """The table, with its schema where one is declared, and the column of the id that a call creates."""
-    whole = getattr(operation, "schema_table_column", None)
-    if whole is None:
-        return operation.table_and_column()
-    schema, table, column = whole()
+    schema, table, column = operation.id_column
     return f"{schema}.{table}" if schema else table, column
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.orm import Session
 
 from ...clock import Clock
-from ..ids.id_reserve import IdColumn
+from ..ids.id_column import IdColumn, quoted
 from ..view.side_rows import MOST
 from . import sql_clock
 from .side_ids import SideIds
@@ -129,7 +129,7 @@ class AsOf:
         if schema == wanted or (schema is not None and wanted is not None):
             return schema == wanted
         if schema not in self._same:
-            names = _quoted(wanted, table), _quoted(schema, table)
+            names = quoted(wanted, table), quoted(schema, table)
             self._same[schema] = (
                 self._ask("SELECT coalesce(to_regclass(%s) = to_regclass(%s), true)", names) is not False
             )
@@ -155,7 +155,7 @@ class AsOf:
 
     def _fetch_id(self, table: Table, column: Column[Any]) -> Any:
         """The next id of PostgreSQL's own, for the further rows of an insert of several; None where it has none."""
-        name = _quoted(self._schema_of(table), table.name)
+        name = quoted(self._schema_of(table), table.name)
         return self._ask("SELECT nextval(pg_get_serial_sequence(%s, %s))", (name, column.name))
 
     def _with_ids(self, statement: Any, parameters: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
@@ -312,7 +312,7 @@ def _gives(found: re.Match[str], column: str) -> bool:
 def _with_column(found: re.Match[str], column: str, value: str) -> str:
     """The INSERT with a value for one column more."""
     statement, at, columns = found.string, found.end(), found.start("columns")
-    return f"{statement[:columns]}{_quoted(column)}, {statement[columns:at]}{value}, {statement[at:]}"
+    return f"{statement[:columns]}{quoted(column)}, {statement[columns:at]}{value}, {statement[at:]}"
 
 
 def _ends_at(statement: str, start: int) -> bool:
@@ -323,10 +323,6 @@ def _ends_at(statement: str, start: int) -> bool:
         if not depth:
             return not statement[found.end() :].lstrip().startswith(",")
     return False
-
-
-def _quoted(*names: str | None) -> str:
-    return ".".join('"' + name.replace('"', '""') + '"' for name in names if name is not None)
 
 
 def _takes_any_integer(column: Column[Any]) -> bool:

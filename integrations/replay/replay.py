@@ -22,7 +22,6 @@ from ...log import Log
 from ...monitoring.alarms import Alarms
 from ...words import first_line
 from ..code.signatures import invoke, signature_of_bound
-from ..ids.id_reserve import IdColumn
 from ..ids.same_row import SameRow
 from ..manager.away import is_away, noting
 from ..manager.host import Host, replica_of
@@ -136,14 +135,14 @@ class Replayer:
         def replay(connection: Connection, stored: Entry) -> Any:
             self._build()
             entry = upgraded(operation, stored)
-            notes, creates = notes_of(entry), IdColumn.named(operation.creates)
+            notes = notes_of(entry)
             self._here.kept = None
             try:
                 # Before the watch begins, which would refuse the connection of the manager's own that this may open.
                 with self._connection.around(connection) as own:
                     given = [call_of(entry), notes.get("defaults")]
                     sides = self._here.sides = SideIds(notes.get("side"), self._take_id, self._column_of)
-                    as_of = AsOf(creates, notes, entry.captured_at, self._clock, sides, call=given)
+                    as_of = AsOf(operation.id_column, notes, entry.captured_at, self._clock, sides, call=given)
                     as_of.follow(own)
                     with self._watched(own, as_of) as watch:
                         return self._replay(operation, own, entry, watch, as_of)
@@ -299,7 +298,7 @@ class Replayer:
 
         Later calls with the caller's id of a position go to the row that the manager took.
         """
-        told, (table, column) = notes_of(entry).get("id"), operation.table_and_column()
+        told, (_, table, column) = notes_of(entry).get("id"), operation.id_column
         value = None if told is None else id_in(value, told, column)
         if value is None or isinstance(value, bool):
             return

@@ -34,7 +34,7 @@ _OURS = f'"{NOTES}":'.encode()
 
 def upgraded(operation: ManagerOperation, entry: Entry) -> Entry:
     """`entry` with the present names of its arguments, as the operation's `renames` declares them."""
-    renames: Mapping[str, str] = getattr(operation, "renames", None) or {}
+    renames = operation.renames
     if renames.keys().isdisjoint(entry.args) and renames.keys().isdisjoint(_defaults_of(entry)):
         return entry
     args = {renames.get(name, name): value for name, value in entry.args.items()}
@@ -167,7 +167,7 @@ def _is_unknown(
     column: str, table: str, error: DBAPIError, operation: ManagerOperation, entry: Entry, host: Host
 ) -> bool:
     """Whether the manager's software does not fill a column that the schema demands."""
-    call, renamed = call_of(entry), getattr(operation, "args", None) or {}
+    call, renamed = call_of(entry), operation.args
     if column in {*call, *(renamed.get(name, name) for name in call)}:
         return False
     if not _is_in(column, str(error.statement or "")):

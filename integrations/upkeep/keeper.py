@@ -95,7 +95,7 @@ class Keeper:
     def _decide_by(self, cls: type) -> None:
         found = {call.name: tuple(branches.of(call, cls).decisions.values()) for call in self._calls.values()}
         made, class_code = [call for call in self._calls.values() if call.creates], ClassCode(cls)
-        plain = {call.name: plain_answer(class_code, call.name, call.table_and_column()[1]) for call in made}
+        plain = {call.name: plain_answer(class_code, call.name, call.id_column.column) for call in made}
         names = {read: local.standard for read in self._reads.names if (local := self._reads.local(read)) is not None}
         names |= {name: name for name, call in self._calls.items() if call.has_role}
         code = {name: code_version(cls, own) for own, name in names.items() if callable(getattr(cls, own, None))}

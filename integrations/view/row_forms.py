@@ -67,7 +67,7 @@ class RowForms:
             for standard in standards
         }
         for table, standards in _NAMED_BY.items():
-            created = [one.schema_table_column()[2] for one in opening[table] if one.creates]
+            created = [one.id_column.column for one in opening[table] if one.creates]
             own = [name for standard in standards for name in self.names(standard)]
             self._possible[table] = tuple(dict.fromkeys((*created, "id", *own)))
 

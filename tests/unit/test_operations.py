@@ -17,8 +17,7 @@ def test_like_takes_over_what_is_not_given() -> None:
     made = ManagerOperation("save_trade", like="log_trade", creates="trading.history.uid", returns=7)
     assert (made.name, made.position, made.returns) == ("save_trade", Position.CLOSES, 7)
     assert made.alternatives == (("exit_order_id",),)
-    assert made.schema_table_column() == ("trading", "history", "uid")
-    assert made.table_and_column() == ("history", "uid")
+    assert made.id_column == ("trading", "history", "uid")
     assert not made.optional
 
 
@@ -39,7 +38,7 @@ def test_nothing_that_is_given_is_not_taken_over() -> None:
     ],
 )
 def test_the_place_of_a_new_id_may_have_a_schema(creates: str | None, found: tuple[Any, ...]) -> None:
-    assert ManagerOperation("m", creates=creates).schema_table_column() == found
+    assert ManagerOperation("m", creates=creates).id_column == found
 
 
 def test_arguments_are_known_by_their_standard_names() -> None:

@@ -207,7 +207,7 @@ def test_the_table_of_methods_is_that_of_the_code(operation: ManagerOperation) -
 def test_a_manager_with_other_names_is_declared_as_the_page_says(tmp_path: Path) -> None:
     (tmp_path / "declared.py").write_text(MAPPED, encoding="utf-8")
     made = runpy.run_path(str(tmp_path / "declared.py"))
-    assert [operation.schema_table_column() for operation in made["OPERATIONS"][:2]] == [
+    assert [operation.id_column for operation in made["OPERATIONS"][:2]] == [
         ("trading", "sessions", "id"),
         ("trading", "trades", "id"),
     ]
