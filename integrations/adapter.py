@@ -25,6 +25,7 @@ from .binding import bind_to
 from .calls import earlier_calls
 from .calls.arguments import Passed
 from .calls.block import Block, Entering, SessionLocks, current, entered, has_called, logged_at_exit
+from .calls.block_reads import BlockReads
 from .calls.delivery import Delivery, local_result
 from .calls.guard import Guard
 from .calls.halt import Halt
@@ -38,7 +39,7 @@ from .ids.id_reserves import IdReserves
 from .manager.away import is_away
 from .manager.host import Host
 from .manager.silence import Silence
-from .operations import AFTER_DRAIN, NOTES, ManagerOperation, notes_of
+from .operations import AFTER_DRAIN, BALANCES, NOTES, ManagerOperation, notes_of
 from .preflight.preflight import examine
 from .preflight.records import remembered
 from .replay.balance import told_before
@@ -55,6 +56,13 @@ _log = Log("outbox.integrations")
 
 # The manager that each outbox serves.  Two would give out the same ids, and keep two views under one name.
 _served: weakref.WeakKeyDictionary[Outbox, Host] = weakref.WeakKeyDictionary()
+
+
+def _reserves_of(outbox: Outbox, calls: Iterable[ManagerOperation]) -> IdReserves:
+    """The id reserves of the tables that the calls add rows to; a program begins few sessions a day."""
+    creating = [call for call in calls if call.creates]
+    few = {call.id_column for call in creating if call.session is Session.BEGINS}
+    return IdReserves(outbox, {call.id_column for call in creating}, few)
 
 
 def serving(manager_class: type | None) -> list[Outbox]:
@@ -89,52 +97,63 @@ class Adapter:
         host.recall(outbox)
         self._build_if_possible()
         given = tuple(operations)
-        self.fit = examine(host, given, outbox)
-        declared = remembered((one for one in given if isinstance(one, Operation)), host.manager_class, outbox)
+        self.calls, declared = self._fitting(given)
+        self._reserves = _reserves_of(outbox, self.calls.values())
         reads = Reads(one for one in given if isinstance(one, ManagerRead))
-        self.calls = {
-            call.name: call for call in declared if isinstance(call, ManagerOperation) and host.has(call.name)
-        }
-        refuse_unfit(outbox, host, self.calls)
-        creating = [call for call in self.calls.values() if call.creates]
-        self._reserves = IdReserves(
-            outbox,
-            {call.id_column for call in creating},
-            few={call.id_column for call in creating if call.session is Session.BEGINS},
-        )
         take, column_of = self._reserves.take_if_any, self._reserves.column_of
         self.replayer = Replayer(host, outbox.clock, reads, outbox=outbox, take_id=take, column_of=column_of)
         self.operations: tuple[Operation, ...] = bind_to(self.replayer, declared, self.calls)
         outbox.declare(self.operations)
         self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves, learned)
         self.replayer.witness = self.keeper.witness
-        self.delivery = Delivery(outbox, self.replayer, wait_s=wait_s, refused=self.keeper.refused)
-        self.sessions = Sessions(host, self.keeper.view, partial(current, self))
-        silence = Silence(self._is_postgres_away, outbox.progress.ask, outbox.clock.monotonic)
-        elsewhere, redefined = self.replayer.statement_elsewhere, self._reserves.redefine
-        self.guard = Guard(self.delivery, elsewhere, partial(has_called, self), silence, redefined)
-        host.when_built(self.guard.attach)
-        self.passing = Passing(self, reads)
-        self._session_locks = SessionLocks(outbox.clock)
-        self.pending_attributes = PendingAttributes(host, self.replayer.carried, self.delivery, self.guard)
-        self._preparing = Preparing(
-            host,
-            outbox,
-            self.keeper,
-            self.replayer,
-            self.delivery,
-            self._reserves,
-            self.sessions,
-            block=partial(current, self),
-            methods=self.calls,
-            pending_attributes=self.pending_attributes,
-        )
-        self._local_answers = LocalAnswers(self, host, outbox, self.keeper, self.delivery)
         # Operations that were seen to write nothing.
         self._unwritten: set[str] = set()
+        self._serve(reads, wait_s)
         host.remember(outbox, (*self.calls, *reads.names, *AFTER_DRAIN))
         self.keeper.start()
         _served[outbox] = host
+
+    def _fitting(
+        self, given: tuple[Operation | ManagerRead, ...]
+    ) -> tuple[dict[str, ManagerOperation], tuple[Operation, ...]]:
+        """The declared calls that the manager has methods for, and all declared operations.
+
+        Raises `ConfigError` for a manager or a pending entry that does not fit them.
+        """
+        host, outbox = self.host, self.outbox
+        examine(host, given, outbox)
+        declared = remembered((one for one in given if isinstance(one, Operation)), host.manager_class, outbox)
+        calls = {one.name: one for one in declared if isinstance(one, ManagerOperation) and host.has(one.name)}
+        refuse_unfit(outbox, host, calls)
+        return calls, declared
+
+    def _serve(self, reads: Reads, wait_s: float) -> None:
+        """Make the parts that carry out calls, in the order in which they need each other."""
+        host, outbox, keeper, replayer = self.host, self.outbox, self.keeper, self.replayer
+        block = partial(current, self)
+        self.delivery = delivery = Delivery(outbox, replayer, wait_s=wait_s, refused=keeper.refused)
+        self.sessions = Sessions(host, keeper.view, block)
+        silence = Silence(self._is_postgres_away, outbox.progress.ask, outbox.clock.monotonic)
+        elsewhere, redefined = replayer.statement_elsewhere, self._reserves.redefine
+        self.guard = Guard(delivery, elsewhere, partial(has_called, self), silence, redefined)
+        host.when_built(self.guard.attach)
+        block_reads = BlockReads(host, keeper, outbox.clock, block)
+        self.passing = Passing(self, reads, block_reads)
+        self._session_locks = SessionLocks(outbox.clock)
+        self.pending_attributes = PendingAttributes(host, replayer.carried, delivery, self.guard)
+        self._preparing = Preparing(
+            host,
+            outbox,
+            keeper,
+            replayer,
+            delivery,
+            self._reserves,
+            self.sessions,
+            block=block,
+            methods=self.calls,
+            pending_attributes=self.pending_attributes,
+        )
+        self._local_answers = LocalAnswers(host, outbox, keeper, delivery, block_reads, block)
 
     @property
     def view(self) -> LocalView:
@@ -240,7 +259,7 @@ class Adapter:
             if first is None:
                 again = earlier_calls.in_block(group, operation, item.bound)
                 if again is not None:
-                    return again.told
+                    return again.local_answer
                 item.session = self.sessions.of(operation, item.bound)
                 if not waits and (refusal := answers.check(item)) is not None:
                     return refusal[0]
@@ -249,17 +268,22 @@ class Adapter:
         if item.unnumbered is not None:
             self._halt.after(item.unnumbered)
         known = first if earlier else None
-        told = item.told if known is None else local_result(operation, known)
+        answer = item.local_answer if known is None else local_result(operation, known)
         if first is not None and waits:
-            return self._result(operation, [first], told, item.passed)
+            return self._result(operation, [first], answer, item.passed)
         item.passed.numbered((item.notes if known is None else notes_of(known)).get("id"))
-        return told
+        return answer
 
     def _result(
-        self, operation: ManagerOperation, entries: Sequence[Entry], told: Any = None, passed: Passed | None = None
+        self,
+        operation: ManagerOperation,
+        entries: Sequence[Entry],
+        local_answer: Any = None,
+        passed: Passed | None = None,
     ) -> Any:
+        """Wait for the delivery of a call or of a block, and return or raise the manager's answer to the first."""
         try:
-            result = self.delivery.result(operation, entries, told, passed)
+            result = self.delivery.result(operation, entries, local_answer, passed)
         finally:
             self.replayer.carried.settle()
         if operation.session is Session.BEGINS:
@@ -308,18 +332,18 @@ class Adapter:
             again = earlier_calls.in_block(outer, operation, item.bound)
             earlier = again.notes if again is not None else notes_of(first) if first is not None else None
             if earlier is not None:
-                told: Any = told_before(earlier)
+                value: Any = told_before(earlier)
             else:
                 item.session = self.sessions.of(operation, item.bound)
                 item = self._preparing.prepare(item, final=not waits)
-                told = self._local_answers.told(item, online=waits)
+                value = self._local_answers.yielded(item, online=waits)
                 block.add(self._preparing.encoded(item))
             with self._preparing.given(block):
                 with logged_at_exit(block), entered(block):
-                    yield told
+                    yield value
                 if earlier is None and not turn.alone:
                     # Another block of the session may be recorded first, and change the balance.
-                    item.notes.pop("told", None)
+                    item.notes.pop(BALANCES, None)
                     noted = {**item.bound, NOTES: item.notes}
                     item.ready = self.outbox.prepare(operation.name, noted, hashed=item.hashed)
                 calls = block.end()

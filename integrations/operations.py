@@ -22,8 +22,11 @@ from .view.amounts import number, number_or_none
 if TYPE_CHECKING:
     from .view.local_view import LocalView
 
-# What the adapter adds to a call's arguments: session, id, the balance that its caller was given.
+# The key of what the adapter notes beside a call's arguments; docs/explanation/adapter.md lists it.
 NOTES = "_outbox"
+# The key, among the notes, of the balance before a call (`old`) and after it (`new`), as its caller knows them.  It has
+# this name in entries that are stored.
+BALANCES = "told"
 
 Call = Mapping[str, Any]
 

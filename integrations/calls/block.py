@@ -134,7 +134,7 @@ def logged_at_exit(block: Block) -> Iterator[None]:
             "a balance block of session %(session)s was left by %(cause)s, and nothing of it is recorded: %(calls)s",
             session=block.session,
             cause=type(exc).__name__,
-            calls=", ".join(f"{item.operation.name} ({item.told})" for item in block.end()),
+            calls=", ".join(f"{item.operation.name} ({item.local_answer})" for item in block.end()),
         )
         raise
 

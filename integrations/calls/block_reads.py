@@ -6,7 +6,7 @@ back; while PostgreSQL is away, a copy of the local view answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from typing import Any
@@ -25,20 +25,20 @@ from ..state.kept_state import Changes, KeptState
 from ..upkeep.keeper import Keeper
 from ..view.folds import fold, fold_beside, seen_of
 from ..view.local_view import LocalView
-from .block import current
+from .block import Block
 from .preparing import Prepared
 
 
 class BlockReads:
     """Answers reads in the blocks of one adapter.  Thread-safe."""
 
-    def __init__(self, owner: object, host: Host, keeper: Keeper, clock: Clock) -> None:
-        """`owner`: the adapter, which owns the blocks."""
-        self._owner, self._host, self._keeper, self._clock = owner, host, keeper, clock
+    def __init__(self, host: Host, keeper: Keeper, clock: Clock, block: Callable[[], Block | None]) -> None:
+        """`block()` is the caller's balance block."""
+        self._host, self._keeper, self._clock, self._block = host, keeper, clock, block
 
     def calls(self) -> Sequence[Prepared]:
         """The calls that are not recorded and that a read of the caller has to see."""
-        block = None if self._host.is_mocked else current(self._owner)
+        block = None if self._host.is_mocked else self._block()
         return () if block is None else block.made()
 
     def view(self) -> LocalView:

@@ -22,7 +22,7 @@ _log = Log("outbox.integrations")
 
 # Behind more entries than this a caller would wait for the backlog, not for its own call.
 _BACKLOG = 50
-# For the answer that a call's notes hold.
+# Stands for the answer that the notes of an entry give.
 _NOTED: Any = object()
 # For how long a report of a relay in another process is believed.
 _REPORT_S = 1.0
@@ -44,7 +44,7 @@ class Delivery:
         self._reported: tuple[float, bool | None] = (float("-inf"), None)
 
     def noted(self, entry: Entry) -> None:
-        """A call has become durable."""
+        """Take in that a call is durable."""
         self.last_seq = max(self.last_seq, entry.seq)
 
     @property
@@ -67,7 +67,7 @@ class Delivery:
         return self._reported[1]
 
     def prompt(self) -> bool:
-        """Whether a call made now can be expected to be delivered at once."""
+        """Whether a call that is made now will probably be delivered at once, so that its caller should wait."""
         if not self.works:
             return False
         return not self._is_late() and self._outbox.store.figures().pending <= _BACKLOG
@@ -76,12 +76,11 @@ class Delivery:
         first = self._outbox.store.first_pending()
         return first is not None and first <= self._late_seq
 
-    def settled(self, last_seq: int | None = None, *, once: bool = False) -> bool:
-        """Whether the relay has passed this adapter's calls up to `last_seq`, by default all of them.
+    def wait_until_passed(self, last_seq: int | None = None, *, once: bool = False) -> bool:
+        """Wait for the relay to pass this adapter's calls up to `last_seq`, by default all; whether it has.
 
-        Waits for it, for a limited time, as long as deliveries work, and not after a caller has waited in vain for the
-        same call: it may be parked for hours.  `once`: nor for calls before that one, for a read that has another
-        answer.
+        Waits for at most `wait_s`, only while deliveries work, and not after a caller has waited in vain for the same
+        call, which may be parked for hours.  `once`: nor for a call before that one, since the read has another answer.
         """
         bar = self.last_seq if last_seq is None else last_seq
         if self.passed(bar):
@@ -97,7 +96,7 @@ class Delivery:
         return False
 
     def _waited_in_vain(self, bar: int, first: int | None) -> None:
-        """Note it; `first` was next when the wait began."""
+        """Note that the relay did not pass `bar` in time; `first` was the next entry when the wait began."""
         if self.works:
             self._late_seq = max(self._late_seq, bar)
             if first == self._outbox.store.first_pending():
@@ -112,11 +111,11 @@ class Delivery:
         return first is None or first > bar
 
     def result(
-        self, operation: ManagerOperation, entries: Sequence[Entry], told: Any = _NOTED, passed: Passed | None = None
+        self, operation: ManagerOperation, entries: Sequence[Entry], local_answer: Any, passed: Passed | None
     ) -> Any:
         """Wait for the delivery of a call, or of a block, and return or raise what the manager answered to the first.
 
-        The caller is answered when PostgreSQL has committed, before the store has recorded that; with the local result
+        The caller is answered when PostgreSQL has committed, before the store has recorded that; with `local_answer`
         if that takes too long.  A refused call is discarded, since its caller gets the error.  `passed`: the caller's
         objects, which follow what the method changed.
         """
@@ -129,7 +128,7 @@ class Delivery:
                 self._replayer.compare_id(operation, entry, early.value)
             if passed is not None:
                 passed.numbered(notes_of(entry).get("id"))
-            return local_result(operation, entry, told)
+            return local_result(operation, entry, local_answer)
         answers = [self._answers.take(one.seq) for one in entries]
         answer = answers[0]
         if answer is None:
@@ -138,12 +137,14 @@ class Delivery:
         settled = self._outbox.entry(entry.seq)
         if settled.status is not EntryStatus.FAILED:
             id_ = notes_of(entry).get("id")
-            if answer is not None and id_ is not None and _id_in(operation, answer.value, id_) not in (id_, None):
-                # The manager found the row there already.
-                self._refused(settled)
+            if answer is not None and id_ is not None:
+                shown = id_in(answer.value, id_, operation.id_column.column)
+                if shown not in (id_, None):
+                    # The manager has answered with another id: the row was there already.
+                    self._refused(settled)
             if passed is not None:
                 passed.numbered(id_) if answer is None else passed.changed(answer.call)
-            return local_result(operation, settled, told) if answer is None else answer.give()
+            return local_result(operation, settled, local_answer) if answer is None else answer.give()
         self._refused(settled)
         if operation.best_effort:
             return None
@@ -166,15 +167,14 @@ def _refusal(operation: ManagerOperation, settled: Entry, answers: Sequence[Answ
     return Answer(error=CallFailed(f"{what} was refused: {settled.error}", hint="nothing of it was written"))
 
 
-def local_result(operation: ManagerOperation, entry: Entry, told: Any = _NOTED) -> Any:
-    """What a call returns without asking PostgreSQL: the manager's own answer where it was delivered before."""
+def local_result(operation: ManagerOperation, entry: Entry, local_answer: Any = _NOTED) -> Any:
+    """What a call returns without a question to PostgreSQL: the manager's own answer where it was delivered before.
+
+    Otherwise `local_answer`, or without one the answer that the entry's notes give.
+    """
     if entry.status is EntryStatus.COMPLETED and entry.result is not None and not isinstance(entry.result, dict):
         return entry.result
-    if told is not _NOTED:
-        return told
+    if local_answer is not _NOTED:
+        return local_answer
     notes = notes_of(entry)
     return told_before(notes) if "yielded" in notes else operation.answer_to(call_of(entry), notes)
-
-
-def _id_in(operation: ManagerOperation, answer: Any, told: Any) -> Any:
-    return id_in(answer, told, operation.id_column.column)

@@ -192,10 +192,10 @@ class Guard:
             return
         # Only calls that were queued before the transaction's first statement come before it.
         bar = connection.info.get(_BAR, self._delivery.last_seq)
-        settled = self._delivery.settled(bar, once=watched is not None and watched.replaceable)
+        passed = self._delivery.wait_until_passed(bar, once=watched is not None and watched.replaceable)
         if watched is not None:
             watched.error, watched.asked = None, True
-        if not settled:
+        if not passed:
             raise self._refused(watched, "works on what PostgreSQL holds")
         connection.info[_BAR] = 0
         if watched is not None and self._writes.may_write(cursor.connection, statement):

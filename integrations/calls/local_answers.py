@@ -6,7 +6,7 @@ view answers as the manager was seen to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -17,7 +17,7 @@ from ... import Outbox
 from ..manager.away import cannot_take, is_away
 from ..manager.host import Host
 from ..manager.manager_connection import engine_of, fresh_connection, is_used_up
-from ..operations import ManagerOperation
+from ..operations import BALANCES, ManagerOperation
 from ..replay import told_answers
 from ..replay.asof import PASSING_IDS, AsOf
 from ..replay.balance import Untold, dry_run, kept, learn_yield, tell
@@ -30,7 +30,7 @@ from ..view.explanations import Unknown, alike
 from ..view.folds import seen_of
 from ..view.local_view import LocalView, UnknownLocally
 from ..view.rows import ORDERS, POSITIONS
-from .block import current
+from .block import Block
 from .block_reads import BlockReads
 from .delivery import Delivery
 from .preparing import Prepared
@@ -39,11 +39,18 @@ from .preparing import Prepared
 class LocalAnswers:
     """Answers the calls of one adapter whose delivery no caller awaits.  Thread-safe."""
 
-    def __init__(self, owner: object, host: Host, outbox: Outbox, keeper: Keeper, delivery: Delivery) -> None:
-        """`owner`: the adapter, which owns the blocks."""
-        self._owner, self._host, self._outbox, self._keeper = owner, host, outbox, keeper
-        self._delivery = delivery
-        self._block_reads = BlockReads(owner, host, keeper, outbox.clock)
+    def __init__(
+        self,
+        host: Host,
+        outbox: Outbox,
+        keeper: Keeper,
+        delivery: Delivery,
+        block_reads: BlockReads,
+        block: Callable[[], Block | None],
+    ) -> None:
+        """`block()` is the caller's balance block."""
+        self._host, self._outbox, self._keeper, self._delivery = host, outbox, keeper, delivery
+        self._block_reads, self._block = block_reads, block
 
     @property
     def _view(self) -> LocalView:
@@ -117,39 +124,39 @@ class LocalAnswers:
     def answering(self, item: Prepared) -> Prepared:
         """Let a call answer as such calls were seen to, which its declaration leaves open."""
         operation = item.operation
-        if not operation.as_seen or told_answers.is_told_already(self._view.learning, operation, item.told):
+        if not operation.as_seen or told_answers.is_told_already(self._view.learning, operation, item.local_answer):
             return item
         if not item.rehearsal.changes:
             # The answer may show the time of the call.
             item.at = item.at or self._outbox.clock.now()
         notes, old = {**item.notes, "at": item.at or item.rehearsal.at}, None
-        if operation.balance is not None and current(self._owner) is None:
+        if operation.balance is not None and self._block() is None:
             # In a block other calls may change it before.
             with suppress(UnknownLocally):
                 old = self._view.balance(item.session)
         with self._view.lock:
             view = self._block_reads.view()
             seen = seen_of(view, operation, item.bound, notes)
-            told = told_answers.tell(view, seen, old, item.told)
-        if not alike(told, item.told):
-            item.told, item.notes["yielded"] = told, kept(told)
+            told = told_answers.tell(view, seen, old, item.local_answer)
+        if not alike(told, item.local_answer):
+            item.local_answer, item.notes["yielded"] = told, kept(told)
         return item
 
-    def told(self, item: Prepared, *, online: bool) -> Any:
+    def yielded(self, item: Prepared, *, online: bool) -> Any:
         """What the block yields: the manager's own answer where it can be asked, else the local view's."""
-        told = self._told_or_known(item, online=online)
-        yielded = kept(told)
-        item.notes |= {} if yielded is None else {"yielded": yielded}
-        return told
+        value = self._asked_or_known(item, online=online)
+        stored = kept(value)
+        item.notes |= {} if stored is None else {"yielded": stored}
+        return value
 
-    def _told_or_known(self, item: Prepared, *, online: bool) -> Any:
-        if online and self._delivery.settled() and (asked := self._ask(item)):
+    def _asked_or_known(self, item: Prepared, *, online: bool) -> Any:
+        if online and self._delivery.wait_until_passed() and (asked := self._ask(item)):
             return asked[0]
         known = self._known(item)
         if not isinstance(known, Untold):
             return known
         # The first call of its kind: rather wait for the manager than give no answer.
-        asked = self._ask(item) if self._delivery.settled() else None
+        asked = self._ask(item) if self._delivery.wait_until_passed() else None
         return self._known(item, asked=False) if asked is None else asked[0]
 
     def _known(self, item: Prepared, *, asked: bool = True) -> Any:
@@ -166,7 +173,7 @@ class LocalAnswers:
             new = learning.balance_after(operation, old, operation.amount_of(item.bound))
         except (UnknownLocally, Unknown) as exc:
             return tell(learning, seen, None, str(exc), asked=asked)
-        item.notes["told"] = {"old": old, "new": new}
+        item.notes[BALANCES] = {"old": old, "new": new}
         return tell(learning, seen, old, asked=asked)
 
     def _ask(self, item: Prepared) -> tuple[Any] | None:
@@ -193,12 +200,12 @@ class LocalAnswers:
             learn_yield(self._view.learning, seen_of(self._view, item.operation, item.bound, item.notes), told, old)
         with suppress(Unknown):
             new = self._view.learning.balance_after(item.operation, old, item.operation.amount_of(item.bound))
-            item.notes["told"] = {"old": old, "new": new}
+            item.notes[BALANCES] = {"old": old, "new": new}
         return (told,)
 
     def _local_balance(self, session: int | None) -> Any:
-        block = current(self._owner)
+        block = self._block()
         for item in reversed(() if block is None else block.calls()):
-            if item.session == session and "told" in item.notes:
-                return item.notes["told"]["new"]
+            if item.session == session and BALANCES in item.notes:
+                return item.notes[BALANCES]["new"]
         return self._view.balance(session)

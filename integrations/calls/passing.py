@@ -41,9 +41,8 @@ _NOT_ASKED = {None: "no relay is running", True: "calls before it are not delive
 class Passing:
     """Calls the manager itself.  As thread-safe as the manager."""
 
-    def __init__(self, adapter: Adapter, reads: Reads) -> None:
-        self._adapter, self.reads = adapter, reads
-        self._block_reads = BlockReads(adapter, adapter.host, adapter.keeper, adapter.outbox.clock)
+    def __init__(self, adapter: Adapter, reads: Reads, block_reads: BlockReads) -> None:
+        self._adapter, self.reads, self._block_reads = adapter, reads, block_reads
         self.kept = KeptAnswers(adapter.outbox, partial(adapter.host.classes.learn, adapter.outbox))
         self._repeated = Repeated(_log)
         # When a read that PostgreSQL failed to answer is tried again: by name, monotonic seconds.
@@ -71,7 +70,7 @@ class Passing:
         if declared is not None and declared.keep_last:
             return self._kept_read(stand_in, name, args, kwargs, stale=declared.reads_stale)
         try:
-            if name in AFTER_DRAIN and not self._adapter.delivery.settled():
+            if name in AFTER_DRAIN and not self._adapter.delivery.wait_until_passed():
                 raise self._adapter.guard.not_caught_up(f"{name} works on what PostgreSQL holds")
             return self._ask(stand_in, name, args, kwargs, stale=declared is not None and declared.reads_stale)
         except (NotCaughtUp, SQLAlchemyError) as exc:
@@ -85,9 +84,9 @@ class Passing:
         clock, began = adapter.outbox.clock, adapter.outbox.clock.monotonic()
         # The manager would wait for a connection for the timeout of its pool, and may swallow the error.
         unlikely = is_used_up(adapter.host.built) or began < self._rests_until.get(name, began)
-        if not unlikely and adapter.delivery.settled(once=True) and adapter.delivery.works is not False:
+        if not unlikely and adapter.delivery.wait_until_passed(once=True) and adapter.delivery.works is not False:
             try:
-                answer = self._ask(None, name, args, kwargs, whole=True)
+                answer = self._ask(None, name, args, kwargs, is_read=True)
                 self._repeated.over(name)
                 return answer
             except (NotCaughtUp, SQLAlchemyError) as exc:
@@ -111,7 +110,7 @@ class Passing:
                     if why is not None:
                         raise UnknownLocally(f"{unknown.message}; {why}", hint=unknown.hint) from unknown
                     raise
-        return self._ask(None, name, args, kwargs, whole=True)
+        return self._ask(None, name, args, kwargs, is_read=True)
 
     def _wrote(self, name: str, tables: Collection[str]) -> None:
         """A method that is not declared has written, perhaps something that an outage would answer as it was before."""
@@ -133,7 +132,7 @@ class Passing:
         seq = self._adapter.delivery.last_seq
         call = self._adapter.host.signature(name).bind(*args, **kwargs).arguments
         try:
-            answer = self._ask(stand_in, name, args, kwargs, stale=stale, whole=True)
+            answer = self._ask(stand_in, name, args, kwargs, stale=stale, is_read=True)
         except (NotCaughtUp, SQLAlchemyError) as exc:
             if self._adapter.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
                 raise
@@ -165,29 +164,30 @@ class Passing:
         kwargs: dict[str, Any],
         *,
         stale: bool = False,
-        whole: bool = False,
+        is_read: bool = False,
     ) -> Any:
         """Ask the manager.
 
-        `whole`: a declared read.  If the manager swallowed an error of PostgreSQL, it is raised instead of the answer.
+        `is_read`: it is a declared read, which only reads, and has another answer where the manager has none.  So an
+        error of PostgreSQL that the manager swallowed is raised instead of the answer.
         """
         adapter = self._adapter
-        with adapter.guard.watching(name, stale=stale, replaceable=whole) as watched:
-            calls = self._block_reads.calls() if whole else ()
+        with adapter.guard.watching(name, stale=stale, replaceable=is_read) as watched:
+            calls = self._block_reads.calls() if is_read else ()
             try:
                 if calls:
                     value = self._block_reads.ask(calls, name, args, kwargs, adapter.sessions.current)
                 else:
                     value = adapter.host.bound(name, stand_in)(*args, **kwargs)
             except Exception as exc:
-                if whole and watched.failures.first is not None and not cannot_answer(exc):
+                if is_read and watched.failures.first is not None and not cannot_answer(exc):
                     # The manager raised an error of its own for it.
                     raise watched.failures.first from exc
                 raise
             finally:
-                if watched.wrote and not whole:
+                if watched.wrote and not is_read:
                     self._wrote(name, watched.wrote)
-        if whole and watched.failures.first is not None:
+        if is_read and watched.failures.first is not None:
             raise watched.failures.first
         self._adapter.keeper.meet(self._adapter.sessions.current)
         return stepwise(value, partial(self._adapter.guard.watching, name, stale=stale))

@@ -32,7 +32,7 @@ class PendingAttributes:
         Raises `NotCaughtUp` where a call that is not delivered in time changes it.
         """
         operation, seq = self._pending_attributes.get(name, ("", 0))
-        if seq and not self._delivery.settled(seq):
+        if seq and not self._delivery.wait_until_passed(seq):
             raise self._guard.not_caught_up(f"self.{name} is changed by {operation}")
         self._pending_attributes.pop(name, None)
         self._carried.settle()

@@ -27,7 +27,7 @@ from ..ids.id_reserves import IdReserves
 from ..key_order import orders_of
 from ..manager.host import Host, ManagerUnavailable
 from ..manager.manager_connection import engine_of
-from ..operations import NOTES, ManagerOperation
+from ..operations import BALANCES, NOTES, ManagerOperation
 from ..plain_data import copied
 from ..replay.frozen_clock import making
 from ..replay.rehearsal import Rehearsal, rehearse
@@ -84,8 +84,8 @@ class Prepared:
     ready: Any = None
     # When the call was made; None for now.
     at: datetime | None = None
-    # What the call returns without a wait for PostgreSQL.
-    told: Any = None
+    # What the call returns where nobody waits for the manager's own answer.
+    local_answer: Any = None
 
 
 class Preparing:
@@ -238,7 +238,7 @@ class Preparing:
         self._note_side_ids(operation, bound, notes)
         item.notes = notes
         # Before anything is stored: it may run code of the host, whose error must not put a durable call in doubt.
-        item.told = operation.answer_to(bound, notes)
+        item.local_answer = operation.answer_to(bound, notes)
         return item
 
     def _id_notes(self, item: Prepared, *, final: bool) -> dict[str, Any]:
@@ -278,7 +278,7 @@ class Preparing:
         if operation.balance is Balance.SET:
             with suppress(Unknown):
                 new = self._view.learning.balance_after(operation, None, operation.amount_of(bound))
-                notes["told"] = {"new": new}
+                notes[BALANCES] = {"new": new}
 
     def _note_side_ids(self, operation: ManagerOperation, bound: Mapping[str, Any], notes: dict[str, Any]) -> None:
         """Take the ids of the rows that the call writes on the side, so that they are final as well."""

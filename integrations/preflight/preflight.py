@@ -177,11 +177,11 @@ def look(manager_class: type, declarations: Iterable[Declared], *, manager: Any 
     return Fit(manager_class.__name__, tuple(methods), tuple(faults), tuple(unseen))
 
 
-def examine(host: Host, operations: Iterable[Declared], outbox: Outbox) -> Fit | None:
+def examine(host: Host, operations: Iterable[Declared], outbox: Outbox) -> None:
     """Refuse a manager that does not fit, and let log and status show how it does.
 
-    Before a manager is built its class is looked at, and the manager itself when it is there.  None where not even the
-    class is known, and the store remembers its methods.  Raises `ConfigError`.
+    Before a manager is built its class is looked at, and the manager itself when it is there.  Where not even the class
+    is known, the store must remember its methods.  Raises `ConfigError`.
     """
     declared = tuple(operations)
     if host.manager_class is None:
@@ -192,14 +192,13 @@ def examine(host: Host, operations: Iterable[Declared], outbox: Outbox) -> Fit |
                 hint="pass the class (DurableDatabaseManager.of(Manager)), or start once with PostgreSQL up",
             )
         host.when_built(lambda manager: _look_late(manager, declared, outbox))
-        return None
+        return
     manager = host.built
     fit = look(host.manager_class, declared, manager=manager, engine=engine_held(manager))
     fit.check()
     if manager is None:
         host.when_built(lambda built: _look_late(built, declared, outbox))
     _show(fit, outbox)
-    return fit
 
 
 def _look_late(manager: Any, operations: tuple[Declared, ...], outbox: Outbox) -> None:

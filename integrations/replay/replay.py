@@ -26,7 +26,7 @@ from ..ids.same_row import SameRow
 from ..manager.away import is_away, noting
 from ..manager.host import Host, replica_of
 from ..manager.manager_connection import ManagerConnection, ReplayConnection, engine_held
-from ..operations import ManagerOperation, call_of, notes_of
+from ..operations import BALANCES, ManagerOperation, call_of, notes_of
 from ..plain_data import PLAIN
 from ..roles import Position
 from ..state.carried import Carried
@@ -279,18 +279,18 @@ class Replayer:
 
     def _diverged(self, operation: ManagerOperation, entry: Entry, replica: Any) -> bool:
         """Whether the balance is another than the caller was given, which is reported, or was so before this call."""
-        told: Mapping[str, Any] = notes_of(entry).get("told") or {}
+        given: Mapping[str, Any] = notes_of(entry).get(BALANCES) or {}
         session = notes_of(entry).get("session")
         overtaken = operation.balance is not None and self._divergences.is_overtaken(session, entry.captured_at)
-        if "old" not in told:
+        if "old" not in given:
             return overtaken
         with self._unwatched():
             reader = KeptState(replica_of(replica)).replica
             found = number_or_none(self._reads.asking(reader)(BALANCE, session))
         near = nearly_equal if self.witness is None else self.witness.is_balance
-        if found is None or near(found, told["old"]):
+        if found is None or near(found, given["old"]):
             return overtaken
-        self._divergences.of_balance(entry, session, told["old"], found, self._clock.now())
+        self._divergences.of_balance(entry, session, given["old"], found, self._clock.now())
         return True
 
     def compare_id(self, operation: ManagerOperation, entry: Entry, value: Any) -> None:

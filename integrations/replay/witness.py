@@ -21,7 +21,7 @@ from ...log import Log
 from ...words import first_line
 from ..manager.away import is_away
 from ..manager.host import replica_of
-from ..operations import ManagerOperation, call_of, notes_of
+from ..operations import BALANCES, ManagerOperation, call_of, notes_of
 from ..roles import Balance, Session
 from ..state.kept_state import KeptState
 from ..view import checks, database_rules, resumptions
@@ -67,8 +67,8 @@ class Witness:
         self, operation: ManagerOperation, replica: Any, entry: Entry, unwatched: Callable[[], Any], sides: SideIds
     ) -> Iterator[_Watched]:
         """Look before and after the block in which a call is replayed."""
-        told = notes_of(entry).get("told") or {}
-        wanted = self.looks.is_due(entry.seq) or (told.get("new") is not None and told["new"] < 0)
+        new_balance = (notes_of(entry).get(BALANCES) or {}).get("new")
+        wanted = self.looks.is_due(entry.seq) or (new_balance is not None and new_balance < 0)
         watched = _Watched(self._view, self._reads, operation, replica, entry, unwatched, sides)
         follows = self._view.learning.follows(operation)
         if wanted and follows:

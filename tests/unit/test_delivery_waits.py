@@ -34,16 +34,16 @@ def behind(next_calls: list[int], waits: list[float], *, delivering: bool | None
 def test_call_that_was_waited_for_in_vain_is_waited_for_once() -> None:
     waits: list[float] = []
     delivery = behind([5], waits)
-    assert not delivery.settled()
-    assert not delivery.settled()
+    assert not delivery.wait_until_passed()
+    assert not delivery.wait_until_passed()
     assert waits == [2.0]
 
 
 def test_call_that_came_next_during_a_vain_wait_is_waited_for() -> None:
     waits: list[float] = []
     delivery = behind([5, 6], waits)
-    assert not delivery.settled()
-    assert not delivery.settled()
+    assert not delivery.wait_until_passed()
+    assert not delivery.wait_until_passed()
     assert waits == [2.0, 2.0]
 
 
@@ -51,7 +51,7 @@ def test_own_thread_waits_for_no_relay_of_another_process() -> None:
     waits: list[float] = []
     delivery = behind([5], waits, delivering=None)
     with waited_for():
-        assert not delivery.settled()
+        assert not delivery.wait_until_passed()
     assert waits == []
-    assert not delivery.settled()
+    assert not delivery.wait_until_passed()
     assert waits == [2.0]

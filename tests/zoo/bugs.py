@@ -678,7 +678,7 @@ BUGS = (
     Bug(
         "adapter: a kill switch that an undeclared call has tripped is answered as before",
         "integrations/calls/passing.py",
-        "                if watched.wrote and not whole:",
+        "                if watched.wrote and not is_read:",
         "                if False:",
         ("tests/integration/adapter/test_undeclared_writes.py",),
     ),
@@ -811,8 +811,8 @@ BUGS = (
     Bug(
         "an undeclared write overtakes what is queued before it",
         "integrations/calls/guard.py",
-        "settled = self._delivery.settled(bar, once=watched is not None and watched.replaceable)",
-        "settled = bar >= 0",
+        "passed = self._delivery.wait_until_passed(bar, once=watched is not None and watched.replaceable)",
+        "passed = bar >= 0",
         ("tests/integration/adapter/test_overtaking.py",),
     ),
     Bug(
