@@ -104,6 +104,37 @@ class Wiring:
 
     # -- the steps of `wire`, each with its undoing
 
+    def _open(self, settings: OutboxConfig, hooks: Hooks | None) -> Outbox:
+        """Open the outbox, without the notices of the wiring before."""
+        outbox = self.outbox = Outbox.open(config=settings, hooks=hooks)
+        self._undo.append(outbox.close)
+        for name in (_NOTICE, _OTHERS, _BESIDE, _SILENT, FURTHER):
+            outbox.notices.clear(name)
+        if _log.is_disabled:
+            message = "the program has disabled the outbox's log, which alone names exits that are not recorded"
+            self._show_problem(_SILENT, message, "logging.config with disable_existing_loggers=False")
+        return outbox
+
+    def _start_relay(
+        self,
+        durable: DurableDatabaseManager,
+        settings: OutboxConfig,
+        password: Callable[[], str] | None,
+        drain_s: float,
+    ) -> None:
+        """Deliver from this process, into the database that the manager writes to."""
+        assert self.outbox is not None
+        url = settings.database_url or _url_of(durable, with_password=password is None)
+        built = durable._durable.host.built
+        if built is not None:
+            check_connection(built, url, password)
+        target = PostgresTarget(url, durable.outbox_operations, password=password, config=settings)
+        relay = self.relay = Relay(self.outbox, target)
+        self._undo += [self._join, relay.stop]
+        self._follow(relay, drain_s)
+        relay.start()
+        self._drain_s = drain_s
+
     def _put_durable(self, name: str, manager: Any, durable: Any) -> None:
         """Put the durable manager wherever the engine or a component of it holds the plain one."""
         for undo in replace_held(self._engine, manager, durable, type(self._engine).__name__):
@@ -264,13 +295,7 @@ def wire(
         return wiring
     try:
         durable = manager if isinstance(manager, DurableDatabaseManager) else DurableDatabaseManager(manager)
-        outbox = wiring.outbox = Outbox.open(config=settings, hooks=hooks)
-        wiring._undo.append(outbox.close)
-        for name in (_NOTICE, _OTHERS, _BESIDE, _SILENT, FURTHER):
-            outbox.notices.clear(name)
-        if _log.is_disabled:
-            message = "the program has disabled the outbox's log, which alone names exits that are not recorded"
-            wiring._show_problem(_SILENT, message, "logging.config with disable_existing_loggers=False")
+        outbox = wiring._open(settings, hooks)
         halt = wiring._find_halt(halt_method)
         durable.attach_outbox(
             outbox, operations=operations, write_behind=write_behind, on_halt=halt, learned_from=learned_from
@@ -284,17 +309,7 @@ def wire(
             with suppress(OutboxError):  # it goes on by itself
                 one._look_for_others()
         if relay_here:
-            url = settings.database_url or _url_of(durable, with_password=password is None)
-            built = durable._durable.host.built
-            if built is not None:
-                check_connection(built, url, password)
-            target = PostgresTarget(url, durable.outbox_operations, password=password, config=settings)
-            relay = wiring.relay = Relay(outbox, target)
-            wiring._undo.append(wiring._join)
-            wiring._undo.append(relay.stop)
-            wiring._follow(relay, drain_s)
-            relay.start()
-            wiring._drain_s = drain_s
+            wiring._start_relay(durable, settings, password, drain_s)
     except BaseException:
         wiring.close()
         raise

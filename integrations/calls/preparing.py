@@ -212,20 +212,7 @@ class Preparing:
         }
         if item.defaults:
             notes["defaults"] = item.defaults
-        expected = self._foreseen.of(operation.name, {**item.defaults, **bound}, self._pending_attributes.stale)
-        changed = item.rehearsal.changes.by_name.keys()
-        item.foreseen = {name: one for name, one in expected.items() if name not in changed | uncounted}
-        item.uncounted = (changed | expected.keys()) & uncounted
-        if item.rehearsal.is_skipped:
-            item.uncounted |= self._pending_attributes.by(operation.name) - item.foreseen.keys()
-        changes = item.rehearsal.changes = item.rehearsal.changes.without(uncounted)
-        if item.foreseen:
-            notes["foreseen"] = item.foreseen
-        known = self._host.attributes().items()
-        own = {name: value for name, value in known if name not in uncounted | item.uncounted}
-        others = self._early.before(own, changes, self._foreseen.names())
-        if changes or others:
-            notes["state"] = changes.noted(operation.name, others)
+        notes |= self._state_notes(item, uncounted)
         if operation.creates:
             notes |= self._id_notes(item, final=final)
             if operation.session is Session.BEGINS:
@@ -240,6 +227,25 @@ class Preparing:
         # Before anything is stored: it may run code of the host, whose error must not put a durable call in doubt.
         item.local_answer = operation.answer_to(bound, notes)
         return item
+
+    def _state_notes(self, item: Prepared, uncounted: set[str]) -> dict[str, Any]:
+        """What the manager's attributes held at the call, and which sums it gets now for what its delivery will add."""
+        method, notes = item.operation.name, dict[str, Any]()
+        expected = self._foreseen.of(method, {**item.defaults, **item.bound}, self._pending_attributes.stale)
+        changed = item.rehearsal.changes.by_name.keys()
+        item.foreseen = {name: one for name, one in expected.items() if name not in changed | uncounted}
+        item.uncounted = (changed | expected.keys()) & uncounted
+        if item.rehearsal.is_skipped:
+            item.uncounted |= self._pending_attributes.by(method) - item.foreseen.keys()
+        changes = item.rehearsal.changes = item.rehearsal.changes.without(uncounted)
+        if item.foreseen:
+            notes["foreseen"] = item.foreseen
+        known = self._host.attributes().items()
+        own = {name: value for name, value in known if name not in uncounted | item.uncounted}
+        others = self._early.before(own, changes, self._foreseen.names())
+        if changes or others:
+            notes["state"] = changes.noted(method, others)
+        return notes
 
     def _id_notes(self, item: Prepared, *, final: bool) -> dict[str, Any]:
         """The id that the row will have; none for an exit that finds the reserve used up: PostgreSQL numbers it later.
