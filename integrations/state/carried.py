@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from ... import Entry, EntryStatus, Outbox
 from ...errors import EntryNotFound, TargetMisconfigured
 from ..manager.host import Host
-from .foreseen import Change, behind, changed, correction
+from .foreseen import ForeseenChange, behind, changed, correction
 from .kept_state import Changes, KeptState
 
 
@@ -37,7 +37,7 @@ class Carried:
         # Attributes that a replay was seen to change behind its contact with the database, by operation.
         self.names: dict[str, set[str]] = {}
 
-    def give(self, changes: Mapping[str, Change]) -> None:
+    def give(self, changes: Mapping[str, ForeseenChange]) -> None:
         """Let the manager have these changes of a call."""
         # A delivery in another thread may take back others of the same attribute.
         with self._lock:
@@ -132,7 +132,7 @@ class Carried:
             for name, change in given.items():
                 self._correct(name, correction(change, None), behind_seq=last_seq)
 
-    def _correct(self, name: str, wrong: Change | None, *, behind_seq: int) -> None:
+    def _correct(self, name: str, wrong: ForeseenChange | None, *, behind_seq: int) -> None:
         """Correct what a call did to an attribute; behind a later assignment, only what that has replaced."""
         if wrong is None:
             return

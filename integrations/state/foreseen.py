@@ -41,10 +41,10 @@ _NUMBERS = (int, float, Decimal)
 _SCALARS = frozenset({bool, int, float, Decimal, str, datetime, type(None)})
 _MISSING: Any = object()
 # A sum, or `[SET, before, after]` of an attribute that is assigned.
-Change = Any
+ForeseenChange = Any
 
 
-def changed(present: Any, change: Change) -> Any:
+def changed(present: Any, change: ForeseenChange) -> Any:
     """The value of an attribute after a change; one that was assigned again meanwhile stays."""
     if isinstance(change, list):
         _, before, after = change
@@ -52,12 +52,12 @@ def changed(present: Any, change: Change) -> Any:
     return present + change if _is_number(present) and _adds_up(present, change) else present
 
 
-def behind(wrong: Change, later: Change) -> Change:
+def behind(wrong: ForeseenChange, later: ForeseenChange) -> ForeseenChange:
     """What is left to correct where a sum has been added to a wrong value."""
     return [SET, changed(wrong[1], later), changed(wrong[2], later)] if isinstance(wrong, list) else wrong
 
 
-def correction(foreseen: Change, made: tuple[Any, Any] | None) -> Change | None:
+def correction(foreseen: ForeseenChange, made: tuple[Any, Any] | None) -> ForeseenChange | None:
     """What turns a foreseen change into the one that was made, of a value into another; None where it was right."""
     if isinstance(foreseen, list):
         _, before, after = foreseen
