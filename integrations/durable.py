@@ -230,7 +230,7 @@ class DurableDatabaseManager:
             # A manager that another thread builds meanwhile gets it too.
             with stand_in.host.lock if stand_in.host.built is None else nullcontext():
                 super().__setattr__(name, value)
-            if not classes.is_guarded(type(self), name):
+            if not classes.takes_double(type(self), name):
                 stand_in.host.set_double(name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -360,7 +360,7 @@ def _adopt(durable: DurableDatabaseManager) -> None:
         if name not in host.doubles and callable(value) and inspect.isfunction(class_member(known, name))
         if not name.startswith("_") or name in host.declared
     )
-    known = classes.guarded(known, hidden) if hidden else known
+    known = classes.unhiding(known, hidden) if hidden else known
     if known is not type(durable):
         object.__setattr__(durable, "__class__", known)
 

@@ -47,8 +47,8 @@ class NotCaughtUp(OutboxError):
 
 
 @dataclass(slots=True)
-class Watched:
-    """One call of the manager that is not queued."""
+class PassingCall:
+    """One call of the manager that is not queued, while it runs."""
 
     name: str
     # Declared with `reads_stale`: PostgreSQL's present state is enough.
@@ -64,7 +64,7 @@ class Watched:
     wrote: set[str] = field(default_factory=set)
 
 
-_watched: ContextVar[Watched | None] = ContextVar("outbox_watched_call", default=None)
+_watched: ContextVar[PassingCall | None] = ContextVar("outbox_watched_call", default=None)
 
 
 class Guard:
@@ -116,9 +116,9 @@ class Guard:
     # -- calls
 
     @contextmanager
-    def watching(self, name: str, *, stale: bool = False, replaceable: bool = False) -> Iterator[Watched]:
+    def watching(self, name: str, *, stale: bool = False, replaceable: bool = False) -> Iterator[PassingCall]:
         """Run a call of the manager.  Raises `NotCaughtUp`, also where the manager has swallowed it."""
-        watched, around = Watched(name, stale=stale, replaceable=replaceable), _watched.get()
+        watched, around = PassingCall(name, stale=stale, replaceable=replaceable), _watched.get()
         try:
             _watched.set(watched)
             with ending(), noting() as watched.failures:
@@ -215,7 +215,7 @@ class Guard:
     def _failed(self, _: ExceptionContext) -> None:
         self._writes.forget()
 
-    def _refused(self, watched: Watched | None, why: str) -> NotCaughtUp:
+    def _refused(self, watched: PassingCall | None, why: str) -> NotCaughtUp:
         name = "a statement of the host" if watched is None else watched.name
         error = self.not_caught_up(f"{name} {why}")
         if watched is not None:

@@ -139,19 +139,19 @@ def of_replicas(cls: Any) -> Any:
 
 
 @functools.cache
-def guarded(cls: Any, names: frozenset[str]) -> Any:
+def unhiding(cls: Any, names: frozenset[str]) -> Any:
     """A subclass of `cls` for one object whose manager has attributes of its own in place of methods `names`."""
-    members: dict[str, Any] = {name: _Guard(name, getattr(cls, name)) for name in names}
+    members: dict[str, Any] = {name: _Unhidden(name, getattr(cls, name)) for name in names}
     members |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, STANDS_FOR: stood_for(cls)}
     return _noted(type(cls)(cls.__name__, (cls,), members))
 
 
-def is_guarded(cls: type, name: str) -> bool:
-    """Whether the class takes what is set in place of method `name` itself."""
-    return isinstance(class_member(cls, name), _Guard)
+def takes_double(cls: type, name: str) -> bool:
+    """Whether the class itself takes what is set in place of method `name`."""
+    return isinstance(class_member(cls, name), _Unhidden)
 
 
-class _Guard:
+class _Unhidden:
     """A method that an attribute of the manager does not hide."""
 
     def __init__(self, name: str, function: Any) -> None:

@@ -9,15 +9,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ...log import Log
 from ..view.explanations import alike
-from ..view.reads import BALANCE, MISSING, ORDERS, POSITIONS
+from ..view.reads import BALANCE, MISSING, READ_ORDERS, READ_POSITIONS
 from ..view.row_forms import RowForms
-from ..view.rows import ORDERS as ORDERS_TABLE
-from ..view.rows import POSITIONS as POSITIONS_TABLE
-from ..view.rows import Tables
+from ..view.rows import ORDERS, POSITIONS, Tables
 
 _log = Log("outbox.integrations")
 
-_READS = {POSITIONS_TABLE: POSITIONS, ORDERS_TABLE: ORDERS}
+_READS = {POSITIONS: READ_POSITIONS, ORDERS: READ_ORDERS}
 
 
 class Look:

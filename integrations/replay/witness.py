@@ -29,8 +29,7 @@ from ..view.amounts import nearly_equal, number_or_none
 from ..view.local_view import ENDED, LocalView, question
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
 from ..view.row_forms import RowForms
-from ..view.rows import ORDERS as ORDERS_TABLE
-from ..view.rows import RESOLVED, resolved_before
+from ..view.rows import ORDERS, RESOLVED, resolved_before
 from ..view.seen import Seen
 from . import sessions, told_answers
 from .balance import learn_yield
@@ -292,7 +291,7 @@ class _Watched:
         shown = {} if self.before is None else self.before.tables
         with self._view.lock:
             hidden = resolved_before(self._view.sessions.get(notes["session"]) or {"tables": {}}, self._entry.seq)
-        resolved = {id_: row for id_, row in hidden.items() if id_ not in shown.get(ORDERS_TABLE, {})}
+        resolved = {id_: row for id_, row in hidden.items() if id_ not in shown.get(ORDERS, {})}
         written = {amount for _, amount in self._amounts if amount is not None}
         call = self._operation.standard(call_of(self._entry))
         decisions = self._view.learning.decisions.get(self._operation.name, ())

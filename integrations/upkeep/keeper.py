@@ -37,9 +37,17 @@ from ..view import branches, outdated
 from ..view.amounts import number_or_none
 from ..view.decisions import PresentCode
 from ..view.local_view import LocalView, UnknownLocally, question
-from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
-from ..view.reads import ORDERS as ORDER_ROWS
-from ..view.reads import POSITIONS as POSITION_ROWS
+from ..view.reads import (
+    ACTIVE_SESSION,
+    BALANCE,
+    LAST_BALANCE,
+    LAST_SESSION,
+    MISSING,
+    READ_ORDERS,
+    READ_POSITIONS,
+    Reads,
+    about_sessions,
+)
 from ..view.rows import ORDERS, POSITIONS
 from ..view.sessionless import is_sessionless
 from ..view.unanswerable import NOTICE, unanswerable
@@ -107,11 +115,11 @@ class Keeper:
 
     def _read_code(self, cls: type) -> None:
         """Take in the order and the number of rows for which the code of a read asks, and what code rounds."""
-        names = {table: self._reads.name(read) for table, read in ((POSITIONS, POSITION_ROWS), (ORDERS, ORDER_ROWS))}
+        names = {table: self._reads.name(read) for table, read in ((POSITIONS, READ_POSITIONS), (ORDERS, READ_ORDERS))}
         found = {table: row_query(cls, own) for table, own in names.items() if callable(getattr(cls, own, None))}
         learning = self.view.learning
         learning.row_orders.named = {table: one.order for table, one in found.items() if one.order is not None}
-        reads = {self._reads.name(one): one for one in (BALANCE, LAST_BALANCE, POSITION_ROWS, ORDER_ROWS)}
+        reads = {self._reads.name(one): one for one in (BALANCE, LAST_BALANCE, READ_POSITIONS, READ_ORDERS)}
         named = reads | {call.name: call.name for call in self._calls.values() if call.has_role}
         known = {standard for own, standard in named.items() if callable(getattr(cls, own, None)) and rounds(cls, own)}
         learning.roundings.methods = frozenset(known)
@@ -120,7 +128,7 @@ class Keeper:
     def _suspect(self, cls: type) -> None:
         """Follow operations without a role whose code shows a table that a local read shows too, or no table at all."""
         written = self.view.learning.written
-        reads = [self._reads.name(read) for read in (BALANCE, POSITION_ROWS, ORDER_ROWS)]
+        reads = [self._reads.name(read) for read in (BALANCE, READ_POSITIONS, READ_ORDERS)]
         shown = [tables_named(cls, read) for read in reads if callable(getattr(cls, read, None))]
         known = frozenset[str]().union(*shown)
         silent = [one.name for one in self._calls.values() if not one.has_role and not one.best_effort]

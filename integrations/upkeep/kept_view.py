@@ -127,8 +127,7 @@ class KeptView:
             except Exception:  # noqa: BLE001 - the call is durable, and its caller must not get an error of the view
                 _log.error("the local view cannot follow entry %(seq)s", seq=entry.seq, trace=True)
                 if session in self._view.sessions:
-                    for table in ("balance", "positions", "orders"):
-                        self._view.doubt(session, table, f"{operation.name} could not be followed")
+                    self._view.doubt_all(session, f"{operation.name} could not be followed")
                 self._doubt(session)
             self._view.sessions.get(session, {}).pop("foreign", None)
             self._view.seq = entry.seq

@@ -51,14 +51,12 @@ def fold(view: LocalView, seen: Seen) -> bool:
             return True
         # Of a session that was never seen only the call's own arguments are known.
         session = view.sessions[session_id] = new_session()
-        for table in ("balance", "positions", "orders"):
-            view.doubt(session_id, table, f"session {session_id} was never seen")
+        view.doubt_all(session_id, f"session {session_id} was never seen")
     if operation.session is Session.ENDS:
         session["active"] = False
     effect = view.learning.effect(seen)
     if not operation.has_role and effect is None:
-        for table in ("balance", POSITIONS, ORDERS):
-            view.doubt(session_id, table, f"{operation.name} was never seen, and may change it")
+        view.doubt_all(session_id, f"{operation.name} was never seen, and may change it")
         return False
     sure = _change_balance(view, session_id, seen)
     change = predict(effect, seen, view.learning.new_values(seen))

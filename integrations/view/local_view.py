@@ -206,6 +206,11 @@ class LocalView:
         """Answer a session's balance, or one of its tables, no more."""
         self.sessions[session_id]["doubts"][table, None, "*"] = why
 
+    def doubt_all(self, session_id: int, why: str) -> None:
+        """Answer neither the balance nor a table of a session any more."""
+        for table in (_BALANCE, POSITIONS, ORDERS):
+            self.doubt(session_id, table, why)
+
     def doubt_apart(self, session_id: Any, why: str) -> None:
         """Doubt all of a session, whose state another view may share."""
         session = self.sessions[session_id]

@@ -9,12 +9,12 @@ from ... import Entry
 from ...log import Log
 from .learned import Learning
 from .local_view import LocalView
-from .reads import BALANCE, ORDERS, POSITIONS
+from .reads import BALANCE, READ_ORDERS, READ_POSITIONS
 
 _log = Log("outbox.integrations")
 
 # Reads by whose answers everything is learned.
-_SHOWING = frozenset({BALANCE, POSITIONS, ORDERS})
+_SHOWING = frozenset({BALANCE, READ_POSITIONS, READ_ORDERS})
 # What is known by the name of a method, and what by a name that begins with it and a separator.
 _BY_NAME = ("reads", "yields", "current", "merges", "resumes", "written", "side_rows")
 _BY_BEGINNING = {"agrees": "(", "effects": "|", "shapes": "|", "limits": ":"}

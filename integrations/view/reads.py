@@ -23,8 +23,9 @@ Call = Mapping[str, Any]
 # (view, arguments of the call by standard name, current session, now) -> what the manager would return
 Answerer = Callable[[LocalView, Call, int | None, datetime], Any]
 
+# The reads by their standard names.
 BALANCE, LAST_BALANCE = "get_current_balance", "recover_last_balance"
-POSITIONS, ORDERS = "get_active_positions", "get_unresolved_orders"
+READ_POSITIONS, READ_ORDERS = "get_active_positions", "get_unresolved_orders"
 ACTIVE_SESSION, LAST_SESSION = "get_active_session_id", "get_last_session_id"
 
 # The answer to a read that a manager has not, or that needs more arguments than are known.
@@ -73,8 +74,8 @@ class LocalRead:
 LOCAL_READS: Mapping[str, LocalRead] = {
     BALANCE: LocalRead(_balance),
     LAST_BALANCE: LocalRead(_last_balance),
-    POSITIONS: LocalRead(_positions),
-    ORDERS: LocalRead(_orders),
+    READ_POSITIONS: LocalRead(_positions),
+    READ_ORDERS: LocalRead(_orders),
     ACTIVE_SESSION: LocalRead(_active, ()),
     LAST_SESSION: LocalRead(_last, ("within_hours", "strategy_name", "symbol")),
 }

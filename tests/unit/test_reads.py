@@ -19,8 +19,8 @@ from outbox.integrations.view.reads import (
     LAST_SESSION,
     LOCAL_READS,
     MISSING,
-    ORDERS,
-    POSITIONS,
+    READ_ORDERS,
+    READ_POSITIONS,
     Reads,
 )
 
@@ -53,8 +53,8 @@ CASH = ManagerRead("get_cash", like=BALANCE, args={"desk": "session_id"})
     ("standard", "values", "answer"),
     [
         (BALANCE, (7,), ("cash", "all", 7)),
-        (POSITIONS, (7,), ("positions", 7)),
-        (ORDERS, (7,), ("orders", (7,), {})),
+        (READ_POSITIONS, (7,), ("positions", 7)),
+        (READ_ORDERS, (7,), ("orders", (7,), {})),
         (ACTIVE_SESSION, (), "active"),
         (LAST_SESSION, (), MISSING),
         ("recover_last_balance", (7,), MISSING),
