@@ -247,6 +247,7 @@ class Adapter:
         return answer
 
     def _durably(self, item: Prepared) -> Any:
+        """Store a call, or add it to the caller's block, and answer it; the same call made before is not stored again."""
         operation, block = item.operation, current(self)
         # A refused event must not take the trade of its block with it.
         group = None if operation.best_effort else block
@@ -254,9 +255,8 @@ class Adapter:
         waits = block is None and not self._write_behind and self.delivery.prompt()
         waits = waits and not answers.cannot_ask(item)
         with self._balance_lock(item, block), self.keeper.kept.order:
-            first = earlier_calls.stored(self.outbox, item)
-            earlier = first is not None
-            if first is None:
+            entry = earlier = earlier_calls.stored(self.outbox, item)
+            if earlier is None:
                 again = earlier_calls.in_block(group, operation, item.bound)
                 if again is not None:
                     return again.local_answer
@@ -264,14 +264,15 @@ class Adapter:
                 if not waits and (refusal := answers.check(item)) is not None:
                     return refusal[0]
                 item = self._preparing.encoded(answers.answering(self._preparing.prepare(item, final=not waits)))
-                first = None if group is not None and group.add(item) else self._record([item], waits=waits)[0]
+                entry = None if group is not None and group.add(item) else self._record([item], waits=waits)[0]
         if item.unnumbered is not None:
             self._halt.after(item.unnumbered)
-        known = first if earlier else None
-        answer = item.local_answer if known is None else local_result(operation, known)
-        if first is not None and waits:
-            return self._result(operation, [first], answer, item.passed)
-        item.passed.numbered((item.notes if known is None else notes_of(known)).get("id"))
+        answer, notes = item.local_answer, item.notes
+        if earlier is not None:
+            answer, notes = local_result(operation, earlier), dict(notes_of(earlier))
+        if entry is not None and waits:
+            return self._result(operation, [entry], answer, item.passed)
+        item.passed.numbered(notes.get("id"))
         return answer
 
     def _result(
@@ -318,6 +319,7 @@ class Adapter:
         kwargs: dict[str, Any],
         alive: Callable[[], bool],
     ) -> Generator[Any, None, None]:
+        """The generator of a block: stores nothing before it ends, and then all of its calls in one commit."""
         self.refuse_fork()
         item = self._preparing.rehearsed(operation, self._preparing.bind(operation, args, kwargs))
         outer = current(self)

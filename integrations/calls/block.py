@@ -42,6 +42,7 @@ class Block:
         """
         self._alive = alive
         self.owner, self.session = owner, session
+        # The block around this one, of whichever adapter, to be current again at the end; and that of the same adapter.
         self._before = _current.get()
         self.outer = current(owner)
         self._calls: list[Any] = []
@@ -204,7 +205,7 @@ class Turn:
     thread: int
     name: str
     since: float
-    # Whether nobody else was in a block of the session meanwhile, so that the balance is the one that the caller saw.
+    # Whether no other caller was in a block of the session meanwhile: then the balance is still that which was yielded.
     alone: bool = True
 
 

@@ -38,6 +38,8 @@ _WRITTEN = re.compile(
 )
 # What may begin a sequence anew.
 _REDEFINES = re.compile(r"\s*(CREATE|DROP|TRUNCATE|ALTER)\b", re.IGNORECASE)
+# Keys in a connection's `info`: the last call that was queued when its transaction began (0: it has waited for that),
+# and the lock timeout of the manager's role.
 _BAR = "outbox:bar"
 _LIMIT = "outbox:lock_timeout"
 
@@ -203,10 +205,10 @@ class Guard:
             watched.wrote.add("" if table is None else table[1].rpartition(".")[2].strip('"'))
 
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        # A call that was made within the transaction, or within a block, may come after this statement.  But one that
-        # finds no row most likely looks for a row of such a call.
         if _REDEFINES.match(statement) and not (is_own() or is_replay(connection)):
             self._redefined(statement)
+        # A call that was made within the transaction, or within a block, may come after this statement.  But one that
+        # finds no row most likely looks for a row of such a call.
         if cursor.rowcount != 0 or not _CHANGES.match(statement) or is_own() or is_replay(connection):
             return
         if self._in_block() or not self._delivery.passed(getattr(self._here, "seq", 0)):

@@ -80,7 +80,8 @@ class LocalAnswers:
     def check(self, item: Prepared) -> tuple[Any] | None:
         """Refuse what the manager was seen to refuse, and an unknown session, while it cannot be asked.
 
-        Returns the answer with which the manager was seen to refuse such a call, None where the call may be made.
+        Raises what the manager was seen to raise, or returns its answer in a tuple of one; None where the call may be
+        made.
         """
         operation, session = item.operation, item.session
         call = {**operation.standard(item.bound), "session_id": session}
@@ -122,7 +123,7 @@ class LocalAnswers:
             return checks.exceeded(seen, balance, self._view.learning.of_shape(seen))
 
     def answering(self, item: Prepared) -> Prepared:
-        """Let a call answer as such calls were seen to, which its declaration leaves open."""
+        """Give a call the answer that such calls were seen to get, where its declaration leaves `returns` out."""
         operation = item.operation
         if not operation.as_seen or told_answers.is_told_already(self._view.learning, operation, item.local_answer):
             return item
@@ -157,24 +158,27 @@ class LocalAnswers:
             return known
         # The first call of its kind: rather wait for the manager than give no answer.
         asked = self._ask(item) if self._delivery.wait_until_passed() else None
-        return self._known(item, asked=False) if asked is None else asked[0]
+        return self._known(item, may_ask=False) if asked is None else asked[0]
 
-    def _known(self, item: Prepared, *, asked: bool = True) -> Any:
-        """What the block yields by the local view; raises what the manager was seen to raise."""
+    def _known(self, item: Prepared, *, may_ask: bool = True) -> Any:
+        """What the block yields by the local view; raises what the manager was seen to raise.
+
+        `may_ask`: where the view is not sure, it is an `Untold`, since the manager can be asked instead.
+        """
         operation, learning = item.operation, self._view.learning
         self.check(item)
         seen = seen_of(self._view, operation, item.bound, item.notes)
         effect = learning.effect(seen)
         if effect is not None and effect.balance.of(seen.words) is False:
             why = f"{operation.name}: the manager made another balance of it"
-            return tell(learning, seen, None, why, asked=asked)
+            return tell(learning, seen, None, why, asked=may_ask)
         try:
             old = self._local_balance(item.session)
             new = learning.balance_after(operation, old, operation.amount_of(item.bound))
         except (UnknownLocally, Unknown) as exc:
-            return tell(learning, seen, None, str(exc), asked=asked)
+            return tell(learning, seen, None, str(exc), asked=may_ask)
         item.notes[BALANCES] = {"old": old, "new": new}
-        return tell(learning, seen, old, asked=asked)
+        return tell(learning, seen, old, asked=may_ask)
 
     def _ask(self, item: Prepared) -> tuple[Any] | None:
         """What the manager's own block yields now; None where it cannot be asked."""

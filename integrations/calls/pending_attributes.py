@@ -1,6 +1,6 @@
 """Pending attributes: attributes of the manager that queued calls may change when they are delivered.
 
-Until then they stand still, and nobody reads them: a risk limit would be wrong.
+Until then they stand still, and reading one waits or raises: a risk limit would be wrong.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class PendingAttributes:
         return {name for name, (_, seq) in [*self._pending_attributes.items()] if not self._delivery.passed(seq)}
 
     def uncounted(self) -> set[str]:
-        """Attributes in which the manager does not count what is queued: it was not there to rehearse those calls.
+        """Attributes that lack the changes of queued calls, since there was no manager yet to rehearse those calls.
 
-        What a rehearsal finds in them is older than what the replay will find.
+        A rehearsal finds older values in them than the replay will find.
         """
         if self._uncounted:
             self._carried.settle()

@@ -73,12 +73,13 @@ class Prepared:
     session: int | None = None
     # Sums that the manager gets at the call, though its method adds them after its write.
     foreseen: dict[str, Any] = field(default_factory=dict)
-    # Those of the sums that the manager has got and that no recorded call accounts for, and the last entry before.
+    # Those of them that the manager has while the call is not stored yet, and the last entry before it: where the call
+    # is not stored, they are taken back behind that entry.
     given: dict[str, Any] = field(default_factory=dict)
     behind_seq: int = 0
     # Attributes that the manager gets only when the call is delivered.
     uncounted: set[str] = field(default_factory=set)
-    # Why it has no id, though it is recorded all the same.
+    # Set where the reserve was empty, and the call, an exit, is recorded without an id.
     unnumbered: IdReserveEmpty | None = None
     # What the outbox stores, encoded at the call.
     ready: Any = None
@@ -189,7 +190,7 @@ class Preparing:
     def _making_id(
         self, operation: ManagerOperation, replica: Any, rehearsal: Rehearsal
     ) -> AbstractContextManager[None]:
-        """Let a method that makes the UUID of its row itself make the one that its caller is told."""
+        """Let a method that makes the UUID of its row itself make the one that its caller gets in an outage."""
         if not operation.creates or not self._reserves.are_uuids(*operation.id_column):
             return nullcontext()
         rehearsal.uuid = self._outbox.clock.new_id()
@@ -296,7 +297,7 @@ class Preparing:
                 notes.setdefault("side", {})[name] = ids
 
     def _uncounted(self) -> set[str]:
-        """Attributes that earlier calls change, also in the same block, and that only their deliveries count."""
+        """Attributes that get the changes of earlier calls, also of the same block, only when those are delivered."""
         block = self._block()
         calls = () if block is None else block.calls()
         return self._pending_attributes.uncounted().union(*(item.uncounted for item in calls))

@@ -81,9 +81,9 @@ class Sessions:
         elif operation.session is Session.ENDS and session == self.current:
             self._ended = (operation.name, session)
 
-    def answered(self, told: Any, answer: Any) -> None:
-        """The manager has answered a call that begins session `told`: it may have gone on with an earlier one."""
-        if told == self.current and type(answer) is type(told):
+    def answered(self, begun: Any, answer: Any) -> None:
+        """Take in the manager's answer to a call that begins session `begun`: it may have gone on with another one."""
+        if begun == self.current and type(answer) is type(begun):
             self.current = answer
 
 

@@ -63,6 +63,7 @@ class KeptView:
         self._set_base(view.snapshot(), settled=True)
         # Session -> the last entry before it was taken from PostgreSQL.
         self._observed: dict[Any, int] = {}
+        # The version of what was learned by which the view is folded; -1: it must be folded anew.
         self._folded_with = 0
         # Whether a fold has begun and not ended.
         self._torn = False
@@ -162,7 +163,7 @@ class KeptView:
                 self._kept_seq = self._due = min(self._base["seq"], entry.seq) - 1
 
     def changed(self) -> None:
-        """The view is as no fold of entries has made it; its lock is held."""
+        """Fold from the present view on: no fold of the entries before gives it.  Its lock is held."""
         self._set_base(self._view.snapshot(), settled=True)
 
     def _home(self, operation: ManagerOperation, call: Mapping[str, Any], session: Any) -> Any:
