@@ -247,7 +247,7 @@ class Adapter:
         return answer
 
     def _durably(self, item: Prepared) -> Any:
-        """Store a call, or add it to the caller's block, and answer it; the same call made before is not stored again."""
+        """Store a call, or add it to the caller's block, and answer it; a repeated call is not stored again."""
         operation, block = item.operation, current(self)
         # A refused event must not take the trade of its block with it.
         group = None if operation.best_effort else block

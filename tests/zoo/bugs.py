@@ -2121,7 +2121,7 @@ BUGS = (
     Bug(
         "adapter: an outage leaves the new id out of the object that the method numbers",
         "integrations/adapter.py",
-        "item.passed.numbered((item.notes if known is None else notes_of(known)).get(\"id\"))",
+        "item.passed.numbered(notes.get(\"id\"))",
         "pass",
         ("tests/integration/adapter/test_changed_arguments.py",),
     ),
