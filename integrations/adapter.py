@@ -336,8 +336,10 @@ class Adapter:
             if earlier is not None:
                 value: Any = told_before(earlier)
             else:
-                item.session = self.sessions.of(operation, item.bound)
-                item = self._preparing.prepare(item, final=not waits)
+                with self.keeper.kept.order:
+                    item.session = self.sessions.of(operation, item.bound)
+                    item = self._preparing.prepare(item, final=not waits)
+                    self._preparing.apply(item)
                 value = self._local_answers.yielded(item, online=waits)
                 block.add(self._preparing.encoded(item))
             with self._preparing.given(block):

@@ -192,7 +192,10 @@ class LocalAnswers:
             old = self._local_balance(item.session)
         try:
             manager, replica = self._host.undoubled(), self._host.replica(session_id=item.session, doubles=True)
-            KeptState(replica)
+            state = KeptState(replica)
+            if "state" in item.notes:
+                # The manager has the changes of this call already.
+                state.restore(item.notes["state"], item.foreseen)
             told = dry_run(manager, replica, item.operation.name, item.defaults | item.bound, as_of)
         except Exception as exc:
             if cannot_take(exc):

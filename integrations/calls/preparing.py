@@ -81,6 +81,8 @@ class Prepared:
     uncounted: set[str] = field(default_factory=set)
     # Set where the reserve was empty, and the call, an exit, is recorded without an id.
     unnumbered: IdReserveEmpty | None = None
+    # Whether the manager has what the rehearsal has changed.
+    is_applied: bool = False
     # What the outbox stores, encoded at the call.
     ready: Any = None
     # When the call was made; None for now.
@@ -324,12 +326,21 @@ class Preparing:
             if not self._host.classes.learn(self._outbox, args):
                 raise
             item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
-        if self._host.built is not None:
-            item.rehearsal.changes.apply(self._host.built)
+        self.apply(item)
         item.behind_seq = self._delivery.last_seq
         self._replayer.carried.give(item.foreseen)
         item.given = item.foreseen
         return item
+
+    def apply(self, item: Prepared) -> None:
+        """Let the manager have what the rehearsal has changed, once; the order is held.
+
+        A block asks PostgreSQL before it is encoded, and the manager gets the changes before that: another call must
+        not count on from the same values meanwhile.
+        """
+        if not item.is_applied and self._host.built is not None:
+            item.is_applied = True
+            item.rehearsal.changes.apply(self._host.built)
 
     @contextmanager
     def given(self, block: Block) -> Iterator[None]:

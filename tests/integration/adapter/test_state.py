@@ -15,6 +15,7 @@ from sqlalchemy import insert
 from sqlalchemy.exc import OperationalError
 
 from outbox import ConfigError
+from outbox.integrations.calls.local_answers import LocalAnswers
 from outbox.integrations.durable import NotCaughtUp
 
 from .small import Scene, SmallManager, Trade, scene
@@ -88,6 +89,50 @@ def test_attribute_that_waits_for_deliveries_is_not_answered(postgres_url: str, 
         assert here.manager.number == 1
         assert here.drain()
         assert here.manager.recent == ["s0"]
+
+
+class NumberingBlocks(Counting):
+    """Numbers its blocks and its trades by one counter."""
+
+    @contextmanager
+    def atomic_balance_update(
+        self, balance_change: Any, reason: str, session_id: int | None = None, correlation_id: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        self.number += 1
+        own = self.number
+        with super().atomic_balance_update(balance_change, reason, session_id, correlation_id) as told:
+            yield {**told, "number": own}
+            with self.session_factory.begin() as session:
+                session.add(Trade(symbol="block", number=own))
+
+
+@pytest.mark.parametrize("online", [True, False])
+def test_block_counts_on_from_calls_while_it_is_entered(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, *, online: bool
+) -> None:
+    """Another thread's call, while the block asks PostgreSQL for what it yields, gets the next number."""
+    with scene(postgres_url, outbox_dir, NumberingBlocks) as here:
+        here.relay.start()
+        session = here.manager.create_trading_session("s", 100)
+        with here.manager.atomic_balance_update(1, "first", session, "c1") as told:
+            assert told["number"] == 1
+        if not online:
+            here.relay.stop()
+        answer = LocalAnswers.yielded
+
+        def slowly(self: LocalAnswers, *args: Any, **kwargs: Any) -> Any:
+            other = threading.Thread(target=here.manager.log_trade, args=("trade", 0, session))
+            other.start()
+            other.join()
+            return answer(self, *args, **kwargs)
+
+        monkeypatch.setattr(LocalAnswers, "yielded", slowly)
+        with here.manager.atomic_balance_update(1, "second", session, "c2") as told:
+            assert not online or told["number"] == 2
+        assert here.drain()
+        assert here.manager.number == 3
+        numbers = here.rows("SELECT symbol, number FROM trades ORDER BY number")
+        assert numbers == [("block", 1), ("block", 2), ("trade", 3)]
 
 
 class Losing(SmallManager):
