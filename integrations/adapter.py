@@ -263,7 +263,11 @@ class Adapter:
                 item.session = self.sessions.of(operation, item.bound)
                 if not waits and (refusal := answers.check(item)) is not None:
                     return refusal[0]
-                item = self._preparing.encoded(answers.answering(self._preparing.prepare(item, final=not waits)))
+                item = self._preparing.prepare(item, final=not waits)
+                if not item.rehearsal.reached:
+                    # Another thread's call has come between: at a limit, say.
+                    return self._by_itself(item)
+                item = self._preparing.encoded(answers.answering(item))
                 entry = None if group is not None and group.add(item) else self._record([item], waits=waits)[0]
         if item.unnumbered is not None:
             self._halt.after(item.unnumbered)
@@ -339,6 +343,8 @@ class Adapter:
                 with self.keeper.kept.order:
                     item.session = self.sessions.of(operation, item.bound)
                     item = self._preparing.prepare(item, final=not waits)
+                    if not item.rehearsal.reached:
+                        self._by_itself(item)
                     self._preparing.apply(item)
                 value = self._local_answers.yielded(item, online=waits)
                 block.add(self._preparing.encoded(item))

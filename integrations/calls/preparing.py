@@ -200,13 +200,18 @@ class Preparing:
         return making(replica, lambda: next(made, None))
 
     def prepare(self, item: Prepared, *, final: bool) -> Prepared:
-        """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here."""
+        """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here.
+
+        Nothing is noted where the call has not reached the database when it was rehearsed again.
+        """
         operation, bound = item.operation, item.bound
         if self._reserves.redefined and self._delivery.works and self._host.built is not None:
             engine, passed = engine_of(self._host.undoubled()), self._delivery.passed(self._delivery.last_seq)
             self._reserves.renew(engine, in_use=not passed)
         uncounted = self._uncounted()
         item = self._with_fresh_state(item)
+        if not item.rehearsal.reached:
+            return item
         session = item.session
         self._keeper.meet(session)
         notes: dict[str, Any] = {

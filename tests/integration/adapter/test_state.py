@@ -15,6 +15,8 @@ from sqlalchemy import insert
 from sqlalchemy.exc import OperationalError
 
 from outbox import ConfigError
+from outbox.integrations.adapter import Adapter
+from outbox.integrations.calls import earlier_calls
 from outbox.integrations.calls.local_answers import LocalAnswers
 from outbox.integrations.durable import NotCaughtUp
 
@@ -133,6 +135,68 @@ def test_block_counts_on_from_calls_while_it_is_entered(
         assert here.manager.number == 3
         numbers = here.rows("SELECT symbol, number FROM trades ORDER BY number")
         assert numbers == [("block", 1), ("block", 2), ("trade", 3)]
+
+
+class Limited(SmallManager):
+    """Refuses all but one call a day, before it turns to the database."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.today = 0
+
+    def _count(self) -> None:
+        if self.today >= 1:
+            raise ValueError("the limit of the day is reached")
+        self.today += 1
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        self._count()
+        return super().log_trade(symbol, note, session_id)
+
+    @contextmanager
+    def atomic_balance_update(
+        self, balance_change: Any, reason: str, session_id: int | None = None, correlation_id: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        self._count()
+        with super().atomic_balance_update(balance_change, reason, session_id, correlation_id) as told:
+            yield told
+
+
+@pytest.mark.parametrize("online", [True, False])
+@pytest.mark.parametrize("method", ["log_trade", "atomic_balance_update"])
+def test_limit_reached_in_another_thread_refuses_the_call(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, method: str, *, online: bool
+) -> None:
+    """The other call comes between the rehearsal, in which the limit was not reached, and the order."""
+    with scene(postgres_url, outbox_dir, Limited) as here:
+        session = here.manager.create_trading_session("s", 100)
+        if online:
+            here.relay.start()
+        others: list[threading.Thread] = []
+
+        def behind_another(original: Any) -> Any:
+            def call(*args: Any) -> Any:
+                if not others:
+                    others.append(threading.Thread(target=here.manager.log_trade, args=("other", 0, session)))
+                    others[0].start()
+                    others[0].join()
+                return original(*args)
+
+            return call
+
+        # A call comes by the one before it takes the order, a block by the other.
+        monkeypatch.setattr(Adapter, "_balance_lock", behind_another(Adapter._balance_lock))
+        monkeypatch.setattr(earlier_calls, "stored", behind_another(earlier_calls.stored))
+        with pytest.raises(ValueError, match="the limit of the day is reached"):
+            if method == "log_trade":
+                here.manager.log_trade("mine", 0, session)
+            else:
+                with here.manager.atomic_balance_update(1, "mine", session, "c1"):
+                    pass
+        assert here.drain()
+        assert list(here.box.dead_letters()) == []
+        assert here.rows("SELECT symbol FROM trades") == [("other",)]
+        assert here.manager.today == 1
 
 
 class Losing(SmallManager):
