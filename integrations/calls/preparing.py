@@ -310,10 +310,13 @@ class Preparing:
         return self._pending_attributes.uncounted().union(*(item.uncounted for item in calls))
 
     def _with_fresh_state(self, item: Prepared) -> Prepared:
-        """Rehearse again where another thread has changed the attributes that this call changes."""
-        built, tries = self._host.built, 0
+        """Rehearse again where another thread has changed attributes that this call changes, or that are noted with it.
+
+        Its replay finds what is noted, and would refuse what the first rehearsal did not.
+        """
+        built, tries, found = self._host.built, 0, {*self._early.names, *self._foreseen.names()}
         # Other threads may go on changing them; what both have changed is merged.
-        while built is not None and tries < 100 and not item.rehearsal.changes.still_fit(built):
+        while built is not None and tries < 100 and not item.rehearsal.still_fits(built, found):
             item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound, item.session))
             tries += 1
         return item

@@ -6,7 +6,7 @@ anything is stored.  The rows that it has prepared by then are checked against t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -81,6 +81,10 @@ class Rehearsal:
             self._look()
         self._over = True
         return self
+
+    def still_fits(self, manager: Any, names: Iterable[str]) -> bool:
+        """Whether the manager has the values with which the call began, of what the call changed and of `names`."""
+        return self.changes.still_fit(manager) and (self._kept is None or self._kept.began_with(manager, names))
 
     def shared_changes(self) -> list[str]:
         """What the call changed inside objects that the copy shares with the manager."""

@@ -7,7 +7,7 @@ ones are left out.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ... import Outbox
@@ -24,6 +24,11 @@ class EarlyState:
         self._outbox = outbox
         stored = outbox.store.get_meta(_META)
         self._names: set[str] = set(json.loads(stored)) if stored else set()
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names that calls have shown so far."""
+        return self._names
 
     def before(self, own: Mapping[str, Any], changes: Changes, foreseen: Iterable[str]) -> Mapping[str, Any]:
         """The present values of those that a call did not change; `foreseen` are some that calls will change.

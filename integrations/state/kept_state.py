@@ -102,6 +102,10 @@ class KeptState:
             else:
                 self._before.pop(name, None)
 
+    def began_with(self, manager: Any, names: Iterable[str]) -> bool:
+        """Whether attributes of the manager have the values with which this copy began."""
+        return all(same(_present(manager, name), self._before.get(name, _MISSING)) for name in names)
+
     def changes(self) -> Changes:
         """What the call has changed since."""
         found: dict[str, Change] = {}

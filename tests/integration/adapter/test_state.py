@@ -199,6 +199,46 @@ def test_limit_reached_in_another_thread_refuses_the_call(
         assert here.manager.today == 1
 
 
+class Halting(SmallManager):
+    """Takes no trade after a loss that is counted behind the write."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.pnl, self.halted = 0, False
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        if self.halted:
+            raise ValueError("trading is halted")
+        made = super().log_trade(symbol, note, session_id)
+        self.pnl += note
+        if self.pnl <= -100:
+            self.halted = True
+        return made
+
+
+def test_call_that_finds_another_state_in_its_turn_is_refused(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes nothing before it writes, but a replay finds the state of its turn."""
+    with scene(postgres_url, outbox_dir, Halting) as here:
+        session = here.manager.create_trading_session("s", 100)
+        balance_lock, others = Adapter._balance_lock, list[threading.Thread]()
+
+        def behind_another(self: Adapter, *args: Any) -> Any:
+            if not others:
+                others.append(threading.Thread(target=here.manager.log_trade, args=("other", -150, session)))
+                others[0].start()
+                others[0].join()
+            return balance_lock(self, *args)
+
+        monkeypatch.setattr(Adapter, "_balance_lock", behind_another)
+        with pytest.raises(ValueError, match="trading is halted"):
+            here.manager.log_trade("mine", 0, session)
+        assert here.drain()
+        assert list(here.box.dead_letters()) == []
+        assert here.rows("SELECT symbol FROM trades") == [("other",)]
+
+
 class Losing(SmallManager):
     """Counts losses, and halts at a limit of its own."""
 
