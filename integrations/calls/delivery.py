@@ -145,11 +145,15 @@ class Delivery:
             if passed is not None:
                 passed.numbered(id_) if answer is None else passed.changed(answer.call)
             return local_result(operation, settled, local_answer) if answer is None else answer.give()
+        return self._given_up(operation, settled, answers)
+
+    def _given_up(self, operation: ManagerOperation, settled: Entry, answers: Sequence[Answer | None]) -> Any:
+        """Discard a call that PostgreSQL refused, and raise the refusal; a best-effort call returns None."""
         self._refused(settled)
         if operation.best_effort:
             return None
         with suppress(EntryNotFound):  # an operator was faster
-            self._outbox.discard(entry.seq, f"its caller was told: {settled.error}", free_key=True)
+            self._outbox.discard(settled.seq, f"its caller was told: {settled.error}", free_key=True)
         _log.warning("a call of %(operation)s was refused: %(error)s", operation=operation.name, error=settled.error)
         return _refusal(operation, settled, answers).give()
 

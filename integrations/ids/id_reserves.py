@@ -147,15 +147,18 @@ class IdReserves:
         self.redefined = False
         try:
             if not in_use:
-                with fresh_connection(engine) as connection:
-                    connection.commit()
-                    for reserve in self._reserves.values():
-                        with suppress(ConfigError, ProgrammingError):
-                            reserve.forget_on(connection)
+                self._forget(engine)
             self.secure(engine)
         except SQLAlchemyError:
             # It is tried again at the next call.
             self.redefined = True
+
+    def _forget(self, engine: Engine) -> None:
+        with fresh_connection(engine) as connection:
+            connection.commit()
+            for reserve in self._reserves.values():
+                with suppress(ConfigError, ProgrammingError):
+                    reserve.forget_on(connection)
 
     def secure(self, engine: Engine) -> None:
         """Set sequences forward that have fallen behind a reserved id.
@@ -211,7 +214,7 @@ class IdReserves:
         self._outbox.notices.put(_MISSING, f"ids cannot be reserved: {message}", degraded=True)
 
     def show(self) -> None:
-        """Say in the status what is left and for how long.  Raises `DurabilityError`."""
+        """Let the status show what is left and for how long.  Raises `DurabilityError`."""
         now = self._outbox.clock.monotonic()
         reserves = [reserve for reserve in self._reserves.values() if not reserve.is_uuid and reserve.failure is None]
         if not self._used or now - self._used[-1][0] >= _SHOW_S:

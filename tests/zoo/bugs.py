@@ -1072,7 +1072,7 @@ BUGS = (
         "adapter: the end of a block is silent about a refused call",
         "integrations/calls/delivery.py",
         "        return _refusal(operation, settled, answers).give()\n",
-        "        return (answer or _refusal(operation, settled, answers)).give()\n",
+        "        return (answers[0] or _refusal(operation, settled, answers)).give()\n",
         ("tests/integration/adapter/test_refusals.py",),
     ),
     Bug(
