@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ... import Entry, EntryStatus, Outbox
@@ -134,7 +135,7 @@ class Delivery:
         if answer is None:
             # Another handler than this adapter's has applied it: the result is known when it is recorded.
             self._outbox.progress.wait(lambda: not self._outbox.store.is_pending(last.seq), self.wait_s)
-        settled = self._outbox.entry(entry.seq)
+        settled = self._as_settled(entry)
         if settled.status is not EntryStatus.FAILED:
             id_ = notes_of(entry).get("id")
             if answer is not None and id_ is not None:
@@ -146,6 +147,13 @@ class Delivery:
                 passed.numbered(id_) if answer is None else passed.changed(answer.call)
             return local_result(operation, settled, local_answer) if answer is None else answer.give()
         return self._given_up(operation, settled, answers)
+
+    def _as_settled(self, entry: Entry) -> Entry:
+        """The entry as the store has it; one that is gone was completed, and a full disk kept no copy of it."""
+        try:
+            return self._outbox.entry(entry.seq)
+        except EntryNotFound:
+            return replace(entry, status=EntryStatus.COMPLETED)
 
     def _given_up(self, operation: ManagerOperation, settled: Entry, answers: Sequence[Answer | None]) -> Any:
         """Discard a call that PostgreSQL refused, and raise the refusal; a best-effort call returns None."""

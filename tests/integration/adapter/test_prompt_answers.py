@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from outbox import DurabilityError
+from outbox.integrations.calls import delivery
+from outbox.store.store import Store
 from tests.unit.fakes.waiting import LONG, until
 
 from .small import Scene, SmallManager, scene
@@ -91,3 +93,18 @@ def test_entry_that_cannot_be_recorded_is_not_listed_as_acknowledged(
         [entry] = here.box.pending()
         assert told == [frozenset({entry.seq})]
         assert here.box.progress.acknowledged == frozenset()
+
+
+def test_answer_is_the_managers_where_a_full_disk_kept_no_copy(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry is gone from the store when its caller wakes, and PostgreSQL has its row."""
+    monkeypatch.setattr(Store, "_settle_with_copies", lambda *_: DurabilityError("the data file cannot grow"))
+    monkeypatch.setattr(delivery, "has_arrived", lambda box, seq: not box.store.is_pending(seq))
+    with scene(postgres_url, outbox_dir) as here:
+        here.relay.start()
+        made = here.manager.log_trade("BTC")
+        assert here.rows("SELECT id FROM trades") == [(made,)]
+        with here.manager.atomic_balance_update(1, "fee", 1) as told:
+            assert told["new_balance"] == 1
+        assert here.box.status().unledgered == 2
