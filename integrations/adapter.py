@@ -334,28 +334,15 @@ class Adapter:
         with self._session_locks.held(session, inside=outer) as turn:
             self.keeper.kept.catch_up()
             block = Block(self, session, alive)
-            first = earlier_calls.stored(self.outbox, item)
-            again = earlier_calls.in_block(outer, operation, item.bound)
-            earlier = again.notes if again is not None else notes_of(first) if first is not None else None
-            if earlier is not None:
-                value: Any = told_before(earlier)
-            else:
-                with self.keeper.kept.order:
-                    item.session = self.sessions.of(operation, item.bound)
-                    item = self._preparing.prepare(item, final=not waits)
-                    if not item.rehearsal.reached:
-                        self._by_itself(item)
-                    self._preparing.apply(item)
-                value = self._local_answers.yielded(item, online=waits)
-                block.add(self._preparing.encoded(item))
+            opening, value = self._opening(item, block, outer, waits=waits)
             with self._preparing.given(block):
                 with logged_at_exit(block), entered(block):
                     yield value
-                if earlier is None and not turn.alone:
+                if opening is not None and not turn.alone:
                     # Another block of the session may be recorded first, and change the balance.
-                    item.notes.pop(BALANCES, None)
-                    noted = {**item.bound, NOTES: item.notes}
-                    item.ready = self.outbox.prepare(operation.name, noted, hashed=item.hashed)
+                    opening.notes.pop(BALANCES, None)
+                    noted = {**opening.bound, NOTES: opening.notes}
+                    opening.ready = self.outbox.prepare(operation.name, noted, hashed=opening.hashed)
                 calls = block.end()
                 if not calls or (outer is not None and outer.add(*calls)):
                     return
@@ -363,6 +350,25 @@ class Adapter:
                     entries = self._record(calls, waits=waits)
         if waits:
             self._result(operation, entries)
+
+    def _opening(
+        self, item: Prepared, block: Block, outer: Block | None, *, waits: bool
+    ) -> tuple[Prepared | None, Any]:
+        """The call that opens a block, as its first; None where it was made before.  And what the block yields."""
+        first = earlier_calls.stored(self.outbox, item)
+        again = earlier_calls.in_block(outer, item.operation, item.bound)
+        earlier = again.notes if again is not None else notes_of(first) if first is not None else None
+        if earlier is not None:
+            return None, told_before(earlier)
+        with self.keeper.kept.order:
+            item.session = self.sessions.of(item.operation, item.bound)
+            item = self._preparing.prepare(item, final=not waits)
+            if not item.rehearsal.reached:
+                self._by_itself(item)
+            self._preparing.apply(item)
+        value = self._local_answers.yielded(item, online=waits)
+        block.add(self._preparing.encoded(item))
+        return item, value
 
     def _record(self, items: list[Prepared], *, waits: bool) -> list[Entry]:
         """Make calls durable in one commit and fold them into the view; the order is held meanwhile.
