@@ -10,6 +10,8 @@ from ..view.seen import Seen
 
 # So far behind its relay is the view of an engine at most; one that is further behind belongs to a relay alone.
 _EARLY = 64
+# So far ahead of its relay is the view of a program that does not wait, while PostgreSQL is up.
+_AHEAD = 16
 
 
 class Looks:
@@ -30,13 +32,15 @@ class Looks:
             self.wanted[seq] = seen, sure
 
     def is_due(self, seq: int) -> bool:
-        """Whether to look at this replay: not where those before it have shown what the call does."""
+        """Whether to look at this replay: in a backlog not where those before it have shown what the call does."""
         with self._view.lock:
             # The relay may be quicker than the caller, who follows a call in the view when it is durable.
             if 0 < seq - self._view.seq <= _EARLY:
                 return True
             if seq not in self.wanted:
                 return False
+            if self._view.seq - seq < _AHEAD:
+                return True
             (seen, sure), learning = self.wanted[seq], self._view.learning
             if not learning.wants(seen, sure=sure or learning.explains(seen)):
                 return False

@@ -20,7 +20,7 @@ from ...words import first_line
 from ..code.class_code import ClassCode
 from ..code.code_version import code_version
 from ..code.plain_answers import plain_answer
-from ..code.rounding import rounds
+from ..code.rounding import places_kept
 from ..code.row_queries import row_query
 from ..code.tables_named import tables_named
 from ..ids.id_reserves import IdReserves
@@ -121,8 +121,8 @@ class Keeper:
         learning.row_orders.named = {table: one.order for table, one in found.items() if one.order is not None}
         reads = {self._reads.name(one): one for one in (BALANCE, LAST_BALANCE, READ_POSITIONS, READ_ORDERS)}
         named = reads | {call.name: call.name for call in self._calls.values() if call.has_role}
-        known = {standard for own, standard in named.items() if callable(getattr(cls, own, None)) and rounds(cls, own)}
-        learning.roundings.methods = frozenset(known)
+        kept = {name: places_kept(cls, own) for own, name in named.items() if callable(getattr(cls, own, None))}
+        learning.roundings.methods = {name: places for name, places in kept.items() if places is not None}
         learning.forms.most = {table: one.most for table, one in found.items() if one.most is not None}
 
     def _suspect(self, cls: type) -> None:

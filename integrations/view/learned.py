@@ -158,9 +158,10 @@ class Learning:
 
     def explains(self, seen: Seen) -> bool:
         """Whether all that such a call does is explained by now."""
-        effect = self.effect(seen)
-        known = effect is not None and not effect.unexplained()
-        return known and (seen.operation.balance is None or self.is_balance_as_declared(seen) is not None)
+        effect, name = self.effect(seen), seen.operation.name
+        if effect is None or effect.unexplained() or self.roundings.finer(name, seen.places, effect.places):
+            return False
+        return seen.operation.balance is None or self.is_balance_as_declared(seen) is not None
 
     def scales_of_rows(self) -> tuple[int | None, ...]:
         """The decimal places with which values of rows may be shown."""

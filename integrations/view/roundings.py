@@ -18,8 +18,8 @@ _BALANCE, _ROWS = "get_current_balance", ("get_active_positions", "get_unresolve
 class Roundings:
     """What is known of them."""
 
-    # Operations and reads whose code rounds; of the code, and not stored.
-    methods: frozenset[str] = frozenset()
+    # Operations and reads whose code rounds, and how many decimal places it keeps; of the code, and not stored.
+    methods: Mapping[str, int] = field(default_factory=dict)
     # operation -> the decimal places of all balances that it was seen to make.
     possible: dict[str, set[int | None]] = field(default_factory=dict)
     # session -> the balance that its last call wrote, where the read shows it rounded; not stored.
@@ -32,13 +32,12 @@ class Roundings:
 
     def in_rows(self, operation: str) -> bool:
         """Whether code may round what such calls make of rows, in the call or in the read."""
-        return not self.methods.isdisjoint((operation, *_ROWS))
+        return not self.methods.keys().isdisjoint((operation, *_ROWS))
 
     def finer(self, operation: str, given: Mapping[str, int], seen: Mapping[str, int]) -> list[str]:
         """The arguments with more decimal places than such calls were `seen` with: code may round them in rows."""
-        if not self.in_rows(operation):
-            return []
-        return sorted(name for name, count in given.items() if count > seen.get(name, count))
+        kept = [self.methods[name] for name in (operation, *_ROWS) if name in self.methods]
+        return sorted(name for name, count in given.items() if kept and count > max(min(kept), seen.get(name, count)))
 
     def observe(self, operation: str, scales: Collection[int | None]) -> None:
         """Take in to which decimal places a balance that the operation made may have been rounded."""

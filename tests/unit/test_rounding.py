@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 from sqlalchemy import func, text
 
-from outbox.integrations.code.rounding import rounds
+from outbox.integrations.code.rounding import places_kept
 
 
 def cents(value: Any) -> Decimal:
     return Decimal(value).quantize(Decimal("0.01"))
+
+
+STEP = Decimal("0.00000001")
+
+
+def exact(value: Any) -> Decimal:
+    return Decimal(value).quantize(STEP)
 
 
 class Reads:
@@ -49,8 +56,24 @@ class Reads:
 
 @pytest.mark.parametrize("method", sorted(name for name in vars(Reads) if name.startswith("by_")))
 def test_rounding_is_found_in_the_code(method: str) -> None:
-    assert rounds(Reads, method)
+    assert places_kept(Reads, method) in (0, 2)
 
 
 def test_code_without_rounding_has_none_found() -> None:
-    assert not rounds(Reads, "plain")
+    assert places_kept(Reads, "plain") is None
+
+
+@pytest.mark.parametrize(
+    ("method", "places"),
+    [("by_round", 2), ("by_helper", 2), ("by_method", 2), ("by_column", 8), ("by_both", 2), ("by_format", 0)],
+)
+def test_places_that_a_rounding_keeps_are_found(method: str, places: int) -> None:
+    assert places_kept(Columns, method) == places
+
+
+class Columns(Reads):
+    def by_column(self) -> Any:
+        return exact(self.total)
+
+    def by_both(self) -> Any:
+        return exact(self.total), cents(self.total)

@@ -13,7 +13,7 @@ FINE, SHOWN = Decimal("10.00400000"), Decimal("10.0")
 
 
 def hiding() -> Roundings:
-    return Roundings(methods=frozenset({"get_current_balance"}))
+    return Roundings(methods=dict.fromkeys({"get_current_balance"}, 0))
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def test_written_balance_is_that_which_is_shown() -> None:
 
 
 def test_call_whose_code_rounds_may_write_either_balance() -> None:
-    found = Roundings(methods=frozenset({"charge"}))
+    found = Roundings(methods=dict.fromkeys({"charge"}, 0))
     found.observe("charge", {None, 2, 8})
     found.observe("pay", {2})
-    again = Roundings(methods=frozenset({"charge"}))
+    again = Roundings(methods=dict.fromkeys({"charge"}, 0))
     again.load(decode_result(encode_result(found.dump())))
     assert again.possible == {"charge": {None, 2, 8}}
     assert again.made("charge", Decimal("1.5")) == {Decimal("1.5")}
@@ -64,5 +64,11 @@ def test_call_whose_code_rounds_may_write_either_balance() -> None:
     ("methods", "finer"), [({"charge"}, ["price"]), ({"get_active_positions"}, ["price"]), ({"pay"}, [])]
 )
 def test_amount_finer_than_any_seen_may_be_rounded(methods: set[str], finer: list[str]) -> None:
-    found = Roundings(methods=frozenset(methods))
+    found = Roundings(methods=dict.fromkeys(methods, 0))
     assert found.finer("charge", {"price": 3, "size": 2, "fee": 5}, {"price": 2, "size": 2}) == finer
+
+
+def test_amount_with_no_more_places_than_code_keeps_is_not_finer() -> None:
+    roundings = Roundings(methods={"close_position": 8})
+    assert roundings.finer("close_position", {"size": 8}, {"size": 2}) == []
+    assert roundings.finer("close_position", {"size": 9}, {"size": 2}) == ["size"]

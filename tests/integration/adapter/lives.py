@@ -158,7 +158,7 @@ def _arm(adapter: Any, box: Outbox, moment: str) -> Callable[[], None]:
     """Die the next time that `moment` comes; returns how to undo it."""
     owner, name = {
         "not durable": (box, "submit"),
-        "durable": (adapter.keeper, "fold"),
+        "durable": (adapter.keeper, "follow"),
         "applied": (adapter.replayer.answers, "keep"),
         "committed": (box.store, "settle"),
     }[moment]

@@ -76,7 +76,7 @@ def test_first_backlog_of_a_manager_is_looked_at_a_few_times(behind: Behind, mon
     for number in range(60):
         behind.enter_and_fill(f"o{number}")
     assert behind.relay.drain(LONG)
-    assert 6 <= len(looks) <= 40
+    assert 6 <= len(looks) <= 60
     # And all was learned that such calls do.
     behind.enter_and_fill("last")
     assert behind.manager._adapter.keeper.witness.looks.wanted == {}

@@ -78,7 +78,7 @@ def test_rows_of_several_ways_have_ids_in_their_order(how: str, own_postgres: Po
         manager.create_trading_session("ma", 100)
         wanted = trade(manager, how, "up")
         assert manager.symbols() == wanted
-        until(lambda: manager._adapter.keeper.view.is_sure(manager._adapter.session_id))
+        until(lambda: manager._adapter.keeper.view.is_sure(manager._adapter.sessions.current))
         own_postgres.kill()
         wanted += trade(manager, how, "outage")
         own_postgres.start()
