@@ -85,7 +85,7 @@ def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) 
             continue
         sources = sources_of(seen, old, exactly=not isinstance(value, float))
         scales = scales_known(learning)
-        if seen.operation.name in learning.roundings.methods:
+        if learning.roundings.rounds(seen.operation.name):
             scales = tuple(dict.fromkeys((*scales, *SCALES)))
         observe(space, key, value, sources, scales=scales)
 

@@ -54,6 +54,7 @@ class Learning:
         self.possible_scales: set[int | None] = set(SCALES)
         # The arithmetic in which the manager may add to a balance.
         self.sums = Sums()
+        self.sums.roundings.scales = lambda: self.scales
         # read -> explanations of its answer by the exact balance.
         self.reads: dict[str, Space] = {}
         # read -> whether the view's own answer was the manager's when they were compared last.
@@ -331,7 +332,7 @@ class Learning:
         space = self.reads.setdefault(read, Space())
         # The balance is rounded already; a read that rounds once more has to be seen doing so.
         is_exact = number_or_none(shown) == balance and not isinstance(shown, Decimal | str)
-        is_exact = is_exact and read not in self.roundings.methods
+        is_exact = is_exact and not self.roundings.rounds(read)
         observe(space, "balance", shown, {"note:balance": bare(balance)}, scales=(None,) if is_exact else SCALES)
 
     def sides(self, seen: Seen, bound: Mapping[str, Any] = {}) -> dict[str, int]:

@@ -37,6 +37,7 @@ from .explanations import (
     total,
     won,
 )
+from .rows import POSITIONS
 from .times import MICROSECONDS, durations, is_constant, utc
 
 # Arguments whose value decides what a call does; callers spell them in several ways.
@@ -140,8 +141,9 @@ def explain(
         return found
     if old is not ABSENT and is_number(shown) and not alike(old, shown):
         found += _counted(key, shown, sources, old, scales)
-        # At its first fill the rest of an order is still its quantity.
-        twins = [name for name, value in sources.items() if is_number(value) and value == old] if found else []
+        # At its first fill the rest of an order is still its quantity; an exit says what it takes off a position.
+        others = [name for name in sources if not name.startswith(f"row:{POSITIONS}:")] if found else []
+        twins = [name for name in others if is_number(sources[name]) and sources[name] == old]
         found += _differences(key, shown, sources, twins, scales)
         found += [] if found and not widely else _profits(shown, sources, scales)
         if found and telling:
@@ -172,7 +174,8 @@ def _direct(
             spelled = name.removeprefix("arg:") in DECISIVE
             for conversion in conversions(sources[name], shown, scales, spelled=spelled):
                 yield ["of", name, conversion]
-            if type(shown) is Decimal and None in scales and makes(["of float"], sources[name], shown):
+            is_given = name.startswith("arg:") and type(shown) is Decimal and None in scales
+            if is_given and makes(["of float"], sources[name], shown):
                 # A text of an amount is a Decimal here, and may be that of a float: 516.0, where the caller gives 516.
                 yield ["of", name, ["of float"]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from typing import Any
@@ -20,33 +20,41 @@ class Roundings:
 
     # Operations and reads whose code rounds, and how many decimal places it keeps; of the code, and not stored.
     methods: Mapping[str, int] = field(default_factory=dict)
+    # The decimal places of the columns that were seen, None among them for a column that does not round.
+    scales: Callable[[], Collection[int | None]] = tuple
     # operation -> the decimal places of all balances that it was seen to make.
     possible: dict[str, set[int | None]] = field(default_factory=dict)
     # session -> the balance that its last call wrote, where the read shows it rounded; not stored.
     written: dict[Any, Decimal] = field(default_factory=dict)
 
+    def rounds(self, name: str) -> bool:
+        """Whether the code of an operation or a read may round what the columns do not."""
+        kept, scales = self.methods.get(name), self.scales()
+        is_known_to_keep = bool(kept and scales) and all(one is not None and one <= (kept or 0) for one in scales)
+        return kept is not None and not is_known_to_keep
+
     @property
     def hides_balance(self) -> bool:
         """Whether the balance may have more decimal places than the read shows."""
-        return _BALANCE in self.methods
+        return self.rounds(_BALANCE)
 
     def in_rows(self, operation: str) -> bool:
         """Whether code may round what such calls make of rows, in the call or in the read."""
-        return not self.methods.keys().isdisjoint((operation, *_ROWS))
+        return any(map(self.rounds, (operation, *_ROWS)))
 
     def finer(self, operation: str, given: Mapping[str, int], seen: Mapping[str, int]) -> list[str]:
         """The arguments with more decimal places than such calls were `seen` with: code may round them in rows."""
-        kept = [self.methods[name] for name in (operation, *_ROWS) if name in self.methods]
+        kept = [self.methods[name] for name in (operation, *_ROWS) if self.rounds(name)]
         return sorted(name for name, count in given.items() if kept and count > max(min(kept), seen.get(name, count)))
 
     def observe(self, operation: str, scales: Collection[int | None]) -> None:
         """Take in to which decimal places a balance that the operation made may have been rounded."""
-        if scales and operation in self.methods:
+        if scales and self.rounds(operation):
             self.possible[operation] = (self.possible.get(operation, set(SCALES)) & set(scales)) or set(scales)
 
     def made(self, operation: str, balance: Decimal) -> set[Decimal]:
         """What the operation's own code may make of a balance before it writes it."""
-        if operation not in self.methods:
+        if not self.rounds(operation):
             return {balance}
         scales, modes = self.possible.get(operation, set(SCALES)), (ROUND_HALF_UP, ROUND_HALF_EVEN)
         return {rounded(balance, scale, mode) for scale in scales for mode in modes}

@@ -72,3 +72,15 @@ def test_amount_with_no_more_places_than_code_keeps_is_not_finer() -> None:
     roundings = Roundings(methods={"close_position": 8})
     assert roundings.finer("close_position", {"size": 8}, {"size": 2}) == []
     assert roundings.finer("close_position", {"size": 9}, {"size": 2}) == ["size"]
+
+
+def test_code_that_keeps_the_places_of_the_columns_rounds_nothing() -> None:
+    roundings = Roundings(methods={"charge": 8, "get_current_balance": 2}, scales=lambda: {8, 2})
+    assert not roundings.rounds("charge")
+    assert roundings.rounds("get_current_balance")
+    assert roundings.made("charge", Decimal("1.00000001")) == {Decimal("1.00000001")}
+
+
+@pytest.mark.parametrize("scales", [set(), {None, 8}, {18}])
+def test_code_may_round_what_columns_of_more_places_hold(scales: set[int | None]) -> None:
+    assert Roundings(methods={"charge": 8}, scales=lambda: scales).rounds("charge")
