@@ -12,6 +12,8 @@ from ..view.seen import Seen
 _EARLY = 64
 # So far ahead of its relay is the view of a program that does not wait, while PostgreSQL is up.
 _AHEAD = 16
+# The newest that are wanted: where the relay is another process, nothing is replayed here.
+_WANTED = 4096
 
 
 class Looks:
@@ -30,6 +32,8 @@ class Looks:
         """Look when this call is replayed, unless it already was; the view's lock is held."""
         if seq not in self._early:
             self.wanted[seq] = seen, sure
+            if len(self.wanted) > _WANTED:
+                del self.wanted[next(iter(self.wanted))]
 
     def is_due(self, seq: int) -> bool:
         """Whether to look at this replay: in a backlog not where those before it have shown what the call does."""

@@ -88,3 +88,11 @@ def test_each_call_that_teaches_something_is_looked_at(view: LocalView, unknown:
     unknown.add("fill")
     looks = backlog(view, "fill", 30)
     assert all(replay(looks, seq, "fill") for seq in range(1, 31))
+
+
+def test_wanted_looks_are_bounded_where_nothing_is_replayed(view: LocalView, unknown: set[str]) -> None:
+    """The relay may be another process, and an engine may run for months."""
+    unknown.add("fill")
+    looks = backlog(view, "fill", 5000)
+    assert len(looks.wanted) == 4096
+    assert replay(looks, 5000, "fill")
