@@ -81,7 +81,7 @@ class Witness:
             if watched.is_refusal(exc):
                 watched.try_to(partial(watched.refused, exc))
             raise
-        watched.learn_side_rows()
+        watched.try_to(watched.learn_side_rows)
         if counts:
             watched.try_to(watched.learn_writes)
             if not follows and self._view.learning.follows(operation):
@@ -204,8 +204,12 @@ class _Watched:
 
     def _is_rule(self, error: Exception) -> bool:
         """Whether a rule of the database was broken, and the manager has rolled back, so that one can look."""
+        if not database_rules.is_broken_by(error):
+            # The connection may be lost, and asking for it would raise another error.
+            return False
         raw: Any = sessions.maker_of(self._replica.session_factory).kw["bind"].connection.dbapi_connection
-        return database_rules.is_broken_by(error) and raw.info.transaction_status == TRANSACTION_STATUS_INTRANS
+        in_transaction: bool = raw.info.transaction_status == TRANSACTION_STATUS_INTRANS
+        return in_transaction
 
     def learn(self) -> None:
         """Take in what the call did, or that the manager's answer refused it."""

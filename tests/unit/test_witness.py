@@ -102,3 +102,10 @@ def test_lost_connection_is_no_defect_of_a_look(
     replay(Witness(view, Reads(), lambda _: None), 1)
     assert ("could not be learned from" in caplog.text) is warned
     assert looked == []
+
+
+def test_lost_connection_is_raised_as_it_is(view: LocalView, looked: list[str]) -> None:
+    """Whoever asks the lost connection for its state gets another error, which is no outage."""
+    lost: Any = OperationalError("SELECT 1", None, Exception("gone"))
+    with pytest.raises(OperationalError):
+        replay(Witness(view, Reads(), lambda _: None), 1, lost)
