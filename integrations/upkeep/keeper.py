@@ -347,7 +347,7 @@ class Keeper:
             period_s = _RETRY_S if due else _PERIOD_S
             self._wake.wait(period_s)
             self._wake.clear()
-            self.view.catch_up()
+            self._try("calls could not be followed by the local view", self.view.catch_up)
             # It is woken for each call, and has the rest to do now and then.
             is_time = self._asked or self._outbox.clock.monotonic() - tended_s >= period_s
             if is_time and not self._stopped.is_set():

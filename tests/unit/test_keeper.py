@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from outbox import Outbox, Relay
+from outbox import Entry, Outbox, Relay, StoreClosed
 from outbox.integrations.manager.host import Host
 from outbox.integrations.operations import NOTES, ManagerOperation
 from outbox.integrations.upkeep.keeper import Keeper
@@ -17,7 +17,7 @@ from outbox.integrations.view.reads import Reads
 from outbox.integrations.view.seen import Seen
 from outbox.testing import InMemoryTarget
 from tests.unit.fakes.rig import FakeClock
-from tests.unit.fakes.waiting import LONG
+from tests.unit.fakes.waiting import LONG, until
 
 IDS = {5: {"orders.id": [50]}, 7: {"orders.id": [70]}}
 
@@ -144,3 +144,27 @@ def test_reads_of_sessions_are_asked_where_no_delivery_teaches(
         first._tend()
         assert first.view.active_session_id() == 1
         assert first._wake.is_set()
+
+
+def test_keeper_goes_on_after_a_fold_that_failed(outbox_dir: Path) -> None:
+    order = ManagerOperation("order", like="create_order_journal_entry")
+    with Outbox.open(outbox_dir) as box:
+        first, tries = keeper(box, order), list[int]()
+        fold_one = first.view.fold
+
+        def fails_once(entry: Entry) -> object:
+            tries.append(entry.seq)
+            if len(tries) == 1:
+                raise StoreClosed("the outbox is closed")
+            return fold_one(entry)
+
+        first.view.fold = fails_once
+        first.start()
+        try:
+            first.follow(box.enqueue("order", {"client_order_id": "a", NOTES: {"session": 1}}), soon=True)
+            until(lambda: bool(tries))
+            first.follow(box.enqueue("order", {"client_order_id": "b", NOTES: {"session": 1}}), soon=True)
+            until(lambda: first.view._seq == 2)
+        finally:
+            first.stop()
+        assert tries == [1, 1, 2]
