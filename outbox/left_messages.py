@@ -51,8 +51,8 @@ class _LeftMessages:
 
     def leave(self, say: Callable[[], object]) -> None:
         """Let `say`, which must not raise, be called by the other thread."""
-        self._busy = True
         self._queue.put(say)
+        self._busy = True
         if self._thread is None and self._starting.acquire(blocking=False):
             try:
                 thread = threading.Thread(target=self._run, name="outbox-log", daemon=True)
@@ -75,8 +75,10 @@ class _LeftMessages:
         while True:
             say = self._queue.get()
             say()
-            if self._queue.empty():
-                self._busy = False
+            # Before the look: a message that comes behind it says so itself.
+            self._busy = False
+            if not self._queue.empty():
+                self._busy = True
 
 
 _left = _LeftMessages()

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
 from outbox import DurabilityError, Outbox
-from outbox.left_messages import leaving_messages
+from outbox.left_messages import _LeftMessages, leaving_messages
 from outbox.log import Log
 from tests.unit.fakes.rig import TurnedClock
 from tests.unit.fakes.waiting import LONG
@@ -126,7 +127,7 @@ def until_said(caplog: pytest.LogCaptureFixture, text: str) -> None:
 def test_message_left_at_the_end_of_the_program_is_logged() -> None:
     program = """
         import logging, os
-        from outbox.left_messages import leaving_messages
+        from outbox.left_messages import _LeftMessages, leaving_messages
         from outbox.log import Log
         logging.basicConfig()
         with leaving_messages():
@@ -150,3 +151,29 @@ def test_message_left_at_the_end_of_the_program_is_logged() -> None:
         "ERROR:outbox.test:of the child",
         "ERROR:outbox.test:the last one",
     ]
+
+
+def test_message_left_while_another_ends_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came just when the thread had found nothing more to say."""
+    left, said = _LeftMessages(), list[int]()
+    begun, gate = threading.Event(), threading.Event()
+
+    def second() -> None:
+        begun.set()
+        gate.wait(LONG)
+        said.append(2)
+
+    class Watched(SimpleQueue[Callable[[], object]]):
+        def empty(self) -> bool:
+            found = super().empty()
+            if said == [1]:
+                left.leave(second)
+            return found
+
+    monkeypatch.setattr(left, "_queue", Watched())
+    left.leave(lambda: said.append(1))
+    assert begun.wait(LONG)
+    assert left._busy
+    gate.set()
+    left.await_said()
+    assert said == [1, 2]
