@@ -433,6 +433,20 @@ def test_a_server_that_falls_silent_right_after_the_login_is_given_up(
         assert isinstance(outcomes[0].interruption, TargetUnavailable)
 
 
+def _given_up(bench: Bench, proxy: Proxy, seq: int) -> Any:
+    """What interrupted a delivery whose connection is silent; it must end by itself."""
+    outcomes: list[Any] = []
+    applying = threading.Thread(target=lambda: outcomes.append(bench.apply(seq)))
+    applying.start()
+    applying.join(LONG / 2)
+    gave_up = not applying.is_alive()
+    proxy.stall.clear()
+    proxy.disconnect()
+    applying.join(LONG)
+    assert gave_up
+    return outcomes[0].interruption
+
+
 def test_stall_behind_a_second_connection_of_a_handler_is_given_up(url: str, outbox_dir: Path) -> None:
     """The watchdog watched the handler's own connection from then on, which was closed long ago."""
 
@@ -448,16 +462,7 @@ def test_stall_behind_a_second_connection_of_a_handler_is_given_up(url: str, out
         bench.settle(bench.apply())
         bench.enqueue("row", {"n": 2})
         proxy.stall.set()
-        outcomes: list[Any] = []
-        applying = threading.Thread(target=lambda: outcomes.append(bench.apply(2)))
-        applying.start()
-        applying.join(LONG / 2)
-        gave_up = not applying.is_alive()
-        proxy.stall.clear()
-        proxy.disconnect()
-        applying.join(LONG)
-        assert gave_up
-        assert isinstance(outcomes[0].interruption, TargetUnavailable)
+        assert isinstance(_given_up(bench, proxy, 2), TargetUnavailable)
 
 
 def test_stall_of_a_second_connection_of_a_handler_is_given_up(url: str, outbox_dir: Path) -> None:
@@ -470,16 +475,7 @@ def test_stall_of_a_second_connection_of_a_handler_is_given_up(url: str, outbox_
 
         with Bench(outbox_dir, proxy.url, Operation("handled", handler=handler), stall_timeout=1.0) as bench:
             bench.enqueue("handled", {"n": 1})
-            outcomes: list[Any] = []
-            applying = threading.Thread(target=lambda: outcomes.append(bench.apply()))
-            applying.start()
-            applying.join(LONG / 2)
-            gave_up = not applying.is_alive()
-            proxy.stall.clear()
-            proxy.disconnect()
-            applying.join(LONG)
-            assert gave_up
-            assert isinstance(outcomes[0].interruption, TargetUnavailable)
+            assert isinstance(_given_up(bench, proxy, 1), TargetUnavailable)
 
 
 @pytest.mark.parametrize("table", ["outbox_receipts", "outbox_watermarks"])
