@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, TypeVar
 from uuid import UUID
@@ -19,8 +20,7 @@ from sqlalchemy import Connection
 
 from .. import codec
 from ..clock import Clock
-from ..errors import EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable, Unrestorable
-from ..failures import UNIQUE
+from ..errors import EntryRejected, TargetMisconfigured, TargetUnavailable, Unrestorable
 from ..operation import Operation
 from ..results import encode_result
 from ..store.continuity import Mark, Memory, NoMemory
@@ -29,12 +29,13 @@ from ..target import Outcome, Unit, Waiting, free_of, holds_back, ordering_keys,
 from ..words import counted, entries
 from . import watermarks
 from .alterations import Alterations
+from .blame import Blame
 from .connection import GuardedConnection, UnitFailed, raw_of
 from .handler_call import HandlerTimes, broken, call_handler, unrestorable
 from .parking import OperationFault
 from .receipts import find, keep_results, record
-from .rows import RowWriter, columns_of_index, quote_table
-from .sequences import Taken, taken_number
+from .rows import RowWriter
+from .sequences import Taken
 from .transaction_settings import Cursor
 
 T = TypeVar("T")
@@ -45,9 +46,30 @@ DECLARE outbox_guard NO SCROLL CURSOR WITH HOLD FOR
     SELECT ('a handler must not end the relay''s transaction' || random())::int"""
 _ALLOW_COMMIT = "CLOSE outbox_guard"
 
-# So many units of an operation that fail alone, and none that works: the rest is not tried.
+# So many units of an operation may fail alone while none works.
 _ENOUGH = 16
 _INSIDE = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
+
+
+@dataclass(slots=True)
+class _Course:
+    """How far the units of one batch are applied."""
+
+    # Parts that are still to be tried, the next one last.
+    todo: list[list[Unit]]
+    outcome: Outcome = field(default_factory=Outcome)
+    # Ordering keys behind what was refused, or behind what has to wait for that.
+    blocked: set[str] = field(default_factory=set)
+    # How many units of an operation failed alone, and which operations work.
+    failed: Counter[str] = field(default_factory=Counter)
+    works: set[str] = field(default_factory=set)
+    # Numbers of sequences that are in use already, by the first entry of the unit that got them.
+    taken: dict[int, Taken] = field(default_factory=dict)
+
+    @property
+    def given_up(self) -> set[str]:
+        """Operations whose entries fail one after the other: the rest is not tried."""
+        return {name for name, units in self.failed.items() if units >= _ENOUGH and name not in self.works}
 
 
 class Lane:
@@ -71,60 +93,58 @@ class Lane:
         self._times = HandlerTimes(clock)
         self._rows = RowWriter()
         self._shapes: dict[bytes, tuple[str, ...]] = {}
+        self._blame = Blame(link, operations, alterations)
 
     def apply(self, store_id: UUID, part: list[Unit]) -> Outcome:
         """Apply units in order.  A refused entry is isolated by splitting its batch, in order."""
-        outcome = Outcome()
-        # Ordering keys behind what was refused, or behind what has to wait for that.
-        blocked: set[str] = set()
-        todo: list[list[Unit]] = [part]
-        # How many units of an operation failed alone, and which operations work.
-        failed: Counter[str] = Counter()
-        works: set[str] = set()
-        # Numbers of sequences that are in use already, by the first entry of the unit that got them.
-        taken: dict[int, Taken] = {}
-        while todo:
-            part = todo.pop()
-            given_up = {name for name, units in failed.items() if units >= _ENOUGH and name not in works}
-            free, behind = free_of(part, blocked, given_up, self._is_lenient)
-            if not free:
-                blocked = behind
-                continue
-            tried = [part[index] for index in free]
-            try:
-                done = self._transact(store_id, tried)
-                outcome.completed += done
-                works |= {item.operation for item, _ in done}
-                blocked = behind
+        course = _Course([part])
+        while course.todo and course.outcome.interruption is None:
+            self._apply_part(store_id, course, course.todo.pop())
+        return course.outcome
+
+    def _apply_part(self, store_id: UUID, course: _Course, part: list[Unit]) -> None:
+        outcome = course.outcome
+        free, behind = free_of(part, course.blocked, course.given_up, self._is_lenient)
+        tried = [part[index] for index in free]
+        try:
+            done = self._transact(store_id, tried) if tried else []
+        except (TargetUnavailable, TargetMisconfigured) as exc:
+            outcome.interruption = exc
+            if isinstance(exc, TargetUnavailable) and (late := self._late(exc, alone=len(tried) == 1)) is not None:
+                outcome.stalled = tried[late]
+        except UnitFailed as exc:
+            if len(tried) == 1:
+                self._failed_alone(course, part, tried[0], exc, behind)
+                return
+            if exc.suspect:
+                self._link.disconnect()
+            course.todo += reversed(split(part, free, exc.position))
+        else:
+            outcome.completed += done
+            course.works |= {item.operation for item, _ in done}
+            course.blocked = behind
+            if done:
                 outcome.marks = [mark] if (mark := self.mark) is not None else []
-            except (TargetUnavailable, TargetMisconfigured) as exc:
-                outcome.interruption = exc
-                if isinstance(exc, TargetUnavailable) and (late := self._late(exc, alone=len(free) == 1)) is not None:
-                    outcome.stalled = tried[late]
-                break
-            except UnitFailed as exc:
-                unit = tried[0]
-                number = self._number_of(exc) if len(free) == 1 else None
-                if exc.suspect:
-                    self._link.disconnect()
-                if number is not None and unit[0].seq not in taken:
-                    # The next try gets another one, unless it is the entry that brings it.
-                    taken[unit[0].seq] = number
-                    todo.append(part)
-                    continue
-                if len(free) > 1:
-                    todo += reversed(split(part, free, exc.position))
-                    continue
-                error, operation = self._blamed(unit, exc, None if number == taken.get(unit[0].seq) else number)
-                holds = holds_back(unit, error) and not self._is_lenient(unit)
-                blocked = behind | ordering_keys(unit) if holds else behind
-                if isinstance(error, EntryRejected):
-                    outcome.rejected += [(item, error) for item in unit]
-                    continue
-                outcome.waiting.append(Waiting(unit, error, operation))
-                if operation is not None:
-                    failed[operation] += 1
-        return outcome
+
+    def _failed_alone(self, course: _Course, part: list[Unit], unit: Unit, exc: UnitFailed, behind: set[str]) -> None:
+        """Find out why, and what waits for it; `part` has only this unit that need not wait."""
+        number = self._blame.number_of(exc)
+        if exc.suspect:
+            self._link.disconnect()
+        if number is not None and unit[0].seq not in course.taken:
+            # The next try gets another one, unless it is the entry that brings it.
+            course.taken[unit[0].seq] = number
+            course.todo.append(part)
+            return
+        error, operation = self._blame.of(unit, exc, None if number == course.taken.get(unit[0].seq) else number)
+        holds = holds_back(unit, error) and not self._is_lenient(unit)
+        course.blocked = behind | ordering_keys(unit) if holds else behind
+        if isinstance(error, EntryRejected):
+            course.outcome.rejected += [(item, error) for item in unit]
+            return
+        course.outcome.waiting.append(Waiting(unit, error, operation))
+        if operation is not None:
+            course.failed[operation] += 1
 
     def _is_lenient(self, unit: Unit) -> bool:
         return all(item.operation in self.operations and self.operations[item.operation].best_effort for item in unit)
@@ -134,55 +154,6 @@ class Lane:
         if not (exc.stalled or exc.too_much) or (alone and self._link.silent):
             return None
         return 0 if alone and exc.stalled else self._times.most_of(self._link.stall_timeout_s)
-
-    def _number_of(self, failed: UnitFailed) -> Taken | None:
-        """The number of a sequence that a unique index may have refused; only the session that got it knows."""
-        refused = failed.refused
-        if refused is None or refused.sqlstate != UNIQUE or (connection := self._link.current) is None:
-            return None
-        try:
-            with self._link.translated(), self._link.guard(), self._link.own_statements(), connection.begin():
-                return taken_number(self._link.opening_cursor(connection), refused)
-        except (TargetUnavailable, TargetMisconfigured):
-            failed.error, failed.refused = EntryRejected(str(failed.error), permanent=False), None
-            return None
-
-    def _blamed(self, unit: Unit, failed: UnitFailed, number: Taken | None) -> tuple[OutboxError, str | None]:
-        """Why a unit failed that was tried alone, and whose operation's trouble that is, if it is one's."""
-        operations = {item.operation for item in unit}
-        operation = failed.operation or (operations.pop() if len(operations) == 1 else None)
-        table = self.operations[operation].table_path if operation and operation in self.operations else ()
-        refused = failed.refused
-        if refused is None:
-            return failed.error, operation
-        if number is not None:
-            hint = f"set sequence {number.sequence} forward, it is behind its rows; the entries wait"
-            return OperationFault(str(failed.error), hint=hint), operation
-        item = next((one for one in unit if one.operation == operation), unit[0])
-        index = (refused.schema, refused.constraint) if table and refused.sqlstate == UNIQUE else (None, None)
-        if None in index and not self._alterations.may_concern(item):
-            return failed.error, operation
-        columns: list[str] = []
-        try:
-            with self._link.translated(), self._link.own_statements():
-                connection = self._link.get()
-                with self._link.guard(), connection.begin():
-                    cursor = self._link.opening_cursor(connection)
-                    if index[0] and index[1]:
-                        columns = columns_of_index(cursor, table, index[0], index[1])
-                    path = quote_table(table) if table else None
-                    altered = self._alterations.between(cursor, item, refused, path)
-        except (TargetUnavailable, TargetMisconfigured):
-            # Not known, so the entry is not given up for it.
-            return EntryRejected(str(failed.error), permanent=False), operation
-        given = {name for one in unit if one.operation == operation for name in codec.field_names(one.args)}
-        if columns and not set(columns) & given:
-            hint = f"the entries have no {', '.join(columns)}: set its sequence forward; they wait"
-        elif altered is not None:
-            hint = f"altered since the entry was enqueued: {altered}; alter it back, or discard the entry; it waits"
-        else:
-            return failed.error, operation
-        return OperationFault(str(failed.error), hint=hint), operation
 
     @property
     def mark(self) -> Mark | None:

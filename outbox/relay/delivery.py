@@ -27,8 +27,9 @@ from .publication import Publication
 from .reconcile import Reconciler
 from .recording import Recording
 from .refusals import Refusals
-from .scan import Batch, Retry, Scan
+from .scan import Batch, Scan
 from .trouble import Trouble, foreseen
+from .waits import Retry
 
 _log = Log("outbox.relay")
 
@@ -67,7 +68,7 @@ class Delivery:
         self._scan = Scan(box.store, self._is_best_effort)
         self.trouble = Trouble(breaker)
         self._refusals = Refusals(
-            self._scan, target, breaker, config.max_retries, self._is_best_effort, self.trouble.is_late
+            self._scan.waits, target, breaker, config.max_retries, self._is_best_effort, self.trouble.is_late
         )
         self._recording = Recording(box, self._scan)
         self._reconciler = Reconciler(box, target, self._recording.memory)
@@ -130,7 +131,7 @@ class Delivery:
         if self._is_paused(PAUSE in orders):
             return self._rest(now)
         if self.awaited:
-            self._scan.hurry(now + HURRY_S)
+            self._scan.waits.hurry(now + HURRY_S)
         pause = self.trouble.breaker.wait(now)
         if pause > 0:
             return self._came_to(pause)
@@ -220,7 +221,7 @@ class Delivery:
         waits = outcome.waiting or outcome.parked
         plain = not (settlement.dead or settlement.dropped or settlement.retried or outcome.interruption or waits)
         may_owe = self._recording.may_owe and not self._size.is_busy(now)
-        later = plain and may_owe and not batch.exhausted and self._scan.next_retry is None
+        later = plain and may_owe and not batch.exhausted and self._scan.waits.next_retry is None
         self._recording.settle(settlement, batch, later=later)
         self._scan.refused(settlement, retries)
         if outcome.stalled:
@@ -228,7 +229,7 @@ class Delivery:
             ended = self._box.clock.monotonic()
             error = outcome.interruption
             conflict = isinstance(error, TargetUnavailable) and error.conflict
-            self._scan.stalled(outcome.stalled, ended, max(HURRY_S, ended - now), conflict=conflict)
+            self._scan.waits.stalled(outcome.stalled, ended, max(HURRY_S, ended - now), conflict=conflict)
             _log.warning(
                 "entry %(seq)s of operation %(operation)r fails or takes too long by itself, and waits: %(error)s",
                 seq=outcome.stalled[0].seq,
@@ -286,8 +287,8 @@ class Delivery:
             self._fail(outcome.interruption, now)
         elif batch.records:
             self._recover()
-        next_retry = self._scan.next_retry
-        self._caught_up = outcome.interruption is None and batch.exhausted and not self._scan.awaits
+        next_retry = self._scan.waits.next_retry
+        self._caught_up = outcome.interruption is None and batch.exhausted and not self._scan.waits.awaits
         if self._caught_up:
             self._seen_seq = batch.newest_seq
             self.publication.moved_at = now

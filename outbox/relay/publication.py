@@ -79,13 +79,13 @@ class Publication:
 
     def tell(self, trouble: Trouble, scan: Scan, now: float, *, force: bool = False) -> None:
         """Publish at once when something has changed, else every second."""
-        error = trouble.last_error or scan.trouble
+        error = trouble.last_error or scan.waits.trouble
         state: dict[str, object] = {
             "breaker": trouble.breaker_state,
             "stopped": trouble.stopped,
             "last_error": error and error[:_SAID_CHARS],
             "died": self.died and self.died[:_SAID_CHARS],
-            **scan.what_waits(),
+            **scan.published(),
         }
         if error is None:
             self._since = None

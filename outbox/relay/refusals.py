@@ -12,7 +12,8 @@ from ..store.envelope import Record
 from ..store.ledger import Settlement
 from ..target import Outcome, Target, Waiting, holds_back, units
 from .breaker import Breaker
-from .scan import Batch, Retry, Scan
+from .scan import Batch
+from .waits import Retry, Waits
 
 _log = Log("outbox.relay")
 
@@ -22,7 +23,7 @@ class Refusals:
 
     def __init__(
         self,
-        scan: Scan,
+        waits: Waits,
         target: Target,
         breaker: Breaker,
         max_retries: int,
@@ -31,7 +32,7 @@ class Refusals:
     ) -> None:
         """`is_late(captured_us)`: whether an entry may have waited, so that no caller waits for it any more."""
         self._is_late = is_late
-        self._scan, self._target, self._breaker = scan, target, breaker
+        self._waits, self._target, self._breaker = waits, target, breaker
         self._max_retries, self._is_best_effort = max_retries, is_best_effort
 
     def sort(
@@ -63,7 +64,7 @@ class Refusals:
         """Rows may refer to a row that is still to come: they wait while an older entry does.
 
         Another store may deliver it, which has been in the same outage: what was late is tried again.
-        Not for a parked best-effort operation, as in `Scan.waits_before`: in one batch each time, they would for ever.
+        Not for a parked best-effort operation, as in `Waits.waits_before`: in one batch each time, they would for ever.
         """
         parked = [one for one in outcome.waiting if one.operation in outcome.parked]
         lenient = self._best_effort(record for one in parked for record in one.unit)
@@ -75,7 +76,7 @@ class Refusals:
         for unit in units([record for record in batch.records if record.seq in errors]):
             error = errors[unit[0].seq]
             child = error.permanent and error.sqlstate == FOREIGN_KEY
-            if child and (first < unit[0].seq or self._scan.waits_before(unit[0].seq)):
+            if child and (first < unit[0].seq or self._waits.waits_before(unit[0].seq)):
                 outcome.waiting.append(Waiting(unit, error, None))
                 continue
             beside = self._target.lanes > 1 and batch.records[0].seq < unit[0].seq
@@ -93,18 +94,17 @@ class Refusals:
         # The oldest entry of each operation that is concerned: an entry that waits alone concerns itself only.
         concerned: dict[str, int] = {}
         for one in outcome.waiting:
-            if one.operation in outcome.parked and not self._scan.waits_alone(one.unit):
+            if one.operation in outcome.parked and not self._waits.waits_alone(one.unit):
                 concerned.setdefault(one.operation, one.unit[0].seq)
         for name, error in outcome.parked.items():
             if name not in concerned:
                 continue
-            if name not in self._scan.all_parked:
+            if name not in self._waits.parked:
                 _log.error("operation %(operation)r is parked: %(error)s", operation=name, error=error)
-            self._scan.park(name, str(error), concerned[name], due)
+            self._waits.park(name, str(error), concerned[name], due)
         for one in outcome.waiting:
             if one.operation not in concerned:
-                holds = not all(self._is_best_effort(record.operation) for record in one.unit)
-                self._scan.wait(one.unit, str(one.error), holds, due)
+                self._waits.wait(one.unit, str(one.error), due)
 
     def _best_effort(self, records: Iterable[Record]) -> set[int]:
         """Sequence numbers of those that need no operator: a group does not count unless all of it is best effort."""

@@ -67,20 +67,20 @@ def settle_before_applying(patch: pytest.MonkeyPatch) -> None:
 
 def do_not_hold_back_behind_dead_letters(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scan, "_block", lambda self, unit: None)
-    real = Scan.restart
+    real = Scan._restart
 
     def restart(self: Scan) -> None:
         real(self)
-        self._dead = {}
+        self._walk.dead = {}
 
-    patch.setattr(Scan, "restart", restart)
+    patch.setattr(Scan, "_restart", restart)
 
 
 def forget_waiting_keys(patch: pytest.MonkeyPatch) -> None:
     real = Scan._must_wait
 
     def must_wait(self: Scan, unit: Unit, batch: Any) -> bool:
-        self._waiting_keys = set()
+        self._walk.waiting_keys = set()
         return real(self, unit, batch)
 
     patch.setattr(Scan, "_must_wait", must_wait)
@@ -137,7 +137,7 @@ def never_look_again_after_an_answer(patch: pytest.MonkeyPatch) -> None:
     real = Scan.next_batch
 
     def next_batch(self: Scan, now: float, limit: int) -> Any:
-        self.releases = self._store.peek(self._cursor, 1).releases
+        self.releases = self._store.peek(self._walk.cursor, 1).releases
         return real(self, now, limit)
 
     patch.setattr(Scan, "next_batch", next_batch)

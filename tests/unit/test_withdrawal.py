@@ -43,7 +43,7 @@ def test_entry_that_waits_for_its_retry_is_discarded(outbox_dir: Path) -> None:
         assert gone.error == "discarded: mended by hand; was: P0001: not now"
         rig.settle()
         assert rig.target.applied == [behind]
-        assert rig.relay._delivery._scan.next_retry is None
+        assert rig.relay._delivery._scan.waits.next_retry is None
 
 
 def test_transaction_is_discarded_whole(outbox_dir: Path) -> None:

@@ -188,15 +188,15 @@ BUGS = (
     Bug(
         "a dead letter does not hold back its key",
         "outbox/relay/scan.py",
-        "        if any(self._dead.get(key, unit[0].seq) < unit[0].seq for key in keys):",
+        "        if any(self._walk.dead.get(key, unit[0].seq) < unit[0].seq for key in keys):",
         "        if False:",
         ("tests/unit/test_relay_rejection.py",),
     ),
     Bug(
         "within a batch a refused row does not hold back its key",
         "outbox/postgres/lane.py",
-        "                blocked = behind | ordering_keys(unit) if holds else behind",
-        "                blocked = behind",
+        "        course.blocked = behind | ordering_keys(unit) if holds else behind",
+        "        course.blocked = behind",
         ("tests/integration/test_postgres_target_batches.py", "tests/integration/test_postgres_target_rows.py"),
     ),
     Bug(
@@ -264,9 +264,9 @@ BUGS = (
     ),
     Bug(
         "an event log whose table is on a broken disk holds back the trades of its ordering key",
-        "outbox/relay/scan.py",
-        "retry = Retry(now + pause_s * min(10, 2 ** (times - 2)), holds)",
-        "retry = Retry(now + pause_s * min(10, 2 ** (times - 2)), True)",
+        "outbox/relay/waits.py",
+        "        retry = Retry(at, holds=not self._is_lenient(unit))",
+        "        retry = Retry(at, holds=True)",
         ("tests/integration/test_postgres_target_batches.py",),
     ),
     Bug(
@@ -349,15 +349,15 @@ BUGS = (
     Bug(
         "a best-effort operation that cannot be applied stops the line",
         "outbox/postgres/lane.py",
-        "                outcome.waiting.append(Waiting(unit, error, operation))\n",
-        "                outcome.interruption = error\n                break\n",
+        "        course.outcome.waiting.append(Waiting(unit, error, operation))\n",
+        "        course.outcome.interruption = error\n        return\n",
         ("tests/integration/test_parking.py",),
     ),
     Bug(
         "entries of a parked operation do not hold back their keys",
-        "outbox/relay/scan.py",
-        "        critical = bool(parked) and not all(",
-        "        critical = False and not all(",
+        "outbox/relay/waits.py",
+        "        critical = bool(parked) and not self._is_lenient(unit)",
+        "        critical = False",
         ("tests/unit/test_relay_parking.py",),
     ),
     Bug(
@@ -2037,7 +2037,7 @@ BUGS = (
     Bug(
         "a number that the entry brings counts as one of a sequence that is behind",
         "outbox/postgres/lane.py",
-        "None if number == taken.get(unit[0].seq) else number",
+        "None if number == course.taken.get(unit[0].seq) else number",
         "number",
         ("tests/integration/test_parking.py",),
     ),
