@@ -134,7 +134,7 @@ class Adapter:
         self.delivery = delivery = Delivery(outbox, replayer, wait_s=wait_s, refused=keeper.refused)
         self.sessions = Sessions(host, keeper.view, block)
         silence = Silence(self._is_postgres_away, outbox.progress.ask, outbox.clock.monotonic)
-        elsewhere, redefined = replayer.statement_elsewhere, self._reserves.redefine
+        elsewhere, redefined = replayer.border.statement_elsewhere, self._reserves.redefine
         self.guard = Guard(delivery, elsewhere, partial(has_called, self), silence, redefined)
         host.when_built(self.guard.attach)
         block_reads = BlockReads(host, keeper, outbox.clock, block)

@@ -164,7 +164,7 @@ class Preparing:
             self._host.show_patches(replica, (operation.name,))
             kept = KeptState(replica)
             rehearsal = Rehearsal(kept, self._outbox.clock.now())
-            with self._replayer.rehearsing(rehearsal), self._making_id(operation, replica, rehearsal):
+            with self._replayer.border.rehearsing(rehearsal), self._making_id(operation, replica, rehearsal):
                 call = {name: copied(value) for name, value in bound.items()}
                 mocked = self._host.is_mocked
                 rehearse(rehearsal, replica, operation.name, call, context=operation.context, mocked=mocked)

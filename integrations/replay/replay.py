@@ -8,12 +8,12 @@ the capture, and a method that swallows its error is not taken for success.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Dialect
+from sqlalchemy import Connection
 
 from ... import Entry, Outbox
 from ...clock import Clock
@@ -23,9 +23,9 @@ from ...monitoring.alarms import Alarms
 from ...words import first_line
 from ..code.signatures import invoke, signature_of_bound
 from ..ids.same_row import SameRow
-from ..manager.away import is_away, noting
+from ..manager.away import Failures, is_away, noting
 from ..manager.host import Host, replica_of
-from ..manager.manager_connection import ManagerConnection, ReplayConnection, engine_held
+from ..manager.manager_connection import ManagerConnection
 from ..operations import BALANCES, ManagerOperation, call_of, notes_of
 from ..plain_data import PLAIN
 from ..roles import Position
@@ -36,30 +36,21 @@ from ..view.amounts import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
 from .answers import Answer, Answers
 from .asof import AsOf
+from .border import Border
 from .divergence import Divergences
 from .frozen_clock import FrozenClock, frozen
 from .no_ops import applied, declined, is_refusal
-from .rehearsal import Rehearsal
-from .replay_session import Watch, refuse_connections, watch_errors, work_on
+from .replay_session import Watch, work_on
 from .side_ids import SideIds
 from .told_answers import id_in
 from .upgrades import misconfigured, must_fit, upgraded
 from .witness import Witness
-from .writes import Writes
 
 _log = Log("outbox.integrations")
-
-_ONE_FACTORY = "its writes must go through self.session_factory, or they could be applied twice"
 
 
 class CallFailed(Reject, ValueError):
     """A replayed method raised, answered that it failed, or wrote nothing: it must not be taken for applied."""
-
-
-def _database_of(raw: Any) -> tuple[Any, ...] | None:
-    """Address and name of a connection's database; None for another driver's connection."""
-    info: Any = getattr(raw, "info", None)
-    return None if not hasattr(info, "dbname") else (info.host, info.port, info.dbname)
 
 
 def _no_id(*_: str | None) -> None:
@@ -108,10 +99,8 @@ class Replayer:
         self._reads = reads or Reads()
         self._take_id, self._column_of = take_id or _no_id, column_of
         self._here = threading.local()
-        self._undo: list[Callable[[], None]] = []
-        self._dialects: set[Dialect] = set()
         self._connection = ManagerConnection(host)
-        self._writes = Writes()
+        self.border = Border(host)
         self.answers = Answers()
         # Learns from replays, in a process with a local view; None in one that runs only a relay.
         self.witness: Witness | None = None
@@ -122,12 +111,10 @@ class Replayer:
         if outbox is not None:
             self.same_row.keep_in(outbox.store)
             self._own_from = outbox.store.figures().counters.next_seq
-        self._undo.append(refuse_connections(self._refusal))
 
     def close(self) -> None:
         """Take the listeners away again."""
-        while self._undo:
-            self._undo.pop()()
+        self.border.close()
 
     def handler(self, operation: ManagerOperation) -> Handler:
         """The handler that applies entries of `operation`."""
@@ -144,11 +131,11 @@ class Replayer:
                     sides = self._here.sides = SideIds(notes.get("side"), self._take_id, self._column_of)
                     as_of = AsOf(operation.id_column, notes, entry.captured_at, self._clock, sides, call=given)
                     as_of.follow(own)
-                    with self._watched(own, as_of) as watch:
+                    with self.border.watched(own, as_of) as watch:
                         return self._replay(operation, own, entry, watch, as_of)
             except BaseException:
                 self.carried.drop(entry, self._here.kept, notes.get("foreseen", {}))
-                self._writes.forget()
+                self.border.forget()
                 raise
 
         return Handler(replay, self._keep_alarms_in)
@@ -184,12 +171,27 @@ class Replayer:
             result = self._raised(operation, entry, watch, exc)
             self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
             return result
+        self._judge(operation, entry, type(replica), watch, failures, value, call)
+        self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
+        return value if isinstance(value, (bool, int, str, type(None))) else None
+
+    def _judge(
+        self,
+        operation: ManagerOperation,
+        entry: Entry,
+        kind: type,
+        watch: Watch,
+        failures: Failures,
+        value: Any,
+        call: dict[str, Any],
+    ) -> None:
+        """Keep what a manager of class `kind` answered for the caller, or raise where that was no success."""
         if watch.misfit is not None:
             raise watch.misfit
         if failures.passing is not None:
             # After a failure that it swallowed, the manager may have written something else than it would without.
             raise failures.passing
-        done = applied(operation, type(replica), value, wrote=watch.committed, error=watch.error)
+        done = applied(operation, kind, value, wrote=watch.committed, error=watch.error)
         left = {name: one for name, one in call.items() if type(one) not in PLAIN}
         self.answers.keep(entry.seq, Answer(value, refusal=not done, call=left))
         if not done:
@@ -199,13 +201,11 @@ class Replayer:
                 f"{operation.name} of the manager answered {value!r} and wrote nothing",
                 hint="see the engine's log; the row may be missing",
             )
-            failed.holds_back = not declined(operation, type(replica), value)
+            failed.holds_back = not declined(operation, kind, value)
             raise failed
         # Whether the caller of an earlier process's entry got an id is unknown.
         if notes_of(entry).get("final") or self.answers.is_left(entry.seq) or entry.seq < self._own_from:
             self.compare_id(operation, entry, value)
-        self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
-        return value if isinstance(value, (bool, int, str, type(None))) else None
 
     def _raised(self, operation: ManagerOperation, entry: Entry, watch: Watch, exc: Exception) -> Any:
         """What an exception of the manager means for the entry."""
@@ -264,18 +264,7 @@ class Replayer:
     def _witnessing(self, operation: ManagerOperation, entry: Entry, replica: Any) -> AbstractContextManager[Any]:
         if self.witness is None:
             return nullcontext(_Nobody())
-        return self.witness.watching(operation, replica, entry, self._unwatched, self._here.sides)
-
-    @contextmanager
-    def _unwatched(self) -> Iterator[None]:
-        """Let reads of the adapter's own fail without harm to the replay around them."""
-        watch, self._here.watch = self._here.watch, Watch()
-        # These are no contact of the call with the database.
-        on_contact, watch.on_contact = watch.on_contact, Watch().on_contact
-        try:
-            yield
-        finally:
-            self._here.watch, watch.on_contact = watch, on_contact
+        return self.witness.watching(operation, replica, entry, self.border.unwatched, self._here.sides)
 
     def _diverged(self, operation: ManagerOperation, entry: Entry, replica: Any) -> bool:
         """Whether the balance is another than the caller was given, which is reported, or was so before this call."""
@@ -284,7 +273,7 @@ class Replayer:
         overtaken = operation.balance is not None and self._divergences.is_overtaken(session, entry.captured_at)
         if "old" not in given:
             return overtaken
-        with self._unwatched():
+        with self.border.unwatched():
             reader = KeptState(replica_of(replica)).replica
             found = number_or_none(self._reads.asking(reader)(BALANCE, session))
         near = nearly_equal if self.witness is None else self.witness.is_balance
@@ -331,64 +320,3 @@ class Replayer:
                 raise TargetUnavailable(f"the manager cannot be built: {exc}") from exc
             # Such as a migration that fails.
             raise TargetMisconfigured(f"the manager cannot be built: {type(exc).__name__}: {exc}") from exc
-
-    # -- nothing may go past the relay's transaction
-
-    @contextmanager
-    def _watched(self, connection: ReplayConnection, as_of: AsOf) -> Iterator[Watch]:
-        if connection.engine.dialect not in self._dialects:
-            self._dialects.add(connection.engine.dialect)
-            self._undo.append(watch_errors(connection.engine, self._watch_here))
-        watch = self._here.watch = connection.watch = Watch(as_of)
-        raw: Any = connection.connection.dbapi_connection
-        self._here.database = _database_of(raw)
-        raw.on_statement = partial(self._sent, raw)
-        try:
-            yield watch
-        finally:
-            raw.on_statement = self._here.watch = None
-
-    def _sent(self, raw: Any, statement: str) -> None:
-        watch = self._watch_here()
-        session = None if watch is None else watch.user
-        if session is not None and not session.wrote and session.in_transaction():
-            session.wrote = self._writes.may_write(raw, statement)
-
-    def _watch_here(self) -> Watch | None:
-        watch: Watch | None = getattr(self._here, "watch", None)
-        return watch
-
-    def _refusal(self, raw: Any) -> BaseException | None:
-        rehearsal: Rehearsal | None = getattr(self._here, "rehearsal", None)
-        if rehearsal is not None:
-            # Noted there too: managers have bare excepts.
-            if self._is_of_manager(raw):
-                rehearsal.misfit = "opens a connection of its own"
-            return rehearsal.reach()
-        watch = self._watch_here()
-        if watch is None or _database_of(raw) != self._here.database:
-            return None
-        return watch.misfits("opened a connection of its own", _ONE_FACTORY)
-
-    def statement_elsewhere(self) -> BaseException | None:
-        """What to raise where a rehearsal or a replay of this thread sends a statement through the manager's engine."""
-        rehearsal: Rehearsal | None = getattr(self._here, "rehearsal", None)
-        if rehearsal is not None:
-            rehearsal.misfit = "uses a session that is open already"
-            return rehearsal.reach()
-        watch = self._watch_here()
-        return None if watch is None else watch.misfits("used a session that was open already", _ONE_FACTORY)
-
-    def _is_of_manager(self, raw: Any) -> bool:
-        """Whether a driver's connection is one to the manager's database."""
-        url, here = getattr(engine_held(self._host.built), "url", None), _database_of(raw)
-        return url is not None and here is not None and here[1:] == (url.port or 5432, url.database)
-
-    @contextmanager
-    def rehearsing(self, rehearsal: Rehearsal) -> Iterator[None]:
-        """While a call is rehearsed in this thread: a connection of the manager's own ends the rehearsal."""
-        self._here.rehearsal = rehearsal
-        try:
-            yield
-        finally:
-            self._here.rehearsal = None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
 from sqlalchemy import inspect as inspect_orm
@@ -94,6 +94,16 @@ class Witness:
                 self._learned(watched.misjudged)
             else:
                 self.looks.passed(entry.seq)
+
+
+class _Balances(NamedTuple):
+    """The balance of a session before and after a call, None where it is not known."""
+
+    old: Decimal | None
+    new: Decimal | None
+    # What the read showed, or would without rounding.
+    before: Any
+    shown: Any
 
 
 class _Watched:
@@ -304,65 +314,78 @@ class _Watched:
     def look_after(self) -> None:
         """See the session as it is after the call, and learn."""
         seen, learning = self._seen(), self._view.learning
-        assert self.before is not None
-        session, old = seen.notes["session"], number_or_none(self.before.balance)
+        session = seen.notes["session"]
+        begins = self._operation.session is Session.BEGINS
         # Where there is a balance row: without one this read writes it, and takes an id from its sequence.
         asked = dict[str, Any]({LAST_BALANCE: {"session_id": session}} if self._operation.balance is not None else {})
-        begins = self._operation.session is Session.BEGINS
         about = about_sessions(seen.call if begins else self._view.sessions.get(session) or {})
         asked |= about if self._operation.session is not None else {}
         after = self._look(session, asked)
         changed = [(name, other) for name, (other, look) in self._beside.items() if look.shows(self._look(other))]
-        balance = number_or_none(after.balance)
         with self._view.lock:
             learning.version += 1
             learning.scales |= self._scales
-            before, shown = self.before.balance, after.balance
-            if hides := learning.roundings.hides_balance:
-                # By the exact balances, as far as the calls have shown what they wrote.
-                old = None if old is None else learning.roundings.exact(session, old, None)
-                if self._operation.balance is None and not begins:
-                    balance = None
-                elif balance is not None:
-                    learning.roundings.note(session, balance, self._amounts)
-                    before, shown = old, (balance := learning.roundings.exact(session, balance, None))
-            if balance is not None and self._operation.balance is not None:
-                fitting = {
-                    scale for scale, amount in self._amounts if amount is not None and nearly_equal(amount, balance)
-                }
-                learning.possible_scales = (learning.possible_scales & fitting) or learning.possible_scales
+            balances = self._balances(session, after, begins=begins)
             learning.learn(seen, after.tables)
-            if not hides or (
-                shown is not None and (before is not None or begins or seen.operation.balance is Balance.SET)
-            ):
-                learning.learn_balance(seen, before, shown)
-            effect = learning.effect(seen)
-            if effect is not None and effect.balance.of(seen.words) is False and session in self._view.sessions:
-                self.misjudged.add(session)
-                self._view.doubt(session, "balance", f"{self._operation.name}: the manager made another balance of it")
+            self._learn_balance(seen, balances, begins=begins)
             for name, other in changed:
                 learning.learn_beside(seen, name)
                 self.misjudged.add(other)
                 self._view.doubt_apart(other, f"{self._operation.name} changes it beside its own session")
-            if balance is not None:
-                learning.learn_answer(BALANCE, balance, after.balance)
+            if balances.new is not None:
+                learning.learn_answer(BALANCE, balances.new, after.balance)
                 if LAST_BALANCE in after.answers:
-                    learning.learn_answer(LAST_BALANCE, balance, after.answers[LAST_BALANCE])
-            for name, answer in after.answers.items():
-                if name == ACTIVE_SESSION and begins:
-                    learning.agrees[name] = answer == session
-                elif name.startswith(LAST_SESSION):
-                    given = [*about[name], *([] if begins else [ENDED])]
-                    learning.agrees[question(LAST_SESSION, given)] = answer == session
+                    learning.learn_answer(LAST_BALANCE, balances.new, after.answers[LAST_BALANCE])
+            self._learn_sessions(session, after, about, begins=begins)
             learning.learn_sides(seen, {column: len(ids) for column, ids in self._sides.taken.items()})
             if self._sides.taken and "side" not in notes_of(self._entry):
                 learning.taken[self._entry.seq] = dict(self._sides.taken)
             for told in self._told:
-                learn_yield(learning, seen, told, old)
+                learn_yield(learning, seen, told, balances.old)
             if self._did:
-                told_answers.learn(self._view, seen, self._answer, old)
-            checks.accepted(learning, self._operation, checks.exceeded(seen, old, learning.of_shape(seen)))
+                told_answers.learn(self._view, seen, self._answer, balances.old)
+            checks.accepted(learning, self._operation, checks.exceeded(seen, balances.old, learning.of_shape(seen)))
         self.look_at_session()
+
+    def _balances(self, session: Any, after: Look, *, begins: bool) -> _Balances:
+        """The balance before and after the call: where the read rounds it, by what the call was seen to write."""
+        assert self.before is not None
+        learning, changes = self._view.learning, self._operation.balance is not None
+        old, new = number_or_none(self.before.balance), number_or_none(after.balance)
+        before, shown = self.before.balance, after.balance
+        if learning.roundings.hides_balance:
+            old = None if old is None else learning.roundings.exact(session, old, None)
+            if not changes and not begins:
+                new = None
+            elif new is not None:
+                learning.roundings.note(session, new, self._amounts)
+                before, shown = old, (new := learning.roundings.exact(session, new, None))
+        if new is not None and changes:
+            fitting = {scale for scale, amount in self._amounts if amount is not None and nearly_equal(amount, new)}
+            learning.possible_scales = (learning.possible_scales & fitting) or learning.possible_scales
+        return _Balances(old, new, before, shown)
+
+    def _learn_balance(self, seen: Seen, balances: _Balances, *, begins: bool) -> None:
+        """Learn what the call makes of the balance; doubt the view's where it made another one of it."""
+        learning, session = self._view.learning, seen.notes["session"]
+        is_known = balances.shown is not None and (
+            balances.before is not None or begins or seen.operation.balance is Balance.SET
+        )
+        if is_known or not learning.roundings.hides_balance:
+            learning.learn_balance(seen, balances.before, balances.shown)
+        effect = learning.effect(seen)
+        if effect is not None and effect.balance.of(seen.words) is False and session in self._view.sessions:
+            self.misjudged.add(session)
+            self._view.doubt(session, "balance", f"{self._operation.name}: the manager made another balance of it")
+
+    def _learn_sessions(self, session: Any, after: Look, about: Mapping[str, Any], *, begins: bool) -> None:
+        """Learn whether the reads of the active and the last session answer with this one; `about`: asked for which."""
+        for name, answer in after.answers.items():
+            if name == ACTIVE_SESSION and begins:
+                self._view.learning.agrees[name] = answer == session
+            elif name.startswith(LAST_SESSION):
+                given = [*about[name], *([] if begins else [ENDED])]
+                self._view.learning.agrees[question(LAST_SESSION, given)] = answer == session
 
     def look_at_session(self) -> None:
         """Learn whether the session is current after it was begun or ended."""

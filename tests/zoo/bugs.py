@@ -1217,7 +1217,7 @@ BUGS = (
     ),
     Bug(
         "adapter: a look at the manager's answers counts as the call's first contact, and state is carried over twice",
-        "integrations/replay/replay.py",
+        "integrations/replay/border.py",
         "on_contact, watch.on_contact = watch.on_contact, Watch().on_contact",
         "on_contact = watch.on_contact",
         ("tests/integration/adapter/test_state.py",),

@@ -1,0 +1,121 @@
+"""Border: nothing that a replayed or a rehearsed call does may go past the relay's transaction.
+
+A connection of the manager's own, or a session that was open already, would commit what the receipt does not cover.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Dialect
+
+from ..manager.host import Host
+from ..manager.manager_connection import ReplayConnection, engine_held
+from .asof import AsOf
+from .rehearsal import Rehearsal
+from .replay_session import Watch, refuse_connections, watch_errors
+from .writes import Writes
+
+_ONE_FACTORY = "its writes must go through self.session_factory, or they could be applied twice"
+
+
+class Border:
+    """Of one host's replays and rehearsals.  Thread-safe: each thread has a call of its own."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        # The watch of this thread's replay, its database, and this thread's rehearsal.
+        self._here = threading.local()
+        self._writes = Writes()
+        self._dialects: set[Dialect] = set()
+        self._undo: list[Callable[[], None]] = [refuse_connections(self._refusal)]
+
+    def close(self) -> None:
+        """Take the listeners away again."""
+        while self._undo:
+            self._undo.pop()()
+
+    def forget(self) -> None:
+        """A replay failed, and what was found out in its transaction may be undone."""
+        self._writes.forget()
+
+    @contextmanager
+    def watched(self, connection: ReplayConnection, as_of: AsOf) -> Iterator[Watch]:
+        """Within the block a call is replayed on `connection`."""
+        if connection.engine.dialect not in self._dialects:
+            self._dialects.add(connection.engine.dialect)
+            self._undo.append(watch_errors(connection.engine, self._watch_here))
+        watch = self._here.watch = connection.watch = Watch(as_of)
+        raw: Any = connection.connection.dbapi_connection
+        self._here.database = _database_of(raw)
+        raw.on_statement = partial(self._sent, raw)
+        try:
+            yield watch
+        finally:
+            raw.on_statement = self._here.watch = None
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Let reads of the adapter's own fail without harm to the replay around them."""
+        watch, self._here.watch = self._here.watch, Watch()
+        # These are no contact of the call with the database.
+        on_contact, watch.on_contact = watch.on_contact, Watch().on_contact
+        try:
+            yield
+        finally:
+            self._here.watch, watch.on_contact = watch, on_contact
+
+    @contextmanager
+    def rehearsing(self, rehearsal: Rehearsal) -> Iterator[None]:
+        """While a call is rehearsed in this thread: a connection of the manager's own ends the rehearsal."""
+        self._here.rehearsal = rehearsal
+        try:
+            yield
+        finally:
+            self._here.rehearsal = None
+
+    def statement_elsewhere(self) -> BaseException | None:
+        """What to raise where a rehearsal or a replay of this thread sends a statement through the manager's engine."""
+        rehearsal: Rehearsal | None = getattr(self._here, "rehearsal", None)
+        if rehearsal is not None:
+            rehearsal.misfit = "uses a session that is open already"
+            return rehearsal.reach()
+        watch = self._watch_here()
+        return None if watch is None else watch.misfits("used a session that was open already", _ONE_FACTORY)
+
+    def _refusal(self, raw: Any) -> BaseException | None:
+        rehearsal: Rehearsal | None = getattr(self._here, "rehearsal", None)
+        if rehearsal is not None:
+            # Noted there too: managers have bare excepts.
+            if self._is_of_manager(raw):
+                rehearsal.misfit = "opens a connection of its own"
+            return rehearsal.reach()
+        watch = self._watch_here()
+        if watch is None or _database_of(raw) != self._here.database:
+            return None
+        return watch.misfits("opened a connection of its own", _ONE_FACTORY)
+
+    def _is_of_manager(self, raw: Any) -> bool:
+        """Whether a driver's connection is one to the manager's database."""
+        url, here = getattr(engine_held(self._host.built), "url", None), _database_of(raw)
+        return url is not None and here is not None and here[1:] == (url.port or 5432, url.database)
+
+    def _sent(self, raw: Any, statement: str) -> None:
+        watch = self._watch_here()
+        session = None if watch is None else watch.user
+        if session is not None and not session.wrote and session.in_transaction():
+            session.wrote = self._writes.may_write(raw, statement)
+
+    def _watch_here(self) -> Watch | None:
+        watch: Watch | None = getattr(self._here, "watch", None)
+        return watch
+
+
+def _database_of(raw: Any) -> tuple[Any, ...] | None:
+    """Address and name of a connection's database; None for another driver's connection."""
+    info: Any = getattr(raw, "info", None)
+    return None if not hasattr(info, "dbname") else (info.host, info.port, info.dbname)
