@@ -235,7 +235,9 @@ class Adapter:
                 hint="what is buffered cannot be made durable: write at each call, or leave the operation out",
             )
         if self.host.built is not None:
-            changed.apply(self.host.built)
+            # Other threads' calls may change the same attributes.
+            with self.keeper.kept.order:
+                changed.apply(self.host.built)
         if rehearsal.error is not None:
             raise rehearsal.error
         if not refused and not operation.best_effort and operation.name not in self._unwritten:

@@ -57,6 +57,27 @@ class Halting(SmallManager):
         return True
 
 
+class Strict(SmallManager):
+    """Counts what it refuses, and takes its time to keep the count."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.refused = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "refused" and value:
+            threading.Event().wait(0.005)
+        super().__setattr__(name, value)
+
+    def open_deal(self, symbol: str) -> bool:
+        if len(symbol) > 1:
+            self.refused += 1
+            return False
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=symbol))
+        return True
+
+
 HALTING = (
     *TRADING_OPERATIONS,
     *(ManagerOperation(name, returns=True) for name in ("halt", "new_day", "close_deal", "open_deal")),
@@ -282,3 +303,15 @@ def test_refused_calls_among_others_leave_the_attributes_right(postgres_url: str
         here.relay.start()
         until(lambda: here.box.status().pending == 0)
         assert {"pnl": manager.pnl, "halted": manager.halted} == plain
+
+
+def test_threads_count_each_of_their_refused_calls(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Strict, (ManagerOperation("open_deal", returns=True),)) as here:
+        threads = [
+            threading.Thread(target=lambda: [here.manager.open_deal("long") for _ in range(10)]) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert here.manager.refused == 40
