@@ -14,6 +14,7 @@ from typing import Any
 from ...clock import Clock
 from ...store.envelope import from_us
 from ..code.signatures import invoke
+from ..ids.always_generated import AlwaysGenerated
 from ..manager.away import cannot_take
 from ..manager.host import Host
 from ..replay.asof import PASSING_IDS, AsOf
@@ -32,9 +33,17 @@ from .preparing import Prepared
 class BlockReads:
     """Answers reads in the blocks of one adapter.  Thread-safe."""
 
-    def __init__(self, host: Host, keeper: Keeper, clock: Clock, block: Callable[[], Block | None]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        keeper: Keeper,
+        clock: Clock,
+        block: Callable[[], Block | None],
+        always: AlwaysGenerated,
+    ) -> None:
         """`block()` is the caller's balance block."""
         self._host, self._keeper, self._clock, self._block = host, keeper, clock, block
+        self._always = always
 
     def calls(self) -> Sequence[Prepared]:
         """The calls that are not recorded and that a read of the caller has to see."""
@@ -85,6 +94,7 @@ class BlockReads:
                     SideIds(item.notes.get("side")),
                     call=[item.bound, item.defaults],
                     passing=ids,
+                    always=self._always,
                 )
                 copy = sets(self._host.replica(session_id=item.session, doubles=True), as_of)
                 changes.append(self._make(item, copy, changes, as_of.told_uuid))

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from ... import Outbox
+from ..ids.always_generated import AlwaysGenerated
 from ..manager.away import cannot_take, is_away
 from ..manager.host import Host
 from ..manager.manager_connection import engine_of, fresh_connection, is_used_up
@@ -47,10 +48,11 @@ class LocalAnswers:
         delivery: Delivery,
         block_reads: BlockReads,
         block: Callable[[], Block | None],
+        always: AlwaysGenerated,
     ) -> None:
         """`block()` is the caller's balance block."""
         self._host, self._outbox, self._keeper, self._delivery = host, outbox, keeper, delivery
-        self._block_reads, self._block = block_reads, block
+        self._block_reads, self._block, self._always = block_reads, block, always
 
     @property
     def _view(self) -> LocalView:
@@ -186,7 +188,8 @@ class LocalAnswers:
             return None
         clock = self._outbox.clock
         column = item.operation.id_column
-        as_of = AsOf(column, item.notes, clock.now(), clock, SideIds(), passing=count(PASSING_IDS))
+        passing, always = count(PASSING_IDS), self._always
+        as_of = AsOf(column, item.notes, clock.now(), clock, SideIds(), passing=passing, always=always)
         old = None
         with suppress(UnknownLocally):
             old = self._local_balance(item.session)

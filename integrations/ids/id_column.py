@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 # What spells a default out waits for the lock of its table, which a migration may hold for long; but PostgreSQL notes
 # on which sequence a default depends, and in its stored form which function it calls.
 _LOOK = text(r"""
-    SELECT format_type(a.atttypid, NULL), a.attidentity = 'a', coalesce(
+    SELECT format_type(a.atttypid, NULL), coalesce(
         pg_get_serial_sequence(:table, :column),
         (
             SELECT min(CAST(CAST(refobjid AS regclass) AS text)) FROM pg_depend
@@ -57,7 +57,6 @@ class CatalogColumn(NamedTuple):
     """A column as it is; `sequence`, which may be of another column, as SQL that names it."""
 
     type: str
-    always_generated: bool
     sequence: str | None
     schema: str
 

@@ -56,8 +56,6 @@ def refusal_by_catalog(connection: Connection, table: str, column: str) -> str |
         return None
     if known.type not in _INTEGERS:
         return f"{table}.{column} is {known.type}, and ids can be reserved only of integers and UUIDs: {_WITHOUT}"
-    if known.always_generated:
-        return f"{table}.{column} is GENERATED ALWAYS and takes no reserved id: make it BY DEFAULT, or {_WITHOUT}"
     sequence = known.sequence
     if sequence is None:
         return f"{table}.{column} has no sequence: make it SERIAL or IDENTITY, or {_WITHOUT}"

@@ -19,6 +19,7 @@ from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.orm import Session
 
 from ...clock import Clock
+from ..ids.always_generated import AlwaysGenerated, overriding
 from ..ids.id_column import IdColumn, quoted
 from ..view.side_rows import MOST
 from . import sql_clock
@@ -54,17 +55,20 @@ class AsOf:
         *,
         call: Any = None,
         passing: Iterator[int] | None = None,
+        always: AlwaysGenerated | None = None,
     ) -> None:
         """`creates`: the column of the id in `notes`; `captured_at` is aware; the replay begins now.
 
-        `sides` give ids to further rows.  Times among the
-        arguments in `call` are never taken for those of the clock.  `passing`: integer ids for rows that are rolled
-        back, so that sequences stay untouched.
+        `sides` give ids to further rows.  Times among the arguments in `call` are never taken for those of the clock.
+        `passing`: integer ids for rows that are rolled back, so that sequences stay untouched.  `always` is what is
+        known of columns that are GENERATED ALWAYS.
         """
         self._creates = IdColumn.of(creates)
         self._captured_at, self._clock, self._began_at = captured_at.astimezone(UTC), clock, clock.now()
         self._captured_naive = self._captured_at.replace(tzinfo=None)
-        self._sides, self._passing = sides, passing
+        self._sides, self._passing, self._always = sides, passing, always or AlwaysGenerated()
+        # The columns that are GENERATED ALWAYS of which ids were given, by table.
+        self._given_always: dict[str, str] = {}
         # The id that the caller has, until a row has it; a rollback gives it back.  That of a session that was there
         # already is for no new row.
         self.id_left = None if "resumes" in notes else notes.get("id")
@@ -151,7 +155,17 @@ class AsOf:
             id_ = self._sides(self._schema_of(table), table.name, column.name)
         if id_ is None and self._passing is not None and _takes_any_integer(column):
             id_ = next(self._passing)
+        self._note_given(id_, self._schema_of(table), table.name, column.name)
         return _as_column_has_it(column, id_)
+
+    def _note_given(self, id_: Any, schema: str | None, table: str, column: str) -> None:
+        """A row of the table gets this id, if any: see `overriding`."""
+        if isinstance(id_, int) and self._always.has(schema, table, column, self._ask):
+            self._given_always[table.lower()] = column
+
+    def overriding(self, statement: str) -> str:
+        """SQL text that gives an id also where its column is GENERATED ALWAYS."""
+        return overriding(statement, self._given_always) if self._given_always else statement
 
     def _fetch_id(self, table: Table, column: Column[Any]) -> Any:
         """The next id of PostgreSQL's own, for the further rows of an insert of several; None where it has none."""
@@ -215,6 +229,7 @@ class AsOf:
             id_ = self._sides(*names, name)
         if id_ is None:
             return statement
+        self._note_given(id_, *names, name)
         return _with_column(found, name, str(id_) if isinstance(id_, int) else f"'{id_}'")
 
     def _text_with_ids(self, statement: TextClause, rows: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
@@ -229,6 +244,7 @@ class AsOf:
         ids = [self._sides(*names, name) for _ in rows]
         if None in ids:
             return statement, rows
+        self._note_given(ids[0], *names, name)
         made = text(_with_column(found, name, f":{_GIVEN_ID}")).bindparams(*statement._bindparams.values())
         return made, [{**row, _GIVEN_ID: id_} for row, id_ in zip(rows, ids, strict=True)]
 

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from typing import Any
 from uuid import UUID
+
+from sqlalchemy import event
 
 from ..code.signatures import invoke
 from ..manager.away import unswallowed
@@ -199,6 +202,9 @@ def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
         connection.exec_driver_sql(WAIT_BRIEFLY)
 
         def sets(replica: Any, as_of: AsOf | None = None) -> Any:
+            if as_of is not None:
+                as_of.follow(connection)
+                event.listen(connection, "before_cursor_execute", partial(_overriding, as_of), retval=True)
             work_on(connection, replica, Watch(as_of))
             return replica
 
@@ -206,6 +212,10 @@ def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
             yield sets
         finally:
             transaction.rollback()
+
+
+def _overriding(as_of: AsOf, _: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
+    return as_of.overriding(statement), parameters
 
 
 def dry_run(manager: Any, replica: Any, method: str, call: dict[str, Any], as_of: AsOf) -> Any:

@@ -22,6 +22,7 @@ from ...log import Log
 from ...monitoring.alarms import Alarms
 from ...words import first_line
 from ..code.signatures import invoke, signature_of_bound
+from ..ids.always_generated import AlwaysGenerated
 from ..ids.same_row import SameRow
 from ..manager.away import Failures, is_away, noting
 from ..manager.host import Host, replica_of
@@ -106,6 +107,7 @@ class Replayer:
         self.witness: Witness | None = None
         self.carried = Carried(host, outbox)
         self.same_row = SameRow()
+        self.always = AlwaysGenerated()
         # The first entry of this process.
         self._own_from = 0
         if outbox is not None:
@@ -129,13 +131,22 @@ class Replayer:
                 with self._connection.around(connection) as own:
                     given = [call_of(entry), notes.get("defaults")]
                     sides = self._here.sides = SideIds(notes.get("side"), self._take_id, self._column_of)
-                    as_of = AsOf(operation.id_column, notes, entry.captured_at, self._clock, sides, call=given)
+                    as_of = AsOf(
+                        operation.id_column,
+                        notes,
+                        entry.captured_at,
+                        self._clock,
+                        sides,
+                        call=given,
+                        always=self.always,
+                    )
                     as_of.follow(own)
                     with self.border.watched(own, as_of) as watch:
                         return self._replay(operation, own, entry, watch, as_of)
             except BaseException:
                 self.carried.drop(entry, self._here.kept, notes.get("foreseen", {}))
                 self.border.forget()
+                self.always.forget()
                 raise
 
         return Handler(replay, self._keep_alarms_in)

@@ -473,6 +473,13 @@ BUGS = (
         ("tests/unit/test_relay_rejection.py",),
     ),
     Bug(
+        "a replayed row of a table whose ids are GENERATED ALWAYS is refused",
+        "integrations/replay/asof.py",
+        "        return overriding(statement, self._given_always) if self._given_always else statement",
+        "        return statement",
+        ("tests/integration/adapter/test_always_generated.py",),
+    ),
+    Bug(
         "a replay stamps its own time",
         "integrations/replay/asof.py",
         "        self._times = True",
