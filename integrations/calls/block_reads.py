@@ -6,10 +6,13 @@ back; while PostgreSQL is away, a copy of the local view answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import count
 from typing import Any
+
+from sqlalchemy.orm import object_session
 
 from ...clock import Clock
 from ...store.envelope import from_us
@@ -22,12 +25,20 @@ from ..replay.balance import rolled_back
 from ..replay.frozen_clock import MakeUuid, frozen
 from ..replay.replay import CallFailed
 from ..replay.side_ids import SideIds
+from ..replay.writes import Writes
 from ..state.kept_state import Changes, KeptState
 from ..upkeep.keeper import Keeper
 from ..view.folds import fold, fold_beside, seen_of
 from ..view.local_view import LocalView
 from .block import Block
 from .preparing import Prepared
+
+
+class WouldWrite(Exception):
+    """A method was about to write in a transaction of which nothing stays, or has not read all that it will."""
+
+    # Whether that has happened: managers have bare excepts.
+    met = False
 
 
 class BlockReads:
@@ -43,7 +54,7 @@ class BlockReads:
     ) -> None:
         """`block()` is the caller's balance block."""
         self._host, self._keeper, self._clock, self._block = host, keeper, clock, block
-        self._always = always
+        self._always, self._writes = always, Writes()
 
     def calls(self) -> Sequence[Prepared]:
         """The calls that are not recorded and that a read of the caller has to see."""
@@ -77,14 +88,22 @@ class BlockReads:
         return view
 
     def ask(
-        self, calls: Iterable[Prepared], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], session: int | None
+        self,
+        calls: Iterable[Prepared],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        session: int | None,
+        *,
+        may_write: bool = False,
     ) -> Any:
         """What the manager's method `name` answers behind `calls`.
 
-        Raises what the manager raises, and `CallFailed` where it refuses one of the calls.
+        Raises what the manager raises, `CallFailed` where it refuses one of the calls, and `WouldWrite` for a method
+        that `may_write`, and does, or whose answer would go on reading.
         """
-        ids, changes = count(PASSING_IDS), list[Changes]()
-        with rolled_back(self._host.undoubled()) as sets:
+        ids, changes, stop = count(PASSING_IDS), list[Changes](), WouldWrite()
+        with rolled_back(self._host.undoubled()) as transaction:
             for item in calls:
                 as_of = AsOf(
                     item.operation.id_column,
@@ -96,11 +115,31 @@ class BlockReads:
                     passing=ids,
                     always=self._always,
                 )
-                copy = sets(self._host.replica(session_id=item.session, doubles=True), as_of)
+                copy = transaction.sets(self._host.replica(session_id=item.session, doubles=True), as_of)
                 changes.append(self._make(item, copy, changes, as_of.told_uuid))
-            replica = sets(self._host.replica(session_id=session, doubles=True))
-            _follow(KeptState(replica), changes)
-            return getattr(replica, name)(*args, **kwargs)
+            replica = transaction.sets(self._host.replica(session_id=session, doubles=True))
+            kept = KeptState(replica)
+            _follow(kept, changes)
+            if may_write:
+                transaction.before_each(partial(self._only_read, stop))
+            try:
+                answer = getattr(replica, name)(*args, **kwargs)
+            except Exception:
+                if stop.met:
+                    raise stop from None
+                raise
+            if stop.met or (may_write and not _is_whole(answer)):
+                raise stop
+            if may_write:
+                with self._keeper.kept.order:
+                    kept.changes().apply(self._host.built)
+            return answer
+
+    def _only_read(self, stop: WouldWrite, raw: Any, statement: str) -> str:
+        if stop.met or self._writes.may_write(raw, statement):
+            stop.met = True
+            raise stop
+        return statement
 
     def _make(self, item: Prepared, replica: Any, earlier: Iterable[Changes], make_uuid: MakeUuid) -> Changes:
         """Make a call behind those that changed `replica` by `earlier`; what it changes that the manager has not."""
@@ -130,6 +169,18 @@ def _called(item: Prepared, method: Any, call: dict[str, Any]) -> AbstractContex
 def _follow(kept: KeptState, earlier: Iterable[Changes]) -> None:
     for changes in earlier:
         kept.follow(changes)
+
+
+def _is_whole(answer: Any) -> bool:
+    """Whether an answer is read from no more, as a generator is, and an ORM object whose session is open."""
+    if isinstance(answer, Mapping):
+        answer = tuple(answer.values())
+    parts = answer if isinstance(answer, list | tuple | set | frozenset) else (answer,)
+    return not any(
+        isinstance(one, Iterator | AbstractContextManager)
+        or (hasattr(one, "_sa_instance_state") and object_session(one) is not None)
+        for one in parts
+    )
 
 
 def _captured_at(item: Prepared) -> Any:

@@ -7,12 +7,13 @@ delivered, and refuses it where they are not.  So nothing that is not declared o
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ... import OutboxError
+from ... import ConfigError, OutboxError
 from ...log import Log
 from ...words import first_line
 from ..manager.away import cannot_answer, is_away
@@ -23,7 +24,7 @@ from ..view.kept_answers import KeptAnswers
 from ..view.local_view import UnknownLocally
 from ..view.reads import Reads
 from ..view.waiting_writes import WaitingWrites
-from .block_reads import BlockReads
+from .block_reads import BlockReads, WouldWrite
 from .guard import NotCaughtUp
 from .stepwise import stepwise
 
@@ -173,12 +174,8 @@ class Passing:
         """
         adapter = self._adapter
         with adapter.guard.watching(name, stale=stale, replaceable=is_read) as watched:
-            calls = self._block_reads.calls() if is_read else ()
             try:
-                if calls:
-                    value = self._block_reads.ask(calls, name, args, kwargs, adapter.sessions.current)
-                else:
-                    value = adapter.host.bound(name, stand_in)(*args, **kwargs)
+                value = self._answer(stand_in, name, args, kwargs, is_read=is_read)
             except Exception as exc:
                 if is_read and watched.failures.first is not None and not cannot_answer(exc):
                     # The manager raised an error of its own for it.
@@ -191,6 +188,22 @@ class Passing:
             raise watched.failures.first
         self._adapter.keeper.meet(self._adapter.sessions.current)
         return stepwise(value, partial(self._adapter.guard.watching, name, stale=stale))
+
+    def _answer(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_read: bool) -> Any:
+        """The manager's answer; of a method that only reads with the calls of the caller's block, if it may show them.
+
+        A method that turns out to write goes past the block, as its statements do, and so does one of which PostgreSQL
+        fails: it has an error or an answer of its own for that.
+        """
+        calls, session = self._block_reads.calls(), self._adapter.sessions.current
+        if calls and (is_read or any(self.waiting.may_change(item.operation.name, name) for item in calls)):
+            if not self._adapter.delivery.wait_until_passed(once=is_read):
+                raise self._adapter.guard.not_caught_up(f"{name} works on what PostgreSQL holds")
+            if is_read:
+                return self._block_reads.ask(calls, name, args, kwargs, session)
+            with suppress(WouldWrite, SQLAlchemyError, ConfigError):
+                return self._block_reads.ask(calls, name, args, kwargs, session, may_write=True)
+        return self._adapter.host.bound(name, stand_in)(*args, **kwargs)
 
     def attribute(self, name: str, get: Callable[[], Any]) -> Any:
         """The value of a property, which may ask PostgreSQL.  Raises as `call`."""

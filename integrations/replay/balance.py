@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
 from enum import Enum
-from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 
 from ..code.signatures import invoke
 from ..manager.away import unswallowed
@@ -189,9 +188,32 @@ class _Told(BaseException):
     """Ends the manager's block without effect; not an Exception, since managers catch those."""
 
 
+class RolledBack:
+    """A transaction of which nothing stays."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def sets(self, replica: Any, as_of: AsOf | None = None) -> Any:
+        """Let a copy of the manager work in it."""
+        if as_of is not None:
+            as_of.follow(self._connection)
+            self.before_each(lambda _, statement: as_of.overriding(statement))
+        work_on(self._connection, replica, Watch(as_of))
+        return replica
+
+    def before_each(self, change: Callable[[Any, str], str]) -> None:
+        """From now on send what `change(driver's connection, statement)` makes of a statement; it may raise."""
+
+        def send(_: Any, cursor: Any, statement: str, parameters: Any, *__: Any) -> tuple[str, Any]:
+            return change(cursor.connection, statement), parameters
+
+        event.listen(self._connection, "before_cursor_execute", send, retval=True)
+
+
 @contextmanager
-def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
-    """A transaction of which nothing stays; `sets(replica, as_of=None)` lets a copy of `manager` work in it.
+def rolled_back(manager: Any) -> Iterator[RolledBack]:
+    """A transaction of which nothing stays, for copies of `manager`.
 
     It waits for no lock longer than two seconds, unless the manager sets another limit.  Raises PostgreSQL's error,
     also where the manager has swallowed it, and `ConfigError` where the manager's connections have no transactions.
@@ -200,22 +222,10 @@ def rolled_back(manager: Any) -> Iterator[Callable[..., Any]]:
         transaction = connection.begin()
         driver_connection(connection.connection.dbapi_connection)
         connection.exec_driver_sql(WAIT_BRIEFLY)
-
-        def sets(replica: Any, as_of: AsOf | None = None) -> Any:
-            if as_of is not None:
-                as_of.follow(connection)
-                event.listen(connection, "before_cursor_execute", partial(_overriding, as_of), retval=True)
-            work_on(connection, replica, Watch(as_of))
-            return replica
-
         try:
-            yield sets
+            yield RolledBack(connection)
         finally:
             transaction.rollback()
-
-
-def _overriding(as_of: AsOf, _: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
-    return as_of.overriding(statement), parameters
 
 
 def dry_run(manager: Any, replica: Any, method: str, call: dict[str, Any], as_of: AsOf) -> Any:
@@ -224,9 +234,9 @@ def dry_run(manager: Any, replica: Any, method: str, call: dict[str, Any], as_of
     Raises what the manager raises: a balance that would fall below zero, a position that is closed already.
     """
     told = None
-    with rolled_back(manager) as sets:
+    with rolled_back(manager) as transaction:
         try:
-            with invoke(getattr(sets(replica, as_of), method), call) as told:
+            with invoke(getattr(transaction.sets(replica, as_of), method), call) as told:
                 raise _Told
         except _Told:
             return told

@@ -263,8 +263,8 @@ class Keeper:
     def _shown(self, session_id: int) -> Look:
         """Read a session, and the manager's answers to other reads, in a transaction that is rolled back."""
         manager = self._host.undoubled()
-        with rolled_back(manager) as sets:
-            replica = KeptState(sets(self._host.replica(session_id=session_id))).replica
+        with rolled_back(manager) as transaction:
+            replica = KeptState(transaction.sets(self._host.replica(session_id=session_id))).replica
             more = about_sessions(self.view.sessions.get(session_id) or {})
             return Look(self._reads.asking(replica), session_id, self.view.learning.forms, more)
 
@@ -393,8 +393,8 @@ class Keeper:
         session_id = self.view.otherwise
         if session_id is None:
             manager = self._host.undoubled()
-            with rolled_back(manager) as sets:
-                replica = KeptState(sets(self._host.replica(session_id=None))).replica
+            with rolled_back(manager) as transaction:
+                replica = KeptState(transaction.sets(self._host.replica(session_id=None))).replica
                 session_id = self._reads.asking(replica)(ACTIVE_SESSION)
         if session_id is not MISSING:
             # With several programs on one database it is perhaps the session of another.

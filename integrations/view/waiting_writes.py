@@ -72,11 +72,11 @@ class WaitingWrites:
         cannot be seen: calls with a role come all the time.  `unrecorded` are calls that wait elsewhere.
         """
         for operation, place in unrecorded:
-            if operation in self._operations and self._may_change(operation, read):
+            if operation in self._operations and self.may_change(operation, read):
                 return operation, place
         for operation, seqs in tuple(self._seqs.items()):
             waiting = next((seq for seq in reversed(seqs) if self._outbox.store.is_pending(seq)), None)
-            if waiting is not None and self._may_change(operation, read):
+            if waiting is not None and self.may_change(operation, read):
                 return operation, f"entry {waiting}"
         return None
 
@@ -93,13 +93,13 @@ class WaitingWrites:
         if self._missing > seq:
             return "an entry that is not in the store any more", self._missing
         later = ((operation, last) for operation, last in tuple(self._last.items()) if last > seq)
-        return next((one for one in later if self._may_change(one[0], read)), None)
+        return next((one for one in later if self.may_change(one[0], read)), None)
 
     def may_show(self, read: str, tables: Collection[str], method: str) -> bool:
         """Whether `read` may show what a method without a declaration has written, into `tables`."""
         cls = self._host.manager_class
         named = frozenset() if cls is None else _tables(cls, read)
-        return self._may_change(method, read) if not named or "" in tables else not named.isdisjoint(tables)
+        return self.may_change(method, read) if not named or "" in tables else not named.isdisjoint(tables)
 
     def show(self, reads: Iterable[str], tables: Collection[str], method: str) -> bool:
         """Whether one of these reads names one of the `tables`; where those are not known, one that `method` names."""
@@ -109,7 +109,8 @@ class WaitingWrites:
         tables = _tables(cls, method) if "" in tables else tables
         return any(not _tables(cls, read).isdisjoint(tables) for read in reads)
 
-    def _may_change(self, operation: str, read: str) -> bool:
+    def may_change(self, operation: str, read: str) -> bool:
+        """Whether a call of the operation may change what `read` answers, by the tables that both name."""
         cls = self._host.manager_class
         if cls is None:
             return operation not in self._roles

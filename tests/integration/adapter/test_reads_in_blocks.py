@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import SmallInteger, String, Uuid, select
+from sqlalchemy import SmallInteger, String, Uuid, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from outbox.integrations.durable import TRADING_OPERATIONS, CallFailed, ManagerRead
+from outbox.integrations.durable import TRADING_OPERATIONS, CallFailed, ManagerRead, NotCaughtUp
 from outbox.testing import PostgresServer
 from tests.unit.fakes.waiting import LONG
 
@@ -308,3 +309,98 @@ def test_answer_within_a_block_is_not_kept_for_an_outage(own_postgres: PostgresS
             raise ZeroDivisionError
         own_postgres.kill()
         assert here.manager.count_trades() == 1
+
+
+class Looking(SmallManager):
+    """With reads and writes that nobody has declared."""
+
+    looks = 0
+
+    def symbols(self) -> list[str]:
+        self.looks += 1
+        with self.session_factory() as session:
+            return [*session.scalars(select(Trade.symbol).order_by(Trade.id))]
+
+    def each_symbol(self) -> Iterator[str]:
+        with self.session_factory() as session:
+            yield from session.scalars(select(Trade.symbol).order_by(Trade.id))
+
+    def count_quickly(self) -> int:
+        with self.session_factory() as session:
+            return int(session.execute(text("SELECT count(*) FROM trades")).scalar_one())
+
+    def count_or_zero(self) -> int:
+        try:
+            return self.count_quickly()
+        except Exception:  # noqa: BLE001 - that is what it is for
+            return 0
+
+    def first_trade(self) -> Trade | None:
+        return self.session_factory().scalars(select(Trade).order_by(Trade.id)).first()
+
+    def note_all(self, note: str) -> int:
+        with self.session_factory.begin() as session:
+            found = session.scalars(select(Trade)).all()
+            for trade in found:
+                trade.note = note
+            return len(found)
+
+
+@pytest.mark.parametrize("write_behind", [False, True])
+def test_undeclared_reads_in_a_block_see_its_calls(write_behind: bool, postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Looking, write_behind=write_behind) as here:
+        here.relay.start()
+        manager = here.manager
+        manager.create_trading_session("s", 100)
+        manager.log_trade("before")
+        with manager.atomic_balance_update(1, "trade"):
+            assert manager.symbols() == ["before"]
+            manager.log_trade("in")
+            assert manager.symbols() == ["before", "in"]
+            assert (manager.count_trades(), manager.count_quickly(), manager.count_or_zero()) == (2, 2, 2)
+        assert here.drain()
+        assert (manager.symbols(), manager.looks) == (["before", "in"], 3)
+
+
+def test_undeclared_method_of_a_block_that_writes_is_kept(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Looking) as here:
+        here.relay.start()
+        manager = here.manager
+        manager.create_trading_session("s", 100)
+        manager.log_trade("before")
+        with manager.atomic_balance_update(1, "trade"):
+            manager.log_trade("in")
+            # Its statements go past the block, as declared calls alone are part of it.
+            assert manager.note_all("seen") == 1
+        assert here.rows("SELECT symbol, note FROM trades ORDER BY id") == [("before", "seen"), ("in", "null")]
+
+
+def test_undeclared_read_of_a_block_may_go_on_reading(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Looking) as here:
+        here.relay.start()
+        manager = here.manager
+        manager.create_trading_session("s", 100)
+        manager.log_trade("before")
+        with manager.atomic_balance_update(1, "trade"):
+            manager.log_trade("in")
+            assert list(manager.each_symbol()) == ["before"]
+            first = manager.first_trade()
+            assert (first.symbol, first.note) == ("before", "null")
+
+
+def test_undeclared_reads_of_a_block_in_an_outage_are_the_managers(
+    own_postgres: PostgresServer, outbox_dir: Path
+) -> None:
+    with scene(own_postgres.url(), outbox_dir, Looking) as here:
+        here.relay.start()
+        manager = here.manager
+        manager.create_trading_session("s", 100)
+        manager.log_trade("before")
+        own_postgres.kill()
+        with manager.atomic_balance_update(1, "trade"):
+            manager.log_trade("in")
+            with pytest.raises((NotCaughtUp, OperationalError)):
+                manager.symbols()
+        own_postgres.start()
+        assert here.drain()
+        assert manager.symbols() == ["before", "in"]
