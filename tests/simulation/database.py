@@ -19,6 +19,7 @@ from outbox.clock import Clock
 from outbox.errors import TargetMisconfigured, TargetUnavailable
 from outbox.operation import operations_by_name
 from outbox.postgres import receipts, watermarks
+from outbox.postgres.blame import Blame
 from outbox.postgres.connection import UnitFailed
 from outbox.postgres.lane import Lane
 from outbox.postgres.parking import OperationFault
@@ -259,6 +260,9 @@ class SimulatedLane(Lane):
         # store could bury what the other delivers in the same moment, which is not promised.
         self._copied = copied
         self._memory: Memory = NoMemory()
+        # Its refusals have no diagnostics to look at.
+        nothing: Any = None
+        self._blame = Blame(nothing, target.operations, nothing)
         self._session: watermarks.Session | None = None
         self._generation = 0
         # Whether the connection is gone and nobody has noticed.
