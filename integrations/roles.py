@@ -5,13 +5,19 @@ A declaration names them, so that no other file has to ask for a method's name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
 # The session of a manager that has none: of all its calls.  No sequence gives it to another.
 NO_SESSIONS = 0
-_EXITS = ("exit", "close", "stop", "take_profit")
+# What an order is for, by its type.  With a stop price alone it may as well open a position, and an auction is a time.
+_AUCTION = re.compile(r"(on|at)_(close|open)", re.IGNORECASE)
+_EXITS = re.compile(r"exit|close|closing|stop_?loss|take_?profit|trailing_?stop|liquidat|reduce|^stop$", re.IGNORECASE)
+_OPENS = re.compile(r"entry|enter|open|scale_?in|increase", re.IGNORECASE)
+# Arguments that say it, true or false.
+_FLAGS = ("reduce_only", "close_position", "is_exit")
 
 
 class Balance(Enum):
@@ -46,7 +52,12 @@ class Order(Enum):
 
 
 def is_exit_order(call: Mapping[str, Any]) -> bool:
-    """Whether an order leaves a position, by its purpose or because it names one."""
+    """Whether an order leaves a position: by a flag, by its type, or because it names one and does not enlarge it."""
+    if any(call.get(flag) is True for flag in _FLAGS):
+        return True
     purpose = call.get("order_type")
-    text = str(purpose.value if isinstance(purpose, Enum) else purpose).lower()
-    return call.get("position_id") is not None or any(word in text for word in _EXITS)
+    text = str(purpose.value if isinstance(purpose, Enum) else purpose).strip().replace(" ", "_").replace("-", "_")
+    text = _AUCTION.sub("", text)
+    if _OPENS.search(text):
+        return False
+    return call.get("position_id") is not None or _EXITS.search(text) is not None
