@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from abc import ABCMeta
 from collections.abc import Callable, Collection, Mapping
@@ -19,8 +20,8 @@ from sqlalchemy import Connection
 from ..code.members import class_member, is_mock
 from . import classes
 
-# Modules that a program in production does not load.
-_TESTING = frozenset({"unittest.mock", "mock", "pytest"})
+# The modules whose objects take the place of others in a test.
+_MOCKING = frozenset({"unittest.mock", "mock"})
 
 
 def class_to_construct(plain: Any, durable_class: Any) -> Any:
@@ -86,14 +87,28 @@ def is_apart(double: Any, durable_class: Any) -> bool:
 def mocks_in(durable: Any, manager_class: Any) -> set[str]:
     """Names of the attributes of a durable manager, and of its classes, in whose place a test has put a mock.
 
-    Also `session_factory`, where that is a function, or gives sessions in a transaction that the test rolls back.
+    While a test runs also `session_factory`, where that is a function, or gives sessions in a transaction that the test
+    rolls back.
     """
-    # A program that traces its sessions by a function must stay durable.
-    if sys.modules.keys().isdisjoint(_TESTING):
-        return set()
     factory = vars(durable).get("session_factory")
-    if isinstance(factory, FunctionType) or isinstance(getattr(factory, "kw", {}).get("bind"), Connection):
+    is_double = isinstance(factory, FunctionType) or isinstance(getattr(factory, "kw", {}).get("bind"), Connection)
+    # A program that traces its sessions by a function must stay durable, whatever else it has loaded.
+    if is_double and _is_tested():
         return {"session_factory"}
+    if sys.modules.keys().isdisjoint(_MOCKING):
+        return set()
     of_class = (vars(base).items() for base in getattr(manager_class, "__mro__", ()))
     held = (vars(durable).items(), classes.patched(type(durable)).items(), *of_class)
     return {name for members in held for name, member in list(members) if is_mock(member)}
+
+
+def _is_tested() -> bool:
+    """Whether a test runs: of pytest, which says so in the environment, or of unittest, which has called this."""
+    if "PYTEST_CURRENT_TEST" in os.environ:
+        return True
+    frame = sys._getframe()
+    while (caller := frame.f_back) is not None:
+        if caller.f_globals.get("__name__") == "unittest.case":
+            return True
+        frame = caller
+    return False

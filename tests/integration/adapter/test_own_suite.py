@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 import contextlib
 import inspect
+import sys
+import unittest
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +19,6 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.orm import sessionmaker
 
 from outbox.integrations.durable import DurableDatabaseManager
-from outbox.integrations.manager import patches
 from outbox.integrations.trading_engine import wire
 
 from .scripted import Engine as TradingEngine
@@ -170,7 +171,9 @@ def test_function_as_session_factory_is_called(make: Make, monkeypatch: pytest.M
 
 
 def test_traced_session_factory_stays_durable(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patches, "_TESTING", frozenset({"loaded by no program"}))
+    # No test runs, and some library has loaded `unittest.mock`.
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    assert "unittest.mock" in sys.modules
     db = make()
     real, before = db.session_factory, db._adapter.outbox.status().acknowledged
     with monkeypatch.context() as patch:
@@ -178,6 +181,25 @@ def test_traced_session_factory_stays_durable(make: Make, monkeypatch: pytest.Mo
         made = db.log_trade("A")
     assert db._adapter.outbox.status().acknowledged == before + 1
     assert (made, db.count_trades()) == (1, 1)
+
+
+def test_function_as_session_factory_is_called_in_unittest(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    db, tries = make(), []
+
+    class Suite(unittest.TestCase):
+        def test_failure(self) -> None:
+            def flaky() -> Any:
+                tries.append(1)
+                raise OperationalError("SELECT 1", None, Exception("down"))
+
+            flaky.begin = flaky  # type: ignore[attr-defined]
+            with mock.patch.object(db, "session_factory", flaky), pytest.raises(OperationalError):
+                db.create_order_journal_entry("a")
+
+    result = unittest.TestResult()
+    Suite("test_failure").run(result)
+    assert (result.errors, result.failures, len(tries)) == ([], [], 1)
 
 
 def test_test_in_a_transaction_leaves_nothing_behind(make: Make) -> None:
