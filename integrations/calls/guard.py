@@ -6,7 +6,6 @@ host opened itself, and the reads of the manager's methods.  Only the adapter's 
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,21 +22,9 @@ from ..manager.away import Failures, cannot_answer, look_at, noting
 from ..manager.manager_connection import engine_held, is_replay
 from ..manager.silence import Silence, ending, is_own, limit_connecting, own_statements
 from ..replay.writes import Writes
+from ..sql_text import changes_rows, defines, is_harmless, tables_written
 from .delivery import Delivery
 
-# Statements that neither read nor write a table.
-_HARMLESS = re.compile(
-    r"\s*(SET|SHOW|RESET|BEGIN|START|SAVEPOINT|RELEASE|ROLLBACK|COMMIT|DISCARD)\b|\s*SELECT\b(?!.*(\bFROM\b|\())",
-    re.IGNORECASE | re.DOTALL,
-)
-_CHANGES = re.compile(r"\s*(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
-# The table that a statement writes, where it begins with its name.
-_WRITTEN = re.compile(
-    r"\s*(?:INSERT\s+INTO|UPDATE(?:\s+ONLY)?|DELETE\s+FROM(?:\s+ONLY)?|MERGE\s+INTO|TRUNCATE(?:\s+TABLE)?)\s+([\w\".]+)",
-    re.IGNORECASE,
-)
-# What may begin a sequence anew.
-_REDEFINES = re.compile(r"\s*(CREATE|DROP|TRUNCATE|ALTER)\b", re.IGNORECASE)
 # Keys in a connection's `info`: the last call that was queued when its transaction began (0: it has waited for that),
 # and the lock timeout of the manager's role.
 _BAR = "outbox:bar"
@@ -187,7 +174,7 @@ class Guard:
         stray = self._elsewhere()
         if stray is not None:
             raise stray
-        if _HARMLESS.match(statement):
+        if is_harmless(statement):
             return
         # A read by the host itself sees PostgreSQL's present state.
         if (watched is None or watched.stale) and not self._writes.may_write(cursor.connection, statement):
@@ -201,15 +188,14 @@ class Guard:
             raise self._refused(watched, "works on what PostgreSQL holds")
         connection.info[_BAR] = 0
         if watched is not None and self._writes.may_write(cursor.connection, statement):
-            table = _WRITTEN.match(statement)
-            watched.wrote.add("" if table is None else table[1].rpartition(".")[2].strip('"'))
+            watched.wrote |= tables_written(statement)
 
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if _REDEFINES.match(statement) and not (is_own() or is_replay(connection)):
+        if defines(statement) and not (is_own() or is_replay(connection)):
             self._redefined(statement)
         # A call that was made within the transaction, or within a block, may come after this statement.  But one that
         # finds no row most likely looks for a row of such a call.
-        if cursor.rowcount != 0 or not _CHANGES.match(statement) or is_own() or is_replay(connection):
+        if cursor.rowcount != 0 or not changes_rows(statement) or is_own() or is_replay(connection):
             return
         if self._in_block() or not self._delivery.passed(getattr(self._here, "seq", 0)):
             raise self._refused(_watched.get(), "changes no row of what PostgreSQL holds")

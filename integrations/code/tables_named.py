@@ -16,10 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.visitors import iterate
 
+from ..sql_text import is_query
 from .class_code import ClassCode
 from .method_code import facts_of, layers
 
-_SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|MERGE)\b", re.IGNORECASE)
 # A name before a parenthesis is a function's, which may write any table.
 _IN_TEXT = re.compile(r'\b(?:INTO|UPDATE|(?:FROM|JOIN)(?!\s+[\w".]+\s*\())\s+(?:ONLY\s+)?([\w".]+)', re.IGNORECASE)
 
@@ -63,7 +63,7 @@ class Search:
     def take(self, thing: Any) -> None:
         """Take in a thing that is named."""
         if isinstance(thing, str):
-            names = _IN_TEXT.findall(thing) if _SQL.match(thing) else ()
+            names = _IN_TEXT.findall(thing) if is_query(thing) else ()
             self.tables |= {name.rpartition(".")[2].strip('"') for name in names}
         elif isinstance(thing, TextClause):
             self.take(thing.text)

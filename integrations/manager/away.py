@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,10 +13,9 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ...failures import PRIVILEGE, Verdict, classify
+from ..sql_text import is_of_session
 
 _INTERNAL = "XX"
-# Statements that ask for nothing.
-_SETTING = re.compile(r"\s*(SET|SHOW|RESET|BEGIN|SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
 # So many statements are remembered, of at most so many characters: longer ones have their values in them.
 _REMEMBERED, _LONGEST = 4096, 10_000
 
@@ -87,7 +85,7 @@ class Failures:
 
     def answered(self, statement: str) -> None:
         """PostgreSQL has answered a statement."""
-        good = {statement, None} if _SETTING.match(statement) else {statement, None, *self._tried}
+        good = {statement, None} if is_of_session(statement) else {statement, None, *self._tried}
         self._found = {by: error for by, error in self._found.items() if by not in good}
         if len(_answered) >= _REMEMBERED:
             _answered.clear()

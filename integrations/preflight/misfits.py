@@ -25,6 +25,7 @@ from ..code.plain_answers import answering, plain_answer, shown
 from ..code.signatures import hints_of, signature_of
 from ..manager.held import ASYNC_WAY
 from ..operations import TRADING_OPERATIONS, ManagerOperation
+from ..sql_text import statements
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS
 from .evidence import Evidence
@@ -228,7 +229,8 @@ def makes_its_id(operation: ManagerOperation, evidence: Evidence) -> str | None:
         if any(map(computed.search, facts.texts)):
             return f"it computes the id of {table} itself: {_GIVEN_BY_THE_TABLE}"
         # A text that is put together of parts is not known.
-        for columns, rows in (found.groups() for found in map(insert.match, facts.texts) if found is not None):
+        written = (one for text in facts.texts for one in statements(text))
+        for columns, rows in (found.groups() for found in map(insert.match, written) if found is not None):
             if column.lower() in re.findall(r"\w+", (columns or "").lower()):
                 what = f"with {column!r}"
             elif rows.upper() == "SELECT":

@@ -6,7 +6,6 @@ What is certain is a refusal; what depends on a condition is a warning.
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
@@ -16,13 +15,13 @@ from ..code.class_code import ClassCode, always
 from ..code.method_code import Call, Facts, dotted, facts_of, globals_in, layers, meaning, names_in
 from ..manager import held
 from ..operations import ManagerOperation
+from ..sql_text import writes_plainly
 from ..state.kept_state import scalars_shared
 from .evidence import Evidence
 
 _OPENING = frozenset({"begin", "connect", "raw_connection"})
 _FACTORIES = frozenset({"Session", "sessionmaker", "scoped_session"})
 _FACTORY_KINDS = frozenset({"a scoped_session", "a session factory", "an open Session", "an open Connection"})
-_INSERTS = re.compile(r"\s*(INSERT\s+INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|TRUNCATE|MERGE\s+INTO)\b", re.IGNORECASE)
 _WRITING = frozenset(
     {"add_all", "merge", "bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings", "executemany"}
 )
@@ -207,7 +206,7 @@ def writes(name: str, evidence: Evidence, *, but: frozenset[str]) -> bool:
     commits = changes = False
     for function, _ in evidence.code.reached(name, but=but):
         facts = facts_of(function)
-        if any(_INSERTS.match(one) for one in facts.texts) or any(_is_write(one.name, function) for one in facts.calls):
+        if any(map(writes_plainly, facts.texts)) or any(_is_write(one.name, function) for one in facts.calls):
             return True
         commits = commits or any(call.last in {"commit", "begin"} for call in facts.calls)
         changes = changes or facts.changes
@@ -243,7 +242,7 @@ def _only_reads(kind: type) -> bool:
     calls = [(call, function) for function, one in facts.items() for call in one.calls]
     return (
         any(not function.__name__.startswith("_") for function in facts)
-        and all(one.read and not one.changes and not any(map(_INSERTS.match, one.texts)) for one in facts.values())
+        and all(one.read and not one.changes and not any(map(writes_plainly, one.texts)) for one in facts.values())
         and not any(
             call.last in _OF_UNITS or _is_write(call.name, function) or (call.last[:1].isupper() and call.node.args)
             for call, function in calls

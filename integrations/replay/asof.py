@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from sqlalchemy.orm import Session
 from ...clock import Clock
 from ..ids.always_generated import AlwaysGenerated, overriding
 from ..ids.id_column import IdColumn, quoted
+from ..sql_text import changed, pieces
 from ..view.side_rows import MOST
 from . import sql_clock
 from .side_ids import SideIds
@@ -165,7 +167,9 @@ class AsOf:
 
     def overriding(self, statement: str) -> str:
         """SQL text that gives an id also where its column is GENERATED ALWAYS."""
-        return overriding(statement, self._given_always) if self._given_always else statement
+        if not self._given_always:
+            return statement
+        return changed(statement, lambda one: overriding(one, self._given_always))
 
     def _fetch_id(self, table: Table, column: Column[Any]) -> Any:
         """The next id of PostgreSQL's own, for the further rows of an insert of several; None where it has none."""
@@ -213,7 +217,10 @@ class AsOf:
 
     def with_id(self, statement: str, *, many: bool) -> str:
         """SQL text that inserts one row: with the id that it is to have."""
-        is_told = self.goes_without_id(statement)
+        return changed(statement, partial(self._with_id, many=many))
+
+    def _with_id(self, statement: str, *, many: bool) -> str:
+        is_told = self._goes_without_id(statement)
         found = _ONE_ROW.match(statement) if not many else None
         if found is None or not _ends_at(statement, found.end()):
             return statement
@@ -249,7 +256,10 @@ class AsOf:
         return made, [{**row, _GIVEN_ID: id_} for row, id_ in zip(rows, ids, strict=True)]
 
     def goes_without_id(self, statement: str) -> bool:
-        """Whether an SQL statement inserts the row of which the caller has the id, without that id."""
+        """Whether SQL text inserts the row of which the caller has the id, without that id."""
+        return self.id_left is not None and any(map(self._goes_without_id, pieces(statement)))
+
+    def _goes_without_id(self, statement: str) -> bool:
         found = _INSERT.match(statement) if self.id_left is not None and self._creates.table else None
         if found is None or found[2].lower() != self._creates.table.lower():
             return False
@@ -264,12 +274,12 @@ class AsOf:
         if not isinstance(statement, Insert):
             return statement, many, one
         parameters = list(many) or ([one] if one else [])
-        statement, changed = self._with_ids(statement, parameters)
+        statement, rows = self._with_ids(statement, parameters)
         if self._times:
-            statement = sql_clock.with_defaults(statement, changed)
-        if changed is parameters:
+            statement = sql_clock.with_defaults(statement, rows)
+        if rows is parameters:
             return statement, many, one
-        return (statement, changed, {}) if many else (statement, (), changed[0])
+        return (statement, rows, {}) if many else (statement, (), rows[0])
 
     def at_time(self, statement: str) -> str:
         """SQL text that reads the clock of the call instead of the server's."""

@@ -23,6 +23,7 @@ from ...columns import is_beyond
 from ..code.signatures import invoke
 from ..manager.away import is_away
 from ..manager.manager_connection import engine_held
+from ..sql_text import is_setting
 from ..state.kept_state import Changes, KeptState
 from . import sessions
 
@@ -174,7 +175,7 @@ class _RehearsalSession(Session):
 
     def execute(self, statement: Any, *_: Any, **__: Any) -> Any:
         """Settings of the transaction change nothing here; everything else needs the database."""
-        if sessions.is_setting(str(getattr(statement, "text", ""))):
+        if is_setting(str(getattr(statement, "text", ""))):
             return None
         return self._reach()
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -15,20 +13,9 @@ from sqlalchemy.pool import Pool
 
 from ...errors import TargetMisconfigured
 from ..manager.manager_connection import ReplayConnection
+from ..sql_text import is_of_savepoints, is_setting, isolates
 from . import sessions
 from .asof import AsOf
-
-_ISOLATION = re.compile(r"\s*SET\s+(TRANSACTION|SESSION\s+CHARACTERISTICS)\b", re.IGNORECASE)
-
-# Longer statements have their values in them, and do not come again.
-_KEPT_CHARS = 10_000
-
-
-@lru_cache(maxsize=1024)
-def _told(statement: str) -> tuple[bool, bool]:
-    """Whether a rehearsal would have ended at a statement, and whether it sets an isolation level."""
-    is_contact = not sessions.is_of_transaction(statement) and not sessions.is_setting(statement)
-    return is_contact, _ISOLATION.match(statement) is not None
 
 
 class _Begun(NamedTuple):
@@ -118,10 +105,9 @@ class Watch:
 
     def sees(self, statement: str) -> None:
         """Raise `TargetMisconfigured` for a statement that would not do here what it did for the manager."""
-        is_contact, isolates = (_told if len(statement) <= _KEPT_CHARS else _told.__wrapped__)(statement)
-        if is_contact:
+        if not (is_of_savepoints(statement) or is_setting(statement)):
             self.on_contact()
-        if isolates:
+        if isolates(statement):
             raise self.isolated()
         if self.as_of is not None and self.as_of.goes_without_id(statement):
             raise self.misfits(

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
-
-_SETTING = re.compile(
-    r"\s*SET\s+(?:(LOCAL|SESSION)\s+)?(?:(TIME\s+ZONE)\b|([A-Za-z_][A-Za-z0-9_.]*)\s*(?:=|\bTO\b))", re.IGNORECASE
-)
-
-_OF_TRANSACTION = re.compile(r"\s*(SAVEPOINT|RELEASE|ROLLBACK)\b", re.IGNORECASE)
 
 # Events whose listeners of ours must run last.
 _ORDERED = ("before_flush", "after_flush", "after_commit")
@@ -74,13 +67,3 @@ def session_class(factory: Any) -> type[Session]:
     """The class whose events are those of all sessions that `factory` makes."""
     made: type[Session] = maker_of(factory).class_
     return made
-
-
-def is_setting(statement: str) -> bool:
-    """Whether it is a SET statement, which writes nothing."""
-    return _SETTING.match(statement) is not None
-
-
-def is_of_transaction(statement: str) -> bool:
-    """Whether it makes or ends a savepoint, or ends a transaction without effect."""
-    return _OF_TRANSACTION.match(statement) is not None

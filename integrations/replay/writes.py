@@ -12,13 +12,8 @@ from typing import Any
 
 import psycopg2.extensions
 
-from . import sessions
+from ..sql_text import is_of_savepoints, is_setting, only_reads
 
-_READS = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(?:(SELECT|SHOW|VALUES|TABLE|EXPLAIN|FETCH|DECLARE|CLOSE)\b"
-    r"|WITH\b(?!.*\b(INSERT|UPDATE|DELETE|MERGE)\b))",
-    re.IGNORECASE | re.DOTALL,
-)
 _CALL = re.compile(r'(\w+)"?\s*\(')
 # Longer statements have their values in them, and do not come again.
 _KEPT_CHARS = 10_000
@@ -58,6 +53,6 @@ class Writes:
 @lru_cache(maxsize=1024)
 def _judged(statement: str) -> bool | frozenset[str]:
     """Whether a statement may write; the functions that it calls where that depends on them."""
-    if sessions.is_setting(statement) or sessions.is_of_transaction(statement):
+    if is_setting(statement) or is_of_savepoints(statement):
         return False
-    return not _READS.match(statement) or frozenset(name.lower() for name in _CALL.findall(statement))
+    return not only_reads(statement) or frozenset(name.lower() for name in _CALL.findall(statement))

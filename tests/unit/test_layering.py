@@ -72,6 +72,7 @@ ADAPTER_LINE = [
     "plain_data",
     "key_order",
     "repeated",
+    "sql_text",
     "code",
     "manager",
     "state",
