@@ -142,13 +142,18 @@ def ordering_keys(unit: Unit) -> set[str]:
     return {record.order_by for record in unit if record.order_by is not None}
 
 
+def is_best_effort(unit: Unit, operations: Mapping[str, Operation]) -> bool:
+    """Whether a unit may be given up without an operator, and nothing waits for it: all of it is best effort."""
+    return all(item.operation in operations and operations[item.operation].best_effort for item in unit)
+
+
 def holds_back(unit: Unit, error: Exception) -> bool:
     """Whether later entries of a refused unit's ordering keys wait for it; those of a group always do."""
     return not isinstance(error, EntryRejected) or error.holds_back or any(item.group for item in unit)
 
 
 def free_of(
-    part: list[Unit], blocked: set[str], given_up: set[str], is_lenient: Callable[[Unit], bool]
+    part: list[Unit], blocked: set[str], given_up: set[str], operations: Mapping[str, Operation]
 ) -> tuple[list[int], set[str]]:
     """Where in `part` are units that are not behind a refused one, and what is blocked for what comes after `part`.
 
@@ -161,7 +166,7 @@ def free_of(
         if keys & behind:
             behind |= keys
         elif given_up and any(item.operation in given_up for item in unit):
-            behind |= set() if is_lenient(unit) else keys
+            behind |= set() if is_best_effort(unit, operations) else keys
         else:
             free.append(index)
     return free, behind

@@ -86,10 +86,8 @@ def _needs_operator(status: OutboxStatus, config: OutboxConfig) -> list[str]:
     ended = _ended(relay)
     if relay.slow is not None:
         said.append(
-            f"entry {relay.slow} takes too long in PostgreSQL, or fails each time as in an outage (the log has the "
-            f"error): it is blocked by a lock, too large, needs a disk that is full or broken, crashes its backend, or "
-            f"its handler is slow or closes the connection; later entries of its ordering key wait unless it is best "
-            f"effort{ended}"
+            f"entry {relay.slow} takes too long or fails each time, by itself: {relay.slow_why or 'see the log'}; "
+            f"later entries of its ordering key wait, unless it is best effort{ended}"
         )
     said += [f"operation {name!r} is parked, its entries wait: {why}{ended}" for name, why in relay.parked.items()]
     said += [f"entry {seq} waits, and its ordering key: {why}{ended}" for seq, why in relay.waiting.items()]

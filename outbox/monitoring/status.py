@@ -53,6 +53,8 @@ class RelayStatus:
     said_at: datetime | None = None
     # Sequence number of an entry that took too long or failed again and again, though it was alone in its transaction.
     slow: int | None = None
+    # What its last try failed with.
+    slow_why: str | None = None
     # Parked operations, and why; best-effort ones in the second.
     parked: dict[str, str] = field(default_factory=dict)
     parked_best_effort: dict[str, str] = field(default_factory=dict)
@@ -253,6 +255,7 @@ def _relay_status(
         died=state.get("died"),
         last_error=state.get("last_error"),
         slow=state.get("slow"),
+        slow_why=state.get("slow_why"),
         parked={name: one["reason"] for name, one in parked.items() if not one["best_effort"]},
         parked_best_effort={name: one["reason"] for name, one in parked.items() if one["best_effort"]},
         waiting=dict(state.get("waiting") or {}),

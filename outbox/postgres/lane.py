@@ -25,7 +25,7 @@ from ..operation import Operation
 from ..results import encode_result
 from ..store.continuity import Mark, Memory, NoMemory
 from ..store.envelope import Record, to_us
-from ..target import Outcome, Unit, Waiting, free_of, holds_back, ordering_keys, split
+from ..target import Outcome, Unit, Waiting, free_of, holds_back, is_best_effort, ordering_keys, split
 from ..words import counted, entries
 from . import watermarks
 from .alterations import Alterations
@@ -104,7 +104,7 @@ class Lane:
 
     def _apply_part(self, store_id: UUID, course: _Course, part: list[Unit]) -> None:
         outcome = course.outcome
-        free, behind = free_of(part, course.blocked, course.given_up, self._is_lenient)
+        free, behind = free_of(part, course.blocked, course.given_up, self.operations)
         tried = [part[index] for index in free]
         try:
             done = self._transact(store_id, tried) if tried else []
@@ -137,7 +137,7 @@ class Lane:
             course.todo.append(part)
             return
         error, operation = self._blame.of(unit, exc, None if number == course.taken.get(unit[0].seq) else number)
-        holds = holds_back(unit, error) and not self._is_lenient(unit)
+        holds = holds_back(unit, error) and not is_best_effort(unit, self.operations)
         course.blocked = behind | ordering_keys(unit) if holds else behind
         if isinstance(error, EntryRejected):
             course.outcome.rejected += [(item, error) for item in unit]
@@ -145,9 +145,6 @@ class Lane:
         course.outcome.waiting.append(Waiting(unit, error, operation))
         if operation is not None:
             course.failed[operation] += 1
-
-    def _is_lenient(self, unit: Unit) -> bool:
-        return all(item.operation in self.operations and self.operations[item.operation].best_effort for item in unit)
 
     def _late(self, exc: TargetUnavailable, *, alone: bool) -> int | None:
         """The place of the unit that took the time, or failed as a stall `alone`; None where none is known."""

@@ -65,11 +65,9 @@ class Delivery:
         config = box.config
         self._box, self._target = box, target
         breaker = Breaker(config.backoff_base, config.backoff_cap, box.clock.random)
-        self._scan = Scan(box.store, self._is_best_effort)
+        self._scan = Scan(box.store, target)
         self.trouble = Trouble(breaker)
-        self._refusals = Refusals(
-            self._scan.waits, target, breaker, config.max_retries, self._is_best_effort, self.trouble.is_late
-        )
+        self._refusals = Refusals(self._scan.waits, target, breaker, config.max_retries, self.trouble.is_late)
         self._recording = Recording(box, self._scan)
         self._reconciler = Reconciler(box, target, self._recording.memory)
         self._housekeeping = Housekeeping(box.store, box.clock, config.retention_hours)
@@ -229,7 +227,8 @@ class Delivery:
             ended = self._box.clock.monotonic()
             error = outcome.interruption
             conflict = isinstance(error, TargetUnavailable) and error.conflict
-            self._scan.waits.stalled(outcome.stalled, ended, max(HURRY_S, ended - now), conflict=conflict)
+            pause_s = max(HURRY_S, ended - now)
+            self._scan.waits.stalled(outcome.stalled, str(error), ended, pause_s, conflict=conflict)
             _log.warning(
                 "entry %(seq)s of operation %(operation)r fails or takes too long by itself, and waits: %(error)s",
                 seq=outcome.stalled[0].seq,
@@ -272,10 +271,6 @@ class Delivery:
             settled="with the next batch" if self._recording.owes else "now",
             took_ms=round(took_s * 1000, 1),
         )
-
-    def _is_best_effort(self, name: str) -> bool:
-        operation = self._target.operations.get(name)
-        return operation is not None and operation.best_effort
 
     def _schedule(self, batch: Batch, outcome: Outcome, now: float) -> Step:
         """Note how the step went, and when the next one is due."""

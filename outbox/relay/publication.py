@@ -18,7 +18,7 @@ _PUBLISH_S = 1.0
 # Of an error's text: what is published must fit its file.
 _SAID_CHARS = 1000
 # What stays of a relay that has ended.
-_LAST_WORD = ("last_error", "stopped", "parked", "waiting", "slow", "since")
+_LAST_WORD = ("last_error", "stopped", "parked", "waiting", "slow", "slow_why", "since")
 
 
 class Publication:

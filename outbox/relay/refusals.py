@@ -10,7 +10,7 @@ from ..failures import FOREIGN_KEY
 from ..log import Log
 from ..store.envelope import Record
 from ..store.ledger import Settlement
-from ..target import Outcome, Target, Waiting, holds_back, units
+from ..target import Outcome, Target, Waiting, holds_back, is_best_effort, units
 from .breaker import Breaker
 from .scan import Batch
 from .waits import Retry, Waits
@@ -27,13 +27,12 @@ class Refusals:
         target: Target,
         breaker: Breaker,
         max_retries: int,
-        is_best_effort: Callable[[str], bool],
         is_late: Callable[[int], bool],
     ) -> None:
         """`is_late(captured_us)`: whether an entry may have waited, so that no caller waits for it any more."""
         self._is_late = is_late
         self._waits, self._target, self._breaker = waits, target, breaker
-        self._max_retries, self._is_best_effort = max_retries, is_best_effort
+        self._max_retries = max_retries
 
     def sort(
         self, batch: Batch, outcome: Outcome, settlement: Settlement, now: float, most_s: float
@@ -64,7 +63,7 @@ class Refusals:
         """Rows may refer to a row that is still to come: they wait while an older entry does.
 
         Another store may deliver it, which has been in the same outage: what was late is tried again.
-        Not for a parked best-effort operation, as in `Waits.waits_before`: in one batch each time, they would for ever.
+        Not for a parked best-effort operation, as in `Waits.waits_before`: each would wait for the other for ever.
         """
         parked = [one for one in outcome.waiting if one.operation in outcome.parked]
         lenient = self._best_effort(record for one in parked for record in one.unit)
@@ -109,8 +108,5 @@ class Refusals:
     def _best_effort(self, records: Iterable[Record]) -> set[int]:
         """Sequence numbers of those that need no operator: a group does not count unless all of it is best effort."""
         return {
-            record.seq
-            for unit in units(records)
-            if all(self._is_best_effort(item.operation) for item in unit)
-            for record in unit
+            record.seq for unit in units(records) if is_best_effort(unit, self._target.operations) for record in unit
         }

@@ -49,7 +49,7 @@ class Relay:
         self._wake = Wake()
         # A signal handler may stop a relay whose start or stop it has interrupted.
         self._lifecycle = threading.RLock()
-        # As in `Progress`.
+        # Reentrant: a signal handler may come while it is held.
         self._told = threading.RLock()
         self._moved = threading.Condition(self._told)
         # Held while `step` is driven: by the relay's thread, or by a thread in `drain`.

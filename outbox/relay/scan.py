@@ -7,7 +7,6 @@ release.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..errors import StoreCorrupt
@@ -15,7 +14,7 @@ from ..store.envelope import Record
 from ..store.ledger import Settlement
 from ..store.reads import MANY_DAMAGED, Peeked
 from ..store.store import Store
-from ..target import Unit, ordering_keys, units
+from ..target import Target, Unit, ordering_keys, units
 from .waits import Retry, Waits
 
 _BATCH_BYTES = 8 << 20
@@ -56,9 +55,10 @@ class _Walk:
 class Scan:
     """Belongs to one relay's step; not thread-safe."""
 
-    def __init__(self, store: Store, is_best_effort: Callable[[str], bool]) -> None:
+    def __init__(self, store: Store, target: Target) -> None:
+        """`target` has the operations."""
         self._store = store
-        self.waits = Waits(is_best_effort)
+        self.waits = Waits(target)
         self._walk = _Walk()
         # How far the walk had come when a parked operation was tried again: it goes on there if that still fails.
         self._before_try: _Walk | None = None

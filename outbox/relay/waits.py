@@ -10,7 +10,7 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from ..target import Unit
+from ..target import Target, Unit, is_best_effort
 
 # So often an entry may fail by conflicts with other transactions before an operator is called.
 _CONFLICTS = 10
@@ -42,13 +42,14 @@ class Parked:
 class Waits:
     """Belongs to one relay's step; not thread-safe."""
 
-    def __init__(self, is_best_effort: Callable[[str], bool]) -> None:
-        self._is_best_effort = is_best_effort
+    def __init__(self, target: Target) -> None:
+        """`target` has the operations."""
+        self._target = target
         # By entry.
         self._retries: dict[int, Retry] = {}
-        # Of units that took too long in PostgreSQL although they were alone, by their first entry: how often, and
-        # whether they need an operator.
-        self._slow: dict[int, tuple[int, bool]] = {}
+        # Of units that took too long in PostgreSQL although they were alone, by their first entry: how often, whether
+        # they need an operator, and what the last try failed with.
+        self._slow: dict[int, tuple[int, bool, str]] = {}
         # Of units that wait though nothing is wrong with their data, by their first entry: how often, and why.
         self._blameless: dict[int, tuple[int, str]] = {}
         # Operations whose entries wait, and those of them that are being tried again.
@@ -66,7 +67,7 @@ class Waits:
         """Whether a unit must wait for itself or its operations, and whether its ordering keys wait with it."""
         retries = [self._retries[record.seq] for record in unit if record.seq in self._retries]
         parked = {record.operation for record in unit if record.operation in self._parked}
-        critical = bool(parked) and not self._is_lenient(unit)
+        critical = bool(parked) and not self._is_best_effort(unit)
         if critical:
             # A group holds back others also if one of its operations alone would not.
             self._parked |= {name: replace(self._parked[name], holds=True) for name in parked}
@@ -132,7 +133,8 @@ class Waits:
         """
         before = self._tried.pop(operation, None) or self._parked.get(operation)
         times = before.times + 1 if before is not None else 1
-        holds = not self._is_best_effort(operation) or (before is not None and before.holds)
+        declared = self._target.operations.get(operation)
+        holds = declared is None or not declared.best_effort or (before is not None and before.holds)
         self._parked[operation] = Parked(reason, times, due(times), holds, first)
 
     def wait(self, unit: Unit, reason: str, due: Callable[[int], float]) -> None:
@@ -145,15 +147,15 @@ class Waits:
         """Whether this unit has been waiting while others of its operation were applied."""
         return unit[0].seq in self._blameless
 
-    def stalled(self, unit: Unit, now: float, pause_s: float, *, conflict: bool = False) -> None:
+    def stalled(self, unit: Unit, why: str, now: float, pause_s: float, *, conflict: bool = False) -> None:
         """Note a unit that took too long although it was alone: the next time others go first.
 
         It is tried again at once, then after `pause_s`, then after twice that, up to ten times that.
         A `conflict` with another transaction needs an operator only if it happens again and again.
         """
-        times, stuck = self._slow.get(unit[0].seq, (0, False))
+        times, stuck, _ = self._slow.get(unit[0].seq, (0, False, ""))
         times += 1
-        self._slow[unit[0].seq] = times, stuck or times > (_CONFLICTS if conflict else 1)
+        self._slow[unit[0].seq] = times, stuck or times > (_CONFLICTS if conflict else 1), why
         if times > 1:
             self._retry_unit(unit, now + pause_s * min(10, 2 ** (times - 2)))
 
@@ -163,11 +165,11 @@ class Waits:
             self._parked[name] = replace(parked, at=min(parked.at, at))
 
     def _retry_unit(self, unit: Unit, at: float) -> None:
-        retry = Retry(at, holds=not self._is_lenient(unit))
+        retry = Retry(at, holds=not self._is_best_effort(unit))
         self._retries |= {record.seq: retry for record in unit}
 
-    def _is_lenient(self, unit: Unit) -> bool:
-        return all(self._is_best_effort(record.operation) for record in unit)
+    def _is_best_effort(self, unit: Unit) -> bool:
+        return is_best_effort(unit, self._target.operations)
 
     # -- what there is to say of it
 
@@ -195,7 +197,7 @@ class Waits:
     @property
     def slow(self) -> int | None:
         """The oldest entry that took too long more than once, and still waits; None when there is none."""
-        return min((seq for seq, (_, stuck) in self._slow.items() if stuck), default=None)
+        return min((seq for seq, (_, stuck, _) in self._slow.items() if stuck), default=None)
 
     @property
     def trouble(self) -> str | None:
@@ -205,9 +207,10 @@ class Waits:
 
     def published(self) -> dict[str, object]:
         """What waits, and why; it must fit the file of the relay's report."""
-        parked = islice(sorted(self.parked.items()), _SHOWN)
+        parked, slow = islice(sorted(self.parked.items()), _SHOWN), self.slow
         return {
-            "slow": self.slow,
+            "slow": slow,
+            "slow_why": None if slow is None else self._slow[slow][2][:_REASON_CHARS],
             "parked": {
                 name: {"reason": one.reason[:_REASON_CHARS], "best_effort": not one.holds} for name, one in parked
             },

@@ -185,7 +185,7 @@ def judge(
     earlier = [row for row in rows if lost and row.lineage == lost[0].lineage]
     if lost and not earlier:
         return HistoryRewound(
-            "this database has never acknowledged anything to this store, or one of them lost its record",
+            "this database has never acknowledged anything to this store, or has lost its row in outbox_watermarks",
             settled_seq=0,
             same_database=False,
         )
@@ -206,8 +206,8 @@ def _copied(
 ) -> HistoryRewound | None:
     """What to say where PostgreSQL shows the work of a copy of this store.
 
-    Where it lacks something, it may show a session that was forgotten here: unless it is `certain` that it is as far
-    as the store remembers, the list of sessions must be complete.
+    `certain`: PostgreSQL has all that the store remembers.  Else an unknown session proves a copy only if this store
+    has never forgotten one.
     """
     ahead = max((row.settled_seq for row in rows), default=0)
     if last_seq is not None and ahead > last_seq:

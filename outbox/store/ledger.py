@@ -54,7 +54,7 @@ class Settlement:
     def parts(self, rows: int) -> list[Settlement]:
         """Itself in parts of about `rows` rows, to be recorded one after the other; no group is divided.
 
-        Each has the marks: what is recorded must be missed, should PostgreSQL forget it, whatever comes of the rest.
+        Each has the marks: if the rest is never recorded, a loss of what was must be noticed all the same.
         """
         parts = [Settlement(marks=self.marks)]
         for _, unit in groupby(self.completed, key=lambda item: item[0].group or -item[0].seq):

@@ -17,7 +17,7 @@ from outbox.handlers import is_for_the_thread
 from outbox.operation import Operation, operations_by_name
 from outbox.store.continuity import Mark
 from outbox.store.envelope import Record
-from outbox.target import Outcome, Unit, Waiting, holds_back, ordering_keys, units
+from outbox.target import Outcome, Unit, Waiting, holds_back, is_best_effort, ordering_keys, units
 from outbox.words import text_of
 
 
@@ -109,7 +109,7 @@ class InMemoryTarget:
                 outcome.waiting.append(Waiting(unit, error, operation))
                 if not isinstance(error, RetryLater):
                     outcome.parked[operation] = error
-            if holds_back(unit, error) and not self._is_best_effort(unit):
+            if holds_back(unit, error) and not is_best_effort(unit, self.operations):
                 blocked |= keys
 
     def _parked(self, unit: Unit) -> tuple[OutboxError, str] | None:
@@ -153,10 +153,6 @@ class InMemoryTarget:
                 raise
             return EntryRejected(f"{type(exc).__name__}: {text_of(exc)}", permanent=False)
         return None
-
-    def _is_best_effort(self, unit: Unit) -> bool:
-        declared = [self.operations.get(record.operation) for record in unit]
-        return all(operation is not None and operation.best_effort for operation in declared)
 
     def interrupt(self) -> None:
         """Count the call; nothing runs that could be interrupted."""

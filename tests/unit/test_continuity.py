@@ -198,7 +198,7 @@ def test_a_loss_says_what_is_missing_and_where_the_database_stands() -> None:
     loss = judge([MARK], [])
     assert loss is not None
     assert loss.message == (
-        "this database has never acknowledged anything to this store, or one of them lost its record"
+        "this database has never acknowledged anything to this store, or has lost its row in outbox_watermarks"
     )
 
 

@@ -265,7 +265,7 @@ BUGS = (
     Bug(
         "an event log whose table is on a broken disk holds back the trades of its ordering key",
         "outbox/relay/waits.py",
-        "        retry = Retry(at, holds=not self._is_lenient(unit))",
+        "        retry = Retry(at, holds=not self._is_best_effort(unit))",
         "        retry = Retry(at, holds=True)",
         ("tests/integration/test_postgres_target_batches.py",),
     ),
@@ -356,7 +356,7 @@ BUGS = (
     Bug(
         "entries of a parked operation do not hold back their keys",
         "outbox/relay/waits.py",
-        "        critical = bool(parked) and not self._is_lenient(unit)",
+        "        critical = bool(parked) and not self._is_best_effort(unit)",
         "        critical = False",
         ("tests/unit/test_relay_parking.py",),
     ),
