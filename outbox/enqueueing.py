@@ -72,14 +72,22 @@ class Enqueueing:
         """Record one call as `enqueue` does, while the event loop goes on.
 
         The call is encoded before this first waits.  Calls that are awaited together share commits and are stored in
-        the order in which they were made.  Raises as `enqueue`; a cancelled call is in doubt: retry it with the same
-        key.  Any running event loop, in any thread.
+        the order in which they were made.  Raises as `enqueue`; a cancelled call is in doubt: its CancelledError has
+        the key to retry it with as `outbox_keys`, also as the cause of a TimeoutError.  Any running event loop, in any
+        thread.
         """
         refuse_at_the_end()
         prepared = self._prepare(operation, args, key, order_by)
         awaited = Awaited()
         self._hand_over([prepared], awaited.end)
-        (entry,) = await awaited.future
+        try:
+            (entry,) = await awaited.future
+        except OutboxError:
+            raise
+        except BaseException as exc:
+            # It is stored all the same, most likely, under a key that nobody knows where the caller gave none.
+            in_doubt(exc, _keys([prepared]))
+            raise
         return entry
 
     def enqueue_nowait(

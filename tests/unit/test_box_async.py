@@ -85,6 +85,62 @@ def test_errors_are_those_of_enqueue(box: Outbox) -> None:
     assert box.status().pending == 1
 
 
+def cut_off(box: Outbox, how: Callable[[Any], Any], **given: Any) -> BaseException:
+    """What a caller gets whose call was ended while the disk was slow; the entry is stored all the same."""
+    released, writer = threading.Event(), box.store.writer
+    assert writer is not None
+    original = writer._commit
+
+    def slow(*args: Any) -> None:
+        assert released.wait(LONG)
+        original(*args)
+
+    async def work() -> BaseException:
+        try:
+            await how(box.enqueue_async("fee", {"n": 1}, **given))
+        except BaseException as exc:  # noqa: BLE001 - that is what is asked for
+            return exc
+        raise AssertionError("it was not cut off")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "_commit", slow)
+        try:
+            return asyncio.run(work())
+        finally:
+            released.set()
+
+
+async def cancelled(call: Any) -> None:
+    task = asyncio.ensure_future(call)
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await task
+
+
+async def late(call: Any) -> None:
+    async with asyncio.timeout(0.01):
+        await call
+
+
+async def not_waited_for(call: Any) -> None:
+    await asyncio.wait_for(call, 0.01)
+
+
+@pytest.mark.parametrize("how", [cancelled, late, not_waited_for])
+def test_cancelled_call_names_the_key_to_repeat_it_with(box: Outbox, how: Any) -> None:
+    """A fee without an identity was stored twice, or not at all: its fresh key was lost with the call."""
+    error = cut_off(box, how)
+    cause: Any = error if isinstance(error, asyncio.CancelledError) else error.__cause__
+    (key,) = cause.outbox_keys
+    first = box.enqueue("fee", {"n": 1}, key=key)
+    assert [entry.seq for entry in box.pending()] == [first.seq]
+
+
+def test_cancelled_call_with_a_key_names_that_key(box: Outbox) -> None:
+    error: Any = cut_off(box, cancelled, key="fee-1")
+    assert error.outbox_keys == ("fee-1",)
+
+
 class Interrupted(asyncio.SelectorEventLoop):
     """An event loop that a signal handler interrupts: wherever it is hashed or called, as signals come anywhere."""
 
