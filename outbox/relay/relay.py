@@ -12,6 +12,7 @@ from ..box import Outbox
 from ..errors import ConfigError, StoreLocked
 from ..log import Log
 from ..own_threads import waited_for
+from ..store.environment import as_unavailable
 from ..store.locks import Role, RoleLock
 from ..store.writer import refuse_at_the_end
 from ..target import Target
@@ -289,12 +290,15 @@ class Relay:
             self._delivery.publication.died = f"{type(exc).__name__}: {exc}"
             _log.critical("relay thread died, restart the engine or its relay: %(error)s", error=self.died, trace=True)
         finally:
-            self._delivery.publish(self._clock.monotonic(), force=True)
-            if self.died is not None:
-                self._leave_role()
-            self._box.progress.report(delivering=None)
-            with self._told:
-                self._moved.notify_all()
+            try:
+                self._delivery.publish(self._clock.monotonic(), force=True)
+            finally:
+                # Whatever the report meets: callers must not wait for this thread.
+                if self.died is not None:
+                    self._leave_role()
+                self._box.progress.report(delivering=None)
+                with self._told:
+                    self._moved.notify_all()
 
     def _deliver(self) -> None:
         while not self._stop.is_set():
@@ -317,12 +321,13 @@ class Relay:
     def _take_role(self) -> None:
         refuse_at_the_end()
         if self._role is None:
-            role = RoleLock(self._box.path, Role.RELAY)
-            try:
-                self._delivery.take_up()
-            except BaseException:
-                role.release(clean=True)
-                raise
+            with as_unavailable(self._box.path):
+                role = RoleLock(self._box.path, Role.RELAY)
+                try:
+                    self._delivery.take_up()
+                except BaseException:
+                    role.release(clean=True)
+                    raise
             self._role = role
 
     def _leave_role(self) -> None:

@@ -55,7 +55,12 @@ class StateFile:
 
 def _fitting(state: dict[str, Any]) -> bytes:
     """`state` as JSON that fits: with texts as long as possible, else without its mappings, else only the pid."""
-    whole = codec.to_json(state)
+    try:
+        whole = codec.to_json(state)
+    except TypeError:
+        # An error's text may hold a file's name that is no valid Unicode.
+        state = _in_unicode(state)
+        whole = codec.to_json(state)
     if len(whole) <= _ROOM:
         return whole
     flat = {name: value for name, value in state.items() if not isinstance(value, dict | list)}
@@ -73,6 +78,15 @@ def _fitting(state: dict[str, Any]) -> bytes:
                 too_long = limit
         return best
     return codec.to_json({"pid": state.get("pid")})
+
+
+def _in_unicode(value: Any) -> Any:
+    """The same with the codes of lone surrogates."""
+    if isinstance(value, dict):
+        return {_in_unicode(name): _in_unicode(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_in_unicode(one) for one in value]
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _shortened(value: Any, limit: int) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from outbox import ConfigError, Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetUnavailable
+from outbox import ConfigError, Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetMisconfigured, TargetUnavailable
 from outbox.relay.orders import Reconciliation
 from outbox.relay.publication import Publication
 from outbox.relay.wake import Wake
@@ -398,6 +398,38 @@ def test_the_death_of_the_thread_is_visible_and_a_new_start_goes_on(
     assert target.applied == [seq]
     assert box.status().relay.died is None
     assert box.status().health is Health.HEALTHY
+
+
+@pytest.mark.parametrize("error", [TargetUnavailable, TargetMisconfigured, ValueError], ids=str)
+def test_error_whose_text_is_no_valid_unicode_is_published(
+    box: Outbox, target: InMemoryTarget, relay: Relay, error: type[Exception]
+) -> None:
+    """It ended the thread, in silence: the relay counted as alive, and nothing was delivered any more."""
+
+    def fail(_: Sequence[Record]) -> None:
+        raise error("no such file: caf\udce9")
+
+    target.before = fail
+    box.enqueue("write", {"n": 1})
+    relay.start()
+    until(lambda: box.status().relay.last_error is not None)
+    assert relay.running
+    assert "caf\\udce9" in str(box.status().relay.last_error)
+
+
+def test_thread_that_cannot_report_its_end_lets_go(
+    box: Outbox, target: InMemoryTarget, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise TypeError("a report that cannot be written")
+
+    relay.start()
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(Publication, "tell", fail)
+    box.enqueue("write", {"n": 1})
+    until(lambda: not relay.running)
+    assert box.status().relay.alive is False
+    assert box.progress.delivering is None
 
 
 def test_drain_says_no_when_the_thread_dies_meanwhile(

@@ -40,6 +40,14 @@ def test_the_file_keeps_its_size_and_is_private(state: StateFile, tmp_path: Path
     assert ((tmp_path / "state").stat().st_size, (tmp_path / "state").stat().st_ino) == (4096, info.st_ino)
 
 
+def test_text_with_lone_surrogates_is_written_with_their_codes(state: StateFile) -> None:
+    """As in the message of an error about a file whose name is in another encoding."""
+    state.write({"pid": 1, "waiting": {"7": "no file caf\udce9"}, "lanes": [1], "last_error": "x" * 5000})
+    said = state.read()
+    assert said is not None
+    assert (said["pid"], said["waiting"], said["lanes"]) == (1, {"7": "no file caf\\udce9"}, [1])
+
+
 def test_long_text_is_cut_and_the_rest_stays(state: StateFile, tmp_path: Path) -> None:
     said = {
         "pid": 7,
