@@ -41,8 +41,9 @@ directory_option = click.option(
 
 if TYPE_CHECKING:
     _NumberType = click.ParamType[float]
+    _TextType = click.ParamType[str]
 else:
-    _NumberType = click.ParamType  # not generic before click 8.2
+    _NumberType = _TextType = click.ParamType  # not generic before click 8.2
 
 
 class Number(_NumberType):
@@ -66,6 +67,20 @@ class Number(_NumberType):
         elif math.isfinite(self._low):
             kind += f", {self._low} or more"
         raise click.BadParameter(f"{str(value)[:100]!r} (allowed: {kind})", ctx, param)
+
+
+class Text(_TextType):
+    """A text that is compared with entries, or kept: it is UTF-8, also under a locale that has no such characters."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        given = str(value)
+        try:
+            # What a locale lacks comes as the bytes themselves.
+            return given.encode("utf-8", "surrogateescape").decode()
+        except UnicodeError:
+            raise click.BadParameter(f"{given[:100]!r} is not valid text (give it in UTF-8)", ctx, param) from None
 
 
 database_option = click.option("--database-url", metavar="URL", help="PostgreSQL; default: DATABASE_URL.")

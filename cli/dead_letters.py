@@ -12,7 +12,7 @@ from outbox import Entry, EntryInDelivery, EntryNotFound, EntryStatus, Outbox, O
 from outbox.answers import require_reason
 from outbox.store.entry_json import DISCARDED
 
-from .common import Number, directory_option, in_one_sentence, say, settings
+from .common import Number, Text, directory_option, in_one_sentence, say, settings
 from .entries import for_people, none_of
 
 # So long a discard waits for a moment in which the entry is in no batch, looking so often.
@@ -47,7 +47,7 @@ def retry(directory: str | None, seq: tuple[int, ...], everything: bool, operati
 @click.command()
 @directory_option
 @click.argument("seq", metavar="SEQ...", type=Number(1, whole=True), nargs=-1, required=True)
-@click.option("--reason", required=True, help="Why; it is kept in the ledger.")
+@click.option("--reason", type=Text(), required=True, help="Why; it is kept in the ledger.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @in_one_sentence
 def discard(directory: str | None, seq: tuple[int, ...], reason: str, yes: bool) -> None:

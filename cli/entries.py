@@ -20,6 +20,7 @@ from outbox.words import counted, printable
 from .common import (
     Number,
     Refused,
+    Text,
     directory_option,
     in_one_sentence,
     readable,
@@ -46,7 +47,7 @@ _NOUNS = {
 @click.option("--pending", is_flag=True, help="Entries that wait for delivery.")
 @click.option("--held-back", is_flag=True, help="Pending entries behind a dead letter of their key.")
 @click.option("--operation", metavar="NAME", help="Only those of this operation.")
-@click.option("--order-by", metavar="KEY", help="Only those of this ordering key.")
+@click.option("--order-by", type=Text(), metavar="KEY", help="Only those of this ordering key.")
 @click.option("--since", metavar="TIME", callback=since_when, help="Only those captured since: 2h, 7d, a date in UTC.")
 @click.option(
     "--limit",
@@ -170,9 +171,15 @@ def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 @click.command(short_help="Show everything about an entry, whatever its state.")
 @directory_option
-@click.argument("seq", metavar="[SEQ|KEY]", required=False)
-@click.option("--key", "text", metavar="TEXT", help="Entries whose caller gave this key.")
-@click.option("--where", metavar="NAME=VALUE", multiple=True, help="Entries with this argument; may be repeated.")
+@click.argument("seq", type=Text(), metavar="[SEQ|KEY]", required=False)
+@click.option("--key", "text", type=Text(), metavar="TEXT", help="Entries whose caller gave this key.")
+@click.option(
+    "--where",
+    type=Text(),
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Entries with this argument; may be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; several are one a line.")
 @in_one_sentence
 def show(directory: str | None, seq: str | None, text: str | None, where: tuple[str, ...], as_json: bool) -> None:

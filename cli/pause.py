@@ -10,7 +10,7 @@ import click
 from outbox import Outbox
 from outbox.monitoring.pause import LONGEST_S
 
-from .common import directory_option, in_one_sentence, say, settings
+from .common import Text, directory_option, in_one_sentence, say, settings
 
 _LENGTH = re.compile(r"(\d+)([smhd])\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -29,7 +29,7 @@ def _length(context: click.Context, parameter: click.Parameter, value: str | Non
 
 @click.command()
 @directory_option
-@click.option("--reason", required=True, help="Why; every status shows it.")
+@click.option("--reason", type=Text(), required=True, help="Why; every status shows it.")
 @click.option("--for", "for_s", metavar="TIME", callback=_length, help="End by itself after 90s, 30m, 2h, 1d.")
 @in_one_sentence
 def pause(directory: str | None, reason: str, for_s: float | None) -> None:

@@ -14,6 +14,7 @@ from outbox.words import counted, entries
 
 from .common import (
     Refused,
+    Text,
     database_of,
     database_option,
     directory_option,
@@ -36,7 +37,9 @@ _LOOK_S = 0.1
 @operations_option
 @timeout_option
 @click.option("--all", "everything", is_flag=True, help="Compare the whole ledger, even if nothing seems lost.")
-@click.option("--accept", metavar="REASON", help="Deliver nothing again: PostgreSQL is right, for this reason.")
+@click.option(
+    "--accept", type=Text(), metavar="REASON", help="Deliver nothing again: PostgreSQL is right, for this reason."
+)
 @click.pass_context
 @in_one_sentence
 def reconcile(

@@ -36,6 +36,30 @@ def store(outbox_dir: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", "--where", "name=Zürich"),
+        ("show", "--key", "schlüssel"),
+        ("show", "schlüssel"),
+        ("list", "--pending", "--order-by", "börse"),
+        ("discard", "4", "--yes", "--reason", "für immer"),
+    ],
+    ids=str,
+)
+def test_text_under_an_ascii_locale_is_compared_as_utf_8(store: Path, arguments: tuple[str, ...]) -> None:
+    with Outbox.open(store, OutboxConfig(min_free_mb=0)) as box:
+        box.enqueue("note", {"name": "Zürich"}, key="schlüssel", order_by="börse")
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = command_line.run(*arguments, "--dir", str(store), **ascii_only)
+    assert (done.returncode, done.stderr) == (0, "")
+    if arguments[0] == "discard":
+        with Outbox.open(store, OutboxConfig(min_free_mb=0)) as box:
+            assert str(box.entry(4).error).startswith("discarded: für immer")
+    else:
+        assert "note" in done.stdout
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("reconcile", "--all", "--accept", "x"), "give --all or --accept, not both"),
