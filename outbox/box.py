@@ -30,6 +30,7 @@ from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import Operation, operations_by_name
 from .store import namespace
 from .store.envelope import to_us
+from .store.environment import as_unavailable
 from .store.reads import FORGOTTEN
 from .store.state_file import StateFile
 from .store.writer import Rank, refuse_at_the_end
@@ -206,8 +207,9 @@ class Outbox(Enqueueing):
                 yield record.entry(strict=False)
 
     def status(self) -> OutboxStatus:
-        """A snapshot for operators, in time independent of the backlog.  Raises `StoreClosed`."""
-        found = snapshot(self.store, self.config, self.clock, is_engine=self._opened.is_engine)
+        """A snapshot for operators, in time independent of the backlog.  Raises `StoreClosed` or `StoreUnavailable`."""
+        with as_unavailable(self.path):
+            found = snapshot(self.store, self.config, self.clock, is_engine=self._opened.is_engine)
         return assess(found, self.config)
 
     # -- the operator's answers
@@ -227,9 +229,10 @@ class Outbox(Enqueueing):
         becomes completed as soon as another relay has asked PostgreSQL.  It stays in the ledger with `reason`, which
         must not be empty.  With `free_key` its idempotency key may be used again: right where the
         caller has got the rejection as an error.  Raises `EntryNotFound`,
-        `EntryInDelivery` or `InvalidEntry`.
+        `EntryInDelivery`, `InvalidEntry` or `StoreUnavailable`.
         """
-        return self._answers.discard(seq, reason, free_key=free_key)
+        with as_unavailable(self.path):
+            return self._answers.discard(seq, reason, free_key=free_key)
 
     def acknowledge(self, name: str) -> bool:
         """Take alarm `name` out of the status; whether there was one.

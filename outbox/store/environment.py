@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import lmdb
 from lmdb.verify import VerifyError
 from lmdb.verify import verify as _verify_structure
 
-from ..errors import ConfigError, StoreCorrupt, StoreLocked, StoreUnavailable
+from ..errors import ConfigError, OutboxError, StoreCorrupt, StoreLocked, StoreUnavailable
 from . import filesystem
 from .identity import DATA_FILE, IDENTITY_FILE, IDENTITY_KEY, LOCK_FILE, Identity, read_identity
 from .kept_files import KeptFile
@@ -54,8 +56,8 @@ _HINTS = {
     errno.EINTR: "open it again",
 }
 
-# Real paths of the environments that this process has open.
-_open_here: set[str] = set()
+# Real paths of the environments that this process has open, each with the process that opened it.
+_open_here: dict[str, int] = {}
 # Environments whose descriptors belong to other files now: closing one would close those.
 _never_closed: list[Any] = []
 
@@ -78,7 +80,7 @@ class Environment:
         self._real = _not_open_here(directory)
         self._opened: list[KeptFile] = []
         self.env = open_lmdb(directory, readonly=readonly)
-        _open_here.add(self._real)
+        _open_here[self._real] = os.getpid()
         try:
             self._clear_own_slots()
             self._page_size = int(self.env.stat()["psize"])
@@ -234,7 +236,7 @@ class Environment:
             _never_closed.append(self.env)
             return
         self.env.close()
-        _open_here.discard(self._real)
+        _open_here.pop(self._real, None)
 
 
 def forget_open_here() -> None:
@@ -248,6 +250,13 @@ def _not_open_here(directory: Path) -> str:
     LMDB's locks belong to the process: closing one of two environments would drop those of the other.
     """
     real = os.path.realpath(directory)
+    if _open_here.get(real, os.getpid()) != os.getpid():
+        # The binding, too, takes the parent's for one of this process.
+        raise StoreLocked(
+            f"{directory} was open in process {_open_here[real]} when it forked this one",
+            hint="fork before you open it, or start the process anew (spawn)",
+            holder_pid=_open_here[real],
+        )
     if real in _open_here:
         raise StoreLocked(
             f"{directory} is already open in this process", hint="share that Outbox", holder_pid=os.getpid()
@@ -335,6 +344,20 @@ def system_error(code: int, path: Path, said: str = "") -> StoreUnavailable:
     reason = os.strerror(code) if code > 0 else said
     hint = _HINTS.get(code, "nothing was changed; correct that and open it again")
     return StoreUnavailable(f"{path} cannot be used now: {reason}", hint=hint, errno=code if code > 0 else None)
+
+
+@contextmanager
+def as_unavailable(directory: Path) -> Iterator[None]:
+    """Within the block `StoreUnavailable` is raised where the system refuses a file of the store in `directory`.
+
+    A PermissionError stays as it is: who asks needs its file.
+    """
+    try:
+        yield
+    except (OutboxError, PermissionError):
+        raise
+    except OSError as exc:
+        raise system_error(exc.errno or 0, directory, str(exc)) from exc
 
 
 def structural_problems(directory: Path) -> list[str]:

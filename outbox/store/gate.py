@@ -99,7 +99,7 @@ class Guarded:
         if os.getpid() != self._pid:
             raise StoreClosed(
                 f"{self.directory} was opened by process {self._pid} and cannot be used after a fork",
-                hint="open the outbox in the process that uses it",
+                hint="fork before you open it, or start the process anew (spawn)",
             )
 
     @contextmanager

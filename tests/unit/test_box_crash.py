@@ -78,6 +78,21 @@ box.enqueue("log", {"by": "parent again"})
 print(box.status().engine_pid == os.getpid(), box.status().pending)
 box.close()
 """
+FORK_AND_ATTACH = """
+import os, sys
+from outbox import Outbox, StoreLocked
+box = Outbox.open(sys.argv[1])
+child = os.fork()
+if child == 0:
+    try:
+        Outbox.attach(sys.argv[1])
+    except StoreLocked as exc:
+        print(exc.holder_pid == os.getppid(), str(exc).removeprefix(sys.argv[1]), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+box.enqueue("log", {})
+box.close()
+"""
 FORK_DURING_A_COMMIT = """
 import os, signal, sys, threading
 from outbox import Outbox, StoreClosed
@@ -276,6 +291,20 @@ def test_a_forked_child_is_refused_and_harms_nobody(outbox_dir: Path) -> None:
     assert done.stdout == "True 2\n"
     with Outbox.open(outbox_dir) as box:
         assert [entry.args["by"] for entry in box.pending()] == ["parent", "parent again"]
+
+
+@pytest.mark.slow
+def test_forked_child_that_attaches_is_told_of_the_fork(outbox_dir: Path) -> None:
+    """As a worker of a server that opened the outbox before it forked: it was told to share an Outbox that it had."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORK_AND_ATTACH, str(outbox_dir)],
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=True,
+    )
+    assert done.stdout.startswith("True  was open in process ")
+    assert "when it forked this one (fork before you open it" in done.stdout
 
 
 @pytest.mark.slow

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from outbox import Health, Outbox, OutboxConfig, StoreLocked
+from outbox import Health, Outbox, OutboxConfig, Relay, StoreLocked
+from outbox.errors import StoreUnavailable
 from outbox.monitoring import findings
 from outbox.store import envelope, reads
 from outbox.store.ledger import Settlement
 from outbox.store.locks import Role, RoleLock
 from outbox.store.state_file import StateFile
+from outbox.testing import InMemoryTarget
 from tests.unit.fakes.rig import FakeClock, TurnedClock
 from tests.unit.fakes.waiting import LONG
 
@@ -36,6 +42,51 @@ def fill(box: Outbox, count: int) -> None:
         with box.transaction() as tx:
             for number in range(min(count, 5000)):
                 tx.enqueue("log", {"number": number})
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Within the block the process can open no file."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    taken: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, before[1]))
+    try:
+        while True:
+            try:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                break
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for one in taken:
+            os.close(one)
+
+
+CALLS: dict[str, Callable[[Outbox, Relay], object]] = {
+    "status": lambda box, _: box.status(),
+    "discard": lambda box, _: box.discard(1, "given up"),
+    "drain": lambda _, relay: relay.drain(0),
+    "start": lambda _, relay: relay.start(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_call_without_a_free_descriptor_raises_an_outbox_error(outbox_dir: Path, call: Any) -> None:
+    """A trading loop that asks for the status catches `OutboxError`; a bare OSError ended it."""
+    with Outbox.open(outbox_dir) as box:
+        box.enqueue("log", {"n": 1})
+        box.status()
+        relay = Relay(box, InMemoryTarget([]))
+        with no_more_files():
+            # What needs no file goes on.
+            box.enqueue("log", {"n": 2})
+            with pytest.raises(StoreUnavailable, match="Too many open files") as raised:
+                call(box, relay)
+        assert raised.value.errno == errno.EMFILE
+        relay.stop()
+        assert (box.status().pending, box.status().halted) == (2, False)
 
 
 def test_an_empty_store_is_healthy(outbox_dir: Path) -> None:
