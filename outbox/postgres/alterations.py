@@ -18,6 +18,7 @@ from .. import codec
 from ..failures import PRIVILEGE
 from ..store.envelope import Record
 from .piggyback import tried
+from .receipts import text_array
 from .transaction_settings import Cursor
 from .watermarks import TABLE as WATERMARKS
 
@@ -46,12 +47,13 @@ LIMIT 4"""
 _OF_TABLES = """
 WITH rels AS (
     SELECT oid, relname, age(xmin) AS age, relrowsecurity FROM pg_class
-    WHERE CASE WHEN %(operation)s::text IS NULL THEN relname = ANY(%(names)s) AND relkind IN ('r', 'p', 'v', 'f')
+    WHERE CASE WHEN %(operation)s::text IS NULL
+        THEN relname = ANY(%(names)s::text[]) AND relkind IN ('r', 'p', 'v', 'f')
         ELSE oid = to_regclass(%(operation)s) END
 )
 SELECT 'column ' || quote_ident(attname) || ' of ' || quote_ident(relname)
 FROM rels JOIN pg_attribute ON attrelid = rels.oid AND attnum > 0 AND NOT attisdropped
-WHERE NOT %(policy)s AND (attname = ANY(%(names)s) OR attgenerated <> '') AND (
+WHERE NOT %(policy)s AND (attname = ANY(%(names)s::text[]) OR attgenerated <> '') AND (
     age(pg_attribute.xmin) < age(%(since)s::xid)
     OR EXISTS (SELECT FROM pg_type one WHERE one.oid = atttypid AND age(one.xmin) < age(%(since)s::xid))
     OR EXISTS (SELECT FROM pg_enum one WHERE enumtypid = atttypid AND age(one.xmin) < age(%(since)s::xid)))
@@ -158,7 +160,7 @@ class Alterations:
             "datatype": refused.datatype,
             "constraint": refused.constraint,
             "operation": table,
-            "names": list(dict.fromkeys(names)),
+            "names": text_array(dict.fromkeys(names)),
             "in_function": refused.in_function,
             "policy": refused.sqlstate == PRIVILEGE,
         }

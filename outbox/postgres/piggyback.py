@@ -24,6 +24,9 @@ _ENDS_SAVEPOINTS = re.compile(r"\b(SAVEPOINT|ROLLBACK|RELEASE|COMMIT|ABORT)\b|^\
 _IS_CONDITIONAL = re.compile(r"\b(SELECT|NOTHING|WHERE|TABLE)\b", re.IGNORECASE)
 _INTO = re.compile(r"\bINTO\s+(\S+?)[\s(].*\bVALUES\b", re.IGNORECASE | re.DOTALL)
 _LITERAL = re.compile(r"'[^']*'")
+_NEXTVAL = re.compile(r"\bnextval\s*\(\s*'([^']+)'", re.IGNORECASE)
+# So many sequences are remembered of a session.
+_SEQUENCES = 100
 # Longer statements are seldom repeated.
 _CACHED_CHARS = 4096
 _BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
@@ -66,6 +69,8 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self.kept_out: str | None = None
         # Called with each statement of a cursor before it is sent, but not for those that it sends itself.
         self.on_statement: Callable[[str], None] | None = None
+        # Sequences that statements of this session have named, the newest last.
+        self._sequences: dict[str, None] = {}
 
     def poll(self) -> int:
         """See psycopg2.  Called again and again by a wait callback of the host, which has no time limit of its own."""
@@ -160,6 +165,19 @@ class PiggybackConnection(psycopg2.extensions.connection):
         if self.kept_out is None and not _IS_CONDITIONAL.search(text) and (into := _INTO.search(text)):
             self.kept_out = into[1]
 
+    @property
+    def sequences(self) -> list[str]:
+        """Sequences of which a statement of this session has got a number by name: `nextval('...')`."""
+        return list(self._sequences)
+
+    def note_sequences(self, cursor: Any) -> None:
+        """Note the sequences in what `cursor` has just sent, with the values in their places."""
+        for name in _NEXTVAL.findall((cursor.query or b"").decode(errors="replace")):
+            self._sequences.pop(name, None)
+            self._sequences[name] = None
+        for oldest in self.sequences[:-_SEQUENCES]:
+            del self._sequences[oldest]
+
     @contextmanager
     def kept_as_it_is(self) -> Iterator[None]:
         """Undo at the end what the block sets on the connection object: its class of cursors and its type casters.
@@ -219,6 +237,12 @@ def tried(cursor: Any, query: str, *parameters: Any) -> Any:
             cursor.connection.owe("RELEASE SAVEPOINT outbox_tried")
 
 
+def _names_a_sequence(query: Any) -> bool:
+    if isinstance(query, str):
+        return "nextval" in query or "NEXTVAL" in query
+    return not isinstance(query, bytes) or b"nextval" in query or b"NEXTVAL" in query
+
+
 def _ends_savepoints(query: str) -> bool:
     return _searched(query) if len(query) <= _CACHED_CHARS else _ENDS_SAVEPOINTS.search(query) is not None
 
@@ -244,7 +268,11 @@ class _Sending:
             sent = self.connection.before(query.decode("latin-1")).encode() + query
         else:
             self.connection.send_before(str(query))
-        result = super().execute(sent, *args, **kwargs)  # type: ignore[misc]
+        try:
+            result = super().execute(sent, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            if _names_a_sequence(query):
+                self.connection.note_sequences(self)
         if self.rowcount == 0 and self.statusmessage == "INSERT 0 0":
             self.connection.note_no_row(query, self)
         return result

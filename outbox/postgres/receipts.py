@@ -145,6 +145,11 @@ def _array(elements: Iterable[str]) -> str:
     return "{" + ",".join(elements) + "}"
 
 
+def text_array(texts: Iterable[str]) -> str:
+    """Texts as an array in PostgreSQL's own form."""
+    return _array(map(_quoted_text, texts))
+
+
 @cache
 def _quoted(name: str) -> str:
     return _quoted_text(name)

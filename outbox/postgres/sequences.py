@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from .alterations import Refused
 from .piggyback import tried
-from .transaction_settings import Cursor
+from .receipts import text_array
 
-# Sequences of the columns of an index, by a default or as an identity, and those that a statement names.
+# Sequences of the columns of an index, by a default or as an identity, and those that statements have named.
 _OF_INDEX = """
 WITH own AS (
     SELECT indrelid, attname FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)
@@ -32,7 +33,6 @@ SELECT seq::regclass::text FROM found JOIN pg_class ON pg_class.oid = seq AND re
 
 # Messages are translated, this part of them is not.
 _KEY = re.compile(r"\(.*\)=\((.*)\)")
-_NEXTVAL = re.compile(r"\bnextval\s*\(\s*'([^']+)'", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +43,17 @@ class Taken:
     number: str
 
 
-def taken_number(cursor: Cursor, refused: Refused) -> Taken | None:
+def taken_number(cursor: Any, refused: Refused) -> Taken | None:
     """The number that a unique index has refused, if this session got it from a sequence.
 
-    The transaction was rolled back, and a sequence takes no number back.
+    The transaction was rolled back, and a sequence takes no number back.  `cursor`: of a `PiggybackConnection`.
     """
     key = _KEY.search(refused.detail or "")
     if key is None:
         return None
-    cursor.execute(_OF_INDEX, (refused.schema, refused.constraint, _NEXTVAL.findall(refused.statement)))
+    # A number may be got by a statement of its own, and a deferred key is refused at the commit.
+    named = text_array(cursor.connection.sequences)
+    cursor.execute(_OF_INDEX, (refused.schema, refused.constraint, named))
     for (sequence,) in cursor.fetchall():
         # None where this session has got nothing from it.
         got = tried(cursor, "SELECT currval(%s::regclass)::text", sequence)
