@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -65,6 +66,24 @@ def rotated(given: dict[str, Any], by: int) -> dict[str, Any]:
     """libpq's parameters with the first `by` hosts behind the others."""
     lists = {name: given[name].split(",") for name in ("host", "hostaddr", "port") if name in given}
     return given | {name: ",".join(one[by % len(one) :] + one[: by % len(one)]) for name, one in lists.items()}
+
+
+def completed(given: Mapping[str, Any]) -> Mapping[str, str] | None:
+    """`given` with what libpq takes from a service, the environment and its defaults; None where it does not show.
+
+    The driver shows that of a living connection only: of one to a port of our own, which goes no further.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as here:
+            where = {"host": "127.0.0.1", "hostaddr": "127.0.0.1", "port": here.getsockname()[1]}
+            raw = psycopg2.connect(**{**given, **where}, async_=True)
+            try:
+                found: Mapping[str, str] = raw.info.dsn_parameters
+                return found
+            finally:
+                raw.close()
+    except (OSError, psycopg2.Error):
+        return None
 
 
 def _parsed(dsn: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ dropped, and the next use connects anew.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from ..errors import EntryRejected, OutboxError, Reject, RetryLater, TargetMisco
 from ..failures import CONFLICTS, CONTENTIONS, PRIVILEGE, STALLS, UNNAMED, Verdict, classify
 from ..log import Log
 from ..words import first_line
-from .address import Address, rotated
+from .address import Address, completed, rotated
 from .alterations import Refused
 from .login_probe import Login, sqlstate_of_login
 from .parking import OperationFault
@@ -282,8 +282,9 @@ class GuardedConnection:
             raise
         return raw
 
-    def _note_refused(self, given: Mapping[str, Any], info: Any) -> None:
-        self._refused = Login.of(info, given)
+    def _note_refused(self, given: dict[str, Any], info: Any) -> None:
+        tried = completed(given)
+        self._refused = None if tried is None else Login.of(info, tried)
 
     def opening_cursor(self, connection: Connection) -> Cursor:
         """A driver cursor for the statements of a new transaction; the first one also sets what they depend on."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import os
 import socket
 import ssl
 import struct
@@ -44,24 +45,34 @@ class Login:
     password: str = field(default="", repr=False)
     # As libpq names them: disable, allow, prefer, require, verify-ca, verify-full.
     sslmode: str = "prefer"
-    # Whether the program has a certificate of its own, which is not used here.
-    certified: bool = False
+    # Whether only the driver can make this login safely: with a certificate of the program's, or with a proof of who
+    # the server is.
+    particular: bool = False
 
     @classmethod
-    def of(cls, info: Any, given: Mapping[str, Any]) -> Login:
-        """What the driver tried, by the `info` of its connection and the parameters that were `given` to it.
-
-        The former include what libpq takes from the environment, from a password file or a service.
-        """
+    def of(cls, info: Any, tried: Mapping[str, str]) -> Login:
+        """What the driver tried, by the `info` of its connection and all of libpq's parameters that it shows."""
+        host, sslmode = info.host or "", tried.get("sslmode", "prefer")
+        encrypted = sslmode != "disable" and not host.startswith("/")
+        # As libpq does: with a root certificate `require` verifies the server's.
+        verifies = sslmode.startswith("verify") or (
+            sslmode == "require" and _has_file(tried, "sslrootcert", "root.crt")
+        )
+        binds = tried.get("channel_binding") == "require" or bool(tried.get("require_auth"))
         return cls(
-            host=info.host or "",
+            host=host,
             port=info.port,
             user=info.user or "",
             database=info.dbname or "",
             password=info.password or "",
-            sslmode=given.get("sslmode", "prefer"),
-            certified="sslcert" in given,
+            sslmode=sslmode,
+            particular=binds or (encrypted and (verifies or _has_file(tried, "sslcert", "postgresql.crt"))),
         )
+
+
+def _has_file(tried: Mapping[str, str], name: str, default: str) -> bool:
+    """Whether libpq has a file for TLS: one that it was told of, or the one in its folder."""
+    return bool(tried.get(name)) or os.path.exists(os.path.expanduser(f"~/.postgresql/{default}"))
 
 
 def sqlstate_of_login(login: Login, timeout_s: float, nonce: str) -> str | None:
@@ -69,7 +80,7 @@ def sqlstate_of_login(login: Login, timeout_s: float, nonce: str) -> str | None:
 
     `nonce` is random text without a comma.  Never raises for the network.
     """
-    if login.certified or login.sslmode.startswith("verify") or not (login.host and login.user):
+    if login.particular or not (login.host and login.user):
         return None
     try:
         with _dial(login, timeout_s) as server:

@@ -353,6 +353,18 @@ def test_the_password_of_the_environment_is_the_logins(
         assert isinstance(bench.apply().interruption, TargetUnavailable)
 
 
+def test_sslmode_of_the_environment_holds_for_the_second_login(
+    locked: PostgresServer, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proof of the password went out in plain text, and the server's refusal of it stopped the line."""
+    monkeypatch.setenv("PGSSLMODE", "require")
+    with Bench(outbox_dir, f"postgresql://postgres:wrong@127.0.0.1:{locked.port}/postgres", ROW) as bench:
+        bench.enqueue("row", {"n": 1})
+        interruption = bench.apply().interruption
+        assert isinstance(interruption, TargetUnavailable)
+        assert "SSL" in str(interruption)
+
+
 @pytest.fixture
 def every_engine_in_autocommit() -> Iterator[None]:
     """The host sets autocommit on each connection of every engine in its process."""

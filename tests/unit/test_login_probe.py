@@ -8,12 +8,16 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 
+from outbox.postgres.address import completed
 from outbox.postgres.login_probe import PROOF_ASKED, Login, sqlstate_of_login
+from outbox.postgres.piggyback import PiggybackConnection
 from tests.unit.fakes.ports import held_port
 from tests.unit.fakes.waiting import LONG
 
@@ -242,12 +246,71 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path: Path) -> None:
             assert answer_of(login(port, host=host), 0.1) is None
 
 
+def failed(**given: Any) -> Login:
+    """The login of the driver at a port where no server is."""
+    found: list[Login] = []
+
+    def note(info: Any) -> None:
+        tried = completed(asked)
+        assert tried is not None
+        found.append(Login.of(info, tried))
+
+    with held_port() as held, pytest.raises(psycopg2.OperationalError):
+        asked = {"host": "127.0.0.1", "port": held.getsockname()[1], "user": "me", "dbname": "trading", **given}
+        psycopg2.connect(**asked, connection_factory=partial(PiggybackConnection, on_failure=note))
+    return found[0]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, of which libpq takes certificates."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".postgresql").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("mode", ["disable", "require", "verify-full"])
+def test_sslmode_of_the_environment_is_the_logins(home: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    """A login of verify-full was sent to a server whose certificate was not looked at."""
+    monkeypatch.setenv("PGSSLMODE", mode)
+    login = failed()
+    assert (login.sslmode, login.particular) == (mode, mode == "verify-full")
+
+
+def test_sslmode_of_a_service_is_the_logins(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "services").write_text("[trading]\nsslmode=verify-ca\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(home / "services"))
+    assert failed(service="trading").particular
+
+
+@pytest.mark.parametrize(
+    ("given", "files", "particular"),
+    [
+        ({}, [], False),
+        ({}, ["postgresql.crt"], True),
+        ({"sslmode": "disable"}, ["postgresql.crt", "root.crt"], False),
+        ({"host": "/nowhere"}, ["postgresql.crt"], False),
+        ({"sslmode": "require"}, [], False),
+        # As libpq: with a root certificate this is verify-ca.
+        ({"sslmode": "require"}, ["root.crt"], True),
+        ({"sslmode": "verify-ca", "sslrootcert": "/nowhere"}, [], True),
+        ({"channel_binding": "require"}, [], True),
+        ({"require_auth": "scram-sha-256"}, [], True),
+    ],
+    ids=str,
+)
+def test_login_is_the_drivers_alone_where_it_proves_more(
+    home: Path, given: dict[str, Any], files: list[str], particular: bool
+) -> None:
+    for name in files:
+        (home / ".postgresql" / name).write_text(CERTIFICATE)
+    assert failed(**given).particular is particular
+
+
 @pytest.mark.parametrize(
     "changed",
     [
-        {"sslmode": "verify-ca"},
-        {"sslmode": "verify-full"},
-        {"certified": True},
+        {"particular": True},
         {"user": ""},
         {"host": ""},
     ],
