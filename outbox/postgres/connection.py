@@ -296,6 +296,9 @@ class GuardedConnection:
     def owe_settings(self, raw: Any) -> None:
         """Undo, before the next statement, whatever a handler has set for its session or transaction."""
         raw.owe(self._settings.restoring)
+        if raw.get_parameter_status("client_encoding") != "UTF8":
+            # Not together with the next one: PostgreSQL reads a message by the encoding that it finds when it comes.
+            raw.send_owed()
 
     @contextmanager
     def behind_handlers(self) -> Iterator[None]:

@@ -716,6 +716,27 @@ def test_a_handler_that_makes_the_transaction_read_only_waits(url: str, outbox_d
         assert bench.receipts() == []
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_text_behind_a_handler_that_set_an_encoding_is_as_it_was(url: str, outbox_dir: Path, together: bool) -> None:
+    """PostgreSQL read the next statement in the encoding of the handler before it, and stored other characters."""
+
+    def set_it(connection: Connection, entry: Entry) -> None:
+        connection.execute(text("SET client_encoding TO 'LATIN1'; SET standard_conforming_strings = off"))
+
+    def write(connection: Connection, entry: Entry) -> dict[str, Any]:
+        connection.execute(text("INSERT INTO texts VALUES (:written)"), dict(entry.args))
+        return dict(entry.args)
+
+    query(url, "CREATE TABLE texts (written text)")
+    operations = [Operation("set", handler=set_it), Operation("write", handler=write), Operation("row", table="texts")]
+    with Bench(outbox_dir, url, *operations) as bench:
+        for name in ("set", "write", "set", "row", "set", "write"):
+            bench.enqueue(name, {} if name == "set" else {"written": "Zürich \\ 5 €"})
+        for seqs in [range(1, 7)] if together else [[seq] for seq in range(1, 7)]:
+            assert completed(bench.apply(*seqs)) == list(seqs)
+        assert bench.query("SELECT DISTINCT written FROM texts") == [("Zürich \\ 5 €",)]
+
+
 def test_commit_waits_for_the_disk_against_the_setting_of_a_handler(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         insert(connection, entry)
