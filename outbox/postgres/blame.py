@@ -6,16 +6,18 @@ Only for its data is an entry given up; for anything else it waits.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 from .. import codec
 from ..errors import EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable
-from ..failures import UNIQUE
+from ..failures import INTEGRITY, OUT_OF_RANGE, UNIQUE
 from ..operation import Operation
 from ..target import Unit
 from .alterations import Alterations, Refused
 from .connection import GuardedConnection, UnitFailed
+from .left_out import Given, given_by, why_left_out
 from .parking import OperationFault
-from .rows import columns_of_index, quote_table
+from .rows import Table, quote_table
 from .sequences import Taken, taken_number
 
 
@@ -61,21 +63,25 @@ class Blame:
         """What an operator can do where the data is not the cause, or None where it is."""
         table = self._operations[operation].table_path if operation and operation in self._operations else ()
         item = next((one for one in unit if one.operation == operation), unit[0])
-        index = (refused.schema, refused.constraint) if table and refused.sqlstate == UNIQUE else (None, None)
-        if None in index and not self._alterations.may_concern(item):
+        given = self._given(unit, operation, table, refused)
+        if given is None and not self._alterations.may_concern(item):
             return None
-        columns: list[str] = []
         with self._link.translated(), self._link.own_statements():
             connection = self._link.get()
             with self._link.guard(), connection.begin():
                 cursor = self._link.opening_cursor(connection)
-                if index[0] and index[1]:
-                    columns = columns_of_index(cursor, table, index[0], index[1])
+                why = None if given is None else why_left_out(cursor, refused, given)
                 path = quote_table(table) if table else None
                 altered = self._alterations.between(cursor, item, refused, path)
-        given = {name for one in unit if one.operation == operation for name in codec.field_names(one.args)}
-        if columns and not set(columns) & given:
-            return f"the entries have no {', '.join(columns)}: set its sequence forward; they wait"
-        if altered is not None:
+        if why is None and altered is not None:
             return f"altered since the entry was enqueued: {altered}; alter it back, or discard the entry; it waits"
-        return None
+        return why
+
+    def _given(self, unit: Unit, operation: str | None, table: Table, refused: Refused) -> Given | None:
+        """What the refused INSERT gave, where a default may have been refused."""
+        if not refused.sqlstate.startswith(INTEGRITY) and refused.sqlstate != OUT_OF_RANGE:
+            return None
+        if not table:
+            return given_by(refused.statement)
+        names = (codec.field_names(one.args) for one in unit if one.operation == operation)
+        return Given(table, frozenset(chain.from_iterable(names)))
