@@ -35,7 +35,7 @@ class Operation:
     `validate`: `validate(args)` raises for input that must not be stored.
     `best_effort`: a rejection of this operation never holds back others and needs no operator.
     `may_vanish`: triggers or rules of the table may keep rows out on purpose, or write them elsewhere; also those that
-        a handler inserts.
+        a handler inserts.  The table may be UNLOGGED, so that a crash of PostgreSQL empties it.
     """
 
     name: str

@@ -6,18 +6,16 @@ Only for its data is an entry given up; for anything else it waits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain
 
-from .. import codec
 from ..errors import EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable
-from ..failures import INTEGRITY, OUT_OF_RANGE, UNIQUE
+from ..failures import UNIQUE
 from ..operation import Operation
 from ..target import Unit
 from .alterations import Alterations, Refused
 from .connection import GuardedConnection, UnitFailed
-from .left_out import Given, given_by, why_left_out
+from .left_out import given_by, why_left_out
 from .parking import OperationFault
-from .rows import Table, quote_table
+from .rows import quote_table
 from .sequences import Taken, taken_number
 
 
@@ -63,7 +61,7 @@ class Blame:
         """What an operator can do where the data is not the cause, or None where it is."""
         table = self._operations[operation].table_path if operation and operation in self._operations else ()
         item = next((one for one in unit if one.operation == operation), unit[0])
-        given = self._given(unit, operation, table, refused)
+        given = given_by(refused, table, [one for one in unit if one.operation == operation])
         if given is None and not self._alterations.may_concern(item):
             return None
         with self._link.translated(), self._link.own_statements():
@@ -76,12 +74,3 @@ class Blame:
         if why is None and altered is not None:
             return f"altered since the entry was enqueued: {altered}; alter it back, or discard the entry; it waits"
         return why
-
-    def _given(self, unit: Unit, operation: str | None, table: Table, refused: Refused) -> Given | None:
-        """What the refused INSERT gave, where a default may have been refused."""
-        if not refused.sqlstate.startswith(INTEGRITY) and refused.sqlstate != OUT_OF_RANGE:
-            return None
-        if not table:
-            return given_by(refused.statement)
-        names = (codec.field_names(one.args) for one in unit if one.operation == operation)
-        return Given(table, frozenset(chain.from_iterable(names)))

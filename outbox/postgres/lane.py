@@ -341,7 +341,8 @@ class Lane:
             names = self._shapes[shape] = codec.field_names(run[0].args)
         only = position[run[0].seq] if len(run) == 1 else None
         try:
-            written = self._rows.insert(cursor, operation.table_path, names, run, operation.json_columns)
+            lenient, json_columns = operation.may_vanish or operation.best_effort, operation.json_columns
+            written = self._rows.insert(cursor, operation.table_path, names, run, json_columns, may_vanish=lenient)
         except psycopg2.errors.NotNullViolation as exc:
             column, of = exc.diag.column_name, exc.diag.table_name
             if of == operation.table_path[-1] and column not in names:

@@ -7,10 +7,14 @@ a NOT NULL column, or once a sequence has passed the type of its column.  The en
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from ..failures import OUT_OF_RANGE, UNIQUE
+from .. import codec
+from ..failures import INTEGRITY, OUT_OF_RANGE, UNIQUE
+from ..store.envelope import Record
 from .alterations import Refused
 from .piggyback import tried
 from .receipts import text_array
@@ -73,13 +77,21 @@ class Given:
     columns: frozenset[str]
 
 
-def given_by(statement: str) -> Given | None:
-    """What a handler's statement gives; None unless it is one INSERT that names its columns."""
-    found = _INSERT.findall(_LITERAL.sub("", statement))
+def given_by(refused: Refused, table: Table, records: Sequence[Record]) -> Given | None:
+    """What the refused INSERT of these entries gave, where a default may be the cause; None where that is not known.
+
+    `table` is that of a table operation; without it a handler's statement is taken, if it is one INSERT that names its
+    columns.
+    """
+    if not refused.sqlstate.startswith(INTEGRITY) and refused.sqlstate != OUT_OF_RANGE:
+        return None
+    if table:
+        return Given(table, frozenset(chain.from_iterable(codec.field_names(one.args) for one in records)))
+    found = _INSERT.findall(_LITERAL.sub("", refused.statement))
     if len(found) != 1:
         return None
-    ((table, columns),) = found
-    return Given(_names(table), frozenset(_names(columns)))
+    ((name, columns),) = found
+    return Given(_names(name), frozenset(_names(columns)))
 
 
 def why_left_out(cursor: Any, refused: Refused, given: Given) -> str | None:

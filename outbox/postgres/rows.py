@@ -12,8 +12,9 @@ from .transaction_settings import Cursor
 
 # Types without their modifiers: numeric(18,8) is enforced by the insert into the column, where it cannot be outdated.
 _COLUMNS = """
-SELECT attname, format_type(atttypid, -1), atttypid::bigint FROM pg_attribute
-WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
+SELECT attname, format_type(atttypid, -1), atttypid::bigint,
+    (SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass(%s))
+FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
 
 # Rules, a view's table, and triggers other than BEFORE ... FOR EACH ROW (3 in tgtype; 4: for INSERT).
 _SEES_STATEMENT = """
@@ -51,6 +52,8 @@ class RowWriter:
     def __init__(self) -> None:
         self._types = ColumnTypes()
         self._columns: dict[Table, dict[str, ColumnType]] = {}
+        # Tables that a crash of PostgreSQL empties.
+        self._unlogged: set[Table] = set()
         # Whether a table gets a statement for each row.
         self._row_by_row: dict[Table, bool] = {}
         # By table, columns, kinds of values and JSON columns.
@@ -59,6 +62,7 @@ class RowWriter:
     def forget(self) -> None:
         """A transaction has ended, so tables may change."""
         self._columns.clear()
+        self._unlogged.clear()
         self._row_by_row.clear()
         self._chosen.clear()
 
@@ -69,11 +73,13 @@ class RowWriter:
         names: tuple[str, ...],
         records: Sequence[Record],
         json_values: frozenset[str] = frozenset(),
+        *,
+        may_vanish: bool = True,
     ) -> int:
         """Insert one row for each record, all of which have exactly the arguments `names`, in order.
 
         Returns how many rows PostgreSQL has written.  In columns of `json_values` a text is a JSON string.  Raises
-        `OperationFault` for a missing column.
+        `OperationFault` for a missing column, and for a table that a crash empties unless rows `may_vanish`.
         """
         if not names:
             written = 0
@@ -82,6 +88,11 @@ class RowWriter:
                 written += cursor.rowcount
             return written
         columns = self.columns_of(cursor, table, names)
+        if table in self._unlogged and not may_vanish:
+            raise OperationFault(
+                f"table {'.'.join(table)!r} is UNLOGGED: a crash of PostgreSQL empties it",
+                hint="ALTER TABLE ... SET LOGGED, or declare the operation with may_vanish=True; the entries wait",
+            )
         row_by_row = len(records) > 1 and self._goes_row_by_row(cursor, table)
         written = 0
         for sources, run in self.runs(table, columns, names, records, json_values):
@@ -111,9 +122,12 @@ class RowWriter:
             name = quote_table(table)
             # Analysing an INSERT takes its locks, and only them: neither partitions nor what is below a view.
             analyse = f"EXPLAIN INSERT INTO {name} DEFAULT VALUES;".replace("%", "%%")
-            cursor.execute(analyse + _COLUMNS, (name,))
+            cursor.execute(analyse + _COLUMNS, (name, name))
+            rows = cursor.fetchall()
+            if any(unlogged for *_, unlogged in rows):
+                self._unlogged.add(table)
             known = self._columns[table] = self._types.of(
-                cursor, [(column, type_name, int(oid)) for column, type_name, oid in cursor.fetchall()]
+                cursor, [(column, type_name, int(oid)) for column, type_name, oid, _ in rows]
             )
         missing = [name for name in names if name not in known]
         if missing:

@@ -41,6 +41,24 @@ def url(postgres_url: str) -> str:
     return postgres_url
 
 
+def test_table_that_a_crash_empties_takes_nothing_for_good(url: str, outbox_dir: Path) -> None:
+    """Its rows were gone after a crash of PostgreSQL, their receipts were not, and the status was healthy."""
+    query(url, "ALTER TABLE effects SET UNLOGGED")
+    with Bench(outbox_dir, url, ROW) as bench:
+        bench.enqueue("row", {"n": 1})
+        assert "table 'effects' is UNLOGGED" in parked(bench.apply())
+        query(url, "ALTER TABLE effects SET LOGGED")
+        assert completed(bench.apply()) == [1]
+
+
+@pytest.mark.parametrize("declared", [{"may_vanish": True}, {"best_effort": True}], ids=str)
+def test_row_that_may_be_lost_goes_into_an_unlogged_table(url: str, outbox_dir: Path, declared: Any) -> None:
+    query(url, "ALTER TABLE effects SET UNLOGGED")
+    with Bench(outbox_dir, url, Operation("row", table="effects", **declared)) as bench:
+        bench.enqueue("row", {"n": 1})
+        assert completed(bench.apply()) == [1]
+
+
 @pytest.mark.parametrize("keeps_out", KEEPS_OUT.values(), ids=KEEPS_OUT)
 def test_swallowed_row_stops_its_operation(url: str, outbox_dir: Path, keeps_out: str) -> None:
     query(url, keeps_out)
