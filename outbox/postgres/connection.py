@@ -138,8 +138,9 @@ class GuardedConnection:
             text = f"a transaction took longer than {self.stall_timeout_s} s here, not in PostgreSQL"
         if verdict is Verdict.UNAVAILABLE:
             # An entry's own statement may fail each time while others work: it crashes the server's process, finds a
-            # row locked (NOWAIT), or writes to a disk or a page that nothing else needs.
-            stalled = applying or self._watchdog.fired or sqlstate in STALLS
+            # row locked (NOWAIT), or writes to a disk or a page that nothing else needs.  So may what it has deferred
+            # to the commit.
+            stalled = applying or committing or self._watchdog.fired or sqlstate in STALLS
             too_much, conflict = alive and sqlstate in CONTENTIONS, alive and sqlstate in CONFLICTS
             return TargetUnavailable(text, stalled=stalled, too_much=too_much, conflict=conflict)
         if verdict is Verdict.MISCONFIGURED:

@@ -402,6 +402,27 @@ def _crash(connection: Connection) -> None:
     connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
 
+def test_entry_whose_commit_crashes_its_backend_holds_back_no_other(url: str, outbox_dir: Path) -> None:
+    """As by a deferred trigger, or a commit for which the server has no memory: it was an outage for all."""
+    query(
+        url,
+        """CREATE FUNCTION crash() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN IF new.n = 3 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER crash AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION crash()""",
+    )
+    quick: dict[str, Any] = {"backoff_base": 0.01, "backoff_cap": 0.05}
+    with bench_with(outbox_dir, url, insert, **quick) as bench, Relay(bench.box, bench.target):
+        for number in range(6):
+            bench.enqueue("plain", {"n": number})
+        until(lambda: bench.box.status().pending == 1 and bool(bench.box.status().needs_operator))
+        assert "crashes its backend" in bench.box.status().needs_operator[0]
+        assert sorted(effects(bench)) == [0, 1, 2, 4, 5]
+        query(url, "DROP TRIGGER crash ON effects")
+        until(lambda: bench.box.status().pending == 0)
+        assert sorted(effects(bench)) == [0, 1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("end", [_crash, Connection.invalidate, lambda one: one.connection.dbapi_connection.close()])
 def test_entry_that_ends_its_connection_each_time_holds_only_its_key(
     url: str, outbox_dir: Path, end: Callable[[Connection], Any]
