@@ -116,4 +116,7 @@ def without_password(text: str) -> str:
 
 def _fact(value: Any) -> Any:
     """Numbers as they are; everything else as text, which may come from anywhere."""
-    return value if value is None or isinstance(value, int | float) else without_password(str(value))
+    if value is None or isinstance(value, int | float):
+        return value
+    # A handler that writes a file loses a message with a lone surrogate.
+    return without_password(str(value)).encode(errors="backslashreplace").decode()

@@ -173,3 +173,9 @@ def test_handler_that_causes_the_same_message_ends() -> None:
     finally:
         logger.removeHandler(handler)
     assert seen == ["the relay has stopped", "a call of log_event was not recorded"] * 2
+
+
+def test_fact_that_is_no_valid_unicode_is_logged_with_its_codes(caplog: pytest.LogCaptureFixture) -> None:
+    """As the name of a file in another encoding: a log file takes no lone surrogate, and the message was gone."""
+    Log("outbox.test").warning("no file %(file)s", file="caf\udce9")
+    assert caplog.messages == ["no file caf\\udce9"]
