@@ -248,7 +248,7 @@ class Outbox(Enqueueing):
 
         With `vacuum` the file is also rewritten compactly and swapped.  That needs this process to be the only one
         with the store open, and no relay running; else it raises `StoreLocked` and changes nothing.  Raises
-        `OutboxError` while entries that PostgreSQL lost wait to be put back.
+        `StoreUnavailable`, and `OutboxError` while entries that PostgreSQL lost wait to be put back.
         """
         refuse_at_the_end()
         if self.alarms.sounds(FORGOTTEN):
@@ -271,4 +271,5 @@ class Outbox(Enqueueing):
                 return pruned
 
         # All of it in the writer's thread: an interrupted caller must not release the roles before the swap is done.
-        return self._writer.run(Rank.MAINTAIN, prune_and_rewrite)
+        with as_unavailable(self.path):
+            return self._writer.run(Rank.MAINTAIN, prune_and_rewrite)

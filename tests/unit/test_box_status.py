@@ -69,6 +69,7 @@ CALLS: dict[str, Callable[[Outbox, Relay], object]] = {
     "discard": lambda box, _: box.discard(1, "given up"),
     "drain": lambda _, relay: relay.drain(0),
     "start": lambda _, relay: relay.start(),
+    "compact": lambda box, _: box.compact(vacuum=True),
 }
 
 
