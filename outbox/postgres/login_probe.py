@@ -27,10 +27,11 @@ _MAX_ANSWERS = 1_000
 # More would keep the relay busy for longer than it takes to connect.
 _MAX_ITERATIONS = 1_000_000
 # Methods of authentication, as the server numbers them.
-_OK, _MD5, _SASL, _SASL_GOES_ON, _SASL_ENDS = 0, 5, 10, 11, 12
+_OK, _PLAIN, _MD5, _SASL, _SASL_GOES_ON, _SASL_ENDS = 0, 3, 5, 10, 11, 12
+_ASKS_A_PASSWORD = frozenset({_PLAIN, _MD5, _SASL})
 _SCRAM = b"SCRAM-SHA-256"
-# Stands for "the server asks for a proof that is not given here", after which the driver's login failed.
-PROOF_ASKED = "28P01"
+# Stands for "the server asks for a password, and the program has none".
+PROOF_MISSING = "28P01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,12 @@ def _ask(server: socket.socket, login: Login, nonce: str) -> str | None:
             _send(server, _SCRAM + b"\0" + struct.pack(">I", len(scram.first)) + scram.first)
         elif method == _SASL_GOES_ON and scram is not None:
             _send(server, scram.final(rest))
+        elif method in _ASKS_A_PASSWORD and not login.password:
+            return PROOF_MISSING
         elif method not in (_OK, _SASL_ENDS):
-            return PROOF_ASKED
+            # A plain password, which LDAP and PAM ask for too, is not sent once more: the account may be locked after a
+            # few wrong ones.  Without the server's answer nothing tells a refusal from an outage.
+            return None
     return None
 
 

@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from outbox.postgres.address import completed
-from outbox.postgres.login_probe import PROOF_ASKED, Login, sqlstate_of_login
+from outbox.postgres.login_probe import PROOF_MISSING, Login, sqlstate_of_login
 from outbox.postgres.piggyback import PiggybackConnection
 from tests.unit.fakes.ports import held_port
 from tests.unit.fakes.waiting import LONG
@@ -128,8 +128,10 @@ CHALLENGE = method(11, b"r=noncetheirs,s=c2FsdA==,i=2")
     [
         (REFUSED, "28000"),
         (TOO_MANY, "53300"),
-        (SCRAM, PROOF_ASKED),
-        (MD5, PROOF_ASKED),
+        (SCRAM, PROOF_MISSING),
+        (MD5, PROOF_MISSING),
+        (PASSWORD, PROOF_MISSING),
+        (method(7), None),
         (LETS_IN + READY, None),
         (LETS_IN + TOO_MANY, "53300"),
         (error(b"SFATAL", b"Mwithout a code"), None),
@@ -147,6 +149,8 @@ CHALLENGE = method(11, b"r=noncetheirs,s=c2FsdA==,i=2")
         "too many",
         "scram",
         "md5",
+        "plain",
+        "kerberos",
         "in",
         "full",
         "no code",
@@ -172,11 +176,12 @@ def test_the_answer_tells_a_refusal_from_all_else(answer: bytes, said: str | Non
         ((SCRAM, CHALLENGE, error(b"C28P01")), "28P01"),
         ((MD5, LETS_IN + TOO_MANY), "53300"),
         ((MD5, error(b"C28P01")), "28P01"),
-        # A plain password is not sent once more: the account may be locked after a few wrong ones.
-        ((PASSWORD, LETS_IN + TOO_MANY), PROOF_ASKED),
-        ((method(7),), PROOF_ASKED),
-        ((method(10, b"SCRAM-SHA-512\0\0"),), PROOF_ASKED),
-        ((CHALLENGE,), PROOF_ASKED),
+        # A login that the probe cannot make may be refused or not.
+        ((PASSWORD, LETS_IN + TOO_MANY), None),
+        ((PASSWORD, error(b"C28P01")), None),
+        ((method(7), REFUSED), None),
+        ((method(10, b"SCRAM-SHA-512\0\0"), REFUSED), None),
+        ((CHALLENGE, REFUSED), None),
         # Challenges that are none, and work for hours.
         ((SCRAM, method(11, b"r=x"), REFUSED), None),
         ((SCRAM, method(11, b"r=noncetheirs,s=c2FsdA==,i=2000000000"), REFUSED), None),
@@ -189,7 +194,8 @@ def test_the_answer_tells_a_refusal_from_all_else(answer: bytes, said: str | Non
         "md5 full",
         "md5 wrong",
         "plain",
-        "other",
+        "plain wrong",
+        "kerberos",
         "512",
         "unasked",
         "no challenge",
