@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 from ..clock import Clock
 from ..own_threads import is_waited_for
 
+# A relay of this process reports each of its steps; an operator's `discard` may come without one.
+_BESIDE_A_RELAY_S = 0.5
+
 
 class Progress:
     """Belongs to one outbox.  Thread-safe; listeners are called by the relay's thread and must be quick."""
@@ -116,7 +119,8 @@ class Progress:
 
         A thread of the outbox's own does not wait.
 
-        It is asked after each step of the relay; every `poll_s` seconds where the relay is another process.
+        It is asked after each step of this process's relay, and twice a second; every `poll_s` seconds where the relay
+        is another process.
         """
         deadline = self._clock.monotonic() + timeout
         while True:
@@ -128,4 +132,5 @@ class Progress:
                 return False
             with self._lock:
                 if self._steps == steps:
-                    self._moved.wait(min(left, poll_s))
+                    beside = self._delivering is not None
+                    self._moved.wait(min(left, max(poll_s, _BESIDE_A_RELAY_S) if beside else poll_s))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from outbox.clock import SystemClock
 from outbox.monitoring.progress import Progress
 from outbox.own_threads import waited_for
@@ -73,6 +75,34 @@ def test_a_step_wakes_those_who_wait() -> None:
     progress.report(delivering=True)
     waiting.join(LONG)
     assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize(("delivering", "often"), [(None, True), (True, False)], ids=["other process", "own"])
+def test_wait_polls_only_for_the_relay_of_another_process(delivering: bool | None, often: bool) -> None:
+    """Each look reads the store."""
+    progress, looks = Progress(SystemClock()), 0
+
+    def reached() -> bool:
+        nonlocal looks
+        looks += 1
+        return False
+
+    progress.report(delivering=delivering)
+    assert not progress.wait(reached, 0.3)
+    assert looks > 3 if often else looks == 2
+
+
+def test_change_without_a_step_is_noticed_beside_the_relay() -> None:
+    """An operator's `discard` tells no waiting caller."""
+    progress, looks = Progress(SystemClock()), 0
+
+    def reached() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks == 3
+
+    progress.report(delivering=True)
+    assert progress.wait(reached, LONG)
 
 
 def test_a_step_between_asking_and_waiting_is_not_missed() -> None:
