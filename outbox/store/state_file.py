@@ -8,6 +8,7 @@ overwritten in place: it needs no new disk space.
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,14 @@ _CRC_BYTES = 8
 _ROOM = _SIZE - _CRC_BYTES
 # Texts of this length are never cut: times, states and names must stay whole.
 _WHOLE_CHARS = 64
+# A record that is read while it is written is torn for microseconds, or while its writer has no processor; one that a
+# crash has torn stays so.
+_READS = 5
+_READ_AGAIN_S = 0.002
 
 
 class StateFile:
-    """A fixed-size record at `path` (mode 0600).  Not durable, and torn writes read as absent.
+    """A fixed-size record at `path` (mode 0600).  Not durable, and what a crash has torn reads as absent.
 
     `write` is for the one process that holds the role; `read` is for anybody.
     """
@@ -42,15 +47,18 @@ class StateFile:
 
     def read(self) -> dict[str, Any] | None:
         """The last record, or None where there is none or it is torn.  Raises PermissionError."""
-        try:
-            data = read_own(self._path)
-        except FileNotFoundError:
-            return None
-        body = data[_CRC_BYTES:]
-        if len(data) != _SIZE or data[:_CRC_BYTES] != b"%08x" % zlib.crc32(body):
-            return None
-        state = codec.from_json(body)
-        return state if isinstance(state, dict) else None
+        for reads in range(_READS):
+            if reads > 1:
+                threading.Event().wait(_READ_AGAIN_S)
+            try:
+                data = read_own(self._path)
+            except FileNotFoundError:
+                return None
+            body = data[_CRC_BYTES:]
+            if len(data) == _SIZE and data[:_CRC_BYTES] == b"%08x" % zlib.crc32(body):
+                state = codec.from_json(body)
+                return state if isinstance(state, dict) else None
+        return None
 
 
 def _fitting(state: dict[str, Any]) -> bytes:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from outbox import Outbox, codec
+from outbox.store import state_file
+from outbox.store.own_files import read_own
 from outbox.store.state_file import StateFile
 
 
@@ -117,6 +119,24 @@ def test_a_torn_state_reads_as_absent(state: StateFile, tmp_path: Path, position
     data[position] ^= 1
     (tmp_path / "state").write_bytes(data)
     assert state.read() is None
+
+
+@pytest.mark.parametrize("torn_reads", [1, 3])
+def test_state_that_is_torn_while_it_is_written_is_read_again(
+    state: StateFile, monkeypatch: pytest.MonkeyPatch, torn_reads: int
+) -> None:
+    """The writer does not lock it: a look in the middle of a write must not show a relay that never reported."""
+    state.write({"pid": 1})
+    looks: list[bytes] = []
+
+    def read_while_written(path: Path) -> bytes:
+        data = read_own(path)
+        looks.append(data if len(looks) >= torn_reads else data[:2000] + b"x" * 2096)
+        return looks[-1]
+
+    monkeypatch.setattr(state_file, "read_own", read_while_written)
+    assert state.read() == {"pid": 1}
+    assert len(looks) == torn_reads + 1
 
 
 @pytest.mark.parametrize("size", [0, 8, 4095])
