@@ -47,6 +47,8 @@ class Relay:
         self._last = Step()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        # Counts the calls of `stop`: a drain that has not cleared the event yet must not miss one.
+        self._stops = 0
         self._wake = Wake()
         # A signal handler may stop a relay whose start or stop it has interrupted.
         self._lifecycle = threading.RLock()
@@ -69,24 +71,28 @@ class Relay:
         """
         self._box.store.check_open()
         with self._lifecycle:
+            stops = self._stops
             if self.running and self._stop.is_set():
                 raise StoreLocked("the relay's thread has not ended yet", hint="call stop until it returns True")
             if self.running:
                 return
             self._take_role()
             self._stop.clear()
+            if self._stops != stops:  # a signal handler has stopped it meanwhile
+                self._leave_role()
+                return
             # A first batch that hangs must be visible to other processes, so the relay reports before it.
             said = self._delivery.publication
             said.died, said.moved_at = None, self._clock.monotonic()
             self._delivery.publish(said.moved_at, force=True)
-            self._thread = threading.Thread(target=self._run, name="outbox-relay", daemon=True)
+            self._thread = thread = threading.Thread(target=self._run, name="outbox-relay", daemon=True)
             self._listen_no_more()  # after a thread that died
             self._box.on_enqueue(self._wake.set)
             self._box.progress.on_asked(self._asked)
             # Before the thread starts, so that its own report comes later.
             self._box.progress.report(delivering=True)
             try:
-                self._thread.start()
+                thread.start()
             except RuntimeError:  # there is no room for another thread
                 self._thread = None
                 self._listen_no_more()
@@ -108,17 +114,20 @@ class Relay:
             timeout = 0.0  # the thread was stopped for good
         with self._lifecycle:
             thread = self._thread
+            self._stops += 1
             self._stop.set()
             self._wake.set()
             if thread is not None:
                 self._listen_no_more()
+            # One without an ident belongs to a `start` that this call interrupts, and ends at once.
+            if thread is not None and thread.ident is not None:
                 thread.join(timeout / 2)
                 if thread.is_alive():
                     self._target.interrupt()
                     thread.join(timeout / 2)
                 if thread.is_alive():
                     return False
-                self._thread = None
+            self._thread = None
             if self._driver == threading.get_ident():
                 return False  # a signal handler that has interrupted a drain, which ends when the handler does
             # Another thread may be draining.
@@ -177,13 +186,14 @@ class Relay:
         one.  Raises `DurabilityError` at the end of the interpreter.
         """
         refuse_at_the_end()
+        stops = self._stops
         goal = self._box.store.figures().counters.next_seq - 1
         deadline = self._clock.monotonic() + timeout
         with self._hurrying() as question:
             if self.running:
                 return self._await(goal, question, deadline)
             with self._alone(timeout) as alone:
-                return alone and self._drain_alone(goal, question, deadline)
+                return alone and self._drain_alone(goal, question, deadline, stops)
 
     @contextmanager
     def _alone(self, timeout: float) -> Iterator[bool]:
@@ -198,9 +208,11 @@ class Relay:
                 self._driver = None
                 self._driving.release()
 
-    def _drain_alone(self, goal: int, question: int, deadline: float) -> bool:
+    def _drain_alone(self, goal: int, question: int, deadline: float, stops: int) -> bool:
         owned = self._role is not None
         self._stop.clear()
+        if self._stops != stops:
+            return False
         try:
             with self._delivery.beside_a_thread(), waited_for():
                 return self._drain_here(goal, question, deadline)

@@ -349,6 +349,52 @@ def test_drain_hurries_a_long_backoff(outbox_dir: Path, target: InMemoryTarget, 
         assert relay.stop()
 
 
+def test_stop_that_comes_before_the_first_step_ends_a_drain(box: Outbox, target: InMemoryTarget, relay: Relay) -> None:
+    target.down = TargetUnavailable("connection refused")
+    write(box, 1)
+
+    class Late(threading.Event):
+        def clear(self) -> None:
+            """Let another thread, or a signal handler, stop the relay just before."""
+            assert not relay.stop(0.0)
+            super().clear()
+
+    relay._stop = Late()
+    drained: list[bool] = []
+    draining = threading.Thread(target=lambda: drained.append(relay.drain(3600.0)), daemon=True)
+    draining.start()
+    draining.join(LONG)
+    assert drained == [False]
+    relay._stop = threading.Event()
+    target.down = None
+    assert relay.drain(LONG)
+
+
+@pytest.mark.parametrize("moment", ["before the thread is made", "before the thread runs"])
+def test_signal_handler_that_stops_a_relay_ends_its_start(
+    box: Outbox, target: InMemoryTarget, relay: Relay, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    class Late(threading.Event):
+        def clear(self) -> None:
+            assert relay.stop(LONG)
+            super().clear()
+
+    def interrupted(listener: Any) -> None:
+        assert relay.stop(LONG)
+
+    write(box, 1)
+    if moment == "before the thread is made":
+        relay._stop = Late()
+    else:
+        monkeypatch.setattr(box.progress, "on_asked", interrupted)
+    relay.start()
+    until(lambda: not any(thread.name == "outbox-relay" for thread in threading.enumerate()))
+    assert not relay.running
+    assert box.progress.delivering is None
+    assert box.status().relay.pid is None
+    assert target.applied == []
+
+
 def test_a_target_that_raises_stops_the_line_and_not_the_thread(
     box: Outbox, target: InMemoryTarget, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
