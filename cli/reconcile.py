@@ -6,7 +6,7 @@ from threading import Event
 
 import click
 
-from outbox import Outbox, PostgresTarget, Relay
+from outbox import Outbox, OutboxStatus, PostgresTarget, Relay
 from outbox.patience import Patience
 from outbox.relay.orders import Order, Reconciliation, ordered, place_order, reconciliations, withdraw_order
 from outbox.store.reads import FORGOTTEN
@@ -74,16 +74,16 @@ def _by_relay(box: Outbox, order: Order, patience: Patience) -> Reconciliation |
     before = box.status()
     if not before.relay.alive:
         return None
-    if before.paused is not None:
-        raise Refused(without_password(f"nothing was put back: {before.paused.sentence()}"))
+    _refuse_in_pause(before)
     say(f"the relay of process {before.relay.pid or '?'} compares; waiting for it", err=True)
     place_order(box, order)
     while ordered(box):
         now = box.status()
-        if not now.relay.alive or patience.is_lost(settled(now)):
+        if not now.relay.alive or now.paused is not None or patience.is_lost(settled(now)):
             withdraw_order(box)
             if not now.relay.alive:
                 return None
+            _refuse_in_pause(now)
             why = f": {now.relay.last_error}" if now.relay.last_error else ""
             raise Refused(without_password(f"the relay did not begin in time, nothing was put back{why}"))
         Event().wait(_LOOK_S)
@@ -93,6 +93,11 @@ def _by_relay(box: Outbox, order: Order, patience: Patience) -> Reconciliation |
     return done or Reconciliation(needed=False)
 
 
+def _refuse_in_pause(now: OutboxStatus) -> None:
+    if now.paused is not None:
+        raise Refused(without_password(f"nothing was put back: {now.paused.sentence()}"))
+
+
 def _here(box: Outbox, order: Order, operations: str | None, patience: Patience) -> Reconciliation:
     url = database_of(box)
     declared = [] if operations is None else load_operations(operations)
@@ -100,8 +105,10 @@ def _here(box: Outbox, order: Order, operations: str | None, patience: Patience)
     done = relay.reconcile(everything=order.everything, accept=order.accept)
     if declared and done.put_back:
         with relay:
-            while relay.running and not relay.drain(_LOOK_S) and not patience.is_lost(settled(box.status())):
-                continue
+            while relay.running and not relay.drain(_LOOK_S):
+                now = box.status()
+                if now.paused is not None or patience.is_lost(settled(now)):
+                    break
     return done
 
 
@@ -115,13 +122,16 @@ def _report(box: Outbox, done: Reconciliation, patience: Patience) -> int:
     while True:
         now = box.status()
         delivered = now.watermark >= done.last_seq or not now.pending
-        stands_still = now.pending <= now.held_back or not now.relay.alive
+        stands_still = now.pending <= now.held_back or not now.relay.alive or now.paused is not None
         if delivered or stands_still or patience.is_lost(settled(now)):
             break
         Event().wait(_LOOK_S)
     if delivered:
         say("all of them are delivered")
         return 1 if done.gone else 0
+    if now.paused is not None:
+        say(f"{now.paused.sentence()}; pending: {now.pending}")
+        return 1
     way_out = "" if now.relay.alive else "; start the engine, or run `atb outbox drain --operations MODULE:NAME`"
     say(f"{counted(now.pending, 'entry is', 'entries are')} pending{way_out}")
     return 1

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from ..box import Outbox
-from ..errors import ConfigError, StoreLocked
+from ..errors import ConfigError, OutboxError, StoreLocked
 from ..log import Log
 from ..own_threads import waited_for
 from ..store.environment import as_unavailable
@@ -230,8 +230,11 @@ class Relay:
 
         `everything` compares the whole ledger, also where no loss is known.  With `accept`, a reason,
         nothing is put back and PostgreSQL stays as it is.  Raises `StoreLocked` while a relay is at work,
-        `TargetUnavailable`, `TargetMisconfigured` or `DurabilityError`.
+        `OutboxError` while deliveries are paused, `TargetUnavailable`, `TargetMisconfigured` or `DurabilityError`.
         """
+        if (pause := self._box.pauses.current()) is not None:
+            # Also without a delivery it would write into PostgreSQL.
+            raise OutboxError(f"nothing was put back: {pause.sentence()}")
         with self._lifecycle, self._alone(0.0) as alone:
             # A thread that has just been started may not drive yet.
             if self.running or not alone:

@@ -94,6 +94,22 @@ def test_reconciling_delivers_exactly_what_is_missing_in_order(desk: Desk, past:
     assert [one["put_back"] for one in desk.reconciliations()] == [25]
 
 
+def test_reconciling_is_refused_while_deliveries_are_paused(desk: Desk, past: Past) -> None:
+    """A migration's vacuum or lock would wait for the connection, and meet the written watermark."""
+    lose(desk, past)
+    desk.relay.stop()
+    desk.box.pauses.begin("migration 42")
+    before = past.execute("SELECT position, seen_at FROM outbox_watermarks")
+    for order in ({"everything": True}, {"accept": "it is right"}):
+        with pytest.raises(OutboxError, match="nothing was put back: delivery is paused .*migration 42"):
+            desk.relay.reconcile(**order)
+    assert past.execute("SELECT position, seen_at FROM outbox_watermarks") == before
+    desk.box.pauses.end()
+    assert desk.relay.reconcile().put_back == 25
+    desk.deliver()
+    assert desk.problems() == []
+
+
 def test_reconciling_twice_changes_nothing_more(desk: Desk, past: Past) -> None:
     lose(desk, past)
     assert desk.relay.reconcile().put_back == 25
