@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from ..store.reads import NOTICE_PREFIX as _PREFIX
 from ..store.store import Store
@@ -60,5 +61,12 @@ class Notices:
 
 
 def parse(notices: Mapping[str, bytes]) -> dict[str, Notice]:
-    """Every notice by its name, of those that the store read with its figures."""
-    return {name: Notice(**json.loads(data)) for name, data in notices.items()}
+    """Every notice by its name, of those that the store read with its figures.
+
+    Fields that a newer version of the library has added are passed over.
+    """
+    return {name: _notice(json.loads(data)) for name, data in notices.items()}
+
+
+def _notice(said: Mapping[str, Any]) -> Notice:
+    return Notice(**{item.name: said[item.name] for item in fields(Notice) if item.name in said})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from .. import codec
 from ..box import Outbox
@@ -83,9 +84,24 @@ def withdraw_order(box: Outbox) -> None:
 
 
 def given_order(box: Outbox) -> Order | None:
-    """What an operator ordered from another process."""
+    """What an operator ordered from another process.
+
+    An order with an option that only a newer version has is withdrawn: without the option it would be another order.
+    Raises `DurabilityError`.
+    """
     data = box.store.get_meta(ORDER)
-    return None if data is None else Order(**codec.from_json(data))
+    if data is None:
+        return None
+    given: dict[str, Any] = codec.from_json(data)
+    options = {item.name: given.pop(item.name) for item in fields(Order) if item.name in given}
+    if newer := sorted(name for name, value in given.items() if value):
+        _log.error(
+            "an order to reconcile is withdrawn, this version does not know its options: %(options)s",
+            options=", ".join(newer),
+        )
+        withdraw_order(box)
+        return None
+    return Order(**options)
 
 
 def reconciliations(box: Outbox, *, after_seq: int) -> Iterator[Reconciliation]:
@@ -94,7 +110,7 @@ def reconciliations(box: Outbox, *, after_seq: int) -> Iterator[Reconciliation]:
     for record in box.store.records("ledger", first=after_seq + 1, on_damage=say):
         if record.operation == RECONCILE and is_answer(record):
             args = record.entry().args
-            yield Reconciliation(**{name: args[name] for name in names})
+            yield Reconciliation(**{name: args[name] for name in names if name in args})
 
 
 def say(seq: int, damage: StoreCorrupt) -> None:

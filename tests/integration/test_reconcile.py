@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from outbox import DurabilityError, Health, OutboxError, StoreLocked
-from outbox.relay.orders import Order, ordered, place_order, reconciliations
+from outbox.relay import orders
+from outbox.relay.orders import ORDER, Order, Reconciliation, ordered, place_order, reconciliations
 from outbox.relay.reconcile import GONE, Reconciler
 from outbox.store.envelope import seq_key
 from outbox.store.ledger import MARK_PREFIX, Settlement
@@ -520,6 +524,29 @@ def test_an_order_for_another_loss_is_not_carried_out(desk: Desk, past: Past) ->
     assert FORGOTTEN in desk.box.status().alarms
     assert not ordered(desk.box)
     assert [one["accepted"] for one in desk.reconciliations()] == [None]
+
+
+@pytest.mark.parametrize("option", [None, "some"])
+def test_order_of_a_newer_version_is_carried_out_if_understood(
+    desk: Desk, past: Past, caplog: pytest.LogCaptureFixture, option: str | None
+) -> None:
+    lost = lose(desk, past)
+    place_order(desk.box, Order())
+    given = json.loads(desk.box.store.get_meta(ORDER) or b"")
+    desk.box.store.put_meta(ORDER, json.dumps({**given, "tables": option}).encode())
+    assert desk.relay.drain(1.0 if option else LONG) is (option is None)
+    assert not ordered(desk.box)
+    assert [one["put_back"] for one in desk.reconciliations()] == ([] if option else [len(lost)])
+    assert ("this version does not know its options: tables" in caplog.text) is (option is not None)
+
+
+def test_result_of_an_older_version_lacks_newer_fields(desk: Desk, past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    lose(desk, past)
+    desk.relay.reconcile()
+    known = fields(Reconciliation)
+    monkeypatch.setattr(orders, "fields", lambda _: [*known, SimpleNamespace(name="tables")])
+    [done] = reconciliations(desk.box, after_seq=0)
+    assert done.put_back == 25
 
 
 # -- another database

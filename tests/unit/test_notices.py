@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from outbox import Health, Outbox
+from outbox.monitoring.notices import Notice
+from outbox.store.reads import NOTICE_PREFIX
 from tests import atb as command_line
 from tests.unit.fakes.rig import FakeClock
 
@@ -61,6 +64,13 @@ def test_unchanged_notice_costs_no_commit(box: Outbox) -> None:
     box.notices.put("manager", "17 methods are durable")
     assert last.env.info()["last_txnid"] == transaction
     assert box.store.figures().counters == before
+
+
+def test_notice_with_a_field_of_a_newer_version_is_shown(box: Outbox) -> None:
+    """After a downgrade a status that fails would hide everything else."""
+    said = {"message": "17 methods are durable", "degraded": True, "colour": "red"}
+    box.store.put_meta(NOTICE_PREFIX + "manager", json.dumps(said).encode())
+    assert box.status().notices == {"manager": Notice("17 methods are durable", degraded=True)}
 
 
 def test_notice_of_any_length_can_be_put_also_while_halted(box: Outbox) -> None:
