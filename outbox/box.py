@@ -157,9 +157,13 @@ class Outbox(Enqueueing):
         self._hook_calls.halted(reason)
 
     def _publish_halt(self, reason: str | None) -> None:
-        """Make the halt latch visible to other processes; best effort, since the disk may be the reason."""
+        """Make the halt latch visible to other processes; best effort, since the disk may be the reason.
+
+        With the limits that this engine enforces, which another process's settings need not have.
+        """
+        limits = {"max_bytes": self.store.max_bytes, "reserve_bytes": self.store.reserve_bytes}
         try:
-            StateFile(self.path / "engine.state").write({"pid": os.getpid(), "halted": reason})
+            StateFile(self.path / "engine.state").write({"pid": os.getpid(), "halted": reason, **limits})
         except OSError as exc:
             _log.warning("halt state could not be published: %(error)s", error=exc)
 

@@ -105,9 +105,9 @@ class OutboxStatus:
     halt_reason: str | None
     live_bytes: int
     file_bytes: int
-    # The quota; enqueueing stops at 85 % of it.
+    # The running engine's quota, at 85 % of which enqueueing stops; without an engine that of this process's settings.
     max_bytes: int
-    # Free disk below which enqueueing stops.
+    # Free disk below which enqueueing stops, of the same settings.
     reserve_bytes: int
     map_bytes: int
     free_disk_bytes: int
@@ -156,9 +156,9 @@ def snapshot(store: Store, config: OutboxConfig, clock: Clock, *, is_engine: boo
     engine_state = StateFile(store.directory / "engine.state").read() or {}
     engine_pid = os.getpid() if is_engine else holder(store.directory, Role.ENGINE)
     relay_pid = holder(store.directory, Role.RELAY)
-    halt = store.halt_reason
-    if halt is None and engine_pid is not None and engine_state.get("pid") == engine_pid:
-        halt = engine_state.get("halted")
+    if is_engine or engine_pid is None or engine_state.get("pid") != engine_pid:
+        engine_state = {}  # of this process, or of an engine that has ended
+    halt = store.halt_reason or engine_state.get("halted")
     counters = figures.counters
     now = clock.now()
     lag_s = 0.0 if figures.oldest_us is None else max(0.0, (now - from_us(figures.oldest_us)).total_seconds())
@@ -191,8 +191,8 @@ def snapshot(store: Store, config: OutboxConfig, clock: Clock, *, is_engine: boo
         halt_reason=halt,
         live_bytes=figures.live_bytes,
         file_bytes=figures.file_bytes,
-        max_bytes=store.max_bytes,
-        reserve_bytes=store.reserve_bytes,
+        max_bytes=int(engine_state.get("max_bytes") or store.max_bytes),
+        reserve_bytes=int(engine_state.get("reserve_bytes", store.reserve_bytes)),
         map_bytes=figures.map_bytes,
         free_disk_bytes=figures.free_disk_bytes,
         pinned_commits=figures.pinned_commits,

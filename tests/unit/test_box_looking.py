@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from outbox import ConfigError, EntryNotFound, EntryStatus, InvalidEntry, Outbox, OutboxConfig, registered
+from outbox import (
+    ConfigError,
+    EntryNotFound,
+    EntryStatus,
+    Health,
+    InvalidEntry,
+    Outbox,
+    OutboxConfig,
+    StoreFull,
+    registered,
+)
 from outbox.store.ledger import DISCARD, Settlement
 from outbox.store.locks import Role, RoleLock
 from outbox.store.state_file import StateFile
@@ -83,6 +93,26 @@ def test_attached_box_has_settings_and_a_clock_of_its_own(box: Outbox) -> None:
     with Outbox.attach(box.path, config, clock=clock) as observer:
         assert observer.config is config
         assert observer.clock is clock
+
+
+def test_observer_judges_by_the_limits_of_the_running_engine(outbox_dir: Path) -> None:
+    """The quota may be set in the program; a status by the environment's was healthy while entries were refused."""
+    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=1, min_free_mb=0)) as box:
+        with pytest.raises(StoreFull):
+            while True:
+                box.enqueue("log", {"text": "x" * 3_000})
+        own = box.status()
+    with Outbox.attach(outbox_dir, OutboxConfig(max_size_mb=100, min_free_mb=64)) as observer:
+        # As in another process: that engine's report is still there.
+        engine = RoleLock(outbox_dir, Role.ENGINE)
+        seen = observer.status()
+        assert (seen.max_bytes, seen.reserve_bytes) == (own.max_bytes, own.reserve_bytes) == (1 << 20, 0)
+        assert seen.needs_operator == own.needs_operator != []
+        engine.release()
+        # The next engine may have other settings.
+        status = observer.status()
+        assert (status.max_bytes, status.reserve_bytes) == (100 << 20, 4 << 20)
+        assert status.health is Health.DEGRADED
 
 
 def test_a_relay_that_died_and_one_that_has_only_begun(outbox_dir: Path) -> None:
