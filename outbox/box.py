@@ -60,7 +60,7 @@ class Outbox(Enqueueing):
         calls = Calls(
             operations,
             namespace=namespace.in_use(opened.store, config),
-            max_entry_kb=config.max_entry_kb,
+            config=config,
             clock=clock,
         )
         super().__init__(opened, calls)
@@ -90,6 +90,7 @@ class Outbox(Enqueueing):
     ) -> Outbox:
         """Open the outbox at `path` (default: `config.dir`) as its engine, creating it atomically if it is absent.
 
+        Without `config` every setting has its default: the environment counts with `OutboxConfig.from_env()` only.
         With `operations`, names that are not declared and arguments that do not fit are refused at enqueue.  After
         an unclean shutdown the store is verified first.  `hooks` are called from now on, `on_state` perhaps before this
         returns.  Raises `StoreLocked` (another engine, with its pid), `StoreCorrupt`, `StoreFormatError`, `ConfigError`

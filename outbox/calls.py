@@ -12,6 +12,7 @@ from uuid import UUID
 
 from . import codec
 from .clock import Clock
+from .config import OutboxConfig
 from .errors import InvalidEntry
 from .operation import (
     Operation,
@@ -36,11 +37,12 @@ Prepared = tuple[Record, str | None, UUID, dict[str, Any] | None]
 class Calls:
     """The declared operations of an outbox, and what makes records of their calls.  Thread-safe."""
 
-    def __init__(self, operations: Iterable[Operation], *, namespace: str, max_entry_kb: int, clock: Clock) -> None:
+    def __init__(self, operations: Iterable[Operation], *, namespace: str, config: OutboxConfig, clock: Clock) -> None:
         """Without `operations` it takes any name.  Raises `ConfigError` for two of one name."""
         self.operations = operations_by_name(operations)
         self._takes_any = not self.operations
-        self._namespace, self._max_entry_kb, self._clock = namespace, max_entry_kb, clock
+        self._namespace, self._config, self._clock = namespace, config, clock
+        self._max_entry_bytes = config.max_entry_kb << 10
 
     def declare(self, operations: Iterable[Operation]) -> None:
         """Add declarations; one of a known name replaces it."""
@@ -70,10 +72,10 @@ class Calls:
                 raise _refused(name, args)
             encoded = codec.encode_deep(own)
         plain, types = encoded
-        if len(plain) + len(types) > self._max_entry_kb << 10:
+        if len(plain) + len(types) > self._max_entry_bytes:
             raise InvalidEntry(
                 f"args of {name!r} take {(len(plain) + len(types)) >> 10} KiB",
-                hint=f"at most OUTBOX_MAX_ENTRY_KB={self._max_entry_kb}",
+                hint=f"at most {self._config.named('max_entry_kb')}={self._config.max_entry_kb}",
             )
         operation.check(args)
         order = ordering_key(operation.order_of(args) if order_by is None else order_by)

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import ConfigError
 from .log import Log
@@ -111,6 +111,9 @@ class OutboxConfig:
     # failover: as auto where the URL names several hosts, else as manual.
     reconcile: str = "failover"
 
+    # The settings that were read from the environment, where their variables count; not a setting itself.
+    _read: ClassVar[frozenset[str]] = frozenset()
+
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
@@ -162,7 +165,7 @@ class OutboxConfig:
         for name in unknown_variables(env):
             _log.warning("%(variable)s is set, and no setting has this name: it is ignored", variable=name)
         try:
-            return cls(**values, **overrides)
+            made = cls(**values, **overrides)
         except ConfigError as exc:
             name = exc.message.partition(" ")[0]
             if name in overrides:
@@ -171,6 +174,12 @@ class OutboxConfig:
             if "backoff_cap" not in overrides:
                 hint = hint.replace("backoff_cap", variable_name("backoff_cap"))
             raise ConfigError(exc.message.replace(name, variable_name(name), 1), hint=hint) from None
+        object.__setattr__(made, "_read", frozenset(item.name for item in fields(cls)) - overrides.keys())
+        return made
+
+    def named(self, setting: str) -> str:
+        """A setting's name for messages: its variable where the environment was read, else its field."""
+        return variable_name(setting) if setting in self._read else setting
 
 
 def _is_name(value: object) -> bool:

@@ -133,6 +133,7 @@ def open_store(
             retention_us=int(config.retention_hours * 3_600_000_000),
             now_us=lambda: to_us(clock.now()),
             trusted_us=Steady(directory, clock, to_us).now_us,
+            named=config.named,
         )
         store.reader_check()
     except BaseException:

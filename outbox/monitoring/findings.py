@@ -65,7 +65,7 @@ def _needs_operator(status: OutboxStatus, config: OutboxConfig) -> list[str]:
     if _is_full(status) and not _has_history(status):
         said.append(
             f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB; drain and compact, "
-            "or raise OUTBOX_MAX_SIZE_MB"
+            "or raise max_size_mb (OUTBOX_MAX_SIZE_MB)"
         )
     if _disk_is_full(status):
         said.append(
@@ -118,7 +118,7 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
         why = f"; last error: {relay.last_error}{ended}" if relay.last_error and not relay.stopped else ""
         said.append(f"no relay is running and {waiting}; start the engine or its relay{why}")
     if status.pending > config.alert_pending:
-        said.append(f"{waiting}, more than OUTBOX_ALERT_PENDING={config.alert_pending}")
+        said.append(f"{waiting}, more than {config.named('alert_pending')}={config.alert_pending}")
     rates = status.rates
     if rates.full_in_s is not None and rates.full_in_s < SHORT_RUNWAY_S and not _refuses(status):
         said.append(
@@ -134,12 +134,14 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
         said.append(f"{status.live_bytes >> 20} of {status.max_bytes >> 20} MiB are used, enqueueing stops at 85 %")
     if _is_full(status) and _has_history(status):
         said.append(
-            f"the store is full: settled entries leave before OUTBOX_RETENTION_HOURS={config.retention_hours:g}, "
+            "the store is full: settled entries leave before "
+            f"{config.named('retention_hours')}={config.retention_hours:g}, "
             f"to make room for new ones ({status.live_bytes >> 20} of {status.max_bytes >> 20} MiB)"
         )
     if status.free_disk_bytes < config.min_free_mb << 20 and not _disk_is_full(status):
         said.append(
-            f"{status.free_disk_bytes >> 20} MiB of disk are free, less than OUTBOX_MIN_FREE_MB={config.min_free_mb}"
+            f"{status.free_disk_bytes >> 20} MiB of disk are free, "
+            f"less than {config.named('min_free_mb')}={config.min_free_mb}"
         )
     if status.ahead_s > AHEAD_US / 1e6:
         said.append(f"the clock was set back: entries are stamped {status.ahead_s:.0f} s ahead of it")

@@ -34,9 +34,20 @@ class Quota:
     """The limits of one store.  Its user lets one thread at a time `admit` and `say`."""
 
     def __init__(
-        self, directory: Path, *, max_bytes: int, reserve_bytes: int, retention_us: int, now_us: Callable[[], int]
+        self,
+        directory: Path,
+        *,
+        max_bytes: int,
+        reserve_bytes: int,
+        retention_us: int,
+        now_us: Callable[[], int],
+        named: Callable[[str], str] = str,
     ) -> None:
-        """`max_bytes` is the limit, `reserve_bytes` the free disk kept for draining, `now_us` the wall clock."""
+        """`max_bytes` is the limit, `reserve_bytes` the free disk kept for draining, `now_us` the wall clock.
+
+        `named` gives the names under which the user sets the settings: see `OutboxConfig.named`.
+        """
+        self._named = named
         self._directory, self._max_bytes, self._reserve_bytes = directory, max_bytes, reserve_bytes
         self._retention_us, self._now_us = retention_us, now_us
         # Below this sequence number there is nothing that could go.
@@ -74,7 +85,7 @@ class Quota:
         self._make_room(environment, txn, limit - sum(sizes))
         used = live_bytes(environment, txn)
         mapped = self._max_bytes == environment.map_bytes
-        bound, way_out = ("the address space", "ulimit -v") if mapped else ("OUTBOX_MAX_SIZE_MB",) * 2
+        bound, way_out = ("the address space", "ulimit -v") if mapped else (self._named("max_size_mb"),) * 2
         return _admit(
             sizes,
             limit - used,
@@ -119,9 +130,11 @@ class Quota:
         if self._early:
             _log.warning(
                 "the store is full: settled entries leave early, to make room for new ones: %(entries)s left before "
-                "%(retention_hours)s hours were over (raise OUTBOX_MAX_SIZE_MB, or lower OUTBOX_RETENTION_HOURS)",
+                "%(retention_hours)s hours were over (raise %(size_setting)s, or lower %(retention_setting)s)",
                 entries=self._early,
                 retention_hours=self._retention_us / 3_600_000_000,
+                size_setting=self._named("max_size_mb"),
+                retention_setting=self._named("retention_hours"),
             )
         if self._damage is not None:
             _log.error("the ledger cannot be pruned: %(error)s", error=self._damage)

@@ -86,12 +86,13 @@ class Store(Reader):
         retention_us: int,
         now_us: Callable[[], int],
         trusted_us: Callable[[], int] | None = None,
+        named: Callable[[str], str] = str,
         writer: Callable[..., Writer[Append]] = Writer,
     ) -> None:
         """`max_bytes` is the quota, `reserve_bytes` the free disk kept for draining, `now_us` the wall clock.
 
         Settled entries stay for `retention_us`, unless new ones need their room; `trusted_us` is the clock to judge
-        that by, where the wall clock may have jumped.
+        that by, where the wall clock may have jumped.  `named`: as in `Quota`.
         """
         super().__init__(environment)
         # What does not fit into the map cannot be stored, however large the quota is.
@@ -108,6 +109,7 @@ class Store(Reader):
             reserve_bytes=reserve_bytes,
             retention_us=retention_us,
             now_us=self._trusted_us,
+            named=named,
         )
         figures = self.figures()
         known = figures.counters

@@ -145,7 +145,7 @@ def test_nearly_full_disk_gives_a_warning_and_then_refuses_entries(small: Drill)
     )
     roomy, warned, refusing, drained = statuses(report)
     assert (roomy["degraded"], roomy["needs_operator"]) == ([], [])
-    assert "10 MiB of disk are free, less than OUTBOX_MIN_FREE_MB=16" in warned["degraded"]
+    assert "10 MiB of disk are free, less than min_free_mb=16" in warned["degraded"]
     assert warned["needs_operator"] == []
     [why] = reasons(report, "refused")
     assert "1 MiB are kept for draining" in why
@@ -175,8 +175,8 @@ def test_a_full_quota_refuses_entries_drains_and_can_be_raised(drill: Drill) -> 
     )
     full, drained = statuses(report)
     assert len(reasons(report, "refused")) == 3
-    assert "85 % of OUTBOX_MAX_SIZE_MB=1" in reasons(report, "refused")[0]
-    assert "raise OUTBOX_MAX_SIZE_MB" in reasons(report, "refused")[0]
+    assert "85 % of max_size_mb=1" in reasons(report, "refused")[0]
+    assert "raise max_size_mb" in reasons(report, "refused")[0]
     assert not full["halted"]
     assert any("the store is full" in said for said in full["needs_operator"])
     assert report.of("drained") == [(True,)]

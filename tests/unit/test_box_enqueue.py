@@ -116,7 +116,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"args": {"note": ["\ud800"]}}, InvalidEntry, r"args.note\[0\] contains a lone surrogate"),
     ({"args": {"side": Unregistered.A}}, InvalidEntry, "args.side .*register_enum"),
     ({"args": {"thing": object()}}, InvalidEntry, "args.thing has type builtins.object"),
-    ({"args": {"note": "x" * 5000}}, InvalidEntry, "args of 'log' take 4 KiB.*at most OUTBOX_MAX_ENTRY_KB=4"),
+    ({"args": {"note": "x" * 5000}}, InvalidEntry, "args of 'log' take 4 KiB.*at most max_entry_kb=4"),
     ({"key": ""}, InvalidEntry, "key is ''.*1 to 1024 characters"),
     ({"key": 5}, InvalidEntry, "key is 5"),
     ({"order_by": ""}, InvalidEntry, "order_by is ''"),

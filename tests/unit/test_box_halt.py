@@ -522,7 +522,7 @@ def fill_up(box: Outbox) -> int:
         try:
             box.enqueue("log", {"number": number, "text": "x" * 1500})
         except StoreFull as exc:
-            assert "enqueueing stops at 0 MiB, 85 % of OUTBOX_MAX_SIZE_MB=1" in str(exc)  # noqa: PT017 - in a loop
+            assert "enqueueing stops at 0 MiB, 85 % of max_size_mb=1" in str(exc)  # noqa: PT017 - in a loop
             assert exc.key is not None  # noqa: PT017 - in a loop
             return number
     raise AssertionError("the quota was never met")
@@ -596,10 +596,10 @@ def test_history_makes_room_for_new_entries(
     kept = [entry.seq for entry in box.ledger()]
     assert kept == [1, *range(after.last_seq - len(kept) + 2, after.last_seq + 1)]
     assert [entry.seq for entry in box.dead_letters()] == [1]
-    assert any("settled entries leave before OUTBOX_RETENTION_HOURS=1, to make room" in one for one in said)
+    assert any("settled entries leave before retention_hours=1, to make room" in one for one in said)
     [warned] = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warned.startswith("the store is full: settled entries leave early, to make room for new ones: ")
-    assert " left before 1.0 hours were over (raise OUTBOX_MAX_SIZE_MB" in warned
+    assert " left before 1.0 hours were over (raise max_size_mb" in warned
 
 
 @pytest.mark.slow
@@ -789,20 +789,32 @@ def test_refused_large_entry_leaves_its_room_to_smaller_ones() -> None:
     assert refused(10, 11, 10, 1) == [0, 2]
 
 
-def test_refusal_of_a_full_store_names_the_space_and_the_remedy(outbox_dir: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (OutboxConfig(max_size_mb=8), "max_size_mb"),
+        (OutboxConfig.from_env({"OUTBOX_MAX_SIZE_MB": "8"}), "OUTBOX_MAX_SIZE_MB"),
+        (OutboxConfig.from_env({"OUTBOX_MAX_SIZE_MB": "9"}, max_size_mb=8), "max_size_mb"),
+    ],
+    ids=["program", "environment", "override"],
+)
+def test_refusal_of_a_full_store_names_the_space_and_the_remedy(
+    outbox_dir: Path, config: OutboxConfig, name: str
+) -> None:
+    """A variable that the program does not read is no remedy."""
     limits = quota.Quota(Path("/store"), max_bytes=1, reserve_bytes=2 << 20, retention_us=0, now_us=lambda: 0)
     (error,) = limits.admit_to_disk(3 << 20, [10 << 20])
     assert error is not None
     assert error.message == "3 MiB are free at /store, 2 MiB are kept for draining"
     assert error.hint == "halt trading and free disk space"
-    with Outbox.open(outbox_dir, OutboxConfig(max_size_mb=8)) as box:
+    with Outbox.open(outbox_dir, config) as box:
         with pytest.raises(StoreFull) as caught:
             for _ in range(20):
                 box.enqueue("log", {"text": "x" * 900_000})
         used = box.status().live_bytes >> 20
-        said = f"the store uses {used} MiB, enqueueing stops at 6 MiB, 85 % of OUTBOX_MAX_SIZE_MB=8"
+        said = f"the store uses {used} MiB, enqueueing stops at 6 MiB, 85 % of {name}=8"
         assert caught.value.message == said
-        assert caught.value.hint == "halt trading; drain and compact, or raise OUTBOX_MAX_SIZE_MB"
+        assert caught.value.hint == f"halt trading; drain and compact, or raise {name}"
 
 
 def test_address_space_that_limits_the_store_is_named(outbox_dir: Path) -> None:

@@ -341,3 +341,10 @@ def test_url_with_another_scheme_is_refused_unseen(scheme: str) -> None:
     with pytest.raises(ConfigError, match=f"DATABASE_URL has scheme {re.escape(repr(scheme))}") as caught:
         OutboxConfig.from_env({"DATABASE_URL": f"{scheme}://u:s3cret@h/d"})
     assert "s3cret" not in str(caught.value)
+
+
+def test_variable_is_named_only_where_the_environment_was_read() -> None:
+    assert OutboxConfig().named("max_size_mb") == "max_size_mb"
+    read = OutboxConfig.from_env({}, max_size_mb=5)
+    assert (read.named("max_size_mb"), read.named("lanes")) == ("max_size_mb", "OUTBOX_LANES")
+    assert read == OutboxConfig(max_size_mb=5)

@@ -76,7 +76,7 @@ def test_status_without_a_finding_is_healthy(changes: dict[str, Any]) -> None:
         ({"dead_letters": 2, "held_back": 1}, "2 dead letters hold back 1 entry (see `atb outbox list`)"),
         (
             {"live_bytes": 84 * MIB + 1},
-            "the store is full: 84 of 100 MiB; drain and compact, or raise OUTBOX_MAX_SIZE_MB",
+            "the store is full: 84 of 100 MiB; drain and compact, or raise max_size_mb (OUTBOX_MAX_SIZE_MB)",
         ),
         (
             {"free_disk_bytes": 17 * MIB - 1},
@@ -114,9 +114,9 @@ def test_finding_for_an_operator_is_told_in_one_sentence(changes: dict[str, Any]
             {"relay": RelayStatus(), "pending": 1},
             "no relay is running and 1 entry waits; start the engine or its relay",
         ),
-        ({"pending": 101}, "101 entries wait, more than OUTBOX_ALERT_PENDING=100"),
-        ({"free_disk_bytes": 50 * MIB - 1}, "49 MiB of disk are free, less than OUTBOX_MIN_FREE_MB=50"),
-        ({"free_disk_bytes": 17 * MIB}, "17 MiB of disk are free, less than OUTBOX_MIN_FREE_MB=50"),
+        ({"pending": 101}, "101 entries wait, more than alert_pending=100"),
+        ({"free_disk_bytes": 50 * MIB - 1}, "49 MiB of disk are free, less than min_free_mb=50"),
+        ({"free_disk_bytes": 17 * MIB}, "17 MiB of disk are free, less than min_free_mb=50"),
         ({"live_bytes": 70 * MIB + 1}, "70 of 100 MiB are used, enqueueing stops at 85 %"),
         ({"live_bytes": 84 * MIB}, "84 of 100 MiB are used, enqueueing stops at 85 %"),
         ({"unledgered": 1}, "1 entry was completed without a ledger copy (`atb outbox acknowledge unledgered`)"),
