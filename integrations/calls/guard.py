@@ -24,6 +24,7 @@ from ..manager.silence import Silence, ending, is_own, limit_connecting, own_sta
 from ..replay.writes import Writes
 from ..sql_text import changes_rows, defines, is_harmless, tables_written
 from .delivery import Delivery
+from .tables_used import TablesUsed
 
 # Keys in a connection's `info`: the last call that was queued when its transaction began (0: it has waited for that),
 # and the lock timeout of the manager's role.
@@ -51,6 +52,8 @@ class PassingCall:
     failures: Failures = field(default_factory=Failures)
     # The tables that it has written, without their schemas; "" for a statement that does not name one.
     wrote: set[str] = field(default_factory=set)
+    # The tables that it has used; None where nobody asks.
+    used: set[str] | None = None
 
 
 _watched: ContextVar[PassingCall | None] = ContextVar("outbox_watched_call", default=None)
@@ -76,7 +79,7 @@ class Guard:
         self._delivery, self._elsewhere, self._in_block, self._silence = delivery, elsewhere, in_block, silence
         # The last call that this thread has queued.
         self._here = threading.local()
-        self._writes = Writes()
+        self._writes, self._tables = Writes(), TablesUsed()
         self._undo: list[Callable[[], None]] = []
 
     def attach(self, manager: Any) -> None:
@@ -108,6 +111,8 @@ class Guard:
     def watching(self, name: str, *, stale: bool = False, replaceable: bool = False) -> Iterator[PassingCall]:
         """Run a call of the manager.  Raises `NotCaughtUp`, also where the manager has swallowed it."""
         watched, around = PassingCall(name, stale=stale, replaceable=replaceable), _watched.get()
+        # What a read calls belongs to it.
+        watched.used = set() if replaceable else None if around is None else around.used
         try:
             _watched.set(watched)
             with ending(), noting() as watched.failures:
@@ -191,14 +196,20 @@ class Guard:
             watched.wrote |= tables_written(statement)
 
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if defines(statement) and not (is_own() or is_replay(connection)):
+        if is_own() or is_replay(connection):
+            return
+        if defines(statement):
+            self._tables.forget()
             self._redefined(statement)
+        watched = _watched.get()
+        if watched is not None and watched.used is not None and not is_harmless(statement):
+            watched.used |= self._tables.by(cursor.connection, statement)
         # A call that was made within the transaction, or within a block, may come after this statement.  But one that
         # finds no row most likely looks for a row of such a call.
-        if cursor.rowcount != 0 or not changes_rows(statement) or is_own() or is_replay(connection):
+        if cursor.rowcount != 0 or not changes_rows(statement):
             return
         if self._in_block() or not self._delivery.passed(getattr(self._here, "seq", 0)):
-            raise self._refused(_watched.get(), "changes no row of what PostgreSQL holds")
+            raise self._refused(watched, "changes no row of what PostgreSQL holds")
 
     def _failed(self, _: ExceptionContext) -> None:
         self._writes.forget()

@@ -48,8 +48,8 @@ class Passing:
         self._repeated = Repeated(_log)
         # When a read that PostgreSQL failed to answer is tried again: by name, monotonic seconds.
         self._rests_until: dict[str, float] = {}
-        writes = adapter.keeper.view.learning.written.of
-        self.waiting = WaitingWrites(adapter.host, adapter.outbox, adapter.calls, writes)
+        writes = adapter.keeper.view.learning.written.seen
+        self.waiting = WaitingWrites(adapter.host, adapter.outbox, adapter.calls, writes, adapter.keeper.tables_read.of)
 
     def call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call `name` of the manager, after the program's own writes; answered locally where PostgreSQL cannot.
@@ -186,6 +186,8 @@ class Passing:
                     self._wrote(name, watched.wrote)
         if is_read and watched.failures.first is not None:
             raise watched.failures.first
+        if watched.used and is_read:
+            adapter.keeper.saw(name, watched.used)
         self._adapter.keeper.meet(self._adapter.sessions.current)
         return stepwise(value, partial(self._adapter.guard.watching, name, stale=stale))
 

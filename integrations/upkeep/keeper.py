@@ -50,6 +50,7 @@ from ..view.reads import (
 )
 from ..view.rows import ORDERS, POSITIONS
 from ..view.sessionless import is_sessionless
+from ..view.tables_read import TablesRead
 from ..view.unanswerable import NOTICE, unanswerable
 from .kept_view import KeptView
 
@@ -77,7 +78,7 @@ class Keeper:
         `carried_over`: what another store has learned, for one that has learned nothing.
         """
         self._host, self._outbox, self._calls, self._reserves = host, outbox, calls, reserves
-        self._reads = reads
+        self._reads, self.tables_read = reads, TablesRead(outbox)
         self.view = LocalView(reads.name)
         self.view.otherwise = NO_SESSIONS if is_sessionless(host, calls.values(), reads) else None
         self.view.learning.forms.declare(calls.values())
@@ -129,7 +130,9 @@ class Keeper:
         """Follow operations without a role whose code shows a table that a local read shows too, or no table at all."""
         written = self.view.learning.written
         reads = [self._reads.name(read) for read in (BALANCE, READ_POSITIONS, READ_ORDERS)]
-        shown = [tables_named(cls, read) for read in reads if callable(getattr(cls, read, None))]
+        shown = [
+            tables_named(cls, read) | self.tables_read.of(read) for read in reads if callable(getattr(cls, read, None))
+        ]
         known = frozenset[str]().union(*shown)
         silent = [one.name for one in self._calls.values() if not one.has_role and not one.best_effort]
         named = {name: tables_named(cls, name) for name in silent if shown}
@@ -214,11 +217,26 @@ class Keeper:
             self._doubtful.add(session_id)
             self._ask()
 
+    def saw(self, read: str, tables: Collection[str]) -> None:
+        """Take in the tables that a read has used."""
+        cls = self._host.manager_class
+        if not self.tables_read.note(read, tables) or cls is None or self._reads.local(read) is None:
+            return
+        with self.view.lock:
+            before = frozenset(self.view.learning.written.suspects)
+            self._suspect(cls)
+            more = sorted(frozenset(self.view.learning.written.suspects) - before)
+        if more:
+            self._doubt_active(f"{more[0]} may have changed it, which was not followed before")
+
     def overwritten(self, method: str) -> None:
         """Doubt the active sessions, which an undeclared method has changed: they are taken from PostgreSQL again."""
+        self._doubt_active(f"{method} has changed it, which is not declared")
+
+    def _doubt_active(self, why: str) -> None:
         with self.view.lock:
             for session_id in [id_ for id_, row in self.view.sessions.items() if row["active"]]:
-                self.view.doubt_apart(session_id, f"{method} has changed it, which is not declared")
+                self.view.doubt_apart(session_id, why)
                 self._doubtful.add(session_id)
             # What the entries alone make of them is wrong.
             self.kept.changed()

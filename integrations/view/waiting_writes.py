@@ -26,13 +26,15 @@ class WaitingWrites:
         host: Host,
         outbox: Outbox,
         calls: Mapping[str, ManagerOperation],
-        seen: Callable[[str], Collection[str]] = lambda _: (),
+        seen: Callable[[str], Collection[str] | None] = lambda _: (),
+        read: Callable[[str], frozenset[str]] = lambda _: frozenset(),
     ) -> None:
         """`calls`: the operations by name.  Calls of an earlier process are found in the store.
 
-        `seen(operation)`: the tables that its calls were seen to write.
+        `seen(operation)`: the tables that its calls were seen to write; None before it was looked.
+        `read(name)`: the tables that a read was seen to use.
         """
-        self._seen_to_write = seen
+        self._seen_to_write, self._seen_to_read = seen, read
         self._host, self._outbox = host, outbox
         self._operations = frozenset(name for name, operation in calls.items() if not operation.best_effort)
         self._roles = frozenset(name for name, operation in calls.items() if operation.has_role)
@@ -98,8 +100,8 @@ class WaitingWrites:
     def may_show(self, read: str, tables: Collection[str], method: str) -> bool:
         """Whether `read` may show what a method without a declaration has written, into `tables`."""
         cls = self._host.manager_class
-        named = frozenset() if cls is None else _tables(cls, read)
-        return self.may_change(method, read) if not named or "" in tables else not named.isdisjoint(tables)
+        shown = frozenset() if cls is None else self._shown(cls, read)
+        return self.may_change(method, read) if not shown or "" in tables else not shown.isdisjoint(tables)
 
     def show(self, reads: Iterable[str], tables: Collection[str], method: str) -> bool:
         """Whether one of these reads names one of the `tables`; where those are not known, one that `method` names."""
@@ -107,20 +109,24 @@ class WaitingWrites:
         if cls is None:
             return False
         tables = _tables(cls, method) if "" in tables else tables
-        return any(not _tables(cls, read).isdisjoint(tables) for read in reads)
+        return any(not self._shown(cls, read).isdisjoint(tables) for read in reads)
 
     def may_change(self, operation: str, read: str) -> bool:
         """Whether a call of the operation may change what `read` answers, by the tables that both name."""
         cls = self._host.manager_class
         if cls is None:
             return operation not in self._roles
-        named, shown = _tables(cls, operation), _tables(cls, read)
-        if not shown.isdisjoint(self._seen_to_write(operation)):
+        named, shown, seen = _tables(cls, operation), self._shown(cls, read), self._seen_to_write(operation)
+        if seen is not None and not shown.isdisjoint(seen):
             return True
         if named and shown:
             return not named.isdisjoint(shown)
         # A call that was seen to write other tables may have another effect with other arguments.
-        return operation not in self._roles
+        return operation not in self._roles or (seen is None and operation in self._operations)
+
+    def _shown(self, cls: type, read: str) -> frozenset[str]:
+        """The tables that a read shows: those that its code names, and those that it was seen to use."""
+        return _tables(cls, read) | self._seen_to_read(read)
 
 
 @lru_cache(maxsize=256)

@@ -38,6 +38,10 @@ class Written:
         """The tables that calls of an operation were seen to write."""
         return self.tables.get(name, ())
 
+    def seen(self, name: str) -> Collection[str] | None:
+        """The tables that calls of an operation were seen to write; None where it was not looked yet, and will be."""
+        return None if self.matters and name not in self.looks else self.of(name)
+
     def wants(self, operation: ManagerOperation) -> bool:
         """Whether it should be looked which tables such a call writes."""
         return self.matters and not operation.best_effort and self.looks.get(operation.name, 0) < _LOOKS
