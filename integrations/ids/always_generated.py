@@ -1,8 +1,7 @@
-"""Always generated: an INSERT gives the id of a column that is GENERATED ALWAYS only where it says so."""
+"""Always generated: columns that are GENERATED ALWAYS, of which an INSERT gives an id only where it says so."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from .id_column import quoted
@@ -10,10 +9,6 @@ from .id_column import quoted
 _ASK = (
     "SELECT coalesce((SELECT attidentity = 'a' FROM pg_attribute "
     "WHERE attrelid = to_regclass(%s) AND attname = %s AND NOT attisdropped), false)"
-)
-_COLUMNS = re.compile(
-    r'(?:\s|--[^\n]*\n|/\*.*?\*/)*INSERT\s+INTO\s+(?:"?\w+"?\.)?"?(\w+)"?\s*\(([^()]*)\)(?!\s*OVERRIDING\b)',
-    re.IGNORECASE | re.DOTALL,
 )
 
 
@@ -33,14 +28,3 @@ class AlwaysGenerated:
     def forget(self) -> None:
         """Ask again: columns may have been altered."""
         self._known.clear()
-
-
-def overriding(statement: str, columns: dict[str, str]) -> str:
-    """The SQL statement; an INSERT that gives one of `columns`, by table, gives it in spite of GENERATED ALWAYS."""
-    found = _COLUMNS.match(statement)
-    column = None if found is None else columns.get(found[1].lower())
-    if found is None or column is None:
-        return statement
-    if column.lower() not in (one.strip().strip('"').lower() for one in found[2].split(",")):
-        return statement
-    return f"{statement[: found.end()]} OVERRIDING SYSTEM VALUE{statement[found.end() :]}"

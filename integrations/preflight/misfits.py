@@ -219,7 +219,8 @@ def makes_its_id(operation: ManagerOperation, evidence: Evidence) -> str | None:
     table, column = column_of(operation)
     name = table.rpartition(".")[2]
     path = rf'"?(?:\w+"?\."?)?{re.escape(name)}"?'
-    insert = re.compile(rf"\s*INSERT\s+INTO\s+{path}(?:\s*\(([^)]*)\))?\s*(VALUES|SELECT)\b", re.IGNORECASE)
+    into = rf"\bINSERT\s+INTO\s+{path}(?:\s+AS\s+\w+)?(?:\s*\(([^)]*)\))?\s*(VALUES|SELECT)\b"
+    insert = re.compile(rf"\s*(?:WITH\b.*?)?{into}", re.IGNORECASE | re.DOTALL)
     highest = rf"\bmax\s*\(\s*(?:\w+\.)?{re.escape(column)}\s*\)\s*(?:,\s*0\s*\))?\s*\+.*\bFROM\s+{path}(?!\w)"
     # By the name of a sequence: the method may take numbers of another table's, too.
     sequence = rf"\bnextval\s*\(\s*'{path}_(?:{re.escape(column)}_)?seq\b"

@@ -7,11 +7,9 @@ reads from the clock itself is the business of `frozen_clock`; here is only the 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -20,20 +18,13 @@ from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.orm import Session
 
 from ...clock import Clock
-from ..ids.always_generated import AlwaysGenerated, overriding
+from ..ids.always_generated import AlwaysGenerated
 from ..ids.id_column import IdColumn, quoted
-from ..sql_text import changed, pieces
 from ..view.side_rows import MOST
 from . import sql_clock
+from .insert_text import InsertText, edited, inserts_in, overriding
 from .side_ids import SideIds
-
-_INSERT = re.compile(
-    r'(?:\s|--[^\n]*\n|/\*.*?\*/)*INSERT\s+INTO\s+(?:"?(\w+)"?\.)?"?(\w+)"?', re.IGNORECASE | re.DOTALL
-)
-
-# Up to the first value.
-_ONE_ROW = re.compile(_INSERT.pattern + r"\s*\((?P<columns>[^()]*)\)\s*VALUES\s*\(", re.IGNORECASE | re.DOTALL)
-_QUOTED_OR_PAREN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|[()]""")
+from .table_clock import TableClock
 
 # The parameter of an id that SQL text is given.
 _GIVEN_ID = "outbox_id"
@@ -56,19 +47,21 @@ class AsOf:
         sides: SideIds,
         *,
         call: Any = None,
+        clocks: TableClock | None = None,
         passing: Iterator[int] | None = None,
         always: AlwaysGenerated | None = None,
     ) -> None:
         """`creates`: the column of the id in `notes`; `captured_at` is aware; the replay begins now.
 
         `sides` give ids to further rows.  Times among the arguments in `call` are never taken for those of the clock.
-        `passing`: integer ids for rows that are rolled back, so that sequences stay untouched.  `always` is what is
-        known of columns that are GENERATED ALWAYS.
+        `clocks` knows the tables' defaults.  `passing`: integer ids for rows that are rolled back, so that sequences
+        stay untouched.
         """
         self._creates = IdColumn.of(creates)
         self._captured_at, self._clock, self._began_at = captured_at.astimezone(UTC), clock, clock.now()
         self._captured_naive = self._captured_at.replace(tzinfo=None)
-        self._sides, self._passing, self._always = sides, passing, always or AlwaysGenerated()
+        self._sides, self._passing, self._clocks = sides, passing, clocks
+        self._always = always or AlwaysGenerated()
         # The columns that are GENERATED ALWAYS of which ids were given, by table.
         self._given_always: dict[str, str] = {}
         # The id that the caller has, until a row has it; a rollback gives it back.  That of a session that was there
@@ -161,15 +154,9 @@ class AsOf:
         return _as_column_has_it(column, id_)
 
     def _note_given(self, id_: Any, schema: str | None, table: str, column: str) -> None:
-        """A row of the table gets this id, if any: see `overriding`."""
+        """A row of the table gets this id, if any: see `completed`."""
         if isinstance(id_, int) and self._always.has(schema, table, column, self._ask):
             self._given_always[table.lower()] = column
-
-    def overriding(self, statement: str) -> str:
-        """SQL text that gives an id also where its column is GENERATED ALWAYS."""
-        if not self._given_always:
-            return statement
-        return changed(statement, lambda one: overriding(one, self._given_always))
 
     def _fetch_id(self, table: Table, column: Column[Any]) -> Any:
         """The next id of PostgreSQL's own, for the further rows of an insert of several; None where it has none."""
@@ -215,55 +202,62 @@ class AsOf:
         if self._handed_over:
             self.id_left = None
 
-    def with_id(self, statement: str, *, many: bool) -> str:
-        """SQL text that inserts one row: with the id that it is to have."""
-        return changed(statement, partial(self._with_id, many=many))
+    def completed(self, statement: str, *, many: bool) -> str:
+        """SQL text that inserts rows: with the id that its row is to have, and what a default reads from the clock.
 
-    def _with_id(self, statement: str, *, many: bool) -> str:
-        is_told = self._goes_without_id(statement)
-        found = _ONE_ROW.match(statement) if not many else None
-        if found is None or not _ends_at(statement, found.end()):
-            return statement
-        names = _table_in(found)
-        name = self._creates.column if is_told else self._sides.column_of(*names)
-        if name is None or _gives(found, name):
-            if is_told:
+        An id is given also where its column is GENERATED ALWAYS.
+        """
+        edits = list[tuple[int, str]]()
+        for one in inserts_in(statement):
+            values = self._id_for(one, many=many)
+            if self._times and self._clocks is not None and self._connection is not None and one.rows_at:
+                defaults = self._clocks.defaults(self._connection.connection, one.name)
+                values |= {column: sql for column, sql in defaults.items() if not one.gives(column)}
+            edits += one.edits(values) if values else ()
+        statement = edited(statement, edits)
+        return overriding(statement, self._given_always) if self._given_always else statement
+
+    def _id_for(self, insert: InsertText, *, many: bool) -> dict[str, str]:
+        """The id of the row that SQL text inserts, by its column."""
+        is_told = self._is_told_text(insert)
+        name = self._creates.column if is_told else self._sides.column_of(insert.schema, insert.table)
+        if name is None or insert.gives(name) or many or len(insert.rows_at) != 1:
+            if is_told and insert.gives(self._creates.column):
                 self._is_given()
-            return statement
+            return {}
         if is_told:
             id_, self.id_left = self.id_left, None
         else:
-            id_ = self._sides(*names, name)
-        if id_ is None:
-            return statement
-        self._note_given(id_, *names, name)
-        return _with_column(found, name, str(id_) if isinstance(id_, int) else f"'{id_}'")
+            id_ = self._sides(insert.schema, insert.table, name)
+        self._note_given(id_, insert.schema, insert.table, name)
+        return {} if id_ is None else {name: str(id_) if isinstance(id_, int) else f"'{id_}'"}
 
     def _text_with_ids(self, statement: TextClause, rows: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
         """SQL text that inserts a row for each of several parameters, with ids of the reserve."""
-        found = _ONE_ROW.match(statement.text) if len(rows) <= MOST else None
-        if found is None or not _ends_at(statement.text, found.end()) or self.goes_without_id(statement.text):
+        found = inserts_in(statement.text) if len(rows) <= MOST else ()
+        if len(found) != 1 or len(found[0].rows_at) != 1 or self._is_told_text(found[0]):
             return statement, rows
-        names = _table_in(found)
-        name = self._sides.column_of(*names)
-        if name is None or _gives(found, name):
+        (one,) = found
+        name = self._sides.column_of(one.schema, one.table)
+        if name is None or one.gives(name):
             return statement, rows
-        ids = [self._sides(*names, name) for _ in rows]
+        ids = [self._sides(one.schema, one.table, name) for _ in rows]
         if None in ids:
             return statement, rows
-        self._note_given(ids[0], *names, name)
-        made = text(_with_column(found, name, f":{_GIVEN_ID}")).bindparams(*statement._bindparams.values())
+        self._note_given(ids[0], one.schema, one.table, name)
+        changed = edited(statement.text, one.edits({name: f":{_GIVEN_ID}"}))
+        made = text(changed).bindparams(*statement._bindparams.values())
         return made, [{**row, _GIVEN_ID: id_} for row, id_ in zip(rows, ids, strict=True)]
 
     def goes_without_id(self, statement: str) -> bool:
-        """Whether SQL text inserts the row of which the caller has the id, without that id."""
-        return self.id_left is not None and any(map(self._goes_without_id, pieces(statement)))
+        """Whether an SQL statement inserts the row of which the caller has the id, without that id."""
+        return self.id_left is not None and any(self._is_told_text(one) for one in inserts_in(statement))
 
-    def _goes_without_id(self, statement: str) -> bool:
-        found = _INSERT.match(statement) if self.id_left is not None and self._creates.table else None
-        if found is None or found[2].lower() != self._creates.table.lower():
+    def _is_told_text(self, insert: InsertText) -> bool:
+        """Whether the caller has the id of the row that SQL text inserts."""
+        if self.id_left is None or not self._creates.table or insert.table != self._creates.table.lower():
             return False
-        return self._is_of(found[1])
+        return self._is_of(insert.schema)
 
     # -- statements
 
@@ -274,12 +268,12 @@ class AsOf:
         if not isinstance(statement, Insert):
             return statement, many, one
         parameters = list(many) or ([one] if one else [])
-        statement, rows = self._with_ids(statement, parameters)
+        statement, changed = self._with_ids(statement, parameters)
         if self._times:
-            statement = sql_clock.with_defaults(statement, rows)
-        if rows is parameters:
+            statement = sql_clock.with_defaults(statement, changed)
+        if changed is parameters:
             return statement, many, one
-        return (statement, rows, {}) if many else (statement, (), rows[0])
+        return (statement, changed, {}) if many else (statement, (), changed[0])
 
     def at_time(self, statement: str) -> str:
         """SQL text that reads the clock of the call instead of the server's."""
@@ -324,31 +318,6 @@ def _times_in(value: Any) -> Iterator[datetime]:
         for item in value.values() if isinstance(value, Mapping) else value:
             if type(item) not in _TIMELESS:
                 yield from _times_in(item)
-
-
-def _table_in(found: re.Match[str]) -> tuple[str | None, str]:
-    """Schema and table of an INSERT, as PostgreSQL takes names that are not quoted."""
-    return None if found[1] is None else found[1].lower(), found[2].lower()
-
-
-def _gives(found: re.Match[str], column: str) -> bool:
-    return column.lower() in (one.strip().strip('"').lower() for one in found["columns"].split(","))
-
-
-def _with_column(found: re.Match[str], column: str, value: str) -> str:
-    """The INSERT with a value for one column more."""
-    statement, at, columns = found.string, found.end(), found.start("columns")
-    return f"{statement[:columns]}{quoted(column)}, {statement[columns:at]}{value}, {statement[at:]}"
-
-
-def _ends_at(statement: str, start: int) -> bool:
-    """Whether the row of values that begins at `start` is the only one."""
-    depth = 1
-    for found in _QUOTED_OR_PAREN.finditer(statement, start):
-        depth += {"(": 1, ")": -1}.get(found[0], 0)
-        if not depth:
-            return not statement[found.end() :].lstrip().startswith(",")
-    return False
 
 
 def _takes_any_integer(column: Column[Any]) -> bool:

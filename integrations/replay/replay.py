@@ -43,6 +43,7 @@ from .frozen_clock import FrozenClock, frozen
 from .no_ops import applied, declined, is_refusal
 from .replay_session import Watch, work_on
 from .side_ids import SideIds
+from .table_clock import TableClock
 from .told_answers import id_in
 from .upgrades import misconfigured, must_fit, upgraded
 from .witness import Witness
@@ -101,7 +102,7 @@ class Replayer:
         self._take_id, self._column_of = take_id or _no_id, column_of
         self._here = threading.local()
         self._connection = ManagerConnection(host)
-        self.border = Border(host)
+        self.border, self.clocks = Border(host), TableClock()
         self.answers = Answers()
         # Learns from replays, in a process with a local view; None in one that runs only a relay.
         self.witness: Witness | None = None
@@ -138,6 +139,7 @@ class Replayer:
                         self._clock,
                         sides,
                         call=given,
+                        clocks=self.clocks,
                         always=self.always,
                     )
                     as_of.follow(own)
@@ -147,6 +149,7 @@ class Replayer:
                 self.carried.drop(entry, self._here.kept, notes.get("foreseen", {}))
                 self.border.forget()
                 self.always.forget()
+                self.clocks.forget()
                 raise
 
         return Handler(replay, self._keep_alarms_in)

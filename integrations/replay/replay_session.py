@@ -225,7 +225,7 @@ def _before_cursor_execute(
     if watch is None:
         return statement, parameters
     if watch.as_of is not None:
-        statement = watch.as_of.overriding(watch.as_of.with_id(statement, many=many))
+        statement = watch.as_of.completed(statement, many=many)
     watch.sees(statement)
     if watch.as_of is None:
         return statement, parameters

@@ -40,7 +40,7 @@ _TYPES = {
 
 def at_time(statement: str, at: datetime) -> str:
     """The statement as it would have read the clock at `at`, which is aware."""
-    if not _reads_clock(statement) or not _STATEMENT.match(statement):
+    if not reads_clock(statement) or not _STATEMENT.match(statement):
         return statement
     literal = f"CAST('{at.astimezone(UTC).isoformat(sep=' ')}' AS timestamptz)"
 
@@ -56,7 +56,8 @@ def at_time(statement: str, at: datetime) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _reads_clock(statement: str) -> bool:
+def reads_clock(statement: str) -> bool:
+    """Whether SQL reads PostgreSQL's clock."""
     return any(found["call"] or found["word"] for found in _TOKEN.finditer(statement))
 
 
@@ -143,10 +144,10 @@ def _defaults_of(table: Table) -> dict[str, ClauseElement]:
 
 def _is_clock(default: Any) -> bool:
     if isinstance(default, TextClause):
-        return _reads_clock(default.text)
+        return reads_clock(default.text)
     if not isinstance(default, ClauseElement):
         return False
     try:
-        return _reads_clock(str(default.compile(dialect=psycopg2_dialect())))  # type: ignore[no-untyped-call]
+        return reads_clock(str(default.compile(dialect=psycopg2_dialect())))  # type: ignore[no-untyped-call]
     except CompileError:
         return False

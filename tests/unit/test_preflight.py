@@ -328,6 +328,8 @@ BY_TEXT = "INSERT INTO trades (symbol) VALUES (:symbol) RETURNING id"
         ("INSERT INTO trades (id, symbol) VALUES (:id, :symbol)", "it inserts into trades by text with 'id'"),
         ("INSERT INTO trades (symbol) SELECT name FROM feeds", "from a SELECT"),
         ("INSERT INTO trades VALUES (1, 'A')", "without names of columns"),
+        ("WITH a AS (SELECT 1) INSERT INTO trades AS t (symbol) SELECT name FROM feeds", "from a SELECT"),
+        ("WITH a AS (INSERT INTO trades (symbol) VALUES ('A') RETURNING id) SELECT id FROM a", None),
         # A docstring, the start of a text that is put together, another table.
         ("Insert into trades and return the id.", None),
         ("INSERT INTO trades (", None),

@@ -194,6 +194,41 @@ class Manager:
             statement = "INSERT INTO trades (id, symbol) VALUES (nextval('trades_id_seq'), 'a') RETURNING id"
             return session.execute(text(statement)).scalar_one()
 
+    def textual_alias(self) -> Any:
+        with self.session_factory.begin() as session:
+            statement = """INSERT INTO trades AS t (symbol) VALUES ('a')
+                ON CONFLICT (id) DO UPDATE SET symbol = t.symbol RETURNING id"""
+            return session.execute(text(statement)).scalar_one()
+
+    def textual_expression(self) -> Any:
+        with self.session_factory.begin() as session:
+            statement = """WITH said AS (SELECT 'INSERT INTO trades (symbol) VALUES (1)' AS it),
+                made AS (INSERT INTO trades (symbol) VALUES ('a') RETURNING id)
+                SELECT id FROM made, said"""
+            return session.execute(text(statement)).scalar_one()
+
+    def expression(self) -> Any:
+        with self.session_factory.begin() as session:
+            made = insert(Trade).values(symbol="a").returning(Trade.id).cte("made")
+            return session.execute(select(made.c.id)).scalar_one()
+
+    def second_statement(self) -> Any:
+        with self.session_factory.begin() as session:
+            statement = "SET LOCAL lock_timeout = 1000; INSERT INTO trades (symbol) VALUES ('a') RETURNING id"
+            return session.execute(text(statement)).scalar_one()
+
+    def selected_expression(self) -> Any:
+        with self.session_factory.begin() as session:
+            statement = "WITH a AS (SELECT 'a' AS b) INSERT INTO trades (symbol) SELECT b FROM a RETURNING id"
+            return session.execute(text(statement)).scalar_one()
+
+    def merged_text(self) -> Any:
+        with self.session_factory.begin() as session:
+            statement = """MERGE INTO trades USING (SELECT 'a' AS b) AS a ON symbol = b
+                WHEN NOT MATCHED THEN INSERT (symbol) VALUES (b)"""
+            session.execute(text(statement))
+            return session.execute(text("SELECT max(id) FROM trades")).scalar_one()
+
     def of_tuples(self) -> Any:
         with self.session_factory.begin() as session:
             return session.execute(insert(Trade).values([("a",)]).returning(Trade.id)).scalar_one()
@@ -202,7 +237,8 @@ class Manager:
 FORMS = [
     "orm", "orm_several", "values", "values_of_rows", "parameters", "list_of_one", "list_of_three",
     "list_without_returning", "objects_returned", "on_the_connection", "bulk_mappings", "bulk_objects", "upserted",
-    "merged", "textual", "textual_in_full", "tried_again", "tried_again_within",
+    "merged", "textual", "textual_in_full", "textual_alias", "textual_expression", "expression", "second_statement",
+    "tried_again", "tried_again_within",
 ]  # fmt: skip
 
 
@@ -235,7 +271,12 @@ def test_an_insert_gets_the_id_that_was_told(manager: Manager, postgres_url: str
         assert found == list(range(TOLD, TOLD + len(found)))
 
 
-@pytest.mark.parametrize("form", ["selected", "textual_rows", "textual_list", "textual_with_id", "of_tuples"])
+STOPPING = [
+    "selected", "textual_rows", "textual_list", "textual_with_id", "selected_expression", "merged_text", "of_tuples",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", STOPPING)
 def test_an_insert_that_takes_no_id_stops_the_line(manager: Manager, postgres_url: str, form: str) -> None:
     with replays(manager, postgres_url) as run, pytest.raises(TargetMisconfigured, match="has not the id"):
         run.call(ManagerOperation(form, creates="trades"), {"id": TOLD})
