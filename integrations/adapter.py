@@ -137,7 +137,7 @@ class Adapter:
         elsewhere, redefined = replayer.border.statement_elsewhere, self._reserves.redefine
         self.guard = Guard(delivery, elsewhere, partial(has_called, self), silence, redefined)
         host.when_built(self.guard.attach)
-        block_reads = BlockReads(host, keeper, outbox.clock, block, replayer.always)
+        block_reads = BlockReads(host, keeper, outbox.clock, block, replayer.catalog)
         self.passing = Passing(self, reads, block_reads)
         self._session_locks = SessionLocks(outbox.clock)
         self.pending_attributes = PendingAttributes(host, replayer.carried, delivery, self.guard)
@@ -153,7 +153,7 @@ class Adapter:
             methods=self.calls,
             pending_attributes=self.pending_attributes,
         )
-        self._local_answers = LocalAnswers(host, outbox, keeper, delivery, block_reads, block, replayer.always)
+        self._local_answers = LocalAnswers(host, outbox, keeper, delivery, block_reads, block, replayer.catalog)
 
     @property
     def view(self) -> LocalView:

@@ -72,11 +72,6 @@ def statements(text: str) -> tuple[str, ...]:
     return tuple(one for one in found if one)
 
 
-def changed(text: str, change: Callable[[str], str]) -> str:
-    """The text with what `change` makes of each statement; it gets what stands before the first word too."""
-    return "".join(map(change, pieces(text))) if ";" in text else change(text)
-
-
 def _are_all(kind: re.Pattern[str], text: str) -> bool:
     found = statements(text)
     return bool(found) and all(map(kind.match, found))

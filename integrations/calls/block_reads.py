@@ -17,11 +17,11 @@ from sqlalchemy.orm import object_session
 from ...clock import Clock
 from ...store.envelope import from_us
 from ..code.signatures import invoke
-from ..ids.always_generated import AlwaysGenerated
 from ..manager.away import cannot_take
 from ..manager.host import Host
 from ..replay.asof import PASSING_IDS, AsOf
 from ..replay.balance import rolled_back
+from ..replay.catalog import Catalog
 from ..replay.frozen_clock import MakeUuid, frozen
 from ..replay.replay import CallFailed
 from ..replay.side_ids import SideIds
@@ -50,11 +50,11 @@ class BlockReads:
         keeper: Keeper,
         clock: Clock,
         block: Callable[[], Block | None],
-        always: AlwaysGenerated,
+        catalog: Catalog,
     ) -> None:
         """`block()` is the caller's balance block."""
         self._host, self._keeper, self._clock, self._block = host, keeper, clock, block
-        self._always, self._writes = always, Writes()
+        self._catalog, self._writes = catalog, Writes()
 
     def calls(self) -> Sequence[Prepared]:
         """The calls that are not recorded and that a read of the caller has to see."""
@@ -102,6 +102,23 @@ class BlockReads:
         Raises what the manager raises, `CallFailed` where it refuses one of the calls, and `WouldWrite` for a method
         that `may_write`, and does, or whose answer would go on reading.
         """
+        try:
+            return self._ask(calls, name, args, kwargs, session, may_write=may_write)
+        except Exception:
+            # A table may have been altered.
+            self._catalog.forget()
+            raise
+
+    def _ask(
+        self,
+        calls: Iterable[Prepared],
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        session: int | None,
+        *,
+        may_write: bool,
+    ) -> Any:
         ids, changes, stop = count(PASSING_IDS), list[Changes](), WouldWrite()
         with rolled_back(self._host.undoubled()) as transaction:
             for item in calls:
@@ -112,8 +129,8 @@ class BlockReads:
                     self._clock,
                     SideIds(item.notes.get("side")),
                     call=[item.bound, item.defaults],
+                    catalog=self._catalog,
                     passing=ids,
-                    always=self._always,
                 )
                 copy = transaction.sets(self._host.replica(session_id=item.session, doubles=True), as_of)
                 changes.append(self._make(item, copy, changes, as_of.told_uuid))
@@ -135,11 +152,10 @@ class BlockReads:
                     kept.changes().apply(self._host.built)
             return answer
 
-    def _only_read(self, stop: WouldWrite, raw: Any, statement: str) -> str:
+    def _only_read(self, stop: WouldWrite, raw: Any, statement: str) -> None:
         if stop.met or self._writes.may_write(raw, statement):
             stop.met = True
             raise stop
-        return statement
 
     def _make(self, item: Prepared, replica: Any, earlier: Iterable[Changes], make_uuid: MakeUuid) -> Changes:
         """Make a call behind those that changed `replica` by `earlier`; what it changes that the manager has not."""

@@ -14,7 +14,6 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from ... import Outbox
-from ..ids.always_generated import AlwaysGenerated
 from ..manager.away import cannot_take, is_away
 from ..manager.host import Host
 from ..manager.manager_connection import engine_of, fresh_connection, is_used_up
@@ -22,6 +21,7 @@ from ..operations import BALANCES, ManagerOperation
 from ..replay import told_answers
 from ..replay.asof import PASSING_IDS, AsOf
 from ..replay.balance import Untold, dry_run, kept, learn_yield, tell
+from ..replay.catalog import Catalog
 from ..replay.side_ids import SideIds
 from ..roles import Session
 from ..state.kept_state import KeptState
@@ -48,11 +48,11 @@ class LocalAnswers:
         delivery: Delivery,
         block_reads: BlockReads,
         block: Callable[[], Block | None],
-        always: AlwaysGenerated,
+        catalog: Catalog,
     ) -> None:
         """`block()` is the caller's balance block."""
         self._host, self._outbox, self._keeper, self._delivery = host, outbox, keeper, delivery
-        self._block_reads, self._block, self._always = block_reads, block, always
+        self._block_reads, self._block, self._catalog = block_reads, block, catalog
 
     @property
     def _view(self) -> LocalView:
@@ -188,8 +188,8 @@ class LocalAnswers:
             return None
         clock = self._outbox.clock
         column = item.operation.id_column
-        passing, always = count(PASSING_IDS), self._always
-        as_of = AsOf(column, item.notes, clock.now(), clock, SideIds(), passing=passing, always=always)
+        passing, catalog = count(PASSING_IDS), self._catalog
+        as_of = AsOf(column, item.notes, clock.now(), clock, SideIds(), passing=passing, catalog=catalog)
         old = None
         with suppress(UnknownLocally):
             old = self._local_balance(item.session)

@@ -18,13 +18,12 @@ from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.orm import Session
 
 from ...clock import Clock
-from ..ids.always_generated import AlwaysGenerated
 from ..ids.id_column import IdColumn, quoted
 from ..view.side_rows import MOST
 from . import sql_clock
+from .catalog import Catalog
 from .insert_text import InsertText, edited, inserts_in, overriding
 from .side_ids import SideIds
-from .table_clock import TableClock
 
 # The parameter of an id that SQL text is given.
 _GIVEN_ID = "outbox_id"
@@ -47,21 +46,18 @@ class AsOf:
         sides: SideIds,
         *,
         call: Any = None,
-        clocks: TableClock | None = None,
         passing: Iterator[int] | None = None,
-        always: AlwaysGenerated | None = None,
+        catalog: Catalog | None = None,
     ) -> None:
         """`creates`: the column of the id in `notes`; `captured_at` is aware; the replay begins now.
 
         `sides` give ids to further rows.  Times among the arguments in `call` are never taken for those of the clock.
-        `clocks` knows the tables' defaults.  `passing`: integer ids for rows that are rolled back, so that sequences
-        stay untouched.
+        `passing`: integer ids for rows that are rolled back, so that sequences stay untouched.
         """
         self._creates = IdColumn.of(creates)
         self._captured_at, self._clock, self._began_at = captured_at.astimezone(UTC), clock, clock.now()
         self._captured_naive = self._captured_at.replace(tzinfo=None)
-        self._sides, self._passing, self._clocks = sides, passing, clocks
-        self._always = always or AlwaysGenerated()
+        self._sides, self._passing, self._catalog = sides, passing, catalog or Catalog()
         # The columns that are GENERATED ALWAYS of which ids were given, by table.
         self._given_always: dict[str, str] = {}
         # The id that the caller has, until a row has it; a rollback gives it back.  That of a session that was there
@@ -155,7 +151,7 @@ class AsOf:
 
     def _note_given(self, id_: Any, schema: str | None, table: str, column: str) -> None:
         """A row of the table gets this id, if any: see `completed`."""
-        if isinstance(id_, int) and self._always.has(schema, table, column, self._ask):
+        if isinstance(id_, int) and self._catalog.always.has(schema, table, column, self._ask):
             self._given_always[table.lower()] = column
 
     def _fetch_id(self, table: Table, column: Column[Any]) -> Any:
@@ -210,8 +206,8 @@ class AsOf:
         edits = list[tuple[int, str]]()
         for one in inserts_in(statement):
             values = self._id_for(one, many=many)
-            if self._times and self._clocks is not None and self._connection is not None and one.rows_at:
-                defaults = self._clocks.defaults(self._connection.connection, one.name)
+            if self._times and self._connection is not None and one.rows_at:
+                defaults = self._catalog.clocks.defaults(self._connection.connection, one.name)
                 values |= {column: sql for column, sql in defaults.items() if not one.gives(column)}
             edits += one.edits(values) if values else ()
         statement = edited(statement, edits)

@@ -26,7 +26,7 @@ from ..view.local_view import UnknownLocally
 from ..view.reads import MISSING
 from ..view.seen import Seen
 from .asof import AsOf
-from .replay_session import Watch, work_on
+from .replay_session import Watch, adapt_statements, work_on
 
 _FLOAT_SUM = "note:float:new_balance"
 # Sums that differ by less than this share are taken for one, where the manager cannot be asked which it yields.
@@ -193,22 +193,24 @@ class RolledBack:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._as_of: AsOf | None = None
+        adapt_statements(connection, lambda: self._as_of)
 
     def sets(self, replica: Any, as_of: AsOf | None = None) -> Any:
         """Let a copy of the manager work in it."""
+        self._as_of = as_of
         if as_of is not None:
             as_of.follow(self._connection)
-            self.before_each(lambda _, statement: as_of.overriding(statement))
         work_on(self._connection, replica, Watch(as_of))
         return replica
 
-    def before_each(self, change: Callable[[Any, str], str]) -> None:
-        """From now on send what `change(driver's connection, statement)` makes of a statement; it may raise."""
+    def before_each(self, look: Callable[[Any, str], None]) -> None:
+        """From now on call `look(driver's connection, statement)` before each statement; it may raise."""
 
-        def send(_: Any, cursor: Any, statement: str, parameters: Any, *__: Any) -> tuple[str, Any]:
-            return change(cursor.connection, statement), parameters
+        def see(_: Any, cursor: Any, statement: str, *__: Any) -> None:
+            look(cursor.connection, statement)
 
-        event.listen(self._connection, "before_cursor_execute", send, retval=True)
+        event.listen(self._connection, "before_cursor_execute", see)
 
 
 @contextmanager

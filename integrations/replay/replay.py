@@ -22,7 +22,6 @@ from ...log import Log
 from ...monitoring.alarms import Alarms
 from ...words import first_line
 from ..code.signatures import invoke, signature_of_bound
-from ..ids.always_generated import AlwaysGenerated
 from ..ids.same_row import SameRow
 from ..manager.away import Failures, is_away, noting
 from ..manager.host import Host, replica_of
@@ -38,12 +37,12 @@ from ..view.reads import BALANCE, Reads
 from .answers import Answer, Answers
 from .asof import AsOf
 from .border import Border
+from .catalog import Catalog
 from .divergence import Divergences
 from .frozen_clock import FrozenClock, frozen
 from .no_ops import applied, declined, is_refusal
 from .replay_session import Watch, work_on
 from .side_ids import SideIds
-from .table_clock import TableClock
 from .told_answers import id_in
 from .upgrades import misconfigured, must_fit, upgraded
 from .witness import Witness
@@ -102,13 +101,12 @@ class Replayer:
         self._take_id, self._column_of = take_id or _no_id, column_of
         self._here = threading.local()
         self._connection = ManagerConnection(host)
-        self.border, self.clocks = Border(host), TableClock()
+        self.border, self.catalog = Border(host), Catalog()
         self.answers = Answers()
         # Learns from replays, in a process with a local view; None in one that runs only a relay.
         self.witness: Witness | None = None
         self.carried = Carried(host, outbox)
         self.same_row = SameRow()
-        self.always = AlwaysGenerated()
         # The first entry of this process.
         self._own_from = 0
         if outbox is not None:
@@ -139,8 +137,7 @@ class Replayer:
                         self._clock,
                         sides,
                         call=given,
-                        clocks=self.clocks,
-                        always=self.always,
+                        catalog=self.catalog,
                     )
                     as_of.follow(own)
                     with self.border.watched(own, as_of) as watch:
@@ -148,8 +145,7 @@ class Replayer:
             except BaseException:
                 self.carried.drop(entry, self._here.kept, notes.get("foreseen", {}))
                 self.border.forget()
-                self.always.forget()
-                self.clocks.forget()
+                self.catalog.forget()
                 raise
 
         return Handler(replay, self._keep_alarms_in)

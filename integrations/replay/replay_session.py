@@ -232,6 +232,22 @@ def _before_cursor_execute(
     return watch.as_of.at_time(statement), watch.as_of.restore(parameters)
 
 
+def adapt_statements(connection: Connection, as_of_here: Callable[[], AsOf | None]) -> None:
+    """Let the statements of a connection, which is no replay's, get ids and times from what `as_of_here` gives."""
+
+    @event.listens_for(connection, "before_execute", retval=True)
+    def prepare(_: Any, statement: Any, many: Any, one: Any, __: Any) -> tuple[Any, Any, Any]:
+        as_of = as_of_here()
+        return (statement, many, one) if as_of is None else as_of.prepare(statement, many, one)
+
+    @event.listens_for(connection, "before_cursor_execute", retval=True)
+    def complete(_: Any, __: Any, statement: str, parameters: Any, ___: Any, many: bool) -> tuple[str, Any]:
+        as_of = as_of_here()
+        if as_of is None:
+            return statement, parameters
+        return as_of.at_time(as_of.completed(statement, many=many)), as_of.restore(parameters)
+
+
 @event.listens_for(ReplayConnection, "commit")
 @event.listens_for(ReplayConnection, "rollback")
 def _ended(connection: ReplayConnection) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg2.extensions
+
 from . import sql_clock
 
 _DEFAULTS = """
@@ -33,7 +35,7 @@ class TableClock:
         """
         known = self._known.get(name)
         if known is None:
-            with raw.cursor() as cursor:
+            with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
                 cursor.execute(_DEFAULTS, (name,))
                 # The driver would take a percent sign for one of its own.
                 known = {column: sql for column, sql in cursor if sql_clock.reads_clock(sql) and "%" not in sql}

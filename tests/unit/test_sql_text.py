@@ -72,11 +72,6 @@ def test_the_last_statement_tells_the_number_of_rows() -> None:
     assert not sql_text.changes_rows("UPDATE t SET a = 1; SELECT 1")
 
 
-def test_each_statement_is_changed_by_itself() -> None:
-    found = sql_text.changed("SET a = 1; INSERT INTO t VALUES (';')", lambda one: one.replace("t V", "t (a) V"))
-    assert found == "SET a = 1; INSERT INTO t (a) VALUES (';')"
-
-
 def test_long_texts_are_judged_as_short_ones() -> None:
     assert sql_text.is_query("SET a = 1; SELECT 1" + " " * 20_000)
     assert sql_text.defines("SELECT 1; DROP TABLE t" + " " * 20_000)

@@ -475,7 +475,7 @@ BUGS = (
     Bug(
         "a replayed row of a table whose ids are GENERATED ALWAYS is refused",
         "integrations/replay/asof.py",
-        "        return changed(statement, lambda one: overriding(one, self._given_always))",
+        "        return overriding(statement, self._given_always) if self._given_always else statement",
         "        return statement",
         ("tests/integration/adapter/test_always_generated.py",),
     ),
@@ -2026,6 +2026,13 @@ BUGS = (
         "            if self._times and self._clocks is not None and",
         "            if False and self._clocks is not None and",
         ("tests/integration/replaying/test_table_clock.py",),
+    ),
+    Bug(
+        "adapter: a read in a block shows rows of SQL text with other ids",
+        "integrations/replay/balance.py",
+        "        adapt_statements(connection, lambda: self._as_of)\n",
+        "        adapt_statements(connection, lambda: None)\n",
+        ("tests/integration/adapter/test_rows_in_blocks.py",),
     ),
     Bug(
         "adapter: a row that a WITH query inserts gets an id of its own",

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import insert, text
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
-from outbox.integrations.ids.always_generated import overriding
+from outbox.integrations.replay.insert_text import overriding
 
 from .small import Scene, SmallManager, Trade, scene
 
@@ -113,6 +113,11 @@ def test_column_that_is_altered_while_calls_wait_takes_their_ids(postgres_url: s
         ("INSERT INTO t (a) VALUES (2)", None),
         ("INSERT INTO other (id) VALUES (2)", None),
         ("INSERT INTO t (id) OVERRIDING USER VALUE VALUES (2)", None),
+        ("SELECT 'INSERT INTO t (id) VALUES (1)'", None),
+        (
+            "WITH a AS (INSERT INTO t (id) VALUES (1) RETURNING id) SELECT * FROM a",
+            "WITH a AS (INSERT INTO t (id) OVERRIDING SYSTEM VALUE VALUES (1) RETURNING id) SELECT * FROM a",
+        ),
         ("UPDATE t SET id = 1", None),
     ],
 )

@@ -37,6 +37,16 @@ class Ledger(SmallManager):
         return True
 
 
+def test_latest_line_in_a_block_is_that_of_its_last_call(postgres_url: str, tmp_path: Path) -> None:
+    with scene(postgres_url, tmp_path / "outbox", Ledger) as made:
+        made.relay.start()
+        made.manager.create_trading_session("s", 100)
+        with made.manager.atomic_balance_update(1, "fee"):
+            for total in range(110, 115):
+                made.manager.update_balance(total, "set")
+                assert made.manager.get_current_balance() == total
+
+
 def test_latest_line_of_a_batch_is_that_of_the_last_call(postgres_url: str, tmp_path: Path) -> None:
     """All lines of one batch had the time of its transaction."""
     with scene(postgres_url, tmp_path / "outbox", Ledger, write_behind=True) as made:
