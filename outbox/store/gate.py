@@ -50,7 +50,10 @@ class Guarded:
         self._closing: Environment | None = None
         # How many wait for the last one to leave.
         self._awaited = 0
-        # The threads that use the environment now, by identifier.
+        # Whether the environment is about to be closed, and opened again.
+        self._swapping = False
+        # The threads that use the environment now, by identifier; what changes the list or counts in it is a single
+        # step of C.
         self._inside: list[int] = []
         self.halt_reason: str | None = None
         self._way_out = _REOPEN_HINT
@@ -67,17 +70,28 @@ class Guarded:
         # An exception of a signal handler may come between any two steps: what this thread adds is counted from here.
         before = self._inside.count(me)
         try:
-            with self._mutex:
-                self._inside.append(me)
-                environment = self._usable()
-            yield environment
+            yield self._enter(me)
         finally:
             self._leave(me, before)
 
+    def _enter(self, thread: int) -> Environment:
+        # Without the mutex: the writer comes here too, and a signal handler that has interrupted another thread here
+        # may wait for the writer.  A swap and a close look who is inside after they have set what is asked here.
+        self._inside.append(thread)
+        environment = self._environment
+        if environment is not None and not self._swapping:
+            return environment
+        self._inside.remove(thread)
+        with self._mutex:  # during a swap this waits for the new file
+            self._inside.append(thread)
+            return self._usable()
+
     def _leave(self, thread: int, before: int) -> None:
+        while self._inside.count(thread) > before:
+            self._inside.remove(thread)
+        if self._inside or not (self._awaited or self._closing is not None):
+            return
         with self._mutex:
-            while self._inside.count(thread) > before:
-                self._inside.remove(thread)
             if self._inside:
                 return
             if self._closing is not None:
@@ -198,17 +212,21 @@ class Guarded:
         Runs in the writer's thread.  A `DurabilityError` of the action sets the halt latch.
         """
         with self._mutex:
-            self._wait_for_those_inside()
-            before = self._usable()
-            before.close()
-            self._environment = None
+            self._swapping = True
             try:
-                action()
-            except DurabilityError as exc:
-                self._latch("swap the file", exc)
-                raise
+                self._wait_for_those_inside()
+                before = self._usable()
+                before.close()
+                self._environment = None
+                try:
+                    action()
+                except DurabilityError as exc:
+                    self._latch("swap the file", exc)
+                    raise
+                finally:
+                    self._reopen(before)
             finally:
-                self._reopen(before)
+                self._swapping = False
 
     def _reopen(self, before: Environment) -> None:
         """Open the environment again; where that fails, enqueueing is halted.  Assumes the mutex."""

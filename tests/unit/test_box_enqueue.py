@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 import threading
 import tracemalloc
 from collections import OrderedDict
@@ -544,3 +545,28 @@ def test_a_signal_handler_can_look_wherever_it_comes(box: Outbox) -> None:
             assert box.status().pending == 0
 
     in_a_thread(look)
+
+
+def test_a_signal_handler_can_enqueue_at_any_line_of_a_look(box: Outbox) -> None:
+    """It waits for the writer, which must not wait for the thread that the handler has interrupted."""
+    met: set[tuple[str, int]] = set()
+
+    def interrupted(frame: Any, event: str, _: Any) -> Any:
+        place = frame.f_code.co_filename, frame.f_lineno
+        if not place[0].endswith(("gate.py", "reads.py")):
+            return None
+        if event == "line" and place not in met:
+            met.add(place)
+            sys.settrace(None)
+            box.enqueue("log", {})
+            sys.settrace(interrupted)
+        return interrupted
+
+    def look() -> None:
+        sys.settrace(interrupted)
+        box.status()
+        sys.settrace(None)
+
+    in_a_thread(look)
+    assert len(met) > 10
+    assert box.status().pending == len(met)
