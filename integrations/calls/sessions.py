@@ -93,7 +93,7 @@ class _Opened:
     _KEPT = 10_000
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._sessions: dict[tuple[str, Any], Any] = {}
 
     def note(self, kind: str, id_: Any, session: Any) -> None:

@@ -58,8 +58,8 @@ class SameRow:
 
     def of(self, id_: Any) -> Any:
         """The id of the row that is meant by `id_`."""
-        with self._lock:
-            try:
-                return self._rows.get(id_, id_)
-            except TypeError:  # what cannot be hashed is no id
-                return id_
+        # Without the lock, which is held while a row is stored: each call asks, also that of a signal handler.
+        try:
+            return self._rows.get(id_, id_)
+        except TypeError:  # what cannot be hashed is no id
+            return id_

@@ -38,7 +38,7 @@ class Silence:
     def __init__(self, is_away: Callable[[], bool], ask: Callable[[], None], monotonic: Callable[[], float]) -> None:
         """`is_away()`: whether PostgreSQL is away, as far as a relay knows; `ask()` lets the relay look."""
         self._is_away, self._ask, self._monotonic = is_away, ask, monotonic
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         # By the driver's connection: when its last statement began.
         self._waiting: dict[Any, float] = {}
         self._thread: threading.Thread | None = None

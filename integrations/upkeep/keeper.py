@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ... import Entry, Outbox, OutboxError
 from ...entry import EntryStatus
 from ...log import Log
+from ...relay.wake import Wake
 from ...words import first_line
 from ..code.class_code import ClassCode
 from ..code.code_version import code_version
@@ -92,7 +93,7 @@ class Keeper:
         self._fill_from = 0.0
         self.witness = Witness(self.view, reads, self._learned)
         self._repeated = Repeated(_log)
-        self._wake, self._asked = threading.Event(), False
+        self._wake, self._asked = Wake(), False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._compare = False
@@ -185,11 +186,11 @@ class Keeper:
         `soon`: its caller does not wait for its delivery, so this may be done behind it, by this keeper's thread or by
         the next thread that looks at the view.
         """
+        self.view.follow(entry)
         if soon:
-            self.view.follow(entry)
             self._wake.set()
         else:
-            self.kept.fold(entry)
+            self.view.catch_up()
         if self._calls[entry.operation].session is Session.BEGINS and not self.view.learning.agrees:
             # A relay in another process asks nothing about sessions.
             self._compare = True

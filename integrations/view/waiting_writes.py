@@ -47,7 +47,7 @@ class WaitingWrites:
         # The last entry among those that is missing.
         self._missing = 0
         # A look at earlier calls must not set a later one back.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         if self._operations:
             # A damaged one is the relay's to report.
             for record in outbox.store.records("pending", on_damage=lambda *_: None):

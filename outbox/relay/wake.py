@@ -1,7 +1,7 @@
-"""Wake: ends the relay's nap.  Setting it waits for no lock, unlike `threading.Event`.
+"""Wake: ends the nap of a thread, of the relay or the adapter.  Setting it waits for no lock, unlike `threading.Event`.
 
 The store's writer sets it after each commit.  A caller that sets it too may be interrupted there by a signal handler,
-which may enqueue and wait for the writer.
+which may enqueue, wait for the writer, and set it once more.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,3 +170,55 @@ def test_keeper_goes_on_after_a_fold_that_failed(outbox_dir: Path) -> None:
         finally:
             first.stop()
         assert tries == [1, 1, 2]
+
+
+def test_call_in_the_middle_of_a_fold_is_folded_behind_the_others(outbox_dir: Path) -> None:
+    """A signal handler makes it, and waits for its delivery; others before it are not folded in yet."""
+    order = ManagerOperation("order", like="create_order_journal_entry")
+    with Outbox.open(outbox_dir) as box:
+        first, folded = keeper(box, order), list[int]()
+        made = [box.enqueue("order", {"client_order_id": name, NOTES: {"session": 1}}) for name in "abc"]
+        fold_one = first.view.fold
+
+        def interrupted(entry: Entry) -> object:
+            folded.append(entry.seq)
+            if len(folded) == 1:
+                first.follow(made[2], soon=False)
+            return fold_one(entry)
+
+        first.view.fold = interrupted
+        first.follow(made[0], soon=True)
+        first.follow(made[1], soon=True)
+        assert first.view.seq == 3
+        assert folded == [1, 2, 3]
+
+
+def test_handler_may_call_while_the_keeper_is_woken(outbox_dir: Path) -> None:
+    """It has interrupted a thread that wakes the keeper for a call of its own, and neither may wait for the other."""
+    order = ManagerOperation("order", like="create_order_journal_entry")
+    with Outbox.open(outbox_dir) as box:
+        first, left = keeper(box, order), list("abcdefgh")
+
+        def follow() -> None:
+            first.follow(box.enqueue("order", {"client_order_id": left.pop(), NOTES: {"session": 1}}), soon=True)
+
+        def interrupted(frame: Any, event: str, _: Any) -> Any:
+            """Call before each line of what wakes it."""
+            if frame.f_code.co_name != "set":
+                return interrupted if event == "call" else None
+            if event == "line" and left:
+                sys.settrace(None)
+                follow()
+                sys.settrace(interrupted)
+            return interrupted
+
+        def call() -> None:
+            sys.settrace(interrupted)
+            follow()
+            sys.settrace(None)
+
+        caller = threading.Thread(target=call, daemon=True)
+        caller.start()
+        caller.join(LONG)
+        assert not caller.is_alive()
+        assert first.view.seq == 8 - len(left) > 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from _thread import interrupt_main
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,53 @@ def test_handler_that_takes_an_id_in_the_middle_is_refused(tmp_path: Path, monke
         taker.start()
         taker.join(LONG)
         assert told == [4936, 1]
+
+
+def test_handler_may_call_at_any_line_of_a_call(postgres_url: str, tmp_path: Path) -> None:
+    """It interrupts a caller that may hold a lock of the adapter's, and makes the same kind of call."""
+    with scene(postgres_url, tmp_path / "outbox", write_behind=True, wait_s=0.02) as here:
+        here.manager.create_trading_session("ma", 100)
+        for _ in range(3):
+            with here.manager.atomic_balance_update(1, "seen"):
+                pass
+            assert here.drain()
+        names = (str(number) for number in count())
+        met, refused = set[tuple[str, int]](), list[tuple[str, int]]()
+
+        def use() -> None:
+            here.manager.create_order_journal_entry(next(names))
+            with here.manager.atomic_balance_update(1, "fill"):
+                pass
+            here.manager.get_current_balance()
+
+        def interrupted(frame: Any, event: str, _: Any) -> Any:
+            place = frame.f_code.co_filename, frame.f_lineno
+            if "integrations" not in place[0]:
+                return None
+            if event == "line" and place not in met:
+                met.add(place)
+                sys.settrace(None)
+                try:
+                    here.manager.create_order_journal_entry(next(names))
+                except StoreBusy:  # in the middle of taking another id
+                    refused.append(place)
+                sys.settrace(interrupted)
+            return interrupted
+
+        def call() -> None:
+            for _ in range(2):
+                use()
+                sys.settrace(interrupted)
+                use()
+                sys.settrace(None)
+
+        caller = threading.Thread(target=call, daemon=True)
+        caller.start()
+        caller.join(LONG)
+        assert not caller.is_alive()
+        assert len(met) > 100
+        assert here.drain()
+        (orders,) = here.rows("SELECT count(*), count(DISTINCT client_order_id) FROM orders")
+        made = len(met) - len(refused) + 4
+        assert orders == (made, made)
+        assert here.manager.get_current_balance() == 107
