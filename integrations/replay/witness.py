@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
+from sqlalchemy import MetaData
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.exc import DBAPIError, ResourceClosedError
 
@@ -38,7 +39,7 @@ from .looks import Looks
 from .no_ops import applied
 from .replay_session import Watch
 from .rows_written import rows_written
-from .scales import scales_in, scales_of
+from .scales import DatabaseScales, scales_of
 from .side_ids import SideIds
 
 _log = Log("outbox.integrations")
@@ -50,7 +51,7 @@ class Witness:
     def __init__(self, view: LocalView, reads: Reads, learned: Callable[[Collection[Any]], None]) -> None:
         """`learned(sessions)` is called when something was learned; `sessions`: those in which the view was wrong."""
         self._view, self._reads, self._learned = view, reads, learned
-        self.looks = Looks(view)
+        self.looks, self._scales = Looks(view), DatabaseScales()
 
     def is_balance(self, one: Decimal, other: Decimal) -> bool:
         """Whether two balances are one, but for the arithmetic in which they were summed."""
@@ -68,7 +69,7 @@ class Witness:
         """Look before and after the block in which a call is replayed."""
         new_balance = (notes_of(entry).get(BALANCES) or {}).get("new")
         wanted = self.looks.is_due(entry.seq) or (new_balance is not None and new_balance < 0)
-        watched = _Watched(self._view, self._reads, operation, replica, entry, unwatched, sides)
+        watched = _Watched(self._view, self._reads, operation, replica, entry, unwatched, sides, self._scales)
         follows = self._view.learning.follows(operation)
         if wanted and follows:
             watched.try_to(partial(watched.look_before, self.looks))
@@ -118,8 +119,9 @@ class _Watched:
         entry: Entry,
         unwatched: Any,
         sides: SideIds,
+        database_scales: DatabaseScales,
     ) -> None:
-        self._view, self._reads = view, reads
+        self._view, self._reads, self._database_scales = view, reads, database_scales
         self._operation, self._replica, self._entry = operation, replica, entry
         self._unwatched, self._sides = unwatched, sides
         self.before: Look | None = None
@@ -132,9 +134,10 @@ class _Watched:
         self._beside: dict[str, tuple[Any, Look]] = {}
         self._told: list[Any] = []
         self._rows_written: dict[str, int] | None = None
-        self._amounts: list[tuple[int | None, Any]] = []
-        # Decimal places of all columns of the manager's tables: it may write some of them past the ORM.
-        self._scales: set[int | None] = set()
+        # Each amount that the call writes, with its column; and all tables that are mapped together with these: it may
+        # write some of them past the ORM.
+        self._written: list[tuple[Any, Decimal | None]] = []
+        self._metadata: set[MetaData] = set()
 
     def try_to(self, action: Callable[[], Any]) -> None:
         """The replay must not suffer from what is only curiosity."""
@@ -283,17 +286,30 @@ class _Watched:
         return self._view.learning.forms
 
     def _listen(self) -> None:
-        """Note the amounts that the call writes, and how many decimal places their columns have."""
+        """Note the amounts that the call writes."""
 
         def note(session: Any) -> None:
             for row in (*session.new, *session.dirty):
                 state = inspect_orm(row)
-                self._scales |= scales_in(state.mapper.local_table.metadata)
+                self._metadata.add(state.mapper.local_table.metadata)
                 for attribute in state.mapper.column_attrs:
-                    for scale in scales_of(attribute.columns[0].type):
-                        self._amounts.append((scale, number_or_none(state.dict.get(attribute.key))))
+                    column = attribute.columns[0]
+                    if scales_of(column.type):
+                        self._written.append((column, number_or_none(state.dict.get(attribute.key))))
 
         self._watch.on_flush = note
+
+    def _amounts(self) -> list[tuple[int | None, Decimal | None]]:
+        """The amounts that the call has written, each with the decimal places that its column may have."""
+        return [(scale, amount) for column, amount in self._written for scale in self._database_scales.of(column)]
+
+    def _scales(self) -> set[int | None]:
+        """The decimal places of all columns of the manager's tables, as PostgreSQL has them."""
+        connection = sessions.maker_of(self._replica.session_factory).kw["bind"]
+        for metadata in self._metadata:
+            with self._unwatched():
+                self._database_scales.ask(metadata, connection)
+        return set[int | None]().union(*map(self._database_scales.within, self._metadata))
 
     @property
     def _watch(self) -> Watch:
@@ -306,7 +322,7 @@ class _Watched:
         with self._view.lock:
             hidden = resolved_before(self._view.sessions.get(notes["session"]) or {"tables": {}}, self._entry.seq)
         resolved = {id_: row for id_, row in hidden.items() if id_ not in shown.get(ORDERS, {})}
-        written = {amount for _, amount in self._amounts if amount is not None}
+        written = {amount for _, amount in self._written if amount is not None}
         call = self._operation.standard(call_of(self._entry))
         decisions = self._view.learning.decisions.get(self._operation.name, ())
         return Seen(self._operation, call, notes, {**shown, RESOLVED: resolved}, written, self._forms, decisions)
@@ -322,10 +338,11 @@ class _Watched:
         asked |= about if self._operation.session is not None else {}
         after = self._look(session, asked)
         changed = [(name, other) for name, (other, look) in self._beside.items() if look.shows(self._look(other))]
+        scales, amounts = self._scales(), self._amounts()
         with self._view.lock:
             learning.version += 1
-            learning.scales |= self._scales
-            balances = self._balances(session, after, begins=begins)
+            learning.scales |= scales
+            balances = self._balances(session, after, amounts, begins=begins)
             learning.learn(seen, after.tables)
             self._learn_balance(seen, balances, begins=begins)
             for name, other in changed:
@@ -347,7 +364,9 @@ class _Watched:
             checks.accepted(learning, self._operation, checks.exceeded(seen, balances.old, learning.of_shape(seen)))
         self.look_at_session()
 
-    def _balances(self, session: Any, after: Look, *, begins: bool) -> _Balances:
+    def _balances(
+        self, session: Any, after: Look, amounts: Collection[tuple[int | None, Decimal | None]], *, begins: bool
+    ) -> _Balances:
         """The balance before and after the call: where the read rounds it, by what the call was seen to write."""
         assert self.before is not None
         learning, changes = self._view.learning, self._operation.balance is not None
@@ -358,10 +377,10 @@ class _Watched:
             if not changes and not begins:
                 new = None
             elif new is not None:
-                learning.roundings.note(session, new, self._amounts)
+                learning.roundings.note(session, new, amounts)
                 before, shown = old, (new := learning.roundings.exact(session, new, None))
         if new is not None and changes:
-            fitting = {scale for scale, amount in self._amounts if amount is not None and nearly_equal(amount, new)}
+            fitting = {scale for scale, amount in amounts if amount is not None and nearly_equal(amount, new)}
             learning.possible_scales = (learning.possible_scales & fitting) or learning.possible_scales
         return _Balances(old, new, before, shown)
 

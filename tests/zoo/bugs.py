@@ -2023,8 +2023,8 @@ BUGS = (
     Bug(
         "adapter: a default of a table reads the clock of the delivery",
         "integrations/replay/asof.py",
-        "            if self._times and self._clocks is not None and",
-        "            if False and self._clocks is not None and",
+        "            if self._times and self._connection is not None and",
+        "            if False and self._connection is not None and",
         ("tests/integration/replaying/test_table_clock.py",),
     ),
     Bug(

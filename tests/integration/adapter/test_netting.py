@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Integer, Numeric, String, select
+from sqlalchemy import Integer, Numeric, String, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from outbox.integrations.view.local_view import UnknownLocally
@@ -141,3 +141,31 @@ def test_id_is_its_own_rows_after_a_try_that_was_rolled_back(postgres_url: str, 
         assert replayer.same_row.of(told) == told + 1
         replayer.compare_id(operation, entry, told)
         assert replayer.same_row.of(told) == told
+
+
+class Migrated(Netting):
+    """The database keeps fewer decimal places than the ORM knows."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        with self.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE positions ALTER COLUMN size TYPE numeric(18, 2)"))
+            connection.execute(text("ALTER TABLE account_balances ALTER COLUMN total TYPE numeric(18, 2)"))
+
+
+def test_amounts_have_the_places_that_the_database_keeps(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Migrated) as s:
+        session = s.manager.create_trading_session("s", Decimal(100))
+        for number, symbol in enumerate("ABCDE", 2):
+            bought = s.manager.log_position(symbol, "long", Decimal(number), session)
+            s.manager.update_balance(Decimal(number), "seen", session)
+            assert s.drain()
+            s.manager.close_position(bought)
+            assert s.drain()
+        s.manager.log_position("F", "long", Decimal("1.23456"), session)
+        s.manager.update_balance(Decimal("1.23456"), "fine", session)
+        here = s.manager.get_active_positions(session), s.manager.get_current_balance(session)
+        assert (here[0][0]["size"], here[1]) == (1.23, Decimal("1.23"))
+        assert s.drain()
+        plain = s.manager._host.built
+        assert here == (plain.get_active_positions(session), plain.get_current_balance(session))
