@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from decimal import Decimal
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from sqlalchemy import func, text
 
 from outbox.integrations.code.rounding import places_kept
+
+_log = logging.getLogger(__name__)
 
 
 def cents(value: Any) -> Decimal:
@@ -41,11 +44,36 @@ class Reads:
     def by_format(self) -> Any:
         return f"{self.total:.2f}"
 
+    def by_builtin(self) -> Any:
+        return format(self.total, ",.2f")
+
+    def by_width(self) -> Any:
+        return f"${self.total:>10.2f}"
+
+    def by_places(self, places: int) -> Any:
+        return f"{self.total:.{places}f}"
+
+    def by_field(self) -> Any:
+        return float("{:.2f}".format(self.total))  # noqa: UP032 - as seen
+
+    def by_whole(self) -> Any:
+        return Decimal(int(self.total * 100)) / 100
+
+    def by_steps(self, step: Decimal) -> Any:
+        steps = self.total // step
+        return steps * step
+
+    def by_rest(self, step: Decimal) -> Any:
+        return self.total - self.total % step
+
     def by_percent(self) -> Any:
         return "%.2f" % self.total  # noqa: UP031 - as seen
 
     def by_sql(self) -> Any:
         return text("SELECT round(total, 2) FROM balances")
+
+    def by_cast(self) -> Any:
+        return text("SELECT total::numeric(10, 2) FROM balances")
 
     def by_function(self) -> Any:
         return func.round(self.total, 2)
@@ -59,13 +87,36 @@ def test_rounding_is_found_in_the_code(method: str) -> None:
     assert places_kept(Reads, method) in (0, 2)
 
 
-def test_code_without_rounding_has_none_found() -> None:
-    assert places_kept(Reads, "plain") is None
+@pytest.mark.parametrize("method", ["plain", "logs", "raises", "counts", "notes"])
+def test_code_without_rounding_has_none_found(method: str) -> None:
+    assert places_kept(Plain, method) is None
+
+
+class Plain(Reads):
+    calls = 0
+
+    def logs(self) -> Any:
+        _log.info("%.2f of %s", self.total, f"{self.total:.2f}")
+        return self.total
+
+    def raises(self) -> Any:
+        if self.total < 0:
+            raise ValueError(f"{self.total:.2f}, or {round(self.total)}")
+        return self.total
+
+    def counts(self) -> Any:
+        """A remainder that takes nothing off."""
+        self.calls += 1
+        return self.total if self.calls % 10 else None
+
+    def notes(self) -> Any:
+        """A text with words is no amount."""
+        return self.total, f"sold at {self.total:.2f}", "%.2f USD" % self.total  # noqa: UP031 - as seen
 
 
 @pytest.mark.parametrize(
     ("method", "places"),
-    [("by_round", 2), ("by_helper", 2), ("by_method", 2), ("by_column", 8), ("by_both", 2), ("by_format", 0)],
+    [("by_round", 2), ("by_helper", 2), ("by_method", 2), ("by_column", 8), ("by_both", 2), ("by_format", 2)],
 )
 def test_places_that_a_rounding_keeps_are_found(method: str, places: int) -> None:
     assert places_kept(Columns, method) == places

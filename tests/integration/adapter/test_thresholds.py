@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -218,6 +218,13 @@ class ByMatch(DecidingManager):
 class ByTruth(DecidingManager):
     def scored(self, symbol: str, size: Any) -> float:
         return 0.5 if size else 2.5
+
+
+class WholeSteps(BookManager):
+    """Sizes are cut off to what the exchange takes."""
+
+    def log_position(self, symbol: str, size: Any, score: Any = None, paid: Any = None) -> int:
+        return super().log_position(symbol, Decimal(int(size * 100)) / 100, score, paid)
 
 
 @pytest.fixture
@@ -505,3 +512,20 @@ def test_amount_finer_than_any_seen_is_not_answered(book: Scene) -> None:
     book.manager.log_position("A", Decimal("4.52"))
     with pytest.raises(UnknownLocally, match="'size' of positions"):
         book.manager.get_active_positions()
+
+
+@pytest.mark.parametrize("book", [WholeSteps], indirect=True)
+def test_size_that_is_cut_off_is_not_answered_whole(book: Scene) -> None:
+    for size in "234":
+        lot = book.manager.log_position("ADA", Decimal(size))
+        assert book.drain()
+        book.manager.log_trade(lot, Decimal(size))
+        assert book.drain()
+    book.manager.log_position("ADA", Decimal("1.23456"))
+    here: Any = None
+    with suppress(UnknownLocally):
+        here = book.manager.get_active_positions()
+    assert book.drain()
+    there = book.manager._host.built.get_active_positions()
+    assert there[0]["size"] == Decimal("1.23")
+    assert here in (None, there)
