@@ -23,6 +23,7 @@ from ..code.code_version import code_version
 from ..code.plain_answers import plain_answer
 from ..code.rounding import places_kept
 from ..code.row_queries import row_query
+from ..code.row_tests import row_tests
 from ..code.tables_named import tables_named
 from ..ids.id_reserves import IdReserves
 from ..manager.host import Host
@@ -118,7 +119,8 @@ class Keeper:
     def _read_code(self, cls: type) -> None:
         """Take in the order and the number of rows for which the code of a read asks, and what code rounds."""
         names = {table: self._reads.name(read) for table, read in ((POSITIONS, READ_POSITIONS), (ORDERS, READ_ORDERS))}
-        found = {table: row_query(cls, own) for table, own in names.items() if callable(getattr(cls, own, None))}
+        own_names = {table: own for table, own in names.items() if callable(getattr(cls, own, None))}
+        found = {table: row_query(cls, own, self._host.attributes()) for table, own in own_names.items()}
         learning = self.view.learning
         learning.row_orders.named = {table: one.order for table, one in found.items() if one.order is not None}
         reads = {self._reads.name(one): one for one in (BALANCE, LAST_BALANCE, READ_POSITIONS, READ_ORDERS)}
@@ -126,6 +128,8 @@ class Keeper:
         kept = {name: places_kept(cls, own) for own, name in named.items() if callable(getattr(cls, own, None))}
         learning.roundings.methods = {name: places for name, places in kept.items() if places is not None}
         learning.forms.most = {table: one.most for table, one in found.items() if one.most is not None}
+        learning.forms.shown_rows.tests = {table: row_tests(cls, own) for table, own in own_names.items()}
+        learning.forms.limited = frozenset(table for table, one in found.items() if one.is_limited)
 
     def _suspect(self, cls: type) -> None:
         """Follow operations without a role whose code shows a table that a local read shows too, or no table at all."""

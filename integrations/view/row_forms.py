@@ -20,6 +20,7 @@ from .containers import Container, is_made_again, put_together, taken_apart
 from .explanations import Unknown
 from .gatherings import Gathering
 from .rows import KEY, ORDERS, PARENT, POSITIONS, Row, Tables
+from .shown_rows import ShownRows
 from .value_objects import ValueObjects
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class RowForms:
         self._texts: dict[str, dict[str, bool]] = {}
         # table -> how many rows the read shows at most; of its code, and not stored.
         self.most: dict[str, int] = {}
+        # Tables of which the read shows no more than a number that its code does not show; of its code, too.  And how
+        # many rows it has shown at once.
+        self.limited: frozenset[str] = frozenset()
+        self._together: dict[str, int] = {}
+        self.shown_rows = ShownRows()
         self._objects = ValueObjects()
         # table -> what has its rows in an answer.
         self._gatherings: dict[str, Gathering] = {}
@@ -100,6 +106,7 @@ class RowForms:
         rows, keys = gathering.opened(table, shown)
         if len(rows) >= self.most.get(table, len(rows) + 1):
             raise Unknown(f"the manager shows {len(rows)} {table} at most, and may have more")
+        self._together = {**self._together, table: max(len(rows), self._together.get(table, 0))}
         flat = [self._objects.apart(table, row) for row in self._rows(table, rows, keys)]
         self._gatherings = {**self._gatherings, table: gathering.learned(table, shown, keys, flat)}
         found: Tables = {table: {row[self.key(table)]: row for row in flat}}
@@ -113,6 +120,7 @@ class RowForms:
         for name, of_table in found.items():
             self._read_amounts(name, of_table.values())
             self._require_storable(name, of_table)
+        self.shown_rows.observe(table, found[table].values())
         return found
 
     def _read_amounts(self, table: str, rows: Collection[Row]) -> None:
@@ -193,6 +201,9 @@ class RowForms:
         """All rows of a table, as the manager shows them.  Raises `Unknown`."""
         if len(rows) > self.most.get(table, len(rows)):
             raise Unknown(f"the manager shows {self.most[table]} of them at most")
+        if table in self.limited and len(rows) > max(1, self._together.get(table, 0)):
+            raise Unknown(f"the manager limits them, and was never seen to show {len(rows)} of them")
+        self.shown_rows.check(table, rows)
         nested = tuple(nested)
         keyed = [dict(row) for row in rows]
         shown = [self.shown(table, row, nested) for row in rows]
@@ -221,11 +232,15 @@ class RowForms:
         """The state, to be stored."""
         gatherings = {table: one.dump() for table, one in self._gatherings.items()}
         return {"keys": self.keys, "containers": self._containers, "names": self._names, "texts": self._texts,
-                "gatherings": gatherings, "objects": self._objects.dump()}  # fmt: skip
+                "gatherings": gatherings, "objects": self._objects.dump(), "together": self._together,
+                "shown": self.shown_rows.dump()}  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over what `dump` gave."""
         self.keys, self._containers = dict(state.get("keys", {})), dict(state.get("containers", {}))
         self._names, self._texts = dict(state.get("names", {})), dict(state.get("texts", {}))
         self._objects = ValueObjects(state.get("objects"))
+        self._together = dict(state.get("together", {}))
+        tests, self.shown_rows = self.shown_rows.tests, ShownRows(state.get("shown"))
+        self.shown_rows.tests = tests
         self._gatherings = {table: Gathering(*one) for table, one in state.get("gatherings", {}).items()}

@@ -15,8 +15,9 @@ Order = list[Any]
 
 # The order in which they were made; "" is no key of the manager's.
 _AS_MADE: Order = ["", False]
-# Parts of the names of times that are those of the call which makes a row.
+# Parts of the names of times that are those of the call which makes a row, and what else such a name consists of.
 _MADE_AT = frozenset({"created", "inserted", "opened", "entry", "entered", "placed", "start", "started"})
+_OF_TIMES = frozenset({"at", "on", "time", "date", "datetime", "timestamp", "ts", "dt", "ms", "us", "utc"})
 
 
 class RowOrders:
@@ -52,7 +53,7 @@ class RowOrders:
         found = list(rows)
         if len(found) < 2:
             return found
-        if (named := self.named.get(table)) is not None and not _is_as_they_were_made(named, id_):
+        if (named := self.named.get(table)) is not None and not _is_as_they_were_made(named, id_, found):
             return self._as_named(table, named, found)
         by_id = [id_, False]
         numbered, orders = all(isinstance(row[id_], int) for row in found), self._fitting.get(table)
@@ -97,10 +98,18 @@ class RowOrders:
         self._fitting = dict(state)
 
 
-def _is_as_they_were_made(named: tuple[tuple[str, bool], ...], id_: str) -> bool:
-    """Whether the code orders rows by their key, or by the time of the call that makes them."""
+def _is_as_they_were_made(named: tuple[tuple[str, bool], ...], id_: str, rows: list[dict[str, Any]]) -> bool:
+    """Whether the code orders rows by their key, or by the time of the call that makes them.
+
+    A time that the rows show may be one that the caller gave.
+    """
     key, descending = named[0] if named else ("", True)
-    return not descending and (key == id_ or not _MADE_AT.isdisjoint(key.split("_")))
+    if descending or key == id_:
+        return not descending
+    parts = set(key.split("_"))
+    # `entry` alone is a price.
+    names_time = not parts.isdisjoint(_MADE_AT) and parts <= _MADE_AT | _OF_TIMES and key not in ("entry", "start")
+    return names_time and not all(isinstance(row.get(key), datetime) for row in rows)
 
 
 def _is_ordered_alike(value: Any) -> bool:

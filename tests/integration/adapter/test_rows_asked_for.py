@@ -35,6 +35,34 @@ class AtMostTwo(BookManager):
             return [shown(lot) for lot in session.scalars(select(Lot).order_by(Lot.id).limit(2))]
 
 
+class Newest(BookManager):
+    def get_active_positions(self, session_id: int | None = None) -> list[dict[str, Any]]:
+        with self.session_factory() as session:
+            return [shown(lot) for lot in session.scalars(select(Lot).order_by(Lot.id.desc()).limit(1))]
+
+
+class FirstTwo(BookManager):
+    SHOWN = 2
+
+    def get_active_positions(self, session_id: int | None = None) -> list[dict[str, Any]]:
+        with self.session_factory() as session:
+            lots = session.scalars(select(Lot).order_by(Lot.id)).all()
+            return [shown(lot) for lot in lots[: self.SHOWN]]
+
+
+class NoDust(BookManager):
+    def get_active_positions(self, session_id: int | None = None) -> list[dict[str, Any]]:
+        with self.session_factory() as session:
+            return [shown(lot) for lot in session.scalars(select(Lot).where(Lot.size >= 1).order_by(Lot.id))]
+
+
+class LastOfEach(BookManager):
+    def get_active_positions(self, session_id: int | None = None) -> list[dict[str, Any]]:
+        with self.session_factory() as session:
+            lots = session.scalars(select(Lot).order_by(Lot.id))
+            return list({lot.symbol: shown(lot) for lot in lots}.values())
+
+
 @pytest.fixture
 def book(request: pytest.FixtureRequest, postgres_url: str, outbox_dir: Path) -> Iterator[Scene]:
     """Nothing is delivered until `drain`; three lots were opened and sold, one at a time."""
@@ -82,3 +110,28 @@ def test_more_rows_than_the_read_shows_are_not_answered(book: Scene) -> None:
     assert [row["id"] for row in here][1] == third
     assert book.drain()
     assert here == book.manager._host.built.get_active_positions()
+
+
+def _open(book: Scene, *lots: tuple[str, str]) -> Any:
+    for symbol, size in lots:
+        book.manager.log_position(symbol, Decimal(size), 0.5)
+    return book.manager.get_active_positions()
+
+
+@pytest.mark.parametrize(
+    ("book", "new", "why"),
+    [
+        (Newest, ("C", "2"), "was never seen to show 2"),
+        (FirstTwo, ("C", "2"), "shows 2 of them at most"),
+        (NoDust, ("C", "0.5"), "no row was shown for which `size >= 1` is False"),
+        (LastOfEach, ("A", "2"), "two rows with one symbol were never shown"),
+    ],
+    indirect=["book"],
+)
+def test_row_that_the_code_may_leave_out_is_not_answered(book: Scene, new: tuple[str, str], why: str) -> None:
+    opened = [("A", "2"), ("B", "2")] if why.startswith("shows") else [("A", "2")]
+    assert len(_open(book, *opened)) == len(opened)
+    with pytest.raises(UnknownLocally, match=why):
+        _open(book, new)
+    assert book.drain()
+    assert len(book.manager._host.built.get_active_positions()) == len(opened)
