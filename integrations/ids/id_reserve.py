@@ -19,10 +19,14 @@ from sqlalchemy import ColumnClause, Connection, Engine, column, func, select, t
 from sqlalchemy.exc import ProgrammingError
 
 from ... import DurabilityError, Outbox
-from ...errors import ConfigError, StoreBusy
+from ...errors import ConfigError, InvalidEntry, StoreBusy
+from ...log import Log
 from ..manager.manager_connection import fresh_connection
 from ..manager.session_state import WAIT_BRIEFLY
 from .id_column import IdColumn, look_up, quoted
+from .id_ranges import above, from_state, joined, split, to_state
+
+_log = Log("outbox.integrations")
 
 _CHUNK = 64
 _WANTED = 5000
@@ -63,8 +67,8 @@ class IdReserve:
         self.taken = 0
         stored = outbox.store.get_meta(self._meta)
         state: dict[str, Any] = json.loads(stored) if stored else {}
-        # Ranges [first, last] of ids that are free, oldest first, and the highest id ever fetched.
-        self._ranges: list[list[int]] = state.get("ranges", [])
+        # Ids that are free, lowest first, and the highest id ever fetched.
+        self._ranges: list[range] = from_state(state)
         self._highest: int = state.get("highest", 0)
         self.is_uuid: bool = state.get("uuid", False)
         # Where the table is, as far as is known.
@@ -75,7 +79,7 @@ class IdReserve:
         with self._lock:
             if self.is_uuid:
                 return self.wanted
-            return len(self._chunk) + sum(last - first + 1 for first, last in self._ranges)
+            return len(self._chunk) + sum(map(len, self._ranges))
 
     @property
     def low(self) -> bool:
@@ -130,13 +134,8 @@ class IdReserve:
             raise
         with self._lock:
             self.is_uuid = not fetched
-            for number in fetched:
-                if self._ranges and self._ranges[-1][1] == number - 1:
-                    self._ranges[-1][1] = number
-                else:
-                    self._ranges.append([number, number])
             self._highest = max([self._highest, *fetched])
-            self._save()
+            self._keep(joined(self._ranges, fetched))
 
     def secure_on(self, connection: Connection) -> None:
         """Set the sequence forward where it has fallen behind a reserved id, so that nobody else is given that one.
@@ -171,7 +170,7 @@ class IdReserve:
 
     def _give_up_used(self, connection: Connection) -> None:
         with self._lock:
-            free = [*self._chunk, *(first for first, _ in self._ranges)]
+            free = [*self._chunk, *(one[0] for one in self._ranges)]
         if not free or self.is_uuid:
             return
         id_: ColumnClause[int] = column(self.of.column)
@@ -181,7 +180,7 @@ class IdReserve:
             return
         with self._lock:
             self._chunk = deque(number for number in self._chunk if number > used)
-            self._ranges = [[max(first, used + 1), last] for first, last in self._ranges if last > used]
+            self._ranges = above(self._ranges, used)
             self._save()
 
     def _sequence(self, connection: Connection) -> str | None:
@@ -220,17 +219,36 @@ class IdReserve:
                 f"no id is left in the reserve of {self.of}",
                 hint="PostgreSQL must be reachable to fetch more; OUTBOX_ID_RESERVE says how many are kept",
             )
-        first, last = self._ranges[0]
-        taken = range(first, min(first + self._chunk_size, last + 1))
-        if taken[-1] == last:
-            self._ranges.pop(0)
-        else:
-            self._ranges[0][0] = taken[-1] + 1
+        taken, self._ranges = split(self._ranges, self._chunk_size)
         self._save()
         self._chunk.extend(taken)
 
-    def _save(self) -> None:
-        state = {"ranges": self._ranges, "highest": self._highest, "uuid": self.is_uuid, "schema": self.schema}
+    def _keep(self, ranges: list[range]) -> None:
+        """Store `ranges`, and then hand ids out of them; of many with gaps as many as one record can have."""
+        fetched = sum(map(len, ranges))
+        while True:
+            try:
+                self._save(ranges)
+                break
+            except InvalidEntry:
+                if not ranges:
+                    raise
+                ranges = ranges[: len(ranges) * 9 // 10]
+        self._ranges = ranges
+        kept = sum(map(len, ranges))
+        if kept < fetched:
+            # Else each fill would fetch the rest again, and throw it away.
+            self.wanted = kept
+            _log.warning(
+                "%(kept)s of %(fetched)s ids of %(column)s are reserved: they have gaps, and a record holds no more",
+                kept=kept,
+                fetched=fetched,
+                column=self.of,
+            )
+
+    def _save(self, ranges: list[range] | None = None) -> None:
+        free = to_state(self._ranges if ranges is None else ranges)
+        state = {**free, "highest": self._highest, "uuid": self.is_uuid, "schema": self.schema}
         self._outbox.store.put_meta(self._meta, json.dumps(state).encode())
 
 

@@ -183,6 +183,53 @@ def test_a_sequence_in_steps_is_followed(engine: Engine, outbox_dir: Path) -> No
         assert [reserve.take() for _ in range(3)] == [1, 11, 21]
 
 
+def test_sequence_in_steps_costs_one_commit_for_a_chunk(
+    engine: Engine, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two writers that share a table take odd and even numbers; each id was a durable commit of 100 KB."""
+    execute(engine, "ALTER SEQUENCE serial_id_seq INCREMENT BY 2; SELECT 1")
+    with Outbox.open(outbox_dir) as box:
+        reserve = IdReserve(box, "serial", wanted=60_000)
+        reserve.fill(engine)
+        written: list[int] = []
+        put = box.store.put_meta
+
+        def counted(name: str, value: bytes) -> None:
+            written.append(len(value))
+            put(name, value)
+
+        monkeypatch.setattr(box.store, "put_meta", counted)
+        assert [reserve.take() for _ in range(640)] == list(range(1, 1281, 2))
+        assert len(written) == 10
+        assert max(written) < 200
+    with Outbox.open(outbox_dir) as box:
+        assert IdReserve(box, "serial", wanted=60_000).take() == 1281
+
+
+def test_ids_that_others_took_in_steps_are_given_up(engine: Engine, outbox_dir: Path) -> None:
+    execute(engine, "ALTER SEQUENCE serial_id_seq INCREMENT BY 10; SELECT 1")
+    with Outbox.open(outbox_dir) as box:
+        reserve = IdReserve(box, "serial", wanted=5)
+        reserve.fill(engine)
+        execute(engine, "INSERT INTO serial VALUES (21); SELECT 1")
+        secure(reserve, engine)
+        assert [reserve.take() for _ in range(reserve.left())] == [31, 41]
+
+
+def test_more_gaps_than_a_record_holds_reserve_fewer_ids(
+    engine: Engine, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ids were in memory before the record was refused, and each later call was refused, too."""
+    with Outbox.open(outbox_dir) as box:
+        reserve = IdReserve(box, "serial", wanted=150_000)
+        gaps = [number * number for number in range(1, 150_001)]
+        monkeypatch.setattr(reserve, "_fetch", lambda *_: gaps)
+        reserve.fill(engine)
+        assert 20_000 < reserve.left() < 150_000
+        assert not reserve.missing
+        assert [reserve.take() for _ in range(100)] == gaps[:100]
+
+
 def test_a_column_without_a_sequence_is_a_clear_error(engine: Engine, outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box, pytest.raises(ConfigError, match=r"none\.id has no sequence"):
         IdReserve(box, "none").fill(engine)

@@ -169,7 +169,7 @@ def test_local_view_is_whole_behind_an_interrupted_renewal(
 def test_handler_that_takes_an_id_in_the_middle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Outbox.open(tmp_path / "outbox") as box:
         reserve = IdReserve(box, "trades")
-        reserve._ranges.append([1, 5000])
+        reserve._ranges.append(range(1, 5001))
         told: list[Any] = []
 
         def interrupted(*_: Any) -> None:
