@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import datetime
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
 import click
 
 from outbox import Entry, EntryNotFound, Outbox
+from outbox.relay.held_back import counts
+from outbox.store.envelope import Record, to_us
 from outbox.words import counted, printable
 
 from .common import (
@@ -29,16 +30,9 @@ from .common import (
     since_when,
     without_password,
 )
+from .listing import LOOKED_AT, Listing, Looking, What
 
-# Looking for what is held back stops here: it is a figure for people.
-_LOOKED_AT = 50_000
 _SHOWN_BYTES = 256
-_DEAD, _PENDING, _HELD_BACK = "dead", "pending", "held back"
-_NOUNS = {
-    _DEAD: ("dead letter", "dead letters"),
-    _PENDING: ("pending entry", "pending entries"),
-    _HELD_BACK: ("held back entry", "held back entries"),
-}
 
 
 @click.command("list")
@@ -77,21 +71,22 @@ def list_entries(
     """
     if [dead, pending, held_back].count(True) > 1:
         raise click.UsageError("give one of --dead, --pending and --held-back")
-    what = _PENDING if pending else _HELD_BACK if held_back else _DEAD
-    looked_at: list[int] = [0]
-    with Outbox.attach(config=settings(directory), readonly=True) as box:
-        chosen = (
-            entry
-            for entry in _counted(_of(box, what), looked_at)
-            if operation in (None, entry.operation)
-            and order_by in (None, entry.order_by)
-            and (since is None or entry.captured_at >= since)
+    what = What.PENDING if pending else What.HELD_BACK if held_back else What.DEAD
+    since_us = None if since is None else to_us(since)
+    unfiltered = operation is None and order_by is None and since is None
+
+    def wanted(record: Record) -> bool:
+        return (
+            operation in (None, record.operation)
+            and order_by in (None, record.order_by)
+            and (since_us is None or record.captured_us >= since_us)
         )
-        shown = list(islice(chosen, limit))
-        more = sum(1 for _ in chosen)
-        held = _held_back(box, shown) if what == _DEAD else {}
-        unfiltered = what == _DEAD and operation is None and order_by is None and since is None
-        quarantined = box.store.quarantined() if unfiltered else []
+
+    with Outbox.attach(config=settings(directory), readonly=True) as box:
+        found = Listing(box, what, wanted, limit, unfiltered=unfiltered)
+        shown = [record.entry(strict=False) for record in found.shown]
+        held = _held_back(box, shown) if what is What.DEAD else {}
+        quarantined = box.store.quarantined() if unfiltered and what is What.DEAD else []
     if as_json:
         for entry in shown:
             behind = {"holds_back": held[entry.seq]} if held else {}
@@ -100,7 +95,7 @@ def list_entries(
             click.echo(json.dumps({"seq": seq, "status": "QUARANTINED", "raw": raw.hex()}))
         return
     if not shown and not quarantined:
-        click.echo(none_of(_NOUNS[what][1], looked_at[0]))
+        click.echo(none_of(what.value, found.unfiltered))
         return
     columns = ("seq", "operation", "order by", "captured", "attempts", *(["holds back"] if held else []), "why")
     rows = [_row(entry, held) for entry in shown]
@@ -111,33 +106,14 @@ def list_entries(
     if quarantined and not held:
         columns = (*columns[:-1], "holds back", "why")
     _print(columns, rows)
-    if more:
-        click.echo(f"... and {more} more (--limit)")
+    if found.more:
+        click.echo(f"... and {found.more} more (--limit)")
 
 
 def none_of(nouns: str, unfiltered: int) -> str:
     """That nothing is shown; a filter that left nothing over must not read as if there were nothing."""
     are = "is" if unfiltered == 1 else "are"
     return f"no {nouns} match; without the filter there {are} {unfiltered}" if unfiltered else f"no {nouns}"
-
-
-def _counted(entries: Iterator[Entry], looked_at: list[int]) -> Iterator[Entry]:
-    for entry in entries:
-        looked_at[0] += 1
-        yield entry
-
-
-def _of(box: Outbox, what: str) -> Iterator[Entry]:
-    if what == _DEAD:
-        yield from box.dead_letters()
-    elif what == _PENDING:
-        yield from box.pending()
-    else:
-        first: dict[str, int] = {}
-        for seq, key in box.store.dead():
-            if key is not None:
-                first.setdefault(key, seq)
-        yield from (entry for entry in box.pending() if first.get(entry.order_by or "", entry.seq) < entry.seq)
 
 
 def _row(entry: Entry, held: dict[int, str]) -> tuple[str, ...]:
@@ -288,13 +264,9 @@ def _held_back(box: Outbox, dead: list[Entry]) -> dict[int, str]:
     """How many pending entries wait behind each of `dead`, as text; a `+` where not all were looked at."""
     if not dead:
         return {}
-    counts: Counter[str | None] = Counter()
-    looked = 0
-    for entry in islice(box.pending(), _LOOKED_AT):
-        counts[entry.order_by] += 1
-        looked += 1
-    more = "+" if looked == _LOOKED_AT else ""
-    return {entry.seq: f"{counts[entry.order_by] if entry.order_by is not None else 0}{more}" for entry in dead}
+    pending = Looking(box.store.records("pending", on_damage=lambda *_: None), LOOKED_AT)
+    found = counts(pending, box.store.dead())
+    return {entry.seq: f"{found[entry.seq]}{'+' if pending.ended_early else ''}" for entry in dead}
 
 
 def _as_dict(entry: Entry) -> dict[str, Any]:

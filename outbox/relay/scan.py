@@ -15,6 +15,7 @@ from ..store.ledger import Settlement
 from ..store.reads import MANY_DAMAGED, Peeked
 from ..store.store import Store
 from ..target import Target, Unit, ordering_keys, units
+from .held_back import HeldBack
 from .waits import Retry, Waits
 
 _BATCH_BYTES = 8 << 20
@@ -46,8 +47,8 @@ class _Walk:
     cursor: int = 0
     # Entries behind dead letters, of those up to the cursor.
     held: int = 0
-    # By ordering key: the sequence number behind which everything waits for an operator.
-    dead: dict[str, int] = field(default_factory=dict)
+    # What waits for an operator.
+    dead: HeldBack = field(default_factory=HeldBack)
     # Ordering keys behind an entry that waits.
     waiting_keys: set[str] = field(default_factory=set)
 
@@ -119,7 +120,7 @@ class Scan:
             elif unit[0].group and len(unit) != unit[0].members:
                 batch.broken += unit
                 batch.whole = False
-                self._block(unit)
+                self._walk.dead.block(unit)
             elif self.waits.is_slow(unit):
                 if not batch.records:
                     batch.records += unit
@@ -149,11 +150,8 @@ class Scan:
 
     def _restart(self) -> None:
         """Look again from the oldest entry on: something may have become deliverable."""
-        self._walk = _Walk()
+        self._walk = _Walk(dead=HeldBack(self._store.dead()))
         self._before_try = self._ahead = None
-        for seq, key in self._store.dead():
-            if key is not None:
-                self._walk.dead.setdefault(key, seq)
 
     def distrust(self) -> None:
         """Forget what was assumed of a batch that could not be settled: the next one starts from the oldest entry."""
@@ -163,7 +161,7 @@ class Scan:
         """Note what was rejected: dead letters, and entries to try again with their `retries` by sequence number."""
         self.waits.retry(retries)
         for record, _ in settlement.dead:
-            self._block([record])
+            self._walk.dead.block([record])
         for record, _ in settlement.retried:
             if retries[record.seq].holds and record.order_by is not None:
                 self._walk.waiting_keys.add(record.order_by)
@@ -189,19 +187,12 @@ class Scan:
         self._walk.held = max(self._walk.held, before.held)
         self._walk.waiting_keys |= before.waiting_keys
 
-    def _block(self, unit: Unit) -> None:
-        """What comes behind `unit` in any of its keys must wait for an operator."""
-        dead = self._walk.dead
-        for key in ordering_keys(unit):
-            dead[key] = min(dead.get(key, unit[0].seq), unit[0].seq)
-
     def _must_wait(self, unit: Unit, batch: Batch) -> bool:
         """Whether a unit must wait; whatever comes behind it in any of its keys must wait too."""
-        keys = ordering_keys(unit)
-        if any(self._walk.dead.get(key, unit[0].seq) < unit[0].seq for key in keys):
-            self._block(unit)
+        if self._walk.dead.holds(unit):
             batch.held += len(unit)
             return True
+        keys = ordering_keys(unit)
         waits, holds = self.waits.of(unit)
         if holds or keys & self._walk.waiting_keys:
             self._walk.waiting_keys |= keys

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
-from outbox.store.envelope import seq_key
+from outbox.cli.listing import Listing, What
+from outbox.store.envelope import Record, seq_key
 from tests import atb as command_line
 from tests.unit.fakes.database import query
 from tests.unit.fakes.waiting import LONG, until
@@ -217,6 +218,43 @@ def test_pending_entry_is_discarded_from_the_command_line(engine: tuple[Outbox, 
     assert box.entry(3).error == "discarded: behind a wrong one; was: pending"
     again = atb("discard", "3", "--reason", "again", "--yes")
     assert (again.returncode, again.stdout) == (0, "discarded before: 3\n")
+
+
+def test_list_agrees_with_status_on_a_held_back_transaction(engine: tuple[Outbox, Relay], atb: Atb) -> None:
+    """Behind a dead letter waits a transaction with another key, and behind that an entry of this key."""
+    box, relay = engine
+    with box.transaction() as tx:
+        tx.enqueue("note", {"who": "a", "n": 4})
+        tx.enqueue("note", {"who": "x", "n": 5})
+    box.enqueue("note", {"who": "x", "n": 6})
+    relay.drain(LONG)
+    assert box.status().held_back == 4
+    listed = [line.split()[0] for line in atb("list", "--held-back").stdout.splitlines()[1:]]
+    assert listed == ["3", "8", "9", "10"]
+    assert atb("list").stdout.splitlines()[1].split()[6] == "4"
+    assert atb("list", "--held-back", "--limit", "1").stdout.splitlines()[-1] == "... and 3 more (--limit)"
+
+
+def test_list_of_a_long_backlog_reads_only_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    with Outbox.open(tmp_path / "outbox", operations=OPERATIONS) as box:
+        with box.transaction() as tx:
+            for number in range(2000):
+                tx.enqueue("note", {"who": str(number % 2), "n": number})
+        records = box.store.records
+
+        def counted(*names: str) -> Iterator[Record]:
+            for record in records(*names):
+                read.append(record.seq)
+                yield record
+
+        monkeypatch.setattr(box.store, "records", counted)
+        monkeypatch.setattr("outbox.cli.listing.LOOKED_AT", 100)
+        found = Listing(box, What.PENDING, lambda _: True, 3, unfiltered=True)
+        assert ([record.seq for record in found.shown], found.more) == ([1, 2, 3], "1997")
+        assert len(read) == 3
+        found = Listing(box, What.PENDING, lambda record: record.order_by == "1", 2, unfiltered=False)
+        assert ([record.seq for record in found.shown], found.more) == ([2, 4], "50+")
 
 
 def test_pending_and_held_back_entries_are_listed(engine: tuple[Outbox, Relay], atb: Atb) -> None:

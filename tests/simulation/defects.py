@@ -16,6 +16,7 @@ from outbox.errors import TargetUnavailable
 from outbox.postgres import lane, receipts, target, watermarks
 from outbox.relay.breaker import Breaker
 from outbox.relay.delivery import Delivery
+from outbox.relay.held_back import HeldBack
 from outbox.relay.reconcile import Reconciler
 from outbox.relay.recording import Recording
 from outbox.relay.refusals import Refusals
@@ -66,14 +67,8 @@ def settle_before_applying(patch: pytest.MonkeyPatch) -> None:
 
 
 def do_not_hold_back_behind_dead_letters(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Scan, "_block", lambda self, unit: None)
-    real = Scan._restart
-
-    def restart(self: Scan) -> None:
-        real(self)
-        self._walk.dead = {}
-
-    patch.setattr(Scan, "_restart", restart)
+    patch.setattr(HeldBack, "block", lambda self, unit: None)
+    patch.setattr(HeldBack, "holds", lambda self, unit: False)
 
 
 def forget_waiting_keys(patch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from outbox import EntryRejected, EntryStatus, Health
+from outbox.relay.held_back import counts, held_back
 from tests.unit.fakes.rig import Rig, passing, permanent
 
 
@@ -197,11 +198,35 @@ def test_a_held_back_group_holds_the_other_keys_it_spans(outbox_dir: Path, toget
         assert rig.target.applied == free
         assert rig.pending() == group + chained + behind
         assert rig.box.status().held_back == 5
+        pending, letters = list(rig.box.store.records("pending")), rig.box.store.dead()
+        assert [record.seq for record in held_back(pending, letters)] == group + chained + behind
+        assert counts(pending, letters) == {dead: 5}
         rig.target.refuse.clear()
         rig.box.requeue(dead)
         rig.settle()
         assert rig.target.applied == [*free, dead, *group, *chained, *behind]
         assert rig.box.status().held_back == 0
+
+
+def test_entry_behind_two_dead_letters_is_counted_for_both(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        first, second = rig.enqueue("a", "b")
+        rig.target.refuse.update({first: permanent(), second: permanent()})
+        rig.settle()
+        rig.enqueue("a")
+        rig.group("a", "b")
+        rig.enqueue("b", "c")
+        pending, letters = list(rig.box.store.records("pending")), rig.box.store.dead()
+        assert counts(pending, letters) == {first: 4, second: 3}
+
+
+def test_pending_entry_before_a_dead_letter_is_not_held_back(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        before, dead, behind = rig.enqueue("a", "a", "a")
+        pending = list(rig.box.store.records("pending"))
+        assert [record.seq for record in held_back(pending, [(dead, "a")])] == [behind]
+        assert counts(pending, [(dead, "a")]) == {dead: 1}
+        assert before in rig.pending()
 
 
 def test_held_back_counts_only_what_is_behind_dead_letters(outbox_dir: Path) -> None:

@@ -187,8 +187,8 @@ BUGS = (
     ),
     Bug(
         "a dead letter does not hold back its key",
-        "outbox/relay/scan.py",
-        "        if any(self._walk.dead.get(key, unit[0].seq) < unit[0].seq for key in keys):",
+        "outbox/relay/held_back.py",
+        "        if any(self._first.get(key, unit[0].seq) < unit[0].seq for key in ordering_keys(unit)):",
         "        if False:",
         ("tests/unit/test_relay_rejection.py",),
     ),

@@ -1,0 +1,71 @@
+"""Held back: which pending entries wait for an operator, because they are behind a dead letter.
+
+The relay and the commands decide it here, so that a list agrees with the status.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from ..store.envelope import Record
+from ..target import Unit, ordering_keys, units
+
+
+class HeldBack:
+    """Ordering keys behind dead letters, along a walk from the oldest entry on."""
+
+    def __init__(self, dead: Iterable[tuple[int, str | None]] = ()) -> None:
+        """`dead`: sequence number and ordering key of every dead letter, oldest first."""
+        # By ordering key: the sequence number behind which everything waits.
+        self._first: dict[str, int] = {}
+        for seq, key in dead:
+            if key is not None:
+                self._first.setdefault(key, seq)
+
+    def __bool__(self) -> bool:
+        """Whether anything can be held back."""
+        return bool(self._first)
+
+    def block(self, unit: Unit) -> None:
+        """What comes behind `unit` in any of its keys is held back."""
+        for key in ordering_keys(unit):
+            self._first[key] = min(self._first.get(key, unit[0].seq), unit[0].seq)
+
+    def holds(self, unit: Unit) -> bool:
+        """Whether the next unit of the walk is held back; whatever comes behind it in any of its keys is, too."""
+        if any(self._first.get(key, unit[0].seq) < unit[0].seq for key in ordering_keys(unit)):
+            self.block(unit)
+            return True
+        return False
+
+
+def held_back(records: Iterable[Record], dead: Iterable[tuple[int, str | None]]) -> Iterator[Record]:
+    """Those of the pending `records`, which are all from the oldest on, that are held back."""
+    held = HeldBack(dead)
+    for unit in units(records) if held else ():
+        if held.holds(unit):
+            yield from unit
+
+
+def counts(records: Iterable[Record], dead: Iterable[tuple[int, str | None]]) -> Counter[int]:
+    """By dead letter: how many of the pending `records` wait for it; one that waits for several is counted for each."""
+    letters = [(seq, key) for seq, key in dead if key is not None]
+    held, coming = HeldBack(letters), iter(letters)
+    # The dead letters that each key waits for, and how often entries wait for the same ones.
+    behind: dict[str, frozenset[int]] = {}
+    waiting: Counter[frozenset[int]] = Counter()
+    seq, key = next(coming, (None, ""))
+    for unit in units(records) if held else ():
+        while seq is not None and seq < unit[0].seq:
+            behind[key] = behind.get(key, frozenset()) | {seq}
+            seq, key = next(coming, (None, ""))
+        if held.holds(unit):
+            keys = ordering_keys(unit)
+            causes = frozenset().union(*(behind.get(one, ()) for one in keys))
+            waiting[causes] += len(unit)
+            behind.update(dict.fromkeys(keys, causes))
+    found: Counter[int] = Counter()
+    for causes, entries in waiting.items():
+        found.update(dict.fromkeys(causes, entries))
+    return found
