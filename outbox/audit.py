@@ -25,7 +25,6 @@ from .postgres.receipts import TABLE as RECEIPTS
 from .postgres.receipts import find, is_there
 from .postgres.row_audit import RowAudit, RowCount
 from .postgres.transaction_settings import Cursor
-from .store.entry_json import DISCARDED
 from .store.envelope import Record, from_us, to_us
 from .store.ledger import is_answer
 from .words import counted
@@ -67,7 +66,7 @@ class Audit:
     applied: int = 0
     # Of those: entries of table operations, whose rows were compared.
     rows_compared: int = 0
-    # Not delivered yet, given up by PostgreSQL or by an operator.
+    # Not delivered yet, rejected, and given up: by an operator, or as they were best effort.
     pending: int = 0
     dead_letters: int = 0
     discarded: int = 0
@@ -123,7 +122,7 @@ def audit(box: Outbox, url: str, operations: Iterable[Operation], *, since: date
         auditor.reach()
         ledger = _since(box.store.records("ledger", on_damage=done.unreadable), since)
         while chunk := list(islice(ledger, _CHUNK)):
-            auditor.compare([record for record in chunk if _is_delivered(record, done)])
+            auditor.compare([record for record in chunk if _is_delivered(box, record, done)])
     finally:
         link.close()
     done.pending = sum(1 for _ in _since(box.store.records("pending", on_damage=done.unreadable), since))
@@ -135,15 +134,16 @@ def _since(records: Iterator[Record], since: datetime | None) -> Iterator[Record
     return (record for record in records if record.captured_us >= first_us)
 
 
-def _is_delivered(record: Record, done: Audit) -> bool:
+def _is_delivered(box: Outbox, record: Record, done: Audit) -> bool:
     if is_answer(record):
         return False
     if record.status is EntryStatus.COMPLETED:
         return True
-    if (record.error or "").startswith(DISCARDED):
-        done.discarded += 1
-    else:
+    # A best-effort entry is rejected, too, but given up at once.
+    if box.store.is_dead(record.seq):
         done.dead_letters += 1
+    else:
+        done.discarded += 1
     return False
 
 

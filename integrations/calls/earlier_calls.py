@@ -30,10 +30,11 @@ def stored(outbox: Outbox, item: Prepared) -> Entry | None:
     first = upgraded(operation, first)
     _must_be_same(operation, call_of(first), item.bound, f"entry {first.seq}")
     if first.status is EntryStatus.FAILED:
+        retry = f"`atb outbox retry {first.seq}`, or " if outbox.store.is_dead(first.seq) else ""
         raise AlreadyRejected(
             f"{operation.name} with this identity is entry {first.seq}, which was refused: {first.error}",
             entry=first,
-            hint=f"nothing delivers it: `atb outbox retry {first.seq}`, or make the call with another identity",
+            hint=f"nothing delivers it: {retry}make the call with another identity",
         )
     return first
 

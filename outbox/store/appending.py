@@ -17,6 +17,7 @@ from .entry_json import DISCARDED
 from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
 from .environment import Environment
 from .key_row import pack_row, unpack_row
+from .ledger import is_dead
 
 
 @dataclass(slots=True)
@@ -130,7 +131,7 @@ def append_one(environment: Environment, txn: Any, counters: Counters, submissio
             )
             return False
         if known is not None and known.status is EntryStatus.FAILED:
-            submission.error = _already_rejected(known)
+            submission.error = _already_rejected(txn, known)
             return False
         if known is None:
             fresh.append(record)
@@ -167,14 +168,18 @@ def _by_key(environment: Environment, txn: Any, record: Record) -> Record | None
     return replace(record, seq=seq, payload_hash=hashed, status=EntryStatus.COMPLETED)
 
 
-def _already_rejected(record: Record) -> AlreadyRejected:
+def _already_rejected(txn: Any, record: Record) -> AlreadyRejected:
     """The error for a call under the key of `record`, a dead letter or an entry that was given up."""
     error = record.error or "the reason is unknown"
     given_up = error.startswith(DISCARDED)
-    hint = f"see `atb outbox show {record.seq}`, then `retry` or `discard` it; or "
+    hint = ""
+    if is_dead(txn, record.seq):
+        hint = f"see `atb outbox show {record.seq}`, then `retry` or `discard` it; or "
+    elif quarantine.holds(txn, record.seq):
+        hint = f"see `atb outbox show {record.seq}`, then `discard` it; or "
     return AlreadyRejected(
         f"entry {record.seq} of operation {record.operation!r} has this key and was "
         f"{error if given_up else f'rejected: {error}'}",
         entry=record.entry(strict=False),
-        hint=f"{'' if given_up else hint}enqueue it with another key if it is still wanted",
+        hint=f"{hint}enqueue it with another key if it is still wanted",
     )

@@ -240,6 +240,11 @@ def list_dead(txn: Any, record: Record) -> None:
     txn.put(DEAD_PREFIX + key, seal(DEAD, key, codec.to_json(record.order_by)))
 
 
+def is_dead(txn: Any, seq: int) -> bool:
+    """Whether entry `seq` is in the index of dead letters."""
+    return 0 < seq < 1 << 64 and txn.get(DEAD_PREFIX + seq_key(seq)) is not None
+
+
 def dead_order(key: bytes, value: bytes) -> bytes:
     """The ordering key of a dead letter in the index, as JSON; `key` is its entry's.  Raises `StoreCorrupt`.
 
@@ -301,7 +306,7 @@ def _last_key(txn: Any, handle: Any) -> bytes:
 
 def _dead(txn: Any, environment: Environment, seq: int, wanted: str = "a dead letter") -> list[Record]:
     """Dead letter `seq` and the dead letters of its group; `wanted`: what it would have to be, for people."""
-    if not 0 < seq < 1 << 64 or txn.get(DEAD_PREFIX + seq_key(seq)) is None:
+    if not is_dead(txn, seq):
         raise EntryNotFound(f"entry {seq} is not {wanted}", hint=f"`atb outbox show {seq}` shows what became of it")
     record = unpack(seq, txn.get(seq_key(seq), db=environment.ledger))
     if not record.group:

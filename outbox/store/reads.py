@@ -134,6 +134,16 @@ class Reader(Guarded):
         listed = self._prefixed(ledger.DEAD_PREFIX)
         return [(seq, codec.from_json(ledger.dead_order(seq_key(seq), value))) for seq, value in listed]
 
+    def is_dead(self, seq: int) -> bool:
+        """Whether entry `seq` is a dead letter; a rejected one that is none was given up, or was best effort."""
+        with self._read() as (_, txn):
+            return ledger.is_dead(txn, seq)
+
+    def is_quarantined(self, seq: int) -> bool:
+        """Whether the record of entry `seq` was damaged and set aside."""
+        with self._read() as (_, txn):
+            return quarantine.holds(txn, seq)
+
     def quarantined(self) -> list[tuple[int, bytes]]:
         """`(seq, raw bytes)` of every damaged record that was set aside."""
         kept = self._prefixed(quarantine.PREFIX)

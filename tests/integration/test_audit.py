@@ -12,6 +12,7 @@ import pytest
 from click.testing import Result
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
+from outbox.audit import audit
 from outbox.testing import PostgresServer
 from tests import atb as command_line
 from tests.unit.fakes.failover import Past
@@ -158,6 +159,20 @@ def test_since_leaves_out_older_entries(store: Path, postgres_url: str, database
     wrong = run(store, postgres_url, "--since", "yesterday")
     assert wrong.exit_code == 2
     assert "'yesterday' (allowed: 90m, 24h, 7d, or 2026-11-27T08:00)" in wrong.output
+
+
+def test_refused_best_effort_entry_is_audited_as_status_counts_it(
+    database: Any, outbox_dir: Path, postgres_url: str
+) -> None:
+    operations = (Operation("fee", table="fees"), Operation("note", table="fees", best_effort=True))
+    with Outbox.open(outbox_dir, operations=operations) as box:
+        for name in ("note", "fee"):
+            box.enqueue(name, {"amount": Decimal(1), "reason": "longer than twenty characters"})
+        assert Relay(box, PostgresTarget(postgres_url, operations)).drain(timeout=LONG)
+        status = box.status()
+        assert (status.dead_letters, status.discarded) == (1, 1)
+        done = audit(box, postgres_url, operations)
+        assert (done.dead_letters, done.discarded) == (1, 1)
 
 
 def test_empty_ledger_is_no_proof(tmp_path: Path, postgres_url: str) -> None:

@@ -524,8 +524,25 @@ def test_repeated_call_of_a_quarantined_entry_is_already_rejected(box: Outbox) -
         box.enqueue("log", {"a": 1}, key="k")
     assert (caught.value.seq, caught.value.entry.status) == (1, EntryStatus.FAILED)
     assert caught.value.reason == "its record is damaged and quarantined"
+    assert "then `discard` it" in caught.value.hint
+    assert "retry" not in caught.value.hint
     with pytest.raises(IdempotencyConflict):
         box.enqueue("log", {"a": 2}, key="k")
+
+
+def test_only_a_dead_letter_is_advised_to_be_retried(box: Outbox) -> None:
+    """A refused best-effort entry was given up at once, and a retry of it is refused."""
+    for key in ("dead", "dropped"):
+        box.enqueue("log", {"a": 1}, key=key)
+    dead, dropped = box.store.records("pending")
+    box.store.settle(Settlement(dead=[(dead, "too long")], dropped=[(dropped, "too long")]))
+    hints = []
+    for key in ("dead", "dropped"):
+        with pytest.raises(AlreadyRejected, match="was rejected: too long") as caught:
+            box.enqueue("log", {"a": 1}, key=key)
+        hints.append(caught.value.hint)
+    assert "then `retry` or `discard` it" in hints[0]
+    assert hints[1] == "enqueue it with another key if it is still wanted"
 
 
 def test_a_retry_of_a_damaged_entry_is_told_of_the_damage(box: Outbox) -> None:

@@ -35,6 +35,11 @@ def test_repeated_call_of_a_dead_letter_raises(wired: Scene) -> None:
     with pytest.raises(AlreadyRejected, match="not_bad") as caught:
         wired.manager.create_order_journal_entry("bad entry", "entry")
     assert caught.value.entry.operation == "create_order_journal_entry"
+    assert f"`atb outbox retry {caught.value.seq}`" in str(caught.value)
+    wired.box.discard(caught.value.seq, "entered by hand")
+    with pytest.raises(AlreadyRejected) as again:
+        wired.manager.create_order_journal_entry("bad entry", "entry")
+    assert "retry" not in str(again.value)
 
 
 def test_repeated_exit_of_a_dead_letter_goes_on(wired: Scene, caplog: pytest.LogCaptureFixture) -> None:
