@@ -194,6 +194,11 @@ class Outbox(Enqueueing):
             record = self.store.record(name, seq) if 0 < seq < 2**64 else None
             if record is not None:
                 return record.entry(strict=False)
+        if self.store.is_quarantined(seq):
+            raise EntryNotFound(
+                f"the record of entry {seq} is damaged and quarantined",
+                hint=f"`atb outbox show {seq}` shows its raw bytes; enter it by hand, then `atb outbox discard {seq}`",
+            )
         raise EntryNotFound(f"entry {seq} is not in the store", hint="it was never there, or its retention has ended")
 
     def pending(self) -> Iterator[Entry]:

@@ -64,6 +64,11 @@ def test_key_of_a_quarantined_entry_can_be_freed(box: Outbox) -> None:
     assert accounted(box)
 
 
+def test_quarantined_entry_is_not_called_absent(box: Outbox) -> None:
+    with pytest.raises(EntryNotFound, match="entry 2 is damaged and quarantined .*`atb outbox show 2`"):
+        box.entry(2)
+
+
 def test_quarantined_entry_cannot_be_tried_again(box: Outbox) -> None:
     with pytest.raises(EntryNotFound, match="entry 2 is damaged and quarantined, it cannot be tried again"):
         box.requeue(2)
