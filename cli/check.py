@@ -22,7 +22,7 @@ from outbox.integrations.manager.host import class_made_by
 from outbox.integrations.preflight.preflight import Fit, Kind, look
 from outbox.postgres.address import libpq_url
 
-from .common import in_one_sentence, without_password
+from .common import in_one_sentence, redacted, without_password
 from .declared import load, load_operations
 from .screen import Lines
 
@@ -58,7 +58,7 @@ def check(
         fit = look(manager_class, declared, manager=made, engine=engine)
     if as_json:
         shown = {**asdict(fit), "fits": fit.fits, "warnings": fit.warnings, "summary": fit.summary}
-        click.echo(without_password(json.dumps(shown, indent=2)))
+        click.echo(json.dumps(redacted(shown), indent=2))
     else:
         _show(fit)
     context.exit(2 if not fit.fits else 1 if fit.warnings else 0)

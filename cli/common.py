@@ -21,6 +21,7 @@ import click
 
 from outbox import ConfigError, Outbox, OutboxConfig, OutboxError, OutboxStatus, TargetUnavailable
 from outbox.config import unknown_variables
+from outbox.log import redacted as redacted
 from outbox.log import without_password as without_password
 from outbox.words import printable
 
@@ -124,9 +125,14 @@ def readable(text: str) -> str:
 
 def say(sentence: str, *, err: bool = False, indent: int = 0, color: bool | None = None, **style: Any) -> None:
     """Print a line without passwords: on a terminal folded between words, elsewhere as it is."""
+    say_redacted(without_password(sentence), err=err, indent=indent, color=color, **style)
+
+
+def say_redacted(sentence: str, *, err: bool = False, indent: int = 0, color: bool | None = None, **style: Any) -> None:
+    """The same for a line whose values are redacted already."""
     stream = sys.stderr if err else sys.stdout
     width = shutil.get_terminal_size().columns if stream is not None and stream.isatty() else None
-    for part in _folded(readable(sentence), width, indent):
+    for part in _folded(printable(sentence), width, indent):
         # Without a style click would still add the code that ends one.
         click.echo(click.style(part, **style) if style else part, err=err, color=color)
 

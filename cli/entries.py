@@ -24,8 +24,8 @@ from .common import (
     Text,
     directory_option,
     in_one_sentence,
-    readable,
-    say,
+    redacted,
+    say_redacted,
     settings,
     since_when,
     without_password,
@@ -90,7 +90,7 @@ def list_entries(
     if as_json:
         for entry in shown:
             behind = {"holds_back": held[entry.seq]} if held else {}
-            click.echo(without_password(json.dumps({**_as_dict(entry), **behind})))
+            click.echo(json.dumps(redacted({**_as_dict(entry), **behind})))
         for seq, raw in quarantined:
             click.echo(json.dumps({"seq": seq, "status": "QUARANTINED", "raw": raw.hex()}))
         return
@@ -118,8 +118,8 @@ def none_of(nouns: str, unfiltered: int) -> str:
 
 def _row(entry: Entry, held: dict[int, str]) -> tuple[str, ...]:
     cells = (entry.seq, entry.operation, entry.order_by or "-", _time(entry.captured_at), entry.attempts)
-    why = entry.error or ("" if held else for_people(dict(entry.args)))
-    return (*(printable(str(cell)) for cell in cells), *([held[entry.seq]] if held else []), readable(why))
+    why = without_password(entry.error or "") or ("" if held else for_people(dict(entry.args)))
+    return (*(printable(str(cell)) for cell in cells), *([held[entry.seq]] if held else []), printable(why))
 
 
 def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
@@ -137,7 +137,7 @@ def _print(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
             click.echo(f"{row[0]} {row[1]}")
             for name, cell in list(zip(columns, row, strict=True))[2:]:
                 if cell:
-                    say(f"  {name}: {cell}", indent=4)
+                    say_redacted(f"  {name}: {cell}", indent=4)
         return
     for row in table:
         # The reason comes last and is not cut, however wide the terminal.
@@ -179,7 +179,7 @@ def show(directory: str | None, seq: str | None, text: str | None, where: tuple[
         raise Refused(f"no entry has {what}: it never existed, or its retention has ended")
     if as_json:
         for one in found:
-            click.echo(without_password(json.dumps(one, indent=None if where or len(found) > 1 else 2)))
+            click.echo(json.dumps(redacted(one), indent=None if where or len(found) > 1 else 2))
         return
     for number, one in enumerate(found):
         if number:
@@ -243,7 +243,7 @@ def _with(entries: Iterable[Entry], wanted: list[tuple[str, str]]) -> list[dict[
 def _holds(value: Any, name: str, text: str) -> bool:
     """Whether `value` has `name` with a value of this text, at any depth: calls of managers are nested."""
     if hasattr(value, "items"):
-        return any((key == name and for_people(one) == text) or _holds(one, name, text) for key, one in value.items())
+        return any((key == name and _as_text(one) == text) or _holds(one, name, text) for key, one in value.items())
     return isinstance(value, list | tuple) and any(_holds(one, name, text) for one in value)
 
 
@@ -252,12 +252,12 @@ def _show(found: dict[str, Any]) -> None:
         if name == "args":
             click.echo("args")
             for argument, given in value.items():
-                say(f"  {argument:<22}{for_people(given)}", indent=24)
+                say_redacted(f"  {argument:<22}{for_people(given)}", indent=24)
         elif name == "raw":
             more = " ..." if len(value) > 2 * _SHOWN_BYTES else ""
             click.echo(f"{'raw':<16}{value[: 2 * _SHOWN_BYTES]}{more}")
         else:
-            say(f"{name:<16}{for_people(value)}", indent=16)
+            say_redacted(f"{name:<16}{for_people(value)}", indent=16)
 
 
 def _held_back(box: Outbox, dead: list[Entry]) -> dict[int, str]:
@@ -286,7 +286,11 @@ def _plain(value: Any) -> Any:
 
 
 def for_people(value: Any) -> str:
-    """A value of an argument as text."""
+    """A value of an argument as text, without passwords."""
+    return _as_text(redacted(_plain(value)))
+
+
+def _as_text(value: Any) -> str:
     plain = _plain(value)
     return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
 

@@ -32,6 +32,7 @@ _NO_COMMANDS = {
     "entries",
     "history",
     "import_",
+    "listing",
     "log_lines",
     "main",
     "mount",

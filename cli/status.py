@@ -14,7 +14,7 @@ from outbox import Health, Outbox, OutboxStatus
 from outbox.store.reads import UNKNOWN_BYTES
 from outbox.words import duration, rate
 
-from .common import Number, directory_option, in_one_sentence, say, settings, size, without_password
+from .common import Number, directory_option, in_one_sentence, redacted, say, settings, size, without_password
 
 _STYLES: dict[Health, dict[str, Any]] = {
     Health.HEALTHY: {"fg": "green"},
@@ -71,7 +71,7 @@ def status(
         with Outbox.attach(config=config, readonly=True) as box:
             found = box.status()
         if as_json:
-            click.echo(without_password(json.dumps(found.as_dict(), indent=2)))
+            click.echo(json.dumps(redacted(found.as_dict()), indent=2))
         else:
             show(found)
     health = Health.NEEDS_OPERATOR if found is None else found.health

@@ -15,7 +15,7 @@ from rich.live import Live
 
 from outbox import Clock, Outbox, OutboxConfig, OutboxError, OutboxStatus, SystemClock
 
-from .common import say, without_password
+from .common import redacted, say, without_password
 from .history import History
 from .screen import screen
 from .status import show
@@ -89,7 +89,7 @@ class _Json(_Blocks):
 
     def show(self, look: Look) -> None:
         if look.unreadable is None:
-            click.echo(without_password(json.dumps(look.found.as_dict())))
+            click.echo(json.dumps(redacted(look.found.as_dict())))
         else:
             say(f"cannot be read: {look.unreadable}", err=True)
 

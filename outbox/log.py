@@ -16,7 +16,10 @@ from typing import Any
 
 from .left_messages import leave_message, leaves_messages
 
-_IN_URL = re.compile(r"(://[^:/@\s]*):\S*@")
+# Of a web address with a port, an @ behind the path belongs to no password.
+_IN_URL = re.compile(
+    r"((?<!http)(?<!https)(?<!ws)(?<!wss)://[^:/@\s]*|://[^:/@\s]*(?=:(?!\d{1,5}[/?#]))):\S*@",
+)
 _AS_PARAMETER = re.compile(r"(?i)(\bpassword=)('[^']*'|[^&\s'\"]+)")
 # Of the stack: the method below and `log`.
 _CALLER = 3
@@ -112,6 +115,18 @@ def without_password(text: str) -> str:
     # With functions: a template would import something, which an interpreter that ends does not do any more.
     text = _IN_URL.sub(lambda found: f"{found[1]}:***@", text)
     return _AS_PARAMETER.sub(lambda found: f"{found[1]}***", text)
+
+
+def redacted(value: Any) -> Any:
+    """A value of JSON whose texts are without passwords.
+
+    One by one: over the text of a whole document, a quote in one field would hide those behind it.
+    """
+    if isinstance(value, str):
+        return without_password(value)
+    if isinstance(value, dict):
+        return {redacted(name): redacted(one) for name, one in value.items()}
+    return [redacted(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _fact(value: Any) -> Any:

@@ -222,6 +222,10 @@ def test_a_reader_that_leaves_early_is_no_error(begin: Begin, outbox_dir: Path) 
         ("postgresql://h/d?user=u&password=p&sslmode=x", "postgresql://h/d?user=u&password=***&sslmode=x"),
         ("host=h password='p w' dbname=d", "host=h password=*** dbname=d"),
         ("http://h:80/path", "http://h:80/path"),
+        ("http://h:80/path?to=a@b.example", "http://h:80/path?to=a@b.example"),
+        ("http://h:80/?db=postgresql://u:p@h/d", "http://h:80/?db=postgresql://u:***@h/d"),
+        ("https://u:80@h/path", "https://u:***@h/path"),
+        ("postgresql://u:80/p@h/d", "postgresql://u:***@h/d"),
         ("nothing of that kind", "nothing of that kind"),
     ],
 )

@@ -90,6 +90,24 @@ def test_text_of_an_entry_cannot_move_the_cursor_of_a_terminal(tmp_path: Path) -
     assert json.loads(found.stdout)["args"]["who"] == forged
 
 
+def test_quote_in_one_argument_hides_no_other_one(tmp_path: Path) -> None:
+    """Passwords were redacted in the text of the whole document, and what lay between two quotes was lost."""
+    given = {"a": "password='", "b": "it's", "hook": "http://h:80/x", "mail": "a@b", "db": "postgresql://u:s3@h/d"}
+    shown = {**given, "db": "postgresql://u:***@h/d"}
+    with Outbox.open(tmp_path / "outbox") as box:
+        box.enqueue("note", {**given, "deep": [given]})
+    at = ("--dir", str(tmp_path / "outbox"))
+    for command in (["list", "--pending", "--json"], ["show", "1", "--json"]):
+        assert json.loads(command_line.run(*command, *at).stdout)["args"] == {**shown, "deep": [shown]}
+    lines = command_line.run("show", "1", *at).stdout.splitlines()
+    (deep,) = (line.removeprefix("  deep").strip() for line in lines if line.startswith("  deep"))
+    assert json.loads(deep) == [shown]
+    (row,) = command_line.run("list", "--pending", *at).stdout.splitlines()[1:]
+    assert json.loads(row[row.index("{") :]) == {**shown, "deep": [shown]}
+    found = command_line.run("show", "--where", f"db={given['db']}", "--json", *at)
+    assert json.loads(found.stdout)["seq"] == 1
+
+
 def test_a_retry_keeps_the_order_within_the_key(engine: tuple[Outbox, Relay], atb: Atb, postgres_url: str) -> None:
     query(postgres_url, "ALTER TABLE notes DROP CONSTRAINT notes_n_check, ADD COLUMN at serial")
     assert atb("retry", "2", "6").stdout == "requeued: 2, 6, 7\n"
