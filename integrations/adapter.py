@@ -34,6 +34,7 @@ from .calls.passing import Passing
 from .calls.pending_attributes import PendingAttributes
 from .calls.preparing import Prepared, Preparing
 from .calls.sessions import Sessions
+from .calls.unwritten import Unwritten
 from .code.begun import begun
 from .ids.id_reserves import IdReserves
 from .manager.away import is_away
@@ -106,8 +107,7 @@ class Adapter:
         outbox.declare(self.operations)
         self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves, learned)
         self.replayer.witness = self.keeper.witness
-        # Operations that were seen to write nothing.
-        self._unwritten: set[str] = set()
+        self._unwritten = Unwritten(outbox, self.calls)
         self._serve(reads, wait_s)
         host.remember(outbox, (*self.calls, *reads.names, *AFTER_DRAIN))
         self.keeper.start()
@@ -240,12 +240,8 @@ class Adapter:
                 changed.apply(self.host.built)
         if rehearsal.error is not None:
             raise rehearsal.error
-        if not refused and not operation.best_effort and operation.name not in self._unwritten:
-            self._unwritten.add(operation.name)
-            _log.warning("%(operation)s wrote nothing and was not recorded", operation=operation.name)
-            self.outbox.notices.put(
-                f"unwritten:{operation.name}", f"{operation.name} answered without writing anything"
-            )
+        if not refused and not operation.best_effort:
+            self._unwritten.answered(operation.name)
         return answer
 
     def _durably(self, item: Prepared) -> Any:
@@ -384,6 +380,7 @@ class Adapter:
             self.guard.queued(entries[-1].seq)
             for item, entry in zip(items, entries, strict=True):
                 self._preparing.recorded(item, entry.seq)
+                self._unwritten.wrote(item.operation.name)
                 self.keeper.follow(entry, soon=not waits)
                 self.passing.waiting.note(entry.operation, entry.seq)
                 self.delivery.noted(entry)
