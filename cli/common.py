@@ -28,12 +28,14 @@ from outbox.words import printable
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_AGO = re.compile(r"(\d+)([mhd])\Z")
+_LENGTH = re.compile(r"(\d+)([smhd])\Z")
 # Options that are named otherwise than the setting that they stand for.
 _OPTIONS = {"sync_interval": "interval"}
 _PRINTERS = ("click", "rich")
 _POSTGRESQL_AWAY = "start PostgreSQL or correct DATABASE_URL, then run it again; nothing is lost"
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+# What `length_of` reads, for people.
+LENGTHS = "90s, 30m, 2h, 7d"
 
 directory_option = click.option(
     "--dir", "directory", metavar="PATH", help="The store's directory; default: OUTBOX_DIR, else data/outbox."
@@ -102,18 +104,29 @@ timeout_option = click.option(
 )
 
 
+def length_of(text: str) -> timedelta | None:
+    """A length of time such as those in `LENGTHS`; None for anything else."""
+    found = _LENGTH.match(text)
+    if found is None or len(found[1]) > 18:
+        return None
+    try:
+        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    except OverflowError:
+        return None
+
+
 def since_when(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
-    """The moment of an option like 24h, 7d or a date in UTC."""
+    """The moment of an option like 2h, 7d or a date in UTC."""
     if value is None:
         return None
-    if ago := _AGO.match(value):
+    if (ago := length_of(value)) is not None:
         with suppress(OverflowError):
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+            return datetime.now(UTC) - ago
     try:
         moment = datetime.fromisoformat(value)
     except ValueError:
         raise click.BadParameter(
-            f"{value[:100]!r} (allowed: 90m, 24h, 7d, or 2026-11-27T08:00)", context, parameter
+            f"{value[:100]!r} (allowed: {LENGTHS}, or 2026-11-27T08:00)", context, parameter
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 

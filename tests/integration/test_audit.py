@@ -158,7 +158,7 @@ def test_since_leaves_out_older_entries(store: Path, postgres_url: str, database
     assert run(store, postgres_url, "--since", "24h").exit_code == 1
     wrong = run(store, postgres_url, "--since", "yesterday")
     assert wrong.exit_code == 2
-    assert "'yesterday' (allowed: 90m, 24h, 7d, or 2026-11-27T08:00)" in wrong.output
+    assert "'yesterday' (allowed: 90s, 30m, 2h, 7d, or 2026-11-27T08:00)" in wrong.output
 
 
 def test_refused_best_effort_entry_is_audited_as_status_counts_it(

@@ -111,9 +111,9 @@ def test_the_relay_of_a_running_engine_obeys(shell: Shell, outbox_dir: Path, url
     [
         (("pause",), "Missing option '--reason'"),
         (("pause", "--reason", " "), "reason is ' '"),
-        (("pause", "--reason", "x", "--for", "soon"), "'soon' (allowed: 90s, 30m, 2h, 1d; at most a year)"),
-        (("pause", "--reason", "x", "--for", "400d"), "'400d' (allowed: 90s, 30m, 2h, 1d; at most a year)"),
-        (("pause", "--reason", "x", "--for", "0m"), "'0m' (allowed: 90s, 30m, 2h, 1d; at most a year)"),
+        (("pause", "--reason", "x", "--for", "soon"), "'soon' (allowed: 90s, 30m, 2h, 7d; at most a year)"),
+        (("pause", "--reason", "x", "--for", "400d"), "'400d' (allowed: 90s, 30m, 2h, 7d; at most a year)"),
+        (("pause", "--reason", "x", "--for", "0m"), "'0m' (allowed: 90s, 30m, 2h, 7d; at most a year)"),
     ],
 )
 def test_a_wrong_pause_is_refused_in_one_sentence(
