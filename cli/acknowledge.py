@@ -1,26 +1,40 @@
-"""`atb outbox acknowledge`: clears an alarm after an operator has corrected its cause."""
+"""`atb outbox acknowledge`: clears alarms after an operator has corrected their causes."""
 
 from __future__ import annotations
+
+from fnmatch import fnmatchcase
 
 import click
 
 from outbox import Outbox
 
-from .common import Refused, directory_option, in_one_sentence, settings
+from .common import Refused, directory_option, in_one_sentence, say, settings
 
 
 @click.command()
 @directory_option
-@click.argument("name")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @in_one_sentence
-def acknowledge(directory: str | None, name: str) -> None:
-    """Clear the alarm NAME after fixing its cause.
+def acknowledge(directory: str | None, names: tuple[str, ...]) -> None:
+    """Clear the alarms NAME after fixing their causes.
 
-    `atb outbox status` shows the names.  `unledgered` is the name of entries that were completed without a ledger copy.
-    Works beside a running engine.
+    `atb outbox status` shows the names.  A quoted pattern such as 'diverged-id-*' clears all alarms that match.
+    `unledgered` is the name of entries that were completed without a ledger copy.  Works beside a running engine.
     """
     with Outbox.attach(config=settings(directory)) as box:
-        if not box.acknowledge(name):
-            known = ", ".join(box.status().alarms) or "there is none"
-            raise Refused(f"no alarm is named {name!r} (alarms: {known})")
-    click.echo(f"acknowledged: {name}")
+        alarms = [*box.status().alarms]
+        unknown: list[str] = []
+        done: set[str] = set()
+        for name in names:
+            # A name may have characters of a pattern.
+            meant = {name, *(alarm for alarm in alarms if fnmatchcase(alarm, name))}
+            for one in sorted(meant - done):
+                if box.acknowledge(one):
+                    done.add(one)
+                    say(f"acknowledged: {one}")
+            if not meant & done:
+                unknown.append(name)
+        left = ", ".join(box.status().alarms) or "there is none"
+    if unknown:
+        named = "no alarm is named" if len(unknown) == 1 else "no alarms are named"
+        raise Refused(f"{named} {', '.join(map(repr, unknown))} (alarms: {left})")

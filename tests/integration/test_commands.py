@@ -415,3 +415,17 @@ def test_an_alarm_stays_until_it_is_acknowledged(atb: Atb, outbox_dir: Path) -> 
     assert atb("acknowledge", "diverged-balance-1").stdout == "acknowledged: diverged-balance-1\n"
     assert atb("status").returncode == 0
     assert atb("acknowledge", "diverged-balance-1").stderr.endswith("(alarms: there is none)\n")
+
+
+def test_several_alarms_are_acknowledged_at_once(atb: Atb, outbox_dir: Path) -> None:
+    """A table whose ids another program gives out sounds an alarm for each id."""
+    with Outbox.open(outbox_dir) as box:
+        for name in ("diverged-id-trades-1", "diverged-id-trades-2", "diverged-balance-1", "store-copied"):
+            box.alarms.sound(name, "it is so")
+    done = atb("acknowledge", "diverged-id-*", "store-copied", "diverged-id-trades-1", "else-*")
+    assert done.stdout.splitlines() == [
+        "acknowledged: diverged-id-trades-1", "acknowledged: diverged-id-trades-2", "acknowledged: store-copied",
+    ]  # fmt: skip
+    assert done.stderr == "Error: no alarm is named 'else-*' (alarms: diverged-balance-1)\n"
+    assert done.returncode == 2
+    assert atb("acknowledge", "*").stdout == "acknowledged: diverged-balance-1\n"
