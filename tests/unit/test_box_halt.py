@@ -25,7 +25,7 @@ from outbox.relay.orders import Order, ordered, place_order, withdraw_order
 from outbox.store import appending, envelope, quota, store
 from outbox.store.environment import Environment
 from outbox.store.ledger import Settlement
-from outbox.store.reads import FORGOTTEN
+from outbox.store.reads import CHUNK, FORGOTTEN
 from tests.unit.fakes.rig import FakeClock
 from tests.unit.fakes.waiting import LONG, until
 
@@ -615,7 +615,14 @@ def test_expired_history_makes_room_without_a_warning(
 @pytest.mark.slow
 def test_a_large_entry_makes_as_much_room_as_it_needs(full_of_history: tuple[Outbox, FakeClock]) -> None:
     box, _ = full_of_history
+    before = box.status()
     box.enqueue("log", {"text": "x" * 200_000})
+    after = box.status()
+    assert (after.pending, after.last_seq) == (1, before.last_seq + 1)
+    assert after.live_bytes <= 0.85 * (1 << 20) + 4 * 4096
+    # It is as large as 100 settled entries, which leave by the chunk.
+    assert 100 <= before.ledger - after.ledger <= CHUNK
+    assert after.ledger > 100
 
 
 @pytest.mark.slow

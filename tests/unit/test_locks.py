@@ -80,8 +80,11 @@ def test_a_role_excludes_a_second_object_of_the_same_process(tmp_path: Path) -> 
 
 def test_roles_do_not_exclude_each_other(tmp_path: Path) -> None:
     taken = [RoleLock(tmp_path, role) for role in Role]
-    for lock in taken:
+    for lock, role in zip(taken, Role, strict=True):
+        with pytest.raises(StoreLocked):
+            RoleLock(tmp_path, role)
         lock.release()
+        RoleLock(tmp_path, role).release()
 
 
 def test_a_refused_lock_leaves_no_descriptor_behind(tmp_path: Path) -> None:

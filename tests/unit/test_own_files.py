@@ -34,6 +34,11 @@ def reachable() -> Iterator[Path]:
         yield Path(name)
 
 
+def entries_of(directory: Path) -> int:
+    with Outbox.attach(directory, readonly=True) as box:
+        return box.status().pending
+
+
 def make(directory: Path, owner: int | None = None) -> Path:
     with Outbox.open(directory) as box:
         box.enqueue("log", {})
@@ -167,12 +172,14 @@ def test_folder_with_files_of_their_owners_gets_a_store(tmp_path: Path, mode: in
     folder.mkdir()
     folder.chmod(mode)
     make(folder / "outbox")
+    assert entries_of(folder / "outbox") == 1
 
 
 def test_existing_store_in_a_shared_folder_is_opened(tmp_path: Path) -> None:
     make(tmp_path / "outbox")
     tmp_path.chmod(0o777)
     make(tmp_path / "outbox")
+    assert entries_of(tmp_path / "outbox") == 2
 
 
 @pytest.mark.parametrize("closed", [(0, 1, 2), (1,), (2,)])
