@@ -13,9 +13,9 @@ from .common import Refused, directory_option, in_one_sentence, say, settings
 
 @click.command()
 @directory_option
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("name", metavar="NAME...", nargs=-1, required=True)
 @in_one_sentence
-def acknowledge(directory: str | None, names: tuple[str, ...]) -> None:
+def acknowledge(directory: str | None, name: tuple[str, ...]) -> None:
     """Clear the alarms NAME after fixing their causes.
 
     `atb outbox status` shows the names.  A quoted pattern such as 'diverged-id-*' clears all alarms that match.
@@ -25,15 +25,15 @@ def acknowledge(directory: str | None, names: tuple[str, ...]) -> None:
         alarms = [*box.status().alarms]
         unknown: list[str] = []
         done: set[str] = set()
-        for name in names:
+        for wanted in name:
             # A name may have characters of a pattern.
-            meant = {name, *(alarm for alarm in alarms if fnmatchcase(alarm, name))}
+            meant = {wanted, *(alarm for alarm in alarms if fnmatchcase(alarm, wanted))}
             for one in sorted(meant - done):
                 if box.acknowledge(one):
                     done.add(one)
                     say(f"acknowledged: {one}")
             if not meant & done:
-                unknown.append(name)
+                unknown.append(wanted)
         left = ", ".join(box.status().alarms) or "there is none"
     if unknown:
         named = "no alarm is named" if len(unknown) == 1 else "no alarms are named"
