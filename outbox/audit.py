@@ -6,7 +6,8 @@ that were removed, doubled or changed by something else, and receipts that were 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,11 +19,10 @@ from .clock import SystemClock
 from .entry import EntryStatus
 from .errors import StoreCorrupt, TargetMisconfigured
 from .operation import Operation, operations_by_name
+from .postgres import receipts
 from .postgres.address import Address
 from .postgres.connection import GuardedConnection, UnitFailed
 from .postgres.parking import OperationFault
-from .postgres.receipts import TABLE as RECEIPTS
-from .postgres.receipts import find, is_there
 from .postgres.row_audit import RowAudit, RowCount
 from .postgres.transaction_settings import Cursor
 from .store.envelope import Record, from_us, to_us
@@ -31,6 +31,9 @@ from .words import counted
 
 # Entries that are compared in one transaction of PostgreSQL.
 _CHUNK = 1000
+# For so many entries, or bytes of arguments, all receipts are read once: how often were their arguments applied?
+_STRETCH = 50_000
+_STRETCH_BYTES = 64 << 20
 # Further findings are counted and not listed.
 _MOST_FINDINGS = 1000
 
@@ -121,8 +124,11 @@ def audit(box: Outbox, url: str, operations: Iterable[Operation], *, since: date
         # An empty ledger must not call a database sound that was not asked.
         auditor.reach()
         ledger = _since(box.store.records("ledger", on_damage=done.unreadable), since)
-        while chunk := list(islice(ledger, _CHUNK)):
-            auditor.compare([record for record in chunk if _is_delivered(box, record, done)])
+        while stretch := list(_stretch(ledger)):
+            delivered = [record for record in stretch if _is_delivered(box, record, done)]
+            applied = auditor.applied(delivered)
+            for first in range(0, len(delivered), _CHUNK):
+                auditor.compare(delivered[first : first + _CHUNK], applied)
     finally:
         link.close()
     done.pending = sum(1 for _ in _since(box.store.records("pending", on_damage=done.unreadable), since))
@@ -132,6 +138,15 @@ def audit(box: Outbox, url: str, operations: Iterable[Operation], *, since: date
 def _since(records: Iterator[Record], since: datetime | None) -> Iterator[Record]:
     first_us = 0 if since is None else to_us(since)
     return (record for record in records if record.captured_us >= first_us)
+
+
+def _stretch(records: Iterator[Record]) -> Iterator[Record]:
+    size = 0
+    for record in islice(records, _STRETCH):
+        yield record
+        size += len(record.args) + len(record.types)
+        if size > _STRETCH_BYTES:
+            return
 
 
 def _is_delivered(box: Outbox, record: Record, done: Audit) -> bool:
@@ -157,34 +172,52 @@ class _Auditor:
         with self._transaction():
             pass
 
-    def compare(self, records: Sequence[Record]) -> None:
-        """Compare one chunk of delivered entries."""
-        if not records:
-            return
+    def applied(self, records: Sequence[Record]) -> Counter[bytes]:
+        """How often the arguments of those whose rows can be compared were applied, by any store.
+
+        Reads all receipts.
+        """
+        found: Counter[bytes] = Counter()
+        hashes = {record.payload_hash for record in records if not self._why_not(record.operation)}
+        if hashes:
+            with self._transaction() as cursor:
+                parts = receipts.parts(cursor) if receipts.is_there(cursor) else []
+            for part in parts:
+                with self._transaction() as cursor:
+                    found.update(receipts.counts(cursor, hashes, part))
+        return found
+
+    def _why_not(self, name: str) -> str:
+        """Why rows of operation `name` cannot be compared; empty where they can."""
+        operation = self._operations.get(name)
+        if operation is None:
+            return "not declared here"
+        if operation.handler is not None:
+            return "it has a handler, so only receipts are compared"
+        return "its rows may vanish" if operation.may_vanish else ""
+
+    def compare(self, records: Sequence[Record], applied: Mapping[bytes, int]) -> None:
+        """Compare one chunk of delivered entries; `applied`: how often their arguments were."""
         done = self._done
         done.delivered += len(records)
         self._compare_receipts(records)
         by_shape = sorted(records, key=lambda record: (record.operation, record.shape))
         for (name, _), run in groupby(by_shape, key=lambda record: (record.operation, record.shape)):
-            operation = self._operations.get(name)
-            if operation is None or operation.handler is not None:
-                why = "not declared here" if operation is None else "it has a handler, so only receipts are compared"
+            if why := self._why_not(name):
                 done.not_compared.setdefault(name, why)
-            elif operation.may_vanish:
-                done.not_compared.setdefault(name, "its rows may vanish")
             else:
-                self._compare_rows(operation, list(run))
+                self._compare_rows(self._operations[name], list(run), applied)
 
     def _compare_receipts(self, records: Sequence[Record]) -> None:
         with self._transaction() as cursor:
-            if not is_there(cursor):
+            if not receipts.is_there(cursor):
                 raise TargetMisconfigured(
-                    f"this database has no table {RECEIPTS}, or its role does not find it",
+                    f"this database has no table {receipts.TABLE}, or its role does not find it",
                     hint="check DATABASE_URL and the role's search_path",
                 )
-            receipts = find(cursor, records)
+            found = receipts.find(cursor, records)
         for record in records:
-            receipt = receipts.get(record.key)
+            receipt = found.get(record.key)
             if receipt is None:
                 self._done.add(record, NO_RECEIPT)
             elif receipt[0] != record.payload_hash:
@@ -192,14 +225,14 @@ class _Auditor:
             else:
                 self._done.applied += 1
 
-    def _compare_rows(self, operation: Operation, run: list[Record]) -> None:
+    def _compare_rows(self, operation: Operation, run: list[Record], applied: Mapping[bytes, int]) -> None:
         names = codec.field_names(run[0].args)
         if not names:
             self._done.not_compared.setdefault(operation.name, "its entries have no arguments")
             return
         try:
             with self._transaction() as cursor:
-                counts = list(self._rows.compare(cursor, operation, names, run))
+                counts = list(self._rows.compare(cursor, operation, names, run, applied))
         except (OperationFault, TargetMisconfigured) as exc:
             self._done.not_compared[operation.name] = str(exc)
             return

@@ -44,7 +44,19 @@ SELECT idempotency_key::text, payload_hash::text, result::text FROM {TABLE}
 WHERE idempotency_key = ANY(%s::uuid[])"""
 
 _ANY_LEFT = f"SELECT EXISTS (SELECT FROM {TABLE} WHERE store_id = %s::uuid)"
-_HIGHEST = f"SELECT coalesce(max(seq), 0) FROM {TABLE} WHERE store_id = %s::uuid"
+
+# An index by store and number, or by payload, would make every delivery write it, for the sake of a rare look at the
+# whole table.  So that is read in parts of this many pages (256 MiB), each in time before the statement's timeout.
+_PART_PAGES = 1 << 15
+_SIZE = """
+SELECT pg_relation_size(to_regclass(%s)) / current_setting('block_size')::int,
+    current_setting('server_version_num')::int"""
+# PostgreSQL reads ranges of pages since this version; before it, each part would be a look at the whole table.
+_RANGES_SINCE = 140_000
+_HIGHEST = f"SELECT coalesce(max(seq), 0) FROM {TABLE} WHERE store_id = %s::uuid AND "
+_COUNTS = f"""
+SELECT payload_hash::text, count(*) FROM {TABLE}
+WHERE payload_hash IN (SELECT unnest(%s::uuid[])) AND """
 
 _KEEP_RESULTS = f"""
 UPDATE {TABLE} AS receipt SET result = new.result
@@ -124,10 +136,31 @@ def gone(what: str) -> ReceiptsGone:
     )
 
 
-def highest_seq(cursor: Cursor, store_id: str) -> int:
-    """The highest sequence number of a store in all receipts.  Reads the whole table."""
-    cursor.execute(_HIGHEST, (store_id,))
+def parts(cursor: Cursor) -> list[str]:
+    """The whole table in parts, as SQL conditions; each is to be read in a transaction of its own.
+
+    A receipt that is there at the first one is found once: it is never moved.
+    """
+    cursor.execute(_SIZE, (TABLE,))
+    pages, version = cursor.fetchone()
+    # Of a partitioned table there are no pages.
+    begins = [*range(0, max(1, int(pages)), _PART_PAGES)] if int(version) >= _RANGES_SINCE else [0]
+    if len(begins) == 1:
+        return ["true"]
+    bounds = [f"ctid >= '({first},0)'::tid AND ctid < '({first + _PART_PAGES},0)'::tid" for first in begins[:-1]]
+    return [*bounds, f"ctid >= '({begins[-1]},0)'::tid"]
+
+
+def highest_seq(cursor: Cursor, store_id: str, part: str) -> int:
+    """The highest sequence number of a store in one of the `parts`."""
+    cursor.execute(_HIGHEST + part, (store_id,))
     return int(cursor.fetchone()[0])
+
+
+def counts(cursor: Cursor, payload_hashes: Iterable[bytes], part: str) -> dict[bytes, int]:
+    """How often each of these payloads was applied, by any store, of one of the `parts`."""
+    cursor.execute(f"{_COUNTS}{part} GROUP BY payload_hash", (_array({one.hex() for one in payload_hashes}),))
+    return {bytes.fromhex(payload.replace("-", "")): int(count) for payload, count in cursor.fetchall()}
 
 
 def keep_results(cursor: Cursor, results: Sequence[tuple[Record, bytes]]) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from ..operation import Operation
 from ..store.envelope import Record
 from .documents import json_of
-from .receipts import TABLE as RECEIPTS
 from .rows import RowWriter, Table, quote, quote_table
 from .sources import VALUE, ColumnType, Source
 from .transaction_settings import Cursor
@@ -16,11 +15,6 @@ from .transaction_settings import Cursor
 _TYPES = """
 SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
 WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
-
-# How often the same arguments were applied, by any store: receipts are kept longer than the ledger.
-_APPLIED = f"""
-SELECT payload_hash::text, count(*) FROM {RECEIPTS}
-WHERE operation = %s AND payload_hash = ANY(%s::uuid[]) GROUP BY payload_hash"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +37,16 @@ class RowAudit:
         self._rows = RowWriter()
 
     def compare(
-        self, cursor: Cursor, operation: Operation, names: tuple[str, ...], records: Sequence[Record]
+        self,
+        cursor: Cursor,
+        operation: Operation,
+        names: tuple[str, ...],
+        records: Sequence[Record],
+        applied: Mapping[bytes, int],
     ) -> Iterator[RowCount]:
         """What there is of each record's row.  All records are of `operation` and have the arguments `names`.
 
+        `applied`: how often each payload was, by any store: receipts are kept longer than the ledger.
         A row is found by the columns of its identity, or by all of its columns where none are declared.
         """
         table = operation.table_path
@@ -54,7 +54,6 @@ class RowAudit:
         columns = self._rows.columns_of(cursor, table, names)
         cursor.execute(_TYPES, (quote_table(table),))
         types = {str(name): str(kind) for name, kind in cursor.fetchall()}
-        applied = _applied(cursor, records)
         declared = operation.identity
         identity = [] if isinstance(declared, str) or callable(declared) else [one for one in declared if one in names]
         for sources, run in self._rows.runs(table, columns, names, records, operation.json_columns):
@@ -65,12 +64,6 @@ class RowAudit:
                 same = compared[0] if compared else (True,) * len(names)
                 differing = tuple(name for name, one in zip(names, same, strict=True) if not one)
                 yield RowCount(record, int(equal), max(1, applied.get(record.payload_hash, 1)), differing)
-
-
-def _applied(cursor: Cursor, records: Sequence[Record]) -> dict[bytes, int]:
-    hashes = "{" + ",".join({record.payload_hash.hex() for record in records}) + "}"
-    cursor.execute(_APPLIED, (records[0].operation, hashes))
-    return {bytes.fromhex(payload.replace("-", "")): int(count) for payload, count in cursor.fetchall()}
 
 
 def _query(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -187,11 +188,17 @@ class Session:
             receipts.check_there(cursor, self._store_id, self._memory.proofs(), more=more)
         return loss
 
-    def seen(self, cursor: Cursor) -> int:
-        """The highest sequence number of this store or a copy of it that PostgreSQL has seen."""
-        settled = max((row.settled_seq for row in self._rows(cursor)), default=0)
-        highest = receipts.highest_seq(cursor, self._store_id) if self._has(cursor, receipts.TABLE) else 0
-        return max(settled, highest)
+    def settled(self, cursor: Cursor) -> int:
+        """The highest sequence number up to which this store or a copy of it knew everything to be settled."""
+        return max((row.settled_seq for row in self._rows(cursor)), default=0)
+
+    def parts(self, cursor: Cursor) -> list[str]:
+        """The receipts in parts; none where there is no table."""
+        return receipts.parts(cursor) if self._has(cursor, receipts.TABLE) else []
+
+    def highest(self, cursor: Cursor, part: str) -> int:
+        """The highest sequence number of this store or a copy of it in a part of the receipts."""
+        return receipts.highest_seq(cursor, self._store_id, part)
 
     def begin(self, cursor: Cursor, *, complete: bool = True) -> None:
         """Enter the first transaction, taking the database as it is.
@@ -234,8 +241,14 @@ class Comparison:
         return missing
 
     def seen(self) -> int:
-        """The highest sequence number of the store or a copy of it that PostgreSQL has seen."""
-        return int(self._ask(self._session.seen))
+        """The highest sequence number of the store or a copy of it that PostgreSQL has seen.
+
+        Reads all receipts.
+        """
+        highest = int(self._ask(self._session.settled))
+        for part in self._ask(self._session.parts):
+            highest = max(highest, int(self._ask(partial(self._session.highest, part=part))))
+        return highest
 
     def never_applied(self, records: Sequence[Record]) -> list[Record]:
         """Those of `records` that have no receipt, not even in a transaction that still runs."""

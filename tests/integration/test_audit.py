@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
+from contextlib import closing
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -10,9 +13,11 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from psycopg2 import connect
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.audit import audit
+from outbox.postgres import receipts
 from outbox.testing import PostgresServer
 from tests import atb as command_line
 from tests.unit.fakes.failover import Past
@@ -173,6 +178,62 @@ def test_refused_best_effort_entry_is_audited_as_status_counts_it(
         assert (status.dead_letters, status.discarded) == (1, 1)
         done = audit(box, postgres_url, operations)
         assert (done.dead_letters, done.discarded) == (1, 1)
+
+
+def test_audit_reads_all_receipts_once_for_many_entries(
+    store: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each chunk of 1,000 entries it took days for 100 million receipts."""
+    read: list[int] = []
+    counts = receipts.counts
+
+    def counted(cursor: Any, hashes: set[bytes], part: str) -> dict[bytes, int]:
+        read.append(len(hashes))
+        return counts(cursor, hashes, part)
+
+    monkeypatch.setattr(receipts, "counts", counted)
+    monkeypatch.setattr("outbox.audit._CHUNK", 2)
+    with Outbox.attach(store, readonly=True) as box:
+        done = audit(box, postgres_url, OPERATIONS)
+        assert (done.sound, done.rows_compared, read) == (True, 8, [7])
+        # Without table operations nothing is counted.
+        assert audit(box, postgres_url, ()).sound
+        assert read == [7]
+
+
+def test_equal_entries_of_different_stretches_are_no_finding(
+    store: Path, postgres_url: str, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.audit._STRETCH", 3)
+    with Outbox.attach(store, readonly=True) as box:
+        assert audit(box, postgres_url, OPERATIONS).sound
+        database("DELETE FROM fees WHERE ctid = (SELECT min(ctid) FROM fees)")
+        assert audit(box, postgres_url, OPERATIONS).problems == {"row missing": 2}
+
+
+def test_parts_of_the_receipts_are_the_whole_table(
+    postgres_url: str, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receipts, "_PART_PAGES", 7)
+    store_id = "11111111-1111-1111-1111-111111111111"
+    with closing(connect(postgres_url)) as connection, connection.cursor() as cursor:
+        receipts.ensure_table(cursor)
+        assert receipts.parts(cursor) == ["true"]
+        cursor.execute(
+            "INSERT INTO outbox_receipts SELECT gen_random_uuid(), %s, number, 'fee', md5((number %% 100)::text)::uuid "
+            "FROM generate_series(1, 5000) number ORDER BY random()",
+            (store_id,),
+        )
+        parts = receipts.parts(cursor)
+        assert len(parts) > 5
+        assert max(receipts.highest_seq(cursor, store_id, part) for part in parts) == 5000
+        hashes = [hashlib.md5(str(number).encode()).digest() for number in (1, 2)]  # noqa: S324 - no secret
+        found: Counter[bytes] = Counter()
+        for part in parts:
+            found.update(receipts.counts(cursor, hashes, part))
+        assert found == dict.fromkeys(hashes, 50)
+        cursor.execute(f"EXPLAIN SELECT max(seq) FROM outbox_receipts WHERE {parts[1]}")
+        assert any("Tid Range Scan" in line for (line,) in cursor.fetchall())
 
 
 def test_empty_ledger_is_no_proof(tmp_path: Path, postgres_url: str) -> None:
