@@ -214,14 +214,13 @@ class Delivery:
         settlement = Settlement(completed=outcome.completed, marks=outcome.marks)
         retries: dict[int, Retry] = {}
         if outcome.rejected or outcome.waiting or batch.broken:
-            most_s = HURRY_S if self.awaited else math.inf
-            retries = self._refusals.sort(batch, outcome, settlement, now, most_s)
+            retries = self._refusals.sort(batch, outcome, settlement, now)
         waits = outcome.waiting or outcome.parked
-        plain = not (settlement.dead or settlement.dropped or settlement.retried or outcome.interruption or waits)
+        plain = not (settlement.dead or settlement.dropped or retries or outcome.interruption or waits)
         may_owe = self._recording.may_owe and not self._size.is_busy(now)
         later = plain and may_owe and not batch.exhausted and self._scan.waits.next_retry is None
         self._recording.settle(settlement, batch, later=later)
-        self._scan.refused(settlement, retries)
+        self._scan.refused(settlement, outcome.rejected, retries)
         if outcome.stalled:
             # Others go on for as long as the try has taken; a connection that was lost is soon replaced.
             ended = self._box.clock.monotonic()
@@ -282,6 +281,8 @@ class Delivery:
             self._fail(outcome.interruption, now)
         elif batch.records:
             self._recover()
+        if self.awaited:
+            self._scan.waits.hurry(now + HURRY_S)
         next_retry = self._scan.waits.next_retry
         self._caught_up = outcome.interruption is None and batch.exhausted and not self._scan.waits.awaits
         if self._caught_up:

@@ -34,19 +34,24 @@ class Refusals:
         self._waits, self._target, self._breaker = waits, target, breaker
         self._max_retries = max_retries
 
-    def sort(
-        self, batch: Batch, outcome: Outcome, settlement: Settlement, now: float, most_s: float
-    ) -> dict[int, Retry]:
-        """Add to `settlement` what was refused, and let wait what cannot be applied yet, at most `most_s` at a time.
+    def sort(self, batch: Batch, outcome: Outcome, settlement: Settlement, now: float) -> dict[int, Retry]:
+        """Add to `settlement` what was refused, and let wait what cannot be applied yet.
 
-        Returns when the rejected entries that are tried again are due.
+        Returns when the rejected entries that are tried again are due.  A try before that, for a caller, is not
+        counted: else a caller who waits would turn a refusal that passes into a dead letter.
         """
         self._spare_children(outcome, batch)
-        self._park(outcome, now, most_s)
+        self._park(outcome, now)
         settlement.dead += [(record, "another entry of its transaction is damaged") for record in batch.broken]
         lenient = self._best_effort(record for record, _ in outcome.rejected)
+        retries: dict[int, Retry] = {}
         for record, error in outcome.rejected:
-            if not error.permanent and record.attempts < self._max_retries:
+            due = None if error.permanent else self._waits.take_early(record.seq, now)
+            if due is not None:
+                retries[record.seq] = Retry(due, record.seq not in lenient)
+            elif not error.permanent and record.attempts < self._max_retries:
+                due = now + self._breaker.backoff(record.attempts + 1)
+                retries[record.seq] = Retry(due, record.seq not in lenient)
                 settlement.retried.append((record, str(error)))
             elif record.seq in lenient:
                 settlement.dropped.append((record, str(error)))
@@ -54,10 +59,7 @@ class Refusals:
                 # Without its ordering key nothing waits for it.
                 kept = record if holds_back([record], error) else replace(record, order_by=None)
                 settlement.dead.append((kept, str(error)))
-        return {
-            record.seq: Retry(now + self._breaker.backoff(record.attempts + 1), record.seq not in lenient)
-            for record, _ in settlement.retried
-        }
+        return retries
 
     def _spare_children(self, outcome: Outcome, batch: Batch) -> None:
         """Rows may refer to a row that is still to come: they wait while an older entry does.
@@ -84,11 +86,11 @@ class Refusals:
                 error = EntryRejected(str(error), permanent=False, sqlstate=error.sqlstate)
             outcome.rejected += [(record, error) for record in unit]
 
-    def _park(self, outcome: Outcome, now: float, most_s: float) -> None:
+    def _park(self, outcome: Outcome, now: float) -> None:
         """Let units wait that fail though their data is not the cause; they are tried again with backoff."""
 
         def due(times: int) -> float:
-            return now + min(self._breaker.backoff(times), most_s)
+            return now + self._breaker.backoff(times)
 
         # The oldest entry of each operation that is concerned: an entry that waits alone concerns itself only.
         concerned: dict[str, int] = {}

@@ -7,9 +7,10 @@ release.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..errors import StoreCorrupt
+from ..errors import EntryRejected, StoreCorrupt
 from ..store.envelope import Record
 from ..store.ledger import Settlement
 from ..store.reads import MANY_DAMAGED, Peeked
@@ -157,13 +158,15 @@ class Scan:
         """Forget what was assumed of a batch that could not be settled: the next one starts from the oldest entry."""
         self.releases, self._ahead = -1, None
 
-    def refused(self, settlement: Settlement, retries: dict[int, Retry]) -> None:
-        """Note what was rejected: dead letters, and entries to try again with their `retries` by sequence number."""
+    def refused(
+        self, settlement: Settlement, rejected: Sequence[tuple[Record, EntryRejected]], retries: dict[int, Retry]
+    ) -> None:
+        """Note what was `rejected`: dead letters, and entries to try again with their `retries` by sequence number."""
         self.waits.retry(retries)
         for record, _ in settlement.dead:
             self._walk.dead.block([record])
-        for record, _ in settlement.retried:
-            if retries[record.seq].holds and record.order_by is not None:
+        for record, _ in rejected:
+            if record.seq in retries and retries[record.seq].holds and record.order_by is not None:
                 self._walk.waiting_keys.add(record.order_by)
 
     def passed(self, batch: Batch, settled: set[int]) -> None:

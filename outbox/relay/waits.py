@@ -21,10 +21,14 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """When a rejected entry is due again (monotonic seconds), and whether its ordering key waits for it."""
+    """When an entry that waits is tried again (monotonic seconds), and whether its ordering key waits for it."""
 
     at: float
     holds: bool
+    # When it was to be tried again before a caller hurried it; None where none has.
+    due: float | None = None
+    # Whether a caller may hurry it: not where each try takes long.
+    hurries: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Waits:
         self._target = target
         # By entry.
         self._retries: dict[int, Retry] = {}
+        # Entries that are tried before they are due, by sequence number: when they are due.
+        self._early: dict[int, float] = {}
         # Of units that took too long in PostgreSQL although they were alone, by their first entry: how often, whether
         # they need an operator, and what the last try failed with.
         self._slow: dict[int, tuple[int, bool, str]] = {}
@@ -81,8 +87,15 @@ class Waits:
         """Let the entries that are due into the next batch; whether there are any."""
         due = [seq for seq, retry in self._retries.items() if retry.at <= now]
         for seq in due:
-            del self._retries[seq]
+            retry = self._retries.pop(seq)
+            if retry.due is not None and retry.due > now:
+                self._early[seq] = retry.due
         return bool(due)
+
+    def take_early(self, seq: int, now: float) -> float | None:
+        """When an entry is due that was tried earlier for a caller; None where it was due."""
+        due = self._early.pop(seq, None)
+        return due if due is not None and due > now else None
 
     def take_due_operations(self, now: float) -> bool:
         """Let the entries of parked operations that are due into the next batch; whether there are any."""
@@ -94,7 +107,7 @@ class Waits:
 
     def forget_discarded(self, is_pending: Callable[[int], bool]) -> None:
         """Of what waits, some may have been discarded."""
-        for waiting in (self._retries, self._slow, self._blameless):
+        for waiting in (self._retries, self._early, self._slow, self._blameless):
             for seq in [seq for seq in waiting if not is_pending(seq)]:
                 del waiting[seq]
 
@@ -103,7 +116,7 @@ class Waits:
 
         Returns whether what is being tried again still fails, as far as is known.
         """
-        for waiting in (self._slow, self._blameless):
+        for waiting in (self._early, self._slow, self._blameless):
             for seq in settled & waiting.keys():
                 del waiting[seq]
         works = operations & self._tried.keys()
@@ -157,15 +170,18 @@ class Waits:
         times += 1
         self._slow[unit[0].seq] = times, stuck or times > (_CONFLICTS if conflict else 1), why
         if times > 1:
-            self._retry_unit(unit, now + pause_s * min(10, 2 ** (times - 2)))
+            self._retry_unit(unit, now + pause_s * min(10, 2 ** (times - 2)), hurries=False)
 
     def hurry(self, at: float) -> None:
-        """Bring parked operations forward to at most `at`: a caller is waiting for them."""
+        """Bring what waits forward to at most `at`: a caller is waiting for it."""
         for name, parked in self._parked.items():
             self._parked[name] = replace(parked, at=min(parked.at, at))
+        for seq, retry in self._retries.items():
+            if retry.at > at and retry.hurries:
+                self._retries[seq] = replace(retry, at=at, due=retry.at if retry.due is None else retry.due)
 
-    def _retry_unit(self, unit: Unit, at: float) -> None:
-        retry = Retry(at, holds=not self._is_best_effort(unit))
+    def _retry_unit(self, unit: Unit, at: float, *, hurries: bool = True) -> None:
+        retry = Retry(at, holds=not self._is_best_effort(unit), hurries=hurries)
         self._retries |= {record.seq: retry for record in unit}
 
     def _is_best_effort(self, unit: Unit) -> bool:

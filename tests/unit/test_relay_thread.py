@@ -349,6 +349,25 @@ def test_drain_hurries_a_long_backoff(outbox_dir: Path, target: InMemoryTarget, 
         assert relay.stop()
 
 
+@pytest.mark.parametrize("threaded", [False, True], ids=["here", "thread"])
+def test_drain_hurries_a_rejected_entry_of_a_long_backoff(
+    outbox_dir: Path, target: InMemoryTarget, threaded: bool
+) -> None:
+    settings = OutboxConfig(backoff_base=600, backoff_cap=600, max_retries=1, sync_interval=3600)
+    with Outbox.open(outbox_dir, settings, OPERATIONS) as box:
+        target.refuse[1] = passing()
+        # By the fourth try it has passed; the second and the third are no retries.
+        target.before = lambda _: target.refuse.clear() if len(target.calls) == 4 else None
+        write(box, 1)
+        relay = Relay(box, target)
+        if threaded:
+            relay.start()
+            until(lambda: next(iter(box.pending())).attempts == 1)
+        assert relay.drain(LONG)
+        assert (target.applied, len(target.calls)) == ([1], 4)
+        assert relay.stop()
+
+
 def test_stop_that_comes_before_the_first_step_ends_a_drain(box: Outbox, target: InMemoryTarget, relay: Relay) -> None:
     target.down = TargetUnavailable("connection refused")
     write(box, 1)

@@ -265,8 +265,8 @@ BUGS = (
     Bug(
         "an event log whose table is on a broken disk holds back the trades of its ordering key",
         "outbox/relay/waits.py",
-        "        retry = Retry(at, holds=not self._is_best_effort(unit))",
-        "        retry = Retry(at, holds=True)",
+        "        retry = Retry(at, holds=not self._is_best_effort(unit),",
+        "        retry = Retry(at, holds=True,",
         ("tests/integration/test_postgres_target_batches.py",),
     ),
     Bug(
