@@ -178,6 +178,9 @@ class Cursor:
     def _any_left(self, *_: Any) -> list[Any]:
         return [(bool(self._state.receipts),)]
 
+    def _size(self, *_: Any) -> list[Any]:
+        return [(1, receipts._RANGES_SINCE)]
+
     def _highest(self, *_: Any) -> list[Any]:
         return [(max(self._state.places.values(), default=0),)]
 
@@ -207,7 +210,8 @@ class Cursor:
         receipts._FENCE: _fence,
         receipts._FIND: _find,
         receipts._ANY_LEFT: _any_left,
-        receipts._HIGHEST: _highest,
+        receipts._SIZE: _size,
+        f"{receipts._HIGHEST}true": _highest,
         watermarks._READ: _read,
         watermarks._BEGIN: _begin,
         watermarks._ADVANCE: _advance,
