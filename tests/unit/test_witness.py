@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy.exc import OperationalError, ResourceClosedError
 
 from outbox.integrations.operations import NOTES
-from outbox.integrations.replay import witness
+from outbox.integrations.replay.lesson import Lesson
 from outbox.integrations.replay.side_ids import SideIds
 from outbox.integrations.replay.witness import Witness
 from outbox.integrations.view.local_view import LocalView
@@ -35,11 +35,11 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         watched.before = object()
         found.append("before")
 
-    monkeypatch.setattr(witness._Watched, "look_before", before)
-    monkeypatch.setattr(witness._Watched, "look_after", lambda _: found.append("after"))
-    monkeypatch.setattr(witness._Watched, "look_at_session", lambda _: None)
-    monkeypatch.setattr(witness._Watched, "refused", lambda *_: None)
-    monkeypatch.setattr(witness._Watched, "_watch", SimpleNamespace(committed=True, error=None))
+    monkeypatch.setattr(Lesson, "look_before", before)
+    monkeypatch.setattr(Lesson, "look_after", lambda _: found.append("after"))
+    monkeypatch.setattr(Lesson, "look_at_session", lambda _: None)
+    monkeypatch.setattr(Lesson, "refused", lambda *_: None)
+    monkeypatch.setattr(Lesson, "_watch", SimpleNamespace(committed=True, error=None))
     return found
 
 
@@ -98,7 +98,7 @@ def test_lost_connection_is_no_defect_of_a_look(
     def fails(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(witness._Watched, "look_before", fails)
+    monkeypatch.setattr(Lesson, "look_before", fails)
     replay(Witness(view, Reads(), lambda _: None), 1)
     assert ("could not be learned from" in caplog.text) is warned
     assert looked == []

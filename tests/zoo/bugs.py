@@ -2246,7 +2246,7 @@ BUGS = (
     ),
     Bug(
         "adapter: the adapter's own reads fill a cache of the manager",
-        "integrations/replay/witness.py",
+        "integrations/replay/lesson.py",
         "reader = KeptState(replica_of(self._replica)).replica",
         "reader = replica_of(self._replica)",
         ("tests/integration/adapter/test_own_suite.py",),

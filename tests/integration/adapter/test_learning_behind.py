@@ -12,7 +12,7 @@ import pytest
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.paper import DatabaseManager
-from outbox.integrations.replay.witness import _Watched
+from outbox.integrations.replay.lesson import Lesson
 from tests.unit.fakes.waiting import LONG
 
 TRADES = 5
@@ -65,13 +65,13 @@ def test_orders_filled_before_their_delivery_are_learned_as_new_ones(behind: Beh
 
 def test_first_backlog_of_a_manager_is_looked_at_a_few_times(behind: Behind, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was known of any of its calls when they were made."""
-    look, looks = _Watched.look_before, list[object]()
+    look, looks = Lesson.look_before, list[object]()
 
-    def counted(watched: _Watched, *more: Any) -> None:
-        looks.append(watched)
-        look(watched, *more)
+    def counted(lesson: Lesson, *more: Any) -> None:
+        looks.append(lesson)
+        look(lesson, *more)
 
-    monkeypatch.setattr(_Watched, "look_before", counted)
+    monkeypatch.setattr(Lesson, "look_before", counted)
     behind.begin()
     for number in range(60):
         behind.enter_and_fill(f"o{number}")
