@@ -6,7 +6,6 @@ PostgreSQL answers, its caller then waits for the real result.  Inside a balance
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -107,7 +106,7 @@ class Adapter:
         outbox.declare(self.operations)
         self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves, learned)
         self.replayer.witness = self.keeper.witness
-        self._unwritten = Unwritten(outbox, self.calls)
+        self._unwritten = Unwritten(outbox, self.calls, host, self.keeper.kept.order)
         self._serve(reads, wait_s)
         host.remember(outbox, (*self.calls, *reads.names, *AFTER_DRAIN))
         self.keeper.start()
@@ -203,7 +202,7 @@ class Adapter:
             self.refuse_fork()
             item = self._preparing.rehearsed(operation, call)
             item.at = at
-            return self._durably(item) if item.rehearsal.reached else self._by_itself(item)
+            return self._durably(item) if item.rehearsal.reached else self._unwritten.answer(item)
         except OutboxError as exc:
             self._halt.after(exc)
             is_exit = operation.never_refused is not None and operation.never_refused(operation.standard(call.bound))
@@ -213,36 +212,6 @@ class Adapter:
             log = _log.warning if operation.best_effort else _log.critical
             log("a call of %(operation)s was not recorded: %(error)s", operation=operation.name, error=exc)
             return None
-
-    def _by_itself(self, item: Prepared) -> Any:
-        """The answer of a call that did not use the database: that of its rehearsal.
-
-        The manager gets the rehearsal's changes.  Raises what the manager raised, and `ConfigError` where the call was
-        only buffered, or has not run.
-        """
-        operation, rehearsal = item.operation, item.rehearsal
-        answer, changed = rehearsal.answer, rehearsal.changes
-        if inspect.isawaitable(answer) or inspect.isgenerator(answer):
-            raise ConfigError(
-                f"{operation.name} of the manager answers with a {type(answer).__name__}, which has not run yet",
-                hint="managers must be synchronous; leave the operation out",
-            )
-        refused = rehearsal.error is not None or rehearsal.refused or answer is False
-        if changed and not refused and not operation.best_effort:
-            names = ", ".join(f"self.{name}" for name in changed.by_name)
-            raise ConfigError(
-                f"{operation.name} of the manager kept the call in {names} and did not write it",
-                hint="what is buffered cannot be made durable: write at each call, or leave the operation out",
-            )
-        if self.host.built is not None:
-            # Other threads' calls may change the same attributes.
-            with self.keeper.kept.order:
-                changed.apply(self.host.built)
-        if rehearsal.error is not None:
-            raise rehearsal.error
-        if not refused and not operation.best_effort:
-            self._unwritten.answered(operation.name)
-        return answer
 
     def _durably(self, item: Prepared) -> Any:
         """Store a call, or add it to the caller's block, and answer it; a repeated call is not stored again."""
@@ -264,7 +233,7 @@ class Adapter:
                 item = self._preparing.prepare(item, final=not waits)
                 if not item.rehearsal.reached:
                     # Another thread's call has come between: at a limit, say.
-                    return self._by_itself(item)
+                    return self._unwritten.answer(item)
                 item = self._preparing.encoded(answers.answering(item))
                 entry = None if group is not None and group.add(item) else self._record([item], waits=waits)[0]
         if item.unnumbered is not None:
@@ -326,7 +295,7 @@ class Adapter:
         item = self._preparing.rehearsed(operation, self._preparing.bind(operation, args, kwargs))
         outer = current(self)
         if not item.rehearsal.reached:
-            self._by_itself(item)
+            self._unwritten.answer(item)
         waits = outer is None and not self._write_behind and self.delivery.prompt()
         session = self.sessions.of(item.operation, item.bound)
         with self._session_locks.held(session, inside=outer) as turn:
@@ -362,7 +331,7 @@ class Adapter:
             item.session = self.sessions.of(item.operation, item.bound)
             item = self._preparing.prepare(item, final=not waits)
             if not item.rehearsal.reached:
-                self._by_itself(item)
+                self._unwritten.answer(item)
             self._preparing.apply(item)
         value = self._local_answers.yielded(item, online=waits)
         block.add(self._preparing.encoded(item))

@@ -1,11 +1,16 @@
-"""Unwritten: the notices of methods that answer without writing anything, so that nothing of the call is recorded."""
+"""Unwritten: calls that answer without having used the database, so that nothing of them is recorded."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
+from typing import Any
 
-from ... import DurabilityError, Outbox
+from ... import ConfigError, DurabilityError, Outbox
 from ...log import Log
+from ..manager.host import Host
+from ..upkeep.order_lock import OrderLock
+from .preparing import Prepared
 
 _log = Log("outbox.integrations")
 
@@ -13,11 +18,14 @@ _PREFIX = "unwritten:"
 
 
 class Unwritten:
-    """Those of one adapter.  Safe from any thread."""
+    """Answers those of one adapter, and shows them.  Safe from any thread."""
 
-    def __init__(self, outbox: Outbox, names: Iterable[str]) -> None:
-        """`names`: the operations.  Notices of an earlier run are taken away: the method may be mended since."""
-        self._outbox = outbox
+    def __init__(self, outbox: Outbox, names: Iterable[str], host: Host, order: OrderLock) -> None:
+        """`names`: the operations.  Notices of an earlier run are taken away: the method may be mended since.
+
+        `order` is held while the manager gets what such a call has changed in it.
+        """
+        self._outbox, self._host, self._order = outbox, host, order
         # Operations that were seen to write nothing: reported once, as a method may write sometimes.
         self._reported: set[str] = set()
         # Those of them that were not seen to write since.
@@ -25,8 +33,37 @@ class Unwritten:
         for notice in outbox.store.figures().notices.keys() & {_PREFIX + name for name in names}:
             outbox.notices.clear(notice)
 
-    def answered(self, name: str) -> None:
-        """Operation `name` answered, and wrote nothing.  Raises `DurabilityError`."""
+    def answer(self, item: Prepared) -> Any:
+        """The answer of the call's rehearsal; the manager gets the rehearsal's changes.
+
+        Raises what the manager raised, `ConfigError` where the call was only buffered, or has not run, and
+        `DurabilityError`.
+        """
+        operation, rehearsal = item.operation, item.rehearsal
+        answer, changed = rehearsal.answer, rehearsal.changes
+        if inspect.isawaitable(answer) or inspect.isgenerator(answer):
+            raise ConfigError(
+                f"{operation.name} of the manager answers with a {type(answer).__name__}, which has not run yet",
+                hint="managers must be synchronous; leave the operation out",
+            )
+        refused = rehearsal.error is not None or rehearsal.refused or answer is False
+        if changed and not refused and not operation.best_effort:
+            names = ", ".join(f"self.{name}" for name in changed.by_name)
+            raise ConfigError(
+                f"{operation.name} of the manager kept the call in {names} and did not write it",
+                hint="what is buffered cannot be made durable: write at each call, or leave the operation out",
+            )
+        if self._host.built is not None:
+            # Other threads' calls may change the same attributes.
+            with self._order:
+                changed.apply(self._host.built)
+        if rehearsal.error is not None:
+            raise rehearsal.error
+        if not refused and not operation.best_effort:
+            self._show(operation.name)
+        return answer
+
+    def _show(self, name: str) -> None:
         if name in self._reported:
             return
         self._reported.add(name)
