@@ -18,13 +18,6 @@ from ...entry import EntryStatus
 from ...log import Log
 from ...relay.wake import Wake
 from ...words import first_line
-from ..code.class_code import ClassCode
-from ..code.code_version import code_version
-from ..code.plain_answers import plain_answer
-from ..code.rounding import places_kept
-from ..code.row_queries import row_query
-from ..code.row_tests import row_tests
-from ..code.tables_named import tables_named
 from ..ids.id_reserves import IdReserves
 from ..manager.host import Host
 from ..manager.manager_connection import engine_of
@@ -35,26 +28,22 @@ from ..replay.look import Look
 from ..replay.witness import Witness
 from ..roles import NO_SESSIONS, Session
 from ..state.kept_state import KeptState
-from ..view import branches, outdated
+from ..view import outdated
 from ..view.amounts import number_or_none
-from ..view.decisions import PresentCode
 from ..view.local_view import LocalView, UnknownLocally, question
 from ..view.reads import (
     ACTIVE_SESSION,
-    BALANCE,
-    LAST_BALANCE,
     LAST_SESSION,
     MISSING,
-    READ_ORDERS,
-    READ_POSITIONS,
     Reads,
     about_sessions,
 )
-from ..view.rows import ORDERS, POSITIONS
+from ..view.rows import POSITIONS
 from ..view.sessionless import is_sessionless
 from ..view.tables_read import TablesRead
 from ..view.unanswerable import NOTICE, unanswerable
 from .kept_view import KeptView
+from .managers_code import ManagersCode
 
 _log = Log("outbox.integrations")
 
@@ -85,8 +74,9 @@ class Keeper:
         self.view.otherwise = NO_SESSIONS if is_sessionless(host, calls.values(), reads) else None
         self.view.learning.forms.declare(calls.values())
         self.view.learning.forms.met = partial(host.classes.learn, outbox)
+        self._code = ManagersCode(host, self.view, calls, reads, self.tables_read)
         if host.manager_class is not None:
-            self._decide_by(host.manager_class)
+            self._code.take_in(host.manager_class)
         else:
             host.when_built(self._know_class_of)
         self._shown_version = -1
@@ -103,53 +93,9 @@ class Keeper:
         self.kept = KeptView(outbox, calls, self.view, self._look_again, self.witness.looks)
         self.kept.restore(carried_over)
 
-    def _decide_by(self, cls: type) -> None:
-        found = {call.name: tuple(branches.of(call, cls).decisions.values()) for call in self._calls.values()}
-        made, class_code = [call for call in self._calls.values() if call.creates], ClassCode(cls)
-        plain = {call.name: plain_answer(class_code, call.name, call.id_column.column) for call in made}
-        names = {read: local.standard for read in self._reads.names if (local := self._reads.local(read)) is not None}
-        names |= {name: name for name, call in self._calls.items() if call.has_role}
-        code = {name: code_version(cls, own) for own, name in names.items() if callable(getattr(cls, own, None))}
-        with self.view.lock:
-            self.view.learning.decide_by(found)
-            self._suspect(cls)
-            self._read_code(cls)
-            self.view.learning.present = PresentCode(code, plain)
-
-    def _read_code(self, cls: type) -> None:
-        """Take in the order and the number of rows for which the code of a read asks, and what code rounds."""
-        names = {table: self._reads.name(read) for table, read in ((POSITIONS, READ_POSITIONS), (ORDERS, READ_ORDERS))}
-        own_names = {table: own for table, own in names.items() if callable(getattr(cls, own, None))}
-        found = {table: row_query(cls, own, self._host.attributes()) for table, own in own_names.items()}
-        learning = self.view.learning
-        learning.row_orders.named = {table: one.order for table, one in found.items() if one.order is not None}
-        reads = {self._reads.name(one): one for one in (BALANCE, LAST_BALANCE, READ_POSITIONS, READ_ORDERS)}
-        named = reads | {call.name: call.name for call in self._calls.values() if call.has_role}
-        kept = {name: places_kept(cls, own) for own, name in named.items() if callable(getattr(cls, own, None))}
-        learning.roundings.methods = {name: places for name, places in kept.items() if places is not None}
-        learning.forms.most = {table: one.most for table, one in found.items() if one.most is not None}
-        learning.forms.shown_rows.tests = {table: row_tests(cls, own) for table, own in own_names.items()}
-        learning.forms.limited = frozenset(table for table, one in found.items() if one.is_limited)
-
-    def _suspect(self, cls: type) -> None:
-        """Follow operations without a role whose code shows a table that a local read shows too, or no table at all."""
-        written = self.view.learning.written
-        reads = [self._reads.name(read) for read in (BALANCE, READ_POSITIONS, READ_ORDERS)]
-        shown = [
-            tables_named(cls, read) | self.tables_read.of(read) for read in reads if callable(getattr(cls, read, None))
-        ]
-        known = frozenset[str]().union(*shown)
-        silent = [one.name for one in self._calls.values() if not one.has_role and not one.best_effort]
-        named = {name: tables_named(cls, name) for name in silent if shown}
-        written.shown = known
-        written.matters = bool(silent) or any(one.keep_last for one in self._reads.declared.values())
-        written.suspects = frozenset(
-            name for name, tables in named.items() if not (tables and all(shown) and tables.isdisjoint(known))
-        )
-
     def _know_class_of(self, manager: Any) -> None:
         """Take in the class of a manager that was built after the view was restored."""
-        self._decide_by(type(manager))
+        self._code.take_in(type(manager))
         with self.view.lock:
             self.kept.doubt_former(outdated.take_over(self.view.learning, self.view.learning.dump()))
 
@@ -229,7 +175,7 @@ class Keeper:
             return
         with self.view.lock:
             before = frozenset(self.view.learning.written.suspects)
-            self._suspect(cls)
+            self._code.suspect(cls)
             more = sorted(frozenset(self.view.learning.written.suspects) - before)
         if more:
             self._doubt_active(f"{more[0]} may have changed it, which was not followed before")
