@@ -330,8 +330,7 @@ class Keeper:
         self._try("the status does not show what an outage does not answer", self._show_unanswerable)
 
     def _work(self) -> None:
-        if self.kept.is_due():
-            self._try("the local view was not kept", self.kept.checkpoint)
+        self._try("the local view was not kept", self._keep)
         if self._outbox.progress.delivering is False or self._host.built is None:
             return
         if self._reserves.low:
@@ -345,6 +344,10 @@ class Keeper:
             self._try("the local view could not be compared", self._compare_active)
         for session_id in tuple(self._doubtful):
             self._try("the local view could not be renewed", partial(self.observe, session_id))
+
+    def _keep(self) -> None:
+        if self.kept.is_due():
+            self.kept.checkpoint()
 
     def _show_unanswerable(self) -> None:
         if self._shown_version == self.view.learning.version or not self.view.sessions:

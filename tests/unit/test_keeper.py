@@ -172,6 +172,15 @@ def test_keeper_goes_on_after_a_fold_that_failed(outbox_dir: Path) -> None:
         assert tries == [1, 1, 2]
 
 
+def test_keeper_outlives_an_outbox_that_is_closed_under_it(outbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Outbox.open(outbox_dir) as box:
+        one = keeper(box)
+        shown(one, 4)
+        one.kept.checkpoint()
+    one._tend()
+    assert "the local view was not kept" in caplog.text
+
+
 def test_call_in_the_middle_of_a_fold_is_folded_behind_the_others(outbox_dir: Path) -> None:
     """A signal handler makes it, and waits for its delivery; others before it are not folded in yet."""
     order = ManagerOperation("order", like="create_order_journal_entry")

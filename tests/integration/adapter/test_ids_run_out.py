@@ -38,7 +38,7 @@ def test_exit_goes_out_and_is_recorded_when_no_id_is_left(own_postgres: Postgres
             halted.clear()
             assert manager.create_order_journal_entry("exit", "stop_loss") is None
             assert len(halted) == 1
-            assert manager.create_order_journal_entry("close", "entry", position_id=7) is None
+            assert manager.create_order_journal_entry("close", "market", position_id=7) is None
             own_postgres.start()
             assert relay.drain(timeout=LONG)
         manager._host.built.engine.dispose()
