@@ -215,9 +215,10 @@ class IdReserve:
         if not self._ranges and self.failure is not None:
             raise self.failure
         if not self._ranges:
+            setting = self._outbox.config.named("id_reserve")
             raise IdReserveEmpty(
                 f"no id is left in the reserve of {self.of}",
-                hint="PostgreSQL must be reachable to fetch more; OUTBOX_ID_RESERVE says how many are kept",
+                hint=f"PostgreSQL must be reachable to fetch more; {setting} says how many are kept",
             )
         taken, self._ranges = split(self._ranges, self._chunk_size)
         self._save()
