@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache, wraps
+from itertools import pairwise
 from typing import TypeVar
 
 T = TypeVar("T")
 
-# What may hold a semicolon that ends nothing.
-_QUOTED = r"""E'(?:[^'\\]|\\.|'')*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(\w*)\$.*?\$\1\$|--[^\n]*|/\*.*?\*/"""
-_ENDS = re.compile(rf"{_QUOTED}|;", re.IGNORECASE | re.DOTALL)
+# What is quoted or said in a comment; the name of a table or column may be quoted too.
+_QUOTED = re.compile(
+    r"""\bE'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?P<name>(?:[^"]|"")*)" | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
+      | --[^\n]* | /\*.*?\*/""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
 _BEFORE = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*", re.DOTALL)
 
 _SETTING = re.compile(
@@ -55,14 +59,20 @@ def _kept(function: Callable[[str], T]) -> Callable[[str], T]:
     return found
 
 
+def bare(text: str) -> str:
+    """The text, as long as it is, with blanks for what is quoted or said in a comment, but for quoted names."""
+    return _QUOTED.sub(_blank, text)
+
+
+def _blank(found: re.Match[str]) -> str:
+    name = found["name"]
+    return " " * len(found[0]) if name is None else '"' + re.sub(r"\W", "_", name) + '"'
+
+
 def pieces(text: str) -> list[str]:
     """The text as one piece for each statement, with its semicolon; together they are the text."""
-    found, began = [], 0
-    for match in _ENDS.finditer(text) if ";" in text else ():
-        if match[0] == ";":
-            found.append(text[began : match.end()])
-            began = match.end()
-    return [*found, text[began:]]
+    ends = [found.end() for found in re.finditer(";", bare(text))] if ";" in text else []
+    return [text[first:end] for first, end in pairwise((0, *ends, len(text)))]
 
 
 @_kept

@@ -102,25 +102,8 @@ class BlockReads:
         Raises what the manager raises, `CallFailed` where it refuses one of the calls, and `WouldWrite` for a method
         that `may_write`, and does, or whose answer would go on reading.
         """
-        try:
-            return self._ask(calls, name, args, kwargs, session, may_write=may_write)
-        except Exception:
-            # A table may have been altered.
-            self._catalog.forget()
-            raise
-
-    def _ask(
-        self,
-        calls: Iterable[Prepared],
-        name: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        session: int | None,
-        *,
-        may_write: bool,
-    ) -> Any:
         ids, changes, stop = count(PASSING_IDS), list[Changes](), WouldWrite()
-        with rolled_back(self._host.undoubled()) as transaction:
+        with self._catalog.forgotten_after_failure(), rolled_back(self._host.undoubled()) as transaction:
             for item in calls:
                 as_of = AsOf(
                     item.operation.id_column,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import sql_texts
+from . import written_sql
 from .class_code import ClassCode
 from .constants import UNKNOWN, Constants
 from .method_code import Facts, dotted, facts_of
@@ -78,7 +78,7 @@ class _Found:
         self._facts, self._constants = facts, constants
         body = facts.body[1:] if ast.get_docstring(ast.Module(facts.body, [])) else facts.body
         self._nodes = list(ast.walk(ast.Module(body, [])))
-        self._texts = list(sql_texts.texts_in(body))
+        self._texts = list(written_sql.texts_in(body))
         self._returned = {id(node.value) for node in self._nodes if is_read and isinstance(node, ast.Return)}
 
     def queries(self) -> int:

@@ -6,6 +6,7 @@ A row that the read leaves out, or shows in another way, may be one that it neve
 from __future__ import annotations
 
 import ast
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 from .class_code import ClassCode
 from .constants import UNKNOWN, Constants
 from .method_code import Facts, facts_of
-from .sql_texts import written_in
+from .written_sql import written_in
 
 _OPS: Mapping[type[ast.cmpop], str] = {
     ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
@@ -52,13 +53,8 @@ class RowTest:
 
 
 _COMPARING: Mapping[str, Any] = {
-    "<": lambda one, other: one < other,
-    "<=": lambda one, other: one <= other,
-    ">": lambda one, other: one > other,
-    ">=": lambda one, other: one >= other,
-    "==": lambda one, other: one == other,
-    "!=": lambda one, other: one != other,
-}
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
+}  # fmt: skip
 
 
 def row_tests(cls: type, method: str) -> tuple[frozenset[RowTest], frozenset[str]]:

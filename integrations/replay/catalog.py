@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..ids.always_generated import AlwaysGenerated
 from .table_clock import TableClock
@@ -14,6 +18,15 @@ class Catalog:
 
     always: AlwaysGenerated = field(default_factory=AlwaysGenerated)
     clocks: TableClock = field(default_factory=TableClock)
+
+    @contextmanager
+    def forgotten_after_failure(self) -> Iterator[None]:
+        """Ask again what the block used, if PostgreSQL fails in it."""
+        try:
+            yield
+        except SQLAlchemyError:
+            self.forget()
+            raise
 
     def forget(self) -> None:
         """Something failed: a table may have been altered."""

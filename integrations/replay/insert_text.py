@@ -11,13 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ..ids.id_column import quoted
+from ..sql_text import bare
 
-# What is quoted or said in a comment; the name of a table or column may be quoted too.
-_QUOTED = re.compile(
-    r"""\bE'(?:[^'\\]|\\.|'')*' | '(?:[^']|'')*' | "(?P<name>(?:[^"]|"")*)" | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
-      | --[^\n]* | /\*.*?\*/""",
-    re.IGNORECASE | re.DOTALL | re.VERBOSE,
-)
 _INTO = re.compile(
     r'\b(?P<verb>INSERT|MERGE)\s+INTO\s+(?P<name>(?:"?(?P<schema>\w+)"?\.)?"?(?P<table>\w+)"?)', re.IGNORECASE
 )
@@ -74,7 +69,7 @@ def edited(statement: str, edits: Iterable[tuple[int, str]]) -> str:
 def overriding(statement: str, columns: Mapping[str, str]) -> str:
     """The statement; INSERTs that give one of `columns`, by table, do so in spite of GENERATED ALWAYS."""
     edits = list[tuple[int, str]]()
-    for found in _GIVEN.finditer(_QUOTED.sub(_blank, statement)):
+    for found in _GIVEN.finditer(bare(statement)):
         column = columns.get(found["table"].lower())
         if column is not None and column.lower() in _names(found["columns"]):
             edits.append((found.end(), " OVERRIDING SYSTEM VALUE"))
@@ -85,23 +80,18 @@ def overriding(statement: str, columns: Mapping[str, str]) -> str:
 def _found(statement: str) -> tuple[InsertText, ...]:
     if _INTO.search(statement) is None:
         return ()
-    bare = _QUOTED.sub(_blank, statement)
-    return tuple(_insert(statement, bare, one) for one in _INTO.finditer(bare))
+    unquoted = bare(statement)
+    return tuple(_insert(statement, unquoted, one) for one in _INTO.finditer(unquoted))
 
 
-def _blank(found: re.Match[str]) -> str:
-    name = found["name"]
-    return " " * len(found[0]) if name is None else '"' + re.sub(r"\W", "_", name) + '"'
-
-
-def _insert(statement: str, bare: str, into: re.Match[str]) -> InsertText:
+def _insert(statement: str, unquoted: str, into: re.Match[str]) -> InsertText:
     schema, table = None if into["schema"] is None else into["schema"].lower(), into["table"].lower()
     name = statement[into.start("name") : into.end("name")]
-    rows = _ROWS.match(bare, into.end()) if into["verb"].upper() == "INSERT" else None
+    rows = _ROWS.match(unquoted, into.end()) if into["verb"].upper() == "INSERT" else None
     if rows is None:
         return InsertText(schema, table, name)
     return InsertText(
-        schema, table, name, _names(rows["columns"]), rows.start("columns"), tuple(_rows_at(bare, rows.end()))
+        schema, table, name, _names(rows["columns"]), rows.start("columns"), tuple(_rows_at(unquoted, rows.end()))
     )
 
 
@@ -109,17 +99,17 @@ def _names(columns: str) -> tuple[str, ...]:
     return tuple(one.strip().strip('"').lower() for one in columns.split(","))
 
 
-def _rows_at(bare: str, start: int) -> Iterator[int]:
+def _rows_at(unquoted: str, start: int) -> Iterator[int]:
     """Where the rows of values begin, behind their parentheses."""
     while True:
         yield start + 1
-        depth, end = 0, len(bare)
-        for paren in _PAREN.finditer(bare, start):
+        depth, end = 0, len(unquoted)
+        for paren in _PAREN.finditer(unquoted, start):
             depth += 1 if paren[0] == "(" else -1
             if not depth:
                 end = paren.end()
                 break
-        following = _NEXT.match(bare, end)
+        following = _NEXT.match(unquoted, end)
         if following is None:
             return
         start = following.end()

@@ -2037,8 +2037,8 @@ BUGS = (
     Bug(
         "adapter: a row that a WITH query inserts gets an id of its own",
         "integrations/replay/insert_text.py",
-        "for one in _INTO.finditer(bare))\n",
-        "for one in _INTO.finditer(bare) if not bare[: one.start()].strip())\n",
+        "for one in _INTO.finditer(unquoted))\n",
+        "for one in _INTO.finditer(unquoted) if not unquoted[: one.start()].strip())\n",
         ("tests/integration/replaying/test_ids.py",),
     ),
     Bug(

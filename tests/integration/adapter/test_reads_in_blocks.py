@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.unit.fakes.waiting import LONG
 from .days import Engine
 from .floats import Side as FloatSide
 from .nasty import Side
-from .small import Base, SmallManager, Trade, scene
+from .small import Base, Scene, SmallManager, Trade, scene
 from .test_local_answers import KINDS, answers, running
 
 MODES = ("waits", "write_behind", "outage")
@@ -346,13 +347,20 @@ class Looking(SmallManager):
             return len(found)
 
 
+@contextmanager
+def looking(url: str, directory: Path, **settings: Any) -> Iterator[Scene]:
+    """A session with one trade, delivered or on its way."""
+    with scene(url, directory, Looking, **settings) as here:
+        here.relay.start()
+        here.manager.create_trading_session("s", 100)
+        here.manager.log_trade("before")
+        yield here
+
+
 @pytest.mark.parametrize("write_behind", [False, True])
 def test_undeclared_reads_in_a_block_see_its_calls(write_behind: bool, postgres_url: str, outbox_dir: Path) -> None:
-    with scene(postgres_url, outbox_dir, Looking, write_behind=write_behind) as here:
-        here.relay.start()
+    with looking(postgres_url, outbox_dir, write_behind=write_behind) as here:
         manager = here.manager
-        manager.create_trading_session("s", 100)
-        manager.log_trade("before")
         with manager.atomic_balance_update(1, "trade"):
             assert manager.symbols() == ["before"]
             manager.log_trade("in")
@@ -363,11 +371,8 @@ def test_undeclared_reads_in_a_block_see_its_calls(write_behind: bool, postgres_
 
 
 def test_undeclared_method_of_a_block_that_writes_is_kept(postgres_url: str, outbox_dir: Path) -> None:
-    with scene(postgres_url, outbox_dir, Looking) as here:
-        here.relay.start()
+    with looking(postgres_url, outbox_dir) as here:
         manager = here.manager
-        manager.create_trading_session("s", 100)
-        manager.log_trade("before")
         with manager.atomic_balance_update(1, "trade"):
             manager.log_trade("in")
             # Its statements go past the block, as declared calls alone are part of it.
@@ -376,11 +381,8 @@ def test_undeclared_method_of_a_block_that_writes_is_kept(postgres_url: str, out
 
 
 def test_undeclared_read_of_a_block_may_go_on_reading(postgres_url: str, outbox_dir: Path) -> None:
-    with scene(postgres_url, outbox_dir, Looking) as here:
-        here.relay.start()
+    with looking(postgres_url, outbox_dir) as here:
         manager = here.manager
-        manager.create_trading_session("s", 100)
-        manager.log_trade("before")
         with manager.atomic_balance_update(1, "trade"):
             manager.log_trade("in")
             assert list(manager.each_symbol()) == ["before"]
@@ -391,11 +393,8 @@ def test_undeclared_read_of_a_block_may_go_on_reading(postgres_url: str, outbox_
 def test_undeclared_reads_of_a_block_in_an_outage_are_the_managers(
     own_postgres: PostgresServer, outbox_dir: Path
 ) -> None:
-    with scene(own_postgres.url(), outbox_dir, Looking) as here:
-        here.relay.start()
+    with looking(own_postgres.url(), outbox_dir) as here:
         manager = here.manager
-        manager.create_trading_session("s", 100)
-        manager.log_trade("before")
         own_postgres.kill()
         with manager.atomic_balance_update(1, "trade"):
             manager.log_trade("in")

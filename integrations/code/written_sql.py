@@ -1,4 +1,4 @@
-"""SQL texts: the order and the limit of queries that a function's code writes out, also put together from parts."""
+"""Written SQL: the order and the limit of queries that a function's code writes out, also put together from parts."""
 
 from __future__ import annotations
 
