@@ -136,7 +136,7 @@ class Adapter:
         elsewhere, redefined = replayer.border.statement_elsewhere, self._reserves.redefine
         self.guard = Guard(delivery, elsewhere, partial(has_called, self), silence, redefined)
         host.when_built(self.guard.attach)
-        block_reads = BlockReads(host, keeper, outbox.clock, block, replayer.catalog)
+        block_reads = BlockReads(host, keeper, outbox.clock, block, replayer)
         self.passing = Passing(self, reads, block_reads)
         self._session_locks = SessionLocks(outbox.clock)
         self.pending_attributes = PendingAttributes(host, replayer.carried, delivery, self.guard)

@@ -21,9 +21,8 @@ from ..manager.away import cannot_take
 from ..manager.host import Host
 from ..replay.asof import PASSING_IDS, AsOf
 from ..replay.balance import rolled_back
-from ..replay.catalog import Catalog
 from ..replay.frozen_clock import MakeUuid, frozen
-from ..replay.replay import CallFailed
+from ..replay.replay import CallFailed, Replayer
 from ..replay.side_ids import SideIds
 from ..replay.writes import Writes
 from ..state.kept_state import Changes, KeptState
@@ -35,10 +34,15 @@ from .preparing import Prepared
 
 
 class WouldWrite(Exception):
-    """A method was about to write in a transaction of which nothing stays, or has not read all that it will."""
+    """A method was about to write in a transaction of which nothing stays, or past it, or would go on reading."""
 
     # Whether that has happened: managers have bare excepts.
     met = False
+
+    def meets(self) -> WouldWrite:
+        """It has happened; what to raise."""
+        self.met = True
+        return self
 
 
 class BlockReads:
@@ -50,11 +54,11 @@ class BlockReads:
         keeper: Keeper,
         clock: Clock,
         block: Callable[[], Block | None],
-        catalog: Catalog,
+        replayer: Replayer,
     ) -> None:
         """`block()` is the caller's balance block."""
         self._host, self._keeper, self._clock, self._block = host, keeper, clock, block
-        self._catalog, self._writes = catalog, Writes()
+        self._catalog, self._border, self._writes = replayer.catalog, replayer.border, Writes()
 
     def calls(self) -> Sequence[Prepared]:
         """The calls that are not recorded and that a read of the caller has to see."""
@@ -123,7 +127,9 @@ class BlockReads:
             if may_write:
                 transaction.before_each(partial(self._only_read, stop))
             try:
-                answer = getattr(replica, name)(*args, **kwargs)
+                # By a connection of its own it would write past the transaction, and unseen.
+                with self._border.refusing(stop.meets) if may_write else nullcontext():
+                    answer = getattr(replica, name)(*args, **kwargs)
             except Exception:
                 if stop.met:
                     raise stop from None
@@ -137,8 +143,7 @@ class BlockReads:
 
     def _only_read(self, stop: WouldWrite, raw: Any, statement: str) -> None:
         if stop.met or self._writes.may_write(raw, statement):
-            stop.met = True
-            raise stop
+            raise stop.meets()
 
     def _make(self, item: Prepared, replica: Any, earlier: Iterable[Changes], make_uuid: MakeUuid) -> Changes:
         """Make a call behind those that changed `replica` by `earlier`; what it changes that the manager has not."""

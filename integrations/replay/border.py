@@ -28,7 +28,7 @@ class Border:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        # The watch of this thread's replay, its database, and this thread's rehearsal.
+        # The watch of this thread's replay, its database, this thread's rehearsal, and what refuses its connections.
         self._here = threading.local()
         self._writes = Writes()
         self._dialects: set[Dialect] = set()
@@ -78,6 +78,15 @@ class Border:
         finally:
             self._here.rehearsal = None
 
+    @contextmanager
+    def refusing(self, error: Callable[[], BaseException]) -> Iterator[None]:
+        """Within the block no other connection to the manager's database is to be had: `error()` is raised."""
+        self._here.error = error
+        try:
+            yield
+        finally:
+            self._here.error = None
+
     def statement_elsewhere(self) -> BaseException | None:
         """What to raise where a rehearsal or a replay of this thread sends a statement through the manager's engine."""
         rehearsal: Rehearsal | None = getattr(self._here, "rehearsal", None)
@@ -88,6 +97,9 @@ class Border:
         return None if watch is None else watch.misfits("used a session that was open already", _ONE_FACTORY)
 
     def _refusal(self, raw: Any) -> BaseException | None:
+        error: Callable[[], BaseException] | None = getattr(self._here, "error", None)
+        if error is not None and self._is_of_manager(raw):
+            return error()
         rehearsal: Rehearsal | None = getattr(self._here, "rehearsal", None)
         if rehearsal is not None:
             # Noted there too: managers have bare excepts.

@@ -339,6 +339,12 @@ class Looking(SmallManager):
     def first_trade(self) -> Trade | None:
         return self.session_factory().scalars(select(Trade).order_by(Trade.id)).first()
 
+    def note_by_engine(self, note: str) -> int:
+        self.looks += 1
+        with self.engine.begin() as connection:
+            sql = text("UPDATE trades SET note = :note, number = coalesce(number, 0) + 1")
+            return connection.execute(sql, {"note": note}).rowcount
+
     def note_all(self, note: str) -> int:
         with self.session_factory.begin() as session:
             found = session.scalars(select(Trade)).all()
@@ -378,6 +384,21 @@ def test_undeclared_method_of_a_block_that_writes_is_kept(postgres_url: str, out
             # Its statements go past the block, as declared calls alone are part of it.
             assert manager.note_all("seen") == 1
         assert here.rows("SELECT symbol, note FROM trades ORDER BY id") == [("before", "seen"), ("in", "null")]
+
+
+def test_undeclared_method_that_writes_by_the_engine_is_seen(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    with looking(postgres_url, outbox_dir) as here:
+        monkeypatch.setattr(here.manager._adapter.passing, "_wrote", lambda *given: seen.append(given))
+        with here.manager.atomic_balance_update(1, "trade"):
+            here.manager.log_trade("in")
+            assert here.manager.note_by_engine("seen") == 1
+        assert (seen, here.manager.looks) == ([("note_by_engine", {"trades"})], 1)
+        assert here.rows("SELECT symbol, note, number FROM trades ORDER BY id") == [
+            ("before", "seen", 1), ("in", "null", None),
+        ]  # fmt: skip
 
 
 def test_undeclared_read_of_a_block_may_go_on_reading(postgres_url: str, outbox_dir: Path) -> None:
