@@ -6,9 +6,9 @@ delivered, and refuses it where they are not.  So nothing that is not declared o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,6 +19,8 @@ from ...words import first_line
 from ..manager.away import cannot_answer, is_away
 from ..manager.manager_connection import is_used_up
 from ..operations import AFTER_DRAIN
+from ..preflight.evidence import Evidence
+from ..preflight.ways_around import writes
 from ..repeated import Repeated
 from ..view.kept_answers import KeptAnswers
 from ..view.local_view import UnknownLocally
@@ -26,6 +28,7 @@ from ..view.reads import Reads
 from ..view.waiting_writes import WaitingWrites
 from .block_reads import BlockReads, WouldWrite
 from .guard import NotCaughtUp
+from .preparing import Prepared
 from .stepwise import stepwise
 
 if TYPE_CHECKING:
@@ -194,11 +197,11 @@ class Passing:
     def _answer(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_read: bool) -> Any:
         """The manager's answer; of a method that only reads with the calls of the caller's block, if it may show them.
 
-        A method that turns out to write goes past the block, as its statements do, and so does one of which PostgreSQL
-        fails: it has an error or an answer of its own for that.
+        A method that turns out to write all the same goes past the block, as its statements do, and so does one of
+        which PostgreSQL fails: it has an error or an answer of its own for that.
         """
         calls, session = self._block_reads.calls(), self._adapter.sessions.current
-        if calls and (is_read or any(self.waiting.may_change(item.operation.name, name) for item in calls)):
+        if calls and (is_read or self._may_show(name, calls)):
             if not self._adapter.delivery.wait_until_passed(once=is_read):
                 raise self._adapter.guard.not_caught_up(f"{name} works on what PostgreSQL holds")
             if is_read:
@@ -206,6 +209,15 @@ class Passing:
             with suppress(WouldWrite, SQLAlchemyError, ConfigError):
                 return self._block_reads.ask(calls, name, args, kwargs, session, may_write=True)
         return self._adapter.host.bound(name, stand_in)(*args, **kwargs)
+
+    def _may_show(self, name: str, calls: Iterable[Prepared]) -> bool:
+        """Whether an undeclared method may show what these calls write, and does nothing but read by its code.
+
+        Another one may send an order before it writes, and must not run twice.
+        """
+        cls = self._adapter.host.manager_class
+        may = any(self.waiting.may_change(item.operation.name, name) for item in calls)
+        return may and cls is not None and _only_reads(cls, name)
 
     def attribute(self, name: str, get: Callable[[], Any]) -> Any:
         """The value of a property, which may ask PostgreSQL.  Raises as `call`."""
@@ -230,3 +242,9 @@ class Passing:
         if known:
             self._adapter.sessions.current = session_id
         return known
+
+
+@lru_cache(maxsize=256)
+def _only_reads(cls: type, method: str) -> bool:
+    evidence = Evidence(cls)
+    return bool(evidence.code.functions(method)) and not writes(method, evidence, but=frozenset())
