@@ -195,6 +195,11 @@ class ManagerOperation(Operation):
         changes = self.position not in (None, Position.OPENS)
         return changes or (self.order is Order.UPDATES and self.position is None)
 
+    @property
+    def is_told_by_code(self) -> bool:
+        """Whether an outage may answer what the code shows; not where False may mean that a call was applied."""
+        return self.as_seen and self.success is answered
+
     def standard_name(self, name: str) -> str:
         """The standard name of one of the manager's arguments."""
         return self.args.get(name, name)

@@ -127,8 +127,18 @@ class LocalAnswers:
     def answering(self, item: Prepared) -> Prepared:
         """Give a call the answer that such calls were seen to get, where its declaration leaves `returns` out."""
         operation = item.operation
-        if not operation.as_seen or told_answers.is_told_already(self._view.learning, operation, item.local_answer):
+        if not operation.as_seen:
             return item
+        told = told_answers.applied_answer(self._view.learning, operation, item.local_answer)
+        if not told_answers.is_told_already(self._view.learning, operation, told):
+            told = self._as_seen(item, told)
+        if not alike(told, item.local_answer):
+            item.local_answer, item.notes["yielded"] = told, kept(told)
+        return item
+
+    def _as_seen(self, item: Prepared, otherwise: Any) -> Any:
+        """What such a call was seen to get; `otherwise` where that is not known."""
+        operation = item.operation
         if not item.rehearsal.changes:
             # The answer may show the time of the call.
             item.at = item.at or self._outbox.clock.now()
@@ -140,10 +150,7 @@ class LocalAnswers:
         with self._view.lock:
             view = self._block_reads.view()
             seen = seen_of(view, operation, item.bound, notes)
-            told = told_answers.tell(view, seen, old, item.local_answer)
-        if not alike(told, item.local_answer):
-            item.local_answer, item.notes["yielded"] = told, kept(told)
-        return item
+            return told_answers.tell(view, seen, old, otherwise)
 
     def yielded(self, item: Prepared, *, online: bool) -> Any:
         """What the block yields: the manager's own answer where it can be asked, else the local view's."""

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from ...attributes import attributes
 from ...derived import can_be_registered
 from ...records import has_fields, is_own_class
+from ..code.applied_answers import applied_answer
 from ..code.method_code import dotted, facts_of, is_opaque, layers, meaning, names_in
 from ..code.plain_answers import answering, plain_answer, shown
 from ..code.signatures import hints_of, signature_of
@@ -334,6 +335,8 @@ def other_answer(operation: ManagerOperation, evidence: Evidence) -> str | None:
     """A warning where an outage would answer with something else than the method does."""
     functions = evidence.code.functions(operation.name)
     if operation.context or operation.best_effort or not functions:
+        return None
+    if operation.is_told_by_code and applied_answer(evidence.code, operation.name) is not None:
         return None
     if operation.creates:
         plain = plain_answer(evidence.code, operation.name, column_of(operation)[1])

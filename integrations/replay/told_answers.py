@@ -13,7 +13,7 @@ from uuid import UUID
 
 from ..view.amounts import is_number
 from ..view.containers import is_made_again, put_together, taken_apart
-from ..view.explanations import ABSENT, Space, Unknown
+from ..view.explanations import ABSENT, Space, Unknown, alike
 from ..view.learned import Learning
 from ..view.learning import observe
 from ..view.local_view import LocalView
@@ -35,6 +35,15 @@ def wants(learning: Learning, operation: ManagerOperation) -> bool:
     """Whether another answer of such calls is to be learned from."""
     known = _known(learning, operation)
     return operation.as_seen and (known is None or known["count"] < _AT_MOST)
+
+
+def applied_answer(learning: Learning, operation: ManagerOperation, told: Any) -> Any:
+    """The answer that the code shows to be the only one to an applied call, unless another was seen; else `told`."""
+    one = learning.present.applied.get(operation.name)
+    known = _known(learning, operation)
+    if one is None or (known is not None and type(one[0]).__name__ not in known.get("types", ())):
+        return told
+    return one[0]
 
 
 def is_told_already(learning: Learning, operation: ManagerOperation, told: Any) -> bool:
@@ -154,7 +163,8 @@ def _known(learning: Learning, operation: ManagerOperation) -> dict[str, Any] | 
 
 def _may_be_told(learning: Learning, operation: ManagerOperation, known: Mapping[str, Any] | None, told: Any) -> bool:
     """Whether an answer that is not explained may be the new id, or None where there is none."""
-    if operation.creates is None or told is None:
+    one = learning.present.applied.get(operation.name)
+    if operation.creates is None or told is None or (one is not None and alike(told, one[0])):
         return True
     if known is not None:
         types = known.get("types")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..code.applied_answers import applied_answer
 from ..code.class_code import ClassCode
 from ..code.code_version import code_version
 from ..code.plain_answers import plain_answer
@@ -39,6 +40,8 @@ class ManagersCode:
         found = {call.name: tuple(branches.of(call, cls).decisions.values()) for call in self._calls.values()}
         made, class_code = [call for call in self._calls.values() if call.creates], ClassCode(cls)
         plain = {call.name: plain_answer(class_code, call.name, call.id_column.column) for call in made}
+        by_code = [name for name, call in self._calls.items() if call.is_told_by_code]
+        applied = {name: one for name in by_code if (one := applied_answer(class_code, name)) is not None}
         names = {read: local.standard for read in self._reads.names if (local := self._reads.local(read)) is not None}
         names |= {name: name for name, call in self._calls.items() if call.has_role}
         code = {name: code_version(cls, own) for own, name in names.items() if callable(getattr(cls, own, None))}
@@ -46,7 +49,7 @@ class ManagersCode:
             self._view.learning.decide_by(found)
             self.suspect(cls)
             self._read_code(cls)
-            self._view.learning.present = PresentCode(code, plain)
+            self._view.learning.present = PresentCode(code, plain, applied)
 
     def _read_code(self, cls: type) -> None:
         """Take in the order and the number of rows for which the code of a read asks, and what code rounds."""

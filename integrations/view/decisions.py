@@ -102,9 +102,11 @@ class Decision:
 class PresentCode:
     """What the code of the manager's class shows; empty while that is not known, and not stored."""
 
-    # method -> the version of its code; operation -> what it answers.
+    # method -> the version of its code; operation that makes a row -> what it answers; operation -> its one answer to a
+    # call that is applied, if there is only one.
     versions: dict[str, str] = field(default_factory=dict)
     answers: Mapping[str, PlainAnswer] = field(default_factory=dict)
+    applied: Mapping[str, tuple[Any]] = field(default_factory=dict)
 
 
 def _computing(node: ast.expr, names: Iterable[str]) -> Callable[..., Any]:

@@ -649,6 +649,11 @@ class FindsAnId(Sound):
             return session.scalars(select(Trade.id).where(Trade.symbol == symbol)).first()
 
 
+class AnswersARow(Sound):
+    def log_trade(self, symbol: str, position_id: int | None = None) -> dict[str, Any]:  # type: ignore[override]
+        return {"id": super().log_trade(symbol)}
+
+
 class AnswersTrue(Sound):
     def log_trade(self, symbol: str, position_id: int | None = None) -> bool:
         super().log_trade(symbol)

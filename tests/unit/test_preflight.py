@@ -228,7 +228,7 @@ class AnswersWithIds(managers.Sound):
 
 @pytest.mark.parametrize(
     "name",
-    ["by_annotation", "by_key", "by_row", "by_flag", "by_pair", "by_value", "by_value_behind_a_decorator", "by_dict",
+    ["by_annotation", "by_key", "by_row", "by_pair", "by_value", "by_value_behind_a_decorator", "by_dict",
      "by_list", "by_object"],
 )  # fmt: skip
 def test_answer_that_an_outage_cannot_tell_is_warned_of(name: str) -> None:
@@ -369,8 +369,16 @@ def test_names_that_calls_by_position_lack_are_warned_of() -> None:
 
 
 def test_an_answer_that_is_no_id_is_warned_of() -> None:
-    assert any("log_trade: it answers bool" in warning for warning in fit_of(managers.AnswersTrue).warnings)
+    assert any("log_trade: it answers dict" in warning for warning in fit_of(managers.AnswersARow).warnings)
     assert not any("it answers" in warning for warning in fit_of(managers.Sound).warnings)
+
+
+def test_an_only_answer_to_applied_calls_raises_no_warning() -> None:
+    assert not any("it answers" in warning for warning in fit_of(managers.AnswersTrue).warnings)
+    fit = fit_of(AnswersWithIds, ManagerOperation("by_flag"))
+    assert not any("it answers" in warning for warning in fit.warnings)
+    told_otherwise = ManagerOperation("by_flag", success=lambda result, wrote: True)
+    assert any("by_flag: it answers bool" in one for one in fit_of(AnswersWithIds, told_otherwise).warnings)
 
 
 def test_a_connection_in_an_exception_handler_is_warned_of() -> None:

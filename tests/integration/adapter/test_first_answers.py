@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select, update
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
 from outbox.integrations.view.local_view import UnknownLocally
@@ -85,3 +86,48 @@ def test_id_that_was_seen_as_a_text_is_answered_as_one(postgres_url: str, outbox
         here.box.pauses.end()
         assert here.drain()
         assert [(told,)] == here.rows("SELECT CAST(id AS text) FROM trades WHERE symbol = 'C'")
+
+
+class Truthful(SmallManager):
+    def save(self, symbol: str) -> bool:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=symbol))
+        return True
+
+    def number(self, symbol: str, number: int) -> bool:
+        with self.session_factory.begin() as session:
+            change = update(Trade).where(Trade.symbol == symbol).values(number=number)
+            return session.execute(change).rowcount > 0  # type: ignore[attr-defined, no-any-return]
+
+    def saved_or_known(self, symbol: str):  # type: ignore[no-untyped-def]
+        with self.session_factory.begin() as session:
+            if session.scalar(select(Trade.id).where(Trade.symbol == symbol)):
+                return "known"
+            session.add(Trade(symbol=symbol))
+        return "saved"
+
+
+TRUTHFUL = (
+    *TRADING_OPERATIONS, ManagerOperation("save", creates="trades"), ManagerOperation("number"),
+    ManagerOperation("saved_or_known"),
+)  # fmt: skip
+
+
+def test_first_answer_is_true_where_false_means_refused(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Truthful, TRUTHFUL) as here:
+        manager = here.manager
+        assert [manager.save("A"), manager.number("A", 1), manager.saved_or_known("B")] == [True, True, None]
+        assert here.drain()
+        assert here.rows("SELECT symbol, number FROM trades ORDER BY id") == [("A", 1), ("B", None)]
+
+
+def test_true_that_was_seen_once_is_answered_again(postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, Truthful, TRUTHFUL) as here:
+        here.relay.start()
+        assert (here.manager.save("A"), here.manager.number("A", 1)) == (True, True)
+        here.box.pauses.begin("an outage", 300)
+        until(lambda: here.relay._last.paused)
+        assert (here.manager.save("B"), here.manager.number("B", 2)) == (True, True)
+        here.box.pauses.end()
+        assert here.drain()
+        assert here.rows("SELECT symbol, number FROM trades ORDER BY id") == [("A", 1), ("B", 2)]
