@@ -257,7 +257,7 @@ class Outbox(Enqueueing):
         """Prune settled entries older than `retention` (default: the configured hours); returns how many.
 
         With `vacuum` the file is also rewritten compactly and swapped.  That needs this process to be the only one
-        with the store open, and no relay running; else it raises `StoreLocked` and changes nothing.  Raises
+        with the store open, no relay running, and no read that takes long; else it raises `StoreLocked`.  Raises
         `StoreUnavailable`, and `OutboxError` while entries that PostgreSQL lost wait to be put back.
         """
         refuse_at_the_end()

@@ -24,6 +24,9 @@ _log = Log("outbox.store")
 
 COUNTERS_KEY = b"outbox:counters"
 _REOPEN_HINT = "halt trading, free or replace the disk, then restart: reopening verifies the store"
+# Seconds that a swap waits for those inside.  One of them may wait for the writer, which waits here: a signal handler
+# that enqueues has interrupted its read.
+_SWAP_WAIT_S = 10.0
 _NOT_OPENED: tuple[type[Exception], ...] = (OutboxError, *WriteError)
 _GONE_HINT = (
     "halt trading; what is pending here is lost with this process, so drain it first, then restore a backup and restart"
@@ -209,12 +212,17 @@ class Guarded:
     def swap(self, action: Callable[[], None]) -> None:
         """Close the environment, run `action`, open it again; other threads wait at the gate meanwhile.
 
-        Runs in the writer's thread.  A `DurabilityError` of the action sets the halt latch.
+        Runs in the writer's thread.  A `DurabilityError` of the action sets the halt latch.  Raises `StoreLocked`, with
+        nothing done, where a read takes too long.
         """
         with self._mutex:
             self._swapping = True
             try:
-                self._wait_for_those_inside()
+                if not self._wait_for_those_inside(_SWAP_WAIT_S):
+                    raise StoreLocked(
+                        f"{self.directory} is being read for more than {_SWAP_WAIT_S:g} s, and was not rewritten",
+                        hint="try again when no long read runs",
+                    )
                 before = self._usable()
                 before.close()
                 self._environment = None
@@ -237,11 +245,11 @@ class Guarded:
             self._lost = True
             raise self._failed("open its file again", exc) from exc
 
-    def _wait_for_those_inside(self) -> None:
-        """Assumes the mutex."""
+    def _wait_for_those_inside(self, timeout: float | None = None) -> bool:
+        """Whether all have left in time.  Assumes the mutex."""
         self._awaited += 1
         try:
-            self._gate.wait_for(lambda: not self._inside)
+            return self._gate.wait_for(lambda: not self._inside, timeout)
         finally:
             self._awaited -= 1
 

@@ -19,7 +19,7 @@ from outbox import DurabilityError, Outbox, StoreClosed, StoreCorrupt, StoreLock
 from outbox.store import environment, filesystem, gate, locks
 from outbox.store.ledger import Settlement
 from outbox.store.locks import Role, RoleLock
-from tests.unit.fakes.waiting import LONG
+from tests.unit.fakes.waiting import LONG, until
 
 OBSERVER = """
 import sys
@@ -60,6 +60,28 @@ def content(box: Outbox) -> Any:
 def box(outbox_dir: Path) -> Iterator[Outbox]:
     with grown(outbox_dir) as box:
         yield box
+
+
+def test_vacuum_gives_up_where_a_reader_waits_for_it(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "_SWAP_WAIT_S", 0.3)
+    before, refused = content(box), []
+
+    def vacuum() -> None:
+        with pytest.raises(StoreLocked, match="is being read"):
+            box.compact(timedelta(0), vacuum=True)
+        refused.append(True)
+
+    with box.store._read():
+        thread = threading.Thread(target=vacuum)
+        thread.start()
+        until(lambda: box.store._swapping)
+        # As a signal handler does that has interrupted the read.
+        stored = box.enqueue("log", {})
+    thread.join(LONG)
+    assert refused
+    assert content(box)[0][:-1] == before[0]
+    box.compact(timedelta(0), vacuum=True)
+    assert box.entry(stored.seq).status == stored.status
 
 
 def test_the_file_shrinks_and_everything_is_kept(box: Outbox, outbox_dir: Path) -> None:
