@@ -134,6 +134,8 @@ class LocalAnswers:
             told = self._as_seen(item, told)
         if not alike(told, item.local_answer):
             item.local_answer, item.notes["yielded"] = told, kept(told)
+            if isinstance(told, Untold) and "id" in item.notes:
+                item.notes["untold"] = not told.knows(item.notes["id"])
         return item
 
     def _as_seen(self, item: Prepared, otherwise: Any) -> Any:

@@ -29,6 +29,7 @@ from ..manager.host import Host, ManagerUnavailable
 from ..manager.manager_connection import engine_of
 from ..operations import BALANCES, NOTES, ManagerOperation
 from ..plain_data import copied
+from ..replay.balance import Untold
 from ..replay.frozen_clock import making
 from ..replay.rehearsal import Rehearsal, rehearse
 from ..replay.replay import Replayer
@@ -127,7 +128,8 @@ class Preparing:
     def bind(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
         """Arguments by name, so that positional and keyword calls are alike, and the defaults of the others.
 
-        Copies: what the caller does to a list or a dict afterwards is not part of the call.  Raises `TypeError`.
+        Copies: what the caller does to a list or a dict afterwards is not part of the call.  Raises `TypeError`, and
+        `UnknownLocally` for an earlier answer that is not known.
         """
         signature = self._host.signature(operation.name)
         parameters = signature.parameters
@@ -145,6 +147,9 @@ class Preparing:
                     hint="give the keyword another name",
                 )
             call |= value
+        for value in call.values():
+            if isinstance(value, Untold):
+                raise value.unknown()
         copies = {name: copied(value) for name, value in call.items()}
         objects = {name: value for name, value in call.items() if copies[name] is not value}
         # A signature that was recalled from the store knows only which arguments have a default.

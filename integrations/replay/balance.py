@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import date
 from decimal import Decimal
 from enum import Enum
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 from sqlalchemy import Connection, event
@@ -37,7 +37,10 @@ _HINT = "do not read it in an outage: if this error leaves the block, nothing of
 
 
 class Untold:
-    """An answer of which not all is known, such as what a block yields: reading the rest raises `UnknownLocally`."""
+    """An answer of which not all is known, such as what a block yields: using the rest raises `UnknownLocally`.
+
+    It can be shown in a log, is true, and is not None: the call is recorded.
+    """
 
     def __init__(self, why: str, known: Mapping[str, Any], *, of: str = "the block", hint: str = _HINT) -> None:
         self._why, self._known, self._of, self._hint = why, dict(known), of, hint
@@ -46,10 +49,26 @@ class Untold:
         # The items of a tuple are known by their numbers.
         key = str(name) if type(name) is int else name
         if key not in self._known:
-            raise UnknownLocally(
-                f"{name!r} of {self._of} is not known without PostgreSQL: {self._why}", hint=self._hint
-            )
+            raise self.unknown(f"{name!r} of ")
         return self._known[key]
+
+    def unknown(self, part: str = "") -> UnknownLocally:
+        """What to raise where it is used, or a `part` of it."""
+        return UnknownLocally(f"{part}{self._of} is not known without PostgreSQL: {self._why}", hint=self._hint)
+
+    def knows(self, value: Any) -> bool:
+        """Whether a value is among its known parts."""
+        return value in self._known.values()
+
+    def __repr__(self) -> str:
+        return f"<{self._of}, not known without PostgreSQL>"
+
+    def __eq__(self, other: object) -> bool:
+        if other is None or isinstance(other, Untold):
+            return self is other
+        raise self.unknown()
+
+    __hash__ = object.__hash__
 
     def get(self, name: Any, _: Any = None) -> Any:
         """As of a dict, but that a default takes no unknown value's place."""
@@ -59,6 +78,16 @@ class Untold:
         if name.startswith("__"):
             raise AttributeError(name)
         return self[name]
+
+
+def _used(untold: Untold, *_: Any) -> NoReturn:
+    raise untold.unknown()
+
+
+# As a number.
+for _name in ("int", "index", "float", "lt", "le", "gt", "ge", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv",
+              "rtruediv", "mod", "neg", "abs", "round"):  # fmt: skip
+    setattr(Untold, f"__{_name}__", _used)
 
 
 def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) -> None:

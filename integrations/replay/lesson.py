@@ -188,7 +188,8 @@ class Lesson:
             if roundings.hides_balance and self._operation.balance is not None:
                 roundings.written.pop(notes_of(self._entry).get("session"), None)
             self.look_at_session()
-            if self._did and not self._view.learning.follows(self._operation):
+            has_rows = notes_of(self._entry).get("session") is not None and self._view.learning.follows(self._operation)
+            if self._did and not has_rows:
                 told_answers.learn(self._view, self._seen(), self._answer, None)
         else:
             self.look_after()

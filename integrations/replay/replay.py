@@ -297,11 +297,12 @@ class Replayer:
 
         Later calls with the caller's id of a position go to the row that the manager took.
         """
-        told, (_, table, column) = notes_of(entry).get("id"), operation.id_column
+        notes, (_, table, column) = notes_of(entry), operation.id_column
+        told = None if notes.get("untold") else notes.get("id")
         value = None if told is None else id_in(value, told, column)
         if value is None or isinstance(value, bool):
             return
-        if operation.position is Position.OPENS and type(value) is type(told) and "resumes" not in notes_of(entry):
+        if operation.position is Position.OPENS and type(value) is type(told) and "resumes" not in notes:
             self.same_row.note(told, value)
         if value == told:
             return

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from ..roles import Position
 from ..view.amounts import is_number
 from ..view.containers import is_made_again, put_together, taken_apart
 from ..view.explanations import ABSENT, Space, Unknown, alike
@@ -78,6 +79,7 @@ def _learn(learning: Learning, seen: Seen, answer: Any, old: Decimal | None) -> 
         learning.yields[seen.operation.name] = known
     elif known["shape"] != container or list(known["keys"]) != list(values):
         known["varies"] = True
+    _learn_numbering(known, seen, answer)
     if container[0] == "value":
         known["types"] = sorted({type(answer).__name__, *known.get("types", ())})
     if known["varies"]:
@@ -96,6 +98,21 @@ def _learn(learning: Learning, seen: Seen, answer: Any, old: Decimal | None) -> 
         sources = _sources(seen, old, exactly=not isinstance(value, float))
         scales = scales_known(learning)
         observe(space, _key(name, value), value, sources, row.get(name, ABSENT), scales=scales, new=new)
+
+
+def _learn_numbering(known: dict[str, Any], seen: Seen, answer: Any) -> None:
+    """Keep whether the method ever answered with the id that was given to its new row."""
+    id_, operation = seen.notes.get("id"), seen.operation
+    # Later calls with the told id of a position go to the row that the manager took: `SameRow`.
+    is_mapped = operation.creates is None or operation.position is Position.OPENS
+    shown = None if is_mapped or id_ is None else id_in(answer, id_, operation.id_column.column)
+    if shown is not None and not isinstance(shown, bool):
+        known["numbered"] = known.get("numbered", known["count"] > 0) or shown == id_
+
+
+def is_numbered_elsewhere(known: Mapping[str, Any] | None) -> bool:
+    """Whether a method's new rows were seen to get other ids than those reserved, as from a function in SQL."""
+    return known is not None and known.get("numbered") is False
 
 
 def tell(view: LocalView, seen: Seen, old: Decimal | None, otherwise: Any) -> Any:
@@ -166,6 +183,8 @@ def _may_be_told(learning: Learning, operation: ManagerOperation, known: Mapping
     one = learning.present.applied.get(operation.name)
     if operation.creates is None or told is None or (one is not None and alike(told, one[0])):
         return True
+    if is_numbered_elsewhere(known):
+        return False
     if known is not None:
         types = known.get("types")
         return types is None or type(told).__name__ in types
@@ -192,6 +211,8 @@ def _key(name: str, value: Any) -> str:
 
 
 def _doubts(known: Mapping[str, Any], seen: Seen) -> Iterator[str]:
+    if is_numbered_elsewhere(known):
+        yield "PostgreSQL numbers its rows itself"
     if known["varies"]:
         yield "it was seen to answer in several ways"
     new = sorted(one.replace("-", " as None").removesuffix("+") for one in seen.given - set(known["given"]))

@@ -40,7 +40,11 @@ def _is_open(known: Mapping[str, Any] | None) -> bool:
     """Whether the answers of a method, as they were seen, are not all explained."""
     if known is None:
         return False
-    return bool(known.get("varies")) or any(space.strikes for space in known["keys"].values())
+    return (
+        bool(known.get("varies"))
+        or known.get("numbered") is False
+        or any(space.strikes for space in known["keys"].values())
+    )
 
 
 def _why(operation: ManagerOperation, names: list[str]) -> str:

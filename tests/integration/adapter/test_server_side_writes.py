@@ -13,7 +13,7 @@ from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation, Ma
 from outbox.integrations.view.local_view import UnknownLocally
 from tests.unit.fakes.waiting import until
 
-from .small import SmallManager, scene
+from .small import SmallManager, Trade, scene
 
 OPERATIONS = (
     *TRADING_OPERATIONS,
@@ -139,3 +139,44 @@ def test_calls_that_are_not_applied_show_nothing(postgres_url: str, tmp_path: Pa
         manager.note_known("b")
         assert made.drain()
         assert "lines" in manager._adapter.view.learning.written.of("note_known")
+
+
+class Numbering(SmallManager):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        with self.engine.begin() as connection:
+            connection.execute(
+                text("""CREATE OR REPLACE FUNCTION make_trade(name text) RETURNS int LANGUAGE sql AS
+                $$ INSERT INTO trades (symbol) VALUES (name) RETURNING id $$""")
+            )
+
+    def make(self, symbol: str) -> int:
+        with self.session_factory.begin() as session:
+            return int(session.execute(text("SELECT make_trade(:name)"), {"name": symbol}).scalar_one())
+
+    def annotate(self, trade_id: int, note: str) -> None:
+        with self.session_factory.begin() as session:
+            session.get_one(Trade, trade_id).note = note
+
+
+@pytest.mark.parametrize("has_session", [True, False])
+def test_id_that_a_function_gives_is_not_told(has_session: bool, postgres_url: str, outbox_dir: Path) -> None:
+    operations = (*TRADING_OPERATIONS, ManagerOperation("make", creates="trades"), ManagerOperation("annotate"))
+    with scene(postgres_url, outbox_dir, Numbering, operations) as here:
+        here.relay.start()
+        if has_session:
+            here.manager.create_trading_session("ma", 100)
+        first = here.manager.make("A")
+        here.manager.annotate(first, "seen")
+        here.box.pauses.begin("an outage", 300)
+        until(lambda: here.relay._last.paused)
+        told = here.manager.make("B")
+        assert told
+        assert f"made {told}" == "made <the answer of make, not known without PostgreSQL>"
+        for use in (lambda: here.manager.annotate(told, "lost"), lambda: int(told), lambda: told == first):
+            with pytest.raises(UnknownLocally, match="PostgreSQL numbers its rows itself"):
+                use()
+        here.box.pauses.end()
+        assert here.drain()
+        assert here.rows("SELECT symbol, note FROM trades ORDER BY id") == [("A", "seen"), ("B", None)]
+        assert not here.box.status().needs_operator
