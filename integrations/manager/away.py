@@ -15,7 +15,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from ...failures import PRIVILEGE, Verdict, classify
 from ..sql_text import is_of_session
 
-_INTERNAL = "XX"
+_INTERNAL, _CANCELED = "XX", "57014"
 # So many statements are remembered, of at most so many characters: longer ones have their values in them.
 _REMEMBERED, _LONGEST = 4096, 10_000
 
@@ -49,6 +49,12 @@ def cannot_take(error: BaseException | None) -> bool:
 def cannot_answer(error: BaseException | None) -> bool:
     """Whether a read has no answer: it would have to wait, or PostgreSQL has an internal error (a corrupt index)."""
     return cannot_take(error) or (isinstance(error, DBAPIError) and _sqlstate(error).startswith(_INTERNAL))
+
+
+def _meets_any(error: BaseException) -> bool:
+    """Whether PostgreSQL would have failed with any statement then; one that takes too long may always do so."""
+    is_told = isinstance(error, DBAPIError) and _sqlstate(error) not in ("", _CANCELED)
+    return is_told and _verdict(error) is Verdict.UNAVAILABLE  # type: ignore[arg-type]
 
 
 def _sqlstate(error: DBAPIError) -> str:
@@ -99,8 +105,12 @@ class Failures:
 
     @property
     def passing(self) -> BaseException | None:
-        """The first one that may pass: an outage, at a statement that PostgreSQL has answered before."""
-        return next((one for by, one in self._found.items() if by in self._known and is_away(one)), None)
+        """The first one that may pass: an outage, at a statement that PostgreSQL has answered before.
+
+        Or at any statement where it is not the statement's fault, such as a deadlock: after a restart none is known.
+        """
+        found = ((by in self._known, one) for by, one in self._found.items())
+        return next((one for known, one in found if (known and is_away(one)) or _meets_any(one)), None)
 
 
 _failures: ContextVar[Failures | None] = ContextVar("outbox_failures", default=None)

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, ResourceClosedError
 from ... import Entry
 from ...log import Log
 from ...words import first_line
-from ..manager.away import is_away
+from ..manager.away import cannot_take, is_away
 from ..manager.host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Balance, Session
@@ -111,7 +111,7 @@ class Lesson:
         """Take in which tables the call has written, also by functions and triggers of PostgreSQL."""
         before = self._rows_written
         # One that was not applied is none of the few that are looked at.
-        if before is None or not self._operation.success(self._answer, self._watch.committed):
+        if before is None or self.was_away() or not self._operation.success(self._answer, self._watch.committed):
             return
         after = self._count()
         with self._view.lock:
@@ -154,7 +154,8 @@ class Lesson:
 
     def was_away(self) -> bool:
         """Whether PostgreSQL failed meanwhile: what the manager made of that is not what such calls do."""
-        return is_away(self._watch.error)
+        error = self._watch.error
+        return is_away(error) or (cannot_take(error) and not self._watch.committed)
 
     def is_refusal(self, error: Exception) -> bool:
         """Whether the manager, or a rule of the database, refused the call."""

@@ -198,9 +198,11 @@ class Replayer:
         """Keep what a manager of class `kind` answered for the caller, or raise where that was no success."""
         if watch.misfit is not None:
             raise watch.misfit
-        if failures.passing is not None:
-            # After a failure that it swallowed, the manager may have written something else than it would without.
-            raise failures.passing
+        # After a failure that it swallowed, the manager may have written something else than it would without.
+        # Where it has written nothing, its answer (-1, a dict) may stand for the failure.
+        swallowed = failures.passing if watch.committed else failures.first
+        if swallowed is not None:
+            raise swallowed
         done = applied(operation, kind, value, wrote=watch.committed, error=watch.error)
         left = {name: one for name, one in call.items() if type(one) not in PLAIN}
         self.answers.keep(entry.seq, Answer(value, refusal=not done, call=left))

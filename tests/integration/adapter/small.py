@@ -163,6 +163,13 @@ class Scene:
     def drain(self) -> bool:
         return self.relay.drain(timeout=LONG)
 
+    def change(self, sql: str) -> None:
+        """What another program does with the database."""
+        engine = create_engine("postgresql+psycopg2://" + self.url.partition("://")[2])
+        with engine.begin() as connection:
+            connection.execute(text(sql))
+        engine.dispose()
+
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         engine = create_engine("postgresql+psycopg2://" + self.url.partition("://")[2])
         with engine.connect() as connection:

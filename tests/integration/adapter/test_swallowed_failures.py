@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, text, update
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import sessionmaker
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
+from outbox.integrations.manager import away
 from outbox.integrations.roles import Balance as Role
 from outbox.testing import PostgresServer
 
 from .locks import locked
-from .small import Balance, Scene, SmallManager, scene
+from .small import Balance, Order, Scene, SmallManager, Trade, scene
 
 
 class Quiet(SmallManager):
@@ -135,3 +136,92 @@ def test_refusal_after_a_swallowed_failure_is_no_dead_letter(postgres_url: str, 
         assert made.box.status().dead_letters == 0
         assert made.drain()
         assert made.rows("SELECT total FROM account_balances ORDER BY id DESC LIMIT 1") == [(Decimal(900),)]
+
+
+class Codes(SmallManager):
+    """Its methods answer with a code or a dict, also for a failure, and raise nothing."""
+
+    FAILED: ClassVar[Any] = -1
+
+    def save_trade(self, symbol: str) -> Any:
+        session = self.session_factory()
+        try:
+            session.execute(text("SET LOCAL lock_timeout = '50ms'"))
+            session.add(Trade(symbol=symbol))
+            session.commit()
+        except SQLAlchemyError:
+            session.rollback()
+            return self.FAILED
+        finally:
+            session.close()
+        return 0
+
+    def fill_order(self, symbol: str) -> bool:
+        """Write the trade, and then the order in a session of its own."""
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=symbol))
+        with suppress(SQLAlchemyError), self.session_factory.begin() as session:
+            session.execute(text("SET LOCAL lock_timeout = '50ms'"))
+            session.execute(update(Order).values(status="filled"))
+        return True
+
+
+class Texts(Codes):
+    FAILED = "failed"
+
+
+class Dicts(Codes):
+    FAILED: ClassVar[Any] = {"ok": False}
+
+
+CODES = (*TRADING_OPERATIONS, ManagerOperation("save_trade", returns=0), ManagerOperation("fill_order", returns=True))
+
+
+@contextmanager
+def restarted(url: str, directory: Path, manager_class: type, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """A session, and a process in which PostgreSQL has answered no statement yet."""
+    with scene(url, directory, manager_class, CODES, write_behind=True) as made:
+        made.manager.create_trading_session("s", 1000)
+        made.manager.create_order_journal_entry("c1")
+        assert made.drain()
+        monkeypatch.setattr(away, "_answered", set())
+        yield made
+
+
+@pytest.mark.parametrize("manager_class", [Codes, Dicts, Texts])
+def test_code_for_a_timeout_is_no_success(
+    manager_class: type, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with restarted(postgres_url, tmp_path / "outbox", manager_class, monkeypatch) as made:
+        made.manager.save_trade("BTC")
+        with locked(postgres_url, "trades"):
+            made.relay.step(0.0)
+        assert made.box.status().pending == 1
+        assert made.drain()
+        assert made.rows("SELECT symbol FROM trades") == [("BTC",)]
+
+
+@pytest.mark.parametrize("manager_class", [Codes, Dicts, Texts])
+def test_code_for_a_missing_column_is_no_success(
+    manager_class: type, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with restarted(postgres_url, tmp_path / "outbox", manager_class, monkeypatch) as made:
+        made.manager.save_trade("BTC")
+        made.change("ALTER TABLE trades RENAME COLUMN symbol TO pair")
+        made.relay.step(0.0)
+        assert set(made.box.status().relay.parked) == {"save_trade"}
+        made.change("ALTER TABLE trades RENAME COLUMN pair TO symbol")
+        assert made.drain()
+        assert made.rows("SELECT symbol FROM trades") == [("BTC",)]
+
+
+def test_half_of_a_call_before_its_first_timeout_is_not_applied(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with restarted(postgres_url, tmp_path / "outbox", Codes, monkeypatch) as made:
+        made.manager.fill_order("BTC")
+        with locked(postgres_url, "orders"):
+            made.relay.step(0.0)
+        assert made.rows("SELECT symbol FROM trades") == []
+        assert made.drain()
+        assert made.rows("SELECT symbol, status FROM trades, orders") == [("BTC", "filled")]
