@@ -226,7 +226,8 @@ class DurableDatabaseManager:
             self.__dict__.pop(name, None)
             stand_in.host.doubles.pop(name, None)
         else:
-            stand_in.host.set_connecting(name, value)
+            by_itself = stand_in.adapter is not None and stand_in.adapter.guard.is_watching()
+            stand_in.host.set_connecting(name, value, by_itself=by_itself)
             # A manager that another thread builds meanwhile gets it too.
             with stand_in.host.lock if stand_in.host.built is None else nullcontext():
                 super().__setattr__(name, value)

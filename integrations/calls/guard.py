@@ -11,16 +11,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, ExceptionContext, event
-from sqlalchemy.orm import scoped_session
+from sqlalchemy.orm import scoped_session, sessionmaker
+from sqlalchemy.pool import Pool
 
 from ... import OutboxError
 from ..manager.away import Failures, cannot_answer, look_at, noting
 from ..manager.manager_connection import engine_held, is_replay
 from ..manager.silence import Silence, ending, is_own, limit_connecting, own_statements
+from ..replay.sessions import maker_of
 from ..replay.writes import Writes
 from ..sql_text import changes_rows, defines, is_harmless, tables_written
 from .delivery import Delivery
@@ -30,6 +32,8 @@ from .tables_used import TablesUsed
 # and the lock timeout of the manager's role.
 _BAR = "outbox:bar"
 _LIMIT = "outbox:lock_timeout"
+# What a manager holds engines by.
+_HOLDERS = (Engine, sessionmaker, scoped_session)
 
 
 class NotCaughtUp(OutboxError):
@@ -80,30 +84,52 @@ class Guard:
         # The last call that this thread has queued.
         self._here = threading.local()
         self._writes, self._tables = Writes(), TablesUsed()
-        self._undo: list[Callable[[], None]] = []
+        self._lock = threading.RLock()
+        self._manager: Any = None
+        # The engines that are watched, and how to undo what was done to their dialects.
+        self._engines: WeakKeyDictionary[Engine, Callable[[], None]] = WeakKeyDictionary()
+        self._listeners: tuple[tuple[str, Callable[..., Any]], ...] = (
+            ("begin", self._begun),
+            ("before_cursor_execute", self._executes),
+            ("after_cursor_execute", self._executed),
+            ("handle_error", self._failed),
+            ("do_connect", limit_connecting),
+        )
 
     def attach(self, manager: Any) -> None:
-        """Watch over the engines that a manager holds."""
-        own = engine_held(manager)
-        # Another database holds nothing of what is queued.
-        for engine in (one for one in _engines_of(manager) if not _is_elsewhere(one, own)):
-            look_at(engine)
-            for name, listener in (
-                ("begin", self._begun),
-                ("before_cursor_execute", self._executes),
-                ("after_cursor_execute", self._executed),
-                ("handle_error", self._failed),
-                ("do_connect", limit_connecting),
-            ):
-                event.listen(engine, name, listener)
-                self._undo.append(partial(event.remove, engine, name, listener))
-            self._undo.append(self._silence.watch_pings(engine.dialect))
+        """Watch over the engines that a manager holds, and over those that it gets later, as after a reconnect."""
+        self._manager = manager
+        self._watch_engines()
+        # Before the connection knows its engine's listeners, in whichever code of the manager or the host.
+        event.listen(Pool, "checkout", self._watch_engines)
+
+    def _watch_engines(self, *_: Any) -> None:
+        new = [engine for engine in _engines_of(self._manager) if engine not in self._engines]
+        if not new:
+            return
+        with self._lock:
+            own = engine_held(self._manager)
+            for engine in new:
+                # Another database holds nothing of what is queued.
+                if engine in self._engines or _is_elsewhere(engine, own):
+                    continue
+                look_at(engine)
+                for name, listener in self._listeners:
+                    event.listen(engine, name, listener)
+                self._engines[engine] = self._silence.watch_pings(engine.dialect)
 
     def close(self) -> None:
         """Take the listeners away; may be called twice."""
         self._silence.close()
-        while self._undo:
-            self._undo.pop()()
+        with self._lock:
+            if self._manager is not None:
+                event.remove(Pool, "checkout", self._watch_engines)
+            self._manager = None
+            for engine, undo in list(self._engines.items()):
+                for name, listener in self._listeners:
+                    event.remove(engine, name, listener)
+                undo()
+            self._engines.clear()
 
     # -- calls
 
@@ -232,8 +258,7 @@ def _is_elsewhere(engine: Engine, own: Any) -> bool:
 
 
 def _engines_of(manager: Any) -> set[Engine]:
-    held = [*vars(manager).values()]
-    for value in tuple(held):
-        maker = value.session_factory if isinstance(value, scoped_session) else value
-        held.append(getattr(maker, "kw", {}).get("bind") if hasattr(maker, "kw") else None)
-    return {value for value in held if isinstance(value, Engine)}
+    # Of these classes only, since it is asked at each checkout: another object may run code of the host.
+    held = [value for value in tuple(getattr(manager, "__dict__", {}).values()) if isinstance(value, _HOLDERS)]
+    held += [maker_of(value).kw.get("bind") for value in held if not isinstance(value, Engine)]
+    return {value for value in (*held, engine_held(manager)) if isinstance(value, Engine)}

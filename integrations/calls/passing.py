@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 
 from ... import ConfigError, OutboxError
 from ...log import Log
@@ -177,6 +177,9 @@ class Passing:
         """
         adapter = self._adapter
         with adapter.guard.watching(name, stale=stale, replaceable=is_read) as watched:
+            if is_read and adapter.host.let_go():
+                # Unless PostgreSQL answers the manager yet, its answer is made up.
+                watched.failures.note(InterfaceError("connect", None, Exception("the manager is not connected")))
             try:
                 value = self._answer(stand_in, name, args, kwargs, is_read=is_read)
             except Exception as exc:

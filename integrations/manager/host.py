@@ -83,6 +83,8 @@ class Host:
         self.doubles: dict[str, Any] = {}
         # The manager's own session factory and engine, where a test has put a mock or None in their place.
         self.replaced: dict[str, Any] = {}
+        # By what the manager reached PostgreSQL last.
+        self._connecting: dict[str, Any] = {}
         # Names of the methods that are made durable: a replica has its class's own.
         self.declared: frozenset[str] = frozenset()
         self.classes = HostClasses()
@@ -136,7 +138,7 @@ class Host:
     def undoubled(self) -> Any:
         """The manager for the adapter's own questions, without what a host has put in place of methods."""
         manager = self.manager()
-        if not {*self.doubles, *self.replaced} & _own(manager).keys():
+        if not {*self.doubles, *self.replaced, *self.let_go()} & _own(manager).keys():
             return manager
         copied = replica_of(manager)
         self._with_own_methods(copied, doubles=False)
@@ -252,14 +254,27 @@ class Host:
         if callable(self.method(name)) and not inspect.isclass(self.method(name)):
             self.doubles[name] = value
 
-    def set_connecting(self, name: str, value: Any) -> None:
-        """Note what is set in place of the manager's session factory or engine, before it is."""
+    def set_connecting(self, name: str, value: Any, *, by_itself: bool) -> None:
+        """Note what is set in place of the manager's session factory or engine, before it is.
+
+        `by_itself`: a method of the manager does it.
+        """
         if self.built is None or name not in _CONNECTING:
             return
-        if value is None or is_mock(value):
+        self.let_go()
+        if is_mock(value) or (value is None and not by_itself):
             self.replaced.setdefault(name, _own(self.built).get(name))
         else:
             self.replaced.pop(name, None)
+
+    def let_go(self) -> dict[str, Any]:
+        """By what the manager reached PostgreSQL before its own code has put None there, as some do in an outage."""
+        own = {} if self.built is None else _own(self.built)
+        for name in _CONNECTING:
+            if own.get(name) is not None and name not in self.replaced:
+                self._connecting[name] = own[name]
+        known = self._connecting.items()
+        return {name: value for name, value in known if own.get(name) is None and name not in self.replaced}
 
     @property
     def is_mocked(self) -> bool:
@@ -330,7 +345,7 @@ class Host:
     def _with_own_methods(self, replica: Any, *, doubles: bool) -> None:
         """Let a replica have its class's methods; of the doubles only those of methods that are not durable."""
         own = _own(replica)
-        own.update(self.replaced)
+        own.update(self.replaced | self.let_go())
         for name in {*self.doubles, *self.declared} & own.keys():
             if name in self.doubles or callable(self.method(name)):
                 del own[name]

@@ -1769,6 +1769,20 @@ BUGS = (
         ("tests/integration/adapter/test_swallowed_failures.py",),
     ),
     Bug(
+        "adapter: an engine that the manager gets later is not watched",
+        "integrations/calls/guard.py",
+        'event.listen(Pool, "checkout", self._watch_engines)',
+        'event.listen(Pool, "reset", self._watch_engines)',
+        ("tests/integration/adapter/test_reconnects.py",),
+    ),
+    Bug(
+        "adapter: a manager that lets go of its session factory gets its calls plain",
+        "integrations/manager/host.py",
+        "if is_mock(value) or (value is None and not by_itself):",
+        "if is_mock(value) or value is None:",
+        ("tests/integration/adapter/test_reconnects.py",),
+    ),
+    Bug(
         "adapter: a local read waits for a lock as long as it is held",
         "integrations/calls/guard.py",
         'if info[_LIMIT] == "0":',
