@@ -74,9 +74,9 @@ def is_long(value: Any) -> bool:
     return isinstance(value, (dict, set)) and _LARGEST < len(value) <= _CACHE
 
 
-def is_small(value: Any) -> bool:
+def is_small(value: Any, most: int = _STORED) -> bool:
     """Whether a value is small enough to be stored with each call."""
-    todo, left = [value], _STORED
+    todo, left = [value], most
     while todo:
         one = todo.pop()
         left -= 1 + (len(one) // _TEXT_CHARS if isinstance(one, (str, bytes)) else 0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -37,6 +38,7 @@ from ..roles import Balance, Order, Position, Session
 from ..state import foreseen
 from ..state.early_state import EarlyState
 from ..state.kept_state import KeptState
+from ..state.read_state import ReadState
 from ..upkeep.keeper import Keeper
 from ..view import resumptions
 from ..view.explanations import Unknown
@@ -113,6 +115,7 @@ class Preparing:
         self._delivery, self._reserves, self._sessions = delivery, reserves, sessions
         self._block, self._pending_attributes = block, pending_attributes
         self._early, self._foreseen = EarlyState(outbox), foreseen.Foreseen(host, methods)
+        self._read = ReadState(host, methods, partial(host.classes.learn, outbox))
 
     @property
     def _view(self) -> LocalView:
@@ -255,7 +258,8 @@ class Preparing:
             notes["foreseen"] = item.foreseen
         known = self._host.attributes().items()
         own = {name: value for name, value in known if name not in uncounted | item.uncounted}
-        others = self._early.before(own, changes, self._foreseen.names())
+        others = self._read.of(method, own, {*changed, *self._replayer.carried.changing()})
+        others |= self._early.before(own, changes, self._foreseen.names())
         if changes or others:
             notes["state"] = changes.noted(method, others)
         return notes
@@ -319,7 +323,8 @@ class Preparing:
 
         Its replay finds what is noted, and would refuse what the first rehearsal did not.
         """
-        built, tries, found = self._host.built, 0, {*self._early.names, *self._foreseen.names()}
+        built, tries = self._host.built, 0
+        found = {*self._early.names, *self._foreseen.names(), *self._read.names(item.operation.name)}
         # Other threads may go on changing them; what both have changed is merged.
         while built is not None and tries < 100 and not item.rehearsal.still_fits(built, found):
             item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound, item.session))

@@ -37,6 +37,10 @@ class Carried:
         # Attributes that a replay was seen to change behind its contact with the database, by operation.
         self.names: dict[str, set[str]] = {}
 
+    def changing(self) -> set[str]:
+        """Attributes that deliveries were seen to change."""
+        return set[str]().union(*list(self.names.values()))
+
     def give(self, changes: Mapping[str, ForeseenChange]) -> None:
         """Let the manager have these changes of a call."""
         # A delivery in another thread may take back others of the same attribute.

@@ -1783,6 +1783,20 @@ BUGS = (
         ("tests/integration/adapter/test_reconnects.py",),
     ),
     Bug(
+        "adapter: a replay finds the attributes that its call read as they are now",
+        "integrations/calls/preparing.py",
+        "others = self._read.of(method, own, {*changed, *self._replayer.carried.changing()})",
+        "others = dict[str, Any]()",
+        ("tests/integration/adapter/test_read_state.py",),
+    ),
+    Bug(
+        "adapter: an entry holds a secret that its call has read",
+        "integrations/state/read_state.py",
+        "if not _SECRET.search(one)",
+        "if one",
+        ("tests/integration/adapter/test_read_state.py",),
+    ),
+    Bug(
         "adapter: a local read waits for a lock as long as it is held",
         "integrations/calls/guard.py",
         'if info[_LIMIT] == "0":',
