@@ -106,7 +106,7 @@ class Adapter:
         outbox.declare(self.operations)
         self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves, learned)
         self.replayer.witness = self.keeper.witness
-        self._unwritten = Unwritten(outbox, self.calls, host, self.keeper.kept.order)
+        self._unwritten = Unwritten(outbox, self.calls, host, self.keeper.kept.order, self._is_postgres_away)
         self._serve(reads, wait_s)
         host.remember(outbox, (*self.calls, *reads.names, *AFTER_DRAIN))
         self.keeper.start()

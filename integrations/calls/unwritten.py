@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ... import ConfigError, DurabilityError, Outbox
 from ...log import Log
 from ..manager.host import Host
+from ..preflight import switches
 from ..upkeep.order_lock import OrderLock
 from .preparing import Prepared
 
@@ -20,12 +21,14 @@ _PREFIX = "unwritten:"
 class Unwritten:
     """Answers those of one adapter, and shows them.  Safe from any thread."""
 
-    def __init__(self, outbox: Outbox, names: Iterable[str], host: Host, order: OrderLock) -> None:
+    def __init__(
+        self, outbox: Outbox, names: Iterable[str], host: Host, order: OrderLock, is_away: Callable[[], bool]
+    ) -> None:
         """`names`: the operations.  Notices of an earlier run are taken away: the method may be mended since.
 
-        `order` is held while the manager gets what such a call has changed in it.
+        `order` is held while the manager gets what such a call has changed in it.  `is_away()`: whether PostgreSQL is.
         """
-        self._outbox, self._host, self._order = outbox, host, order
+        self._outbox, self._host, self._order, self._is_away = outbox, host, order, is_away
         # Operations that were seen to write nothing: reported once, as a method may write sometimes.
         self._reported: set[str] = set()
         # Those of them that were not seen to write since.
@@ -57,11 +60,24 @@ class Unwritten:
             # Other threads' calls may change the same attributes.
             with self._order:
                 changed.apply(self._host.built)
+        if not operation.best_effort:
+            self._look_at_switches(operation.name)
         if rehearsal.error is not None:
             raise rehearsal.error
         if not refused and not operation.best_effort:
             self._show(operation.name)
         return answer
+
+    def _look_at_switches(self, name: str) -> None:
+        """Sound an alarm where an outage may be why the manager did not write."""
+        cls = self._host.manager_class
+        found = switches.of_class(cls, name) if cls is not None and self._is_away() else ()
+        if not found:
+            return
+        by = ", ".join(f"self.{one}" for one in found)
+        message = f"calls of {name} were not recorded: the manager leaves them out in an outage, by {by}"
+        _log.critical("%(problem)s: %(way)s", problem=message, way=switches.WAY)
+        self._outbox.alarms.sound(f"left-out-{name}", f"{message}: {switches.WAY}")
 
     def _show(self, name: str) -> None:
         if name in self._reported:
