@@ -35,7 +35,7 @@ from ..replay.frozen_clock import making
 from ..replay.rehearsal import Rehearsal, rehearse
 from ..replay.replay import Replayer
 from ..roles import Balance, Order, Position, Session
-from ..state import foreseen
+from ..state import context_state, foreseen
 from ..state.early_state import EarlyState
 from ..state.kept_state import KeptState
 from ..state.read_state import ReadState
@@ -115,7 +115,8 @@ class Preparing:
         self._delivery, self._reserves, self._sessions = delivery, reserves, sessions
         self._block, self._pending_attributes = block, pending_attributes
         self._early, self._foreseen = EarlyState(outbox), foreseen.Foreseen(host, methods)
-        self._read = ReadState(host, methods, partial(host.classes.learn, outbox))
+        self._learn = partial(host.classes.learn, outbox)
+        self._read = ReadState(host, methods, self._learn)
 
     @property
     def _view(self) -> LocalView:
@@ -229,6 +230,9 @@ class Preparing:
         if item.defaults:
             notes["defaults"] = item.defaults
         notes |= self._state_notes(item, uncounted)
+        context = context_state.noted(self._host.manager_class, operation.name, self._learn)
+        if context:
+            notes["context"] = context
         if operation.creates:
             notes |= self._id_notes(item, final=final)
             if operation.session is Session.BEGINS:

@@ -30,6 +30,7 @@ from ..operations import BALANCES, ManagerOperation, call_of, notes_of
 from ..plain_data import PLAIN
 from ..roles import Position
 from ..state.carried import Carried
+from ..state.context_state import restored
 from ..state.kept_state import KeptState
 from ..view import database_rules
 from ..view.amounts import nearly_equal, number_or_none
@@ -170,7 +171,8 @@ class Replayer:
         watch.on_contact = kept.contact
         work_on(connection, replica, watch)
         try:
-            with noting() as failures, frozen(entry.captured_at, replica, as_of.told_uuid) as clock:
+            context = restored(type(replica), operation.name, notes.get("context", {}))
+            with context, noting() as failures, frozen(entry.captured_at, replica, as_of.told_uuid) as clock:
                 if in_real_time:
                     clock.thaw()
                 value, call = self._call(operation, replica, entry, as_of, clock)

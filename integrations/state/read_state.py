@@ -52,15 +52,16 @@ class ReadState:
     def of(self, method: str, own: Mapping[str, Any], but: Collection[str]) -> dict[str, Any]:
         """The present values of those that can be stored, without the attributes `but`."""
         names = self.names(method) & own.keys() - set(but)
-        return {name: own[name] for name in names if self._can_be_stored(own[name])}
+        return {name: own[name] for name in names if can_be_stored(own[name], self._learn)}
 
-    def _can_be_stored(self, value: Any) -> bool:
-        """Whether a value is plain, small, and such that it cannot make its call be refused."""
-        if value is None or type(value) is bool:
-            return True
-        if not is_small(value, _MOST) or not all(map(_is_plain, _inside(value))):
-            return False
-        return _is_encoded(value) or (self._learn(value) and _is_encoded(value))
+
+def can_be_stored(value: Any, learn: Callable[[Any], bool]) -> bool:
+    """Whether a value is plain, small, and such that it cannot make its call be refused."""
+    if value is None or type(value) is bool:
+        return True
+    if not is_small(value, _MOST) or not all(map(_is_plain, _inside(value))):
+        return False
+    return _is_encoded(value) or (learn(value) and _is_encoded(value))
 
 
 def _is_encoded(value: Any) -> bool:

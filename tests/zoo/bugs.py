@@ -1804,6 +1804,13 @@ BUGS = (
         ("tests/integration/adapter/test_switches.py",),
     ),
     Bug(
+        "adapter: a replay has no context variables",
+        "integrations/replay/replay.py",
+        'notes.get("context", {})',
+        "{}",
+        ("tests/integration/adapter/test_context_state.py",),
+    ),
+    Bug(
         "adapter: a local read waits for a lock as long as it is held",
         "integrations/calls/guard.py",
         'if info[_LIMIT] == "0":',
