@@ -103,6 +103,14 @@ def parse(data: bytes | None, clock: Clock) -> Pause | None:
     return _pause(said)
 
 
+def check(data: bytes) -> None:
+    """Raise where no relay could read `data` as a pause.  Raises KeyError, TypeError or ValueError."""
+    said = json.loads(data)
+    said["boot"], _pause(said).sentence()
+    if said["for_s"] is not None:
+        float(said["monotonic"]), float(said["for_s"])
+
+
 def _pause(said: dict[str, object]) -> Pause:
     since = datetime.fromtimestamp(float(str(said["wall_s"])), UTC)
     for_s = said["for_s"]

@@ -12,12 +12,10 @@ from ..errors import InvalidEntry, StoreCorrupt
 from ..log import Log
 from ..store.continuity import fingerprint
 from ..store.ledger import RECONCILE, is_answer
+from ..store.reads import ORDER as ORDER
 from ..words import counted, entries
 
 _log = Log("outbox.reconcile")
-
-# The small record of the store that holds an order.
-ORDER = "reconcile"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,8 @@ ALARM_PREFIX = "alarm:"
 NOTICE_PREFIX = "notice:"
 # The name of the one that pauses deliveries: among the notices, so that a status reads them all at once.
 PAUSE = NOTICE_PREFIX + "operator:pause"
+# The name of the one that holds an operator's order for a reconciliation.
+ORDER = "reconcile"
 # While this one is up, PostgreSQL lacks something that has not been put back yet, and nothing may leave the ledger.
 FORGOTTEN = "postgresql-forgot"
 # Rows of one look, and of one maintenance transaction: a writer waits for the whole of it, and each row call releases

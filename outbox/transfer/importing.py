@@ -34,8 +34,11 @@ from ..store.environment import Environment
 from ..store.gate import COUNTERS_KEY
 from ..store.identity import is_vacant, read_identity
 from ..store.key_row import pack_row, payload_of
+from ..store.reads import ALARM_PREFIX, FORGOTTEN, ORDER, PAUSE
 from .lines import BAD, REMAINS, check_header, check_line
 
+# The keys of a store are hashes over its namespace; the others are about the relays of that store alone.
+_OF_ONE_STORE = frozenset({namespace.NAME, PAUSE, ORDER, ALARM_PREFIX + FORGOTTEN})
 _CONFLICT = "imported: its idempotency key is in use by another entry with other arguments"
 
 
@@ -211,12 +214,14 @@ class _Import:
             return self._take_small(line)
         if kind == "other":
             name, value = raw_bytes(line["name"]), raw_bytes(line["value"])
-            if name == sessions.KEY and self._same_store:
-                return self._take_sessions(value)
             if name.startswith(withdrawal.PREFIX):
                 # With its entry, which may get another number.
                 self._withdrawn.add(name.removeprefix(withdrawal.PREFIX))
                 return False
+            if not self._same_store:
+                return False  # it is about rows in PostgreSQL that this store does not have
+            if name == sessions.KEY:
+                return self._take_sessions(value)
             return bool(self._txn.put(name, value, overwrite=False))
         if kind == "entry":
             loose = bool(line.get("loose"))
@@ -232,8 +237,8 @@ class _Import:
         return bool(self._txn.put(sessions.KEY, both.pack()))
 
     def _take_small(self, line: dict[str, Any]) -> bool:
-        if line["name"] == namespace.NAME and not self._same_store:
-            return False  # the keys of this store are hashes over its own
+        if line["name"] in _OF_ONE_STORE and not self._same_store:
+            return False
         offered = small.SmallRecord(line["name"].encode(), raw_bytes(line["value"]), int(line["stamp"]))
         key = small.PREFIX + offered.name
         present = self._txn.get(key)

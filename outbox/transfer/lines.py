@@ -11,12 +11,13 @@ from typing import Any
 from uuid import UUID
 
 from ..errors import InvalidEntry, StoreCorrupt
+from ..monitoring import pause
 from ..monitoring.notices import parse
 from ..rescue.other_records import check_other
 from ..store import late, ledger, sessions, small, withdrawal
 from ..store.entry_json import from_object, raw_bytes
 from ..store.envelope import pack, seq_key, to_us, unpack
-from ..store.reads import ALARM_PREFIX, NOTICE_PREFIX
+from ..store.reads import ALARM_PREFIX, NOTICE_PREFIX, PAUSE
 
 # Far below what PostgreSQL can hold as a bigint, in which sequence numbers end up: others must follow.
 _MOST = 1 << 62
@@ -96,8 +97,10 @@ def _check_other(name: bytes, value: bytes) -> None:
 
 
 def _check_shown(name: str, value: bytes) -> None:
-    """Raise for an alarm or a notice that a status could not show."""
+    """Raise for an alarm, a notice or a pause that a status could not show."""
     if name.startswith(ALARM_PREFIX):
         value.decode()
+    elif name == PAUSE:
+        pause.check(value)
     elif name.startswith(NOTICE_PREFIX) and type(parse({name: value})[name].message) is not str:
         raise ValueError(f"{name!r:.60} is no notice")

@@ -35,7 +35,9 @@ from outbox import (
     register_enum,
 )
 from outbox.clock import SystemClock
+from outbox.relay.orders import Order, ordered, place_order
 from outbox.store import reads
+from outbox.store.continuity import Mark
 from outbox.store.entry_json import State
 from outbox.store.envelope import seq_key
 from outbox.store.ledger import Settlement
@@ -267,6 +269,51 @@ def test_notice_is_imported_with_all_that_it_says(tmp_path: Path) -> None:
     bring(edited(file, partial(change, value=b'{"message": "x", "later": 1}')), tmp_path / "newer")
     with Outbox.attach(tmp_path / "newer") as box:
         assert box.status().notices["ids"].message == "x"
+
+
+def test_store_exported_in_a_pause_is_imported_and_stays_paused(tmp_path: Path) -> None:
+    old, new, file = (tmp_path / name for name in ("old", "new", "file"))
+    with Outbox.open(old) as box:
+        box.enqueue("own", {"number": 1})
+        pause = box.pauses.begin("the disk is replaced", for_s=3600)
+    assert export(old, file).sound
+    bring(file, new)
+    with Outbox.attach(new) as box:
+        assert box.status().paused == pause
+
+    def change(lines: list[dict[str, Any]], value: bytes) -> None:
+        changed = next(line for line in lines if line.get("name") == reads.PAUSE)
+        changed["value"] = base64.b64encode(value).decode()
+
+    for value in (b'{"reason": "no times"}', b"[]", b"x", b'{"reason":"","wall_s":"x","boot":"","for_s":null}'):
+        with pytest.raises(InvalidEntry, match="nothing was imported"):
+            bring(edited(file, partial(change, value=value)), tmp_path / "none")
+
+
+def test_merged_store_brings_nothing_of_its_own_relays(tmp_path: Path) -> None:
+    """What PostgreSQL acknowledged to the other store would count as lost, as this one has no row for it there."""
+    own, other, file = (tmp_path / name for name in ("own", "other", "file"))
+    with Outbox.open(own):
+        pass
+    with Outbox.open(other) as box:
+        box.enqueue("own", {"number": 1})
+        mark = Mark(UUID(int=1), UUID(int=2), 3, 0)
+        (record,) = box.store.peek(0, 1).records
+        box.store.settle(Settlement(completed=[(record, b"")], marks=[mark]))
+        box.enqueue("own", {"number": 2})
+        box.pauses.begin("maintenance")
+        place_order(box, Order(everything=True))
+        box.alarms.sound(reads.FORGOTTEN, "PostgreSQL lost entries")
+    assert export(other, file).sound
+    bring(file, own, merge=True)
+    with Outbox.attach(own) as box:
+        status = box.status()
+        assert (status.completed, status.pending) == (1, 1)
+        assert (status.paused, status.alarms, box.store.marks(), ordered(box)) == (None, {}, [], False)
+    bring(file, tmp_path / "same")
+    with Outbox.attach(tmp_path / "same") as box:
+        assert box.store.marks() == [mark]
+        assert box.status().paused is not None
 
 
 def test_entry_discarded_while_pending_is_asked_for_after_the_import(tmp_path: Path) -> None:
