@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from outbox.store.identity import is_of_a_store
+
 from .common import Refused
 
 _ELSEWHERE = "name another file"
@@ -58,6 +60,8 @@ def replacing(file: Path, mode: int) -> Iterator[Callable[[bytes], object]]:
 
 def _check(file: Path, target: Path) -> None:
     """Refuse what a rename must not replace: as root it would replace even /dev/null."""
+    if is_of_a_store(target):
+        raise Refused(f"{file} cannot be written: it is a store's own file ({_ELSEWHERE})")
     try:
         found = target.stat().st_mode
     except FileNotFoundError:

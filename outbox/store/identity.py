@@ -87,6 +87,12 @@ def read_identity(directory: Path) -> Identity:
     return identity
 
 
+def is_of_a_store(path: Path) -> bool:
+    """Whether `path` names a file of the store that is in its directory; it need not be there yet."""
+    files = _OURS | {DATA_FILE, LOCK_FILE, IDENTITY_FILE}
+    return path.name in files and any((path.parent / name).exists() for name in (DATA_FILE, IDENTITY_FILE))
+
+
 def is_vacant(directory: Path) -> bool:
     """Whether a store may be created at `directory`: absent, or holding nothing but lock and state files.
 

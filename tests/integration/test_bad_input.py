@@ -162,6 +162,21 @@ def test_a_pipe_or_device_is_never_replaced(store: Path, tmp_path: Path, argumen
     assert "it is no regular file" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["data.mdb", "outbox.json", "lock.mdb", "engine.lock", "clean"])
+@pytest.mark.parametrize(("arguments"), [("export", "--force"), ("metrics", "--output")])
+def test_file_of_a_store_is_never_replaced(store: Path, tmp_path: Path, arguments: tuple[str, ...], name: str) -> None:
+    """A slip of the pen in an incident would end the only copy of what waits."""
+    link = tmp_path / "link"
+    link.symlink_to(store / name)
+    for path in (store / name, link):
+        done = command_line.invoke(*arguments, str(path), OUTBOX_DIR=str(store))
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+        assert "it is a store's own file (name another file)" in done.stderr
+    with Outbox.attach(store) as box:
+        assert box.status().pending == 3
+    assert command_line.invoke(*arguments, str(store / "out.txt"), OUTBOX_DIR=str(store)).exit_code == 0
+
+
 def test_an_export_onto_a_full_disk_names_the_file(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = store.parent / "out.jsonl"
 
