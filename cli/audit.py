@@ -56,7 +56,7 @@ def audit(
     """
     config: OutboxConfig = settings(directory, database_url=database_url)
     declared = [] if operations is None else load_operations(operations)
-    with Outbox.attach(config=config) as box:
+    with Outbox.attach(config=config, readonly=True) as box:
         done = compare(box, database_of(box), declared, since=since)
     if as_json:
         click.echo(to_json(_as_dict(done)).decode())

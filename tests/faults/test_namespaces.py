@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox import Outbox
+from outbox import Operation, Outbox, PostgresTarget, Relay
 from tests.atb import COMMAND
 from tests.unit.fakes.waiting import LONG
 
@@ -126,6 +126,19 @@ def test_commands_that_look_work_on_a_read_only_disk(outbox_dir: Path) -> None:
         assert answer.returncode == expected, (name, answer.stdout, answer.stderr)
     assert "Read-only file system" in answers["drain", False].stderr
     assert "damaged" not in answers["drain", True].stderr
+
+
+def test_audit_of_a_read_only_disk_compares_it(outbox_dir: Path, postgres_url: str) -> None:
+    """The disk of a machine that has died is mounted to prove what PostgreSQL has of it."""
+    operations = [Operation("log", handler=lambda connection, entry: None)]
+    with Outbox.open(outbox_dir, operations=operations) as box:
+        box.enqueue("log", {})
+        assert Relay(box, PostgresTarget(postgres_url, operations)).drain(timeout=LONG)
+    script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    prefix = ["unshare", "-m", "sh", "-c", script, str(outbox_dir)]
+    done = run(outbox_dir, "audit", "--database-url", postgres_url, prefix=prefix)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Each delivered entry has its receipt" in done.stdout
 
 
 def test_read_only_mount_beside_an_engine_is_refused(outbox_dir: Path) -> None:
