@@ -53,6 +53,12 @@ RETURNING position, {HELD}, %s::uuid IS NULL OR EXISTS (
 _STATE = f"SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on', {HELD}"
 
 
+_THERE = """
+SELECT to_regclass(%(receipts)s) IS NOT NULL, to_regclass(%(watermarks)s) IS NOT NULL, (
+    SELECT relname::text FROM pg_class
+    WHERE oid IN (to_regclass(%(receipts)s), to_regclass(%(watermarks)s)) AND relpersistence <> 'p' LIMIT 1)"""
+
+
 def check_writable(cursor: Cursor) -> None:
     """Begin a transaction: look whether it can write, and whether its settings hold.
 
@@ -75,11 +81,17 @@ def check_writable(cursor: Cursor) -> None:
 def check_tables(cursor: Cursor) -> bool:
     """Begin a connection: see `check_writable`; returns whether the receipts and the watermarks table are there.
 
-    Raises `ReceiptsGone` where the receipts were removed: without them entries would be doubled.
+    Raises `ReceiptsGone` where the receipts were removed, and `TargetMisconfigured` where a crash would empty a table:
+    without them entries would be doubled.
     """
     check_writable(cursor)
-    cursor.execute("SELECT to_regclass(%s) IS NOT NULL, to_regclass(%s) IS NOT NULL", (receipts.TABLE, TABLE))
-    has_receipts, has_watermarks = cursor.fetchone()
+    cursor.execute(_THERE, {"receipts": receipts.TABLE, "watermarks": TABLE})
+    has_receipts, has_watermarks, may_vanish = cursor.fetchone()
+    if may_vanish is not None:
+        raise TargetMisconfigured(
+            f"table {may_vanish!r} is UNLOGGED: a crash of PostgreSQL empties it, and entries would be doubled",
+            hint=f"ALTER TABLE {may_vanish} SET LOGGED; the entries wait",
+        )
     if has_watermarks and not has_receipts:
         cursor.execute(f"SELECT EXISTS (SELECT FROM {TABLE})")
         if cursor.fetchone()[0]:

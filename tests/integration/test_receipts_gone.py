@@ -48,6 +48,26 @@ def test_missing_receipts_stop_delivery_until_an_operator_accepts(
         assert past.execute("SELECT count(*), count(DISTINCT number) FROM trades") == [(14 + pending, 14 + pending)]
 
 
+@pytest.mark.parametrize("table", ["outbox_receipts", "outbox_watermarks"])
+def test_unlogged_receipts_stop_the_line_before_a_crash(past: Past, outbox_dir: Path, table: str) -> None:
+    """A crash of PostgreSQL empties them and leaves the rows: reconciling would write each row again."""
+    with Desk(outbox_dir, past.url) as desk:
+        desk.trade(2)
+        desk.deliver()
+        past.execute(f"ALTER TABLE {table} SET UNLOGGED")
+        desk.close()
+        desk.open()
+        desk.trade(1)
+        assert not desk.relay.drain(0.5)
+        (said,) = desk.box.status().needs_operator
+        assert f"table '{table}' is UNLOGGED" in said
+        assert f"ALTER TABLE {table} SET LOGGED" in said
+        past.execute(f"ALTER TABLE {table} SET LOGGED")
+        desk.deliver()
+        assert desk.box.status().health is Health.HEALTHY
+        assert past.execute("SELECT count(*), count(DISTINCT number) FROM trades") == [(3, 3)]
+
+
 def test_a_database_that_was_accepted_needs_no_receipts(past: Past, outbox_dir: Path) -> None:
     with Desk(outbox_dir, past.url) as desk:
         desk.trade(12)
