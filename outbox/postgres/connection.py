@@ -6,6 +6,7 @@ dropped, and the next use connects anew.
 
 from __future__ import annotations
 
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from .watermarks import check_tables, make_tables
 
 _log = Log("outbox.postgres")
 
+# So many reads at most find the end of a connection: of its last words, and of the end behind them.
+_LAST_WORDS = 4
 _ASKING = psycopg2.extensions.TRANSACTION_STATUS_ACTIVE
 
 
@@ -94,6 +97,9 @@ class GuardedConnection:
 
     def get(self) -> Connection:
         """The connection, made now unless there is one.  Raises `TargetUnavailable` or `TargetMisconfigured`."""
+        if self._connection is not None and not self._watchdog.fired and _was_ended(raw_of(self._connection)):
+            # While it was idle: by a timeout of the server, of a pooler or a firewall.  No delivery has failed for it.
+            self.disconnect()
         return self._connection or self._connect()
 
     @contextmanager
@@ -343,6 +349,23 @@ def _cause(exc: BaseException, outside: BaseException | None) -> TargetUnavailab
 def raw_of(connection: Connection) -> Any:
     """The driver's connection, or None after it was invalidated."""
     return None if connection.invalidated else connection.connection.dbapi_connection
+
+
+def _was_ended(raw: Any) -> bool:
+    """Whether the server has ended a driver's connection between two transactions, as far as it is known here."""
+    if raw is None or raw.closed:
+        return True
+    arrived = select.poll()
+    arrived.register(raw.fileno(), select.POLLIN)
+    try:
+        # The server's last words come before the end.
+        for _ in range(_LAST_WORDS):
+            if not arrived.poll(0):
+                return False
+            raw.poll()
+    except psycopg2.Error:
+        return True
+    return False
 
 
 def usable(connection: Connection) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -142,6 +144,32 @@ def test_one_connection_is_kept_and_closed(url: str, outbox_dir: Path) -> None:
         bench.target.close()
         bench.target.close()
         assert not [one for one in set(threading.enumerate()) - before if one.name == "outbox-watchdog"]
+
+
+def test_connection_that_ended_while_idle_is_replaced_unnoticed(url: str, outbox_dir: Path) -> None:
+    """Servers, poolers and firewalls end idle connections: each entry after a pause would meet an outage."""
+    with Bench(outbox_dir, url, ROW) as bench:
+        for number in range(3):
+            bench.enqueue("row", {"n": number})
+            outcome = bench.apply()
+            assert outcome.interruption is None
+            bench.settle(outcome)
+            [(backend, _)] = query(
+                url,
+                "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'lmdb-outbox' AND datname = current_database()",
+            )
+            until(partial(_has_ended, backend))
+    assert query(url, "SELECT n FROM effects ORDER BY n") == [(0,), (1,), (2,)]
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone, and with it the last of its sockets."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def test_the_receipts_table_is_made_on_first_use(url: str, outbox_dir: Path) -> None:
@@ -430,7 +458,6 @@ def test_a_server_that_falls_silent_right_after_the_login_is_given_up(
             # On a loaded machine a sound server may be silent for so long, too.
             until(lambda: completed(bench.apply()) == [1])
             proxy.disconnect()
-            assert isinstance(bench.apply().interruption, TargetUnavailable)
         proxy.slow_login_s = slow_login_s
         proxy.silent_after_login.set()
         outcomes: list[Any] = []
