@@ -25,6 +25,8 @@ from outbox.log import redacted as redacted
 from outbox.log import without_password as without_password
 from outbox.words import printable
 
+from .signals import unwound_by_signals
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -328,7 +330,7 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt as exc:
             raise Interrupted("nothing is lost") from exc
 
-    return guarded
+    return unwound_by_signals()(guarded)
 
 
 def size(count: int) -> str:

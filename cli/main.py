@@ -39,6 +39,7 @@ _NO_COMMANDS = {
     "pace",
     "replacing",
     "screen",
+    "signals",
     "watch",
     "watch_view",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 from outbox import Health, Operation, Outbox, PostgresTarget, Relay
 from outbox.rescue.pages import DataFile, Walk
 from outbox.transfer import exporting
+from tests.atb import begin
 from tests.unit.fakes.audit import OPERATIONS, SCHEMA, Audit, query
-from tests.unit.fakes.waiting import LONG
+from tests.unit.fakes.waiting import LONG, until
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "recover.md"
 _DECLARED = """
@@ -217,3 +219,20 @@ def test_a_copy_beside_a_running_engine_leaves_nothing_behind(shell: Shell, stor
         assert shell(f"TMPDIR={tmp_path / 'temporary'} atb outbox export there.jsonl").returncode == 0
         assert list((tmp_path / "temporary").iterdir()) == []
         assert box.enqueue("trade", {"number": 2}).seq == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_command_ended_by_a_signal_leaves_no_copy_behind(store: Path, tmp_path: Path, number: int) -> None:
+    """A nightly export under `timeout` would fill the temporary directory with copies of the store."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    with Outbox.open(store) as box:
+        for _ in range(20):
+            box.enqueue("trade", {"note": "x" * 20_000})
+        # Nobody reads, so that it waits in the middle of its work.
+        command = begin("export", "-", cwd=store.parents[1], OUTBOX_DIR=str(store), TMPDIR=str(folder))
+        until(lambda: any(folder.glob("*/outbox.json")))
+        command.send_signal(number)
+        command.communicate(timeout=LONG)
+        assert command.returncode == (130 if number == signal.SIGINT else -number)
+        assert list(folder.iterdir()) == []
