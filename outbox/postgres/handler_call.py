@@ -6,13 +6,13 @@ work.  Each of these is a failure with its own verdict, so that no receipt is co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import psycopg2.extensions
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from ..clock import Clock
 from ..entry import EntryStatus
 from ..errors import EntryRejected, RetryLater, TargetMisconfigured, TargetUnavailable, Unrestorable
 from ..handlers import discard, is_for_the_thread, is_unfinished
@@ -25,27 +25,15 @@ _BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
 _INSIDE = psycopg2.extensions.TRANSACTION_STATUS_INTRANS
 
 
-class HandlerTimes:
-    """When the handlers of one transaction began, so that the one is known that took the time."""
+def slowest(begun: Sequence[tuple[int | None, float]], now: float, limit_s: float) -> int | None:
+    """The place of the unit whose handler took more than half of the limit, or None.
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._begun: list[tuple[int | None, float]] = []
-
-    def forget(self) -> None:
-        """A transaction begins."""
-        self._begun.clear()
-
-    def begin(self, position: int | None) -> None:
-        """The handler of an entry begins, whose unit has this place in the batch; None: something else begins."""
-        self._begun.append((position, self._clock.monotonic()))
-
-    def most_of(self, limit_s: float) -> int | None:
-        """The place of the unit whose handler took more than half of the limit, or None."""
-        ends = [began for _, began in self._begun[1:]] + [self._clock.monotonic()]
-        took = [(end - began, at) for (at, began), end in zip(self._begun, ends, strict=False) if at is not None]
-        longest, at = max(took, default=(0.0, None))
-        return at if longest > limit_s / 2 else None
+    `begun`: the places of the units whose handlers began, in order, and when; None where something else began.
+    """
+    ends = [began for _, began in begun[1:]] + [now]
+    took = [(end - began, at) for (at, began), end in zip(begun, ends, strict=False) if at is not None]
+    longest, at = max(took, default=(0.0, None))
+    return at if longest > limit_s / 2 else None
 
 
 def call_handler(

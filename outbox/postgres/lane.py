@@ -30,8 +30,8 @@ from ..words import counted, entries
 from . import watermarks
 from .alterations import Alterations
 from .blame import Blame
-from .connection import GuardedConnection, UnitFailed, raw_of
-from .handler_call import HandlerTimes, broken, call_handler, unrestorable
+from .connection import GuardedConnection, UnitFailed
+from .handler_call import broken, call_handler, slowest, unrestorable
 from .parking import OperationFault
 from .receipts import find, keep_results, record
 from .rows import RowWriter
@@ -90,7 +90,8 @@ class Lane:
         self._session: watermarks.Session | None = None
         self._session_on: Connection | None = None
         self._connected_us = 0
-        self._times = HandlerTimes(clock)
+        # When the handlers of one transaction began, by their units' places; None: something else began.
+        self._begun: list[tuple[int | None, float]] = []
         self._rows = RowWriter()
         self._shapes: dict[bytes, tuple[str, ...]] = {}
         self._blame = Blame(link, operations, alterations)
@@ -150,7 +151,9 @@ class Lane:
         """The place of the unit that took the time, or failed as a stall `alone`; None where none is known."""
         if not (exc.stalled or exc.too_much) or (alone and self._link.silent):
             return None
-        return 0 if alone and exc.stalled else self._times.most_of(self._link.stall_timeout_s)
+        if alone and exc.stalled:
+            return 0
+        return slowest(self._begun, self._clock.monotonic(), self._link.stall_timeout_s)
 
     @property
     def mark(self) -> Mark | None:
@@ -183,7 +186,7 @@ class Lane:
         self._link.close()
 
     def _connected(self, store_id: UUID) -> tuple[Connection, watermarks.Session]:
-        connection = self._link.get()
+        connection = self._link.current or self._link.get()
         if self._session is None or self._session_on is not connection:
             if not self._link.has_tables and not self._memory.marks():
                 self._link.make_tables()
@@ -206,7 +209,7 @@ class Lane:
 
     def _transact(self, store_id: UUID, part: list[Unit]) -> list[tuple[Record, bytes]]:
         """Apply units in one transaction.  Raises `TargetUnavailable`, `TargetMisconfigured` or `UnitFailed`."""
-        self._times.forget()
+        self._begun.clear()
         records = [item for unit in part for item in unit]
         position = {item.seq: index for index, unit in enumerate(part) for item in unit}
         for item in records:
@@ -224,7 +227,7 @@ class Lane:
                     if session.mark is None:
                         self._alterations.connected(cursor, store_id, self._connected_us)
                     session.enter(cursor)
-                if raw_of(connection).info.transaction_status != _INSIDE:
+                if cursor.connection.info.transaction_status != _INSIDE:
                     raise TargetMisconfigured(
                         "PostgreSQL has not begun the relay's transaction",
                         hint="a connection pooler must keep a transaction on one server",
@@ -268,7 +271,7 @@ class Lane:
         guarded: bool,
     ) -> dict[int, bytes]:
         """Write receipts and effects.  Returns what the handlers returned, now or at an earlier try, by seq."""
-        raw = raw_of(connection)
+        raw = cursor.connection
         with self._link.own_statements():
             if guarded:
                 raw.owe(_REFUSE_COMMIT)
@@ -324,11 +327,11 @@ class Lane:
                 self._insert(cursor, operation, shape, list(run), position)
                 continue
             for item in run:
-                self._times.begin(position[item.seq])
+                self._begun.append((position[item.seq], self._clock.monotonic()))
                 value = call_handler(self._link, connection, transaction, operation, item, position[item.seq])
                 if value is not None:
                     results[item.seq] = encode_result(value)
-            self._times.begin(None)
+            self._begun.append((None, self._clock.monotonic()))
         return results
 
     def _insert(

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from ..operation import Operation
 from ..store.envelope import Record
-from .documents import json_of
-from .rows import RowWriter, Table, quote, quote_table
+from .rows import RowWriter, Table, json_of, quote, quote_table
 from .sources import VALUE, ColumnType, Source
 from .transaction_settings import Cursor
 

@@ -62,14 +62,12 @@ class PostgresTarget:
         """See `Target.apply`.  Each lane gets a transaction of its own; an ordering key is never in two of them."""
         # The first lane goes first: it looks whether anything was lost, and the others join the history that it finds.
         lanes = self.lanes if self.lanes > 1 and self._lanes[0].mark is not None else 1
-        parts = spread(list(units(records)), lanes, self._has_handler)
-        tasks = [self._task(number, store_id, part) for number, part in enumerate(parts)]
-        outcome, *others = self._side_by_side(tasks)
-        if self.lanes > 1:
-            completed = [len(one.completed) for one in (outcome, *others)]
-            outcome.by_lane = completed + [0] * (self.lanes - len(completed))
-        for other in others:
-            outcome.merge(other)
+        batch = list(units(records))
+        if lanes == 1:
+            outcome = self._lanes[0].apply(store_id, batch)
+            outcome.by_lane = [len(outcome.completed), *[0] * (self.lanes - 1)] if self.lanes > 1 else []
+        else:
+            outcome = self._apply_side_by_side(store_id, spread(batch, lanes, self._has_handler))
         if outcome.waiting or outcome.rejected:
             park(outcome)
         if outcome.interruption is not None:
@@ -80,8 +78,15 @@ class PostgresTarget:
                 self._lanes[0].disconnect()
         return outcome
 
-    def _task(self, number: int, store_id: UUID, part: list[Unit]) -> Callable[[], Outcome]:
-        return lambda: self._lanes[number].apply(store_id, part) if part else Outcome()
+    def _apply_side_by_side(self, store_id: UUID, parts: list[list[Unit]]) -> Outcome:
+        def task(lane: Lane, part: list[Unit]) -> Callable[[], Outcome]:
+            return lambda: lane.apply(store_id, part) if part else Outcome()
+
+        outcome, *others = self._side_by_side([task(*one) for one in zip(self._lanes, parts, strict=True)])
+        outcome.by_lane = [len(one.completed) for one in (outcome, *others)]
+        for other in others:
+            outcome.merge(other)
+        return outcome
 
     def _has_handler(self, unit: Unit) -> bool:
         known = (self.operations.get(item.operation) for item in unit)

@@ -116,6 +116,8 @@ class Session:
         self._lineage: UUID | None = None
         self._position = 0
         self._entered = 0
+        # The newest transaction that PostgreSQL acknowledged to this session.
+        self.mark: Mark | None = None
         # Of an entry that was applied in the newest transaction.
         self._proof: str | None = None
         # Tables of ours that were seen.  Not made before the database is taken as it is: a table that was renamed or
@@ -127,13 +129,6 @@ class Session:
         if table not in self._seen and receipts.is_there(cursor, table):
             self._seen.add(table)
         return table in self._seen
-
-    @property
-    def mark(self) -> Mark | None:
-        """The newest transaction that PostgreSQL acknowledged to this session."""
-        if self._lineage is None or not self._position:
-            return None
-        return Mark(self._lineage, self._id, self._position, self._lane)
 
     def enter(self, cursor: Cursor) -> None:
         """Begin a transaction of the relay: keep other relays out, make sure that nothing was lost, move the watermark.
@@ -180,6 +175,8 @@ class Session:
     def committed(self, proof: Record | None = None) -> None:
         """PostgreSQL has acknowledged the transaction that was entered, and with it the receipt of `proof`."""
         self._position = self._entered
+        if self._lineage is not None and self._position:
+            self.mark = Mark(self._lineage, self._id, self._position, self._lane)
         self._proof = self._proof if proof is None else proof.key.hex()
 
     def examine(self, cursor: Cursor) -> HistoryRewound | None:

@@ -137,6 +137,9 @@ class _Defect(Exception):
 class Cursor:
     """Answers the statements of `receipts` and `watermarks` in one transaction."""
 
+    # Of a driver, which there is none of.
+    connection: Any = None
+
     def __init__(self, database: Database, state: State) -> None:
         self._database, self._state = database, state
         self._rows: list[Any] = []

@@ -1630,7 +1630,7 @@ BUGS = (
     ),
     Bug(
         "a JSON column gets an integer of more than 64 bits as a text",
-        "outbox/postgres/documents.py",
+        "outbox/postgres/rows.py",
         """_OTHER_FORMS = (b'"int"', b'"pairs"')""",
         """_OTHER_FORMS = (b'"pairs"',)""",
         ("tests/integration/test_as_parameters.py",),
@@ -2205,7 +2205,7 @@ BUGS = (
     Bug(
         "a batch is halved again and again to find the handler that takes too long",
         "outbox/postgres/lane.py",
-        "self._times.most_of(self._link.stall_timeout_s)",
+        "slowest(self._begun, self._clock.monotonic(), self._link.stall_timeout_s)",
         "None",
         ("tests/integration/test_postgres_target_handlers.py",),
     ),
