@@ -18,11 +18,11 @@ from .box import Outbox
 from .clock import SystemClock
 from .entry import EntryStatus
 from .errors import StoreCorrupt, TargetMisconfigured
+from .fate import OperationFault
 from .operation import Operation, operations_by_name
 from .postgres import receipts
 from .postgres.address import Address
 from .postgres.connection import GuardedConnection, UnitFailed
-from .postgres.parking import OperationFault
 from .postgres.row_audit import RowAudit, RowCount
 from .postgres.transaction_settings import Cursor
 from .store.envelope import Record, from_us, to_us

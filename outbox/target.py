@@ -9,30 +9,19 @@ from typing import Protocol, runtime_checkable
 from uuid import UUID
 
 from .errors import EntryRejected, HistoryRewound, OutboxError
+from .fate import Failed
+from .fate import Unit as Unit
 from .operation import Operation
 from .store.continuity import Mark, Memory
 from .store.envelope import Record
 
-Unit = list[Record]
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A unit that could not be applied though its data is not the cause: it waits, and its ordering keys with it."""
-
-    unit: Unit
-    error: OutboxError
-    # Whose trouble that is; None where only this unit is known to be concerned.
-    operation: str | None
-
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch.  Records that are in no list were not tried: they are behind a rejected one."""
+    """What became of a batch.  Records that are in no list were not tried: they are behind one that failed."""
 
     completed: list[tuple[Record, bytes]] = field(default_factory=list)
-    rejected: list[tuple[Record, EntryRejected]] = field(default_factory=list)
-    waiting: list[Waiting] = field(default_factory=list)
+    failed: list[Failed] = field(default_factory=list)
     # Operations none of whose entries can be applied now, and why.
     parked: dict[str, OutboxError] = field(default_factory=dict)
     # `TargetUnavailable` or `TargetMisconfigured` that ended the batch early; what is completed stays completed.
@@ -44,11 +33,21 @@ class Outcome:
     # How many entries each lane completed; empty for a target with one lane.
     by_lane: list[int] = field(default_factory=list)
 
+    @property
+    def rejected(self) -> list[tuple[Record, EntryRejected]]:
+        """The records that were refused, and why."""
+        refused = [(one.unit, one.error) for one in self.failed if not one.fate.waits]
+        return [(record, error) for unit, error in refused if isinstance(error, EntryRejected) for record in unit]
+
+    @property
+    def waiting(self) -> list[Failed]:
+        """The units that wait though their data is not the cause."""
+        return [one for one in self.failed if one.fate.waits]
+
     def merge(self, other: Outcome) -> None:
         """Add what became of the other part of the batch.  Of two interruptions a loss is the one to know of."""
         self.completed += other.completed
-        self.rejected += other.rejected
-        self.waiting += other.waiting
+        self.failed += other.failed
         self.stalled = self.stalled or other.stalled
         self.marks += other.marks
         if self.interruption is None or isinstance(other.interruption, HistoryRewound):
@@ -145,11 +144,6 @@ def ordering_keys(unit: Unit) -> set[str]:
 def is_best_effort(unit: Unit, operations: Mapping[str, Operation]) -> bool:
     """Whether a unit may be given up without an operator, and nothing waits for it: all of it is best effort."""
     return all(item.operation in operations and operations[item.operation].best_effort for item in unit)
-
-
-def holds_back(unit: Unit, error: Exception) -> bool:
-    """Whether later entries of a refused unit's ordering keys wait for it; those of a group always do."""
-    return not isinstance(error, EntryRejected) or error.holds_back or any(item.group for item in unit)
 
 
 def free_of(

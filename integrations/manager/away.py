@@ -12,7 +12,7 @@ from sqlalchemy import Dialect, Engine, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from ...failures import PRIVILEGE, Verdict, classify
+from ...fate import PRIVILEGE, Fate, classify
 from ..sql_text import is_of_session
 
 _INTERNAL, _CANCELED = "XX", "57014"
@@ -38,12 +38,12 @@ def is_away(error: BaseException | None) -> bool:
     """
     if isinstance(error, (OperationalError, InterfaceError, PoolTimeoutError)):
         return True
-    return isinstance(error, DBAPIError) and _verdict(error) is Verdict.UNAVAILABLE
+    return isinstance(error, DBAPIError) and _fate(error) is Fate.OUTAGE
 
 
 def cannot_take(error: BaseException | None) -> bool:
     """Whether a call has to wait until PostgreSQL is back, or until its schema or its privileges are corrected."""
-    return is_away(error) or (isinstance(error, DBAPIError) and _verdict(error) is Verdict.MISCONFIGURED)
+    return is_away(error) or (isinstance(error, DBAPIError) and _fate(error) is Fate.PARKED)
 
 
 def cannot_answer(error: BaseException | None) -> bool:
@@ -61,7 +61,7 @@ def _sqlstate(error: DBAPIError) -> str:
     return getattr(error.orig, "pgcode", None) or ""
 
 
-def _verdict(error: DBAPIError) -> Verdict:
+def _fate(error: DBAPIError) -> Fate:
     return classify(_sqlstate(error) or None, connected=not error.connection_invalidated, data_error=False)
 
 

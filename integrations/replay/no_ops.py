@@ -10,7 +10,7 @@ import ast
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ...failures import Verdict, classify
+from ...fate import Fate, classify
 from ..code.class_code import ClassCode
 from ..code.method_code import Facts, dotted, facts_of
 from ..operations import ManagerOperation, answered
@@ -49,7 +49,7 @@ def is_refusal(error: BaseException) -> bool:
     """Whether an error of the database is about the data, or raised by a function, and would come again."""
     invalidated = getattr(error, "connection_invalidated", False)
     sqlstate = getattr(getattr(error, "orig", None), "pgcode", None)
-    rejected = classify(sqlstate, connected=not invalidated, data_error=False) is Verdict.REJECTED
+    rejected = classify(sqlstate, connected=not invalidated, data_error=False) is Fate.DEAD
     return rejected or database_rules.is_raised(error)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ..clock import Clock
 from ..own_threads import is_waited_for
@@ -56,9 +56,8 @@ class Progress:
             for listener in tuple(self._listeners):
                 listener()
 
-    def acknowledge(self, seqs: Iterable[int]) -> None:
+    def acknowledge(self, acknowledged: frozenset[int]) -> None:
         """Take note that PostgreSQL has committed these entries; the relay records that next."""
-        acknowledged = frozenset(seqs)
         with self._lock:
             if acknowledged != self._acknowledged:
                 self._acknowledged = acknowledged

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from .. import codec
-from ..failures import PRIVILEGE
+from ..fate import PRIVILEGE
 from ..store.envelope import Record
 from .piggyback import tried
 from .receipts import text_array

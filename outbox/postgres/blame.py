@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import EntryRejected, OutboxError, TargetMisconfigured, TargetUnavailable
-from ..failures import UNIQUE
+from ..fate import UNIQUE, OperationFault
 from ..operation import Operation
 from ..target import Unit
 from .alterations import Alterations, Refused
 from .connection import GuardedConnection, UnitFailed
 from .left_out import given_by, why_left_out
-from .parking import OperationFault
 from .rows import quote_table
 from .sequences import Taken, taken_number
 

@@ -22,13 +22,12 @@ from sqlalchemy.pool import NullPool
 from ..clock import Clock
 from ..config import OutboxConfig
 from ..errors import EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
-from ..failures import CONFLICTS, CONTENTIONS, PRIVILEGE, STALLS, UNNAMED, Verdict, classify
+from ..fate import CONFLICTS, CONTENTIONS, PRIVILEGE, STALLS, UNNAMED, Fate, OperationFault, classify
 from ..log import Log
 from ..words import first_line
 from .address import Address, completed, rotated
 from .alterations import Refused
 from .login_probe import Login, sqlstate_of_login
-from .parking import OperationFault
 from .piggyback import PiggybackConnection
 from .transaction_settings import Cursor, TransactionSettings
 from .watchdog import Watchdog
@@ -131,29 +130,28 @@ class GuardedConnection:
         sqlstate = getattr(error, "pgcode", None) if isinstance(error, psycopg2.Error) else None
         # A commit runs what entries have deferred; a commit whose connection was lost shows nothing of them.
         applying = operation is not None or (committing and alive)
-        verdict = classify(sqlstate, connected=alive, data_error=isinstance(error, Reject), applying=applying)
+        fate = classify(sqlstate, connected=alive, data_error=isinstance(error, Reject), applying=applying)
         diag = error.diag if isinstance(error, psycopg2.Error) else None
         if diag is not None and sqlstate in UNNAMED and diag.table_name and not diag.constraint_name:
-            verdict = Verdict.MISCONFIGURED
+            fate = Fate.PARKED
         text = f"{sqlstate or type(error).__name__}: {first_line(error)}"
         if self._watchdog.spent_here:
             text = f"a transaction took longer than {self.stall_timeout_s} s here, not in PostgreSQL"
-        if verdict is Verdict.UNAVAILABLE:
+        if fate is Fate.OUTAGE:
             # An entry's own statement may fail each time while others work: it crashes the server's process, finds a
             # row locked (NOWAIT), or writes to a disk or a page that nothing else needs.  So may what it has deferred
             # to the commit.
             stalled = applying or committing or self._watchdog.fired or sqlstate in STALLS
             too_much, conflict = alive and sqlstate in CONTENTIONS, alive and sqlstate in CONFLICTS
             return TargetUnavailable(text, stalled=stalled, too_much=too_much, conflict=conflict)
-        if verdict is Verdict.MISCONFIGURED:
+        if fate is Fate.PARKED:
             failed = UnitFailed(OperationFault(text, sqlstate=sqlstate), position, operation)
             failed.refused = Refused.of(error) if sqlstate == PRIVILEGE else None
             return failed
         if isinstance(error, RetryLater):
             return UnitFailed(error, position, operation)
-        permanent = verdict is Verdict.REJECTED
         holds_back = not isinstance(error, Reject) or error.holds_back
-        rejected = EntryRejected(text, permanent=permanent, sqlstate=sqlstate, holds_back=holds_back)
+        rejected = EntryRejected(text, permanent=fate is Fate.DEAD, sqlstate=sqlstate, holds_back=holds_back)
         failed = UnitFailed(rejected, position, operation)
         failed.refused = Refused.of(error) if sqlstate is not None else None
         return failed
@@ -250,7 +248,7 @@ class GuardedConnection:
         # The driver leaves a host that is silent by itself, except where a callback of the program waits for it.
         self._put_last += self._watchdog.fired
         sqlstate = sqlstate_of_login(login, self._connect_timeout_s, self._new_id().hex) if login is not None else None
-        if classify(sqlstate, connected=True, data_error=False) is Verdict.MISCONFIGURED:
+        if classify(sqlstate, connected=True, data_error=False) is Fate.PARKED:
             return TargetMisconfigured(str(failure), hint="check DATABASE_URL and the server's pg_hba.conf")
         return failure
 

@@ -15,11 +15,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..entry import EntryStatus
 from ..errors import EntryRejected, RetryLater, TargetMisconfigured, TargetUnavailable, Unrestorable
+from ..fate import OperationFault, UnknownClass
 from ..handlers import discard, is_for_the_thread, is_unfinished
 from ..operation import Operation
 from ..store.envelope import Record
 from .connection import GuardedConnection, UnitFailed, raw_of, usable
-from .parking import OperationFault, UnknownClass
 
 _BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
 _INSIDE = psycopg2.extensions.TRANSACTION_STATUS_INTRANS

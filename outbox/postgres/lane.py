@@ -21,18 +21,18 @@ from sqlalchemy import Connection
 from .. import codec
 from ..clock import Clock
 from ..errors import EntryRejected, TargetMisconfigured, TargetUnavailable, Unrestorable
+from ..fate import OperationFault, of_unit
 from ..operation import Operation
 from ..results import encode_result
 from ..store.continuity import Mark, Memory, NoMemory
 from ..store.envelope import Record, to_us
-from ..target import Outcome, Unit, Waiting, free_of, holds_back, is_best_effort, ordering_keys, split
+from ..target import Outcome, Unit, free_of, is_best_effort, ordering_keys, split
 from ..words import counted, entries
 from . import watermarks
 from .alterations import Alterations
 from .blame import Blame
 from .connection import GuardedConnection, UnitFailed
 from .handler_call import broken, call_handler, slowest, unrestorable
-from .parking import OperationFault
 from .receipts import find, keep_results, record
 from .rows import RowWriter
 from .sequences import Taken
@@ -138,13 +138,11 @@ class Lane:
             course.todo.append(part)
             return
         error, operation = self._blame.of(unit, exc, None if number == course.taken.get(unit[0].seq) else number)
-        holds = holds_back(unit, error) and not is_best_effort(unit, self.operations)
+        failed = of_unit(unit, error, operation)
+        holds = failed.holds_back and not is_best_effort(unit, self.operations)
         course.blocked = behind | ordering_keys(unit) if holds else behind
-        if isinstance(error, EntryRejected):
-            course.outcome.rejected += [(item, error) for item in unit]
-            return
-        course.outcome.waiting.append(Waiting(unit, error, operation))
-        if operation is not None:
+        course.outcome.failed.append(failed)
+        if failed.fate.waits and operation is not None:
             course.failed[operation] += 1
 
     def _late(self, exc: TargetUnavailable, *, alone: bool) -> int | None:

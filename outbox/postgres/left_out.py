@@ -13,7 +13,7 @@ from itertools import chain
 from typing import Any
 
 from .. import codec
-from ..failures import INTEGRITY, OUT_OF_RANGE, UNIQUE
+from ..fate import INTEGRITY, OUT_OF_RANGE, UNIQUE
 from ..store.envelope import Record
 from .alterations import Refused
 from .piggyback import tried

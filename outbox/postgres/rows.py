@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .. import codec
+from ..fate import OperationFault
 from ..store.envelope import Record
-from .parking import OperationFault
 from .sources import VALUE, ColumnType, ColumnTypes, Source, kinds_of, sources_of
 from .transaction_settings import Cursor
 

@@ -8,6 +8,7 @@ from uuid import UUID
 from ..clock import Clock, SystemClock
 from ..config import OutboxConfig
 from ..errors import HistoryRewound
+from ..fate import of_batch
 from ..operation import Operation, operations_by_name
 from ..store.continuity import Memory
 from ..store.envelope import Record
@@ -17,7 +18,6 @@ from .address import Address
 from .alterations import Alterations
 from .connection import GuardedConnection
 from .lane import Lane
-from .parking import park
 from .watermarks import Comparison
 
 
@@ -68,8 +68,9 @@ class PostgresTarget:
             outcome.by_lane = [len(outcome.completed), *[0] * (self.lanes - 1)] if self.lanes > 1 else []
         else:
             outcome = self._apply_side_by_side(store_id, spread(batch, lanes, self._has_handler))
-        if outcome.waiting or outcome.rejected:
-            park(outcome)
+        if outcome.failed:
+            works = {record.operation for record, _ in outcome.completed}
+            outcome.failed, outcome.parked = of_batch(outcome.failed, works)
         if outcome.interruption is not None:
             # Another server may have taken over: no lane goes on without having looked.
             for lane in self._lanes[1:]:

@@ -18,23 +18,21 @@ class BatchSize:
         # The newest entry of the last look, and until when the program counts as enqueueing.
         self._newest_seq: int | None = None
         self._busy_until = 0.0
+        # Whether to go easy on disk and interpreter, since the program enqueues and waits for both.  Then batches
+        # are small, one step after the other: see `docs/explanation/decisions/011-busy-batches.md`.
+        self.busy = False
 
     def entries(self, now: float) -> int:
         """How many entries to take at once; a single one where that is to show which one takes too long."""
-        limit = min(self._limit, self._config.busy_batch_size) if self.is_busy(now) else self._limit
+        self.busy = now < self._busy_until and self._config.busy_batch_size < self._config.batch_size
+        limit = min(self._limit, self._config.busy_batch_size) if self.busy else self._limit
         return limit * self._target.lanes if self._limit > 1 else 1
-
-    def is_busy(self, now: float) -> bool:
-        """Whether to go easy on the disk and the interpreter, since the program enqueues and waits for both.
-
-        Then batches are small, one step after the other: `docs/explanation/decisions/011-busy-batches.md`.
-        """
-        return now < self._busy_until and self._config.busy_batch_size < self._config.batch_size
 
     def look(self, newest_seq: int, now: float) -> None:
         """Note the newest entry of the store: a later one than before was enqueued meanwhile."""
         if self._newest_seq is not None and newest_seq > self._newest_seq:
             self._busy_until = now + _BUSY_S
+            self.busy = self._config.busy_batch_size < self._config.batch_size
         self._newest_seq = newest_seq
 
     def shrink(self) -> None:

@@ -28,7 +28,7 @@ from .reconcile import Reconciler
 from .recording import Recording
 from .refusals import Refusals
 from .scan import Batch, Scan
-from .trouble import Trouble, foreseen
+from .trouble import Trouble, foreseen, unforeseen
 from .waits import Retry
 
 _log = Log("outbox.relay")
@@ -141,12 +141,12 @@ class Delivery:
             if not self._recording.claim(batch):
                 return self._came_to(_CLAIM_S)
             self._size.look(batch.newest_seq, now)
-            if not self._size.is_busy(now) and (self._recording.owes or not batch.exhausted):
+            if not self._size.busy and (self._recording.owes or not batch.exhausted):
                 self._recording.begin(batch, self._size.entries(now))
             outcome = self._apply(batch)
             self._recording.finish()
             # Before it is recorded: a caller that waits for the effect need not wait for our disk too.
-            self._box.progress.acknowledge(record.seq for record, _ in outcome.completed)
+            self._box.progress.acknowledge(frozenset(record.seq for record, _ in outcome.completed))
             self._settle(batch, outcome, now)
             self._measure(batch, outcome, now)
             return self._schedule(batch, outcome, now)
@@ -201,10 +201,13 @@ class Delivery:
         if not batch.records:
             return Outcome()
         try:
-            with foreseen():
-                outcome = self._target.apply(self._box.store.identity.store_id, batch.records)
+            outcome = self._target.apply(self._box.store.identity.store_id, batch.records)
         except (TargetUnavailable, TargetMisconfigured) as exc:
             outcome = Outcome(interruption=exc)
+        except OutboxError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - a defect of the target must not end the deliveries
+            outcome = Outcome(interruption=unforeseen(exc))
         if outcome.interruption is not None:
             self._reconciler.note(outcome.interruption)
         return outcome
@@ -213,27 +216,16 @@ class Delivery:
         """Record the outcome in one commit, or owe that to the next step.  Raises `DurabilityError`."""
         settlement = Settlement(completed=outcome.completed, marks=outcome.marks)
         retries: dict[int, Retry] = {}
-        if outcome.rejected or outcome.waiting or batch.broken:
-            retries = self._refusals.sort(batch, outcome, settlement, now)
-        waits = outcome.waiting or outcome.parked
-        plain = not (settlement.dead or settlement.dropped or retries or outcome.interruption or waits)
-        may_owe = self._recording.may_owe and not self._size.is_busy(now)
-        later = plain and may_owe and not batch.exhausted and self._scan.waits.next_retry is None
-        self._recording.settle(settlement, batch, later=later)
-        self._scan.refused(settlement, outcome.rejected, retries)
+        if outcome.failed or batch.broken:
+            retries = self._refusals.carry_out(batch, outcome, settlement, now)
+        if self._may_owe(batch, outcome):
+            self._recording.owe(settlement, batch)
+        else:
+            self._recording.settle(settlement)
+        if retries or settlement.dead:
+            self._scan.refused(settlement, outcome.failed, retries)
         if outcome.stalled:
-            # Others go on for as long as the try has taken; a connection that was lost is soon replaced.
-            ended = self._box.clock.monotonic()
-            error = outcome.interruption
-            conflict = isinstance(error, TargetUnavailable) and error.conflict
-            pause_s = max(HURRY_S, ended - now)
-            self._scan.waits.stalled(outcome.stalled, str(error), ended, pause_s, conflict=conflict)
-            _log.warning(
-                "entry %(seq)s of operation %(operation)r fails or takes too long by itself, and waits: %(error)s",
-                seq=outcome.stalled[0].seq,
-                operation=outcome.stalled[0].operation,
-                error=error,
-            )
+            self._stalled(outcome, now)
         if settlement.dead:
             record, why = settlement.dead[0]
             _log.error(
@@ -245,16 +237,35 @@ class Delivery:
                 why=why,
             )
         if outcome.interruption is None:
-            done = {record.seq for record, _ in outcome.completed} | {record.seq for record, _ in outcome.rejected}
-            self._scan.passed(batch, done)
+            done = {record.seq for record, _ in outcome.completed}
+            self._scan.passed(
+                batch, done.union(record.seq for record, _ in outcome.rejected) if outcome.failed else done
+            )
+
+    def _may_owe(self, batch: Batch, outcome: Outcome) -> bool:
+        """Whether the batch may be recorded beside the next one: all of it was applied, and more is to come at once."""
+        applied = not (outcome.failed or batch.broken or outcome.interruption)
+        more = not batch.exhausted and self._scan.waits.next_retry is None
+        return applied and more and self._recording.may_owe and not self._size.busy
+
+    def _stalled(self, outcome: Outcome, now: float) -> None:
+        """Let others go on for as long as the try has taken; a connection that was lost is soon replaced."""
+        ended = self._box.clock.monotonic()
+        error, unit = outcome.interruption, outcome.stalled
+        conflict = isinstance(error, TargetUnavailable) and error.conflict
+        self._scan.waits.stalled(unit, str(error), ended, max(HURRY_S, ended - now), conflict=conflict)
+        _log.warning(
+            "entry %(seq)s of operation %(operation)r fails or takes too long by itself, and waits: %(error)s",
+            seq=unit[0].seq,
+            operation=unit[0].operation,
+            error=error,
+        )
 
     def _measure(self, batch: Batch, outcome: Outcome, now: float) -> None:
         took_s = self._box.clock.monotonic() - now
-        self.publication.pace.batch(len(outcome.completed), took_s)
-        self.publication.delivered(outcome.by_lane)
+        self.publication.measured(outcome, batch.newest_seq, took_s, now)
         if batch.records and _log.is_detailed:
             self._describe(batch, outcome, took_s)
-        self.publication.pace.sample(now, batch.newest_seq)
 
     def _describe(self, batch: Batch, outcome: Outcome, took_s: float) -> None:
         """Log a line for the batch, at DEBUG."""
@@ -273,10 +284,8 @@ class Delivery:
 
     def _schedule(self, batch: Batch, outcome: Outcome, now: float) -> Step:
         """Note how the step went, and when the next one is due."""
-        if outcome.completed or outcome.rejected or outcome.waiting or batch.broken:
+        if outcome.completed or outcome.failed or batch.broken:
             self.publication.moved_at = now
-        if outcome.completed:
-            self.publication.applied()
         if outcome.interruption is not None:
             self._fail(outcome.interruption, now)
         elif batch.records:
@@ -288,7 +297,7 @@ class Delivery:
         if self._caught_up:
             self._seen_seq = batch.newest_seq
             self.publication.moved_at = now
-            self.publication.know_better()
+            self.publication.inherited.clear()
         self._housekeep(now, idle=self._caught_up)
         idle_s = self._check(now) if self._caught_up else math.inf
         self.publish(now)
@@ -310,7 +319,7 @@ class Delivery:
             raise
         except (TargetUnavailable, TargetMisconfigured) as exc:
             # Nothing waits yet, so callers count as caught up; a wrong address or password is reported all the same.
-            self.publication.know_better()
+            self.publication.inherited.clear()
             return self.trouble.failed_idle(exc)
         if works and self.trouble.last_error is not None:
             # No batch will show that delivery works.
@@ -320,7 +329,7 @@ class Delivery:
         return math.inf
 
     def _fail(self, exc: OutboxError, now: float) -> None:
-        self.publication.know_better()
+        self.publication.inherited.clear()
         self._recording.may_owe &= not isinstance(exc, DurabilityError)
         if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
             self._size.shrink()
@@ -331,7 +340,7 @@ class Delivery:
 
     def _recover(self) -> None:
         self.trouble.recovered()
-        self.publication.know_better()
+        self.publication.inherited.clear()
         self._size.grow()
 
     def _housekeep(self, now: float, *, idle: bool) -> None:

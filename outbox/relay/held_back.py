@@ -18,23 +18,19 @@ class HeldBack:
     def __init__(self, dead: Iterable[tuple[int, str | None]] = ()) -> None:
         """`dead`: sequence number and ordering key of every dead letter, oldest first."""
         # By ordering key: the sequence number behind which everything waits.
-        self._first: dict[str, int] = {}
+        self.behind: dict[str, int] = {}
         for seq, key in dead:
             if key is not None:
-                self._first.setdefault(key, seq)
-
-    def __bool__(self) -> bool:
-        """Whether anything can be held back."""
-        return bool(self._first)
+                self.behind.setdefault(key, seq)
 
     def block(self, unit: Unit) -> None:
         """What comes behind `unit` in any of its keys is held back."""
         for key in ordering_keys(unit):
-            self._first[key] = min(self._first.get(key, unit[0].seq), unit[0].seq)
+            self.behind[key] = min(self.behind.get(key, unit[0].seq), unit[0].seq)
 
     def holds(self, unit: Unit) -> bool:
         """Whether the next unit of the walk is held back; whatever comes behind it in any of its keys is, too."""
-        if any(self._first.get(key, unit[0].seq) < unit[0].seq for key in ordering_keys(unit)):
+        if any(self.behind.get(key, unit[0].seq) < unit[0].seq for key in ordering_keys(unit)):
             self.block(unit)
             return True
         return False
@@ -43,7 +39,7 @@ class HeldBack:
 def held_back(records: Iterable[Record], dead: Iterable[tuple[int, str | None]]) -> Iterator[Record]:
     """Those of the pending `records`, which are all from the oldest on, that are held back."""
     held = HeldBack(dead)
-    for unit in units(records) if held else ():
+    for unit in units(records) if held.behind else ():
         if held.holds(unit):
             yield from unit
 
@@ -56,7 +52,7 @@ def counts(records: Iterable[Record], dead: Iterable[tuple[int, str | None]]) ->
     behind: dict[str, frozenset[int]] = {}
     waiting: Counter[frozenset[int]] = Counter()
     seq, key = next(coming, (None, ""))
-    for unit in units(records) if held else ():
+    for unit in units(records) if held.behind else ():
         while seq is not None and seq < unit[0].seq:
             behind[key] = behind.get(key, frozenset()) | {seq}
             seq, key = next(coming, (None, ""))

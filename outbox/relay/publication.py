@@ -9,6 +9,7 @@ from ..clock import Clock
 from ..log import Log
 from ..store.rates import Pace
 from ..store.state_file import StateFile
+from ..target import Outcome
 from .scan import Scan
 from .trouble import Trouble
 
@@ -30,8 +31,8 @@ class Publication:
         self._again_at = 0.0
         # When the trouble began.
         self._since: str | None = None
-        # The last report of the relay before this one, until this one has its own.
-        self._inherited: dict[str, object] = {}
+        # The last report of the relay before this one; to be cleared when this one has its own.
+        self.inherited: dict[str, object] = {}
         # When deliveries came on last, or had nothing to do (monotonic seconds); and when one was applied.
         self.moved_at = clock.monotonic()
         self._last_applied_at: str | None = None
@@ -45,10 +46,14 @@ class Publication:
         # Whether the writer must not be waited for before it has been looked at again.
         self.writer_may_hang = False
 
-    def delivered(self, by_lane: list[int]) -> None:
-        """Count what each lane completed of a batch; `by_lane` is empty for one lane."""
-        before = self._by_lane or [0] * len(by_lane)
-        if by_lane:
+    def measured(self, outcome: Outcome, newest_seq: int, took_s: float, now: float) -> None:
+        """Count what was delivered of a batch, which has taken `took_s`; `newest_seq` is the store's."""
+        self.pace.batch(len(outcome.completed), took_s)
+        self.pace.sample(now, newest_seq)
+        if outcome.completed:
+            self._last_applied_at = self._clock.now().isoformat()
+        if by_lane := outcome.by_lane:
+            before = self._by_lane or [0] * len(by_lane)
             self._by_lane = [count + more for count, more in zip(before, by_lane, strict=True)]
 
     def take_up(self) -> None:
@@ -58,12 +63,8 @@ class Publication:
         except OSError:  # the next report logs it
             return
         if said.get("last_error"):
-            self._inherited = {name: said[name] for name in _LAST_WORD if name in said}
+            self.inherited = {name: said[name] for name in _LAST_WORD if name in said}
         self.pace.inherit(said.get("pace"))
-
-    def know_better(self) -> None:
-        """This relay has a report of its own: drop that of the relay before."""
-        self._inherited = {}
 
     def look_at_writer(self, moves: int, now: float) -> None:
         """Find out whether the writer of this process hangs in a piece of work; see `Writer.moves`."""
@@ -73,25 +74,22 @@ class Publication:
         if not self._hangs:
             self._moves, self._at_work_since = moves, now
 
-    def applied(self) -> None:
-        """Something was applied just now."""
-        self._last_applied_at = self._clock.now().isoformat()
-
     def tell(self, trouble: Trouble, scan: Scan, now: float, *, force: bool = False) -> None:
         """Publish at once when something has changed, else every second."""
-        error = trouble.last_error or scan.waits.trouble
+        reason, waiting = scan.published()
+        error = trouble.last_error or reason
         state: dict[str, object] = {
             "breaker": trouble.breaker_state,
             "stopped": trouble.stopped,
             "last_error": error and error[:_SAID_CHARS],
             "died": self.died and self.died[:_SAID_CHARS],
-            **scan.published(),
+            **waiting,
         }
         if error is None:
             self._since = None
         elif self._since is None:
             self._since = self._clock.now().isoformat()
-        state = {"pid": os.getpid(), **state, "since": self._since, **self._inherited}
+        state = {"pid": os.getpid(), **state, "since": self._since, **self.inherited}
         if state == self._said and now < self._again_at and not force:
             return
         self._said, self._again_at = state, now + _PUBLISH_S

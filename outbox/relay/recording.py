@@ -116,24 +116,26 @@ class Recording:
             self._scan.distrust()
             raise
 
-    def settle(self, settlement: Settlement, batch: Batch, *, later: bool) -> None:
-        """Record the outcome of a batch in one commit; `later`: beside the next one.  Raises `DurabilityError`."""
-        if not settlement:
+    def owe(self, settlement: Settlement, batch: Batch) -> None:
+        """Leave a batch that was applied completely to be recorded beside the next one, or by `finish`."""
+        if not settlement.completed:
             return
-        if later:
-            self._owed, self._owed_range = settlement, self._batch_range
-            first = batch.records[0].seq if batch.whole and batch.records else 0
-            self.memory.know(settlement.marks, range(first, batch.last_seq + 1) if first else range(0))
-            return
-        self._store.settle(settlement)
-        self.may_owe = True
+        self._owed, self._owed_range = settlement, self._batch_range
+        first = batch.records[0].seq if batch.whole else 0
+        self.memory.know(settlement.marks, range(first, batch.last_seq + 1) if first else range(0))
+
+    def settle(self, settlement: Settlement) -> None:
+        """Record now what became of a batch, in one commit.  Raises `DurabilityError`."""
+        if settlement:
+            self._store.settle(settlement)
+            self.may_owe = True
 
     def end_step(self) -> None:
         """Only what PostgreSQL has acknowledged and the store has not recorded yet must not be discarded."""
         self.unclaim()
         if self._owed is None:
             # Recorded, or not to be relied on: what comes again may have been lost by PostgreSQL meanwhile.
-            self._progress.acknowledge(())
+            self._progress.acknowledge(frozenset())
 
     def unclaim(self) -> None:
         """Let operators discard what is not owed."""

@@ -1,16 +1,15 @@
-"""Refusals: the outcome of entries that were not applied: another try, a wait, a dead letter, or nothing."""
+"""Refusals: carries out the fates of entries that were not applied: another try, a wait, a dead letter, or nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
-from ..errors import EntryRejected
-from ..failures import FOREIGN_KEY
+from ..errors import OutboxError
+from ..fate import Failed, Fate, Unit, of_refusal, spare_children
 from ..log import Log
-from ..store.envelope import Record
 from ..store.ledger import Settlement
-from ..target import Outcome, Target, Waiting, holds_back, is_best_effort, units
+from ..target import Outcome, Target, is_best_effort
 from .breaker import Breaker
 from .scan import Batch
 from .waits import Retry, Waits
@@ -34,59 +33,31 @@ class Refusals:
         self._waits, self._target, self._breaker = waits, target, breaker
         self._max_retries = max_retries
 
-    def sort(self, batch: Batch, outcome: Outcome, settlement: Settlement, now: float) -> dict[int, Retry]:
+    def carry_out(self, batch: Batch, outcome: Outcome, settlement: Settlement, now: float) -> dict[int, Retry]:
         """Add to `settlement` what was refused, and let wait what cannot be applied yet.
 
-        Returns when the rejected entries that are tried again are due.  A try before that, for a caller, is not
-        counted: else a caller who waits would turn a refusal that passes into a dead letter.
+        Leaves the fates in `outcome.failed`, oldest first.  Returns when the refused entries that are tried again are
+        due, by sequence number.
         """
-        self._spare_children(outcome, batch)
-        self._park(outcome, now)
+        failed = sorted(outcome.failed, key=lambda one: one.seq)
+        failed = spare_children(
+            failed,
+            is_best_effort=self._is_best_effort,
+            waits_before=self._waits.waits_before,
+            may_be_late=lambda unit: self._may_be_late(unit, batch),
+        )
+        self._let_wait([one for one in failed if one.fate.waits], outcome.parked, now)
         settlement.dead += [(record, "another entry of its transaction is damaged") for record in batch.broken]
-        lenient = self._best_effort(record for record, _ in outcome.rejected)
         retries: dict[int, Retry] = {}
-        for record, error in outcome.rejected:
-            due = None if error.permanent else self._waits.take_early(record.seq, now)
-            if due is not None:
-                retries[record.seq] = Retry(due, record.seq not in lenient)
-            elif not error.permanent and record.attempts < self._max_retries:
-                due = now + self._breaker.backoff(record.attempts + 1)
-                retries[record.seq] = Retry(due, record.seq not in lenient)
-                settlement.retried.append((record, str(error)))
-            elif record.seq in lenient:
-                settlement.dropped.append((record, str(error)))
-            else:
-                # Without its ordering key nothing waits for it.
-                kept = record if holds_back([record], error) else replace(record, order_by=None)
-                settlement.dead.append((kept, str(error)))
+        outcome.failed = [one if one.fate.waits else self._refuse(one, settlement, retries, now) for one in failed]
         return retries
 
-    def _spare_children(self, outcome: Outcome, batch: Batch) -> None:
-        """Rows may refer to a row that is still to come: they wait while an older entry does.
+    def _may_be_late(self, unit: Unit, batch: Batch) -> bool:
+        """The other may have been on its way on another connection; the next try shows it."""
+        beside = self._target.lanes > 1 and batch.records[0].seq < unit[0].seq
+        return beside or self._is_late(unit[0].captured_us)
 
-        Another store may deliver it, which has been in the same outage: what was late is tried again.
-        Not for a parked best-effort operation, as in `Waits.waits_before`: each would wait for the other for ever.
-        """
-        parked = [one for one in outcome.waiting if one.operation in outcome.parked]
-        lenient = self._best_effort(record for one in parked for record in one.unit)
-        older = [record.seq for one in outcome.waiting for record in one.unit if record.seq not in lenient]
-        older += [record.seq for record, error in outcome.rejected if not error.permanent]
-        first = min(older, default=batch.newest_seq + 1)
-        errors = {record.seq: error for record, error in outcome.rejected}
-        outcome.rejected = []
-        for unit in units([record for record in batch.records if record.seq in errors]):
-            error = errors[unit[0].seq]
-            child = error.permanent and error.sqlstate == FOREIGN_KEY
-            if child and (first < unit[0].seq or self._waits.waits_before(unit[0].seq)):
-                outcome.waiting.append(Waiting(unit, error, None))
-                continue
-            beside = self._target.lanes > 1 and batch.records[0].seq < unit[0].seq
-            if child and (beside or self._is_late(unit[0].captured_us)):
-                # The other may have been on its way on another connection; the next try shows it.
-                error = EntryRejected(str(error), permanent=False, sqlstate=error.sqlstate)
-            outcome.rejected += [(record, error) for record in unit]
-
-    def _park(self, outcome: Outcome, now: float) -> None:
+    def _let_wait(self, waiting: list[Failed], parked: dict[str, OutboxError], now: float) -> None:
         """Let units wait that fail though their data is not the cause; they are tried again with backoff."""
 
         def due(times: int) -> float:
@@ -94,21 +65,40 @@ class Refusals:
 
         # The oldest entry of each operation that is concerned: an entry that waits alone concerns itself only.
         concerned: dict[str, int] = {}
-        for one in outcome.waiting:
-            if one.operation in outcome.parked and not self._waits.waits_alone(one.unit):
-                concerned.setdefault(one.operation, one.unit[0].seq)
-        for name, error in outcome.parked.items():
-            if name not in concerned:
-                continue
+        for one in waiting:
+            if one.fate is Fate.PARKED and one.operation is not None and not self._waits.waits_alone(one.unit):
+                concerned.setdefault(one.operation, one.seq)
+        for name in [name for name in parked if name in concerned]:
             if name not in self._waits.parked:
-                _log.error("operation %(operation)r is parked: %(error)s", operation=name, error=error)
-            self._waits.park(name, str(error), concerned[name], due)
-        for one in outcome.waiting:
+                _log.error("operation %(operation)r is parked: %(error)s", operation=name, error=parked[name])
+            self._waits.park(name, str(parked[name]), concerned[name], due)
+        for one in waiting:
             if one.operation not in concerned:
                 self._waits.wait(one.unit, str(one.error), due)
 
-    def _best_effort(self, records: Iterable[Record]) -> set[int]:
-        """Sequence numbers of those that need no operator: a group does not count unless all of it is best effort."""
-        return {
-            record.seq for unit in units(records) if is_best_effort(unit, self._target.operations) for record in unit
-        }
+    def _refuse(self, one: Failed, settlement: Settlement, retries: dict[int, Retry], now: float) -> Failed:
+        """Settle a refused unit, or note when it is tried again; returns it with its fate."""
+        lenient, attempts = self._is_best_effort(one.unit), one.unit[0].attempts
+        early = None
+        if one.fate is Fate.RETRIED:
+            # The members of a group share one fate.
+            dues = [self._waits.take_early(record.seq, now) for record in one.unit]
+            early = max([due for due in dues if due is not None], default=None)
+        may_retry = attempts < self._max_retries
+        fate = of_refusal(one, early=early is not None, may_retry=may_retry, is_best_effort=lenient)
+        why = [(record, str(one.error)) for record in one.unit]
+        if fate is Fate.DISCARDED:
+            settlement.dropped += why
+        elif fate is Fate.DEAD:
+            if not one.holds_back:
+                # Without its ordering key nothing waits for it.
+                why = [(replace(record, order_by=None), said) for record, said in why]
+            settlement.dead += why
+        else:
+            settlement.retried += why if fate is Fate.RETRIED else []
+            due = now + self._breaker.backoff(attempts + 1) if early is None else early
+            retries.update(dict.fromkeys((record.seq for record in one.unit), Retry(due, not lenient)))
+        return replace(one, fate=fate)
+
+    def _is_best_effort(self, unit: Unit) -> bool:
+        return is_best_effort(unit, self._target.operations)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..errors import EntryRejected, StoreCorrupt
+from ..errors import StoreCorrupt
+from ..fate import Failed
 from ..store.envelope import Record
 from ..store.ledger import Settlement
 from ..store.reads import MANY_DAMAGED, Peeked
@@ -69,19 +70,21 @@ class Scan:
         # What comes behind a sequence number, read beforehand with a limit.
         self._ahead: tuple[int, int, Peeked] | None = None
 
-    def published(self) -> dict[str, object]:
-        """What waits, and why; see `Waits.published`."""
-        return {"held_back": self._walk.held, **self.waits.published()}
+    def published(self) -> tuple[str | None, dict[str, object]]:
+        """See `Waits.published`."""
+        reason, waiting = self.waits.published()
+        return reason, {"held_back": self._walk.held, **waiting}
 
     def next_batch(self, now: float, limit: int) -> Batch:
         """The oldest entries that need not wait, about `limit` of them; groups undivided.
 
         Damaged entries met on the way are quarantined.  Raises `DurabilityError` or `StoreCorrupt`.
         """
-        if self.waits.take_due_entries(now):
+        entries_due, operations_due = self.waits.take_due(now)
+        if entries_due:
             self._restart()
         came_to = self._before_try or self._walk
-        if self.waits.take_due_operations(now):
+        if operations_due:
             self._restart()
             self._before_try = came_to
         peeked, fresh = self._peek(limit)
@@ -109,7 +112,7 @@ class Scan:
 
     def _may_all_go(self, records: list[Record]) -> bool:
         """Whether no entry needs a closer look, which is so nearly always."""
-        if self._walk.dead or self._walk.waiting_keys or not self.waits.is_empty:
+        if self._walk.dead.behind or self._walk.waiting_keys or not self.waits.is_empty:
             return False
         return not any(record.group for record in records)
 
@@ -158,16 +161,14 @@ class Scan:
         """Forget what was assumed of a batch that could not be settled: the next one starts from the oldest entry."""
         self.releases, self._ahead = -1, None
 
-    def refused(
-        self, settlement: Settlement, rejected: Sequence[tuple[Record, EntryRejected]], retries: dict[int, Retry]
-    ) -> None:
-        """Note what was `rejected`: dead letters, and entries to try again with their `retries` by sequence number."""
+    def refused(self, settlement: Settlement, failed: Sequence[Failed], retries: dict[int, Retry]) -> None:
+        """Note what became of the `failed`: dead letters, and entries to try again, by sequence number."""
         self.waits.retry(retries)
         for record, _ in settlement.dead:
             self._walk.dead.block([record])
-        for record, _ in rejected:
-            if record.seq in retries and retries[record.seq].holds and record.order_by is not None:
-                self._walk.waiting_keys.add(record.order_by)
+        for one in failed:
+            if one.seq in retries and retries[one.seq].holds:
+                self._walk.waiting_keys |= ordering_keys(one.unit)
 
     def passed(self, batch: Batch, settled: set[int]) -> None:
         """Move behind a batch that was tried to its end.  What the target left out of it waits, with its keys."""

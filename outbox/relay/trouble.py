@@ -85,5 +85,10 @@ def foreseen() -> Iterator[None]:
     except OutboxError:
         raise
     except Exception as exc:
-        _log.error("target failed unexpectedly: %(error)s", error=f"{type(exc).__name__}: {exc}", trace=True)
-        raise TargetMisconfigured(f"unexpected {type(exc).__name__}: {exc}") from exc
+        raise unforeseen(exc) from exc
+
+
+def unforeseen(exc: Exception) -> TargetMisconfigured:
+    """See `foreseen`.  Within an `except` block."""
+    _log.error("target failed unexpectedly: %(error)s", error=f"{type(exc).__name__}: {exc}", trace=True)
+    return TargetMisconfigured(f"unexpected {type(exc).__name__}: {exc}")

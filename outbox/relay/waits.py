@@ -83,27 +83,23 @@ class Waits:
         """Whether a unit must be alone: whatever shared its transaction would wait as long, each time."""
         return unit[0].seq in self._slow
 
-    def take_due_entries(self, now: float) -> bool:
-        """Let the entries that are due into the next batch; whether there are any."""
+    def take_due(self, now: float) -> tuple[bool, bool]:
+        """Let what is due into the next batch; whether there are entries, and entries of parked operations."""
         due = [seq for seq, retry in self._retries.items() if retry.at <= now]
         for seq in due:
             retry = self._retries.pop(seq)
             if retry.due is not None and retry.due > now:
                 self._early[seq] = retry.due
-        return bool(due)
+        operations = {name: parked for name, parked in self._parked.items() if parked.at <= now}
+        self._tried |= operations
+        for name in operations:
+            del self._parked[name]
+        return bool(due), bool(operations)
 
     def take_early(self, seq: int, now: float) -> float | None:
         """When an entry is due that was tried earlier for a caller; None where it was due."""
         due = self._early.pop(seq, None)
         return due if due is not None and due > now else None
-
-    def take_due_operations(self, now: float) -> bool:
-        """Let the entries of parked operations that are due into the next batch; whether there are any."""
-        due = {name: parked for name, parked in self._parked.items() if parked.at <= now}
-        self._tried |= due
-        for name in due:
-            del self._parked[name]
-        return bool(due)
 
     def forget_discarded(self, is_pending: Callable[[int], bool]) -> None:
         """Of what waits, some may have been discarded."""
@@ -215,22 +211,18 @@ class Waits:
         """The oldest entry that took too long more than once, and still waits; None when there is none."""
         return min((seq for seq, (_, stuck, _) in self._slow.items() if stuck), default=None)
 
-    @property
-    def trouble(self) -> str | None:
-        """Why something waits that needs an operator, or None."""
-        parked = [parked.reason for parked in self.parked.values() if parked.holds]
-        return next(iter([*parked, *self._reasons().values()]), None)
-
-    def published(self) -> dict[str, object]:
-        """What waits, and why; it must fit the file of the relay's report."""
-        parked, slow = islice(sorted(self.parked.items()), _SHOWN), self.slow
-        return {
+    def published(self) -> tuple[str | None, dict[str, object]]:
+        """Why something waits that needs an operator, or None; and what waits, in the size of the relay's report."""
+        parked, slow, reasons = self.parked, self.slow, self._reasons()
+        needs = [one.reason for one in parked.values() if one.holds]
+        shown = islice(sorted(parked.items()), _SHOWN)
+        return next(iter([*needs, *reasons.values()]), None), {
             "slow": slow,
             "slow_why": None if slow is None else self._slow[slow][2][:_REASON_CHARS],
             "parked": {
-                name: {"reason": one.reason[:_REASON_CHARS], "best_effort": not one.holds} for name, one in parked
+                name: {"reason": one.reason[:_REASON_CHARS], "best_effort": not one.holds} for name, one in shown
             },
-            "waiting": {seq: why[:_REASON_CHARS] for seq, why in islice(self._reasons().items(), _SHOWN)},
+            "waiting": {seq: why[:_REASON_CHARS] for seq, why in islice(reasons.items(), _SHOWN)},
         }
 
     def _reasons(self) -> dict[str, str]:

@@ -191,7 +191,8 @@ class Store(Reader):
         still drains; what else is in the settlement stays pending.  Raises `DurabilityError` unless all was settled;
         settling again later is harmless, since the receipts in PostgreSQL keep the effect from being repeated.
         """
-        for part in settlement.parts(CHUNK):
+        parts = [settlement] if len(settlement.completed) <= CHUNK else settlement.parts(CHUNK)
+        for part in parts:
             self._settle_part(part)
 
     @_by_writer(Rank.SETTLE)

@@ -13,11 +13,12 @@ from uuid import UUID
 
 from outbox.entry import Entry
 from outbox.errors import EntryRejected, OutboxError, Reject, RetryLater, TargetMisconfigured, TargetUnavailable
+from outbox.fate import Fate, of_unit
 from outbox.handlers import is_for_the_thread
 from outbox.operation import Operation, operations_by_name
 from outbox.store.continuity import Mark
 from outbox.store.envelope import Record
-from outbox.target import Outcome, Unit, Waiting, holds_back, is_best_effort, ordering_keys, units
+from outbox.target import Outcome, Unit, is_best_effort, ordering_keys, units
 from outbox.words import text_of
 
 
@@ -103,13 +104,11 @@ class InMemoryTarget:
                 outcome.completed += [(record, b"") for record in unit]
                 continue
             error, operation = fault
-            if isinstance(error, EntryRejected):
-                outcome.rejected += [(record, error) for record in unit]
-            else:
-                outcome.waiting.append(Waiting(unit, error, operation))
-                if not isinstance(error, RetryLater):
-                    outcome.parked[operation] = error
-            if holds_back(unit, error) and not is_best_effort(unit, self.operations):
+            failed = of_unit(unit, error, operation)
+            outcome.failed.append(failed)
+            if failed.fate is Fate.PARKED:
+                outcome.parked[operation] = error
+            if failed.holds_back and not is_best_effort(unit, self.operations):
                 blocked |= keys
 
     def _parked(self, unit: Unit) -> tuple[OutboxError, str] | None:

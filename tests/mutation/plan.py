@@ -49,7 +49,7 @@ PLAN = {
     "codec": _unit("codec"),
     "counters": _unit("counters", "store_settling"),
     "breaker": _unit("breaker", "relay_outage"),
-    "failures": _unit("failures", "relay_rejection"),
+    "fate": _unit("fate", "relay_rejection", "relay_parking"),
     "target": _unit("target", "target_spread", "relay_step"),
     "operation": _unit("operation", "box_enqueue"),
     "quarantine": _unit("quarantine", "box_status"),

@@ -17,12 +17,12 @@ from uuid import UUID
 from outbox import EntryRejected, Operation
 from outbox.clock import Clock
 from outbox.errors import TargetMisconfigured, TargetUnavailable
+from outbox.fate import OperationFault
 from outbox.operation import operations_by_name
 from outbox.postgres import receipts, watermarks
 from outbox.postgres.blame import Blame
 from outbox.postgres.connection import UnitFailed
 from outbox.postgres.lane import Lane
-from outbox.postgres.parking import OperationFault
 from outbox.postgres.target import PostgresTarget
 from outbox.store.continuity import Memory, NoMemory
 from outbox.store.envelope import Record

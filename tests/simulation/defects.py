@@ -13,6 +13,7 @@ import pytest
 from outbox import DurabilityError, EntryRejected
 from outbox.calls import Calls
 from outbox.errors import TargetUnavailable
+from outbox.fate import Failed, Fate
 from outbox.postgres import lane, receipts, target, watermarks
 from outbox.relay.breaker import Breaker
 from outbox.relay.delivery import Delivery
@@ -39,7 +40,7 @@ def skip_a_poison_row(patch: pytest.MonkeyPatch) -> None:
     def apply(self: SimulatedTarget, store_id: UUID, records: Sequence[Record]) -> Outcome:
         outcome = real(self, store_id, records)
         outcome.completed += [(record, b"") for record, _ in outcome.rejected]
-        outcome.rejected = []
+        outcome.failed = outcome.waiting
         return outcome
 
     patch.setattr(SimulatedTarget, "apply", apply)
@@ -50,7 +51,8 @@ def count_outages_as_retries(patch: pytest.MonkeyPatch) -> None:
 
     def settle(self: Any, batch: Any, outcome: Outcome, now: float) -> None:
         if outcome.interruption is not None:
-            outcome.rejected += [(record, EntryRejected("outage", permanent=False)) for record in batch.records]
+            error = EntryRejected("outage", permanent=False)
+            outcome.failed += [Failed([record], error, Fate.RETRIED) for record in batch.records]
         real(self, batch, outcome, now)
 
     patch.setattr(Delivery, "_settle", settle)
@@ -125,7 +127,7 @@ def do_not_distrust_after_a_failed_settlement(patch: pytest.MonkeyPatch) -> None
 
 
 def drop_what_fails_for_an_unlisted_reason(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Refusals, "_best_effort", lambda self, records: {record.seq for record in records})
+    patch.setattr(Refusals, "_is_best_effort", lambda self, unit: True)
 
 
 def never_look_again_after_an_answer(patch: pytest.MonkeyPatch) -> None:
@@ -174,9 +176,8 @@ def bury_one_member_of_a_group(patch: pytest.MonkeyPatch) -> None:
 
     def apply(self: SimulatedTarget, store_id: UUID, records: Sequence[Record]) -> Outcome:
         outcome = real(self, store_id, records)
-        first = [(record, error) for record, error in outcome.rejected if record.group in (0, record.seq)]
-        outcome.completed += [(record, b"") for record, error in outcome.rejected if (record, error) not in first]
-        outcome.rejected = first
+        outcome.completed += [(record, b"") for record, _ in outcome.rejected if record.group not in (0, record.seq)]
+        outcome.failed = [one if one.fate.waits else replace(one, unit=one.unit[:1]) for one in outcome.failed]
         return outcome
 
     patch.setattr(SimulatedTarget, "apply", apply)
@@ -238,7 +239,7 @@ def try_refused_entries_for_ever(patch: pytest.MonkeyPatch) -> None:
     real = Delivery._settle
 
     def settle(self: Any, batch: Any, outcome: Outcome, now: float) -> None:
-        outcome.rejected = []
+        outcome.failed = outcome.waiting
         real(self, batch, outcome, now)
 
     patch.setattr(Delivery, "_settle", settle)

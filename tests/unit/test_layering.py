@@ -45,7 +45,7 @@ LINE = [
     "enqueueing",
     "box",
     "transfer",
-    "failures",
+    "fate",
     "target",
     "worker",
     "postgres",

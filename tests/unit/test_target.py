@@ -6,9 +6,10 @@ from uuid import UUID
 
 from outbox import EntryRejected, TargetUnavailable
 from outbox.errors import HistoryRewound
+from outbox.fate import Failed, Fate
 from outbox.store.continuity import Mark
 from outbox.store.envelope import Record
-from outbox.target import Outcome, holds_back, ordering_keys, units
+from outbox.target import Outcome, ordering_keys, units
 
 
 def record(seq: int, group: int = 0, order_by: str | None = None) -> Record:
@@ -31,17 +32,17 @@ def test_a_unit_touches_the_ordering_keys_of_all_its_members() -> None:
 def test_refused_entry_that_holds_nothing_back_does_so_in_a_group() -> None:
     """The group was rolled back as a whole, and later entries may need what the others in it would have done."""
     declined = EntryRejected("declined", permanent=True, holds_back=False)
-    assert not holds_back([record(1, order_by="a")], declined)
-    assert holds_back([record(1, 1, "a"), record(2, 1, "a")], declined)
-    assert holds_back([record(1, order_by="a")], EntryRejected("refused", permanent=True))
-    assert holds_back([record(1, order_by="a")], TargetUnavailable("away"))
+    assert not Failed([record(1, order_by="a")], declined, Fate.DEAD).holds_back
+    assert Failed([record(1, 1, "a"), record(2, 1, "a")], declined, Fate.DEAD).holds_back
+    assert Failed([record(1, order_by="a")], EntryRejected("refused", permanent=True), Fate.DEAD).holds_back
+    assert Failed([record(1, order_by="a")], TargetUnavailable("away"), Fate.WAITS).holds_back
 
 
 def test_the_outcome_of_a_batch_is_that_of_all_its_parts_in_order() -> None:
     refused = EntryRejected("refused", permanent=True)
     marks = [Mark(UUID(int=1), UUID(int=2), number) for number in (7, 8)]
-    whole = Outcome(completed=[(record(1), b"")], rejected=[(record(2), refused)], marks=marks[:1])
-    whole.merge(Outcome(completed=[(record(3), b"")], rejected=[(record(4), refused)], marks=marks[1:]))
+    whole = Outcome([(record(1), b"")], [Failed([record(2)], refused, Fate.DEAD)], marks=marks[:1])
+    whole.merge(Outcome([(record(3), b"")], [Failed([record(4)], refused, Fate.DEAD)], marks=marks[1:]))
     assert [one.seq for one, _ in whole.completed] == [1, 3]
     assert [one.seq for one, _ in whole.rejected] == [2, 4]
     assert whole.marks == marks

@@ -74,8 +74,8 @@ BUGS = (
     Bug(
         "a poison row is skipped",
         "outbox/relay/refusals.py",
-        "                settlement.dead.append((kept, str(error)))",
-        "                settlement.completed.append((kept, b''))",
+        "            settlement.dead += why\n",
+        "            settlement.completed += [(one, b'') for one, _ in why]\n",
         ("tests/unit/test_relay_rejection.py",),
     ),
     Bug(
@@ -102,10 +102,10 @@ BUGS = (
     Bug(
         "an outage counts as a retry",
         "outbox/relay/delivery.py",
-        "        plain = not (settlement.dead",
+        "        if self._may_owe(batch",
         "        if outcome.interruption is not None:\n"
         "            settlement.retried += [(record, 'outage') for record in batch.records]\n"
-        "        plain = not (settlement.dead",
+        "        if self._may_owe(batch",
         ("tests/unit/test_relay_outage.py", "tests/unit/test_relay_step.py"),
     ),
     Bug(
@@ -188,7 +188,7 @@ BUGS = (
     Bug(
         "a dead letter does not hold back its key",
         "outbox/relay/held_back.py",
-        "        if any(self._first.get(key, unit[0].seq) < unit[0].seq for key in ordering_keys(unit)):",
+        "        if any(self.behind.get(key, unit[0].seq) < unit[0].seq for key in ordering_keys(unit)):",
         "        if False:",
         ("tests/unit/test_relay_rejection.py",),
     ),
@@ -201,31 +201,31 @@ BUGS = (
     ),
     Bug(
         "an error that nobody has listed is a rejection for good",
-        "outbox/failures.py",
-        "_VERDICTS.get(sqlstate[:2]) or Verdict.UNKNOWN",
-        "_VERDICTS.get(sqlstate[:2]) or Verdict.REJECTED",
-        ("tests/unit/test_failures.py",),
+        "outbox/fate.py",
+        "_FATES.get(sqlstate[:2]) or Fate.RETRIED",
+        "_FATES.get(sqlstate[:2]) or Fate.DEAD",
+        ("tests/unit/test_fate.py",),
     ),
     Bug(
         "a missing table is the entry's fault",
-        "outbox/failures.py",
-        '    "42": Verdict.MISCONFIGURED,',
-        '    "42": Verdict.REJECTED,',
-        ("tests/unit/test_failures.py",),
+        "outbox/fate.py",
+        '    "42": Fate.PARKED,',
+        '    "42": Fate.DEAD,',
+        ("tests/unit/test_fate.py",),
     ),
     Bug(
         "another server's outage, seen by one operation, stops all deliveries",
-        "outbox/failures.py",
+        "outbox/fate.py",
         "    if applying and",
         "    if False and",
-        ("tests/unit/test_failures.py",),
+        ("tests/unit/test_fate.py",),
     ),
     Bug(
         "a published table without a replica identity makes dead letters",
-        "outbox/failures.py",
-        '    "55000": Verdict.MISCONFIGURED,',
-        '    "55000": Verdict.UNKNOWN,',
-        ("tests/unit/test_failures.py",),
+        "outbox/fate.py",
+        '    "55000": Fate.PARKED,',
+        '    "55000": Fate.RETRIED,',
+        ("tests/unit/test_fate.py",),
     ),
     Bug(
         "a server that asks for a password has refused it: every failure behind it stops the line",
@@ -278,7 +278,7 @@ BUGS = (
     ),
     Bug(
         "a batch that needs more locks than the server has is tried for ever as it is",
-        "outbox/failures.py",
+        "outbox/fate.py",
         'CONTENTIONS = frozenset({"53200", ',
         "CONTENTIONS = frozenset({",
         ("tests/integration/test_postgres_target_batches.py",),
@@ -349,7 +349,7 @@ BUGS = (
     Bug(
         "a best-effort operation that cannot be applied stops the line",
         "outbox/postgres/lane.py",
-        "        course.outcome.waiting.append(Waiting(unit, error, operation))\n",
+        "        course.outcome.failed.append(failed)\n",
         "        course.outcome.interruption = error\n        return\n",
         ("tests/integration/test_parking.py",),
     ),
@@ -362,16 +362,16 @@ BUGS = (
     ),
     Bug(
         "a row without a partition is the entry's fault",
-        "outbox/failures.py",
+        "outbox/fate.py",
         'UNNAMED = frozenset({"23514"})',
         "UNNAMED: frozenset[str] = frozenset()",
         ("tests/integration/test_parking.py",),
     ),
     Bug(
         "a child whose parent waits is a dead letter",
-        "outbox/relay/refusals.py",
-        "            if child and (first < unit[0].seq",
-        "            if False and (first < unit[0].seq",
+        "outbox/fate.py",
+        "            if min(older, default=one.seq) < one.seq or waits_before(one.seq):",
+        "            if False:",
         ("tests/integration/test_parking.py",),
     ),
     Bug(
@@ -909,7 +909,7 @@ BUGS = (
     Bug(
         "relay: what could not be recorded stays acknowledged",
         "outbox/relay/recording.py",
-        "self._progress.acknowledge(())",
+        "self._progress.acknowledge(frozenset())",
         "pass",
         ("tests/integration/adapter/test_prompt_answers.py",),
     ),
@@ -1371,9 +1371,9 @@ BUGS = (
     ),
     Bug(
         "a relay that has registered no Enum turns a backlog into dead letters",
-        "outbox/postgres/parking.py",
-        "_park_where_none_is_known(outcome, works)\n    if",
-        "if",
+        "outbox/fate.py",
+        "    found = _park_where_none_is_known(found, works, parked)\n",
+        "",
         ("tests/integration/test_unrestorable.py",),
     ),
     Bug(
@@ -1722,14 +1722,14 @@ BUGS = (
     Bug(
         "a row whose parent comes from another store after an outage is refused for good",
         "outbox/relay/refusals.py",
-        "(beside or self._is_late(unit[0].captured_us))",
-        "beside",
+        "return beside or self._is_late(unit[0].captured_us)",
+        "return beside",
         ("tests/integration/test_two_stores.py",),
     ),
     Bug(
         "adapter: only operational errors are an outage, not what a read-only server refuses",
         "integrations/manager/away.py",
-        "return isinstance(error, DBAPIError) and _verdict(error) is Verdict.UNAVAILABLE",
+        "return isinstance(error, DBAPIError) and _fate(error) is Fate.OUTAGE",
         "return False",
         ("tests/integration/adapter/test_difficult_server.py",),
     ),
@@ -2008,8 +2008,8 @@ BUGS = (
     ),
     Bug(
         "a refused entry that holds back nothing holds back those of its batch",
-        "outbox/target.py",
-        "or error.holds_back or",
+        "outbox/fate.py",
+        "or self.error.holds_back or",
         "or True or",
         ("tests/unit/test_target.py", "tests/integration/adapter/test_no_ops.py"),
     ),
