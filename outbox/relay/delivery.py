@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..box import Outbox
 from ..errors import DurabilityError, OutboxError, ReceiptsGone, TargetMisconfigured, TargetUnavailable
@@ -19,16 +19,15 @@ from ..store.ledger import Settlement
 from ..store.reads import PAUSE
 from ..target import Outcome, Target
 from .batch_size import BatchSize
-from .breaker import CLOSED, Breaker
 from .housekeeping import Housekeeping
 from .idle_checks import IdleChecks
+from .link import Breaker, Link, LinkState, foreseen, unforeseen
 from .orders import ORDER, Order, Reconciliation
 from .publication import Publication
 from .reconcile import Reconciler
 from .recording import Recording
 from .refusals import Refusals
 from .scan import Batch, Scan
-from .trouble import Trouble, foreseen, unforeseen
 from .waits import Retry
 
 _log = Log("outbox.relay")
@@ -37,6 +36,8 @@ _log = Log("outbox.relay")
 _CLAIM_S = 0.01
 # The longest pause between two tries while a caller waits for the deliveries.
 HURRY_S = 1.0
+# While deliveries are paused: nothing is tried, so nothing is known.
+_PAUSED = LinkState(works=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,10 @@ class Step:
     # Whether nothing was left that can be delivered, up to `seen_seq`.
     caught_up: bool = False
     seen_seq: int = -1
-    # Whether an operator lets nothing be delivered now, and whether deliveries work.
+    # Whether an operator lets nothing be delivered now.
     paused: bool = False
-    works: bool = True
-    # Whether PostgreSQL could not be reached at the newest try.
-    unreachable: bool = False
+    # Whether PostgreSQL answers.
+    link: LinkState = field(default_factory=LinkState)
     # Up to which question it is known that PostgreSQL still has everything: see `IdleChecks.want`.
     answered: int = 0
 
@@ -64,10 +64,9 @@ class Delivery:
         """`box` may be opened or attached.  Settings come from `box.config`, time and randomness from `box.clock`."""
         config = box.config
         self._box, self._target = box, target
-        breaker = Breaker(config.backoff_base, config.backoff_cap, box.clock.random)
         self._scan = Scan(box.store, target)
-        self.trouble = Trouble(breaker)
-        self._refusals = Refusals(self._scan.waits, target, breaker, config.max_retries, self.trouble.is_late)
+        self.link = Link(Breaker(config.backoff_base, config.backoff_cap, box.clock.random))
+        self._refusals = Refusals(self._scan.waits, target, self.link, config.max_retries)
         self._recording = Recording(box, self._scan)
         self._reconciler = Reconciler(box, target, self._recording.memory)
         self._housekeeping = Housekeeping(box.store, box.clock, config.retention_hours)
@@ -82,7 +81,7 @@ class Delivery:
     def take_up(self) -> None:
         """Go on where the last holder of the role stopped.  Raises OSError."""
         self._recording.open()
-        self.trouble.late_us = to_us(self._box.clock.now())
+        self.link.late_us = to_us(self._box.clock.now())
         self.publication.take_up()
         self._reconciler.resume()
 
@@ -110,7 +109,7 @@ class Delivery:
 
     def publish(self, now: float, *, force: bool = False) -> None:
         """Tell other processes how it goes: at once when something changed, else every second."""
-        self.publication.tell(self.trouble, self._scan, now, force=force)
+        self.publication.tell(self.link.state, self._scan, now, force=force)
 
     def reconcile(self, order: Order) -> Reconciliation | None:
         """See `Reconciler.mend`."""
@@ -130,7 +129,7 @@ class Delivery:
             return self._rest(now)
         if self.awaited:
             self._scan.waits.hurry(now + HURRY_S)
-        pause = self.trouble.breaker.wait(now)
+        pause = self.link.wait(now)
         if pause > 0:
             return self._came_to(pause)
         try:
@@ -157,15 +156,13 @@ class Delivery:
             self._fail(exc, now)
             self._housekeep(now, idle=False)
             self.publish(now)
-            return self._came_to(self.trouble.breaker.wait(now))
+            return self._came_to(self.link.wait(now))
         finally:
             self._recording.end_step()
 
     def _came_to(self, wait_s: float) -> Step:
-        works = self.trouble.breaker.state == CLOSED and not self._paused
-        # In a pause nothing is tried, so nothing is known.
-        away = not self._paused and self.trouble.unreachable
-        return Step(wait_s, self._caught_up, self._seen_seq, self._paused, works, away, self.idle.answered)
+        link = _PAUSED if self._paused else self.link.state
+        return Step(wait_s, self._caught_up, self._seen_seq, self._paused, link, self.idle.answered)
 
     def _is_paused(self, ordered: bool) -> bool:
         """Whether an operator lets nothing be delivered now; `ordered`: there is a pause, which may have ended."""
@@ -302,7 +299,7 @@ class Delivery:
         idle_s = self._check(now) if self._caught_up else math.inf
         self.publish(now)
         if outcome.interruption is not None:
-            return self._came_to(self.trouble.breaker.wait(now))
+            return self._came_to(self.link.wait(now))
         if not batch.exhausted or self._reconciler.waiting:
             return self._came_to(0.0)
         wait = min(self._box.config.sync_interval, idle_s)
@@ -320,8 +317,8 @@ class Delivery:
         except (TargetUnavailable, TargetMisconfigured) as exc:
             # Nothing waits yet, so callers count as caught up; a wrong address or password is reported all the same.
             self.publication.inherited.clear()
-            return self.trouble.failed_idle(exc)
-        if works and self.trouble.last_error is not None:
+            return self.link.failed_idle(exc)
+        if works and self.link.state.last_error is not None:
             # No batch will show that delivery works.
             self._recover()
         self.idle.confirm_withdrawn(now, self._scan.releases)
@@ -333,18 +330,18 @@ class Delivery:
         self._recording.may_owe &= not isinstance(exc, DurabilityError)
         if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
             self._size.shrink()
-        self.trouble.failed(exc, now)
-        self.trouble.late_us = to_us(self._box.clock.now())
+        self.link.failed(exc, now)
+        self.link.late_us = to_us(self._box.clock.now())
         if self.awaited:
-            self.trouble.breaker.hurry(now, HURRY_S)
+            self.link.breaker.hurry(now, HURRY_S)
 
     def _recover(self) -> None:
-        self.trouble.recovered()
+        self.link.recovered()
         self.publication.inherited.clear()
         self._size.grow()
 
     def _housekeep(self, now: float, *, idle: bool) -> None:
         if now >= self._housekeeping.due_at and not self.publication.writer_may_hang:
             # In an outage PostgreSQL's state is unknown, and the history may be needed to deliver lost entries again.
-            unknown = self.trouble.last_error is not None or self._reconciler.waiting
+            unknown = self.link.state.last_error is not None or self._reconciler.waiting
             self._housekeeping.run(now, idle=idle, prune=not unknown)

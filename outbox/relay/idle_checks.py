@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..errors import TargetMisconfigured, TargetUnavailable
 from ..log import Log
+from .link import foreseen
 from .reconcile import Reconciler
-from .trouble import foreseen
 
 _log = Log("outbox.relay")
 

@@ -10,8 +10,8 @@ from ..log import Log
 from ..store.rates import Pace
 from ..store.state_file import StateFile
 from ..target import Outcome
+from .link import LinkState
 from .scan import Scan
-from .trouble import Trouble
 
 _log = Log("outbox.relay")
 
@@ -74,13 +74,13 @@ class Publication:
         if not self._hangs:
             self._moves, self._at_work_since = moves, now
 
-    def tell(self, trouble: Trouble, scan: Scan, now: float, *, force: bool = False) -> None:
+    def tell(self, link: LinkState, scan: Scan, now: float, *, force: bool = False) -> None:
         """Publish at once when something has changed, else every second."""
         reason, waiting = scan.published()
-        error = trouble.last_error or reason
+        error = link.last_error or reason
         state: dict[str, object] = {
-            "breaker": trouble.breaker_state,
-            "stopped": trouble.stopped,
+            "breaker": link.breaker,
+            "stopped": link.stopped,
             "last_error": error and error[:_SAID_CHARS],
             "died": self.died and self.died[:_SAID_CHARS],
             **waiting,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from ..errors import OutboxError
@@ -10,7 +9,7 @@ from ..fate import Failed, Fate, Unit, of_refusal, spare_children
 from ..log import Log
 from ..store.ledger import Settlement
 from ..target import Outcome, Target, is_best_effort
-from .breaker import Breaker
+from .link import Link
 from .scan import Batch
 from .waits import Retry, Waits
 
@@ -24,13 +23,11 @@ class Refusals:
         self,
         waits: Waits,
         target: Target,
-        breaker: Breaker,
+        link: Link,
         max_retries: int,
-        is_late: Callable[[int], bool],
     ) -> None:
-        """`is_late(captured_us)`: whether an entry may have waited, so that no caller waits for it any more."""
-        self._is_late = is_late
-        self._waits, self._target, self._breaker = waits, target, breaker
+        """Refused entries are tried again up to `max_retries` times."""
+        self._waits, self._target, self._link = waits, target, link
         self._max_retries = max_retries
 
     def carry_out(self, batch: Batch, outcome: Outcome, settlement: Settlement, now: float) -> dict[int, Retry]:
@@ -55,13 +52,13 @@ class Refusals:
     def _may_be_late(self, unit: Unit, batch: Batch) -> bool:
         """The other may have been on its way on another connection; the next try shows it."""
         beside = self._target.lanes > 1 and batch.records[0].seq < unit[0].seq
-        return beside or self._is_late(unit[0].captured_us)
+        return beside or self._link.is_late(unit[0].captured_us)
 
     def _let_wait(self, waiting: list[Failed], parked: dict[str, OutboxError], now: float) -> None:
         """Let units wait that fail though their data is not the cause; they are tried again with backoff."""
 
         def due(times: int) -> float:
-            return now + self._breaker.backoff(times)
+            return now + self._link.breaker.backoff(times)
 
         # The oldest entry of each operation that is concerned: an entry that waits alone concerns itself only.
         concerned: dict[str, int] = {}
@@ -96,7 +93,7 @@ class Refusals:
             settlement.dead += why
         else:
             settlement.retried += why if fate is Fate.RETRIED else []
-            due = now + self._breaker.backoff(attempts + 1) if early is None else early
+            due = now + self._link.breaker.backoff(attempts + 1) if early is None else early
             retries.update(dict.fromkeys((record.seq for record in one.unit), Retry(due, not lenient)))
         return replace(one, fate=fate)
 

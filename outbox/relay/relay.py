@@ -287,7 +287,7 @@ class Relay:
     def _hurrying(self) -> Iterator[int]:
         """Within the block a caller waits, and PostgreSQL is asked whether it has everything: see `IdleChecks.want`."""
         self._delivery.awaited += 1
-        self._delivery.trouble.breaker.hurry(self._clock.monotonic(), 0.0)
+        self._delivery.link.breaker.hurry(self._clock.monotonic(), 0.0)
         try:
             yield self._delivery.idle.want()
         finally:
@@ -322,14 +322,14 @@ class Relay:
             if wait <= 0:
                 continue
             # During an outage new work is no reason to try earlier; a caller that waits in `drain` is.
-            outage = self._last.paused or not (self._last.works or self._delivery.awaited)
+            outage = self._last.paused or not (self._last.link.works or self._delivery.awaited)
             (self._stop if outage else self._wake).wait(min(wait, HURRY_S) if outage else wait)
 
     def _tell(self) -> None:
         """Wake the callers that wait in this process."""
-        works = self._last.works if self.running or self._delivery.awaited else None
+        works = self._last.link.works if self.running or self._delivery.awaited else None
         last = self._last
-        self._box.progress.report(delivering=works, caught_up=last.caught_up, unreachable=last.unreachable)
+        self._box.progress.report(delivering=works, caught_up=last.caught_up, unreachable=last.link.unreachable)
         with self._told:
             self._moved.notify_all()
 

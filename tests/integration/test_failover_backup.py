@@ -54,7 +54,7 @@ def test_a_standby_that_lags_is_an_outage_and_no_loss(own_postgres: PostgresServ
         strayed = desk.new_relay(standby.url())
         desk.trade(1)
         assert not strayed.drain(0.5)
-        assert "standby" in str(strayed._delivery.trouble.last_error)
+        assert "standby" in str(strayed._delivery.link.state.last_error)
         status = desk.box.status()
         assert (status.alarms, status.pending) == ({}, 1)
         strayed.stop()

@@ -48,7 +48,7 @@ PLAN = {
     "receipts": _POSTGRES[:3],
     "codec": _unit("codec"),
     "counters": _unit("counters", "store_settling"),
-    "breaker": _unit("breaker", "relay_outage"),
+    "link": _unit("link", "relay_outage"),
     "fate": _unit("fate", "relay_rejection", "relay_parking"),
     "target": _unit("target", "target_spread", "relay_step"),
     "operation": _unit("operation", "box_enqueue"),

@@ -15,9 +15,9 @@ from outbox.calls import Calls
 from outbox.errors import TargetUnavailable
 from outbox.fate import Failed, Fate
 from outbox.postgres import lane, receipts, target, watermarks
-from outbox.relay.breaker import Breaker
 from outbox.relay.delivery import Delivery
 from outbox.relay.held_back import HeldBack
+from outbox.relay.link import Breaker
 from outbox.relay.reconcile import Reconciler
 from outbox.relay.recording import Recording
 from outbox.relay.refusals import Refusals

@@ -17,7 +17,7 @@ from typing import Any
 
 from outbox import AlreadyRejected, DurabilityError, IdempotencyConflict, Outbox, OutboxConfig, OutboxError, Relay
 from outbox.errors import TargetMisconfigured, TargetUnavailable
-from outbox.relay.breaker import CLOSED
+from outbox.relay.link import CLOSED
 from outbox.store import sessions
 from outbox.store.counters import Counters
 from outbox.store.envelope import Record, to_us
@@ -502,7 +502,7 @@ class World:
                 break
             # With nothing to do but to ask, time passes without a step for each look.
             self.clock.advance(max(wait, asked_at - self.clock.monotonic()) if self.relay._last.caught_up else wait)
-        breaker = self.relay._delivery.trouble.breaker
+        breaker = self.relay._delivery.link.breaker
         if breaker.state != CLOSED:
             self.violations.append(f"the breaker is {breaker.state} although all is calm")
 

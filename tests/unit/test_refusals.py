@@ -6,7 +6,7 @@ import pytest
 
 from outbox import EntryRejected, Operation
 from outbox.fate import Failed, Fate
-from outbox.relay.breaker import Breaker
+from outbox.relay.link import Breaker, Link
 from outbox.relay.refusals import Refusals
 from outbox.relay.scan import Batch
 from outbox.relay.waits import Retry, Waits
@@ -34,7 +34,7 @@ def test_group_that_a_caller_hurried_is_counted_as_one(now: float, counted: list
     waits.take_due(now)
     unit = [member(1, attempts=0), member(2, attempts=0)]
     outcome, settlement = Outcome(failed=[Failed(unit, REFUSED, Fate.RETRIED)]), Settlement()
-    refusals = Refusals(waits, target, Breaker(1.0, 10.0, lambda: 1.0), 10, lambda _: False)
+    refusals = Refusals(waits, target, Link(Breaker(1.0, 10.0, lambda: 1.0)), 10)
     retries = refusals.carry_out(Batch(2, 2, exhausted=True, records=unit), outcome, settlement, now)
     assert [record.seq for record, _ in settlement.retried] == counted
     assert len({retries[1], retries[2]}) == 1

@@ -78,7 +78,7 @@ def test_breaker_opens_at_the_third_failure_probes_and_closes(outbox_dir: Path) 
         states = []
 
         def probe(records: Sequence[Record]) -> None:
-            states.append(rig.relay._delivery.trouble.breaker.state)
+            states.append(rig.relay._delivery.link.breaker.state)
 
         rig.target.before = probe
         for _ in range(4):

@@ -1379,7 +1379,7 @@ BUGS = (
     Bug(
         "an idle relay looks healthy while PostgreSQL refuses it",
         "outbox/relay/delivery.py",
-        "return self.trouble.failed_idle(exc)",
+        "return self.link.failed_idle(exc)",
         "return math.inf",
         ("tests/unit/test_relay_overlap.py",),
     ),
@@ -1722,7 +1722,7 @@ BUGS = (
     Bug(
         "a row whose parent comes from another store after an outage is refused for good",
         "outbox/relay/refusals.py",
-        "return beside or self._is_late(unit[0].captured_us)",
+        "return beside or self._link.is_late(unit[0].captured_us)",
         "return beside",
         ("tests/integration/test_two_stores.py",),
     ),

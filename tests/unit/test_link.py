@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.relay.breaker import CLOSED, HALF_OPEN, OPEN, Breaker
+from outbox.relay.link import CLOSED, HALF_OPEN, OPEN, Breaker
 
 
 def breaker(*, base_s: float = 1.0, cap_s: float = 10.0, random: float = 1.0) -> Breaker:

@@ -1,0 +1,163 @@
+"""Link: whether PostgreSQL answers, why it does not, and when it is tried again.
+
+The only owner of that in the relay: everything else reads `Link.state`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..errors import DurabilityError, OutboxError, TargetMisconfigured
+from ..fate import Fate, of_line
+from ..log import Log
+
+_log = Log("outbox.relay")
+
+CLOSED, OPEN, HALF_OPEN = "closed", "open", "half-open"
+_THRESHOLD = 3
+_MAX_EXPONENT = 32
+
+
+class Breaker:
+    """Opens after three failures in a row; between tries there is exponential backoff with full jitter.
+
+    After the n-th failure the wait is uniform in [0, min(cap, base * 2**(n-1))]: see "Exponential Backoff And Jitter",
+    AWS Architecture Blog, for why full jitter.  Not thread-safe: it belongs to the relay's step.
+    """
+
+    def __init__(self, base_s: float, cap_s: float, random: Callable[[], float]) -> None:
+        self._base_s, self._cap_s, self._random = base_s, cap_s, random
+        self._failures = 0
+        self._next_at = 0.0
+        self.state = CLOSED
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next try is due; at 0 an open breaker becomes half-open and the try is its probe."""
+        left = self._next_at - now if self._failures else 0.0
+        if left > 0:
+            return left
+        if self.state == OPEN:
+            self.state = HALF_OPEN
+        return 0.0
+
+    def failed(self, now: float) -> float:
+        """Note a failure; returns the seconds to wait."""
+        self._failures += 1
+        delay = self.backoff(self._failures)
+        self._next_at = now + delay
+        if self._failures >= _THRESHOLD:
+            self.state = OPEN
+        return delay
+
+    def succeeded(self) -> None:
+        """Note a success: closed again."""
+        self._failures = 0
+        self.state = CLOSED
+
+    def backoff(self, failures: int) -> float:
+        """A jittered delay in seconds for the n-th failure in a row."""
+        ceiling = min(self._cap_s, self._base_s * 2.0 ** min(failures - 1, _MAX_EXPONENT))
+        return self._random() * ceiling
+
+    def hurry(self, now: float, most_s: float) -> None:
+        """Bring the next try forward to at most `most_s` from now: a caller is waiting for it."""
+        self._next_at = min(self._next_at, now + most_s)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """What the newest try has shown of PostgreSQL."""
+
+    # The breaker as it is published: open also while an idle relay gets no answer.
+    breaker: str = CLOSED
+    # Whether deliveries work: their breaker is closed, which bears a failure or two.
+    works: bool = True
+    # The newest failure, until something is delivered; and whether an operator must end it.
+    last_error: str | None = None
+    stopped: bool = False
+    # Whether PostgreSQL could not be reached, or did not answer, at the newest try.
+    unreachable: bool = False
+
+
+class Link:
+    """Belongs to one relay's step; not thread-safe."""
+
+    def __init__(self, breaker: Breaker) -> None:
+        self.breaker = breaker
+        self.state = LinkState()
+        # Questions of an idle relay in a row that PostgreSQL did not answer.
+        self._idle_failures = 0
+        # Until when, in microseconds of the wall clock, entries were captured that may have waited for the deliveries.
+        self.late_us = 0
+
+    def is_late(self, captured_us: int) -> bool:
+        """Whether an entry may have waited, in an outage or for a relay: no caller waits for it any more."""
+        return captured_us <= self.late_us
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next try is due; at 0 it begins."""
+        pause_s, before = self.breaker.wait(now), self.state
+        if self.breaker.state == HALF_OPEN != before.breaker:
+            self.state = self._state(before.last_error, before.stopped, before.unreachable)
+        return pause_s
+
+    def failed(self, exc: OutboxError, now: float) -> None:
+        """Note that a delivery failed."""
+        self._note(exc, self.breaker.failed(now))
+
+    def failed_idle(self, exc: OutboxError) -> float:
+        """Note that an idle relay got no answer; returns the seconds to wait.
+
+        The breaker stays closed, since no delivery has failed: the next entry is tried at once, and its caller waits.
+        """
+        self._idle_failures += 1
+        delay_s = self.breaker.backoff(self._idle_failures)
+        self._note(exc, delay_s)
+        return delay_s
+
+    def _note(self, exc: OutboxError, delay_s: float) -> None:
+        """Take in a failure, and log it where it is another one than before."""
+        fate, before = of_line(exc), self.state
+        # Rounded up: "in 0.0 s" would read as if there were no wait.
+        retry_in_s = math.ceil(delay_s * 10) / 10
+        self.state = self._state(str(exc), fate is Fate.STOPPED, fate is Fate.OUTAGE)
+        if (before.last_error, before.stopped) != (self.state.last_error, self.state.stopped):
+            log = _log.error if self.state.stopped or isinstance(exc, DurabilityError) else _log.warning
+            log("delivery failed: %(error)s (next try in %(retry_in_s)s s)", error=exc, retry_in_s=retry_in_s)
+        else:
+            _log.debug(
+                "delivery failed again: %(error)s (next try in %(retry_in_s)s s)", error=exc, retry_in_s=retry_in_s
+            )
+
+    def recovered(self) -> None:
+        """Note a success."""
+        if self.state.last_error is not None:
+            _log.info("delivery works again after: %(after)s", after=self.state.last_error)
+        self.breaker.succeeded()
+        self._idle_failures = 0
+        self.state = self._state(None, False, False)
+
+    def _state(self, last_error: str | None, stopped: bool, unreachable: bool) -> LinkState:
+        works = self.breaker.state == CLOSED
+        breaker = OPEN if works and self._idle_failures >= _THRESHOLD else self.breaker.state
+        return LinkState(breaker, works, last_error, stopped, unreachable)
+
+
+@contextmanager
+def foreseen() -> Iterator[None]:
+    """A defect in the target must neither drop an entry nor end the deliveries: the line stops and tries again."""
+    try:
+        yield
+    except OutboxError:
+        raise
+    except Exception as exc:
+        raise unforeseen(exc) from exc
+
+
+def unforeseen(exc: Exception) -> TargetMisconfigured:
+    """See `foreseen`.  Within an `except` block."""
+    _log.error("target failed unexpectedly: %(error)s", error=f"{type(exc).__name__}: {exc}", trace=True)
+    return TargetMisconfigured(f"unexpected {type(exc).__name__}: {exc}")
