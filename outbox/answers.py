@@ -9,7 +9,7 @@ from uuid import UUID
 from .entry import Entry
 from .errors import InvalidEntry
 from .log import Log
-from .store.envelope import Record
+from .store.envelope import Record, is_seq
 from .store.ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
 from .store.store import Store
 from .store.withdrawal import members, not_in_delivery
@@ -45,7 +45,7 @@ class Answers:
         require_reason(reason)
         extra: dict[str, Any] = {"free_key": True} if free_key else {}
         audit = self._audit(DISCARD, seq, reason=reason, **extra)
-        pending = self._store.record("pending", seq) if 0 < seq < 1 << 63 else None
+        pending = self._store.record("pending", seq) if is_seq(seq) else None
         if pending is None:
             released = self._store.discard(seq, reason, audit, free_key=free_key)
         else:

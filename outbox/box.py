@@ -29,7 +29,7 @@ from .monitoring.status import OutboxStatus, snapshot
 from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import Operation, operations_by_name
 from .store import namespace
-from .store.envelope import to_us
+from .store.envelope import is_seq, to_us
 from .store.environment import as_unavailable
 from .store.reads import FORGOTTEN
 from .store.state_file import StateFile
@@ -191,7 +191,7 @@ class Outbox(Enqueueing):
         """Entry `seq`, pending or in the ledger.  Raises `EntryNotFound` or `InvalidEntry`."""
         require_number(seq)
         for name in ("pending", "ledger", "pending"):  # it may move in between
-            record = self.store.record(name, seq) if 0 < seq < 2**64 else None
+            record = self.store.record(name, seq) if is_seq(seq) else None
             if record is not None:
                 return record.entry(strict=False)
         if self.store.is_quarantined(seq):

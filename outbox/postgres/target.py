@@ -40,23 +40,35 @@ class PostgresTarget:
     ) -> None:
         """`url` is a libpq or SQLAlchemy URL, several hosts included.  Connects at the first `apply`.
 
+        Without `config` it takes that of the outbox whose relay it is given to.
+
         `url` may also be a callable that returns one, and `password` one that returns the password that the URL leaves
         out.  They are asked at each new connection, in the relay's thread or a lane's, and must be quick.  An OSError
         of theirs counts as an outage; any other error stops the line until it is mended.
 
         Raises `ConfigError` for a bad URL (without repeating it) or bad operations.
         """
-        settings, clock = config or OutboxConfig(), clock or SystemClock()
         self.operations: Mapping[str, Operation] = operations_by_name(operations)
-        address = Address(url, password)
-        alterations = Alterations()
+        self._address, self._clock = Address(url, password), clock or SystemClock()
+        self._is_configured = config is not None
+        self._make_lanes(config or OutboxConfig())
+
+    def _make_lanes(self, config: OutboxConfig) -> None:
+        alterations, clock = Alterations(), self._clock
         self._lanes = [
-            Lane(number, GuardedConnection(address, settings, clock), self.operations, clock, alterations)
-            for number in range(settings.lanes)
+            Lane(number, GuardedConnection(self._address, config, clock), self.operations, clock, alterations)
+            for number in range(config.lanes)
         ]
         # How many transactions `apply` runs side by side at most.
         self.lanes = len(self._lanes)
-        self._workers: list[Worker[Outcome]] = [Worker(f"outbox-lane-{number}") for number in range(1, settings.lanes)]
+        self._workers: list[Worker[Outcome]] = [Worker(f"outbox-lane-{number}") for number in range(1, config.lanes)]
+
+    def configure(self, config: OutboxConfig) -> None:
+        """Take these settings where it was made without any; a relay calls it before everything else."""
+        if not self._is_configured:
+            self._is_configured = True
+            self.close()
+            self._make_lanes(config)
 
     def apply(self, store_id: UUID, records: Sequence[Record]) -> Outcome:
         """See `Target.apply`.  Each lane gets a transaction of its own; an ordering key is never in two of them."""

@@ -41,6 +41,10 @@ class Relay:
                 f"a relay needs a target, and got a {type(target).__name__}",
                 hint="Relay(box, PostgresTarget(url, operations))",
             )
+        # Of a target that has settings, as PostgreSQL's.
+        configure = getattr(target, "configure", None)
+        if configure is not None:
+            configure(box.config)
         self._box, self._target, self._clock = box, target, box.clock
         self._delivery = Delivery(box, target)
         self._role: RoleLock | None = None

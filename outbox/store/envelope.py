@@ -129,6 +129,11 @@ class Record:
         )
 
 
+def is_seq(number: int) -> bool:
+    """Whether a number, as an operator may give any, can be a key: only then may it be looked up."""
+    return 0 < number < 1 << 8 * _KEY.size
+
+
 def seq_key(seq: int) -> bytes:
     """The 8-byte big-endian key of a sequence number, so that LMDB's order is the order of entries."""
     return _KEY.pack(seq)

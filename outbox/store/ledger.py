@@ -19,7 +19,7 @@ from ..operation import payload_hash, shape_hash
 from . import late
 from .continuity import Mark
 from .counters import Counters
-from .envelope import Record, key_seq, pack, pack_completed, seq_key, unpack
+from .envelope import Record, is_seq, key_seq, pack, pack_completed, seq_key, unpack
 from .environment import Environment
 from .frame import DEAD, seal, unseal
 from .key_row import place_of
@@ -242,7 +242,7 @@ def list_dead(txn: Any, record: Record) -> None:
 
 def is_dead(txn: Any, seq: int) -> bool:
     """Whether entry `seq` is in the index of dead letters."""
-    return 0 < seq < 1 << 64 and txn.get(DEAD_PREFIX + seq_key(seq)) is not None
+    return is_seq(seq) and txn.get(DEAD_PREFIX + seq_key(seq)) is not None
 
 
 def dead_order(key: bytes, value: bytes) -> bytes:

@@ -14,7 +14,7 @@ from ..entry import EntryStatus
 from . import ledger
 from .counters import Counters
 from .entry_json import DISCARDED
-from .envelope import Record, key_seq, pack, seq_key
+from .envelope import Record, is_seq, key_seq, pack, seq_key
 from .environment import Environment
 from .frame import QUARANTINED, is_sealed, seal, unseal
 from .key_row import place_of, unpack_row
@@ -49,7 +49,7 @@ def raw_of(key: bytes, value: bytes) -> bytes:
 
 def holds(txn: Any, seq: int) -> bool:
     """Whether entry `seq` is in quarantine."""
-    return 0 < seq < 1 << 64 and txn.get(PREFIX + seq_key(seq)) is not None
+    return is_seq(seq) and txn.get(PREFIX + seq_key(seq)) is not None
 
 
 def owner(environment: Environment, txn: Any, seq: int) -> tuple[bytes, bytes] | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from outbox import EntryRejected, Operation
+from outbox import EntryRejected, Operation, OutboxConfig
 from outbox.clock import Clock
 from outbox.errors import TargetMisconfigured, TargetUnavailable
 from outbox.fate import OperationFault
@@ -234,6 +234,9 @@ class SimulatedTarget(PostgresTarget):
         self.lanes, self._workers = lanes, []
         # Called at a transaction's begin, or inside it: what somebody else does meanwhile.
         self.meanwhile: tuple[bool, Callable[[], Any]] | None = None
+
+    def configure(self, config: OutboxConfig) -> None:
+        """It has no settings."""
 
     def _side_by_side(self, tasks: list[Callable[[], Outcome]]) -> list[Outcome]:
         answers = {}

@@ -8,7 +8,19 @@ from uuid import UUID
 
 import pytest
 
-from outbox import DurabilityError, EntryStatus, Health, StoreCorrupt, StoreLocked, TargetMisconfigured
+from outbox import (
+    DurabilityError,
+    EntryStatus,
+    Health,
+    Operation,
+    Outbox,
+    OutboxConfig,
+    PostgresTarget,
+    Relay,
+    StoreCorrupt,
+    StoreLocked,
+    TargetMisconfigured,
+)
 from outbox.relay import housekeeping
 from outbox.store import store
 from outbox.store.continuity import Mark
@@ -330,3 +342,13 @@ def test_a_state_file_that_cannot_be_written_does_not_stop_delivery(
         assert rig.target.applied == seqs
         assert "relay state could not be published" in caplog.text
         (outbox_dir / "relay.state").rmdir()
+
+
+@pytest.mark.parametrize(("given", "lanes"), [(None, 3), (OutboxConfig(lanes=2), 2)])
+def test_target_without_settings_takes_those_of_its_outbox(
+    given: OutboxConfig | None, lanes: int, outbox_dir: Path
+) -> None:
+    target = PostgresTarget("postgresql://h/d", [Operation("log", table="logs")], config=given)
+    with Outbox.open(outbox_dir, OutboxConfig(lanes=3, min_free_mb=0)) as box:
+        Relay(box, target)
+    assert target.lanes == lanes
