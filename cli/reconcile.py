@@ -8,7 +8,14 @@ import click
 
 from outbox import Outbox, OutboxStatus, PostgresTarget, Relay
 from outbox.patience import Patience
-from outbox.relay.orders import Order, Reconciliation, ordered, place_order, reconciliations, withdraw_order
+from outbox.relay.reconcile_orders import (
+    ReconcileOrder,
+    Reconciliation,
+    ordered,
+    place_order,
+    reconciliations,
+    withdraw_order,
+)
 from outbox.store.reads import FORGOTTEN
 from outbox.words import counted, entries
 
@@ -61,7 +68,7 @@ def reconcile(
     if everything and accept is not None:
         raise click.UsageError("give --all or --accept, not both: what is accepted is not compared")
     config = settings(directory, database_url=database_url)
-    order = Order(everything=everything, accept=accept)
+    order = ReconcileOrder(everything=everything, accept=accept)
     check_operations(operations)
     with Outbox.attach(config=config) as box:
         patience = Patience(timeout, box.clock.monotonic)
@@ -69,7 +76,7 @@ def reconcile(
         context.exit(_report(box, done, patience))
 
 
-def _by_relay(box: Outbox, order: Order, patience: Patience) -> Reconciliation | None:
+def _by_relay(box: Outbox, order: ReconcileOrder, patience: Patience) -> Reconciliation | None:
     """Tell the relay of another process, and wait for it; None where there is none."""
     before = box.status()
     if not before.relay.alive:
@@ -98,7 +105,7 @@ def _refuse_in_pause(now: OutboxStatus) -> None:
         raise Refused(without_password(f"nothing was put back: {now.paused.sentence()}"))
 
 
-def _here(box: Outbox, order: Order, operations: str | None, patience: Patience) -> Reconciliation:
+def _here(box: Outbox, order: ReconcileOrder, operations: str | None, patience: Patience) -> Reconciliation:
     url = database_of(box)
     declared = [] if operations is None else load_operations(operations)
     relay = Relay(box, PostgresTarget(url, declared, config=box.config))

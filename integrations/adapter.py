@@ -25,7 +25,7 @@ from .calls import earlier_calls
 from .calls.arguments import Passed
 from .calls.block import Block, Entering, SessionLocks, current, entered, has_called, logged_at_exit
 from .calls.block_reads import BlockReads
-from .calls.delivery import Delivery, local_result
+from .calls.delivery_waits import DeliveryWaits, local_result
 from .calls.guard import Guard
 from .calls.halt import Halt
 from .calls.local_answers import LocalAnswers
@@ -130,7 +130,7 @@ class Adapter:
         """Make the parts that carry out calls, in the order in which they need each other."""
         host, outbox, keeper, replayer = self.host, self.outbox, self.keeper, self.replayer
         block = partial(current, self)
-        self.delivery = delivery = Delivery(outbox, replayer, wait_s=wait_s, refused=keeper.refused)
+        self.delivery = delivery = DeliveryWaits(outbox, replayer, wait_s=wait_s, refused=keeper.refused)
         self.sessions = Sessions(host, keeper.view, block)
         silence = Silence(self._is_postgres_away, outbox.progress.ask, outbox.clock.monotonic)
         elsewhere, redefined = replayer.border.statement_elsewhere, self._reserves.redefine

@@ -1,4 +1,4 @@
-"""Answers: carries out an operator's requeue or discard, and records it in the ledger."""
+"""OperatorAnswers: carries out an operator's requeue or discard, and records it in the ledger."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def require_reason(reason: object) -> None:
         raise InvalidEntry(f"reason is {reason!r}", hint="say why this entry may be given up")
 
 
-class Answers:
+class OperatorAnswers:
     """Those of one store.  Safe from any thread."""
 
     def __init__(self, store: Store, new_id: Callable[[], UUID]) -> None:

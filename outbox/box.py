@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
-from .answers import Answers, require_number
+from .answers import OperatorAnswers, require_number
 from .calls import Calls
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
@@ -66,7 +66,7 @@ class Outbox(Enqueueing):
         super().__init__(opened, calls)
         self.config = config
         self.clock = clock
-        self._answers = Answers(self.store, clock.new_id)
+        self._answers = OperatorAnswers(self.store, clock.new_id)
         self.alarms = Alarms(self.store)
         self.pauses = Pauses(self.store, self.clock)
         self.notices = Notices(self.store)

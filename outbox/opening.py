@@ -186,7 +186,7 @@ def _create_if_vacant(directory: Path, config: OutboxConfig, clock: Clock) -> No
         read_identity(directory)
     except StoreMissing:
         store_id = clock.new_id()
-        first = {COUNTERS_KEY: Counters().pack(), sessions.KEY: sessions.Sessions().pack()}
+        first = {COUNTERS_KEY: Counters().pack(), sessions.KEY: sessions.RelaySessions().pack()}
         first |= namespace.first_record(config, store_id, to_us(clock.now()))
         create(directory, store_id, first)
         _log.info("outbox created at %(path)s", path=directory)

@@ -12,7 +12,7 @@ from .own_threads import waited_for
 T = TypeVar("T")
 
 
-class _Task(Generic[T]):
+class _Work(Generic[T]):
     def __init__(self, work: Callable[[], T]) -> None:
         self.work, self.done = work, threading.Event()
         self.answer: Callable[[], T] | None = None
@@ -27,8 +27,8 @@ class Worker(Generic[T]):
     def __init__(self, name: str) -> None:
         self._name = name
         self._thread: threading.Thread | None = None
-        self._tasks: SimpleQueue[_Task[T] | None] = SimpleQueue()
-        self._task: _Task[T] | None = None
+        self._tasks: SimpleQueue[_Work[T] | None] = SimpleQueue()
+        self._task: _Work[T] | None = None
         # Whether something was begun and not asked for.
         self.busy = False
 
@@ -42,7 +42,7 @@ class Worker(Generic[T]):
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             thread.start()
             self._thread = thread
-        task = _Task(work)
+        task = _Work(work)
         self._tasks.put(task)
         self._task = task
         self.busy = True

@@ -25,7 +25,7 @@ from ..manager.silence import Silence, ending, is_own, limit_connecting, own_sta
 from ..replay.sessions import maker_of
 from ..replay.writes import Writes
 from ..sql_text import changes_rows, defines, is_harmless, tables_written
-from .delivery import Delivery
+from .delivery_waits import DeliveryWaits
 from .tables_used import TablesUsed
 
 # Keys in a connection's `info`: the last call that was queued when its transaction began (0: it has waited for that),
@@ -68,7 +68,7 @@ class Guard:
 
     def __init__(
         self,
-        delivery: Delivery,
+        delivery: DeliveryWaits,
         elsewhere: Callable[[], BaseException | None],
         in_block: Callable[[], bool],
         silence: Silence,

@@ -33,7 +33,7 @@ from ..view.local_view import LocalView, UnknownLocally
 from ..view.rows import ORDERS, POSITIONS
 from .block import Block
 from .block_reads import BlockReads
-from .delivery import Delivery
+from .delivery_waits import DeliveryWaits
 from .preparing import Prepared
 
 
@@ -45,7 +45,7 @@ class LocalAnswers:
         host: Host,
         outbox: Outbox,
         keeper: Keeper,
-        delivery: Delivery,
+        delivery: DeliveryWaits,
         block_reads: BlockReads,
         block: Callable[[], Block | None],
         catalog: Catalog,

@@ -10,7 +10,7 @@ from ..code.class_code import ClassCode
 from ..manager.host import Host
 from ..state.carried import Carried
 from ..state.kept_state import NOT_STATE
-from .delivery import Delivery
+from .delivery_waits import DeliveryWaits
 from .guard import Guard
 from .preparing import Prepared
 
@@ -18,7 +18,7 @@ from .preparing import Prepared
 class PendingAttributes:
     """The attributes of one manager that wait for deliveries.  Thread-safe."""
 
-    def __init__(self, host: Host, carried: Carried, delivery: Delivery, guard: Guard) -> None:
+    def __init__(self, host: Host, carried: Carried, delivery: DeliveryWaits, guard: Guard) -> None:
         self._host, self._carried, self._delivery, self._guard = host, carried, delivery, guard
         # Attributes that the methods of operations assign, and the last call each waits for.
         self._may_change: dict[str, set[str]] = {}

@@ -47,7 +47,7 @@ from ..view.local_view import NAMES, LocalView
 from ..view.side_rows import MOST
 from .arguments import Bound, Passed
 from .block import Block
-from .delivery import Delivery
+from .delivery_waits import DeliveryWaits
 from .sessions import Sessions
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Preparing:
         outbox: Outbox,
         keeper: Keeper,
         replayer: Replayer,
-        delivery: Delivery,
+        delivery: DeliveryWaits,
         reserves: IdReserves,
         sessions: Sessions,
         block: Callable[[], Block | None],

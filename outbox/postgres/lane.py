@@ -87,7 +87,7 @@ class Lane:
         self.operations = operations
         self._memory: Memory = NoMemory()
         # The place in PostgreSQL's history of the connection that it belongs to.
-        self._session: watermarks.Session | None = None
+        self._session: watermarks.RelaySession | None = None
         self._session_on: Connection | None = None
         self._connected_us = 0
         # When the handlers of one transaction began, by their units' places; None: something else began.
@@ -162,11 +162,11 @@ class Lane:
         """See `Forgetful.follow`."""
         self._memory = memory
 
-    def compare(self, store_id: UUID) -> watermarks.Comparison:
+    def compare(self, store_id: UUID) -> watermarks.PostgresComparison:
         """See `Forgetful.compare`.  It ends with the connection, and `apply` goes on with the same one."""
         with self._link.translated():
             connection, session = self._connected(store_id)
-        return watermarks.Comparison(
+        return watermarks.PostgresComparison(
             session, lambda question: self._ask(connection, question), failover=self._link.several_hosts
         )
 
@@ -183,12 +183,12 @@ class Lane:
         self.disconnect()
         self._link.close()
 
-    def _connected(self, store_id: UUID) -> tuple[Connection, watermarks.Session]:
+    def _connected(self, store_id: UUID) -> tuple[Connection, watermarks.RelaySession]:
         connection = self._link.current or self._link.get()
         if self._session is None or self._session_on is not connection:
             if not self._link.has_tables and not self._memory.marks():
                 self._link.make_tables()
-            self._session = watermarks.Session(self._memory, store_id, self._clock.new_id, lane=self._number)
+            self._session = watermarks.RelaySession(self._memory, store_id, self._clock.new_id, lane=self._number)
             self._session_on, self._connected_us = connection, to_us(self._clock.now())
         return connection, self._session
 

@@ -18,7 +18,7 @@ from .address import Address
 from .alterations import Alterations
 from .connection import GuardedConnection
 from .lane import Lane
-from .watermarks import Comparison
+from .watermarks import PostgresComparison
 
 
 class PostgresTarget:
@@ -122,7 +122,7 @@ class PostgresTarget:
         for lane in self._lanes:
             lane.follow(memory)
 
-    def compare(self, store_id: UUID) -> Comparison:
+    def compare(self, store_id: UUID) -> PostgresComparison:
         """See `Forgetful.compare`.  It ends with the connection, and `apply` goes on with the same one."""
         return self._lanes[0].compare(store_id)
 

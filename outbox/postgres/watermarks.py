@@ -105,7 +105,7 @@ def make_tables(cursor: Cursor) -> None:
     receipts.ensure_table(cursor, TABLE, _CREATE)
 
 
-class Session:
+class RelaySession:
     """One connection's place in PostgreSQL's history.  Used by the thread that uses the connection."""
 
     def __init__(self, memory: Memory, store_id: UUID, new_id: Callable[[], UUID], *, lane: int = 0) -> None:
@@ -234,10 +234,10 @@ class Session:
         return [_watermark(*row) for row in cursor.fetchall()]
 
 
-class Comparison:
+class PostgresComparison:
     """What the database on the other end has, compared with what the store remembers; ends with the connection."""
 
-    def __init__(self, session: Session, ask: Callable[[Callable[[Cursor], Any]], Any], *, failover: bool) -> None:
+    def __init__(self, session: RelaySession, ask: Callable[[Callable[[Cursor], Any]], Any], *, failover: bool) -> None:
         """`ask` runs a function with a cursor in a transaction of its own; it raises `TargetUnavailable`."""
         self._session, self._ask = session, ask
         # Whether the address names several hosts, so that a change of the primary is part of the plan.

@@ -22,12 +22,12 @@ from .batch_size import BatchSize
 from .housekeeping import Housekeeping
 from .idle_checks import IdleChecks
 from .link import Breaker, Link, LinkState, foreseen, unforeseen
-from .orders import ORDER, Order, Reconciliation
 from .publication import Publication
 from .reconcile import Reconciler
-from .recording import Recording
+from .reconcile_orders import ORDER, ReconcileOrder, Reconciliation
 from .refusals import Refusals
 from .scan import Batch, Scan
+from .settling import Settling
 from .waits import Retry
 
 _log = Log("outbox.relay")
@@ -67,8 +67,8 @@ class Delivery:
         self._scan = Scan(box.store, target)
         self.link = Link(Breaker(config.backoff_base, config.backoff_cap, box.clock.random))
         self._refusals = Refusals(self._scan.waits, target, self.link, config.max_retries)
-        self._recording = Recording(box, self._scan)
-        self._reconciler = Reconciler(box, target, self._recording.memory)
+        self._settling = Settling(box, self._scan)
+        self._reconciler = Reconciler(box, target, self._settling.memory)
         self._housekeeping = Housekeeping(box.store, box.clock, config.retention_hours)
         self._size = BatchSize(config, target)
         self.idle = IdleChecks(self._reconciler)
@@ -80,19 +80,19 @@ class Delivery:
 
     def take_up(self) -> None:
         """Go on where the last holder of the role stopped.  Raises OSError."""
-        self._recording.open()
+        self._settling.open()
         self.link.late_us = to_us(self._box.clock.now())
         self.publication.take_up()
         self._reconciler.resume()
 
     def leave(self) -> None:
         """Let go of what the role is for; may be called twice."""
-        self._recording.close()
+        self._settling.close()
 
     @contextmanager
     def beside_a_thread(self) -> Iterator[None]:
         """Within the block recording one batch and delivering the next go on at the same time."""
-        with self._recording.beside_a_thread():
+        with self._settling.beside_a_thread():
             try:
                 yield
             finally:
@@ -101,19 +101,19 @@ class Delivery:
     def pay(self) -> None:
         """Record the batch that is owed, where no step follows; if that fails, its entries are delivered again."""
         try:
-            self._recording.finish()
+            self._settling.finish()
         except OutboxError as exc:
             self._fail(exc, self._box.clock.monotonic())
         finally:
-            self._recording.unclaim()
+            self._settling.unclaim()
 
     def publish(self, now: float, *, force: bool = False) -> None:
         """Tell other processes how it goes: at once when something changed, else every second."""
         self.publication.tell(self.link.state, self._scan, now, force=force)
 
-    def reconcile(self, order: Order) -> Reconciliation | None:
+    def reconcile(self, order: ReconcileOrder) -> Reconciliation | None:
         """See `Reconciler.mend`."""
-        self._recording.finish()
+        self._settling.finish()
         self._scan.distrust()
         return self._reconciler.mend(order)
 
@@ -134,16 +134,16 @@ class Delivery:
             return self._came_to(pause)
         try:
             if self._reconciler.able and (self._reconciler.waiting or ORDER in orders):
-                self._recording.finish()
+                self._settling.finish()
                 self._mend()
             batch = self._scan.next_batch(now, self._size.entries(now))
-            if not self._recording.claim(batch):
+            if not self._settling.claim(batch):
                 return self._came_to(_CLAIM_S)
             self._size.look(batch.newest_seq, now)
-            if not self._size.busy and (self._recording.owes or not batch.exhausted):
-                self._recording.begin(batch, self._size.entries(now))
+            if not self._size.busy and (self._settling.owes or not batch.exhausted):
+                self._settling.begin(batch, self._size.entries(now))
             outcome = self._apply(batch)
-            self._recording.finish()
+            self._settling.finish()
             # Before it is recorded: a caller that waits for the effect need not wait for our disk too.
             self._box.progress.acknowledge(frozenset(record.seq for record, _ in outcome.completed))
             self._settle(batch, outcome, now)
@@ -158,7 +158,7 @@ class Delivery:
             self.publish(now)
             return self._came_to(self.link.wait(now))
         finally:
-            self._recording.end_step()
+            self._settling.end_step()
 
     def _came_to(self, wait_s: float) -> Step:
         link = _PAUSED if self._paused else self.link.state
@@ -216,9 +216,9 @@ class Delivery:
         if outcome.failed or batch.broken:
             retries = self._refusals.carry_out(batch, outcome, settlement, now)
         if self._may_owe(batch, outcome):
-            self._recording.owe(settlement, batch)
+            self._settling.owe(settlement, batch)
         else:
-            self._recording.settle(settlement)
+            self._settling.settle(settlement)
         if retries or settlement.dead:
             self._scan.refused(settlement, outcome.failed, retries)
         if outcome.stalled:
@@ -243,7 +243,7 @@ class Delivery:
         """Whether the batch may be recorded beside the next one: all of it was applied, and more is to come at once."""
         applied = not (outcome.failed or batch.broken or outcome.interruption)
         more = not batch.exhausted and self._scan.waits.next_retry is None
-        return applied and more and self._recording.may_owe and not self._size.busy
+        return applied and more and self._settling.may_owe and not self._size.busy
 
     def _stalled(self, outcome: Outcome, now: float) -> None:
         """Let others go on for as long as the try has taken; a connection that was lost is soon replaced."""
@@ -275,7 +275,7 @@ class Delivery:
             delivered=len(outcome.completed),
             rejected=len(outcome.rejected),
             waiting=sum(len(one.unit) for one in outcome.waiting),
-            settled="with the next batch" if self._recording.owes else "now",
+            settled="with the next batch" if self._settling.owes else "now",
             took_ms=round(took_s * 1000, 1),
         )
 
@@ -327,7 +327,7 @@ class Delivery:
 
     def _fail(self, exc: OutboxError, now: float) -> None:
         self.publication.inherited.clear()
-        self._recording.may_owe &= not isinstance(exc, DurabilityError)
+        self._settling.may_owe &= not isinstance(exc, DurabilityError)
         if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
             self._size.shrink()
         self.link.failed(exc, now)

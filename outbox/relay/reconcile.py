@@ -25,7 +25,7 @@ from ..store.ledger import COPIED, RECONCILE, REQUEUE, answer, is_answer, note
 from ..store.reads import FORGOTTEN
 from ..target import Comparison, Forgetful, Target, Unit, units
 from ..words import counted
-from .orders import Order, Reconciliation, given_order, say, withdraw_order
+from .reconcile_orders import ReconcileOrder, Reconciliation, given_order, say, withdraw_order
 
 _log = Log("outbox.reconcile")
 
@@ -110,7 +110,7 @@ class Reconciler:
             _log.warning("entry %(seq)s had been applied before it was discarded; it counts as completed", seq=seq)
         return True
 
-    def mend(self, order: Order | None = None) -> Reconciliation | None:
+    def mend(self, order: ReconcileOrder | None = None) -> Reconciliation | None:
         """Put back what is missing, where that may be done now; None where there was nothing to do.
 
         Without `order` an operator's order is looked for in the store.
@@ -142,7 +142,7 @@ class Reconciler:
             if loss.of_a_copy and order is None:
                 # It was put back without an operator's order, and one must learn of the copy.
                 self._alarms.sound(COPY, f"{loss.message}; {_RUN_FOR_COPY.format(f'atb outbox acknowledge {COPY}')}")
-        done = self._run(comparison, loss, order or Order())
+        done = self._run(comparison, loss, order or ReconcileOrder())
         if found is not None:
             withdraw_order(self._box)
         self._healed()
@@ -155,7 +155,7 @@ class Reconciler:
 
     # -- comparing and putting back
 
-    def _run(self, comparison: Comparison, loss: HistoryRewound | None, order: Order) -> Reconciliation:
+    def _run(self, comparison: Comparison, loss: HistoryRewound | None, order: ReconcileOrder) -> Reconciliation:
         if loss is None and not order.everything:
             return Reconciliation(needed=False)
         done = Reconciliation(accepted=order.accept, settled_seq=0 if loss is None else loss.settled_seq)

@@ -17,7 +17,7 @@ from ..store.locks import Role, RoleLock
 from ..store.writer import refuse_at_the_end
 from ..target import Target
 from .delivery import HURRY_S, Delivery, Step
-from .orders import Order, Reconciliation
+from .reconcile_orders import ReconcileOrder, Reconciliation
 from .wake import Wake
 
 _log = Log("outbox.relay")
@@ -246,7 +246,7 @@ class Relay:
             owned = self._role is not None
             self._take_role()
             try:
-                done = self._delivery.reconcile(Order(everything=everything, accept=accept))
+                done = self._delivery.reconcile(ReconcileOrder(everything=everything, accept=accept))
                 return done or Reconciliation(needed=False)
             finally:
                 if not owned:

@@ -13,6 +13,6 @@ def check_other(key: bytes, value: bytes) -> None:
     if key.startswith(MARK_PREFIX) and Mark.unpack(value) is None:
         raise StoreCorrupt("what PostgreSQL last acknowledged is damaged: its checksum does not match")
     if key == sessions.KEY:
-        sessions.Sessions.unpack(value)
+        sessions.RelaySessions.unpack(value)
     if key == late.KEY:
         late.unpack(value)

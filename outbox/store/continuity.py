@@ -21,7 +21,7 @@ from uuid import UUID
 from ..errors import HistoryRewound, StoreCorrupt
 from .envelope import Record
 from .frame import MARK, seal, unseal
-from .sessions import Sessions
+from .sessions import RelaySessions
 
 _LAYOUT = struct.Struct(">H16s16sQ")
 
@@ -92,7 +92,7 @@ class Memory(Protocol):
         """Highest sequence number that was given out."""
         ...
 
-    def sessions(self) -> Sessions | None:
+    def sessions(self) -> RelaySessions | None:
         """The sessions that the store has begun; None for one that has not kept them so far."""
         ...
 
@@ -117,7 +117,7 @@ class NoMemory:
     def last_seq(self) -> int:
         return 0
 
-    def sessions(self) -> Sessions | None:
+    def sessions(self) -> RelaySessions | None:
         return None
 
     def begin_session(self, *sessions: UUID) -> None:
@@ -163,7 +163,7 @@ class Ahead:
     def last_seq(self) -> int:
         return self._memory.last_seq()
 
-    def sessions(self) -> Sessions | None:
+    def sessions(self) -> RelaySessions | None:
         return self._memory.sessions()
 
     def begin_session(self, *sessions: UUID) -> None:
@@ -174,7 +174,7 @@ class Ahead:
 
 
 def judge(
-    marks: Iterable[Mark], rows: Sequence[Watermark], own: Sessions | None = None, last_seq: int | None = None
+    marks: Iterable[Mark], rows: Sequence[Watermark], own: RelaySessions | None = None, last_seq: int | None = None
 ) -> HistoryRewound | None:
     """What is wrong with a database that shows `rows` to a store that remembers `marks`; None when nothing is.
 
@@ -202,7 +202,7 @@ def judge(
 
 
 def _copied(
-    marks: list[Mark], rows: Sequence[Watermark], own: Sessions | None, last_seq: int | None, *, certain: bool
+    marks: list[Mark], rows: Sequence[Watermark], own: RelaySessions | None, last_seq: int | None, *, certain: bool
 ) -> HistoryRewound | None:
     """What to say where PostgreSQL shows the work of a copy of this store.
 

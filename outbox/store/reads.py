@@ -267,7 +267,7 @@ class Reader(Guarded):
         with self._read() as (_, txn):
             return Counters.unpack(txn.get(COUNTERS_KEY)).next_seq - 1
 
-    def sessions(self) -> sessions.Sessions | None:
+    def sessions(self) -> sessions.RelaySessions | None:
         """The connections to PostgreSQL that were begun; None in a store of an older version before its first."""
         with self._read() as (_, txn):
             return sessions.kept(txn)

@@ -1,4 +1,4 @@
-"""Sessions: the relay sessions of this store, recorded before PostgreSQL can show them.
+"""RelaySessions: the relay sessions of this store, recorded before PostgreSQL can show them.
 
 A copy of a store has the same id and goes on from the same acknowledgement.  A session that PostgreSQL shows and this
 store never began is therefore the work of a copy: of the store that this one was restored from, or of one that runs
@@ -22,7 +22,7 @@ _NONE = bytes(16)
 
 
 @dataclass(frozen=True, slots=True)
-class Sessions:
+class RelaySessions:
     """The newest sessions of a store, oldest first."""
 
     newest: tuple[UUID, ...] = ()
@@ -32,10 +32,10 @@ class Sessions:
     def __contains__(self, session: UUID) -> bool:
         return session in self.newest
 
-    def begun(self, *sessions: UUID) -> Sessions:
+    def begun(self, *sessions: UUID) -> RelaySessions:
         """With `sessions` as the newest ones."""
         every = (*(one for one in self.newest if one not in sessions), *sessions)
-        return Sessions(every[-_SLOTS:], self.complete and len(every) <= _SLOTS)
+        return RelaySessions(every[-_SLOTS:], self.complete and len(every) <= _SLOTS)
 
     def pack(self) -> bytes:
         """The bytes that the store keeps, with a checksum."""
@@ -43,7 +43,7 @@ class Sessions:
         return seal(SESSIONS, KEY, bytes((self.complete,)) + b"".join(slots))
 
     @classmethod
-    def unpack(cls, data: bytes) -> Sessions:
+    def unpack(cls, data: bytes) -> RelaySessions:
         """Raises `StoreCorrupt`."""
         body = unseal(SESSIONS, KEY, data, "the record of sessions")
         if len(body) != 1 + 16 * _SLOTS:
@@ -52,15 +52,15 @@ class Sessions:
         return cls(tuple(UUID(bytes=slot) for slot in slots if slot != _NONE), bool(body[0]))
 
 
-def kept(txn: Any) -> Sessions | None:
+def kept(txn: Any) -> RelaySessions | None:
     """The sessions of the store that the transaction reads; None where an older version has made it.
 
     Raises `StoreCorrupt`.
     """
     data = txn.get(KEY)
-    return None if data is None else Sessions.unpack(bytes(data))
+    return None if data is None else RelaySessions.unpack(bytes(data))
 
 
 def keep(txn: Any, *begun: UUID) -> None:
     """Keep that these sessions are the store's own.  Raises `StoreCorrupt`."""
-    txn.put(KEY, (kept(txn) or Sessions(complete=False)).begun(*begun).pack())
+    txn.put(KEY, (kept(txn) or RelaySessions(complete=False)).begun(*begun).pack())

@@ -165,7 +165,7 @@ def _read(directory: Path, write: Callable[[bytes], object]) -> Findings:
         )
         for name, record in sorted(found.small.items()):
             put({"kind": "small", "name": name.decode(), "stamp": record.stamp, "value": raw_text(record.value)})
-        if found.other.get(sessions.KEY) == sessions.Sessions().pack():
+        if found.other.get(sessions.KEY) == sessions.RelaySessions().pack():
             del found.other[sessions.KEY]  # it is empty
         for name, value in sorted(found.other.items()):
             put({"kind": "other", "name": raw_text(name), "value": raw_text(value)})

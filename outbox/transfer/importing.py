@@ -230,7 +230,7 @@ class _Import:
 
     def _take_sessions(self, value: bytes) -> bool:
         """What the exported store began was begun by this one."""
-        present, offered = sessions.kept(self._txn), sessions.Sessions.unpack(value)
+        present, offered = sessions.kept(self._txn), sessions.RelaySessions.unpack(value)
         if present is not None and {*offered.newest} <= {*present.newest}:
             return False
         both = offered if present is None else present.begun(*offered.newest)

@@ -16,7 +16,7 @@ from outbox import opening
 from outbox.box import Outbox
 from outbox.postgres.lane import Lane
 from outbox.postgres.target import PostgresTarget
-from outbox.postgres.watermarks import Comparison
+from outbox.postgres.watermarks import PostgresComparison
 from outbox.rescue import verify
 from outbox.store import creation, environment, filesystem
 from outbox.store.store import Store
@@ -38,8 +38,8 @@ _STEPS: dict[str, tuple[Any, str, str]] = {
     "vacuum: the copy is verified": (environment, "structural_problems", _AFTER),
     "vacuum: the copy is in place": (filesystem, "flush_directory", _BEFORE),
     "vacuum: it is flushed": (filesystem, "flush_directory", _AFTER),
-    "reconciliation: PostgreSQL is about to be taken as it is": (Comparison, "accept", _BEFORE),
-    "reconciliation: PostgreSQL was taken as it is": (Comparison, "accept", _AFTER),
+    "reconciliation: PostgreSQL is about to be taken as it is": (PostgresComparison, "accept", _BEFORE),
+    "reconciliation: PostgreSQL was taken as it is": (PostgresComparison, "accept", _AFTER),
     "recovery: the mark is gone, nothing is verified": (verify, "check", _BEFORE),
     "recovery: verified, not forgotten": (verify, "check", _AFTER),
     "recovery: the crash is forgotten": (opening, "forget_holders", _AFTER),

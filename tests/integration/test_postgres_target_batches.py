@@ -9,7 +9,7 @@ import pytest
 
 from outbox import Health, Operation, Relay, TargetUnavailable
 from outbox.postgres.receipts import Cursor
-from outbox.postgres.watermarks import Session
+from outbox.postgres.watermarks import RelaySession
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed, parked, rejected
 from tests.unit.fakes.waiting import LONG, until
@@ -20,13 +20,13 @@ class Transactions:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        enter = Session.enter
+        enter = RelaySession.enter
 
-        def counted(session: Session, cursor: Cursor) -> None:
+        def counted(session: RelaySession, cursor: Cursor) -> None:
             self.count += 1
             enter(session, cursor)
 
-        monkeypatch.setattr(Session, "enter", counted)
+        monkeypatch.setattr(RelaySession, "enter", counted)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from outbox import DurabilityError, Health, OutboxError, StoreLocked
-from outbox.relay import orders
-from outbox.relay.orders import ORDER, Order, Reconciliation, ordered, place_order, reconciliations
+from outbox.relay import reconcile_orders
 from outbox.relay.reconcile import GONE, Reconciler
+from outbox.relay.reconcile_orders import ORDER, ReconcileOrder, Reconciliation, ordered, place_order, reconciliations
 from outbox.store.envelope import seq_key
 from outbox.store.ledger import MARK_PREFIX, Settlement
 from outbox.store.reads import FORGOTTEN
@@ -472,7 +472,7 @@ def test_entries_put_back_come_before_a_batch_that_was_read_ahead(desk: Desk, pa
     lost = first[2:4]
     past.execute(f"DELETE FROM trades WHERE number IN (SELECT seq FROM outbox_receipts WHERE seq IN {tuple(lost)})")
     past.execute(f"DELETE FROM outbox_receipts WHERE seq IN {tuple(lost)}")
-    place_order(desk.box, Order(everything=True))
+    place_order(desk.box, ReconcileOrder(everything=True))
     desk.relay.step(desk.box.clock.monotonic())
     applied = past.execute("SELECT seq FROM outbox_receipts ORDER BY applied_at, seq")
     order = [seq for (seq,) in applied]
@@ -492,7 +492,7 @@ def test_an_order_that_comes_while_the_relay_compares_is_carried_out(
     def order_meanwhile(reconciler: Reconciler, *args: object) -> bool:
         if not placed:
             placed.append(True)
-            place_order(desk.box, Order())
+            place_order(desk.box, ReconcileOrder())
         return real(reconciler, *args)  # type: ignore[arg-type]
 
     placed: list[bool] = []
@@ -508,9 +508,9 @@ def test_an_order_that_comes_while_the_relay_compares_is_carried_out(
 def test_an_order_for_another_loss_is_not_carried_out(desk: Desk, past: Past) -> None:
     desk.trade(3)
     desk.deliver()
-    place_order(desk.box, Order(accept="that was then"))
+    place_order(desk.box, ReconcileOrder(accept="that was then"))
     lose(desk, past)
-    place_order(desk.box, Order(accept="that was then"))
+    place_order(desk.box, ReconcileOrder(accept="that was then"))
     stale = desk.box.store.get_meta("reconcile")
     assert stale is not None
     desk.relay.reconcile()
@@ -531,7 +531,7 @@ def test_order_of_a_newer_version_is_carried_out_if_understood(
     desk: Desk, past: Past, caplog: pytest.LogCaptureFixture, option: str | None
 ) -> None:
     lost = lose(desk, past)
-    place_order(desk.box, Order())
+    place_order(desk.box, ReconcileOrder())
     given = json.loads(desk.box.store.get_meta(ORDER) or b"")
     desk.box.store.put_meta(ORDER, json.dumps({**given, "tables": option}).encode())
     assert desk.relay.drain(1.0 if option else LONG) is (option is None)
@@ -544,7 +544,7 @@ def test_result_of_an_older_version_lacks_newer_fields(desk: Desk, past: Past, m
     lose(desk, past)
     desk.relay.reconcile()
     known = fields(Reconciliation)
-    monkeypatch.setattr(orders, "fields", lambda _: [*known, SimpleNamespace(name="tables")])
+    monkeypatch.setattr(reconcile_orders, "fields", lambda _: [*known, SimpleNamespace(name="tables")])
     [done] = reconciliations(desk.box, after_seq=0)
     assert done.put_back == 25
 

@@ -273,7 +273,7 @@ class SimulatedLane(Lane):
         # Its refusals have no diagnostics to look at.
         nothing: Any = None
         self._blame = Blame(nothing, target.operations, nothing)
-        self._session: watermarks.Session | None = None
+        self._session: watermarks.RelaySession | None = None
         self._generation = 0
         # Whether the connection is gone and nobody has noticed.
         self._cut = False
@@ -290,7 +290,7 @@ class SimulatedLane(Lane):
     def close(self) -> None:
         self._session = None
 
-    def compare(self, store_id: UUID) -> watermarks.Comparison:
+    def compare(self, store_id: UUID) -> watermarks.PostgresComparison:
         session = self._session_of(store_id)
 
         def ask(question: Callable[[Cursor], Any]) -> Any:
@@ -301,12 +301,12 @@ class SimulatedLane(Lane):
                 return question(Cursor(self.database, state))
             raise TargetUnavailable("connection lost")
 
-        return watermarks.Comparison(session, ask, failover=False)
+        return watermarks.PostgresComparison(session, ask, failover=False)
 
-    def _session_of(self, store_id: UUID) -> watermarks.Session:
+    def _session_of(self, store_id: UUID) -> watermarks.RelaySession:
         if self._session is None or self._cut:
             self._cut = False
-            self._session = watermarks.Session(self._memory, store_id, self._clock.new_id, lane=self._number)
+            self._session = watermarks.RelaySession(self._memory, store_id, self._clock.new_id, lane=self._number)
             self._generation = self.database.generation
         return self._session
 

@@ -19,9 +19,9 @@ from outbox.relay.delivery import Delivery
 from outbox.relay.held_back import HeldBack
 from outbox.relay.link import Breaker
 from outbox.relay.reconcile import Reconciler
-from outbox.relay.recording import Recording
 from outbox.relay.refusals import Refusals
 from outbox.relay.scan import Scan
+from outbox.relay.settling import Settling
 from outbox.store import ledger
 from outbox.store.continuity import judge
 from outbox.store.counters import Counters
@@ -257,7 +257,7 @@ def put_back_without_the_oldest(patch: pytest.MonkeyPatch) -> None:
 def deliver_while_a_loss_is_not_mended(patch: pytest.MonkeyPatch) -> None:
     """What is new overtakes what PostgreSQL has forgotten."""
     patch.setattr(Delivery, "_mend", lambda self: None)
-    patch.setattr(watermarks.Session, "examine", lambda self, cursor: None)
+    patch.setattr(watermarks.RelaySession, "examine", lambda self, cursor: None)
 
 
 def sound_no_alarm_while_the_store_is_halted(patch: pytest.MonkeyPatch) -> None:
@@ -271,14 +271,14 @@ def sound_no_alarm_while_the_store_is_halted(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_what_is_owed_when_recording_fails(patch: pytest.MonkeyPatch) -> None:
-    real = Recording.finish
+    real = Settling.finish
 
     def finish(self: Any) -> None:
         with contextlib.suppress(DurabilityError), pytest.MonkeyPatch.context() as inner:
             inner.setattr(self._scan, "distrust", lambda: None)
             real(self)
 
-    patch.setattr(Recording, "finish", finish)
+    patch.setattr(Settling, "finish", finish)
 
 
 def deliver_a_key_on_two_lanes(patch: pytest.MonkeyPatch) -> None:
@@ -297,13 +297,13 @@ def never_notice_emptied_receipts(patch: pytest.MonkeyPatch) -> None:
 
 def take_emptied_receipts_for_the_work_of_a_copy(patch: pytest.MonkeyPatch) -> None:
     """Once a copy has delivered, nobody looks whether receipts are there; this was a defect once."""
-    real = watermarks.Session.examine
+    real = watermarks.RelaySession.examine
 
-    def examine(self: watermarks.Session, cursor: Any) -> Any:
+    def examine(self: watermarks.RelaySession, cursor: Any) -> Any:
         loss = judge(self._memory.marks(), self._rows(cursor), self._memory.sessions(), self._memory.last_seq())
         return loss if loss is not None else real(self, cursor)
 
-    patch.setattr(watermarks.Session, "examine", examine)
+    patch.setattr(watermarks.RelaySession, "examine", examine)
 
 
 def discard_what_is_being_delivered(patch: pytest.MonkeyPatch) -> None:

@@ -109,12 +109,12 @@ class UnpublishedRelay(Relay):
         self._delivery.publish = lambda now, *, force=False: None  # type: ignore[method-assign]
 
     def _take_role(self) -> None:
-        if self._delivery._recording._claims is None:
-            self._delivery._recording._claims = InDeliveryInMemory()  # type: ignore[assignment]
+        if self._delivery._settling._claims is None:
+            self._delivery._settling._claims = InDeliveryInMemory()  # type: ignore[assignment]
             self._delivery._reconciler.resume()
 
     def _leave_role(self) -> None:
-        self._delivery._recording._claims = None
+        self._delivery._settling._claims = None
 
 
 class World:
@@ -137,7 +137,7 @@ class World:
         self.lasting = self.rng.choice((self.forget, self.fill_disk, self.truncate))
         self.environment = MemoryEnvironment(self.clock.new_id())
         self.environment.main.set(COUNTERS_KEY, Counters().pack())
-        self.environment.main.set(sessions.KEY, sessions.Sessions().pack())
+        self.environment.main.set(sessions.KEY, sessions.RelaySessions().pack())
         self.database = Database(self.rng, self._say)
         self.history: list[Call | Reopened] = []
         # Names of intents by idempotency key, and what is known of each: arguments, ordering key, transaction.
@@ -357,7 +357,7 @@ class World:
         if not pending:
             return
         record = self.rng.choice(pending)
-        lock = self.relay._delivery._recording._claims
+        lock = self.relay._delivery._settling._claims
         if isinstance(lock, InDeliveryInMemory) and lock.holds(*members(record)):
             self._say(f"operator: {record.seq} is being delivered")
             return

@@ -21,7 +21,7 @@ import pytest
 
 from outbox import DurabilityError, Health, Outbox, OutboxConfig, StoreFull, StoreLocked
 from outbox.monitoring import findings
-from outbox.relay.orders import Order, ordered, place_order, withdraw_order
+from outbox.relay.reconcile_orders import ReconcileOrder, ordered, place_order, withdraw_order
 from outbox.store import appending, envelope, quota, store
 from outbox.store.environment import Environment
 from outbox.store.ledger import Settlement
@@ -132,7 +132,7 @@ def test_a_halted_store_still_takes_alarms_and_orders_to_reconcile(
         with pytest.raises(DurabilityError):
             box.enqueue("log", {})
         box.alarms.sound("disk", "it smells")
-        place_order(box, Order())
+        place_order(box, ReconcileOrder())
         assert box.alarms.sounds("disk")
         assert ordered(box)
         withdraw_order(box)

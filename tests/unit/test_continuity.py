@@ -10,7 +10,7 @@ import pytest
 
 from outbox.errors import StoreCorrupt
 from outbox.store.continuity import UNKNOWN, Ahead, Mark, NoMemory, Watermark, fingerprint, judge, lineage_of
-from outbox.store.sessions import Sessions
+from outbox.store.sessions import RelaySessions
 
 HERE, S1, S2 = uuid4(), uuid4(), uuid4()
 MARK = Mark(HERE, S1, 50)
@@ -142,50 +142,50 @@ def test_the_watermark_passes_only_what_lies_right_behind_it(recorded: int, expe
 @pytest.mark.parametrize(
     ("own", "last_seq", "named"),
     [
-        (Sessions((S1,)), 500, True),  # the copy was made at the acknowledgement that it followed
-        (Sessions((S1, S2)), 500, False),  # the store's own, whose acknowledgement was lost
+        (RelaySessions((S1,)), 500, True),  # the copy was made at the acknowledgement that it followed
+        (RelaySessions((S1, S2)), 500, False),  # the store's own, whose acknowledgement was lost
         (None, 500, False),  # a store of an older version
         (None, 399, True),  # whose numbers tell all the same
-        (Sessions((S1, S2)), 399, True),
+        (RelaySessions((S1, S2)), 399, True),
     ],
 )
-def test_work_of_a_copy_of_the_store_is_named(own: Sessions | None, last_seq: int, named: bool) -> None:
+def test_work_of_a_copy_of_the_store_is_named(own: RelaySessions | None, last_seq: int, named: bool) -> None:
     loss = judge([MARK], [row(S2, 3, (S1, 50))], own, last_seq)
     assert (loss is not None and loss.of_a_copy) is named
 
 
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_lost_commit_is_told_from_a_copy_by_complete_sessions_only(complete: bool) -> None:
-    loss = judge([MARK], [row(S2, 3)], Sessions((S1,), complete), 500)
+    loss = judge([MARK], [row(S2, 3)], RelaySessions((S1,), complete), 500)
     assert loss is not None
     assert loss.of_a_copy is complete
-    loss = judge([MARK], [row(S2, 3)], Sessions((S2, S1), complete), 500)
+    loss = judge([MARK], [row(S2, 3)], RelaySessions((S2, S1), complete), 500)
     assert loss is not None
     assert not loss.of_a_copy
 
 
 def test_a_backup_of_before_the_first_delivery_is_told() -> None:
-    assert judge([], [ROW], Sessions(), 500) is not None
-    assert judge([], [ROW], Sessions((S1,)), 500) is None
+    assert judge([], [ROW], RelaySessions(), 500) is not None
+    assert judge([], [ROW], RelaySessions((S1,)), 500) is None
 
 
 def test_sessions_are_kept_up_to_a_limit_in_a_record_of_one_size() -> None:
     ids = [uuid4() for _ in range(61)]
-    sessions = Sessions().begun(*ids[:60])
+    sessions = RelaySessions().begun(*ids[:60])
     assert sessions.complete
-    assert Sessions.unpack(sessions.pack()) == sessions
+    assert RelaySessions.unpack(sessions.pack()) == sessions
     more = sessions.begun(ids[60])
     assert (ids[0] in more, ids[60] in more, more.complete) == (False, True, False)
-    assert sessions.begun(ids[3]) == Sessions((*ids[:3], *ids[4:60], ids[3]))
-    assert len({len(one.pack()) for one in (Sessions(), sessions, more)}) == 1
+    assert sessions.begun(ids[3]) == RelaySessions((*ids[:3], *ids[4:60], ids[3]))
+    assert len({len(one.pack()) for one in (RelaySessions(), sessions, more)}) == 1
 
 
 @pytest.mark.parametrize("at", [0, 3, 5, 9, 100])
 def test_a_changed_bit_in_the_sessions_is_noticed(at: int) -> None:
-    data = bytearray(Sessions((S1,)).pack())
+    data = bytearray(RelaySessions((S1,)).pack())
     data[at] ^= 1
     with pytest.raises(StoreCorrupt):
-        Sessions.unpack(bytes(data))
+        RelaySessions.unpack(bytes(data))
 
 
 def test_a_loss_says_what_is_missing_and_where_the_database_stands() -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from outbox.integrations.calls.delivery import Delivery
+from outbox.integrations.calls.delivery_waits import DeliveryWaits
 from outbox.own_threads import waited_for
 
 
-def behind(next_calls: list[int], waits: list[float], *, delivering: bool | None = True) -> Delivery:
+def behind(next_calls: list[int], waits: list[float], *, delivering: bool | None = True) -> DeliveryWaits:
     """An adapter's delivery behind a relay that is at each wait as far as `next_calls`."""
     counters = SimpleNamespace(next_seq=100)
 
@@ -28,7 +28,7 @@ def behind(next_calls: list[int], waits: list[float], *, delivering: bool | None
         status=lambda: SimpleNamespace(relay=relay, paused=None),
     )
     replayer: Any = SimpleNamespace(answers=None)
-    return Delivery(outbox, replayer, wait_s=2.0, refused=lambda entry: None)
+    return DeliveryWaits(outbox, replayer, wait_s=2.0, refused=lambda entry: None)
 
 
 def test_call_that_was_waited_for_in_vain_is_waited_for_once() -> None:

@@ -12,7 +12,7 @@ from outbox import Outbox
 from outbox.cli import reconcile as command
 from outbox.cli.common import Refused
 from outbox.patience import Patience
-from outbox.relay.orders import Order, Reconciliation, ordered, place_order
+from outbox.relay.reconcile_orders import ReconcileOrder, Reconciliation, ordered, place_order
 from tests.unit.fakes.rig import Rig
 
 
@@ -57,7 +57,7 @@ def test_pause_while_the_command_delivers_ends_it(
     monkeypatch.setattr(Reconciled, "made", [])
     rig.enqueue("a")
     patience = Patience(60, rig.clock.monotonic)
-    done = command._here(rig.box, Order(), "tests.unit.fakes.rig:OPERATIONS", patience)
+    done = command._here(rig.box, ReconcileOrder(), "tests.unit.fakes.rig:OPERATIONS", patience)
     assert [relay.drains for relay in Reconciled.made] == [1]
     assert command._report(rig.box, done, patience) == 1
     assert "migration 42 (`atb outbox resume` ends it); pending: 1" in capsys.readouterr().out
@@ -66,11 +66,11 @@ def test_pause_while_the_command_delivers_ends_it(
 def test_pause_that_begins_after_the_order_withdraws_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.step()  # takes the relay's role
 
-    def place(box: Outbox, order: Order) -> None:
+    def place(box: Outbox, order: ReconcileOrder) -> None:
         place_order(box, order)
         box.pauses.begin("migration 42")
 
     monkeypatch.setattr(command, "place_order", place)
     with pytest.raises(Refused, match="nothing was put back: delivery is paused .*migration 42"):
-        command._by_relay(rig.box, Order(), Patience(60, rig.clock.monotonic))
+        command._by_relay(rig.box, ReconcileOrder(), Patience(60, rig.clock.monotonic))
     assert not ordered(rig.box)

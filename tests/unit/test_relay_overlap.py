@@ -70,7 +70,7 @@ def test_relay_lost_before_it_recorded_a_batch_applies_it_once(outbox_dir: Path)
         # Two batches are applied, one is recorded; another relay begins with what the store knows.
         assert rig.target.applied == seqs[:4]
         assert rig.pending() == seqs[2:]
-        rig.relay._delivery._recording._owed = None
+        rig.relay._delivery._settling._owed = None
         rig.relay.stop()
         rig.relay = Relay(rig.box, rig.target)
         rig.settle()

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from outbox import ConfigError, Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetMisconfigured, TargetUnavailable
-from outbox.relay.orders import Reconciliation
 from outbox.relay.publication import Publication
+from outbox.relay.reconcile_orders import Reconciliation
 from outbox.relay.wake import Wake
 from outbox.store.envelope import Record
 from outbox.store.locks import Role, died_holding

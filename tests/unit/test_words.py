@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox.relay.orders import Reconciliation
+from outbox.relay.reconcile_orders import Reconciliation
 from outbox.words import counted, entries, first_line
 
 ROOT = Path(__file__).resolve().parents[2]

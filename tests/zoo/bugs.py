@@ -397,7 +397,7 @@ BUGS = (
     ),
     Bug(
         "a batch that could not be recorded does not come again",
-        "outbox/relay/recording.py",
+        "outbox/relay/settling.py",
         "            self._scan.distrust()\n            raise\n",
         "            raise\n",
         ("tests/unit/test_relay_overlap.py", "tests/unit/test_relay_outage.py"),
@@ -908,7 +908,7 @@ BUGS = (
     ),
     Bug(
         "relay: what could not be recorded stays acknowledged",
-        "outbox/relay/recording.py",
+        "outbox/relay/settling.py",
         "self._progress.acknowledge(frozenset())",
         "pass",
         ("tests/integration/adapter/test_prompt_answers.py",),
@@ -1077,7 +1077,7 @@ BUGS = (
     ),
     Bug(
         "adapter: the end of a block is silent about a refused call",
-        "integrations/calls/delivery.py",
+        "integrations/calls/delivery_waits.py",
         "        return _refusal(operation, settled, answers).give()\n",
         "        return (answers[0] or _refusal(operation, settled, answers)).give()\n",
         ("tests/integration/adapter/test_refusals.py",),
@@ -1399,7 +1399,7 @@ BUGS = (
     ),
     Bug(
         "an entry that was discarded after it was read is delivered",
-        "outbox/relay/recording.py",
+        "outbox/relay/settling.py",
         "if claimed and self._scan.is_current():",
         "if claimed:",
         ("tests/unit/test_withdrawal.py",),
@@ -1413,7 +1413,7 @@ BUGS = (
     ),
     Bug(
         "what is acknowledged by PostgreSQL and not recorded yet can be discarded",
-        "outbox/relay/recording.py",
+        "outbox/relay/settling.py",
         "self._claims.keep(*[self._owed_range] if self._owed is not None else [])",
         "self._claims.keep()",
         ("tests/unit/test_withdrawal.py",),
@@ -1819,7 +1819,7 @@ BUGS = (
     ),
     Bug(
         "adapter: each read waits for a call that is parked",
-        "integrations/calls/delivery.py",
+        "integrations/calls/delivery_waits.py",
         "(once and self._is_late())",
         "False",
         ("tests/integration/adapter/test_difficult_server.py",),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from outbox import DurabilityError
-from outbox.integrations.calls import delivery
+from outbox.integrations.calls import delivery_waits
 from outbox.store.store import Store
 from tests.unit.fakes.waiting import LONG, until
 
@@ -100,7 +100,7 @@ def test_answer_is_the_managers_where_a_full_disk_kept_no_copy(
 ) -> None:
     """The entry is gone from the store when its caller wakes, and PostgreSQL has its row."""
     monkeypatch.setattr(Store, "_settle_with_copies", lambda *_: DurabilityError("the data file cannot grow"))
-    monkeypatch.setattr(delivery, "has_arrived", lambda box, seq: not box.store.is_pending(seq))
+    monkeypatch.setattr(delivery_waits, "has_arrived", lambda box, seq: not box.store.is_pending(seq))
     with scene(postgres_url, outbox_dir) as here:
         here.relay.start()
         made = here.manager.log_trade("BTC")

@@ -1,4 +1,4 @@
-"""Recording: what PostgreSQL has acknowledged becomes settled in the store, at once or beside the next batch.
+"""Settling: what PostgreSQL has acknowledged becomes settled in the store, at once or beside the next batch.
 
 Until then nobody may discard those entries, nor the ones of the batch at hand.
 """
@@ -20,7 +20,7 @@ from .scan import Batch, Scan
 _log = Log("outbox.relay")
 
 
-class Recording:
+class Settling:
     """Belongs to one relay's step; not thread-safe."""
 
     def __init__(self, box: Outbox, scan: Scan) -> None:

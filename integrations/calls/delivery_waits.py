@@ -1,4 +1,4 @@
-"""Delivery: waits for the relay while deliveries make progress, and returns the result of a delivered call."""
+"""DeliveryWaits: waits for the relay while deliveries make progress, and returns the result of a delivered call."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NOTED: Any = object()
 _REPORT_S = 1.0
 
 
-class Delivery:
+class DeliveryWaits:
     """Follows how far the relay is with one adapter's calls.  Thread-safe."""
 
     def __init__(self, outbox: Outbox, replayer: Replayer, *, wait_s: float, refused: Callable[[Entry], None]) -> None:

@@ -19,7 +19,7 @@ _log = Log("outbox.reconcile")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class ReconcileOrder:
     """An operator's order.  `everything`: compare the whole ledger; `accept`: the reason to deliver nothing."""
 
     everything: bool = False
@@ -65,7 +65,7 @@ class Reconciliation:
         )
 
 
-def place_order(box: Outbox, order: Order) -> None:
+def place_order(box: Outbox, order: ReconcileOrder) -> None:
     """Tell the relay of another process to reconcile; it does so at its next try.  Raises `DurabilityError`."""
     given = replace(order, marks=fingerprint(box.store.marks()))
     box.store.put_meta(ORDER, codec.to_json(asdict(given)), despite_halt=True)
@@ -81,7 +81,7 @@ def withdraw_order(box: Outbox) -> None:
     box.store.delete_meta(ORDER, despite_halt=True)
 
 
-def given_order(box: Outbox) -> Order | None:
+def given_order(box: Outbox) -> ReconcileOrder | None:
     """What an operator ordered from another process.
 
     An order with an option that only a newer version has is withdrawn: without the option it would be another order.
@@ -91,7 +91,7 @@ def given_order(box: Outbox) -> Order | None:
     if data is None:
         return None
     given: dict[str, Any] = codec.from_json(data)
-    options = {item.name: given.pop(item.name) for item in fields(Order) if item.name in given}
+    options = {item.name: given.pop(item.name) for item in fields(ReconcileOrder) if item.name in given}
     if newer := sorted(name for name, value in given.items() if value):
         _log.error(
             "an order to reconcile is withdrawn, this version does not know its options: %(options)s",
@@ -99,7 +99,7 @@ def given_order(box: Outbox) -> Order | None:
         )
         withdraw_order(box)
         return None
-    return Order(**options)
+    return ReconcileOrder(**options)
 
 
 def reconciliations(box: Outbox, *, after_seq: int) -> Iterator[Reconciliation]:
