@@ -10,7 +10,7 @@ import click
 
 from outbox import Entry, EntryInDelivery, EntryNotFound, EntryStatus, Outbox, OutboxError
 from outbox.answers import require_reason
-from outbox.store.entry_json import DISCARDED
+from outbox.store.envelope import was_discarded
 
 from .common import Number, Text, directory_option, in_one_sentence, say, settings
 from .entries import for_people, none_of
@@ -129,4 +129,4 @@ def _is_discarded(box: Outbox, seq: int) -> bool:
         entry = box.entry(seq)
     except OutboxError:
         return False
-    return entry.status is EntryStatus.FAILED and (entry.error or "").startswith(DISCARDED)
+    return entry.status is EntryStatus.FAILED and was_discarded(entry.error)

@@ -21,7 +21,7 @@ from ..entry import EntryStatus
 from ..errors import OutboxError, StoreCorrupt, StoreFormatError
 from ..store import quarantine, small
 from ..store.counters import Counters
-from ..store.entry_json import DISCARDED, State, settled_state
+from ..store.entry_json import State, settled_state
 from ..store.envelope import BEGINNING, Record, key_seq, unpack
 from ..store.gate import COUNTERS_KEY
 from ..store.identity import DATA_FILE, IDENTITY_FILE, IDENTITY_KEY, Identity
@@ -307,7 +307,7 @@ class Salvage:
             if self._mapping(record.seq) not in allowed:
                 self.problems.append(f"idempotency: another key leads to entry {record.seq}")
                 self._unmapped.add(record.key)
-        elif record.key != record.id and not (record.error or "").startswith(DISCARDED):
+        elif record.key != record.id and not record.is_discarded:
             self.problems.append(f"idempotency: the key of entry {record.seq} is missing")
             self._unmapped.add(record.key)
 
@@ -389,6 +389,6 @@ class Salvage:
 
     def _is_dead(self, record: Record, *, loose: bool) -> bool:
         """Whether a rejected entry waits for an operator; where that is not known, it does."""
-        if (record.error or "").startswith(DISCARDED):
+        if record.is_discarded:
             return False
         return record.seq in self._dead or loose or self._outdated

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from ..entry import EntryStatus
 from ..store import small
-from ..store.entry_json import DISCARDED
 from ..store.envelope import BEGINNING, OVERHEAD, Record, claims
 from .pages import DataFile
 
@@ -37,4 +36,4 @@ def rank(record: Record) -> int:
         return 3
     if record.status is EntryStatus.PENDING:
         return 1
-    return 2 if (record.error or "").startswith(DISCARDED) else 0
+    return 2 if record.is_discarded else 0

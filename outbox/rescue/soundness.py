@@ -17,7 +17,6 @@ from ..entry import EntryStatus
 from ..errors import OutboxError, StoreCorrupt
 from ..store import ledger, quarantine, small
 from ..store.counters import Counters
-from ..store.entry_json import DISCARDED
 from ..store.envelope import Record, key_seq, seq_key, unpack
 from ..store.environment import MAP_BYTES, Environment, LmdbError, structural_problems, translated
 from ..store.gate import COUNTERS_KEY
@@ -311,7 +310,7 @@ class _Content:
             return ""
         if under_key is not None and under_key[0] == wanted[0]:
             return f"idempotency: entry {record.seq} is listed with other arguments than it has"
-        if record.key == record.id or (record.error or "").startswith(DISCARDED):
+        if record.key == record.id or record.is_discarded:
             return ""  # a note of ours, or a key that an operator has freed
         return f"idempotency: the key of entry {record.seq} is missing"
 

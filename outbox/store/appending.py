@@ -13,7 +13,6 @@ from ..entry import EntryStatus
 from ..errors import AlreadyRejected, IdempotencyConflict, OutboxError, StoreCorrupt, StoreFull
 from . import quarantine
 from .counters import Counters
-from .entry_json import DISCARDED
 from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
 from .environment import Environment
 from .key_row import pack_row, unpack_row
@@ -171,7 +170,7 @@ def _by_key(environment: Environment, txn: Any, record: Record) -> Record | None
 def _already_rejected(txn: Any, record: Record) -> AlreadyRejected:
     """The error for a call under the key of `record`, a dead letter or an entry that was given up."""
     error = record.error or "the reason is unknown"
-    given_up = error.startswith(DISCARDED)
+    given_up = record.is_discarded
     hint = ""
     if is_dead(txn, record.seq):
         hint = f"see `atb outbox show {record.seq}`, then `retry` or `discard` it; or "

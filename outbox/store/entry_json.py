@@ -21,8 +21,6 @@ from .envelope import Record, from_us, to_us
 
 # Of the file that `export` writes.
 FORMAT = 1
-# How the error of an entry begins that an operator gave up.
-DISCARDED = "discarded: "
 
 
 class State(StrEnum):

@@ -38,6 +38,10 @@ _SIZE = struct.Struct(">I")
 _SETTLED_AT = 16
 _RESULT_SIZE_AT = _BODY.size - _SIZE.size
 
+# How the error of an entry begins that an operator gave up.  A status of its own would say it better, but no earlier
+# version could read such a record.
+_DISCARDED = "discarded: "
+
 OVERHEAD = HEAD.size + _BODY.size
 # How every record begins.
 BEGINNING = ENTRY + bytes((FORMAT,))
@@ -70,6 +74,11 @@ class Record:
     result: bytes = b""
     # The bytes that it was unpacked from, if it was.
     raw: bytes = field(default=b"", repr=False, compare=False)
+
+    @property
+    def is_discarded(self) -> bool:
+        """Whether an operator gave it up; not of a best-effort entry that was given up when it was refused."""
+        return was_discarded(self.error)
 
     def numbered(self, seq: int, captured_us: int, group: int, members: int) -> Record:
         """A new pending record with its place in the order."""
@@ -127,6 +136,16 @@ class Record:
             result=decode_result(self.result) if self.result else None,
             settled_at=from_us(self.settled_us) if self.settled_us else None,
         )
+
+
+def was_discarded(error: str | None) -> bool:
+    """Whether an operator gave up the entry with this error."""
+    return error is not None and error.startswith(_DISCARDED)
+
+
+def discarded(reason: str, was: str) -> str:
+    """The error of an entry that an operator gives up: see `Record.is_discarded`."""
+    return f"{_DISCARDED}{reason}; was: {was}"
 
 
 def is_seq(number: int) -> bool:

@@ -19,7 +19,7 @@ from ..operation import payload_hash, shape_hash
 from . import late
 from .continuity import Mark
 from .counters import Counters
-from .envelope import Record, is_seq, key_seq, pack, pack_completed, seq_key, unpack
+from .envelope import Record, discarded, is_seq, key_seq, pack, pack_completed, seq_key, unpack
 from .environment import Environment
 from .frame import DEAD, seal, unseal
 from .key_row import place_of
@@ -151,7 +151,7 @@ def discard(
 ) -> list[Record]:
     """Give up dead letter `seq` and its group; they stay in the ledger with the reason.  Raises `EntryNotFound`."""
     released = [
-        replace(record, error=f"discarded: {reason}; was: {record.error}")
+        replace(record, error=discarded(reason, str(record.error)))
         for record in _dead(txn, environment, seq, "a dead letter, and not pending")
     ]
     for record in released:

@@ -13,8 +13,7 @@ from .. import codec
 from ..entry import EntryStatus
 from . import ledger
 from .counters import Counters
-from .entry_json import DISCARDED
-from .envelope import Record, is_seq, key_seq, pack, seq_key
+from .envelope import Record, discarded, is_seq, key_seq, pack, seq_key
 from .environment import Environment
 from .frame import QUARANTINED, is_sealed, seal, unseal
 from .key_row import place_of, unpack_row
@@ -90,7 +89,7 @@ def discard(
         args=plain,
         types=types,
         status=EntryStatus.FAILED,
-        error=f"{DISCARDED}{reason}; was: damaged on the disk",
+        error=discarded(reason, "damaged on the disk"),
         settled_us=now_us,
     )
     txn.delete(PREFIX + seq_key(seq))

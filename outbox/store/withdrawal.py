@@ -24,8 +24,7 @@ from ..entry import EntryStatus
 from ..errors import EntryInDelivery, EntryNotFound
 from . import ledger
 from .counters import Counters
-from .entry_json import DISCARDED
-from .envelope import Record, pack, seq_key, unpack
+from .envelope import Record, discarded, pack, seq_key, unpack
 from .environment import Environment
 from .filesystem import descriptor_identity, is_open_as
 from .own_files import open_own
@@ -163,7 +162,7 @@ def discard(
         if data is None:
             continue
         record = unpack(number, data)
-        error = f"{DISCARDED}{reason}; was: {record.error or 'pending'}"
+        error = discarded(reason, record.error or "pending")
         settled = record.settled(EntryStatus.FAILED, now_us, error=error)
         txn.delete(seq_key(number), db=environment.pending)
         txn.put(seq_key(number), pack(settled), db=environment.ledger)
@@ -185,7 +184,7 @@ def confirm(environment: Environment, txn: Any, counters: Counters, asked: Seque
         if data is None:
             continue
         record = unpack(seq, data)
-        if record.status is EntryStatus.FAILED and (record.error or "").startswith(DISCARDED):
+        if record.status is EntryStatus.FAILED and record.is_discarded:
             done = replace(record, status=EntryStatus.COMPLETED, error=None, raw=b"")
             txn.put(seq_key(seq), pack(done), db=environment.ledger)
             counters.discarded -= 1
