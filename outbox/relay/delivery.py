@@ -210,7 +210,10 @@ class Delivery:
         return outcome
 
     def _settle(self, batch: Batch, outcome: Outcome, now: float) -> None:
-        """Record the outcome in one commit, or owe that to the next step.  Raises `DurabilityError`."""
+        """Settle the batch now, or owe that to the next step; then note what waits, and move on.
+
+        Nothing is noted of a batch that could not be settled: it comes again.  Raises `DurabilityError`.
+        """
         settlement = Settlement(completed=outcome.completed, marks=outcome.marks)
         retries: dict[int, Retry] = {}
         if outcome.failed or batch.broken:
@@ -224,20 +227,9 @@ class Delivery:
         if outcome.stalled:
             self._stalled(outcome, now)
         if settlement.dead:
-            record, why = settlement.dead[0]
-            _log.error(
-                "entries became dead letters: %(entries)s, the first is %(seq)s of operation %(operation)r: %(why)s "
-                "(see `atb outbox list`)",
-                entries=len(settlement.dead),
-                seq=record.seq,
-                operation=record.operation,
-                why=why,
-            )
+            self._log_dead(settlement)
         if outcome.interruption is None:
-            done = {record.seq for record, _ in outcome.completed}
-            self._scan.passed(
-                batch, done.union(record.seq for record, _ in outcome.rejected) if outcome.failed else done
-            )
+            self._scan.passed(batch, {record.seq for record, _ in [*outcome.completed, *outcome.rejected]})
 
     def _may_owe(self, batch: Batch, outcome: Outcome) -> bool:
         """Whether the batch may be recorded beside the next one: all of it was applied, and more is to come at once."""
@@ -256,6 +248,17 @@ class Delivery:
             seq=unit[0].seq,
             operation=unit[0].operation,
             error=error,
+        )
+
+    def _log_dead(self, settlement: Settlement) -> None:
+        record, why = settlement.dead[0]
+        _log.error(
+            "entries became dead letters: %(entries)s, the first is %(seq)s of operation %(operation)r: %(why)s "
+            "(see `atb outbox list`)",
+            entries=len(settlement.dead),
+            seq=record.seq,
+            operation=record.operation,
+            why=why,
         )
 
     def _measure(self, batch: Batch, outcome: Outcome, now: float) -> None:

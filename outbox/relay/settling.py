@@ -1,6 +1,9 @@
 """Settling: what PostgreSQL has acknowledged becomes settled in the store, at once or beside the next batch.
 
-Until then nobody may discard those entries, nor the ones of the batch at hand.
+A batch of which anything failed, or behind which nothing is to be delivered, is settled at once: `settle`.  Any other
+is owed: `owe` keeps it, `begin` hands it to another thread while PostgreSQL has the next batch, and `finish` waits for
+that thread, or settles what is owed where none has begun.  Until then nobody may discard those entries, nor the ones
+of the batch at hand: they are claimed.
 """
 
 from __future__ import annotations
