@@ -229,7 +229,10 @@ class Delivery:
         if settlement.dead:
             self._log_dead(settlement)
         if outcome.interruption is None:
-            self._scan.passed(batch, {record.seq for record, _ in [*outcome.completed, *outcome.rejected]})
+            settled = {record.seq for record, _ in outcome.completed}
+            for one in outcome.failed:
+                settled |= set() if one.fate.waits else {record.seq for record in one.unit}
+            self._scan.passed(batch, settled)
 
     def _may_owe(self, batch: Batch, outcome: Outcome) -> bool:
         """Whether the batch may be recorded beside the next one: all of it was applied, and more is to come at once."""
