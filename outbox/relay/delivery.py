@@ -18,7 +18,6 @@ from ..store.envelope import to_us
 from ..store.ledger import Settlement
 from ..store.reads import PAUSE
 from ..target import Outcome, Target
-from .batch_size import BatchSize
 from .housekeeping import Housekeeping
 from .idle_checks import IdleChecks
 from .link import Breaker, Link, LinkState, foreseen, unforeseen
@@ -26,7 +25,7 @@ from .publication import Publication
 from .reconcile import Reconciler
 from .reconcile_orders import ORDER, ReconcileOrder, Reconciliation
 from .refusals import Refusals
-from .scan import Batch, Scan
+from .scan import Batch, BatchSize, Scan
 from .settling import Settling
 from .waits import Retry
 
