@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.fate import STALLS, Fate, classify
+from outbox.errors import EntryRejected, OutboxError, RetryLater
+from outbox.fate import (
+    STALLS,
+    Failed,
+    Fate,
+    OperationFault,
+    UnknownClass,
+    classify,
+    of_batch,
+    of_refusal,
+    of_unit,
+)
+from outbox.store.envelope import Record
 
 
 @pytest.mark.parametrize(
@@ -71,3 +83,81 @@ def test_a_value_that_cannot_be_applied_is_rejected(sqlstate: str | None) -> Non
 
 def test_stalled_statement_is_an_outage() -> None:
     assert {classify(state, connected=True, data_error=False) for state in STALLS} == {Fate.OUTAGE}
+
+
+# -- a unit, and its batch
+
+
+def failed(seq: int, error: OutboxError, operation: str | None = "log", *, attempts: int = 0) -> Failed:
+    record = Record(
+        seq, b"k" * 16, b"i" * 16, operation or "log", None, b"p" * 16, b"s" * 8, b"{}", b"", attempts=attempts
+    )
+    return of_unit([record], error, operation)
+
+
+PASSING, REFUSED = EntryRejected("passing", permanent=False), EntryRejected("refused", permanent=True)
+FAULT = OperationFault("no such table", sqlstate="42P01")
+NO_PRIVILEGE = OperationFault("no privilege", sqlstate="42501")
+LATER, UNKNOWN = RetryLater("later"), UnknownClass("no such class", permanent=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "operation", "fate"),
+    [
+        (REFUSED, "log", Fate.DEAD),
+        (PASSING, "log", Fate.RETRIED),
+        (LATER, "log", Fate.WAITS),
+        (FAULT, "log", Fate.PARKED),
+        (FAULT, None, Fate.WAITS),
+    ],
+)
+def test_fate_of_a_unit_that_failed_alone(error: OutboxError, operation: str | None, fate: Fate) -> None:
+    assert failed(1, error, operation).fate is fate
+
+
+@pytest.mark.parametrize(
+    ("units", "works", "fates", "parked"),
+    [
+        # Its table is missing, and what asks for time waits with the operation.
+        ([failed(1, FAULT), failed(2, LATER)], set(), [Fate.PARKED, Fate.PARKED], {"log"}),
+        ([failed(1, FAULT), failed(2, LATER)], {"log"}, [Fate.WAITS, Fate.WAITS], set()),
+        # A policy refuses the row where others may be written, or where it was refused before.
+        ([failed(1, NO_PRIVILEGE)], set(), [Fate.PARKED], {"log"}),
+        ([failed(1, NO_PRIVILEGE)], {"log"}, [Fate.RETRIED], set()),
+        ([failed(1, NO_PRIVILEGE, attempts=1)], set(), [Fate.RETRIED], set()),
+        # All fail at their first try.
+        ([failed(1, PASSING)], set(), [Fate.RETRIED], set()),
+        ([failed(1, PASSING), failed(2, PASSING)], set(), [Fate.PARKED, Fate.PARKED], {"log"}),
+        ([failed(1, PASSING), failed(2, PASSING, attempts=1)], set(), [Fate.RETRIED, Fate.RETRIED], set()),
+        ([failed(1, PASSING), failed(2, PASSING)], {"other"}, [Fate.RETRIED, Fate.RETRIED], set()),
+        ([failed(1, PASSING), failed(2, PASSING), failed(3, REFUSED)], set(), [*[Fate.RETRIED] * 2, Fate.DEAD], set()),
+        # Many of an unknown class, or few.
+        ([failed(seq, UNKNOWN) for seq in range(16)], set(), [Fate.PARKED] * 16, {"log"}),
+        ([failed(seq, UNKNOWN) for seq in range(15)], set(), [Fate.DEAD] * 15, set()),
+        ([failed(seq, UNKNOWN) for seq in range(16)], {"log"}, [Fate.DEAD] * 16, set()),
+    ],
+)
+def test_fates_by_what_became_of_the_rest_of_the_batch(
+    units: list[Failed], works: set[str], fates: list[Fate], parked: set[str]
+) -> None:
+    found, reasons = of_batch(units, works)
+    assert [one.fate for one in found] == fates
+    assert set(reasons) == parked
+
+
+@pytest.mark.parametrize(
+    ("error", "early", "may_retry", "best_effort", "fate"),
+    [
+        (PASSING, False, True, False, Fate.RETRIED),
+        (PASSING, True, True, False, Fate.UNCOUNTED),
+        (PASSING, True, False, False, Fate.UNCOUNTED),
+        (PASSING, False, False, False, Fate.DEAD),
+        (PASSING, False, False, True, Fate.DISCARDED),
+        (REFUSED, False, True, False, Fate.DEAD),
+        (REFUSED, False, True, True, Fate.DISCARDED),
+    ],
+)
+def test_fate_of_a_refusal_by_its_attempts_and_operation(
+    error: OutboxError, early: bool, may_retry: bool, best_effort: bool, fate: Fate
+) -> None:
+    assert of_refusal(failed(1, error), early=early, may_retry=may_retry, is_best_effort=best_effort) is fate
