@@ -211,6 +211,7 @@ class Cursor:
         watermarks._STATE: _recovering,
         receipts._IS_THERE: _is_there,
         receipts._FENCE: _fence,
+        receipts._HOLDER: _nothing,
         receipts._FIND: _find,
         receipts._ANY_LEFT: _any_left,
         receipts._SIZE: _size,

@@ -128,7 +128,7 @@ class World:
         self._say = say or (lambda line: None)
         self.clock = SeededClock(self.rng)
         self.config = OutboxConfig(
-            min_free_mb=0, batch_size=self.rng.choice((1, 3, 50)), max_retries=3, backoff_base=0.5, backoff_cap=5.0,
+            min_free_mb=0, batch_size=self.rng.choice((1, 1, 3, 50)), max_retries=3, backoff_base=0.5, backoff_cap=5.0,
             reconcile=self.rng.choice(("auto", "manual")), lanes=self.rng.choice((1, 1, 2)),
             busy_batch_size=self.rng.choice((2, 1000)),
         )  # fmt: skip

@@ -15,6 +15,7 @@ from outbox.fate import (
     of_batch,
     of_refusal,
     of_unit,
+    spare_children,
 )
 from outbox.store.envelope import Record
 
@@ -161,3 +162,35 @@ def test_fate_of_a_refusal_by_its_attempts_and_operation(
     error: OutboxError, early: bool, may_retry: bool, best_effort: bool, fate: Fate
 ) -> None:
     assert of_refusal(failed(1, error), early=early, may_retry=may_retry, is_best_effort=best_effort) is fate
+
+
+ORPHAN = EntryRejected("no parent", permanent=True, sqlstate="23503")
+
+
+@pytest.mark.parametrize(
+    ("older", "late", "fate"),
+    [
+        (failed(1, LATER), False, Fate.WAITS),
+        (failed(1, PASSING), True, Fate.WAITS),
+        (failed(1, FAULT), False, Fate.WAITS),
+        (failed(1, FAULT, "note"), False, Fate.DEAD),
+        (failed(1, REFUSED), False, Fate.DEAD),
+        (failed(3, LATER), False, Fate.DEAD),
+        (failed(1, REFUSED), True, Fate.RETRIED),
+    ],
+)
+def test_row_waits_for_a_parent_that_may_still_come(older: Failed, late: bool, fate: Fate) -> None:
+    found = spare_children(
+        [older, failed(2, ORPHAN)],
+        is_best_effort=lambda unit: unit[0].operation == "note",
+        waits_before=lambda seq: False,
+        may_be_late=lambda unit: late,
+    )
+    assert found[1].fate is fate
+
+
+def test_row_waits_while_an_older_entry_of_another_batch_does() -> None:
+    known = {"is_best_effort": lambda unit: False, "may_be_late": lambda unit: False}
+    [waits] = spare_children([failed(2, ORPHAN)], waits_before=lambda seq: seq > 1, **known)
+    [dead] = spare_children([failed(2, REFUSED)], waits_before=lambda seq: seq > 1, **known)
+    assert (waits.fate, dead.fate) == (Fate.WAITS, Fate.DEAD)

@@ -372,7 +372,7 @@ BUGS = (
         "outbox/fate.py",
         "            if min(older, default=one.seq) < one.seq or waits_before(one.seq):",
         "            if False:",
-        ("tests/integration/test_parking.py",),
+        ("tests/unit/test_fate.py", "tests/integration/test_parking.py"),
     ),
     Bug(
         "a failure of the relay's own statements is the entry's",
