@@ -72,8 +72,7 @@ class GuardedConnection:
         self.stall_timeout_s = config.stall_timeout
         self._settings = TransactionSettings(config.stall_timeout)
         self._engine: Engine = create_engine("postgresql+psycopg2://", creator=self._connect_raw, poolclass=NullPool)
-        # The connection in use, if there is one.
-        self.current: Connection | None = None
+        self._connection: Connection | None = None
         # Whether the relay's own connection is being made; a handler may make others.
         self._connecting = False
         # Whether the database has the receipts and the watermarks table, as of the last connection.
@@ -86,16 +85,21 @@ class GuardedConnection:
         self.guard = self._watchdog.guard
 
     @property
+    def current(self) -> Connection | None:
+        """The connection in use, if there is one."""
+        return self._connection
+
+    @property
     def silent(self) -> bool:
         """Whether the connection was shut because the server had gone silent, in the last guarded block."""
         return self._watchdog.fired and not self._watchdog.spent_here
 
     def get(self) -> Connection:
         """The connection, made now unless there is one.  Raises `TargetUnavailable` or `TargetMisconfigured`."""
-        if self.current is not None and not self._watchdog.fired and _was_ended(raw_of(self.current)):
+        if self._connection is not None and not self._watchdog.fired and _was_ended(raw_of(self._connection)):
             # While it was idle: by a timeout of the server, of a pooler or a firewall.  No delivery has failed for it.
             self.disconnect()
-        return self.current or self._connect()
+        return self._connection or self._connect()
 
     @contextmanager
     def commits_refused(self, error: TargetMisconfigured) -> Iterator[None]:
@@ -126,7 +130,7 @@ class GuardedConnection:
     ) -> Exception:
         """What to raise for a failure while an entry of `operation` was applied, or all of the batch was committed."""
         error: BaseException = exc.orig if isinstance(exc, DBAPIError) and exc.orig is not None else exc
-        alive = self.current is not None and usable(self.current) and not self._watchdog.fired
+        alive = self._connection is not None and usable(self._connection) and not self._watchdog.fired
         sqlstate = getattr(error, "pgcode", None) if isinstance(error, psycopg2.Error) else None
         # A commit runs what entries have deferred; a commit whose connection was lost shows nothing of them.
         applying = operation is not None or (committing and alive)
@@ -189,7 +193,7 @@ class GuardedConnection:
             raise failure from exc
         finally:
             # SQLAlchemy would quietly reconnect, without the watchdog.
-            if self.current is not None and not usable(self.current):
+            if self._connection is not None and not usable(self._connection):
                 self.disconnect()
 
     # -- the connection
@@ -203,7 +207,7 @@ class GuardedConnection:
                 raise self._login_verdict(exc) from exc
             finally:
                 self._connecting = False
-            self.current = connection
+            self._connection = connection
             raw = raw_of(connection)
             if raw.autocommit:
                 # A listener of the program to all of SQLAlchemy's engines has set it.
@@ -319,7 +323,7 @@ class GuardedConnection:
             ) from exc
 
     def disconnect(self) -> None:
-        connection, self.current = self.current, None
+        connection, self._connection = self._connection, None
         self._watchdog.forget()
         if connection is None:
             return

@@ -184,7 +184,7 @@ class Lane:
         self._link.close()
 
     def _connected(self, store_id: UUID) -> tuple[Connection, watermarks.RelaySession]:
-        connection = self._link.current or self._link.get()
+        connection = self._link.get()
         if self._session is None or self._session_on is not connection:
             if not self._link.has_tables and not self._memory.marks():
                 self._link.make_tables()
