@@ -65,10 +65,19 @@ def remembered(operations: Iterable[_O], manager_class: type | None, outbox: Out
 def with_records(operations: Iterable[_O], manager_class: type) -> tuple[_O, ...]:
     """Operations whose `records` name those arguments, too, that the code of the manager shows to be some."""
     code = ClassCode(manager_class)
-    return tuple(
-        _with(one, items_of(one.name, code)) if isinstance(one, ManagerOperation) and one.has_role else one
-        for one in operations
-    )
+    return tuple(_with(one, items_of(one.name, code)) if _asks_for_items(one, code) else one for one in operations)
+
+
+def _asks_for_items(operation: Operation, code: ClassCode) -> bool:
+    """Whether a role or a name in the declaration may be about the fields of an argument."""
+    if not isinstance(operation, ManagerOperation):
+        return False
+    if operation.has_role:
+        return True
+    named = {*operation.args, *map(operation.own_name, operation.needed())}
+    with suppress(AttributeError, ValueError, TypeError):  # as in items_of
+        return bool(named - signature_of(code.cls, operation.name).parameters.keys())
+    return False
 
 
 def _with(operation: _O, found: Mapping[str, Collection[str]]) -> _O:

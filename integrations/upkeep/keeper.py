@@ -41,7 +41,7 @@ from ..view.reads import (
 from ..view.rows import POSITIONS
 from ..view.sessionless import is_sessionless
 from ..view.tables_read import TablesRead
-from ..view.unanswerable import NOTICE, unanswerable
+from ..view.unanswerable import NOTICE, not_understood, unanswerable
 from .kept_view import KeptView
 from .managers_code import ManagersCode
 
@@ -354,7 +354,7 @@ class Keeper:
             return
         with self.view.lock:
             self._shown_version = self.view.learning.version
-            clauses = unanswerable(self.view.learning, self._calls)
+            clauses = [*not_understood(self.view.sessions), *unanswerable(self.view.learning, self._calls)]
         if clauses:
             self._outbox.notices.put(NOTICE, f"an outage does not answer: {'; '.join(clauses)}")
         else:

@@ -227,8 +227,12 @@ class KeptView:
         return self._outbox.clock.monotonic()
 
     def _is_sure(self) -> bool:
-        # What the manager never shows, no other fold will know.
-        return all(why == NOT_SHOWN for row in self._view.sessions.values() for why in row["doubts"].values())
+        # What PostgreSQL did not show, or in no form that is understood, no other fold will know.
+        return all(
+            why == NOT_SHOWN or table in row.get("unshown", ())
+            for row in self._view.sessions.values()
+            for (table, *_), why in row["doubts"].items()
+        )
 
     def _set_base(self, snapshot: dict[str, Any], *, settled: bool = False) -> None:
         """`settled`: no call in it can be refused any more, or an earlier one would not do instead."""

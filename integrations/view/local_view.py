@@ -198,6 +198,8 @@ class LocalView:
                 self.learning.learn_answer(_CURRENT_BALANCE, session["balance"], balance)
             for table in {POSITIONS, ORDERS} - tables.keys():
                 self.doubt(session_id, table, (unknown or {}).get(table, NOT_SHOWN))
+            # No fold of calls will make them known, only another look.
+            session["unshown"] = {table: why for (table, *_), why in session["doubts"].items()}
             resolved = session["tables"].get(RESOLVED, {})
             session["tables"] = {POSITIONS: {}, ORDERS: {}, **tables, RESOLVED: resolved}
             self.learning.learn_shown(tables)

@@ -107,7 +107,7 @@ class RowForms:
         if len(rows) >= self.most.get(table, len(rows) + 1):
             raise Unknown(f"the manager shows {len(rows)} {table} at most, and may have more")
         self._together = {**self._together, table: max(len(rows), self._together.get(table, 0))}
-        flat = [self._objects.apart(table, row) for row in self._rows(table, rows, keys)]
+        flat = [self._objects.apart(table, row, self.key(table)) for row in self._rows(table, rows, keys)]
         self._gatherings = {**self._gatherings, table: gathering.learned(table, shown, keys, flat)}
         found: Tables = {table: {row[self.key(table)]: row for row in flat}}
         for id_, row in found[table].items() if table == POSITIONS else ():
@@ -144,7 +144,7 @@ class RowForms:
         if type(shown) is not list or any(taken_apart(item)[0][0] in _NOT_ROWS for item in shown):
             return None
         try:
-            return [self._objects.apart(table, row) for row in self._rows(table, shown)]
+            return [self._objects.apart(table, row, self.key(table)) for row in self._rows(table, shown)]
         except Unknown:
             return None
 

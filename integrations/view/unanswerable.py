@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .learned import Learning
+from .local_view import NOT_SHOWN
+from .rows import Row
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
@@ -34,6 +36,13 @@ def unanswerable(learning: Learning, calls: Mapping[str, ManagerOperation]) -> l
         *([f"the answers of {', '.join(sorted(open_))} (cannot be explained)"] if open_ else []),
         *([f"rows after the first call of {', '.join(never)} (never seen)"] if never else []),
     ]
+
+
+def not_understood(sessions: Mapping[Any, Row]) -> list[str]:
+    """One clause for each table that PostgreSQL shows in a form that is not understood: no read of it is answered."""
+    shown = (row.get("unshown", {}).items() for row in sessions.values() if row["active"])
+    found = {table: why for one in shown for table, why in one if why != NOT_SHOWN}
+    return [f"{table} at all ({why})" for table, why in sorted(found.items())]
 
 
 def _is_open(known: Mapping[str, Any] | None) -> bool:

@@ -34,12 +34,15 @@ class ValueObjects:
         return {table: [[column, list(one)] for column, one in columns.items()]
                 for table, columns in self._columns.items()}  # fmt: skip
 
-    def apart(self, table: str, row: Row) -> Row:
-        """A row with the values of its objects as columns.  Raises `Unknown` where a column shows several classes."""
+    def apart(self, table: str, row: Row, key: str) -> Row:
+        """A row with the values of its objects as columns.  Raises `Unknown` where a column shows several classes.
+
+        The column `key` stays whole: by its objects rows are told apart.
+        """
         flat, known, todo = dict[str, Any](), dict(self._columns.get(table, {})), list(row.items())
         while todo:
             column, value = todo.pop(0)
-            parts = _parts(value)
+            parts = None if column == key else _parts(value)
             if parts is None:
                 flat[column] = value
                 todo += [(f"{column}.{name}", None) for name in known[column][1]] if column in known else []

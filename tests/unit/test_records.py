@@ -118,6 +118,23 @@ def test_name_of_a_record_is_no_list_of_letters() -> None:
     assert ManagerOperation("save", records="fill").records == {"fill": ()}
 
 
+@pytest.mark.parametrize("declared", [{"args": {"desk": "session_id"}}, {"identity": "ref"}, {"order_by": "desk"}])
+def test_item_that_a_declaration_without_role_names_is_found(declared: dict[str, Any]) -> None:
+    class Booked(NamedTuple):
+        desk: str
+        ref: str
+
+    class Books:
+        def book(self, fill: Booked) -> None:
+            """Its hint is a class, not its name."""
+
+    Books.book.__annotations__["fill"] = Booked
+    (operation,) = with_records([ManagerOperation("book", **declared)], Books)
+    assert operation.records == {"fill": frozenset({"desk", "ref"})}
+    (plain,) = with_records([ManagerOperation("book", args={"fill": "reason"})], Books)
+    assert plain.records == {}
+
+
 def test_records_are_known_before_the_class_is(outbox_dir: Path) -> None:
     operations = [ManagerOperation("one_by_one", balance=Balance.CHANGE, amount="pnl"), ManagerOperation("whole")]
     call = {"fill": {"pnl": 1, "venue": "X"}}

@@ -14,6 +14,7 @@ from sqlalchemy import ForeignKey
 from sqlalchemy.engine import result_tuple
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from outbox import registered
 from outbox.codec import from_json, to_json
 from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
 from outbox.integrations.view.containers import _mapped, is_made_again, put_together, taken_apart
@@ -22,6 +23,7 @@ from outbox.integrations.view.local_view import LocalView, UnknownLocally
 from outbox.integrations.view.row_forms import RowForms
 from outbox.integrations.view.rows import Tables
 from outbox.integrations.view.seen import Seen
+from outbox.registered import class_name
 
 BY_NAME = {operation.name: operation for operation in TRADING_OPERATIONS}
 NOTES = {"session": 1, "at": datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)}
@@ -315,3 +317,15 @@ def test_row_with_private_slots_is_made_again_with_them() -> None:
     made = put_together(*taken_apart(Private("a")))
     assert made is not None
     assert (made[0].ref, made[0].price()) == ("a", 5)
+
+
+class Keyed(NamedTuple):
+    id: Held
+    px: int
+
+
+def test_rows_whose_key_is_an_object_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registered, "records", {class_name(Held): Held})
+    rows = [Keyed(Held("a", 1), 5), Keyed(Held("a", 2), 6)]
+    tables, unknown = RowForms().tables_of(rows)
+    assert (list(tables["positions"]), unknown) == ([Held("a", 1), Held("a", 2)], {})
