@@ -17,6 +17,9 @@ def for_callers(function: Any, parameters: list[inspect.Parameter]) -> list[insp
     layers: list[tuple[Any, FunctionType]] = []
     layer = function
     while isinstance(wrapped := getattr(layer, "__wrapped__", None), FunctionType):
+        if _says_itself(layer, wrapped):
+            # Its signature is that of its callers already.
+            break
         # Others, as those of functools.lru_cache, give what they got.
         if isinstance(layer, FunctionType):
             layers.append((layer, wrapped))
@@ -26,6 +29,12 @@ def for_callers(function: Any, parameters: list[inspect.Parameter]) -> list[insp
     for wrapper, wrapped in reversed(layers):
         found = _left_by(wrapper, wrapped, found)
     return found
+
+
+def _says_itself(layer: Any, wrapped: FunctionType) -> bool:
+    """Whether a decorator has set the signature of its wrapper; functools.wraps copies one that was there before."""
+    own = getattr(layer, "__dict__", {}).get("__signature__")
+    return own is not None and own is not vars(wrapped).get("__signature__")
 
 
 def _left_by(wrapper: Any, wrapped: FunctionType, parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:

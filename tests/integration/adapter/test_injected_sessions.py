@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,25 @@ def in_session(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, session=session, **kwargs)
         with self.session_factory.begin() as made:
             return method(self, *args, session=made, **kwargs)
+
+    return wrapper
+
+
+def spelled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """It says itself what its callers give."""
+    wrapper = with_session(method)
+    whole = inspect.signature(method)
+    myself, _, *others = whole.parameters.values()
+    wrapper.__signature__ = whole.replace(parameters=[myself, *others])  # type: ignore[attr-defined]
+    return wrapper
+
+
+def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Its wrapper gets a copy of the signature of what it wraps."""
+
+    @functools.wraps(method)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return method(self, *args, **kwargs)
 
     return wrapper
 
@@ -76,6 +96,19 @@ class Both(SmallManager):
     @stripped
     @with_session
     def log_trade(self, session, symbol, note="n"):  # type: ignore[no-untyped-def]
+        return made(session, symbol, note)
+
+
+class Spelled(SmallManager):
+    @spelled
+    def log_trade(self, session, *, symbol, note="n"):  # type: ignore[no-untyped-def]
+        return made(session, symbol, note)
+
+
+class SpelledWithin(SmallManager):
+    @timed
+    @spelled
+    def log_trade(self, session, *, symbol, note="n"):  # type: ignore[no-untyped-def]
         return made(session, symbol, note)
 
 
@@ -130,3 +163,11 @@ def test_callers_give_what_the_decorator_does_not(cls: Any, postgres_url: str, o
         assert list(here.box.dead_letters()) == []
         rows = here.rows("SELECT id, symbol, note FROM trades ORDER BY id")
     assert rows == list(zip(ids, ["up", "up", "away", "away"], ["n", "m"] * 2, strict=True))
+
+
+@pytest.mark.parametrize("cls", [Spelled, SpelledWithin])
+def test_signature_that_a_decorator_sets_is_that_of_callers(cls: Any, postgres_url: str, outbox_dir: Path) -> None:
+    with scene(postgres_url, outbox_dir, cls) as here:
+        first = here.manager.log_trade(symbol="away", note="m")
+        assert here.drain()
+        assert here.rows("SELECT id, symbol, note FROM trades") == [(first, "away", "m")]
