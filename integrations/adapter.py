@@ -152,7 +152,10 @@ class Adapter:
             methods=self.calls,
             pending_attributes=self.pending_attributes,
         )
-        self._local_answers = LocalAnswers(host, outbox, keeper, delivery, block_reads, block, replayer.catalog)
+        begins = any(call.session is Session.BEGINS for call in self.calls.values())
+        self._local_answers = LocalAnswers(
+            host, outbox, keeper, delivery, block_reads, block, replayer.catalog, begins=begins
+        )
 
     @property
     def view(self) -> LocalView:

@@ -49,10 +49,13 @@ class LocalAnswers:
         block_reads: BlockReads,
         block: Callable[[], Block | None],
         catalog: Catalog,
+        *,
+        begins: bool,
     ) -> None:
-        """`block()` is the caller's balance block."""
+        """`block()` is the caller's balance block; `begins`: whether a declared method begins sessions."""
         self._host, self._outbox, self._keeper, self._delivery = host, outbox, keeper, delivery
         self._block_reads, self._block, self._catalog = block_reads, block, catalog
+        self._begins = begins
 
     @property
     def _view(self) -> LocalView:
@@ -87,7 +90,8 @@ class LocalAnswers:
         """
         operation, session = item.operation, item.session
         call = {**operation.standard(item.bound), "session_id": session}
-        in_session = operation.balance is not None or operation.session is Session.ENDS
+        # Without a method that begins sessions, one that was not seen may be an account that has been there for long.
+        in_session = self._begins and (operation.balance is not None or operation.session is Session.ENDS)
         for check in (*operation.checks, *((checks.session_known,) if in_session else ())):
             try:
                 check(call, self._block_reads.view())
