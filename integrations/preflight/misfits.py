@@ -84,10 +84,15 @@ def shape(operation: ManagerOperation, evidence: Evidence) -> Iterator[str]:
 
 
 def opens_a_scope(name: str, evidence: Evidence) -> bool:
-    """Whether a method is a context manager without arguments, such as one that yields a session."""
+    """Whether a method is a context manager that needs no arguments, such as one that yields a session."""
     chain = layers(evidence.member(name))
     own = [one for one in chain if one.__globals__.get("__name__") != "contextlib"]
-    return len(own) < len(chain) and all(len(inspect.signature(one).parameters) == 1 for one in own)
+    needed = [sum(map(_is_needed, inspect.signature(one).parameters.values())) for one in own]
+    return len(own) < len(chain) and needed == [1] * len(own)
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    return parameter.default is parameter.empty and parameter.kind not in _ANY
 
 
 def _opens_no_block(chain: list[Any]) -> bool:

@@ -6,6 +6,7 @@ What is certain is a refusal; what depends on a condition is a warning.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
@@ -17,6 +18,7 @@ from ..manager import held
 from ..operations import ManagerOperation
 from ..sql_text import writes_plainly
 from ..state.kept_state import scalars_shared
+from . import misfits
 from .evidence import Evidence
 
 _OPENING = frozenset({"begin", "connect", "raw_connection"})
@@ -25,6 +27,8 @@ _FACTORY_KINDS = frozenset({"a scoped_session", "a session factory", "an open Se
 _WRITING = frozenset(
     {"add_all", "merge", "bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings", "executemany"}
 )
+_STATEMENTS = frozenset({"insert", "update", "delete"})
+_SCOPED = re.compile(r"self\.(\w+)\(\)\.(?:add|delete)")
 # In a class that is given a session: calls by which it may write, whatever it calls the session.
 _OF_UNITS = frozenset({"add", "delete", "commit", "begin", "flush"})
 THROUGH_FACTORY = "its writes must go through self.session_factory"
@@ -206,11 +210,19 @@ def writes(name: str, evidence: Evidence, *, but: frozenset[str]) -> bool:
     commits = changes = False
     for function, _ in evidence.code.reached(name, but=but):
         facts = facts_of(function)
-        if any(map(writes_plainly, facts.texts)) or any(_is_write(one.name, function) for one in facts.calls):
+        if any(map(writes_plainly, facts.texts)):
+            return True
+        if any(_is_write(one.name, function) or _is_in_scope(one, evidence) for one in facts.calls):
             return True
         commits = commits or any(call.last in {"commit", "begin"} for call in facts.calls)
         changes = changes or facts.changes
     return commits and changes
+
+
+def _is_in_scope(call: Call, evidence: Evidence) -> bool:
+    """Whether a call adds or deletes by what a context manager of the manager's yields: `with self.scope() as s`."""
+    found = _SCOPED.fullmatch(call.name)
+    return found is not None and misfits.opens_a_scope(found[1], evidence) and evidence.turns_to_the_database(found[1])
 
 
 def hands_itself_over(name: str, evidence: Evidence) -> bool:
@@ -254,9 +266,12 @@ def _is_write(name: str, function: Any) -> bool:
     base, _, last = name.rpartition(".")
     if last in _WRITING:
         return True
-    if last in {"insert", "update", "delete"}:
-        made = meaning(function, name)
-        return "query" in base or _module_of(made).startswith("sqlalchemy")
+    made = meaning(function, name)
+    if _module_of(made).startswith("sqlalchemy") and getattr(made, "__name__", "") in _STATEMENTS:
+        # Perhaps imported under another name.
+        return True
+    if last in _STATEMENTS:
+        return "query" in base
     is_session = base in {"s", "db"} or "session" in base.lower() or "begin()" in base
     # A set of the manager's own has an add, too; a session from the factory is made by a call.
     is_own = base.startswith("self.") and "(" not in base

@@ -8,6 +8,7 @@ from ..code.applied_answers import applied_answer
 from ..code.class_code import ClassCode
 from ..code.code_version import code_version
 from ..code.plain_answers import plain_answer
+from ..code.respelling import respells
 from ..code.rounding import places_kept
 from ..code.row_queries import row_query
 from ..code.row_tests import row_tests
@@ -45,11 +46,12 @@ class ManagersCode:
         names = {read: local.standard for read in self._reads.names if (local := self._reads.local(read)) is not None}
         names |= {name: name for name, call in self._calls.items() if call.has_role}
         code = {name: code_version(cls, own) for own, name in names.items() if callable(getattr(cls, own, None))}
+        respelling = frozenset(name for name, call in self._calls.items() if call.has_role and respells(cls, name))
         with self._view.lock:
             self._view.learning.decide_by(found)
             self.suspect(cls)
             self._read_code(cls)
-            self._view.learning.present = PresentCode(code, plain, applied)
+            self._view.learning.present = PresentCode(code, plain, applied, respelling)
 
     def _read_code(self, cls: type) -> None:
         """Take in the order and the number of rows for which the code of a read asks, and what code rounds."""

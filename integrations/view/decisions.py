@@ -107,6 +107,8 @@ class PresentCode:
     versions: dict[str, str] = field(default_factory=dict)
     answers: Mapping[str, PlainAnswer] = field(default_factory=dict)
     applied: Mapping[str, tuple[Any]] = field(default_factory=dict)
+    # Operations whose code changes the letters of texts.
+    respelling: frozenset[str] = frozenset()
 
 
 def _computing(node: ast.expr, names: Iterable[str]) -> Callable[..., Any]:

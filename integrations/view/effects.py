@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..roles import Order, Position
+from .amounts import is_number, number
 from .as_declared import AsDeclared
 from .explanations import Space, predict_row
 from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row
@@ -38,6 +39,10 @@ class Effect:
     start: Space = field(default_factory=Space)
     # "table.column" -> how many rows with a reserved id it writes besides the one whose id it returns.
     sides: dict[str, int] = field(default_factory=dict)
+    # "table.key" of amounts that were seen to become 0 in a row that stays.
+    zeros: set[str] = field(default_factory=set)
+    # The letters that texts were seen with.
+    letters: set[str] = field(default_factory=set)
     # Arguments that are amounts, and the most decimal places that they were seen with.
     places: dict[str, int] = field(default_factory=dict)
 
@@ -50,7 +55,8 @@ class Effect:
         return {
             "count": self.count, "given": sorted(self.given), "makes": self.makes, "removes": self.removes,
             "strangers": sorted(self.strangers), "beside": sorted(self.beside), "balance": self.balance.dump(),
-            "start": self.start.dump(),
+            "start": self.start.dump(), "zeros": sorted(self.zeros),
+            "letters": sorted(self.letters),
             "sides": self.sides, "places": self.places,
             "values": None if self.values is None else sorted(self.values), **spaces,
         }  # fmt: skip
@@ -66,7 +72,7 @@ class Effect:
         values = state.get("values")
         sets = {"given": set(state["given"]), "strangers": set(state["strangers"])}
         simple |= {"places": state.get("places", {})}
-        sets |= {"beside": set(state.get("beside", ()))}
+        sets |= {name: set(state.get(name, ())) for name in ("beside", "zeros", "letters")}
         sets |= {} if values is None else {"values": set(values)}
         read: dict[str, Any] = {**simple, **sets, **spaces}
         return cls(**read, start=Space(*state["start"]), balance=AsDeclared.load(state["balance"]))
@@ -169,7 +175,19 @@ def _predict_named(found: Prediction, effect: Effect | None, seen: Seen, table: 
         effect.changed.get(table, {}), seen.sources((table, old)), old, seen.signature, rounds=seen.rounds
     )
     found.doubts |= {(table, id_, key): f"{name}: {reason}" for key, reason in doubts.items()}
+    for key in used_up(seen, old, row):
+        if f"{table}.{key}" not in effect.zeros:
+            # Such a row may be shown no more.
+            found.doubts[table, id_, "*"] = f"{name} was never seen to make {key} 0"
     found.rows.append((table, id_, row))
+
+
+def used_up(seen: Seen, old: Row, row: Row) -> list[str]:
+    """The amounts of a row that a call makes 0 without being given a 0."""
+    if any(is_number(value) and number(value) == 0 for value in seen.call.values()):
+        return []
+    amounts = ((key, old.get(key), value) for key, value in row.items() if is_number(value))
+    return [key for key, before, value in amounts if number(value) == 0 and is_number(before) and number(before) != 0]
 
 
 def _predict_made(found: Prediction, effect: Effect, seen: Seen, table: str, why: str) -> None:

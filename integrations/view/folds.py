@@ -64,6 +64,10 @@ def fold(view: LocalView, seen: Seen) -> bool:
     if effect is not None and (finer := view.learning.roundings.finer(operation.name, seen.places, effect.places)):
         why = f"{operation.name} was never seen with so many decimal places of {', '.join(finer)}, which code may round"
         change.doubts |= {(table, id_, "*"): why for table, id_, _ in change.rows}
+    if effect is not None and operation.name in view.learning.present.respelling and seen.letters - effect.letters:
+        texts = ", ".join(sorted({one[:-2] for one in seen.letters - effect.letters}))
+        why = f"{operation.name} was never seen with such letters in {texts}, which code may change"
+        change.doubts |= {(table, id_, "*"): why for table, id_, _ in change.rows}
     return _apply(view, session_id, change, seen) and sure
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..roles import Balance, Session
 from .amounts import bare, nearly_equal, number_or_none, rounded
 from .decisions import PresentCode
-from .effects import Effect
+from .effects import Effect, used_up
 from .explanations import ABSENT, ARITHMETIC, EXACT, SCALES, Space, Unknown, added, alike
 from .learning import observe, observe_row
 from .roundings import Roundings
@@ -200,6 +200,7 @@ class Learning:
             new = news if effect.count else set()
             effect.count += 1
             effect.given |= seen.given
+            effect.letters |= seen.letters
             effect.places |= {name: max(count, effect.places.get(name, 0)) for name, count in seen.places.items()}
             if effect.values is not None:
                 effect.values |= set(seen.values)
@@ -230,6 +231,7 @@ class Learning:
         for id_ in named:
             effect.removes[table] = _consistent(effect.removes, table, id_ in gone)
             if id_ in after:
+                effect.zeros |= {f"{table}.{key}" for key in used_up(seen, before[id_], after[id_])}
                 spaces = effect.changed.setdefault(table, {})
                 sources = seen.sources((table, before[id_]))
                 self._learn_row(spaces, seen, table, after[id_], before[id_], sources, new)

@@ -30,6 +30,8 @@ _AMOUNTS = (int, float, Decimal)
 NOT = "not "
 _QUANTITIES = ("size", "quantity", "qty", "amount", "volume", "units", "lots", "contracts", "shares")
 _FILLED = ("fill", "exec")
+# Words for the part of a quantity that is not filled yet.
+_LEFT = frozenset({"left", "remaining", "remainder", "leaves", "unfilled", "outstanding", "residual"})
 _PRICES = ("price", "value", "cost", "fee", "pnl", "percent", "pct")
 
 
@@ -190,6 +192,13 @@ class Seen:
         return {name: places(number(value)) for name, value in amounts.items() if is_number(value)}
 
     @cached_property
+    def letters(self) -> set[str]:
+        """Which letters the texts have that the call gives: small or capital ones, or blanks at an end."""
+        texts = {name: text for name, text in self.call.items() if isinstance(text, str) and name != "session_id"}
+        same = {name: {"a": text.upper(), "A": text.lower(), " ": text.strip()} for name, text in texts.items()}
+        return {f"{name} {kind}" for name, found in same.items() for kind, one in found.items() if one != texts[name]}
+
+    @cached_property
     def signature(self) -> str:
         """The arguments that the call gives, in one text."""
         return ",".join(sorted(name for name in self.given if name.endswith("+")))
@@ -217,10 +226,12 @@ class Seen:
 def _lefts(row: Row, name: str) -> Iterator[tuple[str, Decimal]]:
     """What is left of a row's quantities of which the argument `name` may be the last part."""
     found = {key: abs(number(value)) for key, value in row.items() if _is_quantity(key, value)}
+    left = [key for key in found if _is_left(key)]
     filled = [value for key, value in found.items() if _is_filled(key)]
-    whole = [key for key in found if not _is_filled(key)]
+    whole = [key for key in found if not _is_filled(key) and key not in left]
     # A size that is a share of the balance is not compared with a number of units.
     alike = [key for key in whole if any(one in key and one in name for one in _QUANTITIES)]
+    yield from ((f"all of {key}", found[key]) for key in left)
     for key in alike or whole:
         yield f"all of {key}", found[key]
         yield from ((f"the rest of {key}", found[key] - one) for one in filled)
@@ -233,13 +244,20 @@ def _is_quantity(name: str, value: Any) -> bool:
 
 @lru_cache(maxsize=1024)
 def _names_quantity(name: str) -> bool:
-    return any(one in name for one in (*_QUANTITIES, *_FILLED)) and not any(one in name for one in _PRICES)
+    is_named = _is_left(name) or any(one in name for one in (*_QUANTITIES, *_FILLED))
+    return is_named and not any(one in name for one in _PRICES)
 
 
 @lru_cache(maxsize=1024)
 def _is_filled(name: str) -> bool:
     """Whether a quantity is the part of an order that was filled."""
-    return any(one in name for one in _FILLED)
+    return any(one in name for one in _FILLED) and not _is_left(name)
+
+
+@lru_cache(maxsize=1024)
+def _is_left(name: str) -> bool:
+    """Whether a quantity is what is left of an order."""
+    return not _LEFT.isdisjoint(name.lower().split("_"))
 
 
 def _decisive(name: str, value: Any) -> str | None:

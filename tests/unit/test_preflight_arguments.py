@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from outbox import ConfigError
 from outbox.integrations.durable import ManagerOperation
@@ -84,6 +85,27 @@ class Batches(Sound):
         with self.get_session() as session:
             session.add(Trade(symbol="first"))
 
+    def book(self, symbol: str) -> None:
+        with self.scope() as s:
+            s.add(Trade(symbol=symbol))
+
+    def note(self, symbol: str) -> None:
+        with self.scope(commit=True) as s:
+            s.execute(pg_insert(Trade).values(symbol=symbol))
+
+    def symbols(self) -> set[str]:
+        with self.scope() as s:
+            found = {row.symbol for row in s.query(Trade)}
+            found.add("cash")
+            return found
+
+    @contextmanager
+    def scope(self, *, commit: bool = True) -> Iterator[Any]:
+        with self.get_session() as session:
+            yield session
+            if commit:
+                session.commit()
+
     @contextmanager
     def unit(self) -> Iterator[Any]:
         with self.get_session() as session:
@@ -121,11 +143,18 @@ def test_write_that_hands_the_manager_over_is_seen() -> None:
 
 
 def test_hint_names_the_writes_that_pass() -> None:
-    with pytest.raises(ConfigError, match="it has by_name, cancel_order, in_a_dict, in_a_list, in_tuples, log_trade"):
+    with pytest.raises(ConfigError, match="it has book, by_name, cancel_order, in_a_dict, in_a_list, in_tuples, log_"):
         look(Batches, [ManagerOperation("missing", optional=True)]).check()
     assert not any(one.name == "create_database" and one.warning for one in fit_of("by_name").methods)
 
 
-def test_scope_of_the_manager_is_no_read() -> None:
-    unit = next(one for one in fit_of("by_name").methods if one.name == "unit")
+@pytest.mark.parametrize("name", ["unit", "scope"])
+def test_scope_of_the_manager_is_no_read(name: str) -> None:
+    unit = next(one for one in fit_of("by_name").methods if one.name == name)
     assert (unit.kind, unit.reason, unit.warning) == (Kind.PASSES, "", "")
+
+
+def test_write_by_what_a_scope_yields_is_seen() -> None:
+    passing = fit_of("by_name").writes_that_pass
+    assert {"book", "note"} <= {*passing}
+    assert "symbols" not in passing

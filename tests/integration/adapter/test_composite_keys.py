@@ -20,7 +20,7 @@ from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation, Ma
 from .small import Scene, scene
 
 
-class Right(enum.Enum):
+class Right(enum.StrEnum):
     CALL = "C"
     PUT = "P"
 
