@@ -13,7 +13,7 @@ _IN_SQL = re.compile(r"\b(?:UPPER|LOWER|INITCAP|[LRB]?TRIM)\s*\(", re.IGNORECASE
 
 
 def respells(cls: type, method: str) -> bool:
-    """Whether `method` of a class does so, also in the functions, validators and types of columns that it uses."""
+    """Whether `method` of a class does so, also in the functions and validators that it uses."""
     return any(map(_respells, Search.of(cls, method).functions))
 
 

@@ -23,9 +23,6 @@ from .method_code import facts_of, layers
 # A name before a parenthesis is a function's, which may write any table.
 _IN_TEXT = re.compile(r'\b(?:INTO|UPDATE|(?:FROM|JOIN)(?!\s+[\w".]+\s*\())\s+(?:ONLY\s+)?([\w".]+)', re.IGNORECASE)
 
-# Of types of columns.
-_CALLED_BY_SQLALCHEMY = frozenset({"process_bind_param", "bind_expression"})
-
 
 def tables_named(cls: type, method: str) -> frozenset[str]:
     """The tables that `method` of a class names: mapped classes, tables and SQL text, also in what it calls.
@@ -73,8 +70,6 @@ class Search:
         elif isinstance(thing, Table):
             self.tables.add(thing.name)
             self.columns |= {f"{thing.name}.{one.name} {one.type!r}" for one in thing.columns}
-            for column in thing.columns:
-                self.take(type(column.type))
         elif isinstance(thing, ClauseElement):
             for one in iterate(thing):
                 if isinstance(one, Table | TextClause):
@@ -124,7 +119,7 @@ class Search:
             yield from (one for generic in vars(base).get("__orig_bases__", ()) for one in get_args(generic))
             for name, value in vars(base).items() if self._is_ours(base) else ():
                 functions = layers(getattr(value, "fget", value))
-                is_special = name.startswith("__") or name in _CALLED_BY_SQLALCHEMY
+                is_special = name.startswith("__")
                 is_validator = any(hasattr(one, "__sa_validators__") for one in functions)
                 if functions and (is_special or is_validator or name in self._names):
                     yield from functions
