@@ -35,7 +35,7 @@ from outbox import (
     register_enum,
 )
 from outbox.clock import SystemClock
-from outbox.relay.orders import Order, ordered, place_order
+from outbox.relay.reconcile_orders import ReconcileOrder, ordered, place_order
 from outbox.store import reads
 from outbox.store.continuity import Mark
 from outbox.store.entry_json import State
@@ -302,7 +302,7 @@ def test_merged_store_brings_nothing_of_its_own_relays(tmp_path: Path) -> None:
         box.store.settle(Settlement(completed=[(record, b"")], marks=[mark]))
         box.enqueue("own", {"number": 2})
         box.pauses.begin("maintenance")
-        place_order(box, Order(everything=True))
+        place_order(box, ReconcileOrder(everything=True))
         box.alarms.sound(reads.FORGOTTEN, "PostgreSQL lost entries")
     assert export(other, file).sound
     bring(file, own, merge=True)

@@ -44,7 +44,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def replay(made: Witness, seq: int, error: type[Exception] | None = None) -> None:
-    entry: Any = SimpleNamespace(seq=seq, args={NOTES: {}})
+    entry: Any = SimpleNamespace(seq=seq, args={NOTES: {"session": 1}})
     with made.watching(OPERATION, None, entry, lambda: None, SideIds(None, lambda *_: None)):
         if error is not None:
             raise error
