@@ -200,17 +200,23 @@ class Adapter:
 
         `at`: when it was made, where that was before there was an outbox.
         """
-        call = self._preparing.bind(operation, args, kwargs)
+        bound = dict[str, Any]()
         try:
+            call = self._preparing.bind(operation, args, kwargs)
+            bound = call.bound
             self.refuse_fork()
             item = self._preparing.rehearsed(operation, call)
             item.at = at
             return self._durably(item) if item.rehearsal.reached else self._unwritten.answer(item)
         except OutboxError as exc:
             self._halt.after(exc)
-            is_exit = operation.never_refused is not None and operation.never_refused(operation.standard(call.bound))
             # A best-effort call raises nothing; a halted store or a dead letter stops no exit.
-            if not operation.best_effort and not (is_exit and isinstance(exc, DurabilityError | AlreadyRejected)):
+            is_exit = (
+                isinstance(exc, DurabilityError | AlreadyRejected)
+                and operation.never_refused is not None
+                and operation.never_refused(operation.standard(bound))
+            )
+            if not (operation.best_effort or is_exit):
                 raise
             log = _log.warning if operation.best_effort else _log.critical
             log("a call of %(operation)s was not recorded: %(error)s", operation=operation.name, error=exc)

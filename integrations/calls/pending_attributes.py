@@ -56,10 +56,12 @@ class PendingAttributes:
 
     def by(self, name: str) -> set[str]:
         """The attributes that a call of method `name` may change, by its code and by what its replays have changed."""
-        cls = self._host.manager_class
+        cls, known = self._host.manager_class, self._carried.names.get(name, set())
+        if cls is None:
+            return set(known)
         if name not in self._may_change:
-            self._may_change[name] = ClassCode(cls).changed_by(name) - NOT_STATE if cls is not None else set()
-        return self._may_change[name] | self._carried.names.get(name, set())
+            self._may_change[name] = ClassCode(cls).changed_by(name) - NOT_STATE
+        return self._may_change[name] | known
 
     def note(self, item: Prepared, entry: Entry) -> None:
         """Remember which attributes the call may change when it is delivered, and has not changed yet."""

@@ -17,7 +17,6 @@ from typing import Any
 
 import psycopg2.extensions
 
-from ... import OutboxError
 from ...log import Log
 
 _log = Log("outbox.integrations")
@@ -95,8 +94,8 @@ class Silence:
                     self._end_late()
                 else:
                     self._ask()
-            except OutboxError as exc:
-                # The store was closed or is halted; it may be asked again.
+            except Exception as exc:  # noqa: BLE001 - without this thread a silent server stops the host's reads
+                # The store was closed or is halted, or memory is short; it may be asked again.
                 _log.warning("whether PostgreSQL is away is unknown: %(error)s", error=exc)
 
     def _end_late(self) -> None:

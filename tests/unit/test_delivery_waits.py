@@ -47,6 +47,14 @@ def test_call_that_came_next_during_a_vain_wait_is_waited_for() -> None:
     assert waits == [2.0, 2.0]
 
 
+def test_read_with_another_answer_waits_for_no_late_call() -> None:
+    waits: list[float] = []
+    delivery = behind([5, 6], waits)
+    assert not delivery.wait_until_passed()
+    assert not delivery.wait_until_passed(once=True)
+    assert waits == [2.0]
+
+
 def test_own_thread_waits_for_no_relay_of_another_process() -> None:
     waits: list[float] = []
     delivery = behind([5], waits, delivering=None)

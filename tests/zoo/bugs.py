@@ -1822,7 +1822,7 @@ BUGS = (
         "integrations/calls/delivery_waits.py",
         "(once and self._is_late())",
         "False",
-        ("tests/integration/adapter/test_difficult_server.py",),
+        ("tests/unit/test_delivery_waits.py",),
     ),
     Bug(
         "an entry that lost its connection waits as long as one that timed out",

@@ -23,6 +23,18 @@ from .small import SmallManager
 ROOT = Path(__file__).resolve().parents[3]
 
 
+# A sequence is not rolled back.
+FAILS_ONCE = (
+    "CREATE SEQUENCE tries",
+    """CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN
+       IF nextval('tries') = 1 THEN RAISE EXCEPTION 'starting up' USING ERRCODE = '57P03'; END IF;
+       RETURN NEW;
+    END $$""",
+    "CREATE TRIGGER fail_once BEFORE INSERT ON trades FOR EACH ROW EXECUTE FUNCTION fail_once()",
+)
+
+
 class IntoTheManager(logging.Handler):
     """Writes records by the engine's manager, as many hosts do; notes in which thread, and whether it waited."""
 
@@ -50,11 +62,8 @@ def test_logging_handler_that_writes_does_not_delay_the_relay(
         engine.db_manager.create_trading_session("s", 1000)
         handler = IntoTheManager(engine.db_manager)
         monkeypatch.setattr(logger, "handlers", [handler])
-        query(
-            postgres_url,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name = 'lmdb-outbox' AND datname = current_database()",
-        )
+        for statement in FAILS_ONCE:
+            query(postgres_url, statement)
         engine.db_manager.log_trade("BTC")
         assert wiring.relay.drain(timeout=LONG)
         monkeypatch.setattr(logger, "handlers", [])

@@ -158,10 +158,17 @@ class Numbering(SmallManager):
         with self.session_factory.begin() as session:
             session.get_one(Trade, trade_id).note = note
 
+    def mention(self, trade_id: int) -> None:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=f"see {trade_id}"))
+
 
 @pytest.mark.parametrize("has_session", [True, False])
 def test_id_that_a_function_gives_is_not_told(has_session: bool, postgres_url: str, outbox_dir: Path) -> None:
-    operations = (*TRADING_OPERATIONS, ManagerOperation("make", creates="trades"), ManagerOperation("annotate"))
+    operations = (
+        *TRADING_OPERATIONS, ManagerOperation("make", creates="trades"), ManagerOperation("annotate"),
+        ManagerOperation("mention", best_effort=True),
+    )  # fmt: skip
     with scene(postgres_url, outbox_dir, Numbering, operations) as here:
         here.relay.start()
         if has_session:
@@ -176,6 +183,8 @@ def test_id_that_a_function_gives_is_not_told(has_session: bool, postgres_url: s
         for use in (lambda: here.manager.annotate(told, "lost"), lambda: int(told), lambda: told == first):
             with pytest.raises(UnknownLocally, match="PostgreSQL numbers its rows itself"):
                 use()
+        # A best-effort call raises nothing.
+        here.manager.mention(told)
         here.box.pauses.end()
         assert here.drain()
         assert here.rows("SELECT symbol, note FROM trades ORDER BY id") == [("A", "seen"), ("B", None)]
