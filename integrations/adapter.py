@@ -39,7 +39,7 @@ from .ids.id_reserves import IdReserves
 from .manager.away import is_away
 from .manager.host import Host
 from .manager.silence import Silence
-from .operations import AFTER_DRAIN, BALANCES, NOTES, ManagerOperation, notes_of
+from .operations import AFTER_DRAIN, BALANCES, NOTES, ManagerOperation, notes_of, told_id
 from .preflight.preflight import examine
 from .preflight.records import remembered
 from .replay.balance import told_before
@@ -252,7 +252,7 @@ class Adapter:
             answer, notes = local_result(operation, earlier), dict(notes_of(earlier))
         if entry is not None and waits:
             return self._result(operation, [entry], answer, item.passed)
-        item.passed.numbered(notes.get("id"))
+        item.passed.numbered(told_id(notes))
         return answer
 
     def _result(

@@ -297,6 +297,11 @@ def notes_of(entry: Entry) -> Mapping[str, Any]:
     return notes
 
 
+def told_id(notes: Mapping[str, Any]) -> Any:
+    """The id of the new row that the caller has without a delivery; None where there is none."""
+    return None if notes.get("untold") else notes.get("id")
+
+
 def call_of(entry: Entry) -> dict[str, Any]:
     """The arguments of a call by name, as the manager takes them."""
     call = {name: value for name, value in entry.args.items() if name != NOTES}

@@ -11,7 +11,7 @@ from ... import Entry, EntryStatus, Outbox
 from ...errors import EntryNotFound
 from ...log import Log
 from ...own_threads import is_waited_for
-from ..operations import ManagerOperation, call_of, notes_of
+from ..operations import ManagerOperation, call_of, notes_of, told_id
 from ..replay.answers import Answer
 from ..replay.balance import told_before
 from ..replay.replay import CallFailed, Replayer
@@ -128,7 +128,7 @@ class DeliveryWaits:
             if early is not None:
                 self._replayer.compare_id(operation, entry, early.value)
             if passed is not None:
-                passed.numbered(notes_of(entry).get("id"))
+                passed.numbered(told_id(notes_of(entry)))
             return local_result(operation, entry, local_answer)
         answers = [self._answers.take(one.seq) for one in entries]
         answer = answers[0]

@@ -26,7 +26,7 @@ from ..ids.same_row import SameRow
 from ..manager.away import Failures, is_away, noting
 from ..manager.host import Host, replica_of
 from ..manager.manager_connection import ManagerConnection
-from ..operations import BALANCES, ManagerOperation, call_of, notes_of
+from ..operations import BALANCES, ManagerOperation, call_of, notes_of, told_id
 from ..plain_data import PLAIN
 from ..roles import Position
 from ..state.carried import Carried
@@ -302,7 +302,7 @@ class Replayer:
         Later calls with the caller's id of a position go to the row that the manager took.
         """
         notes, (_, table, column) = notes_of(entry), operation.id_column
-        told = None if notes.get("untold") else notes.get("id")
+        told = told_id(notes)
         value = None if told is None else id_in(value, told, column)
         if value is None or isinstance(value, bool):
             return

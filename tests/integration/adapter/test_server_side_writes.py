@@ -154,6 +154,10 @@ class Numbering(SmallManager):
         with self.session_factory.begin() as session:
             return int(session.execute(text("SELECT make_trade(:name)"), {"name": symbol}).scalar_one())
 
+    def keep(self, trade: dict[str, Any]) -> int:
+        trade["id"] = self.make(trade["symbol"])
+        return int(trade["id"])
+
     def annotate(self, trade_id: int, note: str) -> None:
         with self.session_factory.begin() as session:
             session.get_one(Trade, trade_id).note = note
@@ -167,6 +171,7 @@ class Numbering(SmallManager):
 def test_id_that_a_function_gives_is_not_told(has_session: bool, postgres_url: str, outbox_dir: Path) -> None:
     operations = (
         *TRADING_OPERATIONS, ManagerOperation("make", creates="trades"), ManagerOperation("annotate"),
+        ManagerOperation("keep", creates="trades", sets_id={"trade": "id"}),
         ManagerOperation("mention", best_effort=True),
     )  # fmt: skip
     with scene(postgres_url, outbox_dir, Numbering, operations) as here:
@@ -175,6 +180,7 @@ def test_id_that_a_function_gives_is_not_told(has_session: bool, postgres_url: s
             here.manager.create_trading_session("ma", 100)
         first = here.manager.make("A")
         here.manager.annotate(first, "seen")
+        here.manager.keep({"symbol": "kept", "id": None})
         here.box.pauses.begin("an outage", 300)
         until(lambda: here.relay._last.paused)
         told = here.manager.make("B")
@@ -185,7 +191,12 @@ def test_id_that_a_function_gives_is_not_told(has_session: bool, postgres_url: s
                 use()
         # A best-effort call raises nothing.
         here.manager.mention(told)
+        trade = {"symbol": "kept", "id": None}
+        here.manager.keep(trade)
+        assert trade["id"] is None
         here.box.pauses.end()
         assert here.drain()
-        assert here.rows("SELECT symbol, note FROM trades ORDER BY id") == [("A", "seen"), ("B", None)]
+        assert here.rows("SELECT symbol, note FROM trades ORDER BY id") == [
+            ("A", "seen"), ("kept", None), ("B", None), ("kept", None)
+        ]  # fmt: skip
         assert not here.box.status().needs_operator
