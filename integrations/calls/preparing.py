@@ -30,7 +30,7 @@ from ..manager.host import Host, ManagerUnavailable
 from ..manager.manager_connection import engine_of
 from ..operations import BALANCES, NOTES, ManagerOperation
 from ..plain_data import copied
-from ..replay.balance import Untold
+from ..replay.balance import refuse_untold
 from ..replay.frozen_clock import making
 from ..replay.rehearsal import Rehearsal, rehearse
 from ..replay.replay import Replayer
@@ -151,9 +151,7 @@ class Preparing:
                     hint="give the keyword another name",
                 )
             call |= value
-        for value in call.values():
-            if isinstance(value, Untold):
-                raise value.unknown()
+        refuse_untold(call, deepest=1)
         copies = {name: copied(value) for name, value in call.items()}
         objects = {name: value for name, value in call.items() if copies[name] is not value}
         # A signature that was recalled from the store knows only which arguments have a default.
@@ -344,6 +342,7 @@ class Preparing:
         try:
             item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
         except InvalidEntry:
+            refuse_untold(item.bound)
             # Members of enum classes that are new to the outbox may be all that it refused.
             if not self._host.classes.learn(self._outbox, args):
                 raise

@@ -90,6 +90,15 @@ for _name in ("int", "index", "float", "lt", "le", "gt", "ge", "add", "radd", "s
     setattr(Untold, f"__{_name}__", _used)
 
 
+def refuse_untold(value: Any, *, deepest: int = 8) -> None:
+    """Raise `UnknownLocally` for an answer that is not known, also in containers, of which one may be in itself."""
+    if isinstance(value, Untold):
+        raise value.unknown()
+    if deepest and isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            refuse_untold(one, deepest=deepest - 1)
+
+
 def learn_yield(learning: Learning, seen: Seen, told: Any, old: Decimal | None) -> None:
     """Learn from what a block of the manager yielded, at an old balance that is known or not."""
     effect = learning.effects.get(seen.kind)

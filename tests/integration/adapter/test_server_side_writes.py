@@ -186,7 +186,10 @@ def test_id_that_a_function_gives_is_not_told(has_session: bool, postgres_url: s
         told = here.manager.make("B")
         assert told
         assert f"made {told}" == "made <the answer of make, not known without PostgreSQL>"
-        for use in (lambda: here.manager.annotate(told, "lost"), lambda: int(told), lambda: told == first):
+        for use in (
+            lambda: here.manager.annotate(told, "lost"), lambda: here.manager.keep({"symbol": "C", "id": [told]}),
+            lambda: int(told), lambda: told == first,
+        ):  # fmt: skip
             with pytest.raises(UnknownLocally, match="PostgreSQL numbers its rows itself"):
                 use()
         # A best-effort call raises nothing.
