@@ -2282,7 +2282,7 @@ BUGS = (
     Bug(
         "adapter: an outage leaves the new id out of the object that the method numbers",
         "integrations/adapter.py",
-        "item.passed.numbered(notes.get(\"id\"))",
+        "item.passed.numbered(told_id(notes))",
         "pass",
         ("tests/integration/adapter/test_changed_arguments.py",),
     ),
