@@ -53,8 +53,9 @@ def cannot_answer(error: BaseException | None) -> bool:
 
 def _meets_any(error: BaseException) -> bool:
     """Whether PostgreSQL would have failed with any statement then; one that takes too long may always do so."""
-    is_told = isinstance(error, DBAPIError) and _sqlstate(error) not in ("", _CANCELED)
-    return is_told and _fate(error) is Fate.OUTAGE  # type: ignore[arg-type]
+    if not isinstance(error, DBAPIError) or _sqlstate(error) in ("", _CANCELED):
+        return False
+    return _fate(error) is Fate.OUTAGE
 
 
 def _sqlstate(error: DBAPIError) -> str:

@@ -189,6 +189,7 @@ class Lesson:
             if roundings.hides_balance and self._operation.balance is not None:
                 roundings.written.pop(notes_of(self._entry).get("session"), None)
             self.look_at_session()
+            # The answer of a call that is looked at is learned beside the rows of its session.
             has_rows = notes_of(self._entry).get("session") is not None and self._view.learning.follows(self._operation)
             if self._did and not has_rows:
                 told_answers.learn(self._view, self._seen(), self._answer, None)

@@ -145,6 +145,8 @@ def tell(view: LocalView, seen: Seen, old: Decimal | None, otherwise: Any) -> An
     if known["shape"][0] in _PLAIN and _may_be_told(view.learning, seen.operation, known, otherwise):
         return otherwise
     why = doubts[0] if doubts else f"the class {known['shape'][-1]} is not loaded"
+    if is_numbered_elsewhere(known):
+        why = "PostgreSQL numbers its rows itself"
     return Untold(why, values, of=f"the answer of {name}", hint=_HINT)
 
 
@@ -211,8 +213,6 @@ def _key(name: str, value: Any) -> str:
 
 
 def _doubts(known: Mapping[str, Any], seen: Seen) -> Iterator[str]:
-    if is_numbered_elsewhere(known):
-        yield "PostgreSQL numbers its rows itself"
     if known["varies"]:
         yield "it was seen to answer in several ways"
     new = sorted(one.replace("-", " as None").removesuffix("+") for one in seen.given - set(known["given"]))

@@ -158,6 +158,9 @@ class Numbering(SmallManager):
         trade["id"] = self.make(trade["symbol"])
         return int(trade["id"])
 
+    def describe(self, symbol: str) -> dict[str, Any]:
+        return {"id": self.make(symbol), "symbol": symbol}
+
     def annotate(self, trade_id: int, note: str) -> None:
         with self.session_factory.begin() as session:
             session.get_one(Trade, trade_id).note = note
@@ -172,7 +175,7 @@ def test_id_that_a_function_gives_is_not_told(has_session: bool, postgres_url: s
     operations = (
         *TRADING_OPERATIONS, ManagerOperation("make", creates="trades"), ManagerOperation("annotate"),
         ManagerOperation("keep", creates="trades", sets_id={"trade": "id"}),
-        ManagerOperation("mention", best_effort=True),
+        ManagerOperation("describe", creates="trades"), ManagerOperation("mention", best_effort=True),
     )  # fmt: skip
     with scene(postgres_url, outbox_dir, Numbering, operations) as here:
         here.relay.start()
@@ -181,6 +184,8 @@ def test_id_that_a_function_gives_is_not_told(has_session: bool, postgres_url: s
         first = here.manager.make("A")
         here.manager.annotate(first, "seen")
         here.manager.keep({"symbol": "kept", "id": None})
+        for symbol in "CD":
+            here.manager.describe(symbol)
         here.box.pauses.begin("an outage", 300)
         until(lambda: here.relay._last.paused)
         told = here.manager.make("B")
@@ -197,9 +202,13 @@ def test_id_that_a_function_gives_is_not_told(has_session: bool, postgres_url: s
         trade = {"symbol": "kept", "id": None}
         here.manager.keep(trade)
         assert trade["id"] is None
+        described = here.manager.describe("E")
+        assert described["symbol"] == "E"
+        with pytest.raises(UnknownLocally, match="PostgreSQL numbers its rows itself"):
+            described["id"]
         here.box.pauses.end()
         assert here.drain()
         assert here.rows("SELECT symbol, note FROM trades ORDER BY id") == [
-            ("A", "seen"), ("kept", None), ("B", None), ("kept", None)
+            ("A", "seen"), ("kept", None), ("C", None), ("D", None), ("B", None), ("kept", None), ("E", None)
         ]  # fmt: skip
         assert not here.box.status().needs_operator
