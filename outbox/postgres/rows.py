@@ -68,6 +68,7 @@ class RowWriter:
 
     def forget(self) -> None:
         """A transaction has ended, so tables may change."""
+        self._types.forget()
         self._columns.clear()
         self._unlogged.clear()
         self._row_by_row.clear()

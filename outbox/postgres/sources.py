@@ -33,6 +33,7 @@ _OIDS = {
 }
 _NAMES = {oid: name for name, oid in _OIDS.items()}
 _JSON = frozenset({114, 3802})
+_COMPOSITE = "C"
 
 # By kind of value (`kinds_of`): the types that the driver would give it, the first that can be assigned.
 _NATURAL = {
@@ -216,7 +217,10 @@ def sources_of(
 
 
 class ColumnTypes:
-    """What is known of types, by object id.  Holds for one connection: types do not change, casts hardly ever do."""
+    """What is known of types, by object id.  Holds for one connection: types do not change, casts hardly ever do.
+
+    But a composite type's attributes do, like a table's columns.
+    """
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, str], ColumnType] = {}
@@ -228,6 +232,11 @@ class ColumnTypes:
         if missing:
             self._learn(cursor, missing)
         return {column: self._known[oid, name] for column, name, oid in columns}
+
+    def forget(self) -> None:
+        """A transaction has ended, so types may be altered."""
+        for key in [key for key, known in self._known.items() if known.category == _COMPOSITE]:
+            del self._known[key]
 
     def _learn(self, cursor: Cursor, missing: set[tuple[int, str]]) -> None:
         bases = _bases(cursor, {oid for oid, _ in missing})

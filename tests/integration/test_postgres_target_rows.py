@@ -292,6 +292,22 @@ def test_a_column_of_another_type_than_before_gets_the_whole_value(
         assert bench.query("SELECT max(value) FROM a") == [(value,)]
 
 
+@pytest.mark.parametrize("column", ["pair", "pairs"])
+def test_composite_type_altered_while_connected_takes_a_tuple(postgres_url: str, outbox_dir: Path, column: str) -> None:
+    query(postgres_url, "CREATE TYPE pair AS (a int, b text); CREATE DOMAIN pairs AS pair")
+    query(postgres_url, f"CREATE TABLE a (value {column})")
+    with Bench(outbox_dir, postgres_url, Operation("a", table="a"), Operation("b", table="a")) as bench:
+        bench.settle(bench.apply(bench.enqueue("a", {"value": (1, "x")})))
+        bench.query("ALTER TYPE pair ADD ATTRIBUTE c numeric")
+        outcome = bench.apply(bench.enqueue("a", {"value": (2, "y", Decimal("0.5"))}))
+        assert (rejected(outcome), parked(outcome), completed(outcome)) == ([], "", [2])
+        bench.settle(outcome)
+        bench.query("ALTER TYPE pair DROP ATTRIBUTE b")
+        outcome = bench.apply(bench.enqueue("b", {"value": (3, Decimal("0.5"))}))
+        assert (rejected(outcome), parked(outcome), completed(outcome)) == ([], "", [3])
+        assert bench.query("SELECT value::text FROM a") == [("(1,)",), ("(2,0.5)",), ("(3,0.5)",)]
+
+
 @pytest.mark.parametrize(
     ("table", "column", "repair"),
     [
