@@ -26,7 +26,13 @@ class Cursor(Protocol):
 
 
 # SQL: whether the settings hold; to be returned by the first statement of a transaction.
-HELD = "current_setting('synchronous_commit') = 'on' AND current_setting('statement_timeout') <> '0'"
+HELD = """
+current_setting('synchronous_commit') IN ('on', 'remote_apply') AND current_setting('statement_timeout') <> '0'"""
+
+# An acknowledged commit must be on PostgreSQL's disk, whatever the server's default is.  A host that reads from a
+# standby may have chosen to wait for more.
+_SYNCHRONOUS = """
+SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') <> 'remote_apply'"""
 
 
 def not_held() -> TargetMisconfigured:
@@ -43,8 +49,6 @@ class TransactionSettings:
     def __init__(self, stall_timeout_s: float) -> None:
         limit_ms = max(1, int(stall_timeout_s * 1000))
         values = {
-            # An acknowledged commit must be on PostgreSQL's disk, whatever the server's default is.
-            "synchronous_commit": "on",
             "statement_timeout": limit_ms,
             # The statement's timeout bounds the wait for a lock.
             "lock_timeout": 0,
@@ -55,7 +59,7 @@ class TransactionSettings:
             "datestyle": "'ISO'",
         }
         # To be sent with the first statement of a transaction.
-        self.beginning = "; ".join(f"SET LOCAL {name} = {value}" for name, value in values.items())
+        self.beginning = "; ".join([*(f"SET LOCAL {name} = {value}" for name, value in values.items()), _SYNCHRONOUS])
         # Undoes in the middle of a transaction what a handler has set for its session or transaction.  A temporary
         # table hides one of the same name: rows would go into it, and be gone with the connection.
         undo = "SET TRANSACTION READ WRITE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; "

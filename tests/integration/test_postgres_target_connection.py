@@ -75,6 +75,25 @@ def test_transaction_commits_synchronously_in_the_zone_of_the_role(url: str, out
         assert entry.result == ["on", "America/New_York", "7s", "14s", "lmdb-outbox"]
 
 
+def test_commit_that_waits_for_standbys_to_apply_stays_so(url: str, outbox_dir: Path) -> None:
+    """A host whose reads go to a standby has chosen it; ours must not be weaker."""
+    query(url, f"ALTER DATABASE {url.rpartition('/')[2]} SET synchronous_commit = remote_apply")
+
+    def setting(connection: Connection, entry: Entry) -> str:
+        connection.execute(text("SET synchronous_commit = off"))
+        return str(connection.execute(text("SHOW synchronous_commit")).scalar_one())
+
+    def show(connection: Connection, entry: Entry) -> str:
+        return str(connection.execute(text("SHOW synchronous_commit")).scalar_one())
+
+    operations = (Operation("setting", handler=setting), Operation("show", handler=show))
+    with Bench(outbox_dir, url, *operations) as bench:
+        for name in ("show", "setting", "show"):
+            bench.enqueue(name, {})
+        bench.settle(bench.apply())
+        assert [entry.result for entry in bench.box.ledger()] == ["remote_apply", "off", "remote_apply"]
+
+
 def test_setting_in_the_url_wins_over_our_default(url: str, outbox_dir: Path) -> None:
     def name(connection: Connection, entry: Entry) -> str:
         return str(connection.execute(text("SELECT current_setting('application_name')")).scalar_one())

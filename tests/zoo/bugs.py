@@ -300,8 +300,8 @@ BUGS = (
     Bug(
         "synchronous_commit is what the server says",
         "outbox/postgres/transaction_settings.py",
-        '            "synchronous_commit": "on",\n',
-        "",
+        ", _SYNCHRONOUS])",
+        "])",
         ("tests/integration/test_postgres_target_connection.py", "tests/integration/test_postgres_target_batches.py"),
     ),
     Bug(
