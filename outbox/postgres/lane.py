@@ -33,7 +33,7 @@ from .alterations import Alterations
 from .blame import Blame
 from .connection import GuardedConnection, UnitFailed
 from .handler_call import broken, call_handler, slowest, unrestorable
-from .receipts import find, keep_results, record
+from .receipts import find, keep_results, kept_out, record
 from .rows import RowWriter
 from .sequences import Taken
 from .transaction_settings import Cursor
@@ -278,10 +278,7 @@ class Lane:
             known = find(cursor, repeated) if repeated else {}
         for item in repeated:
             if item.key not in known:
-                raise TargetMisconfigured(
-                    f"the receipt of entry {item.seq} was neither written nor found",
-                    hint="a trigger, a rule or a policy on outbox_receipts keeps receipts out; take it away",
-                )
+                raise kept_out(f"the receipt of entry {item.seq} was neither written nor found")
             if known[item.key][0] != item.payload_hash:
                 message = f"a receipt for key {item.key.hex()} exists with other arguments"
                 raise UnitFailed(EntryRejected(message, permanent=True), position[item.seq])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from ..errors import ReceiptsGone
+from ..errors import ReceiptsGone, TargetMisconfigured
 from ..store.envelope import Record
 from .transaction_settings import Cursor as Cursor
 
@@ -60,7 +60,8 @@ WHERE payload_hash IN (SELECT unnest(%s::uuid[])) AND """
 
 _KEEP_RESULTS = f"""
 UPDATE {TABLE} AS receipt SET result = new.result
-FROM unnest(%s::uuid[], %s::json[]) AS new (key, result) WHERE receipt.idempotency_key = new.key"""
+FROM unnest(%s::uuid[], %s::json[]) AS new (key, result) WHERE receipt.idempotency_key = new.key
+RETURNING receipt.result IS NOT NULL"""
 
 
 def fence(cursor: Cursor, name: str) -> bool:
@@ -164,10 +165,23 @@ def counts(cursor: Cursor, payload_hashes: Iterable[bytes], part: str) -> dict[b
 
 
 def keep_results(cursor: Cursor, results: Sequence[tuple[Record, bytes]]) -> None:
-    """Store what handlers returned in their receipts."""
-    if results:
-        keys = _array(item.key.hex() for item, _ in results)
-        cursor.execute(_KEEP_RESULTS, (keys, _array(_quoted_text(_in_ascii(result)) for _, result in results)))
+    """Store what handlers returned in their receipts.
+
+    Raises `TargetMisconfigured` where one is not kept: after a lost reply its caller would get None instead.
+    """
+    if not results:
+        return
+    keys = _array(item.key.hex() for item, _ in results)
+    cursor.execute(_KEEP_RESULTS, (keys, _array(_quoted_text(_in_ascii(result)) for _, result in results)))
+    if sum(bool(kept) for (kept,) in cursor.fetchall()) < len(results):
+        raise kept_out(f"the result of entry {results[0][0].seq} was not kept in its receipt")
+
+
+def kept_out(what: str) -> TargetMisconfigured:
+    """The error for a receipts table that does not take what is written to it."""
+    return TargetMisconfigured(
+        what, hint=f"a trigger, a rule or a policy on {TABLE} keeps receipts or results out; take it away"
+    )
 
 
 def _array(elements: Iterable[str]) -> str:

@@ -661,6 +661,31 @@ def test_receipts_that_a_trigger_keeps_out_stop_the_line(postgres_url: str, outb
         assert "neither written nor found" in (box.status().relay.last_error or "")
 
 
+KEEPS_OUT = {
+    "trigger": """
+CREATE FUNCTION same() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW := OLD; RETURN NEW; END';
+CREATE TRIGGER t BEFORE UPDATE ON outbox_receipts FOR EACH ROW EXECUTE FUNCTION same()""",
+    "refusal": """
+CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER t BEFORE UPDATE ON outbox_receipts FOR EACH ROW EXECUTE FUNCTION nothing()""",
+}
+
+
+@pytest.mark.parametrize("how", KEEPS_OUT)
+def test_results_that_a_trigger_keeps_out_stop_the_line(url: str, outbox_dir: Path, how: str) -> None:
+    """After a lost reply the receipt gives the result: it would be None."""
+    with bench_with(outbox_dir, url, insert) as bench:
+        bench.enqueue("plain", {"n": 1})
+        bench.settle(bench.apply())
+        query(url, KEEPS_OUT[how])
+        bench.enqueue("plain", {"n": 2})
+        outcome = bench.apply()
+        assert completed(outcome) == []
+        assert isinstance(outcome.interruption, TargetMisconfigured)
+        assert "a trigger, a rule or a policy on outbox_receipts" in str(outcome.interruption)
+        assert effects(bench) == [1]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
