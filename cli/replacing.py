@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from outbox.store.identity import is_of_a_store
+from outbox.store.workshop import prefix_of, workpiece
 
 from .common import Refused
 
@@ -34,28 +34,24 @@ def replacing(file: Path, mode: int) -> Iterator[Callable[[bytes], object]]:
     Where `file` is a link, what it leads to is replaced.  Raises `Refused` for what cannot be written, and then nothing
     has changed.
     """
-    with _naming(file):
-        target = file.resolve()
-        _check(file, target)
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "wb", buffering=0) as raw:
-
-            def write(data: bytes) -> None:
-                with _naming(file):
-                    view = memoryview(data)
-                    while view:
-                        view = view[raw.write(view) :]
-
-            yield write
-            with _naming(file):
-                os.fchmod(descriptor, mode)
-                os.fsync(descriptor)
+    with ExitStack() as stack:
         with _naming(file):
-            os.replace(name, target)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+            target = file.resolve()
+            _check(file, target)
+            place = workpiece(prefix_of(target.name, "writing"), target.parent)
+            path, descriptor = stack.enter_context(place)
+
+        def write(data: bytes) -> None:
+            with _naming(file):
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+
+        yield write
+        with _naming(file):
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+            os.replace(path, target)
 
 
 def _check(file: Path, target: Path) -> None:

@@ -21,6 +21,10 @@ from .envelope import FORMAT
 from .environment import SUB_DATABASES, LmdbError, open_lmdb, translated
 from .identity import BUILDING, CLEAN_FILE, DATA_FILE, IDENTITY_FILE, IDENTITY_KEY, LOCK_FILE, Identity
 from .own_files import as_owner, refuse_shared_folder
+from .workshop import clear, prefix_of, workshop
+
+# For what a directory is made in which an import builds a store.
+IMPORTING = "importing"
 
 
 def create(directory: Path, store_id: UUID, records: dict[bytes, bytes]) -> None:
@@ -30,20 +34,17 @@ def create(directory: Path, store_id: UUID, records: dict[bytes, bytes]) -> None
     the main database.  When another process wins the race, its store stays.  Raises OSError.
     """
     filesystem.make_durably(directory.parent)
+    clear(prefix_of(directory.name, IMPORTING), directory.parent)
     filesystem.refuse_remote(directory if directory.exists() else directory.parent)
     if directory.exists():
         with as_owner(directory):
             _fill(directory, Identity(store_id, FORMAT), records)
         return
     refuse_shared_folder(directory.parent)
-    # mkdtemp gives 0700
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.creating-", dir=directory.parent))
-    try:
+    with workshop(prefix_of(directory.name, "creating"), directory.parent) as temporary:
         _build(temporary, Identity(store_id, FORMAT), records)
         _move_into_place(temporary, directory)
         filesystem.flush_directory(directory.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _build(folder: Path, identity: Identity, records: dict[bytes, bytes]) -> None:

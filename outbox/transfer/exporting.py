@@ -24,6 +24,7 @@ from ..store.entry_json import FORMAT, State, raw_text, to_object
 from ..store.identity import DATA_FILE, IDENTITY_FILE, read_identity
 from ..store.locks import Role, RoleLock, holder
 from ..store.own_files import read_own
+from ..store.workshop import workshop
 
 
 @dataclass
@@ -91,10 +92,10 @@ def export(directory: Path, write: Callable[[bytes], object]) -> Findings:
     read_identity(directory)
     access = RoleLock(directory, Role.ACCESS, shared=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="outbox-export-") as name:
-            environment.copy_compact(directory, Path(name))
-            (Path(name) / IDENTITY_FILE).write_bytes(read_own(directory / IDENTITY_FILE))
-            return _read(Path(name), write)
+        with workshop("outbox-export-", Path(tempfile.gettempdir())) as copy:
+            environment.copy_compact(directory, copy)
+            (copy / IDENTITY_FILE).write_bytes(read_own(directory / IDENTITY_FILE))
+            return _read(copy, write)
     finally:
         access.release()
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -27,7 +25,7 @@ from ..opening import open_store
 from ..rescue import verify
 from ..store import filesystem, late, ledger, namespace, quarantine, sessions, small, withdrawal
 from ..store.counters import Counters
-from ..store.creation import create
+from ..store.creation import IMPORTING, create
 from ..store.entry_json import FORMAT, State, from_object, raw_bytes
 from ..store.envelope import Record, pack, seq_key, unpack
 from ..store.environment import Environment
@@ -35,6 +33,7 @@ from ..store.gate import COUNTERS_KEY
 from ..store.identity import is_vacant, read_identity
 from ..store.key_row import pack_row, payload_of
 from ..store.reads import ALARM_PREFIX, FORGOTTEN, ORDER, PAUSE
+from ..store.workshop import prefix_of, workshop
 from .lines import BAD, REMAINS, check_header, check_line
 
 # The keys of a store are hashes over its namespace; the others are about the relays of that store alone.
@@ -153,9 +152,8 @@ def restore(path: Path, directory: Path, config: OutboxConfig, clock: Clock, *, 
 def _create(file: ExportFile, directory: Path, config: OutboxConfig, clock: Clock) -> Restored:
     """Make a store with everything in it, verify it, and put it in place in one rename."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    workshop = Path(tempfile.mkdtemp(prefix=f".{directory.name}.importing-", dir=directory.parent))
-    try:
-        made = workshop / directory.name
+    with workshop(prefix_of(directory.name, IMPORTING), directory.parent) as folder:
+        made = folder / directory.name
         store_id = file.store_id or clock.new_id()
         create(made, store_id, {COUNTERS_KEY: Counters().pack()})
         done = Restored(directory, str(store_id), created=True)
@@ -163,8 +161,6 @@ def _create(file: ExportFile, directory: Path, config: OutboxConfig, clock: Cloc
         verify.check_all(made, python=config.python)
         os.rename(made, directory)
         filesystem.flush_directory(directory.parent)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
     return done
 
 

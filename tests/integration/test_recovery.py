@@ -236,3 +236,31 @@ def test_command_ended_by_a_signal_leaves_no_copy_behind(store: Path, tmp_path: 
         command.communicate(timeout=LONG)
         assert command.returncode == (130 if number == signal.SIGINT else -number)
         assert list(folder.iterdir()) == []
+
+
+def test_copy_that_a_killed_export_left_is_removed_by_the_next(shell: Shell, store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    with Outbox.open(store) as box:
+        for _ in range(20):
+            box.enqueue("trade", {"note": "x" * 20_000})
+        command = begin("export", "-", cwd=store.parents[1], OUTBOX_DIR=str(store), TMPDIR=str(folder))
+        until(lambda: any(folder.glob("*/outbox.json")))
+        assert shell(f"TMPDIR={folder} atb outbox export beside.jsonl").returncode == 0
+        assert len(list(folder.iterdir())) == 1
+        command.kill()
+        command.communicate(timeout=LONG)
+        assert len(list(folder.iterdir())) == 1
+        assert shell(f"TMPDIR={folder} atb outbox export there.jsonl").returncode == 0
+        assert list(folder.iterdir()) == []
+
+
+def test_import_removes_what_a_killed_import_left(shell: Shell, store: Path) -> None:
+    with Outbox.open(store) as box:
+        box.enqueue("trade", {"number": 1})
+    assert shell("atb outbox export there.jsonl").returncode == 0
+    leftover = store.parent / ".copy.importing-abc"
+    (leftover / "copy").mkdir(parents=True)
+    (leftover / "copy" / "data.mdb").write_bytes(b"half")
+    assert shell(f"OUTBOX_DIR={store.parent / 'copy'} atb outbox import there.jsonl").returncode == 0
+    assert sorted(path.name for path in store.parent.iterdir()) == ["copy", "outbox"]

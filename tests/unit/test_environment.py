@@ -109,14 +109,15 @@ def test_a_rename_that_fails_for_another_reason_is_an_error(outbox_dir: Path, mo
     assert list(outbox_dir.parent.iterdir()) == []
 
 
-def test_the_leftover_of_a_killed_creation_is_harmless(outbox_dir: Path) -> None:
+@pytest.mark.parametrize("purpose", ["creating", "importing"])
+def test_the_leftover_of_a_killed_creation_is_removed(outbox_dir: Path, purpose: str) -> None:
     make(outbox_dir)
-    leftover = outbox_dir.parent / f".{outbox_dir.name}.creating-x"
+    leftover = outbox_dir.parent / f".{outbox_dir.name}.{purpose}-x"
     outbox_dir.rename(leftover)
     with Outbox.open(outbox_dir) as box:
         assert box.status().acknowledged == 0
         assert box.enqueue("log", {}).seq == 1
-    assert leftover.is_dir()
+    assert not leftover.exists()
 
 
 @pytest.mark.slow
