@@ -74,6 +74,8 @@ class Delivery:
         self.publication = Publication(box.path, box.clock)
         # How many callers wait for the deliveries right now.
         self.awaited = 0
+        # When one of them last had a try of its own (monotonic seconds).
+        self._hurried_at = -math.inf
         self._paused = self._caught_up = False
         self._seen_seq = -1
 
@@ -338,7 +340,15 @@ class Delivery:
         self.link.failed(exc, now)
         self.link.late_us = to_us(self._box.clock.now())
         if self.awaited:
+            self._hurried_at = now
             self.link.breaker.hurry(now, HURRY_S)
+
+    def try_soon(self, now: float) -> None:
+        """Try at once for a new caller; for one that calls again and again, as it looks in between, once a second."""
+        pause_s = max(0.0, self._hurried_at + HURRY_S - now)
+        if not pause_s:
+            self._hurried_at = now
+        self.link.breaker.hurry(now, pause_s)
 
     def _recover(self) -> None:
         self.link.recovered()

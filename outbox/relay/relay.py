@@ -291,7 +291,7 @@ class Relay:
     def _hurrying(self) -> Iterator[int]:
         """Within the block a caller waits, and PostgreSQL is asked whether it has everything: see `IdleChecks.want`."""
         self._delivery.awaited += 1
-        self._delivery.link.breaker.hurry(self._clock.monotonic(), 0.0)
+        self._delivery.try_soon(self._clock.monotonic())
         try:
             yield self._delivery.idle.want()
         finally:

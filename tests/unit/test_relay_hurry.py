@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox import Entry, RetryLater, TargetMisconfigured
+from outbox import Entry, RetryLater, TargetMisconfigured, TargetUnavailable
 from tests.unit.fakes.rig import Rig, passing
 
 
@@ -125,3 +125,23 @@ def test_drain_does_not_hurry_an_entry_that_takes_too_long(rig: Rig) -> None:
         before = tries(rig, slow)
         seconds(rig, 60)
     assert 1 <= tries(rig, slow) - before <= 8
+
+
+def test_drains_one_after_the_other_try_once_a_second(rig: Rig) -> None:
+    """A command that looks in between, five times a second, would call a server in an outage as often."""
+    rig.enqueue("a")
+    rig.target.down = TargetUnavailable("no route to host")
+    for _ in range(300):
+        rig.relay.drain(0.0)
+        rig.clock.advance(0.2)
+    assert 55 <= len(rig.target.calls) <= 62
+
+
+def test_first_drain_after_a_while_tries_at_once(rig: Rig) -> None:
+    [entry] = rig.enqueue("a")
+    rig.target.down = TargetUnavailable("no route to host")
+    rig.settle()
+    rig.clock.advance(2)
+    rig.target.down = None
+    assert rig.relay.drain(0.0)
+    assert rig.target.applied == [entry]
