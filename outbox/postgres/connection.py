@@ -6,7 +6,6 @@ dropped, and the next use connects anew.
 
 from __future__ import annotations
 
-import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from .alterations import Refused
 from .login_probe import Login, sqlstate_of_login
 from .piggyback import PiggybackConnection
 from .transaction_settings import Cursor, TransactionSettings
-from .watchdog import Watchdog
+from .watchdog import Watchdog, has_unread
 from .watermarks import check_tables, make_tables
 
 _log = Log("outbox.postgres")
@@ -353,12 +352,10 @@ def _was_ended(raw: Any) -> bool:
     """Whether the server has ended a driver's connection between two transactions, as far as it is known here."""
     if raw is None or raw.closed:
         return True
-    arrived = select.poll()
-    arrived.register(raw.fileno(), select.POLLIN)
     try:
         # The server's last words come before the end.
         for _ in range(_LAST_WORDS):
-            if not arrived.poll(0):
+            if not has_unread(raw.fileno()):
                 return False
             raw.poll()
     except psycopg2.Error:

@@ -170,8 +170,16 @@ class Watchdog:
 
     def _has_answer(self) -> bool:
         """Whether the socket has unread bytes.  Assumes the lock."""
-        if self._socket is None:
-            return False
+        return self._socket is not None and has_unread(self._socket.fileno())
+
+
+def has_unread(descriptor: int) -> bool:
+    """Whether a socket has unread bytes, or was ended by the other side."""
+    if hasattr(select, "poll"):
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
+        poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(0))
+    # The host has patched it away, as eventlet does.
+    with suppress(ValueError):  # a number that select(2) cannot take
+        return bool(select.select([descriptor], [], [], 0)[0])
+    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import closing, suppress
 
 import pytest
 
-from outbox.postgres.watchdog import Watchdog
+from outbox.postgres.watchdog import Watchdog, has_unread
 from tests.unit.fakes.waiting import LONG
 
 LIMIT_S = 0.1
@@ -350,3 +351,24 @@ def test_watchdog_thread_has_a_name_and_ends_with_the_process(
     (thread,) = set(threading.enumerate()) - before
     assert thread.name == "outbox-watchdog"
     assert thread.daemon
+
+
+@pytest.mark.parametrize("poll", ["there", "patched away"])
+def test_unread_bytes_and_an_end_are_noticed(monkeypatch: pytest.MonkeyPatch, poll: str) -> None:
+    """Eventlet takes `select.poll` away from its host: no entry was delivered any more."""
+    if poll != "there":
+        monkeypatch.delattr(select, "poll")
+    here, there = socket.socketpair()
+    with here:
+        with there:
+            assert not has_unread(here.fileno())
+            there.send(b"x")
+            assert has_unread(here.fileno())
+            here.recv(1)
+            assert not has_unread(here.fileno())
+        assert has_unread(here.fileno())
+
+
+def test_number_that_select_cannot_take_has_nothing_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(select, "poll")
+    assert not has_unread(100_000)
