@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .entry import Entry
+from .errors import ConfigError
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,10 +22,16 @@ class Awaited:
     """One entry that a coroutine waits for.  All that end together wake their event loop once."""
 
     def __init__(self) -> None:
-        """In a coroutine."""
+        """In a coroutine.  Raises `ConfigError` in one of another library's loop."""
         import asyncio  # here only: it costs a program without coroutines, such as `atb outbox status`, 0.05 s
 
-        self._loop = asyncio.get_running_loop()
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError as exc:
+            raise ConfigError(
+                "enqueue_async needs a running event loop of asyncio; nothing was enqueued",
+                hint="elsewhere call enqueue in a thread, as by trio.to_thread.run_sync",
+            ) from exc
         self._ended = _ended_of(self._loop)
         self.future: asyncio.Future[Iterator[Entry]] = self._loop.create_future()
         self._entries: Iterator[Entry] | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from outbox import IdempotencyConflict, InvalidEntry, Outbox
+from outbox import ConfigError, IdempotencyConflict, InvalidEntry, Outbox
 from tests.unit.fakes.waiting import LONG
 
 
@@ -203,3 +203,11 @@ def test_coroutines_of_many_loops_and_stores_are_all_woken(tmp_path: Path) -> No
     assert done == [6] * 150
     for box in boxes:
         box.close()
+
+
+def test_enqueue_async_outside_of_asyncio_says_what_to_call(tmp_path: Path) -> None:
+    """As in a coroutine of trio."""
+    with Outbox.open(tmp_path / "outbox") as box:
+        with pytest.raises(ConfigError, match=r"nothing was enqueued.*trio\.to_thread\.run_sync"):
+            box.enqueue_async("log", {"n": 1}).send(None)
+        assert box.status().pending == 0
