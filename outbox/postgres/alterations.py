@@ -118,13 +118,14 @@ class Alterations:
         self._lock = threading.Lock()
         # Where the server reports it.
         self._cluster: str | None = None
-        # Up to when entries were captured (microseconds), and the newest delivery of which is known that it was before.
+        # Up to which entry, and the newest delivery of which is known that it was before.  Not by their times: a clock
+        # may be set back.
         self._horizons: list[tuple[int, str]] = []
         # By sequence number: what was found at the last look.
         self._found: dict[int, str] = {}
 
-    def connected(self, cursor: Cursor, store_id: UUID, now_us: int) -> None:
-        """Note the newest delivery before this connection: entries that are pending now may have come after it."""
+    def connected(self, cursor: Cursor, store_id: UUID, last_seq: int) -> None:
+        """Note the newest delivery before this connection: entries up to `last_seq` may have come after it."""
         row = tried(cursor, _CLUSTER)
         cluster = None if row is None else str(row[0])
         row = tried(cursor, _NEWEST, str(store_id))
@@ -133,11 +134,11 @@ class Alterations:
                 self._horizons, self._found = [], {}
             self._cluster = cluster
             if row is not None:
-                self._note(now_us, str(row[0]))
+                self._note(last_seq, str(row[0]))
 
     def may_concern(self, item: Record) -> bool:
         """Whether `between` would look: not for an entry that came while the relay was connected."""
-        return self._before(item.captured_us) is not None
+        return self._before(item.seq) is not None
 
     def between(self, cursor: Cursor, item: Record, refused: Refused, table: str | None) -> str | None:
         """What was altered after an entry was captured and may be why it is refused, or None.
@@ -145,7 +146,7 @@ class Alterations:
         Of an entry that came while the relay was connected nothing is asked: its caller may wait for the refusal.
         `table` is that of a table operation; without it the names in the statement are taken.
         """
-        since = self._before(item.captured_us)
+        since = self._before(item.seq)
         if since is None:
             return None
         if table:
@@ -174,17 +175,17 @@ class Alterations:
             self._found = dict([*self._found.items(), (item.seq, altered)][-_MOST:])
             return altered
 
-    def _before(self, captured_us: int) -> str | None:
+    def _before(self, seq: int) -> str | None:
         with self._lock:
-            return next((xid for until_us, xid in self._horizons if captured_us <= until_us), None)
+            return next((xid for until, xid in self._horizons if seq <= until), None)
 
-    def _note(self, until_us: int, xid: str) -> None:
+    def _note(self, last: int, xid: str) -> None:
         """Assumes the lock."""
         # A number that is still to come is of a history that was lost, as behind a restored backup.
-        known = [(until, other) for until, other in self._horizons if until > until_us or not _follows(other, xid)]
+        known = [(until, other) for until, other in self._horizons if until > last or not _follows(other, xid)]
         if known and known[-1][1] == xid:
-            until_us = max(until_us, known.pop()[0])
-        self._horizons = sorted([*known, (until_us, xid)])[-_MOST:]
+            last = max(last, known.pop()[0])
+        self._horizons = sorted([*known, (last, xid)])[-_MOST:]
 
 
 def _follows(xid: str, other: str) -> bool:

@@ -25,7 +25,7 @@ from ..fate import OperationFault, of_unit
 from ..operation import Operation
 from ..results import encode_result
 from ..store.continuity import Mark, Memory, NoMemory
-from ..store.envelope import Record, to_us
+from ..store.envelope import Record
 from ..target import Outcome, Unit, free_of, is_best_effort, ordering_keys, split
 from ..words import counted, entries
 from . import watermarks
@@ -89,7 +89,8 @@ class Lane:
         # The place in PostgreSQL's history of the connection that it belongs to.
         self._session: watermarks.RelaySession | None = None
         self._session_on: Connection | None = None
-        self._connected_us = 0
+        # The newest entry when that connection was made.
+        self._connected_seq = 0
         # When the handlers of one transaction began, by their units' places; None: something else began.
         self._begun: list[tuple[int | None, float]] = []
         self._rows = RowWriter()
@@ -189,7 +190,7 @@ class Lane:
             if not self._link.has_tables and not self._memory.marks():
                 self._link.make_tables()
             self._session = watermarks.RelaySession(self._memory, store_id, self._clock.new_id, lane=self._number)
-            self._session_on, self._connected_us = connection, to_us(self._clock.now())
+            self._session_on, self._connected_seq = connection, self._memory.last_seq()
         return connection, self._session
 
     def _ask(self, connection: Connection, question: Callable[[Cursor], T]) -> T:
@@ -223,7 +224,7 @@ class Lane:
                 with self._link.own_statements():
                     cursor = self._link.opening_cursor(connection)
                     if session.mark is None:
-                        self._alterations.connected(cursor, store_id, self._connected_us)
+                        self._alterations.connected(cursor, store_id, self._connected_seq)
                     session.enter(cursor)
                 if cursor.connection.info.transaction_status != _INSIDE:
                     raise TargetMisconfigured(

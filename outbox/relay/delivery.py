@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from ..box import Outbox
 from ..errors import DurabilityError, OutboxError, ReceiptsGone, TargetMisconfigured, TargetUnavailable
 from ..log import Log
-from ..store.envelope import to_us
 from ..store.ledger import Settlement
 from ..store.reads import PAUSE
 from ..target import Outcome, Target
@@ -82,7 +81,7 @@ class Delivery:
     def take_up(self) -> None:
         """Go on where the last holder of the role stopped.  Raises OSError."""
         self._settling.open()
-        self.link.late_us = to_us(self._box.clock.now())
+        self._note_late()
         self.publication.take_up()
         self._reconciler.resume()
 
@@ -338,10 +337,15 @@ class Delivery:
         if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
             self._size.shrink()
         self.link.failed(exc, now)
-        self.link.late_us = to_us(self._box.clock.now())
+        self._note_late()
         if self.awaited:
             self._hurried_at = now
             self.link.breaker.hurry(now, HURRY_S)
+
+    def _note_late(self) -> None:
+        """What is enqueued already waits for the deliveries."""
+        with suppress(OutboxError):  # it cannot be read just now, and what failed is known
+            self.link.late_seq = self._box.store.last_seq()
 
     def try_soon(self, now: float) -> None:
         """Try at once for a new caller; for one that calls again and again, as it looks in between, once a second."""

@@ -90,12 +90,12 @@ class Link:
         self.state = LinkState()
         # Questions of an idle relay in a row that PostgreSQL did not answer.
         self._idle_failures = 0
-        # Until when, in microseconds of the wall clock, entries were captured that may have waited for the deliveries.
-        self.late_us = 0
+        # Up to which sequence number entries may have waited for the deliveries.  Not by time: a clock may be set back.
+        self.late_seq = 0
 
-    def is_late(self, captured_us: int) -> bool:
+    def is_late(self, seq: int) -> bool:
         """Whether an entry may have waited, in an outage or for a relay: no caller waits for it any more."""
-        return captured_us <= self.late_us
+        return seq <= self.late_seq
 
     def wait(self, now: float) -> float:
         """Seconds until the next try is due; at 0 it begins."""

@@ -52,7 +52,7 @@ class Refusals:
     def _may_be_late(self, unit: Unit, batch: Batch) -> bool:
         """The other may have been on its way on another connection; the next try shows it."""
         beside = self._target.lanes > 1 and batch.records[0].seq < unit[0].seq
-        return beside or self._link.is_late(unit[0].captured_us)
+        return beside or self._link.is_late(unit[0].seq)
 
     def _let_wait(self, waiting: list[Failed], parked: dict[str, OutboxError], now: float) -> None:
         """Let units wait that fail though their data is not the cause; they are tried again with backoff."""

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -160,13 +161,29 @@ def test_entry_that_came_after_the_alteration_becomes_a_dead_letter(bench: Bench
     assert [entry.seq for entry in bench.box.dead_letters()] == [3]
 
 
+def test_sound_entry_waits_though_the_clock_was_set_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entries keep the order of their times: until the clock has caught up, theirs are ahead of it."""
+    bench.query("ALTER TABLE trades ALTER price TYPE numeric(3, 2) USING 0")
+    now = bench.box.clock.now
+    monkeypatch.setattr(type(bench.box.clock), "now", lambda self: now() + timedelta(hours=2))
+    bench.enqueue("other", {"k": "d"})
+    monkeypatch.undo()
+    bench.enqueue("trade", {"k": "a", **ROW})
+    with Relay(bench.box, bench.target) as relay:
+        until(lambda: "22003" in waiting(bench))
+        assert list(bench.box.dead_letters()) == []
+        bench.query("ALTER TABLE trades ALTER price TYPE numeric")
+        assert relay.drain(timeout=LONG)
+    assert bench.query("SELECT k FROM trades WHERE k = 'a'") == [("a",)]
+
+
 def test_first_entry_behind_the_connection_becomes_a_dead_letter(bench: Bench) -> None:
     """Its caller may wait for the refusal, though nothing was delivered since the alteration."""
     bench.query("ALTER TABLE trades ADD CONSTRAINT small CHECK (price < 10) NOT VALID")
     (lane, *_) = bench.target._lanes
-    before = lane._connected_us
+    before = lane._session_on
     with Relay(bench.box, bench.target) as relay:
-        until(lambda: lane._connected_us > before)
+        until(lambda: lane._session_on is not before)
         bench.enqueue("trade", {"k": "b", **ROW})
         assert relay.drain(timeout=LONG)
     assert [entry.seq for entry in bench.box.dead_letters()] == [2]

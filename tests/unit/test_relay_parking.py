@@ -62,6 +62,7 @@ def test_parked_best_effort_operation_holds_nobody_and_drains(outbox_dir: Path) 
 @pytest.mark.parametrize("operation", ["note", "book"])
 def test_child_waits_in_its_batch_for_no_parked_best_effort(outbox_dir: Path, operation: str) -> None:
     with Rig(outbox_dir) as rig:
+        rig.step()  # what came before the relay would wait
         rig.enqueue("a", operation=operation)
         [child] = rig.enqueue("b")
         rig.target.broken[operation] = TargetMisconfigured("no table")

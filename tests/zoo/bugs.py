@@ -1722,7 +1722,7 @@ BUGS = (
     Bug(
         "a row whose parent comes from another store after an outage is refused for good",
         "outbox/relay/refusals.py",
-        "return beside or self._link.is_late(unit[0].captured_us)",
+        "return beside or self._link.is_late(unit[0].seq)",
         "return beside",
         ("tests/integration/test_two_stores.py",),
     ),
