@@ -2107,8 +2107,8 @@ BUGS = (
     Bug(
         "what an altered table refuses becomes a dead letter once others were delivered",
         "outbox/postgres/alterations.py",
-        "        self._horizons = sorted([*known, (until_us, xid)])[-_MOST:]",
-        "        self._horizons = [(until_us, xid)]",
+        "        self._horizons = sorted([*known, (last, xid)])[-_MOST:]",
+        "        self._horizons = [(last, xid)]",
         ("tests/integration/test_altered_tables.py",),
     ),
     Bug(
