@@ -53,14 +53,11 @@ def call_handler(
         entry = item.entry(status=EntryStatus.SYNCING)
     except Unrestorable as exc:
         raise UnitFailed(unrestorable(item, exc), position, operation.name) from exc
-    ended = OperationFault(
-        f"the handler of {operation.name!r} ended the relay's transaction",
-        hint="it must not commit, roll back or close",
-    )
+    at_an_end = ended(operation)
     options, raw = connection.get_execution_options(), raw_of(connection)
     commits, raw.kept_out = raw.commits, None
     try:
-        with link.commits_refused(ended), raw.kept_as_it_is():
+        with link.commits_refused(at_an_end), raw.kept_as_it_is():
             value = operation.handler(connection, entry)
     except TargetUnavailable:
         raise
@@ -78,15 +75,15 @@ def call_handler(
             elif raw.commits == commits and _counts_after_a_rollback(failure, exc):
                 failure.suspect = True
             else:
-                raise broken(operation, ended, position) from exc
+                raise broken(operation, at_an_end, position) from exc
         raise (kept_out or failure) from exc
     if connection.closed:
-        raise broken(operation, ended, position)
+        raise broken(operation, at_an_end, position)
     if not usable(connection):
         link.disconnect()
         raise TargetUnavailable(f"the connection was lost while {operation.name!r} was applied", stalled=True)
     if not transaction.is_active or connection.get_transaction() is not transaction or not _is_inside(connection):
-        raise broken(operation, ended, position)
+        raise broken(operation, at_an_end, position)
     if raw_of(connection).info.transaction_status == _BROKEN:
         message = f"the handler of {operation.name!r} swallowed a database error"
         raise UnitFailed(EntryRejected(message, permanent=False), position, operation.name)
@@ -128,6 +125,14 @@ def unrestorable(item: Record, exc: Unrestorable) -> EntryRejected:
     """The entry alone is concerned, whatever else the program can restore."""
     kind = UnknownClass if exc.class_is_unknown else EntryRejected
     return kind(f"entry {item.seq} cannot be restored: {exc}", permanent=True)
+
+
+def ended(operation: Operation) -> OperationFault:
+    """The fault of a handler that does not leave the relay's transaction to the relay."""
+    return OperationFault(
+        f"the handler of {operation.name!r} ended the relay's transaction",
+        hint="it must not commit, roll back or close",
+    )
 
 
 def broken(operation: Operation, error: TargetMisconfigured, position: int | None) -> UnitFailed:

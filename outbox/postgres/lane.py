@@ -32,7 +32,7 @@ from . import watermarks
 from .alterations import Alterations
 from .blame import Blame
 from .connection import GuardedConnection, UnitFailed
-from .handler_call import broken, call_handler, slowest, unrestorable
+from .handler_call import broken, call_handler, ended, slowest, unrestorable
 from .receipts import find, keep_results, kept_out, record
 from .rows import RowWriter
 from .sequences import Taken
@@ -274,6 +274,7 @@ class Lane:
         with self._link.own_statements():
             if guarded:
                 raw.owe(_REFUSE_COMMIT)
+                raw.keeps_cursors = True
             fresh = record(cursor, store_id, run)
             repeated = [item for item in run if item.seq not in fresh]
             known = find(cursor, repeated) if repeated else {}
@@ -297,7 +298,10 @@ class Lane:
         position: dict[int, int],
         guarded: bool,
     ) -> None:
-        """Undo what handlers have set, and keep what they returned."""
+        """Undo what handlers have set, and keep what they returned.
+
+        A handler alone is not guarded: where it has rolled back and begun anew, the receipt is gone.
+        """
         last = run[-1]
         at = position[last.seq] if len(set(position.values())) == 1 else None
         operation = self.operations[last.operation]
@@ -305,8 +309,13 @@ class Lane:
             with self._link.own_statements(), self._link.behind_handlers():
                 if guarded:
                     raw.owe(_ALLOW_COMMIT)
-                keep_results(cursor, [(item, results[item.seq]) for item in run if item.seq in results])
+                kept = [(item, results[item.seq]) for item in run if item.seq in results]
+                if not (keep_results(cursor, kept) if kept else guarded or find(cursor, run)):
+                    if kept and find(cursor, run):
+                        raise kept_out(f"the result of entry {kept[0][0].seq} was not kept in its receipt")
+                    raise broken(operation, ended(operation), at)
                 raw.send_owed()
+                raw.keeps_cursors = False
         except TargetMisconfigured as exc:
             if isinstance(exc.__cause__, (psycopg2.errors.ActiveSqlTransaction, psycopg2.errors.InvalidCursorName)):
                 raise broken(operation, exc, at) from exc

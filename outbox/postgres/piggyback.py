@@ -18,8 +18,9 @@ import psycopg2.extensions
 
 # Statements that may commit; a text that only looks like one is taken for one.
 _COMMITS = re.compile(r"\b(COMMIT|END)\b", re.IGNORECASE)
-# Statements by which savepoints can end that were made here.
-_ENDS_SAVEPOINTS = re.compile(r"\b(SAVEPOINT|ROLLBACK|RELEASE|COMMIT|ABORT)\b|^\s*END\b", re.IGNORECASE)
+# Statements by which savepoints or cursors can end that were made here.
+_ENDS_SAVEPOINTS = re.compile(r"\b(SAVEPOINT|ROLLBACK|RELEASE|COMMIT|ABORT|CLOSE\s+ALL)\b|^\s*END\b", re.IGNORECASE)
+_CLOSES_ALL = re.compile(r"\bCLOSE\s+ALL\b", re.IGNORECASE)
 # An INSERT of VALUES without a condition: it writes a row unless a trigger or a rule of the table keeps it out.
 _IS_CONDITIONAL = re.compile(r"\b(SELECT|NOTHING|WHERE|TABLE)\b", re.IGNORECASE)
 _INTO = re.compile(r"\bINTO\s+(\S+?)[\s(].*\bVALUES\b", re.IGNORECASE | re.DOTALL)
@@ -63,6 +64,8 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self._merged: set[str] = set()
         # Whether others make and end savepoints in this transaction, so that ours may be gone.
         self._shared = False
+        # Whether a cursor must stay open: a statement that closes all is refused.
+        self.keeps_cursors = False
         # How many statements have committed, or may have.
         self.commits = 0
         # The table of which the first such row was kept out, until it is reset.
@@ -148,6 +151,8 @@ class PiggybackConnection(psycopg2.extensions.connection):
 
     def _note(self, query: str) -> None:
         if _ends_savepoints(query):
+            if self.keeps_cursors and _CLOSES_ALL.search(query):
+                raise psycopg2.NotSupportedError("CLOSE ALL is refused in a batch: close cursors by their names")
             self._shared = True
             self.commits += _COMMITS.search(query) is not None
         heard, self.on_statement = self.on_statement, None
@@ -219,6 +224,7 @@ class PiggybackConnection(psycopg2.extensions.connection):
 
     def _end(self) -> None:
         self._owed, self._savepoints, self._merged, self._shared = [], [], set(), False
+        self.keeps_cursors = False
 
 
 def tried(cursor: Any, query: str, *parameters: Any) -> Any:

@@ -74,7 +74,11 @@ def holder_of_fence(cursor: Cursor, name: str) -> str:
     """The session that keeps this relay out, as far as this role may see; empty where there is none any more."""
     cursor.execute(_HOLDER, (LOCK_CLASS, name))
     found = cursor.fetchone()
-    return "" if found is None else f": backend {found[0]}, {found[1]}, waits for {found[2]}"
+    if found is None:
+        return ""
+    if found[0] is None:
+        return ": it was prepared by PREPARE TRANSACTION (see pg_prepared_xacts, and COMMIT PREPARED it)"
+    return f": backend {found[0]}, {found[1]}, waits for {found[2]}"
 
 
 def is_there(cursor: Cursor, name: str = TABLE) -> bool:
@@ -164,17 +168,14 @@ def counts(cursor: Cursor, payload_hashes: Iterable[bytes], part: str) -> dict[b
     return {bytes.fromhex(payload.replace("-", "")): int(count) for payload, count in cursor.fetchall()}
 
 
-def keep_results(cursor: Cursor, results: Sequence[tuple[Record, bytes]]) -> None:
-    """Store what handlers returned in their receipts.
+def keep_results(cursor: Cursor, results: Sequence[tuple[Record, bytes]]) -> bool:
+    """Store what handlers returned in their receipts; False where one was not kept.
 
-    Raises `TargetMisconfigured` where one is not kept: after a lost reply its caller would get None instead.
+    After a lost reply its caller would get None instead.
     """
-    if not results:
-        return
     keys = _array(item.key.hex() for item, _ in results)
     cursor.execute(_KEEP_RESULTS, (keys, _array(_quoted_text(_in_ascii(result)) for _, result in results)))
-    if sum(bool(kept) for (kept,) in cursor.fetchall()) < len(results):
-        raise kept_out(f"the result of entry {results[0][0].seq} was not kept in its receipt")
+    return sum(bool(kept) for (kept,) in cursor.fetchall()) == len(results)
 
 
 def kept_out(what: str) -> TargetMisconfigured:

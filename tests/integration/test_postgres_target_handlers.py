@@ -30,6 +30,7 @@ from outbox import (
     TargetMisconfigured,
     TargetUnavailable,
 )
+from outbox.testing import PostgresServer
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed, parked, rejected
 from tests.unit.fakes.waiting import LONG, until
@@ -641,6 +642,95 @@ def test_transaction_ended_past_sqlalchemy_loses_and_doubles_nothing(
         cursor.execute("SELECT n FROM seen ORDER BY n")
         assert cursor.fetchall() == ([(1,), (2,), (3,), (4,)] if drained else [(1,), (3,), (4,)])
     plain.close()
+
+
+ANEW = {
+    "by hand": ("ROLLBACK", "BEGIN"),
+    "by a chain": ("ROLLBACK AND CHAIN",),
+}
+
+
+@pytest.mark.parametrize("returns", [None, 7])
+@pytest.mark.parametrize("how", ANEW)
+def test_handler_that_rolls_back_and_begins_anew_is_parked(
+    url: str, outbox_dir: Path, how: str, returns: int | None
+) -> None:
+    """Its receipt is gone: what it writes afterwards would be written again, and a loss was reported."""
+
+    def anew(connection: Connection, entry: Entry) -> int | None:
+        for statement in ANEW[how]:
+            connection.exec_driver_sql(statement)
+        insert(connection, entry)
+        return returns
+
+    with bench_with(outbox_dir, url, anew) as bench:
+        bench.enqueue("plain", {"n": 1})
+        bench.enqueue("special", {"n": 2})
+        bench.enqueue("plain", {"n": 3})
+        outcome = bench.apply()
+        assert (completed(outcome), rejected(outcome)) == ([1, 3], [])
+        assert "the handler of 'special' ended the relay's transaction" in parked(outcome)
+        bench.settle(outcome)
+        assert effects(bench) == [1, 3]
+        outcome = bench.apply()
+        assert outcome.interruption is None
+        assert completed(outcome) == []
+        assert effects(bench) == [1, 3]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_commit_behind_close_all_loses_nothing_of_its_batch(url: str, outbox_dir: Path, together: bool) -> None:
+    """The cursor that makes a commit fail was closed with the others: receipts came without their effects."""
+
+    def commits(connection: Connection, entry: Entry) -> None:
+        insert(connection, entry)
+        for statement in ["CLOSE ALL; COMMIT; BEGIN"] if together else ["close  all", "COMMIT", "BEGIN"]:
+            connection.exec_driver_sql(statement)
+
+    with bench_with(outbox_dir, url, commits) as bench:
+        for number, operation in enumerate(("plain", "special", "plain"), 1):
+            bench.enqueue(operation, {"n": number})
+        for _ in range(3):
+            bench.settle(bench.apply())
+        assert bench.box.status().pending == 0
+        assert effects(bench) == [1, 2, 3]
+
+
+def test_close_all_is_possible_where_nothing_shares_the_transaction(url: str, outbox_dir: Path) -> None:
+    def closes(connection: Connection, entry: Entry) -> None:
+        insert(connection, entry)
+        connection.exec_driver_sql("CLOSE ALL")
+
+    with bench_with(outbox_dir, url, closes) as bench:
+        for number, operation in enumerate(("plain", "special", "plain"), 1):
+            bench.enqueue(operation, {"n": number})
+        assert completed(bench.apply()) == [1, 2, 3]
+        assert effects(bench) == [1, 2, 3]
+
+
+def test_transaction_that_a_handler_prepares_is_named(outbox_dir: Path, own_postgres: PostgresServer) -> None:
+    """It holds the relay's lock until somebody ends it, and belongs to no backend."""
+    own_postgres.stop()
+    own_postgres.options["max_prepared_transactions"] = 1
+    own_postgres.start()
+    url = own_postgres.url()
+    query(url, "CREATE TABLE effects (id serial PRIMARY KEY, n int UNIQUE)")
+
+    def prepares(connection: Connection, entry: Entry) -> None:
+        insert(connection, entry)
+        connection.exec_driver_sql("PREPARE TRANSACTION 'mine'")
+
+    with bench_with(outbox_dir, url, prepares) as bench:
+        bench.enqueue("special", {"n": 1})
+        bench.apply()
+        outcome = bench.apply()
+        assert "pg_prepared_xacts" in str(outcome.interruption)
+        connection = psycopg2.connect(url)
+        connection.autocommit = True
+        connection.cursor().execute("COMMIT PREPARED 'mine'")
+        connection.close()
+        assert completed(bench.apply()) == [1]
+        assert effects(bench) == [1]
 
 
 def test_receipts_that_a_trigger_keeps_out_stop_the_line(postgres_url: str, outbox_dir: Path) -> None:
