@@ -66,6 +66,11 @@ class Comparison(Protocol):
         ...
 
     @property
+    def places(self) -> frozenset[str]:
+        """The databases that its address names; empty where that is not known."""
+        ...
+
+    @property
     def loss(self) -> HistoryRewound | None:
         """What the target lost, or None."""
         ...

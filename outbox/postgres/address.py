@@ -86,6 +86,14 @@ def completed(given: Mapping[str, Any]) -> Mapping[str, str] | None:
         return None
 
 
+def places(tried: Mapping[str, str]) -> frozenset[str]:
+    """The databases that libpq's parameters of a connection name: host, port and database of each host."""
+    hosts = (tried.get("host") or tried.get("hostaddr") or "").split(",")
+    ports = (tried.get("port") or "").split(",")
+    ports = ports if len(ports) == len(hosts) else ports[:1] * len(hosts)
+    return frozenset(f"{host}:{port}/{tried.get('dbname', '')}" for host, port in zip(hosts, ports, strict=True))
+
+
 def _parsed(dsn: str) -> dict[str, Any]:
     parameters: dict[str, Any] = psycopg2.extensions.parse_dsn(dsn)
     return parameters

@@ -24,7 +24,7 @@ from ..errors import EntryRejected, OutboxError, Reject, RetryLater, TargetMisco
 from ..fate import CONFLICTS, CONTENTIONS, PRIVILEGE, STALLS, UNNAMED, Fate, OperationFault, classify
 from ..log import Log
 from ..words import first_line
-from .address import Address, completed, rotated
+from .address import Address, completed, places, rotated
 from .alterations import Refused
 from .login_probe import Login, sqlstate_of_login
 from .piggyback import PiggybackConnection
@@ -62,6 +62,8 @@ class GuardedConnection:
         self._address = address
         # Whether the address of the last connection names several hosts.
         self.several_hosts = False
+        # The databases that it names.
+        self.places: frozenset[str] = frozenset()
         # What failed, if the last one that was tried did.
         self._refused: Login | None = None
         # How many of the hosts are tried last, because they completed no login.
@@ -276,6 +278,7 @@ class GuardedConnection:
         # Of a service or the environment, too.
         tried = raw.info.dsn_parameters
         self.several_hosts = any("," in tried.get(name, "") for name in ("host", "hostaddr"))
+        self.places = places(tried)
         try:
             if self._connecting:
                 self._watchdog.watch(raw.fileno(), lambda: raw.info.transaction_status == _ASKING)

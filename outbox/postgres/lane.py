@@ -168,7 +168,10 @@ class Lane:
         with self._link.translated():
             connection, session = self._connected(store_id)
         return watermarks.PostgresComparison(
-            session, lambda question: self._ask(connection, question), failover=self._link.several_hosts
+            session,
+            lambda question: self._ask(connection, question),
+            failover=self._link.several_hosts,
+            places=self._link.places,
         )
 
     def interrupt(self) -> None:

@@ -237,11 +237,20 @@ class RelaySession:
 class PostgresComparison:
     """What the database on the other end has, compared with what the store remembers; ends with the connection."""
 
-    def __init__(self, session: RelaySession, ask: Callable[[Callable[[Cursor], Any]], Any], *, failover: bool) -> None:
+    def __init__(
+        self,
+        session: RelaySession,
+        ask: Callable[[Callable[[Cursor], Any]], Any],
+        *,
+        failover: bool,
+        places: frozenset[str] = frozenset(),
+    ) -> None:
         """`ask` runs a function with a cursor in a transaction of its own; it raises `TargetUnavailable`."""
         self._session, self._ask = session, ask
         # Whether the address names several hosts, so that a change of the primary is part of the plan.
         self.failover = failover
+        # The databases that the address names.
+        self.places = places
         self.loss: HistoryRewound | None = ask(session.examine)
 
     def missing(self, records: Sequence[Record]) -> list[Record]:

@@ -8,13 +8,14 @@ point it starts over: until the end the store remembers the old acknowledgement,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
 from ..box import Outbox
 from ..entry import EntryStatus
-from ..errors import HistoryRewound, StoreCorrupt, TargetUnavailable
+from ..errors import HistoryRewound, OutboxError, StoreCorrupt, TargetUnavailable
 from ..log import Log
 from ..monitoring.alarms import Alarms
 from ..store.continuity import Memory, fingerprint
@@ -22,7 +23,7 @@ from ..store.counters import Counters
 from ..store.envelope import Record, to_us
 from ..store.environment import Environment
 from ..store.ledger import COPIED, RECONCILE, REQUEUE, answer, is_answer, note
-from ..store.reads import FORGOTTEN
+from ..store.reads import FORGOTTEN, PLACES
 from ..target import Comparison, Forgetful, Target, Unit, units
 from ..words import counted
 from .reconcile_orders import ReconcileOrder, Reconciliation, given_order, say, withdraw_order
@@ -86,6 +87,8 @@ class Reconciler:
         except TargetUnavailable:  # perhaps only an idle connection that has died long ago
             comparison = self._target.compare(self._store.identity.store_id)
         self.note(comparison.loss)
+        if not self.waiting:
+            self._remember(comparison)
         return not self.waiting
 
     def confirm_withdrawn(self) -> bool:
@@ -130,21 +133,24 @@ class Reconciler:
         if loss is not None:
             if order is not None and order.marks not in (None, fingerprint(self._store.marks())):
                 order = None  # it was given for another loss, or for none
-            automatic = self._automatic(comparison, loss)
-            self._sound(loss, automatic=automatic)
+            before = self._elsewhere(comparison)
+            automatic = before is None and self._automatic(comparison, loss)
+            way_out = _way_out(loss, before)
+            self._sound(loss, "it is being put back and delivered again" if automatic else way_out)
             if order is None and not automatic:
                 if loss.of_a_copy and not self._risen:
                     self._rise_above(comparison)
                     self._risen = True
                 if found is not None:
                     withdraw_order(self._box)
-                raise _for_operator(loss)
+                raise _for_operator(loss, way_out)
             if loss.of_a_copy and order is None:
                 # It was put back without an operator's order, and one must learn of the copy.
                 self._alarms.sound(COPY, f"{loss.message}; {_RUN_FOR_COPY.format(f'atb outbox acknowledge {COPY}')}")
         done = self._run(comparison, loss, order or ReconcileOrder())
         if found is not None:
             withdraw_order(self._box)
+        self._remember(comparison)
         self._healed()
         return done
 
@@ -152,6 +158,25 @@ class Reconciler:
         """Whether no operator needs to decide: never where it may be the wrong database."""
         wanted = self._box.config.reconcile
         return loss.same_database and (wanted == "auto" or (wanted == "failover" and comparison.failover))
+
+    def _elsewhere(self, comparison: Comparison) -> str | None:
+        """Where the database was, if the address names none that was taken as it is before.
+
+        A copy for tests, made from a snapshot, looks like the database after a restored backup.
+        """
+        try:
+            before = {*(self._store.get_meta(PLACES) or b"").decode().split("\n")} - {""}
+        except StoreCorrupt:
+            return None
+        known = before and comparison.places
+        return None if not known or before & comparison.places else ", ".join(sorted(before))
+
+    def _remember(self, comparison: Comparison) -> None:
+        """Keep where the database is, which has everything; best effort."""
+        here = "\n".join(sorted(comparison.places)).encode()
+        with suppress(OutboxError):
+            if here and self._store.get_meta(PLACES) != here:
+                self._store.put_meta(PLACES, here, despite_halt=True)
 
     # -- comparing and putting back
 
@@ -283,11 +308,8 @@ class Reconciler:
 
     # -- alarms
 
-    def _sound(self, loss: HistoryRewound, *, automatic: bool) -> None:
+    def _sound(self, loss: HistoryRewound, way_out: str) -> None:
         self.note(loss)
-        way_out = _way_out(loss)
-        if automatic:
-            way_out = "it is being put back and delivered again"
         self._alarms.sound(FORGOTTEN, f"{loss.message}; nothing is delivered until it is reconciled: {way_out}")
 
     def _healed(self) -> None:
@@ -315,18 +337,21 @@ def _chunks(found: Iterator[Unit]) -> Iterator[list[Unit]]:
         yield chunk
 
 
-def _for_operator(loss: HistoryRewound) -> HistoryRewound:
+def _for_operator(loss: HistoryRewound, way_out: str) -> HistoryRewound:
     """The loss with the way out of it."""
     return HistoryRewound(
         loss.message,
         settled_seq=loss.settled_seq,
         same_database=loss.same_database,
         of_a_copy=loss.of_a_copy,
-        hint=_way_out(loss),
+        hint=way_out,
     )
 
 
-def _way_out(loss: HistoryRewound) -> str:
+def _way_out(loss: HistoryRewound, before: str | None) -> str:
+    """What an operator does; `before`: where the database was, if it is elsewhere now."""
     if loss.of_a_copy:
         return _RUN_FOR_COPY.format("atb outbox reconcile")
-    return _RUN if loss.same_database else _RUN_ELSEWHERE
+    if not loss.same_database:
+        return _RUN_ELSEWHERE
+    return _RUN if before is None else f"check DATABASE_URL, which was {before}; if it is right now, {_RUN}"

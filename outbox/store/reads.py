@@ -26,6 +26,8 @@ NOTICE_PREFIX = "notice:"
 PAUSE = NOTICE_PREFIX + "operator:pause"
 # The name of the one that holds an operator's order for a reconciliation.
 ORDER = "reconcile"
+# The databases that PostgreSQL's address named when it last had everything.
+PLACES = "postgresql-places"
 # While this one is up, PostgreSQL lacks something that has not been put back yet, and nothing may leave the ledger.
 FORGOTTEN = "postgresql-forgot"
 # Rows of one look, and of one maintenance transaction: a writer waits for the whole of it, and each row call releases

@@ -32,12 +32,12 @@ from ..store.environment import Environment
 from ..store.gate import COUNTERS_KEY
 from ..store.identity import is_vacant, read_identity
 from ..store.key_row import pack_row, payload_of
-from ..store.reads import ALARM_PREFIX, FORGOTTEN, ORDER, PAUSE
+from ..store.reads import ALARM_PREFIX, FORGOTTEN, ORDER, PAUSE, PLACES
 from ..store.workshop import prefix_of, workshop
 from .lines import BAD, REMAINS, check_header, check_line
 
 # The keys of a store are hashes over its namespace; the others are about the relays of that store alone.
-_OF_ONE_STORE = frozenset({namespace.NAME, PAUSE, ORDER, ALARM_PREFIX + FORGOTTEN})
+_OF_ONE_STORE = frozenset({namespace.NAME, PAUSE, ORDER, PLACES, ALARM_PREFIX + FORGOTTEN})
 _CONFLICT = "imported: its idempotency key is in use by another entry with other arguments"
 
 

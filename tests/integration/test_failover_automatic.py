@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from outbox.testing import PostgresServer, Standby
-from tests.unit.fakes.failover import Desk, create_tables, lose_primary, multi_host
+from tests.unit.fakes.database import query
+from tests.unit.fakes.failover import Desk, Past, create_tables, lose_primary, multi_host
 from tests.unit.fakes.waiting import LONG
 
 
@@ -99,3 +100,55 @@ def test_with_one_host_a_promoted_standby_waits_for_a_person(
         assert relay.reconcile().put_back == 10
         assert relay.drain(LONG)
         assert standby.execute("SELECT count(*) FROM trades") == [(21,)]
+
+
+@pytest.mark.parametrize("reconcile", ["auto", "failover"])
+def test_copy_at_another_address_waits_for_a_person(
+    postgres_server: PostgresServer, past: Past, outbox_dir: Path, reconcile: str
+) -> None:
+    """A copy for tests, to which a wrong setting leads, was filled with all that it lacked, and with what followed."""
+    with Desk(outbox_dir, past.url, reconcile=reconcile) as desk:
+        desk.trade(5)
+        desk.deliver()
+        copy = postgres_server.url(past.remember())
+        if reconcile == "failover":
+            # Two names of one host.
+            copy = copy.replace("@127.0.0.1:", f"@127.0.0.1:{postgres_server.port},localhost:")
+        strayed = desk.new_relay(copy)
+        lost = desk.trade(5)
+        desk.deliver()
+        desk.relay.stop()
+        desk.trade(1)
+        desk.stop_at_loss(strayed)
+        [said] = desk.box.status().alarms.values()
+        assert f"check DATABASE_URL, which was 127.0.0.1:{postgres_server.port}/desk_" in said
+        assert len(query(copy, "SELECT number FROM trades")) == 5
+        strayed.stop()
+        desk.deliver()
+        assert desk.problems() == []
+        assert (desk.box.status().alarms, desk.reconciliations()) == ({}, [])
+        assert len(lost) == 5
+
+
+def test_operator_takes_another_address_once(postgres_server: PostgresServer, past: Past, outbox_dir: Path) -> None:
+    """From then on its losses are put back as those of the first one were."""
+    with Desk(outbox_dir, past.url, reconcile="auto") as desk:
+        desk.trade(5)
+        desk.deliver()
+        copy = postgres_server.url(past.remember())
+        desk.trade(5)
+        desk.deliver()
+        desk.relay.stop()
+        moved = desk.new_relay(copy)
+        desk.stop_at_loss(moved)
+        assert moved.reconcile().put_back == 5
+        assert moved.drain(LONG)
+        assert desk.box.status().alarms == {}
+        assert len(query(copy, "SELECT number FROM trades")) == 10
+        moved.stop()
+        # The first one lacks what came to the other, and is the stranger now.
+        desk.trade(1)
+        assert moved.drain(LONG)
+        moved.stop()
+        desk.stop_at_loss()
+        assert len(desk.reconciliations()) == 1

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.engine import make_url
 
-from outbox.postgres.address import Address
+from outbox.postgres.address import Address, places
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,18 @@ def test_hosts_are_those_that_sqlalchemy_connects_to(query: str) -> None:
 def test_hosts_of_ipv6_have_ports_too() -> None:
     given = Address("postgresql://clerk@/desk?host=[::1]:5433&host=other").parameters()
     assert (given["host"], given["port"]) == ("::1,other", "5433,")
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"host": "db", "port": "5432", "dbname": "d"}, {"db:5432/d"}),
+        ({"host": "a,b", "port": "1,2", "dbname": "d"}, {"a:1/d", "b:2/d"}),
+        ({"host": "a,b", "port": "5432", "dbname": "d"}, {"a:5432/d", "b:5432/d"}),
+        ({"hostaddr": "10.0.0.1", "port": "5432", "dbname": "d"}, {"10.0.0.1:5432/d"}),
+        ({"host": "/run/postgresql", "port": "5432", "dbname": "d"}, {"/run/postgresql:5432/d"}),
+        ({"dbname": "d"}, {":/d"}),
+    ],
+)
+def test_each_host_of_an_address_is_a_place(given: dict[str, str], found: set[str]) -> None:
+    assert places(given) == found

@@ -125,6 +125,7 @@ class Comparing:
     """What the target has forgotten, if anything; it lacks nothing of what is asked for."""
 
     failover = False
+    places: frozenset[str] = frozenset()
 
     def __init__(self, loss: HistoryRewound | None) -> None:
         self.loss = loss
