@@ -40,6 +40,7 @@ from .manager.away import is_away
 from .manager.host import Host
 from .manager.silence import Silence
 from .operations import AFTER_DRAIN, BALANCES, NOTES, ManagerOperation, notes_of, told_id
+from .outage import Outage
 from .preflight.preflight import examine
 from .preflight.records import remembered
 from .replay.balance import told_before
@@ -104,9 +105,10 @@ class Adapter:
         self.replayer = Replayer(host, outbox.clock, reads, outbox=outbox, take_id=take, column_of=column_of)
         self.operations: tuple[Operation, ...] = bind_to(self.replayer, declared, self.calls)
         outbox.declare(self.operations)
-        self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves, learned)
+        self.outage = Outage(outbox, host)
+        self.keeper = Keeper(host, outbox, self.calls, reads, self._reserves, self.outage, learned)
         self.replayer.witness = self.keeper.witness
-        self._unwritten = Unwritten(outbox, self.calls, host, self.keeper.kept.order, self._is_postgres_away)
+        self._unwritten = Unwritten(outbox, self.calls, host, self.keeper.kept.order, self.outage)
         self._serve(reads, wait_s)
         host.remember(outbox, (*self.calls, *reads.names, *AFTER_DRAIN))
         self.keeper.start()
@@ -130,9 +132,9 @@ class Adapter:
         """Make the parts that carry out calls, in the order in which they need each other."""
         host, outbox, keeper, replayer = self.host, self.outbox, self.keeper, self.replayer
         block = partial(current, self)
-        self.delivery = delivery = DeliveryWaits(outbox, replayer, wait_s=wait_s, refused=keeper.refused)
+        self.delivery = delivery = DeliveryWaits(outbox, self.outage, replayer, wait_s=wait_s, refused=keeper.refused)
         self.sessions = Sessions(host, keeper.view, block)
-        silence = Silence(self._is_postgres_away, outbox.progress.ask, outbox.clock.monotonic)
+        silence = Silence(self.outage.is_on, outbox.progress.ask, outbox.clock.monotonic)
         elsewhere, redefined = replayer.border.statement_elsewhere, self._reserves.redefine
         self.guard = Guard(delivery, elsewhere, partial(has_called, self), silence, redefined)
         host.when_built(self.guard.attach)
@@ -145,6 +147,7 @@ class Adapter:
             outbox,
             keeper,
             replayer,
+            self.outage,
             delivery,
             self._reserves,
             self.sessions,
@@ -154,19 +157,13 @@ class Adapter:
         )
         begins = any(call.session is Session.BEGINS for call in self.calls.values())
         self._local_answers = LocalAnswers(
-            host, outbox, keeper, delivery, block_reads, block, replayer.catalog, begins=begins
+            host, outbox, keeper, self.outage, delivery, block_reads, block, replayer.catalog, begins=begins
         )
 
     @property
     def view(self) -> LocalView:
         """What is known without PostgreSQL."""
         return self.keeper.view
-
-    def _is_postgres_away(self) -> bool:
-        """Whether a relay could not reach it; a pause by an operator is no outage."""
-        if self.outbox.progress.delivering is not None:
-            return self.outbox.progress.unreachable
-        return self.delivery.works is False and self.outbox.pauses.current() is None
 
     def close(self) -> None:
         """Keep the view and stop working in the background; may be called twice."""

@@ -10,8 +10,8 @@ from typing import Any
 from ... import Entry, EntryStatus, Outbox
 from ...errors import EntryNotFound
 from ...log import Log
-from ...own_threads import is_waited_for
 from ..operations import ManagerOperation, call_of, notes_of, told_id
+from ..outage import Outage
 from ..replay.answers import Answer
 from ..replay.balance import told_before
 from ..replay.replay import CallFailed, Replayer
@@ -25,51 +25,31 @@ _log = Log("outbox.integrations")
 _BACKLOG = 50
 # Stands for the answer that the notes of an entry give.
 _NOTED: Any = object()
-# For how long a report of a relay in another process is believed.
-_REPORT_S = 1.0
 
 
 class DeliveryWaits:
     """Follows how far the relay is with one adapter's calls.  Thread-safe."""
 
-    def __init__(self, outbox: Outbox, replayer: Replayer, *, wait_s: float, refused: Callable[[Entry], None]) -> None:
+    def __init__(
+        self, outbox: Outbox, outage: Outage, replayer: Replayer, *, wait_s: float, refused: Callable[[Entry], None]
+    ) -> None:
         """Callers wait for at most `wait_s` seconds; `refused(entry)` is called when PostgreSQL refused a call."""
-        self._outbox, self._replayer, self.wait_s, self._refused = outbox, replayer, wait_s, refused
-        self._answers = replayer.answers
+        self._outbox, self._outage, self._replayer = outbox, outage, replayer
+        self.wait_s, self._refused, self._answers = wait_s, refused, replayer.answers
         # Pending calls of an earlier process count as this program's own.
         self.last_seq = outbox.store.figures().counters.next_seq - 1
         # A call that a caller has waited for in vain: until it is settled, reads with another answer do not wait.
         self._late_seq = 0
         # The call that was next while a caller waited in vain: as long as it is, no other caller waits.
         self._stuck_seq: int | None = None
-        self._reported: tuple[float, bool | None] = (float("-inf"), None)
 
     def noted(self, entry: Entry) -> None:
         """Take in that a call is durable."""
         self.last_seq = max(self.last_seq, entry.seq)
 
-    @property
-    def works(self) -> bool | None:
-        """Whether PostgreSQL takes deliveries, as far as a relay knows; None where no relay is running.
-
-        False in the outbox's own threads, which cannot wait for one.
-        """
-        here = self._outbox.progress.delivering
-        works = self._works_elsewhere() if here is None else here
-        return False if works and is_waited_for() else works
-
-    def _works_elsewhere(self) -> bool | None:
-        now = self._outbox.clock.monotonic()
-        if now - self._reported[0] > _REPORT_S:
-            status = self._outbox.status()
-            relay = status.relay
-            works = (relay.breaker == "closed" and not relay.stuck and status.paused is None) if relay.alive else None
-            self._reported = (now, works)
-        return self._reported[1]
-
     def prompt(self) -> bool:
         """Whether a call that is made now will probably be delivered at once, so that its caller should wait."""
-        if not self.works:
+        if not self._outage.delivers:
             return False
         return not self._is_late() and self._outbox.store.figures().pending <= _BACKLOG
 
@@ -86,7 +66,7 @@ class DeliveryWaits:
         bar = self.last_seq if last_seq is None else last_seq
         if self.passed(bar):
             return True
-        if not self.works or (once and self._is_late()):
+        if not self._outage.delivers or (once and self._is_late()):
             return False
         first = self._outbox.store.first_pending()
         if first is not None and first == self._stuck_seq:
@@ -98,7 +78,7 @@ class DeliveryWaits:
 
     def _waited_in_vain(self, bar: int, first: int | None) -> None:
         """Note that the relay did not pass `bar` in time; `first` was the next entry when the wait began."""
-        if self.works:
+        if self._outage.delivers:
             self._late_seq = max(self._late_seq, bar)
             if first == self._outbox.store.first_pending():
                 self._stuck_seq = first

@@ -11,13 +11,12 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from ... import Outbox
-from ..manager.away import cannot_take, is_away
+from ..manager.away import cannot_take
 from ..manager.host import Host
-from ..manager.manager_connection import engine_of, fresh_connection, is_used_up
+from ..manager.manager_connection import is_used_up
 from ..operations import BALANCES, ManagerOperation
+from ..outage import Outage
 from ..replay import told_answers
 from ..replay.asof import PASSING_IDS, AsOf
 from ..replay.balance import Untold, dry_run, kept, learn_yield, tell
@@ -45,6 +44,7 @@ class LocalAnswers:
         host: Host,
         outbox: Outbox,
         keeper: Keeper,
+        outage: Outage,
         delivery: DeliveryWaits,
         block_reads: BlockReads,
         block: Callable[[], Block | None],
@@ -53,7 +53,7 @@ class LocalAnswers:
         begins: bool,
     ) -> None:
         """`block()` is the caller's balance block; `begins`: whether a declared method begins sessions."""
-        self._host, self._outbox, self._keeper, self._delivery = host, outbox, keeper, delivery
+        self._host, self._outbox, self._keeper, self._outage, self._delivery = host, outbox, keeper, outage, delivery
         self._block_reads, self._block, self._catalog = block_reads, block, catalog
         self._begins = begins
 
@@ -64,23 +64,10 @@ class LocalAnswers:
     def cannot_ask(self, item: Prepared) -> bool:
         """Whether the manager was seen to refuse such a call, and cannot be asked since PostgreSQL is away.
 
-        A relay without work does not know yet that PostgreSQL is gone.  May take seconds: hold no lock.
+        May take seconds: hold no lock.
         """
         limits = self._limits_beyond(item)
-        return checks.is_refused(self._view.learning, item.operation, limits) and not self._is_reached()
-
-    def _is_reached(self) -> bool:
-        """Whether a new connection can be made.  Where it cannot, the relay is to look too."""
-        if self._host.built is None:
-            return True
-        try:
-            with fresh_connection(engine_of(self._host.undoubled())):
-                return True
-        except SQLAlchemyError as exc:
-            if not is_away(exc):
-                return True
-            self._outbox.progress.ask()
-            return False
+        return checks.is_refused(self._view.learning, item.operation, limits) and not self._outage.can_connect()
 
     def check(self, item: Prepared) -> tuple[Any] | None:
         """Refuse what the manager was seen to refuse, and an unknown session, while it cannot be asked.
@@ -96,7 +83,7 @@ class LocalAnswers:
             try:
                 check(call, self._block_reads.view())
             except UnknownLocally:
-                if not self._delivery.works or not self._keeper.observe(session):
+                if not self._outage.delivers or not self._keeper.observe(session):
                     raise
                 check(call, self._block_reads.view())
         return checks.refuse(self._view.learning, operation, self._limits_beyond(item))

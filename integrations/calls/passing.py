@@ -88,7 +88,7 @@ class Passing:
         clock, began = adapter.outbox.clock, adapter.outbox.clock.monotonic()
         # The manager would wait for a connection for the timeout of its pool, and may swallow the error.
         unlikely = is_used_up(adapter.host.built) or began < self._rests_until.get(name, began)
-        if not unlikely and adapter.delivery.wait_until_passed(once=True) and adapter.delivery.works is not False:
+        if not unlikely and adapter.delivery.wait_until_passed(once=True) and adapter.outage.delivers is not False:
             try:
                 answer = self._ask(None, name, args, kwargs, is_read=True)
                 self._repeated.over(name)
@@ -109,8 +109,8 @@ class Passing:
                 if isinstance(failed, SQLAlchemyError) and not is_away(failed):
                     # As the manager does where its tables do not fit.
                     raise failed from unknown
-                if not unlikely or adapter.delivery.works is False:
-                    why = None if failed is not None else _NOT_ASKED.get(adapter.delivery.works)
+                if not unlikely or adapter.outage.delivers is False:
+                    why = None if failed is not None else _NOT_ASKED.get(adapter.outage.delivers)
                     if why is not None:
                         raise UnknownLocally(f"{unknown.message}; {why}", hint=unknown.hint) from unknown
                     raise

@@ -29,6 +29,7 @@ from ..key_order import orders_of
 from ..manager.host import Host, ManagerUnavailable
 from ..manager.manager_connection import engine_of
 from ..operations import BALANCES, NOTES, ManagerOperation
+from ..outage import Outage
 from ..plain_data import copied
 from ..replay.balance import refuse_untold
 from ..replay.frozen_clock import making
@@ -103,6 +104,7 @@ class Preparing:
         outbox: Outbox,
         keeper: Keeper,
         replayer: Replayer,
+        outage: Outage,
         delivery: DeliveryWaits,
         reserves: IdReserves,
         sessions: Sessions,
@@ -112,7 +114,7 @@ class Preparing:
     ) -> None:
         """`block()` is the caller's balance block; `methods` are those whose calls are queued."""
         self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
-        self._delivery, self._reserves, self._sessions = delivery, reserves, sessions
+        self._outage, self._delivery, self._reserves, self._sessions = outage, delivery, reserves, sessions
         self._block, self._pending_attributes = block, pending_attributes
         self._early, self._foreseen = EarlyState(outbox), foreseen.Foreseen(host, methods)
         self._learn = partial(host.classes.learn, outbox)
@@ -212,7 +214,7 @@ class Preparing:
         Nothing is noted where the call has not reached the database when it was rehearsed again.
         """
         operation, bound = item.operation, item.bound
-        if self._reserves.redefined and self._delivery.works and self._host.built is not None:
+        if self._reserves.redefined and self._outage.delivers and self._host.built is not None:
             engine, passed = engine_of(self._host.undoubled()), self._delivery.passed(self._delivery.last_seq)
             self._reserves.renew(engine, in_use=not passed)
         uncounted = self._uncounted()
@@ -384,6 +386,6 @@ class Preparing:
             self._replayer.carried.take_back(given, item.behind_seq)
 
     def _take_id(self, *names: str | None) -> Any:
-        if self._delivery.works is False:
+        if self._outage.delivers is False:
             return self._reserves.take(*names)
         return self._reserves.take_filled(*names, engine=lambda: engine_of(self._host.undoubled()))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from ... import ConfigError, DurabilityError, Outbox
 from ...log import Log
 from ..manager.host import Host
+from ..outage import Outage
 from ..preflight import switches
 from ..upkeep.order_lock import OrderLock
 from .preparing import Prepared
@@ -21,14 +22,12 @@ _PREFIX = "unwritten:"
 class Unwritten:
     """Answers those of one adapter, and shows them.  Safe from any thread."""
 
-    def __init__(
-        self, outbox: Outbox, names: Iterable[str], host: Host, order: OrderLock, is_away: Callable[[], bool]
-    ) -> None:
+    def __init__(self, outbox: Outbox, names: Iterable[str], host: Host, order: OrderLock, outage: Outage) -> None:
         """`names`: the operations.  Notices of an earlier run are taken away: the method may be mended since.
 
-        `order` is held while the manager gets what such a call has changed in it.  `is_away()`: whether PostgreSQL is.
+        `order` is held while the manager gets what such a call has changed in it.
         """
-        self._outbox, self._host, self._order, self._is_away = outbox, host, order, is_away
+        self._outbox, self._host, self._order, self._outage = outbox, host, order, outage
         # Operations that were seen to write nothing: reported once, as a method may write sometimes.
         self._reported: set[str] = set()
         # Those of them that were not seen to write since.
@@ -71,7 +70,7 @@ class Unwritten:
     def _look_at_switches(self, name: str) -> None:
         """Sound an alarm where an outage may be why the manager did not write."""
         cls = self._host.manager_class
-        found = switches.of_class(cls, name) if cls is not None and self._is_away() else ()
+        found = switches.of_class(cls, name) if cls is not None and self._outage.is_on() else ()
         if not found:
             return
         by = ", ".join(f"self.{one}" for one in found)

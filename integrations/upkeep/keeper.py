@@ -22,6 +22,7 @@ from ..ids.id_reserves import IdReserves
 from ..manager.host import Host
 from ..manager.manager_connection import engine_of
 from ..operations import ManagerOperation, notes_of
+from ..outage import Outage
 from ..repeated import Repeated
 from ..replay.balance import rolled_back
 from ..replay.look import Look
@@ -62,6 +63,7 @@ class Keeper:
         calls: Mapping[str, ManagerOperation],
         reads: Reads,
         reserves: IdReserves,
+        outage: Outage,
         carried_over: bytes | None = None,
     ) -> None:
         """Restores the view from its checkpoint and the entries since.
@@ -69,7 +71,7 @@ class Keeper:
         `carried_over`: what another store has learned, for one that has learned nothing.
         """
         self._host, self._outbox, self._calls, self._reserves = host, outbox, calls, reserves
-        self._reads, self.tables_read = reads, TablesRead(outbox)
+        self._outage, self._reads, self.tables_read = outage, reads, TablesRead(outbox)
         self.view = LocalView(reads.name)
         self.view.otherwise = NO_SESSIONS if is_sessionless(host, calls.values(), reads) else None
         self.view.learning.forms.declare(calls.values())
@@ -150,7 +152,7 @@ class Keeper:
 
     def _may_fill(self) -> bool:
         """Whether the id reserves are low, and could be filled as far as is known."""
-        if self._outbox.progress.delivering is False or self._outbox.clock.monotonic() < self._fill_from:
+        if self._outage.stops_upkeep or self._outbox.clock.monotonic() < self._fill_from:
             return False
         return self._reserves.low
 
@@ -312,7 +314,7 @@ class Keeper:
     def _run(self) -> None:
         tended_s = self._outbox.clock.monotonic()
         while not self._stopped.is_set():
-            due = (self._doubtful or self._compare) and self._outbox.progress.delivering is not False
+            due = (self._doubtful or self._compare) and not self._outage.stops_upkeep
             period_s = _RETRY_S if due else _PERIOD_S
             self._wake.wait(period_s)
             self._wake.clear()
@@ -331,7 +333,7 @@ class Keeper:
 
     def _work(self) -> None:
         self._try("the local view was not kept", self._keep)
-        if self._outbox.progress.delivering is False or self._host.built is None:
+        if self._outage.stops_upkeep or self._host.built is None:
             return
         if self._reserves.low:
             self._try("id reserves could not be filled", lambda: self._reserves.fill(engine_of(self._host.undoubled())))

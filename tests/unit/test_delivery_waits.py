@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from outbox.integrations.calls.delivery_waits import DeliveryWaits
+from outbox.integrations.manager.host import Host
+from outbox.integrations.outage import Outage
 from outbox.own_threads import waited_for
 
 
@@ -28,7 +30,8 @@ def behind(next_calls: list[int], waits: list[float], *, delivering: bool | None
         status=lambda: SimpleNamespace(relay=relay, paused=None),
     )
     replayer: Any = SimpleNamespace(answers=None)
-    return DeliveryWaits(outbox, replayer, wait_s=2.0, refused=lambda entry: None)
+    outage = Outage(outbox, Host(SimpleNamespace, outbox.clock))
+    return DeliveryWaits(outbox, outage, replayer, wait_s=2.0, refused=lambda entry: None)
 
 
 def test_call_that_was_waited_for_in_vain_is_waited_for_once() -> None:

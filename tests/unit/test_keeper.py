@@ -14,6 +14,7 @@ from sqlalchemy.exc import OperationalError
 from outbox import Entry, Outbox, Relay, StoreClosed
 from outbox.integrations.manager.host import Host
 from outbox.integrations.operations import NOTES, ManagerOperation
+from outbox.integrations.outage import Outage
 from outbox.integrations.upkeep.keeper import Keeper
 from outbox.integrations.view.reads import Reads
 from outbox.integrations.view.seen import Seen
@@ -27,7 +28,7 @@ IDS = {5: {"orders.id": [50]}, 7: {"orders.id": [70]}}
 def keeper(box: Outbox, *operations: ManagerOperation) -> Keeper:
     host = Host(SimpleNamespace, box.clock)
     reserves: Any = SimpleNamespace(low=False, show=lambda: None)
-    return Keeper(host, box, {one.name: one for one in operations}, Reads(), reserves)
+    return Keeper(host, box, {one.name: one for one in operations}, Reads(), reserves, Outage(box, host))
 
 
 def shown(one: Keeper, seq: int) -> None:

@@ -75,6 +75,7 @@ ADAPTER_LINE = [
     "sql_text",
     "code",
     "manager",
+    "outage",
     "state",
     "ids",
     "view",

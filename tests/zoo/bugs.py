@@ -1799,7 +1799,7 @@ BUGS = (
     Bug(
         "adapter: calls that a manager leaves out in an outage sound no alarm",
         "integrations/calls/unwritten.py",
-        "if cls is not None and self._is_away() else ()",
+        "if cls is not None and self._outage.is_on() else ()",
         "if False else ()",
         ("tests/integration/adapter/test_switches.py",),
     ),
