@@ -7,8 +7,9 @@ PostgreSQL answers, its caller then waits for the real result.  Inside a balance
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from os import PathLike
@@ -31,15 +32,16 @@ from .calls.halt import Halt
 from .calls.local_answers import LocalAnswers
 from .calls.passing import Passing
 from .calls.pending_attributes import PendingAttributes
-from .calls.preparing import Prepared, Preparing
+from .calls.preparing import Preparing
 from .calls.sessions import Sessions
+from .calls.stages import EncodedCall, RehearsedCall, lent_until_recorded, take_back
 from .calls.unwritten import Unwritten
 from .code.begun import begun
 from .ids.id_reserves import IdReserves
 from .manager.away import is_away
 from .manager.host import Host
 from .manager.silence import Silence
-from .operations import AFTER_DRAIN, BALANCES, NOTES, ManagerOperation, notes_of, told_id
+from .operations import AFTER_DRAIN, ManagerOperation, notes_of, told_id
 from .outage import Outage
 from .preflight.preflight import examine
 from .preflight.records import remembered
@@ -197,13 +199,12 @@ class Adapter:
 
         `at`: when it was made, where that was before there was an outbox.
         """
-        bound = dict[str, Any]()
+        bound: Mapping[str, Any] = {}
         try:
-            call = self._preparing.bind(operation, args, kwargs)
+            call = self._preparing.bind(operation, args, kwargs, at=at)
             bound = call.bound
             self.refuse_fork()
-            item = self._preparing.rehearsed(operation, call)
-            item.at = at
+            item = self._preparing.rehearsed(call)
             return self._durably(item) if item.rehearsal.reached else self._unwritten.answer(item)
         except OutboxError as exc:
             self._halt.after(exc)
@@ -219,7 +220,7 @@ class Adapter:
             log("a call of %(operation)s was not recorded: %(error)s", operation=operation.name, error=exc)
             return None
 
-    def _durably(self, item: Prepared) -> Any:
+    def _durably(self, item: RehearsedCall) -> Any:
         """Store a call, or add it to the caller's block, and answer it; a repeated call is not stored again."""
         operation, block = item.operation, current(self)
         # A refused event must not take the trade of its block with it.
@@ -228,25 +229,27 @@ class Adapter:
         waits = block is None and not self._write_behind and self.delivery.prompt()
         waits = waits and not answers.cannot_ask(item)
         with self._balance_lock(item, block), self.keeper.kept.order:
-            entry = earlier = earlier_calls.stored(self.outbox, item)
-            if earlier is None:
-                again = earlier_calls.in_block(group, operation, item.bound)
+            hashed = earlier_calls.hash_of(self.outbox, item)
+            entry = earlier_calls.stored(self.outbox, item, hashed)
+            if entry is not None:
+                answer, notes, unnumbered = local_result(operation, entry), notes_of(entry), None
+            else:
+                again = earlier_calls.in_block(group, item)
                 if again is not None:
                     return again.local_answer
-                item.session = self.sessions.of(operation, item.bound)
+                item = replace(item, session=self.sessions.of(operation, item.bound))
                 if not waits and (refusal := answers.check(item)) is not None:
                     return refusal[0]
-                item = self._preparing.prepare(item, final=not waits)
+                item = self._preparing.as_of_now(item)
                 if not item.rehearsal.reached:
                     # Another thread's call has come between: at a limit, say.
                     return self._unwritten.answer(item)
-                item = self._preparing.encoded(answers.answering(item))
-                entry = None if group is not None and group.add(item) else self._record([item], waits=waits)[0]
-        if item.unnumbered is not None:
-            self._halt.after(item.unnumbered)
-        answer, notes = item.local_answer, item.notes
-        if earlier is not None:
-            answer, notes = local_result(operation, earlier), dict(notes_of(earlier))
+                prepared = answers.answering(self._preparing.prepare(item, final=not waits))
+                encoded = self._preparing.encoded(prepared, hashed)
+                entry = None if group is not None and group.add(encoded) else self._record([encoded], waits=waits)[0]
+                answer, notes, unnumbered = encoded.local_answer, encoded.notes, encoded.unnumbered
+        if unnumbered is not None:
+            self._halt.after(unnumbered)
         if entry is not None and waits:
             return self._result(operation, [entry], answer, item.passed)
         item.passed.numbered(told_id(notes))
@@ -268,7 +271,7 @@ class Adapter:
             self.sessions.answered(notes_of(entries[0]).get("id"), result)
         return result
 
-    def _balance_lock(self, item: Prepared, block: Block | None) -> AbstractContextManager[Any]:
+    def _balance_lock(self, item: RehearsedCall, block: Block | None) -> AbstractContextManager[Any]:
         if item.operation.balance is None:
             return nullcontext()
         return self._session_locks.held(self.sessions.of(item.operation, item.bound), inside=block)
@@ -298,7 +301,7 @@ class Adapter:
     ) -> Generator[Any, None, None]:
         """The generator of a block: stores nothing before it ends, and then all of its calls in one commit."""
         self.refuse_fork()
-        item = self._preparing.rehearsed(operation, self._preparing.bind(operation, args, kwargs))
+        item = self._preparing.rehearsed(self._preparing.bind(operation, args, kwargs))
         outer = current(self)
         if not item.rehearsal.reached:
             self._unwritten.answer(item)
@@ -307,16 +310,14 @@ class Adapter:
         with self._session_locks.held(session, inside=outer) as turn:
             self.keeper.kept.catch_up()
             block = Block(self, session, alive)
-            opening, value = self._opening(item, block, outer, waits=waits)
-            with self._preparing.given(block):
+            opens, value = self._opening(item, block, outer, waits=waits)
+            with lent_until_recorded(block):
                 with logged_at_exit(block), entered(block):
                     yield value
-                if opening is not None and not turn.alone:
-                    # Another block of the session may be recorded first, and change the balance.
-                    opening.notes.pop(BALANCES, None)
-                    noted = {**opening.bound, NOTES: opening.notes}
-                    opening.ready = self.outbox.prepare(operation.name, noted, hashed=opening.hashed)
                 calls = block.end()
+                if calls and opens and not turn.alone:
+                    # Another block of the session may be recorded first, and change the balance.
+                    calls[0] = self._preparing.without_balances(calls[0])
                 if not calls or (outer is not None and outer.add(*calls)):
                     return
                 with self.keeper.kept.order:
@@ -324,26 +325,26 @@ class Adapter:
         if waits:
             self._result(operation, entries)
 
-    def _opening(
-        self, item: Prepared, block: Block, outer: Block | None, *, waits: bool
-    ) -> tuple[Prepared | None, Any]:
-        """The call that opens a block, as its first; None where it was made before.  And what the block yields."""
-        first = earlier_calls.stored(self.outbox, item)
-        again = earlier_calls.in_block(outer, item.operation, item.bound)
+    def _opening(self, item: RehearsedCall, block: Block, outer: Block | None, *, waits: bool) -> tuple[bool, Any]:
+        """Make the call that opens a block its first; whether it was not made before.  And what the block yields."""
+        hashed = earlier_calls.hash_of(self.outbox, item)
+        first = earlier_calls.stored(self.outbox, item, hashed)
+        again = earlier_calls.in_block(outer, item)
         earlier = again.notes if again is not None else notes_of(first) if first is not None else None
         if earlier is not None:
-            return None, told_before(earlier)
+            return False, told_before(earlier)
         with self.keeper.kept.order:
-            item.session = self.sessions.of(item.operation, item.bound)
-            item = self._preparing.prepare(item, final=not waits)
+            item = replace(item, session=self.sessions.of(item.operation, item.bound))
+            item = self._preparing.as_of_now(item)
             if not item.rehearsal.reached:
                 self._unwritten.answer(item)
-            self._preparing.apply(item)
-        value = self._local_answers.yielded(item, online=waits)
-        block.add(self._preparing.encoded(item))
-        return item, value
+            prepared = self._preparing.prepare(item, final=not waits)
+            is_applied = self._preparing.apply(prepared)
+        value, prepared = self._local_answers.yielded(prepared, online=waits)
+        block.add(self._preparing.encoded(prepared, hashed, is_applied=is_applied))
+        return True, value
 
-    def _record(self, items: list[Prepared], *, waits: bool) -> list[Entry]:
+    def _record(self, items: list[EncodedCall], *, waits: bool) -> list[Entry]:
         """Make calls durable in one commit and fold them into the view; the order is held meanwhile.
 
         `waits`: the caller waits for their deliveries; where nobody does, the fold may be done later.
@@ -354,7 +355,7 @@ class Adapter:
             entries = self.outbox.submit([item.ready for item in items])
             self.guard.queued(entries[-1].seq)
             for item, entry in zip(items, entries, strict=True):
-                self._preparing.recorded(item, entry.seq)
+                item.lent.keep(entry.seq)
                 self._unwritten.wrote(item.operation.name)
                 self.keeper.follow(entry, soon=not waits)
                 self.passing.waiting.note(entry.operation, entry.seq)
@@ -362,14 +363,14 @@ class Adapter:
                 self.pending_attributes.note(item, entry)
                 self.sessions.follow(item.operation, item.session)
         except OutboxError:
-            self._preparing.take_back(items)
+            take_back(items)
             raise
         except BaseException:
             self._interrupted(items)
             raise
         return entries
 
-    def _interrupted(self, items: list[Prepared]) -> None:
+    def _interrupted(self, items: list[EncodedCall]) -> None:
         """A signal handler has raised while calls were recorded: they may be stored, and folded in part."""
         self.keeper.kept.order.interrupted = True
         self.delivery.last_seq = last = self.outbox.store.last_seq()
@@ -378,6 +379,6 @@ class Adapter:
             self.passing.waiting.note(item.operation.name, last)
             made, stored = item.ready[0], self.outbox.store.find(item.ready[0].key)
             if stored is not None and stored.id == made.id:
-                self._preparing.recorded(item, stored.seq)
-        self._preparing.take_back(items)
+                item.lent.keep(stored.seq)
+        take_back(items)
         self.keeper.kept.catch_up()

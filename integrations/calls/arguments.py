@@ -7,7 +7,7 @@ In an outage only the new row's id is known: it goes where the method leaves it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from ...log import Log
@@ -58,14 +58,6 @@ class Passed:
                 "%(operation)s changed its argument %(argument)r, and the object that was passed could not follow",
                 operation=self._operation, argument=name, trace=True,
             )  # fmt: skip
-
-
-class Bound(NamedTuple):
-    """A call by names of arguments: copies of what was given, defaults of the method for the rest, what was passed."""
-
-    bound: dict[str, Any]
-    defaults: dict[str, Any]
-    passed: Passed
 
 
 def _catch_up(passed: Any, before: Any, after: Any) -> None:

@@ -30,7 +30,7 @@ from ..upkeep.keeper import Keeper
 from ..view.folds import fold, fold_beside, seen_of
 from ..view.local_view import LocalView
 from .block import Block
-from .preparing import Prepared
+from .stages import EncodedCall
 
 
 class WouldWrite(Exception):
@@ -60,7 +60,7 @@ class BlockReads:
         self._host, self._keeper, self._clock, self._block = host, keeper, clock, block
         self._catalog, self._border, self._writes = replayer.catalog, replayer.border, Writes()
 
-    def calls(self) -> Sequence[Prepared]:
+    def calls(self) -> Sequence[EncodedCall]:
         """The calls that are not recorded and that a read of the caller has to see."""
         block = None if self._host.is_mocked else self._block()
         return () if block is None else block.made()
@@ -93,7 +93,7 @@ class BlockReads:
 
     def ask(
         self,
-        calls: Iterable[Prepared],
+        calls: Iterable[EncodedCall],
         name: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -145,13 +145,13 @@ class BlockReads:
         if stop.met or self._writes.may_write(raw, statement):
             raise stop.meets()
 
-    def _make(self, item: Prepared, replica: Any, earlier: Iterable[Changes], make_uuid: MakeUuid) -> Changes:
+    def _make(self, item: EncodedCall, replica: Any, earlier: Iterable[Changes], make_uuid: MakeUuid) -> Changes:
         """Make a call behind those that changed `replica` by `earlier`; what it changes that the manager has not."""
         kept, state = KeptState(replica), item.notes.get("state")
         if state is not None:
             kept.restore(state, item.foreseen)
         _follow(kept, earlier)
-        method, call = getattr(replica, item.operation.name), item.defaults | item.bound
+        method, call = getattr(replica, item.operation.name), {**item.defaults, **item.bound}
         try:
             with frozen(_captured_at(item), replica, make_uuid), _called(item, method, call):
                 pass
@@ -164,7 +164,7 @@ class BlockReads:
         return kept.later_changes().without(item.foreseen)
 
 
-def _called(item: Prepared, method: Any, call: dict[str, Any]) -> AbstractContextManager[Any]:
+def _called(item: EncodedCall, method: Any, call: dict[str, Any]) -> AbstractContextManager[Any]:
     """A call as a block, which is empty where its method is a plain one."""
     answer: Any = invoke(method, call)
     return answer if item.operation.context else nullcontext(answer)
@@ -187,5 +187,5 @@ def _is_whole(answer: Any) -> bool:
     )
 
 
-def _captured_at(item: Prepared) -> Any:
+def _captured_at(item: EncodedCall) -> Any:
     return from_us(item.ready[0].captured_us)

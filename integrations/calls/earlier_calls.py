@@ -12,19 +12,21 @@ from ..operations import ManagerOperation, call_of
 from ..plain_data import plain
 from ..replay.upgrades import upgraded
 from .block import Block
-from .preparing import Prepared
+from .stages import BoundCall, EncodedCall
 
 
-def stored(outbox: Outbox, item: Prepared) -> Entry | None:
-    """The entry of an earlier call, or None; the call keeps its hash, since it is stored under it.
+def hash_of(outbox: Outbox, item: BoundCall) -> bytes | None:
+    """The hash of what identifies a call, under which it is stored; None where nothing does."""
+    return outbox.hash_of(item.operation.name, item.bound) if item.operation.alternatives else None
+
+
+def stored(outbox: Outbox, item: BoundCall, hashed: bytes | None) -> Entry | None:
+    """The entry of an earlier call with this hash, or None.
 
     Raises `IdempotencyConflict` where that one had other arguments, `AlreadyRejected` where it was rejected.
     """
     operation = item.operation
-    if not operation.alternatives:
-        return None
-    item.hashed = outbox.hash_of(operation.name, item.bound)
-    first = None if item.hashed is None else outbox.find(item.hashed)
+    first = None if hashed is None else outbox.find(hashed)
     if first is None:
         return None
     first = upgraded(operation, first)
@@ -39,16 +41,17 @@ def stored(outbox: Outbox, item: Prepared) -> Entry | None:
     return first
 
 
-def in_block(group: Block | None, operation: ManagerOperation, bound: dict[str, Any]) -> Prepared | None:
+def in_block(group: Block | None, call: BoundCall) -> EncodedCall | None:
     """The call that waits in the same block.  Raises `IdempotencyConflict`."""
-    identity = operation.identity_of(bound) if group is not None and operation.alternatives else None
+    operation = call.operation
+    identity = operation.identity_of(call.bound) if group is not None and operation.alternatives else None
     if group is None or identity is None:
         return None
     for item in group.calls():
         if item.operation is operation and operation.identity_of(item.bound) == identity:
-            _must_be_same(operation, item.bound, bound, "in this block")
-            prepared: Prepared = item
-            return prepared
+            _must_be_same(operation, item.bound, call.bound, "in this block")
+            waiting: EncodedCall = item
+            return waiting
     return None
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from ... import Outbox
 from ..manager.away import cannot_take
@@ -33,7 +34,14 @@ from ..view.rows import ORDERS, POSITIONS
 from .block import Block
 from .block_reads import BlockReads
 from .delivery_waits import DeliveryWaits
-from .preparing import Prepared
+from .stages import PreparedCall, RehearsedCall
+
+
+class _Yield(NamedTuple):
+    """What a block yields, and the balance before and after its call, where both are known."""
+
+    value: Any
+    balances: Mapping[str, Any] | None = None
 
 
 class LocalAnswers:
@@ -61,7 +69,7 @@ class LocalAnswers:
     def _view(self) -> LocalView:
         return self._keeper.view
 
-    def cannot_ask(self, item: Prepared) -> bool:
+    def cannot_ask(self, item: RehearsedCall) -> bool:
         """Whether the manager was seen to refuse such a call, and cannot be asked since PostgreSQL is away.
 
         May take seconds: hold no lock.
@@ -69,7 +77,7 @@ class LocalAnswers:
         limits = self._limits_beyond(item)
         return checks.is_refused(self._view.learning, item.operation, limits) and not self._outage.can_connect()
 
-    def check(self, item: Prepared) -> tuple[Any] | None:
+    def check(self, item: RehearsedCall) -> tuple[Any] | None:
         """Refuse what the manager was seen to refuse, and an unknown session, while it cannot be asked.
 
         Raises what the manager was seen to raise, or returns its answer in a tuple of one; None where the call may be
@@ -88,7 +96,7 @@ class LocalAnswers:
                 check(call, self._block_reads.view())
         return checks.refuse(self._view.learning, operation, self._limits_beyond(item))
 
-    def _limits_beyond(self, item: Prepared) -> dict[str, str]:
+    def _limits_beyond(self, item: RehearsedCall) -> dict[str, str]:
         """The limits beyond which a call is, with what is wrong; none where the manager was not seen to refuse any."""
         with self._view.lock:
             if not checks.refuses(self._view.learning, item.operation):
@@ -115,26 +123,27 @@ class LocalAnswers:
             seen.tables = {name: rows for name, rows in seen.tables.items() if name not in unknown}
             return checks.exceeded(seen, balance, self._view.learning.of_shape(seen))
 
-    def answering(self, item: Prepared) -> Prepared:
+    def answering(self, item: PreparedCall) -> PreparedCall:
         """Give a call the answer that such calls were seen to get, where its declaration leaves `returns` out."""
         operation = item.operation
         if not operation.as_seen:
             return item
         told = told_answers.applied_answer(self._view.learning, operation, item.local_answer)
         if not told_answers.is_told_already(self._view.learning, operation, told):
+            if not item.changes:
+                # The answer may show the time of the call.
+                item = replace(item, at=item.at or self._outbox.clock.now())
             told = self._as_seen(item, told)
-        if not alike(told, item.local_answer):
-            item.local_answer, item.notes["yielded"] = told, kept(told)
-            if isinstance(told, Untold) and "id" in item.notes:
-                item.notes["untold"] = not told.knows(item.notes["id"])
-        return item
+        if alike(told, item.local_answer):
+            return item
+        notes = {**item.notes, "yielded": kept(told)}
+        if isinstance(told, Untold) and "id" in notes:
+            notes["untold"] = not told.knows(notes["id"])
+        return replace(item, local_answer=told, notes=notes)
 
-    def _as_seen(self, item: Prepared, otherwise: Any) -> Any:
+    def _as_seen(self, item: PreparedCall, otherwise: Any) -> Any:
         """What such a call was seen to get; `otherwise` where that is not known."""
         operation = item.operation
-        if not item.rehearsal.changes:
-            # The answer may show the time of the call.
-            item.at = item.at or self._outbox.clock.now()
         notes, old = {**item.notes, "at": item.at or item.rehearsal.at}, None
         if operation.balance is not None and self._block() is None:
             # In a block other calls may change it before.
@@ -145,24 +154,29 @@ class LocalAnswers:
             seen = seen_of(view, operation, item.bound, notes)
             return told_answers.tell(view, seen, old, otherwise)
 
-    def yielded(self, item: Prepared, *, online: bool) -> Any:
-        """What the block yields: the manager's own answer where it can be asked, else the local view's."""
-        value = self._asked_or_known(item, online=online)
-        stored = kept(value)
-        item.notes |= {} if stored is None else {"yielded": stored}
-        return value
+    def yielded(self, item: PreparedCall, *, online: bool) -> tuple[Any, PreparedCall]:
+        """What the block yields: the manager's own answer where it can be asked, else the local view's.
 
-    def _asked_or_known(self, item: Prepared, *, online: bool) -> Any:
+        And the call with that in its notes.
+        """
+        told = self._asked_or_known(item, online=online)
+        found = {BALANCES: told.balances, "yielded": kept(told.value)}
+        more = {name: one for name, one in found.items() if one is not None}
+        return told.value, replace(item, notes=item.notes | more)
+
+    def _asked_or_known(self, item: PreparedCall, *, online: bool) -> _Yield:
         if online and self._delivery.wait_until_passed() and (asked := self._ask(item)):
-            return asked[0]
+            return asked
         known = self._known(item)
-        if not isinstance(known, Untold):
+        if not isinstance(known.value, Untold):
             return known
         # The first call of its kind: rather wait for the manager than give no answer.
         asked = self._ask(item) if self._delivery.wait_until_passed() else None
-        return self._known(item, may_ask=False) if asked is None else asked[0]
+        if asked is None:
+            return self._known(item, may_ask=False)
+        return _Yield(asked.value, asked.balances or known.balances)
 
-    def _known(self, item: Prepared, *, may_ask: bool = True) -> Any:
+    def _known(self, item: PreparedCall, *, may_ask: bool = True) -> _Yield:
         """What the block yields by the local view; raises what the manager was seen to raise.
 
         `may_ask`: where the view is not sure, it is an `Untold`, since the manager can be asked instead.
@@ -173,16 +187,15 @@ class LocalAnswers:
         effect = learning.effect(seen)
         if effect is not None and effect.balance.of(seen.words) is False:
             why = f"{operation.name}: the manager made another balance of it"
-            return tell(learning, seen, None, why, asked=may_ask)
+            return _Yield(tell(learning, seen, None, why, asked=may_ask))
         try:
             old = self._local_balance(item.session)
             new = learning.balance_after(operation, old, operation.amount_of(item.bound))
         except (UnknownLocally, Unknown) as exc:
-            return tell(learning, seen, None, str(exc), asked=may_ask)
-        item.notes[BALANCES] = {"old": old, "new": new}
-        return tell(learning, seen, old, asked=may_ask)
+            return _Yield(tell(learning, seen, None, str(exc), asked=may_ask))
+        return _Yield(tell(learning, seen, old, asked=may_ask), {"old": old, "new": new})
 
-    def _ask(self, item: Prepared) -> tuple[Any] | None:
+    def _ask(self, item: PreparedCall) -> _Yield | None:
         """What the manager's own block yields now; None where it cannot be asked."""
         if is_used_up(self._host.built):
             return None
@@ -199,7 +212,7 @@ class LocalAnswers:
             if "state" in item.notes:
                 # The manager has the changes of this call already.
                 state.restore(item.notes["state"], item.foreseen)
-            told = dry_run(manager, replica, item.operation.name, item.defaults | item.bound, as_of)
+            told = dry_run(manager, replica, item.operation.name, {**item.defaults, **item.bound}, as_of)
         except Exception as exc:
             if cannot_take(exc):
                 return None
@@ -210,8 +223,8 @@ class LocalAnswers:
             learn_yield(self._view.learning, seen_of(self._view, item.operation, item.bound, item.notes), told, old)
         with suppress(Unknown):
             new = self._view.learning.balance_after(item.operation, old, item.operation.amount_of(item.bound))
-            item.notes[BALANCES] = {"old": old, "new": new}
-        return (told,)
+            return _Yield(told, {"old": old, "new": new})
+        return _Yield(told)
 
     def _local_balance(self, session: int | None) -> Any:
         block = self._block()

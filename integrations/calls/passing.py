@@ -28,7 +28,7 @@ from ..view.reads import Reads
 from ..view.waiting_writes import WaitingWrites
 from .block_reads import BlockReads, WouldWrite
 from .guard import NotCaughtUp
-from .preparing import Prepared
+from .stages import EncodedCall
 from .stepwise import stepwise
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class Passing:
                 return self._block_reads.ask(calls, name, args, kwargs, session, may_write=True)
         return self._adapter.host.bound(name, stand_in)(*args, **kwargs)
 
-    def _may_show(self, name: str, calls: Iterable[Prepared]) -> bool:
+    def _may_show(self, name: str, calls: Iterable[EncodedCall]) -> bool:
         """Whether an undeclared method may show what these calls write, and does nothing but read by its code.
 
         Another one may send an order before it writes, and must not run twice.

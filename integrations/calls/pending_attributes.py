@@ -12,7 +12,7 @@ from ..state.carried import Carried
 from ..state.kept_state import NOT_STATE
 from .delivery_waits import DeliveryWaits
 from .guard import Guard
-from .preparing import Prepared
+from .stages import PreparedCall
 
 
 class PendingAttributes:
@@ -63,10 +63,10 @@ class PendingAttributes:
             self._may_change[name] = ClassCode(cls).changed_by(name) - NOT_STATE
         return self._may_change[name] | known
 
-    def note(self, item: Prepared, entry: Entry) -> None:
+    def note(self, item: PreparedCall, entry: Entry) -> None:
         """Remember which attributes the call may change when it is delivered, and has not changed yet."""
         name = item.operation.name
         later = self._carried.names.get(name, set())
-        for attribute in ((self.by(name) - item.rehearsal.changes.by_name.keys()) | later) - item.foreseen.keys():
+        for attribute in ((self.by(name) - item.changes.by_name.keys()) | later) - item.foreseen.keys():
             self._pending_attributes[attribute] = (name, entry.seq)
         self._uncounted |= dict.fromkeys(item.uncounted, entry.seq)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from ... import InvalidEntry, Outbox
@@ -38,7 +37,7 @@ from ..replay.replay import Replayer
 from ..roles import Balance, Order, Position, Session
 from ..state import context_state, foreseen
 from ..state.early_state import EarlyState
-from ..state.kept_state import KeptState
+from ..state.kept_state import Changes, KeptState
 from ..state.read_state import ReadState
 from ..upkeep.keeper import Keeper
 from ..view import resumptions
@@ -46,53 +45,17 @@ from ..view.explanations import Unknown
 from ..view.folds import seen_of
 from ..view.local_view import NAMES, LocalView
 from ..view.side_rows import MOST
-from .arguments import Bound, Passed
+from .arguments import Passed
 from .block import Block
 from .delivery_waits import DeliveryWaits
+from .pending_attributes import PendingAttributes
 from .sessions import Sessions
-
-if TYPE_CHECKING:
-    from .pending_attributes import PendingAttributes
+from .stages import BoundCall, EncodedCall, PreparedCall, RehearsedCall, advanced
 
 _log = Log("outbox.integrations")
 
 # Defaults that can be stored with a call.
 _IMMUTABLE = (type(None), bool, int, float, str, bytes, Decimal, Enum, datetime, date, timedelta, UUID)
-
-
-@dataclass(slots=True)
-class Prepared:
-    """A call on its way into the store."""
-
-    operation: ManagerOperation
-    # The arguments as they were given, and defaults of the method for the rest.
-    bound: dict[str, Any]
-    defaults: dict[str, Any]
-    passed: Passed
-    rehearsal: Rehearsal
-    notes: dict[str, Any] = field(default_factory=dict)
-    # Its idempotency hash, where its identity was looked up.
-    hashed: bytes | None = None
-    # The trading session in which it is made.
-    session: int | None = None
-    # Sums that the manager gets at the call, though its method adds them after its write.
-    foreseen: dict[str, Any] = field(default_factory=dict)
-    # Those of them that the manager has while the call is not stored yet, and the last entry before it: where the call
-    # is not stored, they are taken back behind that entry.
-    given: dict[str, Any] = field(default_factory=dict)
-    behind_seq: int = 0
-    # Attributes that the manager gets only when the call is delivered.
-    uncounted: set[str] = field(default_factory=set)
-    # Set where the reserve was empty, and the call, an exit, is recorded without an id.
-    unnumbered: IdReserveEmpty | None = None
-    # Whether the manager has what the rehearsal has changed.
-    is_applied: bool = False
-    # What the outbox stores, encoded at the call.
-    ready: Any = None
-    # When the call was made; None for now.
-    at: datetime | None = None
-    # What the call returns where nobody waits for the manager's own answer.
-    local_answer: Any = None
 
 
 class Preparing:
@@ -124,22 +87,25 @@ class Preparing:
     def _view(self) -> LocalView:
         return self._keeper.view
 
-    def rehearsed(self, operation: ManagerOperation, call: Bound) -> Prepared:
+    def rehearsed(self, call: BoundCall) -> RehearsedCall:
         """A call, tried on a copy of the manager.  Raises `ConfigError` for what cannot be replayed."""
         # Then nothing can be imported, and the copy would fail with an error that names neither call nor outbox.
         refuse_at_the_end()
-        session = self._sessions.of(operation, call.bound)
-        return Prepared(operation, *call, self._rehearse(operation, call.bound, session), session=session)
+        session = self._sessions.of(call.operation, call.bound)
+        rehearsal = self._rehearse(call.operation, call.bound, session)
+        return advanced(RehearsedCall, call, rehearsal=rehearsal, session=session)
 
-    def bind(self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
+    def bind(
+        self, operation: ManagerOperation, args: tuple[Any, ...], kwargs: dict[str, Any], *, at: datetime | None = None
+    ) -> BoundCall:
         """Arguments by name, so that positional and keyword calls are alike, and the defaults of the others.
 
-        Copies: what the caller does to a list or a dict afterwards is not part of the call.  Raises `TypeError`, and
-        `UnknownLocally` for an earlier answer that is not known.
+        Copies: what the caller does to a list or a dict afterwards is not part of the call.  `at`: when it was made.
+        Raises `TypeError`, and `UnknownLocally` for an earlier answer that is not known.
         """
-        signature = self._host.signature(operation.name)
+        signature, method = self._host.signature(operation.name), self._host.method(operation.name)
         parameters = signature.parameters
-        given = arguments(signature, self._host.method(operation.name), args, kwargs)
+        given = arguments(signature, method, args, kwargs)
         call: dict[str, Any] = {}
         for name, value in given.items():
             if parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
@@ -157,16 +123,23 @@ class Preparing:
         copies = {name: copied(value) for name, value in call.items()}
         objects = {name: value for name, value in call.items() if copies[name] is not value}
         # A signature that was recalled from the store knows only which arguments have a default.
-        takers = parameters if self._host.method(operation.name) is not None else ()
+        takers = parameters if method is not None else ()
         defaults = {
             name: parameters[name].default
             for name in takers
             if name not in given and isinstance(parameters[name].default, _IMMUTABLE)
         }
-        passed = Passed(operation.name, objects, copies, operation.sets_id)
-        return Bound(operation.of_row(copies, self._replayer.same_row.of), defaults, passed)
+        bound = operation.of_row(copies, self._replayer.same_row.of)
+        return BoundCall(
+            operation=operation,
+            bound=bound,
+            defaults=defaults,
+            orders=orders_of(bound, parameters),
+            passed=Passed(operation.name, objects, copies, operation.sets_id),
+            at=at,
+        )
 
-    def _rehearse(self, operation: ManagerOperation, bound: dict[str, Any], session: int | None) -> Rehearsal:
+    def _rehearse(self, operation: ManagerOperation, bound: Mapping[str, Any], session: int | None) -> Rehearsal:
         """Try a call on a copy of the manager, which may refuse it, up to its first contact with the database."""
         try:
             replica = self._host.replica(session_id=session, doubles=True)
@@ -208,69 +181,87 @@ class Preparing:
         made = iter((rehearsal.uuid,))
         return making(replica, lambda: next(made, None))
 
-    def prepare(self, item: Prepared, *, final: bool) -> Prepared:
-        """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here.
+    def as_of_now(self, item: RehearsedCall) -> RehearsedCall:
+        """The call, rehearsed again where another thread has changed attributes that it changes, or that are noted.
 
-        Nothing is noted where the call has not reached the database when it was rehearsed again.
+        Its replay finds what is noted, and would refuse what the first rehearsal did not.  The order is held.
         """
-        operation, bound = item.operation, item.bound
         if self._reserves.redefined and self._outage.delivers and self._host.built is not None:
             engine, passed = engine_of(self._host.undoubled()), self._delivery.passed(self._delivery.last_seq)
             self._reserves.renew(engine, in_use=not passed)
-        uncounted = self._uncounted()
-        item = self._with_fresh_state(item)
-        if not item.rehearsal.reached:
-            return item
-        session = item.session
+        # Before that the manager gets what deliveries have changed.
+        outdated = self._outdated()
+        built, tries = self._host.built, 0
+        found = {*self._early.names, *self._foreseen.names(), *self._read.names(item.operation.name)}
+        # Other threads may go on changing them; what both have changed is merged.
+        while built is not None and tries < 100 and not item.rehearsal.still_fits(built, found):
+            item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound, item.session))
+            tries += 1
+        return dataclasses.replace(item, outdated=outdated)
+
+    def prepare(self, item: RehearsedCall, *, final: bool) -> PreparedCall:
+        """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here.
+
+        `item` is as of now, and has come to the database.
+        """
+        operation, bound, session, unnumbered = item.operation, item.bound, item.session, None
         self._keeper.meet(session)
-        notes: dict[str, Any] = {
-            "session": session,
-            **orders_of(bound, self._host.signature(operation.name).parameters),
-        }
+        notes: dict[str, Any] = {"session": session, **item.orders}
         if item.defaults:
             notes["defaults"] = item.defaults
-        notes |= self._state_notes(item, uncounted)
+        changes, foreseen, uncounted = self._note_state(item, notes)
         context = context_state.noted(self._host.manager_class, operation.name, self._learn)
         if context:
             notes["context"] = context
         if operation.creates:
-            notes |= self._id_notes(item, final=final)
+            unnumbered = self._note_id(item, notes, final=final)
             if operation.session is Session.BEGINS:
-                notes["session"] = item.session = notes["id"]
+                notes["session"] = notes["id"]
         if operation.position is Position.OPENS:
             self._sessions.opens("position", notes.get("id"), session)
         elif operation.order is Order.OPENS:
             self._sessions.opens("order", operation.standard(bound).get("client_order_id"), session)
         self._note_balance(operation, bound, notes)
         self._note_side_ids(operation, bound, notes)
-        item.notes = notes
         # Before anything is stored: it may run code of the host, whose error must not put a durable call in doubt.
-        item.local_answer = operation.answer_to(bound, notes)
-        return item
+        answer = operation.answer_to(bound, notes)
+        return advanced(
+            PreparedCall,
+            dataclasses.replace(item, session=notes["session"]),
+            notes=notes,
+            changes=changes,
+            foreseen=foreseen,
+            uncounted=uncounted,
+            unnumbered=unnumbered,
+            local_answer=answer,
+        )
 
-    def _state_notes(self, item: Prepared, uncounted: set[str]) -> dict[str, Any]:
-        """What the manager's attributes held at the call, and which sums it gets now for what its delivery will add."""
-        method, notes = item.operation.name, dict[str, Any]()
+    def _note_state(
+        self, item: RehearsedCall, notes: dict[str, Any]
+    ) -> tuple[Changes, Mapping[str, Any], frozenset[str]]:
+        """Note what the manager's attributes held at the call; see `PreparedCall` for what is returned."""
+        method, outdated = item.operation.name, item.outdated
         expected = self._foreseen.of(method, {**item.defaults, **item.bound}, self._pending_attributes.stale)
         changed = item.rehearsal.changes.by_name.keys()
-        item.foreseen = {name: one for name, one in expected.items() if name not in changed | uncounted}
-        item.uncounted = (changed | expected.keys()) & uncounted
+        foreseen = {name: one for name, one in expected.items() if name not in changed | outdated}
+        uncounted = (changed | expected.keys()) & outdated
         if item.rehearsal.is_skipped:
-            item.uncounted |= self._pending_attributes.by(method) - item.foreseen.keys()
-        changes = item.rehearsal.changes = item.rehearsal.changes.without(uncounted)
-        if item.foreseen:
-            notes["foreseen"] = item.foreseen
+            uncounted |= self._pending_attributes.by(method) - foreseen.keys()
+        changes = item.rehearsal.changes.without(outdated)
+        if foreseen:
+            notes["foreseen"] = foreseen
         known = self._host.attributes().items()
-        own = {name: value for name, value in known if name not in uncounted | item.uncounted}
+        own = {name: value for name, value in known if name not in outdated | uncounted}
         others = self._read.of(method, own, {*changed, *self._replayer.carried.changing()})
         others |= self._early.before(own, changes, self._foreseen.names())
         if changes or others:
             notes["state"] = changes.noted(method, others)
-        return notes
+        return changes, foreseen, frozenset(uncounted)
 
-    def _id_notes(self, item: Prepared, *, final: bool) -> dict[str, Any]:
-        """The id that the row will have; none for an exit that finds the reserve used up: PostgreSQL numbers it later.
+    def _note_id(self, item: RehearsedCall, notes: dict[str, Any], *, final: bool) -> IdReserveEmpty | None:
+        """Note the id that the row will have.
 
+        None for an exit that finds the reserve used up: PostgreSQL numbers it later, and why there is none is returned.
         Raises `IdReserveEmpty` for anything else.
         """
         operation, bound, finality = item.operation, item.bound, {"final": True} if final else {}
@@ -278,18 +269,19 @@ class Preparing:
         if kept is None and operation.session is Session.BEGINS:
             kept = self._resumed(operation, bound)
         if kept is not None:
-            return {"id": kept, "resumes": True, **finality}
+            notes |= {"id": kept, "resumes": True, **finality}
+            return None
         try:
             id_ = item.rehearsal.uuid or self._take_id(*operation.id_column)
         except IdReserveEmpty as exc:
             if operation.never_refused is None or not operation.never_refused(operation.standard(bound)):
                 raise
-            item.unnumbered = exc
             _log.critical(
                 "an exit (%(operation)s) is recorded without an id: %(error)s", operation=operation.name, error=exc
             )
-            return {}
-        return {"id": id_, **finality}
+            return exc
+        notes |= {"id": id_, **finality}
+        return None
 
     def _resumed(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> Any:
         """The active session with which the call goes on, as far as was seen, or as the method's code shows."""
@@ -316,74 +308,53 @@ class Preparing:
             if ids and None not in ids:
                 notes.setdefault("side", {})[name] = ids
 
-    def _uncounted(self) -> set[str]:
+    def _outdated(self) -> frozenset[str]:
         """Attributes that get the changes of earlier calls, also of the same block, only when those are delivered."""
         block = self._block()
         calls = () if block is None else block.calls()
-        return self._pending_attributes.uncounted().union(*(item.uncounted for item in calls))
+        return frozenset(self._pending_attributes.uncounted().union(*(item.uncounted for item in calls)))
 
-    def _with_fresh_state(self, item: Prepared) -> Prepared:
-        """Rehearse again where another thread has changed attributes that this call changes, or that are noted with it.
+    def encoded(self, item: PreparedCall, hashed: bytes | None, *, is_applied: bool = False) -> EncodedCall:
+        """Encode a call as it is now, and let the manager have what it changes.
 
-        Its replay finds what is noted, and would refuse what the first rehearsal did not.
+        `hashed`: its idempotency hash, where its identity was looked up.  `is_applied`: see `apply`.  Raises
+        `InvalidEntry`, or `DurabilityError` while the store is halted.
         """
-        built, tries = self._host.built, 0
-        found = {*self._early.names, *self._foreseen.names(), *self._read.names(item.operation.name)}
-        # Other threads may go on changing them; what both have changed is merged.
-        while built is not None and tries < 100 and not item.rehearsal.still_fits(built, found):
-            item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound, item.session))
-            tries += 1
-        return item
-
-    def encoded(self, item: Prepared) -> Prepared:
-        """Encode a call as it is now.  Raises `InvalidEntry`, or `DurabilityError` while the store is halted."""
-        args = {**item.bound, NOTES: item.notes}
-        rehearsal = item.rehearsal
         # What the rehearsal has made of the clock, such as an id, must not be before what the replay will make of it.
-        at = item.at or (rehearsal.at if rehearsal.changes else None)
+        at = item.at or (item.rehearsal.at if item.changes else None)
+        ready = self._encode(item, hashed, at)
+        if not is_applied:
+            self.apply(item)
+        lent = self._replayer.carried.give(item.foreseen, behind_seq=self._delivery.last_seq)
+        return advanced(EncodedCall, item, hashed=hashed, ready=ready, lent=lent)
+
+    def without_balances(self, item: EncodedCall) -> EncodedCall:
+        """The call, encoded once more without the balances that its caller was told: another call may change them."""
+        left = {name: note for name, note in item.notes.items() if name != BALANCES}
+        item = dataclasses.replace(item, notes=left)
+        return dataclasses.replace(item, ready=self._encode(item, item.hashed, None))
+
+    def _encode(self, item: PreparedCall, hashed: bytes | None, at: datetime | None) -> Any:
+        args = {**item.bound, NOTES: item.notes}
         try:
-            item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
+            return self._outbox.prepare(item.operation.name, args, at=at, hashed=hashed)
         except InvalidEntry:
             refuse_untold(item.bound)
             # Members of enum classes that are new to the outbox may be all that it refused.
             if not self._host.classes.learn(self._outbox, args):
                 raise
-            item.ready = self._outbox.prepare(item.operation.name, args, at=at, hashed=item.hashed)
-        self.apply(item)
-        item.behind_seq = self._delivery.last_seq
-        self._replayer.carried.give(item.foreseen)
-        item.given = item.foreseen
-        return item
+            return self._outbox.prepare(item.operation.name, args, at=at, hashed=hashed)
 
-    def apply(self, item: Prepared) -> None:
-        """Let the manager have what the rehearsal has changed, once; the order is held.
+    def apply(self, item: PreparedCall) -> bool:
+        """Let the manager have what the rehearsal has changed, where there is one; the order is held.
 
         A block asks PostgreSQL before it is encoded, and the manager gets the changes before that: another call must
         not count on from the same values meanwhile.
         """
-        if not item.is_applied and self._host.built is not None:
-            item.is_applied = True
-            item.rehearsal.changes.apply(self._host.built)
-
-    @contextmanager
-    def given(self, block: Block) -> Iterator[None]:
-        """Take back what the manager was given at the calls of a block that an exception ends."""
-        try:
-            yield
-        except BaseException:
-            self.take_back(block.end())
-            raise
-
-    def recorded(self, item: Prepared, seq: int) -> None:
-        """The call is entry `seq`: what the manager was given at it is taken back only if PostgreSQL refuses it."""
-        self._replayer.carried.foresee(seq, item.given)
-        item.given = {}
-
-    def take_back(self, items: Sequence[Prepared]) -> None:
-        """Take back what the manager was given at calls that are not recorded; may be called twice."""
-        for item in reversed(items):
-            given, item.given = item.given, {}
-            self._replayer.carried.take_back(given, item.behind_seq)
+        if self._host.built is None:
+            return False
+        item.changes.apply(self._host.built)
+        return True
 
     def _take_id(self, *names: str | None) -> Any:
         if self._outage.delivers is False:

@@ -12,7 +12,7 @@ from ..manager.host import Host
 from ..outage import Outage
 from ..preflight import switches
 from ..upkeep.order_lock import OrderLock
-from .preparing import Prepared
+from .stages import RehearsedCall
 
 _log = Log("outbox.integrations")
 
@@ -35,7 +35,7 @@ class Unwritten:
         for notice in outbox.store.figures().notices.keys() & {_PREFIX + name for name in names}:
             outbox.notices.clear(notice)
 
-    def answer(self, item: Prepared) -> Any:
+    def answer(self, item: RehearsedCall) -> Any:
         """The answer of the call's rehearsal; the manager gets the rehearsal's changes.
 
         Raises what the manager raised, `ConfigError` where the call was only buffered, or has not run, and

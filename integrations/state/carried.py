@@ -41,12 +41,13 @@ class Carried:
         """Attributes that deliveries were seen to change."""
         return set[str]().union(*list(self.names.values()))
 
-    def give(self, changes: Mapping[str, ForeseenChange]) -> None:
-        """Let the manager have these changes of a call."""
+    def give(self, changes: Mapping[str, ForeseenChange], *, behind_seq: int) -> Lent:
+        """Let the manager have these changes of a call that will be recorded behind entry `behind_seq`."""
         # A delivery in another thread may take back others of the same attribute.
         with self._lock:
             for name, change in changes.items():
                 self._host.set(name, changed(self._host.get(name), change))
+        return Lent(self, changes, behind_seq)
 
     def foresee(self, seq: int, changes: Mapping[str, Any]) -> None:
         """The manager has these changes of a call that is not delivered yet."""
@@ -158,6 +159,23 @@ class Carried:
         except EntryNotFound:
             # Completed without a ledger copy on a full disk, or pruned.
             return True
+
+
+class Lent:
+    """What the manager was given for one call that is not recorded yet."""
+
+    def __init__(self, carried: Carried, changes: Mapping[str, Any], behind_seq: int) -> None:
+        self._carried, self._changes, self._behind_seq = carried, changes, behind_seq
+
+    def keep(self, seq: int) -> None:
+        """The call is entry `seq`: from now on it is taken back only if PostgreSQL refuses the call."""
+        self._carried.foresee(seq, self._changes)
+        self._changes = {}
+
+    def take_back(self) -> None:
+        """The call is not recorded; may be called twice, and after `keep`."""
+        changes, self._changes = self._changes, {}
+        self._carried.take_back(changes, self._behind_seq)
 
 
 def has_arrived(outbox: Outbox, seq: int) -> bool:

@@ -58,6 +58,6 @@ def test_a_sum_that_is_taken_back_during_a_call_loses_none(outbox_dir: Path) -> 
             return found
 
         host.get = slowly
-        carried.give({"pnl": 5})
+        carried.give({"pnl": 5}, behind_seq=0)
         relay.join()
         assert host.built.pnl == 25

@@ -741,7 +741,7 @@ BUGS = (
     Bug(
         "adapter: the same intent after a crash is another call",
         "integrations/calls/earlier_calls.py",
-        "    first = None if item.hashed is None else outbox.find(item.hashed)",
+        "    first = None if hashed is None else outbox.find(hashed)",
         "    first = None",
         ("tests/integration/adapter/test_nasty_lives.py",),
     ),
@@ -1093,7 +1093,7 @@ BUGS = (
         "adapter: a replay finds the kill switch that a later call has thrown",
         "integrations/calls/preparing.py",
         "changes, self._foreseen.names())",
-        "changes, item.foreseen)",
+        "changes, foreseen)",
         ("tests/integration/adapter/test_limits.py",),
     ),
     Bug(
@@ -1190,15 +1190,15 @@ BUGS = (
     Bug(
         "adapter: a limit counts a call that a full store has refused",
         "integrations/adapter.py",
-        "        except OutboxError:\n            self._preparing.take_back(items)\n",
+        "        except OutboxError:\n            take_back(items)\n",
         "        except OutboxError:\n",
         ("tests/integration/adapter/test_limits.py",),
     ),
     Bug(
         "adapter: a limit counts the calls of a block that has failed",
-        "integrations/calls/preparing.py",
-        "            self.take_back(block.end())\n            raise\n",
-        "            block.end()\n            raise\n",
+        "integrations/calls/stages.py",
+        "        take_back(block.end())\n        raise\n",
+        "        block.end()\n        raise\n",
         ("tests/integration/adapter/test_limits.py",),
     ),
     Bug(
@@ -1281,8 +1281,8 @@ BUGS = (
     Bug(
         "adapter: an exit is refused where no reserved id is left",
         "integrations/calls/preparing.py",
-        "            return {}\n        return {\"id\"",
-        "            raise\n        return {\"id\"",
+        "            return exc\n        notes |= {\"id\"",
+        "            raise\n        notes |= {\"id\"",
         ("tests/integration/adapter/test_ids_run_out.py",),
     ),
     Bug(
@@ -1960,7 +1960,7 @@ BUGS = (
     Bug(
         "adapter: two calls of one millisecond get the same id of the clock",
         "integrations/calls/preparing.py",
-        "at = item.at or (rehearsal.at if rehearsal.changes else None)",
+        "at = item.at or (item.rehearsal.at if item.changes else None)",
         "at = item.at",
         ("tests/integration/adapter/test_id_makers.py",),
     ),
