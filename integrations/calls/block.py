@@ -17,7 +17,7 @@ from typing import Any
 from ... import OutboxError
 from ...clock import Clock
 from ...log import Log
-from ..upkeep.order_lock import SessionBusy
+from ..upkeep.kept_view import SessionBusy
 
 _log = Log("outbox.integrations")
 

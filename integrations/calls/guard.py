@@ -2,6 +2,8 @@
 
 It listens to the engine, so it sees the writes of every method and thread, declared or not, and of sessions that the
 host opened itself, and the reads of the manager's methods.  Only the adapter's own statements pass without it.
+It also finds the tables that a statement reads, as PostgreSQL has locked them for it, also those behind a view or a
+function.
 """
 
 from __future__ import annotations
@@ -14,11 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import psycopg2
+import psycopg2.extensions
 from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.orm import scoped_session, sessionmaker
 from sqlalchemy.pool import Pool
 
 from ... import OutboxError
+from ...log import Log
+from ...words import first_line
 from ..manager.away import Failures, cannot_answer, look_at, noting
 from ..manager.manager_connection import engine_held, is_replay
 from ..manager.silence import Silence, ending, is_own, limit_connecting, own_statements
@@ -26,7 +32,6 @@ from ..replay.sessions import maker_of
 from ..replay.writes import Writes
 from ..sql_text import changes_rows, defines, is_harmless, tables_written
 from .delivery_waits import DeliveryWaits
-from .tables_used import TablesUsed
 
 # Keys in a connection's `info`: the last call that was queued when its transaction began (0: it has waited for that),
 # and the lock timeout of the manager's role.
@@ -34,6 +39,20 @@ _BAR = "outbox:bar"
 _LIMIT = "outbox:lock_timeout"
 # What a manager holds engines by.
 _HOLDERS = (Engine, sessionmaker, scoped_session)
+_log = Log("outbox.integrations")
+
+_KEPT = 1000
+# Longer statements have their values in them, and do not come again.
+_KEPT_CHARS = 10_000
+# A partition counts as the table that it belongs to.
+_LOCKED = """
+    SELECT DISTINCT named.relname FROM pg_locks AS held
+    JOIN pg_class AS used ON used.oid = held.relation
+    JOIN pg_class AS named ON named.oid = coalesce(pg_partition_root(used.oid), used.oid)
+    WHERE held.pid = pg_backend_pid() AND held.locktype = 'relation' AND named.relkind IN ('r', 'p', 'v', 'm', 'f')
+    AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND named.relnamespace <> 'pg_catalog'::regnamespace
+"""
 
 
 class NotCaughtUp(OutboxError):
@@ -262,3 +281,45 @@ def _engines_of(manager: Any) -> set[Engine]:
     held = [value for value in tuple(getattr(manager, "__dict__", {}).values()) if isinstance(value, _HOLDERS)]
     held += [maker_of(value).kw.get("bind") for value in held if not isinstance(value, Engine)]
     return {value for value in (*held, engine_held(manager)) if isinstance(value, Engine)}
+
+
+class TablesUsed:
+    """Asks PostgreSQL once for each statement.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, frozenset[str]] = {}
+        self._can_tell = True
+
+    def forget(self) -> None:
+        """Views and functions may have been made anew."""
+        self._known.clear()
+
+    def by(self, raw: Any, statement: str) -> frozenset[str]:
+        """The tables of a statement that was just executed on the driver's connection `raw`; empty if unknown.
+
+        Those of earlier statements of its transaction are among them.
+        """
+        found = self._known.get(statement)
+        # Without a transaction the locks are gone.
+        in_transaction = raw.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INTRANS
+        if found is None and self._can_tell and in_transaction:
+            found = self._ask(raw)
+            if len(statement) <= _KEPT_CHARS and len(self._known) < _KEPT:
+                self._known[statement] = found
+        return found or frozenset()
+
+    def _ask(self, raw: Any) -> frozenset[str]:
+        with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+            cursor.execute("SAVEPOINT outbox_tables")
+            try:
+                cursor.execute(_LOCKED)
+                return frozenset(name for (name,) in cursor)
+            except psycopg2.Error as exc:
+                # A server that only speaks PostgreSQL's protocol may not show its locks.
+                self._can_tell = False
+                _log.info("the tables of reads are not looked up: %(error)s", error=first_line(exc))
+                cursor.execute("ROLLBACK TO SAVEPOINT outbox_tables")
+                return frozenset()
+            finally:
+                if raw.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INTRANS:
+                    cursor.execute("RELEASE SAVEPOINT outbox_tables")

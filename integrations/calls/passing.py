@@ -2,13 +2,15 @@
 
 A guard on the manager's engine sees every statement, of any method and thread: it waits until the calls before it are
 delivered, and refuses it where they are not.  So nothing that is not declared overtakes what is queued.
+A generator of the manager works after the call has returned: each of its steps is watched like the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator, Iterable
+from contextlib import AbstractContextManager, _GeneratorContextManager, suppress
 from functools import lru_cache, partial
+from inspect import isgenerator
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import InterfaceError, SQLAlchemyError
@@ -29,7 +31,6 @@ from ..view.waiting_writes import WaitingWrites
 from .block_reads import BlockReads, WouldWrite
 from .guard import NotCaughtUp
 from .stages import EncodedCall
-from .stepwise import stepwise
 
 if TYPE_CHECKING:
     from ..adapter import Adapter
@@ -40,6 +41,7 @@ _log = Log("outbox.integrations")
 _REST = 5
 # Why a manager whose PostgreSQL answers was not asked, by whether calls are delivered.
 _NOT_ASKED = {None: "no relay is running", True: "calls before it are not delivered, see `atb outbox status`"}
+Watching = Callable[[], AbstractContextManager[Any]]
 
 
 class Passing:
@@ -251,3 +253,33 @@ class Passing:
 def _only_reads(cls: type, method: str) -> bool:
     evidence = Evidence(cls)
     return bool(evidence.code.functions(method)) and not writes(method, evidence, but=frozenset())
+
+
+class Stepwise(Generator[Any, Any, Any]):
+    """A generator whose steps run in a context of their own each."""
+
+    def __init__(self, generator: Generator[Any, Any, Any], watching: Watching) -> None:
+        self._generator, self._watching = generator, watching
+
+    def send(self, value: Any) -> Any:
+        """See `Generator`."""
+        with self._watching():
+            return self._generator.send(value)
+
+    def throw(self, *exc: Any) -> Any:
+        """See `Generator`."""
+        with self._watching():
+            return self._generator.throw(*exc)
+
+    def close(self) -> None:
+        """See `Generator`."""
+        self._generator.close()
+
+
+def stepwise(value: Any, watching: Watching) -> Any:
+    """What a method has answered; a generator, or the context manager of one, with its steps watched."""
+    if isgenerator(value):
+        return Stepwise(value, watching)
+    if isinstance(value, _GeneratorContextManager) and isgenerator(value.gen):
+        value.gen = Stepwise(value.gen, watching)
+    return value

@@ -11,7 +11,7 @@ from ...log import Log
 from ..manager.host import Host
 from ..outage import Outage
 from ..preflight import switches
-from ..upkeep.order_lock import OrderLock
+from ..upkeep.kept_view import OrderLock
 from .stages import RehearsedCall
 
 _log = Log("outbox.integrations")

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from ...clock import Clock
 from ..ids.id_column import IdColumn, quoted
-from ..view.side_rows import MOST
+from ..view.written import MOST
 from . import sql_clock
 from .catalog import Catalog
 from .insert_text import InsertText, edited, inserts_in, overriding

@@ -33,11 +33,10 @@ from ..view.rows import ORDERS, RESOLVED, resolved_before
 from ..view.seen import Seen
 from . import sessions, told_answers
 from .balance import learn_yield
-from .look import Look
-from .looks import Looks
+from .catalog import rows_written
+from .looks import Look, Looks
 from .no_ops import applied
 from .replay_session import Watch
-from .rows_written import rows_written
 from .scales import DatabaseScales, scales_of
 from .side_ids import SideIds
 

@@ -1,11 +1,21 @@
-"""Looks: which replays are looked at: those that may still teach what such calls do.
+"""Looks: what a manager answers about one session, and which replays are looked at: those that may still teach more.
 
 A look costs as much as a slow delivery, and a backlog holds thousands of calls that were new when they were made.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from ...log import Log
+from ..view.explanations import alike
 from ..view.local_view import LocalView
+from ..view.reads import BALANCE, MISSING, READ_ORDERS, READ_POSITIONS
+from ..view.row_forms import RowForms
+from ..view.rows import ORDERS, POSITIONS, Tables
 from ..view.seen import Seen
 
 # So far behind its relay is the view of an engine at most; one that is further behind belongs to a relay alone.
@@ -14,6 +24,9 @@ _EARLY = 64
 _AHEAD = 16
 # The newest that are wanted: where the relay is another process, nothing is replayed here.
 _WANTED = 4096
+_log = Log("outbox.integrations")
+
+_READS = {POSITIONS: READ_POSITIONS, ORDERS: READ_ORDERS}
 
 
 class Looks:
@@ -76,3 +89,41 @@ class Looks:
         """A call was replayed without a look."""
         with self._view.lock:
             self.wanted.pop(seq, None)
+
+
+class Look:
+    """What a manager answers about one session; what it cannot answer is None.  Raises `SQLAlchemyError`."""
+
+    def __init__(
+        self,
+        ask: Callable[..., Any],
+        session_id: Any,
+        forms: RowForms,
+        more: Mapping[str, Mapping[str, Any]] = {},
+    ) -> None:
+        """`more`: the arguments of other questions, whose answers are in `answers`."""
+        balance = ask(BALANCE, session_id)
+        found = {asked: ask(asked.partition("(")[0], **given) for asked, given in more.items()}
+        self.answers = {name: answer for name, answer in found.items() if answer is not MISSING}
+        asked = {table: _rows(ask, name, session_id) for table, name in _READS.items()}
+        rows = {table: shown for table, shown in asked.items() if shown is not MISSING}
+        # By table; of one that is missing there, why its rows cannot be understood.
+        self.tables: Tables
+        self.tables, self.unknown = forms.tables_of(**rows)
+        self.shows_balance = balance is not MISSING
+        self.balance = balance if self.shows_balance else None
+
+    def shows(self, later: Look) -> bool:
+        """Whether a later look shows a change."""
+        return not (alike(self.balance, later.balance) and alike(self.tables, later.tables))
+
+
+def _rows(ask: Callable[..., Any], read: str, session_id: Any) -> Any:
+    """What a manager answers to a read of rows; the error where it fails for the manager's callers too."""
+    try:
+        return ask(read, session_id)
+    except SQLAlchemyError:
+        raise
+    except Exception as exc:  # noqa: BLE001
+        _log.warning("the rows of %(read)s cannot be understood", read=read, trace=True)
+        return exc

@@ -25,7 +25,7 @@ from ..operations import ManagerOperation, notes_of
 from ..outage import Outage
 from ..repeated import Repeated
 from ..replay.balance import rolled_back
-from ..replay.look import Look
+from ..replay.looks import Look
 from ..replay.witness import Witness
 from ..roles import NO_SESSIONS, Session
 from ..state.kept_state import KeptState

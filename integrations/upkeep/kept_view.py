@@ -5,11 +5,12 @@ So it is the same again after a restart in the middle of an outage.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from ... import Entry, EntryStatus, Outbox
+from ... import Entry, EntryStatus, Outbox, OutboxError
 from ...log import Log
 from ...results import decode_result, encode_result
 from ..operations import ManagerOperation, call_of, notes_of
@@ -20,7 +21,6 @@ from ..view.folds import fold, fold_beside, seen_of
 from ..view.history import entries_since, is_whole_since
 from ..view.learned_file import KEPT_UNDER
 from ..view.local_view import NOT_SHOWN, LocalView, encoded
-from .order_lock import OrderLock
 
 _log = Log("outbox.integrations")
 
@@ -33,6 +33,48 @@ _FOLDED_AT_MOST = 20_000
 _DOUBTED_S = 3600.0
 # So long after a call PostgreSQL may still refuse it.
 _REFUSED_WITHIN_S = 60.0
+# Where gevent has patched it, another class than that of C.
+_RLock: Any = type(threading.RLock())
+
+
+class SessionBusy(OutboxError):
+    """Another thread stays in a balance block of this session for longer than a caller waits; nothing was recorded."""
+
+
+class OrderLock(_RLock):  # type: ignore[misc]
+    """Held while calls become durable and are folded, so that both have one order.  Reentrant; waits have a limit.
+
+    An exception of a signal handler may come at any point, but within no function of C: `__exit__` is one, so that the
+    lock is always released.
+    """
+
+    def __init__(self, mend: Callable[[], None] = lambda: None, *, limit_s: float = 60.0) -> None:
+        """`mend` is called by the next holder after an `interrupted` one, before anything else."""
+        super().__init__()
+        self._mend, self._limit_s = mend, limit_s
+        self.interrupted = False
+        self._holder = ""
+
+    def __enter__(self) -> bool:
+        nested, called = self._is_owned(), False
+        try:
+            called = True
+            if not self.acquire(timeout=self._limit_s):
+                called = False
+                raise SessionBusy(
+                    f"thread {self._holder!r} has been recording a call for more than {self._limit_s:.0f} s",
+                    hint="look at the disk: a write to it does not end",
+                )
+            self._holder = threading.current_thread().name
+            if self.interrupted:
+                self._mend()
+                self.interrupted = False
+        except BaseException:
+            # A nested call of `acquire` does not wait, so that it has succeeded.
+            if called and (nested or self._is_owned()):
+                self.release()
+            raise
+        return True
 
 
 class KeptView:

@@ -13,14 +13,12 @@ from .decisions import PresentCode
 from .effects import Effect, used_up
 from .explanations import ABSENT, ARITHMETIC, EXACT, SCALES, Space, Unknown, added, alike
 from .learning import observe, observe_row
-from .roundings import Roundings
+from .roundings import Roundings, Sums
 from .row_forms import RowForms
 from .row_order import RowOrders
 from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, Tables, nested_rows
 from .seen import NOT, Seen
-from .side_rows import SideRows
-from .sums import Sums
-from .written import Written
+from .written import SideRows, Written
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation

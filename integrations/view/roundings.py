@@ -1,17 +1,23 @@
-"""Roundings: what a manager's own code rounds, beside its columns: the balance that a read shows or a call makes."""
+"""Roundings: what a manager's own code rounds, beside its columns: the balance that a read shows or a call makes.
+
+And the arithmetics in which it may add to a balance, as far as the balances that it showed leave open: see `Sums`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
+from itertools import product
 from typing import Any
 
 from .amounts import places, rounded
-from .explanations import SCALES
+from .explanations import ARITHMETIC, SCALES
 
 # The reads of which the view takes the balance, and rows.
 _BALANCE, _ROWS = "get_current_balance", ("get_active_positions", "get_unresolved_orders")
+# An arithmetic, and the decimal places to which its sum is rounded.
+Pair = tuple[str, int | None]
 
 
 @dataclass(slots=True)
@@ -86,3 +92,36 @@ class Roundings:
     def load(self, state: Mapping[str, Any]) -> None:
         """Take over what `dump` gave."""
         self.possible = {operation: set(scales) for operation, scales in state.items()}
+
+
+@dataclass(slots=True)
+class Sums:
+    """What is open.  `contradicted`: what together gave another balance than was shown."""
+
+    possible: set[str] = field(default_factory=lambda: set(ARITHMETIC))
+    contradicted: set[Pair] = field(default_factory=set)
+    roundings: Roundings = field(default_factory=Roundings)
+
+    def pairs(self, scales: Collection[int | None]) -> set[Pair]:
+        """What is possible together."""
+        possible = set(product(self.possible, scales))
+        # Where one operation adds otherwise than another, each may be contradicted.
+        return (possible - self.contradicted) or possible
+
+    def observe(self, fitting: Collection[Pair]) -> None:
+        """Take in what gave the balance that was shown; nothing where the call did something else to it."""
+        if fitting:
+            self.contradicted |= set(product(ARITHMETIC, SCALES)) - set(fitting)
+
+    def dump(self) -> dict[str, Any]:
+        """Its state, to be stored."""
+        return {
+            "possible_sums": sorted(self.possible),
+            "contradicted": sorted(map(list, self.contradicted), key=str),
+        }
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any]) -> Sums:
+        """The inverse of `dump`."""
+        contradicted = {(sum_, scale) for sum_, scale in state.get("contradicted", ())}
+        return cls(set(state.get("possible_sums", ARITHMETIC)), contradicted)

@@ -15,7 +15,7 @@ import pytest
 
 from outbox import SystemClock
 from outbox.integrations.calls.block import Block, BlockMisused, Entering, SessionLocks, current, entered
-from outbox.integrations.upkeep.order_lock import OrderLock, SessionBusy
+from outbox.integrations.upkeep.kept_view import OrderLock, SessionBusy
 from tests.unit.fakes.waiting import LONG
 
 OWNER = object()

@@ -1217,7 +1217,7 @@ BUGS = (
     ),
     Bug(
         "adapter: a generator of the manager overlooks queued calls",
-        "integrations/calls/stepwise.py",
+        "integrations/calls/passing.py",
         "        return Stepwise(value, watching)\n    if",
         "        return value\n    if",
         ("tests/integration/adapter/test_late_reads.py",),
@@ -1980,14 +1980,14 @@ BUGS = (
     ),
     Bug(
         "adapter: the session that a decorator gives is asked of the caller",
-        "integrations/code/injected.py",
+        "integrations/code/signatures.py",
         "if at not in given",
         "if True",
         ("tests/integration/adapter/test_injected_sessions.py",),
     ),
     Bug(
         "adapter: an argument that a decorator checks is not asked of the caller",
-        "integrations/code/injected.py",
+        "integrations/code/signatures.py",
         "max(0, len(before) - len(taken))",
         "len(before)",
         ("tests/integration/adapter/test_injected_sessions.py",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from outbox.integrations.view.side_rows import SideRows
+from outbox.integrations.view.written import SideRows
 
 TRADES = "trades.id"
 

@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 
-from outbox.integrations.ids.id_ranges import above, from_state, joined, split, to_state
+from outbox.integrations.ids.id_reserve import above, from_state, joined, split, to_state
 
 
 @pytest.mark.parametrize("step", [1, 2, 10])

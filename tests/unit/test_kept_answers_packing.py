@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from outbox import InvalidEntry, registered
 from outbox.codec import decode, encode
-from outbox.integrations.view.packing import packed, unpacked
+from outbox.integrations.view.kept_answers import packed, unpacked
 
 
 class Base(DeclarativeBase):
