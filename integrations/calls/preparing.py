@@ -35,10 +35,9 @@ from ..replay.frozen_clock import making
 from ..replay.rehearsal import Rehearsal, rehearse
 from ..replay.replay import Replayer
 from ..roles import Balance, Order, Position, Session
-from ..state import context_state, foreseen
-from ..state.early_state import EarlyState
+from ..state.foreseen import Foreseen
 from ..state.kept_state import Changes, KeptState
-from ..state.read_state import ReadState
+from ..state.noted_state import NotedState
 from ..upkeep.keeper import Keeper
 from ..view import resumptions
 from ..view.explanations import Unknown
@@ -79,9 +78,8 @@ class Preparing:
         self._host, self._outbox, self._keeper, self._replayer = host, outbox, keeper, replayer
         self._outage, self._delivery, self._reserves, self._sessions = outage, delivery, reserves, sessions
         self._block, self._pending_attributes = block, pending_attributes
-        self._early, self._foreseen = EarlyState(outbox), foreseen.Foreseen(host, methods)
-        self._learn = partial(host.classes.learn, outbox)
-        self._read = ReadState(host, methods, self._learn)
+        self._foreseen = Foreseen(host, methods)
+        self._noted = NotedState(host, outbox, methods, self._foreseen, partial(host.classes.learn, outbox))
 
     @property
     def _view(self) -> LocalView:
@@ -192,7 +190,7 @@ class Preparing:
         # Before that the manager gets what deliveries have changed.
         outdated = self._outdated()
         built, tries = self._host.built, 0
-        found = {*self._early.names, *self._foreseen.names(), *self._read.names(item.operation.name)}
+        found = self._noted.names(item.operation.name)
         # Other threads may go on changing them; what both have changed is merged.
         while built is not None and tries < 100 and not item.rehearsal.still_fits(built, found):
             item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound, item.session))
@@ -210,8 +208,7 @@ class Preparing:
         if item.defaults:
             notes["defaults"] = item.defaults
         changes, foreseen, uncounted = self._note_state(item, notes)
-        context = context_state.noted(self._host.manager_class, operation.name, self._learn)
-        if context:
+        if context := self._noted.context(operation.name):
             notes["context"] = context
         if operation.creates:
             unnumbered = self._note_id(item, notes, final=final)
@@ -252,8 +249,7 @@ class Preparing:
             notes["foreseen"] = foreseen
         known = self._host.attributes().items()
         own = {name: value for name, value in known if name not in outdated | uncounted}
-        others = self._read.of(method, own, {*changed, *self._replayer.carried.changing()})
-        others |= self._early.before(own, changes, self._foreseen.names())
+        others = self._noted.beside(method, own, changes, {*changed, *self._replayer.carried.changing()})
         if changes or others:
             notes["state"] = changes.noted(method, others)
         return changes, foreseen, frozenset(uncounted)

@@ -30,8 +30,8 @@ from ..operations import BALANCES, ManagerOperation, call_of, notes_of, told_id
 from ..plain_data import PLAIN
 from ..roles import Position
 from ..state.carried import Carried
-from ..state.context_state import restored
 from ..state.kept_state import KeptState
+from ..state.noted_state import restored
 from ..view import database_rules
 from ..view.amounts import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
