@@ -7,12 +7,12 @@ there is carried over to the manager once: at the call, or when PostgreSQL has i
 from __future__ import annotations
 
 import copy
+import threading
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import cached_property
-from itertools import count, islice
+from itertools import count
 from types import GeneratorType, MappingProxyType, MethodWrapperType
 from typing import Any
 
@@ -23,23 +23,17 @@ from ...errors import ConfigError
 from ..code.members import values_of
 from ..key_order import in_key_order, key_order
 from ..plain_data import SCALARS, copied, counter, is_long, is_of_the_host, is_small, is_state, same
-from .own_locks import own_locks
+from .merging import MISSING, Change, delta_of, merged, take_back
 
-_NUMBERS = (int, float, Decimal)
 _CONTAINERS = (list, dict, set, deque)
 # Set by the adapter itself for each copy.
 NOT_STATE = frozenset({"session_factory", "_current_session_id"})
 _FACTORIES = (sessionmaker, scoped_session)
-_MISSING: Any = object()
+# A rehearsal ends where the call turns to the database, between `acquire()` and `release()`; and a replay must not wait
+# for a lock that the caller holds while it waits for the replay.  So each copy has locks of its own.
+_RLOCK = type(threading.RLock())
+_LOCKS = (type(threading.Lock()), _RLOCK, threading.Condition, threading.Semaphore)
 _NONE: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What one call did to one attribute; `before` is `_MISSING` for a new one."""
-
-    before: Any
-    after: Any
 
 
 class KeptState:
@@ -55,7 +49,7 @@ class KeptState:
         # What was changed before the contact, of attributes that were not noted.
         self._early: Mapping[str, Change] = {}
         own, of_class = vars(replica), values_of(type(replica))
-        locks = own_locks(replica, of_class)
+        locks = _own_locks(replica, of_class)
         own.update(_states_in(of_class) | own | locks)
         self._before.update(locks)
         for name in own.keys() - NOT_STATE - locks.keys():
@@ -83,7 +77,7 @@ class KeptState:
             _fill(self.replica, name, in_key_order(value, orders.get(name)))
         large = noted.get("large", {})
         for name, delta in large.items():
-            _take_back(vars(self.replica).get(name), delta)
+            take_back(vars(self.replica).get(name), delta)
         names = (*noted["absent"], *noted["values"], *large)
         self._begin_again(names)
         self._noted = tuple(name for name in names if name not in foreseen)
@@ -104,17 +98,17 @@ class KeptState:
 
     def began_with(self, manager: Any, names: Iterable[str]) -> bool:
         """Whether attributes of the manager have the values with which this copy began."""
-        return all(same(_present(manager, name), self._before.get(name, _MISSING)) for name in names)
+        return all(same(_present(manager, name), self._before.get(name, MISSING)) for name in names)
 
     def changes(self) -> Changes:
         """What the call has changed since."""
         found: dict[str, Change] = {}
         for name, after in vars(self.replica).items():
-            before = self._before.get(name, _MISSING)
+            before = self._before.get(name, MISSING)
             # The adapter gives each copy a session factory, and a property may keep it under a name of its own.
             if after is before or name in NOT_STATE or isinstance(after, _FACTORIES):
                 continue
-            if before is _MISSING and not is_state(after) and _is_cached(type(self.replica), name):
+            if before is MISSING and not is_state(after) and _is_cached(type(self.replica), name):
                 # Each copy makes its own: what this one has made may hold the copy.
                 continue
             if not same(before, after):
@@ -129,7 +123,7 @@ class KeptState:
     def changed_after_contact(self, changes: Changes) -> set[str]:
         """Those of the changed attributes that the call has changed behind its contact with the database."""
         early = {name: change.after for name, change in self._early.items()}
-        return {name for name, one in changes.by_name.items() if not same(early.get(name, _MISSING), one.after)}
+        return {name for name, one in changes.by_name.items() if not same(early.get(name, MISSING), one.after)}
 
     def shared_changes(self) -> list[str]:
         """Attributes of objects that the copy shares with the manager, changed since: `tracker.count`."""
@@ -137,7 +131,7 @@ class KeptState:
             f"{name}.{inner}"
             for name, before in self._watched.items()
             for inner, value in _scalars_of(self._before[name]).items()
-            if not same(before.get(inner, _MISSING), value)
+            if not same(before.get(inner, MISSING), value)
         ]
 
 
@@ -160,13 +154,13 @@ class Changes:
         Raises `ConfigError` for what cannot be stored.
         """
         before = {name: change.before for name, change in self.by_name.items()}
-        deltas = {name: _delta(change) for name, change in self.by_name.items() if not is_small(change.before)}
+        deltas = {name: delta_of(change) for name, change in self.by_name.items() if not is_small(change.before)}
         large = {name: delta for name, delta in deltas.items() if delta is not None}
         known: dict[str, Any] = {name: value for name, value in {**others, **before}.items() if name not in large}
-        values = {name: _plain(value, operation, name) for name, value in known.items() if value is not _MISSING}
+        values = {name: _plain(value, operation, name) for name, value in known.items() if value is not MISSING}
         orders = {name: order for name, value in values.items() if (order := key_order(value)) is not None}
         return {
-            "absent": [name for name, value in before.items() if value is _MISSING],
+            "absent": [name for name, value in before.items() if value is MISSING],
             "values": values,
             **({"orders": orders} if orders else {}),
             **({"large": {name: _plain(one, operation, name) for name, one in large.items()}} if large else {}),
@@ -181,9 +175,9 @@ class Changes:
         for name, change in self.by_name.items():
             live = _present(manager, name)
             # A copy, since what the manager has from now on may be changed by it.
-            merged = _merged(live, change.before, copied(change.after))
-            if merged is not live:
-                setattr(manager, name, merged)
+            after = merged(live, change.before, copied(change.after))
+            if after is not live:
+                setattr(manager, name, after)
 
 
 def _states_in(of_class: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,7 +199,7 @@ def _is_cached(cls: type, name: str) -> bool:
 def _present(manager: Any, name: str) -> Any:
     """The value of a manager's attribute, which may be one of its class."""
     own = vars(manager)
-    return own[name] if name in own else _states_in(values_of(type(manager))).get(name, _MISSING)
+    return own[name] if name in own else _states_in(values_of(type(manager))).get(name, MISSING)
 
 
 def scalars_shared(value: Any) -> dict[str, Any]:
@@ -277,121 +271,26 @@ def _fill(owner: Any, name: str, value: Any) -> None:
     put(owner, name, value)
 
 
-def _merged(live: Any, before: Any, after: Any) -> Any:
-    """`live` with what was changed from `before` to `after`; collections and objects are changed in place."""
-    if type(live) is not type(after):
-        return after
-    if isinstance(live, _NUMBERS) and not isinstance(live, bool):
-        return after if same(live, before) or type(before) is not type(after) else live + (after - before)
-    if isinstance(live, list):
-        grown = isinstance(before, list) and same(after[: len(before)], before)
-        live[:] = [*live, *after[len(before) :]] if grown else after
-    elif isinstance(live, deque):
-        grown = isinstance(before, deque) and live.maxlen is None and same(list(after)[: len(before)], list(before))
-        added = list(after)[len(before) :] if grown else list(after)
-        if not grown:
-            live.clear()
-        live.extend(added)
-    elif isinstance(live, dict):
-        _merge_dict(live, before if isinstance(before, dict) else {}, after)
-    elif isinstance(live, set):
-        old = before if isinstance(before, set) else set()
-        live -= old - after
-        live |= after - old
-    elif isinstance(live, count):
-        # In place: one of the class is shared by all its objects.
-        taken = _taken(before, after)
-        if taken is None:
-            return after
-        deque(islice(live, taken), maxlen=0)
-    elif not isinstance(live, SCALARS) and is_of_the_host(live) and is_state(live):
-        _merge_object(live, {} if before is _MISSING else attributes(before), attributes(after))
-    else:
-        return after
-    return live
+def _own_locks(replica: Any, of_class: Mapping[str, Any]) -> dict[str, Any]:
+    """New locks for those that a copy shares with its manager, by the names of its attributes; none is held.
 
-
-def _taken(before: Any, after: count[Any]) -> int | None:
-    """How many numbers a call has taken from a counter; None where it was set anew."""
-    had, has = counter(before) if isinstance(before, count) else None, counter(after)
-    if had is None or has is None or had[1] != has[1] or not had[1]:
-        return None
-    taken, rest = divmod(has[0] - had[0], had[1])
-    return taken if taken >= 0 and not rest else None
-
-
-def _delta(change: Change) -> dict[str, Any] | None:
-    """What a call did to a large collection of which most stays, for `_take_back`; None for anything else.
-
-    A call that empties a collection most likely writes what was in it, which a later value does not show.
+    `of_class`: the members of its class.
     """
-    before, after = change.before, change.after
-    if isinstance(before, set) and isinstance(after, set):
-        removed = before - after
-        return {"added": list(after - before), "removed": list(removed)} if _is_little(removed, before) else None
-    if isinstance(before, dict) and isinstance(after, dict):
-        left = {key: before[key] for key in _removed(before, after)}
-        changed = {key: before[key] for key, item in after.items() if key in before and not same(before[key], item)}
-        gone = {**left, **changed}
-        added = [key for key in after if key not in before]
-        return {"added": added, "before": gone} if _is_little(gone, before) else None
-    if isinstance(before, (list, deque)) and isinstance(after, (list, deque)):
-        old, new = list(before), list(after)
-        count = len(new) - len(old)
-        if count >= 0 and same(new[: len(old)], old):
-            return {"added": new[len(old) :]}
-        if count > 0 and same(new[count:], old):
-            return {"added": new[:count], "first": True}
-        # Of limited length, it has lost as many as it got.
-        if count == 0 and same(new[:-1], old[1:]):
-            return {"added": new[-1:]}
-        if count == 0 and same(new[1:], old[:-1]):
-            return {"added": new[:1], "first": True}
-    return None
+    # At each call anew: a class may get its lock at its first use.
+    owners = (of_class, vars(replica))
+    found = {name: value for one in owners for name, value in one.items() if isinstance(value, _LOCKS)}
+    made: dict[int, Any] = {}
+    return {name: _lock_like(value, made) for name, value in found.items()}
 
 
-def _is_little(gone: Collection[Any], before: Collection[Any]) -> bool:
-    return 2 * len(gone) < len(before)
-
-
-def _take_back(value: Any, delta: Mapping[str, Any]) -> None:
-    """Undo in a copy of a collection what `_delta` has found."""
-    added = delta.get("added", [])
-    if isinstance(value, set):
-        value.difference_update(added)
-        value.update(delta.get("removed", []))
-    elif isinstance(value, dict):
-        for key in added:
-            value.pop(key, None)
-        value.update(delta.get("before", {}))
-    elif isinstance(value, (list, deque)):
-        first = delta.get("first", False)
-        for item in added if first else reversed(added):
-            places = range(len(value)) if first else range(len(value) - 1, -1, -1)
-            at = next((at for at in places if same(value[at], item)), None)
-            if at is not None:
-                del value[at]
-
-
-def _merge_dict(live: dict[Any, Any], before: Mapping[Any, Any], after: Mapping[Any, Any]) -> None:
-    for key in _removed(before, after):
-        live.pop(key, None)
-    for key, item in after.items():
-        old = before.get(key, _MISSING)
-        if not same(old, item):
-            live[key] = _merged(live.get(key, _MISSING), old, item)
-
-
-def _merge_object(live: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    merged = attributes(live)
-    had = dict(merged)
-    _merge_dict(merged, before, after)
-    for name in _removed(had, merged):
-        object.__delattr__(live, name)
-    for name, item in merged.items():
-        if had.get(name, _MISSING) is not item:
-            put(live, name, item)
-
-
-def _removed(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> Iterator[Any]:
-    return (key for key in before if key not in after)
+def _lock_like(lock: Any, made: dict[int, Any]) -> Any:
+    """A lock of the same kind; one for each, since a condition may share its lock with an attribute."""
+    if id(lock) not in made:
+        if isinstance(lock, threading.Condition):
+            made[id(lock)] = threading.Condition(_lock_like(lock._lock, made))  # type: ignore[attr-defined]
+        elif isinstance(lock, threading.Semaphore):
+            # A copy may enter as often as the manager could now, and at least once: no other thread releases it.
+            made[id(lock)] = threading.Semaphore(max(1, lock._value))
+        else:
+            made[id(lock)] = threading.RLock() if isinstance(lock, _RLOCK) else threading.Lock()
+    return made[id(lock)]

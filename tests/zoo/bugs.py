@@ -1946,13 +1946,13 @@ BUGS = (
     Bug(
         "adapter: a replay finds its own call in a large collection and writes nothing",
         "integrations/state/kept_state.py",
-        "            _take_back(vars(self.replica).get(name), delta)\n",
+        "            take_back(vars(self.replica).get(name), delta)\n",
         "            pass\n",
         ("tests/integration/adapter/test_large_state.py",),
     ),
     Bug(
         "adapter: a replay writes a later content of a large buffer",
-        "integrations/state/kept_state.py",
+        "integrations/state/merging.py",
         "    return 2 * len(gone) < len(before)\n",
         "    return True\n",
         ("tests/integration/adapter/test_large_state.py",),
@@ -1966,7 +1966,7 @@ BUGS = (
     ),
     Bug(
         "adapter: each manager counts for itself what the class counts",
-        "integrations/state/kept_state.py",
+        "integrations/state/merging.py",
         "taken = _taken(before, after)",
         "taken = None",
         ("tests/integration/adapter/test_id_makers.py",),
