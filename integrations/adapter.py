@@ -353,13 +353,12 @@ class Adapter:
             self.replayer.answers.expect(item.ready[0] for item in items)
         try:
             entries = self.outbox.submit([item.ready for item in items])
-            self.guard.queued(entries[-1].seq)
             for item, entry in zip(items, entries, strict=True):
                 item.lent.keep(entry.seq)
                 self._unwritten.wrote(item.operation.name)
                 self.keeper.follow(entry, soon=not waits)
                 self.passing.waiting.note(entry.operation, entry.seq)
-                self.delivery.noted(entry)
+                self.delivery.noted(entry.seq)
                 self.pending_attributes.note(item, entry)
                 self.sessions.follow(item.operation, item.session)
         except OutboxError:
@@ -373,8 +372,8 @@ class Adapter:
     def _interrupted(self, items: list[EncodedCall]) -> None:
         """A signal handler has raised while calls were recorded: they may be stored, and folded in part."""
         self.keeper.kept.order.interrupted = True
-        self.delivery.last_seq = last = self.outbox.store.last_seq()
-        self.guard.queued(last)
+        last = self.outbox.store.last_seq()
+        self.delivery.noted(last)
         for item in items:
             self.passing.waiting.note(item.operation.name, last)
             made, stored = item.ready[0], self.outbox.store.find(item.ready[0].key)

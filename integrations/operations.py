@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from .. import Entry, Operation
@@ -285,7 +286,7 @@ class ManagerOperation(Operation):
         moved = (Position.UPDATES, Position.REDUCES, Position.ENLARGES)
         return [*named, "position_id"] if self.position in moved else named
 
-    @property
+    @cached_property
     def id_column(self) -> IdColumn:
         """The column of the id that a call creates."""
         return IdColumn.named(self.creates)

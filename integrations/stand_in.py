@@ -93,8 +93,7 @@ class StandIn:
 
     def operation(self, name: str) -> Operation | None:
         """The operation that is declared for method `name`."""
-        declared = (each for each in self.operations if isinstance(each, Operation))
-        return next((each for each in declared if each.name == name), None)
+        return next((each for each in self.operations if each.name == name and isinstance(each, Operation)), None)
 
     def deliver_kept(self, durable: Any) -> None:
         """Record the best-effort calls that were made before there was an outbox."""
@@ -116,15 +115,16 @@ def call(durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
     on_replica = host.on_replica(name)
     if on_replica is not None:
         return on_replica(*args, **kwargs)
-    if name in _ENDINGS and stand_in.operation(name) is None:
+    declared = stand_in.operation(name)
+    if name in _ENDINGS and declared is None:
         # A manager that was never built has nothing to close.
         return host.bound(name, durable)(*args, **kwargs) if host.built is not None else None
     if stand_in.bypassed or "session_factory" in host.replaced:
         return host.bound(name, durable)(*args, **kwargs)
-    if stand_in.operation(name) is None and put_off(host, name, args, kwargs):
+    if declared is None and put_off(host, name, args, kwargs):
         return None
     if adapter is None:
-        return _call_without_outbox(stand_in, durable, name, args, kwargs)
+        return _call_without_outbox(stand_in, declared, durable, name, args, kwargs)
     operation = adapter.calls.get(name)
     if operation is None:
         return adapter.passing.call(durable, name, args, kwargs)
@@ -148,10 +148,14 @@ def read(durable: Any, name: str, get: Callable[[], Any]) -> Any:
 
 
 def _call_without_outbox(
-    stand_in: StandIn, durable: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    stand_in: StandIn,
+    operation: Operation | None,
+    durable: Any,
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
     """Call the plain manager, before `wire`; a best-effort call that fails for an outage is recorded later."""
-    operation = stand_in.operation(name)
     if operation is None:
         return stand_in.host.bound(name, durable)(*args, **kwargs)
     if stand_in.detached and not operation.best_effort:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -38,14 +39,20 @@ class DeliveryWaits:
         self.wait_s, self._refused, self._answers = wait_s, refused, replayer.answers
         # Pending calls of an earlier process count as this program's own.
         self.last_seq = outbox.store.figures().counters.next_seq - 1
+        self._here = threading.local()
         # A call that a caller has waited for in vain: until it is settled, reads with another answer do not wait.
         self._late_seq = 0
         # The call that was next while a caller waited in vain: as long as it is, no other caller waits.
         self._stuck_seq: int | None = None
 
-    def noted(self, entry: Entry) -> None:
-        """Take in that a call is durable."""
-        self.last_seq = max(self.last_seq, entry.seq)
+    def noted(self, seq: int) -> None:
+        """Take in that a call of this thread is durable."""
+        self.last_seq, self._here.seq = max(self.last_seq, seq), seq
+
+    @property
+    def last_here(self) -> int:
+        """The last call of this thread; 0 for none."""
+        return getattr(self._here, "seq", 0)
 
     def prompt(self) -> bool:
         """Whether a call that is made now will probably be delivered at once, so that its caller should wait."""

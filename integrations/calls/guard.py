@@ -100,8 +100,6 @@ class Guard:
         """
         self._redefined = redefined
         self._delivery, self._elsewhere, self._in_block, self._silence = delivery, elsewhere, in_block, silence
-        # The last call that this thread has queued.
-        self._here = threading.local()
         self._writes, self._tables = Writes(), TablesUsed()
         self._lock = threading.RLock()
         self._manager: Any = None
@@ -183,10 +181,6 @@ class Guard:
         elif watched is not None and cannot_answer(error):
             watched.failures.note(error)
 
-    def queued(self, seq: int) -> None:
-        """This thread has queued a call."""
-        self._here.seq = seq
-
     def not_caught_up(self, why: str) -> NotCaughtUp:
         """What to raise where calls before this one are not delivered."""
         return NotCaughtUp(
@@ -253,7 +247,7 @@ class Guard:
         # finds no row most likely looks for a row of such a call.
         if cursor.rowcount != 0 or not changes_rows(statement):
             return
-        if self._in_block() or not self._delivery.passed(getattr(self._here, "seq", 0)):
+        if self._in_block() or not self._delivery.passed(self._delivery.last_here):
             raise self._refused(watched, "changes no row of what PostgreSQL holds")
 
     def _failed(self, _: ExceptionContext) -> None:
