@@ -26,6 +26,7 @@ from .calls import earlier_calls
 from .calls.arguments import Passed
 from .calls.block import Block, Entering, SessionLocks, current, entered, has_called, logged_at_exit
 from .calls.block_reads import BlockReads
+from .calls.callers_session import CallersSession
 from .calls.delivery_waits import DeliveryWaits, local_result
 from .calls.guard import Guard
 from .calls.halt import Halt
@@ -140,6 +141,8 @@ class Adapter:
         elsewhere, redefined = replayer.border.statement_elsewhere, self._reserves.redefine
         self.guard = Guard(delivery, elsewhere, partial(has_called, self), silence, redefined)
         host.when_built(self.guard.attach)
+        self.callers_session = CallersSession(host, self.guard, lambda: delivery.works)
+        host.when_built(self.callers_session.attach)
         block_reads = BlockReads(host, keeper, outbox.clock, block, replayer)
         self.passing = Passing(self, reads, block_reads)
         self._session_locks = SessionLocks(outbox.clock)
@@ -173,6 +176,7 @@ class Adapter:
             del _served[self.outbox]
         self.keeper.stop()
         self.guard.close()
+        self.callers_session.close()
         self.replayer.close()
 
     def _build_if_possible(self) -> None:
@@ -204,8 +208,15 @@ class Adapter:
             call = self._preparing.bind(operation, args, kwargs, at=at)
             bound = call.bound
             self.refuse_fork()
+            if current(self) is None:
+                self.callers_session.save(operation)
             item = self._preparing.rehearsed(call)
-            return self._durably(item) if item.rehearsal.reached else self._unwritten.answer(item)
+            if not item.rehearsal.reached:
+                return self._unwritten.answer(item)
+            try:
+                return self._durably(item)
+            finally:
+                self.callers_session.follow()
         except OutboxError as exc:
             self._halt.after(exc)
             # A best-effort call raises nothing; a halted store or a dead letter stops no exit.
@@ -314,6 +325,8 @@ class Adapter:
             with lent_until_recorded(block):
                 with logged_at_exit(block), entered(block):
                     yield value
+                if outer is None:
+                    self.callers_session.save(operation)
                 calls = block.end()
                 if calls and opens and not turn.alone:
                     # Another block of the session may be recorded first, and change the balance.
@@ -322,8 +335,11 @@ class Adapter:
                     return
                 with self.keeper.kept.order:
                     entries = self._record(calls, waits=waits)
-        if waits:
-            self._result(operation, entries)
+        try:
+            if waits:
+                self._result(operation, entries)
+        finally:
+            self.callers_session.follow()
 
     def _opening(self, item: RehearsedCall, block: Block, outer: Block | None, *, waits: bool) -> tuple[bool, Any]:
         """Make the call that opens a block its first; whether it was not made before.  And what the block yields."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg2
 import psycopg2.extensions
@@ -101,6 +101,8 @@ class Guard:
         self._redefined = redefined
         self._delivery, self._elsewhere, self._in_block, self._silence = delivery, elsewhere, in_block, silence
         self._writes, self._tables = Writes(), TablesUsed()
+        # Connections whose transaction has written.
+        self.unsaved: WeakSet[Connection] = WeakSet()
         self._lock = threading.RLock()
         self._manager: Any = None
         # The engines that are watched, and how to undo what was done to their dialects.
@@ -192,6 +194,7 @@ class Guard:
 
     def _begun(self, connection: Connection) -> None:
         connection.info[_BAR] = self._delivery.last_seq
+        self.unsaved.discard(connection)
         watched = _watched.get()
         if watched is not None and watched.replaceable and not is_replay(connection):
             with own_statements():
@@ -221,7 +224,7 @@ class Guard:
         if is_harmless(statement):
             return
         # A read by the host itself sees PostgreSQL's present state.
-        if (watched is None or watched.stale) and not self._writes.may_write(cursor.connection, statement):
+        if (watched is None or watched.stale) and not self._may_write(connection, cursor, statement):
             return
         # Only calls that were queued before the transaction's first statement come before it.
         bar = connection.info.get(_BAR, self._delivery.last_seq)
@@ -231,8 +234,14 @@ class Guard:
         if not passed:
             raise self._refused(watched, "works on what PostgreSQL holds")
         connection.info[_BAR] = 0
-        if watched is not None and self._writes.may_write(cursor.connection, statement):
+        if watched is not None and self._may_write(connection, cursor, statement):
             watched.wrote |= tables_written(statement)
+
+    def _may_write(self, connection: Connection, cursor: Any, statement: str) -> bool:
+        may = self._writes.may_write(cursor.connection, statement)
+        if may:
+            self.unsaved.add(connection)
+        return may
 
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
         if is_own() or is_replay(connection):
@@ -247,7 +256,7 @@ class Guard:
         # finds no row most likely looks for a row of such a call.
         if cursor.rowcount != 0 or not changes_rows(statement):
             return
-        if self._in_block() or not self._delivery.passed(self._delivery.last_here):
+        if self._in_block() or not self.own_passed():
             raise self._refused(watched, "changes no row of what PostgreSQL holds")
 
     def _failed(self, _: ExceptionContext) -> None:

@@ -63,6 +63,7 @@ class Passing:
         Raises `NotCaughtUp` where the writes are not delivered in time, and what the manager raises.
         """
         self._adapter.refuse_fork()
+        self._adapter.callers_session.catch_up()
         try:
             return self._call(stand_in, name, args, kwargs)
         except (NotCaughtUp, UnknownLocally, SQLAlchemyError) as exc:
@@ -98,6 +99,7 @@ class Passing:
             except (NotCaughtUp, SQLAlchemyError) as exc:
                 if adapter.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
                     raise
+                adapter.callers_session.broken()
                 failed, error, ended = exc, first_line(exc), clock.monotonic()
                 if isinstance(exc, SQLAlchemyError):
                     self._rests_until[name] = ended + _REST * (ended - began)
@@ -106,7 +108,8 @@ class Passing:
         with adapter.keeper.kept.order:
             try:
                 view = self._block_reads.view()
-                return self.reads.answer(name, signature, args, kwargs, view, adapter.sessions.current, now)
+                answer = self.reads.answer(name, signature, args, kwargs, view, adapter.sessions.current, now)
+                return adapter.callers_session.shown(name, answer)
             except UnknownLocally as unknown:
                 if isinstance(failed, SQLAlchemyError) and not is_away(failed):
                     # As the manager does where its tables do not fit.
@@ -142,6 +145,7 @@ class Passing:
         except (NotCaughtUp, SQLAlchemyError) as exc:
             if self._adapter.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
                 raise
+            self._adapter.callers_session.broken()
             here = [(one.operation.name, "this block") for one in self._block_reads.calls()]
             waiting = self.waiting.of(name, here)
             if waiting is not None:
@@ -230,6 +234,7 @@ class Passing:
             # The call that reads it is watched already.
             return get()
         self._adapter.refuse_fork()
+        self._adapter.callers_session.catch_up()
         try:
             with self._adapter.guard.watching(name):
                 return get()

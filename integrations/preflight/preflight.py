@@ -25,7 +25,7 @@ from ..operations import AFTER_DRAIN, ManagerOperation
 from ..view import branches
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
-from . import factory, misfits, switches, ways_around, whole
+from . import factory, misfits, switches, units, ways_around, whole
 from .evidence import Evidence
 from .records import with_records
 
@@ -39,6 +39,7 @@ _WRITES = (
     "close_", "upsert_", "store_", "mark_", "put_", "write_", "end_", "start_", "open_", "apply_", "submit_",
     "register_", "archive_", "purge_", "expire_", "append_", "modify_", "change_", "finish_", "fill_", "reset_",
 )  # fmt: skip
+_QUERIES = frozenset({"select", "query", "scalars"})
 # Methods of the manager that set up or end itself.
 _OWN_LIFE = frozenset(
     {
@@ -287,6 +288,8 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
     reasons += ways_around.counting(operation, evidence)
     own_id = misfits.makes_its_id(operation, evidence) if column is not None else None
     warnings += [own_id] if own_id is not None else []
+    unit = units.handed_out(name, evidence)
+    reasons += [] if unit is None else [f"it hands out a {unit}, by which its caller would write: {units.WAY}"]
     made = misfits.returned_object(operation, evidence)
     if made is not None:
         text = f"it returns a {made}, and an outage can only return an id: return the id, or leave it out"
@@ -343,17 +346,23 @@ def _other(name: str, evidence: Evidence, declared: frozenset[str], answered: fr
     own = name not in _OWN_LIFE and ways_around.writes(name, evidence, but=declared)
     if through and not own:
         return MethodFit(name, Kind.THROUGH, ", ".join(through))
-    looks = own or (name.startswith(_WRITES) and _may_write(name, evidence))
+    looks = own or (name.startswith(_WRITES) and _may_write(name, evidence) and not _is_query(name, evidence))
     notes = [f"calls {', '.join(through)}"] if through else []
     notes += [] if evidence.code.is_read(name) else ["not read"]
-    is_own = name in _OWN_LIFE or misfits.opens_a_scope(name, evidence)
+    unit = units.handed_out(name, evidence)
+    is_own = unit is not None or name in _OWN_LIFE or misfits.opens_a_scope(name, evidence)
     if not looks and not is_own and evidence.turns_to_the_database(name, but=answered):
         notes.append(_UNANSWERED)
     warning = "it looks like a write, and is not durable" if looks and name not in _OWN_LIFE else ""
-    unit = ways_around.handed_out(name, evidence) if misfits.opens_a_scope(name, evidence) else None
     if unit is not None:
-        warning = f"what is written by the {unit} that it yields is not durable: declare methods that write at once"
+        warning = f"what is written by the {unit} that it hands out is not durable: {units.WAY}"
     return MethodFit(name, Kind.PASSES, ", ".join(notes), warning)
+
+
+def _is_query(name: str, evidence: Evidence) -> bool:
+    """Whether a method that lists what is open, not one that opens something, begins a query."""
+    functions = evidence.code.functions(name) if name.startswith("open_") else []
+    return any(call.last in _QUERIES for function in functions for call in facts_of(function).calls)
 
 
 def _may_write(name: str, evidence: Evidence) -> bool:

@@ -29,8 +29,6 @@ _WRITING = frozenset(
 )
 _STATEMENTS = frozenset({"insert", "update", "delete"})
 _SCOPED = re.compile(r"self\.(\w+)\(\)\.(?:add|delete)")
-# In a class that is given a session: calls by which it may write, whatever it calls the session.
-_OF_UNITS = frozenset({"add", "delete", "commit", "begin", "flush"})
 THROUGH_FACTORY = "its writes must go through self.session_factory"
 _COUNT_HERE = "count in an attribute of the manager, or behind the write"
 _HAND_OVER = "hand it the session, since a replay runs on a copy of the manager"
@@ -149,7 +147,7 @@ def _by_globals(function: Any, name: str, parts: list[str], certain: bool) -> It
                 yield f"{name}()", certain, False
         elif kind is not None:
             yield f"{name}()", certain, kind not in _FACTORY_KINDS
-        elif _module_of(found).partition(".")[0] in held.DRIVERS and parts[-1] == "connect":
+        elif module_of(found).partition(".")[0] in held.DRIVERS and parts[-1] == "connect":
             yield f"{name}()", certain, True
         elif isinstance(found, FunctionType):
             inner = [meaning(layer, used) for layer in layers(found) for used in globals_in(layer)]
@@ -158,7 +156,8 @@ def _by_globals(function: Any, name: str, parts: list[str], certain: bool) -> It
         return
 
 
-def _module_of(value: Any) -> str:
+def module_of(value: Any) -> str:
+    """The module of a class or a function; "" where it has none."""
     return str(getattr(value, "__module__", None) or "")
 
 
@@ -212,7 +211,7 @@ def writes(name: str, evidence: Evidence, *, but: frozenset[str]) -> bool:
         facts = facts_of(function)
         if any(map(writes_plainly, facts.texts)):
             return True
-        if any(_is_write(one.name, function) or _is_in_scope(one, evidence) for one in facts.calls):
+        if any(is_write(one.name, function) or _is_in_scope(one, evidence) for one in facts.calls):
             return True
         commits = commits or any(call.last in {"commit", "begin"} for call in facts.calls)
         changes = changes or facts.changes
@@ -236,38 +235,13 @@ def hands_itself_over(name: str, evidence: Evidence) -> bool:
     return False
 
 
-def handed_out(name: str, evidence: Evidence) -> str | None:
-    """The class of the object with a session that a context manager yields, such as `yield Transaction(session)`."""
-    for function in evidence.code.functions(name) if evidence.turns_to_the_database(name) else ():
-        for node in (node for statement in facts_of(function).body for node in ast.walk(statement)):
-            made = node.value if isinstance(node, ast.Yield) else None
-            if isinstance(made, ast.Call) and made.args:
-                kind = meaning(function, dotted(made.func))
-                if isinstance(kind, type) and not _module_of(kind).startswith("sqlalchemy"):
-                    return None if _only_reads(kind) else kind.__name__
-    return None
-
-
-def _only_reads(kind: type) -> bool:
-    """Whether the code of a class shows methods, and none that writes, commits, or makes a part of the session."""
-    facts = {function: facts_of(function) for _, function in ClassCode(kind).everything()}
-    calls = [(call, function) for function, one in facts.items() for call in one.calls]
-    return (
-        any(not function.__name__.startswith("_") for function in facts)
-        and all(one.read and not one.changes and not any(map(writes_plainly, one.texts)) for one in facts.values())
-        and not any(
-            call.last in _OF_UNITS or _is_write(call.name, function) or (call.last[:1].isupper() and call.node.args)
-            for call, function in calls
-        )
-    )
-
-
-def _is_write(name: str, function: Any) -> bool:
+def is_write(name: str, function: Any) -> bool:
+    """Whether a call of that name, in that function, writes."""
     base, _, last = name.rpartition(".")
     if last in _WRITING:
         return True
     made = meaning(function, name)
-    if _module_of(made).startswith("sqlalchemy") and getattr(made, "__name__", "") in _STATEMENTS:
+    if module_of(made).startswith("sqlalchemy") and getattr(made, "__name__", "") in _STATEMENTS:
         # Perhaps imported under another name.
         return True
     if last in _STATEMENTS:

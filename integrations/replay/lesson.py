@@ -222,12 +222,13 @@ class Lesson:
         connection = sessions.maker_of(self._replica.session_factory).kw["bind"]
         with self._unwatched():
             savepoint = connection.begin_nested()
+            # What the read caches or counts is no change of the call.
+            reader = KeptState(replica_of(self._replica)).replica
+            reader.session_factory = sessions.apart(reader.session_factory, {"watch": self._watch.apart()})
             try:
-                # What the read caches or counts is no change of the call.
-                reader = KeptState(replica_of(self._replica)).replica
-                reader.session_factory = sessions.apart(reader.session_factory, {"watch": self._watch.apart()})
                 return Look(self._reads.asking(reader), session, self._forms, more)
             finally:
+                sessions.end_scope(reader.session_factory)
                 savepoint.rollback()
 
     @property

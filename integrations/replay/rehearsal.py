@@ -120,6 +120,7 @@ def rehearse(
             with result:
                 rehearsal.reach()
         else:
+            _send_left(replica.session_factory)
             rehearsal.answer = result
     except Reached:
         rehearsal.reach()
@@ -129,6 +130,13 @@ def rehearse(
         # Where the manager made an error of its own out of ours, it has said nothing about the call.
         rehearsal.error = exc
     return rehearsal.end()
+
+
+def _send_left(factory: Any) -> None:
+    """Send rows that a method leaves in a scoped_session for a later commit: they are the call's."""
+    session: Any = sessions.left_open(factory)
+    if session is not None and session.new:
+        session.flush()
 
 
 def _dialect_of(replica: Any) -> Any:

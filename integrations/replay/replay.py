@@ -35,6 +35,7 @@ from ..state.noted_state import restored
 from ..view import database_rules
 from ..view.amounts import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
+from . import sessions
 from .answers import Answer, Answers
 from .asof import AsOf
 from .border import Border
@@ -175,7 +176,10 @@ class Replayer:
             with context, noting() as failures, frozen(entry.captured_at, replica, as_of.told_uuid) as clock:
                 if in_real_time:
                     clock.thaw()
-                value, call = self._call(operation, replica, entry, as_of, clock)
+                try:
+                    value, call = self._call(operation, replica, entry, as_of, clock)
+                finally:
+                    sessions.end_scope(replica.session_factory)
         except Exception as exc:  # noqa: BLE001 - whatever the manager raises is judged there
             if not (in_real_time or kept.in_contact or watch.misfit or isinstance(exc, OutboxError)):
                 # The rehearsal came further: an object that later calls have used, too, refuses to go back in time.
@@ -270,9 +274,12 @@ class Replayer:
         call |= operation.of_row(given, self.same_row.of)
         with self._witnessing(operation, entry, replica) as witness:
             if not operation.context:
-                return witness.answered(invoke(method, call)), call
+                answer = invoke(method, call)
+                sessions.commit_left(replica.session_factory)
+                return witness.answered(answer), call
             with invoke(method, call) as told:
                 witness.told(told)
+            sessions.commit_left(replica.session_factory)
         return None, call
 
     def _witnessing(self, operation: ManagerOperation, entry: Entry, replica: Any) -> AbstractContextManager[Any]:

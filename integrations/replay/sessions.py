@@ -63,6 +63,28 @@ def apart(factory: Any, info: dict[str, Any]) -> Any:
     return scoped_session(made) if isinstance(factory, scoped_session) else made
 
 
+def left_open(factory: Any) -> Session | None:
+    """The session that `factory`, if it is a scoped_session, keeps for the code that runs here; None before its use."""
+    if not isinstance(factory, scoped_session) or not factory.registry.has():
+        return None
+    session: Session = factory.registry()
+    return session
+
+
+def commit_left(factory: Any) -> None:
+    """Commit what a method has left in a scoped_session, as the thread's next commit would; its objects stay loaded."""
+    session = left_open(factory)
+    if session is not None and session.in_transaction():
+        session.expire_on_commit = False
+        session.commit()
+
+
+def end_scope(factory: Any) -> None:
+    """Close the session that a scoped_session keeps here."""
+    if left_open(factory) is not None:
+        factory.remove()
+
+
 def session_class(factory: Any) -> type[Session]:
     """The class whose events are those of all sessions that `factory` makes."""
     made: type[Session] = maker_of(factory).class_

@@ -11,8 +11,9 @@ from sqlalchemy import Row, RowMapping
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.engine import result_tuple
 from sqlalchemy.exc import NoInspectionAvailable
-from sqlalchemy.orm import InstanceState, class_mapper, make_transient_to_detached
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.ext.mutable import Mutable
+from sqlalchemy.orm import InstanceState, Session, class_mapper, make_transient_to_detached
+from sqlalchemy.orm.attributes import instance_state, set_committed_value
 from sqlalchemy.orm.collections import InstrumentedList
 
 from ...registered import class_name, class_named
@@ -43,16 +44,22 @@ def taken_apart(value: Any) -> tuple[Container, dict[str, Any]]:
         return ["named", class_name(cls)], dict(value._asdict())
     state = _state_of(value)
     if state is not None:
-        # The collection of a relationship is a list of the ORM's own, which it makes of any list.
         return ["mapped", class_name(cls)], {
-            key: list(value) if isinstance(value, InstrumentedList) else value
-            for key, value in state.dict.items()
-            if key in state.mapper.attrs
+            key: _plain(value) for key, value in state.dict.items() if key in state.mapper.attrs
         }
     if dataclasses.is_dataclass(value):
         return ["object", class_name(cls)], {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
     slots = {name: getattr(value, name) for name in _slots(cls) if hasattr(value, name)}
     return ["object", class_name(cls)], slots | getattr(value, "__dict__", {})
+
+
+def _plain(value: Any) -> Any:
+    """A value of a mapped object without the ORM's own collections, which it makes of plain ones."""
+    if isinstance(value, InstrumentedList):
+        return list(value)
+    if isinstance(value, Mutable):
+        return next((kind(value) for kind in (dict, list, set) if isinstance(value, kind)), value)  # type: ignore[call-overload]
+    return value
 
 
 def put_together(container: Container, values: dict[str, Any]) -> tuple[Any] | None:
@@ -126,11 +133,36 @@ def _object(cls: Any, values: Mapping[str, Any]) -> Any:
 def _mapped(cls: Any, values: Mapping[str, Any]) -> Any:
     """An object of a mapped class as it is after the session that has loaded it."""
     # Mappers are configured by the first query, and after a restart in an outage there was none.
-    made: Any = class_mapper(cls).class_manager.new_instance()
+    manager = class_mapper(cls).class_manager
+    made: Any = manager.new_instance()
     for name, value in values.items():
         set_committed_value(made, name, value)
     make_transient_to_detached(made)
+    # What a load brings about: a `reconstructor`, and values that notice their changes.
+    manager.dispatch.load(instance_state(made), None)
     return made
+
+
+def taken_up(session: Session, value: Any) -> Any:
+    """An answer whose mapped objects, which were made here, belong to `session`, as those of a query would."""
+    if type(value) in (list, tuple):
+        return type(value)(taken_up(session, one) for one in value)
+    if type(value) is dict:
+        return {key: taken_up(session, one) for key, one in value.items()}
+    state = _state_of(value)
+    if state is None or state.key is None or state.session is not None:
+        return value
+    known: Any = session.identity_map.get(state.key)
+    for name in state.mapper.relationships.keys() & state.dict.keys():
+        set_committed_value(value, name, taken_up(session, _plain(state.dict[name])))
+    if known is None:
+        session.add(value)
+        return value
+    for name, one in state.dict.items():
+        # A query leaves changes of the caller's alone, too.
+        if name in state.mapper.attrs and name not in inspect_orm(known).committed_state:
+            set_committed_value(known, name, one)
+    return known
 
 
 def _state_of(value: Any) -> InstanceState[Any] | None:

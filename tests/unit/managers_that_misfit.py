@@ -761,6 +761,44 @@ class HandsOutUnits(Sound):
         yield Tally(self)
 
 
+class UnitOfWork:
+    def __init__(self, factory: Any) -> None:
+        self._factory = factory
+
+    def __enter__(self) -> UnitOfWork:
+        self.session = self._factory()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.close()
+
+    def commit(self) -> None:
+        self.session.commit()
+
+
+class HandsOutItsFactory(Sound):
+    def unit_of_work(self) -> UnitOfWork:
+        return UnitOfWork(self.session_factory)
+
+    @contextmanager
+    def transaction(self) -> Iterator[UnitOfWork]:
+        with UnitOfWork(self.session_factory) as unit:
+            yield unit
+            unit.commit()
+
+    def report(self) -> Report:
+        return Report(self.session_factory())
+
+    def close_all(self) -> bool:
+        with UnitOfWork(self.session_factory) as unit:
+            unit.commit()
+        return True
+
+    def open_trades(self) -> list[int]:
+        with self.session_factory() as session:
+            return list(session.scalars(select(Trade.id)))
+
+
 class NumbersBeforeItsWrite(Sound):
     def __init__(self, url: str = URL) -> None:
         super().__init__(url)

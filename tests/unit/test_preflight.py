@@ -16,6 +16,7 @@ from outbox.integrations.code.likeness import declaration
 from outbox.integrations.code.method_code import facts_of
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation, ManagerRead
 from outbox.integrations.paper import DatabaseManager
+from outbox.integrations.preflight import units
 from outbox.integrations.preflight.preflight import Fit, Kind, MethodFit, _show, look
 
 from . import managers_that_misfit as managers
@@ -355,11 +356,32 @@ def test_a_row_that_numbers_itself_is_warned_of(
 
 
 def test_a_unit_of_work_that_is_handed_out_is_warned_of() -> None:
-    warnings = [one for one in fit_of(managers.HandsOutUnits).warnings if "that it yields" in one]
+    warnings = [one for one in fit_of(managers.HandsOutUnits).warnings if "that it hands out" in one]
     assert warnings == [
-        f"{name}: what is written by the {unit} that it yields is not durable: declare methods that write at once"
+        f"{name}: what is written by the {unit} that it hands out is not durable: {units.WAY}"
         for name, unit in (("transaction", "Unit"), ("works", "Works"))
     ]
+
+
+def test_a_unit_of_work_with_the_factory_is_warned_of() -> None:
+    fit = fit_of(managers.HandsOutItsFactory)
+    assert [one.partition(":")[0] for one in fit.warnings if "hands out" in one] == ["transaction", "unit_of_work"]
+    assert not any(one.startswith("open_trades") for one in fit.warnings)
+    asked = {method.name: method.reason for method in fit.methods}
+    assert (asked["unit_of_work"], asked["transaction"]) == ("", "")
+
+
+def test_a_declared_unit_of_work_is_refused() -> None:
+    """Its caller would write in the session of a copy, which is gone."""
+    declared = [
+        ManagerOperation("unit_of_work"),
+        ManagerOperation("transaction", context=True),
+        ManagerOperation("close_all"),
+    ]
+    fit = fit_of(managers.HandsOutItsFactory, *declared)
+    refused = {one.name: one.reason for one in fit.methods if one.kind is Kind.REFUSED}
+    assert refused.keys() == {"unit_of_work", "transaction"}
+    assert all("hands out a UnitOfWork" in why and units.WAY in why for why in refused.values())
 
 
 def test_names_that_calls_by_position_lack_are_warned_of() -> None:
