@@ -36,6 +36,7 @@ _NOTICE = "halt-method"
 _OTHERS = "other-managers"
 _BESIDE = "held-beside"
 _SILENT = "log-disabled"
+_NO_URL = "no-database-url"
 _MISSING: Any = object()
 
 
@@ -108,7 +109,7 @@ class Wiring:
         """Open the outbox, without the notices of the wiring before."""
         outbox = self.outbox = Outbox.open(config=settings, hooks=hooks)
         self._undo.append(outbox.close)
-        for name in (_NOTICE, _OTHERS, _BESIDE, _SILENT, FURTHER):
+        for name in (_NOTICE, _OTHERS, _BESIDE, _SILENT, _NO_URL, FURTHER):
             outbox.notices.clear(name)
         if _log.is_disabled:
             message = "the program has disabled the outbox's log, which alone names exits that are not recorded"
@@ -125,9 +126,13 @@ class Wiring:
         """Deliver from this process, into the database that the manager writes to."""
         assert self.outbox is not None
         url = settings.database_url or _url_of(durable, with_password=password is None)
-        built = durable._durable.host.built
-        if built is not None:
-            check_connection(built, url, password)
+        host = durable._durable.host
+        if host.built is not None:
+            check_connection(host.built, url, password)
+        given = host.urls_given
+        if settings.database_url is None and given is not None and len(given) != 1:
+            problem = "DATABASE_URL is not set, and without it the engine cannot start during an outage"
+            self._show_problem(_NO_URL, problem, "set it")
         target = PostgresTarget(url, durable.outbox_operations, password=password, config=settings)
         relay = self.relay = Relay(self.outbox, target)
         self._undo += [self._join, relay.stop]
@@ -391,13 +396,15 @@ def _deliver(relay: Relay, drain_s: float) -> bool:
 
 
 def _url_of(durable: DurableDatabaseManager, *, with_password: bool) -> str:
-    built = durable._durable.host.built
-    if built is None:
+    """The address of the manager's database, by the manager, or by what its class is given."""
+    host = durable._durable.host
+    given = [engine_of(host.built).url] if host.built is not None else host.urls_given or []
+    if len(given) != 1:
         raise ConfigError(
             "DATABASE_URL is not set, and the manager cannot be built to ask it",
             hint="set DATABASE_URL: the relay needs it to deliver",
         )
-    full = engine_of(built).url
+    (full,) = given
     if not with_password:
         # `URL.set` takes None for what is to stay.
         full = URL.create(full.drivername, full.username, None, full.host, full.port, full.database, full.query)

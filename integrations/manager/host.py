@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from ... import Outbox, OutboxError
@@ -29,6 +30,7 @@ from ..code.signatures import described, signature_from, signature_of
 from ..roles import NO_SESSIONS
 from .away import is_away, note_failure
 from .classes import of_replicas
+from .given_urls import urls_given_to
 from .held import held_by, without_factory
 from .host_classes import HostClasses
 from .patches import class_to_construct, construct, is_apart, show
@@ -143,6 +145,11 @@ class Host:
         copied = replica_of(manager)
         self._with_own_methods(copied, doubles=False)
         return copied
+
+    @property
+    def urls_given(self) -> list[URL] | None:
+        """The addresses of PostgreSQL that the manager's class is given; None where the manager was given itself."""
+        return None if self._factory is None else urls_given_to(self._factory)
 
     @property
     def name(self) -> str:

@@ -13,7 +13,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
 from outbox import ConfigError, OutboxConfig
+from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.trading_engine import wire
+from outbox.testing import PostgresServer
 
 from .small import SmallManager
 
@@ -43,3 +45,44 @@ def test_isolation_level_of_the_engine_is_refused_at_wiring(postgres_url: str, o
         wire(engine, config=config)
     assert engine.db_manager is manager
     manager.engine.dispose()
+
+
+class Configured(SmallManager):
+    """It finds its database itself."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        super().__init__(self.url)
+
+
+def test_address_that_the_manager_is_given_serves_a_start_in_an_outage(
+    postgres_url: str, postgres_server: PostgresServer, outbox_dir: Path
+) -> None:
+    def life() -> list[int]:
+        engine = Engine(DurableDatabaseManager.of(SmallManager)(postgres_url))
+        with wire(engine, config=OutboxConfig(dir=str(outbox_dir), min_free_mb=0), drain_s=0.1) as wiring:
+            ids = [engine.db_manager.log_trade("IBM") for _ in range(2)]
+            status = wiring.get_outbox_status()
+            shown = [] if status is None else [one.message for one in status.notices.values()]
+            assert shown
+            assert not any("DATABASE_URL" in one for one in shown)
+        return ids
+
+    first = life()
+    postgres_server.kill()
+    try:
+        assert min(life()) > max(first)
+    finally:
+        postgres_server.start()
+
+
+def test_lack_of_an_address_for_an_outage_is_warned_of(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Configured, "url", postgres_url)
+    engine = Engine(DurableDatabaseManager.of(Configured)())
+    with wire(engine, config=OutboxConfig(dir=str(outbox_dir), min_free_mb=0)) as wiring:
+        status = wiring.get_outbox_status()
+    shown = [] if status is None else [one.message for one in status.notices.values()]
+    assert any("DATABASE_URL is not set" in one and "during an outage" in one for one in shown)
