@@ -21,6 +21,7 @@ from ...errors import ConfigError
 from ...log import Log
 from ...store.writer import refuse_at_the_end
 from ..code.found_rows import asked_by
+from ..code.given_ids import given_id, given_id_of
 from ..code.signatures import arguments
 from ..ids.id_reserve import IdReserveEmpty
 from ..ids.id_reserves import IdReserves
@@ -261,6 +262,9 @@ class Preparing:
         Raises `IdReserveEmpty` for anything else.
         """
         operation, bound, finality = item.operation, item.bound, {"final": True} if final else {}
+        given = self._given_id(operation, bound)
+        if given is not None:
+            return {"id": given, "given": True, **finality}
         kept = item.passed.id_kept(operation.keeps_id)
         if kept is None and operation.session is Session.BEGINS:
             kept = self._resumed(operation, bound)
@@ -278,6 +282,12 @@ class Preparing:
             return exc
         notes |= {"id": id_, **finality}
         return None
+
+    def _given_id(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> Any:
+        """The id that the caller has made itself, and that the method gives to the row and returns."""
+        cls = self._host.manager_class
+        path = None if cls is None else given_id_of(cls, operation.name)
+        return None if path is None else given_id(path, bound)
 
     def _resumed(self, operation: ManagerOperation, bound: Mapping[str, Any]) -> Any:
         """The active session with which the call goes on, as far as was seen, or as the method's code shows."""

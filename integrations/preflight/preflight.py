@@ -17,6 +17,7 @@ from ...attributes import attributes
 from ...errors import ConfigError
 from ...log import Log
 from ..code import likeness
+from ..code.given_ids import given_id_of
 from ..code.method_code import facts_of
 from ..code.signatures import signature_of
 from ..manager.host import Host
@@ -286,7 +287,8 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
     refused, warnings = ways_around.find(operation, evidence)
     reasons += refused
     reasons += ways_around.counting(operation, evidence)
-    own_id = misfits.makes_its_id(operation, evidence) if column is not None else None
+    given = given_id_of(evidence.cls, name) if column is not None else None
+    own_id = misfits.makes_its_id(operation, evidence) if column is not None and given is None else None
     warnings += [own_id] if own_id is not None else []
     unit = units.handed_out(name, evidence)
     reasons += [] if unit is None else [f"it hands out a {unit}, by which its caller would write: {units.WAY}"]
@@ -304,7 +306,8 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
     if reasons:
         return MethodFit(name, Kind.REFUSED, "; ".join(reasons), "; ".join(warnings))
     notes = ["best effort"] if operation.best_effort else []
-    notes += [f"ids of {'.'.join(column)}"] if column is not None else []
+    if column is not None:
+        notes.append(f"ids of {'.'.join(column)}" + (f", given by {'.'.join(given)}" if given is not None else ""))
     decides = branches.of(operation, evidence.cls).note
     notes += [] if decides is None else [decides]
     notes += [] if evidence.code.is_read(name) else ["not read: its source is not available"]
