@@ -141,7 +141,7 @@ class Adapter:
         elsewhere, redefined = replayer.border.statement_elsewhere, self._reserves.redefine
         self.guard = Guard(delivery, elsewhere, partial(has_called, self), silence, redefined)
         host.when_built(self.guard.attach)
-        self.callers_session = CallersSession(host, self.guard, lambda: delivery.works)
+        self.callers_session = CallersSession(host, self.guard, self.outage)
         host.when_built(self.callers_session.attach)
         block_reads = BlockReads(host, keeper, outbox.clock, block, replayer)
         self.passing = Passing(self, reads, block_reads)

@@ -6,7 +6,6 @@ caller reads afterwards is new.  A durable call is delivered in another session,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +20,7 @@ from ..code.method_code import facts_of
 from ..manager.away import is_away
 from ..manager.host import Host
 from ..operations import ManagerOperation
+from ..outage import Outage
 from ..preflight.evidence import Evidence
 from ..repeated import Repeated
 from ..replay.sessions import left_open, maker_of
@@ -44,9 +44,8 @@ class NotSaved(OutboxError):
 class CallersSession:
     """Keeps the caller's session level with the durable calls.  Each thread has a session of its own."""
 
-    def __init__(self, host: Host, guard: Guard, works: Callable[[], bool | None]) -> None:
-        """`works()`: whether PostgreSQL takes deliveries."""
-        self._host, self._guard, self._works = host, guard, works
+    def __init__(self, host: Host, guard: Guard, outage: Outage) -> None:
+        self._host, self._guard, self._outage = host, guard, outage
         self._repeated = Repeated(_log)
         self._watched: Any = None
 
@@ -99,7 +98,7 @@ class CallersSession:
     def catch_up(self) -> None:
         """Before the manager is asked: let the caller's session read anew, if calls were recorded since."""
         session = self._session()
-        if session is not None and session.info.get(_BEHIND) and self._works() is not False:
+        if session is not None and session.info.get(_BEHIND) and self._outage.delivers is not False:
             self._renew(session)
 
     def broken(self) -> None:

@@ -183,6 +183,10 @@ class Guard:
         elif watched is not None and cannot_answer(error):
             watched.failures.note(error)
 
+    def own_passed(self) -> bool:
+        """Whether the calls that this thread has queued are delivered."""
+        return self._delivery.passed(self._delivery.last_here)
+
     def not_caught_up(self, why: str) -> NotCaughtUp:
         """What to raise where calls before this one are not delivered."""
         return NotCaughtUp(
