@@ -35,7 +35,13 @@ _READS = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _QUERY = re.compile(r"(SELECT|INSERT|UPDATE|DELETE|WITH|MERGE)\b", re.IGNORECASE)
-_CHANGES = re.compile(r"(UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+# Statements that change rows which are there, or make rows of them; not those that insert what is missing.
+_LOOKS = re.compile(
+    r"(UPDATE|DELETE|MERGE)\b|WITH\b.*(?:(?<!FOR )(?<!KEY )(?<!DO )UPDATE|DELETE|MERGE)\b"
+    r"|(WITH\b.*)?INSERT\b(?!.*(\bVALUES\b|\bON\s+CONFLICT\b|\bNOT\s+EXISTS\b)).*\bFROM\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_LOCKS = re.compile(r"\bFOR\s+(NO\s+KEY\s+)?UPDATE\b|\bFOR\s+(KEY\s+)?SHARE\b|\bpg_(try_)?advisory_", re.IGNORECASE)
 _DEFINES = re.compile(r"(CREATE|DROP|TRUNCATE|ALTER)\b", re.IGNORECASE)
 # The table that a statement writes, where it begins with its name.
 _WRITTEN = re.compile(
@@ -131,10 +137,16 @@ def is_query(text: str) -> bool:
 
 
 @_kept
-def changes_rows(text: str) -> bool:
-    """Whether its last statement, of which the driver tells the number of rows, changes rows that are there."""
+def looks_for_rows(text: str) -> bool:
+    """Whether its last statement, of which the driver tells the number of rows, writes what it finds in other rows."""
     found = statements(text)
-    return bool(found) and _CHANGES.match(found[-1]) is not None
+    return bool(found) and _LOOKS.match(" ".join(bare(found[-1]).split())) is not None
+
+
+@_kept
+def locks(text: str) -> bool:
+    """Whether it is a query that locks rows, or takes an advisory lock."""
+    return _LOCKS.search(bare(text)) is not None
 
 
 @_kept

@@ -30,13 +30,14 @@ from ..manager.manager_connection import engine_held, is_replay
 from ..manager.silence import Silence, ending, is_own, limit_connecting, own_statements
 from ..replay.sessions import maker_of
 from ..replay.writes import Writes
-from ..sql_text import changes_rows, defines, is_harmless, tables_written
+from ..sql_text import defines, is_harmless, locks, looks_for_rows, tables_written
 from .delivery_waits import DeliveryWaits
 
-# Keys in a connection's `info`: the last call that was queued when its transaction began (0: it has waited for that),
-# and the lock timeout of the manager's role.
+# Keys in a connection's `info`: the last call that was queued when its transaction got its first lock (0: it has waited
+# for that), and the lock timeout of the manager's role.
 _BAR = "outbox:bar"
 _LIMIT = "outbox:lock_timeout"
+_FINDS_NONE = "changes no row of what PostgreSQL holds"
 # What a manager holds engines by.
 _HOLDERS = (Engine, sessionmaker, scoped_session)
 _log = Log("outbox.integrations")
@@ -111,6 +112,7 @@ class Guard:
             ("begin", self._begun),
             ("before_cursor_execute", self._executes),
             ("after_cursor_execute", self._executed),
+            ("do_executemany", self._executes_many),
             ("handle_error", self._failed),
             ("do_connect", limit_connecting),
         )
@@ -197,7 +199,7 @@ class Guard:
     # -- statements
 
     def _begun(self, connection: Connection) -> None:
-        connection.info[_BAR] = self._delivery.last_seq
+        connection.info.pop(_BAR, None)
         self.unsaved.discard(connection)
         watched = _watched.get()
         if watched is not None and watched.replaceable and not is_replay(connection):
@@ -227,25 +229,27 @@ class Guard:
             raise stray
         if is_harmless(statement):
             return
+        may_write = self._writes.may_write(cursor.connection, statement)
+        if may_write:
+            self.unsaved.add(connection)
+        # A delivery may wait for a lock of this transaction, so that it cannot wait for calls that come behind that.
+        bar = self._delivery.last_seq
+        if not getattr(cursor.connection, "autocommit", False):
+            bar = connection.info.get(_BAR, bar)
+            if may_write or locks(statement):
+                connection.info.setdefault(_BAR, bar)
         # A read by the host itself sees PostgreSQL's present state.
-        if (watched is None or watched.stale) and not self._may_write(connection, cursor, statement):
+        if (watched is None or watched.stale) and not may_write:
             return
-        # Only calls that were queued before the transaction's first statement come before it.
-        bar = connection.info.get(_BAR, self._delivery.last_seq)
         passed = self._delivery.wait_until_passed(bar, once=watched is not None and watched.replaceable)
         if watched is not None:
             watched.error, watched.asked = None, True
         if not passed:
             raise self._refused(watched, "works on what PostgreSQL holds")
-        connection.info[_BAR] = 0
-        if watched is not None and self._may_write(connection, cursor, statement):
+        if _BAR in connection.info:
+            connection.info[_BAR] = 0
+        if watched is not None and may_write:
             watched.wrote |= tables_written(statement)
-
-    def _may_write(self, connection: Connection, cursor: Any, statement: str) -> bool:
-        may = self._writes.may_write(cursor.connection, statement)
-        if may:
-            self.unsaved.add(connection)
-        return may
 
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
         if is_own() or is_replay(connection):
@@ -258,10 +262,26 @@ class Guard:
             watched.used |= self._tables.by(cursor.connection, statement)
         # A call that was made within the transaction, or within a block, may come after this statement.  But one that
         # finds no row most likely looks for a row of such a call.
-        if cursor.rowcount != 0 or not changes_rows(statement):
-            return
-        if self._in_block() or not self.own_passed():
-            raise self._refused(watched, "changes no row of what PostgreSQL holds")
+        if cursor.rowcount == 0 and looks_for_rows(statement) and self._comes_behind():
+            raise self._refused(watched, _FINDS_NONE)
+
+    def _executes_many(self, cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+        """Execute a statement once for each row, where the sum that the driver gives may hide one that finds none."""
+        connection = context.root_connection
+        if is_own() or is_replay(connection) or not looks_for_rows(statement) or not self._comes_behind():
+            return False
+        total = 0
+        for each in parameters:
+            cursor.execute(statement, each)
+            if cursor.rowcount == 0:
+                raise self._refused(_watched.get(), _FINDS_NONE)
+            total += cursor.rowcount
+        context._rowcount = total
+        return True
+
+    def _comes_behind(self) -> bool:
+        """Whether this thread has made calls that are not delivered yet."""
+        return self._in_block() or not self.own_passed()
 
     def _failed(self, _: ExceptionContext) -> None:
         self._writes.forget()

@@ -264,7 +264,8 @@ class Preparing:
         operation, bound, finality = item.operation, item.bound, {"final": True} if final else {}
         given = self._given_id(operation, bound)
         if given is not None:
-            return {"id": given, "given": True, **finality}
+            notes |= {"id": given, "given": True, **finality}
+            return None
         kept = item.passed.id_kept(operation.keeps_id)
         if kept is None and operation.session is Session.BEGINS:
             kept = self._resumed(operation, bound)

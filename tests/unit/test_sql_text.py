@@ -68,8 +68,41 @@ def test_tables_written_are_those_of_each_statement(text: str, tables: set[str])
 
 
 def test_the_last_statement_tells_the_number_of_rows() -> None:
-    assert sql_text.changes_rows("SET LOCAL a = 1; UPDATE t SET a = 1;")
-    assert not sql_text.changes_rows("UPDATE t SET a = 1; SELECT 1")
+    assert sql_text.looks_for_rows("SET LOCAL a = 1; UPDATE t SET a = 1;")
+    assert not sql_text.looks_for_rows("UPDATE t SET a = 1; SELECT 1")
+
+
+@pytest.mark.parametrize(
+    ("text", "looks"),
+    [
+        ("WITH w AS (SELECT 1) UPDATE t SET a = 1", True),
+        ("WITH u AS (\nUPDATE t SET a = 1 RETURNING id) SELECT id FROM u", True),
+        ("WITH gone AS (DELETE FROM t RETURNING *) INSERT INTO old SELECT * FROM gone", True),
+        ("WITH j AS (SELECT id FROM t FOR UPDATE) SELECT id FROM j", False),
+        ("WITH j AS (SELECT id FROM t FOR  NO KEY  UPDATE) SELECT id FROM j", False),
+        ("WITH w AS (SELECT 'UPDATE') SELECT 1", False),
+        ("INSERT INTO fills SELECT id FROM orders WHERE id = 1", True),
+        ("INSERT INTO fills (id) VALUES ((SELECT id FROM orders))", False),
+        ("INSERT INTO fills SELECT 1 WHERE NOT EXISTS (SELECT FROM fills)", False),
+        ("INSERT INTO fills SELECT id FROM orders ON CONFLICT DO NOTHING", False),
+    ],
+)
+def test_statements_that_write_what_they_find_look_for_rows(text: str, looks: bool) -> None:
+    assert sql_text.looks_for_rows(text) is looks
+
+
+@pytest.mark.parametrize(
+    ("text", "locks"),
+    [
+        ("SELECT id FROM t FOR UPDATE", True),
+        ("SELECT id FROM t FOR NO KEY UPDATE SKIP LOCKED", True),
+        ("SELECT id FROM t FOR KEY SHARE", True),
+        ("SELECT pg_advisory_xact_lock(1)", True),
+        ("SELECT 'FOR UPDATE' FROM t", False),
+    ],
+)
+def test_queries_that_lock_are_known_by_their_words(text: str, locks: bool) -> None:
+    assert sql_text.locks(text) is locks
 
 
 def test_long_texts_are_judged_as_short_ones() -> None:

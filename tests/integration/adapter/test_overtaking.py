@@ -231,6 +231,74 @@ def test_change_of_what_was_called_within_its_transaction_is_refused(here: Scene
     assert here.rows("SELECT symbol FROM trades") == [("x",)]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "WITH w AS (SELECT 1) UPDATE trades SET symbol = 'x' WHERE symbol = 'queued'",
+        "WITH u AS (UPDATE trades SET symbol = 'x' WHERE symbol = 'queued' RETURNING id) SELECT id FROM u",
+        "INSERT INTO orders (client_order_id, status) SELECT symbol, 'x' FROM trades WHERE symbol = 'queued'",
+    ],
+)
+def test_statement_that_looks_for_a_queued_row_is_refused(here: Scene, change: str) -> None:
+    with here.manager.session_factory() as session:
+        session.execute(text("UPDATE trades SET symbol = 'x'"))
+        here.manager.log_trade("queued")
+        with pytest.raises(NotCaughtUp, match="a statement of the host changes no row"):
+            session.execute(text(change))
+
+
+def test_statement_for_many_rows_is_refused_if_one_is_queued(here: Scene) -> None:
+    """The driver gives the sum, which hides that one of them found no row."""
+    change = text("UPDATE trades SET note = 'x' WHERE symbol = :symbol")
+    with here.manager.session_factory() as session:
+        session.execute(text("INSERT INTO trades (symbol) VALUES ('first'), ('second')"))
+        here.manager.log_trade("queued")
+        done: Any = session.execute(change, [{"symbol": "first"}, {"symbol": "second"}])
+        assert done.rowcount == 2
+        with pytest.raises(NotCaughtUp, match="a statement of the host changes no row"):
+            session.execute(change, [{"symbol": "queued"}, {"symbol": "first"}])
+
+
+def test_transaction_that_has_only_read_does_not_overtake(here: Scene) -> None:
+    """It was taken for one that comes before all calls since its beginning, and wrote before them."""
+    change = text("UPDATE orders SET status = 'expired' WHERE status = 'pending_submit'")
+    here.manager.create_order_journal_entry("delivered")
+    assert here.drain()
+    with here.manager.session_factory() as session:
+        assert session.scalar(text("SELECT count(*) FROM orders")) == 1
+        here.manager.create_order_journal_entry("queued")
+        with pytest.raises(NotCaughtUp, match="a statement of the host works on"):
+            session.execute(change)
+        assert here.drain()
+        session.execute(change)
+        session.commit()
+    assert here.rows("SELECT status FROM orders") == [("expired",)] * 2
+
+
+def test_transaction_that_holds_a_lock_goes_on_after_a_call(here: Scene) -> None:
+    """The call may wait for the lock, so the transaction cannot wait for the call."""
+    here.manager.create_order_journal_entry("delivered")
+    assert here.drain()
+    with here.manager.session_factory.begin() as session:
+        session.execute(text("SELECT id FROM orders FOR UPDATE"))
+        here.manager.create_order_journal_entry("queued")
+        session.execute(text("UPDATE orders SET status = 'expired'"))
+    assert here.drain()
+    assert sorted(here.rows("SELECT status FROM orders")) == [("expired",), ("pending_submit",)]
+
+
+def test_statement_in_autocommit_does_not_overtake(here: Scene) -> None:
+    engine = here.manager.engine.execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("INSERT INTO trades (symbol) VALUES ('first')"))
+        here.manager.create_order_journal_entry("queued")
+        with pytest.raises(NotCaughtUp, match="a statement of the host works on"):
+            connection.execute(text("UPDATE orders SET status = 'expired'"))
+        assert here.drain()
+        connection.execute(text("UPDATE orders SET status = 'expired'"))
+    assert here.rows("SELECT status FROM orders") == [("expired",)]
+
+
 def test_read_that_may_be_stale_does_not_wait(postgres_url: str, outbox_dir: Path) -> None:
     operations = (
         *TRADING_OPERATIONS,
