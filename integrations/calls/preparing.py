@@ -248,11 +248,12 @@ class Preparing:
         changes = item.rehearsal.changes.without(outdated)
         if foreseen:
             notes["foreseen"] = foreseen
-        known = self._host.attributes().items()
-        own = {name: value for name, value in known if name not in outdated | uncounted}
-        others = self._noted.beside(method, own, changes, {*changed, *self._replayer.carried.changing()})
-        if changes or others:
-            notes["state"] = changes.noted(method, others)
+        with self._replayer.carried.noting() as seen:
+            known = self._host.attributes().items()
+            own = {name: value for name, value in known if name not in outdated | uncounted}
+            early, read = self._noted.beside(method, own, changes, changed)
+            if changes or early or read:
+                notes["state"] = changes.noted(method, {**early, **read}) | {"seen": seen, "read": [*read]}
         return changes, foreseen, frozenset(uncounted)
 
     def _note_id(self, item: RehearsedCall, notes: dict[str, Any], *, final: bool) -> IdReserveEmpty | None:

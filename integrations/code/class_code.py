@@ -81,7 +81,7 @@ class ClassCode:
         found: set[str] = set()
         for function, _ in self.reached(name):
             facts = facts_of(function)
-            for one in filter(None, facts.sets | facts.counts | facts.puts):
+            for one in filter(None, facts.sets | facts.counts | facts.puts | facts.alters):
                 if isinstance(class_member(self.cls, one), property):
                     found.update(used for used in self.uses_of(one) if not self.functions(used))
                 else:

@@ -19,6 +19,13 @@ from .members import class_member
 
 # Of containers: methods that put something in.
 _PUTTING = frozenset({"append", "appendleft", "add", "extend", "extendleft", "insert", "put", "put_nowait", "update"})
+# Those that take something out, or change the order.
+_TAKING = frozenset(
+    {
+        *("pop", "popleft", "popitem", "remove", "discard", "clear", "setdefault", "sort", "reverse", "rotate"),
+        *("difference_update", "intersection_update", "symmetric_difference_update", "subtract"),
+    }
+)
 _CONTAINERS = frozenset({"list", "dict", "set", "deque", "defaultdict", "OrderedDict", "Queue", "SimpleQueue"})
 _LITERALS = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 
@@ -55,6 +62,8 @@ class Facts:
     # Attributes of self that are counted up, or into which something is put; those that are made as containers.
     counts: set[str] = field(default_factory=set)
     puts: set[str] = field(default_factory=set)
+    # Attributes of self of whose parts one is changed or taken out.
+    alters: set[str] = field(default_factory=set)
     containers: set[str] = field(default_factory=set)
     # Names that are imported inside, and what they stand for.
     imports: dict[str, str] = field(default_factory=dict)
@@ -223,6 +232,18 @@ class _Collector(ast.NodeVisitor):
         is_mine = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         return node.attr if is_mine and node.value.id == facts.myself else None  # type: ignore[attr-defined]
 
+    def _part_of(self, node: ast.AST) -> str | None:
+        """The name of an attribute of self of which an expression is a part: `self.open[symbol]["size"]`."""
+        while isinstance(node, ast.Subscript):
+            node = node.value
+        return self._mine(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        mine = None if isinstance(node.ctx, ast.Load) else self._part_of(node)
+        if mine is not None:
+            self._facts.alters.add(mine)
+        self.generic_visit(node)
+
     def visit_If(self, node: ast.If) -> None:
         self.visit(node.test)
         self._perhaps([*node.body, *node.orelse])
@@ -328,6 +349,9 @@ class _Collector(ast.NodeVisitor):
         if isinstance(node.func, ast.Attribute) and node.func.attr in _PUTTING:
             mine = self._mine(node.func.value)
             facts.puts |= {mine} if mine is not None else set()
+        if isinstance(node.func, ast.Attribute) and node.func.attr in _PUTTING | _TAKING:
+            mine = self._part_of(node.func.value)
+            facts.alters |= {mine} if mine is not None else set()
         if name == "setattr" and len(node.args) > 1 and dotted(node.args[0]) == facts.myself:
             known = node.args[1]
             facts.sets.add(known.value if isinstance(known, ast.Constant) and isinstance(known.value, str) else None)

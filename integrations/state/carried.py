@@ -6,7 +6,8 @@ A replay runs on a copy, in a batch that may be repeated.  Its changes wait here
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection
@@ -17,6 +18,7 @@ from ...errors import EntryNotFound, TargetMisconfigured
 from ..manager.host import Host
 from .foreseen import ForeseenChange, behind, changed, correction
 from .kept_state import Changes, KeptState
+from .unseen import Unseen
 
 
 class Carried:
@@ -29,6 +31,10 @@ class Carried:
         self._since = 0 if outbox is None else outbox.store.figures().counters.next_seq
         self._lock = threading.RLock()
         self._waiting: dict[int, Changes] = {}
+        # What calls that had noted attributes before did not see of them.
+        self._unseen = Unseen(self._since)
+        # The process of a call whose changes wait, by its sequence number.
+        self._processes: dict[int, int | None] = {}
         # What a call did that raised: an error that it counted, say.
         self._refused: dict[int, Changes] = {}
         # What the manager was given at the calls, by sequence number; and what was wrong with that.
@@ -37,9 +43,11 @@ class Carried:
         # Attributes that a replay was seen to change behind its contact with the database, by operation.
         self.names: dict[str, set[str]] = {}
 
-    def changing(self) -> set[str]:
-        """Attributes that deliveries were seen to change."""
-        return set[str]().union(*list(self.names.values()))
+    @contextmanager
+    def noting(self) -> Iterator[dict[str, int]]:
+        """While a call notes attributes, the manager gets no changes; what to keep beside them in its notes."""
+        with self._lock:
+            yield self._unseen.mark()
 
     def give(self, changes: Mapping[str, ForeseenChange], *, behind_seq: int) -> Lent:
         """Let the manager have these changes of a call that will be recorded behind entry `behind_seq`."""
@@ -64,11 +72,14 @@ class Carried:
             self.settle()
             replica = make()
             kept = KeptState(replica)
-            if noted:
-                kept.restore(noted, foreseen)
+            names = kept.restore(noted, foreseen) if noted else ()
+            for earlier in self._unseen.since(noted or {}, names, entry.seq):
+                kept.follow(earlier)
+            own = self._since if entry.seq >= self._since else 0
             for seq in sorted(self._waiting):
-                if seq < entry.seq:
-                    kept.follow(self._waiting[seq])
+                if own <= seq < entry.seq:
+                    # The manager of an earlier process is gone, but for what its calls have noted.
+                    kept.follow(self._waiting[seq] if own else self._waiting[seq].of(names))
         return replica, kept
 
     def end(self, kept: KeptState, entry: Entry, foreseen: Mapping[str, Any]) -> None:
@@ -92,8 +103,10 @@ class Carried:
             self._corrections.pop(entry.seq, None)
             if wrong and entry.seq in self._foreseen:
                 self._corrections[entry.seq] = wrong
-            if changes and entry.seq >= self._since:
+            if changes:
                 self._waiting[entry.seq] = changes
+                self._processes[entry.seq] = self._since if entry.seq >= self._since else kept.process
+            if changes and entry.seq >= self._since:
                 self.names.setdefault(entry.operation, set()).update(kept.changed_after_contact(changes))
 
     def drop(self, entry: Entry, kept: KeptState | None, foreseen: Collection[str]) -> None:
@@ -122,11 +135,14 @@ class Carried:
                 if not has_arrived(self._outbox, seq):
                     break
                 changes, foreseen = self._waiting.pop(seq, None), self._foreseen.pop(seq, {})
+                process = self._processes.pop(seq, self._since)
                 corrections, refused = self._corrections.pop(seq, {}), self._refused.pop(seq, None)
                 if not self._is_completed(seq):
                     changes = refused
                     corrections = {name: correction(expected, None) for name, expected in foreseen.items()}
                 if changes is not None:
+                    self._unseen.add(seq, process, changes)
+                if changes is not None and seq >= self._since:
                     changes.apply(manager)
                 for name in corrections.keys() & foreseen.keys():
                     self._correct(name, corrections[name], behind_seq=seq)

@@ -23,7 +23,7 @@ from ...errors import ConfigError
 from ..code.members import values_of
 from ..key_order import in_key_order, key_order
 from ..plain_data import SCALARS, copied, counter, is_long, is_of_the_host, is_small, is_state, same
-from .merging import MISSING, Change, delta_of, merged, take_back
+from .merging import MISSING, NUMBERS, Change, delta_of, merged, take_back
 
 _CONTAINERS = (list, dict, set, deque)
 # Set by the adapter itself for each copy.
@@ -45,6 +45,9 @@ class KeptState:
         self._watched: dict[str, dict[str, Any]] = {}
         # Attributes of which the manager has what the call did before it turned to the database.
         self._noted: tuple[str, ...] = ()
+        # Attributes whose values are those of the call, and the process in which it was made, where it noted any.
+        self._restored: frozenset[str] = frozenset()
+        self.process: int | None = None
         self.in_contact = False
         # What was changed before the contact, of attributes that were not noted.
         self._early: Mapping[str, Change] = {}
@@ -61,14 +64,23 @@ class KeptState:
 
     def follow(self, earlier: Changes) -> None:
         """Begin after a call whose changes the manager does not have yet."""
+        own = vars(self.replica)
+        # What the engine has set behind that call stays.
+        set_anew = {
+            name
+            for name, one in earlier.by_name.items()
+            if name in self._restored and _is_set_whole(one) and not same(own.get(name, MISSING), one.before)
+        }
+        earlier = earlier.without(set_anew)
         earlier.apply(self.replica)
         self._begin_again(earlier.by_name)
 
-    def restore(self, noted: Mapping[str, Any], foreseen: Collection[str] = ()) -> None:
+    def restore(self, noted: Mapping[str, Any], foreseen: Collection[str] = ()) -> Collection[str]:
         """Begin with the values that attributes had at the call (see `Changes.noted`).
 
         Large ones have their present values without the call's own change.  Of those that were `foreseen` the whole
-        change is compared, though the call may make it before its contact.
+        change is compared, though the call may make it before its contact.  Returns the attributes that have other
+        values than the manager's.
         """
         for name in noted["absent"]:
             vars(self.replica).pop(name, None)
@@ -80,7 +92,11 @@ class KeptState:
             take_back(vars(self.replica).get(name), delta)
         names = (*noted["absent"], *noted["values"], *large)
         self._begin_again(names)
-        self._noted = tuple(name for name in names if name not in foreseen)
+        # What the call only read it may change all the same, and then the manager does not have that yet.
+        later = {*foreseen, *noted.get("read", ())}
+        self._noted = tuple(name for name in names if name not in later)
+        self._restored, self.process = frozenset(names) - large.keys(), noted.get("seen", {}).get("process")
+        return self._restored
 
     def contact(self) -> None:
         """The call turns to the database: what it did so far to the noted attributes was done at the call."""
@@ -148,6 +164,10 @@ class Changes:
         """Those of other attributes."""
         return Changes({name: change for name, change in self.by_name.items() if name not in names})
 
+    def of(self, names: Collection[str]) -> Changes:
+        """Those of these attributes."""
+        return Changes({name: change for name, change in self.by_name.items() if name in names})
+
     def noted(self, operation: str, others: Mapping[str, Any] = _NONE) -> dict[str, Any]:
         """The values before the call and those of `others`, to be stored with it; of large collections the change.
 
@@ -178,6 +198,12 @@ class Changes:
             after = merged(live, change.before, copied(change.after))
             if after is not live:
                 setattr(manager, name, after)
+
+
+def _is_set_whole(change: Change) -> bool:
+    """Whether a change replaces a value, and neither adds to it nor changes a part of it."""
+    one = change.after
+    return isinstance(one, SCALARS) and not (isinstance(one, NUMBERS) and not isinstance(one, bool))
 
 
 def _states_in(of_class: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from ...attributes import attributes, put
 from ..plain_data import SCALARS, counter, is_of_the_host, is_state, same
 
-_NUMBERS = (int, float, Decimal)
+NUMBERS = (int, float, Decimal)
 # Stands for the value of an attribute that is not there.
 MISSING: Any = object()
 
@@ -32,7 +32,7 @@ def merged(live: Any, before: Any, after: Any) -> Any:
     """`live` with what was changed from `before` to `after`; collections and objects are changed in place."""
     if type(live) is not type(after):
         return after
-    if isinstance(live, _NUMBERS) and not isinstance(live, bool):
+    if isinstance(live, NUMBERS) and not isinstance(live, bool):
         return after if same(live, before) or type(before) is not type(after) else live + (after - before)
     if isinstance(live, list):
         grown = isinstance(before, list) and same(after[: len(before)], before)

@@ -1,10 +1,11 @@
 """Noted state: what a call finds in the manager's attributes and in context variables, and a replay must find as well.
 
-The attributes are those that a call only reads, such as the name of a run or a mode that the engine sets; and those
-that calls change before they write, such as the date of a daily counter, whether this call changed them or a later one
-did meanwhile.  The engine may set them anew before the delivery, and after a restart they are what the constructor
-makes of them.  Context variables, such as the tenant or the user of a request, belong to the context in which the call
-is made: the relay's thread has none of them, nor has another process.
+The attributes are those that a call reads, such as the name of a run or a mode that the engine sets; and those that
+calls change before they write, such as the date of a daily counter, whether this call changed them or a later one did
+meanwhile.  The engine may set them anew before the delivery, and after a restart they are what the constructor makes of
+them.  What calls before it change at their delivery is added there, see `Unseen`.  Context variables, such as the tenant
+or the user of a request, belong to the context in which the call is made: the relay's thread has none of them, nor has
+another process.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class NotedState:
         """`learn(value)` allows the enum classes of a value to be stored; whether there are any."""
         self._host, self._outbox, self._methods, self._foreseen = host, outbox, methods, foreseen
         self._learn = learn
-        # The class that was looked at, and the names of attributes that no declared method changes, by method.
+        # The class that was looked at, and the names of the attributes that a method reads.
         self._known: tuple[type | None, dict[str, frozenset[str]]] = (None, {})
         stored = outbox.store.get_meta(_META)
         # Attributes that calls were seen to change before they write.
@@ -69,29 +70,30 @@ class NotedState:
             return frozenset()
         if self._known[0] is not cls:
             code = ClassCode(cls)
-            # A replay finds what calls before it have made of these.
-            changed = set[str]().union(*map(code.changed_by, self._methods), NOT_STATE)
-            found = {name: code.uses_of(name).keys() - changed for name in self._methods}
+            found = {name: code.uses_of(name).keys() - NOT_STATE for name in self._methods}
             self._known = (
                 cls,
                 {name: frozenset(one for one in used if not _SECRET.search(one)) for name, used in found.items()},
             )
         return self._known[1].get(method, frozenset())
 
-    def beside(self, method: str, own: Mapping[str, Any], changes: Changes, but: Collection[str]) -> dict[str, Any]:
+    def beside(
+        self, method: str, own: Mapping[str, Any], changes: Changes, changed: Collection[str]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The present values of attributes beside those that a call changes, as far as they can be stored.
 
-        `own`: the attributes of the manager, or of what stands for it before it is built.  `but`: those that a call
-        does not only read.  Raises `DurabilityError`.
+        Those that calls change before they write, and those that the call reads.  `own`: the attributes of the manager,
+        or of what stands for it before it is built.  `changed`: all that the rehearsal has changed.  Raises
+        `DurabilityError`.
         """
-        read = self._read_by(method) & own.keys() - set(but)
-        found = {name: own[name] for name in read if _can_be_stored(own[name], self._learn)}
-        early = {*changes.by_name, *self._foreseen.names()}
-        if early - self._early:
-            self._early |= early
+        names = {*changes.by_name, *self._foreseen.names()}
+        if names - self._early:
+            self._early |= names
             self._outbox.store.put_meta(_META, json.dumps(sorted(self._early)).encode())
         others = self._early & own.keys() - changes.by_name.keys()
-        return found | {name: own[name] for name in others if is_small(own[name]) and is_storable(own[name])}
+        early = {name: own[name] for name in others if is_small(own[name]) and is_storable(own[name])}
+        read = self._read_by(method) & own.keys() - {*changed, *early}
+        return early, {name: own[name] for name in read if _can_be_stored(own[name], self._learn)}
 
     def context(self, method: str) -> dict[str, Any]:
         """The present values of context variables that are set and can be stored."""

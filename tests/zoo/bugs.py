@@ -1785,9 +1785,16 @@ BUGS = (
     Bug(
         "adapter: a replay finds the attributes that its call read as they are now",
         "integrations/state/noted_state.py",
-        "found = {name: own[name] for name in read if _can_be_stored(own[name], self._learn)}",
-        "found = dict[str, Any]()",
+        "{name: own[name] for name in read if _can_be_stored(own[name], self._learn)}",
+        "{}",
         ("tests/integration/adapter/test_read_state.py",),
+    ),
+    Bug(
+        "adapter: a replay rewinds what deliveries have changed since its call noted it",
+        "integrations/state/carried.py",
+        "for earlier in self._unseen.since(noted or {}, names, entry.seq):",
+        "for earlier in ():",
+        ("tests/integration/adapter/test_unseen_changes.py",),
     ),
     Bug(
         "adapter: an entry holds a secret that its call has read",

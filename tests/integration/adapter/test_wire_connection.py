@@ -56,7 +56,7 @@ class Configured(SmallManager):
         super().__init__(self.url)
 
 
-def test_address_that_the_manager_is_given_serves_a_start_in_an_outage(
+def test_address_given_to_the_manager_serves_a_start_in_an_outage(
     postgres_url: str, postgres_server: PostgresServer, outbox_dir: Path
 ) -> None:
     def life() -> list[int]:
