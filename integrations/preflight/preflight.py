@@ -26,7 +26,7 @@ from ..operations import AFTER_DRAIN, ManagerOperation
 from ..view import branches
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
-from . import factory, misfits, switches, units, ways_around, whole
+from . import factory, misfits, switches, threads, units, ways_around, whole
 from .evidence import Evidence
 from .records import with_records
 
@@ -287,6 +287,7 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
     refused, warnings = ways_around.find(operation, evidence)
     reasons += refused
     reasons += ways_around.counting(operation, evidence)
+    reasons += threads.left_to_threads(operation, evidence)
     given = given_id_of(evidence.cls, name) if column is not None else None
     own_id = misfits.makes_its_id(operation, evidence) if column is not None and given is None else None
     warnings += [own_id] if own_id is not None else []

@@ -58,6 +58,7 @@ class Border:
             yield watch
         finally:
             raw.on_statement = self._here.watch = None
+            watch.end()
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:

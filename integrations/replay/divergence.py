@@ -58,6 +58,15 @@ class Divergences:
         )
         self._sound(f"diverged-id-{table}-{told}", message)
 
+    def of_thread(self, entry: Entry) -> None:
+        """Report that a thread which the call began has written behind the end of its replay."""
+        message = (
+            f"entry {entry.seq} ({entry.operation}) was applied, but a thread that its method began has written after "
+            "it, and that is lost: write it by hand, and let the method wait for its thread"
+        )
+        _log.critical("a part of entry %(seq)s is lost: %(detail)s", seq=entry.seq, detail=message)
+        self._sound(f"lost-thread-{entry.operation}", message)
+
     def _sound(self, alarm: str, message: str) -> None:
         if self.alarms is not None:
             try:

@@ -109,6 +109,8 @@ class Replayer:
         self.witness: Witness | None = None
         self.carried = Carried(host, outbox)
         self.same_row = SameRow()
+        # Operations of which a thread has written behind the end of a replay, so that it was lost.
+        self._late: dict[str, TargetMisconfigured] = {}
         # The first entry of this process.
         self._own_from = 0
         if outbox is not None:
@@ -124,6 +126,8 @@ class Replayer:
 
         def replay(connection: Connection, stored: Entry) -> Any:
             self._build()
+            if operation.name in self._late:
+                raise self._late[operation.name]
             entry = upgraded(operation, stored)
             notes = notes_of(entry)
             self._here.kept = None
@@ -143,6 +147,7 @@ class Replayer:
                     )
                     as_of.follow(own)
                     with self.border.watched(own, as_of) as watch:
+                        watch.on_late = partial(self._is_late, entry)
                         return self._replay(operation, own, entry, watch, as_of)
             except BaseException:
                 self.carried.drop(entry, self._here.kept, notes.get("foreseen", {}))
@@ -151,6 +156,11 @@ class Replayer:
                 raise
 
         return Handler(replay, self._keep_alarms_in)
+
+    def _is_late(self, entry: Entry, error: TargetMisconfigured) -> None:
+        """Deliver no more calls of an operation of which a part has got lost."""
+        self._late.setdefault(entry.operation, error)
+        self._divergences.of_thread(entry)
 
     def _replay(
         self,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, TextClause, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
 
 from ...errors import TargetMisconfigured
 from ..manager.manager_connection import ReplayConnection
-from ..sql_text import is_of_savepoints, is_setting, isolates
+from ..sql_text import is_of_savepoints, is_setting, isolates, only_reads
 from . import sessions
 from .asof import AsOf
+
+_THREAD = "write in the call's own thread, or wait there until the other one has ended"
 
 
 class _Begun(NamedTuple):
@@ -35,6 +38,11 @@ class Watch:
         self.on_contact: Callable[[], None] = _ignore
         # Called before each flush, when the rows have their ids.
         self.on_flush: Callable[[Session], None] = _ignore
+        # Called with what to raise for a session that writes behind the end of the replay, in a thread of its own.
+        self.on_late: Callable[[TargetMisconfigured], None] = _ignore
+        self._is_over = False
+        # The thread of each session whose transaction is open.
+        self._threads: dict[ReplaySession, int] = {}
         # The session that turned to its connection last.
         self.user: ReplaySession | None = None
         # How many sessions have committed what they wrote.
@@ -54,6 +62,33 @@ class Watch:
         """The manager did something that cannot be part of the relay's transaction; what to raise."""
         self.misfit = TargetMisconfigured(f"a replayed method of the manager {what}", hint=hint)
         return self.misfit
+
+    def end(self) -> None:
+        """The replay has ended: what its sessions write from now on is lost."""
+        self._is_over = True
+
+    def may_write(self) -> None:
+        """A session is going to write.  Raises `TargetMisconfigured` behind the end of the replay."""
+        if self._is_over:
+            error = TargetMisconfigured(
+                "a thread that a method of the manager began writes after the call", hint=_THREAD
+            )
+            self.on_late(error)
+            raise error
+
+    def works(self, session: ReplaySession) -> None:
+        """A transaction of a session comes to the database.
+
+        Raises `TargetMisconfigured` where another thread's is open: both would be savepoints of one transaction.
+        """
+        here = threading.get_ident()
+        if any(thread != here for thread in list(self._threads.values())):
+            raise self.misfits("writes in two threads at once", _THREAD)
+        self._threads[session] = here
+
+    def rests(self, session: ReplaySession) -> None:
+        """The transaction of a session has ended."""
+        self._threads.pop(session, None)
 
     def opens(self, transaction: Any) -> None:
         """A transaction of a session is opened; rows may get ids before it comes to the database."""
@@ -154,8 +189,15 @@ class ReplaySession(Session):
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Any:
         """Every way to the connection leads here: what is sent there from now on is this session's."""
-        self.info["watch"].user = self
+        watch: Watch = self.info["watch"]
+        if _may_write(kwargs.get("clause")):
+            watch.may_write()
+        watch.user = self
         return super().get_bind(*args, **kwargs)
+
+
+def _may_write(clause: Any) -> bool:
+    return not only_reads(clause.text) if isinstance(clause, TextClause) else getattr(clause, "is_dml", False)
 
 
 def _listen_to(session_class: type[Session]) -> None:
@@ -168,7 +210,14 @@ def _listen_to(session_class: type[Session]) -> None:
     @event.listens_for(session_class, "after_begin")
     def begun(session: ReplaySession, transaction: Any, connection: Connection) -> None:
         savepoint: Any = connection.get_nested_transaction()
-        session.info["watch"].begins(savepoint._savepoint, session, transaction)
+        watch: Watch = session.info["watch"]
+        watch.begins(savepoint._savepoint, session, transaction)
+        watch.works(session)
+
+    @event.listens_for(session_class, "after_transaction_end")
+    def ended(session: ReplaySession, transaction: Any) -> None:
+        if transaction.parent is None:
+            session.info["watch"].rests(session)
 
     @event.listens_for(session_class, "after_soft_rollback")
     def rolled_back(session: ReplaySession, transaction: Any) -> None:
@@ -178,6 +227,7 @@ def _listen_to(session_class: type[Session]) -> None:
     @event.listens_for(session_class, "before_flush")
     def flushes(session: ReplaySession, *_: Any) -> None:
         watch: Watch = session.info["watch"]
+        watch.may_write()
         if watch.as_of is not None:
             watch.as_of.give_ids(session)
         watch.on_flush(session)
