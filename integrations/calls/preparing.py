@@ -36,6 +36,7 @@ from ..replay.frozen_clock import making
 from ..replay.rehearsal import Rehearsal, rehearse
 from ..replay.replay import Replayer
 from ..roles import Balance, Order, Position, Session
+from ..state import context_state
 from ..state.foreseen import Foreseen
 from ..state.kept_state import Changes, KeptState
 from ..state.noted_state import NotedState
@@ -80,7 +81,8 @@ class Preparing:
         self._outage, self._delivery, self._reserves, self._sessions = outage, delivery, reserves, sessions
         self._block, self._pending_attributes = block, pending_attributes
         self._foreseen = Foreseen(host, methods)
-        self._noted = NotedState(host, outbox, methods, self._foreseen, partial(host.classes.learn, outbox))
+        self._learn = partial(host.classes.learn, outbox)
+        self._noted = NotedState(host, outbox, methods, self._foreseen, self._learn)
 
     @property
     def _view(self) -> LocalView:
@@ -209,8 +211,12 @@ class Preparing:
         if item.defaults:
             notes["defaults"] = item.defaults
         changes, foreseen, uncounted = self._note_state(item, notes)
-        if context := self._noted.context(operation.name):
-            notes["context"] = context
+        own, learn = self._host.attributes(), self._learn
+        context = context_state.noted(self._host.manager_class, operation.name, own, learn)
+        if context.stored:
+            notes["context"] = context.stored
+        if context.held:
+            notes["held"] = [*context.held]
         if operation.creates:
             unnumbered = self._note_id(item, notes, final=final)
             if operation.session is Session.BEGINS:
@@ -231,6 +237,7 @@ class Preparing:
             foreseen=foreseen,
             uncounted=uncounted,
             unnumbered=unnumbered,
+            held=context.held,
             local_answer=answer,
         )
 
@@ -251,9 +258,10 @@ class Preparing:
         with self._replayer.carried.noting() as seen:
             known = self._host.attributes().items()
             own = {name: value for name, value in known if name not in outdated | uncounted}
-            early, read = self._noted.beside(method, own, changes, changed)
-            if changes or early or read:
-                notes["state"] = changes.noted(method, {**early, **read}) | {"seen": seen, "read": [*read]}
+            beside = self._noted.beside(method, own, changes, changed)
+            if changes or beside:
+                found = changes.noted(method, {**beside.early, **beside.read}, beside.parts)
+                notes["state"] = found | {"seen": seen, "read": [*beside.read, *beside.parts]}
         return changes, foreseen, frozenset(uncounted)
 
     def _note_id(self, item: RehearsedCall, notes: dict[str, Any], *, final: bool) -> IdReserveEmpty | None:
@@ -331,6 +339,8 @@ class Preparing:
         # What the rehearsal has made of the clock, such as an id, must not be before what the replay will make of it.
         at = item.at or (item.rehearsal.at if item.changes else None)
         ready = self._encode(item, hashed, at)
+        # Before it is recorded: the relay may be fast.
+        self._replayer.contexts.hold(ready[0].id, item.held)
         if not is_applied:
             self.apply(item)
         lent = self._replayer.carried.give(item.foreseen, behind_seq=self._delivery.last_seq)

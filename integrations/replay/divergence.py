@@ -67,6 +67,15 @@ class Divergences:
         _log.critical("a part of entry %(seq)s is lost: %(detail)s", seq=entry.seq, detail=message)
         self._sound(f"lost-thread-{entry.operation}", message)
 
+    def of_context(self, entry: Entry, name: str) -> None:
+        """Report that a call is delivered without a context variable that its process could not store."""
+        message = (
+            f"entry {entry.seq} ({entry.operation}) is delivered without the context value {name}: an earlier "
+            "process had its value, which could not be stored: look at the row, and keep plain values there"
+        )
+        _log.error("a context variable of entry %(seq)s is lost: %(detail)s", seq=entry.seq, detail=message)
+        self._sound(f"lost-context-{entry.operation}", message)
+
     def _sound(self, alarm: str, message: str) -> None:
         if self.alarms is not None:
             try:

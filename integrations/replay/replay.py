@@ -30,8 +30,8 @@ from ..operations import BALANCES, ManagerOperation, call_of, notes_of, told_id
 from ..plain_data import PLAIN
 from ..roles import Position
 from ..state.carried import Carried
+from ..state.context_state import Contexts
 from ..state.kept_state import KeptState
-from ..state.noted_state import restored
 from ..view import database_rules
 from ..view.amounts import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
@@ -108,6 +108,7 @@ class Replayer:
         # Learns from replays, in a process with a local view; None in one that runs only a relay.
         self.witness: Witness | None = None
         self.carried = Carried(host, outbox)
+        self.contexts = Contexts(outbox, self._divergences.of_context)
         self.same_row = SameRow()
         # Operations of which a thread has written behind the end of a replay, so that it was lost.
         self._late: dict[str, TargetMisconfigured] = {}
@@ -182,7 +183,7 @@ class Replayer:
         watch.on_contact = kept.contact
         work_on(connection, replica, watch)
         try:
-            context = restored(type(replica), operation.name, notes.get("context", {}))
+            context = self.contexts.restored(replica, operation.name, entry, notes)
             with context, noting() as failures, frozen(entry.captured_at, replica, as_of.told_uuid) as clock:
                 if in_real_time:
                     clock.thaw()

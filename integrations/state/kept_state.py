@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from types import GeneratorType, MappingProxyType, MethodWrapperType
+from types import GeneratorType, MappingProxyType, MethodWrapperType, SimpleNamespace
 from typing import Any
 
 from sqlalchemy.orm import scoped_session, sessionmaker
@@ -90,13 +90,25 @@ class KeptState:
         large = noted.get("large", {})
         for name, delta in large.items():
             take_back(vars(self.replica).get(name), delta)
-        names = (*noted["absent"], *noted["values"], *large)
+        parts = noted.get("parts", {})
+        for name, value in parts.items():
+            self._put_into(name, in_key_order(value, orders.get(name)))
+        names = (*noted["absent"], *noted["values"], *large, *parts)
         self._begin_again(names)
         # What the call only read it may change all the same, and then the manager does not have that yet.
         later = {*foreseen, *noted.get("read", ())}
         self._noted = tuple(name for name in names if name not in later)
         self._restored, self.process = frozenset(names) - large.keys(), noted.get("seen", {}).get("process")
         return self._restored
+
+    def _put_into(self, name: str, parts: Mapping[str, Any]) -> None:
+        """Let the object in an attribute hold what was read of it; one that copies share is left as it is."""
+        present = vars(self.replica).get(name)
+        if present is None:
+            # Behind a restart; of what the object was, only what it held is known.
+            vars(self.replica)[name] = SimpleNamespace(**parts)
+        elif is_of_the_host(present) and is_state(present):
+            _fill(self.replica, name, parts)
 
     def contact(self) -> None:
         """The call turns to the database: what it did so far to the noted attributes was done at the call."""
@@ -168,8 +180,12 @@ class Changes:
         """Those of these attributes."""
         return Changes({name: change for name, change in self.by_name.items() if name in names})
 
-    def noted(self, operation: str, others: Mapping[str, Any] = _NONE) -> dict[str, Any]:
+    def noted(
+        self, operation: str, others: Mapping[str, Any] = _NONE, parts: Mapping[str, Any] = _NONE
+    ) -> dict[str, Any]:
         """The values before the call and those of `others`, to be stored with it; of large collections the change.
+
+        `parts`: of what objects in attributes hold.
 
         Raises `ConfigError` for what cannot be stored.
         """
@@ -178,11 +194,13 @@ class Changes:
         large = {name: delta for name, delta in deltas.items() if delta is not None}
         known: dict[str, Any] = {name: value for name, value in {**others, **before}.items() if name not in large}
         values = {name: _plain(value, operation, name) for name, value in known.items() if value is not MISSING}
-        orders = {name: order for name, value in values.items() if (order := key_order(value)) is not None}
+        ordered = {**values, **parts}
+        orders = {name: order for name, value in ordered.items() if (order := key_order(value)) is not None}
         return {
             "absent": [name for name, value in before.items() if value is MISSING],
             "values": values,
             **({"orders": orders} if orders else {}),
+            **({"parts": dict(parts)} if parts else {}),
             **({"large": {name: _plain(one, operation, name) for name, one in large.items()}} if large else {}),
         }
 

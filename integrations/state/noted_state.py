@@ -1,11 +1,9 @@
-"""Noted state: what a call finds in the manager's attributes and in context variables, and a replay must find as well.
+"""Noted state: what a call finds in the manager's attributes, and a replay must find as well.
 
-The attributes are those that a call reads, such as the name of a run or a mode that the engine sets; and those that
-calls change before they write, such as the date of a daily counter, whether this call changed them or a later one did
-meanwhile.  The engine may set them anew before the delivery, and after a restart they are what the constructor makes of
-them.  What calls before it change at their delivery is added there, see `Unseen`.  Context variables, such as the tenant
-or the user of a request, belong to the context in which the call is made: the relay's thread has none of them, nor has
-another process.
+They are those that a call reads, such as the name of a run or a mode that the engine sets, what is read of an object in
+one (`self.run.id`), and those that calls change before they write, such as the date of a daily counter, whether this
+call changed them or a later one did meanwhile.  The engine may set them anew before the delivery, and after a restart
+they are what the constructor makes of them.  What calls before it change at their delivery is added, see `Unseen`.
 """
 
 from __future__ import annotations
@@ -13,18 +11,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import lru_cache
-from types import FunctionType
+from dataclasses import dataclass, field
 from typing import Any
 
 from ... import InvalidEntry, Outbox
+from ...attributes import attributes
 from ...codec import encode
+from ...records import fields_of, has_fields
 from ..code.class_code import ClassCode
-from ..code.method_code import facts_of, meaning
+from ..code.held_parts import changes_itself, parts_changed, parts_read
 from ..manager.host import Host
-from ..plain_data import SCALARS, is_small
+from ..plain_data import SCALARS, is_of_the_host, is_small, is_state
 from .foreseen import Foreseen
 from .kept_state import NOT_STATE, Changes, is_storable
 
@@ -33,10 +30,42 @@ _META = "state:early"
 # Each entry holds the values of those that a call only reads.
 _MOST = 50
 _CONTAINERS = (list, tuple, dict, set, frozenset)
+# Objects may hold each other.
+_DEEPEST = 4
 # What a connection needs is the replaying manager's own business, and no file must hold a password.
 _SECRET = re.compile(r"passw|secret|token|credential|private|dsn|ur[li]$|api_?key|auth", re.IGNORECASE)
-# So far functions are followed that a method calls by their names.
-_DEEPEST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What methods read of the object in one attribute: `names` the method at hand, None for all; `by_all` any."""
+
+    names: frozenset[str] | None
+    by_all: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What one method reads: attributes, and of objects in them."""
+
+    names: frozenset[str] = frozenset()
+    held: Mapping[str, _Held] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """Present values of attributes beside those that a call changes.
+
+    `early`: of those that calls change before they write; `read`: of those that the call reads; `parts`: what objects
+    in such attributes hold.
+    """
+
+    early: dict[str, Any]
+    read: dict[str, Any]
+    parts: dict[str, dict[str, Any]]
+
+    def __bool__(self) -> bool:
+        return bool(self.early or self.read or self.parts)
 
 
 class NotedState:
@@ -53,38 +82,21 @@ class NotedState:
         """`learn(value)` allows the enum classes of a value to be stored; whether there are any."""
         self._host, self._outbox, self._methods, self._foreseen = host, outbox, methods, foreseen
         self._learn = learn
-        # The class that was looked at, and the names of the attributes that a method reads.
-        self._known: tuple[type | None, dict[str, frozenset[str]]] = (None, {})
+        # The class that was looked at, and what its methods read.
+        self._known: tuple[type | None, Mapping[str, _Read]] = (None, {})
         stored = outbox.store.get_meta(_META)
         # Attributes that calls were seen to change before they write.
         self._early: set[str] = set(json.loads(stored)) if stored else set()
 
     def names(self, method: str) -> set[str]:
         """The attributes that may be noted of a call of `method`."""
-        return {*self._early, *self._foreseen.names(), *self._read_by(method)}
+        return {*self._early, *self._foreseen.names(), *self._read_by(method).names}
 
-    def _read_by(self, method: str) -> frozenset[str]:
-        """The attributes that a call of `method` reads, by its code."""
-        cls = self._host.manager_class
-        if cls is None:
-            return frozenset()
-        if self._known[0] is not cls:
-            code = ClassCode(cls)
-            found = {name: code.uses_of(name).keys() - NOT_STATE for name in self._methods}
-            self._known = (
-                cls,
-                {name: frozenset(one for one in used if not _SECRET.search(one)) for name, used in found.items()},
-            )
-        return self._known[1].get(method, frozenset())
+    def beside(self, method: str, own: Mapping[str, Any], changes: Changes, changed: Collection[str]) -> Beside:
+        """What to note of a call beside its changes, as far as it can be stored.
 
-    def beside(
-        self, method: str, own: Mapping[str, Any], changes: Changes, changed: Collection[str]
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The present values of attributes beside those that a call changes, as far as they can be stored.
-
-        Those that calls change before they write, and those that the call reads.  `own`: the attributes of the manager,
-        or of what stands for it before it is built.  `changed`: all that the rehearsal has changed.  Raises
-        `DurabilityError`.
+        `own`: the attributes of the manager, or of what stands for it before it is built.  `changed`: all that the
+        rehearsal has changed.  Raises `DurabilityError`.
         """
         names = {*changes.by_name, *self._foreseen.names()}
         if names - self._early:
@@ -92,61 +104,73 @@ class NotedState:
             self._outbox.store.put_meta(_META, json.dumps(sorted(self._early)).encode())
         others = self._early & own.keys() - changes.by_name.keys()
         early = {name: own[name] for name in others if is_small(own[name]) and is_storable(own[name])}
-        read = self._read_by(method) & own.keys() - {*changed, *early}
-        return early, {name: own[name] for name in read if _can_be_stored(own[name], self._learn)}
+        known, but = self._read_by(method), {*changed, *early}
+        read = known.names & own.keys() - but
+        found = {name: own[name] for name in read if can_be_stored(own[name], self._learn)}
+        parts = {name: self._parts(own[name], known.held[name]) for name in known.held.keys() & own.keys() - but}
+        return Beside(early, found, {name: one for name, one in parts.items() if one})
 
-    def context(self, method: str) -> dict[str, Any]:
-        """The present values of context variables that are set and can be stored."""
-        cls, found = self._host.manager_class, dict[str, Any]()
-        for name, variable in _variables(cls, method).items() if cls is not None else ():
-            try:
-                value = variable.get()
-            except LookupError:
+    def _read_by(self, method: str) -> _Read:
+        cls = self._host.manager_class
+        if cls is None:
+            return _Read()
+        if self._known[0] is not cls:
+            self._known = cls, _read_by_all(ClassCode(cls), self._methods)
+        return self._known[1].get(method, _Read())
+
+    def _parts(self, value: Any, held: _Held) -> dict[str, Any]:
+        if isinstance(value, (*SCALARS, *_CONTAINERS)) or not is_of_the_host(value) or not is_state(value):
+            return {}
+        stored = attributes(value)
+        # Its methods and properties may read any of it.
+        cls: type = type(value)
+        called = held.by_all.difference(stored)
+        if called and changes_itself(cls, called):
+            return {}
+        names = stored.keys() if held.names is None or not held.names <= stored.keys() else held.names
+        found: dict[str, Any] = {}
+        for name in names:
+            if is_secret(name):
                 continue
-            if _can_be_stored(value, self._learn):
-                found[name] = value
-        return found
+            if can_be_stored(stored[name], self._learn):
+                found[name] = stored[name]
+            elif inner := self._parts(stored[name], _WHOLE):
+                found[name] = inner
+        return found if is_small(found, _MOST) else {}
 
 
-@lru_cache(maxsize=256)
-def _variables(cls: type, method: str) -> Mapping[str, ContextVar[Any]]:
-    """The context variables that a method reads, as far as its code shows, by a name that outlives the process."""
-    found: dict[str, ContextVar[Any]] = {}
-    todo = [(function, 0) for function, _ in ClassCode(cls).reached(method)]
-    seen: set[Any] = set()
-    while todo:
-        function, depth = todo.pop()
-        if function in seen:
-            continue
-        seen.add(function)
-        for call in facts_of(function).calls:
-            owner, _, last = call.name.rpartition(".")
-            value = meaning(function, owner) if owner and last == "get" else None
-            if isinstance(value, ContextVar):
-                found[f"{function.__module__}:{owner}"] = value
-            called = meaning(function, call.name) if depth < _DEEPEST and "(" not in call.name else None
-            if isinstance(called, FunctionType):
-                todo.append((called, depth + 1))
+_WHOLE = _Held(None, frozenset())
+
+
+def _read_by_all(code: ClassCode, methods: Collection[str]) -> dict[str, _Read]:
+    # What is in an object is noted only where no method changes it.
+    changed = set[str]().union(*map(code.changed_by, methods), *(parts_changed(code, name) for name in methods))
+    parts = {name: parts_read(code, name) for name in methods}
+    by_all: dict[str, frozenset[str]] = {}
+    for read in parts.values():
+        for name, one in read.items():
+            by_all[name] = by_all.get(name, frozenset()) | (one or frozenset())
+    found: dict[str, _Read] = {}
+    for method in methods:
+        names = frozenset(one for one in code.uses_of(method).keys() - NOT_STATE if not is_secret(one))
+        held = {one: _Held(parts[method].get(one), by_all.get(one, frozenset())) for one in names - changed}
+        found[method] = _Read(names, held)
     return found
 
 
-@contextmanager
-def restored(cls: type, method: str, values: Mapping[str, Any]) -> Iterator[None]:
-    """Within the block the variables have the values that were noted."""
-    known = _variables(cls, method) if values else {}
-    tokens = [(known[name], known[name].set(value)) for name, value in values.items() if name in known]
-    try:
-        yield
-    finally:
-        for variable, token in reversed(tokens):
-            variable.reset(token)
+def is_secret(name: str) -> bool:
+    """Whether a name tells that its value must not get into a file."""
+    return _SECRET.search(name) is not None
 
 
-def _can_be_stored(value: Any, learn: Callable[[Any], bool]) -> bool:
-    """Whether a value is plain, small, and such that it cannot make its call be refused."""
+def can_be_stored(value: Any, learn: Callable[[Any], bool], *, objects: bool = False) -> bool:
+    """Whether a value is plain, small, and such that it cannot make its call be refused.
+
+    `objects`: also one of an object that can be passed as an argument.
+    """
     if value is None or type(value) is bool:
         return True
-    if not is_small(value, _MOST) or not all(map(_is_plain, _inside(value))):
+    if not is_small(value, _MOST) or not all(map(_is_plain, _inside(value, objects=objects))):
         return False
     return _is_encoded(value) or (learn(value) and _is_encoded(value))
 
@@ -159,17 +183,19 @@ def _is_encoded(value: Any) -> bool:
     return True
 
 
-def _inside(value: Any) -> Iterator[Any]:
-    """A value, and what is in it, the keys of dicts included."""
+def _inside(value: Any, *, objects: bool, depth: int = 0) -> Iterator[Any]:
+    """A value, and what is in it, the keys of dicts included; an object as the dict of its fields."""
+    if objects and depth < _DEEPEST and type(value) not in _CONTAINERS and has_fields(type(value)):
+        value = dict(fields_of(value))
     yield value
     if isinstance(value, _CONTAINERS):
         for one in (*value, *value.values()) if isinstance(value, dict) else value:
-            yield from _inside(one)
+            yield from _inside(one, objects=objects, depth=depth + 1)
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, str):
         return "://" not in value
     if type(value) is dict:
-        return not any(isinstance(key, str) and _SECRET.search(key) for key in value)
+        return not any(isinstance(key, str) and is_secret(key) for key in value)
     return isinstance(value, SCALARS) or type(value) in _CONTAINERS

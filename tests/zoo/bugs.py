@@ -489,7 +489,7 @@ BUGS = (
     Bug(
         "a replay takes new ids",
         "integrations/replay/asof.py",
-        'None if "resumes" in notes else notes.get("id")',
+        'None if {"resumes", "given"} & notes.keys() else notes.get("id")',
         "None",
         ("tests/integration/adapter/test_outage.py",),
     ),
@@ -1085,15 +1085,15 @@ BUGS = (
     Bug(
         "adapter: a replay finds the day of a later call",
         "integrations/state/noted_state.py",
-        "return found | {name: own[name] for name in others if is_small(own[name]) and is_storable(own[name])}",
-        "return found",
+        "early = {name: own[name] for name in others if is_small(own[name]) and is_storable(own[name])}",
+        "early = dict[str, Any]()",
         ("tests/integration/adapter/test_state.py",),
     ),
     Bug(
         "adapter: a replay finds the kill switch that a later call has thrown",
         "integrations/state/noted_state.py",
-        "early = {*changes.by_name, *self._foreseen.names()}",
-        "early = {*changes.by_name}",
+        "names = {*changes.by_name, *self._foreseen.names()}",
+        "names = {*changes.by_name}",
         ("tests/integration/adapter/test_limits.py",),
     ),
     Bug(
@@ -1785,7 +1785,7 @@ BUGS = (
     Bug(
         "adapter: a replay finds the attributes that its call read as they are now",
         "integrations/state/noted_state.py",
-        "{name: own[name] for name in read if _can_be_stored(own[name], self._learn)}",
+        "{name: own[name] for name in read if can_be_stored(own[name], self._learn)}",
         "{}",
         ("tests/integration/adapter/test_read_state.py",),
     ),
@@ -1797,9 +1797,23 @@ BUGS = (
         ("tests/integration/adapter/test_unseen_changes.py",),
     ),
     Bug(
+        "adapter: a replay finds what an object in an attribute holds as it is now",
+        "integrations/state/noted_state.py",
+        "{name: one for name, one in parts.items() if one}",
+        "{}",
+        ("tests/integration/adapter/test_read_state.py",),
+    ),
+    Bug(
+        "adapter: a replay has no thread-local values",
+        "integrations/state/context_state.py",
+        "for name, local in _locals(sources, own).items():",
+        "for name, local in ():",
+        ("tests/integration/adapter/test_context_state.py",),
+    ),
+    Bug(
         "adapter: an entry holds a secret that its call has read",
         "integrations/state/noted_state.py",
-        "if not _SECRET.search(one)",
+        "if not is_secret(one)",
         "if one",
         ("tests/integration/adapter/test_read_state.py",),
     ),
@@ -1812,9 +1826,9 @@ BUGS = (
     ),
     Bug(
         "adapter: a replay has no context variables",
-        "integrations/replay/replay.py",
-        'notes.get("context", {})',
-        "{}",
+        "integrations/state/context_state.py",
+        'dict(notes.get("context", {}))',
+        "dict[str, Any]()",
         ("tests/integration/adapter/test_context_state.py",),
     ),
     Bug(
@@ -2051,8 +2065,8 @@ BUGS = (
     Bug(
         "adapter: a session that was ended elsewhere gives its id to the next one",
         "integrations/replay/asof.py",
-        'None if "resumes" in notes else notes.get("id")',
-        'notes.get("id")',
+        'None if {"resumes", "given"} & notes.keys() else notes.get("id")',
+        'None if "given" in notes else notes.get("id")',
         ("tests/integration/adapter/test_resumed_sessions.py",),
     ),
     Bug(

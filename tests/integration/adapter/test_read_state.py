@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,76 @@ def test_deleted_attribute_is_there_in_the_replay(name: str, postgres_url: str, 
         delattr(made.manager, name)
         assert made.drain()
         assert made.rows("SELECT note FROM trades") == [(f"none paper none {TAIL}",)]
+
+
+@dataclass
+class Run:
+    name: str
+    mode: Mode = Mode.PAPER
+    api_token: str = "s3cret"
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}/{self.mode.value}"
+
+
+class Account:
+    __slots__ = ("currency", "fills")
+
+    def __init__(self, currency: str) -> None:
+        self.currency, self.fills = currency, 0
+
+    def filled(self) -> int:
+        self.fills += 1
+        return self.fills
+
+
+class Holding(SmallManager):
+    """Writes what objects hold that the engine has given it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.run: Any = None
+        self.account = Account("USD")
+        self.counted = Account("none")
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> Any:
+        with self.session_factory.begin() as session:
+            trade = Trade(symbol=symbol, note=f"{self.run.name} {self.account.currency}")
+            session.add(trade)
+            session.flush()
+            trade.number = self.counted.filled()
+            return trade.id
+
+    def log_event(self, message: str) -> None:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=self.run.label, note=message))
+
+
+def test_object_set_between_calls_is_that_of_each_call(postgres_url: str, tmp_path: Path) -> None:
+    with scene(postgres_url, tmp_path / "outbox", Holding, write_behind=True) as made:
+        manager = made.manager
+        manager.create_trading_session("s", 1000)
+        manager.run = Run("first")
+        manager.log_trade("A")
+        manager.log_event("event")
+        manager.run.name, manager.run.mode, manager.account.currency = "second", Mode.LIVE, "EUR"
+        manager.log_trade("B")
+        manager.run = Run("third")
+        assert made.drain()
+        found = [("A", "first USD", 1), ("B", "second EUR", 2), ("first/paper", "event", None)]
+        assert made.rows("SELECT symbol, note, number FROM trades ORDER BY symbol") == found
+        assert (manager.run, manager.account.currency, manager.counted.fills) == (Run("third"), "EUR", 2)
+
+
+def test_object_of_a_call_outlives_a_restart(postgres_url: str, tmp_path: Path) -> None:
+    with scene(postgres_url, tmp_path / "outbox", Holding, write_behind=True) as made:
+        made.manager.create_trading_session("s", 1000)
+        made.manager.run, made.manager.account.currency = Run("first"), "EUR"
+        made.manager.log_trade("A")
+    files = [one.read_bytes() for one in (tmp_path / "outbox").rglob("*") if one.is_file()]
+    assert not any(b"s3cret" in one for one in files)
+    with scene(postgres_url, tmp_path / "outbox", Holding, write_behind=True) as made:
+        assert made.drain()
+        assert made.rows("SELECT note FROM trades") == [("first EUR",)]
+        assert (made.manager.run, made.manager.account.currency) == (None, "USD")

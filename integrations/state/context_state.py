@@ -1,0 +1,183 @@
+"""Context state: context variables and thread-local values that a call reads, such as the user of a request.
+
+They belong to the context or the thread in which the call is made.  The relay's thread has none of them, nor has
+another process.
+"""
+
+from __future__ import annotations
+
+import ast
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import FunctionType
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from ... import Entry, Outbox
+from ..code.class_code import ClassCode
+from ..code.method_code import dotted, facts_of, meaning
+from ..plain_data import copied
+from .carried import has_arrived
+from .noted_state import can_be_stored, is_secret
+
+# So far functions are followed that a method calls by their names.
+_DEEPEST = 3
+# After so many calls it is looked which of them are delivered.
+_LOOK_EACH = 256
+# What a thread holds for a manager itself, by its attribute.
+_OWN = "self."
+# A replay has a session of its own.
+_SESSIONS = (Session, Connection)
+
+
+class Noted(NamedTuple):
+    """The values that are set: those that can be stored with the call, and those that only this process can keep."""
+
+    stored: dict[str, Any]
+    held: dict[str, Any]
+
+
+def noted(cls: type | None, method: str, own: Mapping[str, Any], learn: Callable[[Any], bool]) -> Noted:
+    """What a call of `method` finds now; `own`: the manager's attributes."""
+    found = Noted({}, {})
+    if cls is None:
+        return found
+    sources = _sources(cls, method)
+    for name, variable in sources.variables.items():
+        value = variable.get(_UNSET)
+        if value is not _UNSET:
+            _note(found, name, value, learn, objects=True)
+    for name, local in _locals(sources, own).items():
+        for attribute, value in vars(local).items():
+            _note(found, f"{name}.{attribute}", value, learn, objects=not is_secret(attribute))
+    return found
+
+
+def _note(found: Noted, name: str, value: Any, learn: Callable[[Any], bool], *, objects: bool) -> None:
+    if objects and can_be_stored(value, learn, objects=True):
+        found.stored[name] = value
+    elif not isinstance(value, _SESSIONS):
+        found.held[name] = copied(value)
+
+
+class Contexts:
+    """The values that cannot be stored, such as an object with a lock, of calls that wait.  Thread-safe."""
+
+    def __init__(self, outbox: Outbox | None, lost: Callable[[Entry, str], None]) -> None:
+        """`lost(entry, name)` is called where the process that had the value is gone."""
+        self._outbox, self._lost = outbox, lost
+        self._lock = threading.RLock()
+        # By the id of the call, and its sequence number, as far as it is known.
+        self._held: dict[bytes, Mapping[str, Any]] = {}
+        self._seqs: dict[bytes, int] = {}
+        self._since_look = 0
+
+    def hold(self, id_: bytes, values: Mapping[str, Any]) -> None:
+        """Keep the values of a call that is going to be recorded."""
+        if not values:
+            return
+        with self._lock:
+            self._held[id_] = values
+            self._since_look += 1
+            if self._since_look >= _LOOK_EACH and self._outbox is not None:
+                self._since_look = 0
+                for one in [one for one, seq in self._seqs.items() if has_arrived(self._outbox, seq)]:
+                    self.drop(one)
+
+    def drop(self, id_: bytes) -> None:
+        """The call is delivered, or not recorded."""
+        with self._lock:
+            self._held.pop(id_, None)
+            self._seqs.pop(id_, None)
+
+    @contextmanager
+    def restored(self, replica: Any, method: str, entry: Entry, notes: Mapping[str, Any]) -> Iterator[None]:
+        """Within the block the context and the thread have the values that they had at the call."""
+        values, names = dict(notes.get("context", {})), notes.get("held", ())
+        if names:
+            with self._lock:
+                values |= self._held.get(entry.id.bytes, {})
+                if entry.id.bytes in self._held:
+                    self._seqs[entry.id.bytes] = entry.seq
+        cls: type = type(replica)
+        sources = _sources(cls, method) if values or names else _Sources()
+        locals_ = _locals(sources, vars(replica))
+        for name in names:
+            if name not in values and (name in sources.variables or name.rpartition(".")[0] in locals_):
+                self._lost(entry, name)
+        with ExitStack() as stack:
+            for name, value in values.items():
+                variable, (owner, _, attribute) = sources.variables.get(name), name.rpartition(".")
+                if variable is not None:
+                    stack.callback(variable.reset, variable.set(value))
+                elif owner in locals_:
+                    stack.enter_context(_holding(locals_[owner], attribute, value))
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """What a method reads of its context, by names that outlive the process; `attributes`: of self, all of them."""
+
+    variables: dict[str, ContextVar[Any]] = field(default_factory=dict)
+    locals: dict[str, threading.local] = field(default_factory=dict)
+    attributes: frozenset[str] = frozenset()
+
+
+_UNSET: Any = object()
+
+
+@lru_cache(maxsize=256)
+def _sources(cls: type, method: str) -> _Sources:
+    code = ClassCode(cls)
+    found = _Sources(attributes=frozenset(code.uses_of(method)))
+    todo = [(function, 0) for function, _ in code.reached(method)]
+    seen: set[Any] = set()
+    while todo:
+        function, depth = todo.pop()
+        if function in seen:
+            continue
+        seen.add(function)
+        for name, value in _named_in(function):
+            if isinstance(value, ContextVar):
+                found.variables[f"{function.__module__}:{name}"] = value
+            elif isinstance(value, threading.local):
+                found.locals[f"{function.__module__}:{name}"] = value
+        for call in facts_of(function).calls if depth < _DEEPEST else ():
+            called = meaning(function, call.name) if "(" not in call.name else None
+            if isinstance(called, FunctionType):
+                todo.append((called, depth + 1))
+    return found
+
+
+def _named_in(function: Any) -> Iterator[tuple[str, Any]]:
+    """What the names in a function's code stand for, those within modules and classes included."""
+    names = set[str]()
+    for statement in facts_of(function).body:
+        names |= {dotted(node) for node in ast.walk(statement) if isinstance(node, ast.Name | ast.Attribute)}
+    return ((name, meaning(function, name)) for name in names if "(" not in name and "?" not in name)
+
+
+def _locals(sources: _Sources, own: Mapping[str, Any]) -> dict[str, threading.local]:
+    mine = {_OWN + name: own[name] for name in sources.attributes & own.keys()}
+    return sources.locals | {name: value for name, value in mine.items() if isinstance(value, threading.local)}
+
+
+@contextmanager
+def _holding(local: threading.local, name: str, value: Any) -> Iterator[None]:
+    """Within the block this thread holds a value."""
+    here = vars(local)
+    before = here.get(name, _UNSET)
+    here[name] = value
+    try:
+        yield
+    finally:
+        here.pop(name, None)
+        if before is not _UNSET:
+            here[name] = before
