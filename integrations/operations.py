@@ -18,6 +18,7 @@ from ..records import fields_of, has_fields, with_field
 from .ids.id_column import IdColumn
 from .key_order import in_orders
 from .roles import NO_SESSIONS, Balance, Order, Position, Session, is_exit_order
+from .time_zones import call_in_zones
 from .view.amounts import number, number_or_none
 
 if TYPE_CHECKING:
@@ -306,7 +307,8 @@ def told_id(notes: Mapping[str, Any]) -> Any:
 def call_of(entry: Entry) -> dict[str, Any]:
     """The arguments of a call by name, as the manager takes them."""
     call = {name: value for name, value in entry.args.items() if name != NOTES}
-    return in_orders(call, entry.args.get(NOTES, {}))
+    notes = entry.args.get(NOTES, {})
+    return in_orders(call_in_zones(call, notes), notes)
 
 
 def _declare(name: str, **fields: Any) -> ManagerOperation:

@@ -40,6 +40,7 @@ from ..state import context_state
 from ..state.foreseen import Foreseen
 from ..state.kept_state import Changes, KeptState
 from ..state.noted_state import NotedState
+from ..time_zones import zones_in
 from ..upkeep.keeper import Keeper
 from ..view import resumptions
 from ..view.explanations import Unknown
@@ -210,6 +211,8 @@ class Preparing:
         notes: dict[str, Any] = {"session": session, **item.orders}
         if item.defaults:
             notes["defaults"] = item.defaults
+        if (zones := zones_in(bound)) is not None:
+            notes["zones"] = zones
         changes, foreseen, uncounted = self._note_state(item, notes)
         own, learn = self._host.attributes(), self._learn
         context = context_state.noted(self._host.manager_class, operation.name, own, learn)

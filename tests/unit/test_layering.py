@@ -71,6 +71,7 @@ ADAPTER_LINE = [
     "roles",
     "plain_data",
     "key_order",
+    "time_zones",
     "repeated",
     "sql_text",
     "code",
