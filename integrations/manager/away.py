@@ -16,6 +16,7 @@ from ...fate import PRIVILEGE, Fate, classify
 from ..sql_text import is_of_session
 
 _INTERNAL, _CANCELED = "XX", "57014"
+_LIMIT = "statement_timeout"
 # So many statements are remembered, of at most so many characters: longer ones have their values in them.
 _REMEMBERED, _LONGEST = 4096, 10_000
 
@@ -74,7 +75,9 @@ class Failures:
     another statement counts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_limited: bool = True) -> None:
+        """`is_limited`: the manager itself limits the time of its statements, so that one may always be canceled."""
+        self._is_limited = is_limited
         # By statement; None for a connection.
         self._found: dict[str | None, BaseException] = {}
         self._known: set[str | None] = set()
@@ -92,6 +95,7 @@ class Failures:
 
     def answered(self, statement: str) -> None:
         """PostgreSQL has answered a statement."""
+        self._is_limited = self._is_limited or _LIMIT in statement.lower()
         good = {statement, None} if is_of_session(statement) else {statement, None, *self._tried}
         self._found = {by: error for by, error in self._found.items() if by not in good}
         if len(_answered) >= _REMEMBERED:
@@ -108,10 +112,15 @@ class Failures:
     def passing(self) -> BaseException | None:
         """The first one that may pass: an outage, at a statement that PostgreSQL has answered before.
 
-        Or at any statement where it is not the statement's fault, such as a deadlock: after a restart none is known.
+        Or at any statement where it is not the statement's fault, such as a deadlock, or the relay's limit for a
+        statement that the manager would wait for: after a restart none is known.
         """
         found = ((by in self._known, one) for by, one in self._found.items())
-        return next((one for known, one in found if (known and is_away(one)) or _meets_any(one)), None)
+        return next((one for known, one in found if (known and is_away(one)) or self._passes(one)), None)
+
+    def _passes(self, error: BaseException) -> bool:
+        canceled = isinstance(error, DBAPIError) and _sqlstate(error) == _CANCELED
+        return not self._is_limited if canceled else _meets_any(error)
 
 
 _failures: ContextVar[Failures | None] = ContextVar("outbox_failures", default=None)
@@ -140,9 +149,9 @@ def note_failure(error: BaseException) -> None:
 
 
 @contextmanager
-def noting() -> Iterator[Failures]:
-    """While the manager is asked: what PostgreSQL fails with."""
-    failures, around = Failures(), _failures.get()
+def noting(*, is_limited: bool = True) -> Iterator[Failures]:
+    """While the manager is asked: what PostgreSQL fails with; `is_limited` as for `Failures`."""
+    failures, around = Failures(is_limited=is_limited), _failures.get()
     try:
         _failures.set(failures)
         yield failures

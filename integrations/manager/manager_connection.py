@@ -35,7 +35,10 @@ _CHECK_DEFERRED = (
     "SAVEPOINT outbox_check; SET CONSTRAINTS ALL IMMEDIATE; "
     "ROLLBACK TO SAVEPOINT outbox_check; RELEASE SAVEPOINT outbox_check"
 )
-_DEFERS = "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE condeferrable)"
+_LOOK = (
+    "SELECT EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE condeferrable), "
+    "current_setting('statement_timeout') <> '0'"
+)
 _REPLAY = "outbox:replay"
 # These questions take milliseconds, and wait for a lock for two seconds at most.
 _SILENT_S = 10.0
@@ -182,6 +185,8 @@ class ReplayConnection(Connection):
     watch: Any = None
     # Whether the database has constraints that may be checked at the end of a transaction only.
     defers = False
+    # Whether the manager's own connections limit the time of a statement.
+    is_limited = True
     _made = 0
 
     @property
@@ -242,7 +247,7 @@ class ManagerConnection:
         # What was compared last: the driver's connection and the engine.  Then what to set, and the manager's types.
         self._compared: tuple[Any, Engine] | None = None
         self._statement = ""
-        self._defers = False
+        self._defers, self._is_limited = False, True
         self._types: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
 
     @contextmanager
@@ -265,7 +270,8 @@ class ManagerConnection:
             connection = ReplayConnection(engine, relay.connection, _has_events=True, _allow_revalidate=False)
             # The listeners of the engine, but not those for a new connection: it is the relay's, in a transaction.
             connection.dispatch = connection.dispatch._join(engine.dispatch)
-            connection.info[_REPLAY], connection.defers = True, self._defers
+            connection.info[_REPLAY] = True
+            connection.defers, connection.is_limited = self._defers, self._is_limited
             connection.begin()
             try:
                 yield connection
@@ -282,8 +288,8 @@ class ManagerConnection:
                     names = variables_known(own)
                     theirs = state_of(own, names)
                     # Past the engine's listeners: a guard would let it wait for the delivery that it is part of.
-                    cursor.execute(_DEFERS)
-                    self._defers = cursor.fetchone()[0]
+                    cursor.execute(_LOOK)
+                    self._defers, self._is_limited = cursor.fetchone()
                 self._types = (dict(own.string_types), dict(own.binary_types))
         except ConfigError as exc:
             raise TargetMisconfigured(str(exc)) from exc

@@ -184,7 +184,12 @@ class Replayer:
         work_on(connection, replica, watch)
         try:
             context = self.contexts.restored(replica, operation.name, entry, notes)
-            with context, noting() as failures, frozen(entry.captured_at, replica, as_of.told_uuid) as clock:
+            limited = getattr(connection, "is_limited", True)
+            with (
+                context,
+                noting(is_limited=limited) as failures,
+                frozen(entry.captured_at, replica, as_of.told_uuid) as clock,
+            ):
                 if in_real_time:
                     clock.thaw()
                 try:

@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, text, update
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import sessionmaker
 
+from outbox import OutboxConfig
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
 from outbox.integrations.manager import away
 from outbox.integrations.roles import Balance as Role
@@ -178,9 +179,11 @@ CODES = (*TRADING_OPERATIONS, ManagerOperation("save_trade", returns=0), Manager
 
 
 @contextmanager
-def restarted(url: str, directory: Path, manager_class: type, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+def restarted(
+    url: str, directory: Path, manager_class: type, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> Iterator[Scene]:
     """A session, and a process in which PostgreSQL has answered no statement yet."""
-    with scene(url, directory, manager_class, CODES, write_behind=True) as made:
+    with scene(url, directory, manager_class, CODES, write_behind=True, **settings) as made:
         made.manager.create_trading_session("s", 1000)
         made.manager.create_order_journal_entry("c1")
         assert made.drain()
@@ -225,3 +228,54 @@ def test_half_of_a_call_before_its_first_timeout_is_not_applied(
         assert made.rows("SELECT symbol FROM trades") == []
         assert made.drain()
         assert made.rows("SELECT symbol, status FROM trades, orders") == [("BTC", "filled")]
+
+
+class Waiting(Codes):
+    """A plain manager would wait for the lock."""
+
+    LIMIT: ClassVar[str | None] = None
+
+    def fill_order(self, symbol: str) -> bool:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=symbol))
+        with suppress(SQLAlchemyError), self.session_factory.begin() as session:
+            if self.LIMIT is not None:
+                session.execute(text(f"SET LOCAL statement_timeout = '{self.LIMIT}'"))
+            session.execute(update(Order).values(status="filled"))
+        return True
+
+
+class Limiting(Waiting):
+    LIMIT = "50ms"
+
+
+class LimitingAll(Waiting):
+    def __init__(self, url: str) -> None:
+        super().__init__(f"{url}?options=-cstatement_timeout%3D50")
+
+
+def test_half_of_a_call_before_the_limit_of_the_relay_is_not_applied(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manager has no limit, and would have waited: it was taken for a statement that always takes too long."""
+    config = OutboxConfig(stall_timeout=1.0)
+    with restarted(postgres_url, tmp_path / "outbox", Waiting, monkeypatch, config=config) as made:
+        made.manager.fill_order("BTC")
+        with locked(postgres_url, "orders"):
+            made.relay.step(0.0)
+        assert made.rows("SELECT symbol FROM trades") == []
+        assert made.drain()
+        assert made.rows("SELECT symbol, status FROM trades, orders") == [("BTC", "filled")]
+
+
+@pytest.mark.parametrize("manager_class", [Limiting, LimitingAll])
+def test_statement_beyond_a_limit_of_the_manager_holds_nothing_up(
+    manager_class: type, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = OutboxConfig(stall_timeout=1.0)
+    with restarted(postgres_url, tmp_path / "outbox", manager_class, monkeypatch, config=config) as made:
+        made.manager.fill_order("BTC")
+        with locked(postgres_url, "orders"):
+            made.relay.step(0.0)
+        assert made.box.status().pending == 0
+        assert made.rows("SELECT symbol, status FROM trades, orders") == [("BTC", "pending_submit")]
