@@ -26,7 +26,7 @@ from ..operations import AFTER_DRAIN, ManagerOperation
 from ..view import branches
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
-from . import factory, misfits, switches, threads, units, ways_around, whole
+from . import factory, misfits, module_state, switches, threads, units, ways_around, whole
 from .evidence import Evidence
 from .records import with_records
 
@@ -301,6 +301,7 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
         misfits.other_answer(operation, evidence),
         ways_around.buffers(operation, evidence),
         None if operation.best_effort else switches.warning(operation.name, evidence),
+        module_state.warning(operation.name, evidence),
         unnamed,
     )
     warnings += [one for one in more if one is not None]
