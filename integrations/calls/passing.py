@@ -29,6 +29,7 @@ from ..view.local_view import UnknownLocally
 from ..view.reads import Reads
 from ..view.waiting_writes import WaitingWrites
 from .block_reads import BlockReads, WouldWrite
+from .compared_reads import ComparedReads
 from .guard import NotCaughtUp
 from .stages import EncodedCall
 
@@ -54,6 +55,7 @@ class Passing:
         # When a read that PostgreSQL failed to answer is tried again: by name, monotonic seconds.
         self._rests_until: dict[str, float] = {}
         writes = adapter.keeper.view.learning.written.seen
+        self._compared = ComparedReads(adapter.outbox, adapter.keeper, adapter.delivery, reads)
         self.waiting = WaitingWrites(adapter.host, adapter.outbox, adapter.calls, writes, adapter.keeper.tables_read.of)
 
     def call(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -91,10 +93,14 @@ class Passing:
         clock, began = adapter.outbox.clock, adapter.outbox.clock.monotonic()
         # The manager would wait for a connection for the timeout of its pool, and may swallow the error.
         unlikely = is_used_up(adapter.host.built) or began < self._rests_until.get(name, began)
+        signature = adapter.host.signature(name)
         if not unlikely and adapter.delivery.wait_until_passed(once=True) and adapter.outage.delivers is not False:
+            in_block, seq = bool(self._block_reads.calls()), self._compared.begin(name)
             try:
                 answer = self._ask(None, name, args, kwargs, is_read=True)
                 self._repeated.over(name)
+                if seq is not None and not in_block:
+                    self._compared.end(name, seq, answer, signature, args, kwargs, adapter.sessions.current)
                 return answer
             except (NotCaughtUp, SQLAlchemyError) as exc:
                 if adapter.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
@@ -104,11 +110,11 @@ class Passing:
                 if isinstance(exc, SQLAlchemyError):
                     self._rests_until[name] = ended + _REST * (ended - began)
                 self._repeated.warn(name, "%(method)s is read from the local view: %(error)s", method=name, error=error)
-        signature, now = adapter.host.signature(name), clock.now()
         with adapter.keeper.kept.order:
             try:
+                self._compared.check(name)
                 view = self._block_reads.view()
-                answer = self.reads.answer(name, signature, args, kwargs, view, adapter.sessions.current, now)
+                answer = self.reads.answer(name, signature, args, kwargs, view, adapter.sessions.current, clock.now())
                 return adapter.callers_session.shown(name, answer)
             except UnknownLocally as unknown:
                 if isinstance(failed, SQLAlchemyError) and not is_away(failed):

@@ -351,10 +351,10 @@ class Lesson:
         """Learn whether the reads of the active and the last session answer with this one; `about`: asked for which."""
         for name, answer in after.answers.items():
             if name == ACTIVE_SESSION and begins:
-                self._view.learning.agrees[name] = answer == session
+                self._view.learning.compared.agrees[name] = answer == session
             elif name.startswith(LAST_SESSION):
                 given = [*about[name], *([] if begins else [ENDED])]
-                self._view.learning.agrees[question(LAST_SESSION, given)] = answer == session
+                self._view.learning.compared.agrees[question(LAST_SESSION, given)] = answer == session
 
     def look_at_session(self) -> None:
         """Learn whether the session is current after it was begun or ended."""

@@ -143,7 +143,7 @@ class Keeper:
             self._wake.set()
         else:
             self.view.catch_up()
-        if self._calls[entry.operation].session is Session.BEGINS and not self.view.learning.agrees:
+        if self._calls[entry.operation].session is Session.BEGINS and not self.view.learning.compared.agrees:
             # A relay in another process asks nothing about sessions.
             self._compare = True
             self._ask()
@@ -195,6 +195,11 @@ class Keeper:
             self.kept.changed()
         self._ask()
 
+    def differed(self, session_id: int | None) -> None:
+        """The manager answered a read otherwise than the view: what is known of its session is taken anew."""
+        self._look_again(session_id)
+        self._ask()
+
     def meet(self, session_id: int | None) -> None:
         """Look at a session that is in use, if it is new to the view, before the next outage."""
         if session_id not in self.view.sessions:
@@ -241,7 +246,7 @@ class Keeper:
 
     def _compare_answers(self, session_id: int, answers: Mapping[str, Any]) -> None:
         """Learn whether the manager answers to reads of sessions as the view would."""
-        agrees, now = self.view.learning.agrees, self._outbox.clock.now()
+        agrees, now = self.view.learning.compared.agrees, self._outbox.clock.now()
         for asked, call in about_sessions(self.view.sessions.get(session_id) or {}).items():
             if asked in answers and self.view.sessions:
                 if asked == ACTIVE_SESSION:
@@ -356,7 +361,9 @@ class Keeper:
             return
         with self.view.lock:
             self._shown_version = self.view.learning.version
+            differing = self.view.learning.compared.all_distrusted()
             clauses = [*not_understood(self.view.sessions), *unanswerable(self.view.learning, self._calls)]
+            clauses += [f"{read} ({why})" for read, why in differing.items()]
         if clauses:
             self._outbox.notices.put(NOTICE, f"an outage does not answer: {'; '.join(clauses)}")
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
 from .amounts import bare, nearly_equal, number_or_none, rounded
+from .compared import Compared
 from .decisions import PresentCode
 from .effects import Effect, used_up
 from .explanations import ABSENT, ARITHMETIC, EXACT, SCALES, Space, Unknown, added, alike
@@ -55,8 +56,7 @@ class Learning:
         self.sums.roundings.scales = lambda: self.scales
         # read -> explanations of its answer by the exact balance.
         self.reads: dict[str, Space] = {}
-        # read -> whether the view's own answer was the manager's when they were compared last.
-        self.agrees: dict[str, bool] = {}
+        self.compared = Compared()
         # operation -> what its block yields: the container, and explanations by key.
         self.yields: dict[str, dict[str, Any]] = {}
         self.habits = Habits()
@@ -366,14 +366,14 @@ class Learning:
             "effects": {kind: effect.dump() for kind, effect in self.effects.items()},
             "shapes": {shape: effect.dump() for shape, effect in self.shapes.items()},
             "scales": sorted(self.scales, key=str), "possible_scales": sorted(self.possible_scales, key=str),
-            "reads": {name: space.dump() for name, space in self.reads.items()}, "agrees": self.agrees,
+            "reads": {name: space.dump() for name, space in self.reads.items()}, "agrees": self.compared.agrees,
             "yields": {name: {**one, "keys": {key: space.dump() for key, space in one["keys"].items()},
                               "order": list(one["keys"])} for name, one in self.yields.items()},
             "current": self.habits.current, "limits": self.limits, "nested": sorted(self.nested), "taken": self.taken,
             "orders_shown": self.row_orders.dump(), **self.sums.dump(),
             "forms": self.forms.dump(), "merges": self.merges, "resumes": self.habits.resumes, "code": self.code,
             "written": self.written.dump(), "roundings": self.roundings.dump(),
-            "side_rows": self.written.side_rows.dump(),
+            "side_rows": self.written.side_rows.dump(), "compared": self.compared.dump(),
         }  # fmt: skip
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -383,7 +383,8 @@ class Learning:
         self.shapes = {shape: Effect.load(effect) for shape, effect in state.get("shapes", {}).items()}
         self.scales, self.possible_scales = set(state["scales"]), set(state["possible_scales"])
         self.reads = {name: Space(*space) for name, space in state["reads"].items()}
-        self.agrees, self.limits = state["agrees"], state["limits"]
+        self.limits = state["limits"]
+        self.compared = Compared(state.get("compared"), agrees=state["agrees"])
         self.nested, self.taken = set(state["nested"]), state["taken"]
         self.row_orders.load(state.get("orders_shown", {}))
         self.forms.load(state.get("forms", {}))
@@ -407,7 +408,7 @@ class Learning:
         Each kind of call is learned from a few times more, in case this database is another after all.
         """
         self.load(state)
-        self.taken, self.agrees = {}, {}
+        self.taken, self.compared.agrees = {}, {}
         for effect in (*self.effects.values(), *self.shapes.values()):
             effect.count = min(effect.count, 1)
 

@@ -252,7 +252,7 @@ class LocalView:
     def _begun_last(self, since: datetime, asked: Mapping[str, Any]) -> int | None:
         for id_ in sorted(self.sessions, reverse=True):
             row = self.sessions[id_]
-            if row.get("foreign") and asked and question("get_last_session_id", asked) in self.learning.agrees:
+            if row.get("foreign") and asked and question("get_last_session_id", asked) in self.learning.compared.agrees:
                 # The manager, asked for this program's own, did not name it.
                 continue
             if any(row[name] not in (None, value) for name, value in asked.items()):
@@ -385,7 +385,7 @@ class LocalView:
 
     def _require_agreement(self, read: str, asked: Iterable[str] = ()) -> None:
         general = question(read, {ENDED}.intersection(asked))
-        agrees = self.learning.agrees.get(question(read, asked), self.learning.agrees.get(general))
+        agrees = self.learning.compared.agrees.get(question(read, asked), self.learning.compared.agrees.get(general))
         if not agrees:
             never = agrees is None
             raise UnknownLocally(

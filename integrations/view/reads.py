@@ -138,9 +138,8 @@ class Reads:
         now: datetime,
     ) -> Any:
         """What the manager's method `name` would return.  Raises `UnknownLocally`."""
-        read = self.local(name)
-        assert read is not None
-        local, call = LOCAL_READS[read.standard], _standard_call(read, signature, args, kwargs)
+        read, call = self._called(name, signature, args, kwargs)
+        local = LOCAL_READS[read.standard]
         for argument, value in call.items():
             if argument not in local.takes:
                 raise UnknownLocally(
@@ -148,6 +147,24 @@ class Reads:
                     hint=f"the local view knows {', '.join(local.takes) or 'no argument'}; others are named by args=",
                 )
         return local.answer(view, call, current, now)
+
+    def session(
+        self,
+        name: str,
+        signature: inspect.Signature,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        current: int | None,
+    ) -> int | None:
+        """The session that such a call asks about."""
+        return _session(self._called(name, signature, args, kwargs)[1], current)
+
+    def _called(
+        self, name: str, signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[ManagerRead, Call]:
+        read = self.local(name)
+        assert read is not None
+        return read, _standard_call(read, signature, args, kwargs)
 
 
 def about_sessions(named: Mapping[str, Any]) -> dict[str, Call]:

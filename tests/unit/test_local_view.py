@@ -62,7 +62,7 @@ def view() -> LocalView:
     tables = tables_of([{"id": 5, "side": "LONG", "size": 0.5, "orders": []}], [{"id": 9, "client_order_id": "o"}])
     view.observe_session(1, 100.0, tables, active=True)
     view.learning.possible_scales = {8}
-    view.learning.agrees = {"get_active_session_id": True, "get_last_session_id": True}
+    view.learning.compared.agrees = {"get_active_session_id": True, "get_last_session_id": True}
     return view
 
 
@@ -234,7 +234,7 @@ def test_a_balance_without_a_session_belongs_to_none(view: LocalView) -> None:
 
 def test_the_last_session_is_looked_for_by_age_strategy_and_symbol() -> None:
     view = LocalView()
-    view.learning.agrees = dict.fromkeys(
+    view.learning.compared.agrees = dict.fromkeys(
         ("get_active_session_id", "get_last_session_id", "get_last_session_id(ended)"), True
     )
     did(view, "create_trading_session", session=1, id_=1, strategy_name="s", symbol="IBM")
@@ -253,7 +253,7 @@ def test_the_last_session_is_looked_for_by_age_strategy_and_symbol() -> None:
 def test_last_session_is_answered_as_seen_of_active_and_of_ended(of: str) -> None:
     """A manager may answer the last one that has ended, or that has not."""
     view = LocalView()
-    view.learning.agrees = {of: True}
+    view.learning.compared.agrees = {of: True}
     did(view, "create_trading_session", session=1, id_=1)
     if of.endswith(")"):
         with pytest.raises(UnknownLocally, match="never asked"):
@@ -276,18 +276,18 @@ def test_question_for_own_sessions_leaves_out_other_programs() -> None:
     view = LocalView()
     did(view, "create_trading_session", session=1, id_=1, strategy_name="s", symbol="IBM")
     view.observe_session(2, 100.0, tables_of([], []), active=True, foreign=True)
-    view.learning.agrees = {"get_last_session_id": False, "get_last_session_id(strategy_name, symbol)": True}
+    view.learning.compared.agrees = {"get_last_session_id": False, "get_last_session_id(strategy_name, symbol)": True}
     assert view.last_session_id(AT, 24, "s", "IBM") == 1
     for asked in ({}, {"strategy_name": "s"}):
         with pytest.raises(UnknownLocally, match="get_last_session_id|of session 2"):
             view.last_session_id(AT, 24, **asked)
-    view.learning.agrees = {"get_last_session_id": True}
+    view.learning.compared.agrees = {"get_last_session_id": True}
     with pytest.raises(UnknownLocally, match="of session 2 are not known"):
         view.last_session_id(AT, 24, "s", "IBM")
 
 
 def test_a_read_that_postgresql_answered_otherwise_is_not_answered(view: LocalView) -> None:
-    view.learning.agrees["get_active_session_id"] = False
+    view.learning.compared.agrees["get_active_session_id"] = False
     with pytest.raises(UnknownLocally, match="get_active_session_id"):
         view.active_session_id()
 

@@ -83,7 +83,7 @@ def test_file_serves_where_the_relay_is_in_another_process(
             session_id = manager.create_trading_session("s", "IBM", "1d", "paper", Decimal(1000))
             assert relay.drain(timeout=LONG)
             until(lambda: session_id in manager._durable.adapter.view.sessions)
-            until(lambda: manager._durable.adapter.view.learning.agrees)
+            until(lambda: manager._durable.adapter.view.learning.compared.agrees)
             own_postgres.kill()
             assert manager.get_active_session_id() == session_id
             kept = manager.log_position("IBM", "long", Decimal(100), Decimal("0.1"), "s", "o", quantity=Decimal(2))
