@@ -6,6 +6,7 @@ caller reads afterwards is new.  A durable call is delivered in another session,
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -29,9 +30,11 @@ from .guard import Guard
 
 _log = Log("outbox.integrations")
 
-# Keys in a session's `info`: its connection, and that calls were recorded since its transaction began.
+# Keys in a session's `info`: its connection, that calls were recorded since its transaction began, and that PostgreSQL
+# failed in it.
 _CONNECTION = "outbox:connection"
 _BEHIND = "outbox:behind"
+_BROKEN = "outbox:broken"
 # Calls that take objects out of their session.
 _ENDS = frozenset({"remove", "close", "close_all", "expunge", "expunge_all"})
 _WAY = "let a declared method change the row"
@@ -75,7 +78,8 @@ class CallersSession:
         except SQLAlchemyError as exc:
             if not (is_away(exc) or isinstance(exc, PendingRollbackError)):
                 raise
-            session.rollback()
+            with suppress(SQLAlchemyError):
+                session.rollback()
             raise NotSaved(
                 f"{operation.name} was to save changed objects too, which are not durable: {first_line(exc)}",
                 hint=f"the changes are undone, and nothing is recorded; {_WAY}",
@@ -98,14 +102,17 @@ class CallersSession:
     def catch_up(self) -> None:
         """Before the manager is asked: let the caller's session read anew, if calls were recorded since."""
         session = self._session()
-        if session is not None and session.info.get(_BEHIND) and self._outage.delivers is not False:
+        if session is None:
+            return
+        behind = session.info.get(_BEHIND) and self._outage.delivers is not False
+        if behind or session.info.get(_BROKEN):
             self._renew(session)
 
     def broken(self) -> None:
         """PostgreSQL failed in a read that has another answer: the caller will not roll its session back."""
         session = self._session()
         if session is not None:
-            session.info[_BEHIND] = True
+            session.info[_BROKEN] = True
 
     def shown(self, name: str, answer: Any) -> Any:
         """The objects that read `name` shows without PostgreSQL, in the session that the read would have left them in.
@@ -116,7 +123,10 @@ class CallersSession:
         factory = None if host.built is None else host.built.session_factory
         if not isinstance(factory, scoped_session) or _lets_go(host.manager_class, name):
             return answer
-        return taken_up(factory(), answer)
+        session = factory()
+        # What the view shows is read anew once PostgreSQL is back.
+        session.info[_BEHIND] = True
+        return taken_up(session, answer)
 
     def _session(self) -> Session | None:
         return None if self._host.built is None else left_open(self._host.built.session_factory)
@@ -126,7 +136,10 @@ class CallersSession:
         if self._has_changes(session) or session.in_nested_transaction():
             return
         session.info.pop(_BEHIND, None)
-        session.rollback()
+        session.info.pop(_BROKEN, None)
+        # On a lost connection the transaction is over all the same.
+        with suppress(SQLAlchemyError):
+            session.rollback()
         session.expire_all()
 
     def _has_changes(self, session: Session) -> bool:

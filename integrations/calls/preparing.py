@@ -31,6 +31,8 @@ from ..manager.manager_connection import engine_of
 from ..operations import BALANCES, NOTES, ManagerOperation
 from ..outage import Outage
 from ..plain_data import copied
+from ..preflight.evidence import Evidence
+from ..preflight.ways_around import works_in_a_scope
 from ..replay.balance import refuse_untold
 from ..replay.frozen_clock import making
 from ..replay.rehearsal import Rehearsal, rehearse
@@ -143,6 +145,10 @@ class Preparing:
 
     def _rehearse(self, operation: ManagerOperation, bound: Mapping[str, Any], session: int | None) -> Rehearsal:
         """Try a call on a copy of the manager, which may refuse it, up to its first contact with the database."""
+        cls = self._host.manager_class
+        if self._host.built is None and cls is not None and works_in_a_scope(operation.name, Evidence(cls)):
+            # Its constructor has not run to its end, so it is not known whether the scope is the manager's.
+            return Rehearsal.skipped()
         try:
             replica = self._host.replica(session_id=session, doubles=True)
             self._host.show_patches(replica, (operation.name,))

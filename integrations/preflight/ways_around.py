@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
 
+from sqlalchemy.orm import scoped_session
+
 from ...attributes import attributes
 from ..code.class_code import ClassCode, always
 from ..code.method_code import Call, Facts, dotted, facts_of, globals_in, layers, meaning, names_in
@@ -76,7 +78,7 @@ def _opened(function: Any, evidence: Evidence) -> Iterator[tuple[str, bool, bool
             if imported.partition(".")[0] in held.DRIVERS and imported.endswith(".connect"):
                 yield f"{imported}()", call.certain, True
                 continue
-            yield from _by_globals(function, call.name, parts, call.certain)
+            yield from _by_globals(function, call.name, parts, call.certain, evidence)
 
 
 def _back(call: Call, evidence: Evidence) -> str | None:
@@ -136,13 +138,61 @@ def _written_out(node: ast.AST, function: Any) -> str:
     return name.replace(f"{facts.myself}.", "self.", 1) if name.startswith(f"{facts.myself}.") else name
 
 
-def _by_globals(function: Any, name: str, parts: list[str], certain: bool) -> Iterator[tuple[str, bool, bool]]:
+def _scope_of(value: Any) -> Any:
+    """The scoped_session that a value is, or of which `query_property()` has made it; None for anything else."""
+    if isinstance(value, scoped_session):
+        return value
+    if type(value).__module__ != scoped_session.__module__:
+        return None
+    cells = getattr(getattr(type(value), "__get__", None), "__closure__", None) or ()
+    return next((one.cell_contents for one in cells if isinstance(one.cell_contents, scoped_session)), None)
+
+
+def _is_shared(scope: Any, evidence: Evidence) -> bool | None:
+    """Whether a scoped_session is the manager's own, which others hold too; None where only the class is known."""
+    if scope is None:
+        return False
+    if evidence.manager is not None:
+        return getattr(evidence.manager, "session_factory", None) is scope
+    for _, function in evidence.code.everything():
+        for node in (node for statement in facts_of(function).body for node in ast.walk(statement)):
+            targets = node.targets if isinstance(node, ast.Assign) else ()
+            if any(dotted(one).endswith(".session_factory") for one in targets):
+                return _is_same(function, node.value, scope)  # type: ignore[attr-defined]
+    return None
+
+
+def works_in_a_scope(name: str, evidence: Evidence) -> bool:
+    """Whether a method uses a scoped_session that is held elsewhere than by the manager, such as `Trade.session`."""
+    for function, _ in evidence.code.reached(name):
+        for call in facts_of(function).calls:
+            parts = call.name.split(".")
+            if any(_scope_of(meaning(function, ".".join(parts[:end]))) is not None for end in range(len(parts), 0, -1)):
+                return True
+    return False
+
+
+def _is_same(function: Any, value: ast.expr, scope: Any) -> bool | None:
+    """Whether an expression in a function is this scoped_session; None where that is not known."""
+    if isinstance(value, ast.Call):
+        return False if dotted(value.func).rpartition(".")[2] == "sessionmaker" else None
+    known = meaning(function, dotted(value))
+    return None if known is None else known is scope
+
+
+def _by_globals(
+    function: Any, name: str, parts: list[str], certain: bool, evidence: Evidence
+) -> Iterator[tuple[str, bool, bool]]:
     for end in range(len(parts), 0, -1):
         found = meaning(function, ".".join(parts[:end]))
         if found is None:
             continue
         kind = held.kind_of(found)
-        if kind == held.ENGINE:
+        scope = _scope_of(found)
+        if scope is not None:
+            if _is_shared(scope, evidence) is False:
+                yield f"{name}()", certain, False
+        elif kind == held.ENGINE:
             if parts[-1] in _OPENING:
                 yield f"{name}()", certain, False
         elif kind is not None:
@@ -151,7 +201,8 @@ def _by_globals(function: Any, name: str, parts: list[str], certain: bool) -> It
             yield f"{name}()", certain, True
         elif isinstance(found, FunctionType):
             inner = [meaning(layer, used) for layer in layers(found) for used in globals_in(layer)]
-            if any(held.kind_of(one) in _FACTORY_KINDS for one in inner):
+            others = [one for one in inner if not _is_shared(_scope_of(one), evidence)]
+            if any(held.kind_of(one) in _FACTORY_KINDS for one in others):
                 yield f"{name}()", certain, False
         return
 

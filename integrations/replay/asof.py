@@ -61,8 +61,11 @@ class AsOf:
         # The columns that are GENERATED ALWAYS of which ids were given, by table.
         self._given_always: dict[str, str] = {}
         # The id that the caller has, until a row has it; a rollback gives it back.  That of a session that was there
-        # already is for no new row, and one that the caller has made is among the arguments.
-        self.id_left = None if {"resumes", "given"} & notes.keys() else notes.get("id")
+        # already is for no new row.
+        self.id_left = None if "resumes" in notes else notes.get("id")
+        if "given" in notes:
+            # The caller has made it, and it is among the arguments.
+            self.id_left = None
         # Whether a method that makes its UUIDs itself has got it.
         self._handed_over = False
         self._times = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from decimal import Decimal
 from enum import Enum
@@ -27,6 +27,7 @@ from ..view.reads import MISSING
 from ..view.seen import Seen
 from .asof import AsOf
 from .replay_session import Watch, adapt_statements, work_on
+from .shared_scope import everywhere
 
 _FLOAT_SUM = "note:float:new_balance"
 # Sums that differ by less than this share are taken for one, where the manager cannot be asked which it yields.
@@ -232,6 +233,7 @@ class RolledBack:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._as_of: AsOf | None = None
+        self._everywhere = ExitStack()
         adapt_statements(connection, lambda: self._as_of)
 
     def sets(self, replica: Any, as_of: AsOf | None = None) -> Any:
@@ -240,7 +242,13 @@ class RolledBack:
         if as_of is not None:
             as_of.follow(self._connection)
         work_on(self._connection, replica, Watch(as_of))
+        self.ends()
+        self._everywhere.enter_context(everywhere(replica.session_factory))
         return replica
+
+    def ends(self) -> None:
+        """No copy works in it any more."""
+        self._everywhere.close()
 
     def before_each(self, look: Callable[[Any, str], None]) -> None:
         """From now on call `look(driver's connection, statement)` before each statement; it may raise."""
@@ -262,9 +270,11 @@ def rolled_back(manager: Any) -> Iterator[RolledBack]:
         transaction = connection.begin()
         driver_connection(connection.connection.dbapi_connection)
         connection.exec_driver_sql(WAIT_BRIEFLY)
+        made = RolledBack(connection)
         try:
-            yield RolledBack(connection)
+            yield made
         finally:
+            made.ends()
             transaction.rollback()
 
 

@@ -38,6 +38,7 @@ from .looks import Look, Looks
 from .no_ops import applied
 from .replay_session import Watch
 from .scales import DatabaseScales, scales_of
+from .shared_scope import everywhere
 from .side_ids import SideIds
 
 _log = Log("outbox.integrations")
@@ -226,7 +227,8 @@ class Lesson:
             reader = KeptState(replica_of(self._replica)).replica
             reader.session_factory = sessions.apart(reader.session_factory, {"watch": self._watch.apart()})
             try:
-                return Look(self._reads.asking(reader), session, self._forms, more)
+                with everywhere(reader.session_factory):
+                    return Look(self._reads.asking(reader), session, self._forms, more)
             finally:
                 sessions.end_scope(reader.session_factory)
                 savepoint.rollback()

@@ -26,6 +26,7 @@ from ..manager.manager_connection import engine_held
 from ..sql_text import is_setting
 from ..state.kept_state import Changes, KeptState
 from . import sessions
+from .shared_scope import everywhere
 
 # Binds where the engine is not known: its JSON functions may take anything.
 _ANY_JSON = psycopg2_dialect(json_serializer=repr)  # type: ignore[no-untyped-call]
@@ -115,13 +116,14 @@ def rehearse(
         info={"rehearsal": rehearsal, "dialect": _dialect_of(replica)},
     )
     try:
-        result = invoke(getattr(replica, method), call)
-        if context:
-            with result:
-                rehearsal.reach()
-        else:
-            _send_left(replica.session_factory)
-            rehearsal.answer = result
+        with everywhere(replica.session_factory):
+            result = invoke(getattr(replica, method), call)
+            if context:
+                with result:
+                    rehearsal.reach()
+            else:
+                _send_left(replica.session_factory)
+                rehearsal.answer = result
     except Reached:
         rehearsal.reach()
     except Exception as exc:  # noqa: BLE001 - it is the manager's answer, and given to the caller

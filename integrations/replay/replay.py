@@ -44,6 +44,7 @@ from .divergence import Divergences
 from .frozen_clock import FrozenClock, frozen
 from .no_ops import applied, declined, is_refusal
 from .replay_session import Watch, work_on
+from .shared_scope import everywhere
 from .side_ids import SideIds
 from .told_answers import id_in
 from .upgrades import misconfigured, must_fit, upgraded
@@ -192,10 +193,11 @@ class Replayer:
             ):
                 if in_real_time:
                     clock.thaw()
-                try:
-                    value, call = self._call(operation, replica, entry, as_of, clock)
-                finally:
-                    sessions.end_scope(replica.session_factory)
+                with everywhere(replica.session_factory):
+                    try:
+                        value, call = self._call(operation, replica, entry, as_of, clock)
+                    finally:
+                        sessions.end_scope(replica.session_factory)
         except Exception as exc:  # noqa: BLE001 - whatever the manager raises is judged there
             if not (in_real_time or kept.in_contact or watch.misfit or isinstance(exc, OutboxError)):
                 # The rehearsal came further: an object that later calls have used, too, refuses to go back in time.

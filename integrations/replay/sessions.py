@@ -8,6 +8,8 @@ from typing import Any
 
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from .shared_scope import scope_like
+
 # Events whose listeners of ours must run last.
 _ORDERED = ("before_flush", "after_flush", "after_commit")
 
@@ -30,7 +32,7 @@ def factory_like(
     # `copy.copy` takes longer than the rest.
     made: Any = object.__new__(type(known))
     vars(made).update(vars(known), kw={**known.kw, **given, **options, "info": info})
-    return scoped_session(made) if isinstance(original, scoped_session) else made
+    return scope_like(original, made) if isinstance(original, scoped_session) else made
 
 
 @lru_cache(maxsize=64)
@@ -60,7 +62,7 @@ def apart(factory: Any, info: dict[str, Any]) -> Any:
     """A factory of sessions as those of `factory`, but not the same ones, with another `info`."""
     maker = maker_of(factory)
     made = sessionmaker(class_=maker.class_, **{**maker.kw, "info": info})
-    return scoped_session(made) if isinstance(factory, scoped_session) else made
+    return scope_like(factory, made) if isinstance(factory, scoped_session) else made
 
 
 def left_open(factory: Any) -> Session | None:

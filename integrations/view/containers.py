@@ -45,7 +45,10 @@ def taken_apart(value: Any) -> tuple[Container, dict[str, Any]]:
     state = _state_of(value)
     if state is not None:
         return ["mapped", class_name(cls)], {
-            key: _plain(value) for key, value in state.dict.items() if key in state.mapper.attrs
+            key: _plain(value)
+            for key, value in state.dict.items()
+            # Another row, such as the parent of this one, is loaded where it is asked for.
+            if key in state.mapper.attrs and not (key in state.mapper.relationships and _state_of(value) is not None)
         }
     if dataclasses.is_dataclass(value):
         return ["object", class_name(cls)], {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import scoped_session, sessionmaker
+from sqlalchemy.orm import Mapped, mapped_column, scoped_session, sessionmaker
 
-from outbox.errors import OutboxError
+from outbox.errors import ConfigError, OutboxError
 from outbox.integrations.calls.callers_session import NotSaved
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation, ManagerRead
 from outbox.integrations.roles import Position
 from outbox.testing import PostgresServer
 
-from .small import Balance, Scene, SmallManager, Trade, scene
+from .small import Balance, Base, Scene, SmallManager, Trade, scene
 from .small import Session as TradingSession
 
 
@@ -101,9 +102,11 @@ OPERATIONS = (
 
 
 @contextmanager
-def scoped(url: str, directory: Path, manager_class: Any = Scoped, **settings: Any) -> Iterator[Scene]:
+def scoped(
+    url: str, directory: Path, manager_class: Any = Scoped, *, operations: Any = None, **settings: Any
+) -> Iterator[Scene]:
     """A scene whose thread lets go of its session at the end."""
-    with scene(url, directory, manager_class, OPERATIONS, **settings) as made:
+    with scene(url, directory, manager_class, operations or OPERATIONS, **settings) as made:
         try:
             yield made
         finally:
@@ -215,7 +218,139 @@ def test_changed_object_of_the_view_is_not_lost(
             made.manager.open_trades()[1].note = "the engine's"
             with pytest.raises((OutboxError, SQLAlchemyError)):
                 made.manager.commit()
+            made.manager.session_factory.rollback()
         finally:
             postgres_server.start()
         assert made.drain()
         assert made.manager.notes() == ["first", "second", "third"]
+
+
+class OfModels(Base):
+    """Its mapped class carries the manager's session, and its methods use that."""
+
+    __tablename__ = "carried"
+    session: ClassVar[Any] = None
+    query: ClassVar[Any] = None
+    id: Mapped[int] = mapped_column(primary_key=True)
+    note: Mapped[str]
+
+    @classmethod
+    def notes(cls) -> list[str]:
+        return list(cls.session.scalars(select(cls.note).order_by(cls.id)))
+
+    @staticmethod
+    def commit() -> None:
+        OfModels.session.commit()
+
+
+class Carrying(Scoped):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        OfModels.session = self.session_factory
+        OfModels.query = self.session_factory.query_property()
+
+    def record(self, note: str) -> int:
+        if not note:
+            raise ValueError("a note is needed")
+        made = OfModels(note=note)
+        OfModels.session.add(made)
+        OfModels.commit()
+        return made.id
+
+    def change(self, record_id: int, note: str) -> bool:
+        found = OfModels.query.filter_by(id=record_id).first()
+        if found is None:
+            return False
+        found.note = note
+        OfModels.commit()
+        return True
+
+    def recorded(self) -> list[str]:
+        return OfModels.notes()
+
+
+@pytest.mark.parametrize("write_behind", [False, True])
+def test_session_that_mapped_classes_carry_is_replayed(
+    write_behind: bool, postgres_server: PostgresServer, postgres_url: str, outbox_dir: Path
+) -> None:
+    operations = (*OPERATIONS, ManagerOperation("record", creates="carried"), ManagerOperation("change"))
+    with scoped(postgres_url, outbox_dir, Carrying, operations=operations, write_behind=write_behind) as made:
+        made.relay.start()
+        first = made.manager.record("first")
+        assert made.manager.change(first, "changed")
+        assert made.manager.recorded() == ["changed"]
+        with pytest.raises(ValueError, match="needed"):
+            made.manager.record("")
+        postgres_server.kill()
+        try:
+            second = made.manager.record("second")
+            made.manager.change(second, "changed, too")
+        finally:
+            postgres_server.start()
+        assert made.drain()
+        assert made.rows("SELECT id, note FROM carried ORDER BY id") == [(first, "changed"), (second, "changed, too")]
+        assert made.manager.recorded() == ["changed", "changed, too"]
+        assert made.box.status().alarms == {}
+
+
+def test_another_scoped_session_of_mapped_classes_is_refused(postgres_url: str, outbox_dir: Path) -> None:
+    class Other(Carrying):
+        def __init__(self, url: str) -> None:
+            super().__init__(url)
+            OfModels.session = scoped_session(sessionmaker(bind=self.engine))
+
+    operations = (ManagerOperation("record", creates="carried"),)
+    with (
+        pytest.raises(ConfigError, match=r"record: it opens a connection of its own \(OfModels.session.add"),
+        scoped(postgres_url, outbox_dir, Other, operations=operations),
+    ):
+        """It is not wired."""
+
+
+def test_carried_session_is_replayed_after_a_start_in_an_outage(
+    postgres_server: PostgresServer, postgres_url: str, outbox_dir: Path
+) -> None:
+    """The constructor has given the classes a session, and has then failed."""
+
+    class Early(Carrying):
+        def __init__(self, url: str) -> None:
+            engine = create_engine("postgresql+psycopg2://" + url.partition("://")[2])
+            self.session_factory = OfModels.session = scoped_session(sessionmaker(bind=engine))
+            OfModels.query = self.session_factory.query_property()
+            with engine.connect():
+                super().__init__(url)
+
+    operations = (*OPERATIONS, ManagerOperation("record", creates="carried"), ManagerOperation("change"))
+    with scoped(postgres_url, outbox_dir, Early, operations=operations) as made:
+        made.relay.start()
+        first = made.manager.record("first")
+    postgres_server.kill()
+    try:
+        later = scoped(postgres_url, outbox_dir, lambda url: partial(Early, url), operations=operations)
+        made = later.__enter__()
+        made.relay.start()
+        second = made.manager.record("second")
+        assert made.manager.change(second, "changed")
+    finally:
+        postgres_server.start()
+    with closing(ExitStack()) as stack:
+        stack.push(later)
+        assert made.drain()
+        assert made.rows("SELECT id, note FROM carried ORDER BY id") == [(first, "first"), (second, "changed")]
+        assert made.manager.recorded() == ["first", "changed"]
+        assert not made.box.status().alarms
+
+
+def test_kept_answer_serves_in_a_session_that_an_outage_broke(
+    postgres_server: PostgresServer, postgres_url: str, outbox_dir: Path
+) -> None:
+    operations = (*OPERATIONS, ManagerRead("notes", keep_last=True))
+    with scoped(postgres_url, outbox_dir, operations=operations) as made:
+        made.relay.start()
+        made.manager.log_trade("IBM", "first")
+        assert made.manager.notes() == ["first"]
+        postgres_server.kill()
+        try:
+            assert [made.manager.notes() for _ in range(3)] == [["first"]] * 3
+        finally:
+            postgres_server.start()
