@@ -88,10 +88,6 @@ class Rehearsal:
         """Whether the manager has the values with which the call began, of what the call changed and of `names`."""
         return self.changes.still_fit(manager) and (self._kept is None or self._kept.began_with(manager, names))
 
-    def shared_changes(self) -> list[str]:
-        """What the call changed inside objects that the copy shares with the manager."""
-        return [] if self._kept is None else self._kept.shared_changes()
-
     def _look(self) -> None:
         if self._kept is not None:
             self.changes = self._kept.changes()
