@@ -27,7 +27,7 @@ from outbox.testing import PostgresServer
 from outbox.words import counted, entries
 
 from .common import Interrupted, in_one_sentence, settled
-from .demo_view import Figures, View
+from .demo_view import DemoFigures, View
 
 _LOOK_S = 0.25
 # The demo gives up when nothing has moved for so long: no bar, no delivery.
@@ -277,7 +277,7 @@ class Demo:
 
     def _show(self, status: OutboxStatus | None) -> None:
         alive = self._engine is not None and self._engine.poll() is None
-        self._view.figures(Figures(self._bar(), self._plan.total, status, alive, self._postgres.is_running))
+        self._view.figures(DemoFigures(self._bar(), self._plan.total, status, alive, self._postgres.is_running))
 
     def _drain(self) -> None:
         url = self._postgres.url()

@@ -16,7 +16,7 @@ from rich.text import Text
 from outbox import OutboxStatus
 
 from .common import settled
-from .pace import Pace
+from .pace import DrainPace
 from .screen import screen
 
 _PLAIN_EVERY_S = 2.0
@@ -26,7 +26,7 @@ _GOOD, _BAD, _BUSY = "green", "bold white on red", "yellow"
 
 
 @dataclass(frozen=True)
-class Figures:
+class DemoFigures:
     """How things stand: bars of the price series, and what is up."""
 
     bar: int
@@ -52,7 +52,7 @@ class View:
         self._live = None if self._console is None else Live(console=self._console, refresh_per_second=8)
         self._began_s = time.monotonic()
         self._plain_at_s = 0.0
-        self._pace = Pace()
+        self._pace = DrainPace()
         self._most_pending = 1
 
     def __enter__(self) -> View:
@@ -74,7 +74,7 @@ class View:
         line.add_row(Text(at, style="dim"), Text(text, style={None: "", True: _GOOD, False: "red"}[good]))
         self._console.print(line)
 
-    def figures(self, now: Figures) -> None:
+    def figures(self, now: DemoFigures) -> None:
         """Show how things stand."""
         at_s = time.monotonic()
         if now.status is not None:
@@ -86,14 +86,14 @@ class View:
             self._plain_at_s = at_s + _PLAIN_EVERY_S
             click.echo(f"{at_s - self._began_s:5.1f} s    {self._line(now)}")
 
-    def _line(self, now: Figures) -> str:
+    def _line(self, now: DemoFigures) -> str:
         speed = f"   {self._doing(now)}" if self._drains(now) else ""
         return (
             f"bar {now.bar}/{now.bars}   engine {_up(now.engine)}   PostgreSQL {_up(now.postgres)}   "
             f"pending {now.pending}   applied {now.applied}{speed}"
         )
 
-    def _panel(self, now: Figures) -> RenderableType:
+    def _panel(self, now: DemoFigures) -> RenderableType:
         filling = "red" if not now.postgres else _BUSY
         bars = Table.grid(padding=(0, 1), expand=True)
         bars.add_column(no_wrap=True)
@@ -109,7 +109,7 @@ class View:
             whole.add_row(row)
         return Panel(whole, title="lmdb-outbox")
 
-    def _doing(self, now: Figures) -> str:
+    def _doing(self, now: DemoFigures) -> str:
         if not now.postgres:
             return "writes wait on disk, trading goes on" if now.engine else "writes wait on disk"
         if self._drains(now):
@@ -117,7 +117,7 @@ class View:
             return f"draining {speed}" if speed else "draining"
         return "delivering as it trades" if now.engine else "everything is delivered"
 
-    def _drains(self, now: Figures) -> bool:
+    def _drains(self, now: DemoFigures) -> bool:
         return now.postgres and now.pending > _BACKLOG
 
 

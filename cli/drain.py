@@ -30,7 +30,7 @@ from .common import (
     without_password,
 )
 from .declared import check_operations, required_operations
-from .pace import Pace
+from .pace import DrainPace
 from .screen import screen
 
 _LOOK_S = 0.2
@@ -161,7 +161,7 @@ class _Progress:
         """`since`: when an error began that an earlier relay has left behind, and that is not shown."""
         self._total, self._left_behind = total, since
         self._said: set[str] = set()
-        self._pace = Pace()
+        self._pace = DrainPace()
         self._plain_at = time.monotonic() + _PLAIN_EVERY_S
         console = screen(err=True) if total else None
         self._bar: Progress | None = None

@@ -10,7 +10,7 @@ _WINDOW_S = 3.0
 _SHORTEST_S = 0.4
 
 
-class Pace:
+class DrainPace:
     """Gets the backlog repeatedly, and gives the speed of the last seconds.  Not thread-safe."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from .common import redacted, say, without_password
 from .history import History
 from .screen import screen
 from .status import show
-from .watch_view import Look, WatchView
+from .watch_view import WatchLook, WatchView
 
 # A terminal that was resized is drawn anew after so many seconds.
 _RESIZED_S = 0.5
@@ -44,7 +44,7 @@ def watch(
     None where the last look could not read it.  Raises what the first look raises.
     """
     clock, wait = clock or SystemClock(), wait or Event().wait
-    last, history = Look.seen(look(), clock.now()), History(interval_s)
+    last, history = WatchLook.seen(look(), clock.now()), History(interval_s)
     history.look(clock.monotonic(), last.found)
     terminal = None if as_json else screen()
     shown = _Json(wait) if as_json else _Blocks(wait) if terminal is None else _InPlace(terminal, history, wait)
@@ -55,11 +55,11 @@ def watch(
             due_s = max(due_s + interval_s, clock.monotonic())
             shown.wait(due_s - clock.monotonic())
             try:
-                last = Look.seen(look(), clock.now())
+                last = WatchLook.seen(look(), clock.now())
                 history.look(clock.monotonic(), last.found)
             except (OutboxError, OSError) as exc:
                 # A vacuum is at work, or the store was moved away: the next look may find it again.
-                last = Look(last.found, last.found_at, clock.now(), without_password(str(exc)))
+                last = WatchLook(last.found, last.found_at, clock.now(), without_password(str(exc)))
     if terminal is not None:
         # The terminal shows again what it showed before: the exit code's reason stays.
         _Blocks(wait).show(last)
@@ -75,7 +75,7 @@ class _Blocks:
     def shown(self) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def show(self, look: Look) -> None:
+    def show(self, look: WatchLook) -> None:
         click.echo(f"{look.at:%Y-%m-%d %H:%M:%S} UTC")
         if look.unreadable is None:
             show(look.found)
@@ -87,7 +87,7 @@ class _Blocks:
 class _Json(_Blocks):
     """For programs: one JSON object a line, only of what could be read; the rest goes to stderr."""
 
-    def show(self, look: Look) -> None:
+    def show(self, look: WatchLook) -> None:
         if look.unreadable is None:
             click.echo(json.dumps(redacted(look.found.as_dict())))
         else:
@@ -106,7 +106,7 @@ class _InPlace(_Blocks):
     def shown(self) -> AbstractContextManager[object]:
         return self._live
 
-    def show(self, look: Look) -> None:
+    def show(self, look: WatchLook) -> None:
         self._live.update(WatchView(look, self._history), refresh=True)
 
     def _wait_and_redraw(self, seconds: float) -> None:

@@ -24,7 +24,7 @@ _BREAKER_STYLES = {"closed": "green", "half-open": "yellow", "open": "red"}
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class WatchLook:
     """The newest status that could be read, when that was, and why the last look found none, or None."""
 
     found: OutboxStatus
@@ -33,7 +33,7 @@ class Look:
     unreadable: str | None = None
 
     @classmethod
-    def seen(cls, found: OutboxStatus, at: datetime) -> Look:
+    def seen(cls, found: OutboxStatus, at: datetime) -> WatchLook:
         """One that has read `found`."""
         return cls(found, at, at)
 
@@ -41,7 +41,7 @@ class Look:
 class WatchView:
     """One look.  Drawn for the width that the terminal has when it is drawn."""
 
-    def __init__(self, look: Look, history: History) -> None:
+    def __init__(self, look: WatchLook, history: History) -> None:
         self._look, self._found, self._history = look, look.found, history
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

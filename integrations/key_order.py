@@ -10,13 +10,13 @@ from ..records import fields_of, has_fields, made_of
 from .plain_data import PLAIN
 
 # The keys of a dict, empty where they are sorted, and the orders of what is inside, by position as text.
-Order = list[Any]
+KeyOrder = list[Any]
 # By `id()`: the value, so that its id stays its own, and its order.
-_Known = dict[int, tuple[Any, Order | None]]
+_Known = dict[int, tuple[Any, KeyOrder | None]]
 _COLLECTIONS = (dict, list, tuple)
 
 
-def key_order(value: Any, known: _Known | None = None) -> Order | None:
+def key_order(value: Any, known: _Known | None = None) -> KeyOrder | None:
     """The order of the keys in a value, at any depth; None where sorted keys are in order.
 
     `known`: the orders of what was looked at before, since objects may hold each other.
@@ -30,7 +30,7 @@ def key_order(value: Any, known: _Known | None = None) -> Order | None:
     return known[id(value)][1]
 
 
-def _order_in(value: Any, known: _Known) -> Order | None:
+def _order_in(value: Any, known: _Known) -> KeyOrder | None:
     keys: list[Any] = []
     given = fields_of(value) if type(value) not in _COLLECTIONS and has_fields(type(value)) else value
     if isinstance(given, dict):
@@ -44,7 +44,7 @@ def _order_in(value: Any, known: _Known) -> Order | None:
     return [keys, found] if keys or found else None
 
 
-def in_key_order(value: Any, order: Order | None) -> Any:
+def in_key_order(value: Any, order: KeyOrder | None) -> Any:
     """A value with its keys in the order that `key_order` found; what does not fit is left as it is."""
     if order is None:
         return value

@@ -47,7 +47,7 @@ class Expression:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class AttributeChange:
     """`self.ATTRIBUTE += expression`, or `-=`, or `=`; None for an expression that cannot be computed apart."""
 
     attribute: str
@@ -91,7 +91,7 @@ class Branch:
     """`if test: ... else: ...`; None for a test that cannot be computed apart."""
 
     test: Expression | Entered | None
-    ways: tuple[Block, Block]
+    ways: tuple[CodeBlock, CodeBlock]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +99,21 @@ class Inner:
     """A call of another method of the manager, with the arguments that can be computed apart."""
 
     given: Mapping[str, Expression]
-    block: Block
+    block: CodeBlock
 
 
 @dataclass(frozen=True, slots=True)
 class Final:
     """`try: ... finally: ...`; the second of the ways runs however the first one ends."""
 
-    ways: tuple[Block, Block]
+    ways: tuple[CodeBlock, CodeBlock]
 
 
-Step = Change | Assign | Lose | Leave | Branch | Inner | Final
+Step = AttributeChange | Assign | Lose | Leave | Branch | Inner | Final
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class CodeBlock:
     """Steps in their order."""
 
     steps: tuple[Step, ...] = ()
@@ -128,8 +128,8 @@ class Block:
         # Names of another function are its own, and so is its end.
         ways = [block for step in self.steps if isinstance(step, Branch | Final) for block in step.ways]
         calls = [step.block for step in self.steps if isinstance(step, Inner)]
-        parts: list[Lose | Block] = [*losing, *ways]
-        attributes = {one.attribute for one in self.steps if isinstance(one, Change)}
+        parts: list[Lose | CodeBlock] = [*losing, *ways]
+        attributes = {one.attribute for one in self.steps if isinstance(one, AttributeChange)}
         attributes |= {name for one in (*parts, *calls) for name in one.attributes}
         names = {one.name for one in self.steps if isinstance(one, Assign)}
         names |= {name for one in parts for name in one.names}
@@ -144,26 +144,26 @@ class Block:
         last = self.steps[-1] if self.steps else None
         return isinstance(last, Leave) and last.refuses and not self.leaves
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self) -> Iterator[AttributeChange]:
         """Every change in it, at any depth."""
         for step in self.steps:
-            if isinstance(step, Change):
+            if isinstance(step, AttributeChange):
                 yield step
             inside = (step.block,) if isinstance(step, Inner) else getattr(step, "ways", ())
             for block in inside:
                 yield from block.changes()
 
 
-def block_of(code: ClassCode, name: str) -> Block:
+def block_of(code: ClassCode, name: str) -> CodeBlock:
     """What a method does to attributes; an empty block where its code cannot be read."""
     chain = layers(inspect.getattr_static(code.cls, name, None))
     if not chain or not all(facts_of(one).read for one in chain) or not all(map(hands_on, chain[:-1])):
-        return Block()
+        return CodeBlock()
     if inspect.getattr_static(code.cls, "__setattr__") is not object.__dict__["__setattr__"]:
-        return Block()
+        return CodeBlock()
     around = frozenset[str]().union(*(_changed_by(one, code) for one in chain[:-1]))
-    own = _Reader(code, chain[-1], (), is_refusing=True).block(facts_of(chain[-1]).body)
-    return Block((Lose(around), *own.steps))
+    own = _StepReader(code, chain[-1], (), is_refusing=True).block(facts_of(chain[-1]).body)
+    return CodeBlock((Lose(around), *own.steps))
 
 
 def parameters_of(function: FunctionType) -> list[str]:
@@ -172,7 +172,7 @@ def parameters_of(function: FunctionType) -> list[str]:
     return list(code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount])
 
 
-class _Reader:
+class _StepReader:
     """Reads one function; `outer`: those by which it is called."""
 
     def __init__(
@@ -186,9 +186,9 @@ class _Reader:
         declaring = [node for node in ast.walk(body) if isinstance(node, ast.Global | ast.Nonlocal)]
         self._shared = frozenset(name for node in declaring for name in node.names)
 
-    def block(self, body: list[ast.stmt]) -> Block:
+    def block(self, body: list[ast.stmt]) -> CodeBlock:
         """The steps of statements."""
-        return Block(tuple(step for statement in body for step in self._steps(statement)))
+        return CodeBlock(tuple(step for statement in body for step in self._steps(statement)))
 
     def _steps(self, statement: ast.stmt) -> Iterator[Step]:
         match statement:
@@ -202,11 +202,12 @@ class _Reader:
                 yield Assign(name, read) if read is not None else self._lost(value, called=bool(inner), names={name})
             case ast.Assign(targets=[ast.Attribute() as target], value=value) if self._is_stored(target):
                 yield self._lost(value)
-                yield Change(target.attr, SET, self._read(value))
+                yield AttributeChange(target.attr, SET, self._read(value))
             case ast.AugAssign(target=ast.Attribute() as target, op=op, value=value) if self._is_stored(target):
                 yield self._lost(value)
                 operator = _OPERATORS.get(type(op))
-                yield Change(target.attr, operator or SET, self._read(value, by_functions=True) if operator else None)
+                amount = self._read(value, by_functions=True) if operator else None
+                yield AttributeChange(target.attr, operator or SET, amount)
             case ast.Expr(value=value) if not _yields(statement):
                 inner = list(self._inner(value))
                 yield from inner or [self._lost(value)]
@@ -224,7 +225,7 @@ class _Reader:
                 for item in statement.items:
                     yield self._lost(item)
                 entered = Entered(tuple(tuple(path_of(one.context_expr)[1:]) for one in statement.items))
-                yield Branch(entered, (self.block(statement.body), Block((self._lost(statement),))))
+                yield Branch(entered, (self.block(statement.body), CodeBlock((self._lost(statement),))))
             case ast.Try(finalbody=last) if all(self.block(one.body).refuses for one in statement.handlers) and not any(
                 isinstance(node, ast.Return) for node in ast.walk(ast.Module(last, []))
             ):
@@ -250,7 +251,7 @@ class _Reader:
             if name not in given and type(one.default) in (bool, int, float, str, type(None))
         }
         refusing = self._is_refusing and is_answer
-        reader = _Reader(self._code, called, (*self._outer, self._function), is_refusing=refusing)
+        reader = _StepReader(self._code, called, (*self._outer, self._function), is_refusing=refusing)
         for one in (*value.args, *(one.value for one in value.keywords)):
             yield self._lost(one)
         yield Inner({name: one for name, one in read.items() if one is not None}, reader.block(facts_of(called).body))

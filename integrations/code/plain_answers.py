@@ -49,7 +49,7 @@ def plain_answer(code: ClassCode, name: str, column: str = "id") -> PlainAnswer:
         return PlainAnswer("a value", None)
     raw, hint = inspect.signature(functions[0]).return_annotation, hints_of(functions[0]).get("return", Any)
     by_hint = _by_hint(hint, shown(raw))
-    return by_hint or _Reader(code, column).by_code(functions, (name,))
+    return by_hint or _AnswerReader(code, column).by_code(functions, (name,))
 
 
 def answering(functions: list[Any]) -> Any:
@@ -84,7 +84,7 @@ def _by_hint(hint: Any, written: str) -> PlainAnswer | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _AnswerReader:
     """`column`: of the new id."""
 
     code: ClassCode

@@ -20,8 +20,9 @@ from ..code.attribute_code import (
     ANY,
     SET,
     Assign,
-    Block,
+    AttributeChange,
     Branch,
+    CodeBlock,
     Entered,
     Expression,
     Final,
@@ -30,7 +31,6 @@ from ..code.attribute_code import (
     Lose,
     block_of,
 )
-from ..code.attribute_code import Change as Step
 from ..code.class_code import ClassCode
 from ..code.entered import lets_through
 from ..manager.host import Host
@@ -131,12 +131,12 @@ def _adds_up(present: Any, amount: Any) -> bool:
 class _Method:
     """`attributes`: those that may be foreseen; `counted`: those of them that are only added to."""
 
-    block: Block
+    block: CodeBlock
     attributes: frozenset[str]
     counted: frozenset[str]
 
     @classmethod
-    def of(cls, block: Block) -> _Method:
+    def of(cls, block: CodeBlock) -> _Method:
         changes = list(block.changes())
         hidden = {one.attribute for one in changes if one.expression is None}
         names = frozenset({one.attribute for one in changes} - hidden - NOT_STATE)
@@ -163,19 +163,19 @@ class _Run:
     changed: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
 
-    def block(self, block: Block, names: dict[str, Any]) -> _Way:
+    def block(self, block: CodeBlock, names: dict[str, Any]) -> _Way:
         """Run the steps of a block; `names`: the arguments and local names of its function."""
         for at, step in enumerate(block.steps, 1):
             way = self._step(step, names)
             if way is _Way.MAY_LEAVE:
-                self._lose(Block(block.steps[at:]), names)
+                self._lose(CodeBlock(block.steps[at:]), names)
             if way is not _Way.GOES_ON:
                 return way
         return _Way.GOES_ON
 
     def _step(self, step: Any, names: dict[str, Any]) -> _Way:
         match step:
-            case Step():
+            case AttributeChange():
                 self._change(step, names)
             case Assign(name=name, expression=expression):
                 names[name] = self._value(expression, names)
@@ -198,7 +198,7 @@ class _Run:
                     return _Way.REFUSED
         return _Way.GOES_ON
 
-    def _branch(self, outcome: Any, ways: tuple[Block, Block], names: dict[str, Any]) -> _Way:
+    def _branch(self, outcome: Any, ways: tuple[CodeBlock, CodeBlock], names: dict[str, Any]) -> _Way:
         if type(outcome) in _SCALARS:
             return self.block(ways[0 if outcome else 1], names)
         # A way that refuses the call is taken for the other one.
@@ -209,7 +209,7 @@ class _Run:
             self._lose(one, names)
         return _Way.MAY_LEAVE if any(one.leaves for one in ways) else _Way.GOES_ON
 
-    def _change(self, step: Step, names: dict[str, Any]) -> None:
+    def _change(self, step: AttributeChange, names: dict[str, Any]) -> None:
         attribute, operator = step.attribute, step.operator
         value = _MISSING if step.expression is None else self._value(step.expression, names)
         self.changed.add(attribute)
@@ -228,7 +228,7 @@ class _Run:
             if _is_number(before) and _adds_up(before, value):
                 self.known[attribute] = before + value
 
-    def _lose(self, lost: Block | Lose, names: dict[str, Any]) -> None:
+    def _lose(self, lost: CodeBlock | Lose, names: dict[str, Any]) -> None:
         self.lost |= lost.attributes
         names.update(dict.fromkeys(lost.names, _MISSING))
 

@@ -79,7 +79,7 @@ _MOST = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedStatement:
     """PostgreSQL's diagnostics of a refused statement."""
 
     sqlstate: str
@@ -95,7 +95,7 @@ class Refused:
     statement: str
 
     @classmethod
-    def of(cls, error: Any) -> Refused:
+    def of(cls, error: Any) -> RefusedStatement:
         """Read it from an error of the driver that has an SQLSTATE."""
         diag, query = error.diag, getattr(error.cursor, "query", None) or b""
         return cls(
@@ -140,7 +140,7 @@ class Alterations:
         """Whether `between` would look: not for an entry that came while the relay was connected."""
         return self._before(item.seq) is not None
 
-    def between(self, cursor: Cursor, item: Record, refused: Refused, table: str | None) -> str | None:
+    def between(self, cursor: Cursor, item: Record, refused: RefusedStatement, table: str | None) -> str | None:
         """What was altered after an entry was captured and may be why it is refused, or None.
 
         Of an entry that came while the relay was connected nothing is asked: its caller may wait for the refusal.

@@ -11,7 +11,7 @@ from ..errors import EntryRejected, OutboxError, TargetMisconfigured, TargetUnav
 from ..fate import UNIQUE, OperationFault
 from ..operation import Operation
 from ..target import Unit
-from .alterations import Alterations, Refused
+from .alterations import Alterations, RefusedStatement
 from .connection import GuardedConnection, UnitFailed
 from .left_out import given_by, why_left_out
 from .rows import quote_table
@@ -56,7 +56,7 @@ class Blame:
             return EntryRejected(str(failed.error), permanent=False), operation
         return OperationFault(str(failed.error), hint=way_out) if way_out else failed.error, operation
 
-    def _way_out(self, unit: Unit, refused: Refused, operation: str | None) -> str | None:
+    def _way_out(self, unit: Unit, refused: RefusedStatement, operation: str | None) -> str | None:
         """What an operator can do where the data is not the cause, or None where it is."""
         table = self._operations[operation].table_path if operation and operation in self._operations else ()
         item = next((one for one in unit if one.operation == operation), unit[0])

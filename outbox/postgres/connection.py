@@ -25,7 +25,7 @@ from ..fate import CONFLICTS, CONTENTIONS, PRIVILEGE, STALLS, UNNAMED, Fate, Ope
 from ..log import Log
 from ..words import first_line
 from .address import Address, completed, places, rotated
-from .alterations import Refused
+from .alterations import RefusedStatement
 from .login_probe import Login, sqlstate_of_login
 from .piggyback import PiggybackConnection
 from .transaction_settings import Cursor, TransactionSettings
@@ -52,7 +52,7 @@ class UnitFailed(Exception):
         # Whether the handler may have left the connection in any state.
         self.suspect = False
         # PostgreSQL's diagnostics of it, where the database may have been altered.
-        self.refused: Refused | None = None
+        self.refused: RefusedStatement | None = None
 
 
 class GuardedConnection:
@@ -151,14 +151,14 @@ class GuardedConnection:
             return TargetUnavailable(text, stalled=stalled, too_much=too_much, conflict=conflict)
         if fate is Fate.PARKED:
             failed = UnitFailed(OperationFault(text, sqlstate=sqlstate), position, operation)
-            failed.refused = Refused.of(error) if sqlstate == PRIVILEGE else None
+            failed.refused = RefusedStatement.of(error) if sqlstate == PRIVILEGE else None
             return failed
         if isinstance(error, RetryLater):
             return UnitFailed(error, position, operation)
         holds_back = not isinstance(error, Reject) or error.holds_back
         rejected = EntryRejected(text, permanent=fate is Fate.DEAD, sqlstate=sqlstate, holds_back=holds_back)
         failed = UnitFailed(rejected, position, operation)
-        failed.refused = Refused.of(error) if sqlstate is not None else None
+        failed.refused = RefusedStatement.of(error) if sqlstate is not None else None
         return failed
 
     @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 from .. import codec
 from ..fate import INTEGRITY, OUT_OF_RANGE, UNIQUE
 from ..store.envelope import Record
-from .alterations import Refused
+from .alterations import RefusedStatement
 from .piggyback import tried
 from .receipts import text_array
 from .rows import Table, columns_of_index, quote_table
@@ -77,7 +77,7 @@ class Given:
     columns: frozenset[str]
 
 
-def given_by(refused: Refused, table: Table, records: Sequence[Record]) -> Given | None:
+def given_by(refused: RefusedStatement, table: Table, records: Sequence[Record]) -> Given | None:
     """What the refused INSERT of these entries gave, where a default may be the cause; None where that is not known.
 
     `table` is that of a table operation; without it a handler's statement is taken, if it is one INSERT that names its
@@ -94,7 +94,7 @@ def given_by(refused: Refused, table: Table, records: Sequence[Record]) -> Given
     return Given(_names(name), frozenset(_names(columns)))
 
 
-def why_left_out(cursor: Any, refused: Refused, given: Given) -> str | None:
+def why_left_out(cursor: Any, refused: RefusedStatement, given: Given) -> str | None:
     """What is to be corrected, where it is nothing that the entry gives; else None.
 
     `cursor`: of a `PiggybackConnection`.

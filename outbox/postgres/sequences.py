@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .alterations import Refused
+from .alterations import RefusedStatement
 from .piggyback import tried
 from .receipts import text_array
 
@@ -43,7 +43,7 @@ class Taken:
     number: str
 
 
-def taken_number(cursor: Any, refused: Refused) -> Taken | None:
+def taken_number(cursor: Any, refused: RefusedStatement) -> Taken | None:
     """The number that a unique index has refused, if this session got it from a sequence.
 
     The transaction was rolled back, and a sequence takes no number back.  `cursor`: of a `PiggybackConnection`.

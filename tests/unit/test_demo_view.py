@@ -14,7 +14,7 @@ from rich.console import Console
 from outbox.cli import demo as demo_command
 from outbox.cli import demo_view
 from outbox.cli.demo import Demo, _verdict, demo
-from outbox.cli.demo_view import Figures, View
+from outbox.cli.demo_view import DemoFigures, View
 from outbox.cli.screen import screen
 from outbox.integrations.paper.check import Report
 from tests.unit.fakes.rig import Rig
@@ -34,10 +34,10 @@ def test_view_draws_bars_that_fit_the_terminal(rig: Rig, monkeypatch: pytest.Mon
     monkeypatch.setattr(demo_view, "screen", lambda: console)
     with rig, View() as view:
         view.event("PostgreSQL was killed", good=False)
-        view.figures(Figures(1200, 2000, rig.box.status(), engine=True, postgres=False))
+        view.figures(DemoFigures(1200, 2000, rig.box.status(), engine=True, postgres=False))
     plain = Console(file=io.StringIO(), width=width)
     with plain.capture() as captured, rig:
-        plain.print(view._panel(Figures(1200, 2000, None, engine=True, postgres=False)))
+        plain.print(view._panel(DemoFigures(1200, 2000, None, engine=True, postgres=False)))
     lines = captured.get().splitlines()
     assert {len(line) for line in lines} == {width}
     assert "1,200 of 2,000" in lines[1]
@@ -51,7 +51,7 @@ def test_view_in_a_pipe_has_plain_lines(
     monkeypatch.setenv("FORCE_COLOR", "1")  # as services for continuous integration set it
     with rig, View() as view:
         view.event("PostgreSQL was killed", good=False)
-        view.figures(Figures(1200, 2000, rig.box.status(), engine=True, postgres=False))
+        view.figures(DemoFigures(1200, 2000, rig.box.status(), engine=True, postgres=False))
     said = capsys.readouterr().out
     assert "\x1b" not in said
     assert "bar 1200/2000   engine up   PostgreSQL DOWN   pending 60   applied 0" in said

@@ -11,7 +11,7 @@ import pytest
 
 from outbox import TargetUnavailable
 from outbox.cli.drain import _Progress, _until
-from outbox.cli.pace import Pace
+from outbox.cli.pace import DrainPace
 from outbox.patience import Patience
 from tests.unit.fakes.rig import Rig
 
@@ -72,21 +72,21 @@ def test_error_of_an_earlier_relay_is_not_shown_as_this_ones(
 
 
 def test_pace_says_speed_and_time_left() -> None:
-    pace = Pace()
+    pace = DrainPace()
     for second in range(11):
         pace.look(float(second), 100 * second, 1500 - 100 * second)
     assert pace.sentence() == "100/s, 5 s left"
 
 
 def test_pace_names_no_end_while_the_backlog_grows() -> None:
-    pace = Pace()
+    pace = DrainPace()
     for second in range(5):
         pace.look(float(second), 100 * second, 1500 + 50 * second)
     assert pace.sentence() == "100/s"
 
 
 def test_pace_forgets_what_is_long_past() -> None:
-    pace = Pace()
+    pace = DrainPace()
     for second in range(60):
         pace.look(float(second), min(second, 30) * 100, 7000 - min(second, 30) * 100)
     assert pace.sentence() == ""

@@ -17,7 +17,7 @@ from outbox import OutboxStatus, Relay, StoreMissing, TargetUnavailable
 from outbox.cli import watch as watch_command
 from outbox.cli.history import History, sparkline
 from outbox.cli.watch import watch
-from outbox.cli.watch_view import Look, WatchView
+from outbox.cli.watch_view import WatchLook, WatchView
 from tests import atb as command_line
 from tests.unit.fakes.rig import Rig, permanent
 
@@ -98,7 +98,7 @@ def test_sparkline_shows_the_smallest_backlog_above_none() -> None:
 # -- the terminal
 
 
-def drawn(look: Look, history: History, width: int, **settings: str) -> list[str]:
+def drawn(look: WatchLook, history: History, width: int, **settings: str) -> list[str]:
     console = Console(file=io.StringIO(), width=width, **settings)  # type: ignore[arg-type]
     with console.capture() as captured:
         console.print(WatchView(look, history))
@@ -114,7 +114,7 @@ def test_view_fits_the_terminal(rig: Rig, width: int) -> None:
         for _ in range(30):
             look_after(rig, history, 10.0, enqueued=1)
         found = replace(rig.box.status(), path="/srv/engine/data/outbox")
-        lines = drawn(Look.seen(found, _AT), history, width)
+        lines = drawn(WatchLook.seen(found, _AT), history, width)
     text = "\n".join(lines)
     assert max(map(len, lines)) == width
     assert lines[1].startswith("degraded")
@@ -128,7 +128,7 @@ def test_view_fits_the_terminal(rig: Rig, width: int) -> None:
 
 
 def lane_lines(rig: Rig, history: History) -> list[str]:
-    lines = drawn(Look.seen(rig.box.status(), _AT), history, 60)
+    lines = drawn(WatchLook.seen(rig.box.status(), _AT), history, 60)
     # The first line, the store's path, may be folded.
     return [line for line in lines if line.startswith("lanes ")]
 
@@ -165,7 +165,7 @@ def test_first_look_at_lanes_shows_what_they_delivered(rig: Rig) -> None:
 def test_view_of_a_store_that_is_gone_says_since_when(rig: Rig) -> None:
     history = History(2.0)
     look_after(rig, history, 2.0)
-    gone = Look(rig.box.status(), _AT, _AT.replace(minute=31), "there is no outbox at /srv/data")
+    gone = WatchLook(rig.box.status(), _AT, _AT.replace(minute=31), "there is no outbox at /srv/data")
     # The first line, the store's path, may be folded.
     assert "cannot be read since 09:30:00 UTC: there is no outbox at /srv/data" in drawn(gone, history, 80)
 
@@ -176,7 +176,7 @@ def test_view_without_utf8_is_ascii(rig: Rig) -> None:
         look_after(rig, history, 2.0, enqueued=3)
     console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=40)
     with console.capture() as captured:
-        console.print(WatchView(Look.seen(rig.box.status(), _AT), history))
+        console.print(WatchView(WatchLook.seen(rig.box.status(), _AT), history))
     assert captured.get().isascii()
 
 
