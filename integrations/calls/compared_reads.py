@@ -40,6 +40,8 @@ class ComparedReads:
         read, seq = self._reads.local(name), self._delivery.last_seq
         if read is None or read.standard not in _COMPARED or not self._delivery.passed(seq):
             return None
+        if self._keeper.is_comparing:
+            return None
         return seq if self._clock.monotonic() >= self._due_s.get(name, 0.0) else None
 
     def end(
@@ -57,7 +59,7 @@ class ComparedReads:
         if inspect.isgenerator(answer):
             return
         with self._keeper.kept.order:
-            if self._delivery.last_seq != seq:
+            if self._delivery.last_seq != seq or self._keeper.is_comparing:
                 return
             try:
                 own = self._reads.answer(name, signature, args, kwargs, view, current, self._clock.now())

@@ -43,18 +43,24 @@ class Progress:
         """
         return self._unreachable
 
+    @property
+    def recovering(self) -> bool:
+        """Whether deliveries have failed, and `on_recovered` was not called since."""
+        return self._failed
+
     def report(self, *, delivering: bool | None, caught_up: bool = False, unreachable: bool = False) -> None:
         """Take the relay's report after each step; `delivering=None` when it leaves."""
         with self._lock:
             self._delivering, self._unreachable = delivering, unreachable
             self._failed |= delivering is False
             recovered = caught_up and self._failed
-            self._failed &= not recovered
             self._steps += 1
             self._moved.notify_all()
         if recovered:
             for listener in tuple(self._listeners):
                 listener()
+            # Whoever does not see it any more finds what the listeners have set.
+            self._failed = False
 
     def acknowledge(self, acknowledged: frozenset[int]) -> None:
         """Take note that PostgreSQL has committed these entries; the relay records that next."""

@@ -103,3 +103,25 @@ def test_change_by_another_program_is_taken_over(taxed: Scene, own_postgres: Pos
     assert view.learning.compared.all_distrusted() == {}
     own_postgres.kill()
     assert taxed.manager.get_current_balance() == 800
+
+
+def test_change_in_an_outage_is_still_reported(
+    taxed: Scene, own_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = taxed.manager._durable.adapter.keeper
+    compare = keeper._compare_active
+
+    def compare_behind_a_read() -> None:
+        # As the engine may, between the end of the outage and the comparison.
+        taxed.manager.get_current_balance()
+        compare()
+
+    monkeypatch.setattr(keeper, "_compare_active", compare_behind_a_read)
+    own_postgres.kill()
+    assert taxed.manager.log_trade("in the outage")
+    own_postgres.start()
+    until(lambda: taxed.box.status().pending == 0)
+    taxed.change("UPDATE account_balances SET total = 800 WHERE id = (SELECT max(id) FROM account_balances)")
+    keeper._recovered()
+    until(lambda: "diverged-session-1" in taxed.box.status().alarms)
+    assert taxed.manager._durable.adapter.view.learning.compared.all_distrusted() == {}
