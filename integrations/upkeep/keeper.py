@@ -89,7 +89,8 @@ class Keeper:
         self._wake, self._asked = Wake(), False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self._compare = False
+        # Whether the view is to be compared with PostgreSQL, and whether it is being compared.
+        self._compare = self._compares = False
         # Sessions of which PostgreSQL has refused something that the view has folded.
         self._doubtful: set[int] = set()
         self.kept = KeptView(outbox, calls, self.view, self._look_again, self.witness.looks)
@@ -194,6 +195,11 @@ class Keeper:
             # What the entries alone make of them is wrong.
             self.kept.changed()
         self._ask()
+
+    @property
+    def is_comparing(self) -> bool:
+        """Whether it is about to be found out what another writer has changed in an outage."""
+        return self._compare or self._compares or self._outbox.progress.recovering
 
     def differed(self, session_id: int | None) -> None:
         """The manager answered a read otherwise than the view: what is known of its session is taken anew."""
@@ -347,8 +353,9 @@ class Keeper:
         if not self.view.sessions:
             self._try("the active session could not be looked up", self._adopt)
         if self._compare:
-            self._compare = False
+            self._compares, self._compare = True, False
             self._try("the local view could not be compared", self._compare_active)
+            self._compares = False
         for session_id in tuple(self._doubtful):
             self._try("the local view could not be renewed", partial(self.observe, session_id))
 

@@ -6,6 +6,7 @@ value is known; where they differ, or none is left, it is not, and nothing is an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from datetime import datetime, timedelta
@@ -16,7 +17,7 @@ from typing import Any
 from uuid import UUID
 
 from ...registered import class_name
-from .amounts import is_amount_text, is_number, number
+from .amounts import is_amount_text, is_number, number, places, rounded
 from .explanations import (
     ABSENT,
     ARITHMETIC,
@@ -42,7 +43,10 @@ from .times import MICROSECONDS, durations, is_constant, utc
 
 # Arguments whose value decides what a call does; callers spell them in several ways.
 DECISIVE = ("status", "side", "order_type")
-_FORMS = ("absolute", "relative", "percent")
+_SHARES: Mapping[str, float] = {"relative": 1.0, "percent": 100.0}
+_FORMS = ("absolute", *_SHARES)
+# What a float may be off by, relatively, with a wide margin.
+_FLOAT_ERROR = 1e-12
 _CASES = ("as it is", "upper", "lower")
 _HOW = ("text", "name")
 # So many combinations of arguments are told apart.
@@ -234,17 +238,29 @@ def _farthest(shown: Any, sources: Sources, old: Any, scales: tuple[int | None, 
 def _profits(shown: Any, sources: Sources, scales: tuple[int | None, ...]) -> Iterator[Explanation]:
     if not isinstance(shown, float | Decimal):
         return
-    rows = [name for name, value in sources.items() if name.startswith("row:") and is_number(value)]
-    prices = [name for name, value in sources.items() if name.startswith("arg:") and is_number(value)]
-    rounding = dict.fromkeys((None, *scales))
-    for price, scale, entry, size, form, sign in product(prices, rounding, rows, (None, *rows), _FORMS, (1, -1)):
-        try:
-            profit = won(sources, price, scale, entry, size, form, sign)
-        except Unknown:
-            continue
-        if abs(profit - number(shown)) <= 1:
-            for conversion in conversions(profit, shown, scales):
-                yield ["profit", price, scale, entry, size, form, sign, conversion]
+    numbers = {name: value for name, value in sources.items() if is_number(value)}
+    rows = {name: float(number(value)) for name, value in numbers.items() if name.startswith("row:")}
+    prices = [name for name in numbers if name.startswith("arg:")]
+    amount = number(shown)
+    # No conversion rounds away more than this.
+    near = Decimal(1).scaleb(-places(amount)) + abs(amount) * Decimal(str(_FLOAT_ERROR))
+    for price, scale in product(prices, dict.fromkeys((None, *scales))):
+        at = float(rounded(number(sources[price]), scale))
+        for (entry, basis), size, form in product(rows.items(), (None, *rows), _FORMS):
+            # Of a wide row there are thousands: most are ruled out by floats.
+            factor = 1.0 if size is None else rows[size]
+            share = 1.0 if form == "absolute" else _SHARES[form] / basis if basis else math.nan
+            error = _FLOAT_ERROR * abs((abs(at) + abs(basis)) * factor * share)
+            if abs(abs((at - basis) * factor * share) - abs(float(amount))) > float(near) + error:
+                continue
+            for sign in (1, -1):
+                try:
+                    profit = won(sources, price, scale, entry, size, form, sign)
+                except Unknown:
+                    continue
+                if abs(profit - amount) <= near:
+                    for conversion in conversions(profit, shown, scales):
+                        yield ["profit", price, scale, entry, size, form, sign, conversion]
 
 
 def _products(shown: Any, sources: Sources, scales: tuple[int | None, ...]) -> Iterator[Explanation]:
