@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterator
 from decimal import Decimal
@@ -92,8 +91,8 @@ def test_a_wiring_that_fails_leaves_the_engine_as_it_was(manager: DatabaseManage
     with pytest.raises(ConfigError, match="'storage'"):
         wire(second, config=config(outbox_dir, None), manager_attribute="storage")
     with pytest.raises(ConfigError, match="DATABASE_URL"):
-        away = functools.partial(DatabaseManager, "postgresql://nobody@127.0.0.1:1/none")
-        wire(Engine(DurableDatabaseManager(away)), config=config(outbox_dir, None))
+        away = DurableDatabaseManager(lambda: DatabaseManager("postgresql://nobody@127.0.0.1:1/none"))
+        wire(Engine(away), config=config(outbox_dir, None))
 
 
 def halt(wiring: Any) -> None:
