@@ -24,6 +24,7 @@ class Progress:
         self._unreachable = False
         # Whether deliveries have failed since everything was delivered; true until the relay's first report.
         self._failed = True
+        self._was_out = False
         self._steps = 0
         self._acknowledged: frozenset[int] = frozenset()
         self._listeners: list[Callable[[], None]] = []
@@ -45,14 +46,20 @@ class Progress:
 
     @property
     def recovering(self) -> bool:
-        """Whether deliveries have failed, and `on_recovered` was not called since."""
-        return self._failed
+        """Whether deliveries of a relay in this process have failed, and `on_recovered` was not called since."""
+        return self._failed and self._delivering is not None
+
+    @property
+    def was_out(self) -> bool:
+        """Whether a try of a relay in this process has failed since then."""
+        return self._was_out
 
     def report(self, *, delivering: bool | None, caught_up: bool = False, unreachable: bool = False) -> None:
         """Take the relay's report after each step; `delivering=None` when it leaves."""
         with self._lock:
             self._delivering, self._unreachable = delivering, unreachable
             self._failed |= delivering is False
+            self._was_out |= delivering is False or unreachable
             recovered = caught_up and self._failed
             self._steps += 1
             self._moved.notify_all()
@@ -60,7 +67,7 @@ class Progress:
             for listener in tuple(self._listeners):
                 listener()
             # Whoever does not see it any more finds what the listeners have set.
-            self._failed = False
+            self._failed = self._was_out = False
 
     def acknowledge(self, acknowledged: frozenset[int]) -> None:
         """Take note that PostgreSQL has committed these entries; the relay records that next."""

@@ -44,7 +44,7 @@ def test_session_that_a_transfer_is_taken_from_is_not_guessed(postgres_url: str,
         with pytest.raises(UnknownLocally, match="transfer changes it beside its own session"):
             manager.get_current_balance(first)
         assert book.drain()
-        manager._adapter.keeper._compare = True
+        manager._adapter.keeper._recovered()
         manager._adapter.keeper._tend()
         assert manager.get_current_balance(first) == 80
         assert not book.box.status().alarms
