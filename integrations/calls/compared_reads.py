@@ -63,9 +63,12 @@ class ComparedReads:
                 return
             try:
                 own = self._reads.answer(name, signature, args, kwargs, view, current, self._clock.now())
+                equal = is_equal(own, answer)
             except UnknownLocally:
                 return
-            equal = is_equal(own, answer)
+            except Exception:  # noqa: BLE001 - the manager has answered; rows are objects of the host's
+                _log.error("an answer of %(read)s could not be compared", read=name, trace=True)
+                return
             # Where no call was made since, another program has changed what is shown, and no rule was put to the test.
             is_test = self._equal_seq.get(name) != seq
             was_trusted = is_test and self._note(name, equal=equal)

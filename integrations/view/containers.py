@@ -47,13 +47,18 @@ def taken_apart(value: Any) -> tuple[Container, dict[str, Any]]:
         return ["mapped", class_name(cls)], {
             key: _plain(value)
             for key, value in state.dict.items()
-            # Another row, such as the parent of this one, is loaded where it is asked for.
-            if key in state.mapper.attrs and not (key in state.mapper.relationships and _state_of(value) is not None)
+            if key in state.mapper.attrs and not _is_back_reference(state, key, value)
         }
     if dataclasses.is_dataclass(value):
         return ["object", class_name(cls)], {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
     slots = {name: getattr(value, name) for name in _slots(cls) if hasattr(value, name)}
     return ["object", class_name(cls)], slots | getattr(value, "__dict__", {})
+
+
+def _is_back_reference(state: InstanceState[Any], key: str, value: Any) -> bool:
+    """Whether it is another row that leads back here, such as the parent of this one; it is loaded when asked for."""
+    relationship = state.mapper.relationships.get(key)
+    return relationship is not None and bool(relationship._reverse_property) and _state_of(value) is not None
 
 
 def _plain(value: Any) -> Any:

@@ -353,7 +353,10 @@ class LocalView:
         ids = list(ids)
         found = self._doubts(ids, about)
         if found and self.renew():
-            found = self._doubts([id_ for id_ in ids if id_ in self.sessions], about)
+            for id_ in ids:
+                # One that PostgreSQL has refused is gone.
+                self._require_session(id_, "rows")
+            found = self._doubts(ids, about)
         for (table, id_, key), why in found.items():
             of = "" if id_ is None else f" of {id_}"
             what = table if key == "*" else f"{key!r} of {table}"

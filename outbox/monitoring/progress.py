@@ -66,7 +66,7 @@ class Progress:
         if recovered:
             for listener in tuple(self._listeners):
                 listener()
-            # Whoever does not see it any more finds what the listeners have set.
+            # Behind the listeners: where it is not seen any more, what they set is.
             self._failed = self._was_out = False
 
     def acknowledge(self, acknowledged: frozenset[int]) -> None:

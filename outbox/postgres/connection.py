@@ -38,6 +38,9 @@ _log = Log("outbox.postgres")
 _LAST_WORDS = 4
 _ASKING = psycopg2.extensions.TRANSACTION_STATUS_ACTIVE
 
+# A statement that PostgreSQL itself ends at the stall timeout shows which it was: shutting the connection comes after.
+_GRACE = 1.25
+
 
 class UnitFailed(Exception):
     """A unit of the batch could not be applied: `position` is its place; None: a smaller batch must show it.
@@ -81,8 +84,9 @@ class GuardedConnection:
         # What to raise when a commit is tried meanwhile; set while a handler runs.
         self._no_commit: TargetMisconfigured | None = None
         event.listen(self._engine, "commit", self._refuse_commit)
-        self._watchdog = Watchdog(config.stall_timeout, clock.monotonic, connecting_s=config.connect_timeout)
-        # A block that must end within the stall timeout, else the connection is shut.
+        limit_s = config.stall_timeout * _GRACE
+        self._watchdog = Watchdog(limit_s, clock.monotonic, connecting_s=config.connect_timeout)
+        # A block that must end soon behind the stall timeout, else the connection is shut.
         self.guard = self._watchdog.guard
 
     @property

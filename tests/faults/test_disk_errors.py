@@ -50,9 +50,9 @@ def test_acknowledged_entry_was_flushed_before(outbox_dir: Path, postgres_url: s
             assert step.synchronous, "the page that makes the commit valid is not flushed"
         if part is not None and not (part == _DATA and commits[-1:] == [_DATA]):
             commits.append(part)
-    # One for each of five acknowledgements, one for the relay's connection, kept before PostgreSQL can show it,
-    # and two for the relay's two batches.
-    assert commits == [_DATA, _FLUSH, _META] * 8
+    # One for each of five acknowledgements, one for the relay's connection, kept before PostgreSQL can show it, two for
+    # the relay's two batches, and one for the address at which it has caught up.
+    assert commits == [_DATA, _FLUSH, _META] * 9
     drill.finish()
 
 
