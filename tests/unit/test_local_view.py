@@ -93,6 +93,18 @@ def test_an_unknown_session_is_an_error_and_never_nothing(view: LocalView) -> No
             ask(2)
 
 
+@pytest.mark.parametrize("ask", ["balance", "open_positions", "unresolved_orders"])
+def test_session_that_a_new_fold_does_not_make_is_unknown(view: LocalView, ask: str) -> None:
+    def fold_anew() -> bool:
+        view.sessions.clear()
+        return True
+
+    view.renew = fold_anew
+    view.doubt_all(1, "PostgreSQL refused its first call")
+    with pytest.raises(UnknownLocally, match="session 1"):
+        getattr(view, ask)(1)
+
+
 def test_observed_answer_is_given_as_it_was_shown(view: LocalView) -> None:
     assert view.shown_balance("get_current_balance", 1) == 100.0
     assert type(view.shown_balance("get_current_balance", 1)) is float
