@@ -367,6 +367,9 @@ class Adapter:
         """
         if waits:
             self.replayer.answers.expect(item.ready[0] for item in items)
+        for item in items:
+            # Before it is recorded: the relay may be fast.
+            self.replayer.contexts.hold(item.ready[0].id, item.held)
         try:
             entries = self.outbox.submit([item.ready for item in items])
             for item, entry in zip(items, entries, strict=True):
@@ -379,6 +382,8 @@ class Adapter:
                 self.sessions.follow(item.operation, item.session)
         except OutboxError:
             take_back(items)
+            for item in items:
+                self.replayer.contexts.drop(item.ready[0].id)
             raise
         except BaseException:
             self._interrupted(items)
@@ -395,5 +400,7 @@ class Adapter:
             made, stored = item.ready[0], self.outbox.store.find(item.ready[0].key)
             if stored is not None and stored.id == made.id:
                 item.lent.keep(stored.seq)
+            else:
+                self.replayer.contexts.drop(made.id)
         take_back(items)
         self.keeper.kept.catch_up()

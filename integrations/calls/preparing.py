@@ -348,8 +348,6 @@ class Preparing:
         # What the rehearsal has made of the clock, such as an id, must not be before what the replay will make of it.
         at = item.at or (item.rehearsal.at if item.changes else None)
         ready = self._encode(item, hashed, at)
-        # Before it is recorded: the relay may be fast.
-        self._replayer.contexts.hold(ready[0].id, item.held)
         if not is_applied:
             self.apply(item)
         lent = self._replayer.carried.give(item.foreseen, behind_seq=self._delivery.last_seq)

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from ... import Entry, Outbox
 from ..code.class_code import ClassCode
-from ..code.method_code import dotted, facts_of, meaning
+from ..code.method_code import dotted, facts_of, meaning, names_in
 from ..plain_data import copied
 from .carried import has_arrived
 from .noted_state import can_be_stored, is_secret
@@ -54,7 +54,8 @@ def noted(cls: type | None, method: str, own: Mapping[str, Any], learn: Callable
         if value is not _UNSET:
             _note(found, name, value, learn, objects=True)
     for name, local in _locals(sources, own).items():
-        for attribute, value in vars(local).items():
+        for attribute in vars(local).keys() & sources.names:
+            value = vars(local)[attribute]
             _note(found, f"{name}.{attribute}", value, learn, objects=not is_secret(attribute))
     return found
 
@@ -123,11 +124,15 @@ class Contexts:
 
 @dataclass(frozen=True, slots=True)
 class _Sources:
-    """What a method reads of its context, by names that outlive the process; `attributes`: of self, all of them."""
+    """What a method reads of its context, by names that outlive the process.
+
+    `attributes`: of self, all of them; `names`: all that its code names, also in texts, as for `getattr`.
+    """
 
     variables: dict[str, ContextVar[Any]] = field(default_factory=dict)
     locals: dict[str, threading.local] = field(default_factory=dict)
     attributes: frozenset[str] = frozenset()
+    names: set[str] = field(default_factory=set)
 
 
 _UNSET: Any = object()
@@ -144,6 +149,7 @@ def _sources(cls: type, method: str) -> _Sources:
         if function in seen:
             continue
         seen.add(function)
+        found.names.update(names_in(function), facts_of(function).texts)
         for name, value in _named_in(function):
             if isinstance(value, ContextVar):
                 found.variables[f"{function.__module__}:{name}"] = value

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from outbox.integrations.state.context_state import noted
+
 from .small import SmallManager, Trade, scene
 
 tenant: ContextVar[str] = ContextVar("tenant")
@@ -199,3 +201,24 @@ def test_thread_local_value_of_a_call_outlives_a_restart(postgres_url: str, tmp_
     with scene(postgres_url, tmp_path / "outbox", Acting, write_behind=True) as made:
         assert made.drain()
         assert made.rows("SELECT note FROM trades") == [("ann tenant of ann",)]
+
+
+def test_thread_local_value_that_no_code_names_is_not_kept() -> None:
+    manager = Acting.__new__(Acting)
+    manager._local = threading.local()
+    manager._local.tenant, manager._local.client = "ann", threading.Lock()
+    found = noted(Acting, "log_trade", vars(manager), lambda _: False)
+    assert (found.stored, found.held) == ({"self._local.tenant": "ann"}, {})
+
+
+def test_call_that_is_not_recorded_keeps_no_value(postgres_url: str, tmp_path: Path) -> None:
+    with scene(postgres_url, tmp_path / "outbox", ByObject, write_behind=True) as made:
+        made.manager.create_trading_session("s", 1000)
+        assert made.drain()
+        made.manager.get_current_balance()
+        token = current.set(Connected("ann"))
+        with pytest.raises(ZeroDivisionError), made.manager.atomic_balance_update(1, "r"):
+            made.manager.log_trade("A")
+            raise ZeroDivisionError
+        current.reset(token)
+        assert made.manager._adapter.replayer.contexts._held == {}
