@@ -12,6 +12,7 @@ from typing import Any
 
 from ... import Outbox
 from ...log import Log
+from ..repeated import Repeated
 from ..upkeep.keeper import Keeper
 from ..view.compared import WAY_BACK, is_equal
 from ..view.local_view import UnknownLocally
@@ -31,6 +32,7 @@ class ComparedReads:
 
     def __init__(self, outbox: Outbox, keeper: Keeper, delivery: DeliveryWaits, reads: Reads) -> None:
         self._clock, self._keeper, self._delivery, self._reads = outbox.clock, keeper, delivery, reads
+        self._repeated = Repeated(_log)
         # From when on a read is compared again, monotonic seconds; and the last call before its last equal answer.
         self._due_s: dict[str, float] = {}
         self._equal_seq: dict[str, int] = {}
@@ -66,8 +68,8 @@ class ComparedReads:
                 equal = is_equal(own, answer)
             except UnknownLocally:
                 return
-            except Exception:  # noqa: BLE001 - the manager has answered; rows are objects of the host's
-                _log.error("an answer of %(read)s could not be compared", read=name, trace=True)
+            except Exception as exc:  # noqa: BLE001 - the manager has answered; rows are objects of the host's
+                self._repeated.warn(name, "an answer of %(read)s cannot be compared: %(error)s", read=name, error=exc)
                 return
             # Where no call was made since, another program has changed what is shown, and no rule was put to the test.
             is_test = self._equal_seq.get(name) != seq

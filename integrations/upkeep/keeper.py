@@ -54,7 +54,7 @@ _PERIOD_S = 5.0
 _RETRY_S = 0.2
 
 
-class _Comparison(Enum):
+class _ViewCheck(Enum):
     """Whether the view is to be compared with PostgreSQL, behind an outage."""
 
     NONE = "none"
@@ -98,7 +98,7 @@ class Keeper:
         self._wake, self._asked = Wake(), False
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
-        self._comparison = _Comparison.NONE
+        self._check = _ViewCheck.NONE
         # Sessions of which PostgreSQL has refused something that the view has folded.
         self._doubtful: set[int] = set()
         self.kept = KeptView(outbox, calls, self.view, self._look_again, self.witness.looks)
@@ -154,7 +154,7 @@ class Keeper:
             self.view.catch_up()
         if self._calls[entry.operation].session is Session.BEGINS and not self.view.learning.compared.agrees:
             # A relay in another process asks nothing about sessions.
-            self._comparison = _Comparison.IS_DUE
+            self._check = _ViewCheck.IS_DUE
             self._ask()
         if self.kept.has_many(entry.seq) or self._may_fill():
             self._ask()
@@ -207,7 +207,7 @@ class Keeper:
     @property
     def is_comparing(self) -> bool:
         """Whether it is about to be found out what another writer has changed in an outage."""
-        return self._comparison is not _Comparison.NONE or self._outbox.progress.recovering
+        return self._check is not _ViewCheck.NONE or self._outbox.progress.recovering
 
     def differed(self, session_id: int | None) -> None:
         """The manager answered a read otherwise than the view: what is known of its session is taken anew."""
@@ -317,7 +317,7 @@ class Keeper:
         if self._outbox.progress.was_out:
             # Not at the start, where they were looked at: the host may be emptying its tables by now.
             self._reserves.distrust()
-        self._comparison = _Comparison.IS_DUE
+        self._check = _ViewCheck.IS_DUE
         self._ask()
 
     def _rewound(self) -> None:
@@ -335,7 +335,7 @@ class Keeper:
     def _run(self) -> None:
         tended_s = self._outbox.clock.monotonic()
         while not self._stopped.is_set():
-            due = (self._doubtful or self._comparison is _Comparison.IS_DUE) and not self._outage.stops_upkeep
+            due = (self._doubtful or self._check is _ViewCheck.IS_DUE) and not self._outage.stops_upkeep
             period_s = _RETRY_S if due else _PERIOD_S
             self._wake.wait(period_s)
             self._wake.clear()
@@ -362,11 +362,11 @@ class Keeper:
             self._fill_from = self._outbox.clock.monotonic() + _PERIOD_S if self._reserves.low else 0.0
         if not self.view.sessions:
             self._try("the active session could not be looked up", self._adopt)
-        if self._comparison is _Comparison.IS_DUE:
-            self._comparison = _Comparison.RUNS
+        if self._check is _ViewCheck.IS_DUE:
+            self._check = _ViewCheck.RUNS
             self._try("the local view could not be compared", self._compare_active)
-            if self._comparison is _Comparison.RUNS:
-                self._comparison = _Comparison.NONE
+            if self._check is _ViewCheck.RUNS:
+                self._check = _ViewCheck.NONE
         for session_id in tuple(self._doubtful):
             self._try("the local view could not be renewed", partial(self.observe, session_id))
 
@@ -402,7 +402,7 @@ class Keeper:
     def _compare_active(self) -> None:
         for session_id in [id_ for id_, row in self.view.sessions.items() if row["active"]]:
             if session_id not in self._doubtful and not self.compare(session_id):
-                self._comparison = _Comparison.IS_DUE
+                self._check = _ViewCheck.IS_DUE
 
     def _try(self, what: str, action: Callable[[], Any]) -> None:
         try:
