@@ -34,6 +34,7 @@ from ..plain_data import copied
 from ..preflight.evidence import Evidence
 from ..preflight.ways_around import works_in_a_scope
 from ..replay.balance import refuse_untold
+from ..replay.fingerprint import code_of, stored
 from ..replay.frozen_clock import making
 from ..replay.rehearsal import Rehearsal, rehearse
 from ..replay.replay import Replayer
@@ -236,6 +237,9 @@ class Preparing:
             self._sessions.opens("order", operation.standard(bound).get("client_order_id"), session)
         self._note_balance(operation, bound, notes)
         self._note_side_ids(operation, bound, notes)
+        fingerprint = self._fingerprint(item, changed_later=bool(uncounted))
+        if fingerprint is not None:
+            notes["fingerprint"] = fingerprint
         # Before anything is stored: it may run code of the host, whose error must not put a durable call in doubt.
         answer = operation.answer_to(bound, notes)
         return advanced(
@@ -272,6 +276,15 @@ class Preparing:
                 found = changes.noted(method, {**beside.early, **beside.read}, beside.parts)
                 notes["state"] = found | {"seen": seen, "read": [*beside.read, *beside.parts]}
         return changes, foreseen, frozenset(uncounted)
+
+    def _fingerprint(self, item: RehearsedCall, *, changed_later: bool) -> bytes | None:
+        """What the replay compares; nothing where it may find what the rehearsal did not."""
+        rehearsal, cls = item.rehearsal, self._host.manager_class
+        if cls is None or not rehearsal.fingerprint or rehearsal.at is None or self._host.is_mocked:
+            return None
+        if item.outdated or changed_later:
+            return None
+        return stored(rehearsal.fingerprint, code_of(cls, item.operation.name), rehearsal.at)
 
     def _note_id(self, item: RehearsedCall, notes: dict[str, Any], *, final: bool) -> IdReserveEmpty | None:
         """Note the id that the row will have.

@@ -5,6 +5,7 @@ Another writer has changed it, or an earlier call was refused: only a person can
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -75,6 +76,16 @@ class Divergences:
         )
         _log.error("a context variable of entry %(seq)s is lost: %(detail)s", seq=entry.seq, detail=message)
         self._sound(f"lost-context-{entry.operation}", message)
+
+    def of_values(self, entry: Entry, names: Sequence[str]) -> None:
+        """Report that the call had made other values ready than its delivery did."""
+        message = (
+            f"entry {entry.seq} ({entry.operation}) was delivered with another {' and '.join(names)} than the call "
+            "had: the method reads something that changes between the call and its delivery (a global, a file, the "
+            "environment): correct the row by hand, and give the method an argument for it"
+        )
+        _log.error("values of entry %(seq)s diverged: %(detail)s", seq=entry.seq, detail=message)
+        self._sound(f"diverged-values-{entry.operation}", message)
 
     def _sound(self, alarm: str, message: str) -> None:
         if self.alarms is not None:

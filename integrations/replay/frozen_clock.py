@@ -61,6 +61,11 @@ class FrozenClock:
             return max(self._at, datetime_module.datetime.now(_UTC))
         return self._at + (self._reads - _STANDS_FOR) * _STEP
 
+    @property
+    def was_read(self) -> bool:
+        """Whether the replayed code has read it."""
+        return self._reads > 0
+
     def thaw(self) -> None:
         """Give the real time from now on."""
         _current.set(None)

@@ -26,6 +26,7 @@ from ..manager.manager_connection import engine_held
 from ..sql_text import is_setting
 from ..state.kept_state import Changes, KeptState
 from . import sessions
+from .fingerprint import Digests, of_contact
 from .shared_scope import everywhere
 
 # Binds where the engine is not known: its JSON functions may take anything.
@@ -54,6 +55,8 @@ class Rehearsal:
         self.refused = False
         # What the call had changed in the manager's attributes when it came to the database, or ended without.
         self.changes = Changes({})
+        # What it had made ready there.
+        self.fingerprint: Digests = {}
         # Whether the call could not be tried, so that only its delivery shows what it changes.
         self.is_skipped = False
         self._over = False
@@ -171,7 +174,12 @@ class _RehearsalSession(Session):
     """A session without a database: the first thing that would need one ends the rehearsal."""
 
     def _reach(self, *_: Any, **__: Any) -> Any:
+        return self._send()
+
+    def _send(self, statement: Any = None, given: Any = None, **_: Any) -> Any:
         rehearsal: Rehearsal = self.info["rehearsal"]
+        if not rehearsal.reached:
+            rehearsal.fingerprint = of_contact(self.new, statement, given)
         for row in self.new:
             # A refusal is the manager's to answer, and then it has not come to the database.
             rehearsal.refused = True
@@ -179,11 +187,11 @@ class _RehearsalSession(Session):
         rehearsal.refused = False
         raise rehearsal.reach()
 
-    def execute(self, statement: Any, *_: Any, **__: Any) -> Any:
+    def execute(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
         """Settings of the transaction change nothing here; everything else needs the database."""
         if is_setting(str(getattr(statement, "text", ""))):
             return None
-        return self._reach()
+        return self._send(statement, *args[:1], **kwargs)
 
     def begin_nested(self) -> _Savepoint:  # type: ignore[override]
         """What is new goes out before a savepoint; otherwise see `_Savepoint`."""
@@ -199,7 +207,8 @@ class _RehearsalSession(Session):
         if not self.info["rehearsal"].reached:
             super().close()
 
-    scalar = scalars = get = get_one = flush = commit = query = merge = refresh = connection = _reach
+    scalar = scalars = _send  # type: ignore[assignment]
+    get = get_one = flush = commit = query = merge = refresh = connection = _reach
     bulk_save_objects = bulk_insert_mappings = bulk_update_mappings = delete = _reach
 
 

@@ -41,7 +41,9 @@ from .asof import AsOf
 from .border import Border
 from .catalog import Catalog
 from .divergence import Divergences
+from .fingerprint import code_of
 from .frozen_clock import FrozenClock, frozen
+from .later_values import AT_ONCE, LaterValues, is_same_moment
 from .no_ops import applied, declined, is_refusal
 from .replay_session import Watch, work_on
 from .shared_scope import everywhere
@@ -111,12 +113,14 @@ class Replayer:
         self.carried = Carried(host, outbox)
         self.contexts = Contexts(outbox, self._divergences.of_context)
         self.same_row = SameRow()
+        self._later = LaterValues()
         # Operations of which a thread has written behind the end of a replay, so that it was lost.
         self._late: dict[str, TargetMisconfigured] = {}
         # The first entry of this process.
         self._own_from = 0
         if outbox is not None:
             self.same_row.keep_in(outbox.store)
+            self._later.keep_in(outbox.store)
             self._own_from = outbox.store.figures().counters.next_seq
 
     def close(self) -> None:
@@ -206,6 +210,8 @@ class Replayer:
             self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
             return result
         self._judge(operation, entry, type(replica), watch, failures, value, call)
+        if not (in_real_time or kept.has_followed):
+            self._compare_values(operation, entry, watch, clock)
         self.carried.end(kept, entry, notes_of(entry).get("foreseen", {}))
         return value if isinstance(value, (bool, int, str, type(None))) else None
 
@@ -321,6 +327,23 @@ class Replayer:
         self._divergences.of_balance(entry, session, given["old"], found, self._clock.now())
         return True
 
+    def _compare_values(self, operation: ManagerOperation, entry: Entry, watch: Watch, clock: FrozenClock) -> None:
+        """Report values that the call had otherwise when it turned to the database."""
+        kept, cls = notes_of(entry).get("fingerprint"), self._host.manager_class
+        if not kept or not watch.fingerprint or cls is None or self._host.is_mocked:
+            return
+        given = call_of(entry)
+        if operation.of_row(given, self.same_row.of) != given:
+            # The row that the call meant is another one.
+            return
+        if clock.was_read and not is_same_moment(kept, entry.captured_at):
+            return
+        code = code_of(cls, operation.name)
+        at_once = entry.seq >= self._own_from and self._clock.now() - entry.captured_at < AT_ONCE
+        names = self._later.differing(operation.name, kept, watch.fingerprint, code, at_once=at_once)
+        if names:
+            self._divergences.of_values(entry, names)
+
     def compare_id(self, operation: ManagerOperation, entry: Entry, value: Any) -> None:
         """Report an id that is not the one which the caller has, as where the manager found the row there already.
 
@@ -349,6 +372,7 @@ class Replayer:
     def _keep_alarms_in(self, alarms: Alarms) -> None:
         self._divergences.alarms = alarms
         self.same_row.keep_in(alarms.store)
+        self._later.keep_in(alarms.store)
 
     def _build(self) -> None:
         # The relay is connected, so what failed before may work now.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -11,12 +11,14 @@ from sqlalchemy import Connection, Engine, TextClause, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
+from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from ...errors import TargetMisconfigured
 from ..manager.manager_connection import ReplayConnection
 from ..sql_text import is_of_savepoints, is_setting, isolates, only_reads
 from . import sessions
 from .asof import AsOf
+from .fingerprint import Digests, of_contact
 
 _THREAD = "write in the call's own thread, or wait there until the other one has ended"
 
@@ -36,6 +38,8 @@ class Watch:
         self.as_of = as_of
         # Called before each statement for which a rehearsal would have ended.
         self.on_contact: Callable[[], None] = _ignore
+        # What the call had made ready when it first turned to the database; None before that.
+        self.fingerprint: Digests | None = None
         # Called before each flush, when the rows have their ids.
         self.on_flush: Callable[[Session], None] = _ignore
         # Called with what to raise for a session that writes behind the end of the replay, in a thread of its own.
@@ -138,6 +142,11 @@ class Watch:
         made.on_flush, made._begun = self.on_flush, self._begun
         return made
 
+    def comes(self, rows: Iterable[object], statement: Any = None, given: Any = None) -> None:
+        """The call turns to the database, with new rows in its session, a statement, and the parameters beside it."""
+        if self.fingerprint is None:
+            self.fingerprint = of_contact(rows, statement, given)
+
     def sees(self, statement: str) -> None:
         """Raise `TargetMisconfigured` for a statement that would not do here what it did for the manager."""
         if not (is_of_savepoints(statement) or is_setting(statement)):
@@ -228,6 +237,7 @@ def _listen_to(session_class: type[Session]) -> None:
     def flushes(session: ReplaySession, *_: Any) -> None:
         watch: Watch = session.info["watch"]
         watch.may_write()
+        watch.comes(session.new)
         if watch.as_of is not None:
             watch.as_of.give_ids(session)
         watch.on_flush(session)
@@ -263,8 +273,18 @@ def work_on(connection: Connection, replica: Any, watch: Watch) -> None:
 
 @event.listens_for(ReplayConnection, "before_execute", retval=True)
 def _before_execute(connection: ReplayConnection, statement: Any, many: Any, one: Any, _: Any) -> tuple[Any, Any, Any]:
-    as_of = None if connection.watch is None else connection.watch.as_of
-    return (statement, many, one) if as_of is None else as_of.prepare(statement, many, one)
+    watch: Watch | None = connection.watch
+    if watch is None:
+        return statement, many, one
+    if not _needs_no_contact(statement):
+        watch.comes(() if watch.user is None else watch.user.new, statement, many or one)
+    return (statement, many, one) if watch.as_of is None else watch.as_of.prepare(statement, many, one)
+
+
+def _needs_no_contact(statement: Any) -> bool:
+    """Whether a rehearsal goes on behind it."""
+    is_of_savepoint = isinstance(statement, (SavepointClause, ReleaseSavepointClause, RollbackToSavepointClause))
+    return is_of_savepoint or is_setting(str(getattr(statement, "text", "")))
 
 
 @event.listens_for(ReplayConnection, "before_cursor_execute", retval=True)

@@ -49,6 +49,8 @@ class KeptState:
         self._restored: frozenset[str] = frozenset()
         self.process: int | None = None
         self.in_contact = False
+        # Whether it has changes of earlier calls that the call did not find.
+        self.has_followed = False
         # What was changed before the contact, of attributes that were not noted.
         self._early: Mapping[str, Change] = {}
         own, of_class = vars(replica), values_of(type(replica))
@@ -73,6 +75,7 @@ class KeptState:
         }
         earlier = earlier.without(set_anew)
         earlier.apply(self.replica)
+        self.has_followed = self.has_followed or bool(earlier)
         self._begin_again(earlier.by_name)
 
     def restore(self, noted: Mapping[str, Any], foreseen: Collection[str] = ()) -> Collection[str]:
