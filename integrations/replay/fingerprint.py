@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
+from itertools import chain, islice
 from typing import Any
 from uuid import UUID
 
@@ -39,86 +40,106 @@ Digests = dict[str, int]
 def of_contact(rows: Iterable[object], statement: Any = None, given: Any = None) -> Digests:
     """The digests by `table.column` and `:parameter`; of further rows with their number.
 
-    `rows` are the new rows of a session.  `statement`: what it executes, `given` the parameters beside it.
+    There is none of what is named like a secret: it could be guessed by it.  `rows` are the new rows of a session;
+    `statement` is what it executes, `given` the parameters beside it.
     """
     found: Digests = {}
-    for number, row in enumerate(rows):
-        if number == _MOST_ROWS:
-            break
-        state = inspect_orm(row, raiseerr=False)
-        if state is None:
-            continue
-        values = state.dict
-        for name, attribute in _columns(state.mapper):
-            if attribute in values:
-                _add(found, name, values[attribute])
-    if isinstance(statement, ValuesBase):
-        for column, value in (getattr(statement, "_values", None) or {}).items():
-            # A value of SQLAlchemy's own: an expression has none.
-            _add(found, f"{statement.table}.{getattr(column, 'key', column)}", getattr(value, "value", statement))
-    for values in _each(given):
-        for key, value in values.items():
-            _add(found, f":{key}", value)
+    for name, value in chain(_in_rows(rows), _in_statement(statement), _in_parameters(given)):
+        own, number = name, 1
+        while own in found:
+            number += 1
+            own = f"{name} {number}"
+        try:
+            found[own] = digest(value)
+        except Exception:  # noqa: BLE001 - values of the host's classes run code of their own
+            found[own] = _UNKNOWN
     return found
 
 
-def _each(given: Any) -> Iterator[Mapping[str, Any]]:
-    rows = given if isinstance(given, Sequence) and not isinstance(given, (str, bytes)) else (given,)
-    for values in rows[:_MOST_ROWS]:
+def _in_rows(rows: Iterable[object]) -> Iterator[tuple[str, Any]]:
+    for row in islice(rows, _MOST_ROWS):
+        state = inspect_orm(row, raiseerr=False)
+        if state is not None:
+            values = state.dict
+            yield from ((name, values[key]) for name, key in _columns(state.mapper) if key in values)
+
+
+def _in_statement(statement: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(statement, ValuesBase):
+        for column, value in (getattr(statement, "_values", None) or {}).items():
+            name = getattr(column, "key", column)
+            if not is_secret(str(name)):
+                # Of an expression there is no value.
+                yield f"{statement.table}.{name}", getattr(value, "value", statement)
+
+
+def _in_parameters(given: Any) -> Iterator[tuple[str, Any]]:
+    for values in islice(given, _MOST_ROWS) if isinstance(given, (list, tuple)) else (given,):
         if isinstance(values, Mapping):
-            yield values
+            yield from ((f":{name}", value) for name, value in values.items() if not is_secret(str(name)))
 
 
 @lru_cache(1024)
 def _columns(mapper: Any) -> list[tuple[str, str]]:
-    return [(f"{mapper.local_table}.{one.columns[0].name}", one.key) for one in mapper.column_attrs]
-
-
-def _add(found: Digests, name: str, value: Any) -> None:
-    if is_secret(name):
-        # No file must help to guess it.
-        return
-    own, number = name, 1
-    while own in found:
-        number += 1
-        own = f"{name} {number}"
-    try:
-        found[own] = digest(value)
-    except Exception:  # noqa: BLE001 - values of the host's classes run code of their own
-        found[own] = _UNKNOWN
+    found = [(f"{mapper.local_table}.{one.columns[0].name}", one.key) for one in mapper.column_attrs]
+    return [(name, key) for name, key in found if not is_secret(name)]
 
 
 def digest(value: Any) -> int:
     """32 bits of a value, the same in each process, and for numbers in each type; 0 for what cannot be compared."""
-    if value is None:
-        return _NONE
-    if isinstance(value, Enum):
-        return digest(value.value)
-    if isinstance(value, str):
-        return _of_bytes(b"s" + value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, (int, float, Decimal)):
-        # Equal numbers of different types have equal hashes, in each process; a NaN is not even equal to itself.
-        is_nan = value.is_nan() if isinstance(value, Decimal) else value != value
-        return _NAN if is_nan else _of_bytes(hash(value).to_bytes(8, "little", signed=True))
-    if isinstance(value, datetime):
-        return _of_bytes(b"t" + (value if value.tzinfo is None else value.astimezone(UTC)).isoformat().encode())
-    if isinstance(value, (date, time, timedelta, UUID)):
-        return _of_bytes(b"o" + str(value).encode())
-    if isinstance(value, (bytes, bytearray)):
-        return _of_bytes(b"b" + value)
-    if isinstance(value, (list, tuple, dict)) and is_small(value, _MOST_VALUES):
-        return _of_container(value)
-    return _UNKNOWN
+    kind: type = type(value)
+    of_kind = _BY_TYPE.get(kind) or next((of for one, of in _BY_TYPE.items() if issubclass(kind, one)), None)
+    found = None if of_kind is None else of_kind(value)
+    return _UNKNOWN if found is None else found or _ZERO
 
 
-def _of_container(value: Any) -> int:
+def _of_enum(value: Enum) -> int:
+    return digest(value.value)
+
+
+def _of_text(value: str) -> int:
+    return zlib.crc32(value.encode("utf-8", "surrogatepass"), 1)
+
+
+def _of_number(value: Any) -> int:
+    # Equal numbers of different types have equal hashes, in each process; a NaN is not even equal to itself.
+    is_nan = value.is_nan() if isinstance(value, Decimal) else value != value
+    return _NAN if is_nan else zlib.crc32(hash(value).to_bytes(8, "little", signed=True), 2)
+
+
+def _of_moment(value: datetime) -> int:
+    return zlib.crc32((value if value.tzinfo is None else value.astimezone(UTC)).isoformat().encode(), 3)
+
+
+def _of_shown(value: Any) -> int:
+    return zlib.crc32(str(value).encode(), 4)
+
+
+def _of_container(value: Any) -> int | None:
+    if not is_small(value, _MOST_VALUES):
+        return None
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
     digests = sorted((str(key), digest(one)) for key, one in pairs)
-    return _UNKNOWN if any(one == _UNKNOWN for _, one in digests) else _of_bytes(repr(digests).encode())
+    return None if any(one == _UNKNOWN for _, one in digests) else zlib.crc32(repr(digests).encode(), 5)
 
 
-def _of_bytes(data: bytes) -> int:
-    return zlib.crc32(data) or _ZERO
+def _of_bytes(value: bytes) -> int:
+    return zlib.crc32(value, 6)
+
+
+# In the order in which a class that derives from several of them is taken.
+_BY_TYPE: dict[type, Callable[[Any], int | None]] = {
+    type(None): lambda _: _NONE,
+    Enum: _of_enum,
+    str: _of_text,
+    int: _of_number,
+    float: _of_number,
+    Decimal: _of_number,
+    datetime: _of_moment,
+    **dict.fromkeys((date, time, timedelta, UUID), _of_shown),
+    **dict.fromkeys((bytes, bytearray), _of_bytes),
+    **dict.fromkeys((list, tuple, dict), _of_container),
+}
 
 
 def stored(found: Digests, code: str, at: datetime) -> bytes:
