@@ -39,7 +39,7 @@ from ..replay.frozen_clock import making
 from ..replay.rehearsal import Rehearsal, rehearse
 from ..replay.replay import Replayer
 from ..roles import Balance, Order, Position, Session
-from ..state import context_state
+from ..state import arithmetic, context_state
 from ..state.foreseen import Foreseen
 from ..state.kept_state import Changes, KeptState
 from ..state.noted_state import NotedState
@@ -225,8 +225,11 @@ class Preparing:
         context = context_state.noted(self._host.manager_class, operation.name, own, learn)
         if context.stored:
             notes["context"] = context.stored
-        if context.held:
-            notes["held"] = [*context.held]
+        if context.names:
+            notes["held"] = context.names
+        self._host.decimals = arithmetic.noted()
+        if self._host.decimals is not None:
+            notes["decimals"] = self._host.decimals
         if operation.creates:
             unnumbered = self._note_id(item, notes, final=final)
             if operation.session is Session.BEGINS:

@@ -61,7 +61,7 @@ class PreparedCall(RehearsedCall):
     # Set where the reserve was empty, and the call, an exit, is recorded without an id.
     unnumbered: IdReserveEmpty | None
     # Context variables and thread-local values that only this process can keep for the delivery.
-    held: Mapping[str, Any]
+    held: Mapping[Any, Any]
     # What the call returns where nobody waits for the manager's own answer.
     local_answer: Any
 

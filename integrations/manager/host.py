@@ -92,6 +92,8 @@ class Host:
         self.classes = HostClasses()
         # The class of the object that stands for the manager: what is patched in it counts for the manager, too.
         self.durable_class: Any = None
+        # How the engine computes with Decimals, see `state/arithmetic.py`: the manager's reads may round.
+        self.decimals: dict[str, Any] | None = None
 
     @classmethod
     def unconstructed(cls, manager_class: type, clock: Clock) -> Host:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from ..manager.manager_connection import ManagerConnection
 from ..operations import BALANCES, ManagerOperation, call_of, notes_of, told_id
 from ..plain_data import PLAIN
 from ..roles import Position
+from ..state import arithmetic
 from ..state.carried import Carried
 from ..state.context_state import Contexts
 from ..state.kept_state import KeptState
@@ -132,14 +134,23 @@ class Replayer:
 
         def replay(connection: Connection, stored: Entry) -> Any:
             self._build()
+            # Of its own: the call must find neither what another one has left in its context, nor the relay's.
+            return Context().run(deliver, connection, stored)
+
+        def deliver(connection: Connection, stored: Entry) -> Any:
             if operation.name in self._late:
                 raise self._late[operation.name]
             entry = upgraded(operation, stored)
             notes = notes_of(entry)
             self._here.kept = None
             try:
-                # Before the watch begins, which would refuse the connection of the manager's own that this may open.
-                with self._connection.around(connection) as own:
+                with (
+                    arithmetic.restored(notes.get("decimals")),
+                    # Listeners of the connection read it, too.
+                    self.contexts.restored(self._host.built, operation.name, entry, notes),
+                    # Before the watch, which would refuse the connection of the manager's own that this may open.
+                    self._connection.around(connection) as own,
+                ):
                     given = [call_of(entry), notes.get("defaults")]
                     sides = self._here.sides = SideIds(notes.get("side"), self._take_id, self._column_of)
                     as_of = AsOf(
@@ -188,10 +199,8 @@ class Replayer:
         watch.on_contact = kept.contact
         work_on(connection, replica, watch)
         try:
-            context = self.contexts.restored(replica, operation.name, entry, notes)
             limited = getattr(connection, "is_limited", True)
             with (
-                context,
                 noting(is_limited=limited) as failures,
                 frozen(entry.captured_at, replica, as_of.told_uuid) as clock,
             ):

@@ -1,7 +1,9 @@
-"""Context state: context variables and thread-local values that a call reads, such as the user of a request.
+"""Context state: context variables, and thread-local values that a call reads, such as the user of a request.
 
 They belong to the context or the thread in which the call is made.  The relay's thread has none of them, nor has
-another process.
+another process.  A call has all context variables that are set, since any code that it runs may read one, also a
+listener or a column's default.  Of a thread's own values it has those that the code names: others, such as a cache,
+must not be used by two threads.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from ..code.method_code import dotted, facts_of, meaning, names_in
 from ..plain_data import copied
 from .carried import has_arrived
 from .noted_state import can_be_stored, is_secret
+from .variables import variable_named, variables_set
 
 # So far functions are followed that a method calls by their names.
 _DEEPEST = 3
@@ -37,34 +40,49 @@ _SESSIONS = (Session, Connection)
 
 
 class Noted(NamedTuple):
-    """The values that are set: those that can be stored with the call, and those that only this process can keep."""
+    """The values that are set: those that can be stored with the call, and those that only this process can keep.
+
+    The latter by name where the method's code names them, else by the variable itself.
+    """
 
     stored: dict[str, Any]
-    held: dict[str, Any]
+    held: dict[Any, Any]
+
+    @property
+    def names(self) -> list[str]:
+        """Of those that only this process can keep, the names of those that the method's code names."""
+        return [name for name in self.held if isinstance(name, str)]
 
 
 def noted(cls: type | None, method: str, own: Mapping[str, Any], learn: Callable[[Any], bool]) -> Noted:
     """What a call of `method` finds now; `own`: the manager's attributes."""
     found = Noted({}, {})
-    if cls is None:
-        return found
-    sources = _sources(cls, method)
-    for name, variable in sources.variables.items():
-        value = variable.get(_UNSET)
-        if value is not _UNSET:
-            _note(found, name, value, learn, objects=True)
+    sources = _Sources() if cls is None else _sources(cls, method)
+    named = {variable: name for name, variable in sources.variables.items()}
+    for variable, name, value in variables_set():
+        if variable in named:
+            _note(found, named[variable], value, learn, is_secret=is_secret(variable.name))
+        elif name is not None and not is_secret(name) and can_be_stored(value, _learn_nothing):
+            found.stored[name] = value
+        elif not isinstance(value, _SESSIONS):
+            found.held[variable] = copied(value)
     for name, local in _locals(sources, own).items():
         for attribute in vars(local).keys() & sources.names:
             value = vars(local)[attribute]
-            _note(found, f"{name}.{attribute}", value, learn, objects=not is_secret(attribute))
+            _note(found, f"{name}.{attribute}", value, learn, is_secret=is_secret(attribute))
     return found
 
 
-def _note(found: Noted, name: str, value: Any, learn: Callable[[Any], bool], *, objects: bool) -> None:
-    if objects and can_be_stored(value, learn, objects=True):
+def _note(found: Noted, name: str, value: Any, learn: Callable[[Any], bool], *, is_secret: bool) -> None:
+    if not is_secret and can_be_stored(value, learn, objects=True):
         found.stored[name] = value
     elif not isinstance(value, _SESSIONS):
         found.held[name] = copied(value)
+
+
+def _learn_nothing(_: Any) -> bool:
+    """Let no value of a variable that is perhaps not read need a class after a restart."""
+    return False
 
 
 class Contexts:
@@ -75,11 +93,11 @@ class Contexts:
         self._outbox, self._lost = outbox, lost
         self._lock = threading.RLock()
         # By the id of the call, and its sequence number, as far as it is known.
-        self._held: dict[bytes, Mapping[str, Any]] = {}
+        self._held: dict[bytes, Mapping[Any, Any]] = {}
         self._seqs: dict[bytes, int] = {}
         self._since_look = 0
 
-    def hold(self, id_: bytes, values: Mapping[str, Any]) -> None:
+    def hold(self, id_: bytes, values: Mapping[Any, Any]) -> None:
         """Keep the values of a call that is going to be recorded."""
         if not values:
             return
@@ -98,28 +116,38 @@ class Contexts:
             self._seqs.pop(id_, None)
 
     @contextmanager
-    def restored(self, replica: Any, method: str, entry: Entry, notes: Mapping[str, Any]) -> Iterator[None]:
-        """Within the block the context and the thread have the values that they had at the call."""
-        values, names = dict(notes.get("context", {})), notes.get("held", ())
-        if names:
-            with self._lock:
-                values |= self._held.get(entry.id.bytes, {})
-                if entry.id.bytes in self._held:
-                    self._seqs[entry.id.bytes] = entry.seq
-        cls: type = type(replica)
+    def restored(self, manager: Any, method: str, entry: Entry, notes: Mapping[str, Any]) -> Iterator[None]:
+        """Within the block the context and the thread have the values that they had at the call.
+
+        The context must be one of its own for each replay: no variable can be unset.
+        """
+        values, names = dict[Any, Any](notes.get("context", {})), notes.get("held", ())
+        with self._lock:
+            held = self._held.get(entry.id.bytes)
+            if held is not None:
+                values |= held
+                self._seqs[entry.id.bytes] = entry.seq
+        cls: type = type(manager)
         sources = _sources(cls, method) if values or names else _Sources()
-        locals_ = _locals(sources, vars(replica))
+        locals_ = _locals(sources, vars(manager))
         for name in names:
             if name not in values and (name in sources.variables or name.rpartition(".")[0] in locals_):
                 self._lost(entry, name)
         with ExitStack() as stack:
             for name, value in values.items():
-                variable, (owner, _, attribute) = sources.variables.get(name), name.rpartition(".")
-                if variable is not None:
-                    stack.callback(variable.reset, variable.set(value))
-                elif owner in locals_:
+                if (variable := _variable(sources, name)) is not None:
+                    variable.set(value)
+                    continue
+                owner, _, attribute = name.rpartition(".")
+                if owner in locals_:
                     stack.enter_context(_holding(locals_[owner], attribute, value))
             yield
+
+
+def _variable(sources: _Sources, name: Any) -> ContextVar[Any] | None:
+    if isinstance(name, ContextVar):
+        return name
+    return sources.variables.get(name) or variable_named(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1848,9 +1848,23 @@ BUGS = (
     Bug(
         "adapter: a replay has no context variables",
         "integrations/state/context_state.py",
-        'dict(notes.get("context", {}))',
-        "dict[str, Any]()",
+        'dict[Any, Any](notes.get("context", {}))',
+        "dict[Any, Any]()",
         ("tests/integration/adapter/test_context_state.py",),
+    ),
+    Bug(
+        "adapter: a replay has no context variables that other code than its method's reads",
+        "integrations/state/context_state.py",
+        "for variable, name, value in variables_set():",
+        "for variable, name, value in (one for one in variables_set() if one[0] in named):",
+        ("tests/integration/adapter/test_context_anywhere.py",),
+    ),
+    Bug(
+        "adapter: a replay rounds Decimals otherwise than its caller",
+        "integrations/replay/replay.py",
+        'arithmetic.restored(notes.get("decimals"))',
+        "arithmetic.restored(None)",
+        ("tests/integration/adapter/test_context_anywhere.py",),
     ),
     Bug(
         "adapter: a local read waits for a lock as long as it is held",
