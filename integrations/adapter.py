@@ -205,6 +205,7 @@ class Adapter:
         """
         bound: Mapping[str, Any] = {}
         try:
+            self.keeper.look_at_code()
             call = self._preparing.bind(operation, args, kwargs, at=at)
             bound = call.bound
             self.refuse_fork()
@@ -312,6 +313,7 @@ class Adapter:
     ) -> Generator[Any, None, None]:
         """The generator of a block: stores nothing before it ends, and then all of its calls in one commit."""
         self.refuse_fork()
+        self.keeper.look_at_code()
         item = self._preparing.rehearsed(self._preparing.bind(operation, args, kwargs))
         outer = current(self)
         if not item.rehearsal.reached:

@@ -7,7 +7,6 @@ caller reads afterwards is new.  A durable call is delivered in another session,
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, event
@@ -18,6 +17,7 @@ from ... import OutboxError
 from ...log import Log
 from ...words import first_line
 from ..code.method_code import facts_of
+from ..code.remembered import remembered
 from ..manager.away import is_away
 from ..manager.host import Host
 from ..operations import ManagerOperation
@@ -121,7 +121,7 @@ class CallersSession:
         """
         host = self._host
         factory = None if host.built is None else host.built.session_factory
-        if not isinstance(factory, scoped_session) or _lets_go(host.manager_class, name):
+        if not isinstance(factory, scoped_session) or _lets_go(type(host.built), name):
             return answer
         session = factory()
         # What the view shows is read anew once PostgreSQL is back.
@@ -148,7 +148,7 @@ class CallersSession:
         return session.in_transaction() and session.info.get(_CONNECTION) in self._guard.unsaved
 
 
-@lru_cache(maxsize=256)
+@remembered(256)
 def _lets_go(cls: type, read: str) -> bool:
     """Whether the code of a read ends its session, so that what it shows belongs to none."""
     functions = Evidence(cls).code.functions(read)

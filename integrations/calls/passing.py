@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import AbstractContextManager, _GeneratorContextManager, suppress
-from functools import lru_cache, partial
+from functools import partial
 from inspect import isgenerator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 from ... import ConfigError, OutboxError
 from ...log import Log
 from ...words import first_line
+from ..code.remembered import remembered
 from ..manager.away import cannot_answer, is_away
 from ..manager.manager_connection import is_used_up
 from ..operations import AFTER_DRAIN
@@ -65,6 +66,7 @@ class Passing:
         Raises `NotCaughtUp` where the writes are not delivered in time, and what the manager raises.
         """
         self._adapter.refuse_fork()
+        self._adapter.keeper.look_at_code()
         self._adapter.callers_session.catch_up()
         try:
             return self._call(stand_in, name, args, kwargs)
@@ -260,7 +262,7 @@ class Passing:
         return known
 
 
-@lru_cache(maxsize=256)
+@remembered(256)
 def _only_reads(cls: type, method: str) -> bool:
     evidence = Evidence(cls)
     return bool(evidence.code.functions(method)) and not writes(method, evidence, but=frozenset())

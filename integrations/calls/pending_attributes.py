@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ... import Entry
 from ..code.class_code import ClassCode
+from ..code.remembered import remembered
 from ..manager.host import Host
 from ..state.carried import Carried
 from ..state.kept_state import NOT_STATE
@@ -21,7 +22,6 @@ class PendingAttributes:
     def __init__(self, host: Host, carried: Carried, delivery: DeliveryWaits, guard: Guard) -> None:
         self._host, self._carried, self._delivery, self._guard = host, carried, delivery, guard
         # Attributes that the methods of operations assign, and the last call each waits for.
-        self._may_change: dict[str, set[str]] = {}
         self._pending_attributes: dict[str, tuple[str, int]] = {}
         # Those that only a delivery counts, and the last call that changes them so.
         self._uncounted: dict[str, int] = {}
@@ -57,11 +57,7 @@ class PendingAttributes:
     def by(self, name: str) -> set[str]:
         """The attributes that a call of method `name` may change, by its code and by what its replays have changed."""
         cls, known = self._host.manager_class, self._carried.names.get(name, set())
-        if cls is None:
-            return set(known)
-        if name not in self._may_change:
-            self._may_change[name] = ClassCode(cls).changed_by(name) - NOT_STATE
-        return self._may_change[name] | known
+        return set(known) if cls is None else _changed_by(cls, name) | known
 
     def note(self, item: PreparedCall, entry: Entry) -> None:
         """Remember which attributes the call may change when it is delivered, and has not changed yet."""
@@ -70,3 +66,8 @@ class PendingAttributes:
         for attribute in ((self.by(name) - item.changes.by_name.keys()) | later) - item.foreseen.keys():
             self._pending_attributes[attribute] = (name, entry.seq)
         self._uncounted |= dict.fromkeys(item.uncounted, entry.seq)
+
+
+@remembered(256)
+def _changed_by(cls: type, name: str) -> set[str]:
+    return ClassCode(cls).changed_by(name) - NOT_STATE

@@ -18,6 +18,7 @@ from ...log import Log
 from ...words import first_line
 from ..code.members import class_member
 from ..code.method_code import facts_of
+from ..code.remembered import remembered
 from ..manager.away import is_away
 from ..manager.host import Host
 from ..preflight import ways_around
@@ -54,13 +55,13 @@ def _make(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], manager: 
         _log.error("%(method)s, called before the manager was built, failed: %(error)s", method=name, error=exc)
 
 
-@functools.lru_cache(maxsize=256)
+@remembered(256)
 def _reached(cls: type, name: str) -> frozenset[str]:
     """The names of the methods and attributes of self that a method turns to, and its own."""
     return frozenset({name, *Evidence(cls, None).code.uses_of(name)})
 
 
-@functools.lru_cache(maxsize=256)
+@remembered(256)
 def _needs(cls: type, name: str) -> frozenset[str] | None:
     """The attributes that a method needs; None where it answers something, or may turn to the database."""
     evidence, member = Evidence(cls, None), class_member(cls, name)

@@ -13,12 +13,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
-from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
 from .class_code import ClassCode
 from .method_code import facts_of, meaning
+from .remembered import remembered
 
 _MAKES = (int, float, str, bool, Decimal)
 _LOCKS = (threading.Lock, threading.RLock, threading.Condition, threading.Semaphore)
@@ -48,7 +48,7 @@ def locks_begun(cls: type) -> dict[str, Any]:
     return {name: kind() for name, kind in _locks_of(cls).items()}
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _locks_of(cls: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for function, _ in ClassCode(cls).reached("__init__"):

@@ -8,16 +8,16 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 from .class_code import ClassCode
 from .method_code import Facts, facts_of
 from .plain_answers import answering
+from .remembered import remembered
 
 
-@lru_cache(maxsize=256)
+@remembered(256)
 def given_id_of(cls: type, method: str) -> tuple[str, ...] | None:
     """The argument that a method returns in all cases, alone or with the field of it; None where it does not."""
     functions = ClassCode(cls).functions(method)

@@ -8,6 +8,7 @@ from typing import Any
 
 from .class_code import ClassCode
 from .method_code import Facts, facts_of
+from .remembered import remembered
 
 
 def parts_read(code: ClassCode, name: str) -> dict[str, frozenset[str] | None]:
@@ -32,7 +33,7 @@ def parts_changed(code: ClassCode, name: str) -> set[str]:
     return found
 
 
-@lru_cache(maxsize=1024)
+@remembered(1024)
 def changes_itself(cls: type, names: frozenset[str]) -> bool:
     """Whether one of these methods or properties of a class changes its object."""
     code = ClassCode(cls)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
 from ..code.method_code import Facts, facts_of
+from ..code.remembered import remembered
 from .evidence import Evidence
 
 
@@ -27,7 +27,7 @@ def warning(name: str, evidence: Evidence) -> str | None:
 WAY = "let it write without that test, and leave outages to the outbox"
 
 
-@lru_cache(maxsize=256)
+@remembered(256)
 def of_class(cls: type, name: str) -> tuple[str, ...]:
     """The switches by which method `name` of a class may leave."""
     return tuple(sorted(found_in(name, Evidence(cls))))

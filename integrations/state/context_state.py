@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import lru_cache
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from sqlalchemy.orm import Session
 from ... import Entry, Outbox
 from ..code.class_code import ClassCode
 from ..code.method_code import dotted, facts_of, meaning, names_in
+from ..code.remembered import remembered
 from ..plain_data import copied
 from .carried import has_arrived
 from .noted_state import can_be_stored, is_secret
@@ -166,7 +166,7 @@ class _Sources:
 _UNSET: Any = object()
 
 
-@lru_cache(maxsize=256)
+@remembered(256)
 def _sources(cls: type, method: str) -> _Sources:
     code = ClassCode(cls)
     found = _Sources(attributes=frozenset(code.uses_of(method)))

@@ -33,6 +33,7 @@ from ..code.attribute_code import (
 )
 from ..code.class_code import ClassCode
 from ..code.entered import lets_through
+from ..code.remembered import remembered
 from ..manager.host import Host
 from ..plain_data import same
 from .kept_state import NOT_STATE
@@ -72,15 +73,11 @@ class Foreseen:
     """The changes of one manager's methods.  Thread-safe."""
 
     def __init__(self, host: Host, methods: Collection[str]) -> None:
-        self._host, self._methods = host, methods
-        # The class that was looked at, and what its methods do to attributes.
-        self._known: tuple[type | None, Mapping[str, _Method]] = (None, {})
-        self._names: frozenset[str] = frozenset()
+        self._host, self._methods = host, tuple(methods)
 
     def names(self) -> frozenset[str]:
         """The attributes that some of the methods change so."""
-        self._read()
-        return self._names
+        return frozenset(attribute for one in self._read().values() for attribute in one.attributes)
 
     def of(self, name: str, call: Mapping[str, Any], stale: Callable[[], Collection[str]]) -> dict[str, Any]:
         """How method `name` changes which attributes of the manager, where that is certain.
@@ -91,7 +88,7 @@ class Foreseen:
         if method is None:
             return {}
         own = self._host.attributes()
-        cls = self._known[0]
+        cls = self._host.manager_class
         run = _Run({**own, **dict.fromkeys(stale(), _MISSING)}, cls)
         run.block(method.block, dict(call))
         found: dict[str, Any] = {}
@@ -109,13 +106,7 @@ class Foreseen:
 
     def _read(self) -> Mapping[str, _Method]:
         cls = self._host.manager_class
-        if cls is not None and cls is not self._known[0]:
-            code = ClassCode(cls)
-            found = {name: _Method.of(block_of(code, name)) for name in self._methods}
-            found = {name: one for name, one in found.items() if one.attributes}
-            self._names = frozenset(attribute for one in found.values() for attribute in one.attributes)
-            self._known = (cls, found)
-        return self._known[1]
+        return {} if cls is None else _foreseen_by(cls, self._methods)
 
 
 def _is_number(value: Any) -> bool:
@@ -141,6 +132,14 @@ class _Method:
         hidden = {one.attribute for one in changes if one.expression is None}
         names = frozenset({one.attribute for one in changes} - hidden - NOT_STATE)
         return cls(block, names, names - {one.attribute for one in changes if one.operator == SET})
+
+
+@remembered(64)
+def _foreseen_by(cls: type, methods: tuple[str, ...]) -> Mapping[str, _Method]:
+    """What methods of a class do to attributes, as far as it can be foreseen of any."""
+    code = ClassCode(cls)
+    found = {name: _Method.of(block_of(code, name)) for name in methods}
+    return {name: one for name, one in found.items() if one.attributes}
 
 
 class _Way(Enum):

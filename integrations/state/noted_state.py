@@ -20,6 +20,7 @@ from ...codec import encode
 from ...records import fields_of, has_fields
 from ..code.class_code import ClassCode
 from ..code.held_parts import changes_itself, parts_changed, parts_read
+from ..code.remembered import remembered
 from ..manager.host import Host
 from ..plain_data import SCALARS, is_of_the_host, is_small, is_state
 from .foreseen import Foreseen
@@ -80,10 +81,8 @@ class NotedState:
         learn: Callable[[Any], bool],
     ) -> None:
         """`learn(value)` allows the enum classes of a value to be stored; whether there are any."""
-        self._host, self._outbox, self._methods, self._foreseen = host, outbox, methods, foreseen
+        self._host, self._outbox, self._methods, self._foreseen = host, outbox, tuple(methods), foreseen
         self._learn = learn
-        # The class that was looked at, and what its methods read.
-        self._known: tuple[type | None, Mapping[str, _Read]] = (None, {})
         stored = outbox.store.get_meta(_META)
         # Attributes that calls were seen to change before they write.
         self._early: set[str] = set(json.loads(stored)) if stored else set()
@@ -112,11 +111,7 @@ class NotedState:
 
     def _read_by(self, method: str) -> _Read:
         cls = self._host.manager_class
-        if cls is None:
-            return _Read()
-        if self._known[0] is not cls:
-            self._known = cls, _read_by_all(ClassCode(cls), self._methods)
-        return self._known[1].get(method, _Read())
+        return _Read() if cls is None else _read_by_all(cls, self._methods).get(method, _Read())
 
     def _parts(self, value: Any, held: _Held) -> dict[str, Any]:
         if isinstance(value, (*SCALARS, *_CONTAINERS)) or not is_of_the_host(value) or not is_state(value):
@@ -142,7 +137,10 @@ class NotedState:
 _WHOLE = _Held(None, frozenset())
 
 
-def _read_by_all(code: ClassCode, methods: Collection[str]) -> dict[str, _Read]:
+@remembered(64)
+def _read_by_all(cls: type, methods: tuple[str, ...]) -> dict[str, _Read]:
+    """By method of a class, what it reads."""
+    code = ClassCode(cls)
     # What is in an object is noted only where no method changes it.
     changed = set[str]().union(*map(code.changed_by, methods), *(parts_changed(code, name) for name in methods))
     parts = {name: parts_read(code, name) for name in methods}

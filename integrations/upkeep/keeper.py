@@ -108,6 +108,14 @@ class Keeper:
     def _know_class_of(self, manager: Any) -> None:
         """Take in the class of a manager that was built after the view was restored."""
         self._code.take_in(type(manager))
+        self._doubt_former()
+
+    def look_at_code(self) -> None:
+        """Go by the present functions of the manager's class, which the host may have replaced.  Holds no lock."""
+        if self._code.has_changed():
+            self._doubt_former()
+
+    def _doubt_former(self) -> None:
         with self.view.lock:
             self.kept.doubt_former(outdated.take_over(self.view.learning, self.view.learning.dump()))
 

@@ -8,6 +8,7 @@ from ..code.applied_answers import applied_answer
 from ..code.class_code import ClassCode
 from ..code.code_version import code_version
 from ..code.plain_answers import plain_answer
+from ..code.remembered import CodeWatch
 from ..code.respelling import respells
 from ..code.rounding import places_kept
 from ..code.row_queries import row_query
@@ -35,9 +36,19 @@ class ManagersCode:
         tables_read: TablesRead,
     ) -> None:
         self._host, self._view, self._calls, self._reads, self._tables_read = host, view, calls, reads, tables_read
+        self._watch = CodeWatch()
+
+    def has_changed(self) -> bool:
+        """Whether the host has replaced functions of the manager's class; then the present ones are taken in."""
+        cls = self._host.manager_class
+        if cls is None or not self._watch.has_changed(cls):
+            return False
+        self.take_in(cls)
+        return True
 
     def take_in(self, cls: type) -> None:
         """Let the view go by the code of the class."""
+        self._watch.has_changed(cls)
         found = {call.name: tuple(branches.of(call, cls).decisions.values()) for call in self._calls.values()}
         made, class_code = [call for call in self._calls.values() if call.creates], ClassCode(cls)
         plain = {call.name: plain_answer(class_code, call.name, call.id_column.column) for call in made}

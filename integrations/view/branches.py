@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import builtins
 import copy
-import functools
 import inspect
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..code.class_code import ClassCode
 from ..code.code_version import LOGS
 from ..code.method_code import Facts, dotted, facts_of, layers, meaning
+from ..code.remembered import remembered
 from ..code.signatures import parameter_names
 from .decisions import ARGUMENT, COLUMN, TAKEN, TEXT, Decision, Unreadable
 from .learning import is_id
@@ -103,7 +103,7 @@ class _Scope:
             yield _Scope(self.code, function, facts_of(function), names, self.depth + 1)
 
 
-@functools.lru_cache(512)
+@remembered(512)
 def of(operation: ManagerOperation, cls: type) -> Branches:
     """By which values the method of an operation decides; nothing for one that has no part in what is answered."""
     found, code = Branches(), ClassCode(cls)

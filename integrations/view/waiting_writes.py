@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ... import EntryStatus, Outbox
+from ..code.remembered import remembered
 from ..code.tables_named import tables_named
 from ..manager.host import Host
 from .history import entries_since
@@ -129,6 +129,6 @@ class WaitingWrites:
         return _tables(cls, read) | self._seen_to_read(read)
 
 
-@lru_cache(maxsize=256)
+@remembered(256)
 def _tables(cls: type, method: str) -> frozenset[str]:
     return tables_named(cls, method)

@@ -1860,6 +1860,13 @@ BUGS = (
         ("tests/integration/adapter/test_context_anywhere.py",),
     ),
     Bug(
+        "adapter: what was read in a manager's code outlives a function that the host replaces",
+        "integrations/code/remembered.py",
+        "for forget in _forget:",
+        "for forget in ():",
+        ("tests/integration/adapter/test_replaced_methods.py",),
+    ),
+    Bug(
         "adapter: a replay rounds Decimals otherwise than its caller",
         "integrations/replay/replay.py",
         'arithmetic.restored(notes.get("decimals"))',
