@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -33,7 +33,7 @@ from .calls.halt import Halt
 from .calls.local_answers import LocalAnswers
 from .calls.passing import Passing
 from .calls.pending_attributes import PendingAttributes
-from .calls.preparing import Preparing
+from .calls.preparing import IdsTaken, Preparing
 from .calls.sessions import Sessions
 from .calls.stages import EncodedCall, RehearsedCall, lent_until_recorded, take_back
 from .calls.unwritten import Unwritten
@@ -58,6 +58,8 @@ from .view.reads import Reads
 
 _log = Log("outbox.integrations")
 
+# So often a call gets ids before it finds none left, though others take all of them each time.
+_FILLS = 100
 # The manager that each outbox serves.  Two would give out the same ids, and keep two views under one name.
 _served: weakref.WeakKeyDictionary[Outbox, Host] = weakref.WeakKeyDictionary()
 
@@ -215,7 +217,7 @@ class Adapter:
             if not item.rehearsal.reached:
                 return self._unwritten.answer(item)
             try:
-                return self._durably(item)
+                return self._with_ids(self._durably, item)
             finally:
                 self.callers_session.follow()
         except OutboxError as exc:
@@ -232,7 +234,15 @@ class Adapter:
             log("a call of %(operation)s was not recorded: %(error)s", operation=operation.name, error=exc)
             return None
 
-    def _durably(self, item: RehearsedCall) -> Any:
+    def _with_ids(self, make: Callable[[RehearsedCall, bool], Any], item: RehearsedCall) -> Any:
+        """Make a call, with ids in reserve: other threads may take them before it has the order of calls."""
+        for _ in range(_FILLS):
+            has_ids = self._preparing.reserve(item)
+            with suppress(IdsTaken):
+                return make(item, has_ids)
+        return make(item, False)
+
+    def _durably(self, item: RehearsedCall, has_ids: bool) -> Any:
         """Store a call, or add it to the caller's block, and answer it; a repeated call is not stored again."""
         operation, block = item.operation, current(self)
         # A refused event must not take the trade of its block with it.
@@ -240,6 +250,8 @@ class Adapter:
         answers = self._local_answers
         waits = block is None and not self._write_behind and self.delivery.prompt()
         waits = waits and not answers.cannot_ask(item)
+        if not waits:
+            answers.look_up(item)
         with self._balance_lock(item, block), self.keeper.kept.order:
             hashed = earlier_calls.hash_of(self.outbox, item)
             entry = earlier_calls.stored(self.outbox, item, hashed)
@@ -256,7 +268,7 @@ class Adapter:
                 if not item.rehearsal.reached:
                     # Another thread's call has come between: at a limit, say.
                     return self._unwritten.answer(item)
-                prepared = answers.answering(self._preparing.prepare(item, final=not waits))
+                prepared = answers.answering(self._preparing.prepare(item, final=not waits, has_ids=has_ids))
                 encoded = self._preparing.encoded(prepared, hashed)
                 entry = None if group is not None and group.add(encoded) else self._record([encoded], waits=waits)[0]
                 answer, notes, unnumbered = encoded.local_answer, encoded.notes, encoded.unnumbered
@@ -323,7 +335,7 @@ class Adapter:
         with self._session_locks.held(session, inside=outer) as turn:
             self.keeper.kept.catch_up()
             block = Block(self, session, alive)
-            opens, value = self._opening(item, block, outer, waits=waits)
+            opens, value = self._with_ids(partial(self._opening, block, outer, waits), item)
             with lent_until_recorded(block):
                 with logged_at_exit(block), entered(block):
                     yield value
@@ -343,7 +355,9 @@ class Adapter:
         finally:
             self.callers_session.follow()
 
-    def _opening(self, item: RehearsedCall, block: Block, outer: Block | None, *, waits: bool) -> tuple[bool, Any]:
+    def _opening(
+        self, block: Block, outer: Block | None, waits: bool, item: RehearsedCall, has_ids: bool
+    ) -> tuple[bool, Any]:
         """Make the call that opens a block its first; whether it was not made before.  And what the block yields."""
         hashed = earlier_calls.hash_of(self.outbox, item)
         first = earlier_calls.stored(self.outbox, item, hashed)
@@ -356,7 +370,7 @@ class Adapter:
             item = self._preparing.as_of_now(item)
             if not item.rehearsal.reached:
                 self._unwritten.answer(item)
-            prepared = self._preparing.prepare(item, final=not waits)
+            prepared = self._preparing.prepare(item, final=not waits, has_ids=has_ids)
             is_applied = self._preparing.apply(prepared)
         value, prepared = self._local_answers.yielded(prepared, online=waits)
         block.add(self._preparing.encoded(prepared, hashed, is_applied=is_applied))

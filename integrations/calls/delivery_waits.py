@@ -83,6 +83,10 @@ class DeliveryWaits:
         self._waited_in_vain(bar, first)
         return False
 
+    def wait_until_settled(self) -> bool:
+        """Wait for at most `wait_s` until no call waits for its delivery; whether none does."""
+        return self._outbox.progress.wait(lambda: not self._outbox.store.figures().pending, self.wait_s)
+
     def _waited_in_vain(self, bar: int, first: int | None) -> None:
         """Note that the relay did not pass `bar` in time; `first` was the next entry when the wait began."""
         if self._outage.delivers:

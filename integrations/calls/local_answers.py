@@ -12,6 +12,8 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from ... import Outbox
 from ..manager.away import cannot_take
 from ..manager.host import Host
@@ -35,6 +37,9 @@ from .block import Block
 from .block_reads import BlockReads
 from .delivery_waits import DeliveryWaits
 from .stages import PreparedCall, RehearsedCall
+
+# So often a session is looked up that is not known.
+_LOOKS = 10
 
 
 class _Yield(NamedTuple):
@@ -77,24 +82,40 @@ class LocalAnswers:
         limits = self._limits_beyond(item)
         return checks.is_refused(self._view.learning, item.operation, limits) and not self._outage.can_connect()
 
+    def look_up(self, item: RehearsedCall) -> None:
+        """Take the session of a call from PostgreSQL where `check` would not know it.
+
+        May take seconds: hold no lock, since a silent PostgreSQL must stop no other call.
+        """
+        try:
+            self._check(item)
+        except UnknownLocally:
+            with suppress(SQLAlchemyError):
+                # Calls of other threads may come between.
+                for _ in range(_LOOKS):
+                    if not self._outage.delivers or self._keeper.observe(item.session):
+                        break
+                    if not self._delivery.wait_until_settled():
+                        break
+        except Exception:  # noqa: BLE001 - it is raised by `check`
+            return
+
     def check(self, item: RehearsedCall) -> tuple[Any] | None:
         """Refuse what the manager was seen to refuse, and an unknown session, while it cannot be asked.
 
         Raises what the manager was seen to raise, or returns its answer in a tuple of one; None where the call may be
         made.
         """
-        operation, session = item.operation, item.session
-        call = {**operation.standard(item.bound), "session_id": session}
+        self._check(item)
+        return checks.refuse(self._view.learning, item.operation, self._limits_beyond(item))
+
+    def _check(self, item: RehearsedCall) -> None:
+        operation = item.operation
+        call = {**operation.standard(item.bound), "session_id": item.session}
         # Without a method that begins sessions, one that was not seen may be an account that has been there for long.
         in_session = self._begins and (operation.balance is not None or operation.session is Session.ENDS)
         for check in (*operation.checks, *((checks.session_known,) if in_session else ())):
-            try:
-                check(call, self._block_reads.view())
-            except UnknownLocally:
-                if not self._outage.delivers or not self._keeper.observe(session):
-                    raise
-                check(call, self._block_reads.view())
-        return checks.refuse(self._view.learning, operation, self._limits_beyond(item))
+            check(call, self._block_reads.view())
 
     def _limits_beyond(self, item: RehearsedCall) -> dict[str, str]:
         """The limits beyond which a call is, with what is wrong; none where the manager was not seen to refuse any."""
@@ -182,6 +203,7 @@ class LocalAnswers:
         `may_ask`: where the view is not sure, it is an `Untold`, since the manager can be asked instead.
         """
         operation, learning = item.operation, self._view.learning
+        self.look_up(item)
         self.check(item)
         seen = seen_of(self._view, operation, item.bound, item.notes)
         effect = learning.effect(seen)

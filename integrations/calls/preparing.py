@@ -63,6 +63,10 @@ _log = Log("outbox.integrations")
 _IMMUTABLE = (type(None), bool, int, float, str, bytes, Decimal, Enum, datetime, date, timedelta, UUID)
 
 
+class IdsTaken(Exception):
+    """Other calls have taken the ids that were reserved for this one, too: it is to be prepared again."""
+
+
 class Preparing:
     """Makes entries of the calls of one adapter.  Thread-safe."""
 
@@ -195,9 +199,6 @@ class Preparing:
 
         Its replay finds what is noted, and would refuse what the first rehearsal did not.  The order is held.
         """
-        if self._reserves.redefined and self._outage.delivers and self._host.built is not None:
-            engine, passed = engine_of(self._host.undoubled()), self._delivery.passed(self._delivery.last_seq)
-            self._reserves.renew(engine, in_use=not passed)
         # Before that the manager gets what deliveries have changed.
         outdated = self._outdated()
         built, tries = self._host.built, 0
@@ -208,10 +209,27 @@ class Preparing:
             tries += 1
         return dataclasses.replace(item, outdated=outdated)
 
-    def prepare(self, item: RehearsedCall, *, final: bool) -> PreparedCall:
+    def reserve(self, item: RehearsedCall) -> bool:
+        """Ask PostgreSQL for ids, where none are left or the host has begun a sequence anew; whether there are some.
+
+        May take seconds: hold no lock, since a silent PostgreSQL must stop no other call.
+        """
+        if self._outage.delivers is False:
+            return False
+        if self._reserves.redefined and self._outage.delivers and self._host.built is not None:
+            self._reserves.renew(engine_of(self._host.undoubled()), self._keeper.kept.order, self._has_waiting_calls)
+        operation = item.operation
+        if not operation.creates or self._given_id(operation, item.bound) is not None:
+            return False
+        return self._reserves.fill_if_empty(*operation.id_column, engine=lambda: engine_of(self._host.undoubled()))
+
+    def _has_waiting_calls(self) -> bool:
+        return not self._delivery.passed(self._delivery.last_seq)
+
+    def prepare(self, item: RehearsedCall, *, final: bool, has_ids: bool = False) -> PreparedCall:
         """Note what the replay needs; `final`: the caller does not wait, so it gets the id that is given here.
 
-        `item` is as of now, and has come to the database.
+        `item` is as of now, and has come to the database.  `has_ids`: `reserve` had ids for it.  Raises `IdsTaken`.
         """
         operation, bound, session, unnumbered = item.operation, item.bound, item.session, None
         self._keeper.meet(session)
@@ -231,7 +249,7 @@ class Preparing:
         if self._host.decimals is not None:
             notes["decimals"] = self._host.decimals
         if operation.creates:
-            unnumbered = self._note_id(item, notes, final=final)
+            unnumbered = self._note_id(item, notes, final=final, has_ids=has_ids)
             if operation.session is Session.BEGINS:
                 notes["session"] = notes["id"]
         if operation.position is Position.OPENS:
@@ -289,11 +307,13 @@ class Preparing:
             return None
         return stored(rehearsal.fingerprint, code_of(cls, item.operation.name), rehearsal.at)
 
-    def _note_id(self, item: RehearsedCall, notes: dict[str, Any], *, final: bool) -> IdReserveEmpty | None:
+    def _note_id(
+        self, item: RehearsedCall, notes: dict[str, Any], *, final: bool, has_ids: bool
+    ) -> IdReserveEmpty | None:
         """Note the id that the row will have.
 
         None for an exit that finds the reserve used up: PostgreSQL numbers it later, and why there is none is returned.
-        Raises `IdReserveEmpty` for anything else.
+        Raises `IdReserveEmpty` for anything else, and `IdsTaken` where there were ids.
         """
         operation, bound, finality = item.operation, item.bound, {"final": True} if final else {}
         given = self._given_id(operation, bound)
@@ -307,8 +327,10 @@ class Preparing:
             notes |= {"id": kept, "resumes": True, **finality}
             return None
         try:
-            id_ = item.rehearsal.uuid or self._take_id(*operation.id_column)
+            id_ = item.rehearsal.uuid or self._reserves.take(*operation.id_column)
         except IdReserveEmpty as exc:
+            if has_ids:
+                raise IdsTaken from exc
             if operation.never_refused is None or not operation.never_refused(operation.standard(bound)):
                 raise
             _log.critical(
@@ -396,8 +418,3 @@ class Preparing:
             return False
         item.changes.apply(self._host.built)
         return True
-
-    def _take_id(self, *names: str | None) -> Any:
-        if self._outage.delivers is False:
-            return self._reserves.take(*names)
-        return self._reserves.take_filled(*names, engine=lambda: engine_of(self._host.undoubled()))

@@ -153,17 +153,19 @@ class IdReserve:
         with suppress(ProgrammingError), _transaction(connection):
             self._give_up_used(connection)
 
-    def forget_on(self, connection: Connection) -> None:
-        """Give up all reserved ids where the sequence has begun anew and the table is empty.  Raises as `fill`."""
+    def is_begun_anew(self, connection: Connection) -> bool:
+        """Whether the sequence has begun anew and the table is empty.  Raises as `fill`."""
         if not self._highest:
-            return
+            return False
         id_: ColumnClause[int] = column(self.of.column)
         with _transaction(connection):
             sequence = self._sequence(connection)
             rows = select(id_).select_from(table(self.of.table, schema=self.schema)).limit(1)
             behind = connection.execute(_BEHIND, {"sequence": sequence, "highest": self._highest}).scalar()
-            if not behind or connection.execute(rows).first() is not None:
-                return
+            return bool(behind) and connection.execute(rows).first() is None
+
+    def forget(self) -> None:
+        """Give up all reserved ids."""
         with self._lock:
             self._chunk.clear()
             self._ranges, self._highest = [], 0

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
 from ... import Outbox
-from ...errors import ConfigError
+from ...errors import ConfigError, StoreBusy
 from ...log import Log
 from ...words import first_line
 from ..manager.away import is_away
 from ..manager.manager_connection import fresh_connection
 from .id_column import IdColumn
-from .id_reserve import IdReserve, IdReserveEmpty
+from .id_reserve import IdReserve
 
 _log = Log("outbox.integrations")
 
@@ -57,6 +58,8 @@ class IdReserves:
             )
             for given, of in ((given, IdColumn.of(given)) for given in columns)
         }
+        # Held while PostgreSQL is asked.
+        self._asking = threading.RLock()
         # After a crash of the server a sequence may have fallen back.
         self._distrusted = True
         # Whether the host has defined tables since, or emptied them.
@@ -73,19 +76,22 @@ class IdReserves:
         """The next id of a column.  Raises `IdReserveEmpty`, `DurabilityError` or `ConfigError`."""
         return self._taken(self._reserves[IdColumn.of(names).names])
 
-    def take_filled(self, *names: str | None, engine: Callable[[], Engine]) -> Any:
-        """The next id of a column, whose reserve is filled first where it is empty.  Raises as `take`."""
+    def fill_if_empty(self, *names: str | None, engine: Callable[[], Engine]) -> bool:
+        """Fill the reserve of a column where it is empty; whether there are ids now.
+
+        It is so after a burst that was faster than the background work, or if PostgreSQL could not be reached at the
+        start.
+        """
+        reserve = self._reserves[IdColumn.of(names).names]
+        if reserve.left() or reserve.failure is not None:
+            return True
         try:
-            return self.take(*names)
-        except IdReserveEmpty:
-            # A burst was faster than the background work, or PostgreSQL could not be reached at the start.
-            try:
-                self.fill(engine())
-            except SQLAlchemyError as exc:
-                if not is_away(exc):
-                    raise
-                _log.warning("id reserves could not be filled: %(error)s", error=first_line(exc))
-            return self.take(*names)
+            self.fill(engine())
+        except SQLAlchemyError as exc:
+            if not is_away(exc):
+                raise
+            _log.warning("id reserves could not be filled: %(error)s", error=first_line(exc))
+        return reserve.left() > 0
 
     def are_uuids(self, *names: str | None) -> bool:
         """Whether the ids of a column are UUIDs, as far as is known."""
@@ -139,26 +145,34 @@ class IdReserves:
         named = any(reserve.of.table in statement for reserve in self._reserves.values())
         self.redefined |= named or _OF_MANY.search(statement) is not None
 
-    def renew(self, engine: Engine, *, in_use: bool) -> None:
+    def renew(self, engine: Engine, order: AbstractContextManager[Any], in_use: Callable[[], bool]) -> None:
         """After the host has made or emptied tables: forget the ids of sequences that were begun anew.
 
-        Only where the table is empty, and no call that waits may have a reserved id (`in_use`); else secure them.
+        Only where the table is empty, and no call that waits may have a reserved id (`in_use()`, asked within `order`);
+        else secure them.  PostgreSQL is asked before `order` is entered.
         """
         self.redefined = False
         try:
-            if not in_use:
-                self._forget(engine)
+            if not in_use():
+                self._forget(engine, order, in_use)
             self.secure(engine)
         except SQLAlchemyError:
             # It is tried again at the next call.
             self.redefined = True
 
-    def _forget(self, engine: Engine) -> None:
-        with fresh_connection(engine) as connection:
+    def _forget(self, engine: Engine, order: AbstractContextManager[Any], in_use: Callable[[], bool]) -> None:
+        taken, anew = {reserve: reserve.taken for reserve in self._reserves.values()}, list[IdReserve]()
+        with self._asking, fresh_connection(engine) as connection:
             connection.commit()
-            for reserve in self._reserves.values():
+            for reserve in taken:
                 with suppress(ConfigError, ProgrammingError):
-                    reserve.forget_on(connection)
+                    anew += [reserve] if reserve.is_begun_anew(connection) else []
+        with order:
+            if not in_use():
+                for reserve in anew:
+                    # Another call may have got one of the ids meanwhile.
+                    if reserve.taken == taken[reserve]:
+                        reserve.forget()
 
     def secure(self, engine: Engine) -> None:
         """Set sequences forward that have fallen behind a reserved id.
@@ -171,8 +185,18 @@ class IdReserves:
     def fill(self, engine: Engine) -> dict[IdColumn, Exception]:
         """Secure them where they are distrusted, and fill them; returns those that cannot be filled, and why.
 
-        Raises `SQLAlchemyError` where PostgreSQL is away.
+        Raises `SQLAlchemyError` where PostgreSQL is away, and `StoreBusy` in the middle of another fill.
         """
+        if self._asking._is_owned():  # type: ignore[attr-defined]
+            raise StoreBusy(
+                "this thread is in the middle of reserving ids",
+                hint="nothing was written; a signal handler should set a flag and leave the rest to the program's loop",
+            )
+        # Ids are kept in the order in which they were fetched.
+        with self._asking:
+            return self._fill(engine)
+
+    def _fill(self, engine: Engine) -> dict[IdColumn, Exception]:
         failed: dict[IdColumn, Exception] = {}
         # A sequence that the host has begun anew is not set forward before its ids are forgotten.
         secure, self._distrusted = self._distrusted and not self.redefined, self._distrusted and self.redefined
