@@ -21,7 +21,7 @@ from ...attributes import attributes
 from ...derived import can_be_registered
 from ...records import has_fields, is_own_class
 from ..code.applied_answers import applied_answer
-from ..code.method_code import dotted, facts_of, is_opaque, layers, meaning, names_in
+from ..code.method_code import Facts, dotted, facts_of, is_opaque, layers, meaning, names_in
 from ..code.plain_answers import answering, plain_answer, shown
 from ..code.signatures import hints_of, signature_of
 from ..manager.held import ASYNC_WAY
@@ -305,18 +305,32 @@ def column_of(operation: ManagerOperation) -> tuple[str, str]:
 
 def returned_object(operation: ManagerOperation, evidence: Evidence) -> str | None:
     """The mapped class of which a method returns an object, by its annotation or its return statements."""
-    for function in evidence.code.functions(operation.name):
+    for function in _giving(operation.name, evidence):
         with suppress(Exception):  # annotations are code of the host
             found = _mapped_in(typing.get_type_hints(function).get("return"))
             if found is not None:
                 return found
-        facts = facts_of(function)
-        for value in facts.returns:
-            for one in value.values if isinstance(value, ast.BoolOp) else [value]:
-                made = _made_object(facts.locals.get(one.id, one) if isinstance(one, ast.Name) else one, function)
-                if made is not None:
-                    return made
+        for one in _returned(facts_of(function)):
+            made = _made_object(one, function)
+            if made is not None:
+                return made
     return None
+
+
+def _giving(name: str, evidence: Evidence) -> Iterator[Any]:
+    """The functions whose answer a method may give: an overridden one only if its answer is passed on."""
+    for function in evidence.code.functions(name):
+        yield function
+        facts = facts_of(function)
+        if name in facts.supers and f"super().{name}()" not in map(dotted, _returned(facts)):
+            return
+
+
+def _returned(facts: Facts) -> Iterator[ast.expr]:
+    """The expressions that a function returns, also by a local name."""
+    for value in facts.returns:
+        for one in value.values if isinstance(value, ast.BoolOp) else [value]:
+            yield facts.locals.get(one.id, one) if isinstance(one, ast.Name) else one
 
 
 def _made_object(expression: ast.AST, function: Any) -> str | None:

@@ -483,6 +483,17 @@ class ReturnsARow(Sound):
             return row
 
 
+class PassesARowOn(ReturnsARow):
+    def log_trade(self, symbol: str, position_id: int | None = None) -> Any:
+        row = super().log_trade(symbol, position_id)
+        return row
+
+
+class ReturnsTheIdOfARow(ReturnsARow):
+    def log_trade(self, symbol: str, position_id: int | None = None) -> Any:
+        return super().log_trade(symbol, position_id).id
+
+
 class AnnotatesARow(Sound):
     def log_trade(self, symbol: str, position_id: int | None = None) -> Trade | None:  # type: ignore[override]
         return None

@@ -65,6 +65,7 @@ MISFITS = [
     ("Asynchronous", "asynchronous", "to_thread"),
     ("ReturnsARow", "returns a Trade", "return the id"),
     ("FindsARow", "returns a Trade", "return the id"),
+    ("PassesARowOn", "returns a Trade", "return the id"),
     ("AnnotatesARow", "returns a Trade", "return the id"),
 ]
 # What only an object shows.
@@ -103,7 +104,7 @@ def test_a_misfit_is_refused_by_its_object(name: str, why: str, way: str) -> Non
         "Sound", "AnyArguments", "ShownSignature", "AwaitedAndFinished", "KeepsASessionForReading", "AsksTheEngine",
         "Listens", "Buffers", "SettableFactory", "HandsItselfToACounter", "Remembers",
         "MayTakeASession", "InsertsByText", "FindsAnId", "AnswersTrue", "CallsAHelper", "HandsOnABlock",
-        "NumbersBehindItsWrite",
+        "NumbersBehindItsWrite", "ReturnsTheIdOfARow",
     ],
 )  # fmt: skip
 def test_a_sound_manager_is_accepted(name: str, built: bool) -> None:
