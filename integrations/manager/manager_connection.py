@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import scoped_session
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import Pool, QueuePool
 
 from ...errors import ConfigError, TargetMisconfigured, TargetUnavailable
 from ...postgres.address import Address
@@ -27,7 +27,7 @@ from ...postgres.watchdog import Watchdog
 from ...words import first_line
 from .away import is_away, look_at
 from .host import Host
-from .session_state import HINT, check, difference, refused, state_of, take_over, variables_known
+from .session_state import HINT, SessionState, check, difference, refused, state_of, take_over, variables_known
 from .silence import own_statements
 
 # What was deferred is checked now, and is as deferred as before.
@@ -40,6 +40,7 @@ _LOOK = (
     "current_setting('statement_timeout') <> '0'"
 )
 _REPLAY = "outbox:replay"
+_PACKAGE = __name__.partition(".")[0]
 # These questions take milliseconds, and wait for a lock for two seconds at most.
 _SILENT_S = 10.0
 
@@ -145,18 +146,30 @@ def fresh_connection(engine: Engine) -> Iterator[Connection]:
     """
     pool = engine.pool.recreate()
     try:
-        try:
-            with own_statements():
-                raw = pool.connect()
-        except psycopg2.Error as exc:
-            raise OperationalError("connect", None, exc) from exc
-        with own_statements(), Connection(engine, raw) as connection:
-            # Listeners may have begun already.
-            if not connection.in_transaction():
-                connection.begin()
+        with _taken_from(pool, engine) as connection:
             yield connection
     finally:
         pool.dispose()
+
+
+@contextmanager
+def _taken_from(pool: Pool, engine: Engine) -> Iterator[Connection]:
+    try:
+        with own_statements():
+            raw = pool.connect()
+    except psycopg2.Error as exc:
+        raise OperationalError("connect", None, exc) from exc
+    with own_statements(), Connection(engine, raw) as connection:
+        # Listeners may have begun already.
+        if not connection.in_transaction():
+            connection.begin()
+        yield connection
+
+
+def _has_hooks(engine: Engine) -> bool:
+    """Whether the host has listeners for a connection that a session takes: they may set another thing each time."""
+    hooks: Any = engine.pool.dispatch
+    return any(not str(getattr(one, "__module__", "")).startswith(f"{_PACKAGE}.") for one in hooks.checkout)
 
 
 def driver_connection(raw: DBAPIConnection | None) -> Any:
@@ -244,9 +257,13 @@ class ManagerConnection:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        # What was compared last: the driver's connection and the engine.  Then what to set, and the manager's types.
-        self._compared: tuple[Any, Engine] | None = None
+        # What was compared last: the driver's connection, the engine and its pool, which is another one after
+        # `engine.dispose()`.  Then both states, what to set, and the manager's types.
+        self._compared: tuple[Any, Engine, Pool] | None = None
+        self._states: tuple[SessionState, SessionState] | None = None
         self._statement = ""
+        # Where the pool has listeners of the host: one that is kept, of a single connection.
+        self._kept: Pool | None = None
         self._defers, self._is_limited = False, True
         self._types: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
 
@@ -262,8 +279,11 @@ class ManagerConnection:
         except ConfigError as exc:
             raise TargetMisconfigured(str(exc)) from exc
         raw = relay.connection.dbapi_connection
-        if self._compared is None or self._compared[0] is not raw or self._compared[1] is not engine:
+        known, present = self._compared, (raw, engine, engine.pool)
+        if known is None or any(one is not other for one, other in zip(known, present, strict=True)):
             self._compare(raw, engine)
+        elif _has_hooks(engine):
+            self._look_again(engine)
         if self._statement:
             self._set(raw)
         with _types_of(raw, self._types):
@@ -279,31 +299,49 @@ class ManagerConnection:
                 # The transaction and the driver's connection are the relay's to end.
                 connection._transaction = connection._nested_transaction = connection._dbapi_connection = None
 
-    def _compare(self, raw: Any, engine: Engine) -> None:
+    def close(self) -> None:
+        """Close a connection that was kept; may be called twice."""
         self._compared = None
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.dispose()
+
+    def _compare(self, raw: Any, engine: Engine) -> None:
+        self.close()
+        pool = engine.pool
+        with _looking(), fresh_connection(engine) as connection:
+            own = driver_connection(connection.connection.dbapi_connection)
+            with _limited(own), own.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+                names = variables_known(own)
+                theirs = state_of(own, names)
+                # Past the engine's listeners: a guard would let it wait for the delivery that it is part of.
+                cursor.execute(_LOOK)
+                self._defers, self._is_limited = cursor.fetchone()
+            self._types = (dict(own.string_types), dict(own.binary_types))
+        self._take_over(theirs, state_of(raw, names))
+        self._compared = (raw, engine, pool)
+
+    def _look_again(self, engine: Engine) -> None:
+        """Take over what the host's listeners set for the session of this call, such as the schema of a tenant."""
+        assert self._states is not None
+        before, ours = self._states
         try:
-            with fresh_connection(engine) as connection:
+            if self._kept is None:
+                self._kept = engine.pool.recreate()
+            with _looking(), _taken_from(self._kept, engine) as connection:
                 own = driver_connection(connection.connection.dbapi_connection)
-                with _limited(own), own.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
-                    names = variables_known(own)
-                    theirs = state_of(own, names)
-                    # Past the engine's listeners: a guard would let it wait for the delivery that it is part of.
-                    cursor.execute(_LOOK)
-                    self._defers, self._is_limited = cursor.fetchone()
-                self._types = (dict(own.string_types), dict(own.binary_types))
-        except ConfigError as exc:
-            raise TargetMisconfigured(str(exc)) from exc
-        except SQLAlchemyError as exc:
-            raise TargetUnavailable(f"the manager's engine cannot connect: {exc}") from exc
-        except psycopg2.OperationalError as exc:
-            raise TargetUnavailable(f"the manager's session cannot be looked at: {first_line(exc)}") from exc
-        ours = state_of(raw, names)
-        try:
+                with _limited(own):
+                    theirs = state_of(own, frozenset(before.variables))
+            if theirs != before:
+                self._take_over(theirs, ours)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_over(self, theirs: SessionState, ours: SessionState) -> None:
+        with _looking():
             check(theirs, ours)
-        except ConfigError as exc:
-            raise TargetMisconfigured(str(exc)) from exc
-        self._statement = difference(theirs, ours)
-        self._compared = (raw, engine)
+        self._statement, self._states = difference(theirs, ours), (theirs, ours)
 
     def _set(self, raw: Any) -> None:
         with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
@@ -315,6 +353,19 @@ class ManagerConnection:
                 raise TargetMisconfigured(
                     f"the manager's session cannot be taken over: {first_line(exc)}", hint=HINT
                 ) from exc
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    """Raise what a relay understands."""
+    try:
+        yield
+    except ConfigError as exc:
+        raise TargetMisconfigured(str(exc)) from exc
+    except SQLAlchemyError as exc:
+        raise TargetUnavailable(f"the manager's engine cannot connect: {exc}") from exc
+    except psycopg2.OperationalError as exc:
+        raise TargetUnavailable(f"the manager's session cannot be looked at: {first_line(exc)}") from exc
 
 
 @contextmanager

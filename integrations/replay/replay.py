@@ -128,6 +128,7 @@ class Replayer:
     def close(self) -> None:
         """Take the listeners away again."""
         self.border.close()
+        self._connection.close()
 
     def handler(self, operation: ManagerOperation) -> Handler:
         """The handler that applies entries of `operation`."""

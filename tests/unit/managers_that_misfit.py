@@ -485,8 +485,7 @@ class ReturnsARow(Sound):
 
 class PassesARowOn(ReturnsARow):
     def log_trade(self, symbol: str, position_id: int | None = None) -> Any:
-        row = super().log_trade(symbol, position_id)
-        return row
+        return super().log_trade(symbol, position_id)
 
 
 class ReturnsTheIdOfARow(ReturnsARow):
