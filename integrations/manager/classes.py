@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ...attributes import slots_of
 from ..code.members import class_member
 
 # Set in a class that was made here: the class that it stands for.
@@ -129,12 +130,37 @@ class _NeverEnds:
         """The manager ends when the manager itself is collected."""
 
 
+class _InDict:
+    """A slot of a manager whose value a replica has in its `__dict__`, beside the other attributes."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, replica: Any, owner: type | None = None) -> Any:
+        if replica is None:
+            return self
+        if self._name not in vars(replica):
+            raise AttributeError(self._name)
+        return vars(replica)[self._name]
+
+    def __set__(self, replica: Any, value: Any) -> None:
+        vars(replica)[self._name] = value
+
+    def __delete__(self, replica: Any) -> None:
+        vars(replica).pop(self._name, None)
+
+
 @functools.cache
 def of_replicas(cls: Any) -> Any:
-    """The class of replicas of `cls`: what it does when an object is collected is not for them."""
-    if not hasattr(cls, "__del__") or issubclass(cls, _NeverEnds):
+    """The class of replicas of `cls`: what it does when an object is collected is not for them.
+
+    They have no slots of their own, so that their state is in one place.
+    """
+    ends, slots = hasattr(cls, "__del__"), slots_of(cls)
+    if issubclass(cls, _NeverEnds) or not (ends or slots):
         return cls
     members = {"__slots__": (), "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    members |= {name: _InDict(name) for name in slots}
     return type(cls)(cls.__name__, (_NeverEnds, cls), members)
 
 

@@ -22,6 +22,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from ... import Outbox, OutboxError
+from ...attributes import attributes
 from ...clock import Clock
 from ...errors import ConfigError
 from ..code.begun import locks_begun
@@ -222,7 +223,7 @@ class Host:
 
     def attributes(self) -> Mapping[str, Any]:
         """The attributes of the manager, or those that it will have, as far as they are known."""
-        return self.early if self.built is None else _own(self.built)
+        return self.early if self.built is None else attributes(self.built)
 
     def begin_with(self, attributes: Mapping[str, Any]) -> None:
         """Attributes that the manager will have when it is built, and may be read and counted up before."""

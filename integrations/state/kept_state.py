@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from ...attributes import attributes, put
+from ...attributes import attributes, put, slots_of
 from ...errors import ConfigError
 from ..code.members import values_of
 from ..key_order import in_key_order, key_order
@@ -245,7 +245,7 @@ def _is_cached(cls: type, name: str) -> bool:
 
 def _present(manager: Any, name: str) -> Any:
     """The value of a manager's attribute, which may be one of its class."""
-    own = vars(manager)
+    own = attributes(manager) if slots_of(type(manager)) else vars(manager)
     return own[name] if name in own else _states_in(values_of(type(manager))).get(name, MISSING)
 
 

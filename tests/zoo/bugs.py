@@ -1874,6 +1874,13 @@ BUGS = (
         ("tests/integration/adapter/test_pool_listeners.py",),
     ),
     Bug(
+        "adapter: a manager's attributes in slots are not those of the call",
+        "integrations/manager/classes.py",
+        "members |= {name: _InDict(name) for name in slots}",
+        "members |= {}",
+        ("tests/integration/adapter/test_slots.py",),
+    ),
+    Bug(
         "adapter: a replay rounds Decimals otherwise than its caller",
         "integrations/replay/replay.py",
         'arithmetic.restored(notes.get("decimals"))',
