@@ -34,7 +34,6 @@ from ..plain_data import copied
 from ..preflight.evidence import Evidence
 from ..preflight.ways_around import works_in_a_scope
 from ..replay.balance import refuse_untold
-from ..replay.fingerprint import code_of, stored
 from ..replay.frozen_clock import making
 from ..replay.rehearsal import Rehearsal, rehearse
 from ..replay.replay import Replayer
@@ -239,8 +238,8 @@ class Preparing:
         if (zones := zones_in(bound)) is not None:
             notes["zones"] = zones
         changes, foreseen, uncounted = self._note_state(item, notes)
-        own, learn = self._host.attributes(), self._learn
-        context = context_state.noted(self._host.manager_class, operation.name, own, learn)
+        own, cls = self._host.attributes(), self._host.manager_class
+        context = context_state.noted(cls, operation.name, own, self._learn)
         if context.stored:
             notes["context"] = context.stored
         if context.names:
@@ -258,9 +257,9 @@ class Preparing:
             self._sessions.opens("order", operation.standard(bound).get("client_order_id"), session)
         self._note_balance(operation, bound, notes)
         self._note_side_ids(operation, bound, notes)
-        fingerprint = self._fingerprint(item, changed_later=bool(uncounted))
-        if fingerprint is not None:
-            notes["fingerprint"] = fingerprint
+        # The replay may find what the rehearsal did not: what deliveries change, or what no test has mocked.
+        if cls is not None and not (item.outdated or uncounted or self._host.is_mocked):
+            notes |= item.rehearsal.noted(cls, operation.name)
         # Before anything is stored: it may run code of the host, whose error must not put a durable call in doubt.
         answer = operation.answer_to(bound, notes)
         return advanced(
@@ -297,15 +296,6 @@ class Preparing:
                 found = changes.noted(method, {**beside.early, **beside.read}, beside.parts)
                 notes["state"] = found | {"seen": seen, "read": [*beside.read, *beside.parts]}
         return changes, foreseen, frozenset(uncounted)
-
-    def _fingerprint(self, item: RehearsedCall, *, changed_later: bool) -> bytes | None:
-        """What the replay compares; nothing where it may find what the rehearsal did not."""
-        rehearsal, cls = item.rehearsal, self._host.manager_class
-        if cls is None or not rehearsal.fingerprint or rehearsal.at is None or self._host.is_mocked:
-            return None
-        if item.outdated or changed_later:
-            return None
-        return stored(rehearsal.fingerprint, code_of(cls, item.operation.name), rehearsal.at)
 
     def _note_id(
         self, item: RehearsedCall, notes: dict[str, Any], *, final: bool, has_ids: bool

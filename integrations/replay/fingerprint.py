@@ -23,7 +23,7 @@ from sqlalchemy.sql.dml import ValuesBase
 
 from ...store.envelope import from_us, to_us
 from ..code.code_version import code_version
-from ..code.members import class_member
+from ..code.remembered import remembered
 from ..plain_data import is_small
 from ..state.noted_state import is_secret
 
@@ -164,13 +164,9 @@ def compared(kept: bytes, found: Digests, code: str) -> dict[str, tuple[int, int
     return {name: (one, own) for name, one, own in pairs if _UNKNOWN not in (one, own)}
 
 
+@remembered(1024)
 def code_of(cls: type, method: str) -> str:
     """The version of the code that a method of a manager runs."""
-    return _code_of(cls, method, class_member(cls, method))
-
-
-@lru_cache(1024)
-def _code_of(cls: type, method: str, _function: Any) -> str:
     return code_version(cls, method)
 
 

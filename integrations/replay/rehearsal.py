@@ -26,7 +26,7 @@ from ..manager.manager_connection import engine_held
 from ..sql_text import is_setting
 from ..state.kept_state import Changes, KeptState
 from . import sessions
-from .fingerprint import Digests, of_contact
+from .fingerprint import Digests, code_of, of_contact, stored
 from .shared_scope import everywhere
 
 # Binds where the engine is not known: its JSON functions may take anything.
@@ -90,6 +90,12 @@ class Rehearsal:
     def still_fits(self, manager: Any, names: Iterable[str]) -> bool:
         """Whether the manager has the values with which the call began, of what the call changed and of `names`."""
         return self.changes.still_fit(manager) and (self._kept is None or self._kept.began_with(manager, names))
+
+    def noted(self, cls: type, method: str) -> dict[str, Any]:
+        """What is noted of a rehearsal of this method for the replay to compare."""
+        if self.at is None or not self.fingerprint:
+            return {}
+        return {"fingerprint": stored(self.fingerprint, code_of(cls, method), self.at)}
 
     def _look(self) -> None:
         if self._kept is not None:
