@@ -13,7 +13,9 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, Flag
+from functools import reduce
+from operator import or_
 from typing import Any
 from uuid import UUID
 
@@ -219,10 +221,28 @@ def _lower_enum(value: Enum, path: str, depth: int) -> tuple[Any, Any]:
             f"{path} is {value!r} of the unregistered enum {name}",
             hint="register the class with outbox.register_enum",
         )
-    if value.name is None or type(value).__members__.get(value.name) is not value:
-        raise InvalidEntry(f"{path} is {value!r}, which is no single member of {name}", hint="pass one member")
-    plain = value.value if isinstance(value.value, (str, int, float, Decimal)) else value.name
-    return _lower(plain if not isinstance(plain, Enum) else value.name, path, depth + 1)[0], ["enum", name, value.name]
+    member = _member_of(value)
+    if member is None:
+        raise InvalidEntry(f"{path} is {value!r}, which {name} does not define", hint="pass members of it")
+    plain = value.value if isinstance(value.value, (str, int, float, Decimal)) else member
+    return _lower(plain if not isinstance(plain, Enum) else member, path, depth + 1)[0], ["enum", name, member]
+
+
+def _member_of(value: Enum) -> str | None:
+    """The name of a member, or those of the flags that make a value up; None for a value that no members make."""
+    cls = type(value)
+    if cls.__members__.get(value.name) is value:
+        return value.name
+    if not isinstance(value, Flag):
+        return None
+    names = "|".join(str(one.name) for one in value)
+    return names if _flags(cls, names) == value else None
+
+
+def _flags(cls: Any, names: str) -> Any:
+    """The value that flags make up; None where the class has not all of them."""
+    flags = names.split("|") if names else []
+    return reduce(or_, (cls[one] for one in flags), cls(0)) if set(flags) <= cls.__members__.keys() else None
 
 
 def _lower_container(value: Any, path: str, depth: int) -> tuple[Any, Any]:
@@ -294,6 +314,8 @@ def _lift(plain: Any, tag: Any, strict: bool) -> Any:
         cls = registered.enums.get(name)
         if cls is not None and member in cls.__members__:
             return cls[member]
+        if cls is not None and issubclass(cls, Flag) and (flags := _flags(cls, member)) is not None:
+            return flags
         if strict and cls is not None:
             raise Unrestorable(
                 f"enum {name} has no member {member!r} any more", hint="give the value its old name, too"

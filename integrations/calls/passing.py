@@ -2,15 +2,20 @@
 
 A guard on the manager's engine sees every statement, of any method and thread: it waits until the calls before it are
 delivered, and refuses it where they are not.  So nothing that is not declared overtakes what is queued.
-A generator of the manager works after the call has returned: each of its steps is watched like the call.
+A generator or a coroutine of the manager works after the call has returned: each of its steps is watched like the call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable
-from contextlib import AbstractContextManager, _GeneratorContextManager, suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable
+from contextlib import (
+    AbstractContextManager,
+    _AsyncGeneratorContextManager,
+    _GeneratorContextManager,
+    suppress,
+)
 from functools import partial
-from inspect import isgenerator
+from inspect import isasyncgen, iscoroutine, isgenerator
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import InterfaceError, SQLAlchemyError
@@ -289,10 +294,55 @@ class Stepwise(Generator[Any, Any, Any]):
         self._generator.close()
 
 
+class _StepwiseCoroutine(Coroutine[Any, Any, Any]):
+    """What is awaited, with each step in a context of its own; other tasks run between them."""
+
+    def __init__(self, coroutine: Any, watching: Watching) -> None:
+        self._coroutine, self._watching = coroutine, watching
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return Stepwise(self._coroutine, self._watching)
+
+    def send(self, value: Any) -> Any:
+        """See `Coroutine`."""
+        with self._watching():
+            return self._coroutine.send(value)
+
+    def throw(self, *exc: Any) -> Any:
+        """See `Coroutine`."""
+        with self._watching():
+            return self._coroutine.throw(*exc)
+
+    def close(self) -> None:
+        """See `Coroutine`."""
+        self._coroutine.close()
+
+
+class _StepwiseAsync(AsyncGenerator[Any, Any]):
+    """An asynchronous generator, as `Stepwise`."""
+
+    def __init__(self, generator: AsyncGenerator[Any, Any], watching: Watching) -> None:
+        self._generator, self._watching = generator, watching
+
+    def asend(self, value: Any) -> Any:
+        """See `AsyncGenerator`."""
+        return _StepwiseCoroutine(self._generator.asend(value), self._watching)
+
+    def athrow(self, *exc: Any) -> Any:
+        """See `AsyncGenerator`."""
+        return _StepwiseCoroutine(self._generator.athrow(*exc), self._watching)
+
+    def aclose(self) -> Any:
+        """See `AsyncGenerator`."""
+        return self._generator.aclose()
+
+
+_STEPWISE = ((isgenerator, Stepwise), (iscoroutine, _StepwiseCoroutine), (isasyncgen, _StepwiseAsync))
+
+
 def stepwise(value: Any, watching: Watching) -> Any:
-    """What a method has answered; a generator, or the context manager of one, with its steps watched."""
-    if isgenerator(value):
-        return Stepwise(value, watching)
-    if isinstance(value, _GeneratorContextManager) and isgenerator(value.gen):
-        value.gen = Stepwise(value.gen, watching)
-    return value
+    """What a method has answered; where it works after the call, in steps, with these watched."""
+    if isinstance(value, (_GeneratorContextManager, _AsyncGeneratorContextManager)):
+        value.gen = stepwise(value.gen, watching)
+    made = next((kind for is_of_kind, kind in _STEPWISE if is_of_kind(value)), None)
+    return value if made is None else made(value, watching)

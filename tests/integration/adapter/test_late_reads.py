@@ -1,9 +1,10 @@
-"""Reads that begin after their call see the program's own writes: generators, their context managers, properties."""
+"""Reads that begin after their call see the program's own writes: generators, coroutines, their context managers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,24 @@ class Late(SmallManager):
     def trades(self) -> Iterator[int]:
         yield self._count()
 
+    async def counted(self) -> int:
+        await asyncio.sleep(0)
+        return self._count()
+
+    async def counted_in_a_thread(self) -> int:
+        return await asyncio.to_thread(self._count)
+
+    async def stream(self) -> AsyncIterator[str]:
+        with self.session_factory() as session:
+            for symbol in session.scalars(select(Trade.symbol).order_by(Trade.id)):
+                await asyncio.sleep(0)
+                yield symbol
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[int]:
+        await asyncio.sleep(0)
+        yield self._count()
+
     @property
     def trade_count(self) -> int:
         return self._count()
@@ -48,9 +67,37 @@ def _entered(manager: Any) -> int:
         return int(count)
 
 
+async def _streamed(manager: Any) -> int:
+    return len([symbol async for symbol in manager.stream()])
+
+
+async def _opened(manager: Any) -> int:
+    async with manager.opened() as count:
+        return int(count)
+
+
+async def _in_a_task(manager: Any) -> int:
+    return int(await asyncio.create_task(manager.counted()))
+
+
+async def _together(manager: Any) -> int:
+    counts = await asyncio.gather(*(manager.counted() for _ in range(5)))
+    assert len(set(counts)) == 1
+    return int(counts[0])
+
+
+async def _in_a_thread(manager: Any) -> int:
+    return int(await manager.counted_in_a_thread())
+
+
 READS: dict[str, Callable[[Any], int]] = {
     "generator": lambda manager: len(list(manager.symbols())),
     "context manager": _entered,
+    "asynchronous generator": lambda manager: asyncio.run(_streamed(manager)),
+    "asynchronous context manager": lambda manager: asyncio.run(_opened(manager)),
+    "task": lambda manager: asyncio.run(_in_a_task(manager)),
+    "several coroutines": lambda manager: asyncio.run(_together(manager)),
+    "thread of a coroutine": lambda manager: asyncio.run(_in_a_thread(manager)),
     "property": lambda manager: int(manager.trade_count),
     "property that swallows": lambda manager: int(manager.patient_count),
 }
