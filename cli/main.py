@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from .common import OneSentenceGroup
+from .help_text import with_help
 
 # Also for the group alone, which hosts mount into scripts of their own.
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -30,6 +31,7 @@ _NO_COMMANDS = {
     "declared",
     "demo_view",
     "entries",
+    "help_text",
     "history",
     "import_",
     "listing",
@@ -62,7 +64,8 @@ class CommandsOnDemand(OneSentenceGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.commands and cmd_name in _commands():
             module, _, function = _commands()[cmd_name].partition(":")
-            self.add_command(getattr(importlib.import_module(f".{module}", __package__), function or cmd_name))
+            command = getattr(importlib.import_module(f".{module}", __package__), function or cmd_name)
+            self.add_command(with_help(command))
         return super().get_command(ctx, cmd_name)
 
 
@@ -78,6 +81,10 @@ def outbox() -> None:
 
     Settings come from the environment (OUTBOX_DIR, DATABASE_URL, ...); options win.
     """
+
+
+with_help(atb)
+with_help(outbox)
 
 
 def main() -> None:

@@ -178,6 +178,20 @@ def test_no_line_of_the_help_is_cut(quick: Atb) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_help_without_docstrings_is_the_same() -> None:
+    for command in ([], ["status"], ["list"]):
+        shown = [
+            subprocess.run(
+                [sys.executable, *flags, "-m", "outbox", "outbox", *command, "--help"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for flags in ([], ["-OO"])
+        ]
+        assert shown[0] == shown[1]
+
+
 def test_without_a_command_the_help_is_shown(quick: Atb) -> None:
     done = quick()
     assert all(command in done.stdout + done.stderr for command in ("status", "drain", "compact", "demo"))
