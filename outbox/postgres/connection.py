@@ -7,7 +7,7 @@ dropped, and the next use connects anew.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from .address import Address, completed, places, rotated
 from .alterations import RefusedStatement
 from .login_probe import Login, sqlstate_of_login
 from .piggyback import PiggybackConnection
-from .transaction_settings import Cursor, TransactionSettings
+from .transaction_settings import Cursor, TransactionSettings, keeping
 from .watchdog import Watchdog, has_unread
 from .watermarks import check_tables, make_tables
 
@@ -79,10 +79,12 @@ class GuardedConnection:
         self._connection: Connection | None = None
         # Whether the relay's own connection is being made; a handler may make others.
         self._connecting = False
+        # SQL: sets again what the connection began with.
+        self._kept = ""
         # Whether the database has the receipts and the watermarks table, as of the last connection.
         self.has_tables = False
-        # What to raise when a commit is tried meanwhile; set while a handler runs.
-        self._no_commit: TargetMisconfigured | None = None
+        # What to raise for a commit, by whether it is the relay's own connection's; set while a handler runs.
+        self._no_commit: Callable[[bool], TargetMisconfigured] | None = None
         event.listen(self._engine, "commit", self._refuse_commit)
         limit_s = config.stall_timeout * _GRACE
         self._watchdog = Watchdog(limit_s, clock.monotonic, connecting_s=config.connect_timeout)
@@ -107,17 +109,17 @@ class GuardedConnection:
         return self._connection or self._connect()
 
     @contextmanager
-    def commits_refused(self, error: TargetMisconfigured) -> Iterator[None]:
-        """A commit of SQLAlchemy's within the block raises `error`."""
+    def commits_refused(self, error: Callable[[bool], TargetMisconfigured]) -> Iterator[None]:
+        """A commit of SQLAlchemy's within the block raises `error`, made by whether it is of the relay's connection."""
         self._no_commit = error
         try:
             yield
         finally:
             self._no_commit = None
 
-    def _refuse_commit(self, _: Connection) -> None:
+    def _refuse_commit(self, connection: Connection) -> None:
         if self._no_commit is not None:
-            raise self._no_commit
+            raise self._no_commit(connection is self._connection)
 
     def interrupt(self) -> None:
         """Shut the connection's socket, so that its user fails soon; from any thread."""
@@ -219,7 +221,9 @@ class GuardedConnection:
                 raw.autocommit = False
             try:
                 with connection.begin():
-                    self.has_tables = check_tables(self.opening_cursor(connection))
+                    cursor = self.opening_cursor(connection)
+                    self.has_tables = check_tables(cursor)
+                    self._kept = keeping(cursor)
             except (SQLAlchemyError, psycopg2.Error) as exc:
                 raise self._tables_verdict(exc) from exc
         info = raw_of(connection).info
@@ -300,13 +304,17 @@ class GuardedConnection:
     def opening_cursor(self, connection: Connection) -> Cursor:
         """A driver cursor for the statements of a new transaction; the first one also sets what they depend on."""
         raw = raw_of(connection)
-        raw.owe(self._settings.beginning)
+        self.owe_beginning(raw)
         cursor: Cursor = raw.cursor()
         return cursor
 
+    def owe_beginning(self, raw: Any) -> None:
+        """Set, before the next statement, what the relay's statements depend on: a trigger may have changed it."""
+        raw.owe(self._settings.beginning + self._kept)
+
     def owe_settings(self, raw: Any) -> None:
         """Undo, before the next statement, whatever a handler has set for its session or transaction."""
-        raw.owe(self._settings.restoring)
+        raw.owe(self._settings.restoring + self._kept)
         if raw.get_parameter_status("client_encoding") != "UTF8":
             # Not together with the next one: PostgreSQL reads a message by the encoding that it finds when it comes.
             raw.send_owed()
@@ -330,6 +338,7 @@ class GuardedConnection:
 
     def disconnect(self) -> None:
         connection, self._connection = self._connection, None
+        self._kept = ""
         self._watchdog.forget()
         if connection is None:
             return

@@ -7,6 +7,7 @@ work.  Each of these is a failure with its own verdict, so that no receipt is co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeGuard
 
 import psycopg2.extensions
@@ -53,11 +54,10 @@ def call_handler(
         entry = item.entry(status=EntryStatus.SYNCING)
     except Unrestorable as exc:
         raise UnitFailed(unrestorable(item, exc), position, operation.name) from exc
-    at_an_end = ended(operation)
     options, raw = connection.get_execution_options(), raw_of(connection)
     commits, raw.kept_out = raw.commits, None
     try:
-        with link.commits_refused(at_an_end), raw.kept_as_it_is():
+        with link.commits_refused(partial(_committed, operation)), raw.kept_as_it_is():
             value = operation.handler(connection, entry)
     except TargetUnavailable:
         raise
@@ -75,15 +75,15 @@ def call_handler(
             elif raw.commits == commits and _counts_after_a_rollback(failure, exc):
                 failure.suspect = True
             else:
-                raise broken(operation, at_an_end, position) from exc
+                raise broken(operation, ended(operation, _how(raw, commits, transaction)), position) from exc
         raise (kept_out or failure) from exc
     if connection.closed:
-        raise broken(operation, at_an_end, position)
+        raise broken(operation, ended(operation, "it closed conn"), position)
     if not usable(connection):
         link.disconnect()
         raise TargetUnavailable(f"the connection was lost while {operation.name!r} was applied", stalled=True)
     if not transaction.is_active or connection.get_transaction() is not transaction or not _is_inside(connection):
-        raise broken(operation, at_an_end, position)
+        raise broken(operation, ended(operation, _how(raw, commits, transaction)), position)
     if raw_of(connection).info.transaction_status == _BROKEN:
         message = f"the handler of {operation.name!r} swallowed a database error"
         raise UnitFailed(EntryRejected(message, permanent=False), position, operation.name)
@@ -127,12 +127,28 @@ def unrestorable(item: Record, exc: Unrestorable) -> EntryRejected:
     return kind(f"entry {item.seq} cannot be restored: {exc}", permanent=True)
 
 
-def ended(operation: Operation) -> OperationFault:
+def ended(operation: Operation, how: str) -> OperationFault:
     """The fault of a handler that does not leave the relay's transaction to the relay."""
     return OperationFault(
-        f"the handler of {operation.name!r} ended the relay's transaction",
-        hint="it must not commit, roll back or close",
+        f"the handler of {operation.name!r} ended the relay's transaction: {how}",
+        hint="it must not commit, roll back or close; to undo a part, use conn.begin_nested()",
     )
+
+
+def _committed(operation: Operation, of_the_relay: bool) -> OperationFault:
+    if of_the_relay:
+        return ended(operation, "it called commit()")
+    return OperationFault(
+        f"the handler of {operation.name!r} commits on a connection of its own, made by conn.engine",
+        hint="without the entry's receipt that would be written again; write on conn, and do not commit",
+    )
+
+
+def _how(raw: Any, commits: int, transaction: Any) -> str:
+    """How a handler has ended the transaction; a text that only looks like a COMMIT counts as one."""
+    if raw.commits != commits:
+        return "it sent COMMIT, END or ROLLBACK"
+    return "it sent ROLLBACK" if transaction.is_active else "it called rollback()"
 
 
 def broken(operation: Operation, error: TargetMisconfigured, position: int | None) -> UnitFailed:

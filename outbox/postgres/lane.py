@@ -93,7 +93,7 @@ class Lane:
         self._connected_seq = 0
         # When the handlers of one transaction began, by their units' places; None: something else began.
         self._begun: list[tuple[int | None, float]] = []
-        self._rows = RowWriter()
+        self._rows = RowWriter(link.owe_beginning)
         self._shapes: dict[bytes, tuple[str, ...]] = {}
         self._blame = Blame(link, operations, alterations)
 
@@ -239,6 +239,10 @@ class Lane:
                 runs, guarded = self._runs(part)
                 for run in runs:
                     results |= self._apply_run(connection, transaction, cursor, str(store_id), run, position, guarded)
+                if self._rows.ran_code:
+                    # A trigger may have turned off what makes the commit durable.
+                    with self._link.own_statements():
+                        cursor.connection.send_owed()
             session.committed(records[-1])
         return [(item, results.get(item.seq, b"")) for item in records]
 
@@ -316,7 +320,7 @@ class Lane:
                 if not (keep_results(cursor, kept) if kept else guarded or find(cursor, run)):
                     if kept and find(cursor, run):
                         raise kept_out(f"the result of entry {kept[0][0].seq} was not kept in its receipt")
-                    raise broken(operation, ended(operation), at)
+                    raise broken(operation, ended(operation, "its receipt is gone"), at)
                 raw.send_owed()
                 raw.keeps_cursors = False
         except TargetMisconfigured as exc:

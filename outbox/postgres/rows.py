@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from .. import codec
@@ -14,7 +14,8 @@ from .transaction_settings import Cursor
 # Types without their modifiers: numeric(18,8) is enforced by the insert into the column, where it cannot be outdated.
 _COLUMNS = """
 SELECT attname, format_type(atttypid, -1), atttypid::bigint,
-    (SELECT relpersistence = 'u' FROM pg_class WHERE oid = to_regclass(%s))
+    (SELECT concat(relpersistence, relkind <> 'r' OR relhasrules OR relhassubclass OR relhastriggers)
+    FROM pg_class WHERE oid = to_regclass(%s))
 FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
 
 # Rules, a view's table, and triggers other than BEFORE ... FOR EACH ROW (3 in tgtype; 4: for INSERT).
@@ -56,11 +57,15 @@ class RowWriter:
     that its INSERT takes anyway, and then asks the catalog.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, behind_rows: Callable[[Any], None] | None = None) -> None:
+        """`behind_rows` gets the driver's connection behind each INSERT, whose triggers may have changed settings."""
+        self._behind_rows = behind_rows
         self._types = ColumnTypes()
         self._columns: dict[Table, dict[str, ColumnType]] = {}
-        # Tables that a crash of PostgreSQL empties.
-        self._unlogged: set[Table] = set()
+        # `pg_class.relpersistence`: whether a crash or the connection's end empties a table.
+        self._persistence: dict[Table, str] = {}
+        # Whether a table has triggers or rules, which may have changed settings, since `forget`.
+        self.ran_code = False
         # Whether a table gets a statement for each row.
         self._row_by_row: dict[Table, bool] = {}
         # By table, columns, kinds of values and JSON columns.
@@ -70,7 +75,8 @@ class RowWriter:
         """A transaction has ended, so tables may change."""
         self._types.forget()
         self._columns.clear()
-        self._unlogged.clear()
+        self._persistence.clear()
+        self.ran_code = False
         self._row_by_row.clear()
         self._chosen.clear()
 
@@ -90,24 +96,26 @@ class RowWriter:
         `OperationFault` for a missing column, and for a table that a crash empties unless rows `may_vanish`.
         """
         if not names:
-            written = 0
+            written, self.ran_code = 0, True
             for _ in records:
-                cursor.execute(f"INSERT INTO {quote_table(table)} DEFAULT VALUES")
-                written += cursor.rowcount
+                written += self._execute(cursor, f"INSERT INTO {quote_table(table)} DEFAULT VALUES")
             return written
         columns = self.columns_of(cursor, table, names)
-        if table in self._unlogged and not may_vanish:
-            raise OperationFault(
-                f"table {'.'.join(table)!r} is UNLOGGED: a crash of PostgreSQL empties it",
-                hint="ALTER TABLE ... SET LOGGED, or declare the operation with may_vanish=True; the entries wait",
-            )
+        if not may_vanish:
+            _check_kept(table, self._persistence.get(table, "p"))
         row_by_row = len(records) > 1 and self._goes_row_by_row(cursor, table)
         written = 0
         for sources, run in self.runs(table, columns, names, records, json_values):
             statement = _statement(table, columns, names, sources)
             for part in _parts(run, 0 if row_by_row else _STATEMENT_BYTES):
-                cursor.execute(statement, (json_of(part),))
-                written += cursor.rowcount
+                written += self._execute(cursor, statement, json_of(part))
+        return written
+
+    def _execute(self, cursor: Cursor, statement: str, *parameters: str) -> int:
+        cursor.execute(statement, parameters or None)
+        written = cursor.rowcount
+        if self._behind_rows is not None:
+            self._behind_rows(cursor.connection)
         return written
 
     def _goes_row_by_row(self, cursor: Cursor, table: Table) -> bool:
@@ -132,10 +140,11 @@ class RowWriter:
             analyse = f"EXPLAIN INSERT INTO {name} DEFAULT VALUES;".replace("%", "%%")
             cursor.execute(analyse + _COLUMNS, (name, name))
             rows = cursor.fetchall()
-            if any(unlogged for *_, unlogged in rows):
-                self._unlogged.add(table)
+            for *_, (persistence, runs_code) in rows[:1]:
+                self._persistence[table] = persistence
+                self.ran_code |= runs_code == "t"
             known = self._columns[table] = self._types.of(
-                cursor, [(column, type_name, int(oid)) for column, type_name, oid, _ in rows]
+                cursor, [(column, type_name, int(oid)) for column, type_name, oid, *_ in rows]
             )
         missing = [name for name in names if name not in known]
         if missing:
@@ -167,6 +176,20 @@ class RowWriter:
             merged = together
             run.append(item)
         yield merged, run
+
+
+def _check_kept(table: Table, persistence: str) -> None:
+    """Raise `OperationFault` for a table whose rows vanish by themselves."""
+    if persistence == "u":
+        raise OperationFault(
+            f"table {'.'.join(table)!r} is UNLOGGED: a crash of PostgreSQL empties it",
+            hint="ALTER TABLE ... SET LOGGED, or declare the operation with may_vanish=True; the entries wait",
+        )
+    if persistence == "t":
+        raise OperationFault(
+            f"table {'.'.join(table)!r} is a temporary table of the relay's connection",
+            hint="a trigger or a function has made it: give it another name; the entries wait",
+        )
 
 
 def _parts(records: Iterable[Record], most_bytes: int) -> Iterator[list[Record]]:

@@ -35,6 +35,22 @@ _SYNCHRONOUS = """
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') <> 'remote_apply'"""
 
 
+# By these a statement finds its tables, and reads naive times.
+_KEPT = ("search_path", "role", "TimeZone")
+
+
+def keeping(cursor: Cursor) -> str:
+    """SQL that sets again for a transaction what decides which table a row goes to, and how it is read.
+
+    A trigger that changes it, for its session too, must change neither the next entries nor the next transaction.
+    """
+    cursor.execute("SELECT " + ", ".join(f"quote_literal(current_setting('{name}'))" for name in _KEPT))
+    # The driver would take a percent sign for a parameter.
+    kept = [(name, value) for name, value in zip(_KEPT, cursor.fetchone(), strict=True) if "%" not in value]
+    sets = ", ".join(f"set_config('{name}', {value}, true)" for name, value in kept)
+    return f"; SET LOCAL SESSION AUTHORIZATION DEFAULT; SELECT {sets}" if kept else ""
+
+
 def not_held() -> TargetMisconfigured:
     """What to raise where a transaction runs without what it has set."""
     return TargetMisconfigured(

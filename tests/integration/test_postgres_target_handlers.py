@@ -362,6 +362,37 @@ def test_a_handler_that_ends_the_transaction_parks_its_operation(url: str, outbo
         assert outcome.rejected == []
 
 
+def commit(connection: Connection) -> None:
+    connection.commit()
+
+
+def commit_elsewhere(connection: Connection) -> None:
+    with connection.engine.begin() as other:
+        other.exec_driver_sql("INSERT INTO effects (n) VALUES (7)")
+
+
+ENDS: list[tuple[Callable[[Connection], object], str]] = [
+    (commit, "ended the relay's transaction: it called commit()"),
+    (commit_elsewhere, "commits on a connection of its own, made by conn.engine"),
+    (lambda connection: connection.rollback(), "ended the relay's transaction: it called rollback()"),
+    (lambda connection: connection.close(), "ended the relay's transaction: it closed conn"),
+    (
+        lambda connection: connection.exec_driver_sql("ROLLBACK"),
+        "ended the relay's transaction: it sent ROLLBACK",
+    ),
+]
+
+
+@pytest.mark.parametrize(("end", "reason"), ENDS)
+def test_reason_of_a_parked_handler_names_how_it_ended(
+    url: str, outbox_dir: Path, end: Callable[[Connection], object], reason: str
+) -> None:
+    with bench_with(outbox_dir, url, lambda connection, entry: end(connection) and None) as bench:
+        bench.enqueue("special", {"n": 1})
+        assert f"the handler of 'special' {reason}" in parked(bench.apply())
+        assert effects(bench) == bench.receipts() == []
+
+
 def test_commit_by_a_handler_leaves_no_receipt_without_its_effect(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         insert(connection, entry)
