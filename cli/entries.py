@@ -14,7 +14,7 @@ from uuid import UUID
 import click
 
 from outbox import Entry, EntryNotFound, Outbox
-from outbox.relay.held_back import counts
+from outbox.monitoring.held_back import LOOKED_AT, counts
 from outbox.store.envelope import Record, to_us
 from outbox.words import counted, printable
 
@@ -30,7 +30,7 @@ from .common import (
     since_when,
     without_password,
 )
-from .listing import LOOKED_AT, Listing, Looking, What
+from .listing import Listing, Looking, What
 
 _SHOWN_BYTES = 256
 

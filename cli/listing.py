@@ -7,11 +7,8 @@ from enum import Enum
 from itertools import islice
 
 from outbox import Outbox
-from outbox.relay.held_back import held_back
+from outbox.monitoring.held_back import LOOKED_AT, held_back
 from outbox.store.envelope import Record
-
-# Counting what is not shown stops after so many records: it is a figure for people, and 10 million take minutes.
-LOOKED_AT = 50_000
 
 
 class What(Enum):

@@ -22,6 +22,7 @@ from .hooks import HookCalls, Hooks
 from .log import Log
 from .monitoring.alarms import Alarms
 from .monitoring.findings import UNLEDGERED, assess
+from .monitoring.held_back import HeldBackCount
 from .monitoring.notices import Notices
 from .monitoring.pause import Pauses
 from .monitoring.progress import Progress
@@ -66,6 +67,7 @@ class Outbox(Enqueueing):
         super().__init__(opened, calls)
         self.config = config
         self.clock = clock
+        self._held_back = HeldBackCount()
         self._answers = OperatorAnswers(self.store, clock.new_id)
         self.alarms = Alarms(self.store)
         self.pauses = Pauses(self.store, self.clock)
@@ -217,9 +219,11 @@ class Outbox(Enqueueing):
                 yield record.entry(strict=False)
 
     def status(self) -> OutboxStatus:
-        """A snapshot for operators, in time independent of the backlog.  Raises `StoreClosed` or `StoreUnavailable`."""
+        """A snapshot for operators, in bounded time.  Raises `StoreClosed` or `StoreUnavailable`."""
         with as_unavailable(self.path):
-            found = snapshot(self.store, self.config, self.clock, is_engine=self._opened.is_engine)
+            found = snapshot(
+                self.store, self.config, self.clock, is_engine=self._opened.is_engine, held=self._held_back
+            )
         return assess(found, self.config)
 
     # -- the operator's answers

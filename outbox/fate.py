@@ -19,10 +19,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from .errors import EntryRejected, OutboxError, RetryLater, TargetMisconfigured, TargetUnavailable
-from .store.envelope import Record
-
-# What must be applied together: a group, or a record of its own.
-Unit = list[Record]
+from .store.units import Unit
 
 
 class Fate(Enum):

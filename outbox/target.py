@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Protocol, runtime_checkable
 from uuid import UUID
 
 from .errors import EntryRejected, HistoryRewound, OutboxError
 from .fate import Failed
-from .fate import Unit as Unit
 from .operation import Operation
 from .store.continuity import Mark, Memory
 from .store.envelope import Record
+from .store.units import Unit as Unit
+from .store.units import ordering_keys as ordering_keys
+from .store.units import units as units
 
 
 @dataclass(slots=True)
@@ -132,18 +133,6 @@ class Forgetful(Protocol):
     def compare(self, store_id: UUID) -> Comparison:
         """Compare with what the store remembers.  Raises `TargetUnavailable` or `TargetMisconfigured`."""
         ...
-
-
-def units(records: Iterable[Record]) -> Iterator[Unit]:
-    """Split records into what must be applied together: a group, or a record of its own."""
-    for group, members in groupby(records, key=lambda record: record.group or -record.seq):
-        del group
-        yield list(members)
-
-
-def ordering_keys(unit: Unit) -> set[str]:
-    """The ordering keys that a unit touches."""
-    return {record.order_by for record in unit if record.order_by is not None}
 
 
 def is_best_effort(unit: Unit, operations: Mapping[str, Operation]) -> bool:

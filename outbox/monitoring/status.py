@@ -18,6 +18,7 @@ from ..store.rates import Rates, Room, measure
 from ..store.reads import FORGOTTEN
 from ..store.state_file import StateFile
 from ..store.store import AHEAD_US, Store
+from .held_back import LOOKED_AT, HeldBackCount
 from .notices import Notice
 from .notices import parse as parse_notices
 from .pause import Pause
@@ -69,7 +70,7 @@ class RelayStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class OutboxStatus:
-    """A snapshot, taken in time independent of the backlog.  Sizes in bytes, durations in seconds."""
+    """A snapshot, taken in bounded time.  Sizes in bytes, durations in seconds."""
 
     path: str
     store_id: str
@@ -145,11 +146,13 @@ class OutboxStatus:
         return {**values, "breaker": self.breaker, "health": self.health.name.lower()}
 
 
-def snapshot(store: Store, config: OutboxConfig, clock: Clock, *, is_engine: bool) -> OutboxStatus:
-    """The state of an outbox, in time independent of the backlog, without findings.
+def snapshot(
+    store: Store, config: OutboxConfig, clock: Clock, *, is_engine: bool, held: HeldBackCount | None = None
+) -> OutboxStatus:
+    """The state of an outbox, in bounded time, without findings.
 
     Put together from the store and what engine and relay say of themselves.  `is_engine`: this process may enqueue.
-    Raises `StoreClosed`.
+    `held` counts what waits behind dead letters where no relay does.  Raises `StoreClosed`.
     """
     figures = store.figures()
     relay_state = StateFile(store.directory / "relay.state").read() or {}
@@ -165,8 +168,12 @@ def snapshot(store: Store, config: OutboxConfig, clock: Clock, *, is_engine: boo
     ahead_s = max(0.0, (from_us(counters.last_us) - now).total_seconds())
     # An entry stamped by a clock ahead of this one has a stamp in the future, which gives no waiting time.
     waits_s = math.inf if (figures.oldest_us or 0) > to_us(now) + AHEAD_US else lag_s
-    held_back = min(int(relay_state.get("held_back") or 0), figures.pending) if counters.dead else 0
     paused = parse_pause(figures.pause, clock)
+    held_back = min(int(relay_state.get("held_back") or 0), figures.pending) if counters.dead else 0
+    counts = relay_pid is not None and relay_state.get("breaker") == "closed" and not relay_state.get("stopped")
+    if counters.dead and figures.pending and not (counts and paused is None):
+        counted = (held or HeldBackCount()).of(store, figures)
+        held_back = counted if figures.pending <= LOOKED_AT else max(counted, held_back)
     relay = _relay_status(config, clock, relay_state, relay_pid, waits_s if figures.pending > held_back else 0.0)
     status = OutboxStatus(
         path=str(store.directory),

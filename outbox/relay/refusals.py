@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import OutboxError
-from ..fate import Failed, Fate, Unit, of_refusal, spare_children
+from ..fate import Failed, Fate, of_refusal, spare_children
 from ..log import Log
 from ..store.ledger import Settlement
+from ..store.units import Unit
 from ..target import Outcome, Target, is_best_effort
 from .link import Link
 from .scan import Batch

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from ..config import OutboxConfig
 from ..errors import StoreCorrupt
 from ..fate import Failed
+from ..monitoring.held_back import HeldBack
 from ..store.envelope import Record
 from ..store.ledger import Settlement
 from ..store.reads import MANY_DAMAGED, Peeked
 from ..store.store import Store
 from ..target import Target, Unit, ordering_keys, units
-from .held_back import HeldBack
 from .waits import Retry, Waits
 
 _BATCH_BYTES = 8 << 20

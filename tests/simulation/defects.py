@@ -14,9 +14,9 @@ from outbox import DurabilityError, EntryRejected
 from outbox.calls import Calls
 from outbox.errors import TargetUnavailable
 from outbox.fate import Failed, Fate
+from outbox.monitoring.held_back import HeldBack
 from outbox.postgres import lane, receipts, target, watermarks
 from outbox.relay.delivery import Delivery
-from outbox.relay.held_back import HeldBack
 from outbox.relay.link import Breaker
 from outbox.relay.reconcile import Reconciler
 from outbox.relay.refusals import Refusals

@@ -251,6 +251,9 @@ def test_the_relays_own_account_is_shown(outbox_dir: Path) -> None:
         assert relay.last_applied_at is not None
         assert relay.last_applied_at.isoformat() == "2024-03-01T00:00:00+00:00"
         # Nothing is held back where no dead letter is.
+        StateFile(outbox_dir / "relay.state").write(
+            {"moved_at": clock.monotonic(), "breaker": "closed", "held_back": 7}
+        )
         assert box.status().held_back == 0
         box.store.settle(Settlement(dead=[(next(box.store.records("pending")), "refused")]))
         assert box.status().held_back == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from outbox import EntryRejected, EntryStatus, Health
-from outbox.relay.held_back import counts, held_back
+from outbox.monitoring.held_back import counts, held_back
 from tests.unit.fakes.rig import Rig, passing, permanent
 
 
@@ -57,6 +57,24 @@ def test_dead_letter_holds_later_entries_of_its_key_after_a_restart(outbox_dir: 
         assert rig.target.applied == free
         assert rig.pending() == held
         assert rig.box.status().held_back == 5
+
+
+def test_status_without_a_relay_counts_held_back_entries(outbox_dir: Path) -> None:
+    with Rig(outbox_dir) as rig:
+        [bad] = rig.enqueue("a")
+        rig.target.refuse[bad] = permanent()
+        rig.settle()
+    with Rig(outbox_dir) as rig:
+        for number in range(1, 4):
+            rig.enqueue("a", "b")
+            with rig.box.transaction() as transaction:
+                transaction.enqueue("write", {"n": 1}, order_by="b")
+                transaction.enqueue("write", {"n": 1}, order_by="c")
+            # Those behind the letter, and nothing else: not counted twice, nor forgotten.
+            assert rig.box.status().held_back == number
+            assert counts(rig.box.store.records("pending"), rig.box.store.dead()) == {bad: number}
+        rig.box.requeue(bad)
+        assert rig.box.status().held_back == 0
 
 
 def test_entries_without_ordering_key_wait_for_nobody(outbox_dir: Path) -> None:

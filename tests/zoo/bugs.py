@@ -187,7 +187,7 @@ BUGS = (
     ),
     Bug(
         "a dead letter does not hold back its key",
-        "outbox/relay/held_back.py",
+        "outbox/monitoring/held_back.py",
         "        if any(self.behind.get(key, unit[0].seq) < unit[0].seq for key in ordering_keys(unit)):",
         "        if False:",
         ("tests/unit/test_relay_rejection.py",),

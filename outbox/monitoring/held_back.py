@@ -1,15 +1,22 @@
 """Held back: which pending entries wait for an operator, because they are behind a dead letter.
 
-The relay and the commands decide it here, so that a list agrees with the status.
+The relay, the status and the commands decide it here, so that a list agrees with the status.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
+from threading import Lock
 
 from ..store.envelope import Record
-from ..target import Unit, ordering_keys, units
+from ..store.reads import Figures
+from ..store.store import Store
+from ..store.units import Unit, ordering_keys, units
+
+# Counting stops after so many pending records: it is a figure for people, and 10 million take minutes.
+LOOKED_AT = 50_000
 
 
 class HeldBack:
@@ -42,6 +49,35 @@ def held_back(records: Iterable[Record], dead: Iterable[tuple[int, str | None]])
     for unit in units(records) if held.behind else ():
         if held.holds(unit):
             yield from unit
+
+
+class HeldBackCount:
+    """Counts a store's held back entries where no relay does; goes on from its last count where that still holds."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        # As of which dead letters, and how many entries had left `pending`.
+        self._as_of: tuple[object, ...] = ()
+        self._held = HeldBack()
+        self._next_seq = self._looked_at = self._count = 0
+
+    def of(self, store: Store, figures: Figures) -> int:
+        """How many are held back among the first `LOOKED_AT` pending entries."""
+        dead = store.dead()
+        as_of = (dead, figures.first_pending, figures.counters.next_seq - figures.pending)
+        with self._lock:
+            if as_of != self._as_of:
+                self._as_of, self._held = as_of, HeldBack(dead)
+                self._next_seq = self._looked_at = self._count = 0
+            most = LOOKED_AT - self._looked_at
+            if most > 0 and self._held.behind:
+                # What is damaged is the relay's to report.
+                pending = store.records("pending", first=self._next_seq, on_damage=lambda *_: None)
+                for unit in units(islice(pending, most)):
+                    self._looked_at += len(unit)
+                    self._next_seq = unit[-1].seq + 1
+                    self._count += len(unit) if self._held.holds(unit) else 0
+            return min(self._count, figures.pending)
 
 
 def counts(records: Iterable[Record], dead: Iterable[tuple[int, str | None]]) -> Counter[int]:
