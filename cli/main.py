@@ -11,7 +11,6 @@ from pathlib import Path
 import click
 
 from .common import OneSentenceGroup
-from .help_text import with_help
 
 # Also for the group alone, which hosts mount into scripts of their own.
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -46,12 +45,24 @@ _NO_COMMANDS = {
     "watch_view",
 }
 
+# `sys.flags.optimize` of `python -OO`.
+_DROPS_DOCSTRINGS = 2
+
 
 @functools.cache
 def _commands() -> dict[str, str]:
     """By command: its module, and the function in it where that has another name."""
     files = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}
     return {name: name for name in files - _NO_COMMANDS} | _NAMED_OTHERWISE
+
+
+def _with_help(command: click.Command) -> click.Command:
+    """`command` with its help, also under `python -OO`, which drops docstrings."""
+    if command.help is None and sys.flags.optimize >= _DROPS_DOCSTRINGS:
+        from .help_text import help_of
+
+        command.help = help_of(command)
+    return command
 
 
 class CommandsOnDemand(OneSentenceGroup):
@@ -65,7 +76,7 @@ class CommandsOnDemand(OneSentenceGroup):
         if cmd_name not in self.commands and cmd_name in _commands():
             module, _, function = _commands()[cmd_name].partition(":")
             command = getattr(importlib.import_module(f".{module}", __package__), function or cmd_name)
-            self.add_command(with_help(command))
+            self.add_command(_with_help(command))
         return super().get_command(ctx, cmd_name)
 
 
@@ -83,8 +94,8 @@ def outbox() -> None:
     """
 
 
-with_help(atb)
-with_help(outbox)
+_with_help(atb)
+_with_help(outbox)
 
 
 def main() -> None:
