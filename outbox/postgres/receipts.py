@@ -8,6 +8,7 @@ from functools import cache
 
 from ..errors import ReceiptsGone, TargetMisconfigured
 from ..store.envelope import Record
+from .piggyback import tried_in_time
 from .transaction_settings import Cursor as Cursor
 
 TABLE = "outbox_receipts"
@@ -127,9 +128,9 @@ def check_there(cursor: Cursor, store_id: str, applied: Sequence[Record], *, mor
     """
     if not (more or applied) or (applied and find(cursor, applied)):
         return
-    # Some may have been deleted on purpose; an emptied table has none at all.
-    cursor.execute(_ANY_LEFT, (store_id,))
-    if not cursor.fetchone()[0]:
+    # Some may have been deleted on purpose; an emptied table has none at all, and is read at once.
+    left = tried_in_time(cursor, _ANY_LEFT, store_id)
+    if left is not None and not left[0]:
         raise gone("is empty")
 
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, text
 
 from outbox import Entry, Operation, Outbox, PostgresTarget, Relay
-from outbox.postgres.piggyback import PiggybackConnection, tried
+from outbox.postgres.piggyback import PiggybackConnection, tried, tried_in_time
 from tests.unit.fakes.waiting import LONG
 
 
@@ -82,6 +82,17 @@ def test_question_without_an_answer_leaves_the_rest(raw: PiggybackConnection, co
         assert tried(cursor, "SELECT pg_temp.refuse(%s)", code) is None
         assert tried(cursor, "SELECT 1") == (1,)
         # Savepoints go on costing no round trip.
+        assert raw.owe_savepoint("later")
+    assert rows(raw) == [0]
+
+
+def test_query_that_takes_too_long_has_no_answer(raw: PiggybackConnection) -> None:
+    with raw.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = 400; INSERT INTO seen VALUES (0)")
+        assert tried_in_time(cursor, "SELECT pg_sleep(0.3)") is None
+        assert tried_in_time(cursor, "SELECT %s", 7) == (7,)
+        cursor.execute("SHOW statement_timeout")
+        assert cursor.fetchone() == ("400ms",)
         assert raw.owe_savepoint("later")
     assert rows(raw) == [0]
 
