@@ -73,7 +73,7 @@ def reconcile(
     with Outbox.attach(config=config) as box:
         patience = Patience(timeout, box.clock.monotonic)
         done = _by_relay(box, order, patience) or _here(box, order, operations, patience)
-        context.exit(_report(box, done, patience))
+        context.exit(_report(box, done, patience, accepted=accept is not None))
 
 
 def _by_relay(box: Outbox, order: ReconcileOrder, patience: Patience) -> Reconciliation | None:
@@ -110,7 +110,8 @@ def _here(box: Outbox, order: ReconcileOrder, operations: str | None, patience: 
     declared = [] if operations is None else load_operations(operations)
     relay = Relay(box, PostgresTarget(url, declared, config=box.config))
     done = relay.reconcile(everything=order.everything, accept=order.accept)
-    if declared and done.put_back:
+    # Also what an earlier call has put back.
+    if declared and order.accept is None and box.status().pending:
         with relay:
             while relay.running and not relay.drain(_LOOK_S):
                 now = box.status()
@@ -119,22 +120,24 @@ def _here(box: Outbox, order: ReconcileOrder, operations: str | None, patience: 
     return done
 
 
-def _report(box: Outbox, done: Reconciliation, patience: Patience) -> int:
+def _report(box: Outbox, done: Reconciliation, patience: Patience, *, accepted: bool = False) -> int:
     """Say how it ended, when all is delivered or nothing more will happen; returns the exit code."""
     say(done.sentence())
     if done.gone:
         say(f"{entries(done.gone)} cannot be delivered again: missing or incomplete in the ledger")
-    if done.last_seq is None:
+    now = box.status()
+    if done.last_seq is None and (accepted or now.relay.alive or not now.pending):
         return 1 if done.gone else 0
     while True:
         now = box.status()
-        delivered = now.watermark >= done.last_seq or not now.pending
+        delivered = not now.pending or (done.last_seq is not None and now.watermark >= done.last_seq)
         stands_still = now.pending <= now.held_back or not now.relay.alive or now.paused is not None
         if delivered or stands_still or patience.is_lost(settled(now)):
             break
         Event().wait(_LOOK_S)
     if delivered:
-        say("all of them are delivered")
+        if done.last_seq is not None:
+            say("all of them are delivered")
         return 1 if done.gone else 0
     if now.paused is not None:
         say(f"{now.paused.sentence()}; pending: {now.pending}")

@@ -115,7 +115,13 @@ class Delivery:
         """See `Reconciler.mend`."""
         self._settling.finish()
         self._scan.distrust()
-        return self._reconciler.mend(order)
+        done = self._reconciler.mend(order)
+        # The database answers, and its tables are as they should be.
+        if self.link.state.stopped:
+            self.link.recovered()
+        self.publication.line_works()
+        self.publish(self._box.clock.monotonic(), force=True)
+        return done
 
     # -- one step
 

@@ -66,6 +66,11 @@ class Publication:
             self.inherited = {name: said[name] for name in _LAST_WORD if name in said}
         self.pace.inherit(said.get("pace"))
 
+    def line_works(self) -> None:
+        """Drop the last relay's report that the line is stopped: PostgreSQL was compared, and nothing is lost."""
+        if self.inherited.get("stopped"):
+            self.inherited |= {"stopped": False, "last_error": None, "since": None}
+
     def look_at_writer(self, moves: int, now: float) -> None:
         """Find out whether the writer of this process hangs in a piece of work; see `Writer.moves`."""
         at_work = moves % 2 == 1

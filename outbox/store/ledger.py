@@ -219,7 +219,7 @@ def is_answer(record: Record) -> bool:
 
 
 def acknowledged(rows: Iterable[tuple[bytes, bytes]]) -> list[Record]:
-    """The completed entries among `rows` of the ledger, which are the newest first, since the last reconciliation."""
+    """The completed entries among `rows` of the ledger, newest first, whose receipts PostgreSQL must have."""
     found: list[Record] = []
     for key, value in rows:
         try:
@@ -227,11 +227,20 @@ def acknowledged(rows: Iterable[tuple[bytes, bytes]]) -> list[Record]:
         except StoreCorrupt:  # it proves nothing, and the next walk over the ledger reports it
             continue
         if is_answer(record):
-            if record.operation == RECONCILE:
-                break  # PostgreSQL was taken as it was: entries of before need have no receipts
+            if record.operation == RECONCILE and not _has_all_receipts(record):
+                break
         elif record.status is EntryStatus.COMPLETED:
             found.append(record)
     return found
+
+
+def _has_all_receipts(reconciled: Record) -> bool:
+    """Whether a reconciliation left no completed entry without a receipt: it was not accepted, and nothing was gone."""
+    try:
+        said = codec.from_json(reconciled.args)
+        return said["accepted"] is None and not said["gone"]
+    except codec.MALFORMED:
+        return False
 
 
 def list_dead(txn: Any, record: Record) -> None:

@@ -84,6 +84,28 @@ def test_a_database_that_was_accepted_needs_no_receipts(past: Past, outbox_dir: 
             assert desk.box.status().health is Health.HEALTHY
 
 
+@pytest.mark.parametrize("harm", HARM)
+def test_receipts_lost_behind_a_reconciliation_stop_the_line(past: Past, outbox_dir: Path, harm: str) -> None:
+    """Its note counted as an acceptance, so that nothing was noticed before a new entry had been delivered."""
+    with Desk(outbox_dir, past.url) as desk:
+        desk.trade(3)
+        desk.deliver()
+        copy = past.remember()
+        desk.trade(2)
+        desk.deliver()
+        past.set_back(copy)
+        desk.stop_at_loss()
+        assert desk.relay.reconcile().put_back == 2
+        desk.deliver()
+        desk.close()
+        past.execute(harm)
+        desk.open()
+        desk.trade(1)
+        assert not desk.relay.drain(0.5)
+        assert "outbox_receipts" in desk.box.status().needs_operator[0]
+        assert desk.box.status().dead_letters == 0
+
+
 RENAMED = [("outbox_watermarks",), ("outbox_receipts", "outbox_watermarks")]
 
 

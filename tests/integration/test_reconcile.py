@@ -114,6 +114,24 @@ def test_reconciling_is_refused_while_deliveries_are_paused(desk: Desk, past: Pa
     assert desk.problems() == []
 
 
+def test_status_after_reconciling_asks_for_it_no_more(desk: Desk, past: Past) -> None:
+    """It told the operator to run the command that had just been run."""
+    desk.trade(3)
+    desk.deliver()
+    copy = past.remember()
+    desk.trade(2)
+    desk.deliver()
+    past.set_back(copy)
+    desk.stop_at_loss()
+    desk.close()
+    desk.open()
+    assert any("the line is stopped" in reason for reason in desk.box.status().needs_operator)
+    assert desk.relay.reconcile().put_back == 2
+    status = desk.box.status()
+    assert status.needs_operator == []
+    assert status.degraded == ["no relay is running and 2 entries wait; start the engine or its relay"]
+
+
 def test_reconciling_twice_changes_nothing_more(desk: Desk, past: Past) -> None:
     lose(desk, past)
     assert desk.relay.reconcile().put_back == 25

@@ -74,3 +74,13 @@ def test_pause_that_begins_after_the_order_withdraws_it(rig: Rig, monkeypatch: p
     with pytest.raises(Refused, match="nothing was put back: delivery is paused .*migration 42"):
         command._by_relay(rig.box, ReconcileOrder(), Patience(60, rig.clock.monotonic))
     assert not ordered(rig.box)
+
+
+def test_what_an_earlier_call_has_put_back_is_reported(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    rig.enqueue("a")
+    patience = Patience(60, rig.clock.monotonic)
+    nothing = Reconciliation(needed=False)
+    assert command._report(rig.box, nothing, patience) == 1
+    assert "1 entry is pending; start the engine, or run `atb outbox drain" in capsys.readouterr().out
+    assert command._report(rig.box, nothing, patience, accepted=True) == 0
+    assert "pending" not in capsys.readouterr().out

@@ -319,6 +319,20 @@ BUGS = (
         ("tests/integration/test_postgres_target_handlers.py",),
     ),
     Bug(
+        "receipts that are lost behind a reconciliation are not missed",
+        "outbox/store/ledger.py",
+        " and not _has_all_receipts(record):\n",
+        ":\n",
+        ("tests/integration/test_receipts_gone.py",),
+    ),
+    Bug(
+        "after a reconciliation the last relay's report still stops the line",
+        "outbox/relay/delivery.py",
+        "        self.publication.line_works()\n",
+        "",
+        ("tests/integration/test_reconcile.py",),
+    ),
+    Bug(
         "what a trigger sets reaches the next entries",
         "outbox/postgres/rows.py",
         "        if self._behind_rows is not None:\n",
