@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -19,7 +19,7 @@ from outbox.clock import Clock
 from outbox.errors import TargetMisconfigured, TargetUnavailable
 from outbox.fate import OperationFault
 from outbox.operation import operations_by_name
-from outbox.postgres import receipts, watermarks
+from outbox.postgres import piggyback, receipts, watermarks
 from outbox.postgres.blame import Blame
 from outbox.postgres.connection import UnitFailed
 from outbox.postgres.lane import Lane
@@ -134,11 +134,17 @@ class _Defect(Exception):
     """Something that nobody foresaw, in a handler."""
 
 
+class _Driver:
+    """What is asked of the driver's connection, which there is none of."""
+
+    closed = False
+    rolling_back = nullcontext
+
+
 class Cursor:
     """Answers the statements of `receipts` and `watermarks` in one transaction."""
 
-    # Of a driver, which there is none of.
-    connection: Any = None
+    connection: Any = _Driver()
 
     def __init__(self, database: Database, state: State) -> None:
         self._database, self._state = database, state
@@ -207,6 +213,8 @@ class Cursor:
     _answers: dict[str, Callable[..., list[Any]]] = {  # noqa: RUF012 - constant
         "SAVEPOINT outbox_withdrawn; SET LOCAL lock_timeout = '100ms'": _nothing,
         "ROLLBACK TO SAVEPOINT outbox_withdrawn": _nothing,
+        piggyback._QUARTER: _nothing,
+        "ROLLBACK TO SAVEPOINT outbox_in_time; RELEASE SAVEPOINT outbox_in_time": _nothing,
         receipts._RECORD: _without_receipt,
         watermarks._STATE: _recovering,
         receipts._IS_THERE: _is_there,
