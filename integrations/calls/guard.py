@@ -29,7 +29,7 @@ from ..manager.away import Failures, cannot_answer, look_at, noting
 from ..manager.manager_connection import engine_held, is_replay
 from ..manager.silence import Silence, ending, is_own, limit_connecting, own_statements
 from ..replay.sessions import maker_of
-from ..replay.writes import Writes
+from ..replay.writes import Writes, called_in
 from ..sql_text import defines, is_harmless, locks, looks_for_rows, tables_written
 from .delivery_waits import DeliveryWaits
 
@@ -45,14 +45,23 @@ _log = Log("outbox.integrations")
 _KEPT = 1000
 # Longer statements have their values in them, and do not come again.
 _KEPT_CHARS = 10_000
-# A partition counts as the table that it belongs to.
+# A partition counts as the table that it belongs to.  And whether nothing but its own name stands for a relation, as a
+# view, a policy and a parent table do for others.
 _LOCKED = """
-    SELECT DISTINCT named.relname FROM pg_locks AS held
+    SELECT named.relname, bool_and(
+        named.relkind IN ('r', 'p', 'f') AND NOT named.relrowsecurity
+        AND NOT (named.relkind = 'r' AND named.relhassubclass)
+    ) FROM pg_locks AS held
     JOIN pg_class AS used ON used.oid = held.relation
     JOIN pg_class AS named ON named.oid = coalesce(pg_partition_root(used.oid), used.oid)
     WHERE held.pid = pg_backend_pid() AND held.locktype = 'relation' AND named.relkind IN ('r', 'p', 'v', 'm', 'f')
     AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
     AND named.relnamespace <> 'pg_catalog'::regnamespace
+    GROUP BY named.relname
+"""
+_FUNCTIONS = """
+    SELECT 1 FROM pg_catalog.pg_proc JOIN pg_catalog.pg_namespace n ON n.oid = pronamespace
+    WHERE lower(proname) = ANY(%s) AND nspname NOT IN ('pg_catalog', 'information_schema') LIMIT 1
 """
 
 
@@ -324,23 +333,31 @@ class TablesUsed:
     def by(self, raw: Any, statement: str) -> frozenset[str]:
         """The tables of a statement that was just executed on the driver's connection `raw`; empty if unknown.
 
-        Those of earlier statements of its transaction are among them.
+        Those of earlier statements of its transaction are among them where the statement may use more than it names:
+        a view, a function, a policy.
         """
         found = self._known.get(statement)
         # Without a transaction the locks are gone.
         in_transaction = raw.info.transaction_status == psycopg2.extensions.TRANSACTION_STATUS_INTRANS
         if found is None and self._can_tell and in_transaction:
-            found = self._ask(raw)
+            found = self._ask(raw, statement)
             if len(statement) <= _KEPT_CHARS and len(self._known) < _KEPT:
                 self._known[statement] = found
         return found or frozenset()
 
-    def _ask(self, raw: Any) -> frozenset[str]:
+    def _ask(self, raw: Any, statement: str) -> frozenset[str]:
         with raw.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
             cursor.execute("SAVEPOINT outbox_tables")
             try:
                 cursor.execute(_LOCKED)
-                return frozenset(name for (name,) in cursor)
+                locked = dict(cursor)
+                text = statement.lower()
+                named = {name for name in locked if name.lower() in text}
+                # A transaction that goes on holds the locks of all that was read in it.
+                if not named or len(named) == len(locked) or not all(map(locked.get, named)):
+                    return frozenset(locked)
+                cursor.execute(_FUNCTIONS, (sorted(called_in(statement)),))
+                return frozenset(locked if cursor.fetchall() else named)
             except psycopg2.Error as exc:
                 # A server that only speaks PostgreSQL's protocol may not show its locks.
                 self._can_tell = False

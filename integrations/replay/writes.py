@@ -50,9 +50,14 @@ class Writes:
         return any(self._functions.get(name, False) for name in names)
 
 
+def called_in(statement: str) -> frozenset[str]:
+    """The names, in lower case, that stand before a parenthesis in a statement."""
+    return frozenset(name.lower() for name in _CALL.findall(statement))
+
+
 @lru_cache(maxsize=1024)
 def _judged(statement: str) -> bool | frozenset[str]:
     """Whether a statement may write; the functions that it calls where that depends on them."""
     if is_setting(statement) or is_of_savepoints(statement):
         return False
-    return not only_reads(statement) or frozenset(name.lower() for name in _CALL.findall(statement))
+    return not only_reads(statement) or called_in(statement)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column, scoped_session, sessionmaker
 
@@ -18,6 +18,7 @@ from outbox.errors import ConfigError, OutboxError
 from outbox.integrations.calls.callers_session import NotSaved
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation, ManagerRead
 from outbox.integrations.roles import Position
+from outbox.integrations.view.local_view import UnknownLocally
 from outbox.testing import PostgresServer
 
 from .small import Balance, Base, Scene, SmallManager, Trade, scene
@@ -354,3 +355,48 @@ def test_kept_answer_serves_in_a_session_that_an_outage_broke(
             assert [made.manager.notes() for _ in range(3)] == [["first"]] * 3
         finally:
             postgres_server.start()
+
+
+class Reading(Scoped):
+    """Its reads are made in one transaction, which goes on."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql("CREATE OR REPLACE VIEW named AS SELECT name FROM trading_sessions")
+            connection.exec_driver_sql(
+                "CREATE OR REPLACE FUNCTION count_names() RETURNS bigint LANGUAGE sql STABLE AS "
+                "$$ SELECT count(*) FROM trading_sessions $$"
+            )
+
+    def names(self) -> int:
+        return self._count("SELECT count(*) FROM trading_sessions")
+
+    def by_view(self) -> int:
+        return self._count("SELECT count(*) FROM named")
+
+    def by_function(self) -> int:
+        return self._count("SELECT count_names() FROM account_balances LIMIT 1")
+
+    def _count(self, sql: str) -> int:
+        return int(self.session_factory.execute(text(sql)).scalar_one())
+
+
+@pytest.mark.parametrize(("read", "shows_its_own"), [("names", True), ("by_view", False), ("by_function", False)])
+def test_kept_answer_outlives_calls_on_tables_of_other_reads(
+    read: str, shows_its_own: bool, postgres_url: str, outbox_dir: Path
+) -> None:
+    """A view and a function may use more than they name: those of earlier reads in the transaction count there."""
+    operations = (*OPERATIONS, *(ManagerRead(name, keep_last=True) for name in ("notes", read)))
+    with scoped(postgres_url, outbox_dir, Reading, operations=operations, write_behind=True, wait_s=0.02) as made:
+        made.manager.create_trading_session("s", 100)
+        made.manager.log_trade("IBM", "first")
+        assert made.drain()
+        assert made.manager.notes() == ["first"]
+        assert getattr(made.manager, read)() == 1
+        made.manager.log_trade("IBM", "second")
+        if shows_its_own:
+            assert getattr(made.manager, read)() == 1
+        else:
+            with pytest.raises(UnknownLocally, match="log_trade"):
+                getattr(made.manager, read)()
