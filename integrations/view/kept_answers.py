@@ -28,6 +28,8 @@ _AGAIN = timedelta(seconds=5)
 # Deeper than this an object holds one that holds it.
 _DEEPEST = 12
 _LEAF, _KEYS = "=", "{}"
+# Before the name of a read in that of its notice.
+_NOTICE = "kept:"
 _OBJECTS = ("mapped", "named", "row", "row mapping", "mapping")
 
 
@@ -83,7 +85,9 @@ class KeptAnswers:
         self._outbox, self._met = outbox, met
         # Per read and arguments: the encoded answer, when it was stored and confirmed last, and behind which entry.
         self._known: dict[str, tuple[list[str], datetime, datetime, int]] = {}
-        self._stale: set[str] = set()
+        # Reads of which the status says that they are answered as before; a process that was killed left that there.
+        notices = outbox.store.figures().notices
+        self._stale = {name.removeprefix(_NOTICE) for name in notices if name.startswith(_NOTICE)}
         # Reads whose answers were outdated, and since when none was kept again.
         self._outdated: set[str] = set()
         self._repeated = Repeated(_log)
@@ -135,7 +139,7 @@ class KeptAnswers:
         self._repeated.warn(name, "%(method)s is answered as of %(age_s)s s ago", method=name, age_s=round(age_s))
         if name not in self._stale:
             self._stale.add(name)
-            self._outbox.notices.put(f"kept:{name}", f"{name} is answered as of {found[2]:%Y-%m-%d %H:%M:%S} UTC")
+            self._outbox.notices.put(f"{_NOTICE}{name}", f"{name} is answered as of {found[2]:%Y-%m-%d %H:%M:%S} UTC")
         try:
             return unpacked(decode(plain, types)), found[3]
         except LookupError:
@@ -169,7 +173,7 @@ class KeptAnswers:
         self._repeated.over(name)
         if name in self._stale:
             self._stale.discard(name)
-            self._outbox.notices.clear(f"kept:{name}")
+            self._outbox.notices.clear(f"{_NOTICE}{name}")
 
 
 def _age_key(name: str) -> str:

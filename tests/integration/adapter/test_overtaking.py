@@ -359,6 +359,22 @@ def test_last_answer_is_kept_through_an_outage_and_a_restart(
         assert "kept:get_system_halt" not in again.box.status().notices
 
 
+def test_notice_of_a_kept_answer_goes_after_a_restart(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    """A process that was killed in the outage has left it."""
+    operations = (*TRADING_OPERATIONS, ManagerRead("get_system_halt", keep_last=True))
+    url = own_postgres.url()
+    with scene(url, outbox_dir, Switch, operations) as here:
+        here.relay.start()
+        known = here.manager.get_system_halt()
+        own_postgres.kill()
+        assert here.manager.get_system_halt() == known
+    own_postgres.start()
+    with scene(url, outbox_dir, Switch, operations) as again:
+        assert "kept:get_system_halt" in again.box.status().notices
+        assert again.manager.get_system_halt() == known
+        assert "kept:get_system_halt" not in again.box.status().notices
+
+
 class Tripped(Switch):
     """A switch that the engine trips, and a note that has nothing to do with it."""
 
