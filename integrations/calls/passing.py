@@ -24,7 +24,7 @@ from ... import ConfigError, OutboxError
 from ...log import Log
 from ...words import first_line
 from ..code.remembered import remembered
-from ..manager.away import cannot_answer, is_away
+from ..manager.away import cannot_answer, is_away, is_unreachable
 from ..manager.manager_connection import is_used_up
 from ..operations import AFTER_DRAIN
 from ..preflight.evidence import Evidence
@@ -37,6 +37,7 @@ from ..view.waiting_writes import WaitingWrites
 from .block_reads import BlockReads, WouldWrite
 from .compared_reads import ComparedReads
 from .guard import NotCaughtUp
+from .resting_reads import RestingReads
 from .stages import EncodedCall
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 _log = Log("outbox.integrations")
 
-# After PostgreSQL failed to answer a read, the view answers it for this many times the wait: a lock may be long.
-_REST = 5
 # Why a manager whose PostgreSQL answers was not asked, by whether calls are delivered.
 _NOT_ASKED = {None: "no relay is running", True: "calls before it are not delivered, see `atb outbox status`"}
 Watching = Callable[[], AbstractContextManager[Any]]
@@ -58,8 +57,8 @@ class Passing:
         self._adapter, self.reads, self._block_reads = adapter, reads, block_reads
         self.kept = KeptAnswers(adapter.outbox, partial(adapter.host.classes.learn, adapter.outbox))
         self._repeated = Repeated(_log)
-        # When a read that PostgreSQL failed to answer is tried again: by name, monotonic seconds.
-        self._rests_until: dict[str, float] = {}
+        clock, progress = adapter.outbox.clock, adapter.outbox.progress
+        self._resting = RestingReads(clock.monotonic, lambda: adapter.outage.delivers, lambda: progress.acknowledged)
         writes = adapter.keeper.view.learning.written.seen
         self._compared = ComparedReads(adapter.outbox, adapter.keeper, adapter.delivery, reads)
         self.waiting = WaitingWrites(adapter.host, adapter.outbox, adapter.calls, writes, adapter.keeper.tables_read.of)
@@ -99,7 +98,8 @@ class Passing:
         adapter, failed = self._adapter, None
         clock, began = adapter.outbox.clock, adapter.outbox.clock.monotonic()
         # The manager would wait for a connection for the timeout of its pool, and may swallow the error.
-        unlikely = is_used_up(adapter.host.built) or began < self._rests_until.get(name, began)
+        resting = self._resting.why(name)
+        unlikely = is_used_up(adapter.host.built) or resting is not None
         signature = adapter.host.signature(name)
         if not unlikely and adapter.delivery.wait_until_passed(once=True) and adapter.outage.delivers is not False:
             in_block, seq = bool(self._block_reads.calls()), self._compared.begin(name)
@@ -113,9 +113,8 @@ class Passing:
                 if adapter.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
                     raise
                 adapter.callers_session.broken()
-                failed, error, ended = exc, first_line(exc), clock.monotonic()
-                if isinstance(exc, SQLAlchemyError):
-                    self._rests_until[name] = ended + _REST * (ended - began)
+                failed, error = exc, first_line(exc)
+                self._resting.fails(name, exc, began)
                 self._repeated.warn(name, "%(method)s is read from the local view: %(error)s", method=name, error=error)
         with adapter.keeper.kept.order:
             try:
@@ -127,12 +126,19 @@ class Passing:
                 if isinstance(failed, SQLAlchemyError) and not is_away(failed):
                     # As the manager does where its tables do not fit.
                     raise failed from unknown
-                if not unlikely or adapter.outage.delivers is False:
+                if not unlikely or is_unreachable(resting) or adapter.outage.delivers is False:
                     why = None if failed is not None else _NOT_ASKED.get(adapter.outage.delivers)
                     if why is not None:
                         raise UnknownLocally(f"{unknown.message}; {why}", hint=unknown.hint) from unknown
                     raise
-        return self._ask(None, name, args, kwargs, is_read=True)
+                unanswered = unknown
+        try:
+            return self._ask(None, name, args, kwargs, is_read=True)
+        except (NotCaughtUp, SQLAlchemyError) as exc:
+            if not is_away(exc):
+                raise
+            self._resting.fails(name, exc, began)
+            raise unanswered from exc
 
     def _wrote(self, name: str, tables: Collection[str]) -> None:
         """A method that is not declared has written, perhaps something that an outage would answer as it was before."""
@@ -153,12 +159,17 @@ class Passing:
         """A read whose last answer is kept.  Raises `UnknownLocally` where a call may have changed it since."""
         seq = self._adapter.delivery.last_seq
         call = self._adapter.host.signature(name).bind(*args, **kwargs).arguments
+        began, resting = self._adapter.outbox.clock.monotonic(), self._resting.why(name)
         try:
+            if resting is not None:
+                raise resting.with_traceback(None)
             answer = self._ask(stand_in, name, args, kwargs, stale=stale, is_read=True)
         except (NotCaughtUp, SQLAlchemyError) as exc:
             if self._adapter.host.is_mocked or not (isinstance(exc, NotCaughtUp) or cannot_answer(exc)):
                 raise
-            self._adapter.callers_session.broken()
+            if resting is None:
+                self._resting.fails(name, exc, began)
+                self._adapter.callers_session.broken()
             here = [(one.operation.name, "this block") for one in self._block_reads.calls()]
             waiting = self.waiting.of(name, here)
             if waiting is not None:

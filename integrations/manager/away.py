@@ -42,6 +42,11 @@ def is_away(error: BaseException | None) -> bool:
     return isinstance(error, DBAPIError) and _fate(error) is Fate.OUTAGE
 
 
+def is_unreachable(error: BaseException | None) -> bool:
+    """Whether no connection works, whatever is asked: PostgreSQL itself gives each error of its own a code."""
+    return isinstance(error, DBAPIError) and is_away(error) and (not _sqlstate(error) or error.connection_invalidated)
+
+
 def cannot_take(error: BaseException | None) -> bool:
     """Whether a call has to wait until PostgreSQL is back, or until its schema or its privileges are corrected."""
     return is_away(error) or (isinstance(error, DBAPIError) and _fate(error) is Fate.PARKED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,9 +12,11 @@ from typing import Any
 
 import psycopg2
 import pytest
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.orm import sessionmaker
 
 from outbox import OutboxConfig
-from outbox.integrations.durable import DurableDatabaseManager
+from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerRead
 from outbox.integrations.manager import manager_connection
 from outbox.integrations.trading_engine import Wiring, wire
 from outbox.testing import PostgresServer
@@ -39,13 +42,15 @@ class NotTested(SmallManager):
 
 
 @contextmanager
-def wired(server: PostgresServer, directory: Path, manager_class: Any) -> Iterator[tuple[Any, Wiring]]:
+def wired(
+    server: PostgresServer, directory: Path, manager_class: Any, operations: Any = TRADING_OPERATIONS
+) -> Iterator[tuple[Any, Wiring]]:
     """An engine whose calls are all delivered and known, at a balance of 990."""
     engine = Engine(manager_class(server.url()))
     config = OutboxConfig(
         dir=str(directory), database_url=server.url(), min_free_mb=0, stall_timeout=0.5, connect_timeout=1.0
     )
-    with wire(engine, config=config) as wiring:
+    with wire(engine, config=config, operations=operations) as wiring:
         engine.db_manager.create_trading_session("s", 1000)
         for _ in range(2):
             with engine.db_manager.atomic_balance_update(Decimal(-5), "fee"):
@@ -121,3 +126,30 @@ def test_connection_of_a_frozen_server_is_not_looked_at_for_ever(
             connection.cursor().execute("SELECT 1")
     finally:
         own_postgres.resume()
+
+
+def test_kept_reads_wait_once_for_a_frozen_server(own_postgres: PostgresServer, outbox_dir: Path) -> None:
+    """Each of them waited for the time limit of a connection, at each bar."""
+
+    class Counting(SmallManager):
+        def __init__(self, url: str) -> None:
+            super().__init__(url)
+            self.engine.dispose()
+            self.engine = create_engine(self.engine.url, connect_args={"connect_timeout": 3}, poolclass=NullPool)
+            self.session_factory = sessionmaker(bind=self.engine)
+
+        def count_again(self) -> int:
+            return self.count_trades()
+
+    reads = ("count_trades", "count_again")
+    operations = (*TRADING_OPERATIONS, *(ManagerRead(name, keep_last=True) for name in reads))
+    with wired(own_postgres, outbox_dir, Counting, operations) as (manager, _):
+        known = [getattr(manager, name)() for name in reads]
+        own_postgres.pause()
+        try:
+            began = time.monotonic()
+            assert [getattr(manager, name)() for _ in range(3) for name in reads] == known * 3
+            # One limit of 3 s, and not one for each read.
+            assert time.monotonic() - began < 9
+        finally:
+            own_postgres.resume()
