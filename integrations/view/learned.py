@@ -260,7 +260,8 @@ class Learning:
         # The id that the caller was told is that of the row which the declaration lets the call make.
         of_ids: dict[str, dict[str, Any]] = {}
         for key, makes in ((id_, seen.opens(table)), (PARENT, seen.opens(POSITIONS))) if old is None else ():
-            strange = ("note:session", "note:side:" if makes else "note:id")
+            other = () if seen.opens_both else ("note:side:",) if makes else ("note:id",)
+            strange = ("note:session", *other)
             of_ids[key] = {name: value for name, value in sources.items() if not name.startswith(strange)}
         names, scales = seen.standard_names(table, row), self.scales_of_rows()
         if self.roundings.in_rows(seen.operation.name):

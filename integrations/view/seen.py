@@ -109,6 +109,11 @@ class Seen:
             return self.operation.position is Position.OPENS
         return self.operation.order is Order.OPENS
 
+    @property
+    def opens_both(self) -> bool:
+        """Whether it opens a position and an order, of which either may have the id that it returns."""
+        return self.operation.position is Position.OPENS and self.operation.order is Order.OPENS
+
     @cached_property
     def kind(self) -> str:
         """The name under which calls are learned together: all that decides what such a call does."""
@@ -218,7 +223,9 @@ class Seen:
         for column, ids in self.notes.get("side", {}).items():
             found |= {f"note:side:{column}:{index}:id": id_ for index, id_ in enumerate(ids)}
         for table in self.tables:
-            for id_ in self.named(table)[:1]:
+            # An order of a position may have its symbol, though the call does not change the position.
+            named = self._positions() if table == POSITIONS else self.named(table)
+            for id_ in named[:1]:
                 found |= {f"row:{table}:{key}": value for key, value in self.tables[table][id_].items()}
         return found
 
