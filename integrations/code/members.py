@@ -8,6 +8,8 @@ import inspect
 import types
 from typing import Any
 
+from sqlalchemy import inspect as inspect_orm
+
 
 def class_member(cls: Any, name: str) -> Any:
     """The member `name` of a class as it was defined, or None."""
@@ -15,6 +17,11 @@ def class_member(cls: Any, name: str) -> Any:
         if name in base.__dict__:
             return base.__dict__[name]
     return None
+
+
+def is_mapped_class(value: Any) -> bool:
+    """Whether a value is a class that SQLAlchemy maps."""
+    return isinstance(value, type) and "__mapper__" in dir(value) and inspect_orm(value, raiseerr=False) is not None
 
 
 def values_of(cls: type) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...attributes import attributes
+from ..code.members import is_mapped_class
 from ..code.method_code import facts_of, names_in
 from ..manager.held import without_factory
 from .evidence import Evidence
@@ -10,6 +11,12 @@ from .evidence import Evidence
 
 def lacking(evidence: Evidence) -> str | None:
     """What to say of a manager that certainly has no session factory."""
+    if is_mapped_class(evidence.cls):
+        name = evidence.cls.__name__
+        return (
+            f"{name} is a mapped class, and its objects are rows: write a class that has {name}'s session factory as "
+            "session_factory, and a method for each change that the engine makes to them, and declare these methods"
+        )
     manager = evidence.manager
     if manager is not None:
         own = attributes(manager)

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Integer, MetaData, Table, Uuid, text
 from sqlalchemy import inspect as inspect_orm
 
 from ..code.class_code import ClassCode
+from ..code.members import is_mapped_class
 from ..ids.id_column import look_up, quoted
 
 _FIND = text(
@@ -85,11 +86,6 @@ def mapped_tables(code: ClassCode) -> list[Table]:
         if metadata is not None:
             found[id(metadata)] = metadata
     return [table for metadata in found.values() for table in metadata.tables.values()]
-
-
-def is_mapped_class(value: Any) -> bool:
-    """Whether a value is a class that SQLAlchemy maps."""
-    return isinstance(value, type) and "__mapper__" in dir(value) and inspect_orm(value, raiseerr=False) is not None
 
 
 def _named_by(code: ClassCode) -> Iterator[Any]:

@@ -21,6 +21,7 @@ from ...attributes import attributes
 from ...derived import can_be_registered
 from ...records import has_fields, is_own_class
 from ..code.applied_answers import applied_answer
+from ..code.members import is_mapped_class
 from ..code.method_code import Facts, dotted, facts_of, is_opaque, layers, meaning, names_in
 from ..code.plain_answers import answering, plain_answer, shown
 from ..code.signatures import hints_of, signature_of
@@ -30,7 +31,6 @@ from ..sql_text import statements
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS
 from .evidence import Evidence
-from .id_columns import is_mapped_class
 
 # What a synchronous wrapper calls to get the result of the coroutine or generator that it wraps.
 _RUNNERS = frozenset({"run", "run_until_complete", "run_coroutine_threadsafe", "list", "tuple", "next", "sum", "send"})

@@ -20,6 +20,7 @@ from ... import Operation, Outbox
 from ...records import is_record_class, names_of
 from ..code.class_code import ClassCode
 from ..code.method_code import dotted, facts_of, meaning
+from ..code.row_methods import row_methods
 from ..code.signatures import hints_of, parameter_names, signature_of
 from ..operations import ManagerOperation
 from .ids_left import with_ids_left
@@ -175,13 +176,15 @@ def _is_copy(node: ast.AST) -> bool:
 
 
 def _called(name: str, function: Any, code: ClassCode) -> Iterator[tuple[Any, list[str]]]:
-    """The functions of the class or of a module that run for a dotted name, and the parameters that a call gives."""
+    """The functions of the class, a module or a row that run for a dotted name, and the parameters given."""
     owner, _, last = name.rpartition(".")
     if owner in (facts_of(function).myself, "super()"):
         for one in code.functions(last):
             yield one, parameter_names(one)[1:]
     elif isinstance(known := meaning(function, name), FunctionType):
         yield known, parameter_names(known)
+    else:
+        yield from ((one.function, parameter_names(one.function)[one.skipped :]) for one in row_methods(function, name))
 
 
 def _is(name: str, node: ast.expr) -> bool:

@@ -21,6 +21,7 @@ from ..code.class_code import ClassCode
 from ..code.code_version import LOGS
 from ..code.method_code import Facts, dotted, facts_of, layers, meaning
 from ..code.remembered import remembered
+from ..code.row_methods import row_methods
 from ..code.signatures import parameter_names
 from .decisions import ARGUMENT, COLUMN, TAKEN, TEXT, Decision, Unreadable
 from .learning import is_id
@@ -66,6 +67,8 @@ class _Scope:
     facts: Facts
     names: Mapping[str, ast.expr]
     depth: int = 0
+    # Whether it is a method of a mapped class, whose `self` is a row.
+    is_of_row: bool = False
     # What local names were found to stand for, and those that are being looked at.
     made: dict[str, ast.expr] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
@@ -87,20 +90,28 @@ class _Scope:
         return bool(resolved) and whole
 
     def called(self, node: ast.Call) -> Iterator[_Scope]:
-        """The functions of the class or of a module that a call runs, with what it gives them."""
+        """The functions of the class, of a module or of a row that a call runs, with what it gives them."""
         name = dotted(node.func)
         first, _, rest = name.partition(".")
-        functions: list[tuple[Any, int]] = []
         if self.depth >= _DEEPEST or any(isinstance(one, ast.Starred) for one in node.args):
             return
         if first == self.facts.myself and rest.isidentifier():
-            functions = [(function, _skipped(self.code.cls, rest)) for function in self.code.functions(rest)]
+            skipped = _skipped(self.code.cls, rest)
+            for function in self.code.functions(rest):
+                yield self._inner(node, self.code, function, skipped, is_of_row=self.is_of_row)
         elif isinstance(known := meaning(self.function, name), FunctionType):
-            functions = [(function, 0) for function in layers(known)]
-        for function, skipped in functions:
-            given = _bound(node, function, skipped)
-            names = {one: _resolved(value, self) for one, value in given.items()}
-            yield _Scope(self.code, function, facts_of(function), names, self.depth + 1)
+            for function in layers(known):
+                yield self._inner(node, self.code, function, 0)
+        else:
+            for one in row_methods(self.function, name):
+                yield self._inner(node, ClassCode(one.cls), one.function, one.skipped, is_of_row=True)
+
+    def _inner(
+        self, node: ast.Call, code: ClassCode, function: Any, skipped: int, *, is_of_row: bool = False
+    ) -> _Scope:
+        given = _bound(node, function, skipped)
+        names = {one: _resolved(value, self) for one, value in given.items()}
+        return _Scope(code, function, facts_of(function), names, self.depth + 1, is_of_row)
 
 
 @remembered(512)
@@ -330,6 +341,8 @@ class _Resolver(ast.NodeTransformer):
 
     def _is_row(self, name: str) -> bool:
         """Whether a local name was given what a call found, and no object that was made here."""
+        if self._scope.is_of_row and name == self._scope.facts.myself:
+            return True
         made = self._scope.facts.locals.get(name)
         if name in self._scope.names or not isinstance(made, ast.Call):
             return False

@@ -99,3 +99,10 @@ def test_way_out_that_a_refusal_names_leads_out(built: bool) -> None:
 def test_part_that_the_setter_changes_for_all_is_refused() -> None:
     with pytest.raises(ConfigError, match="self.inner, which is a Inner with a session factory"):
         fit_of(Handed, built=True).check()
+
+
+def test_mapped_class_is_no_manager() -> None:
+    """Its objects are rows, which the engine of such a bot changes and saves itself."""
+    fit = look(Trade, (ManagerOperation("close"),))
+    with pytest.raises(ConfigError, match="Trade is a mapped class, and its objects are rows"):
+        fit.check()
