@@ -194,6 +194,12 @@ class Guard:
         elif watched is not None and cannot_answer(error):
             watched.failures.note(error)
 
+    def answered_otherwise(self) -> None:
+        """Note that a read which the manager could not answer in time has an answer all the same."""
+        watched = _watched.get()
+        if watched is not None:
+            watched.error = None
+
     def own_passed(self) -> bool:
         """Whether the calls that this thread has queued are delivered."""
         return self._delivery.passed(self._delivery.last_here)

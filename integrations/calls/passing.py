@@ -121,6 +121,7 @@ class Passing:
                 self._compared.check(name)
                 view = self._block_reads.view()
                 answer = self.reads.answer(name, signature, args, kwargs, view, adapter.sessions.current, clock.now())
+                adapter.guard.answered_otherwise()
                 return adapter.callers_session.shown(name, answer)
             except UnknownLocally as unknown:
                 if isinstance(failed, SQLAlchemyError) and not is_away(failed):
@@ -184,6 +185,7 @@ class Passing:
                     f"{name} is not known: {changed[0]} (entry {changed[1]}) may have changed it since the last answer",
                     hint="an outage answers as the manager did last: ask once more after such a call",
                 ) from exc
+            self._adapter.guard.answered_otherwise()
             return answer
         if not self._block_reads.calls():
             # A block may still be left without effect.

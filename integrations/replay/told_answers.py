@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from datetime import date
 from decimal import Decimal
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 # Containers of one value.
 _PLAIN = ("none", "value")
+_VALUE = ["value"]
+# Types of single values beside those of texts and numbers.
+_VALUES = (UUID, Enum, date)
 # So many answers are learned from; a constant must have been seen so often.
 _AT_MOST, _CONSTANT = 60, 3
 _HINT = "the call is recorded: let the engine do without its answer in an outage, or declare returns="
@@ -74,7 +79,7 @@ def _learn(learning: Learning, seen: Seen, answer: Any, old: Decimal | None) -> 
     learning.version += 1
     known = _known(learning, seen.operation)
     if known is None:
-        varies = container[0] == "list" or not is_made_again(container, values, answer)
+        varies = container[0] == "list" or not (container == _VALUE or is_made_again(container, values, answer))
         known = {"shape": container, "keys": {}, "values": [], "given": [], "count": 0, "varies": varies}
         learning.yields[seen.operation.name] = known
     elif known["shape"] != container or list(known["keys"]) != list(values):
@@ -196,7 +201,7 @@ def _may_be_told(learning: Learning, operation: ManagerOperation, known: Mapping
 
 
 def _apart(answer: Any) -> tuple[list[str], dict[str, Any]]:
-    return (["value"], {"": answer}) if isinstance(answer, UUID) else taken_apart(answer)
+    return (_VALUE, {"": answer}) if isinstance(answer, _VALUES) else taken_apart(answer)
 
 
 def _sources(seen: Seen, old: Decimal | None, *, exactly: bool) -> dict[str, Any]:

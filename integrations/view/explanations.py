@@ -185,6 +185,14 @@ def evaluate(candidate: Explanation, sources: Sources, old: Any = ABSENT) -> Any
     return _present(old) if sources.get(parts[0]) is None else convert(conversion, won(sources, *parts))
 
 
+def sharpest(candidates: list[Explanation], shown: Any, sources: Sources, old: Any) -> list[Explanation]:
+    """Of explanations of a time those that give it in the zone in which it is shown, if there are any."""
+    if not isinstance(shown, datetime) or shown.tzinfo is None:
+        return candidates
+    exact = [one for one in candidates if evaluate(one, sources, old).utcoffset() == shown.utcoffset()]
+    return exact or candidates
+
+
 def explains(candidate: Explanation, shown: Any, sources: Sources, old: Any) -> bool:
     """Whether that is the value of an answer."""
     try:
@@ -333,7 +341,15 @@ def _amount(value: Any, scale: int | None) -> Decimal:
     return rounded(number(value), scale)
 
 
+def _items(value: Any, kind: str, conversion: Conversion) -> Any:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{value!r} has no items")
+    items = [None if one is None else convert(conversion, one) for one in value]
+    return tuple(items) if kind == "tuple" else items
+
+
 _CONVERTERS: dict[str, Any] = {
+    "items": _items,
     "same": lambda value: value,
     "float": lambda value, scale: float(_amount(value, scale)),
     "decimal": _amount,

@@ -34,6 +34,7 @@ from .explanations import (
     is_beyond,
     makes,
     multiplied,
+    sharpest,
     subtracted,
     total,
     won,
@@ -75,7 +76,7 @@ def observe(
     `given`: the arguments that the call gives.
     """
     scales = tuple(scales)
-    left = [one for one in space.candidates if explains(one, shown, sources, old)]
+    left = sharpest([one for one in space.candidates if explains(one, shown, sources, old)], shown, sources, old)
     before = None if given is None else space.before(given)
     if before is not None and not any(explains(one, shown, sources, old) for one in space.by_given[before].candidates):
         del space.by_given[before]
@@ -83,7 +84,8 @@ def observe(
     # An answer that could not be explained contradicts the explanation of the next one.
     strikes = int(not left and (bool(space.candidates) or space.agreed > 1))
     if not left or new:
-        more = explain(key, shown, sources, old, scales, widely=space.strikes + strikes * (not new) > 0)
+        widely = space.strikes + strikes * (not new) > 0
+        more = sharpest(explain(key, shown, sources, old, scales, widely=widely), shown, sources, old)
         by_new = [one for one in more if one not in left and not set(new).isdisjoint(map(str, one))]
         if by_new and not left and given is not None and not _stays_without(space, old):
             names = ",".join(f"{name.removeprefix('arg:')}+" for name in new)
@@ -354,10 +356,23 @@ def conversions(value: Any, shown: Any, scales: Iterable[int | None], *, spelled
             within: Conversion = ["around", before, after]
             if makes(within, value, shown):
                 return [within]
+    if isinstance(shown, list | tuple) and isinstance(value, list | tuple):
+        return _of_items(value, shown, tuple(scales))
     possible = [one for one in _possible(shown, scales) if isinstance(value, Enum) or "name" not in one]
     # An amount that is not rounded may have the type in which the caller gives it.
     possible += [["same"]] if type(shown) in (int, float, Decimal) and None in scales else []
     return [conversion for conversion in possible if makes(conversion, value, shown)]
+
+
+def _of_items(
+    value: list[Any] | tuple[Any, ...], shown: list[Any] | tuple[Any, ...], scales: tuple[int | None, ...]
+) -> list[Conversion]:
+    """A list that a column of an array makes of a tuple, or of other numbers."""
+    whole: list[Conversion] = [["same"]] if makes(["same"], value, shown) else []
+    pairs = [(one, other) for one, other in zip(value, shown, strict=False) if None not in (one, other)]
+    inner = conversions(*pairs[0], scales) if pairs else [["same"]]
+    kind = "tuple" if isinstance(shown, tuple) else "list"
+    return whole + [one for each in inner if makes(one := ["items", kind, each], value, shown)]
 
 
 def _possible(shown: Any, scales: Iterable[int | None]) -> Iterator[Conversion]:

@@ -11,6 +11,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from ...records import fields_of, has_fields
 from ..roles import Order, Position
 from .amounts import is_number, number, places
 from .as_declared import IS_ANY
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .decisions import Decision
     from .row_forms import RowForms
 
+# So deep parts of an argument are looked at.
+_DEEPEST = 3
 # The longest text that may be one of a few: the name of an account, a currency.
 _WORD = 40
 _AMOUNTS = (int, float, Decimal)
@@ -219,6 +222,9 @@ class Seen:
         # A default is what the manager gets where the call gives nothing.
         call = {**self.operation.standard(self.notes.get("defaults", {})), **self.call}
         found = {f"arg:{name}": value for name, value in call.items() if name != "session_id"}
+        for name, value in call.items():
+            if name not in self.operation.records:
+                found.update(_parts(f"arg:{name}", value))
         found |= {f"note:{name}": self.notes[name] for name in ("id", "session", "at") if name in self.notes}
         for column, ids in self.notes.get("side", {}).items():
             found |= {f"note:side:{column}:{index}:id": id_ for index, id_ in enumerate(ids)}
@@ -228,6 +234,16 @@ class Seen:
             for id_ in named[:1]:
                 found |= {f"row:{table}:{key}": value for key, value in self.tables[table][id_].items()}
         return found
+
+
+def _parts(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """The fields of an object, and the items of a dict, that an argument holds: the price of `quote.level`."""
+    if depth < _DEEPEST:
+        fields = value if isinstance(value, dict) else fields_of(value) if has_fields(type(value)) else {}
+        for key, part in fields.items():
+            if isinstance(key, str):
+                yield f"{name}:{key}", part
+                yield from _parts(f"{name}:{key}", part, depth + 1)
 
 
 def _lefts(row: Row, name: str) -> Iterator[tuple[str, Decimal]]:

@@ -63,6 +63,8 @@ def test_numbers_of_any_type_are_exact() -> None:
         (AT, AT), (AT, NAIVE), (AT, AT.astimezone(UTC).isoformat()),
         (AT, NAIVE.replace(microsecond=0)), (UUID(int=7), str(UUID(int=7))), ("entry", "entry"),
         ("abc", "entry-abc"), (True, True), (Way.LONG, Way.LONG), ("long", Way.LONG), (Way.LONG, "long"),
+        ((0.5, 2), [Decimal("0.50000000"), Decimal("2.00000000")]), (("a", "b"), ["a", "b"]), ([], []),
+        ([0.5, None], (Decimal("0.50000000"), None)), ([Side.LONG], [Shown.LONG]),
     ],
 )  # fmt: skip
 def test_a_conversion_that_was_seen_is_found(value: Any, shown: Any) -> None:
@@ -72,7 +74,8 @@ def test_a_conversion_that_was_seen_is_found(value: Any, shown: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(5, 6.0), ("a", 1.0), (None, 0), ("ab", "abc"), (AT, 1.5), (True, 1.0), ({}, "x")]
+    ("value", "shown"),
+    [(5, 6.0), ("a", 1.0), (None, 0), ("ab", "abc"), (AT, 1.5), (True, 1.0), ({}, "x"), ([1], [1, 2])],
 )
 def test_value_without_a_conversion_has_none_found(value: Any, shown: Any) -> None:
     assert conversions(value, shown, (8,)) == []
@@ -83,6 +86,17 @@ def test_a_type_counts_as_well_as_a_value() -> None:
     assert not alike(Decimal(1), 1)
     assert not alike({"a": [1]}, {"a": [True]})
     assert alike({"a": [1, (2.0,)]}, {"a": [1, (2.0,)]})
+
+
+def test_time_is_told_in_the_zone_in_which_it_was_shown() -> None:
+    """PostgreSQL shows its own zone, whatever the caller's was."""
+    space = Space()
+    for at in (UTC_AT, AT):
+        seen(space, "placed_at", at.astimezone(UTC), at=at)
+    assert space.predict(sources(at=AT)).utcoffset() == timedelta()
+    other = Space()
+    seen(other, "placed_at", AT, at=UTC_AT)
+    assert other.predict(sources(at=UTC_AT)) == UTC_AT
 
 
 def seen(space: Space, key: str, shown: Any, old: Any = ABSENT, **arguments: Any) -> None:
