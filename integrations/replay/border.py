@@ -66,12 +66,13 @@ class Border:
         watch, self._here.watch = self._here.watch, Watch()
         # These are no contact of the call with the database.
         on_contact, watch.on_contact = watch.on_contact, Watch().on_contact
+        fingerprint = watch.fingerprint
         try:
             # Nor does an answer to them make up for what PostgreSQL failed with in the call.
             with noting():
                 yield
         finally:
-            self._here.watch, watch.on_contact = watch, on_contact
+            self._here.watch, watch.on_contact, watch.fingerprint = watch, on_contact, fingerprint
 
     @contextmanager
     def rehearsing(self, rehearsal: Rehearsal) -> Iterator[None]:

@@ -7,6 +7,7 @@ at the call, the replay takes it again at the same place: whatever a method read
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +31,9 @@ from ..state.noted_state import is_secret
 # Further rows of one call are mostly like the first ones.
 _MOST_ROWS = 20
 _MOST_VALUES = 200
+# A longer text is taken as it is: to sort the words of 4,000 characters takes half a millisecond.
+_MOST_CHARS = 4000
+_WORDS = re.compile(r"\w+|\W")
 # What cannot be compared, such as an expression or an object.
 _UNKNOWN = 0
 _NONE, _NAN, _ZERO = 0x6E6F6E65, 0x6E616E21, 0x7A65726F
@@ -98,7 +102,9 @@ def _of_enum(value: Enum) -> int:
 
 
 def _of_text(value: str) -> int:
-    return zlib.crc32(value.encode("utf-8", "surrogatepass"), 1)
+    # Without the order of its words: that of a set differs from process to process, and may be joined to a text.
+    ordered = "\0".join(sorted(_WORDS.findall(value))) if not value.isalnum() and len(value) <= _MOST_CHARS else value
+    return zlib.crc32(ordered.encode("utf-8", "surrogatepass"), 1)
 
 
 def _of_number(value: Any) -> int:
@@ -108,7 +114,14 @@ def _of_number(value: Any) -> int:
 
 
 def _of_moment(value: datetime) -> int:
-    return zlib.crc32((value if value.tzinfo is None else value.astimezone(UTC)).isoformat().encode(), 3)
+    known = value if value.tzinfo is None else value.astimezone(UTC)
+    # A class of a library may be finer, and shows itself otherwise than the time that is stored with a call.
+    parts = (known.year, known.month, known.day, known.hour, known.minute, known.second, known.microsecond)
+    return zlib.crc32(repr((*parts, value.tzinfo is None)).encode(), 3)
+
+
+def _of_duration(value: timedelta) -> int:
+    return zlib.crc32(repr((value.days, value.seconds, value.microseconds)).encode(), 4)
 
 
 def _of_shown(value: Any) -> int:
@@ -118,7 +131,8 @@ def _of_shown(value: Any) -> int:
 def _of_container(value: Any) -> int | None:
     if not is_small(value, _MOST_VALUES):
         return None
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    # Without the order of its items, as in a text.
+    pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
     digests = sorted((str(key), digest(one)) for key, one in pairs)
     return None if any(one == _UNKNOWN for _, one in digests) else zlib.crc32(repr(digests).encode(), 5)
 
@@ -136,7 +150,8 @@ _BY_TYPE: dict[type, Callable[[Any], int | None]] = {
     float: _of_number,
     Decimal: _of_number,
     datetime: _of_moment,
-    **dict.fromkeys((date, time, timedelta, UUID), _of_shown),
+    timedelta: _of_duration,
+    **dict.fromkeys((date, time, UUID), _of_shown),
     **dict.fromkeys((bytes, bytearray), _of_bytes),
     **dict.fromkeys((list, tuple, dict), _of_container),
 }

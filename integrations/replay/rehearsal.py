@@ -16,7 +16,6 @@ from sqlalchemy import ClauseElement
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.dialects.postgresql.psycopg2 import dialect as psycopg2_dialect
 from sqlalchemy.exc import DataError, StatementError
-from sqlalchemy.orm import Session
 
 from ... import OutboxError
 from ...columns import is_beyond
@@ -26,6 +25,7 @@ from ..manager.manager_connection import engine_held
 from ..sql_text import is_setting
 from ..state.kept_state import Changes, KeptState
 from . import sessions
+from .contact_session import ContactSession
 from .fingerprint import Digests, code_of, of_contact, stored
 from .shared_scope import everywhere
 
@@ -41,7 +41,7 @@ class Rehearsal:
     """One try of a call on a copy of the manager."""
 
     def __init__(self, kept: KeptState | None = None, at: datetime | None = None) -> None:
-        """`kept`: the state of the copy; `at`: when it begins."""
+        """`kept`: the state of the copy; `at`: when it begins; None: its values are not to be compared."""
         self._kept, self.at = kept, at
         # Whether the call came to the database; otherwise `answer` or `error` is the manager's own.
         self.reached = False
@@ -168,7 +168,7 @@ class _Savepoint:
 
     def commit(self) -> None:
         """Here the rows would be sent."""
-        self._session._reach()
+        self._session.comes()
 
     def rollback(self) -> None:
         """Nothing was begun."""
@@ -176,13 +176,11 @@ class _Savepoint:
     close = rollback
 
 
-class _RehearsalSession(Session):
+class _RehearsalSession(ContactSession):
     """A session without a database: the first thing that would need one ends the rehearsal."""
 
-    def _reach(self, *_: Any, **__: Any) -> Any:
-        return self._send()
-
-    def _send(self, statement: Any = None, given: Any = None, **_: Any) -> Any:
+    def comes(self, statement: Any = None, given: Any = None) -> None:
+        """The call turns to the database; raises what ends the rehearsal."""
         rehearsal: Rehearsal = self.info["rehearsal"]
         if not rehearsal.reached:
             rehearsal.fingerprint = of_contact(self.new, statement, given)
@@ -197,12 +195,12 @@ class _RehearsalSession(Session):
         """Settings of the transaction change nothing here; everything else needs the database."""
         if is_setting(str(getattr(statement, "text", ""))):
             return None
-        return self._send(statement, *args[:1], **kwargs)
+        return super().execute(statement, *args, **kwargs)
 
     def begin_nested(self) -> _Savepoint:  # type: ignore[override]
         """What is new goes out before a savepoint; otherwise see `_Savepoint`."""
         if self.new:
-            self._reach()
+            self.comes()
         return _Savepoint(self)
 
     def rollback(self) -> None:
@@ -212,10 +210,6 @@ class _RehearsalSession(Session):
         """Let go of its objects; not behind the contact, where nobody uses them any more."""
         if not self.info["rehearsal"].reached:
             super().close()
-
-    scalar = scalars = _send  # type: ignore[assignment]
-    get = get_one = flush = commit = query = merge = refresh = connection = _reach
-    bulk_save_objects = bulk_insert_mappings = bulk_update_mappings = delete = _reach
 
 
 # mapped class -> dialect -> how to check what its columns take; worked out once.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -11,13 +11,13 @@ from sqlalchemy import Connection, Engine, TextClause, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import Pool
-from sqlalchemy.sql.elements import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from ...errors import TargetMisconfigured
 from ..manager.manager_connection import ReplayConnection
 from ..sql_text import is_of_savepoints, is_setting, isolates, only_reads
 from . import sessions
 from .asof import AsOf
+from .contact_session import ContactSession
 from .fingerprint import Digests, of_contact
 
 _THREAD = "write in the call's own thread, or wait there until the other one has ended"
@@ -142,10 +142,10 @@ class Watch:
         made.on_flush, made._begun = self.on_flush, self._begun
         return made
 
-    def comes(self, rows: Iterable[object], statement: Any = None, given: Any = None) -> None:
-        """The call turns to the database, with new rows in its session, a statement, and the parameters beside it."""
+    def comes(self, session: Session, statement: Any = None, given: Any = None) -> None:
+        """The call turns to the database by a session, a statement, and the parameters beside it."""
         if self.fingerprint is None:
-            self.fingerprint = of_contact(rows, statement, given)
+            self.fingerprint = of_contact(session.new, statement, given)
 
     def sees(self, statement: str) -> None:
         """Raise `TargetMisconfigured` for a statement that would not do here what it did for the manager."""
@@ -178,7 +178,7 @@ def _ignore(*_: Any) -> None:
     """Do nothing: there is no listener."""
 
 
-class ReplaySession(Session):
+class ReplaySession(ContactSession):
     """A session whose transactions are savepoints of the relay's.
 
     Savepoints nest, and the manager's sessions need not: one that only reads (again after its commit, say) while
@@ -187,6 +187,14 @@ class ReplaySession(Session):
     """
 
     wrote = False
+
+    def comes(self, statement: Any = None, given: Any = None) -> None:
+        """The call turns to the database here.
+
+        Before any listener of the host's has seen it: none runs in a rehearsal.
+        """
+        watch: Watch = self.info["watch"]
+        watch.comes(self, statement, given)
 
     def connection(self, *args: Any, **kwargs: Any) -> Connection:
         """The relay's connection, whose isolation level is not the manager's to choose."""
@@ -237,7 +245,6 @@ def _listen_to(session_class: type[Session]) -> None:
     def flushes(session: ReplaySession, *_: Any) -> None:
         watch: Watch = session.info["watch"]
         watch.may_write()
-        watch.comes(session.new)
         if watch.as_of is not None:
             watch.as_of.give_ids(session)
         watch.on_flush(session)
@@ -276,15 +283,7 @@ def _before_execute(connection: ReplayConnection, statement: Any, many: Any, one
     watch: Watch | None = connection.watch
     if watch is None:
         return statement, many, one
-    if not _needs_no_contact(statement):
-        watch.comes(() if watch.user is None else watch.user.new, statement, many or one)
     return (statement, many, one) if watch.as_of is None else watch.as_of.prepare(statement, many, one)
-
-
-def _needs_no_contact(statement: Any) -> bool:
-    """Whether a rehearsal goes on behind it."""
-    is_of_savepoint = isinstance(statement, (SavepointClause, ReleaseSavepointClause, RollbackToSavepointClause))
-    return is_of_savepoint or is_setting(str(getattr(statement, "text", "")))
 
 
 @event.listens_for(ReplayConnection, "before_cursor_execute", retval=True)

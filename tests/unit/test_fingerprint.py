@@ -34,6 +34,23 @@ class Side(Enum):
     BUY = "buy"
 
 
+class Minutes(timedelta):
+    """As `Timedelta` of pandas."""
+
+    def __str__(self) -> str:
+        return "0 days 00:05:00"
+
+
+class Nanoseconds(datetime):
+    """As `Timestamp` of pandas."""
+
+    def isoformat(self, *_: Any, **__: Any) -> str:
+        return "2026-01-02T00:00:00.000000001+00:00"
+
+    def astimezone(self, *_: Any) -> Any:
+        return self
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -45,6 +62,12 @@ class Side(Enum):
         ({"b": 1, "a": [1, 2]}, {"a": (1, 2), "b": 1.0}),
         (float("nan"), Decimal("sNaN")),
         (b"ab", bytearray(b"ab")),
+        # The order of a set, which may differ each time.
+        ("a, b and c", "c, b and a"),
+        ([1, "b"], ("b", 1)),
+        # What a library shows otherwise than Python.
+        (Minutes(minutes=5), timedelta(minutes=5)),
+        (Nanoseconds(2026, 1, 2, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)),
     ],
 )
 def test_equal_values_have_one_digest(one: Any, other: Any) -> None:
@@ -56,6 +79,7 @@ def test_different_values_have_different_digests() -> None:
         None, 0, 1, 2, -1, 0.5, 1.5, Decimal("1.1"), float("nan"), float("inf"), "", "1", "None", b"1",
         AT, AT.replace(tzinfo=None),
         AT.date(), date(1, 1, 1), timedelta(1), UUID(int=1), [], {}, [1], [None], {"a": 1}, ["a", 1], "\ud800",
+        "1.25", "1.26", "+1", "-1", "a b", "ab", "x" * 5000, "x" * 5001,
     ]  # fmt: skip
     digests = {digest(value) for value in values}
     # A list and a dict of nothing are one.

@@ -53,6 +53,33 @@ def test_random_values_never_count(later: LaterValues) -> None:
         assert deliver(later, next(numbers), next(numbers), at_once=number % 2 == 0) == []
 
 
+def test_value_that_is_mostly_equal_never_counts(later: LaterValues, tmp_path: Path) -> None:
+    def is_equal(times: int) -> None:
+        for _ in range(times):
+            assert deliver(later, 1, 1) == []
+
+    with Outbox.open(tmp_path / "outbox") as box:
+        later.keep_in(box.store)
+        for often in (5, 24, 3, 60):
+            is_equal(often)
+            assert deliver(later, 1, 2) == []
+        is_equal(5 * 60 - 1)
+        assert deliver(later, 1, 2, at_once=False) == []
+    with Outbox.open(tmp_path / "outbox") as box:
+        later = LaterValues()
+        later.keep_in(box.store)
+        is_equal(5 * 24 - 1)
+        assert deliver(later, 1, 2, at_once=False) == []
+
+
+def test_value_that_differed_long_ago_counts_again(later: LaterValues) -> None:
+    for often in (30, 5 * 30):
+        for _ in range(often):
+            assert deliver(later, 1, 1) == []
+        found = deliver(later, 1, 2, at_once=often == 30)
+    assert found == ["column"]
+
+
 def test_value_that_is_always_another_one_counts_once(later: LaterValues) -> None:
     found = [deliver(later, 1, 2) for _ in range(5 * ENOUGH)]
     assert found == [[]] * (ENOUGH - 1) + [["column"]] + [[]] * (4 * ENOUGH)

@@ -9,14 +9,19 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import event, insert, text
+from sqlalchemy.exc import OperationalError
 
-from tests.unit.fakes.waiting import until
+from outbox import Outbox, PostgresTarget, Relay
+from outbox.integrations.durable import DurableDatabaseManager
+from outbox.integrations.manager.manager_connection import engine_of
+from tests.unit.fakes.waiting import LONG, until
 
 from .small import Scene, SmallManager, Trade, scene
 
@@ -175,12 +180,58 @@ class LastId(Sound):
         self.last = trade
 
 
-@pytest.mark.parametrize("kind", [Random, Times, Arguments, Kinds, LastId])
+class Tags(Sound):
+    """A set has no order, and has another one when it comes out of the store."""
+
+    def value(self, symbol: str, note: Any) -> str:
+        return f"{','.join(note['tags'])} {set(note['tags'])}"
+
+
+class Stamped(Sound):
+    """Has a listener that runs in a delivery only: a rehearsal sends nothing."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        event.listen(self.session_factory, "before_flush", _stamp)
+
+
+def _stamp(session: Any, *_: Any) -> None:
+    for row in session.new:
+        row.symbol = "stamped"
+
+
+class Locking(Sound):
+    """Turns to the database by a method that sends nothing, and goes on with its row, as the next one."""
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        with self.session_factory.begin() as session:
+            trade = Trade(symbol="pending")
+            session.add(trade)
+            connection = session.connection()
+            trade.symbol = symbol
+            connection.execute(text("SELECT pg_advisory_xact_lock(7)"))
+            session.flush()
+            return trade.id
+
+
+class Counting(Sound):
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        with self.session_factory.begin() as session:
+            trade = Trade(symbol="pending")
+            session.add(trade)
+            earlier = session.query(Trade)
+            trade.symbol = symbol
+            earlier.count()
+            return trade.id
+
+
+@pytest.mark.parametrize("kind", [Random, Times, Arguments, Kinds, LastId, Tags, Stamped, Locking, Counting])
 def test_sound_values_raise_no_alarm_behind_an_outage(postgres_url: str, tmp_path: Path, kind: type[Sound]) -> None:
-    note = {"b": 1.5, "a": [1, 2], "at": datetime(2026, 1, 2, 3, 4, tzinfo=UTC)}
+    tags = {"alpha", "beta", "gamma", "delta", "x", "y", "zz"}
+    note = {"b": 1.5, "a": [1, 2], "at": datetime(2026, 1, 2, 3, 4, tzinfo=UTC), "tags": tags}
     with scene(postgres_url, tmp_path / "outbox", kind, write_behind=True) as made:
-        for number in range(25):
-            made.manager.log_trade(f"known {number}", note)
+        for _ in range(25):
+            made.manager.log_trade("known", note)
             assert made.drain()
         for number in range(10):
             made.manager.mode = f"mode {number}"
@@ -189,6 +240,42 @@ def test_sound_values_raise_no_alarm_behind_an_outage(postgres_url: str, tmp_pat
         made.manager.log_trade("new", note)
         assert made.drain()
         assert made.box.status().alarms == {}
+
+
+class Labelled(SmallManager):
+    label = "none"
+    reaches = True
+
+    def __init__(self, url: str) -> None:
+        if not self.reaches:
+            raise OperationalError("connect", None, Exception("refused"))
+        super().__init__(url)
+        self.label = "main"
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> None:  # type: ignore[override]
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=symbol, note=self.label))
+
+
+def test_attribute_of_a_manager_built_later_is_no_other_value(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with scene(postgres_url, tmp_path / "outbox", Labelled, write_behind=True) as made:
+        known(made)
+    with Outbox.open(tmp_path / "outbox") as box:
+        monkeypatch.setattr(Labelled, "reaches", False)
+        manager: Any = DurableDatabaseManager(partial(Labelled, postgres_url), box, write_behind=True)
+        try:
+            manager.log_trade("late")
+            monkeypatch.setattr(Labelled, "reaches", True)
+            relay = Relay(box, PostgresTarget(postgres_url, manager.outbox_operations))
+            monkeypatch.setattr("outbox.integrations.replay.replay.AT_ONCE", timedelta(0))
+            assert relay.drain(timeout=LONG)
+            relay.stop()
+            assert box.status().alarms == {}
+        finally:
+            manager.detach_outbox()
+            engine_of(manager._host.built).dispose()
 
 
 class OfThread(Sound):
