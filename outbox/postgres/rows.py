@@ -11,11 +11,16 @@ from ..store.envelope import Record
 from .sources import VALUE, ColumnType, ColumnTypes, Source, kinds_of, sources_of
 from .transaction_settings import Cursor
 
+# `FirstNormalObjectId` of PostgreSQL.
+_FIRST_OWN_OID = 16384
+
 # Types without their modifiers: numeric(18,8) is enforced by the insert into the column, where it cannot be outdated.
 _COLUMNS = """
-SELECT attname, format_type(atttypid, -1), atttypid::bigint,
-    (SELECT concat(relpersistence, relkind <> 'r' OR relhasrules OR relhassubclass OR relhastriggers)
-    FROM pg_class WHERE oid = to_regclass(%s))
+SELECT attname, format_type(atttypid, -1), atttypid::bigint, atthasdef,
+    (SELECT concat(
+        relpersistence, relkind <> 'r' OR relhasrules OR relhassubclass OR relhastriggers,
+        relchecks > 0 OR relrowsecurity
+    ) FROM pg_class WHERE oid = to_regclass(%s))
 FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"""
 
 # Rules, a view's table, and triggers other than BEFORE ... FOR EACH ROW (3 in tgtype; 4: for INSERT).
@@ -58,7 +63,7 @@ class RowWriter:
     """
 
     def __init__(self, behind_rows: Callable[[Any], None] | None = None) -> None:
-        """`behind_rows` gets the driver's connection behind each INSERT, whose triggers may have changed settings."""
+        """`behind_rows` gets the driver's connection behind an INSERT whose table's code may have changed settings."""
         self._behind_rows = behind_rows
         self._types = ColumnTypes()
         self._columns: dict[Table, dict[str, ColumnType]] = {}
@@ -66,6 +71,8 @@ class RowWriter:
         self._persistence: dict[Table, str] = {}
         # Whether a table has triggers or rules, which may have changed settings, since `forget`.
         self.ran_code = False
+        # Tables whose rows run no code of the database's: no trigger, default, check, policy or type of its own.
+        self._plain: set[Table] = set()
         # Whether a table gets a statement for each row.
         self._row_by_row: dict[Table, bool] = {}
         # By table, columns, kinds of values and JSON columns.
@@ -76,6 +83,7 @@ class RowWriter:
         self._types.forget()
         self._columns.clear()
         self._persistence.clear()
+        self._plain.clear()
         self.ran_code = False
         self._row_by_row.clear()
         self._chosen.clear()
@@ -98,7 +106,7 @@ class RowWriter:
         if not names:
             written, self.ran_code = 0, True
             for _ in records:
-                written += self._execute(cursor, f"INSERT INTO {quote_table(table)} DEFAULT VALUES")
+                written += self._execute(cursor, table, f"INSERT INTO {quote_table(table)} DEFAULT VALUES")
             return written
         columns = self.columns_of(cursor, table, names)
         if not may_vanish:
@@ -108,13 +116,14 @@ class RowWriter:
         for sources, run in self.runs(table, columns, names, records, json_values):
             statement = _statement(table, columns, names, sources)
             for part in _parts(run, 0 if row_by_row else _STATEMENT_BYTES):
-                written += self._execute(cursor, statement, json_of(part))
+                written += self._execute(cursor, table, statement, json_of(part))
         return written
 
-    def _execute(self, cursor: Cursor, statement: str, *parameters: str) -> int:
+    def _execute(self, cursor: Cursor, table: Table, statement: str, *parameters: str) -> int:
         cursor.execute(statement, parameters or None)
         written = cursor.rowcount
-        if self._behind_rows is not None:
+        # To set them again takes as long as a short INSERT.
+        if self._behind_rows is not None and table not in self._plain:
             self._behind_rows(cursor.connection)
         return written
 
@@ -140,9 +149,11 @@ class RowWriter:
             analyse = f"EXPLAIN INSERT INTO {name} DEFAULT VALUES;".replace("%", "%%")
             cursor.execute(analyse + _COLUMNS, (name, name))
             rows = cursor.fetchall()
-            for *_, (persistence, runs_code) in rows[:1]:
+            for *_, (persistence, has_triggers, has_rules) in rows[:1]:
                 self._persistence[table] = persistence
-                self.ran_code |= runs_code == "t"
+                self.ran_code |= has_triggers == "t"
+                if "t" not in (has_triggers, has_rules) and not any(map(_may_run_code, rows)):
+                    self._plain.add(table)
             known = self._columns[table] = self._types.of(
                 cursor, [(column, type_name, int(oid)) for column, type_name, oid, *_ in rows]
             )
@@ -176,6 +187,12 @@ class RowWriter:
             merged = together
             run.append(item)
         yield merged, run
+
+
+def _may_run_code(column: tuple[Any, ...]) -> bool:
+    """Whether a column has a default, or a type of the database's own, such as a domain with a check."""
+    _, _, oid, has_default, *_ = column
+    return bool(has_default) or int(oid) >= _FIRST_OWN_OID
 
 
 def _check_kept(table: Table, persistence: str) -> None:

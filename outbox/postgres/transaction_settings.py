@@ -46,9 +46,9 @@ def keeping(cursor: Cursor) -> str:
     """
     cursor.execute("SELECT " + ", ".join(f"quote_literal(current_setting('{name}'))" for name in _KEPT))
     # The driver would take a percent sign for a parameter.
-    kept = [(name, value) for name, value in zip(_KEPT, cursor.fetchone(), strict=True) if "%" not in value]
-    sets = ", ".join(f"set_config('{name}', {value}, true)" for name, value in kept)
-    return f"; SET LOCAL SESSION AUTHORIZATION DEFAULT; SELECT {sets}" if kept else ""
+    kept = [value.replace("%", "' || chr(37) || E'") for value in cursor.fetchone()]
+    sets = ", ".join(f"set_config('{name}', {value}, true)" for name, value in zip(_KEPT, kept, strict=True))
+    return f"; SET LOCAL SESSION AUTHORIZATION DEFAULT; SELECT {sets}"
 
 
 def not_held() -> TargetMisconfigured:

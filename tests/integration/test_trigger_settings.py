@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from outbox import Operation
+from outbox.postgres.connection import GuardedConnection
 from tests.unit.fakes.audit import query
 from tests.unit.fakes.bench import Bench, completed, parked
 
@@ -50,6 +51,51 @@ def test_settings_of_a_tables_code_end_with_its_rows(postgres_url: str, outbox_d
         assert completed(bench.apply(6)) == [6]
         assert bench.query("SELECT (SELECT count(*) FROM first), (SELECT count(*) FROM second)") == [(4, 2)]
         assert bench.query("SELECT DISTINCT durable FROM second") == [("on",)]
+
+
+def test_search_path_with_odd_characters_is_kept(postgres_url: str, outbox_dir: Path) -> None:
+    odd = """"50% \\ o'clock\""""
+    query(
+        postgres_url,
+        f"CREATE SCHEMA {odd}; CREATE TABLE {odd}.second (n int);"
+        + TABLES.format(sets="PERFORM set_config('search_path', 'other', false)")
+        + CODE["row trigger"],
+    )
+    name = postgres_url.rpartition("/")[2]
+    query(postgres_url, f"ALTER DATABASE {name} SET search_path = {odd}, public")
+    with Bench(outbox_dir, postgres_url, *OPERATIONS) as bench:
+        for operation in ("first", "second", "first"):
+            bench.enqueue(operation, {"n": 1})
+        assert completed(bench.apply()) == [1, 2, 3]
+        assert bench.query(f"SELECT (SELECT count(*) FROM {odd}.second), (SELECT count(*) FROM public.first)") == [
+            (1, 2)
+        ]
+
+
+@pytest.mark.parametrize("own", ["", "DEFAULT 0", "CHECK (n > 0)", "REFERENCES parent", "UNIQUE"])
+def test_settings_are_set_again_only_behind_code(
+    postgres_url: str, outbox_dir: Path, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = "CREATE TABLE parent (n int PRIMARY KEY); INSERT INTO parent VALUES (1), (2), (3)"
+    query(postgres_url, f"{parent}; CREATE TABLE first (n int {own}); CREATE TABLE second (n int)")
+    owed: list[object] = []
+    owe = GuardedConnection.owe_beginning
+
+    def counted(link: GuardedConnection, raw: object) -> None:
+        owed.append(raw)
+        owe(link, raw)
+
+    monkeypatch.setattr(GuardedConnection, "owe_beginning", counted)
+    with Bench(outbox_dir, postgres_url, *OPERATIONS) as bench:
+        bench.enqueue("second", {"n": 0})
+        bench.apply(1)
+        for number in (1, 2, 3):
+            bench.enqueue("first", {"n": number})
+            bench.enqueue("second", {"n": number})
+        owed.clear()
+        assert len(completed(bench.apply(*range(2, 8)))) == 6
+        # At the beginning of the transaction, and behind those of `first`.
+        assert len(owed) == (1 if own in ("", "UNIQUE") else 4)
 
 
 def test_commit_after_a_trigger_that_turns_it_off_is_durable(postgres_url: str, outbox_dir: Path) -> None:
