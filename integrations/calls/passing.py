@@ -7,11 +7,12 @@ A generator or a coroutine of the manager works after the call has returned: eac
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Iterator
 from contextlib import (
     AbstractContextManager,
     _AsyncGeneratorContextManager,
     _GeneratorContextManager,
+    contextmanager,
     suppress,
 )
 from functools import partial
@@ -36,7 +37,7 @@ from ..view.reads import Reads
 from ..view.waiting_writes import WaitingWrites
 from .block_reads import BlockReads, WouldWrite
 from .compared_reads import ComparedReads
-from .guard import NotCaughtUp
+from .guard import NotCaughtUp, PassingCall
 from .resting_reads import RestingReads
 from .stages import EncodedCall
 
@@ -208,7 +209,8 @@ class Passing:
         error of PostgreSQL that the manager swallowed is raised instead of the answer.
         """
         adapter = self._adapter
-        with adapter.guard.watching(name, stale=stale, replaceable=is_read) as watched:
+        written = set[str]()
+        with self._watching(name, written, stale=stale, is_read=is_read) as watched:
             if is_read and adapter.host.let_go():
                 # Unless PostgreSQL answers the manager yet, its answer is made up.
                 watched.failures.note(InterfaceError("connect", None, Exception("the manager is not connected")))
@@ -219,15 +221,28 @@ class Passing:
                     # The manager raised an error of its own for it.
                     raise watched.failures.first from exc
                 raise
-            finally:
-                if watched.wrote and not is_read:
-                    self._wrote(name, watched.wrote)
         if is_read and watched.failures.first is not None:
             raise watched.failures.first
         if watched.used and is_read:
             adapter.keeper.saw(name, watched.used)
         self._adapter.keeper.meet(self._adapter.sessions.current)
-        return stepwise(value, partial(self._adapter.guard.watching, name, stale=stale))
+        return stepwise(value, partial(self._watching, name, written, stale=stale))
+
+    @contextmanager
+    def _watching(
+        self, name: str, written: set[str], *, stale: bool = False, is_read: bool = False
+    ) -> Iterator[PassingCall]:
+        """Watch a call, or a step of it; what it has written is taken back from the answers for an outage.
+
+        `written`: the tables so far, also those of earlier steps: only a later one may have committed them.
+        """
+        with self._adapter.guard.watching(name, stale=stale, replaceable=is_read) as watched:
+            try:
+                yield watched
+            finally:
+                written |= watched.wrote
+                if written and not is_read:
+                    self._wrote(name, written)
 
     def _answer(self, stand_in: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_read: bool) -> Any:
         """The manager's answer; of a method that only reads with the calls of the caller's block, if it may show them.
@@ -304,7 +319,8 @@ class Stepwise(Generator[Any, Any, Any]):
 
     def close(self) -> None:
         """See `Generator`."""
-        self._generator.close()
+        with self._watching():
+            self._generator.close()
 
 
 class _StepwiseCoroutine(Coroutine[Any, Any, Any]):
@@ -328,7 +344,8 @@ class _StepwiseCoroutine(Coroutine[Any, Any, Any]):
 
     def close(self) -> None:
         """See `Coroutine`."""
-        self._coroutine.close()
+        with self._watching():
+            self._coroutine.close()
 
 
 class _StepwiseAsync(AsyncGenerator[Any, Any]):
@@ -347,7 +364,7 @@ class _StepwiseAsync(AsyncGenerator[Any, Any]):
 
     def aclose(self) -> Any:
         """See `AsyncGenerator`."""
-        return self._generator.aclose()
+        return _StepwiseCoroutine(self._generator.aclose(), self._watching)
 
 
 _STEPWISE = ((isgenerator, Stepwise), (iscoroutine, _StepwiseCoroutine), (isasyncgen, _StepwiseAsync))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
@@ -26,6 +29,33 @@ class Undeclared(SmallManager):
         with self.session_factory.begin() as session:
             session.add(Trade(symbol="imported"))
 
+    def import_in_steps(self) -> Iterator[str]:
+        yield "begun"
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol="imported"))
+            session.flush()
+            yield "sent"
+        yield "done"
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        with self.session_factory.begin() as session:
+            yield
+            session.add(Trade(symbol="imported"))
+
+    async def import_soon(self) -> None:
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol="imported"))
+            session.flush()
+            await asyncio.sleep(0)
+
+    async def import_when_left(self) -> AsyncIterator[str]:
+        try:
+            yield "begun"
+        finally:
+            with self.session_factory.begin() as session:
+                session.add(Trade(symbol="imported"))
+
     def survey(self) -> int:
         """Reads with a common table expression."""
         totals = select(Balance.total).cte()
@@ -35,6 +65,25 @@ class Undeclared(SmallManager):
     def report(self) -> None:
         with self.session_factory.begin() as session:
             session.add(Trade(symbol=f"{len(session.scalars(select(Balance)).all())} balances"))
+
+
+def _enter(manager: Any) -> None:
+    with manager.importing():
+        pass
+
+
+async def _leave(manager: Any) -> None:
+    steps = manager.import_when_left()
+    await anext(steps)
+    await steps.aclose()
+
+
+IMPORTS: dict[str, Callable[[Any], object]] = {
+    "generator": lambda manager: list(manager.import_in_steps()),
+    "context manager": _enter,
+    "coroutine": lambda manager: asyncio.run(manager.import_soon()),
+    "asynchronous generator": lambda manager: asyncio.run(_leave(manager)),
+}
 
 
 @pytest.fixture
@@ -93,3 +142,30 @@ def test_answer_that_an_undeclared_call_has_changed_is_not_kept(paused: Scene) -
     paused.manager.update_balance(130, "set")
     with pytest.raises(UnknownLocally, match="not declared may have changed it"):
         paused.manager.count_trades()
+
+
+def _is_unknown(made: Scene) -> None:
+    made.box.pauses.begin("an outage", 300)
+    until(lambda: made.relay._last.paused)
+    made.manager.update_balance(130, "set")
+    with pytest.raises(UnknownLocally, match="not declared may have changed it"):
+        made.manager.count_trades()
+
+
+@pytest.mark.parametrize("kind", IMPORTS)
+def test_write_in_a_later_step_takes_a_kept_answer_back(paused: Scene, kind: str) -> None:
+    paused.box.pauses.end()
+    assert paused.drain()
+    IMPORTS[kind](paused.manager)
+    _is_unknown(paused)
+
+
+def test_answer_before_the_step_that_commits_is_taken_back(paused: Scene) -> None:
+    paused.box.pauses.end()
+    assert paused.drain()
+    steps = paused.manager.import_in_steps()
+    assert [next(steps), next(steps)] == ["begun", "sent"]
+    # Another session does not see the row yet.
+    assert paused.manager.count_trades() == 0
+    assert list(steps) == ["done"]
+    _is_unknown(paused)
