@@ -32,20 +32,27 @@ class CodeWatch:
         self._lock = threading.RLock()
         self._cls: type | None = None
         self._members: list[Any] = []
+        # With what else the class held at the last look: to compare all takes a tenth of picking the functions.
+        self._held: list[Any] = []
 
     def has_changed(self, cls: type) -> bool:
         """Whether the class has other functions than at the last look; then all conclusions are forgotten.
 
         What a test has mocked is no code of the manager's.
         """
-        members = _members_of(cls)
+        held = _all_of(cls)
+        if self._cls is cls and _are_same(self._held, held):
+            return False
+        # What is no function may change at each call.
+        members = [one for one in held if hasattr(type(one), "__get__")]
         if self._cls is cls and _are_same(self._members, members):
+            self._held = held
             return False
         with self._lock:
-            if (self._cls is cls and _are_same(self._members, members)) or any(map(is_mock, _all_of(cls))):
+            if (self._cls is cls and _are_same(self._members, members)) or any(map(is_mock, held)):
                 return False
             is_first = self._cls is not cls
-            self._cls, self._members = cls, members
+            self._cls, self._members, self._held = cls, members, held
         if is_first:
             return False
         for forget in _forget:
@@ -57,11 +64,9 @@ def _are_same(before: list[Any], now: list[Any]) -> bool:
     return len(before) == len(now) and all(map(is_, before, now))
 
 
-def _members_of(cls: type) -> list[Any]:
-    """Its functions and descriptors: what else a class holds may change at each call."""
-    return [one for one in _all_of(cls) if hasattr(type(one), "__get__")]
-
-
 def _all_of(cls: type) -> list[Any]:
     # Another thread may set one meanwhile.
-    return [one for base in cls.__mro__[:-1] for one in vars(base).copy().values()]
+    found: list[Any] = []
+    for base in cls.__mro__[:-1]:
+        found += vars(base).copy().values()
+    return found
