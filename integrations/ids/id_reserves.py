@@ -58,8 +58,9 @@ class IdReserves:
             )
             for given, of in ((given, IdColumn.of(given)) for given in columns)
         }
-        # Held while PostgreSQL is asked.
+        # Held while PostgreSQL is asked, and when that failed last, and why.
         self._asking = threading.RLock()
+        self._failed: tuple[float, SQLAlchemyError] | None = None
         # After a crash of the server a sequence may have fallen back.
         self._distrusted = True
         # Whether the host has defined tables since, or emptied them.
@@ -192,8 +193,12 @@ class IdReserves:
                 "this thread is in the middle of reserving ids",
                 hint="nothing was written; a signal handler should set a flag and leave the rest to the program's loop",
             )
+        began = self._outbox.clock.monotonic()
         # Ids are kept in the order in which they were fetched.
         with self._asking:
+            if self._failed is not None and self._failed[0] > began:
+                # A thread has asked in vain meanwhile: a silent server lets each one wait for a time limit.
+                raise self._failed[1].with_traceback(None)
             return self._fill(engine)
 
     def _fill(self, engine: Engine) -> dict[IdColumn, Exception]:
@@ -207,8 +212,9 @@ class IdReserves:
                     connection.commit()
                     failed = self._fill_on(connection, secure=secure)
             self._low = self._any_low()
-        except SQLAlchemyError:
+        except SQLAlchemyError as exc:
             self._distrusted |= secure
+            self._failed = self._outbox.clock.monotonic(), exc
             raise
         self._report(failed)
         return failed
