@@ -12,12 +12,12 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import ARRAY, DateTime, Numeric, insert, select
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation, ManagerRead
 from outbox.integrations.roles import Order
 
-from .small import Base, Scene, SmallManager, scene
+from .small import Scene, SmallManager, scene
 
 ZONES = (UTC, timezone(timedelta(hours=9)), timezone(timedelta(hours=-5)))
 
@@ -36,7 +36,11 @@ class Quote:
     placed_at: datetime
 
 
-class QuoteTable(Base):
+class Quotes(DeclarativeBase):
+    """Apart: other managers of the tests would learn the decimal places of this one's columns."""
+
+
+class QuoteTable(Quotes):
     __tablename__ = "ladder_quotes"
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     ref: Mapped[str]
@@ -56,6 +60,10 @@ class Shown(NamedTuple):
 
 
 class Maker(SmallManager):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        Quotes.metadata.create_all(self.engine)
+
     def place_quote(self, quote: Quote) -> UUID:
         with self.session_factory.begin() as session:
             made = insert(QuoteTable).values(
