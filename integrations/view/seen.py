@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from ...records import fields_of, has_fields
+from ..plain_data import PLAIN
 from ..roles import Order, Position
 from .amounts import is_number, number, places
 from .as_declared import IS_ANY
@@ -238,7 +239,7 @@ class Seen:
 
 def _parts(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
     """The fields of an object, and the items of a dict, that an argument holds: the price of `quote.level`."""
-    if depth < _DEEPEST:
+    if depth < _DEEPEST and type(value) not in PLAIN:
         fields = value if isinstance(value, dict) else fields_of(value) if has_fields(type(value)) else {}
         for key, part in fields.items():
             if isinstance(key, str):
