@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from psycopg2.extensions import TRANSACTION_STATUS_INTRANS
-from sqlalchemy import MetaData
+from sqlalchemy import MetaData, Table
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.exc import DBAPIError, ResourceClosedError
 
@@ -249,7 +249,11 @@ class Lesson:
                     if scales_of(column.type):
                         self._written.append((column, number_or_none(state.dict.get(attribute.key))))
 
-        self._watch.on_flush = note
+        def note_table(table: Any) -> None:
+            if isinstance(table, Table):
+                self._metadata.add(table.metadata)
+
+        self._watch.on_flush, self._watch.on_write = note, note_table
 
     def _amounts(self) -> list[tuple[int | None, Decimal | None]]:
         """The amounts that the call has written, each with the decimal places that its column may have."""

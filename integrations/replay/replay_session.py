@@ -42,6 +42,8 @@ class Watch:
         self.fingerprint: Digests | None = None
         # Called before each flush, when the rows have their ids.
         self.on_flush: Callable[[Session], None] = _ignore
+        # Called with the table of each INSERT, UPDATE and DELETE that is no text.
+        self.on_write: Callable[[Any], None] = _ignore
         # Called with what to raise for a session that writes behind the end of the replay, in a thread of its own.
         self.on_late: Callable[[TargetMisconfigured], None] = _ignore
         self._is_over = False
@@ -283,6 +285,8 @@ def _before_execute(connection: ReplayConnection, statement: Any, many: Any, one
     watch: Watch | None = connection.watch
     if watch is None:
         return statement, many, one
+    if getattr(statement, "is_dml", False):
+        watch.on_write(statement.table)
     return (statement, many, one) if watch.as_of is None else watch.as_of.prepare(statement, many, one)
 
 

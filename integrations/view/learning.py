@@ -361,12 +361,7 @@ def conversions(value: Any, shown: Any, scales: Iterable[int | None], *, spelled
     possible = [one for one in _possible(shown, scales) if isinstance(value, Enum) or "name" not in one]
     # An amount that is not rounded may have the type in which the caller gives it.
     possible += [["same"]] if type(shown) in (int, float, Decimal) and None in scales else []
-    found = [conversion for conversion in possible if makes(conversion, value, shown)]
-    if not found and isinstance(shown, Decimal) and shown.is_finite():
-        # Its column, which no flush has shown, rounds to these places or not at all.
-        possible = [["decimal", -int(shown.as_tuple().exponent)], ["same"]]
-        found = [conversion for conversion in possible if makes(conversion, value, shown)]
-    return found
+    return [conversion for conversion in possible if makes(conversion, value, shown)]
 
 
 def _of_items(

@@ -86,22 +86,6 @@ def test_text_of_a_float_is_not_that_of_a_decimal() -> None:
     assert str(space.predict(sources(price=Decimal(516)), Decimal(7))) == "516.0"
 
 
-def test_places_of_an_unknown_column_are_those_that_it_shows() -> None:
-    """Rows that no flush has shown: the column's places are among none that are known."""
-    space = Space()
-    shown = Decimal("100.50").quantize(Decimal("1e-18"))
-    observe(space, "px", shown, sources(price=Decimal("100.50")), None, scales=(8,))
-    found = space.predict(sources(price=Decimal("7.1234567891")), None)
-    assert str(found) == "7.123456789100000000"
-
-
-def test_places_that_the_call_has_itself_show_no_rounding() -> None:
-    space = Space()
-    observe(space, "px", Decimal("1.5"), sources(price=Decimal("1.5")), None, scales=(8,))
-    with pytest.raises(Unknown, match="may become"):
-        space.predict(sources(price=Decimal("1.25")), None)
-
-
 def order(quantity: float, filled: float, fill: float | None) -> dict[str, Any]:
     return {"row:orders:quantity": quantity, "row:orders:filled": filled, "arg:fill": fill}
 
