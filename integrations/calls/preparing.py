@@ -157,9 +157,7 @@ class Preparing:
             replica = self._host.replica(session_id=session, doubles=True)
             self._host.show_patches(replica, (operation.name,))
             kept = KeptState(replica)
-            # Attributes that only the constructor sets are missing until the manager is built, so values may differ.
-            at = None if self._host.built is None else self._outbox.clock.now()
-            rehearsal = Rehearsal(kept, at)
+            rehearsal = Rehearsal(kept, self._outbox.clock.now(), is_built=self._host.built is not None)
             with self._replayer.border.rehearsing(rehearsal), self._making_id(operation, replica, rehearsal):
                 call = {name: copied(value) for name, value in bound.items()}
                 mocked = self._host.is_mocked

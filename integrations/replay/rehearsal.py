@@ -40,9 +40,9 @@ class Reached(BaseException):
 class Rehearsal:
     """One try of a call on a copy of the manager."""
 
-    def __init__(self, kept: KeptState | None = None, at: datetime | None = None) -> None:
-        """`kept`: the state of the copy; `at`: when it begins; None: its values are not to be compared."""
-        self._kept, self.at = kept, at
+    def __init__(self, kept: KeptState | None = None, at: datetime | None = None, *, is_built: bool = True) -> None:
+        """`kept`: the state of the copy; `at`: when it begins; `is_built`: whether the manager has been constructed."""
+        self._kept, self.at, self._is_built = kept, at, is_built
         # Whether the call came to the database; otherwise `answer` or `error` is the manager's own.
         self.reached = False
         self.answer: Any = None
@@ -93,7 +93,8 @@ class Rehearsal:
 
     def noted(self, cls: type, method: str) -> dict[str, Any]:
         """What is noted of a rehearsal of this method for the replay to compare."""
-        if self.at is None or not self.fingerprint:
+        # Attributes that only the constructor sets are missing until then, so the replay may find other values.
+        if self.at is None or not self._is_built or not self.fingerprint:
             return {}
         return {"fingerprint": stored(self.fingerprint, code_of(cls, method), self.at)}
 

@@ -6,6 +6,7 @@ import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError
 
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
-from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerRead
+from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation, ManagerRead
 from outbox.integrations.view.local_view import UnknownLocally
 from tests.unit.fakes.waiting import LONG
 
@@ -240,3 +241,35 @@ def test_observer_may_come_before_the_outbox(postgres_url: str, outbox_dir: Path
     manager._host.forget_failure()
     assert manager.observers() == 1
     manager._host.built.engine.dispose()
+
+
+class Stamping(Absent):
+    """Shows in its answer when the call was made, and counts what it has of its class until then."""
+
+    stamps = 0
+
+    def stamp(self, reason: str) -> dict[str, Any]:
+        self.stamps += 1
+        now = datetime.now(UTC)
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=reason, number=self.stamps))
+        return {"reason": reason, "made_at": now}
+
+
+def test_answer_of_an_outage_shows_when_its_call_was_made(postgres_url: str, tmp_path: Path) -> None:
+    class Here(Stamping):
+        """Of this test."""
+
+    operations = (*TRADING_OPERATIONS, ManagerOperation("stamp"))
+    with started(postgres_url, tmp_path / "outbox", Here, operations) as first:
+        for number in range(5):
+            first.manager.stamp(f"seen {number}")
+            assert first.drain()
+    Here.away = True
+    with started(postgres_url, tmp_path / "outbox", Here, operations) as second:
+        before = datetime.now(UTC)
+        told = second.manager.stamp("away")
+        assert before <= told["made_at"] <= datetime.now(UTC)
+        assert told["reason"] == "away"
+        Here.away = False
+        assert second.drain()
