@@ -10,6 +10,7 @@ import ast
 import builtins
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import CodeType, FunctionType, MemberDescriptorType
@@ -291,7 +292,7 @@ class _StepReader:
                     needs.add(node.id)
                 elif node.id not in function.__globals__ and not hasattr(builtins, node.id):
                     return None
-        plain = _Attributes(self._myself, needs).visit(ast.parse(ast.unparse(value), mode="eval"))
+        plain = _Attributes(self._myself, needs).visit(ast.Expression(deepcopy(value)))
         if any(isinstance(node, ast.Name) and node.id == self._myself for node in ast.walk(plain)):
             return None
         return Expression(compile(ast.fix_missing_locations(plain), "<foreseen>", "eval"), function, frozenset(needs))

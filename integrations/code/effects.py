@@ -11,6 +11,7 @@ import linecache
 from types import FunctionType, ModuleType
 
 from .method_code import dotted, facts_of, names_in
+from .parsing import parse
 
 # Functions that take the manager and set no attribute of it.
 _HARMLESS = frozenset({"isinstance", "hasattr", "super", "type", "id"})
@@ -134,7 +135,7 @@ def reads_changing(value: ast.expr, function: FunctionType) -> bool:
 def _changed_globals(file: str | None) -> frozenset[str]:
     """The names outside of functions that functions of a file change, themselves or in part."""
     try:
-        tree = ast.parse("".join(linecache.getlines(file or "")))
+        tree = parse("".join(linecache.getlines(file or "")))
     except (SyntaxError, ValueError):
         return frozenset()
     found = set[str]()

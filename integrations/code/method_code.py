@@ -16,6 +16,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from .members import class_member
+from .parsing import parse
 
 # Of containers: methods that put something in.
 _PUTTING = frozenset({"append", "appendleft", "add", "extend", "extendleft", "insert", "put", "put_nowait", "update"})
@@ -192,7 +193,7 @@ def _facts_of_code(code: CodeType) -> Facts:
 def parsed(code: CodeType) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
     """The source of a function; None where it cannot be read."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+        tree = parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, TypeError, SyntaxError, ValueError, IndexError):
         return None
     node = tree.body[0] if tree.body else None

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ..code.method_code import dotted, facts_of
+from ..code.parsing import parse
 from ..plain_data import SCALARS
 from .evidence import Evidence
 
@@ -69,7 +70,7 @@ def _is_read(node: ast.AST) -> bool:
 def _changing(module: ModuleType) -> dict[str, str]:
     """The globals of a module that its functions set, or that it makes anew at each start, and how."""
     try:
-        tree = ast.parse(inspect.getsource(module))
+        tree = parse(inspect.getsource(module))
     except (OSError, TypeError, SyntaxError):
         return {}
     found: dict[str, str] = {}
