@@ -16,9 +16,8 @@ from .. import Entry, Operation
 from ..errors import ConfigError, TargetMisconfigured
 from ..records import fields_of, has_fields, with_field
 from .ids.id_column import IdColumn
-from .key_order import in_orders
+from .plain_data import call_in_zones, in_orders
 from .roles import NO_SESSIONS, Balance, Order, Position, Session, is_exit_order
-from .time_zones import call_in_zones
 from .view.amounts import number, number_or_none
 
 if TYPE_CHECKING:

@@ -1,6 +1,8 @@
-"""Plain data: the values of a manager's attributes that are copied, compared and stored for a call.
+"""Plain data: the values of a manager's attributes and calls that are copied, compared and stored.
 
-An object with a lock is none: it is shared, since other threads may use it at the same time.
+An object with a lock is none: it is shared, since other threads may use it at the same time.  Notes beside a value keep
+what the store loses: the order of the keys of dicts, which are stored sorted, for JSON and text made of them; and the
+named zones of times, which are stored with their offset: a day later the clock may be set.
 """
 
 from __future__ import annotations
@@ -8,8 +10,9 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections import deque
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -17,8 +20,10 @@ from itertools import count
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from ..attributes import attributes, put, slots_of
+from ..records import fields_of, has_fields, made_of
 
 SCALARS = (bool, int, float, complex, str, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, type(None))
 # Most items have one of these types: told apart by identity, a large collection costs a tenth.
@@ -163,4 +168,151 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
+    return value
+
+
+# The keys of a dict, empty where they are sorted, and the orders of what is inside, by position as text.
+KeyOrder = list[Any]
+# By `id()`: the value, so that its id stays its own, and its order.
+_Known = dict[int, tuple[Any, KeyOrder | None]]
+_COLLECTIONS = (dict, list, tuple)
+
+
+def key_order(value: Any, known: _Known | None = None) -> KeyOrder | None:
+    """The order of the keys in a value, at any depth; None where sorted keys are in order.
+
+    `known`: the orders of what was looked at before, since objects may hold each other.
+    """
+    if type(value) in PLAIN:
+        return None
+    known = {} if known is None else known
+    if id(value) not in known:
+        known[id(value)] = value, None
+        known[id(value)] = value, _order_in(value, known)
+    return known[id(value)][1]
+
+
+def _order_in(value: Any, known: _Known) -> KeyOrder | None:
+    keys: list[Any] = []
+    given = fields_of(value) if type(value) not in _COLLECTIONS and has_fields(type(value)) else value
+    if isinstance(given, dict):
+        names, inside = list(given), list(given.values())
+        keys = names if any(type(key) is not str for key in names) or names != sorted(names) else []
+    elif isinstance(given, list | tuple):
+        inside = list(given)
+    else:
+        return None
+    found = {str(index): order for index, one in enumerate(inside) if (order := key_order(one, known)) is not None}
+    return [keys, found] if keys or found else None
+
+
+def in_key_order(value: Any, order: KeyOrder | None) -> Any:
+    """A value with its keys in the order that `key_order` found; what does not fit is left as it is."""
+    if order is None:
+        return value
+    keys, inside = order
+    if has_fields(type(value)):
+        given = fields_of(value)
+        return made_of(type(value), in_key_order(given, order), given)
+    if isinstance(value, dict):
+        keys = keys or sorted(value)
+        if value.keys() != set(keys):
+            return value
+        items = {key: in_key_order(value[key], inside.get(str(index))) for index, key in enumerate(keys)}
+        return items if type(value) is dict else _refilled(value, items)
+    if isinstance(value, list | tuple):
+        ordered = [in_key_order(one, inside.get(str(index))) for index, one in enumerate(value)]
+        if isinstance(value, tuple):
+            return tuple.__new__(type(value), ordered)
+        list.__setitem__(value, slice(None), ordered)
+    return value
+
+
+def _refilled(value: dict[Any, Any], items: Mapping[Any, Any]) -> dict[Any, Any]:
+    base = OrderedDict if isinstance(value, OrderedDict) else dict
+    base.clear(value)
+    for key, item in items.items():
+        base.__setitem__(value, key, item)
+    return value
+
+
+def orders_of(call: Mapping[str, Any], named: Collection[str]) -> dict[str, Any]:
+    """What to note of a call: the orders in its arguments, and that of the keywords beside those `named`."""
+    found: dict[str, Any] = {}
+    orders = {name: order for name, value in call.items() if (order := key_order(value)) is not None}
+    if orders:
+        found["orders"] = orders
+    further = [name for name in call if name not in named]
+    if further != sorted(further):
+        found["further"] = further
+    return found
+
+
+def in_orders(call: dict[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
+    """A call as it was made, from what `orders_of` noted of it."""
+    orders, further = notes.get("orders", {}), notes.get("further", ())
+    if orders:
+        call = {name: in_key_order(value, orders.get(name)) for name, value in call.items()}
+    return call | {name: call.pop(name) for name in further if name in call} if further else call
+
+
+# The name of a zone, or the zones of what is inside: by key, and of a list or tuple by position as text.
+Zones = str | dict[str, Any]
+# Zones whose clock is never set.
+_EVEN = frozenset({"UTC", "Etc/UTC"})
+_DEEPEST_TIME = 16
+
+
+def zones_in(value: Any, depth: int = 0) -> Zones | None:
+    """The named zones of the times in a value; None where there are none."""
+    kind = type(value)
+    if kind is datetime:
+        zone = value.tzinfo
+        return zone.key if type(zone) is ZoneInfo and zone.key not in _EVEN else None
+    if kind in PLAIN or depth > _DEEPEST_TIME:
+        return None
+    items = ((name, one) for name, one in _parts(value).items() if isinstance(name, str))
+    found = {name: zones for name, one in items if (zones := zones_in(one, depth + 1)) is not None}
+    return found or None
+
+
+def in_zones(value: Any, zones: Any) -> Any:
+    """A value with its times in the zones that `zones_in` found; what does not fit is left as it is."""
+    if isinstance(zones, str):
+        return _in_zone(value, zones) if isinstance(value, datetime) else value
+    parts = _parts(value)
+    made = {name: in_zones(one, zones[name]) if name in zones else one for name, one in parts.items()}
+    if isinstance(value, list):
+        list.__setitem__(value, slice(None), list(made.values()))
+    elif isinstance(value, dict):
+        for name in zones.keys() & made.keys():
+            dict.__setitem__(value, name, made[name])
+    elif has_fields(type(value)):
+        return made_of(type(value), made, made)
+    elif isinstance(value, tuple):
+        return tuple.__new__(type(value), list(made.values()))
+    return value
+
+
+def call_in_zones(call: dict[str, Any], notes: Mapping[str, Any]) -> dict[str, Any]:
+    """A call with the times of its arguments as they were given."""
+    zones = notes.get("zones")
+    return call if not zones else in_zones(call, zones)
+
+
+def _parts(value: Any) -> dict[Any, Any]:
+    if isinstance(value, dict):
+        return value
+    if has_fields(type(value)):
+        return dict(fields_of(value))
+    if isinstance(value, list | tuple):
+        return {str(index): one for index, one in enumerate(value)}
+    return {}
+
+
+def _in_zone(value: datetime, name: str) -> datetime:
+    # The zones of this system may be others than those of the call.
+    with suppress(KeyError, ValueError, OSError, OverflowError):
+        zoned = value.astimezone(ZoneInfo(name))
+        return zoned if zoned.utcoffset() == value.utcoffset() else value
     return value

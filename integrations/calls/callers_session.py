@@ -21,9 +21,8 @@ from ..code.remembered import remembered
 from ..manager.away import is_away
 from ..manager.host import Host
 from ..operations import ManagerOperation
-from ..outage import Outage
+from ..outage import Outage, Repeated
 from ..preflight.evidence import Evidence
-from ..repeated import Repeated
 from ..replay.sessions import left_open, maker_of
 from ..view.containers import taken_up
 from .guard import Guard

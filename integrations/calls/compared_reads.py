@@ -12,7 +12,7 @@ from typing import Any
 
 from ... import Outbox
 from ...log import Log
-from ..repeated import Repeated
+from ..outage import Repeated
 from ..upkeep.keeper import Keeper
 from ..view.compared import WAY_BACK, is_equal
 from ..view.local_view import UnknownLocally

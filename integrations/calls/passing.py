@@ -28,9 +28,9 @@ from ..code.remembered import remembered
 from ..manager.away import cannot_answer, is_away, is_unreachable
 from ..manager.manager_connection import is_used_up
 from ..operations import AFTER_DRAIN
+from ..outage import Repeated
 from ..preflight.evidence import Evidence
 from ..preflight.ways_around import writes
-from ..repeated import Repeated
 from ..view.kept_answers import KeptAnswers
 from ..view.local_view import UnknownLocally
 from ..view.reads import Reads

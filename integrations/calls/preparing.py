@@ -25,12 +25,11 @@ from ..code.given_ids import given_id, given_id_of
 from ..code.signatures import arguments
 from ..ids.id_reserve import IdReserveEmpty
 from ..ids.id_reserves import IdReserves
-from ..key_order import orders_of
 from ..manager.host import Host, ManagerUnavailable
 from ..manager.manager_connection import engine_of
 from ..operations import BALANCES, NOTES, ManagerOperation
 from ..outage import Outage
-from ..plain_data import copied
+from ..plain_data import copied, orders_of, zones_in
 from ..preflight.evidence import Evidence
 from ..preflight.ways_around import works_in_a_scope
 from ..replay.balance import refuse_untold
@@ -42,7 +41,6 @@ from ..state import arithmetic, context_state
 from ..state.foreseen import Foreseen
 from ..state.kept_state import Changes, KeptState
 from ..state.noted_state import NotedState
-from ..time_zones import zones_in
 from ..upkeep.keeper import Keeper
 from ..view import resumptions
 from ..view.explanations import Unknown

@@ -21,8 +21,18 @@ from sqlalchemy.orm import scoped_session, sessionmaker
 from ...attributes import attributes, put, slots_of
 from ...errors import ConfigError
 from ..code.members import values_of
-from ..key_order import in_key_order, key_order
-from ..plain_data import SCALARS, copied, counter, is_long, is_of_the_host, is_small, is_state, same
+from ..plain_data import (
+    SCALARS,
+    copied,
+    counter,
+    in_key_order,
+    is_long,
+    is_of_the_host,
+    is_small,
+    is_state,
+    key_order,
+    same,
+)
 from .merging import MISSING, NUMBERS, Change, delta_of, merged, take_back
 
 _CONTAINERS = (list, dict, set, deque)

@@ -23,8 +23,7 @@ from ..ids.id_reserves import IdReserves
 from ..manager.host import Host
 from ..manager.manager_connection import engine_of
 from ..operations import ManagerOperation, notes_of
-from ..outage import Outage
-from ..repeated import Repeated
+from ..outage import Outage, Repeated
 from ..replay.balance import rolled_back
 from ..replay.looks import Look
 from ..replay.witness import Witness

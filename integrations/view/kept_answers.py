@@ -17,7 +17,7 @@ from ... import InvalidEntry, Outbox, OutboxError
 from ...codec import decode, encode
 from ...errors import ConfigError
 from ...log import Log
-from ..repeated import Repeated
+from ..outage import Repeated
 from .containers import SIMPLE, is_value, put_together, taken_apart
 from .local_view import UnknownLocally
 

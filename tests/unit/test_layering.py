@@ -70,9 +70,6 @@ ROOMS: dict[str, set[str]] = {
 ADAPTER_LINE = [
     "roles",
     "plain_data",
-    "key_order",
-    "time_zones",
-    "repeated",
     "sql_text",
     "code",
     "manager",

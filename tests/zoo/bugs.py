@@ -2400,10 +2400,10 @@ BUGS = (
     ),
     Bug(
         "adapter: a dict of a named tuple loses the order of its keys",
-        "integrations/key_order.py",
+        "integrations/plain_data.py",
         "if type(value) not in _COLLECTIONS and has_fields(type(value)) else value",
         "if False else value",
-        ("tests/unit/test_key_order.py",),
+        ("tests/unit/test_plain_data_key_order.py",),
     ),
     Bug(
         "adapter: an outage leaves the new id out of the object that the method numbers",

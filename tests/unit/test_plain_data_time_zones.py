@@ -11,7 +11,7 @@ import pytest
 
 from outbox import register_record
 from outbox.codec import decode, encode
-from outbox.integrations.time_zones import call_in_zones, in_zones, zones_in
+from outbox.integrations.plain_data import call_in_zones, in_zones, zones_in
 
 BERLIN, LONDON = ZoneInfo("Europe/Berlin"), ZoneInfo("Europe/London")
 WINTER = datetime(2026, 3, 28, 12, tzinfo=BERLIN)

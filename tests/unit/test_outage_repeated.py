@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from outbox.integrations.repeated import Repeated
+from outbox.integrations.outage import Repeated
 from outbox.log import Log
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from outbox import register_record
 from outbox.codec import decode, encode
-from outbox.integrations.key_order import in_key_order, in_orders, key_order, orders_of
+from outbox.integrations.plain_data import in_key_order, in_orders, key_order, orders_of
 
 
 @register_record
