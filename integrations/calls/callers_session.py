@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session, scoped_session
 from ... import OutboxError
 from ...log import Log
 from ...words import first_line
+from ..code.class_code import remembered
 from ..code.method_code import facts_of
-from ..code.remembered import remembered
 from ..manager.away import is_away
 from ..manager.host import Host
 from ..operations import ManagerOperation

@@ -24,7 +24,7 @@ from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 from ... import ConfigError, OutboxError
 from ...log import Log
 from ...words import first_line
-from ..code.remembered import remembered
+from ..code.class_code import remembered
 from ..manager.away import cannot_answer, is_away, is_unreachable
 from ..manager.manager_connection import is_used_up
 from ..operations import AFTER_DRAIN

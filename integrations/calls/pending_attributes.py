@@ -6,8 +6,7 @@ Until then they stand still, and reading one waits or raises: a risk limit would
 from __future__ import annotations
 
 from ... import Entry
-from ..code.class_code import ClassCode
-from ..code.remembered import remembered
+from ..code.class_code import ClassCode, remembered
 from ..manager.host import Host
 from ..state.carried import Carried
 from ..state.kept_state import NOT_STATE

@@ -20,8 +20,7 @@ from ... import InvalidEntry, Outbox
 from ...errors import ConfigError
 from ...log import Log
 from ...store.writer import refuse_at_the_end
-from ..code.found_rows import asked_by
-from ..code.given_ids import given_id, given_id_of
+from ..code.answers import asked_by, given_id, given_id_of
 from ..code.signatures import arguments
 from ..ids.id_reserve import IdReserveEmpty
 from ..ids.id_reserves import IdReserves

@@ -16,9 +16,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ...log import Log
 from ...words import first_line
+from ..code.class_code import remembered
 from ..code.members import class_member
 from ..code.method_code import facts_of
-from ..code.remembered import remembered
 from ..manager.away import is_away
 from ..manager.host import Host
 from ..preflight import ways_around

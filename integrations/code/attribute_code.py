@@ -17,8 +17,16 @@ from types import CodeType, FunctionType, MemberDescriptorType
 from typing import Any
 
 from .class_code import ClassCode
-from .effects import attribute_got, changes_nothing, gives_away, hands_on, items_of, names_changed_by, reads_changing
-from .entered import path_of
+from .effects import (
+    attribute_got,
+    changes_nothing,
+    gives_away,
+    hands_on,
+    items_of,
+    names_changed_by,
+    path_of,
+    reads_changing,
+)
 from .method_code import dotted, facts_of, layers, meaning
 
 SET = "="

@@ -16,9 +16,8 @@ from decimal import Decimal
 from types import FunctionType
 from typing import Any
 
-from .class_code import ClassCode
+from .class_code import ClassCode, remembered
 from .method_code import facts_of, meaning
-from .remembered import remembered
 
 _MAKES = (int, float, str, bool, Decimal)
 _LOCKS = (threading.Lock, threading.RLock, threading.Condition, threading.Semaphore)

@@ -6,9 +6,8 @@ import ast
 from functools import lru_cache
 from typing import Any
 
-from .class_code import ClassCode
+from .class_code import ClassCode, remembered
 from .method_code import Facts, facts_of
-from .remembered import remembered
 
 
 def parts_read(code: ClassCode, name: str) -> dict[str, frozenset[str] | None]:

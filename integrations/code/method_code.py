@@ -1,4 +1,4 @@
-"""Method code: facts from the source of a manager's methods, found without running it.
+"""Method code: facts from the source of a manager's methods, found without running it, from any thread.
 
 Source may be missing (a REPL, compiled or generated code): then the facts say so, and nothing is concluded from them.
 """
@@ -10,13 +10,36 @@ import dis
 import functools
 import inspect
 import textwrap
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, Final
 
 from .members import class_member
-from .parsing import parse
+
+# CPython counts the depth of a tree in one place for all threads. A collection of garbage in the middle of a tree may
+# let another thread parse, and both then raise SystemError for sound source (github.com/python/cpython/issues/106905).
+_ONE_AT_A_TIME: Final = threading.RLock()
+_TRIES: Final = 100
+
+
+def parse(source: str) -> ast.Module:
+    """The tree of a module's source.
+
+    Thread-safe, beside the host's own parsing too: a tree that another thread broke is made again.
+
+    Raises:
+        SyntaxError, ValueError: The source is not Python, or holds a null byte.
+    """
+    with _ONE_AT_A_TIME:
+        for _ in range(_TRIES):
+            try:
+                return ast.parse(source)
+            except SystemError:
+                continue
+    raise SyntaxError("other threads parse at the same time, again and again")
+
 
 # Of containers: methods that put something in.
 _PUTTING = frozenset({"append", "appendleft", "add", "extend", "extendleft", "insert", "put", "put_nowait", "update"})

@@ -15,9 +15,8 @@ from enum import Enum
 from typing import Any
 
 from .class_code import ClassCode
-from .constants import UNKNOWN, Constants
 from .method_code import Facts, facts_of
-from .written_sql import written_in
+from .row_queries import UNKNOWN, Constants, written_in
 
 _OPS: Mapping[type[ast.cmpop], str] = {
     ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",

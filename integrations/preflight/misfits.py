@@ -20,10 +20,9 @@ from sqlalchemy.orm import Session
 from ...attributes import attributes
 from ...derived import can_be_registered
 from ...records import has_fields, is_own_class
-from ..code.applied_answers import applied_answer
+from ..code.answers import answering, applied_answer, plain_answer, shown
 from ..code.members import is_mapped_class
 from ..code.method_code import Facts, dotted, facts_of, is_opaque, layers, meaning, names_in
-from ..code.plain_answers import answering, plain_answer, shown
 from ..code.signatures import hints_of, signature_of
 from ..manager.held import ASYNC_WAY
 from ..operations import TRADING_OPERATIONS, ManagerOperation

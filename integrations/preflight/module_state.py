@@ -12,8 +12,7 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-from ..code.method_code import dotted, facts_of
-from ..code.parsing import parse
+from ..code.method_code import dotted, facts_of, parse
 from ..plain_data import SCALARS
 from .evidence import Evidence
 

@@ -17,7 +17,7 @@ from ...attributes import attributes
 from ...errors import ConfigError
 from ...log import Log
 from ..code import likeness
-from ..code.given_ids import given_id_of
+from ..code.answers import given_id_of
 from ..code.method_code import facts_of
 from ..code.signatures import signature_of
 from ..manager.host import Host

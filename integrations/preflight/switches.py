@@ -10,8 +10,8 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
+from ..code.class_code import remembered
 from ..code.method_code import Facts, facts_of
-from ..code.remembered import remembered
 from .evidence import Evidence
 
 

@@ -23,8 +23,8 @@ from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.sql.dml import ValuesBase
 
 from ...store.envelope import from_us, to_us
+from ..code.class_code import remembered
 from ..code.code_version import code_version
-from ..code.remembered import remembered
 from ..plain_data import is_small
 from ..state.noted_state import is_secret
 

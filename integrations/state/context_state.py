@@ -21,9 +21,8 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from ... import Entry, Outbox
-from ..code.class_code import ClassCode
+from ..code.class_code import ClassCode, remembered
 from ..code.method_code import dotted, facts_of, meaning, names_in
-from ..code.remembered import remembered
 from ..plain_data import copied
 from .carried import has_arrived
 from .noted_state import can_be_stored, is_secret

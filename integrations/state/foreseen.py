@@ -31,9 +31,8 @@ from ..code.attribute_code import (
     Lose,
     block_of,
 )
-from ..code.class_code import ClassCode
-from ..code.entered import lets_through
-from ..code.remembered import remembered
+from ..code.class_code import ClassCode, remembered
+from ..code.effects import lets_through
 from ..manager.host import Host
 from ..plain_data import same
 from .kept_state import NOT_STATE

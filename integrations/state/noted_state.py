@@ -18,9 +18,8 @@ from ... import InvalidEntry, Outbox
 from ...attributes import attributes
 from ...codec import encode
 from ...records import fields_of, has_fields
-from ..code.class_code import ClassCode
+from ..code.class_code import ClassCode, remembered
 from ..code.held_parts import changes_itself, parts_changed, parts_read
-from ..code.remembered import remembered
 from ..manager.host import Host
 from ..plain_data import SCALARS, is_of_the_host, is_small, is_state
 from .foreseen import Foreseen

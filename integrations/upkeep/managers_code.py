@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..code.applied_answers import applied_answer
-from ..code.class_code import ClassCode
+from ..code.answers import applied_answer, plain_answer
+from ..code.class_code import ClassCode, CodeWatch
 from ..code.code_version import code_version
-from ..code.plain_answers import plain_answer
-from ..code.remembered import CodeWatch
-from ..code.respelling import respells
-from ..code.rounding import places_kept
 from ..code.row_queries import row_query
 from ..code.row_tests import row_tests
 from ..code.tables_named import tables_named
+from ..code.written_values import places_kept, respells
 from ..manager.host import Host
 from ..operations import ManagerOperation
 from ..view import branches

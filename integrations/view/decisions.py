@@ -14,7 +14,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..code.plain_answers import PlainAnswer
+    from ..code.answers import PlainAnswer
 
 # How names in an expression say where their value comes from.
 ARGUMENT, COLUMN = "arg:", "row:"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ... import EntryStatus, Outbox
-from ..code.remembered import remembered
+from ..code.class_code import remembered
 from ..code.tables_named import tables_named
 from ..manager.host import Host
 from .history import entries_since

@@ -1189,7 +1189,7 @@ BUGS = (
     ),
     Bug(
         "adapter: an upsert into another table is taken for one of the session",
-        "integrations/code/found_rows.py",
+        "integrations/code/answers.py",
         "for call in facts.calls if inserted_into == {table} else ():",
         "for call in facts.calls:",
         ("tests/integration/adapter/test_resumed_sessions.py",),
@@ -1910,7 +1910,7 @@ BUGS = (
     ),
     Bug(
         "adapter: what was read in a manager's code outlives a function that the host replaces",
-        "integrations/code/remembered.py",
+        "integrations/code/class_code.py",
         "for forget in _forget:",
         "for forget in ():",
         ("tests/integration/adapter/test_replaced_methods.py",),

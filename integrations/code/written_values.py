@@ -1,4 +1,7 @@
-"""Rounding: whether a method's own code rounds amounts, and to how many places, found without running it."""
+"""Written values: whether a method's own code rounds amounts, or changes the letters of texts, before it writes them.
+
+A row then shows another value than the call gives.  Found without running the code.
+"""
 
 from __future__ import annotations
 
@@ -139,3 +142,24 @@ def _places(function: FunctionType, call: ast.Call) -> int:
             step = next((Decimal(str(one.value)) for one in given[0].args if isinstance(one, ast.Constant)), None)
     exponent = step.as_tuple().exponent if isinstance(step, Decimal) else 0
     return max(0, -exponent) if isinstance(exponent, int) else 0
+
+
+_RESPELLING = frozenset({"upper", "lower", "casefold", "title", "capitalize", "swapcase", "initcap"})
+_RESPELLING |= {"strip", "lstrip", "rstrip", "trim", "ltrim", "rtrim"}
+_RESPELLING_SQL = re.compile(r"\b(?:UPPER|LOWER|INITCAP|[LRB]?TRIM)\s*\(", re.IGNORECASE)
+
+
+def respells(cls: type, method: str) -> bool:
+    """Whether `method` of a class does so, also in the functions and validators that it uses."""
+    return any(map(_respells, Search.of(cls, method).functions))
+
+
+def _respells(function: FunctionType) -> bool:
+    todo = [function.__code__]
+    while todo:
+        code = todo.pop()
+        todo += [one for one in code.co_consts if isinstance(one, CodeType)]
+        texts = [one for one in code.co_consts if isinstance(one, str) and one != function.__doc__]
+        if not _RESPELLING.isdisjoint(code.co_names) or any(map(_RESPELLING_SQL.search, texts)):
+            return True
+    return False

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, text
 
-from outbox.integrations.code.rounding import places_kept
+from outbox.integrations.code.written_values import places_kept
 
 _log = logging.getLogger(__name__)
 

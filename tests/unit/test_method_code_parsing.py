@@ -6,7 +6,7 @@ import ast
 import gc
 import inspect
 
-from integrations.code.parsing import parse
+from integrations.code.method_code import parse
 
 SOURCE = inspect.getsource(inspect)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from outbox.integrations.code.applied_answers import applied_answer
+from outbox.integrations.code.answers import applied_answer
 from outbox.integrations.code.class_code import ClassCode
 
 
