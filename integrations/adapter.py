@@ -39,9 +39,8 @@ from .calls.stages import EncodedCall, RehearsedCall, lent_until_recorded, take_
 from .calls.unwritten import Unwritten
 from .code.begun import begun
 from .ids.id_reserves import IdReserves
-from .manager.away import is_away
+from .manager.away import Silence, is_away
 from .manager.host import Host
-from .manager.silence import Silence
 from .operations import AFTER_DRAIN, ManagerOperation, notes_of, told_id
 from .outage import Outage
 from .preflight.preflight import examine

@@ -24,8 +24,8 @@ from .calls.guard import NotCaughtUp
 from .code.members import class_member
 from .manager import classes
 from .manager.away import is_away
+from .manager.classes import Singletons
 from .manager.host import Host, class_made_by
-from .manager.singletons import Singletons
 from .operations import TRADING_OPERATIONS, ManagerOperation
 from .replay.replay import CallFailed
 from .stand_in import StandIn, call, read

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from .. import Entry, Operation
 from ..errors import ConfigError, TargetMisconfigured
 from ..records import fields_of, has_fields, with_field
-from .ids.id_column import IdColumn
+from .ids.id_reserve import IdColumn
 from .plain_data import call_in_zones, in_orders
 from .roles import NO_SESSIONS, Balance, Order, Position, Session, is_exit_order
 from .view.amounts import number, number_or_none

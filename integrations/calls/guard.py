@@ -25,9 +25,18 @@ from sqlalchemy.pool import Pool
 from ... import OutboxError
 from ...log import Log
 from ...words import first_line
-from ..manager.away import Failures, cannot_answer, look_at, noting
+from ..manager.away import (
+    Failures,
+    Silence,
+    cannot_answer,
+    ending,
+    is_own,
+    limit_connecting,
+    look_at,
+    noting,
+    own_statements,
+)
 from ..manager.manager_connection import engine_held, is_replay
-from ..manager.silence import Silence, ending, is_own, limit_connecting, own_statements
 from ..replay.sessions import maker_of
 from ..replay.writes import Writes, called_in
 from ..sql_text import defines, is_harmless, locks, looks_for_rows, tables_written

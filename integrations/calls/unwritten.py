@@ -10,7 +10,7 @@ from ... import ConfigError, DurabilityError, Outbox
 from ...log import Log
 from ..manager.host import Host
 from ..outage import Outage
-from ..preflight import switches
+from ..preflight import beyond_call
 from ..upkeep.kept_view import OrderLock
 from .stages import RehearsedCall
 
@@ -70,13 +70,13 @@ class Unwritten:
     def _look_at_switches(self, name: str) -> None:
         """Sound an alarm where an outage may be why the manager did not write."""
         cls = self._host.manager_class
-        found = switches.of_class(cls, name) if cls is not None and self._outage.is_on() else ()
+        found = beyond_call.of_class(cls, name) if cls is not None and self._outage.is_on() else ()
         if not found:
             return
         by = ", ".join(f"self.{one}" for one in found)
         message = f"calls of {name} were not recorded: the manager leaves them out in an outage, by {by}"
-        _log.critical("%(problem)s: %(way)s", problem=message, way=switches.WAY)
-        self._outbox.alarms.sound(f"left-out-{name}", f"{message}: {switches.WAY}")
+        _log.critical("%(problem)s: %(way)s", problem=message, way=beyond_call.SWITCHES_WAY)
+        self._outbox.alarms.sound(f"left-out-{name}", f"{message}: {beyond_call.SWITCHES_WAY}")
 
     def _show(self, name: str) -> None:
         if name in self._reported:

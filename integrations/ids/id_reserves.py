@@ -18,8 +18,7 @@ from ...log import Log
 from ...words import first_line
 from ..manager.away import is_away
 from ..manager.manager_connection import fresh_connection
-from .id_column import IdColumn
-from .id_reserve import IdReserve
+from .id_reserve import IdColumn, IdReserve
 
 _log = Log("outbox.integrations")
 

@@ -2,6 +2,9 @@
 
 The manager's class is a real base, so that `issubclass`, `super()`, properties, constants, special methods and private
 helpers are Python's own.  Nothing of it runs: neither its constructor nor its `__init_subclass__`.
+
+A class whose `__new__` hands out an object again gets one durable manager for each such object (`Singletons`): its
+`__new__` is asked which object the plain class would give.
 """
 
 from __future__ import annotations
@@ -9,11 +12,15 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from ...attributes import slots_of
+from ...errors import ConfigError
 from ..code.members import class_member
 
 # Set in a class that was made here: the class that it stands for.
@@ -226,3 +233,66 @@ def found_by_name(cls: type) -> type | None:
     for name in cls.__qualname__.split("."):
         found = getattr(found, name, None)
     return cls if found is cls else None
+
+
+@dataclass(slots=True)
+class _Known:
+    # Kept, so that no other object gets its id.
+    plain: Any
+    durable: weakref.ref[Any]
+    constructed: bool = False
+
+
+class Singletons:
+    """The durable managers of one class, by the plain objects that its `__new__` gave.  Thread-safe."""
+
+    def __init__(self, manager_class: Any, of: Callable[..., Any]) -> None:
+        """`of(cls, *args, **kwargs)` makes a durable manager of another class, which `__new__` has chosen."""
+        self._class, self._of = manager_class, of
+        self._lock = threading.RLock()
+        self._known: dict[tuple[int, type], _Known] = {}
+
+    def members(self) -> dict[str, Any]:
+        """What the durable class needs beside its constructor: nothing where every object is a new one."""
+        if class_member(self._class, "__new__") is class_member(object, "__new__"):
+            return {}
+
+        def new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            given = self._class.__new__(self._class, *args, **kwargs)
+            # A subclass of the host's own is not chosen again.
+            if type(given) is self._class or STANDS_FOR not in vars(cls):
+                return self._durable(given, cls)
+            if not issubclass(type(given), self._class):
+                raise ConfigError(
+                    f"{self._class.__name__} gives a {type(given).__name__}, which is no subclass of it",
+                    hint=f"DurableDatabaseManager.of({type(given).__name__})",
+                )
+            return self._of(type(given), *args, **kwargs)
+
+        return {"__new__": new}
+
+    def _durable(self, plain: Any, cls: type) -> Any:
+        """The durable manager of class `cls` that stands for `plain`."""
+        key = (id(plain), cls)
+        with self._lock:
+            known = self._known.get(key)
+            durable = None if known is None else known.durable()
+            if durable is None:
+                durable = object.__new__(cls)
+                self._known[key] = _Known(plain, weakref.ref(durable, lambda ref: self._forget(key, ref)))
+            return durable
+
+    def construct(self, durable: Any, construct: Callable[[], None]) -> None:
+        """Construct a durable manager once; where it is given again, it is as it was."""
+        with self._lock:
+            known = next((one for one in self._known.values() if one.durable() is durable), None)
+            if known is None or not known.constructed:
+                construct()
+            if known is not None:
+                known.constructed = True
+
+    def _forget(self, key: tuple[int, type], ref: weakref.ref[Any]) -> None:
+        with self._lock:
+            known = self._known.get(key)
+            if known is not None and known.durable is ref:
+                del self._known[key]

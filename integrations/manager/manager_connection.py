@@ -25,10 +25,9 @@ from ...postgres.address import Address
 from ...postgres.piggyback import PiggybackConnection
 from ...postgres.watchdog import Watchdog
 from ...words import first_line
-from .away import is_away, look_at
+from .away import is_away, look_at, own_statements
 from .host import Host
 from .session_state import HINT, SessionState, check, difference, refused, state_of, take_over, variables_known
-from .silence import own_statements
 
 # What was deferred is checked now, and is as deferred as before.
 _CHECK_DEFERRED = (

@@ -26,7 +26,7 @@ from ..operations import AFTER_DRAIN, ManagerOperation
 from ..view import branches
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
-from . import factory, misfits, module_state, switches, threads, units, ways_around, whole
+from . import beyond_call, misfits, ways_around, whole
 from .evidence import Evidence
 from .records import with_records
 
@@ -149,7 +149,7 @@ def look(manager_class: type, declarations: Iterable[Declared], *, manager: Any 
     matching = {name: one for name, one in declared.items() if callable(getattr(manager_class, name, None))}
     evidence = Evidence(manager_class, manager)
     unseen: list[str] = []
-    without = factory.lacking(evidence)
+    without = whole.lacking(evidence)
     faults = [*_missing(manager_class, declared, reads), *whole.unusable(evidence, matching)]
     # Where nothing can be declared, that is no advice.
     faults += [without] if without is not None else _undeclared(evidence, declared, matching)
@@ -167,7 +167,7 @@ def look(manager_class: type, declarations: Iterable[Declared], *, manager: Any 
         else _read(name, evidence, table, unfit) or _other(name, evidence, others, answered)
         for name in sorted(names | matching.keys())
     ]
-    if manager is None and without is None and not factory.is_named(evidence):
+    if manager is None and without is None and not whole.is_named(evidence):
         unseen.append(
             "no code of it that can be read names session_factory, which its objects must have: "
             "pass an object of the module, or see docs/how-to/plain-sql.md where it has none"
@@ -287,12 +287,14 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
     refused, warnings = ways_around.find(operation, evidence)
     reasons += refused
     reasons += ways_around.counting(operation, evidence)
-    reasons += threads.left_to_threads(operation, evidence)
+    reasons += beyond_call.left_to_threads(operation, evidence)
     given = given_id_of(evidence.cls, name) if column is not None else None
     own_id = misfits.makes_its_id(operation, evidence) if column is not None and given is None else None
     warnings += [own_id] if own_id is not None else []
-    unit = units.handed_out(name, evidence)
-    reasons += [] if unit is None else [f"it hands out a {unit}, by which its caller would write: {units.WAY}"]
+    unit = beyond_call.handed_out(name, evidence)
+    reasons += (
+        [] if unit is None else [f"it hands out a {unit}, by which its caller would write: {beyond_call.UNITS_WAY}"]
+    )
     made = misfits.returned_object(operation, evidence)
     if made is not None:
         text = f"it returns a {made}, and an outage can only return an id: return the id, or leave it out"
@@ -300,8 +302,8 @@ def _declared(operation: ManagerOperation, evidence: Evidence, columns: dict[tup
     more = (
         misfits.other_answer(operation, evidence),
         ways_around.buffers(operation, evidence),
-        None if operation.best_effort else switches.warning(operation.name, evidence),
-        module_state.warning(operation.name, evidence),
+        None if operation.best_effort else beyond_call.switch_warning(operation.name, evidence),
+        beyond_call.global_warning(operation.name, evidence),
         unnamed,
     )
     warnings += [one for one in more if one is not None]
@@ -354,13 +356,13 @@ def _other(name: str, evidence: Evidence, declared: frozenset[str], answered: fr
     looks = own or (name.startswith(_WRITES) and _may_write(name, evidence) and not _is_query(name, evidence))
     notes = [f"calls {', '.join(through)}"] if through else []
     notes += [] if evidence.code.is_read(name) else ["not read"]
-    unit = units.handed_out(name, evidence)
+    unit = beyond_call.handed_out(name, evidence)
     is_own = unit is not None or name in _OWN_LIFE or misfits.opens_a_scope(name, evidence)
     if not looks and not is_own and evidence.turns_to_the_database(name, but=answered):
         notes.append(_UNANSWERED)
     warning = "it looks like a write, and is not durable" if looks and name not in _OWN_LIFE else ""
     if unit is not None:
-        warning = f"what is written by the {unit} that it hands out is not durable: {units.WAY}"
+        warning = f"what is written by the {unit} that it hands out is not durable: {beyond_call.UNITS_WAY}"
     return MethodFit(name, Kind.PASSES, ", ".join(notes), warning)
 
 

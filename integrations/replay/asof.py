@@ -18,7 +18,7 @@ from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.orm import Session
 
 from ...clock import Clock
-from ..ids.id_column import IdColumn, quoted
+from ..ids.id_reserve import IdColumn, quoted
 from ..view.written import MOST
 from . import sql_clock
 from .catalog import Catalog

@@ -13,10 +13,9 @@ from uuid import UUID
 from sqlalchemy import Connection, event
 
 from ..code.signatures import invoke
-from ..manager.away import unswallowed
+from ..manager.away import own_statements, unswallowed
 from ..manager.manager_connection import driver_connection, engine_of
 from ..manager.session_state import WAIT_BRIEFLY
-from ..manager.silence import own_statements
 from ..view.amounts import bare, is_number, number, number_or_none, rounded
 from ..view.containers import SIMPLE, put_together, taken_apart
 from ..view.explanations import SCALES, Space, Unknown, evaluate

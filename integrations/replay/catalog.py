@@ -14,7 +14,7 @@ import psycopg2.extensions
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..ids.id_column import quoted
+from ..ids.id_reserve import quoted
 from . import sql_clock
 
 _DEFAULTS = """

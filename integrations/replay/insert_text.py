@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..ids.id_column import quoted
+from ..ids.id_reserve import quoted
 from ..sql_text import bare
 
 _INTO = re.compile(

@@ -21,7 +21,7 @@ from ...log import Log
 from ..code.class_code import ClassCode
 from ..manager.host import Host
 from ..operations import NOTES, ManagerOperation, call_of
-from ..preflight.id_columns import mapped_tables
+from ..preflight.whole import mapped_tables
 
 _log = Log("outbox.integrations")
 

@@ -2,19 +2,21 @@
 
 They belong to the context or the thread in which the call is made.  The relay's thread has none of them, nor has
 another process.  A call has all context variables that are set, since any code that it runs may read one, also a
-listener or a column's default.  Of a thread's own values it has those that the code names: others, such as a cache,
-must not be used by two threads.
+listener or a column's default; they are named `module:NAME`, which outlives the process.  Of a thread's own values it
+has those that the code names: others, such as a cache, must not be used by two threads.
 """
 
 from __future__ import annotations
 
 import ast
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
-from types import FunctionType
+from decimal import Context
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
@@ -26,7 +28,59 @@ from ..code.method_code import dotted, facts_of, meaning, names_in
 from ..plain_data import copied
 from .carried import has_arrived
 from .noted_state import can_be_stored, is_secret
-from .variables import variable_named, variables_set
+
+_OWN_PACKAGE = __name__.partition(".")[0]
+# A library may make variables without end.
+_MOST = 1000
+
+
+class Names:
+    """The names of variables, each looked up once.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        # The variables themselves, since another one could get the same id.
+        self._known: dict[ContextVar[Any], str | None] = {}
+
+    def of(self, variable: ContextVar[Any]) -> str | None:
+        """The name of a variable; None where no module has it."""
+        with self._lock:
+            if variable not in self._known:
+                if len(self._known) >= _MOST:
+                    self._known.clear()
+                self._known[variable] = min(_names_of(variable), key=lambda name: (len(name), name), default=None)
+            return self._known[variable]
+
+
+_names = Names()
+
+
+def variables_set() -> Iterator[tuple[ContextVar[Any], str | None, Any]]:
+    """The variables that are set here, with their names and values, but those of this package."""
+    for variable, value in copy_context().items():
+        if isinstance(value, Context):
+            # That of the arithmetic, see `state/arithmetic.py`.
+            continue
+        name = _names.of(variable)
+        if name is None or name.partition(":")[0].partition(".")[0] != _OWN_PACKAGE:
+            yield variable, name, value
+
+
+def variable_named(name: str) -> ContextVar[Any] | None:
+    """The variable of a name; None where its module is not loaded, or has it no more."""
+    module, _, attribute = name.partition(":")
+    found = vars(sys.modules[module]).get(attribute) if module in sys.modules else None
+    return found if isinstance(found, ContextVar) else None
+
+
+def _names_of(variable: ContextVar[Any]) -> Iterator[str]:
+    # Another thread may import meanwhile.
+    for module_name, module in list(sys.modules.items()):
+        if isinstance(module, ModuleType):
+            for name, value in list(vars(module).items()):
+                if value is variable:
+                    yield f"{module_name}:{name}"
+
 
 # So far functions are followed that a method calls by their names.
 _DEEPEST = 3

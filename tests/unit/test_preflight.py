@@ -16,7 +16,7 @@ from outbox.integrations.code.likeness import declaration
 from outbox.integrations.code.method_code import facts_of
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation, ManagerRead
 from outbox.integrations.paper import DatabaseManager
-from outbox.integrations.preflight import units
+from outbox.integrations.preflight import beyond_call
 from outbox.integrations.preflight.preflight import Fit, Kind, MethodFit, _show, look
 
 from . import managers_that_misfit as managers
@@ -359,7 +359,7 @@ def test_a_row_that_numbers_itself_is_warned_of(
 def test_a_unit_of_work_that_is_handed_out_is_warned_of() -> None:
     warnings = [one for one in fit_of(managers.HandsOutUnits).warnings if "that it hands out" in one]
     assert warnings == [
-        f"{name}: what is written by the {unit} that it hands out is not durable: {units.WAY}"
+        f"{name}: what is written by the {unit} that it hands out is not durable: {beyond_call.UNITS_WAY}"
         for name, unit in (("transaction", "Unit"), ("works", "Works"))
     ]
 
@@ -382,7 +382,7 @@ def test_a_declared_unit_of_work_is_refused() -> None:
     fit = fit_of(managers.HandsOutItsFactory, *declared)
     refused = {one.name: one.reason for one in fit.methods if one.kind is Kind.REFUSED}
     assert refused.keys() == {"unit_of_work", "transaction"}
-    assert all("hands out a UnitOfWork" in why and units.WAY in why for why in refused.values())
+    assert all("hands out a UnitOfWork" in why and beyond_call.UNITS_WAY in why for why in refused.values())
 
 
 def test_names_that_calls_by_position_lack_are_warned_of() -> None:

@@ -1714,7 +1714,7 @@ BUGS = (
     ),
     Bug(
         "adapter: a frozen server is waited for, though the relay knows that it is silent",
-        "integrations/manager/silence.py",
+        "integrations/manager/away.py",
         "            if self._is_away():\n",
         "            if False:\n",
         ("tests/integration/adapter/test_frozen_server.py",),
@@ -1980,7 +1980,7 @@ BUGS = (
     ),
     Bug(
         "check: a schema without the privilege is taken for a missing table",
-        "integrations/preflight/id_columns.py",
+        "integrations/preflight/whole.py",
         "if closed and len(closed) == len(here or rows):",
         "if False:",
         ("tests/integration/adapter/test_preflight.py",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from outbox.integrations.code.class_code import ClassCode
-from outbox.integrations.code.held_parts import changes_itself, parts_changed, parts_read
+from outbox.integrations.state.noted_state import changes_itself, parts_changed, parts_read
 
 
 class Counter:

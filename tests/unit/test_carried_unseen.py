@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from outbox.integrations.state.carried import Unseen
 from outbox.integrations.state.kept_state import Changes
 from outbox.integrations.state.merging import Change
-from outbox.integrations.state.unseen import Unseen
 
 
 def changes(**values: tuple[Any, Any]) -> Changes:

@@ -10,7 +10,7 @@ import pytest
 from outbox import Outbox
 from outbox.integrations.code.class_code import ClassCode
 from outbox.integrations.operations import ManagerOperation
-from outbox.integrations.preflight.ids_left import left_by, with_ids_left
+from outbox.integrations.preflight.records import left_by, with_ids_left
 
 
 class Manager:
