@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from outbox import Outbox
-from outbox.integrations.view.learned_file import Kind, content, kinds
+from outbox.integrations.view.former_learning import Kind, content, kinds
 
 from .common import directory_option, in_one_sentence, say, settings
 from .replacing import replacing

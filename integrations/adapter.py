@@ -50,8 +50,8 @@ from .replay.replay import Replayer
 from .replay.upgrades import refuse_unfit
 from .roles import Session
 from .upkeep.keeper import Keeper
+from .view.former_learning import carried_over
 from .view.kept_answers import ManagerRead
-from .view.learned_file import carried_over
 from .view.local_view import LocalView
 from .view.reads import Reads
 

@@ -31,10 +31,9 @@ from ..operations import AFTER_DRAIN
 from ..outage import Repeated
 from ..preflight.evidence import Evidence
 from ..preflight.ways_around import writes
-from ..view.kept_answers import KeptAnswers
+from ..view.kept_answers import KeptAnswers, WaitingWrites
 from ..view.local_view import UnknownLocally
 from ..view.reads import Reads
-from ..view.waiting_writes import WaitingWrites
 from .block_reads import BlockReads, WouldWrite
 from .compared_reads import ComparedReads
 from .guard import NotCaughtUp, PassingCall

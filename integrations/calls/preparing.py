@@ -45,7 +45,7 @@ from ..view import resumptions
 from ..view.explanations import Unknown
 from ..view.folds import seen_of
 from ..view.local_view import NAMES, LocalView
-from ..view.written import MOST
+from ..view.tables_used import MOST
 from .arguments import Passed
 from .block import Block
 from .delivery_waits import DeliveryWaits

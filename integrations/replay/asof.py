@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from ...clock import Clock
 from ..ids.id_reserve import IdColumn, quoted
-from ..view.written import MOST
+from ..view.tables_used import MOST
 from . import sql_clock
 from .catalog import Catalog
 from .insert_text import InsertText, edited, inserts_in, overriding

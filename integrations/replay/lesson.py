@@ -24,10 +24,11 @@ from ..manager.host import replica_of
 from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Balance, Session
 from ..state.kept_state import KeptState
-from ..view import checks, database_rules, resumptions
+from ..view import checks, resumptions
 from ..view.amounts import nearly_equal, number_or_none
 from ..view.local_view import ENDED, LocalView, question
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
+from ..view.roundings import DatabaseScales, scales_of
 from ..view.row_forms import RowForms
 from ..view.rows import ORDERS, RESOLVED, resolved_before
 from ..view.seen import Seen
@@ -37,7 +38,6 @@ from .catalog import rows_written
 from .looks import Look, Looks
 from .no_ops import applied
 from .replay_session import Watch
-from .scales import DatabaseScales, scales_of
 from .shared_scope import everywhere
 from .side_ids import SideIds
 
@@ -165,7 +165,7 @@ class Lesson:
 
     def _is_rule(self, error: Exception) -> bool:
         """Whether a rule of the database was broken, and the manager has rolled back, so that one can look."""
-        if not database_rules.is_broken_by(error):
+        if not checks.is_broken_by(error):
             # The connection may be lost, and asking for it would raise another error.
             return False
         raw: Any = sessions.maker_of(self._replica.session_factory).kw["bind"].connection.dbapi_connection

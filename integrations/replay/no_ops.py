@@ -14,7 +14,7 @@ from ...fate import Fate, classify
 from ..code.class_code import ClassCode
 from ..code.method_code import Facts, dotted, facts_of
 from ..operations import ManagerOperation, answered
-from ..view import database_rules
+from ..view import checks
 
 # What catches more than one kind of refusal, by the last part of its name: errors of the driver, which are seen
 # wherever they are caught, and others.
@@ -50,7 +50,7 @@ def is_refusal(error: BaseException) -> bool:
     invalidated = getattr(error, "connection_invalidated", False)
     sqlstate = getattr(getattr(error, "orig", None), "pgcode", None)
     rejected = classify(sqlstate, connected=not invalidated, data_error=False) is Fate.DEAD
-    return rejected or database_rules.is_raised(error)
+    return rejected or checks.is_raised(error)
 
 
 def _is_honest(cls: type, name: str, broad: frozenset[str]) -> bool:

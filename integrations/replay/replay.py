@@ -34,7 +34,7 @@ from ..state import arithmetic
 from ..state.carried import Carried
 from ..state.context_state import Contexts
 from ..state.kept_state import KeptState
-from ..view import database_rules
+from ..view import checks
 from ..view.amounts import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
 from . import sessions
@@ -283,7 +283,7 @@ class Replayer:
 
     def _of_database(self, operation: ManagerOperation, entry: Entry, error: BaseException) -> BaseException:
         """What to raise for an error of PostgreSQL that a call was not applied for."""
-        if self.answers.is_awaited(entry) and database_rules.is_raised(error):
+        if self.answers.is_awaited(entry) and checks.is_raised(error):
             # Whether it passes is the caller's to find out, as with the manager.
             return CallFailed(f"{operation.name} was refused by a function or a trigger: {first_line(error)}")
         return misconfigured(error, operation, entry, self._host) or error

@@ -12,10 +12,10 @@ from ... import Entry
 from ..operations import BALANCES, ManagerOperation, notes_of
 from ..view.local_view import LocalView
 from ..view.reads import Reads
+from ..view.roundings import DatabaseScales
 from . import told_answers
 from .lesson import Lesson
 from .looks import Looks
-from .scales import DatabaseScales
 from .side_ids import SideIds
 
 

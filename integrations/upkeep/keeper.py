@@ -30,7 +30,7 @@ from ..replay.witness import Witness
 from ..roles import NO_SESSIONS, Session
 from ..state import arithmetic
 from ..state.kept_state import KeptState
-from ..view import outdated
+from ..view import former_learning
 from ..view.amounts import number_or_none
 from ..view.local_view import LocalView, UnknownLocally, question
 from ..view.reads import (
@@ -41,11 +41,9 @@ from ..view.reads import (
     about_sessions,
 )
 from ..view.rows import POSITIONS
-from ..view.sessionless import is_sessionless
-from ..view.tables_read import TablesRead
-from ..view.unanswerable import NOTICE, not_understood, unanswerable
+from ..view.tables_used import TablesRead
 from .kept_view import KeptView
-from .managers_code import ManagersCode
+from .managers_code import NOTICE, ManagersCode, is_sessionless, not_understood, unanswerable
 
 _log = Log("outbox.integrations")
 
@@ -116,7 +114,7 @@ class Keeper:
 
     def _doubt_former(self) -> None:
         with self.view.lock:
-            self.kept.doubt_former(outdated.take_over(self.view.learning, self.view.learning.dump()))
+            self.kept.doubt_former(former_learning.take_over(self.view.learning, self.view.learning.dump()))
 
     def _learned(self, misjudged: Collection[Any]) -> None:
         """Keep what was learned, and take the misjudged sessions from PostgreSQL again."""

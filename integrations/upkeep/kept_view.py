@@ -16,10 +16,10 @@ from ...results import decode_result, encode_result
 from ..operations import ManagerOperation, call_of, notes_of
 from ..replay.looks import Looks
 from ..replay.upgrades import upgraded
-from ..view import outdated
+from ..view import former_learning
 from ..view.folds import fold, fold_beside, seen_of
-from ..view.history import entries_since, is_whole_since
-from ..view.learned_file import KEPT_UNDER
+from ..view.former_learning import KEPT_UNDER
+from ..view.kept_answers import entries_since, is_whole_since
 from ..view.local_view import NOT_SHOWN, LocalView, encoded
 
 _log = Log("outbox.integrations")
@@ -119,10 +119,10 @@ class KeptView:
         learned, stored = self._outbox.store.get_meta(KEPT_UNDER), self._outbox.store.get_meta(_META)
         learning, former = self._view.learning, set[str]()
         if learned is not None:
-            former = outdated.take_over(learning, decode_result(learned))
+            former = former_learning.take_over(learning, decode_result(learned))
             self.learned_version = learning.version
         elif carried_over is not None:
-            outdated.take_over(learning, decode_result(carried_over), elsewhere=True)
+            former_learning.take_over(learning, decode_result(carried_over), elsewhere=True)
         learning.code = learning.code or learning.present.versions
         if stored is not None:
             # An earlier version did not compress it.
@@ -139,7 +139,7 @@ class KeptView:
         if methods:
             waiting = self._outbox.store.records("pending", on_damage=lambda *_: None)
             pending = (one.entry(strict=False) for one in waiting if one.seq <= self._view.seq)
-            for session in outdated.doubt(self._view, methods, pending):
+            for session in former_learning.doubt(self._view, methods, pending):
                 self._doubt(session)
             self.changed()
             # It is kept from which code is learned now.

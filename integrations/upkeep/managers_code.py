@@ -1,12 +1,19 @@
-"""Manager's code: what the view takes from it, of how calls decide and write, and how reads order, limit and round."""
+"""Manager's code: what the view takes from it, of how calls decide and write, and how reads order, limit and round.
+
+And what the view cannot take from it: whether the manager has no trading sessions, so that all rows belong to one
+account, and what it will not answer after calls of an outage, as far as is known before the outage.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..code.answers import applied_answer, plain_answer
 from ..code.class_code import ClassCode, CodeWatch
 from ..code.code_version import code_version
+from ..code.members import names_set_by
 from ..code.row_queries import row_query
 from ..code.row_tests import row_tests
 from ..code.tables_named import tables_named
@@ -15,10 +22,95 @@ from ..manager.host import Host
 from ..operations import ManagerOperation
 from ..view import branches
 from ..view.decisions import PresentCode
-from ..view.local_view import LocalView
-from ..view.reads import BALANCE, LAST_BALANCE, READ_ORDERS, READ_POSITIONS, Reads
-from ..view.rows import ORDERS, POSITIONS
-from ..view.tables_read import TablesRead
+from ..view.kept_answers import ManagerRead
+from ..view.learned import Learning
+from ..view.local_view import NOT_SHOWN, LocalView
+from ..view.reads import (
+    ACTIVE_SESSION,
+    BALANCE,
+    LAST_BALANCE,
+    LAST_SESSION,
+    LOCAL_READS,
+    READ_ORDERS,
+    READ_POSITIONS,
+    Reads,
+)
+from ..view.rows import ORDERS, POSITIONS, Row
+from ..view.tables_used import TablesRead
+
+_CURRENT = "_current_session_id"
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def is_sessionless(host: Host, calls: Iterable[ManagerOperation], reads: Reads) -> bool:
+    """Whether nothing that is declared of a manager, and nothing in its class, has to do with trading sessions."""
+    calls, cls = tuple(calls), host.manager_class
+    if cls is None or hasattr(cls, _CURRENT) or _CURRENT in names_set_by(cls):
+        return False
+    if any(call.session is not None for call in calls) or host.has("set_current_session"):
+        return False
+    if any(host.has(reads.name(name)) for name in (ACTIVE_SESSION, LAST_SESSION)):
+        return False
+    answered = [read for name in LOCAL_READS if (read := reads.local(reads.name(name))) and host.has(read.name)]
+    if not answered:
+        return False
+    declared: list[ManagerOperation | ManagerRead] = [*calls, *answered]
+    for one in declared:
+        takes = host.signature(one.name).parameters.values()
+        if any(one.standard_name(argument.name) == "session_id" for argument in takes):
+            return False
+        if one in answered and any(argument.kind in _ANY for argument in takes):
+            return False
+    return True
+
+
+NOTICE = "unanswerable"
+
+
+def unanswerable(learning: Learning, calls: Mapping[str, ManagerOperation]) -> list[str]:
+    """One clause for each reason why reads of balance, positions and orders may not be answered in an outage.
+
+    `calls`: the operations by the names of their methods.  A method without a part in positions and orders is left out,
+    but for its changes of the balance.
+    """
+    methods = sorted(name for name, one in calls.items() if one.position is not None or one.order is not None)
+    values: dict[str, set[str]] = {}
+    for kind, effect in learning.effects.items():
+        if effect.count:
+            values.setdefault(kind.partition("|")[0], set()).update(effect.unexplained())
+    unexplained = [(name, sorted(values[name])) for name in methods if values.get(name)]
+    otherwise = sorted({kind.partition("|")[0] for kind, one in learning.effects.items() if one.balance.is_strange})
+    open_ = [name for name, one in calls.items() if one.as_seen and _is_open(learning.yields.get(name))]
+    never = [name for name in methods if name not in values]
+    return [
+        *(f"{', '.join(names)} after {name} ({_why(calls[name], names)})" for name, names in unexplained),
+        *([f"the balance after some calls of {', '.join(otherwise)} (not as declared)"] if otherwise else []),
+        *([f"the answers of {', '.join(sorted(open_))} (cannot be explained)"] if open_ else []),
+        *([f"rows after the first call of {', '.join(never)} (never seen)"] if never else []),
+    ]
+
+
+def not_understood(sessions: Mapping[Any, Row]) -> list[str]:
+    """One clause for each table that PostgreSQL shows in a form that is not understood: no read of it is answered."""
+    shown = (row.get("unshown", {}).items() for row in sessions.values() if row["active"])
+    found = {table: why for one in shown for table, why in one if why != NOT_SHOWN}
+    return [f"{table} at all ({why})" for table, why in sorted(found.items())]
+
+
+def _is_open(known: Mapping[str, Any] | None) -> bool:
+    """Whether the answers of a method, as they were seen, are not all explained."""
+    if known is None:
+        return False
+    return (
+        bool(known.get("varies"))
+        or known.get("numbered") is False
+        or any(space.strikes for space in known["keys"].values())
+    )
+
+
+def _why(operation: ManagerOperation, names: list[str]) -> str:
+    is_id = operation.creates is None and any(name.startswith("id of ") for name in names)
+    return "not known without creates=" if is_id else "cannot be explained"
 
 
 class ManagersCode:

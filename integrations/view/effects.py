@@ -8,10 +8,9 @@ from typing import Any
 
 from ..roles import Order, Position
 from .amounts import is_number, number
-from .as_declared import AsDeclared
 from .explanations import Space, predict_row
 from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row
-from .seen import Seen
+from .seen import AsDeclared, Seen
 
 
 @dataclass(slots=True)

@@ -15,8 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from ...registered import class_named
-from .amounts import WIDE, is_number, number, number_or_none, rounded
-from .times import MICROSECONDS, after, naive, utc
+from .amounts import MICROSECONDS, WIDE, after, is_number, naive, number, number_or_none, rounded, utc
 
 # How a manager converts a value between a call and its answers: its kind and what it needs.
 Conversion = list[Any]

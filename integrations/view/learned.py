@@ -19,7 +19,7 @@ from .row_forms import RowForms
 from .row_order import RowOrders
 from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, Tables, nested_rows
 from .seen import NOT, Seen
-from .written import SideRows, Written
+from .tables_used import SideRows, Written
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation

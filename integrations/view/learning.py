@@ -17,7 +17,7 @@ from typing import Any
 from uuid import UUID
 
 from ...registered import class_name
-from .amounts import is_amount_text, is_number, number, places, rounded
+from .amounts import MICROSECONDS, durations, is_amount_text, is_constant, is_number, number, places, rounded, utc
 from .explanations import (
     ABSENT,
     ARITHMETIC,
@@ -40,7 +40,6 @@ from .explanations import (
     won,
 )
 from .rows import POSITIONS
-from .times import MICROSECONDS, durations, is_constant, utc
 
 # Arguments whose value decides what a call does; callers spell them in several ways.
 DECISIVE = ("status", "side", "order_type")

@@ -1,30 +1,168 @@
-"""Row forms: the key column and the type of a manager's rows, table by table.
+"""Row forms: the key column and the type of a manager's rows, table by table, and what has the rows of one answer.
 
 Rows are dicts, named tuples, objects of mapped classes or others that hold values only, and their key need not be
-called `id`: it is the column that `creates=` of a declaration names, or what the methods call the id that they
-take, or the key of a dict that has the rows.  Amounts that are shown as texts are amounts here, so that they can be
-computed.
+called `id`: it is the column that `creates=` of a declaration names, or what the methods call the id that they take, or
+the key of a dict that has the rows.  Amounts that are shown as texts are amounts here, so that they can be computed.
+Of an object of values, such as an amount with its currency, the view keeps the values as columns of their own, so that
+each can be explained by an argument.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, time, timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from ... import InvalidEntry
 from ...codec import encode
 from ..roles import Order, Position
 from .amounts import is_amount_text
-from .containers import Container, is_made_again, put_together, taken_apart
+from .containers import SIMPLE, Container, is_made_again, is_value, put_together, taken_apart
 from .explanations import Unknown
-from .gatherings import Gathering
+from .row_order import ShownRows
 from .rows import KEY, ORDERS, PARENT, POSITIONS, Row, Tables
-from .shown_rows import ShownRows
-from .value_objects import ValueObjects
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation
+
+_KINDS = {list: "list", tuple: "tuple", dict: "dict", type(None): "none"}
+# A column, and whether the dict has its text.
+By = list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """How a manager gives the rows of one table: what it was seen to give with rows, and without any."""
+
+    full: str | None = None
+    empty: str | None = None
+    # What the keys of the dict may be, as far as every answer agrees; None before one had rows.
+    by: list[By] | None = None
+
+    def opened(self, table: str, shown: Any) -> tuple[list[Any], list[Any] | None]:
+        """The rows in an answer, and the keys of the dict that has them.  Raises `Unknown`."""
+        kind = _KINDS.get(type(shown))
+        if kind is None:
+            raise Unknown(f"{table} are shown as a {type(shown).__name__}, which is no list, tuple or dict")
+        if kind == "dict":
+            return list(shown.values()), list(shown)
+        return list(shown or ()), None
+
+    def learned(self, table: str, shown: Any, keys: list[Any] | None, rows: list[Row]) -> Gathering:
+        """What is known with one more answer.  Raises `Unknown` where it is of another kind than before."""
+        kind = _KINDS[type(shown)]
+        before = self.full if rows else self.empty
+        if before not in (None, kind):
+            raise Unknown(f"{table} are shown as a {before} and as a {kind}")
+        if not rows:
+            return Gathering(self.full, kind, self.by)
+        by = None if keys is None else [one for one in _fitting(keys, rows) if self.by is None or one in self.by]
+        if by == []:
+            raise Unknown(f"{table} are shown as a dict by no column of theirs")
+        return Gathering(kind, self.empty, by)
+
+    def put_together(self, table: str, shown: list[Any], rows: list[Row]) -> Any:
+        """An answer with these rows; `rows` are the same with all that is known of them.  Raises `Unknown`."""
+        kind = (self.full or self.empty) if shown else (self.empty or self.full)
+        if kind == "none" and not shown:
+            return None
+        if kind == "none" or (kind == "dict" and shown and self.by is None):
+            raise Unknown("how the manager shows rows was never seen")
+        if kind != "dict":
+            return tuple(shown) if kind == "tuple" else shown
+        answers = [[_key(one, row) for row in rows] for one in self.by or ()]
+        if any(one != answers[0] for one in answers[1:]):
+            names = " or ".join(sorted({repr(one[0]) for one in self.by or ()}))
+            raise Unknown(f"whether {table} are shown by {names} was not seen")
+        return dict(zip(answers[0], shown, strict=True)) if shown else {}
+
+    def dump(self) -> list[Any]:
+        """The state, to be stored."""
+        return [self.full, self.empty, self.by]
+
+
+def _key(by: By, row: Row) -> Any:
+    column, as_text = by
+    return str(row.get(column)) if as_text else row.get(column)
+
+
+def _fitting(keys: list[Any], rows: list[Row]) -> Iterable[By]:
+    columns = [column for column in rows[0] if all(column in row for row in rows)]
+    for by in ([column, as_text] for column in columns for as_text in (False, True)):
+        found = [_key(by, row) for row in rows]
+        if found == keys and [type(one) for one in found] == [type(one) for one in keys]:
+            yield by
+
+
+_PLAIN = (*SIMPLE, type(None), bytes, list, dict, set, frozenset, date, time, timedelta, UUID, Enum)
+
+
+class ValueObjects:
+    """The columns of one manager's rows that show objects.  Thread-safe, since its state is replaced as a whole."""
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        """`state`: what `dump` gave."""
+        # table -> column -> the container of its objects and the names in it; an outer one before those inside it.
+        self._columns: dict[str, dict[str, tuple[Container, list[str]]]] = {
+            table: {column: (one[0], one[1]) for column, one in columns} for table, columns in (state or {}).items()
+        }
+
+    def dump(self) -> dict[str, Any]:
+        """The state, to be stored: as lists, whose order is kept."""
+        return {table: [[column, list(one)] for column, one in columns.items()]
+                for table, columns in self._columns.items()}  # fmt: skip
+
+    def apart(self, table: str, row: Row, key: str) -> Row:
+        """A row with the values of its objects as columns.  Raises `Unknown` where a column shows several classes.
+
+        The column `key` stays whole: by its objects rows are told apart.
+        """
+        flat, known, todo = dict[str, Any](), dict(self._columns.get(table, {})), list(row.items())
+        while todo:
+            column, value = todo.pop(0)
+            parts = None if column == key else _parts(value)
+            if parts is None:
+                flat[column] = value
+                todo += [(f"{column}.{name}", None) for name in known[column][1]] if column in known else []
+                continue
+            container, values = parts
+            if known.setdefault(column, (container, list(values))) != (container, list(values)):
+                raise Unknown(f"{column} of {table} is shown as an object of {container[-1]}, and otherwise")
+            flat[column] = container[-1]
+            todo += [(f"{column}.{name}", one) for name, one in values.items()]
+        if known:
+            self._columns = {**self._columns, table: known}
+        return flat
+
+    def together(self, table: str, row: Row) -> Row:
+        """The inverse of `apart`.  Raises `Unknown`."""
+        made = dict(row)
+        for column, (container, names) in reversed(self._columns.get(table, {}).items()):
+            values = {name: made.pop(f"{column}.{name}", None) for name in names}
+            # Anything else is not of that class: None, a plain value, or an object that was kept as it is.
+            if made.get(column) != container[-1]:
+                continue
+            found = put_together(container, values)
+            if found is None:
+                raise Unknown(f"{column} of {table} is of the class {container[-1]}, which is not loaded")
+            made[column] = found[0]
+        return made
+
+
+def _parts(value: Any) -> tuple[Container, dict[str, Any]] | None:
+    """The class and the values of an object that is nothing but its values; None for anything else."""
+    if isinstance(value, _PLAIN) or type(value) is tuple:
+        return None
+    container, values = taken_apart(value)
+    is_plain = container[0] == "named" or (container[0] == "object" and dataclasses.is_dataclass(value))
+    good = is_made_again(container, values, value) if is_plain else is_value(container, values, value)
+    return (container, values) if good and values else None
+
 
 # The arguments by which calls name a row, by table.
 _NAMED_BY = {POSITIONS: ("position_id",), ORDERS: ("order_id", "client_order_id")}

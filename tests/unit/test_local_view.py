@@ -16,6 +16,7 @@ import pytest
 from outbox.integrations.operations import TRADING_OPERATIONS, ManagerOperation
 from outbox.integrations.plain_data import plain
 from outbox.integrations.roles import is_exit_order
+from outbox.integrations.upkeep.managers_code import unanswerable
 from outbox.integrations.view import checks
 from outbox.integrations.view.effects import Effect
 from outbox.integrations.view.explanations import Space
@@ -24,7 +25,6 @@ from outbox.integrations.view.local_view import LocalView, UnknownLocally, encod
 from outbox.integrations.view.row_forms import RowForms
 from outbox.integrations.view.rows import Tables, resolve, resolved_before
 from outbox.integrations.view.seen import Seen
-from outbox.integrations.view.unanswerable import unanswerable
 
 AT = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 BY_NAME = {operation.name: operation for operation in TRADING_OPERATIONS}

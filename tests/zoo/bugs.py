@@ -684,10 +684,10 @@ BUGS = (
     ),
     Bug(
         "adapter: a payment in another currency is forgotten when others fit",
-        "integrations/view/as_declared.py",
+        "integrations/view/seen.py",
         "any(words[name] in self.strange[name] for name in marked)",
         "False",
-        ("tests/unit/test_as_declared.py",),
+        ("tests/unit/test_seen_as_declared.py",),
     ),
     Bug(
         "adapter: rows that the manager was not asked for are learned as an empty list",
@@ -1630,17 +1630,17 @@ BUGS = (
     ),
     Bug(
         "the file of another store goes before what a store has learned itself",
-        "integrations/view/learned_file.py",
+        "integrations/view/former_learning.py",
         "    if outbox.store.get_meta(KEPT_UNDER) is not None:\n        return None\n    try:",
         "    try:",
         ("tests/integration/adapter/test_learned_file.py",),
     ),
     Bug(
         "rows that are shown in a dict come as a list",
-        "integrations/view/gatherings.py",
+        "integrations/view/row_forms.py",
         'if kind != "dict":',
         "if True:",
-        ("tests/unit/test_gatherings.py",),
+        ("tests/unit/test_row_forms_gatherings.py",),
     ),
     Bug(
         "adapter: a call behind one that could not be rehearsed counts from what the manager has",
@@ -1700,7 +1700,7 @@ BUGS = (
     ),
     Bug(
         "adapter: entries that were pruned after the last checkpoint are not missed",
-        "integrations/view/history.py",
+        "integrations/view/kept_answers.py",
         "            yield range(awaited, record.seq)\n",
         "            pass\n",
         ("tests/integration/adapter/test_missing_entries.py",),
@@ -1742,7 +1742,7 @@ BUGS = (
     ),
     Bug(
         "what was learned of the version before is true of the next one",
-        "integrations/view/outdated.py",
+        "integrations/view/former_learning.py",
         "    if former:\n        state = _without(state, former)\n",
         "    if former:\n",
         ("tests/integration/adapter/test_upgraded_code.py",),
@@ -2036,7 +2036,7 @@ BUGS = (
     ),
     Bug(
         "adapter: what a trigger writes is not seen",
-        "integrations/view/written.py",
+        "integrations/view/tables_used.py",
         "sorted({*tables, *self.of(name)})",
         "[]",
         ("tests/integration/adapter/test_server_side_writes.py",),
@@ -2190,14 +2190,14 @@ BUGS = (
     ),
     Bug(
         "adapter: a call is taken for one that writes only what others wrote",
-        "integrations/view/waiting_writes.py",
+        "integrations/view/kept_answers.py",
         "        if named and shown:\n",
         "        named = named.union(seen or ())\n        if named and shown:\n",
         ("tests/integration/adapter/test_server_side_writes.py",),
     ),
     Bug(
         "adapter: a kept answer stays though a table behind a view has changed",
-        "integrations/view/waiting_writes.py",
+        "integrations/view/kept_answers.py",
         "        return _tables(cls, read) | self._seen_to_read(read)\n",
         "        return _tables(cls, read)\n",
         ("tests/integration/adapter/test_tables_read.py",),

@@ -18,7 +18,7 @@ from outbox import Outbox, PostgresTarget, Relay
 from outbox.errors import ConfigError
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, bind
 from outbox.integrations.paper import DatabaseManager
-from outbox.integrations.view.learned_file import carried_over
+from outbox.integrations.view.former_learning import carried_over
 from outbox.integrations.view.local_view import UnknownLocally
 from outbox.testing import PostgresServer
 from tests.atb import run as atb

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from outbox.integrations.view.written import SideRows
+from outbox.integrations.view.tables_used import SideRows
 
 TRADES = "trades.id"
 

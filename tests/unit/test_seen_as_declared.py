@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.integrations.view.as_declared import IS_ANY, AsDeclared, Words
+from outbox.integrations.view.seen import IS_ANY, AsDeclared, Words
 
 USD, EUR = {"currency": "USD"}, {"currency": "EUR"}
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from outbox.integrations.operations import ManagerOperation
-from outbox.integrations.view.waiting_writes import WaitingWrites
+from outbox.integrations.view.kept_answers import WaitingWrites
 
 
 class Store:
