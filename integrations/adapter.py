@@ -24,19 +24,17 @@ from ..words import first_line
 from .binding import bind_to
 from .calls import earlier_calls
 from .calls.arguments import Passed
+from .calls.asked_reads import BlockReads
 from .calls.block import Block, Entering, SessionLocks, current, entered, has_called, logged_at_exit
-from .calls.block_reads import BlockReads
 from .calls.callers_session import CallersSession
-from .calls.delivery_waits import DeliveryWaits, local_result
+from .calls.delivery_waits import DeliveryWaits, PendingAttributes, local_result
 from .calls.guard import Guard
-from .calls.halt import Halt
 from .calls.local_answers import LocalAnswers
 from .calls.passing import Passing
-from .calls.pending_attributes import PendingAttributes
 from .calls.preparing import IdsTaken, Preparing
 from .calls.sessions import Sessions
 from .calls.stages import EncodedCall, RehearsedCall, lent_until_recorded, take_back
-from .calls.unwritten import Unwritten
+from .calls.unrecorded import Halt, Unwritten
 from .code.begun import begun
 from .ids.id_reserves import IdReserves
 from .manager.away import Silence, is_away

@@ -18,7 +18,7 @@ from ..log import Log
 from ..words import first_line
 from .adapter import Adapter, serving
 from .calls.block import current
-from .calls.put_off import put_off
+from .calls.unrecorded import put_off
 from .manager.away import is_away
 from .manager.host import Host
 from .manager.patches import mocks_in

@@ -37,8 +37,8 @@ from ..manager.away import (
     own_statements,
 )
 from ..manager.manager_connection import engine_held, is_replay
+from ..replay.border import Writes, called_in
 from ..replay.sessions import maker_of
-from ..replay.writes import Writes, called_in
 from ..sql_text import defines, is_harmless, locks, looks_for_rows, tables_written
 from .delivery_waits import DeliveryWaits
 

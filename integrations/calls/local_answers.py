@@ -23,7 +23,7 @@ from ..outage import Outage
 from ..replay import told_answers
 from ..replay.asof import PASSING_IDS, AsOf
 from ..replay.balance import Untold, dry_run, kept, learn_yield, tell
-from ..replay.catalog import Catalog
+from ..replay.rewritten_sql import Catalog
 from ..replay.side_ids import SideIds
 from ..roles import Session
 from ..state.kept_state import KeptState
@@ -33,8 +33,8 @@ from ..view.explanations import Unknown, alike
 from ..view.folds import seen_of
 from ..view.local_view import LocalView, UnknownLocally
 from ..view.rows import ORDERS, POSITIONS
+from .asked_reads import BlockReads
 from .block import Block
-from .block_reads import BlockReads
 from .delivery_waits import DeliveryWaits
 from .stages import PreparedCall, RehearsedCall
 

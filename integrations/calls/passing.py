@@ -34,10 +34,8 @@ from ..preflight.ways_around import writes
 from ..view.kept_answers import KeptAnswers, WaitingWrites
 from ..view.local_view import UnknownLocally
 from ..view.reads import Reads
-from .block_reads import BlockReads, WouldWrite
-from .compared_reads import ComparedReads
+from .asked_reads import BlockReads, ComparedReads, RestingReads, WouldWrite
 from .guard import NotCaughtUp, PassingCall
-from .resting_reads import RestingReads
 from .stages import EncodedCall
 
 if TYPE_CHECKING:

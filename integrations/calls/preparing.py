@@ -48,8 +48,7 @@ from ..view.local_view import NAMES, LocalView
 from ..view.tables_used import MOST
 from .arguments import Passed
 from .block import Block
-from .delivery_waits import DeliveryWaits
-from .pending_attributes import PendingAttributes
+from .delivery_waits import DeliveryWaits, PendingAttributes
 from .sessions import Sessions
 from .stages import BoundCall, EncodedCall, PreparedCall, RehearsedCall, advanced
 

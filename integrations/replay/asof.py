@@ -20,9 +20,8 @@ from sqlalchemy.orm import Session
 from ...clock import Clock
 from ..ids.id_reserve import IdColumn, quoted
 from ..view.tables_used import MOST
-from . import sql_clock
-from .catalog import Catalog
-from .insert_text import InsertText, edited, inserts_in, overriding
+from . import rewritten_sql
+from .rewritten_sql import Catalog, InsertText, edited, inserts_in, overriding
 from .side_ids import SideIds
 
 # The parameter of an id that SQL text is given.
@@ -164,16 +163,16 @@ class AsOf:
 
     def _with_ids(self, statement: Any, parameters: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
         """An insert that gives no ids, with those that its rows are to have."""
-        table = sql_clock.table_of(statement)
+        table = rewritten_sql.table_of(statement)
         column = None if table is None else self._numbered(table)
-        if table is None or column is None or not sql_clock.has_rows_by_name(statement):
+        if table is None or column is None or not rewritten_sql.has_rows_by_name(statement):
             return statement, parameters
         is_told = self._is_told(table, column)
-        if column.key in sql_clock.given(statement, parameters):
+        if column.key in rewritten_sql.given(statement, parameters):
             if is_told:
                 self._is_given()
             return statement, parameters
-        rows = max(len(parameters), sql_clock.count_rows(statement))
+        rows = max(len(parameters), rewritten_sql.count_rows(statement))
         if not is_told and (rows > MOST or self._sides.column_of(self._schema_of(table), table.name) != column.name):
             return statement, parameters
         left, first = self.id_left, self._next_id(table, column)
@@ -186,7 +185,7 @@ class AsOf:
         ids = [{column.key: id_} for id_ in (first, *rest)]
         if parameters and not statement._multi_values:
             return statement, [{**row, **id_} for row, id_ in zip(parameters, ids, strict=True)]
-        return sql_clock.with_values(statement, ids), parameters
+        return rewritten_sql.with_values(statement, ids), parameters
 
     def _schema_of(self, table: Table) -> str | None:
         return self._schemas.get(table.schema, table.schema)
@@ -269,14 +268,14 @@ class AsOf:
         parameters = list(many) or ([one] if one else [])
         statement, changed = self._with_ids(statement, parameters)
         if self._times:
-            statement = sql_clock.with_defaults(statement, changed)
+            statement = rewritten_sql.with_defaults(statement, changed)
         if changed is parameters:
             return statement, many, one
         return (statement, changed, {}) if many else (statement, (), changed[0])
 
     def at_time(self, statement: str) -> str:
         """SQL text that reads the clock of the call instead of the server's."""
-        return sql_clock.at_time(statement, self._captured_at) if self._times else statement
+        return rewritten_sql.at_time(statement, self._captured_at) if self._times else statement
 
     def restore(self, parameters: Any) -> Any:
         """Parameters of a statement, with the time of the capture where one was read from the real clock."""

@@ -26,7 +26,7 @@ from ..view.reads import MISSING
 from ..view.seen import Seen
 from .asof import AsOf
 from .replay_session import Watch, adapt_statements, work_on
-from .shared_scope import everywhere
+from .sessions import everywhere
 
 _FLOAT_SUM = "note:float:new_balance"
 # Sums that differ by less than this share are taken for one, where the manager cannot be asked which it yields.

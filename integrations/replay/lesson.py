@@ -34,11 +34,11 @@ from ..view.rows import ORDERS, RESOLVED, resolved_before
 from ..view.seen import Seen
 from . import sessions, told_answers
 from .balance import learn_yield
-from .catalog import rows_written
 from .looks import Look, Looks
 from .no_ops import applied
 from .replay_session import Watch
-from .shared_scope import everywhere
+from .rewritten_sql import rows_written
+from .sessions import everywhere
 from .side_ids import SideIds
 
 _log = Log("outbox.integrations")

@@ -25,9 +25,8 @@ from ..manager.manager_connection import engine_held
 from ..sql_text import is_setting
 from ..state.kept_state import Changes, KeptState
 from . import sessions
-from .contact_session import ContactSession
 from .fingerprint import Digests, code_of, of_contact, stored
-from .shared_scope import everywhere
+from .sessions import ContactSession, everywhere
 
 # Binds where the engine is not known: its JSON functions may take anything.
 _ANY_JSON = psycopg2_dialect(json_serializer=repr)  # type: ignore[no-untyped-call]

@@ -38,19 +38,17 @@ from ..view import checks
 from ..view.amounts import nearly_equal, number_or_none
 from ..view.reads import BALANCE, Reads
 from . import sessions
-from .answers import Answer, Answers
 from .asof import AsOf
 from .border import Border
-from .catalog import Catalog
 from .divergence import Divergences
-from .fingerprint import code_of
+from .fingerprint import AT_ONCE, LaterValues, code_of, is_same_moment
 from .frozen_clock import FrozenClock, frozen
-from .later_values import AT_ONCE, LaterValues, is_same_moment
 from .no_ops import applied, declined, is_refusal
 from .replay_session import Watch, work_on
-from .shared_scope import everywhere
+from .rewritten_sql import Catalog
+from .sessions import everywhere
 from .side_ids import SideIds
-from .told_answers import id_in
+from .told_answers import Answer, Answers, id_in
 from .upgrades import misconfigured, must_fit, upgraded
 from .witness import Witness
 

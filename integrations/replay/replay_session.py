@@ -17,8 +17,8 @@ from ..manager.manager_connection import ReplayConnection
 from ..sql_text import is_of_savepoints, is_setting, isolates, only_reads
 from . import sessions
 from .asof import AsOf
-from .contact_session import ContactSession
 from .fingerprint import Digests, of_contact
+from .sessions import ContactSession
 
 _THREAD = "write in the call's own thread, or wait there until the other one has ended"
 

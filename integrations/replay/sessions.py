@@ -1,14 +1,87 @@
-"""Session factories for copies of a manager: like its own, but bound to a connection of the outbox."""
+"""Sessions for copies of a manager: like its own, but bound to a connection of the outbox.
+
+A replay gives its copy of the manager a scoped_session of its own.  While it runs, the manager's stands for that one in
+the same thread, so that `Trade.session.add(trade)` belongs to the replay, and not to a connection of the thread's own.
+
+A `ContactSession` reports each place where a call turns to the database.  A rehearsal ends at the first of them, and a
+replay takes its fingerprint there.  Both must find the same place, and before the listeners of the host, of which none
+runs in a rehearsal: else sound values would seem to differ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from .shared_scope import scope_like
+from ..sql_text import is_setting
+
+
+class SharedScope:
+    """Stands for the registry of a manager's scoped_session.  Thread-safe: each thread has a stand-in of its own."""
+
+    def __init__(self, own: Any) -> None:
+        self._own, self._here = own, threading.local()
+
+    def _registry(self) -> Any:
+        return getattr(self._here, "instead", None) or self._own
+
+    def __call__(self) -> Any:
+        """The session of the thread."""
+        return self._registry()()
+
+    def has(self) -> bool:
+        """Whether the thread has one."""
+        found: bool = self._registry().has()
+        return found
+
+    def set(self, obj: Any) -> None:
+        """Let the thread have this one."""
+        self._registry().set(obj)
+
+    def clear(self) -> None:
+        """Let the thread have none."""
+        self._registry().clear()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    @contextmanager
+    def replaced(self, registry: Any) -> Iterator[None]:
+        """Within the block this thread has the sessions of another registry."""
+        before, self._here.instead = getattr(self._here, "instead", None), registry
+        try:
+            yield
+        finally:
+            self._here.instead = before
+
+
+def scope_like(original: scoped_session[Any], maker: Any) -> scoped_session[Any]:
+    """A scoped_session around `maker`, to be used in place of `original`, which may be one of these itself."""
+    made = scoped_session(maker)
+    shared = vars(original).get("outbox_shared")
+    if shared is None:
+        if not isinstance(original.registry, SharedScope):
+            original.registry = SharedScope(original.registry)  # type: ignore[assignment]
+        shared = original.registry
+    vars(made)["outbox_shared"] = shared
+    return made
+
+
+@contextmanager
+def everywhere(factory: Any) -> Iterator[None]:
+    """Within the block the manager's scoped_session, wherever it is held, has the sessions of the copy's `factory`."""
+    shared = vars(factory).get("outbox_shared") if isinstance(factory, scoped_session) else None
+    if shared is None:
+        yield
+        return
+    with shared.replaced(factory.registry):
+        yield
+
 
 # Events whose listeners of ours must run last.
 _ORDERED = ("before_flush", "after_flush", "after_commit")
@@ -91,3 +164,42 @@ def session_class(factory: Any) -> type[Session]:
     """The class whose events are those of all sessions that `factory` makes."""
     made: type[Session] = maker_of(factory).class_
     return made
+
+
+class ContactSession(Session):
+    """A session whose methods call `comes` before they turn to the database."""
+
+    def comes(self, statement: Any = None, given: Any = None) -> None:
+        """The call turns to the database, with a statement and the parameters beside it."""
+        raise NotImplementedError
+
+    def execute(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+        """See `Session`.  A setting of the transaction is no contact: a rehearsal goes on behind it."""
+        if not is_setting(str(getattr(statement, "text", ""))):
+            self.comes(statement, params)
+        return super().execute(statement, params, **kwargs)
+
+    def scalar(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+        """See `Session`."""
+        self.comes(statement, params)
+        return super().scalar(statement, params, **kwargs)
+
+    def scalars(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+        """See `Session`."""
+        self.comes(statement, params)
+        return super().scalars(statement, params, **kwargs)
+
+
+def _at_contact(name: str) -> Callable[..., Any]:
+    def method(self: ContactSession, *args: Any, **kwargs: Any) -> Any:
+        self.comes()
+        return getattr(super(ContactSession, self), name)(*args, **kwargs)
+
+    return method
+
+
+for _name in (
+    *("get", "get_one", "flush", "commit", "query", "merge", "refresh", "connection", "delete"),
+    *("bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings"),
+):
+    setattr(ContactSession, _name, _at_contact(_name))

@@ -593,7 +593,7 @@ BUGS = (
     ),
     Bug(
         "adapter: what goes past the ORM's flush is no write",
-        "integrations/replay/writes.py",
+        "integrations/replay/border.py",
         "return found if isinstance(found, bool) else self._writes(raw, found)",
         "return False",
         ("tests/integration/replaying/test_writes_past_the_orm.py",),
@@ -1175,7 +1175,7 @@ BUGS = (
     ),
     Bug(
         "adapter: the halt method is called again by its own calls, without end",
-        "integrations/calls/halt.py",
+        "integrations/calls/unrecorded.py",
         "        self._here.halting = True\n",
         "        self._here.halting = False\n",
         ("tests/integration/adapter/test_halt.py",),
@@ -1266,7 +1266,7 @@ BUGS = (
     ),
     Bug(
         "adapter: a random value of a late delivery is reported",
-        "integrations/replay/later_values.py",
+        "integrations/replay/fingerprint.py",
         "                known[name] = 0\n",
         "                wrong.append(name)\n",
         ("tests/integration/adapter/test_later_values.py",),
@@ -1644,7 +1644,7 @@ BUGS = (
     ),
     Bug(
         "adapter: a call behind one that could not be rehearsed counts from what the manager has",
-        "integrations/calls/pending_attributes.py",
+        "integrations/calls/delivery_waits.py",
         "return set(self._uncounted)",
         "return set()",
         ("tests/integration/adapter/test_unbuilt_state.py",),
@@ -1665,7 +1665,7 @@ BUGS = (
     ),
     Bug(
         "adapter: in an outage a read in a block does not see the calls made there",
-        "integrations/calls/block_reads.py",
+        "integrations/calls/asked_reads.py",
         "if not calls:\n            return known",
         "if True:\n            return known",
         ("tests/integration/adapter/test_reads_in_blocks.py",),
@@ -1854,7 +1854,7 @@ BUGS = (
     ),
     Bug(
         "adapter: an answer of the local view is not compared with the manager's",
-        "integrations/calls/compared_reads.py",
+        "integrations/calls/asked_reads.py",
         "equal = is_equal(own, answer)",
         "equal = True",
         ("tests/integration/adapter/test_compared_reads.py",),
@@ -1889,7 +1889,7 @@ BUGS = (
     ),
     Bug(
         "adapter: calls that a manager leaves out in an outage sound no alarm",
-        "integrations/calls/unwritten.py",
+        "integrations/calls/unrecorded.py",
         "if cls is not None and self._outage.is_on() else ()",
         "if False else ()",
         ("tests/integration/adapter/test_switches.py",),
@@ -2218,7 +2218,7 @@ BUGS = (
     ),
     Bug(
         "adapter: a row that a WITH query inserts gets an id of its own",
-        "integrations/replay/insert_text.py",
+        "integrations/replay/rewritten_sql.py",
         "for one in _INTO.finditer(unquoted))\n",
         "for one in _INTO.finditer(unquoted) if not unquoted[: one.start()].strip())\n",
         ("tests/integration/replaying/test_ids.py",),

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import insert, text
 
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation
-from outbox.integrations.replay.insert_text import overriding
+from outbox.integrations.replay.rewritten_sql import overriding
 
 from .small import Scene, SmallManager, Trade, scene
 

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg2
 from sqlalchemy.exc import OperationalError
 
-from outbox.integrations.calls.resting_reads import RestingReads
+from outbox.integrations.calls.asked_reads import RestingReads
 
 AWAY = OperationalError("SELECT 1", None, psycopg2.OperationalError("timeout expired"))
 

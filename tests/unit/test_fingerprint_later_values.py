@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from outbox import Outbox
-from outbox.integrations.replay.fingerprint import stored
-from outbox.integrations.replay.later_values import LaterValues, is_same_moment
+from outbox.integrations.replay.fingerprint import LaterValues, is_same_moment, stored
 
 AT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 ENOUGH = 20
