@@ -23,7 +23,6 @@ from ..log import Log
 from ..words import first_line
 from .binding import bind_to
 from .calls import earlier_calls
-from .calls.arguments import Passed
 from .calls.asked_reads import BlockReads
 from .calls.block import Block, Entering, SessionLocks, current, entered, has_called, logged_at_exit
 from .calls.callers_session import CallersSession
@@ -33,7 +32,7 @@ from .calls.local_answers import LocalAnswers
 from .calls.passing import Passing
 from .calls.preparing import IdsTaken, Preparing
 from .calls.sessions import Sessions
-from .calls.stages import EncodedCall, RehearsedCall, lent_until_recorded, take_back
+from .calls.stages import EncodedCall, Passed, RehearsedCall, lent_until_recorded, take_back
 from .calls.unrecorded import Halt, Unwritten
 from .code.begun import begun
 from .ids.id_reserves import IdReserves

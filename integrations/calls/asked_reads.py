@@ -37,7 +37,7 @@ from ..replay.balance import rolled_back
 from ..replay.border import Writes
 from ..replay.frozen_clock import MakeUuid, frozen
 from ..replay.replay import CallFailed, Replayer
-from ..replay.side_ids import SideIds
+from ..replay.row_ids import SideIds
 from ..state.kept_state import Changes, KeptState
 from ..upkeep.keeper import Keeper
 from ..view.compared import WAY_BACK, is_equal

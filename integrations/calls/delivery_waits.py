@@ -24,8 +24,7 @@ from ..replay.replay import CallFailed, Replayer
 from ..replay.told_answers import Answer, id_in
 from ..state.carried import Carried, has_arrived
 from ..state.kept_state import NOT_STATE
-from .arguments import Passed
-from .stages import PreparedCall
+from .stages import Passed, PreparedCall
 
 if TYPE_CHECKING:
     from .guard import Guard

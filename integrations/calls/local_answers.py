@@ -24,7 +24,7 @@ from ..replay import told_answers
 from ..replay.asof import PASSING_IDS, AsOf
 from ..replay.balance import Untold, dry_run, kept, learn_yield, tell
 from ..replay.rewritten_sql import Catalog
-from ..replay.side_ids import SideIds
+from ..replay.row_ids import SideIds
 from ..roles import Session
 from ..state.kept_state import KeptState
 from ..upkeep.keeper import Keeper

@@ -36,7 +36,7 @@ from ..replay.frozen_clock import making
 from ..replay.rehearsal import Rehearsal, rehearse
 from ..replay.replay import Replayer
 from ..roles import Balance, Order, Position, Session
-from ..state import arithmetic, context_state
+from ..state import context_state
 from ..state.foreseen import Foreseen
 from ..state.kept_state import Changes, KeptState
 from ..state.noted_state import NotedState
@@ -46,11 +46,10 @@ from ..view.explanations import Unknown
 from ..view.folds import seen_of
 from ..view.local_view import NAMES, LocalView
 from ..view.tables_used import MOST
-from .arguments import Passed
 from .block import Block
 from .delivery_waits import DeliveryWaits, PendingAttributes
 from .sessions import Sessions
-from .stages import BoundCall, EncodedCall, PreparedCall, RehearsedCall, advanced
+from .stages import BoundCall, EncodedCall, Passed, PreparedCall, RehearsedCall, advanced
 
 _log = Log("outbox.integrations")
 
@@ -240,7 +239,7 @@ class Preparing:
             notes["context"] = context.stored
         if context.names:
             notes["held"] = context.names
-        self._host.decimals = arithmetic.noted()
+        self._host.decimals = context_state.decimals_noted()
         if self._host.decimals is not None:
             notes["decimals"] = self._host.decimals
         if operation.creates:

@@ -93,7 +93,7 @@ class Host:
         self.classes = HostClasses()
         # The class of the object that stands for the manager: what is patched in it counts for the manager, too.
         self.durable_class: Any = None
-        # How the engine computes with Decimals, see `state/arithmetic.py`: the manager's reads may round.
+        # How the engine computes with Decimals, see `state/context_state.py`: the manager's reads may round.
         self.decimals: dict[str, Any] | None = None
 
     @classmethod

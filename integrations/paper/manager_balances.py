@@ -12,9 +12,9 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from .manager_base import Amount, money, utc_now
 from .manager_sessions import SessionsPart
 from .models import AccountBalance, AccountHistory, TradingSession
-from .values import Amount, money, utc_now
 
 _log = logging.getLogger(__name__)
 

@@ -14,9 +14,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
-from .manager_base import ManagerBase
+from .manager_base import Amount, ManagerBase, jsonable, money, money_or_none, text_of, utc_now
 from .models import AccountHistory, SystemEvent
-from .values import Amount, jsonable, money, money_or_none, text_of, utc_now
 
 _log = logging.getLogger(__name__)
 

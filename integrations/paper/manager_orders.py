@@ -10,9 +10,8 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from .manager_base import ManagerBase
+from .manager_base import Amount, ManagerBase, member, money, money_or_none, text_of, utc_now
 from .models import UNRESOLVED, Order, OrderSide, OrderStatus
-from .values import Amount, member, money, money_or_none, text_of, utc_now
 
 _log = logging.getLogger(__name__)
 

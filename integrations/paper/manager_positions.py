@@ -12,7 +12,7 @@ from sqlalchemy import exists, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, selectinload
 
-from .manager_base import ManagerBase
+from .manager_base import Amount, ManagerBase, member, money, money_or_none, naive_utc, utc_now
 from .manager_orders import order_as_dict
 from .models import (
     Order,
@@ -25,7 +25,6 @@ from .models import (
     PositionStatus,
     Trade,
 )
-from .values import Amount, member, money, money_or_none, naive_utc, utc_now
 
 _log = logging.getLogger(__name__)
 

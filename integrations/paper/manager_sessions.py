@@ -13,9 +13,9 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from .manager_base import Amount, jsonable, member, money, money_or_none, utc_now
 from .manager_events import EventsPart
 from .models import Trade, TradeMode, TradingSession
-from .values import Amount, jsonable, member, money, money_or_none, utc_now
 
 _log = logging.getLogger(__name__)
 

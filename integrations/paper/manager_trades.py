@@ -10,9 +10,9 @@ from enum import Enum
 from typing import Any
 
 from .manager_balances import BalanceChange, BalancesPart, apply_balance_change
+from .manager_base import Amount, member, money, money_or_none, naive_utc, utc_now
 from .manager_positions import mark_closed
 from .models import Position, PositionSide, PositionStatus, Trade
-from .values import Amount, member, money, money_or_none, naive_utc, utc_now
 
 
 @dataclass(frozen=True, kw_only=True)

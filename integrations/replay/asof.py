@@ -22,7 +22,7 @@ from ..ids.id_reserve import IdColumn, quoted
 from ..view.tables_used import MOST
 from . import rewritten_sql
 from .rewritten_sql import Catalog, InsertText, edited, inserts_in, overriding
-from .side_ids import SideIds
+from .row_ids import SideIds
 
 # The parameter of an id that SQL text is given.
 _GIVEN_ID = "outbox_id"

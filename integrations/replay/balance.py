@@ -16,9 +16,9 @@ from ..code.signatures import invoke
 from ..manager.away import own_statements, unswallowed
 from ..manager.manager_connection import driver_connection, engine_of
 from ..manager.session_state import WAIT_BRIEFLY
-from ..view.amounts import bare, is_number, number, number_or_none, rounded
+from ..view.amounts import SCALES, bare, is_number, number, number_or_none, rounded
 from ..view.containers import SIMPLE, put_together, taken_apart
-from ..view.explanations import SCALES, Space, Unknown, evaluate
+from ..view.explanations import Space, Unknown, evaluate
 from ..view.learned import Learning
 from ..view.learning import observe
 from ..view.local_view import UnknownLocally

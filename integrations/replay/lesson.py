@@ -25,10 +25,9 @@ from ..operations import ManagerOperation, call_of, notes_of
 from ..roles import Balance, Session
 from ..state.kept_state import KeptState
 from ..view import checks, resumptions
-from ..view.amounts import nearly_equal, number_or_none
+from ..view.amounts import DatabaseScales, nearly_equal, number_or_none, scales_of
 from ..view.local_view import ENDED, LocalView, question
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
-from ..view.roundings import DatabaseScales, scales_of
 from ..view.row_forms import RowForms
 from ..view.rows import ORDERS, RESOLVED, resolved_before
 from ..view.seen import Seen
@@ -38,8 +37,8 @@ from .looks import Look, Looks
 from .no_ops import applied
 from .replay_session import Watch
 from .rewritten_sql import rows_written
+from .row_ids import SideIds
 from .sessions import everywhere
-from .side_ids import SideIds
 
 _log = Log("outbox.integrations")
 

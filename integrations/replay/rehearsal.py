@@ -26,7 +26,8 @@ from ..sql_text import is_setting
 from ..state.kept_state import Changes, KeptState
 from . import sessions
 from .fingerprint import Digests, code_of, of_contact, stored
-from .sessions import ContactSession, everywhere
+from .replay_session import ContactSession
+from .sessions import everywhere
 
 # Binds where the engine is not known: its JSON functions may take anything.
 _ANY_JSON = psycopg2_dialect(json_serializer=repr)  # type: ignore[no-untyped-call]

@@ -23,14 +23,13 @@ from ...log import Log
 from ...monitoring.alarms import Alarms
 from ...words import first_line
 from ..code.signatures import invoke, signature_of_bound
-from ..ids.same_row import SameRow
 from ..manager.away import Failures, is_away, noting
 from ..manager.host import Host, replica_of
 from ..manager.manager_connection import ManagerConnection
 from ..operations import BALANCES, ManagerOperation, call_of, notes_of, told_id
 from ..plain_data import PLAIN
 from ..roles import Position
-from ..state import arithmetic
+from ..state import context_state
 from ..state.carried import Carried
 from ..state.context_state import Contexts
 from ..state.kept_state import KeptState
@@ -46,8 +45,8 @@ from .frozen_clock import FrozenClock, frozen
 from .no_ops import applied, declined, is_refusal
 from .replay_session import Watch, work_on
 from .rewritten_sql import Catalog
+from .row_ids import SameRow, SideIds
 from .sessions import everywhere
-from .side_ids import SideIds
 from .told_answers import Answer, Answers, id_in
 from .upgrades import misconfigured, must_fit, upgraded
 from .witness import Witness
@@ -144,7 +143,7 @@ class Replayer:
             self._here.kept = None
             try:
                 with (
-                    arithmetic.restored(notes.get("decimals")),
+                    context_state.decimals_restored(notes.get("decimals")),
                     # Listeners of the connection read it, too.
                     self.contexts.restored(self._host.built, operation.name, entry, notes),
                     # Before the watch, which would refuse the connection of the manager's own that this may open.

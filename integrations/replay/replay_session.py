@@ -1,4 +1,9 @@
-"""The sessions of a replay, and a watch over their statements and over statements that bypass them."""
+"""The sessions of a replay, and a watch over their statements and over statements that bypass them.
+
+A `ContactSession` reports each place where a call turns to the database: a rehearsal ends at the first, and a replay
+takes its fingerprint there.  Both must find the same place, and before the listeners of the host, of which none runs in
+a rehearsal: else sound values would seem to differ.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,6 @@ from ..sql_text import is_of_savepoints, is_setting, isolates, only_reads
 from . import sessions
 from .asof import AsOf
 from .fingerprint import Digests, of_contact
-from .sessions import ContactSession
 
 _THREAD = "write in the call's own thread, or wait there until the other one has ended"
 
@@ -178,6 +182,45 @@ class Watch:
 
 def _ignore(*_: Any) -> None:
     """Do nothing: there is no listener."""
+
+
+class ContactSession(Session):
+    """A session whose methods call `comes` before they turn to the database."""
+
+    def comes(self, statement: Any = None, given: Any = None) -> None:
+        """The call turns to the database, with a statement and the parameters beside it."""
+        raise NotImplementedError
+
+    def execute(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+        """See `Session`.  A setting of the transaction is no contact: a rehearsal goes on behind it."""
+        if not is_setting(str(getattr(statement, "text", ""))):
+            self.comes(statement, params)
+        return super().execute(statement, params, **kwargs)
+
+    def scalar(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+        """See `Session`."""
+        self.comes(statement, params)
+        return super().scalar(statement, params, **kwargs)
+
+    def scalars(self, statement: Any, params: Any = None, **kwargs: Any) -> Any:
+        """See `Session`."""
+        self.comes(statement, params)
+        return super().scalars(statement, params, **kwargs)
+
+
+def _at_contact(name: str) -> Callable[..., Any]:
+    def method(self: ContactSession, *args: Any, **kwargs: Any) -> Any:
+        self.comes()
+        return getattr(super(ContactSession, self), name)(*args, **kwargs)
+
+    return method
+
+
+for _name in (
+    *("get", "get_one", "flush", "commit", "query", "merge", "refresh", "connection", "delete"),
+    *("bulk_save_objects", "bulk_insert_mappings", "bulk_update_mappings"),
+):
+    setattr(ContactSession, _name, _at_contact(_name))
 
 
 class ReplaySession(ContactSession):

@@ -10,13 +10,13 @@ from typing import Any
 
 from ... import Entry
 from ..operations import BALANCES, ManagerOperation, notes_of
+from ..view.amounts import DatabaseScales
 from ..view.local_view import LocalView
 from ..view.reads import Reads
-from ..view.roundings import DatabaseScales
 from . import told_answers
 from .lesson import Lesson
 from .looks import Looks
-from .side_ids import SideIds
+from .row_ids import SideIds
 
 
 class Witness:

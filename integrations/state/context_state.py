@@ -4,11 +4,15 @@ They belong to the context or the thread in which the call is made.  The relay's
 another process.  A call has all context variables that are set, since any code that it runs may read one, also a
 listener or a column's default; they are named `module:NAME`, which outlives the process.  Of a thread's own values it
 has those that the code names: others, such as a cache, must not be used by two threads.
+
+How a thread computes with Decimals (precision, rounding, traps) is such a value, too: a replay in the relay's thread
+would round in another way than its caller.
 """
 
 from __future__ import annotations
 
 import ast
+import decimal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -59,7 +63,7 @@ def variables_set() -> Iterator[tuple[ContextVar[Any], str | None, Any]]:
     """The variables that are set here, with their names and values, but those of this package."""
     for variable, value in copy_context().items():
         if isinstance(value, Context):
-            # That of the arithmetic, see `state/arithmetic.py`.
+            # That of the arithmetic, see `state/context_state.py`.
             continue
         name = _names.of(variable)
         if name is None or name.partition(":")[0].partition(".")[0] != _OWN_PACKAGE:
@@ -268,3 +272,34 @@ def _holding(local: threading.local, name: str, value: Any) -> Iterator[None]:
         here.pop(name, None)
         if before is not _UNSET:
             here[name] = before
+
+
+_FIELDS = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
+# As Python begins; the host may have changed the default since.
+_TRAPS = ("DivisionByZero", "InvalidOperation", "Overflow")
+_PLAIN: dict[str, Any] = {
+    "prec": 28,
+    "rounding": decimal.ROUND_HALF_EVEN,
+    "Emin": -999999,
+    "Emax": 999999,
+    "capitals": 1,
+    "clamp": 0,
+    "traps": list(_TRAPS),
+}
+
+
+def decimals_noted() -> dict[str, Any] | None:
+    """What to note of the arithmetic here; None for that with which Python begins."""
+    here = decimal.getcontext()
+    found = {name: getattr(here, name) for name in _FIELDS}
+    found["traps"] = sorted(signal.__name__ for signal, is_set in here.traps.items() if is_set)
+    return None if found == _PLAIN else found
+
+
+@contextmanager
+def decimals_restored(found: dict[str, Any] | None) -> Iterator[None]:
+    """Within the block Decimals are computed as `noted` has found it."""
+    known = _PLAIN if found is None else found
+    traps = [getattr(decimal, name) for name in known["traps"]]
+    with decimal.localcontext(decimal.Context(**{name: known[name] for name in _FIELDS}, traps=traps, flags=[])):
+        yield

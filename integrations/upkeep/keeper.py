@@ -28,7 +28,7 @@ from ..replay.balance import rolled_back
 from ..replay.looks import Look
 from ..replay.witness import Witness
 from ..roles import NO_SESSIONS, Session
-from ..state import arithmetic
+from ..state import context_state
 from ..state.kept_state import KeptState
 from ..view import former_learning
 from ..view.amounts import number_or_none
@@ -259,7 +259,7 @@ class Keeper:
     def _shown(self, session_id: int) -> Look:
         """Read a session, and the manager's answers to other reads, in a transaction that is rolled back."""
         manager = self._host.undoubled()
-        with arithmetic.restored(self._host.decimals), rolled_back(manager) as transaction:
+        with context_state.decimals_restored(self._host.decimals), rolled_back(manager) as transaction:
             replica = KeptState(transaction.sets(self._host.replica(session_id=session_id))).replica
             more = about_sessions(self.view.sessions.get(session_id) or {})
             return Look(self._reads.asking(replica), session_id, self.view.learning.forms, more)

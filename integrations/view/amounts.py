@@ -1,20 +1,26 @@
 """Amounts: numbers of any type that callers use, exactly, and as columns and people round them.
 
-And sums of a time and a duration, as managers make them of arguments, of rows and of constants.
+The decimal places of columns are those of their types, or as PostgreSQL has them (`DatabaseScales`).  And sums of a
+time and a duration, as managers make them of arguments, of rows and of constants.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Column, Connection, Float, Integer, MetaData, Numeric, Table, TypeDecorator, text
 
 # More digits than a column holds, and the traps of the host's own arithmetic left out.
 WIDE = Context(prec=80)
 _AMOUNT = re.compile(r"-?\d+(\.\d+)?(E[+-]?\d+)?")
+# Decimal places that columns of money were seen to have; None for a value that is not rounded.
+SCALES: tuple[int | None, ...] = (None, 0, 2, 3, 4, 5, 6, 8, 10, 12, 18)
 
 
 def number(value: Any) -> Decimal:
@@ -126,3 +132,50 @@ def durations(value: Any, between: timedelta) -> Iterator[tuple[str, int]]:
 def is_constant(between: timedelta) -> bool:
     """Whether a time may lie that long behind another one in every call: whole seconds."""
     return timedelta() != between and abs(between) <= _LONGEST and not between.microseconds
+
+
+_IN_DATABASE = text("""
+    SELECT table_name, column_name, numeric_scale FROM information_schema.columns WHERE data_type = 'numeric'
+    AND table_name = ANY (:tables) AND table_schema = ANY (current_schemas(false) || CAST(:schemas AS text[]))
+""")
+
+# (table, column) -> the decimal places that PostgreSQL keeps.
+InDatabase = Mapping[tuple[str, str], int | None]
+
+
+class DatabaseScales:
+    """The decimal places of columns as PostgreSQL has them, which a migration may have changed."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[MetaData, InDatabase] = WeakKeyDictionary()
+
+    def ask(self, metadata: MetaData, connection: Connection) -> None:
+        """Ask for the columns of these tables, once."""
+        if metadata not in self._known:
+            tables = metadata.tables.values()
+            schemas = sorted({table.schema for table in tables if table.schema is not None})
+            given = {"tables": [table.name for table in tables], "schemas": schemas}
+            self._known[metadata] = {(row[0], row[1]): row[2] for row in connection.execute(_IN_DATABASE, given)}
+
+    def of(self, column: Column[Any]) -> tuple[int | None, ...]:
+        """The decimal places that amounts of a column may have, None where it does not round them."""
+        known = self._known.get(column.table.metadata, {}) if isinstance(column.table, Table) else {}
+        place = getattr(column.table, "name", ""), column.name
+        if place in known and isinstance(column.type, Numeric | Float):
+            return (known[place],)
+        return scales_of(column.type)
+
+    def within(self, metadata: MetaData) -> set[int | None]:
+        """The decimal places of all columns of the tables."""
+        return {scale for table in metadata.tables.values() for column in table.columns for scale in self.of(column)}
+
+
+def scales_of(kind: Any) -> tuple[int | None, ...]:
+    """The decimal places that amounts of a column may have, None where it does not round them."""
+    if isinstance(kind, TypeDecorator):
+        # Its own code may round.
+        return SCALES if isinstance(kind.impl_instance, Numeric | Float | Integer) else ()
+    # SQLAlchemy 2.0 derives Float from Numeric, 2.1 does not.
+    if isinstance(kind, Float):
+        return (None,)
+    return (kind.scale,) if isinstance(kind, Numeric) else ()

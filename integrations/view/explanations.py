@@ -26,8 +26,6 @@ Sources = Mapping[str, Any]
 
 # For a row that is new.
 ABSENT: Any = object()
-# Decimal places that columns of money were seen to have; None for a value that is not rounded.
-SCALES: tuple[int | None, ...] = (None, 0, 2, 3, 4, 5, 6, 8, 10, 12, 18)
 # In which arithmetic a manager adds; both may come to the same, before rounding too.
 EXACT, FLOAT = "exact", "float"
 ARITHMETIC = (EXACT, FLOAT)

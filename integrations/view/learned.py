@@ -8,16 +8,15 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
-from .amounts import bare, nearly_equal, number_or_none, rounded
+from .amounts import SCALES, bare, nearly_equal, number_or_none, rounded
 from .compared import Compared
 from .decisions import PresentCode
 from .effects import Effect, used_up
-from .explanations import ABSENT, ARITHMETIC, EXACT, SCALES, Space, Unknown, added, alike
+from .explanations import ABSENT, ARITHMETIC, EXACT, Space, Unknown, added, alike
 from .learning import observe, observe_row
 from .roundings import Roundings, Sums
 from .row_forms import RowForms
-from .row_order import RowOrders
-from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, Tables, nested_rows
+from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, RowOrders, Tables, nested_rows
 from .seen import NOT, Seen
 from .tables_used import SideRows, Written
 

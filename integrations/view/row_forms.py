@@ -24,8 +24,7 @@ from ..roles import Order, Position
 from .amounts import is_amount_text
 from .containers import SIMPLE, Container, is_made_again, is_value, put_together, taken_apart
 from .explanations import Unknown
-from .row_order import ShownRows
-from .rows import KEY, ORDERS, PARENT, POSITIONS, Row, Tables
+from .rows import KEY, ORDERS, PARENT, POSITIONS, Row, ShownRows, Tables
 
 if TYPE_CHECKING:
     from ..operations import ManagerOperation

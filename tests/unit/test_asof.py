@@ -8,7 +8,7 @@ from typing import Any
 
 from outbox.clock import SystemClock
 from outbox.integrations.replay.asof import AsOf
-from outbox.integrations.replay.side_ids import SideIds
+from outbox.integrations.replay.row_ids import SideIds
 
 CAPTURED = datetime(2024, 5, 1, 9, 30, tzinfo=UTC)
 

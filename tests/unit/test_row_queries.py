@@ -12,7 +12,7 @@ from sqlalchemy import desc, text
 from outbox.integrations.code.row_queries import RowQuery, row_query
 from outbox.integrations.view.explanations import Unknown
 from outbox.integrations.view.row_forms import RowForms
-from outbox.integrations.view.row_order import RowOrders
+from outbox.integrations.view.rows import RowOrders
 from outbox.results import decode_result, encode_result
 
 MOST = 50

@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError, ResourceClosedError
 
 from outbox.integrations.operations import NOTES
 from outbox.integrations.replay.lesson import Lesson
-from outbox.integrations.replay.side_ids import SideIds
+from outbox.integrations.replay.row_ids import SideIds
 from outbox.integrations.replay.witness import Witness
 from outbox.integrations.view.local_view import LocalView
 from outbox.integrations.view.reads import Reads

@@ -614,7 +614,7 @@ BUGS = (
     ),
     Bug(
         "adapter: the view shows rows by id where the manager does not",
-        "integrations/view/row_order.py",
+        "integrations/view/rows.py",
         "        if not orders or orders == [_AS_MADE] or of_itself in orders:",
         "        if True:",
         ("tests/unit/test_local_view.py",),
@@ -1932,8 +1932,8 @@ BUGS = (
     Bug(
         "adapter: a replay rounds Decimals otherwise than its caller",
         "integrations/replay/replay.py",
-        'arithmetic.restored(notes.get("decimals"))',
-        "arithmetic.restored(None)",
+        'context_state.decimals_restored(notes.get("decimals"))',
+        "context_state.decimals_restored(None)",
         ("tests/integration/adapter/test_context_anywhere.py",),
     ),
     Bug(

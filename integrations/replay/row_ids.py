@@ -1,12 +1,13 @@
-"""Same row: ids that callers were given for a new row where the manager then answered with an existing row's.
+"""Row ids: the row for which the id of a caller stands, and ids for rows that a replayed call writes on the side.
 
-A manager that adds a second buy to the open position does so.  In an outage its caller has an id that no row has; what
-it does with that id is meant for the row that the manager took.
+A manager that adds a second buy to the open position answers with an existing row's id (`SameRow`).  In an outage its
+caller has an id that no row has; what it does with that id is meant for the row that the manager took.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from ... import OutboxError
@@ -63,3 +64,32 @@ class SameRow:
             return self._rows.get(id_, id_)
         except TypeError:  # what cannot be hashed is no id
             return id_
+
+
+def _none(*_: Any) -> None:
+    """Let PostgreSQL give the id."""
+
+
+class SideIds:
+    """Ids for the rows that a replayed call writes on the side: first those that were noted at the call."""
+
+    def __init__(
+        self,
+        noted: dict[str, list[Any]] | None = None,
+        take: Callable[..., Any] = _none,
+        column_of: Callable[[str | None, str], str | None] = _none,
+    ) -> None:
+        """`column_of(schema, table)`: the column of the ids that `take` has for a table."""
+        self._noted = {column: list(ids) for column, ids in (noted or {}).items()}
+        self._take, self.column_of = take, column_of
+        # "table.column" -> the ids that were used.
+        self.taken: dict[str, list[Any]] = {}
+
+    def __call__(self, *names: str | None) -> Any:
+        """The next id of a column, `(schema, table, column)`, or None where PostgreSQL is to give it."""
+        place = ".".join(name for name in names if name is not None)
+        left = self._noted.get(place)
+        id_ = left.pop(0) if left else self._take(*names)
+        if id_ is not None:
+            self.taken.setdefault(place, []).append(id_)
+        return id_

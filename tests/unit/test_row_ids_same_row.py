@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from outbox import Outbox
-from outbox.integrations.ids.same_row import SameRow
+from outbox.integrations.replay.row_ids import SameRow
 
 
 def test_id_stands_for_the_row_after_a_restart(outbox_dir: Path) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pydantic
 import pytest
 
-from outbox.integrations.calls.arguments import Passed
+from outbox.integrations.calls.stages import Passed
 
 
 @dataclass
