@@ -276,7 +276,7 @@ class Guard:
             watched.wrote |= tables_written(statement)
 
     def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        if is_own() or is_replay(connection):
+        if is_replay(connection) or is_own():
             return
         if defines(statement):
             self._tables.forget()

@@ -111,8 +111,9 @@ class Failures:
     def answered(self, statement: str) -> None:
         """PostgreSQL has answered a statement."""
         self._is_limited = self._is_limited or _LIMIT in statement.lower()
-        good = {statement, None} if is_of_session(statement) else {statement, None, *self._tried}
-        self._found = {by: error for by, error in self._found.items() if by not in good}
+        if self._found:
+            good = {statement, None} if is_of_session(statement) else {statement, None, *self._tried}
+            self._found = {by: error for by, error in self._found.items() if by not in good}
         if len(_answered) >= _REMEMBERED:
             _answered.clear()
         if len(statement) <= _LONGEST:

@@ -1,8 +1,7 @@
 """The sessions of a replay, and a watch over their statements and over statements that bypass them.
 
-A `ContactSession` reports each place where a call turns to the database: a rehearsal ends at the first, and a replay
-takes its fingerprint there.  Both must find the same place, and before the listeners of the host, of which none runs in
-a rehearsal: else sound values would seem to differ.
+A `ContactSession` reports where a call turns to the database: a rehearsal ends at the first such place, and a replay
+takes its fingerprint there, before the host's listeners, of which none runs in a rehearsal: else sound values differ.
 """
 
 from __future__ import annotations
@@ -155,9 +154,10 @@ class Watch:
 
     def sees(self, statement: str) -> None:
         """Raise `TargetMisconfigured` for a statement that would not do here what it did for the manager."""
-        if not (is_of_savepoints(statement) or is_setting(statement)):
+        is_contact, does_isolate = not (is_of_savepoints(statement) or is_setting(statement)), isolates(statement)
+        if is_contact:
             self.on_contact()
-        if isolates(statement):
+        if does_isolate:
             raise self.isolated()
         if self.as_of is not None and self.as_of.goes_without_id(statement):
             raise self.misfits(

@@ -242,9 +242,9 @@ def _states_in(of_class: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in of_class.items()
-        if (isinstance(value, (*_CONTAINERS, count)) or is_of_the_host(value))
+        if not (name.startswith("__") and name.endswith("__"))
         and not hasattr(type(value), "__get__")
-        and not (name.startswith("__") and name.endswith("__"))
+        and (isinstance(value, (*_CONTAINERS, count)) or is_of_the_host(value))
         and is_state(value)
     }
 

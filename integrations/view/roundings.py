@@ -35,9 +35,11 @@ class Roundings:
 
     def rounds(self, name: str) -> bool:
         """Whether the code of an operation or a read may round what the columns do not."""
-        kept, scales = self.methods.get(name), self.scales()
-        is_known_to_keep = bool(kept and scales) and all(one is not None and one <= (kept or 0) for one in scales)
-        return kept is not None and not is_known_to_keep
+        kept = self.methods.get(name)
+        if kept is None:
+            return False
+        scales = self.scales()
+        return not (kept and scales and all(one is not None and one <= kept for one in scales))
 
     @property
     def hides_balance(self) -> bool:

@@ -266,7 +266,7 @@ class RowForms:
         # By their key rows are found, whatever it looks like.
         for column in {name: None for row in rows for name in row if name not in (PARENT, self.key(table))}:
             values = [row[column] for row in rows if row.get(column) is not None]
-            if not values:
+            if not values or known.get(column) is False:
                 continue
             is_text = isinstance(values[0], str) and all(map(is_amount_text, values))
             if known.setdefault(column, is_text) and not is_text:
