@@ -7,13 +7,15 @@ account, and what it will not answer after calls of an outage, as far as is know
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterable, Mapping
+from operator import is_
 from typing import Any
 
 from ..code.answers import applied_answer, plain_answer
-from ..code.class_code import ClassCode, CodeWatch
+from ..code.class_code import ClassCode, forget_conclusions
 from ..code.code_version import code_version
-from ..code.members import names_set_by
+from ..code.members import is_mock, names_set_by
 from ..code.row_queries import row_query
 from ..code.row_tests import row_tests
 from ..code.tables_named import tables_named
@@ -111,6 +113,52 @@ def _is_open(known: Mapping[str, Any] | None) -> bool:
 def _why(operation: ManagerOperation, names: list[str]) -> str:
     is_id = operation.creates is None and any(name.startswith("id of ") for name in names)
     return "not known without creates=" if is_id else "cannot be explained"
+
+
+class CodeWatch:
+    """Looks whether the functions of a class are still those that it had.  Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._cls: type | None = None
+        self._members: list[Any] = []
+        # With what else the class held at the last look: to compare all takes a tenth of picking the functions.
+        self._held: list[Any] = []
+
+    def has_changed(self, cls: type) -> bool:
+        """Whether the class has other functions than at the last look; then all conclusions are forgotten.
+
+        What a test has mocked is no code of the manager's.
+        """
+        held = _all_of(cls)
+        if self._cls is cls and _are_same(self._held, held):
+            return False
+        # What is no function may change at each call.
+        members = [one for one in held if hasattr(type(one), "__get__")]
+        if self._cls is cls and _are_same(self._members, members):
+            self._held = held
+            return False
+        with self._lock:
+            if (self._cls is cls and _are_same(self._members, members)) or any(map(is_mock, held)):
+                return False
+            is_first = self._cls is not cls
+            self._cls, self._members, self._held = cls, members, held
+        if is_first:
+            return False
+        forget_conclusions()
+        return True
+
+
+def _are_same(before: list[Any], now: list[Any]) -> bool:
+    return len(before) == len(now) and all(map(is_, before, now))
+
+
+def _all_of(cls: type) -> list[Any]:
+    # Another thread may set one meanwhile.
+    found: list[Any] = []
+    for base in cls.__mro__[:-1]:
+        found += vars(base).copy().values()
+    return found
 
 
 class ManagersCode:
