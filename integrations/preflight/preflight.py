@@ -16,7 +16,7 @@ from ... import Operation, Outbox, OutboxError
 from ...attributes import attributes
 from ...errors import ConfigError
 from ...log import Log
-from ..code import likeness
+from .. import roles
 from ..code.answers import given_id_of
 from ..code.method_code import facts_of
 from ..code.signatures import signature_of
@@ -259,7 +259,7 @@ def _undeclared(
         shown = f"; it has {', '.join(own[:12])}" if own else ""
         yield (
             "none of its methods is declared, so nothing would be durable"
-            f"{shown}: declare them, as in {likeness.declaration(own or ['save_trade'])}"
+            f"{shown}: declare them, as in {roles.declaration(own or ['save_trade'])}"
         )
 
 

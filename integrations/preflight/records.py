@@ -20,9 +20,8 @@ from typing import Any, TypeVar, cast
 
 from ... import Operation, Outbox
 from ...records import is_record_class, names_of
-from ..code.class_code import ClassCode
+from ..code.class_code import ClassCode, row_methods
 from ..code.method_code import dotted, facts_of, meaning
-from ..code.row_methods import row_methods
 from ..code.signatures import hints_of, parameter_names, signature_of
 from ..operations import ManagerOperation
 

@@ -17,10 +17,9 @@ from enum import Enum
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..code.class_code import ClassCode, remembered
+from ..code.class_code import ClassCode, remembered, row_methods
 from ..code.code_version import LOGS
 from ..code.method_code import Facts, dotted, facts_of, layers, meaning
-from ..code.row_methods import row_methods
 from ..code.signatures import parameter_names
 from .decisions import ARGUMENT, COLUMN, TAKEN, TEXT, Decision, Unreadable
 from .learning import is_id

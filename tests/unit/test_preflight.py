@@ -12,12 +12,12 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
 from outbox import ConfigError, Operation, Outbox
-from outbox.integrations.code.likeness import declaration
 from outbox.integrations.code.method_code import facts_of
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager, ManagerOperation, ManagerRead
 from outbox.integrations.paper import DatabaseManager
 from outbox.integrations.preflight import beyond_call
 from outbox.integrations.preflight.preflight import Fit, Kind, MethodFit, _show, look
+from outbox.integrations.roles import declaration
 
 from . import managers_that_misfit as managers
 
