@@ -101,6 +101,8 @@ class Keeper:
         self._doubtful: set[int] = set()
         self.kept = KeptView(outbox, calls, self.view, self._look_again, self.witness.looks)
         self.kept.restore(carried_over)
+        # Nothing has come between other sessions and PostgreSQL until there is an outage: they are not compared.
+        self._from_before, self._had_outage = frozenset(self.view.sessions), False
 
     def _know_class_of(self, manager: Any) -> None:
         """Take in the class of a manager that was built after the view was restored."""
@@ -160,8 +162,7 @@ class Keeper:
             self.view.catch_up()
         if self._calls[entry.operation].session is Session.BEGINS and not self.view.learning.compared.agrees:
             # A relay in another process asks nothing about sessions.
-            self._check = _ViewCheck.IS_DUE
-            self._ask()
+            self._look_again(notes_of(entry).get("session"))
         if self.kept.has_many(entry.seq) or self._may_fill():
             self._ask()
 
@@ -323,6 +324,7 @@ class Keeper:
         if self._outbox.progress.was_out:
             # Not at the start, where they were looked at: the host may be emptying its tables by now.
             self._reserves.distrust()
+            self._had_outage = True
         self._check = _ViewCheck.IS_DUE
         self._ask()
 
@@ -407,6 +409,8 @@ class Keeper:
 
     def _compare_active(self) -> None:
         for session_id in [id_ for id_, row in self.view.sessions.items() if row["active"]]:
+            if not self._had_outage and session_id not in self._from_before:
+                continue
             if session_id not in self._doubtful and not self.compare(session_id):
                 self._check = _ViewCheck.IS_DUE
 

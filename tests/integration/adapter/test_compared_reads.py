@@ -70,6 +70,25 @@ def test_status_shows_which_read_is_not_answered(taxed: Scene) -> None:
     assert taxed.box.status().alarms == {}
 
 
+def test_late_first_look_at_a_session_raises_no_alarm(
+    own_postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the background work begins when the manager has answered otherwise already."""
+    with scene(own_postgres.url(), tmp_path / "outbox", Taxed) as made:
+        keeper = made.manager._durable.adapter.keeper
+        with monkeypatch.context() as busy:
+            busy.setattr(keeper, "_tend", lambda: None)
+            made.relay.start()
+            made.manager.create_trading_session("s", 1000)
+            trade(made, 5)
+            until(lambda: keeper.observe(1))
+            TAX["rate"] = Decimal(5)
+            trade(made, 1)
+            TAX["rate"] = Decimal(0)
+        keeper._tend()
+        assert made.box.status().alarms == {}
+
+
 def test_equal_answers_are_given_in_an_outage(taxed: Scene, own_postgres: PostgresServer) -> None:
     own_postgres.kill()
     assert taxed.manager.get_current_balance() == 904
