@@ -136,7 +136,10 @@ class Outbox(Enqueueing):
         declared = tuple(operations)
         operations_by_name(declared)
         # Of a link on the way: where it leads now. A deployment that switches it must not take the files away.
-        directory = Path(os.path.realpath(os.fspath(path if path is not None else config.dir)))
+        given = config.dir if path is None else path
+        if not isinstance(given, str | os.PathLike):
+            raise ConfigError(f"path is {given!r:.100}", hint="allowed: a path; settings are given as config=...")
+        directory = Path(os.path.realpath(given))
         opened = open_store(directory, config, clock, engine=engine, readonly=readonly)
         try:
             if engine:
@@ -146,8 +149,7 @@ class Outbox(Enqueueing):
             opened.close()
             raise
         if engine:
-            given = os.fspath(path if path is not None else config.dir)
-            _log.info("outbox opened at %(path)s, given as %(given)s", path=directory, given=given)
+            _log.info("outbox opened at %(path)s, given as %(given)s", path=directory, given=os.fspath(given))
             box._publish_halt(None)
             if opened.history is not None:
                 opened.history.start(box._report_history)

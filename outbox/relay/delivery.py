@@ -273,6 +273,8 @@ class Delivery:
     def _measure(self, batch: Batch, outcome: Outcome, now: float) -> None:
         took_s = self._box.clock.monotonic() - now
         self.publication.measured(outcome, batch.newest_seq, took_s, now)
+        if batch.records and outcome.interruption is None:
+            self._size.measured(len(batch.records), took_s)
         if batch.records and _log.is_detailed:
             self._describe(batch, outcome, took_s)
 
@@ -363,7 +365,6 @@ class Delivery:
     def _recover(self) -> None:
         self.link.recovered()
         self.publication.inherited.clear()
-        self._size.grow()
 
     def _housekeep(self, now: float, *, idle: bool) -> None:
         if now >= self._housekeeping.due_at and not self.publication.writer_may_hang:

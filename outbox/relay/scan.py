@@ -24,6 +24,12 @@ from .waits import Retry, Waits
 _BATCH_BYTES = 8 << 20
 # So long after an entry came the program counts as enqueueing: as long as a trading loop may pause.
 _BUSY_S = 60.0
+# A batch is to take about so long, and at most this part of the time after which it is given up: as often is committed,
+# seen by others and unlocked what it has delivered.
+_BATCH_S = 1.0
+_PART_OF_STALL = 0.1
+# Entries of the first batch, when it is not known how long one takes.
+_FIRST = 50
 
 
 @dataclass(slots=True)
@@ -212,7 +218,8 @@ class BatchSize:
 
     def __init__(self, config: OutboxConfig, target: Target) -> None:
         self._config, self._target = config, target
-        self._limit = config.batch_size
+        self._batch_s = min(_BATCH_S, config.stall_timeout * _PART_OF_STALL)
+        self._limit = min(config.batch_size, _FIRST)
         # The newest entry of the last look, and until when the program counts as enqueueing.
         self._newest_seq: int | None = None
         self._busy_until = 0.0
@@ -237,6 +244,7 @@ class BatchSize:
         """A batch took too long."""
         self._limit = max(1, self._limit // 2)
 
-    def grow(self) -> None:
-        """A batch was delivered."""
-        self._limit = min(self._config.batch_size, self._limit * 2)
+    def measured(self, entries: int, took_s: float) -> None:
+        """A batch was delivered: the next one has as many entries as fit its time, if that is not far from the last."""
+        fit = int(entries * self._batch_s / took_s) // self._target.lanes if took_s else self._config.batch_size
+        self._limit = min(self._config.batch_size, max(min(fit, self._limit * 2), self._limit // 2, 2))

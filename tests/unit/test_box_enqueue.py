@@ -160,6 +160,12 @@ def test_bad_declarations_are_refused_before_anything_is_created(outbox_dir: Pat
     assert not outbox_dir.exists()
 
 
+@pytest.mark.parametrize("opening", [Outbox.open, Outbox.attach])
+def test_settings_in_the_place_of_the_path_are_refused(opening: Callable[..., Outbox]) -> None:
+    with pytest.raises(ConfigError, match="settings are given as config"):
+        opening(OutboxConfig())
+
+
 # -- identity
 
 

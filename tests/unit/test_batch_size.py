@@ -1,0 +1,71 @@
+"""A batch takes about as long as it is meant to, however long its entries take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox.target import Outcome
+from tests.unit.fakes.rig import Rig
+
+pytestmark = pytest.mark.slow
+
+
+def slow(rig: Rig, monkeypatch: pytest.MonkeyPatch, entry_s: float) -> list[float]:
+    """Let each entry take so many seconds; the seconds of each batch."""
+    batches: list[float] = []
+    apply = rig.target.apply
+
+    def take_long(store_id: bytes, records: Sequence[Any]) -> Outcome:
+        rig.clock.advance(entry_s * len(records))
+        batches.append(entry_s * len(records))
+        return apply(store_id, records)
+
+    monkeypatch.setattr(rig.target, "apply", take_long)
+    return batches
+
+
+def test_slow_entries_never_take_the_stall_timeout(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As calls of a manager over a long line: a whole batch of 1,000 would take a minute."""
+    with Rig(outbox_dir) as rig:
+        rig.enqueue(*[None] * 400)
+        batches = slow(rig, monkeypatch, 0.06)
+        rig.settle()
+        assert max(batches) <= 3.0
+        # What was read ahead, before it was known how long it takes, is taken as it is.
+        assert all(0.5 <= took <= 1.0 for took in batches[4:-1])
+        assert rig.pending() == []
+
+
+def test_short_stall_timeout_makes_batches_shorter(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rig(outbox_dir, stall_timeout=2.0) as rig:
+        rig.enqueue(*[None] * 200)
+        batches = slow(rig, monkeypatch, 0.02)
+        rig.settle()
+        assert max(batches[4:]) <= 0.2
+
+
+def test_quick_entries_fill_whole_batches(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rig(outbox_dir, batch_size=150) as rig:
+        rig.enqueue(*[None] * 500)
+        slow(rig, monkeypatch, 0.0001)
+        rig.settle()
+        assert [len(call) for call in rig.target.calls] == [50, 100, 150, 150, 50]
+
+
+def test_one_slow_entry_halves_the_batch_at_most(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rig(outbox_dir) as rig:
+        rig.enqueue(*[None] * 50)
+        rig.step()
+        rig.enqueue(None)
+        with monkeypatch.context() as once:
+            slow(rig, once, 5.0)
+            rig.settle()
+        rig.clock.advance(61)
+        rig.target.calls.clear()
+        rig.enqueue(*[None] * 100)
+        rig.settle()
+        assert len(rig.target.calls[0]) >= 50
