@@ -101,8 +101,6 @@ class Keeper:
         self._doubtful: set[int] = set()
         self.kept = KeptView(outbox, calls, self.view, self._look_again, self.witness.looks)
         self.kept.restore(carried_over)
-        # Nothing has come between other sessions and PostgreSQL until there is an outage: they are not compared.
-        self._from_before, self._had_outage = frozenset(self.view.sessions), False
 
     def _know_class_of(self, manager: Any) -> None:
         """Take in the class of a manager that was built after the view was restored."""
@@ -324,7 +322,7 @@ class Keeper:
         if self._outbox.progress.was_out:
             # Not at the start, where they were looked at: the host may be emptying its tables by now.
             self._reserves.distrust()
-            self._had_outage = True
+            self.kept.was_out()
         self._check = _ViewCheck.IS_DUE
         self._ask()
 
@@ -409,9 +407,9 @@ class Keeper:
 
     def _compare_active(self) -> None:
         for session_id in [id_ for id_, row in self.view.sessions.items() if row["active"]]:
-            if not self._had_outage and session_id not in self._from_before:
+            if not self.kept.may_differ(session_id) or session_id in self._doubtful:
                 continue
-            if session_id not in self._doubtful and not self.compare(session_id):
+            if not self.compare(session_id):
                 self._check = _ViewCheck.IS_DUE
 
     def _try(self, what: str, action: Callable[[], Any]) -> None:

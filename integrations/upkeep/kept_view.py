@@ -109,6 +109,8 @@ class KeptView:
         self._folded_with = 0
         # Whether a fold has begun and not ended.
         self._torn = False
+        # Sessions of before this run; None behind an outage, when any may have been changed by another writer.
+        self._apart: frozenset[int] | None = frozenset()
         view.renew, view.fold = self._renew, self._follow
 
     def restore(self, carried_over: bytes | None) -> None:
@@ -133,6 +135,15 @@ class KeptView:
         self._kept_seq = self._view.seq
         self._due = self._kept_seq + _EVERY
         self._fold_since()
+        self._apart = frozenset(self._view.sessions)
+
+    def was_out(self) -> None:
+        """PostgreSQL was away: other writers may have been there sooner than this program."""
+        self._apart = None
+
+    def may_differ(self, session_id: int) -> bool:
+        """Whether an outage or a restart lies between what is known of a session and PostgreSQL."""
+        return self._apart is None or session_id in self._apart
 
     def doubt_former(self, methods: Collection[str]) -> None:
         """Doubt what `methods` have made of the view, which have another code now."""

@@ -2373,8 +2373,8 @@ BUGS = (
     Bug(
         "a deployment that switches a link on the way to the store halts the running engine",
         "outbox/box.py",
-        "Path(os.path.realpath(os.fspath(",
-        "Path(os.path.abspath(os.fspath(",
+        "Path(os.path.realpath(given))",
+        "Path(os.path.abspath(given))",
         ("tests/unit/test_box_halt_files.py",),
     ),
     Bug(

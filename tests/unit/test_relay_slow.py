@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -19,7 +20,7 @@ def slow(rig: Rig, monkeypatch: pytest.MonkeyPatch, entry_s: float) -> list[floa
     batches: list[float] = []
     apply = rig.target.apply
 
-    def take_long(store_id: bytes, records: Sequence[Any]) -> Outcome:
+    def take_long(store_id: UUID, records: Sequence[Any]) -> Outcome:
         rig.clock.advance(entry_s * len(records))
         batches.append(entry_s * len(records))
         return apply(store_id, records)
