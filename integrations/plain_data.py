@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-from ..attributes import attributes, put, slots_of
+from ..records import attributes, put, slots_of
 
 SCALARS = (bool, int, float, complex, str, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, type(None))
 # Most items have one of these types: told apart by identity, a large collection costs a tenth.

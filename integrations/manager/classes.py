@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ...attributes import slots_of
+from ...records import slots_of
 from ..code.members import class_member
 
 # Set in a class that was made here: the class that it stands for.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...attributes import attributes
+from ...records import attributes
 from ..code.members import is_mapped_class
 from ..code.method_code import facts_of, names_in
 from ..manager.held import without_factory

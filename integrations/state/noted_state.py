@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ... import InvalidEntry, Outbox
-from ...attributes import attributes
 from ...codec import encode
-from ...records import fields_of, has_fields
+from ...records import attributes, fields_of, has_fields
 from ..code.class_code import ClassCode
 from ..code.held_parts import changes_itself, parts_changed, parts_read
 from ..code.remembered import remembered

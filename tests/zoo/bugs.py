@@ -411,7 +411,7 @@ BUGS = (
     ),
     Bug(
         "a missing text key is taken for generated",
-        "outbox/columns.py",
+        "outbox/operation.py",
         "or column is generated\n",
         "or column.primary_key\n",
         ("tests/integration/test_declared_tables.py",),
@@ -726,7 +726,7 @@ BUGS = (
     ),
     Bug(
         "adapter: a row of a table without a class is no argument",
-        "outbox/foreign.py",
+        "outbox/registered.py",
         "    if is_column_name(value):\n",
         "    if False:\n",
         ("tests/unit/test_codec.py",),
