@@ -34,8 +34,8 @@ from .store import namespace
 from .store.envelope import Record, is_seq, to_us
 from .store.environment import as_unavailable
 from .store.ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
+from .store.own_files import StateFile
 from .store.reads import FORGOTTEN
-from .store.state_file import StateFile
 from .store.store import Store
 from .store.withdrawal import members, not_in_delivery
 from .store.writer import Rank, refuse_at_the_end

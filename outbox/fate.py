@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from .errors import EntryRejected, OutboxError, RetryLater, TargetMisconfigured, TargetUnavailable
-from .store.units import Unit
+from .store.envelope import Unit
 
 
 class Fate(Enum):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..clock import Clock
 from ..log import Log
-from ..store.rates import Pace
-from ..store.state_file import StateFile
+from ..store.own_files import StateFile
+from ..store.quota import Pace
 from ..target import Outcome
 from .link import LinkState
 from .scan import Scan

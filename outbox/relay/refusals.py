@@ -7,8 +7,8 @@ from dataclasses import replace
 from ..errors import OutboxError
 from ..fate import Failed, Fate, of_refusal, spare_children
 from ..log import Log
+from ..store.envelope import Unit
 from ..store.ledger import Settlement
-from ..store.units import Unit
 from ..target import Outcome, Target, is_best_effort
 from .link import Link
 from .scan import Batch

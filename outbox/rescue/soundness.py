@@ -16,8 +16,7 @@ from .. import codec
 from ..entry import EntryStatus
 from ..errors import OutboxError, StoreCorrupt
 from ..store import ledger, quarantine, small
-from ..store.counters import Counters
-from ..store.envelope import Record, key_seq, seq_key, unpack
+from ..store.envelope import Counters, Record, key_seq, seq_key, unpack
 from ..store.environment import MAP_BYTES, Environment, LmdbError, structural_problems, translated
 from ..store.gate import COUNTERS_KEY
 from ..store.identity import DATA_FILE, IDENTITY_KEY, Identity

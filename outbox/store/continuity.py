@@ -19,8 +19,7 @@ from typing import Protocol
 from uuid import UUID
 
 from ..errors import HistoryRewound, StoreCorrupt
-from .envelope import Record
-from .frame import MARK, seal, unseal
+from .envelope import MARK, Record, seal, unseal
 from .sessions import RelaySessions
 
 _LAYOUT = struct.Struct(">H16s16sQ")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import StoreCorrupt
 from ..words import counted
-from .frame import LATE, seal, unseal
+from .envelope import LATE, seal, unseal
 
 KEY = b"outbox:late"
 _LAYOUT = struct.Struct(">QQ")

@@ -18,10 +18,21 @@ from ..errors import EntryNotFound, StoreCorrupt
 from ..operation import payload_hash, shape_hash
 from . import late
 from .continuity import Mark
-from .counters import Counters
-from .envelope import Record, discarded, is_seq, key_seq, pack, pack_completed, seq_key, unpack
+from .envelope import (
+    DEAD,
+    Counters,
+    Record,
+    discarded,
+    is_seq,
+    key_seq,
+    pack,
+    pack_completed,
+    seal,
+    seq_key,
+    unpack,
+    unseal,
+)
 from .environment import Environment
-from .frame import DEAD, seal, unseal
 from .key_row import place_of
 
 DEAD_PREFIX = b"outbox:dead:"

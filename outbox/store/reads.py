@@ -12,8 +12,7 @@ from .. import codec
 from ..errors import StoreCorrupt
 from . import late, ledger, quarantine, sessions, small, withdrawal
 from .continuity import UNKNOWN, Mark
-from .counters import Counters
-from .envelope import Record, key_seq, seq_key, unpack
+from .envelope import Counters, Record, key_seq, seq_key, unpack
 from .environment import Environment
 from .gate import COUNTERS_KEY, Guarded
 from .key_row import place_of, unpack_row

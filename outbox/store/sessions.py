@@ -13,7 +13,7 @@ from uuid import UUID
 
 from ..errors import StoreCorrupt
 from ..words import counted
-from .frame import SESSIONS, seal, unseal
+from .envelope import SESSIONS, seal, unseal
 
 KEY = b"outbox:sessions"
 # The record has the same size from the first day, so that it can be replaced where the store is full.

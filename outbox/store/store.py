@@ -27,8 +27,7 @@ from ..words import entries
 from . import ledger, quarantine, sessions, small, withdrawal
 from .appending import Append, admitted, append_fresh, append_one, sizes
 from .continuity import Mark
-from .counters import Counters
-from .envelope import Record
+from .envelope import Counters, Record
 from .environment import Environment, no_room
 from .gate import COUNTERS_KEY
 from .ledger import Moved, Settlement

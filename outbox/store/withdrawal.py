@@ -23,8 +23,7 @@ from typing import Any
 from ..entry import EntryStatus
 from ..errors import EntryInDelivery, EntryNotFound
 from . import ledger
-from .counters import Counters
-from .envelope import Record, discarded, pack, seq_key, unpack
+from .envelope import Counters, Record, discarded, pack, seq_key, unpack
 from .environment import Environment
 from .filesystem import descriptor_identity, is_open_as
 from .own_files import open_own

@@ -20,11 +20,11 @@ from ..errors import StoreCorrupt, StoreLocked
 from ..rescue import verify
 from ..rescue.salvage import Remains, Salvage
 from ..store import environment, sessions
+from ..store.creation import workshop
 from ..store.entry_json import FORMAT, State, raw_text, to_object
 from ..store.identity import DATA_FILE, IDENTITY_FILE, read_identity
 from ..store.locks import Role, RoleLock, holder
 from ..store.own_files import read_own
-from ..store.workshop import workshop
 
 
 @dataclass

@@ -24,16 +24,14 @@ from ..errors import InvalidEntry, OutboxError, StoreFormatError
 from ..opening import open_store
 from ..rescue import verify
 from ..store import filesystem, late, ledger, namespace, quarantine, sessions, small, withdrawal
-from ..store.counters import Counters
-from ..store.creation import IMPORTING, create
+from ..store.creation import IMPORTING, create, prefix_of, workshop
 from ..store.entry_json import FORMAT, State, from_object, raw_bytes
-from ..store.envelope import Record, pack, seq_key, unpack
+from ..store.envelope import Counters, Record, pack, seq_key, unpack
 from ..store.environment import Environment
 from ..store.gate import COUNTERS_KEY
 from ..store.identity import is_vacant, read_identity
 from ..store.key_row import pack_row, payload_of
 from ..store.reads import ALARM_PREFIX, FORGOTTEN, ORDER, PAUSE, PLACES
-from ..store.workshop import prefix_of, workshop
 from .lines import BAD, REMAINS, check_header, check_line
 
 # The keys of a store are hashes over its namespace; the others are about the relays of that store alone.

@@ -28,7 +28,7 @@ _HANDLER = "unit/test_writer.py"
 
 # In the order of what a defect in them would cost.
 PLAN = {
-    "envelope": _unit("envelope", "store_settling", "quarantine"),
+    "envelope": _unit("envelope", "envelope_frame", "envelope_counters", "store_settling", "quarantine"),
     "ledger": (*_unit("store_settling", "relay_rejection", "continuity"), *_LIVES),
     "store": (*_STORE, *_unit("store_append", "box_status", "store_vacuum", "quarantine", "relay_rejection"), *_LIVES),
     "box": (*_STORE, *_unit("box_looking", "box_status", "store_vacuum", "quarantine")),
@@ -47,14 +47,13 @@ PLAN = {
     "postgres.target": (*_POSTGRES, "integration/test_lanes.py"),
     "receipts": _POSTGRES[:3],
     "codec": _unit("codec"),
-    "counters": _unit("counters", "store_settling"),
     "link": _unit("link", "relay_outage"),
     "fate": _unit("fate", "relay_rejection", "relay_parking"),
     "target": _unit("target", "target_spread", "relay_step"),
     "operation": _unit("operation", "box_enqueue"),
     "quarantine": _unit("quarantine", "box_status"),
     "small": _unit("small_records", "store_settling", "environment", "quarantine", "importing"),
-    "quota": _unit("box_halt", "store_append"),
+    "quota": _unit("quota_rates", "box_halt", "store_append"),
     "alarms": _unit("alarms", "box_status"),
     "progress": _unit("progress", "relay_thread"),
     "opening": _unit("box_crash", "box_halt", "box_status", "store_vacuum", "verify"),
@@ -74,7 +73,7 @@ PLAN = {
     "findings": _unit("status", "box_status"),
     "status": _unit("status", "box_status", "box_looking", "relay_thread"),
     "config": _unit("config"),
-    "state_file": _unit("state_file"),
+    "own_files": _unit("own_files", "own_files_state"),
     "watchdog": _unit("watchdog"),
     "login_probe": _unit("login_probe"),
     "clock": _unit("clock"),

@@ -24,8 +24,7 @@ from outbox.relay.scan import Scan
 from outbox.relay.settling import Settling
 from outbox.store import ledger
 from outbox.store.continuity import judge
-from outbox.store.counters import Counters
-from outbox.store.envelope import Record, pack, seq_key
+from outbox.store.envelope import Counters, Record, pack, seq_key
 from outbox.store.ledger import Settlement
 from outbox.store.store import Store
 from outbox.target import Outcome, Unit, free_of

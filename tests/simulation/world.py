@@ -19,8 +19,7 @@ from outbox import AlreadyRejected, DurabilityError, IdempotencyConflict, Outbox
 from outbox.errors import TargetMisconfigured, TargetUnavailable
 from outbox.relay.link import CLOSED
 from outbox.store import sessions
-from outbox.store.counters import Counters
-from outbox.store.envelope import Record, to_us
+from outbox.store.envelope import Counters, Record, to_us
 from outbox.store.gate import COUNTERS_KEY
 from outbox.store.ledger import DISCARD, answer
 from outbox.store.reads import FORGOTTEN

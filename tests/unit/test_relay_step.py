@@ -24,8 +24,8 @@ from outbox import (
 from outbox.relay import housekeeping
 from outbox.store import store
 from outbox.store.continuity import Mark
+from outbox.store.own_files import StateFile
 from outbox.store.reads import MANY_DAMAGED
-from outbox.store.state_file import StateFile
 from tests.unit.fakes.rig import Rig, damage, permanent
 
 

@@ -36,10 +36,10 @@ BUGS = (
     ),
     Bug(
         "a relay with much to say says only its process id",
-        "outbox/store/state_file.py",
+        "outbox/store/own_files.py",
         "    for said in (state, flat):\n",
         "    for said in ():\n",
-        ("tests/unit/test_state_file.py",),
+        ("tests/unit/test_own_files_state.py",),
     ),
     Bug(
         "a password is asked for once, and wrong after it was changed",
@@ -166,7 +166,7 @@ BUGS = (
     ),
     Bug(
         "the checksum covers the arguments only",
-        "outbox/store/frame.py",
+        "outbox/store/envelope.py",
         "crc32(body, crc32(key, tag)) != crc:",
         "False:",
         ("tests/unit/test_envelope.py",),
@@ -2302,10 +2302,10 @@ BUGS = (
     ),
     Bug(
         "an error whose text is no valid Unicode ends the relay",
-        "outbox/store/state_file.py",
+        "outbox/store/own_files.py",
         '        state = _in_unicode(state)\n',
         '        raise\n',
-        ("tests/unit/test_state_file.py",),
+        ("tests/unit/test_own_files_state.py",),
     ),
     Bug(
         "a cancelled call keeps its fresh key to itself",

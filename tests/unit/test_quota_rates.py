@@ -12,7 +12,7 @@ import pytest
 
 from outbox import Outbox, OutboxConfig, Relay, StoreFull, TargetUnavailable
 from outbox.store.envelope import Record
-from outbox.store.rates import Pace, Rates, Room, measure
+from outbox.store.quota import Pace, Rates, Room, measure
 from outbox.words import counted, duration, rate
 from tests.unit.fakes.rig import FakeClock, Rig
 

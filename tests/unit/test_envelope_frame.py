@@ -16,10 +16,10 @@ import pytest
 from outbox import AlreadyRejected, IdempotencyConflict, InvalidEntry, Outbox, OutboxConfig, OutboxError, StoreCorrupt
 from outbox.clock import SystemClock
 from outbox.rescue import verify
-from outbox.store import frame as frame_module
+from outbox.store import envelope as frame_module
 from outbox.store.continuity import Mark
+from outbox.store.envelope import ENTRY, HEAD, SMALL, is_sealed, seal, unseal
 from outbox.store.environment import Environment
-from outbox.store.frame import ENTRY, HEAD, SMALL, is_sealed, seal, unseal
 from outbox.store.identity import IDENTITY_KEY
 from outbox.store.ledger import Settlement
 from outbox.transfer import exporting
