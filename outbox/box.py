@@ -33,11 +33,12 @@ from .operation import Operation, operations_by_name
 from .store import namespace
 from .store.envelope import Record, is_seq, to_us
 from .store.environment import as_unavailable
+from .store.kept_files import not_in_delivery
 from .store.ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
 from .store.own_files import StateFile
 from .store.reads import FORGOTTEN
 from .store.store import Store
-from .store.withdrawal import members, not_in_delivery
+from .store.withdrawal import members
 from .store.writer import Rank, refuse_at_the_end
 
 

@@ -17,16 +17,13 @@ from ..log import Log
 from ..store.ledger import Settlement
 from ..store.reads import PAUSE
 from ..target import Outcome, Target
-from .housekeeping import Housekeeping
-from .idle_checks import IdleChecks
-from .link import Breaker, Link, LinkState, foreseen, unforeseen
-from .publication import Publication
+from .link import BatchSize, Breaker, Link, LinkState, foreseen, unforeseen
 from .reconcile import Reconciler
 from .reconcile_orders import ORDER, ReconcileOrder, Reconciliation
 from .refusals import Refusals
-from .scan import Batch, BatchSize, Scan
+from .scan import Batch, Retry, Scan
 from .settling import Settling
-from .waits import Retry
+from .upkeep import Housekeeping, IdleChecks, Publication
 
 _log = Log("outbox.relay")
 

@@ -11,8 +11,7 @@ from ..store.envelope import Unit
 from ..store.ledger import Settlement
 from ..target import Outcome, Target, is_best_effort
 from .link import Link
-from .scan import Batch
-from .waits import Retry, Waits
+from .scan import Batch, Retry, Waits
 
 _log = Log("outbox.relay")
 

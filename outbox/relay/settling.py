@@ -15,8 +15,8 @@ from ..box import Outbox
 from ..errors import TargetUnavailable
 from ..log import Log
 from ..store.continuity import Ahead
+from ..store.kept_files import InDelivery
 from ..store.ledger import Settlement
-from ..store.withdrawal import InDelivery
 from ..worker import Later, Worker
 from .scan import Batch, Scan
 

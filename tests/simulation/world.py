@@ -21,10 +21,11 @@ from outbox.relay.link import CLOSED
 from outbox.store import sessions
 from outbox.store.envelope import Counters, Record, to_us
 from outbox.store.gate import COUNTERS_KEY
+from outbox.store.kept_files import Range
 from outbox.store.ledger import DISCARD, answer
 from outbox.store.reads import FORGOTTEN
 from outbox.store.store import Store
-from outbox.store.withdrawal import Range, members
+from outbox.store.withdrawal import members
 from outbox.target import Target
 from tests.faults.invariants import Applied, Call, Observation, Place, Reopened, Stored, Told, check
 
@@ -79,7 +80,7 @@ class OpenedInMemory:
 
 
 class InDeliveryInMemory:
-    """Stands for `outbox.store.withdrawal.InDelivery`: the process that dies takes its locks with it."""
+    """Stands for `outbox.store.kept_files.InDelivery`: the process that dies takes its locks with it."""
 
     def __init__(self) -> None:
         self._held: set[Range] = set()

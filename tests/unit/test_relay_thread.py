@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from outbox import ConfigError, Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetMisconfigured, TargetUnavailable
-from outbox.relay.publication import Publication
 from outbox.relay.reconcile_orders import Reconciliation
+from outbox.relay.upkeep import Publication
 from outbox.store.envelope import Record
 from outbox.store.locks import Role, died_holding
 from outbox.store.reads import Peeked

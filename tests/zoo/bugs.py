@@ -264,14 +264,14 @@ BUGS = (
     ),
     Bug(
         "an event log whose table is on a broken disk holds back the trades of its ordering key",
-        "outbox/relay/waits.py",
+        "outbox/relay/scan.py",
         "        retry = Retry(at, holds=not self._is_best_effort(unit),",
         "        retry = Retry(at, holds=True,",
         ("tests/integration/test_postgres_target_batches.py",),
     ),
     Bug(
         "the status is healthy while every enqueue waits for a disk that hangs",
-        "outbox/relay/publication.py",
+        "outbox/relay/upkeep.py",
         "        self._hangs = at_work and moves == self._moves\n",
         "        self._hangs = False\n",
         ("tests/unit/test_relay_thread.py",),
@@ -383,7 +383,7 @@ BUGS = (
     ),
     Bug(
         "entries of a parked operation do not hold back their keys",
-        "outbox/relay/waits.py",
+        "outbox/relay/scan.py",
         "        critical = bool(parked) and not self._is_best_effort(unit)",
         "        critical = False",
         ("tests/unit/test_relay_parking.py",),
@@ -1168,7 +1168,7 @@ BUGS = (
     ),
     Bug(
         "what is pending cannot be delivered any more when the directory was removed, and is lost with the process",
-        "outbox/store/withdrawal.py",
+        "outbox/store/kept_files.py",
         "            if former is None:\n                raise\n            return\n",
         "            raise\n",
         ("tests/unit/test_box_halt_files.py",),
@@ -1434,7 +1434,7 @@ BUGS = (
     ),
     Bug(
         "the reason of a stopped line is forgotten when the next relay begins",
-        "outbox/relay/publication.py",
+        "outbox/relay/upkeep.py",
         'if said.get("last_error"):',
         'if said.get("last_error") and self._since:',
         ("tests/integration/test_last_word.py",),
@@ -1455,7 +1455,7 @@ BUGS = (
     ),
     Bug(
         "an entry is discarded while a relay delivers it",
-        "outbox/store/withdrawal.py",
+        "outbox/store/kept_files.py",
         "        if not lock.claim(first, last):",
         "        if first > last:",
         ("tests/unit/test_withdrawal.py",),
