@@ -21,10 +21,9 @@ from .entry import Entry
 from .errors import ConfigError, EntryNotFound, InvalidEntry, OutboxError
 from .hooks import HookCalls, Hooks
 from .log import Log
-from .monitoring.alarms import Alarms
 from .monitoring.findings import UNLEDGERED, assess
 from .monitoring.held_back import HeldBackCount
-from .monitoring.notices import Notices
+from .monitoring.notices import Alarms, Notices
 from .monitoring.pause import Pauses
 from .monitoring.progress import Progress
 from .monitoring.status import OutboxStatus, snapshot

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from numbers import Number
 from typing import Any
 from uuid import UUID
@@ -216,21 +216,21 @@ class Operation:
         if columns is not None and isinstance(self.order_by, str):
             object.__setattr__(self, "order_by", columns.name_of(self.order_by))
 
-    @property
+    @cached_property
     def table_name(self) -> str | None:
         """`table` or `schema.table`, unquoted; None for an operation with a handler."""
         if self.table is None or isinstance(self.table, str):
             return self.table
         return f"{self.table.schema}.{self.table.name}" if self.table.schema else str(self.table.name)
 
-    @property
+    @cached_property
     def table_path(self) -> tuple[str, ...]:
         """The parts of the table's name, schema first; empty for an operation with a handler."""
         if self.table is None or isinstance(self.table, str):
             return tuple(self.table.split(".")) if self.table else ()
         return (*([str(self.table.schema)] if self.table.schema else []), str(self.table.name))
 
-    @property
+    @cached_property
     def json_columns(self) -> frozenset[str]:
         """Columns in which a text is a JSON string, as SQLAlchemy stores it; elsewhere a text is JSON text."""
         return frozenset() if self._columns is None else self._columns.json_names

@@ -17,7 +17,7 @@ from ..box import Outbox
 from ..entry import EntryStatus
 from ..errors import HistoryRewound, OutboxError, StoreCorrupt, TargetUnavailable
 from ..log import Log
-from ..monitoring.alarms import Alarms
+from ..monitoring.notices import Alarms
 from ..store.continuity import Memory, fingerprint
 from ..store.envelope import Counters, Record, to_us
 from ..store.environment import Environment

@@ -30,8 +30,7 @@ from ..store.own_files import read_own
 from ..words import counted
 from .metas import Tree
 from .other_records import check_other
-from .pages import MAIN, DataFile, Row, Walk
-from .search import beginnings, rank
+from .pages import MAIN, DataFile, Row, Walk, beginnings, rank
 
 _OURS = b"outbox:"
 _LARGEST = 64 << 20

@@ -53,7 +53,7 @@ PLAN = {
     "quarantine": _unit("quarantine", "box_status"),
     "small": _unit("small_records", "store_settling", "environment", "quarantine", "importing"),
     "quota": _unit("quota_rates", "box_halt", "store_append"),
-    "alarms": _unit("alarms", "box_status"),
+    "notices": _unit("notices", "notices_alarms", "box_status"),
     "progress": _unit("progress", "relay_thread"),
     "opening": _unit("box_crash", "box_halt", "box_status", "store_vacuum", "verify"),
     "locks": _unit("locks", "box_crash"),
@@ -74,7 +74,7 @@ PLAN = {
     "config": _unit("config"),
     "own_files": _unit("own_files", "own_files_state"),
     "watchdog": _unit("watchdog"),
-    "login_probe": _unit("login_probe"),
+    "address": _unit("address", "address_login"),
     "clock": _unit("clock"),
 }
 

@@ -229,10 +229,10 @@ BUGS = (
     ),
     Bug(
         "a server that asks for a password has refused it: every failure behind it stops the line",
-        "outbox/postgres/login_probe.py",
+        "outbox/postgres/address.py",
         "        elif method == _SASL and login.password",
         "        elif False and login.password",
-        ("tests/unit/test_login_probe.py",),
+        ("tests/unit/test_address_login.py",),
     ),
     Bug(
         "where a callback of the program waits, a server that is silent before the login is waited for",
@@ -244,8 +244,8 @@ BUGS = (
     Bug(
         "a lock on the relay's own tables is an entry's fault, which then waits for minutes after the lock is gone",
         "outbox/postgres/connection.py",
-        "failure = TargetUnavailable(str(failure), hint=hint, too_much=True)",
-        "failure = TargetUnavailable(str(failure), hint=hint, stalled=True)",
+        "return TargetUnavailable(str(failure), hint=hint, too_much=True)",
+        "return TargetUnavailable(str(failure), hint=hint, stalled=True)",
         ("tests/integration/test_postgres_target_connection.py",),
     ),
     Bug(
@@ -405,8 +405,8 @@ BUGS = (
     Bug(
         "a failure of the relay's own statements is the entry's",
         "outbox/postgres/connection.py",
-        "                failure = TargetMisconfigured(str(failure))\n            elif",
-        "                pass\n            elif",
+        "            return TargetMisconfigured(str(failure))\n        if isinstance(failure, TargetUnavailable)",
+        "            return failure\n        if isinstance(failure, TargetUnavailable)",
         ("tests/integration/test_parking.py",),
     ),
     Bug(
@@ -2274,21 +2274,21 @@ BUGS = (
     ),
     Bug(
         "a sequence that a statement of its own names is not looked at",
-        "outbox/postgres/sequences.py",
+        "outbox/postgres/blame.py",
         'named = text_array(cursor.connection.sequences)',
         'named = "{}"',
         ("tests/integration/test_parking.py",),
     ),
     Bug(
         "a refused default is the entry's fault",
-        "outbox/postgres/left_out.py",
+        "outbox/postgres/blame.py",
         'if not rows or given.columns & set(names):',
         'if True:',
         ("tests/integration/test_left_out.py",),
     ),
     Bug(
         "a number beyond the type of its column is the entry's fault",
-        "outbox/postgres/left_out.py",
+        "outbox/postgres/blame.py",
         'int(got[0]) > int(largest):',
         'False:',
         ("tests/integration/test_left_out.py",),
