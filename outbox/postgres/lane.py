@@ -105,7 +105,9 @@ class Lane:
 
     def _apply_part(self, store_id: UUID, course: _Course, part: list[Unit]) -> None:
         outcome = course.outcome
-        free, behind = free_of(part, course.blocked, course.given_up, self.operations)
+        free, behind = list(range(len(part))), course.blocked
+        if course.blocked or course.failed:
+            free, behind = free_of(part, course.blocked, course.given_up, self.operations)
         tried = [part[index] for index in free]
         try:
             done = self._transact(store_id, tried) if tried else []

@@ -20,9 +20,8 @@ from ..target import Outcome, Target
 from .link import BatchSize, Breaker, Link, LinkState, foreseen, unforeseen
 from .reconcile import Reconciler
 from .reconcile_orders import ORDER, ReconcileOrder, Reconciliation
-from .refusals import Refusals
 from .scan import Batch, Retry, Scan
-from .settling import Settling
+from .settling import Refusals, Settling
 from .upkeep import Housekeeping, IdleChecks, Publication
 
 _log = Log("outbox.relay")

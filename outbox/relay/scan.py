@@ -329,10 +329,6 @@ class Scan:
             else:
                 batch.records += unit
 
-    def is_current(self) -> bool:
-        """Whether nothing was requeued or discarded since the batch was read."""
-        return self._store.releases() == self.releases
-
     def look_ahead(self, batch: Batch, limit: int) -> None:
         """Read what comes behind `batch` already now; may run in another thread, if nothing else is called meanwhile.
 

@@ -3,6 +3,8 @@
 LMDB maps the file and trusts it: a damaged one kills the process.  Nothing here can be made to do more than miss
 rows, and what is wrong is said.  The layout is that of `mdb.c` of LMDB 0.9 on 64-bit machines in native byte order.
 Only for a file that nobody writes to.
+
+Where a tree is damaged, records are found anywhere in the file by their first bytes.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..entry import EntryStatus
-from ..store import small
+from ..errors import StoreCorrupt
+from ..store import late, sessions, small
+from ..store.continuity import Mark
 from ..store.envelope import BEGINNING, OVERHEAD, Record, claims
+from ..store.ledger import MARK_PREFIX
 from ..store.own_files import open_own
 from ..words import counted
 from .metas import (
@@ -342,3 +347,13 @@ def rank(record: Record) -> int:
     if record.status is EntryStatus.PENDING:
         return 1
     return 2 if record.is_discarded else 0
+
+
+def check_other(key: bytes, value: bytes) -> None:
+    """Raise `StoreCorrupt` where one of these records is damaged.  A record with another key passes."""
+    if key.startswith(MARK_PREFIX) and Mark.unpack(value) is None:
+        raise StoreCorrupt("what PostgreSQL last acknowledged is damaged: its checksum does not match")
+    if key == sessions.KEY:
+        sessions.RelaySessions.unpack(value)
+    if key == late.KEY:
+        late.unpack(value)

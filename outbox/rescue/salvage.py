@@ -29,8 +29,7 @@ from ..store.ledger import DEAD_PREFIX, dead_order
 from ..store.own_files import read_own
 from ..words import counted
 from .metas import Tree
-from .other_records import check_other
-from .pages import MAIN, DataFile, Row, Walk, beginnings, rank
+from .pages import MAIN, DataFile, Row, Walk, beginnings, check_other, rank
 
 _OURS = b"outbox:"
 _LARGEST = 64 << 20

@@ -24,8 +24,7 @@ from ..store.key_row import place_of, unpack_row
 from ..store.locks import Role, RoleLock, nobody_writes
 from ..words import counted
 from . import metas
-from .other_records import check_other
-from .pages import FREE_LIST, MAIN, DataFile, Walk
+from .pages import FREE_LIST, MAIN, DataFile, Walk, check_other
 
 _OURS = b"outbox:"
 # A history of more rows is not read in one snapshot, which would pin the pages that an engine frees meanwhile.

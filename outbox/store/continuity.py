@@ -135,43 +135,6 @@ def anonymous(session: UUID) -> UUID:
     return UUID(bytes=_ANONYMOUS + session.bytes[4:])
 
 
-class Ahead:
-    """A memory that also knows what PostgreSQL has acknowledged and the store has not recorded yet."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self.forget()
-
-    def forget(self) -> None:
-        """The store knows it too now, or never will."""
-        self._newest: list[Mark] = []
-        self._settled = range(0)
-
-    def know(self, newest: list[Mark], settled: range) -> None:
-        """`newest` was acknowledged, and with it all that was pending in the range `settled` of sequence numbers."""
-        self._newest, self._settled = newest, settled
-
-    def marks(self) -> list[Mark]:
-        newest = self._newest
-        return [*newest, *(mark for mark in self._memory.marks() if all(mark.lane != new.lane for new in newest))]
-
-    def watermark(self) -> int:
-        recorded = self._memory.watermark()
-        return self._settled[-1] if recorded + 1 in self._settled else recorded
-
-    def last_seq(self) -> int:
-        return self._memory.last_seq()
-
-    def sessions(self) -> RelaySessions | None:
-        return self._memory.sessions()
-
-    def begin_session(self, *sessions: UUID) -> None:
-        self._memory.begin_session(*sessions)
-
-    def proofs(self) -> list[Record]:
-        return self._memory.proofs()
-
-
 def judge(
     marks: Iterable[Mark], rows: Sequence[Watermark], own: RelaySessions | None = None, last_seq: int | None = None
 ) -> HistoryRewound | None:

@@ -156,14 +156,8 @@ def _admit(sizes: Sequence[int], room: int, message: str, hint: str) -> list[Sto
     return refusals
 
 
-# A sample is replaced so often: rates are those of the last one to two times of it.
-_SAMPLE_S = 30.0
 # Over less time the share of one batch or burst is too large.
 _SHORTEST_S = 5.0
-# Batches of fewer entries take longer for each of them, and do not show how fast a backlog goes.
-_TELLING_ENTRIES = 50
-# What one batch counts when the next one has been measured: the speed is that of about the last five.
-_DECAY = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,46 +178,6 @@ class Rates:
     drain_then_s: float | None = None
     # What is full then: `quota` or `disk`.
     limit: str | None = None
-
-
-class Pace:
-    """What the relay notes for it.  Belongs to one relay's step; not thread-safe."""
-
-    def __init__(self) -> None:
-        # Of `(monotonic time, newest sequence number, delivered)` the older sample and the newer one.
-        self._older: tuple[float, int, int] | None = None
-        self._newer: tuple[float, int, int] | None = None
-        self._delivered = 0
-        self._largest = 0
-        self._entries = self._seconds = 0.0
-
-    def inherit(self, said: object) -> None:
-        """Take over the speed that an earlier relay has published: it lasts until a batch shows another one."""
-        speed = said.get("speed") if isinstance(said, Mapping) else None
-        if isinstance(speed, float | int) and speed > 0:
-            self._entries, self._seconds = float(speed), 1.0
-
-    def batch(self, entries: int, seconds: float) -> None:
-        """Note a batch of which so many entries were delivered in so many seconds."""
-        self._delivered += entries
-        if not entries or seconds <= 0 or entries < min(self._largest, _TELLING_ENTRIES):
-            return
-        if self._largest < _TELLING_ENTRIES:
-            self._entries = self._seconds = 0.0  # the first ones of that size
-        self._largest = max(self._largest, entries)
-        self._entries = _DECAY * self._entries + entries
-        self._seconds = _DECAY * self._seconds + seconds
-
-    def sample(self, now: float, newest_seq: int) -> None:
-        """Note the newest sequence number at this moment."""
-        if self._newer is None or now - self._newer[0] >= _SAMPLE_S:
-            here = (now, newest_seq, self._delivered)
-            self._older, self._newer = self._newer or here, here
-
-    def published(self) -> dict[str, Any]:
-        """What other processes need."""
-        speed = self._entries / self._seconds if self._seconds else None
-        return {"sample": self._older, "delivered": self._delivered, "speed": speed}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

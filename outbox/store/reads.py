@@ -156,10 +156,11 @@ class Reader(Guarded):
         """Sequence numbers that were discarded while pending, and whose receipts have not been looked up yet."""
         return [seq for seq, _ in self._prefixed(withdrawal.PREFIX)]
 
-    def releases(self) -> int:
-        """`Counters.releases`: if it has changed, a batch that was read before may be outdated."""
-        with self._read() as (_, txn):
-            return Counters.unpack(txn.get(COUNTERS_KEY)).releases
+    def standing(self) -> tuple[int, int]:
+        """`Counters.releases` and the watermark: if the former has changed, a batch read before may be outdated."""
+        with self._read() as (environment, txn):
+            counters = Counters.unpack(txn.get(COUNTERS_KEY))
+            return counters.releases, _watermark(environment, txn, counters)
 
     def record(self, name: str, seq: int) -> Record | None:
         """One record of sub-database `name`, or None.  Raises `StoreCorrupt`."""
@@ -260,8 +261,8 @@ class Reader(Guarded):
 
     def watermark(self) -> int:
         """Highest sequence number with nothing unsettled at or below it."""
-        with self._read() as (environment, txn), txn.cursor(db=environment.pending) as cursor:
-            return (key_seq(cursor.key()) if cursor.first() else Counters.unpack(txn.get(COUNTERS_KEY)).next_seq) - 1
+        with self._read() as (environment, txn):
+            return _watermark(environment, txn, Counters.unpack(txn.get(COUNTERS_KEY)))
 
     def last_seq(self) -> int:
         """Highest sequence number that was given out."""
@@ -312,6 +313,11 @@ def live_bytes(environment: Environment, txn: Any) -> int:
         pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         page_size = stat["psize"]
     return int(pages * page_size)
+
+
+def _watermark(environment: Environment, txn: Any, counters: Counters) -> int:
+    with txn.cursor(db=environment.pending) as cursor:
+        return (key_seq(cursor.key()) if cursor.first() else counters.next_seq) - 1
 
 
 def _metas(txn: Any, prefix: str) -> list[tuple[str, bytes]]:

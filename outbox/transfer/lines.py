@@ -13,7 +13,7 @@ from uuid import UUID
 from ..errors import InvalidEntry, StoreCorrupt
 from ..monitoring import pause
 from ..monitoring.notices import parse
-from ..rescue.other_records import check_other
+from ..rescue.pages import check_other
 from ..store import late, ledger, sessions, small, withdrawal
 from ..store.entry_json import from_object, raw_bytes
 from ..store.envelope import pack, seq_key, to_us, unpack

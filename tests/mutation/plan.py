@@ -37,7 +37,7 @@ PLAN = {
     "gate": (*_unit("store_settling", "box_halt", "store_vacuum"), _HANDLER),
     "scan": (*_RELAY, *_unit("relay_overlap", "relay_parking"), *_LIVES),
     "delivery": (*_RELAY, *_unit("relay_thread", "relay_overlap")),
-    "refusals": (*_RELAY, *_unit("relay_parking")),
+    "settling": (*_RELAY, *_unit("settling_refusals", "relay_parking", "relay_overlap")),
     "relay": (*_unit("relay_thread", "relay_overlap"), *_ORDERS),
     "worker": _unit("worker"),
     "connection": _POSTGRES,

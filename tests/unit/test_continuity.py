@@ -9,7 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from outbox.errors import StoreCorrupt
-from outbox.store.continuity import UNKNOWN, Ahead, Mark, NoMemory, Watermark, fingerprint, judge, lineage_of
+from outbox.relay.settling import Ahead
+from outbox.store.continuity import UNKNOWN, Mark, NoMemory, Watermark, fingerprint, judge, lineage_of
 from outbox.store.sessions import RelaySessions
 
 HERE, S1, S2 = uuid4(), uuid4(), uuid4()

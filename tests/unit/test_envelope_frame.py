@@ -29,7 +29,9 @@ from tests.unit.fakes.waiting import LONG
 # Made by the commit before records had a frame: 8 entries and a group of 2; 1 to 3 completed, 4 and 5 dead letters,
 # 6 quarantined, marks of two lanes; every second idempotency row is without any checksum, as they once were.
 UNFRAMED = Path(__file__).parent / "fakes" / "unframed_store.zip"
-KINDS = {value for name, value in vars(envelope).items() if name.isupper() and isinstance(value, bytes) and len(value) == 2}
+KINDS = {
+    value for name, value in vars(envelope).items() if name.isupper() and isinstance(value, bytes) and len(value) == 2
+}
 
 
 @pytest.fixture

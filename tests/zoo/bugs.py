@@ -73,7 +73,7 @@ BUGS = (
     ),
     Bug(
         "a poison row is skipped",
-        "outbox/relay/refusals.py",
+        "outbox/relay/settling.py",
         "            settlement.dead += why\n",
         "            settlement.completed += [(one, b'') for one, _ in why]\n",
         ("tests/unit/test_relay_rejection.py",),
@@ -439,7 +439,7 @@ BUGS = (
     ),
     Bug(
         "a connection that is new is compared with what is recorded only",
-        "outbox/store/continuity.py",
+        "outbox/relay/settling.py",
         "        newest = self._newest\n",
         "        newest: list[Mark] = []\n",
         ("tests/unit/test_continuity.py",),
@@ -1449,7 +1449,7 @@ BUGS = (
     Bug(
         "an entry that was discarded after it was read is delivered",
         "outbox/relay/settling.py",
-        "if claimed and self._scan.is_current():",
+        "if claimed and self._is_current():",
         "if claimed:",
         ("tests/unit/test_withdrawal.py",),
     ),
@@ -1770,7 +1770,7 @@ BUGS = (
     ),
     Bug(
         "a row whose parent comes from another store after an outage is refused for good",
-        "outbox/relay/refusals.py",
+        "outbox/relay/settling.py",
         "return beside or self._link.is_late(unit[0].seq)",
         "return beside",
         ("tests/integration/test_two_stores.py",),
