@@ -16,7 +16,8 @@ from .errors import ConfigError, DurabilityError, StoreClosed, StoreCorrupt, Sto
 from .log import Log
 from .rescue import verify
 from .rescue.history import HistoryCheck, require_check
-from .store import environment, filesystem, namespace, sessions
+from .store import environment, filesystem, namespace
+from .store.continuity import SESSIONS_KEY, RelaySessions
 from .store.creation import create
 from .store.envelope import Counters, to_us
 from .store.gate import COUNTERS_KEY
@@ -183,7 +184,7 @@ def _create_if_vacant(directory: Path, config: OutboxConfig, clock: Clock) -> No
         read_identity(directory)
     except StoreMissing:
         store_id = clock.new_id()
-        first = {COUNTERS_KEY: Counters().pack(), sessions.KEY: sessions.RelaySessions().pack()}
+        first = {COUNTERS_KEY: Counters().pack(), SESSIONS_KEY: RelaySessions().pack()}
         first |= namespace.first_record(config, store_id, to_us(clock.now()))
         create(directory, store_id, first)
         _log.info("outbox created at %(path)s", path=directory)

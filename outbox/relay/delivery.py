@@ -116,7 +116,7 @@ class Delivery:
         if self.link.state.stopped:
             self.link.recovered()
         self.publication.line_works()
-        self.publish(self._box.clock.monotonic(), force=True)
+        self.publication.tell(self.link.state, self._scan, self._box.clock.monotonic(), force=True)
         return done
 
     # -- one step
@@ -157,7 +157,7 @@ class Delivery:
             self._caught_up = False
             self._fail(exc, now)
             self._housekeep(now, idle=False)
-            self.publish(now)
+            self.publication.tell(self.link.state, self._scan, now)
             return self._came_to(self.link.wait(now))
         finally:
             self._settling.end_step()
@@ -184,7 +184,7 @@ class Delivery:
         # A pause is progress: the relay must not count as stuck.
         self.publication.moved_at = now
         self._housekeep(now, idle=True)
-        self.publish(now)
+        self.publication.tell(self.link.state, self._scan, now)
         return self._came_to(HURRY_S)
 
     def _mend(self) -> None:
@@ -305,7 +305,7 @@ class Delivery:
             self.publication.inherited.clear()
         self._housekeep(now, idle=self._caught_up)
         idle_s = self._check(now) if self._caught_up else math.inf
-        self.publish(now)
+        self.publication.tell(self.link.state, self._scan, now)
         if outcome.interruption is not None:
             return self._came_to(self.link.wait(now))
         if not batch.exhausted or self._reconciler.waiting:

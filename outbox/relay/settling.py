@@ -19,11 +19,10 @@ from ..box import Outbox
 from ..errors import OutboxError, TargetUnavailable
 from ..fate import Failed, Fate, of_refusal, spare_children
 from ..log import Log
-from ..store.continuity import Mark, Memory
+from ..store.continuity import Mark, Memory, RelaySessions
 from ..store.envelope import Record, Unit
 from ..store.kept_files import InDelivery
 from ..store.ledger import Settlement
-from ..store.sessions import RelaySessions
 from ..target import Outcome, Target, is_best_effort
 from ..worker import Later, Worker
 from .link import Link

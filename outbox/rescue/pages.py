@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ..entry import EntryStatus
 from ..errors import StoreCorrupt
-from ..store import late, sessions, small
-from ..store.continuity import Mark
+from ..store import small
+from ..store.continuity import LATE_KEY, SESSIONS_KEY, Mark, RelaySessions, unpack_late
 from ..store.envelope import BEGINNING, OVERHEAD, Record, claims
 from ..store.ledger import MARK_PREFIX
 from ..store.own_files import open_own
@@ -353,7 +353,7 @@ def check_other(key: bytes, value: bytes) -> None:
     """Raise `StoreCorrupt` where one of these records is damaged.  A record with another key passes."""
     if key.startswith(MARK_PREFIX) and Mark.unpack(value) is None:
         raise StoreCorrupt("what PostgreSQL last acknowledged is damaged: its checksum does not match")
-    if key == sessions.KEY:
-        sessions.RelaySessions.unpack(value)
-    if key == late.KEY:
-        late.unpack(value)
+    if key == SESSIONS_KEY:
+        RelaySessions.unpack(value)
+    if key == LATE_KEY:
+        unpack_late(value)

@@ -16,8 +16,7 @@ from .. import codec
 from ..entry import EntryStatus
 from ..errors import EntryNotFound, StoreCorrupt
 from ..operation import payload_hash, shape_hash
-from . import late
-from .continuity import Mark
+from .continuity import Mark, forget_late, keep_late
 from .envelope import (
     DEAD,
     Counters,
@@ -190,7 +189,7 @@ def put_back(environment: Environment, txn: Any, counters: Counters, records: Se
     counters.completed -= moved
     counters.releases += 1
     if moved:
-        late.keep(txn, min(record.seq for record in records), counters.next_seq - 1)
+        keep_late(txn, min(record.seq for record in records), counters.next_seq - 1)
     return moved
 
 
@@ -204,7 +203,7 @@ def rebase(environment: Environment, txn: Any, counters: Counters, mark: Mark, a
         while found and bytes(cursor.key()).startswith(MARK_PREFIX):
             found = cursor.delete()
     remember(txn, mark)
-    late.forget(txn)
+    forget_late(txn)
     note(environment, txn, counters, audit, now_us)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from .. import codec
 from ..errors import StoreCorrupt
-from . import late, ledger, quarantine, sessions, small, withdrawal
-from .continuity import UNKNOWN, Mark
+from . import ledger, quarantine, small, withdrawal
+from .continuity import UNKNOWN, Mark, RelaySessions, kept_late, kept_sessions
 from .envelope import Counters, Record, key_seq, seq_key, unpack
 from .environment import Environment
 from .gate import COUNTERS_KEY, Guarded
@@ -269,15 +269,15 @@ class Reader(Guarded):
         with self._read() as (_, txn):
             return Counters.unpack(txn.get(COUNTERS_KEY)).next_seq - 1
 
-    def sessions(self) -> sessions.RelaySessions | None:
+    def sessions(self) -> RelaySessions | None:
         """The connections to PostgreSQL that were begun; None in a store of an older version before its first."""
         with self._read() as (_, txn):
-            return sessions.kept(txn)
+            return kept_sessions(txn)
 
     def late(self) -> tuple[int, int] | None:
         """The lowest entry that an unfinished reconciliation put back, and the newest sequence number of then."""
         with self._read() as (_, txn):
-            return late.kept(txn)
+            return kept_late(txn)
 
     def proofs(self) -> list[Record]:
         """A few of those entries that PostgreSQL acknowledged last, whose receipts must be there."""

@@ -18,7 +18,7 @@ from typing import Any
 from outbox import AlreadyRejected, DurabilityError, IdempotencyConflict, Outbox, OutboxConfig, OutboxError, Relay
 from outbox.errors import TargetMisconfigured, TargetUnavailable
 from outbox.relay.link import CLOSED
-from outbox.store import sessions
+from outbox.store import continuity
 from outbox.store.envelope import Counters, Record, to_us
 from outbox.store.gate import COUNTERS_KEY
 from outbox.store.kept_files import Range
@@ -137,7 +137,7 @@ class World:
         self.lasting = self.rng.choice((self.forget, self.fill_disk, self.truncate))
         self.environment = MemoryEnvironment(self.clock.new_id())
         self.environment.main.set(COUNTERS_KEY, Counters().pack())
-        self.environment.main.set(sessions.KEY, sessions.RelaySessions().pack())
+        self.environment.main.set(continuity.SESSIONS_KEY, continuity.RelaySessions().pack())
         self.database = Database(self.rng, self._say)
         self.history: list[Call | Reopened] = []
         # Names of intents by idempotency key, and what is known of each: arguments, ordering key, transaction.

@@ -1358,7 +1358,7 @@ BUGS = (
     Bug(
         "what a killed reconciliation put back is not looked for after the next loss",
         "outbox/store/ledger.py",
-        "        late.keep(txn, min(record.seq for record in records), counters.next_seq - 1)\n",
+        "        keep_late(txn, min(record.seq for record in records), counters.next_seq - 1)\n",
         "        pass\n",
         ("tests/integration/test_late_entries.py",),
     ),
