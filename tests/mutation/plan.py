@@ -32,7 +32,7 @@ PLAN = {
     "ledger": (*_unit("store_settling", "relay_rejection", "continuity"), *_LIVES),
     "store": (*_STORE, *_unit("store_append", "box_status", "store_vacuum", "quarantine", "relay_rejection"), *_LIVES),
     "box": (*_STORE, *_unit("box_looking", "box_status", "store_vacuum", "quarantine")),
-    "appending": (*_STORE, *_unit("store_append", "rejected", "quarantine")),
+    "appending": (*_STORE, *_unit("store_append", "store_append_rejected", "quarantine")),
     "writer": _unit("writer"),
     "gate": (*_unit("store_settling", "box_halt", "store_vacuum"), _HANDLER),
     "scan": (*_RELAY, *_unit("relay_overlap", "relay_parking"), *_LIVES),
