@@ -24,8 +24,7 @@ from sqlalchemy.ext.automap import automap_base
 from sqlalchemy.orm import Session
 
 from outbox import Outbox
-from outbox.store.counters import Counters
-from outbox.store.envelope import pack, seq_key
+from outbox.store.envelope import Counters, pack, seq_key
 
 from .workload import TRADE, TRADE_COLUMNS, config, create_table, execute, trade
 

@@ -9,9 +9,9 @@ from threading import Event
 import click
 
 from outbox import Entry, EntryInDelivery, EntryNotFound, EntryStatus, Outbox, OutboxError
-from outbox.answers import require_reason
 from outbox.store.envelope import was_discarded
 
+from ..box import require_reason
 from .common import Number, Text, directory_option, in_one_sentence, say, settings
 from .entries import for_people, none_of
 

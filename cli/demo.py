@@ -22,10 +22,10 @@ from outbox import Outbox, OutboxError, OutboxStatus, PostgresTarget, Relay
 from outbox.integrations.durable import TRADING_OPERATIONS, bind
 from outbox.integrations.paper import DatabaseManager
 from outbox.integrations.paper.check import Report, compare, read_record, summary
-from outbox.patience import Patience
 from outbox.testing import PostgresServer
 from outbox.words import counted, entries
 
+from ..clock import Patience
 from .common import Interrupted, in_one_sentence, settled
 from .demo_view import DemoFigures, View
 

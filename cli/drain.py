@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from outbox import Outbox, OutboxStatus, PostgresTarget, Relay, StoreLocked
-from outbox.patience import Patience
 from outbox.words import counted, entries
 
+from ..clock import Patience
 from .common import (
     Interrupted,
     Refused,

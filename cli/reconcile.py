@@ -7,7 +7,6 @@ from threading import Event
 import click
 
 from outbox import Outbox, OutboxStatus, PostgresTarget, Relay
-from outbox.patience import Patience
 from outbox.relay.reconcile_orders import (
     ReconcileOrder,
     Reconciliation,
@@ -19,6 +18,7 @@ from outbox.relay.reconcile_orders import (
 from outbox.store.reads import FORGOTTEN
 from outbox.words import counted, entries
 
+from ..clock import Patience
 from .common import (
     Refused,
     Text,

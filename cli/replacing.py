@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from outbox.store.identity import is_of_a_store
-from outbox.store.workshop import prefix_of, workpiece
 
+from ..store.creation import prefix_of, workpiece
 from .common import Refused
 
 _ELSEWHERE = "name another file"

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .. import Outbox
 from ..log import Log
-from ..own_threads import is_waited_for
+from ..worker import is_waited_for
 from .manager.away import is_away
 from .manager.host import Host
 from .manager.manager_connection import engine_of, fresh_connection

@@ -22,8 +22,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from ..attributes import attributes, put, slots_of
-from ..records import fields_of, has_fields, made_of
+from ..records import attributes, fields_of, has_fields, made_of, put, slots_of
 
 SCALARS = (bool, int, float, complex, str, bytes, Decimal, datetime, date, time, timedelta, UUID, Enum, type(None))
 # Most items have one of these types: told apart by identity, a large collection costs a tenth.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .box import Outbox
+    from .calls import Transaction
     from .clock import Clock, SystemClock
     from .config import OutboxConfig
     from .entry import Entry, EntryStatus
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from .postgres.target import PostgresTarget
     from .registered import register_enum, register_record
     from .relay.relay import Relay
-    from .transaction import Transaction
 
 __all__ = [
     "AlreadyRejected",
@@ -88,6 +88,7 @@ __all__ = [
 # Where the public names are defined, errors apart.  A module is imported at the first use of a name in it: a program
 # that only reads a store does not pay for SQLAlchemy (0.3 s), and a pytest that only loads the plugin for no library.
 _HOMES = {
+    "calls": ("Transaction",),
     "box": ("Outbox",),
     "clock": ("Clock", "SystemClock"),
     "config": ("OutboxConfig",),
@@ -98,7 +99,6 @@ _HOMES = {
     "registered": ("register_enum", "register_record"),
     "relay.relay": ("Relay",),
     "monitoring.status": ("Health", "OutboxStatus", "RelayStatus"),
-    "transaction": ("Transaction",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -6,35 +6,101 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+from uuid import UUID
 
-from .answers import OperatorAnswers, require_number
 from .calls import Calls
 from .clock import Clock, SystemClock
 from .config import OutboxConfig
 from .enqueueing import Enqueueing
 from .entry import Entry
-from .errors import ConfigError, EntryNotFound, OutboxError
+from .errors import ConfigError, EntryNotFound, InvalidEntry, OutboxError
 from .hooks import HookCalls, Hooks
 from .log import Log
-from .monitoring.alarms import Alarms
 from .monitoring.findings import UNLEDGERED, assess
 from .monitoring.held_back import HeldBackCount
-from .monitoring.notices import Notices
+from .monitoring.notices import Alarms, Notices
 from .monitoring.pause import Pauses
 from .monitoring.progress import Progress
 from .monitoring.status import OutboxStatus, snapshot
 from .opening import OpenStore, open_store, rewrite_compactly
 from .operation import Operation, operations_by_name
 from .store import namespace
-from .store.envelope import is_seq, to_us
+from .store.envelope import Record, is_seq, to_us
 from .store.environment import as_unavailable
+from .store.kept_files import not_in_delivery
+from .store.ledger import ACKNOWLEDGE, DISCARD, REQUEUE, answer
+from .store.own_files import StateFile
 from .store.reads import FORGOTTEN
-from .store.state_file import StateFile
+from .store.store import Store
+from .store.withdrawal import members
 from .store.writer import Rank, refuse_at_the_end
+
+
+def require_number(seq: object) -> None:
+    """Raise `InvalidEntry` for what is no sequence number."""
+    if not isinstance(seq, int) or isinstance(seq, bool):
+        raise InvalidEntry(f"seq is {seq!r}", hint="allowed: a sequence number")
+
+
+def require_reason(reason: object) -> None:
+    """Raise `InvalidEntry` for an empty reason."""
+    if not isinstance(reason, str) or not reason.strip():
+        raise InvalidEntry(f"reason is {reason!r}", hint="say why this entry may be given up")
+
+
+class OperatorAnswers:
+    """Those of one store.  Safe from any thread."""
+
+    def __init__(self, store: Store, new_id: Callable[[], UUID]) -> None:
+        self._store, self._new_id = store, new_id
+
+    def requeue(self, seq: int) -> list[Entry]:
+        """See `Outbox.requeue`."""
+        audit = self._audit(REQUEUE, seq)
+        return self._released("requeue", seq, self._store.requeue(seq, audit))
+
+    def discard(self, seq: int, reason: str, *, free_key: bool) -> list[Entry]:
+        """See `Outbox.discard`."""
+        require_reason(reason)
+        extra: dict[str, Any] = {"free_key": True} if free_key else {}
+        audit = self._audit(DISCARD, seq, reason=reason, **extra)
+        pending = self._store.record("pending", seq) if is_seq(seq) else None
+        if pending is None:
+            released = self._store.discard(seq, reason, audit, free_key=free_key)
+        else:
+            with not_in_delivery(self._store.directory, *members(pending)):
+                released = self._store.withdraw(seq, reason, audit, free_key=free_key)
+        return self._released("discard", seq, released)
+
+    def forget_unledgered(self, name: str) -> bool:
+        """Acknowledge, as alarm `name`, the entries that were completed without a ledger copy; whether any were."""
+        count = self._store.figures().counters.unledgered
+        if count:
+            audit = answer(ACKNOWLEDGE, {"name": name, "entries": count}, self._new_id().bytes)
+            self._store.forget_unledgered(count, audit)
+        return bool(count)
+
+    def _audit(self, operation: str, seq: int, **said: Any) -> Record:
+        require_number(seq)
+        return answer(operation, {"seq": seq, **said}, self._new_id().bytes)
+
+    def _released(self, action: str, seq: int, released: list[Record]) -> list[Entry]:
+        """Let a relay know that the answered entries, or those behind them, may be delivered."""
+        _log.warning(
+            "entry answered by an operator: %(action)s of entry %(seq)s; entries in its transaction: %(entries)s",
+            action=action,
+            seq=seq,
+            entries=len(released),
+        )
+        for listener in tuple(self._store.listeners):
+            listener()
+        return [record.entry(strict=False) for record in released]
+
 
 _log = Log("outbox")
 

@@ -22,12 +22,9 @@ from uuid import UUID
 import orjson
 
 from . import registered
-from .attributes import attributes, put
-from .derived import collection_name, collection_of, derived_of, plain_of
 from .errors import InvalidEntry, Unrestorable
-from .foreign import coerced, is_column_name
-from .records import fields_of, has_fields, made_of, names_of
-from .registered import class_name
+from .records import attributes, fields_of, has_fields, made_of, names_of, put
+from .registered import class_name, coerced, collection_name, collection_of, derived_of, is_column_name, plain_of
 from .scalars import RESTORED, checked_decimal, checked_text, lowered_datetime, lowered_time
 
 # Levels of nesting; deeper values are refused, and so are values that contain themselves.

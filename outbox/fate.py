@@ -8,7 +8,7 @@ A unit's fate is found step by step, since each step knows more than the one bef
 4. `spare_children`: older entries wait, and the row may refer to one of theirs.
 5. `of_refusal`: its attempts, and whether its operation is best effort.
 
-The relay carries the result out (`relay/refusals.py`).  An `OUTAGE` and a `STOPPED` line concern no unit: nothing is
+The relay carries the result out (`relay/settling.py`).  An `OUTAGE` and a `STOPPED` line concern no unit: nothing is
 delivered, and no attempt is counted.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from .errors import EntryRejected, OutboxError, RetryLater, TargetMisconfigured, TargetUnavailable
-from .store.units import Unit
+from .store.envelope import Unit
 
 
 class Fate(Enum):

@@ -16,16 +16,14 @@ from .errors import ConfigError, DurabilityError, StoreClosed, StoreCorrupt, Sto
 from .log import Log
 from .rescue import verify
 from .rescue.history import HistoryCheck, require_check
-from .store import environment, filesystem, namespace, sessions
-from .store.clean_mark import mark_clean, take_clean_mark
-from .store.counters import Counters
+from .store import environment, filesystem, namespace
+from .store.continuity import SESSIONS_KEY, RelaySessions
 from .store.creation import create
-from .store.envelope import to_us
+from .store.envelope import Counters, to_us
 from .store.gate import COUNTERS_KEY
-from .store.identity import read_identity
+from .store.identity import mark_clean, read_identity, take_clean_mark
 from .store.locks import Role, RoleLock, died_holding, forget_holders, holder
-from .store.own_files import as_owner, occupy_standard_descriptors
-from .store.state_file import StateFile
+from .store.own_files import StateFile, as_owner, occupy_standard_descriptors
 from .store.steady import Steady
 from .store.store import Store
 
@@ -186,7 +184,7 @@ def _create_if_vacant(directory: Path, config: OutboxConfig, clock: Clock) -> No
         read_identity(directory)
     except StoreMissing:
         store_id = clock.new_id()
-        first = {COUNTERS_KEY: Counters().pack(), sessions.KEY: sessions.RelaySessions().pack()}
+        first = {COUNTERS_KEY: Counters().pack(), SESSIONS_KEY: RelaySessions().pack()}
         first |= namespace.first_record(config, store_id, to_us(clock.now()))
         create(directory, store_id, first)
         _log.info("outbox created at %(path)s", path=directory)

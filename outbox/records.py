@@ -1,7 +1,8 @@
 """Records: objects as the fields that they hold, and made again of them.
 
 A *record class* declares its fields: dataclasses, named tuples, classes of attrs, models of pydantic and structs of
-msgspec.  A *plain class* is one of the program's own whose objects are what is set on them.  No library is imported.
+msgspec.  A *plain class* is one of the program's own whose objects are what is set on them.  No library is imported,
+and what is stored in an object, in its `__dict__` and its slots, is read without running code of the host.
 """
 
 from __future__ import annotations
@@ -12,9 +13,46 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, fields
 from functools import cached_property, partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from .attributes import attributes, put
 from .errors import Unrestorable
+
+_found: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """What is stored in an object, by name; a property would run code of the host."""
+    stored = {slot: getattr(value, slot) for slot in slots_of(type(value)) if hasattr(value, slot)}
+    return stored | getattr(value, "__dict__", {})
+
+
+def put(owner: Any, name: str, value: Any) -> None:
+    """Store an attribute, also in a frozen object."""
+    if name in slots_of(type(owner)):
+        inspect.getattr_static(type(owner), name).__set__(owner, value)
+    else:
+        vars(owner)[name] = value
+
+
+def slots_of(cls: type) -> tuple[str, ...]:
+    """The names of the slots of a class and its bases."""
+    found = _found.get(cls)
+    if found is None:
+        found = _found[cls] = tuple(slot for base in cls.__mro__ for slot in _slots(base))
+    return found
+
+
+def _slots(cls: type) -> list[str]:
+    given = vars(cls).get("__slots__", ())
+    names = [given] if isinstance(given, str) else list(given)
+    # Python keeps a private slot under the name of its class, too.
+    own = cls.__name__.lstrip("_")
+    return [
+        f"_{own}{name}" if name.startswith("__") else name
+        for name in names
+        if not (name.startswith("__") and name.endswith("__"))
+    ]
+
 
 _TELLING = frozenset({"__mapper__", "__dataclass_fields__", "_fields", "__attrs_attrs__", "__pydantic_fields__"})
 # Py_TPFLAGS_HEAPTYPE: of classes that are written in Python.

@@ -12,9 +12,9 @@ from .fate import Failed
 from .operation import Operation
 from .store.continuity import Mark, Memory
 from .store.envelope import Record
-from .store.units import Unit as Unit
-from .store.units import ordering_keys as ordering_keys
-from .store.units import units as units
+from .store.envelope import Unit as Unit
+from .store.envelope import ordering_keys as ordering_keys
+from .store.envelope import units as units
 
 
 @dataclass(slots=True)

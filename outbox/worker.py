@@ -1,13 +1,35 @@
-"""Worker: a helper thread that does one thing at a time for its owner."""
+"""Worker: the threads beside the callers: one that does one thing at a time for its owner, and how a nap of one ends.
+
+A thread whose work callers wait for is marked, so that it waits for no delivery itself.  The host's code runs in such
+threads too: a logging handler that writes by the manager, `__del__` of an object that is collected there, an
+operation's handler.  Its calls are durable at once; a wait for their delivery could not end.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-from .own_threads import waited_for
+_here = threading.local()
+
+
+@contextmanager
+def waited_for() -> Iterator[None]:
+    """Within the block this thread writes into the store, or delivers."""
+    _here.depth = depth = getattr(_here, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _here.depth = depth - 1
+
+
+def is_waited_for() -> bool:
+    """Whether callers wait for the work of this thread."""
+    return getattr(_here, "depth", 0) > 0
+
 
 T = TypeVar("T")
 
@@ -105,3 +127,29 @@ def _answer(work: Callable[[], T]) -> Callable[[], T]:
 
         return fail
     return lambda: result
+
+
+class Wake:
+    """Like an event for one thread that waits; a wait that ends by it clears it.  `set` is for any thread."""
+
+    def __init__(self) -> None:
+        # Locked while it is not set.
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """End the nap at hand, or the next one."""
+        with suppress(RuntimeError):  # it is set already
+            self._lock.release()
+
+    def clear(self) -> None:
+        """Forget what was set."""
+        self._lock.acquire(blocking=False)
+
+    def is_set(self) -> bool:
+        """Whether the next nap would end at once."""
+        return not self._lock.locked()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until it is set, for at most `timeout` seconds; whether it was."""
+        return self._lock.acquire(timeout=timeout)

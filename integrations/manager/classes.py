@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ...attributes import slots_of
 from ...errors import ConfigError
+from ...records import slots_of
 from ..code.members import class_member
 
 # Set in a class that was made here: the class that it stands for.

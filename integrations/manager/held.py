@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from ...attributes import attributes
+from ...records import attributes
 from ..code.class_code import ClassCode
 from ..code.method_code import Call, dotted, facts_of
 

@@ -22,9 +22,9 @@ from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from ... import Outbox, OutboxError
-from ...attributes import attributes
 from ...clock import Clock
 from ...errors import ConfigError
+from ...records import attributes
 from ..code.begun import locks_begun
 from ..code.members import binds, class_member, is_mock, names_set_by
 from ..code.signatures import described, signature_from, signature_of

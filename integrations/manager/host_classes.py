@@ -9,10 +9,17 @@ from enum import Enum
 from typing import Any
 
 from ... import Outbox
-from ...derived import can_be_registered, collection_name, is_derived_class
 from ...errors import ConfigError
 from ...records import fields_of, has_fields
-from ...registered import class_name, class_named, register_enum, register_record
+from ...registered import (
+    can_be_registered,
+    class_name,
+    class_named,
+    collection_name,
+    is_derived_class,
+    register_enum,
+    register_record,
+)
 from ..plain_data import PLAIN
 
 _META = "manager:enums"

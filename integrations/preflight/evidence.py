@@ -8,7 +8,7 @@ import threading
 from collections.abc import Collection, MutableMapping, MutableSequence, MutableSet
 from typing import Any
 
-from ...attributes import attributes
+from ...records import attributes
 from ..code.class_code import ClassCode
 from ..code.method_code import facts_of
 from ..manager import held

@@ -17,9 +17,8 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session
 
-from ...attributes import attributes
-from ...derived import can_be_registered
-from ...records import has_fields, is_own_class
+from ...records import attributes, has_fields, is_own_class
+from ...registered import can_be_registered
 from ..code.answers import answering, applied_answer, plain_answer, shown
 from ..code.members import is_mapped_class
 from ..code.method_code import Facts, dotted, facts_of, is_opaque, layers, meaning, names_in

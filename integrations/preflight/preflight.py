@@ -13,9 +13,9 @@ from enum import StrEnum
 from typing import Any
 
 from ... import Operation, Outbox, OutboxError
-from ...attributes import attributes
 from ...errors import ConfigError
 from ...log import Log
+from ...records import attributes
 from .. import roles
 from ..code.answers import given_id_of
 from ..code.method_code import facts_of

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy.orm import scoped_session
 
-from ...attributes import attributes
+from ...records import attributes
 from ..code.class_code import ClassCode, always
 from ..code.method_code import Call, Facts, dotted, facts_of, globals_in, layers, meaning, names_in
 from ..manager import held

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Integer, MetaData, Table, Uuid, text
 from sqlalchemy import inspect as inspect_orm
 from sqlalchemy.exc import SQLAlchemyError
 
-from ...attributes import attributes
+from ...records import attributes
 from ...words import first_line
 from ..code.class_code import ClassCode
 from ..code.members import is_mapped_class

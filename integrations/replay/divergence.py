@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import Entry, OutboxError
 from ...log import Log
-from ...monitoring.alarms import Alarms
+from ...monitoring.notices import Alarms
 
 _log = Log("outbox.integrations")
 

@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql.psycopg2 import dialect as psycopg2_dialect
 from sqlalchemy.exc import DataError, StatementError
 
 from ... import OutboxError
-from ...columns import is_beyond
+from ...operation import is_beyond
 from ..code.signatures import invoke
 from ..manager.away import is_away
 from ..manager.manager_connection import engine_held

@@ -20,7 +20,7 @@ from ... import Entry, Outbox
 from ...clock import Clock
 from ...errors import OutboxError, Reject, TargetMisconfigured, TargetUnavailable
 from ...log import Log
-from ...monitoring.alarms import Alarms
+from ...monitoring.notices import Alarms
 from ...words import first_line
 from ..code.signatures import invoke, signature_of_bound
 from ..manager.away import Failures, is_away, noting

@@ -18,8 +18,8 @@ from typing import Any
 
 from sqlalchemy.orm import scoped_session, sessionmaker
 
-from ...attributes import attributes, put, slots_of
 from ...errors import ConfigError
+from ...records import attributes, put, slots_of
 from ..code.members import values_of
 from ..plain_data import (
     SCALARS,

@@ -12,7 +12,7 @@ from decimal import Decimal
 from itertools import count, islice
 from typing import Any
 
-from ...attributes import attributes, put
+from ...records import attributes, put
 from ..plain_data import SCALARS, counter, is_of_the_host, is_state, same
 
 NUMBERS = (int, float, Decimal)

@@ -17,9 +17,8 @@ from functools import lru_cache
 from typing import Any
 
 from ... import InvalidEntry, Outbox
-from ...attributes import attributes
 from ...codec import encode
-from ...records import fields_of, has_fields
+from ...records import attributes, fields_of, has_fields
 from ..code.class_code import ClassCode, remembered
 from ..code.method_code import Facts, facts_of
 from ..manager.host import Host

@@ -17,8 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from ... import Entry, Outbox, OutboxError
 from ...entry import EntryStatus
 from ...log import Log
-from ...relay.wake import Wake
 from ...words import first_line
+from ...worker import Wake
 from ..ids.id_reserves import IdReserves
 from ..manager.host import Host
 from ..manager.manager_connection import engine_of

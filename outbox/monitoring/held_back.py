@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from threading import Lock
 
-from ..store.envelope import Record
+from ..store.envelope import Record, Unit, ordering_keys, units
 from ..store.reads import Figures
 from ..store.store import Store
-from ..store.units import Unit, ordering_keys, units
 
 # Counting stops after so many pending records: it is a figure for people, and 10 million take minutes.
 LOOKED_AT = 50_000

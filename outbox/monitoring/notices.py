@@ -1,6 +1,7 @@
-"""Notices: durable reports of integrations, shown in every status.
+"""Notices and alarms: durable reports of integrations, shown in every status.
 
-Unlike an alarm a notice is renewed and taken away by its author and needs no person.
+A notice is renewed and taken away by its author and needs no person.  An alarm is a finding that only a person can
+judge: it is kept until an operator acknowledges it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..store.reads import ALARM_PREFIX
 from ..store.reads import NOTICE_PREFIX as _PREFIX
 from ..store.store import Store
 
@@ -70,3 +72,24 @@ def parse(notices: Mapping[str, bytes]) -> dict[str, Notice]:
 
 def _notice(said: Mapping[str, Any]) -> Notice:
     return Notice(**{item.name: said[item.name] for item in fields(Notice) if item.name in said})
+
+
+class Alarms:
+    """The alarms of one store.  Safe from any thread and process."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def sound(self, name: str, message: str) -> None:
+        """Keep `message` under `name`; the first message of a name stays.  Raises `DurabilityError`."""
+        if not self.sounds(name):
+            text = message[:_MAX_CHARS].encode(errors="replace")
+            self.store.put_meta(ALARM_PREFIX + name, text, despite_halt=True)
+
+    def sounds(self, name: str) -> bool:
+        """Whether the alarm `name` is kept."""
+        return self.store.get_meta(ALARM_PREFIX + name) is not None
+
+    def acknowledge(self, name: str) -> bool:
+        """Forget the alarm `name`; whether there was one.  Raises `DurabilityError`."""
+        return self.store.delete_meta(ALARM_PREFIX + name, despite_halt=True)

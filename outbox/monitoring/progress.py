@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from ..clock import Clock
-from ..own_threads import is_waited_for
+from ..worker import is_waited_for
 
 # A relay of this process reports each of its steps; an operator's `discard` may come without one.
 _BESIDE_A_RELAY_S = 0.5

@@ -14,9 +14,9 @@ from ..clock import Clock
 from ..config import OutboxConfig
 from ..store.envelope import from_us, to_us
 from ..store.locks import Role, holder
-from ..store.rates import Rates, Room, measure
+from ..store.own_files import StateFile
+from ..store.quota import Rates, Room, measure
 from ..store.reads import FORGOTTEN
-from ..store.state_file import StateFile
 from ..store.store import AHEAD_US, Store
 from .held_back import LOOKED_AT, HeldBackCount
 from .notices import Notice

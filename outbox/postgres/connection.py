@@ -24,15 +24,17 @@ from ..errors import EntryRejected, OutboxError, Reject, RetryLater, TargetMisco
 from ..fate import CONFLICTS, CONTENTIONS, PRIVILEGE, STALLS, UNNAMED, Fate, OperationFault, classify
 from ..log import Log
 from ..words import first_line
-from .address import Address, completed, places, rotated
+from .address import Address, Login, completed, places, rotated, sqlstate_of_login
 from .alterations import RefusedStatement
-from .login_probe import Login, sqlstate_of_login
 from .piggyback import PiggybackConnection
 from .transaction_settings import Cursor, TransactionSettings, keeping
 from .watchdog import Watchdog, has_unread
 from .watermarks import check_tables, make_tables
 
 _log = Log("outbox.postgres")
+
+# Whatever a statement raises.
+DRIVER_ERRORS = (SQLAlchemyError, psycopg2.Error)
 
 # So many reads at most find the end of a connection: of its last words, and of the end behind them.
 _LAST_WORDS = 4
@@ -172,14 +174,18 @@ class GuardedConnection:
         """Statements within the block are the relay's own: their failure is no entry's."""
         try:
             yield
-        except (SQLAlchemyError, psycopg2.Error) as exc:
-            failure = self.verdict(exc, None)
-            if isinstance(failure, UnitFailed):
-                failure = TargetMisconfigured(str(failure))
-            elif isinstance(failure, TargetUnavailable) and failure.stalled and not self.silent:
-                hint = "if it goes on, look who locks outbox_receipts or outbox_watermarks (pg_locks)"
-                failure = TargetUnavailable(str(failure), hint=hint, too_much=True)
-            raise failure from exc
+        except DRIVER_ERRORS as exc:
+            raise self.own_failure(exc) from exc
+
+    def own_failure(self, exc: Exception) -> Exception:
+        """What to raise for the failure of a statement of the relay's own."""
+        failure = self.verdict(exc, None)
+        if isinstance(failure, UnitFailed):
+            return TargetMisconfigured(str(failure))
+        if isinstance(failure, TargetUnavailable) and failure.stalled and not self.silent:
+            hint = "if it goes on, look who locks outbox_receipts or outbox_watermarks (pg_locks)"
+            return TargetUnavailable(str(failure), hint=hint, too_much=True)
+        return failure
 
     @contextmanager
     def translated(self, *, committing: bool = False) -> Iterator[None]:
@@ -193,7 +199,7 @@ class GuardedConnection:
         except (TargetUnavailable, TargetMisconfigured):
             self.disconnect()
             raise
-        except (SQLAlchemyError, psycopg2.Error) as exc:
+        except DRIVER_ERRORS as exc:
             failure = _cause(exc, outside) or self.verdict(exc, None, committing=committing)
             if not isinstance(failure, UnitFailed):
                 self.disconnect()
@@ -210,7 +216,7 @@ class GuardedConnection:
             self._connecting = True
             try:
                 connection = self._engine.connect()
-            except (SQLAlchemyError, psycopg2.Error) as exc:
+            except DRIVER_ERRORS as exc:
                 raise self._login_verdict(exc) from exc
             finally:
                 self._connecting = False
@@ -224,7 +230,7 @@ class GuardedConnection:
                     cursor = self.opening_cursor(connection)
                     self.has_tables = check_tables(cursor)
                     self._kept = keeping(cursor)
-            except (SQLAlchemyError, psycopg2.Error) as exc:
+            except DRIVER_ERRORS as exc:
                 raise self._tables_verdict(exc) from exc
         info = raw_of(connection).info
         _log.info("connected to PostgreSQL: database %(database)s on %(host)s", host=info.host, database=info.dbname)
@@ -237,7 +243,7 @@ class GuardedConnection:
             try:
                 with connection.begin():
                     make_tables(self.opening_cursor(connection))
-            except (SQLAlchemyError, psycopg2.Error) as exc:
+            except DRIVER_ERRORS as exc:
                 raise self._tables_verdict(exc) from exc
         self.has_tables = True
 
@@ -345,7 +351,7 @@ class GuardedConnection:
         try:
             connection.invalidate()
             connection.close()
-        except (SQLAlchemyError, psycopg2.Error) as exc:
+        except DRIVER_ERRORS as exc:
             _log.debug("closing a broken connection failed: %(error)s", error=exc)
 
 

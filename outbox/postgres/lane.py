@@ -30,12 +30,11 @@ from ..target import Outcome, Unit, free_of, is_best_effort, ordering_keys, spli
 from ..words import counted, entries
 from . import watermarks
 from .alterations import Alterations
-from .blame import Blame
-from .connection import GuardedConnection, UnitFailed
+from .blame import Blame, Taken
+from .connection import DRIVER_ERRORS, GuardedConnection, UnitFailed
 from .handler_call import broken, call_handler, ended, slowest, unrestorable
 from .receipts import find, keep_results, kept_out, record
 from .rows import RowWriter
-from .sequences import Taken
 from .transaction_settings import Cursor
 
 T = TypeVar("T")
@@ -106,7 +105,9 @@ class Lane:
 
     def _apply_part(self, store_id: UUID, course: _Course, part: list[Unit]) -> None:
         outcome = course.outcome
-        free, behind = free_of(part, course.blocked, course.given_up, self.operations)
+        free, behind = list(range(len(part))), course.blocked
+        if course.blocked or course.failed:
+            free, behind = free_of(part, course.blocked, course.given_up, self.operations)
         tried = [part[index] for index in free]
         try:
             done = self._transact(store_id, tried) if tried else []
@@ -224,11 +225,13 @@ class Lane:
         with self._link.translated(committing=True):
             connection, session = self._connected(store_id)
             with self._link.guard(), connection.begin() as transaction:
-                with self._link.own_statements():
+                try:
                     cursor = self._link.opening_cursor(connection)
                     if session.mark is None:
                         self._alterations.connected(cursor, store_id, self._connected_seq)
                     session.enter(cursor)
+                except DRIVER_ERRORS as exc:
+                    raise self._link.own_failure(exc) from exc
                 if cursor.connection.info.transaction_status != _INSIDE:
                     raise TargetMisconfigured(
                         "PostgreSQL has not begun the relay's transaction",
@@ -278,13 +281,15 @@ class Lane:
     ) -> dict[int, bytes]:
         """Write receipts and effects.  Returns what the handlers returned, now or at an earlier try, by seq."""
         raw = cursor.connection
-        with self._link.own_statements():
+        try:
             if guarded:
                 raw.owe(_REFUSE_COMMIT)
                 raw.keeps_cursors = True
             fresh = record(cursor, store_id, run)
             repeated = [item for item in run if item.seq not in fresh]
             known = find(cursor, repeated) if repeated else {}
+        except DRIVER_ERRORS as exc:
+            raise self._link.own_failure(exc) from exc
         for item in repeated:
             if item.key not in known:
                 raise kept_out(f"the receipt of entry {item.seq} was neither written nor found")

@@ -1,4 +1,4 @@
-"""Rows: inserts the arguments of entries as rows of tables, straight from the stored JSON."""
+"""Rows: inserts the arguments of entries as rows of tables, straight from the stored JSON, by what tables hold."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from .. import codec
 from ..fate import OperationFault
 from ..store.envelope import Record
-from .sources import VALUE, ColumnType, ColumnTypes, Source, kinds_of, sources_of
+from .sources import OIDS, TYPE_NAMES, VALUE, ColumnType, Source, kinds_of, sources_of
 from .transaction_settings import Cursor
 
 # `FirstNormalObjectId` of PostgreSQL.
@@ -304,3 +304,82 @@ def _key(key: Any) -> str | None:
     if key is None or isinstance(key, bool):
         return _WORDS[key]
     return repr(key) if isinstance(key, int | float) else None
+
+
+_COMPOSITE = "C"
+
+_TYPES = """
+WITH RECURSIVE base AS (
+    SELECT oid AS typ, oid, typtype, typbasetype, typcategory, typelem, typrelid FROM pg_type WHERE oid = ANY(%s::oid[])
+    UNION ALL
+    SELECT base.typ, one.oid, one.typtype, one.typbasetype, one.typcategory, one.typelem, one.typrelid
+    FROM base JOIN pg_type one ON base.typtype = 'd' AND one.oid = base.typbasetype
+)
+SELECT typ::bigint, oid::bigint, typcategory::text, typelem::bigint, ARRAY(
+        SELECT format_type(atttypid, atttypmod) FROM pg_attribute
+        WHERE attrelid = typrelid AND typrelid <> 0 AND attnum > 0 AND NOT attisdropped ORDER BY attnum)
+FROM base WHERE typtype <> 'd'"""
+
+_CASTS = """
+SELECT casttarget::bigint, castsource::bigint FROM pg_cast
+WHERE castcontext IN ('a', 'i') AND casttarget = ANY(%s::oid[]) AND castsource = ANY(%s::oid[])"""
+
+
+class ColumnTypes:
+    """What is known of types, by object id.  Holds for one connection: types do not change, casts hardly ever do.
+
+    But a composite type's attributes do, like a table's columns.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str], ColumnType] = {}
+
+    def of(self, cursor: Cursor, columns: Iterable[tuple[str, str, int]]) -> dict[str, ColumnType]:
+        """The types of `(column, type name, type oid)` by column."""
+        columns = list(columns)
+        missing = {(oid, name) for _, name, oid in columns} - self._known.keys()
+        if missing:
+            self._learn(cursor, missing)
+        return {column: self._known[oid, name] for column, name, oid in columns}
+
+    def forget(self) -> None:
+        """A transaction has ended, so types may be altered."""
+        for key in [key for key, known in self._known.items() if known.category == _COMPOSITE]:
+            del self._known[key]
+
+    def _learn(self, cursor: Cursor, missing: set[tuple[int, str]]) -> None:
+        bases = _bases(cursor, {oid for oid, _ in missing})
+        elements = _bases(cursor, {element for _, category, element, _ in bases.values() if category == "A"} - {0})
+        leaves = {**bases}
+        for oid, (_, category, element, _) in bases.items():
+            if category == "A" and element in elements:
+                leaves[oid] = elements[element]
+        cursor.execute(_CASTS, (_ids(leaf[0] for leaf in leaves.values()), _ids(OIDS.values())))
+        casts: dict[int, set[str]] = {}
+        for target, source in cursor.fetchall():
+            casts.setdefault(int(target), set()).add(TYPE_NAMES[int(source)])
+        for oid, name in missing:
+            leaf, category, _, attributes = leaves[oid]
+            self._known[oid, name] = ColumnType(
+                name=name,
+                oid=leaf,
+                category=category,
+                is_array=bases[oid][1] == "A",
+                attributes=attributes,
+                assignable=frozenset(casts.get(leaf, ())),
+            )
+
+
+def _bases(cursor: Cursor, oids: set[int]) -> dict[int, tuple[int, str, int, tuple[str, ...]]]:
+    """By type: the type below its domains, its category, the type of its elements, its attributes' types."""
+    if not oids:
+        return {}
+    cursor.execute(_TYPES, (_ids(oids),))
+    return {
+        int(typ): (int(oid), category, int(element), tuple(attributes))
+        for typ, oid, category, element, attributes in cursor.fetchall()
+    }
+
+
+def _ids(oids: Iterable[int]) -> str:
+    return "{" + ",".join(str(oid) for oid in sorted(set(oids))) + "}"

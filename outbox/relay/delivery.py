@@ -17,16 +17,12 @@ from ..log import Log
 from ..store.ledger import Settlement
 from ..store.reads import PAUSE
 from ..target import Outcome, Target
-from .housekeeping import Housekeeping
-from .idle_checks import IdleChecks
-from .link import Breaker, Link, LinkState, foreseen, unforeseen
-from .publication import Publication
+from .link import BatchSize, Breaker, Link, LinkState, foreseen, unforeseen
 from .reconcile import Reconciler
 from .reconcile_orders import ORDER, ReconcileOrder, Reconciliation
-from .refusals import Refusals
-from .scan import Batch, BatchSize, Scan
-from .settling import Settling
-from .waits import Retry
+from .scan import Batch, Retry, Scan
+from .settling import Refusals, Settling
+from .upkeep import Housekeeping, IdleChecks, Publication
 
 _log = Log("outbox.relay")
 
@@ -120,7 +116,7 @@ class Delivery:
         if self.link.state.stopped:
             self.link.recovered()
         self.publication.line_works()
-        self.publish(self._box.clock.monotonic(), force=True)
+        self.publication.tell(self.link.state, self._scan, self._box.clock.monotonic(), force=True)
         return done
 
     # -- one step
@@ -161,7 +157,7 @@ class Delivery:
             self._caught_up = False
             self._fail(exc, now)
             self._housekeep(now, idle=False)
-            self.publish(now)
+            self.publication.tell(self.link.state, self._scan, now)
             return self._came_to(self.link.wait(now))
         finally:
             self._settling.end_step()
@@ -188,7 +184,7 @@ class Delivery:
         # A pause is progress: the relay must not count as stuck.
         self.publication.moved_at = now
         self._housekeep(now, idle=True)
-        self.publish(now)
+        self.publication.tell(self.link.state, self._scan, now)
         return self._came_to(HURRY_S)
 
     def _mend(self) -> None:
@@ -311,7 +307,7 @@ class Delivery:
             self.publication.inherited.clear()
         self._housekeep(now, idle=self._caught_up)
         idle_s = self._check(now) if self._caught_up else math.inf
-        self.publish(now)
+        self.publication.tell(self.link.state, self._scan, now)
         if outcome.interruption is not None:
             return self._came_to(self.link.wait(now))
         if not batch.exhausted or self._reconciler.waiting:

@@ -1,5 +1,7 @@
 """Link: whether PostgreSQL answers, why it does not, and when it is tried again.
 
+How fast it is, and how busy the program, decides how many entries a step takes.
+
 The only owner of that in the relay: everything else reads `Link.state`.
 """
 
@@ -10,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ..config import OutboxConfig
 from ..errors import DurabilityError, OutboxError, TargetMisconfigured
 from ..fate import Fate, of_line
 from ..log import Log
+from ..target import Target
 
 _log = Log("outbox.relay")
 
@@ -161,3 +165,50 @@ def unforeseen(exc: Exception) -> TargetMisconfigured:
     """See `foreseen`.  Within an `except` block."""
     _log.error("target failed unexpectedly: %(error)s", error=f"{type(exc).__name__}: {exc}", trace=True)
     return TargetMisconfigured(f"unexpected {type(exc).__name__}: {exc}")
+
+
+# So long after an entry came the program counts as enqueueing: as long as a trading loop may pause.
+_BUSY_S = 60.0
+# A batch is to take about so long, and at most this part of the time after which it is given up: as often is committed,
+# seen by others and unlocked what it has delivered.
+_BATCH_S = 1.0
+_PART_OF_STALL = 0.1
+# Entries of the first batch, when it is not known how long one takes.
+_FIRST = 50
+
+
+class BatchSize:
+    """How many entries a step takes, by the program's activity and the target's speed.  Belongs to one relay's step."""
+
+    def __init__(self, config: OutboxConfig, target: Target) -> None:
+        self._config, self._target = config, target
+        self._batch_s = min(_BATCH_S, config.stall_timeout * _PART_OF_STALL)
+        self._limit = min(config.batch_size, _FIRST)
+        # The newest entry of the last look, and until when the program counts as enqueueing.
+        self._newest_seq: int | None = None
+        self._busy_until = 0.0
+        # Whether to go easy on disk and interpreter, since the program enqueues and waits for both.  Then batches
+        # are small, one step after the other: see `docs/explanation/decisions/011-busy-batches.md`.
+        self.busy = False
+
+    def entries(self, now: float) -> int:
+        """How many entries to take at once; a single one where that is to show which one takes too long."""
+        self.busy = now < self._busy_until and self._config.busy_batch_size < self._config.batch_size
+        limit = min(self._limit, self._config.busy_batch_size) if self.busy else self._limit
+        return limit * self._target.lanes if self._limit > 1 else 1
+
+    def look(self, newest_seq: int, now: float) -> None:
+        """Note the newest entry of the store: a later one than before was enqueued meanwhile."""
+        if self._newest_seq is not None and newest_seq > self._newest_seq:
+            self._busy_until = now + _BUSY_S
+            self.busy = self._config.busy_batch_size < self._config.batch_size
+        self._newest_seq = newest_seq
+
+    def shrink(self) -> None:
+        """A batch took too long."""
+        self._limit = max(1, self._limit // 2)
+
+    def measured(self, entries: int, took_s: float) -> None:
+        """A batch was delivered: the next one has as many entries as fit its time, if that is not far from the last."""
+        fit = int(entries * self._batch_s / took_s) // self._target.lanes if took_s else self._config.batch_size
+        self._limit = min(self._config.batch_size, max(min(fit, self._limit * 2), self._limit // 2, 2))

@@ -17,10 +17,9 @@ from ..box import Outbox
 from ..entry import EntryStatus
 from ..errors import HistoryRewound, OutboxError, StoreCorrupt, TargetUnavailable
 from ..log import Log
-from ..monitoring.alarms import Alarms
+from ..monitoring.notices import Alarms
 from ..store.continuity import Memory, fingerprint
-from ..store.counters import Counters
-from ..store.envelope import Record, to_us
+from ..store.envelope import Counters, Record, to_us
 from ..store.environment import Environment
 from ..store.ledger import COPIED, RECONCILE, REQUEUE, answer, is_answer, note
 from ..store.reads import FORGOTTEN, PLACES

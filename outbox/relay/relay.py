@@ -11,14 +11,13 @@ from types import TracebackType
 from ..box import Outbox
 from ..errors import ConfigError, OutboxError, StoreLocked
 from ..log import Log
-from ..own_threads import waited_for
 from ..store.environment import as_unavailable
 from ..store.locks import Role, RoleLock
 from ..store.writer import refuse_at_the_end
 from ..target import Target
+from ..worker import Wake, waited_for
 from .delivery import HURRY_S, Delivery, Step
 from .reconcile_orders import ReconcileOrder, Reconciliation
-from .wake import Wake
 
 _log = Log("outbox.relay")
 

@@ -1,16 +1,16 @@
-"""Scan: which pending entries may be delivered now, and how many at once.  The relay's walk through `pending`.
+"""Scan: which pending entries may be delivered now, and which wait.  The relay's walk through `pending`.
 
 Behind its cursor lies only what must wait: entries behind a dead letter of the same ordering key, what `Waits` holds,
 and what comes behind those.  So a step never walks over the whole backlog, and each waiting entry is looked at once per
-release.
+release.  An entry waits after a passing refusal or a try that took too long.  An operation waits, with all its entries,
+while the cause lies with it: it is parked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field, replace
 
-from ..config import OutboxConfig
 from ..errors import StoreCorrupt
 from ..fate import Failed
 from ..monitoring.held_back import HeldBack
@@ -18,18 +18,205 @@ from ..store.envelope import Record
 from ..store.ledger import Settlement
 from ..store.reads import MANY_DAMAGED, Peeked
 from ..store.store import Store
-from ..target import Target, Unit, ordering_keys, units
-from .waits import Retry, Waits
+from ..target import Target, Unit, is_best_effort, ordering_keys, units
+
+# So often an entry may fail by conflicts with other transactions before an operator is called.
+_CONFLICTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When an entry that waits is tried again (monotonic seconds), and whether its ordering key waits for it."""
+
+    at: float
+    holds: bool
+    # When it was to be tried again before a caller hurried it; None where none has.
+    due: float | None = None
+    # Whether a caller may hurry it: not where each try takes long.
+    hurries: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """An operation whose entries wait: why, how often it was tried, when it is due, and whether their keys wait too."""
+
+    reason: str
+    times: int
+    at: float
+    holds: bool
+    # Its oldest entry.
+    first: int
+
+
+class Waits:
+    """Belongs to one relay's step; not thread-safe."""
+
+    def __init__(self, target: Target) -> None:
+        """`target` has the operations."""
+        self._target = target
+        # By entry.
+        self._retries: dict[int, Retry] = {}
+        # Entries that are tried before they are due, by sequence number: when they are due.
+        self._early: dict[int, float] = {}
+        # Of units that took too long in PostgreSQL although they were alone, by their first entry: how often, whether
+        # they need an operator, and what the last try failed with.
+        self._slow: dict[int, tuple[int, bool, str]] = {}
+        # Of units that wait though nothing is wrong with their data, by their first entry: how often, and why.
+        self._blameless: dict[int, tuple[int, str]] = {}
+        # Operations whose entries wait, and those of them that are being tried again.
+        self._parked: dict[str, Parked] = {}
+        self._tried: dict[str, Parked] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits, and nothing must be delivered alone."""
+        return not (self._retries or self._slow or self._parked)
+
+    def of(self, unit: Unit) -> tuple[bool, bool]:
+        """Whether a unit must wait for itself or its operations, and whether its ordering keys wait with it."""
+        retries = [self._retries[record.seq] for record in unit if record.seq in self._retries]
+        parked = {record.operation for record in unit if record.operation in self._parked}
+        critical = bool(parked) and not self._is_best_effort(unit)
+        if critical:
+            # A group holds back others also if one of its operations alone would not.
+            self._parked |= {name: replace(self._parked[name], holds=True) for name in parked}
+        return bool(retries or parked), critical or any(retry.holds for retry in retries)
+
+    def is_slow(self, unit: Unit) -> bool:
+        """Whether a unit must be alone: whatever shared its transaction would wait as long, each time."""
+        return unit[0].seq in self._slow
+
+    def take_due(self, now: float) -> tuple[bool, bool]:
+        """Let what is due into the next batch; whether there are entries, and entries of parked operations."""
+        due = [seq for seq, retry in self._retries.items() if retry.at <= now]
+        for seq in due:
+            retry = self._retries.pop(seq)
+            if retry.due is not None and retry.due > now:
+                self._early[seq] = retry.due
+        operations = {name: parked for name, parked in self._parked.items() if parked.at <= now}
+        self._tried |= operations
+        for name in operations:
+            del self._parked[name]
+        return bool(due), bool(operations)
+
+    def take_early(self, seq: int, now: float) -> float | None:
+        """When an entry is due that was tried earlier for a caller; None where it was due."""
+        due = self._early.pop(seq, None)
+        return due if due is not None and due > now else None
+
+    def forget_discarded(self, is_pending: Callable[[int], bool]) -> None:
+        """Of what waits, some may have been discarded."""
+        for waiting in (self._retries, self._early, self._slow, self._blameless):
+            for seq in [seq for seq in waiting if not is_pending(seq)]:
+                del waiting[seq]
+
+    def passed(self, settled: Set[int], operations: Set[str], *, end: bool) -> bool:
+        """Forget what is settled.  `operations` have settled entries; `end`: nothing lies behind the batch.
+
+        Returns whether what is being tried again still fails, as far as is known.
+        """
+        for waiting in (self._early, self._slow, self._blameless):
+            for seq in settled & waiting.keys():
+                del waiting[seq]
+        works = operations & self._tried.keys()
+        if end:
+            self._tried = {}
+            # Of the others nothing is left: they were discarded.
+            self._blameless = {seq: why for seq, why in self._blameless.items() if seq in self._retries}
+        elif works:
+            self._tried = {name: parked for name, parked in self._tried.items() if name not in works}
+        return not (end or works)
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether an operation that was parked is being tried again."""
+        return bool(self._tried)
+
+    def retry(self, retries: dict[int, Retry]) -> None:
+        """Try rejected entries again, by sequence number."""
+        self._retries |= retries
+
+    def park(self, operation: str, reason: str, first: int, due: Callable[[int], float]) -> None:
+        """Let the entries of `operation` wait, of which `first` is the oldest.
+
+        `due(n)` is when to try it again after the n-th failure.
+        """
+        before = self._tried.pop(operation, None) or self._parked.get(operation)
+        times = before.times + 1 if before is not None else 1
+        declared = self._target.operations.get(operation)
+        holds = declared is None or not declared.best_effort or (before is not None and before.holds)
+        self._parked[operation] = Parked(reason, times, due(times), holds, first)
+
+    def wait(self, unit: Unit, reason: str, due: Callable[[int], float]) -> None:
+        """Let a unit wait that failed though its data is not the cause; see `park`."""
+        times = self._blameless.get(unit[0].seq, (0, ""))[0] + 1
+        self._blameless[unit[0].seq] = (times, reason)
+        self._retry_unit(unit, due(times))
+
+    def waits_alone(self, unit: Unit) -> bool:
+        """Whether this unit has been waiting while others of its operation were applied."""
+        return unit[0].seq in self._blameless
+
+    def stalled(self, unit: Unit, why: str, now: float, pause_s: float, *, conflict: bool = False) -> None:
+        """Note a unit that took too long although it was alone: the next time others go first.
+
+        It is tried again at once, then after `pause_s`, then after twice that, up to ten times that.
+        A `conflict` with another transaction needs an operator only if it happens again and again.
+        """
+        times, stuck, _ = self._slow.get(unit[0].seq, (0, False, ""))
+        times += 1
+        self._slow[unit[0].seq] = times, stuck or times > (_CONFLICTS if conflict else 1), why
+        if times > 1:
+            self._retry_unit(unit, now + pause_s * min(10, 2 ** (times - 2)), hurries=False)
+
+    def hurry(self, at: float) -> None:
+        """Bring what waits forward to at most `at`: a caller is waiting for it."""
+        for name, parked in self._parked.items():
+            self._parked[name] = replace(parked, at=min(parked.at, at))
+        for seq, retry in self._retries.items():
+            if retry.at > at and retry.hurries:
+                self._retries[seq] = replace(retry, at=at, due=retry.at if retry.due is None else retry.due)
+
+    def _retry_unit(self, unit: Unit, at: float, *, hurries: bool = True) -> None:
+        retry = Retry(at, holds=not self._is_best_effort(unit), hurries=hurries)
+        self._retries |= {record.seq: retry for record in unit}
+
+    def _is_best_effort(self, unit: Unit) -> bool:
+        return is_best_effort(unit, self._target.operations)
+
+    @property
+    def next_retry(self) -> float | None:
+        """When the first entry or operation that waits is due again (monotonic seconds), or None when none waits."""
+        times = [retry.at for retry in self._retries.values()]
+        return min(times + [parked.at for parked in self._parked.values()], default=None)
+
+    @property
+    def awaits(self) -> bool:
+        """Whether something is left that will be tried again, and that others have to wait for."""
+        return bool(self._retries or self._tried) or any(parked.holds for parked in self._parked.values())
+
+    def waits_before(self, seq: int) -> bool:
+        """Whether an entry older than `seq` may still be applied before it."""
+        parked = [one.first for one in self.parked.values() if one.holds]
+        return any(other < seq for other in (*self._retries, *parked))
+
+    @property
+    def parked(self) -> dict[str, Parked]:
+        """Parked operations, those that are being tried again included."""
+        return {**self._tried, **self._parked}
+
+    @property
+    def slow(self) -> tuple[int | None, str | None]:
+        """The oldest entry that took too long more than once, and still waits, and why; None when there is none."""
+        return min(((seq, why) for seq, (_, stuck, why) in self._slow.items() if stuck), default=(None, None))
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why units wait though nothing is wrong with their data, by their first entry."""
+        return {str(seq): why for seq, (_, why) in sorted(self._blameless.items())}
+
 
 _BATCH_BYTES = 8 << 20
-# So long after an entry came the program counts as enqueueing: as long as a trading loop may pause.
-_BUSY_S = 60.0
-# A batch is to take about so long, and at most this part of the time after which it is given up: as often is committed,
-# seen by others and unlocked what it has delivered.
-_BATCH_S = 1.0
-_PART_OF_STALL = 0.1
-# Entries of the first batch, when it is not known how long one takes.
-_FIRST = 50
 
 
 @dataclass(slots=True)
@@ -79,10 +266,10 @@ class Scan:
         # What comes behind a sequence number, read beforehand with a limit.
         self._ahead: tuple[int, int, Peeked] | None = None
 
-    def published(self) -> tuple[str | None, dict[str, object]]:
-        """See `Waits.published`."""
-        reason, waiting = self.waits.published()
-        return reason, {"held_back": self._walk.held, **waiting}
+    @property
+    def held_back(self) -> int:
+        """How many entries are behind dead letters, of those that the walk has met."""
+        return self._walk.held
 
     def next_batch(self, now: float, limit: int) -> Batch:
         """The oldest entries that need not wait, about `limit` of them; groups undivided.
@@ -141,10 +328,6 @@ class Scan:
                 return
             else:
                 batch.records += unit
-
-    def is_current(self) -> bool:
-        """Whether nothing was requeued or discarded since the batch was read."""
-        return self._store.releases() == self.releases
 
     def look_ahead(self, batch: Batch, limit: int) -> None:
         """Read what comes behind `batch` already now; may run in another thread, if nothing else is called meanwhile.
@@ -211,40 +394,3 @@ class Scan:
             self._walk.waiting_keys |= keys
             return True
         return waits
-
-
-class BatchSize:
-    """How many entries a step takes, by the program's activity and the target's speed.  Belongs to one relay's step."""
-
-    def __init__(self, config: OutboxConfig, target: Target) -> None:
-        self._config, self._target = config, target
-        self._batch_s = min(_BATCH_S, config.stall_timeout * _PART_OF_STALL)
-        self._limit = min(config.batch_size, _FIRST)
-        # The newest entry of the last look, and until when the program counts as enqueueing.
-        self._newest_seq: int | None = None
-        self._busy_until = 0.0
-        # Whether to go easy on disk and interpreter, since the program enqueues and waits for both.  Then batches
-        # are small, one step after the other: see `docs/explanation/decisions/011-busy-batches.md`.
-        self.busy = False
-
-    def entries(self, now: float) -> int:
-        """How many entries to take at once; a single one where that is to show which one takes too long."""
-        self.busy = now < self._busy_until and self._config.busy_batch_size < self._config.batch_size
-        limit = min(self._limit, self._config.busy_batch_size) if self.busy else self._limit
-        return limit * self._target.lanes if self._limit > 1 else 1
-
-    def look(self, newest_seq: int, now: float) -> None:
-        """Note the newest entry of the store: a later one than before was enqueued meanwhile."""
-        if self._newest_seq is not None and newest_seq > self._newest_seq:
-            self._busy_until = now + _BUSY_S
-            self.busy = self._config.busy_batch_size < self._config.batch_size
-        self._newest_seq = newest_seq
-
-    def shrink(self) -> None:
-        """A batch took too long."""
-        self._limit = max(1, self._limit // 2)
-
-    def measured(self, entries: int, took_s: float) -> None:
-        """A batch was delivered: the next one has as many entries as fit its time, if that is not far from the last."""
-        fit = int(entries * self._batch_s / took_s) // self._target.lanes if took_s else self._config.batch_size
-        self._limit = min(self._config.batch_size, max(min(fit, self._limit * 2), self._limit // 2, 2))

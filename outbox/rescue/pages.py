@@ -3,6 +3,8 @@
 LMDB maps the file and trusts it: a damaged one kills the process.  Nothing here can be made to do more than miss
 rows, and what is wrong is said.  The layout is that of `mdb.c` of LMDB 0.9 on 64-bit machines in native byte order.
 Only for a file that nobody writes to.
+
+Where a tree is damaged, records are found anywhere in the file by their first bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +15,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..entry import EntryStatus
+from ..errors import StoreCorrupt
+from ..store import small
+from ..store.continuity import LATE_KEY, SESSIONS_KEY, Mark, RelaySessions, unpack_late
+from ..store.envelope import BEGINNING, OVERHEAD, Record, claims
+from ..store.ledger import MARK_PREFIX
 from ..store.own_files import open_own
 from ..words import counted
 from .metas import (
@@ -309,3 +317,43 @@ class DataFile:
         if (own, big_flags, count) != (big, BIG, pages):
             walk.report(big, "is damaged: it is not the value that it should be")
         return Row(key, big * self.page_size + HEADER, size, key_offset, bool(flags & _SUB_DATABASE))
+
+
+# Read at a time.
+_PIECE = 1 << 20
+
+
+def beginnings(file: DataFile, mark: bytes) -> Iterator[tuple[int, int, int]]:
+    """Offset, sequence number (of entries) and claimed size of everything in the file that may be a record.
+
+    `mark`: how it begins, `BEGINNING` of entries or that of small records.
+    """
+    of_entries = mark == BEGINNING
+    for start in range(0, file.size, _PIECE):
+        piece = file.read(start, _PIECE + OVERHEAD)
+        at = piece.find(mark)
+        while 0 <= at < _PIECE:
+            head = piece[at : at + OVERHEAD]
+            claimed = claims(head) if of_entries else (0, small.size_of(head) or 0)
+            if claimed is not None and start + at + claimed[1] <= file.size:
+                yield start + at, *claimed
+            at = piece.find(mark, at + 1)
+
+
+def rank(record: Record) -> int:
+    """How safe a version of an entry is to import; of several the highest is taken."""
+    if record.status is EntryStatus.COMPLETED:
+        return 3
+    if record.status is EntryStatus.PENDING:
+        return 1
+    return 2 if record.is_discarded else 0
+
+
+def check_other(key: bytes, value: bytes) -> None:
+    """Raise `StoreCorrupt` where one of these records is damaged.  A record with another key passes."""
+    if key.startswith(MARK_PREFIX) and Mark.unpack(value) is None:
+        raise StoreCorrupt("what PostgreSQL last acknowledged is damaged: its checksum does not match")
+    if key == SESSIONS_KEY:
+        RelaySessions.unpack(value)
+    if key == LATE_KEY:
+        unpack_late(value)

@@ -20,9 +20,8 @@ from .. import codec
 from ..entry import EntryStatus
 from ..errors import OutboxError, StoreCorrupt, StoreFormatError
 from ..store import quarantine, small
-from ..store.counters import Counters
 from ..store.entry_json import State, settled_state
-from ..store.envelope import BEGINNING, Record, key_seq, unpack
+from ..store.envelope import BEGINNING, Counters, Record, key_seq, unpack
 from ..store.gate import COUNTERS_KEY
 from ..store.identity import DATA_FILE, IDENTITY_FILE, IDENTITY_KEY, Identity
 from ..store.key_row import KEY_BYTES, MOST_BYTES, payload_of, unpack_row
@@ -30,9 +29,7 @@ from ..store.ledger import DEAD_PREFIX, dead_order
 from ..store.own_files import read_own
 from ..words import counted
 from .metas import Tree
-from .other_records import check_other
-from .pages import MAIN, DataFile, Row, Walk
-from .search import beginnings, rank
+from .pages import MAIN, DataFile, Row, Walk, beginnings, check_other, rank
 
 _OURS = b"outbox:"
 _LARGEST = 64 << 20

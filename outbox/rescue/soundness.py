@@ -16,8 +16,7 @@ from .. import codec
 from ..entry import EntryStatus
 from ..errors import OutboxError, StoreCorrupt
 from ..store import ledger, quarantine, small
-from ..store.counters import Counters
-from ..store.envelope import Record, key_seq, seq_key, unpack
+from ..store.envelope import Counters, Record, key_seq, seq_key, unpack
 from ..store.environment import MAP_BYTES, Environment, LmdbError, structural_problems, translated
 from ..store.gate import COUNTERS_KEY
 from ..store.identity import DATA_FILE, IDENTITY_KEY, Identity
@@ -25,8 +24,7 @@ from ..store.key_row import place_of, unpack_row
 from ..store.locks import Role, RoleLock, nobody_writes
 from ..words import counted
 from . import metas
-from .other_records import check_other
-from .pages import FREE_LIST, MAIN, DataFile, Walk
+from .pages import FREE_LIST, MAIN, DataFile, Walk, check_other
 
 _OURS = b"outbox:"
 # A history of more rows is not read in one snapshot, which would pin the pages that an engine frees meanwhile.

@@ -12,8 +12,7 @@ from typing import Any
 from ..entry import EntryStatus
 from ..errors import AlreadyRejected, IdempotencyConflict, OutboxError, StoreCorrupt, StoreFull
 from . import quarantine
-from .counters import Counters
-from .envelope import OVERHEAD, Record, key_seq, pack, seq_key, unpack
+from .envelope import OVERHEAD, Counters, Record, key_seq, pack, seq_key, unpack
 from .environment import Environment
 from .key_row import pack_row, unpack_row
 from .ledger import is_dead

@@ -8,6 +8,14 @@ when PostgreSQL last acknowledged, and a server whose row is not as far has lost
 A number alone would not do: after a failover another history counts on from the same number, and the old primary may
 come back.  So each connection is a *session* with a random id and counts its transactions, and its row also says which
 acknowledgement of an earlier session it follows.
+
+The relay sessions of this store are recorded before PostgreSQL can show them.  A copy of a store has the same id and
+goes on from the same acknowledgement.  A session that PostgreSQL shows and this store never began is therefore the work
+of a copy: of the store that this one was restored from, or of one that runs beside it.
+
+Entries that an import or an unfinished reconciliation put back to old places in `pending` are noted as late.  Once they
+are delivered PostgreSQL has them behind later ones.  Should it be set back then, they must be looked for at their
+places.  A reconciliation notes that in the ledger when it ends; until then, or if it is killed, the record does.
 """
 
 from __future__ import annotations
@@ -15,13 +23,63 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from ..errors import HistoryRewound, StoreCorrupt
-from .envelope import Record
-from .frame import MARK, seal, unseal
-from .sessions import RelaySessions
+from ..words import counted
+from .envelope import LATE, MARK, SESSIONS, Record, seal, unseal
+
+SESSIONS_KEY = b"outbox:sessions"
+# The record has the same size from the first day, so that it can be replaced where the store is full.
+_SLOTS = 60
+_NO_SESSION = bytes(16)
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySessions:
+    """The newest sessions of a store, oldest first."""
+
+    newest: tuple[UUID, ...] = ()
+    # Whether these are all that the store ever began.
+    complete: bool = True
+
+    def __contains__(self, session: UUID) -> bool:
+        return session in self.newest
+
+    def begun(self, *sessions: UUID) -> RelaySessions:
+        """With `sessions` as the newest ones."""
+        every = (*(one for one in self.newest if one not in sessions), *sessions)
+        return RelaySessions(every[-_SLOTS:], self.complete and len(every) <= _SLOTS)
+
+    def pack(self) -> bytes:
+        """The bytes that the store keeps, with a checksum."""
+        slots = [one.bytes for one in self.newest] + [_NO_SESSION] * (_SLOTS - len(self.newest))
+        return seal(SESSIONS, SESSIONS_KEY, bytes((self.complete,)) + b"".join(slots))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> RelaySessions:
+        """Raises `StoreCorrupt`."""
+        body = unseal(SESSIONS, SESSIONS_KEY, data, "the record of sessions")
+        if len(body) != 1 + 16 * _SLOTS:
+            raise StoreCorrupt(f"the record of sessions has {counted(len(body), 'byte')}, expected {1 + 16 * _SLOTS}")
+        slots = [body[at : at + 16] for at in range(1, len(body), 16)]
+        return cls(tuple(UUID(bytes=slot) for slot in slots if slot != _NO_SESSION), bool(body[0]))
+
+
+def kept_sessions(txn: Any) -> RelaySessions | None:
+    """The sessions of the store that the transaction reads; None where an older version has made it.
+
+    Raises `StoreCorrupt`.
+    """
+    data = txn.get(SESSIONS_KEY)
+    return None if data is None else RelaySessions.unpack(bytes(data))
+
+
+def keep_sessions(txn: Any, *begun: UUID) -> None:
+    """Keep that these sessions are the store's own.  Raises `StoreCorrupt`."""
+    txn.put(SESSIONS_KEY, (kept_sessions(txn) or RelaySessions(complete=False)).begun(*begun).pack())
+
 
 _LAYOUT = struct.Struct(">H16s16sQ")
 
@@ -136,43 +194,6 @@ def anonymous(session: UUID) -> UUID:
     return UUID(bytes=_ANONYMOUS + session.bytes[4:])
 
 
-class Ahead:
-    """A memory that also knows what PostgreSQL has acknowledged and the store has not recorded yet."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self.forget()
-
-    def forget(self) -> None:
-        """The store knows it too now, or never will."""
-        self._newest: list[Mark] = []
-        self._settled = range(0)
-
-    def know(self, newest: list[Mark], settled: range) -> None:
-        """`newest` was acknowledged, and with it all that was pending in the range `settled` of sequence numbers."""
-        self._newest, self._settled = newest, settled
-
-    def marks(self) -> list[Mark]:
-        newest = self._newest
-        return [*newest, *(mark for mark in self._memory.marks() if all(mark.lane != new.lane for new in newest))]
-
-    def watermark(self) -> int:
-        recorded = self._memory.watermark()
-        return self._settled[-1] if recorded + 1 in self._settled else recorded
-
-    def last_seq(self) -> int:
-        return self._memory.last_seq()
-
-    def sessions(self) -> RelaySessions | None:
-        return self._memory.sessions()
-
-    def begin_session(self, *sessions: UUID) -> None:
-        self._memory.begin_session(*sessions)
-
-    def proofs(self) -> list[Record]:
-        return self._memory.proofs()
-
-
 def judge(
     marks: Iterable[Mark], rows: Sequence[Watermark], own: RelaySessions | None = None, last_seq: int | None = None
 ) -> HistoryRewound | None:
@@ -243,3 +264,34 @@ def lineage_of(marks: Iterable[Mark], rows: Iterable[Watermark]) -> UUID | None:
 def fingerprint(marks: Iterable[Mark]) -> str:
     """Names a loss: an operator's order is for this one and no later one."""
     return " ".join(f"{mark.lane}:{mark.session}:{mark.position}" for mark in marks)
+
+
+LATE_KEY = b"outbox:late"
+_LATE_LAYOUT = struct.Struct(">QQ")
+
+
+def unpack_late(data: bytes) -> tuple[int, int]:
+    """The lowest of them, and the newest sequence number of then.  Raises `StoreCorrupt`."""
+    body = unseal(LATE, LATE_KEY, data, "the record of late entries")
+    if len(body) != _LATE_LAYOUT.size:
+        raise StoreCorrupt(f"the record of late entries has {counted(len(body), 'byte')}, expected {_LATE_LAYOUT.size}")
+    first, newest = _LATE_LAYOUT.unpack(body)
+    return first, newest
+
+
+def kept_late(txn: Any) -> tuple[int, int] | None:
+    """What `unpack_late` gives, or None without any.  Raises `StoreCorrupt`."""
+    data = txn.get(LATE_KEY)
+    return None if data is None else unpack_late(bytes(data))
+
+
+def keep_late(txn: Any, first: int, newest: int) -> None:
+    """Note that entries from `first` on went back when `newest` was the newest.  Raises `StoreCorrupt`."""
+    before = kept_late(txn)
+    lowest = first if before is None else min(first, before[0])
+    txn.put(LATE_KEY, seal(LATE, LATE_KEY, _LATE_LAYOUT.pack(lowest, newest)))
+
+
+def forget_late(txn: Any) -> None:
+    """It is noted in the ledger now."""
+    txn.delete(LATE_KEY)

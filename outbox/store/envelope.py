@@ -1,8 +1,11 @@
-"""The record format of entries in the databases `pending` and `ledger`.
+"""The record format: the frame around every record, entries in `pending` and `ledger`, and the counters.
 
-One fixed header, then the variable parts.  LMDB has no page checksums, so a CRC covers the whole record including
-its sequence number and idempotency key: a record that is found under another key, or with one bit changed, is
-recognised.  Format 1, big-endian:
+LMDB has no page checksums, so every record that we write has a frame with a CRC over its kind, its key and its
+content: a record that is found under another key, as another kind, or with one bit changed, is recognised.  The frame,
+big-endian: magic 2s (the kind), format B, tag B, crc32 I; then the content.  The tag is a kind's own, and the key
+counts where the content does not repeat it.
+
+An entry has one fixed header, then the variable parts.  Format 1:
 
     magic 2s, format B, status B, crc32 I, seq Q, captured_us Q, settled_us Q, group Q, members I,
     key 16s, id 16s, payload_hash 16s, shape 8s, attempts I, then the lengths of operation, order_by (0xFFFF: none),
@@ -12,18 +15,65 @@ recognised.  Format 1, big-endian:
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
+from zlib import crc32
 
 from .. import codec
 from ..entry import Entry, EntryStatus
 from ..errors import StoreCorrupt
 from ..results import decode_result
 from ..words import counted
-from .frame import ENTRY, HEAD, seal, tag_of, unseal
-from .frame import FORMAT as FORMAT
+
+FORMAT = 1
+HEAD = struct.Struct(">2sBBI")
+_CRC = struct.Struct(">I")
+# The kinds: entries and small records have had this frame from the beginning.
+ENTRY, SMALL = b"OX", b"OM"
+COUNTERS, KEY_ROW, MARK, DEAD, SESSIONS, LATE, QUARANTINED = b"OC", b"OK", b"OP", b"OD", b"OS", b"OL", b"OQ"
+
+
+def seal(kind: bytes, key: bytes, body: bytes | bytearray, tag: int = 0) -> bytes:
+    """The record of `body` under `key`."""
+    return HEAD.pack(kind, FORMAT, tag, crc32(body, crc32(key, tag))) + body
+
+
+def unseal(kind: bytes, key: bytes, data: bytes, what: str = "a record", *, plain: int = 0) -> bytes:
+    """The content of a record; raises `StoreCorrupt` with the reason, about `what`.
+
+    `plain` is the size of the content in stores that were made before records of this kind had a frame: a checksum of
+    key and content was behind it then.
+    """
+    if plain and len(data) == plain + _CRC.size:
+        body = data[:plain]
+        if _CRC.unpack_from(data, plain)[0] != crc32(body, crc32(key)):
+            raise StoreCorrupt(f"{what} is damaged: its checksum does not match")
+        return body
+    if len(data) < HEAD.size:
+        raise StoreCorrupt(f"{what} is damaged: {counted(len(data), 'byte')}, a header has {HEAD.size}")
+    magic, version, tag, crc = HEAD.unpack_from(data)
+    if magic != kind or version != FORMAT:
+        raise StoreCorrupt(f"{what} is damaged: magic {magic!r}, format {version}, expected {kind!r}, {FORMAT}")
+    body = data[HEAD.size :]
+    if crc32(body, crc32(key, tag)) != crc:
+        raise StoreCorrupt(f"{what} is damaged: its checksum does not match")
+    return body
+
+
+def tag_of(data: bytes) -> int:
+    """The tag of a record."""
+    return data[3]
+
+
+def is_sealed(kind: bytes, data: bytes) -> bool:
+    """Whether bytes begin as a record of `kind`; older stores have some without a frame."""
+    return data[:2] == kind and data[2:3] == bytes((FORMAT,))
+
 
 _BODY = struct.Struct(">QQQQI16s16s16s8sIHHHIII")
 _NO_ORDER = 0xFFFF
@@ -280,3 +330,62 @@ def to_us(moment: datetime) -> int:
 def from_us(microseconds: int) -> datetime:
     """The aware UTC datetime of `microseconds` since 1970."""
     return _EPOCH + timedelta(microseconds=microseconds)
+
+
+_LAYOUT = struct.Struct(">9Q")
+# With a frame, and as older stores have it.
+_SIZES = frozenset({HEAD.size + _LAYOUT.size, _LAYOUT.size + 4})
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the store was created.
+
+    Always: acknowledged = pending + completed + dead + discarded + quarantined.
+    """
+
+    # Sequence number that the next entry gets.
+    next_seq: int = 1
+    # Stamp of the newest entry, microseconds since 1970 UTC: stamps strictly increase.
+    last_us: int = 0
+    acknowledged: int = 0
+    completed: int = 0
+    # Dead letters now (requeueing and discarding lower it).
+    dead: int = 0
+    discarded: int = 0
+    # Damaged records set aside with their raw bytes.
+    quarantined: int = 0
+    # Completed entries of which no ledger copy could be kept because the disk was full.
+    unledgered: int = 0
+    # How often an operator released something: the relay looks again at what it held back.
+    releases: int = 0
+
+    def pack(self) -> bytes:
+        return seal(COUNTERS, b"", _LAYOUT.pack(*_values(self)))
+
+    @classmethod
+    def unpack(cls, data: bytes | None) -> Counters:
+        """Raises `StoreCorrupt`."""
+        if data is None or len(data) not in _SIZES:
+            raise StoreCorrupt("the counters record is missing or has the wrong size")
+        return cls(*_LAYOUT.unpack(unseal(COUNTERS, b"", data, "the counters record", plain=_LAYOUT.size)))
+
+
+# `dataclasses.astuple` copies deeply, and this is written with every enqueue.
+_values = attrgetter(*(item.name for item in fields(Counters)))
+
+
+# What must be applied together: a group, or a record of its own.
+Unit = list[Record]
+
+
+def units(records: Iterable[Record]) -> Iterator[Unit]:
+    """Split records into what must be applied together: a group, or a record of its own."""
+    for group, members in groupby(records, key=lambda record: record.group or -record.seq):
+        del group
+        yield list(members)
+
+
+def ordering_keys(unit: Unit) -> set[str]:
+    """The ordering keys that a unit touches."""
+    return {record.order_by for record in unit if record.order_by is not None}

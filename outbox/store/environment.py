@@ -19,8 +19,8 @@ from lmdb.verify import VerifyError
 from lmdb.verify import verify as _verify_structure
 
 from ..errors import ConfigError, OutboxError, StoreCorrupt, StoreLocked, StoreUnavailable
-from . import filesystem
 from .identity import DATA_FILE, IDENTITY_FILE, IDENTITY_KEY, LOCK_FILE, Identity, read_identity
+from .kept_files import Identity as FileIdentity
 from .kept_files import KeptFile
 from .own_files import as_owner, check_own, give_to_owner, open_own
 
@@ -136,7 +136,7 @@ class Environment:
         """Size of the map: what the data file can grow to."""
         return int(self.env.info()["map_size"])
 
-    def keep_role(self, path: Path, identity: filesystem.Identity) -> None:
+    def keep_role(self, path: Path, identity: FileIdentity) -> None:
         """Watch the lock file of a role that this process holds, too: without it a second process gets the role."""
         self.roles.append(KeptFile(os.fsencode(path), identity))
 

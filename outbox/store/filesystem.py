@@ -1,15 +1,11 @@
-"""The store's file system: flushes directories, detects network disks and moved files."""
+"""The store's file system: flushes directories, detects network disks."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
-import struct
-import sys
 from pathlib import Path
-from typing import Any
 
 from ..errors import ConfigError
 from ..log import Log
@@ -37,67 +33,6 @@ _REMOTE_FUSE = frozenset(
 )
 # A directory that cannot be flushed: immutable, or of a file system that has no such call.
 _NO_FLUSH = frozenset({errno.EINVAL, errno.EROFS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES})
-_AT_FDCWD = -100
-_AT_EMPTY_PATH = 0x1000
-_STATX_INO = 0x100
-# struct statx: its size, and in it the inode number and the two numbers of the device.
-_Buffer = ctypes.c_char * 256
-_ANSWER = struct.Struct("=32xQ96xII")
-
-
-def _find_statx() -> Any:
-    """The C library's function, or None where there is none."""
-    function = getattr(ctypes.CDLL(None), "statx", None) if sys.platform == "linux" else None
-    if function is not None:
-        function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
-        function.restype = ctypes.c_int
-    return function
-
-
-_statx = _find_statx()
-
-# A file's identity: inode, and device in two numbers.
-Identity = tuple[int, int, int]
-
-
-def file_identity(path: bytes) -> Identity:
-    """The identity of the file that `path` leads to: inode, and device in two numbers.
-
-    Costs the file's next flush nothing, unlike `os.stat`: since Linux 6.13 a file whose times were asked for gets an
-    exact stamp at its next write, which goes through the file system's journal ("multigrain timestamps",
-    Documentation/filesystems/multigrain-ts.rst of the kernel).  Called after each commit of LMDB that was measured to
-    make the next commit a fifth slower.  statx(2) can be asked for the inode alone.  Raises OSError as `os.stat` does.
-    """
-    found = _asked(_AT_FDCWD, path, 0)
-    # No such function, or it failed: a sandbox may refuse it, and everything else fails here too, with its own error.
-    return _identity_in(os.stat(path)) if found is None else found
-
-
-def descriptor_identity(descriptor: int) -> Identity:
-    """`file_identity` of the file that is open as `descriptor`.  Raises OSError as `os.fstat` does."""
-    found = _asked(descriptor, b"", _AT_EMPTY_PATH)
-    return _identity_in(os.fstat(descriptor)) if found is None else found
-
-
-def _asked(folder: int, path: bytes, flags: int) -> Identity | None:
-    """What statx(2) answers; None where it cannot be had."""
-    answer = _Buffer()
-    if _statx is None or _statx(folder, path, flags, _STATX_INO, answer) != 0:
-        return None
-    inode, major, minor = _ANSWER.unpack_from(answer)
-    return inode, major, minor
-
-
-def _identity_in(info: os.stat_result) -> Identity:
-    return info.st_ino, os.major(info.st_dev), os.minor(info.st_dev)
-
-
-def is_open_as(descriptor: int, identity: Identity) -> bool:
-    """Whether `descriptor` still is that file; where the program has closed it, another file may have its number."""
-    try:
-        return descriptor_identity(descriptor) == identity
-    except OSError:
-        return False
 
 
 def make_durably(folder: Path) -> None:

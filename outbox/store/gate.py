@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import DurabilityError, OutboxError, StoreClosed, StoreLocked
 from ..log import Log
-from .counters import Counters
+from .envelope import Counters
 from .environment import Environment, LmdbError, WriteError, no_slot, translated
 
 _log = Log("outbox.store")

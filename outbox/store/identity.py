@@ -1,10 +1,12 @@
-"""Identity: which store a directory holds, if any, by its files alone.  Changes nothing.
+"""Identity: which store a directory holds, if any, by its files alone, and whether its last user closed it.
 
-A missing or foreign data file is an error and never becomes a new empty store.
+A missing or foreign data file is an error and never becomes a new empty store.  A store that was closed properly, and
+not written to since, has a mark.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from uuid import UUID
 from .. import codec
 from ..errors import StoreCorrupt, StoreFormatError, StoreMissing
 from .envelope import FORMAT
-from .own_files import read_own
+from .own_files import as_owner, open_own, read_own
 
 IDENTITY_KEY = b"outbox:store"
 IDENTITY_FILE = "outbox.json"
@@ -107,3 +109,35 @@ def is_vacant(directory: Path) -> bool:
     remains = {name for name in names if name.startswith(BUILDING)}
     ours = _OURS | ({DATA_FILE, LOCK_FILE} if remains else set())
     return names - remains <= ours | {"lost+found"}
+
+
+def mark_clean(directory: Path) -> None:
+    """Note that the store was closed properly by its last user, with the data file as it is now."""
+    fd = open_own(directory / CLEAN_FILE, os.O_WRONLY | os.O_CREAT)
+    try:
+        os.ftruncate(fd, 0)
+        os.write(fd, _fingerprint(directory))
+    finally:
+        os.close(fd)
+
+
+def take_clean_mark(directory: Path, *, keep: bool = False) -> bool:
+    """Whether the last shutdown was clean and the file unchanged since; removes the mark unless `keep`."""
+    path = directory / CLEAN_FILE
+    try:
+        clean = read_own(path) == _fingerprint(directory)
+    except FileNotFoundError:
+        return False
+    if not keep:
+        try:
+            with as_owner(directory):
+                path.unlink(missing_ok=True)
+        except OSError as exc:
+            if exc.errno != errno.EROFS:  # on a read-only file system it stays true
+                raise
+    return clean
+
+
+def _fingerprint(directory: Path) -> bytes:
+    info = os.stat(directory / DATA_FILE)
+    return b"%d %d %d\n" % (info.st_size, info.st_mtime_ns, info.st_ino)

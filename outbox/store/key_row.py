@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..errors import StoreCorrupt
 from ..words import counted
-from .frame import HEAD, KEY_ROW, is_sealed, seal, unseal
+from .envelope import HEAD, KEY_ROW, is_sealed, seal, unseal
 
 KEY_BYTES = 16
 _PLAIN_BYTES = 24

@@ -16,12 +16,22 @@ from .. import codec
 from ..entry import EntryStatus
 from ..errors import EntryNotFound, StoreCorrupt
 from ..operation import payload_hash, shape_hash
-from . import late
-from .continuity import Mark
-from .counters import Counters
-from .envelope import Record, discarded, is_seq, key_seq, pack, pack_completed, seq_key, unpack
+from .continuity import Mark, forget_late, keep_late
+from .envelope import (
+    DEAD,
+    Counters,
+    Record,
+    discarded,
+    is_seq,
+    key_seq,
+    pack,
+    pack_completed,
+    seal,
+    seq_key,
+    unpack,
+    unseal,
+)
 from .environment import Environment
-from .frame import DEAD, seal, unseal
 from .key_row import place_of
 
 DEAD_PREFIX = b"outbox:dead:"
@@ -179,7 +189,7 @@ def put_back(environment: Environment, txn: Any, counters: Counters, records: Se
     counters.completed -= moved
     counters.releases += 1
     if moved:
-        late.keep(txn, min(record.seq for record in records), counters.next_seq - 1)
+        keep_late(txn, min(record.seq for record in records), counters.next_seq - 1)
     return moved
 
 
@@ -193,7 +203,7 @@ def rebase(environment: Environment, txn: Any, counters: Counters, mark: Mark, a
         while found and bytes(cursor.key()).startswith(MARK_PREFIX):
             found = cursor.delete()
     remember(txn, mark)
-    late.forget(txn)
+    forget_late(txn)
     note(environment, txn, counters, audit, now_us)
 
 

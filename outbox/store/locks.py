@@ -18,7 +18,7 @@ from threading import Event, Thread
 
 from ..errors import StoreLocked, StoreUnavailable
 from ..log import Log
-from .filesystem import Identity, descriptor_identity, is_open_as
+from .kept_files import Identity, descriptor_identity, is_open_as
 from .own_files import open_own
 
 _log = Log("outbox.locks")

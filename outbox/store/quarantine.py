@@ -12,10 +12,8 @@ from typing import Any
 from .. import codec
 from ..entry import EntryStatus
 from . import ledger
-from .counters import Counters
-from .envelope import Record, discarded, is_seq, key_seq, pack, seq_key
+from .envelope import QUARANTINED, Counters, Record, discarded, is_sealed, is_seq, key_seq, pack, seal, seq_key, unseal
 from .environment import Environment
-from .frame import QUARANTINED, is_sealed, seal, unseal
 from .key_row import place_of, unpack_row
 
 PREFIX = b"outbox:quarantine:"

@@ -10,10 +10,9 @@ from typing import Any
 
 from .. import codec
 from ..errors import StoreCorrupt
-from . import late, ledger, quarantine, sessions, small, withdrawal
-from .continuity import UNKNOWN, Mark
-from .counters import Counters
-from .envelope import Record, key_seq, seq_key, unpack
+from . import ledger, quarantine, small, withdrawal
+from .continuity import UNKNOWN, Mark, RelaySessions, kept_late, kept_sessions
+from .envelope import Counters, Record, key_seq, seq_key, unpack
 from .environment import Environment
 from .gate import COUNTERS_KEY, Guarded
 from .key_row import place_of, unpack_row
@@ -157,10 +156,11 @@ class Reader(Guarded):
         """Sequence numbers that were discarded while pending, and whose receipts have not been looked up yet."""
         return [seq for seq, _ in self._prefixed(withdrawal.PREFIX)]
 
-    def releases(self) -> int:
-        """`Counters.releases`: if it has changed, a batch that was read before may be outdated."""
-        with self._read() as (_, txn):
-            return Counters.unpack(txn.get(COUNTERS_KEY)).releases
+    def standing(self) -> tuple[int, int]:
+        """`Counters.releases` and the watermark: if the former has changed, a batch read before may be outdated."""
+        with self._read() as (environment, txn):
+            counters = Counters.unpack(txn.get(COUNTERS_KEY))
+            return counters.releases, _watermark(environment, txn, counters)
 
     def record(self, name: str, seq: int) -> Record | None:
         """One record of sub-database `name`, or None.  Raises `StoreCorrupt`."""
@@ -261,23 +261,23 @@ class Reader(Guarded):
 
     def watermark(self) -> int:
         """Highest sequence number with nothing unsettled at or below it."""
-        with self._read() as (environment, txn), txn.cursor(db=environment.pending) as cursor:
-            return (key_seq(cursor.key()) if cursor.first() else Counters.unpack(txn.get(COUNTERS_KEY)).next_seq) - 1
+        with self._read() as (environment, txn):
+            return _watermark(environment, txn, Counters.unpack(txn.get(COUNTERS_KEY)))
 
     def last_seq(self) -> int:
         """Highest sequence number that was given out."""
         with self._read() as (_, txn):
             return Counters.unpack(txn.get(COUNTERS_KEY)).next_seq - 1
 
-    def sessions(self) -> sessions.RelaySessions | None:
+    def sessions(self) -> RelaySessions | None:
         """The connections to PostgreSQL that were begun; None in a store of an older version before its first."""
         with self._read() as (_, txn):
-            return sessions.kept(txn)
+            return kept_sessions(txn)
 
     def late(self) -> tuple[int, int] | None:
         """The lowest entry that an unfinished reconciliation put back, and the newest sequence number of then."""
         with self._read() as (_, txn):
-            return late.kept(txn)
+            return kept_late(txn)
 
     def proofs(self) -> list[Record]:
         """A few of those entries that PostgreSQL acknowledged last, whose receipts must be there."""
@@ -313,6 +313,11 @@ def live_bytes(environment: Environment, txn: Any) -> int:
         pages += stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         page_size = stat["psize"]
     return int(pages * page_size)
+
+
+def _watermark(environment: Environment, txn: Any, counters: Counters) -> int:
+    with txn.cursor(db=environment.pending) as cursor:
+        return (key_seq(cursor.key()) if cursor.first() else counters.next_seq) - 1
 
 
 def _metas(txn: Any, prefix: str) -> list[tuple[str, bytes]]:

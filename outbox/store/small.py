@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..errors import StoreCorrupt
 from ..words import counted
-from .frame import FORMAT, HEAD, SMALL, seal, unseal
+from .envelope import FORMAT, HEAD, SMALL, seal, unseal
 
 PREFIX = b"outbox:meta:"
 BEGINNING = SMALL + bytes((FORMAT,))

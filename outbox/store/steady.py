@@ -15,7 +15,7 @@ from pathlib import Path
 from ..clock import Clock
 from ..errors import StoreUnavailable
 from ..log import Log
-from .state_file import StateFile
+from .own_files import StateFile
 
 _log = Log("outbox.steady")
 

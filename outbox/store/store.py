@@ -24,11 +24,10 @@ from ..errors import (
 )
 from ..log import Log
 from ..words import entries
-from . import ledger, quarantine, sessions, small, withdrawal
+from . import ledger, quarantine, small, withdrawal
 from .appending import Append, admitted, append_fresh, append_one, sizes
-from .continuity import Mark
-from .counters import Counters
-from .envelope import Record
+from .continuity import Mark, keep_sessions
+from .envelope import Counters, Record
 from .environment import Environment, no_room
 from .gate import COUNTERS_KEY
 from .ledger import Moved, Settlement
@@ -366,7 +365,7 @@ class Store(Reader):
     def begin_session(self, *begun: UUID) -> None:
         """Keep that these connections to PostgreSQL are this store's own.  Raises `DurabilityError`."""
         with self._write("note a connection") as (_, txn):
-            sessions.keep(txn, *begun)
+            keep_sessions(txn, *begun)
 
     @_by_writer(Rank.MAINTAIN)
     def rebase(self, mark: Mark, audit: Record) -> None:

@@ -17,9 +17,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from ..errors import DurabilityError, StoreClosed, StoreUnavailable
-from ..left_messages import await_left_messages, leaving_messages
-from ..log import Log
-from ..own_threads import waited_for
+from ..log import Log, await_left_messages, leaving_messages
+from ..worker import waited_for
 
 T = TypeVar("T")
 Item = TypeVar("Item")

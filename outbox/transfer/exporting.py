@@ -19,12 +19,13 @@ from .. import codec
 from ..errors import StoreCorrupt, StoreLocked
 from ..rescue import verify
 from ..rescue.salvage import Remains, Salvage
-from ..store import environment, sessions
+from ..store import environment
+from ..store.continuity import SESSIONS_KEY, RelaySessions
+from ..store.creation import workshop
 from ..store.entry_json import FORMAT, State, raw_text, to_object
 from ..store.identity import DATA_FILE, IDENTITY_FILE, read_identity
 from ..store.locks import Role, RoleLock, holder
 from ..store.own_files import read_own
-from ..store.workshop import workshop
 
 
 @dataclass
@@ -166,8 +167,8 @@ def _read(directory: Path, write: Callable[[bytes], object]) -> Findings:
         )
         for name, record in sorted(found.small.items()):
             put({"kind": "small", "name": name.decode(), "stamp": record.stamp, "value": raw_text(record.value)})
-        if found.other.get(sessions.KEY) == sessions.RelaySessions().pack():
-            del found.other[sessions.KEY]  # it is empty
+        if found.other.get(SESSIONS_KEY) == RelaySessions().pack():
+            del found.other[SESSIONS_KEY]  # it is empty
         for name, value in sorted(found.other.items()):
             put({"kind": "other", "name": raw_text(name), "value": raw_text(value)})
         findings.small_records = len(found.small) + len(found.other)

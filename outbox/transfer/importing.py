@@ -23,17 +23,16 @@ from ..entry import EntryStatus
 from ..errors import InvalidEntry, OutboxError, StoreFormatError
 from ..opening import open_store
 from ..rescue import verify
-from ..store import filesystem, late, ledger, namespace, quarantine, sessions, small, withdrawal
-from ..store.counters import Counters
-from ..store.creation import IMPORTING, create
+from ..store import filesystem, ledger, namespace, quarantine, small, withdrawal
+from ..store.continuity import SESSIONS_KEY, RelaySessions, keep_late, kept_sessions
+from ..store.creation import IMPORTING, create, prefix_of, workshop
 from ..store.entry_json import FORMAT, State, from_object, raw_bytes
-from ..store.envelope import Record, pack, seq_key, unpack
+from ..store.envelope import Counters, Record, pack, seq_key, unpack
 from ..store.environment import Environment
 from ..store.gate import COUNTERS_KEY
 from ..store.identity import is_vacant, read_identity
 from ..store.key_row import pack_row, payload_of
 from ..store.reads import ALARM_PREFIX, FORGOTTEN, ORDER, PAUSE, PLACES
-from ..store.workshop import prefix_of, workshop
 from .lines import BAD, REMAINS, check_header, check_line
 
 # The keys of a store are hashes over its namespace; the others are about the relays of that store alone.
@@ -201,7 +200,7 @@ class _Import:
             counters.last_us = max(counters.last_us, int(header["last_us"]))
             counters.releases += 1
             if self._late is not None:
-                late.keep(self._txn, self._late, counters.next_seq - 1)
+                keep_late(self._txn, self._late, counters.next_seq - 1)
 
     def _take(self, line: dict[str, Any]) -> bool:
         """Take one line over; whether that changed anything."""
@@ -216,7 +215,7 @@ class _Import:
                 return False
             if not self._same_store:
                 return False  # it is about rows in PostgreSQL that this store does not have
-            if name == sessions.KEY:
+            if name == SESSIONS_KEY:
                 return self._take_sessions(value)
             return bool(self._txn.put(name, value, overwrite=False))
         if kind == "entry":
@@ -226,11 +225,11 @@ class _Import:
 
     def _take_sessions(self, value: bytes) -> bool:
         """What the exported store began was begun by this one."""
-        present, offered = sessions.kept(self._txn), sessions.RelaySessions.unpack(value)
+        present, offered = kept_sessions(self._txn), RelaySessions.unpack(value)
         if present is not None and {*offered.newest} <= {*present.newest}:
             return False
         both = offered if present is None else present.begun(*offered.newest)
-        return bool(self._txn.put(sessions.KEY, both.pack()))
+        return bool(self._txn.put(SESSIONS_KEY, both.pack()))
 
     def _take_small(self, line: dict[str, Any]) -> bool:
         if line["name"] in _OF_ONE_STORE and not self._same_store:

@@ -13,8 +13,9 @@ from uuid import UUID
 from ..errors import InvalidEntry, StoreCorrupt
 from ..monitoring import pause
 from ..monitoring.notices import parse
-from ..rescue.other_records import check_other
-from ..store import late, ledger, sessions, small, withdrawal
+from ..rescue.pages import check_other
+from ..store import ledger, small, withdrawal
+from ..store.continuity import LATE_KEY, SESSIONS_KEY
 from ..store.entry_json import from_object, raw_bytes
 from ..store.envelope import pack, seq_key, to_us, unpack
 from ..store.reads import ALARM_PREFIX, NOTICE_PREFIX, PAUSE
@@ -85,7 +86,7 @@ def check_line(line: dict[str, Any]) -> None:
 
 def _check_other(name: bytes, value: bytes) -> None:
     """Raise for what is no record of what PostgreSQL knows of the store."""
-    if name in (sessions.KEY, late.KEY):
+    if name in (SESSIONS_KEY, LATE_KEY):
         check_other(name, value)
     elif name.startswith(withdrawal.PREFIX) and len(name) == len(withdrawal.PREFIX) + len(seq_key(1)):
         if value:

@@ -31,7 +31,7 @@ from outbox.operation import operations_by_name
 from outbox.relay.delivery import Delivery
 from outbox.store.envelope import Record
 from outbox.store.locks import Role, RoleLock
-from outbox.store.state_file import StateFile
+from outbox.store.own_files import StateFile
 from outbox.target import Outcome
 from outbox.testing import PostgresServer
 from tests import atb as command_line

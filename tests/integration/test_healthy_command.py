@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from outbox import Outbox
 from outbox.cli import atb as group
 from outbox.store.locks import Role, RoleLock
-from outbox.store.state_file import StateFile
+from outbox.store.own_files import StateFile
 
 Atb = Callable[..., Result]
 

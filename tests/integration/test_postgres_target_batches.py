@@ -235,7 +235,7 @@ def test_conflicts_of_an_entry_that_is_alone_need_no_operator(
             until(lambda: bench.query("SELECT last_value > 4 FROM tries") == [(True,)])
             assert (bench.box.status().relay.slow, bench.box.status().needs_operator) == (None, [])
             assert bench.query("SELECT n FROM effects") == [(2,)]
-            monkeypatch.setattr("outbox.relay.waits._CONFLICTS", 4)
+            monkeypatch.setattr("outbox.relay.scan._CONFLICTS", 4)
             until(lambda: bench.box.status().relay.slow == 1)
             bench.query("SELECT setval('tries', 100)")
             assert relay.drain(timeout=LONG)

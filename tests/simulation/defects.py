@@ -19,13 +19,11 @@ from outbox.postgres import lane, receipts, target, watermarks
 from outbox.relay.delivery import Delivery
 from outbox.relay.link import Breaker
 from outbox.relay.reconcile import Reconciler
-from outbox.relay.refusals import Refusals
 from outbox.relay.scan import Scan
-from outbox.relay.settling import Settling
+from outbox.relay.settling import Refusals, Settling
 from outbox.store import ledger
 from outbox.store.continuity import judge
-from outbox.store.counters import Counters
-from outbox.store.envelope import Record, pack, seq_key
+from outbox.store.envelope import Counters, Record, pack, seq_key
 from outbox.store.ledger import Settlement
 from outbox.store.store import Store
 from outbox.target import Outcome, Unit, free_of
@@ -315,7 +313,7 @@ def never_ask_for_what_was_discarded(patch: pytest.MonkeyPatch) -> None:
 
 
 def deliver_what_was_discarded_after_it_was_read(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Scan, "is_current", lambda self: True)
+    patch.setattr(Settling, "_is_current", lambda self: True)
 
 
 DEFECTS = (

@@ -9,8 +9,7 @@ from typing import Any
 import lmdb
 
 from outbox import Outbox, OutboxConfig, OutboxError
-from outbox.store.counters import Counters
-from outbox.store.envelope import to_us
+from outbox.store.envelope import Counters, to_us
 from outbox.store.gate import COUNTERS_KEY
 from outbox.store.ledger import Settlement
 from outbox.store.store import Store

@@ -18,14 +18,14 @@ from typing import Any
 from outbox import AlreadyRejected, DurabilityError, IdempotencyConflict, Outbox, OutboxConfig, OutboxError, Relay
 from outbox.errors import TargetMisconfigured, TargetUnavailable
 from outbox.relay.link import CLOSED
-from outbox.store import sessions
-from outbox.store.counters import Counters
-from outbox.store.envelope import Record, to_us
+from outbox.store import continuity
+from outbox.store.envelope import Counters, Record, to_us
 from outbox.store.gate import COUNTERS_KEY
+from outbox.store.kept_files import Range
 from outbox.store.ledger import DISCARD, answer
 from outbox.store.reads import FORGOTTEN
 from outbox.store.store import Store
-from outbox.store.withdrawal import Range, members
+from outbox.store.withdrawal import members
 from outbox.target import Target
 from tests.faults.invariants import Applied, Call, Observation, Place, Reopened, Stored, Told, check
 
@@ -80,7 +80,7 @@ class OpenedInMemory:
 
 
 class InDeliveryInMemory:
-    """Stands for `outbox.store.withdrawal.InDelivery`: the process that dies takes its locks with it."""
+    """Stands for `outbox.store.kept_files.InDelivery`: the process that dies takes its locks with it."""
 
     def __init__(self) -> None:
         self._held: set[Range] = set()
@@ -137,7 +137,7 @@ class World:
         self.lasting = self.rng.choice((self.forget, self.fill_disk, self.truncate))
         self.environment = MemoryEnvironment(self.clock.new_id())
         self.environment.main.set(COUNTERS_KEY, Counters().pack())
-        self.environment.main.set(sessions.KEY, sessions.RelaySessions().pack())
+        self.environment.main.set(continuity.SESSIONS_KEY, continuity.RelaySessions().pack())
         self.database = Database(self.rng, self._say)
         self.history: list[Call | Reopened] = []
         # Names of intents by idempotency key, and what is known of each: arguments, ordering key, transaction.

@@ -151,7 +151,7 @@ class Interrupted(asyncio.SelectorEventLoop):
     def __hash__(self) -> int:
         handler, caller = self.handler, sys._getframe(1)
         while caller is not None and handler is not None:
-            if caller.f_code.co_name in ("wake", "_wake") and "handing_over" in caller.f_code.co_filename:
+            if caller.f_code.co_name in ("wake", "_wake") and "enqueueing" in caller.f_code.co_filename:
                 self.handler = None
                 handler()
                 break

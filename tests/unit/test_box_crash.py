@@ -16,7 +16,7 @@ import pytest
 
 from outbox import Outbox, StoreClosed, StoreLocked
 from outbox.rescue import verify
-from outbox.store import clean_mark
+from outbox.store import identity
 from outbox.store.ledger import Settlement
 from outbox.store.locks import Role, RoleLock
 from outbox.transfer import exporting
@@ -204,14 +204,14 @@ def test_the_last_one_who_closes_leaves_the_clean_mark(outbox_dir: Path, monkeyp
         assert observer.stdout is not None
         observer.stdout.readline()
         box.close()
-        assert not clean_mark.take_clean_mark(outbox_dir, keep=True)
+        assert not identity.take_clean_mark(outbox_dir, keep=True)
         # Opened beside a user who verified it, it need not be verified.
         with monkeypatch.context() as patch:
             patch.setattr(verify, "check", lambda directory: pytest.fail("verified beside a user"))
             Outbox.open(outbox_dir).close()
         observer.communicate()
         assert observer.returncode == 0
-    assert clean_mark.take_clean_mark(outbox_dir, keep=True)
+    assert identity.take_clean_mark(outbox_dir, keep=True)
 
 
 @pytest.mark.slow
@@ -225,7 +225,7 @@ def test_an_observer_does_not_call_the_store_of_a_killed_engine_clean(
         with Outbox.attach(outbox_dir):
             engine.kill()
             engine.wait()
-    assert not clean_mark.take_clean_mark(outbox_dir, keep=True)
+    assert not identity.take_clean_mark(outbox_dir, keep=True)
     monkeypatch.setattr(verify, "check", checked.append)
     # Once it was verified, by whomever, the crash is forgotten.
     Outbox.attach(outbox_dir).close()
@@ -236,7 +236,7 @@ def test_an_observer_does_not_call_the_store_of_a_killed_engine_clean(
 
 def test_after_the_death_of_a_relay_the_engine_verifies_once(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Outbox.open(outbox_dir).close()
-    clean_mark.take_clean_mark(outbox_dir)
+    identity.take_clean_mark(outbox_dir)
     RoleLock(outbox_dir, Role.RELAY).release()
     checked: list[Path] = []
     monkeypatch.setattr(verify, "check", checked.append)
@@ -251,7 +251,7 @@ def test_of_two_openings_at_once_after_a_crash_one_verifies(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, second: Callable[[Path], Any]
 ) -> None:
     Outbox.open(outbox_dir).close()
-    clean_mark.take_clean_mark(outbox_dir)
+    identity.take_clean_mark(outbox_dir)
     checked: list[Path] = []
     both, one_at_a_time = threading.Barrier(2), threading.Lock()
     make_exclusive = RoleLock.make_exclusive
@@ -280,7 +280,7 @@ def test_of_two_openings_at_once_after_a_crash_one_verifies(
 def test_a_halted_store_is_not_marked_clean(outbox_dir: Path) -> None:
     with Outbox.open(outbox_dir) as box:
         box.store._latch("enqueue", OSError("bad disk"))
-    assert not clean_mark.take_clean_mark(outbox_dir)
+    assert not identity.take_clean_mark(outbox_dir)
 
 
 @pytest.mark.slow

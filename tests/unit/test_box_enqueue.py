@@ -389,7 +389,7 @@ def test_a_transaction_is_bounded_in_bytes(box: Outbox, monkeypatch: pytest.Monk
 
 
 def test_a_transaction_is_bounded(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outbox.transaction._MAX_GROUP", 3)
+    monkeypatch.setattr("outbox.calls._MAX_GROUP", 3)
     with pytest.raises(InvalidEntry, match="at most 3 entries"), box.transaction() as tx:
         for _ in range(4):
             tx.enqueue("log", {})

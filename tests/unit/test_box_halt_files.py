@@ -14,7 +14,7 @@ import pytest
 from outbox import DurabilityError, Operation, Outbox, Relay, StoreLocked
 from outbox.rescue import verify
 from outbox.store.ledger import Settlement
-from outbox.store.state_file import StateFile
+from outbox.store.own_files import StateFile
 from outbox.testing import InMemoryTarget
 from tests.unit.fakes.waiting import LONG
 

@@ -23,7 +23,7 @@ from outbox import (
 )
 from outbox.store.ledger import DISCARD, Settlement
 from outbox.store.locks import Role, RoleLock
-from outbox.store.state_file import StateFile
+from outbox.store.own_files import StateFile
 from tests.unit.fakes.rig import FakeClock
 
 

@@ -24,7 +24,7 @@ from outbox.monitoring import findings
 from outbox.store import envelope, reads
 from outbox.store.ledger import Settlement
 from outbox.store.locks import Role, RoleLock
-from outbox.store.state_file import StateFile
+from outbox.store.own_files import StateFile
 from outbox.testing import InMemoryTarget
 from tests.unit.fakes.rig import FakeClock, TurnedClock
 from tests.unit.fakes.waiting import LONG

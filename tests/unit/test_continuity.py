@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from outbox.errors import StoreCorrupt
-from outbox.store.continuity import UNKNOWN, Ahead, Mark, NoMemory, Watermark, fingerprint, judge, lineage_of
-from outbox.store.sessions import RelaySessions
+from outbox.relay.settling import Ahead
+from outbox.store.continuity import UNKNOWN, Mark, NoMemory, RelaySessions, Watermark, fingerprint, judge, lineage_of
 
 HERE, S1, S2 = uuid4(), uuid4(), uuid4()
 MARK = Mark(HERE, S1, 50)

@@ -9,7 +9,7 @@ from typing import Any
 from outbox.integrations.calls.delivery_waits import DeliveryWaits
 from outbox.integrations.manager.host import Host
 from outbox.integrations.outage import Outage
-from outbox.own_threads import waited_for
+from outbox.worker import waited_for
 
 
 def behind(next_calls: list[int], waits: list[float], *, delivering: bool | None = True) -> DeliveryWaits:

@@ -12,7 +12,7 @@ import pytest
 from outbox import TargetUnavailable
 from outbox.cli.drain import _Progress, _until
 from outbox.cli.pace import DrainPace
-from outbox.patience import Patience
+from outbox.clock import Patience
 from tests.unit.fakes.rig import Rig
 
 

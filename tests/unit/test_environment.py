@@ -18,14 +18,13 @@ import pytest
 
 from outbox import ConfigError, Outbox, StoreCorrupt, StoreFormatError, StoreLocked, StoreMissing, StoreUnavailable
 from outbox.store import creation, filesystem
-from outbox.store.clean_mark import mark_clean
 from outbox.store.creation import create
-from outbox.store.identity import is_vacant, read_identity
+from outbox.store.identity import is_vacant, mark_clean, read_identity
 
 RACE = """
 import sys, uuid
 from pathlib import Path
-from outbox.store.counters import Counters
+from outbox.store.envelope import Counters
 from outbox.store.creation import create
 from outbox.store.identity import read_identity
 from outbox.store.gate import COUNTERS_KEY

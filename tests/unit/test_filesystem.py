@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from outbox import ConfigError, Outbox
-from outbox.store import filesystem
-from outbox.store.filesystem import file_identity
+from outbox.store import filesystem, kept_files
+from outbox.store.kept_files import file_identity
 
 Ask = Callable[[Path], tuple[int, int, int]]
 
@@ -24,7 +24,7 @@ def refused(*_: object) -> int:
 @pytest.fixture(params=["statx", "refused", "absent"])
 def ask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ask:
     if request.param != "statx":
-        monkeypatch.setattr(filesystem, "_statx", {"refused": refused, "absent": None}[request.param])
+        monkeypatch.setattr(kept_files, "_statx", {"refused": refused, "absent": None}[request.param])
     return lambda path: file_identity(os.fsencode(path))
 
 

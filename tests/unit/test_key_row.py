@@ -14,7 +14,7 @@ from outbox import IdempotencyConflict, Outbox, OutboxConfig, StoreCorrupt
 from outbox.clock import SystemClock
 from outbox.rescue import verify
 from outbox.rescue.pages import DataFile, Walk
-from outbox.store.frame import HEAD
+from outbox.store.envelope import HEAD
 from outbox.store.key_row import pack_row, payload_of, place_of, unpack_row
 from outbox.store.ledger import Settlement
 from outbox.transfer import exporting

@@ -18,7 +18,7 @@ import pytest
 from outbox import ConfigError, Outbox, StoreUnavailable, codec
 from outbox.store import own_files
 from outbox.store.locks import Role, holder
-from outbox.store.state_file import StateFile
+from outbox.store.own_files import StateFile
 from outbox.transfer import exporting
 
 OWNER = 65534

@@ -8,7 +8,7 @@ import pytest
 
 from outbox.clock import SystemClock
 from outbox.monitoring.progress import Progress
-from outbox.own_threads import waited_for
+from outbox.worker import waited_for
 from tests.unit.fakes.rig import FakeClock
 from tests.unit.fakes.waiting import LONG
 

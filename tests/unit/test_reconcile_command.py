@@ -11,7 +11,7 @@ import pytest
 from outbox import Outbox
 from outbox.cli import reconcile as command
 from outbox.cli.common import Refused
-from outbox.patience import Patience
+from outbox.clock import Patience
 from outbox.relay.reconcile_orders import ReconcileOrder, Reconciliation, ordered, place_order
 from tests.unit.fakes.rig import Rig
 

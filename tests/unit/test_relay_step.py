@@ -21,11 +21,11 @@ from outbox import (
     StoreLocked,
     TargetMisconfigured,
 )
-from outbox.relay import housekeeping
+from outbox.relay import upkeep
 from outbox.store import store
 from outbox.store.continuity import Mark
+from outbox.store.own_files import StateFile
 from outbox.store.reads import MANY_DAMAGED
-from outbox.store.state_file import StateFile
 from tests.unit.fakes.rig import Rig, damage, permanent
 
 
@@ -291,7 +291,7 @@ def test_expired_ledger_entries_are_pruned_piece_by_piece(
     outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, idle: bool
 ) -> None:
     monkeypatch.setattr(store, "CHUNK", 1)
-    monkeypatch.setattr(housekeeping, "_PRUNE_ROWS" if idle else "_PRUNE_ROWS_BUSY", 2)
+    monkeypatch.setattr(upkeep, "_PRUNE_ROWS" if idle else "_PRUNE_ROWS_BUSY", 2)
     with Rig(outbox_dir, retention_hours=1, batch_size=1) as rig:
         rig.enqueue(*[None] * 5)
         rig.settle()

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from outbox import ConfigError, Health, Outbox, OutboxConfig, Relay, StoreLocked, TargetMisconfigured, TargetUnavailable
-from outbox.relay.publication import Publication
 from outbox.relay.reconcile_orders import Reconciliation
-from outbox.relay.wake import Wake
+from outbox.relay.upkeep import Publication
 from outbox.store.envelope import Record
 from outbox.store.locks import Role, died_holding
 from outbox.store.reads import Peeked
 from outbox.store.writer import Rank
 from outbox.testing import InMemoryTarget
+from outbox.worker import Wake
 from tests.unit.fakes.rig import OPERATIONS, FakeClock, passing, permanent
 from tests.unit.fakes.waiting import LONG, until
 

@@ -150,6 +150,15 @@ def test_the_watermark_is_below_the_oldest_pending_entry(box: Outbox) -> None:
     assert box.store.watermark() == 3
 
 
+def test_standing_has_the_releases_and_the_watermark(box: Outbox) -> None:
+    first, second = fill(box, 2)
+    assert box.store.standing() == (0, 0)
+    complete(box, first)
+    assert box.store.standing() == (0, 1)
+    box.discard(second.seq, "not needed")
+    assert box.store.standing() == (1, box.store.watermark())
+
+
 def metas(box: Outbox, prefix: str) -> list[tuple[str, bytes]]:
     with box.store._read() as (_, txn):
         return reads._metas(txn, prefix)

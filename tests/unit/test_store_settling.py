@@ -29,8 +29,7 @@ from outbox.store import envelope, reads, small
 from outbox.store import ledger as ledger_module
 from outbox.store.appending import Append
 from outbox.store.continuity import UNKNOWN, Mark
-from outbox.store.counters import Counters
-from outbox.store.envelope import Record, seq_key
+from outbox.store.envelope import Counters, Record, seq_key
 from outbox.store.gate import COUNTERS_KEY
 from outbox.store.ledger import Settlement
 from outbox.store.store import Store

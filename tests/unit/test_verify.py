@@ -19,9 +19,8 @@ from outbox.box import LEDGER_DAMAGED
 from outbox.rescue import history, soundness, verify
 from outbox.rescue.metas import Tree
 from outbox.rescue.pages import DataFile, Walk
-from outbox.store import clean_mark
-from outbox.store.counters import Counters
-from outbox.store.envelope import seq_key
+from outbox.store import identity as clean_mark
+from outbox.store.envelope import Counters, seq_key
 from outbox.store.gate import COUNTERS_KEY
 from outbox.store.ledger import Settlement
 from tests.unit.fakes.waiting import LONG

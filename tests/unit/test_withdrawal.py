@@ -14,7 +14,7 @@ import pytest
 from outbox import AlreadyRejected, EntryInDelivery, EntryNotFound, EntryStatus, InvalidEntry, Outbox, TargetUnavailable
 from outbox.rescue import verify
 from outbox.store.envelope import Record
-from outbox.store.withdrawal import InDelivery
+from outbox.store.kept_files import InDelivery
 from tests.unit.fakes.rig import Rig, passing
 
 
@@ -176,7 +176,7 @@ def test_removed_lock_file_does_not_part_relay_and_operator(outbox_dir: Path) ->
 _HOLDER = """
 import os, sys, time
 from pathlib import Path
-from outbox.store.withdrawal import InDelivery
+from outbox.store.kept_files import InDelivery
 held = InDelivery(Path(sys.argv[1]))
 assert held.claim(1, 1)
 if os.fork() == 0:

@@ -36,10 +36,10 @@ BUGS = (
     ),
     Bug(
         "a relay with much to say says only its process id",
-        "outbox/store/state_file.py",
+        "outbox/store/own_files.py",
         "    for said in (state, flat):\n",
         "    for said in ():\n",
-        ("tests/unit/test_state_file.py",),
+        ("tests/unit/test_own_files_state.py",),
     ),
     Bug(
         "a password is asked for once, and wrong after it was changed",
@@ -73,7 +73,7 @@ BUGS = (
     ),
     Bug(
         "a poison row is skipped",
-        "outbox/relay/refusals.py",
+        "outbox/relay/settling.py",
         "            settlement.dead += why\n",
         "            settlement.completed += [(one, b'') for one, _ in why]\n",
         ("tests/unit/test_relay_rejection.py",),
@@ -166,7 +166,7 @@ BUGS = (
     ),
     Bug(
         "the checksum covers the arguments only",
-        "outbox/store/frame.py",
+        "outbox/store/envelope.py",
         "crc32(body, crc32(key, tag)) != crc:",
         "False:",
         ("tests/unit/test_envelope.py",),
@@ -229,10 +229,10 @@ BUGS = (
     ),
     Bug(
         "a server that asks for a password has refused it: every failure behind it stops the line",
-        "outbox/postgres/login_probe.py",
+        "outbox/postgres/address.py",
         "        elif method == _SASL and login.password",
         "        elif False and login.password",
-        ("tests/unit/test_login_probe.py",),
+        ("tests/unit/test_address_login.py",),
     ),
     Bug(
         "where a callback of the program waits, a server that is silent before the login is waited for",
@@ -244,8 +244,8 @@ BUGS = (
     Bug(
         "a lock on the relay's own tables is an entry's fault, which then waits for minutes after the lock is gone",
         "outbox/postgres/connection.py",
-        "failure = TargetUnavailable(str(failure), hint=hint, too_much=True)",
-        "failure = TargetUnavailable(str(failure), hint=hint, stalled=True)",
+        "return TargetUnavailable(str(failure), hint=hint, too_much=True)",
+        "return TargetUnavailable(str(failure), hint=hint, stalled=True)",
         ("tests/integration/test_postgres_target_connection.py",),
     ),
     Bug(
@@ -264,14 +264,14 @@ BUGS = (
     ),
     Bug(
         "an event log whose table is on a broken disk holds back the trades of its ordering key",
-        "outbox/relay/waits.py",
+        "outbox/relay/scan.py",
         "        retry = Retry(at, holds=not self._is_best_effort(unit),",
         "        retry = Retry(at, holds=True,",
         ("tests/integration/test_postgres_target_batches.py",),
     ),
     Bug(
         "the status is healthy while every enqueue waits for a disk that hangs",
-        "outbox/relay/publication.py",
+        "outbox/relay/upkeep.py",
         "        self._hangs = at_work and moves == self._moves\n",
         "        self._hangs = False\n",
         ("tests/unit/test_relay_thread.py",),
@@ -383,7 +383,7 @@ BUGS = (
     ),
     Bug(
         "entries of a parked operation do not hold back their keys",
-        "outbox/relay/waits.py",
+        "outbox/relay/scan.py",
         "        critical = bool(parked) and not self._is_best_effort(unit)",
         "        critical = False",
         ("tests/unit/test_relay_parking.py",),
@@ -405,13 +405,13 @@ BUGS = (
     Bug(
         "a failure of the relay's own statements is the entry's",
         "outbox/postgres/connection.py",
-        "                failure = TargetMisconfigured(str(failure))\n            elif",
-        "                pass\n            elif",
+        "            return TargetMisconfigured(str(failure))\n        if isinstance(failure, TargetUnavailable)",
+        "            return failure\n        if isinstance(failure, TargetUnavailable)",
         ("tests/integration/test_parking.py",),
     ),
     Bug(
         "a missing text key is taken for generated",
-        "outbox/columns.py",
+        "outbox/operation.py",
         "or column is generated\n",
         "or column.primary_key\n",
         ("tests/integration/test_declared_tables.py",),
@@ -439,7 +439,7 @@ BUGS = (
     ),
     Bug(
         "a connection that is new is compared with what is recorded only",
-        "outbox/store/continuity.py",
+        "outbox/relay/settling.py",
         "        newest = self._newest\n",
         "        newest: list[Mark] = []\n",
         ("tests/unit/test_continuity.py",),
@@ -726,7 +726,7 @@ BUGS = (
     ),
     Bug(
         "adapter: a row of a table without a class is no argument",
-        "outbox/foreign.py",
+        "outbox/registered.py",
         "    if is_column_name(value):\n",
         "    if False:\n",
         ("tests/unit/test_codec.py",),
@@ -1168,7 +1168,7 @@ BUGS = (
     ),
     Bug(
         "what is pending cannot be delivered any more when the directory was removed, and is lost with the process",
-        "outbox/store/withdrawal.py",
+        "outbox/store/kept_files.py",
         "            if former is None:\n                raise\n            return\n",
         "            raise\n",
         ("tests/unit/test_box_halt_files.py",),
@@ -1358,7 +1358,7 @@ BUGS = (
     Bug(
         "what a killed reconciliation put back is not looked for after the next loss",
         "outbox/store/ledger.py",
-        "        late.keep(txn, min(record.seq for record in records), counters.next_seq - 1)\n",
+        "        keep_late(txn, min(record.seq for record in records), counters.next_seq - 1)\n",
         "        pass\n",
         ("tests/integration/test_late_entries.py",),
     ),
@@ -1434,7 +1434,7 @@ BUGS = (
     ),
     Bug(
         "the reason of a stopped line is forgotten when the next relay begins",
-        "outbox/relay/publication.py",
+        "outbox/relay/upkeep.py",
         'if said.get("last_error"):',
         'if said.get("last_error") and self._since:',
         ("tests/integration/test_last_word.py",),
@@ -1449,13 +1449,13 @@ BUGS = (
     Bug(
         "an entry that was discarded after it was read is delivered",
         "outbox/relay/settling.py",
-        "if claimed and self._scan.is_current():",
+        "if claimed and self._is_current():",
         "if claimed:",
         ("tests/unit/test_withdrawal.py",),
     ),
     Bug(
         "an entry is discarded while a relay delivers it",
-        "outbox/store/withdrawal.py",
+        "outbox/store/kept_files.py",
         "        if not lock.claim(first, last):",
         "        if first > last:",
         ("tests/unit/test_withdrawal.py",),
@@ -1770,7 +1770,7 @@ BUGS = (
     ),
     Bug(
         "a row whose parent comes from another store after an outage is refused for good",
-        "outbox/relay/refusals.py",
+        "outbox/relay/settling.py",
         "return beside or self._link.is_late(unit[0].seq)",
         "return beside",
         ("tests/integration/test_two_stores.py",),
@@ -2274,21 +2274,21 @@ BUGS = (
     ),
     Bug(
         "a sequence that a statement of its own names is not looked at",
-        "outbox/postgres/sequences.py",
+        "outbox/postgres/blame.py",
         'named = text_array(cursor.connection.sequences)',
         'named = "{}"',
         ("tests/integration/test_parking.py",),
     ),
     Bug(
         "a refused default is the entry's fault",
-        "outbox/postgres/left_out.py",
+        "outbox/postgres/blame.py",
         'if not rows or given.columns & set(names):',
         'if True:',
         ("tests/integration/test_left_out.py",),
     ),
     Bug(
         "a number beyond the type of its column is the entry's fault",
-        "outbox/postgres/left_out.py",
+        "outbox/postgres/blame.py",
         'int(got[0]) > int(largest):',
         'False:',
         ("tests/integration/test_left_out.py",),
@@ -2302,10 +2302,10 @@ BUGS = (
     ),
     Bug(
         "an error whose text is no valid Unicode ends the relay",
-        "outbox/store/state_file.py",
+        "outbox/store/own_files.py",
         '        state = _in_unicode(state)\n',
         '        raise\n',
-        ("tests/unit/test_state_file.py",),
+        ("tests/unit/test_own_files_state.py",),
     ),
     Bug(
         "a cancelled call keeps its fresh key to itself",

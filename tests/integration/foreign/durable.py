@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
+from outbox.clock import Patience
 from outbox.integrations.durable import DurableDatabaseManager
 from outbox.integrations.trading_engine import wire
-from outbox.patience import Patience
 from tests.unit.fakes.waiting import LONG, until
 
 from .declarations import OPERATIONS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from outbox.patience import Patience
+from outbox.clock import Patience
 
 # Ends a wait in which nothing moves any more, in seconds: how long a hanging test hangs.  On a loaded machine
 # a sound test may wait many times as long as on an idle one.

@@ -15,8 +15,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from outbox.postgres.address import completed
-from outbox.postgres.login_probe import PROOF_MISSING, Login, sqlstate_of_login
+from outbox.postgres.address import PROOF_MISSING, Login, completed, sqlstate_of_login
 from outbox.postgres.piggyback import PiggybackConnection
 from tests.unit.fakes.ports import held_port
 from tests.unit.fakes.waiting import LONG

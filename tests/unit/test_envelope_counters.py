@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from outbox import StoreCorrupt
-from outbox.store.counters import Counters
+from outbox.store.envelope import Counters
 
 
 def test_counters_come_back_as_they_were() -> None:

@@ -7,9 +7,8 @@ import pytest
 from outbox import EntryRejected, Operation
 from outbox.fate import Failed, Fate
 from outbox.relay.link import Breaker, Link
-from outbox.relay.refusals import Refusals
-from outbox.relay.scan import Batch
-from outbox.relay.waits import Retry, Waits
+from outbox.relay.scan import Batch, Retry, Waits
+from outbox.relay.settling import Refusals
 from outbox.store.envelope import Record
 from outbox.store.ledger import Settlement
 from outbox.target import Outcome

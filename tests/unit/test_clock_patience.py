@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.patience import Patience
+from outbox.clock import Patience
 from tests.unit.fakes.rig import FakeClock
 
 

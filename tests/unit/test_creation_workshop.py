@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from outbox.store import workshop as module
-from outbox.store.workshop import clear, prefix_of, workpiece, workshop
+from outbox.store import creation as module
+from outbox.store.creation import clear, prefix_of, workpiece, workshop
 
 MAKES = """
 import sys, time
 from pathlib import Path
-from outbox.store.workshop import workpiece, workshop
+from outbox.store.creation import workpiece, workshop
 with workshop(".x.making-", Path(sys.argv[1])) as folder, workpiece(".x.writing-", Path(sys.argv[1])):
     (folder / "data").write_bytes(b"confidential")
     print("made", flush=True)

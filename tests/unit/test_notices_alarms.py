@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from outbox import Health, Outbox
-from outbox.monitoring.alarms import Alarms
+from outbox.monitoring.notices import Alarms
 
 
 @pytest.fixture

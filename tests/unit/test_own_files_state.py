@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from outbox import Outbox, codec
-from outbox.store import state_file
-from outbox.store.own_files import read_own
-from outbox.store.state_file import StateFile
+from outbox.store import own_files as state_file
+from outbox.store.own_files import StateFile, read_own
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from outbox.relay.idle_checks import IdleChecks
 from outbox.relay.reconcile import Reconciler
+from outbox.relay.upkeep import IdleChecks
 
 
 class Asked:

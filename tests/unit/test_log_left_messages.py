@@ -16,8 +16,7 @@ from queue import SimpleQueue
 import pytest
 
 from outbox import DurabilityError, Outbox
-from outbox.left_messages import _LeftMessages, leaving_messages
-from outbox.log import Log
+from outbox.log import Log, _LeftMessages, leaving_messages
 from tests.unit.fakes.rig import TurnedClock
 from tests.unit.fakes.waiting import LONG
 
@@ -127,7 +126,7 @@ def until_said(caplog: pytest.LogCaptureFixture, text: str) -> None:
 def test_message_left_at_the_end_of_the_program_is_logged() -> None:
     program = """
         import logging, os
-        from outbox.left_messages import _LeftMessages, leaving_messages
+        from outbox.log import _LeftMessages, leaving_messages
         from outbox.log import Log
         logging.basicConfig()
         with leaving_messages():
