@@ -287,8 +287,9 @@ class Preparing:
             known = self._host.attributes().items()
             own = {name: value for name, value in known if name not in outdated | uncounted}
             beside = self._noted.beside(method, own, changes, changed)
-            if changes or beside:
-                found = changes.noted(method, {**beside.early, **beside.read}, beside.parts)
+            unbuilt = {} if self._host.built is not None else {"unbuilt": True}
+            if changes or beside or unbuilt:
+                found = changes.noted(method, {**beside.early, **beside.read}, beside.parts) | unbuilt
                 notes["state"] = found | {"seen": seen, "read": [*beside.read, *beside.parts]}
         return changes, foreseen, frozenset(uncounted)
 

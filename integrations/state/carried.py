@@ -77,14 +77,14 @@ class Unseen:
             if len(links) > _MOST:
                 links.popleft()
 
-    def since(self, noted: Mapping[str, Any], names: Collection[str], seq: int) -> Iterator[Changes]:
-        """What calls before call `seq` have changed in `names` since it noted them, oldest first."""
+    def since(self, noted: Mapping[str, Any], names: Collection[str] | None, seq: int) -> Iterator[Changes]:
+        """What calls before call `seq` have changed in `names`, or in all, since it noted them, oldest first."""
         seen = noted.get("seen")
         if seen is None:
             return
         # An earlier process, whose calls come before all of this one, has counted for itself.
         at = seen["at"] if seen["process"] == self._process else 0
-        for name in names:
+        for name in [*self._links] if names is None else names:
             for link in self._links.get(name, ()):
                 if link.at > at and link.first >= seen["process"] and link.last < seq:
                     yield Changes({name: link.change})
@@ -142,14 +142,21 @@ class Carried:
             replica = make()
             kept = KeptState(replica)
             names = kept.restore(noted, foreseen) if noted else ()
-            for earlier in self._unseen.since(noted or {}, names, entry.seq):
+            for earlier in self._before(entry.seq, noted or {}, names):
                 kept.follow(earlier)
-            own = self._since if entry.seq >= self._since else 0
-            for seq in sorted(self._waiting):
-                if own <= seq < entry.seq:
-                    # The manager of an earlier process is gone, but for what its calls have noted.
-                    kept.follow(self._waiting[seq] if own else self._waiting[seq].of(names))
         return replica, kept
+
+    def _before(self, seq: int, noted: Mapping[str, Any], names: Collection[str]) -> Iterator[Changes]:
+        """What calls before call `seq` have changed since it noted `names`, oldest first."""
+        own = seq >= self._since
+        # The manager of an earlier process is gone, but for what its calls have noted.  If the constructor had not run
+        # when they were made, a call found its first values, with what the calls of that process have changed since.
+        wanted = None if own or noted.get("unbuilt") else names
+        yield from self._unseen.since(noted, names if own else wanted, seq)
+        first = self._since if own else noted.get("seen", {}).get("process", 0)
+        for earlier in sorted(self._waiting):
+            if first <= earlier < seq:
+                yield self._waiting[earlier] if wanted is None else self._waiting[earlier].of(wanted)
 
     def end(self, kept: KeptState, entry: Entry, foreseen: Mapping[str, Any]) -> None:
         """Keep what the replay changed.  Raises `TargetMisconfigured` for what cannot be carried over."""

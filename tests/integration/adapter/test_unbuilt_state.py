@@ -114,6 +114,49 @@ def test_calls_behind_those_of_the_outage_are_counted_after_them(
         assert numbers(here)[-1] == 11
 
 
+class ByDay(Absent):
+    """Numbers its trades behind the write, in a dict."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.of_day: dict[str, int] = {}
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        with self.session_factory.begin() as session:
+            number = self.of_day["today"] = self.of_day.get("today", 0) + 1
+            session.add(Trade(symbol=symbol, number=number))
+        return 1
+
+
+@pytest.mark.parametrize("kind", [Absent, InBranch, ByDay])
+@pytest.mark.parametrize("batch_size", [1, 100])
+@pytest.mark.parametrize("away", [True, False])
+def test_calls_of_an_earlier_process_are_counted_after_a_restart(
+    kind: type[Absent], batch_size: int, away: bool, postgres_url: str, outbox_dir: Path
+) -> None:
+    """Each process of a plain manager begins anew, and counts its own calls."""
+
+    class Manager(kind):  # type: ignore[misc, valid-type]
+        pass
+
+    with started(postgres_url, outbox_dir, Manager) as here:
+        here.manager.log_trade("before")
+        assert here.relay.drain(timeout=LONG)
+    Manager.away = away
+    for made in (3, 2):
+        with started(postgres_url, outbox_dir, Manager) as here:
+            for name in range(made):
+                here.manager.log_trade(f"outage {name}")
+    with started(postgres_url, outbox_dir, Manager, batch_size=batch_size) as here:
+        here.manager.log_trade("last")
+        Manager.away = False
+        assert here.relay.drain(timeout=LONG)
+        assert numbers(here) == [1, 1, 2, 3, 1, 2, 1]
+        here.manager.log_trade("later")
+        assert here.relay.drain(timeout=LONG)
+        assert numbers(here)[-1] == 2
+
+
 def test_migration_that_fails_after_an_outage_needs_an_operator(postgres_url: str, outbox_dir: Path) -> None:
     """The new version migrates in its constructor; what PostgreSQL refuses then was shown as an outage."""
 
