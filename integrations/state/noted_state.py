@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -88,6 +89,7 @@ _META = "state:early"
 # Each entry holds the values of those that a call only reads.
 _MOST = 50
 _CONTAINERS = (list, tuple, dict, set, frozenset)
+_DICTS = (defaultdict, OrderedDict, Counter)
 # Objects may hold each other.
 _DEEPEST = 4
 # What a connection needs is the replaying manager's own business, and no file must hold a password.
@@ -162,7 +164,7 @@ class NotedState:
         early = {name: own[name] for name in others if is_small(own[name]) and is_storable(own[name])}
         known, but = self._read_by(method), {*changed, *early}
         read = known.names & own.keys() - but
-        found = {name: own[name] for name in read if can_be_stored(own[name], self._learn)}
+        found = {name: own[name] for name in read if can_be_stored(_as_stored(own[name]), self._learn)}
         parts = {name: self._parts(own[name], known.held[name]) for name in known.held.keys() & own.keys() - but}
         return Beside(early, found, {name: one for name, one in parts.items() if one})
 
@@ -211,6 +213,13 @@ def _read_by_all(cls: type, methods: tuple[str, ...]) -> dict[str, _Read]:
         held = {one: _Held(parts[method].get(one), by_all.get(one, frozenset())) for one in names - changed}
         found[method] = _Read(names, held)
     return found
+
+
+def _as_stored(value: Any) -> Any:
+    """A collection of a further type as it is stored; the attribute itself tells its type when it is restored."""
+    if type(value) is deque:
+        return list(value)
+    return dict(value) if type(value) in _DICTS else value
 
 
 def is_secret(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -115,7 +116,7 @@ def test_calls_behind_those_of_the_outage_are_counted_after_them(
 
 
 class ByDay(Absent):
-    """Numbers its trades behind the write, in a dict."""
+    """Numbers its trades behind its first statement, in a dict."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -123,12 +124,42 @@ class ByDay(Absent):
 
     def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
         with self.session_factory.begin() as session:
-            number = self.of_day["today"] = self.of_day.get("today", 0) + 1
-            session.add(Trade(symbol=symbol, number=number))
+            session.execute(text("SELECT 1"))
+            session.add(Trade(symbol=symbol, number=self.next()))
         return 1
 
+    def next(self) -> int:
+        self.of_day["today"] = self.of_day.get("today", 0) + 1
+        return self.of_day["today"]
 
-@pytest.mark.parametrize("kind", [Absent, InBranch, ByDay])
+
+class ByDefault(ByDay):
+    """Counts in a dict of another type."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.of_day = defaultdict(int)
+
+
+class ByCounter(ByDay):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.of_day = Counter()
+
+
+class ByQueue(ByDay):
+    """Numbers a trade by the latest ones."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.latest: deque[int] = deque([0], maxlen=2)
+
+    def next(self) -> int:
+        self.latest.append(self.latest[-1] + 1)
+        return self.latest[-1]
+
+
+@pytest.mark.parametrize("kind", [Absent, InBranch, ByDay, ByDefault, ByCounter, ByQueue])
 @pytest.mark.parametrize("batch_size", [1, 100])
 @pytest.mark.parametrize("away", [True, False])
 def test_calls_of_an_earlier_process_are_counted_after_a_restart(
@@ -155,6 +186,18 @@ def test_calls_of_an_earlier_process_are_counted_after_a_restart(
         here.manager.log_trade("later")
         assert here.relay.drain(timeout=LONG)
         assert numbers(here)[-1] == 2
+
+
+@pytest.mark.parametrize("kind", [ByDay, ByDefault, ByCounter, ByQueue])
+def test_count_in_a_collection_outlives_a_restart(kind: type[Absent], postgres_url: str, outbox_dir: Path) -> None:
+    with started(postgres_url, outbox_dir, kind) as here:
+        here.manager.log_trade("delivered")
+        assert here.relay.drain(timeout=LONG)
+        here.manager.log_trade("waiting")
+        here.manager.log_trade("waiting too")
+    with started(postgres_url, outbox_dir, kind) as here:
+        assert here.relay.drain(timeout=LONG)
+        assert numbers(here) == [1, 2, 3]
 
 
 def test_migration_that_fails_after_an_outage_needs_an_operator(postgres_url: str, outbox_dir: Path) -> None:
