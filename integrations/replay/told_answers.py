@@ -178,6 +178,8 @@ def _learn(learning: Learning, seen: Seen, answer: Any, old: Decimal | None) -> 
         sources = _sources(seen, old, exactly=not isinstance(value, float))
         scales = scales_known(learning)
         observe(space, _key(name, value), value, sources, row.get(name, ABSENT), scales=scales, new=new)
+        if space.agreed == 1 and _may_be_a_count(name, value, space):
+            space.candidates.append(["const", value])
 
 
 def _learn_numbering(known: dict[str, Any], seen: Seen, answer: Any) -> None:
@@ -292,6 +294,17 @@ def _key(name: str, value: Any) -> str:
     return "id" if type(value) in (int, UUID) else "value"
 
 
+def _may_be_a_count(name: str, value: Any, space: Space) -> bool:
+    """Whether a number without a name is an id by chance: a new database has an id 1, and most counts of rows are 1.
+
+    Where the declaration says that the method answers with an id, it is one.
+    """
+    is_named = bool(name) and not name.isdecimal()
+    if is_named or type(value) is not int or not space.candidates:
+        return False
+    return all(one[0] != "const" and one[:2] != ["of", "note:id"] for one in space.candidates)
+
+
 def _doubts(known: Mapping[str, Any], seen: Seen) -> Iterator[str]:
     if known["varies"]:
         yield "it was seen to answer in several ways"
@@ -309,6 +322,9 @@ def _predicted(space: Space, sources: Mapping[str, Any], old: Any) -> Any:
         raise Unknown("it was seen otherwise")
     if constants and len(constants) == len(space.candidates) and space.agreed < _CONSTANT:
         raise Unknown("it was seen too seldom")
+    further = [one for one in space.candidates if one[0] == "of" and one[1].startswith("note:side:")]
+    if further and len(further) == len(space.candidates) and space.agreed < _CONSTANT:
+        raise Unknown("it may be a count")
     return space.predict(sources, old)
 
 
