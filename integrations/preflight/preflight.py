@@ -26,7 +26,7 @@ from ..operations import AFTER_DRAIN, ManagerOperation
 from ..view import branches
 from ..view.kept_answers import ManagerRead
 from ..view.reads import LOCAL_READS, Reads, refusals
-from . import beyond_call, misfits, ways_around, whole
+from . import beyond_call, misfits, setters, ways_around, whole
 from .evidence import Evidence
 from .records import with_records
 
@@ -154,7 +154,8 @@ def look(manager_class: type, declarations: Iterable[Declared], *, manager: Any 
     # Where nothing can be declared, that is no advice.
     faults += [without] if without is not None else _undeclared(evidence, declared, matching)
     columns = whole.columns_refused(evidence, matching, None if faults else engine, unseen)
-    names = {name for name in dir(manager_class) if not name.startswith("_") and _is_method(manager_class, name)}
+    public = {name for name in dir(manager_class) if not name.startswith("_")} - {"session_factory"}
+    names = {name for name in public if _is_method(manager_class, name)}
     others = frozenset(matching)
     unfit = refusals(reads.values())
     table = Reads(one for one in reads.values() if one.name not in unfit)
@@ -172,6 +173,7 @@ def look(manager_class: type, declarations: Iterable[Declared], *, manager: Any 
             "no code of it that can be read names session_factory, which its objects must have: "
             "pass an object of the module, or see docs/how-to/plain-sql.md where it has none"
         )
+    methods += [MethodFit(name, Kind.PASSES, "", setters.WARNING) for name in setters.that_write(evidence, others)]
     # Such a method would be called on the object itself, and not on the copy of it that replays.
     methods += [MethodFit(name, Kind.REFUSED, misfits.OF_THE_OBJECT) for name in sorted(own)]
     if not any(facts_of(one).read for _, one in evidence.code.everything()):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
@@ -257,8 +257,13 @@ def _turns(node: ast.AST, facts: Facts, evidence: Evidence, above: frozenset[str
 
 def writes(name: str, evidence: Evidence, *, but: frozenset[str]) -> bool:
     """Whether the source of a method shows a write, its calls of methods in `but` left out."""
+    return show_a_write((function for function, _ in evidence.code.reached(name, but=but)), evidence)
+
+
+def show_a_write(functions: Iterable[Any], evidence: Evidence) -> bool:
+    """Whether the source of functions that run together shows a write."""
     commits = changes = False
-    for function, _ in evidence.code.reached(name, but=but):
+    for function in functions:
         facts = facts_of(function)
         if any(map(writes_plainly, facts.texts)):
             return True
