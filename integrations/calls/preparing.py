@@ -9,12 +9,9 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from datetime import date, datetime, timedelta
-from decimal import Decimal
-from enum import Enum
+from datetime import datetime
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 from ... import InvalidEntry, Outbox
 from ...errors import ConfigError
@@ -47,14 +44,12 @@ from ..view.folds import seen_of
 from ..view.local_view import NAMES, LocalView
 from ..view.tables_used import MOST
 from .block import Block
+from .defaults import is_kept_default
 from .delivery_waits import DeliveryWaits, PendingAttributes
 from .sessions import Sessions
 from .stages import BoundCall, EncodedCall, Passed, PreparedCall, RehearsedCall, advanced
 
 _log = Log("outbox.integrations")
-
-# Defaults that can be stored with a call.
-_IMMUTABLE = (type(None), bool, int, float, str, bytes, Decimal, Enum, datetime, date, timedelta, UUID)
 
 
 class IdsTaken(Exception):
@@ -130,7 +125,7 @@ class Preparing:
         defaults = {
             name: parameters[name].default
             for name in takers
-            if name not in given and isinstance(parameters[name].default, _IMMUTABLE)
+            if name not in given and is_kept_default(parameters[name].default)
         }
         bound = operation.of_row(copies, self._replayer.same_row.of)
         return BoundCall(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import json
 import threading
+from datetime import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -198,6 +200,35 @@ def test_defaults_are_those_of_the_software_that_was_called(postgres_url: str, o
         here.manager.log_trade("new")
         assert here.drain()
         assert here.rows(TRADES) == [("old", "10"), ("given", "5"), ("new", "2")]
+
+
+@pytest.mark.parametrize("default", [("a", 1), frozenset({"a"}), time(9, 30), ((), ("b", None))])
+def test_default_of_several_values_is_that_of_the_call(default: Any, postgres_url: str, outbox_dir: Path) -> None:
+    class Before(SmallManager):
+        def log_trade(self, symbol: str, note: Any = default, session_id: int | None = None) -> int:
+            return super().log_trade(symbol, repr(note), session_id)
+
+    class After(SmallManager):
+        def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+            return super().log_trade(symbol, repr(note), session_id)
+
+    with scene(postgres_url, outbox_dir, Before) as here:
+        here.manager.log_trade("old")
+    with scene(postgres_url, outbox_dir, After) as here:
+        assert here.drain()
+        assert here.rows(TRADES) == [("old", json.dumps(repr(default)))]
+
+
+@pytest.mark.parametrize("default", [float("nan"), float("inf"), "\0", (1, float("nan"))])
+def test_default_that_cannot_be_stored_refuses_no_call(default: Any, postgres_url: str, outbox_dir: Path) -> None:
+    class Manager(SmallManager):
+        def log_trade(self, symbol: str, note: Any = default, session_id: int | None = None) -> int:
+            return super().log_trade(symbol, repr(note), session_id)
+
+    with scene(postgres_url, outbox_dir, Manager) as here:
+        here.manager.log_trade("x")
+        assert here.drain()
+        assert here.rows(TRADES) == [("x", json.dumps(repr(default)))]
 
 
 def test_default_that_an_upgrade_removed_is_left_out(postgres_url: str, outbox_dir: Path) -> None:
