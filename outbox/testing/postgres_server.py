@@ -8,6 +8,7 @@ of the library.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import socket
@@ -43,7 +44,8 @@ class PostgresServer:
 
     The port and the data stay the same over `stop`, `kill` and `start`; `close` removes everything. As a context
     manager it is started on entry and closed on exit. Root may use it: the server then runs as `nobody`, because
-    PostgreSQL refuses to run as root. The methods are not meant for several threads at once.
+    PostgreSQL refuses to run as root. The methods are not meant for several threads at once. In a forked child of the
+    process that started it the server may be used, paused and killed; only that process starts, stops and removes it.
 
     Args:
         fsync: False is faster and still survives `kill`, but not a power cut.
@@ -77,6 +79,8 @@ class PostgresServer:
         self._die_with_parent = die_with_parent
         self._timeout = timeout
         self._cluster: Cluster | None = None
+        # The process that has made the cluster.
+        self._owner: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> PostgresServer:
@@ -99,6 +103,9 @@ class PostgresServer:
     @property
     def is_running(self) -> bool:
         """Whether the main server process exists; also true while it is paused or recovering."""
+        if self._is_forked():
+            # Not this process's child: `poll` would take it for ended.
+            return bool(processes.processes(self.data_dir))
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -126,11 +133,12 @@ class PostgresServer:
 
         After a crash this includes recovery. The first start also creates the cluster.
         """
+        self._refuse_child()
         if self.is_running:
             return
         if self._cluster is None:
             try:
-                self._cluster = Cluster(die_with_parent=self._die_with_parent)
+                self._cluster, self._owner = Cluster(die_with_parent=self._die_with_parent), os.getpid()
                 self._fill(self._cluster)
             except BaseException:
                 # A half-made cluster must not be taken for a finished one at the next start.
@@ -163,6 +171,7 @@ class PostgresServer:
         """
         if mode not in _STOP_SIGNALS:
             raise ValueError(f"mode is {mode!r}, allowed are {', '.join(_STOP_SIGNALS)}")
+        self._refuse_child()
         if self._process is None:
             return
         if self.is_running:
@@ -244,11 +253,23 @@ class PostgresServer:
         self._files().replace_data(backup)
 
     def close(self) -> None:
-        """Kill the server and remove its files. May be called twice; a later `start` begins with an empty cluster."""
-        if self._cluster is not None:
+        """Kill the server and remove its files. May be called twice; a later `start` begins with an empty cluster.
+
+        In a forked child it does nothing: `with` ends there too, as at `sys.exit()` of a worker.
+        """
+        if self._cluster is not None and not self._is_forked():
             self.kill()
             self._cluster.remove()
             self._cluster = None
+
+    def _is_forked(self) -> bool:
+        return self._cluster is not None and self._owner != os.getpid()
+
+    def _refuse_child(self) -> None:
+        if self._is_forked():
+            raise RuntimeError(
+                f"the server belongs to process {self._owner}, and this is a forked child: let it do this"
+            )
 
     def _files(self) -> Cluster:
         if self._cluster is None:

@@ -216,6 +216,26 @@ def test_close_removes_everything() -> None:
     assert ctypes.CDLL(None).shmget(segment_key, 0, 0) == -1
 
 
+def test_forked_child_leaves_the_server_to_its_parent(own_postgres: PostgresServer) -> None:
+    """The `with` block of a worker that ends by `sys.exit` killed the server of all tests, and removed its files."""
+    pid, refused = own_postgres.pid, 0
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with suppress(BaseException):
+            for change in (own_postgres.start, own_postgres.stop):
+                try:
+                    change()
+                except RuntimeError:
+                    refused += 1
+            own_postgres.close()
+            code = 0 if own_postgres.is_running and refused == 2 and own_postgres.execute("SELECT 1") else 1
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert own_postgres.pid == pid
+    assert own_postgres.execute("SELECT 1") == [(1,)]
+
+
 def test_start_fails_with_the_log() -> None:
     server = PostgresServer(fsync=False, options={"shared_buffers": "plenty"})
     try:
