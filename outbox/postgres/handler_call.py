@@ -6,13 +6,14 @@ work.  Each of these is a failure with its own verdict, so that no receipt is co
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, TypeGuard
 
 import psycopg2.extensions
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
 
 from ..entry import EntryStatus
 from ..errors import EntryRejected, RetryLater, TargetMisconfigured, TargetUnavailable, Unrestorable
@@ -66,7 +67,7 @@ def call_handler(
     except BaseException as exc:
         if is_for_the_thread(exc):
             raise
-        failure = link.verdict(exc, position, operation.name)
+        failure = _began(exc, connection, operation, position) or link.verdict(exc, position, operation.name)
         # Such as the TypeError of `cursor.fetchone()[0]` behind RETURNING.
         kept_out = _kept_out(raw, operation, position) if _is_its_own(failure) else None
         if usable(connection) and not (transaction.is_active and _is_inside(connection)):
@@ -113,6 +114,29 @@ def _kept_out(raw: Any, operation: Operation, position: int) -> UnitFailed | Non
         hint="correct it, or declare the operation with may_vanish=True; the entries wait",
     )
     return UnitFailed(fault, position, operation.name)
+
+
+# Methods of a Connection that SQLAlchemy refuses within a transaction: the relay's has begun before the handler.
+_OUTSIDE_ONLY = {
+    Connection.begin.__code__: "begin()",
+    Connection.begin_twophase.__code__: "begin_twophase()",
+    Connection.execution_options.__code__: "execution_options(isolation_level=...)",
+}
+
+
+def _began(exc: BaseException, connection: Connection, operation: Operation, position: int) -> UnitFailed | None:
+    """What to raise where SQLAlchemy has refused a method of `connection` that begins a transaction."""
+    if not isinstance(exc, InvalidRequestError):
+        return None
+    for frame, _ in traceback.walk_tb(exc.__traceback__):
+        called = _OUTSIDE_ONLY.get(frame.f_code)
+        if called is not None and frame.f_locals.get("self") is connection:
+            fault = OperationFault(
+                f"the handler of {operation.name!r} called conn.{called}, and the relay's transaction has begun",
+                hint="leave the call out: the relay begins and commits; to undo a part, use conn.begin_nested()",
+            )
+            return UnitFailed(fault, position, operation.name)
+    return None
 
 
 def _is_its_own(failure: Exception) -> bool:

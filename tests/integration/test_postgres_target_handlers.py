@@ -15,7 +15,7 @@ from uuid import UUID
 import psycopg2
 import pytest
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 
 from outbox import (
     Entry,
@@ -391,6 +391,44 @@ def test_reason_of_a_parked_handler_names_how_it_ended(
         bench.enqueue("special", {"n": 1})
         assert f"the handler of 'special' {reason}" in parked(bench.apply())
         assert effects(bench) == bench.receipts() == []
+
+
+@pytest.mark.parametrize(
+    ("begin", "called"),
+    [
+        (lambda connection: connection.begin(), "begin()"),
+        (lambda connection: connection.begin_twophase(), "begin_twophase()"),
+        (
+            lambda connection: connection.execution_options(isolation_level="SERIALIZABLE"),
+            "execution_options(isolation_level=...)",
+        ),
+    ],
+    ids=["begin", "begin_twophase", "isolation_level"],
+)
+def test_handler_that_begins_is_told_to_leave_it_out(
+    url: str, outbox_dir: Path, begin: Callable[[Connection], object], called: str
+) -> None:
+    """A single entry became a dead letter, with SQLAlchemy's words, after ten retries that could not help."""
+    with bench_with(outbox_dir, url, lambda connection, entry: begin(connection) and None) as bench:
+        bench.enqueue("special", {"n": 1})
+        good = bench.enqueue("plain", {"n": 2})
+        outcome = bench.apply()
+        assert f"the handler of 'special' called conn.{called}" in parked(outcome)
+        assert good in completed(outcome)
+
+
+def test_handler_that_catches_a_refused_begin_is_applied(url: str, outbox_dir: Path) -> None:
+    def handler(connection: Connection, entry: Entry) -> None:
+        try:
+            transaction: Any = connection.begin()
+        except InvalidRequestError:
+            transaction = connection.begin_nested()
+        with transaction:
+            insert(connection, entry)
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        assert bench.enqueue("special", {"n": 1}) in completed(bench.apply())
+        assert effects(bench) == [1]
 
 
 def test_commit_by_a_handler_leaves_no_receipt_without_its_effect(url: str, outbox_dir: Path) -> None:
