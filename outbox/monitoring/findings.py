@@ -65,7 +65,7 @@ def _needs_operator(status: OutboxStatus, config: OutboxConfig) -> list[str]:
     if _is_full(status) and not _has_history(status):
         said.append(
             f"the store is full: {status.live_bytes >> 20} of {status.max_bytes >> 20} MiB; drain and compact, "
-            "or raise max_size_mb (OUTBOX_MAX_SIZE_MB)"
+            f"or raise {'ulimit -v' if status.max_bytes == status.map_bytes else 'max_size_mb (OUTBOX_MAX_SIZE_MB)'}"
         )
     if _disk_is_full(status):
         said.append(
@@ -91,9 +91,15 @@ def _needs_operator(status: OutboxStatus, config: OutboxConfig) -> list[str]:
         )
     said += [f"operation {name!r} is parked, its entries wait: {why}{ended}" for name, why in relay.parked.items()]
     said += [f"entry {seq} waits, and its ordering key: {why}{ended}" for seq, why in relay.waiting.items()]
-    if relay.stopped:
+    if relay.stopped and not _is_told_by_alarm(status):
         said.append(f"the line is stopped: {relay.last_error}{ended}")
     return said
+
+
+def _is_told_by_alarm(status: OutboxStatus) -> bool:
+    """Whether the line is stopped by the loss of which the alarm tells: both begin with the loss, then name a way."""
+    loss = (status.relay.last_error or "").partition(" (")[0]
+    return bool(loss) and status.alarms.get(FORGOTTEN, "").startswith(loss)
 
 
 def _ended(relay: RelayStatus) -> str:
@@ -109,7 +115,8 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
     relay, said = status.relay, []
     if status.paused is not None:
         said.append(status.paused.sentence())
-    if relay.alive and relay.breaker != "closed" and relay.breaker != "unknown":
+    # A stopped line is an operator's matter, told with the same error.
+    if relay.alive and relay.breaker not in ("closed", "unknown") and not relay.stopped:
         said.append(f"delivery fails and is tried again: {relay.last_error}")
     parked, ended = relay.parked_best_effort.items(), _ended(relay)
     said += [f"operation {name!r} is parked, its best-effort entries wait: {why}{ended}" for name, why in parked]

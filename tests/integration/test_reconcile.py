@@ -125,7 +125,8 @@ def test_status_after_reconciling_asks_for_it_no_more(desk: Desk, past: Past) ->
     desk.stop_at_loss()
     desk.close()
     desk.open()
-    assert any("the line is stopped" in reason for reason in desk.box.status().needs_operator)
+    [reason] = desk.box.status().needs_operator
+    assert reason.startswith("postgresql-forgot: PostgreSQL lost entries")
     assert desk.relay.reconcile().put_back == 2
     status = desk.box.status()
     assert status.needs_operator == []

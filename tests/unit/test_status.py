@@ -79,6 +79,10 @@ def test_status_without_a_finding_is_healthy(changes: dict[str, Any]) -> None:
             "the store is full: 84 of 100 MiB; drain and compact, or raise max_size_mb (OUTBOX_MAX_SIZE_MB)",
         ),
         (
+            {"live_bytes": 84 * MIB + 1, "map_bytes": 100 * MIB},
+            "the store is full: 84 of 100 MiB; drain and compact, or raise ulimit -v",
+        ),
+        (
             {"free_disk_bytes": 17 * MIB - 1},
             "enqueueing is refused: 16 MiB of disk are free, 16 MiB are kept for draining; free disk space",
         ),
@@ -95,6 +99,17 @@ def test_status_without_a_finding_is_healthy(changes: dict[str, Any]) -> None:
             "the relay is stuck: no progress for 0 s while entries wait; read its log, restart it",
         ),
         ({"relay": relay(stopped=True, last_error="no table trades")}, "the line is stopped: no table trades"),
+        (
+            {"relay": relay(stopped=True, breaker="open", last_error="no table trades")},
+            "the line is stopped: no table trades",
+        ),
+        (
+            {
+                "alarms": {"postgresql-forgot": "PostgreSQL lost entries; nothing is delivered: reconcile"},
+                "relay": relay(stopped=True, breaker="open", last_error="PostgreSQL lost entries (reconcile)"),
+            },
+            "postgresql-forgot: PostgreSQL lost entries; nothing is delivered: reconcile",
+        ),
     ],
     ids=str,
 )  # fmt: skip
@@ -128,6 +143,12 @@ def test_finding_that_degrades_is_told_in_one_sentence(changes: dict[str, Any], 
     status = assess(replace(GOOD, **changes), CONFIG)
     assert (status.needs_operator, status.degraded) == ([], [said])
     assert status.health is Health.DEGRADED
+
+
+def test_stop_by_another_cause_is_told_beside_a_loss() -> None:
+    stopped = relay(stopped=True, last_error="28P01: the password is wrong")
+    status = assess(replace(GOOD, alarms={"postgresql-forgot": "PostgreSQL lost entries"}, relay=stopped), CONFIG)
+    assert len(status.needs_operator) == 2
 
 
 def test_an_operators_matter_outweighs_a_degradation() -> None:

@@ -1442,8 +1442,8 @@ BUGS = (
     Bug(
         "a stopped line looks degraded once its relay has ended",
         "outbox/monitoring/findings.py",
-        "if relay.stopped:",
-        "if relay.stopped and relay.alive:",
+        "if relay.stopped and not",
+        "if relay.stopped and relay.alive and not",
         ("tests/integration/test_last_word.py",),
     ),
     Bug(
