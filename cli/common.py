@@ -263,7 +263,7 @@ class OneSentenceGroup(click.Group):
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _brief_usage_errors(), _help_that_cannot_be_written():
+        with _brief_usage_errors(), _help_that_cannot_be_written(), _interrupted_before_a_command():
             return super().invoke(ctx)
 
 
@@ -379,6 +379,15 @@ def _help_that_cannot_be_written() -> Iterator[None]:
         if not _is_of_the_output(exc):
             raise
         raise OutputFails(exc) from exc
+
+
+@contextmanager
+def _interrupted_before_a_command() -> Iterator[None]:
+    """As `in_one_sentence`: click's own exit code 1 would be a health or a finding."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        raise Interrupted("nothing is lost") from exc
 
 
 @contextmanager

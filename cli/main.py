@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from .common import OneSentenceGroup
+from .loading import interrupted_afterwards
 
 # Also for the group alone, which hosts mount into scripts of their own.
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -34,6 +35,7 @@ _NO_COMMANDS = {
     "history",
     "import_",
     "listing",
+    "loading",
     "log_lines",
     "main",
     "mount",
@@ -75,7 +77,8 @@ class CommandsOnDemand(OneSentenceGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.commands and cmd_name in _commands():
             module, _, function = _commands()[cmd_name].partition(":")
-            command = getattr(importlib.import_module(f".{module}", __package__), function or cmd_name)
+            with interrupted_afterwards():
+                command = getattr(importlib.import_module(f".{module}", __package__), function or cmd_name)
             self.add_command(_with_help(command))
         return super().get_command(ctx, cmd_name)
 

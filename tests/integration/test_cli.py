@@ -219,6 +219,33 @@ def test_an_interruption_at_any_moment_is_one_sentence(
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted: nothing is lost\n")
 
 
+LOADS = """
+import os, signal, sys
+
+command, module = sys.argv[1:]
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from outbox.cli import main
+sys.argv[1:] = ["outbox", command]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [("status", "click"), ("status", "orjson"), ("status", "outbox.cli.status"), ("audit", "outbox.audit")],
+)
+def test_an_interruption_while_modules_load_is_one_sentence(command: str, module: str) -> None:
+    """It was a traceback, or exit code 1 for "degraded" and "with findings", and crashed orjson's import."""
+    done = subprocess.run([sys.executable, "-c", LOADS, command, module], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted: nothing is lost\n")
+
+
 def test_a_reader_that_leaves_early_is_no_error(begin: Begin, outbox_dir: Path) -> None:
     _fill(outbox_dir)
     process = begin("status")
