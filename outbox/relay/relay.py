@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from ..box import Outbox
-from ..errors import ConfigError, OutboxError, StoreLocked
+from ..errors import ConfigError, OutboxError, StoreClosed, StoreLocked
 from ..log import Log
 from ..store.environment import as_unavailable
 from ..store.locks import Role, RoleLock
@@ -301,9 +301,14 @@ class Relay:
             self._drive()
 
     def _drive(self) -> None:
+        closed = False
         try:
             with self._delivery.beside_a_thread(), waited_for():
                 self._deliver()
+        except StoreClosed:
+            # No death, which would need an operator: the program has ended in the other order, perhaps by an exception.
+            closed = True
+            _log.warning("the outbox was closed before its relay was stopped: what is pending waits for the next relay")
         except BaseException as exc:  # noqa: BLE001 - a thread has no caller: its death is logged and shown in the status
             self._delivery.publication.died = f"{type(exc).__name__}: {exc}"
             _log.critical("relay thread died, restart the engine or its relay: %(error)s", error=self.died, trace=True)
@@ -312,7 +317,7 @@ class Relay:
                 self._delivery.publish(self._clock.monotonic(), force=True)
             finally:
                 # Whatever the report meets: callers must not wait for this thread.
-                if self.died is not None:
+                if closed or self.died is not None:
                     self._leave_role()
                 self._box.progress.report(delivering=None)
                 with self._told:

@@ -985,3 +985,20 @@ def test_relay_that_looks_at_a_busy_writer_sees_no_hang(outbox_dir: Path) -> Non
     assert publication.writer_may_hang
     publication.look_at_writer(2000, 2600.0)
     assert not publication.writer_may_hang
+
+
+def test_outbox_closed_under_its_relay_leaves_no_death_behind(
+    outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A program whose `with` block ended by an exception left a store that needed an operator."""
+    with Outbox.open(outbox_dir, OutboxConfig(sync_interval=0.01), OPERATIONS) as box:
+        relay = Relay(box, InMemoryTarget(OPERATIONS))
+        relay.start()
+    until(lambda: not relay.running)
+    assert relay.died is None
+    assert "closed before its relay was stopped" in caplog.text
+    with Outbox.open(outbox_dir, OutboxConfig(sync_interval=0.01), OPERATIONS) as box:
+        assert box.status().health is Health.HEALTHY
+        with Relay(box, InMemoryTarget(OPERATIONS)) as later:
+            box.enqueue(OPERATIONS[0].name, {"n": 1})
+            assert later.drain(LONG)
