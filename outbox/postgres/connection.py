@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import psycopg2
 import psycopg2.extensions
@@ -38,6 +39,8 @@ DRIVER_ERRORS = (SQLAlchemyError, psycopg2.Error)
 
 # So many reads at most find the end of a connection: of its last words, and of the end behind them.
 _LAST_WORDS = 4
+# So many open connections that handlers have made are no use of theirs, but forgotten.
+_MANY_BESIDE = 10
 _ASKING = psycopg2.extensions.TRANSACTION_STATUS_ACTIVE
 
 # A statement that PostgreSQL itself ends at the stall timeout shows which it was: shutting the connection comes after.
@@ -87,6 +90,8 @@ class GuardedConnection:
         self.has_tables = False
         # What to raise for a commit, by whether it is the relay's own connection's; set while a handler runs.
         self._no_commit: Callable[[bool], TargetMisconfigured] | None = None
+        # Those that handlers have made.
+        self._beside: list[ref[Any]] = []
         event.listen(self._engine, "commit", self._refuse_commit)
         limit_s = config.stall_timeout * _GRACE
         self._watchdog = Watchdog(limit_s, clock.monotonic, connecting_s=config.connect_timeout)
@@ -298,10 +303,20 @@ class GuardedConnection:
                 self._watchdog.watch(raw.fileno(), lambda: raw.info.transaction_status == _ASKING)
             else:
                 self._watchdog.watch_beside(raw.fileno())
+                self._note_beside(raw)
         except BaseException:
             raw.close()
             raise
         return raw
+
+    def _note_beside(self, raw: Any) -> None:
+        """Count a handler's own connections: those that it never closes use up the server's, and then all wait."""
+        self._beside = [one for one in self._beside if (left := one()) is not None and not left.closed] + [ref(raw)]
+        if len(self._beside) == _MANY_BESIDE:
+            _log.warning(
+                "handlers leave connections of conn.engine open: %(left)s; use `with conn.engine.connect() as x`",
+                left=_MANY_BESIDE,
+            )
 
     def _note_refused(self, given: dict[str, Any], info: Any) -> None:
         tried = completed(given)

@@ -431,6 +431,30 @@ def test_handler_that_catches_a_refused_begin_is_applied(url: str, outbox_dir: P
         assert effects(bench) == [1]
 
 
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_connections_that_a_handler_never_closes_are_logged(
+    url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture, forgotten: bool
+) -> None:
+    """PostgreSQL had too many clients in the end, and nothing named the handler as the cause."""
+    made: list[Connection] = []
+
+    def handler(connection: Connection, entry: Entry) -> None:
+        other = connection.engine.connect()
+        made.append(other)
+        other.execute(text("SELECT 1"))
+        if not forgotten:
+            other.close()
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        for n in range(12):
+            bench.enqueue("special", {"n": n})
+        assert len(completed(bench.apply())) == 12
+        for other in made:
+            other.close()
+    said = [record.message for record in caplog.records if "conn.engine open: 10" in record.message]
+    assert len(said) == forgotten
+
+
 def test_commit_by_a_handler_leaves_no_receipt_without_its_effect(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         insert(connection, entry)
