@@ -176,7 +176,7 @@ def test_another_users_directory_is_one_sentence(tmp_path: Path, outbox_dir: Pat
     env = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     env["OUTBOX_DIR"] = str(outbox_dir)
     # The interpreter's own imports must be done before the rights are given up.
-    program = "from outbox.cli import main\nimport os\nos.setgid(65534); os.setuid(65534)\nmain()"
+    program = "from outbox.cli import atb, main\nimport os\nos.setgid(65534); os.setuid(65534)\nmain()"
     done = subprocess.run(
         [sys.executable, "-c", program, "outbox", "status"], env=env, capture_output=True, text=True, check=False
     )

@@ -52,7 +52,7 @@ def test_status_loads_only_what_it_shows(tmp_path: Path) -> None:
     assert {"lmdb", "click", "outbox.cli.status"} <= found
     assert {"sqlalchemy", "psycopg2", "rich", "asyncio"} & found == set()
     commands = {name for name in found if name.startswith("outbox.cli.")}
-    shared = {"outbox.cli.main", "outbox.cli.mount", "outbox.cli.common", "outbox.cli.signals"}
+    shared = {"outbox.cli.main", "outbox.cli.loading", "outbox.cli.common", "outbox.cli.signals"}
     assert commands == {*shared, "outbox.cli.status"}
     assert [name for name in found if name.startswith(("outbox.integrations", "outbox.testing"))] == []
 
