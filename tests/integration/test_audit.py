@@ -16,9 +16,8 @@ from click.testing import Result
 from psycopg2 import connect
 
 from outbox import Operation, Outbox, OutboxConfig, PostgresTarget, Relay
-from outbox.audit import audit
+from outbox.audit import RowAudit, audit
 from outbox.postgres import receipts
-from outbox.postgres.row_audit import RowAudit
 from outbox.testing import PostgresServer
 from tests import atb as command_line
 from tests.unit.fakes.failover import Past
