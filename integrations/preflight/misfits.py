@@ -147,7 +147,9 @@ def nameless(operation: ManagerOperation, signature: inspect.Signature) -> str |
     declared = [*needed_names(operation), *_identity(operation), *operation.args.values()]
     names = dict.fromkeys(operation.own_name(name) for name in declared)
     missing = [name for name in names if name not in given and operation.standard_name(name) not in given]
-    if rest is None or not missing:
+    # Without **kwargs it takes nothing by a name that it lacks: what is behind the star is something else.
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in given.values())
+    if rest is None or not takes_any or not missing:
         return None
     return f"it takes *{rest}, so {', '.join(missing)} given by position have no name: name them in its signature"
 

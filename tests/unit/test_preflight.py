@@ -391,6 +391,20 @@ def test_names_that_calls_by_position_lack_are_warned_of() -> None:
     assert not any("by position" in one for one in fit_of(managers.Sound).warnings)
 
 
+def test_labels_behind_a_star_raise_no_warning() -> None:
+    """What is behind the star of a method without **kwargs is nothing that its declaration names."""
+
+    class Labelling(managers.Sound):
+        def log_position(self, symbol: str, side: str, *labels: str) -> int:
+            with self.session_factory.begin() as session:
+                session.add(row := managers.Trade(symbol=symbol))
+                session.flush()
+                return row.id
+
+    fit = look(Labelling, [one for one in TRADING_OPERATIONS if one.name == "log_position"])
+    assert [one for one in fit.warnings if "by position" in one] == []
+
+
 def test_an_answer_that_is_no_id_is_warned_of() -> None:
     assert any("log_trade: it answers dict" in warning for warning in fit_of(managers.AnswersARow).warnings)
     assert not any("it answers" in warning for warning in fit_of(managers.Sound).warnings)
