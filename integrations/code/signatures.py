@@ -8,10 +8,11 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import operator
 import typing
 from collections.abc import Mapping
 from contextlib import suppress
-from types import FunctionType
+from types import FunctionType, UnionType
 from typing import Any
 
 from .members import class_member
@@ -103,10 +104,31 @@ def signature_from(parameters: list[list[Any]]) -> inspect.Signature:
 
 
 def hints_of(annotated: Any) -> dict[str, Any]:
-    """The annotations of a function or class; none where one of them cannot be had."""
+    """The annotations of a function or class, aliases resolved; none where one of them cannot be had."""
     with suppress(Exception):  # a name that only type checkers import, or whatever an annotation runs
-        return typing.get_type_hints(annotated)
+        return {name: _resolved(hint) for name, hint in typing.get_type_hints(annotated).items()}
     return {}
+
+
+def _resolved(hint: Any, aliases: tuple[Any, ...] = ()) -> Any:
+    """An annotation with what its aliases stand for: after `type Id = int`, Id is int (Python 3.12; numpy's NDArray).
+
+    An alias within its own value, of which JSON's is one, is anything.
+    """
+    made_of, inside = typing.get_origin(hint), tuple(hint) if isinstance(hint, list) else typing.get_args(hint)
+    alias = hint if made_of is None else made_of
+    # There is a backport of the class of aliases, too.
+    if hasattr(alias, "__value__") and hasattr(alias, "__type_params__"):
+        if alias in aliases:
+            return Any
+        value = alias.__value__
+        return _resolved(value[inside] if inside else value, (*aliases, alias))
+    resolved = tuple(_resolved(one, aliases) for one in inside)
+    if all(map(operator.is_, resolved, inside)):
+        return hint
+    if isinstance(hint, list):  # the arguments of a Callable
+        return [*resolved]
+    return functools.reduce(operator.or_, resolved) if made_of is UnionType else made_of[resolved]
 
 
 def for_callers(function: Any, parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:

@@ -307,7 +307,7 @@ def returned_object(operation: ManagerOperation, evidence: Evidence) -> str | No
     """The mapped class of which a method returns an object, by its annotation or its return statements."""
     for function in _giving(operation.name, evidence):
         with suppress(Exception):  # annotations are code of the host
-            found = _mapped_in(typing.get_type_hints(function).get("return"))
+            found = _mapped_in(hints_of(function).get("return"))
             if found is not None:
                 return found
         for one in _returned(facts_of(function)):
