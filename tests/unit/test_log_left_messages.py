@@ -140,7 +140,8 @@ def test_message_left_at_the_end_of_the_program_is_logged() -> None:
         with leaving_messages():
             Log("outbox.test").error("the last one")
     """
-    command = [sys.executable, "-c", textwrap.dedent(program)]
+    # Python 3.12 and newer warn of a fork beside threads.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(program)]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=True, env=dict(os.environ)
     )
