@@ -184,6 +184,9 @@ class BatchSize:
         self._config, self._target = config, target
         self._batch_s = min(_BATCH_S, config.stall_timeout * _PART_OF_STALL)
         self._limit = min(config.batch_size, _FIRST)
+        # Entries of one lane in a batch, and its seconds: one of about the last size, and the last one of another size.
+        self._like: tuple[int, float] | None = None
+        self._unlike: tuple[int, float] | None = None
         # The newest entry of the last look, and until when the program counts as enqueueing.
         self._newest_seq: int | None = None
         self._busy_until = 0.0
@@ -210,5 +213,22 @@ class BatchSize:
 
     def measured(self, entries: int, took_s: float) -> None:
         """A batch was delivered: the next one has as many entries as fit its time, if that is not far from the last."""
-        fit = int(entries * self._batch_s / took_s) // self._target.lanes if took_s else self._config.batch_size
-        self._limit = min(self._config.batch_size, max(min(fit, self._limit * 2), self._limit // 2, 2))
+        each = -(-entries // self._target.lanes)
+        entry_s = self._entry_s(each, took_s)
+        fit = int(self._batch_s / entry_s) if entry_s > self._batch_s / self._config.batch_size else math.inf
+        least = 3 if each == 2 and took_s * 3 < self._config.stall_timeout else 2  # another size, which tells
+        self._limit = int(min(self._config.batch_size, max(min(fit, self._limit * 2), self._limit // 2, least)))
+
+    def _entry_s(self, each: int, took_s: float) -> float:
+        """What a further entry takes, by a batch of another size: smaller batches save no round trips and no commit."""
+        if self._like is None or _differ(each, self._like[0]):
+            self._unlike, self._like = self._like, (each, took_s)
+        share = took_s / each
+        if self._unlike is None or not _differ(each, self._unlike[0]):
+            return share
+        return min(share, max(0.0, (took_s - self._unlike[1]) / (each - self._unlike[0])))
+
+
+def _differ(one: int, other: int) -> bool:
+    """Whether two sizes differ enough that the difference in time says something."""
+    return max(one, other) * 4 >= min(one, other) * 5

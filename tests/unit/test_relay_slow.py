@@ -15,14 +15,14 @@ from tests.unit.fakes.rig import Rig
 pytestmark = pytest.mark.slow
 
 
-def slow(rig: Rig, monkeypatch: pytest.MonkeyPatch, entry_s: float) -> list[float]:
-    """Let each entry take so many seconds; the seconds of each batch."""
+def slow(rig: Rig, monkeypatch: pytest.MonkeyPatch, entry_s: float, batch_s: float = 0.0) -> list[float]:
+    """Let each entry, and each batch beside, take so many seconds; the seconds of each batch."""
     batches: list[float] = []
     apply = rig.target.apply
 
     def take_long(store_id: UUID, records: Sequence[Any]) -> Outcome:
-        rig.clock.advance(entry_s * len(records))
-        batches.append(entry_s * len(records))
+        batches.append(batch_s + entry_s * len(records))
+        rig.clock.advance(batches[-1])
         return apply(store_id, records)
 
     monkeypatch.setattr(rig.target, "apply", take_long)
@@ -70,3 +70,27 @@ def test_one_slow_entry_halves_the_batch_at_most(outbox_dir: Path, monkeypatch: 
         rig.enqueue(*[None] * 100)
         rig.settle()
         assert len(rig.target.calls[0]) >= 50
+
+
+def test_slow_commits_leave_batches_large(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over a line of 0.2 s a round trip: a smaller batch takes as long."""
+    with Rig(outbox_dir) as rig:
+        slow(rig, monkeypatch, 0.001, batch_s=1.2)
+        for _ in range(10):
+            rig.enqueue(None)
+            rig.settle()
+        rig.enqueue(*[None] * 2000)
+        rig.step()
+        rig.clock.advance(61)
+        rig.settle()
+        assert rig.pending() == []
+        assert len(rig.target.calls) <= 25
+
+
+def test_slow_commits_from_the_start_leave_batches_large(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rig(outbox_dir, stall_timeout=2.0) as rig:
+        rig.enqueue(*[None] * 2000)
+        slow(rig, monkeypatch, 0.0001, batch_s=0.4)
+        rig.settle()
+        assert rig.pending() == []
+        assert len(rig.target.calls) <= 10
