@@ -34,6 +34,7 @@ from ..plain_data import (
     same,
 )
 from .merging import MISSING, NUMBERS, Change, delta_of, merged, take_back
+from .stored_types import can_be_rebuilt, rebuilt, types_in
 
 _CONTAINERS = (list, dict, set, deque)
 # Set by the adapter itself for each copy.
@@ -97,16 +98,21 @@ class KeptState:
         """
         for name in noted["absent"]:
             vars(self.replica).pop(name, None)
-        orders = noted.get("orders", {})
-        for name, value in noted["values"].items():
-            _fill(self.replica, name, in_key_order(value, orders.get(name)))
+        orders, types = noted.get("orders", {}), noted.get("types", {})
+        present = vars(self.replica)
+        # Of others a plain collection would be another one than the method makes itself.
+        values = {
+            name: one for name, one in noted["values"].items() if can_be_rebuilt(types.get(name, {}), present.get(name))
+        }
+        for name, value in values.items():
+            _fill(self.replica, name, in_key_order(value, orders.get(name)), types.get(name))
         large = noted.get("large", {})
         for name, delta in large.items():
             take_back(vars(self.replica).get(name), delta)
         parts = noted.get("parts", {})
         for name, value in parts.items():
             self._put_into(name, in_key_order(value, orders.get(name)))
-        names = (*noted["absent"], *noted["values"], *large, *parts)
+        names = (*noted["absent"], *values, *large, *parts)
         self._begin_again(names)
         # What the call only read it may change all the same, and then the manager does not have that yet.
         later = {*foreseen, *noted.get("read", ())}
@@ -209,9 +215,11 @@ class Changes:
         values = {name: _plain(value, operation, name) for name, value in known.items() if value is not MISSING}
         ordered = {**values, **parts}
         orders = {name: order for name, value in ordered.items() if (order := key_order(value)) is not None}
+        types = {name: found for name in values if (found := types_in(known[name])) is not None}
         return {
             "absent": [name for name, value in before.items() if value is MISSING],
             "values": values,
+            **({"types": types} if types else {}),
             **({"orders": orders} if orders else {}),
             **({"parts": dict(parts)} if parts else {}),
             **({"large": {name: _plain(one, operation, name) for name, one in large.items()}} if large else {}),
@@ -309,12 +317,13 @@ def is_storable(value: Any) -> bool:
     return True
 
 
-def _fill(owner: Any, name: str, value: Any) -> None:
-    """Set an attribute from its stored form; its present value tells the type."""
+def _fill(owner: Any, name: str, value: Any, types: Mapping[str, Any] | None = None) -> None:
+    """Set an attribute from its stored form; its present value tells the type, or else what was noted with it."""
     present = attributes(owner).get(name)
+    value = rebuilt(value, types)
     if isinstance(present, count) and isinstance(value, list):
         value = count(*value)
-    if isinstance(present, deque) and isinstance(value, list):
+    if isinstance(present, deque) and isinstance(value, (list, deque)):
         value = deque(value, present.maxlen)
     if isinstance(present, dict) and type(present) is not dict and isinstance(value, dict):
         made = copy.copy(present)

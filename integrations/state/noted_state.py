@@ -216,7 +216,7 @@ def _read_by_all(cls: type, methods: tuple[str, ...]) -> dict[str, _Read]:
 
 
 def _as_stored(value: Any) -> Any:
-    """A collection of a further type as it is stored; the attribute itself tells its type when it is restored."""
+    """A collection of a further type as it is stored, apart from its type."""
     if type(value) is deque:
         return list(value)
     return dict(value) if type(value) in _DICTS else value

@@ -159,6 +159,60 @@ class ByQueue(ByDay):
         return self.latest[-1]
 
 
+class Lazily(ByDay):
+    """Makes its counters at the first call, and one for each day."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.of_day: Any = None
+        self.days = 0
+
+    def next(self) -> int:
+        if self.of_day is None:
+            self.of_day = self.made()
+        self.of_day[f"day {len(self.of_day)}"] += 1
+        number: int = len(self.of_day)
+        return number
+
+    def made(self) -> Any:
+        return defaultdict(int)
+
+
+class LazyCounter(Lazily):
+    def made(self) -> Any:
+        return Counter()
+
+
+class LazyQueues(ByDay):
+    """A new queue for each symbol, in a dict of another type, changed before the first statement."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.latest: Any = None
+
+    def log_trade(self, symbol: str, note: Any = None, session_id: int | None = None) -> int:
+        if self.latest is None:
+            self.latest = defaultdict(deque, {"all": deque([0], maxlen=2)})
+        self.latest["all"].appendleft(self.latest["all"][0] + 1)
+        self.latest[symbol].appendleft(1)
+        with self.session_factory.begin() as session:
+            session.add(Trade(symbol=symbol, number=self.latest["all"][0]))
+        return 1
+
+
+class LazyQueue(ByDay):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.latest: Any = None
+
+    def next(self) -> int:
+        if self.latest is None:
+            self.latest = deque([0], maxlen=2)
+        number: int = self.latest[0] + 1
+        self.latest.appendleft(number)
+        return number
+
+
 @pytest.mark.parametrize("kind", [Absent, InBranch, ByDay, ByDefault, ByCounter, ByQueue])
 @pytest.mark.parametrize("batch_size", [1, 100])
 @pytest.mark.parametrize("away", [True, False])
@@ -188,7 +242,7 @@ def test_calls_of_an_earlier_process_are_counted_after_a_restart(
         assert numbers(here)[-1] == 2
 
 
-@pytest.mark.parametrize("kind", [ByDay, ByDefault, ByCounter, ByQueue])
+@pytest.mark.parametrize("kind", [ByDay, ByDefault, ByCounter, ByQueue, Lazily, LazyCounter, LazyQueue, LazyQueues])
 def test_count_in_a_collection_outlives_a_restart(kind: type[Absent], postgres_url: str, outbox_dir: Path) -> None:
     with started(postgres_url, outbox_dir, kind) as here:
         here.manager.log_trade("delivered")
@@ -198,6 +252,23 @@ def test_count_in_a_collection_outlives_a_restart(kind: type[Absent], postgres_u
     with started(postgres_url, outbox_dir, kind) as here:
         assert here.relay.drain(timeout=LONG)
         assert numbers(here) == [1, 2, 3]
+
+
+def test_collection_that_cannot_be_rebuilt_refuses_no_call(postgres_url: str, outbox_dir: Path) -> None:
+    """Nothing of a function is stored, so that such a counter begins anew behind a restart."""
+
+    class ByFunction(Lazily):
+        def made(self) -> Any:
+            return defaultdict(lambda: 0)
+
+    with started(postgres_url, outbox_dir, ByFunction) as here:
+        here.manager.log_trade("delivered")
+        assert here.relay.drain(timeout=LONG)
+        here.manager.log_trade("waiting")
+        here.manager.log_trade("waiting too")
+    with started(postgres_url, outbox_dir, ByFunction) as here:
+        assert here.relay.drain(timeout=LONG)
+        assert len(numbers(here)) == 3
 
 
 def test_migration_that_fails_after_an_outage_needs_an_operator(postgres_url: str, outbox_dir: Path) -> None:

@@ -1,0 +1,63 @@
+"""Stored types: an attribute's collections behind a restart are of the types that they were at the call.
+
+They are stored as plain lists and dicts.  The attribute of the new manager tells the type of its value, but not where a
+method makes the value at its first use, and nothing tells that of a collection in another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from itertools import count
+from typing import Any
+
+# What may fill a defaultdict.  Nothing else is named in a store: reading it must not run code that the file chooses.
+_FACTORIES = {one.__name__: one for one in (int, float, str, bool, list, dict, set, tuple, Decimal, Counter, deque)}
+
+
+def types_in(value: Any) -> dict[str, Any] | None:
+    """What `rebuilt` needs for a value; None where its stored form is of the same types."""
+    own, inner = _type_of(value), [[at, one] for at, item in _items(value) if (one := types_in(item)) is not None]
+    found = {"type": own} if own else {}
+    return found | {"inner": inner} if inner else found or None
+
+
+def can_be_rebuilt(types: Mapping[str, Any], present: Any) -> bool:
+    """Whether the type of a value is known, by itself or by what the attribute holds now."""
+    return types.get("type") != ["defaultdict", None] or isinstance(present, defaultdict)
+
+
+def rebuilt(value: Any, types: Mapping[str, Any] | None) -> Any:
+    """A value by its stored form, of the types that `types_in` has found."""
+    if types is None:
+        return value
+    for at, of_inner in types.get("inner", ()):
+        value[at] = rebuilt(value[at], of_inner)
+    name, *more = types.get("type", [None])
+    if name == "deque":
+        return deque(value, *more)
+    if name == "count":
+        return count(*value)
+    if name == "defaultdict":
+        return defaultdict(_FACTORIES.get(more[0]), value)
+    return {"Counter": Counter, "OrderedDict": OrderedDict}.get(name, _as_it_is)(value)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _type_of(value: Any) -> list[Any] | None:
+    if type(value) is deque:
+        return ["deque", value.maxlen]
+    if type(value) is defaultdict:
+        return ["defaultdict", next((name for name, one in _FACTORIES.items() if one is value.default_factory), None)]
+    return [type(value).__name__] if type(value) in (Counter, OrderedDict, count) else None
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """What is in a collection in which an item can be replaced, by its place."""
+    if isinstance(value, dict):
+        return tuple(value.items())
+    return enumerate(tuple(value)) if type(value) in (list, deque) else ()
