@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .loading import interrupted_afterwards
@@ -21,7 +22,7 @@ def main() -> None:
     """Entry point of the console scripts."""
     try:
         with interrupted_afterwards():
-            run = _loaded("main").main
+            run = importlib.import_module(".main", __name__).main
     except KeyboardInterrupt:
         if sys.stderr is not None:
             sys.stderr.write("interrupted: nothing is lost\n")
@@ -29,18 +30,23 @@ def main() -> None:
     run()
 
 
-_entry_point = main
+class _Package(ModuleType):
+    """Importing `main.py`, whoever does it, would put that module in the place of the function."""
+
+    @property
+    def main(self) -> Any:
+        return vars(self)["main"]
+
+    @main.setter
+    def main(self, _: Any) -> None:
+        """Leave the function there."""
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
     """A public name, loaded at its first use: the console scripts' `main` must run before anything is loaded."""
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_loaded(_HOME_OF[name]), name)
-
-
-def _loaded(module: str) -> Any:
-    found = importlib.import_module(f".{module}", __name__)
-    # Importing `main.py` puts the module in the place of the function.
-    globals()["main"] = _entry_point
-    return found
+    return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)

@@ -75,3 +75,11 @@ def test_all_public_names_are_listed_and_others_are_unknown() -> None:
     assert set(outbox.__all__) <= set(dir(outbox))
     with pytest.raises(AttributeError, match="module 'outbox' has no attribute 'Nonsense'"):
         outbox.Nonsense  # noqa: B018 - looking is the test
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["main", "mount", "status"])
+def test_entry_point_stays_one_whatever_is_imported_first(first: str) -> None:
+    """A host that mounts the commands may import them by the modules that define them."""
+    code = f"import outbox.cli.{first}\nfrom outbox.cli import main\nassert callable(main), main"
+    assert f"outbox.cli.{first}" in loaded(code)
