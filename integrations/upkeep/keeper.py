@@ -331,6 +331,8 @@ class Keeper:
         self._try(
             "sequences could not be set forward", lambda: self._reserves.secure(engine_of(self._host.undoubled()))
         )
+        # Also where no delivery has failed: what other writers have changed is gone, too.
+        self.kept.was_out()
         self._recovered()
 
     def _ask(self) -> None:

@@ -138,7 +138,7 @@ class KeptView:
         self._apart = frozenset(self._view.sessions)
 
     def was_out(self) -> None:
-        """PostgreSQL was away: other writers may have been there sooner than this program."""
+        """PostgreSQL was away or set back: other writers may have been there sooner, or their changes be gone."""
         self._apart = None
 
     def may_differ(self, session_id: int) -> bool:

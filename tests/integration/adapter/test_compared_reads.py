@@ -70,6 +70,15 @@ def test_status_shows_which_read_is_not_answered(taxed: Scene) -> None:
     assert taxed.box.status().alarms == {}
 
 
+def test_session_is_compared_when_postgres_was_set_back(taxed: Scene) -> None:
+    """The loss may be noticed without an outage: a part of the tables was restored while the server ran."""
+    assert taxed.drain()
+    until(lambda: taxed.manager._durable.adapter.keeper.observe(1))
+    taxed.change("UPDATE account_balances SET total = 7")
+    taxed.box.progress.rewound()
+    until(lambda: "diverged-session-1" in taxed.box.status().alarms)
+
+
 def test_late_first_look_at_a_session_raises_no_alarm(
     own_postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
