@@ -31,7 +31,7 @@ def main() -> None:
 
 
 class _Package(ModuleType):
-    """Importing `main.py`, whoever does it, would put that module in the place of the function."""
+    """An import of `main.py`, by a host too, would put that module in the place of the function."""
 
     @property
     def main(self) -> Any:
