@@ -4,45 +4,29 @@ from __future__ import annotations
 
 import importlib
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .loading import interrupted_afterwards
 
 if TYPE_CHECKING:
-    from .main import atb, outbox
+    from .group import atb, outbox
     from .mount import register
 
 __all__ = ["atb", "main", "outbox", "register"]
 
-_HOME_OF = {"atb": "main", "outbox": "main", "register": "mount"}
+_HOME_OF = {"atb": "group", "outbox": "group", "register": "mount"}
 
 
 def main() -> None:
     """Entry point of the console scripts."""
     try:
         with interrupted_afterwards():
-            run = importlib.import_module(".main", __name__).main
+            run = importlib.import_module(".group", __name__).main
     except KeyboardInterrupt:
         if sys.stderr is not None:
             sys.stderr.write("interrupted: nothing is lost\n")
         sys.exit(130)
     run()
-
-
-class _Package(ModuleType):
-    """An import of `main.py`, by a host too, would put that module in the place of the function."""
-
-    @property
-    def main(self) -> Any:
-        return vars(self)["main"]
-
-    @main.setter
-    def main(self, _: Any) -> None:
-        """Leave the function there."""
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .main import outbox
+from .group import outbox
 
 
 def register(subparsers: Any, name: str = "outbox") -> argparse.ArgumentParser:

@@ -52,7 +52,7 @@ def test_status_loads_only_what_it_shows(tmp_path: Path) -> None:
     assert {"lmdb", "click", "outbox.cli.status"} <= found
     assert {"sqlalchemy", "psycopg2", "rich", "asyncio"} & found == set()
     commands = {name for name in found if name.startswith("outbox.cli.")}
-    shared = {"outbox.cli.main", "outbox.cli.loading", "outbox.cli.common", "outbox.cli.signals"}
+    shared = {"outbox.cli.group", "outbox.cli.loading", "outbox.cli.common", "outbox.cli.signals"}
     assert commands == {*shared, "outbox.cli.status"}
     assert [name for name in found if name.startswith(("outbox.integrations", "outbox.testing"))] == []
 
@@ -78,7 +78,7 @@ def test_all_public_names_are_listed_and_others_are_unknown() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["main", "mount", "status"])
+@pytest.mark.parametrize("first", ["group", "mount", "status"])
 def test_entry_point_stays_one_whatever_is_imported_first(first: str) -> None:
     """A host that mounts the commands may import them by the modules that define them."""
     code = f"import outbox.cli.{first}\nfrom outbox.cli import main\nassert callable(main), main"
