@@ -214,9 +214,11 @@ class BatchSize:
     def measured(self, entries: int, took_s: float) -> None:
         """A batch was delivered: the next one has as many entries as fit its time, if that is not far from the last."""
         each = -(-entries // self._target.lanes)
-        entry_s = self._entry_s(each, took_s)
+        entry_s, share_s = self._entry_s(each, took_s), took_s / each
         fit = int(self._batch_s / entry_s) if entry_s > self._batch_s / self._config.batch_size else math.inf
-        least = 3 if each == 2 and took_s * 3 < self._config.stall_timeout else 2  # another size, which tells
+        least = 3 if each == 2 else 2  # another size, which tells
+        if least * share_s > self._config.stall_timeout / 2:
+            least = 1
         self._limit = int(min(self._config.batch_size, max(min(fit, self._limit * 2), self._limit // 2, least)))
 
     def _entry_s(self, each: int, took_s: float) -> float:

@@ -94,3 +94,12 @@ def test_slow_commits_from_the_start_leave_batches_large(outbox_dir: Path, monke
         rig.settle()
         assert rig.pending() == []
         assert len(rig.target.calls) <= 10
+
+
+def test_entry_of_half_the_stall_timeout_goes_alone(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them would stall, and each second batch would be thrown away."""
+    with Rig(outbox_dir, batch_size=4) as rig:
+        rig.enqueue(*[None] * 16)
+        batches = slow(rig, monkeypatch, 20.0)
+        rig.settle()
+        assert batches[-3:] == [20.0, 20.0, 20.0]
