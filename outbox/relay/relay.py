@@ -305,13 +305,16 @@ class Relay:
         try:
             with self._delivery.beside_a_thread(), waited_for():
                 self._deliver()
-        except StoreClosed:
-            # No death, which would need an operator: the program has ended in the other order, perhaps by an exception.
-            closed = True
-            _log.warning("the outbox was closed before its relay was stopped: what is pending waits for the next relay")
         except BaseException as exc:  # noqa: BLE001 - a thread has no caller: its death is logged and shown in the status
-            self._delivery.publication.died = f"{type(exc).__name__}: {exc}"
-            _log.critical("relay thread died, restart the engine or its relay: %(error)s", error=self.died, trace=True)
+            # No death, which would need an operator: the program has ended in the other order, perhaps by an exception.
+            closed = isinstance(exc, StoreClosed) and self._is_box_closed()
+            if closed:
+                _log.warning("the outbox was closed before its relay was stopped: what is pending waits for the next")
+            else:
+                self._delivery.publication.died = f"{type(exc).__name__}: {exc}"
+                _log.critical(
+                    "relay thread died, restart the engine or its relay: %(error)s", error=self.died, trace=True
+                )
         finally:
             try:
                 self._delivery.publish(self._clock.monotonic(), force=True)
@@ -322,6 +325,14 @@ class Relay:
                 self._box.progress.report(delivering=None)
                 with self._told:
                     self._moved.notify_all()
+
+    def _is_box_closed(self) -> bool:
+        """A target may meet another outbox that is closed."""
+        try:
+            self._box.store.check_open()
+        except StoreClosed:
+            return True
+        return False
 
     def _deliver(self) -> None:
         while not self._stop.is_set():

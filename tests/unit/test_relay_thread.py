@@ -1002,3 +1002,22 @@ def test_outbox_closed_under_its_relay_leaves_no_death_behind(
         with Relay(box, InMemoryTarget(OPERATIONS)) as later:
             box.enqueue(OPERATIONS[0].name, {"n": 1})
             assert later.drain(LONG)
+
+
+def test_target_that_meets_another_closed_outbox_is_a_death(outbox_dir: Path, tmp_path: Path) -> None:
+    """Its own outbox is open, and nothing is delivered any more: an operator must know."""
+    other = Outbox.open(tmp_path / "other", OutboxConfig(), OPERATIONS)
+    other.close()
+
+    def forward(_: Sequence[Record]) -> None:
+        other.enqueue(OPERATIONS[0].name, {"n": 1})
+
+    target = InMemoryTarget(OPERATIONS)
+    target.before = forward
+    with Outbox.open(outbox_dir, OutboxConfig(sync_interval=0.01), OPERATIONS) as box:
+        relay = Relay(box, target)
+        relay.start()
+        box.enqueue(OPERATIONS[0].name, {"n": 1})
+        until(lambda: not relay.running)
+        assert "StoreClosed" in (relay.died or "")
+        assert box.status().needs_operator
