@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from weakref import ref
+from weakref import WeakSet
 
 import psycopg2
 import psycopg2.extensions
@@ -90,8 +90,8 @@ class GuardedConnection:
         self.has_tables = False
         # What to raise for a commit, by whether it is the relay's own connection's; set while a handler runs.
         self._no_commit: Callable[[bool], TargetMisconfigured] | None = None
-        # Those that handlers have made.
-        self._beside: list[ref[Any]] = []
+        # Those that handlers have made, and how many open ones are worth a warning.
+        self._beside, self._many_beside = WeakSet[Any](), _MANY_BESIDE
         event.listen(self._engine, "commit", self._refuse_commit)
         limit_s = config.stall_timeout * _GRACE
         self._watchdog = Watchdog(limit_s, clock.monotonic, connecting_s=config.connect_timeout)
@@ -311,11 +311,14 @@ class GuardedConnection:
 
     def _note_beside(self, raw: Any) -> None:
         """Count a handler's own connections: those that it never closes use up the server's, and then all wait."""
-        self._beside = [one for one in self._beside if (left := one()) is not None and not left.closed] + [ref(raw)]
-        if len(self._beside) == _MANY_BESIDE:
+        self._beside.add(raw)
+        left = sum(not one.closed for one in self._beside)
+        if left == self._many_beside:
+            # Their number may go up and down with each entry.
+            self._many_beside *= 2
             _log.warning(
                 "handlers leave connections of conn.engine open: %(left)s; use `with conn.engine.connect() as x`",
-                left=_MANY_BESIDE,
+                left=left,
             )
 
     def _note_refused(self, given: dict[str, Any], info: Any) -> None:

@@ -455,6 +455,28 @@ def test_connections_that_a_handler_never_closes_are_logged(
     assert len(said) == forgotten
 
 
+def test_open_connections_of_handlers_are_not_logged_again_and_again(
+    url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their number goes up and down where a handler closes the one of an earlier entry."""
+    made: list[Connection] = []
+
+    def handler(connection: Connection, entry: Entry) -> None:
+        if len(made) == 10:
+            made.pop().close()
+        other = connection.engine.connect()
+        made.append(other)
+        other.execute(text("SELECT 1"))
+
+    with bench_with(outbox_dir, url, handler) as bench:
+        for n in range(15):
+            bench.enqueue("special", {"n": n})
+        assert len(completed(bench.apply())) == 15
+        for other in made:
+            other.close()
+    assert sum("conn.engine open" in record.message for record in caplog.records) == 1
+
+
 def test_commit_by_a_handler_leaves_no_receipt_without_its_effect(url: str, outbox_dir: Path) -> None:
     def handler(connection: Connection, entry: Entry) -> None:
         insert(connection, entry)
