@@ -10,8 +10,8 @@ import pwd
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from io import TextIOWrapper
 from pathlib import Path
@@ -254,19 +254,6 @@ def _name_of(user: int | None) -> str:
         return f"user {user}"
 
 
-class OneSentenceGroup(click.Group):
-    """A group whose wrong options, here and in its commands, are one sentence instead of a usage text."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        _print_any_text()
-        with _brief_usage_errors(), _help_that_cannot_be_written():
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _brief_usage_errors(), _help_that_cannot_be_written(), _interrupted_before_a_command():
-            return super().invoke(ctx)
-
-
 def settings(directory: str | None, **overrides: Any) -> OutboxConfig:
     """Settings from the environment, with the options that were given.  Raises `ConfigError`."""
     for name in unknown_variables(os.environ):
@@ -323,7 +310,7 @@ def in_one_sentence(command: Callable[P, R]) -> Callable[P, R]:
         except PermissionError as exc:
             _refuse(no_permission(exc, os.geteuid()), exc)
         except OSError as exc:
-            if _is_of_the_output(exc):
+            if is_of_the_output(exc):
                 raise OutputFails(exc) from exc
             where = f" ({exc.filename})" if exc.filename is not None else ""
             _refuse(f"{exc.strerror or exc}{where}", exc)
@@ -342,7 +329,7 @@ def size(count: int) -> str:
     return f"{amount:.0f} {units[0]}" if units[0] == "B" else f"{amount:.1f} {units[0]}"
 
 
-def _is_of_the_output(error: OSError) -> bool:
+def is_of_the_output(error: OSError) -> bool:
     """Whether printing failed: a full disk's error does not say which disk it was, but who was writing."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
@@ -351,7 +338,7 @@ def _is_of_the_output(error: OSError) -> bool:
     return error.filename is None and module.partition(".")[0] in _PRINTERS
 
 
-def _print_any_text() -> None:
+def print_any_text() -> None:
     """Let a locale without a character show its code: a command that has done its work must not end with an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
@@ -366,39 +353,3 @@ def _silence_stdout() -> None:
 
 def _refuse(message: str, cause: Exception) -> NoReturn:
     raise Refused(readable(message)) from cause
-
-
-@contextmanager
-def _help_that_cannot_be_written() -> Iterator[None]:
-    """Help and version are printed by click itself, outside of any command."""
-    try:
-        yield
-    except BrokenPipeError as exc:
-        raise ReaderLeft from exc
-    except OSError as exc:
-        if not _is_of_the_output(exc):
-            raise
-        raise OutputFails(exc) from exc
-
-
-@contextmanager
-def _interrupted_before_a_command() -> Iterator[None]:
-    """As `in_one_sentence`: click's own exit code 1 would be a health or a finding."""
-    try:
-        yield
-    except KeyboardInterrupt as exc:
-        raise Interrupted("nothing is lost") from exc
-
-
-@contextmanager
-def _brief_usage_errors() -> Iterator[None]:
-    try:
-        yield
-    except click.UsageError as exc:
-        if type(exc).show is not click.UsageError.show:
-            raise  # the help text, shown where no command was given
-        sentence = exc.format_message().rstrip(".")
-        if exc.ctx is not None:
-            sentence += f" (see '{exc.ctx.command_path} --help')"
-        # Without a context click leaves out the usage text.
-        raise WrongUse(sentence) from exc

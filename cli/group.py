@@ -6,11 +6,14 @@ import functools
 import importlib
 import pkgutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .common import OneSentenceGroup
+from .common import Interrupted, OutputFails, ReaderLeft, WrongUse, is_of_the_output, print_any_text
 from .loading import interrupted_afterwards
 
 # Also for the group alone, which hosts mount into scripts of their own.
@@ -67,6 +70,19 @@ def _with_help(command: click.Command) -> click.Command:
     return command
 
 
+class OneSentenceGroup(click.Group):
+    """A group whose wrong options, here and in its commands, are one sentence instead of a usage text."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        print_any_text()
+        with _brief_usage_errors(), _help_that_cannot_be_written():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _brief_usage_errors(), _help_that_cannot_be_written(), _interrupted_before_a_command():
+            return super().invoke(ctx)
+
+
 class CommandsOnDemand(OneSentenceGroup):
     """A group that imports a command when it is asked for: `status` needs neither SQLAlchemy nor the demo."""
 
@@ -105,3 +121,39 @@ def main() -> None:
     """Entry point of the console scripts."""
     called = Path(sys.argv[0]).name
     atb(prog_name=called if called == "lmdb-outbox" else "atb")
+
+
+@contextmanager
+def _help_that_cannot_be_written() -> Iterator[None]:
+    """Help and version are printed by click itself, outside of any command."""
+    try:
+        yield
+    except BrokenPipeError as exc:
+        raise ReaderLeft from exc
+    except OSError as exc:
+        if not is_of_the_output(exc):
+            raise
+        raise OutputFails(exc) from exc
+
+
+@contextmanager
+def _interrupted_before_a_command() -> Iterator[None]:
+    """As `in_one_sentence`: click's own exit code 1 would be a health or a finding."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        raise Interrupted("nothing is lost") from exc
+
+
+@contextmanager
+def _brief_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as exc:
+        if type(exc).show is not click.UsageError.show:
+            raise  # the help text, shown where no command was given
+        sentence = exc.format_message().rstrip(".")
+        if exc.ctx is not None:
+            sentence += f" (see '{exc.ctx.command_path} --help')"
+        # Without a context click leaves out the usage text.
+        raise WrongUse(sentence) from exc
