@@ -154,10 +154,9 @@ class Watch:
 
     def sees(self, statement: str) -> None:
         """Raise `TargetMisconfigured` for a statement that would not do here what it did for the manager."""
-        is_contact, does_isolate = not (is_of_savepoints(statement) or is_setting(statement)), isolates(statement)
-        if is_contact:
+        if not (is_of_savepoints(statement) or is_setting(statement)):
             self.on_contact()
-        if does_isolate:
+        if isolates(statement):
             raise self.isolated()
         if self.as_of is not None and self.as_of.goes_without_id(statement):
             raise self.misfits(

@@ -41,11 +41,8 @@ def rebuilt(value: Any, types: Mapping[str, Any] | None) -> Any:
         return count(*value)
     if name == "defaultdict":
         return defaultdict(_FACTORIES.get(more[0]), value)
-    return {"Counter": Counter, "OrderedDict": OrderedDict}.get(name, _as_it_is)(value)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
+    made: Any = {"Counter": Counter, "OrderedDict": OrderedDict}.get(name)
+    return value if made is None else made(value)
 
 
 def _type_of(value: Any) -> list[Any] | None:
