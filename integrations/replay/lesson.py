@@ -26,6 +26,7 @@ from ..roles import Balance, Session
 from ..state.kept_state import KeptState
 from ..view import checks, resumptions
 from ..view.amounts import DatabaseScales, nearly_equal, number_or_none, scales_of
+from ..view.folds import foretells
 from ..view.local_view import ENDED, LocalView, question
 from ..view.reads import ACTIVE_SESSION, BALANCE, LAST_BALANCE, LAST_SESSION, MISSING, Reads, about_sessions
 from ..view.row_forms import RowForms
@@ -125,12 +126,12 @@ class Lesson:
             if self._view.learning.written.side_rows.learn(self._operation.name, call_of(self._entry), taken):
                 self._view.learning.version += 1
 
-    def misjudge(self) -> None:
-        """The view has followed no such call before, though it may change what is shown."""
+    def misjudge(self, how: str) -> None:
+        """The view has followed the call, if at all, in another way than the manager."""
         session = notes_of(self._entry).get("session")
         with self._view.lock:
-            if session in self._view.sessions:
-                self._view.doubt_apart(session, f"{self._operation.name} was seen to write what is shown")
+            if session in self._view.sessions and self._entry.seq <= self._view.seq:
+                self._view.doubt_apart(session, f"{self._operation.name} was seen to {how}")
                 self.misjudged.add(session)
 
     def _count(self) -> dict[str, int]:
@@ -272,7 +273,8 @@ class Lesson:
         return watch
 
     def _seen(self) -> Seen:
-        notes = {**notes_of(self._entry), "at": self._entry.captured_at, "side": self._sides.taken}
+        entry = self._entry
+        notes = {**notes_of(entry), "at": entry.captured_at, "seq": entry.seq, "side": self._sides.taken}
         shown = {} if self.before is None else self.before.tables
         with self._view.lock:
             hidden = resolved_before(self._view.sessions.get(notes["session"]) or {"tables": {}}, self._entry.seq)
@@ -298,6 +300,8 @@ class Lesson:
             learning.version += 1
             learning.scales |= scales
             balances = self._balances(session, after, amounts, begins=begins)
+            if not begins and not foretells(self._view, seen, after.tables):
+                self.misjudge("change rows otherwise than before")
             learning.learn(seen, after.tables)
             self._learn_balance(seen, balances, begins=begins)
             for name, other in changed:

@@ -365,7 +365,7 @@ class Replayer:
             self.same_row.note(told, value)
         if value == told:
             return
-        if self.witness is not None and self.witness.adds_to_rows(operation):
+        if self.witness is not None and self.witness.adds_to_rows(operation, entry, value):
             _log.warning(
                 "entry %(seq)s (%(operation)s) was added to row %(row)s, and its caller has id %(id)s",
                 seq=entry.seq,

@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 from ... import Entry
-from ..operations import BALANCES, ManagerOperation, notes_of
+from ..operations import BALANCES, ManagerOperation, notes_of, told_id
+from ..roles import Position
 from ..view.amounts import DatabaseScales
 from ..view.local_view import LocalView
 from ..view.reads import Reads
+from ..view.rows import POSITIONS
 from . import told_answers
 from .lesson import Lesson
 from .looks import Looks
@@ -22,8 +24,8 @@ from .row_ids import SideIds
 class Witness:
     """Learns for one local view.  Used by the relay's thread; what it cannot learn it leaves alone."""
 
-    def __init__(self, view: LocalView, reads: Reads, learned: Callable[[Collection[Any]], None]) -> None:
-        """`learned(sessions)` is called when something was learned; `sessions`: those in which the view was wrong."""
+    def __init__(self, view: LocalView, reads: Reads, learned: Callable[[Collection[Any], int], None]) -> None:
+        """`learned(sessions, seq)` is called when entry `seq` taught something; in `sessions` the view was wrong."""
         self._view, self._reads, self._learned = view, reads, learned
         self.looks, self._scales = Looks(view), DatabaseScales()
 
@@ -31,10 +33,26 @@ class Witness:
         """Whether two balances are one, but for the arithmetic in which they were summed."""
         return self._view.learning.is_balance(one, other)
 
-    def adds_to_rows(self, operation: ManagerOperation) -> bool:
-        """Whether calls of this operation were seen to change an open row instead of making one."""
+    def adds_to_rows(self, operation: ManagerOperation, entry: Entry, row: Any) -> bool:
+        """Whether such calls change an open row instead of making one: seen before, or of this one, answered by `row`.
+
+        A replay that is no longer looked at shows it too, by the id of a row that was open before.
+        """
+        session: Any = notes_of(entry).get("session")
         with self._view.lock:
-            return operation.name in self._view.learning.merges
+            learning, known = self._view.learning, self._view.sessions.get(session)
+            if operation.name in learning.merges:
+                return True
+            if operation.position is not Position.OPENS or known is None or row not in known["tables"][POSITIONS]:
+                return False
+            if isinstance(row, int) and row > told_id(notes_of(entry)):
+                # It may be that of a later call, which is not delivered yet.
+                return False
+            learning.merges[operation.name] = [POSITIONS]
+            learning.version += 1
+            self._view.doubt_apart(session, f"{operation.name} was seen to change an open row instead of making one")
+        self._learned({session}, entry.seq)
+        return True
 
     @contextmanager
     def watching(
@@ -60,12 +78,12 @@ class Witness:
         if counts:
             lesson.try_to(lesson.learn_writes)
             if not follows and self._view.learning.follows(operation):
-                lesson.misjudge()
-                self._learned(lesson.misjudged)
+                lesson.misjudge("write what is shown")
+                self._learned(lesson.misjudged, entry.seq)
         if follows or told_answers.wants(self._view.learning, operation):
             lesson.try_to(lesson.learn)
             if lesson.before is not None or not follows:
                 self.looks.done(entry.seq)
-                self._learned(lesson.misjudged)
+                self._learned(lesson.misjudged, entry.seq)
             else:
                 self.looks.passed(entry.seq)

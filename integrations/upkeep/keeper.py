@@ -116,9 +116,11 @@ class Keeper:
         with self.view.lock:
             self.kept.doubt_former(former_learning.take_over(self.view.learning, self.view.learning.dump()))
 
-    def _learned(self, misjudged: Collection[Any]) -> None:
-        """Keep what was learned, and take the misjudged sessions from PostgreSQL again."""
-        self._doubtful.update(misjudged)
+    def _learned(self, misjudged: Collection[Any], seq: int) -> None:
+        """Keep what entry `seq` has taught, and take the sessions in which it was misjudged from PostgreSQL again."""
+        if misjudged:
+            self.kept.misjudged(seq)
+            self._doubtful.update(misjudged)
         self._ask()
 
     def start(self) -> None:

@@ -204,16 +204,20 @@ class KeptView:
                 # What PostgreSQL has shown since is without it.
                 return
             self._view.doubt_apart(session, f"PostgreSQL refused a call of {entry.operation} that it had followed")
-            if entry.seq > self._earlier["seq"]:
-                # Folded anew, the view is without it.
+            self.misjudged(entry.seq)
+
+    def misjudged(self, seq: int) -> None:
+        """Trust no view that has followed entry `seq`: the next answer is of the calls folded anew, where it can be."""
+        with self._view.lock:
+            if seq > self._earlier["seq"]:
                 self._folded_with = -1
-                if entry.seq <= self._base["seq"]:
+                if seq <= self._base["seq"]:
                     self._set_base(self._earlier, settled=True)
             else:
                 self.changed()
-            if entry.seq <= self._kept_seq:
-                # What the store has, for a restart, was applied with it too.
-                self._kept_seq = self._due = min(self._base["seq"], entry.seq) - 1
+            if seq <= self._kept_seq:
+                # What the store has, for a restart, has followed it too.
+                self._kept_seq = self._due = min(self._base["seq"], seq) - 1
 
     def changed(self) -> None:
         """Fold from the present view on: no fold of the entries before gives it.  Its lock is held."""

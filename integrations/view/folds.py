@@ -7,15 +7,16 @@ ids of rows beside it; and `at`, the time of the capture, and `seq`, the number 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
 from ..roles import Balance, Session
 from .amounts import number_or_none
 from .effects import Prediction, predict
-from .explanations import Unknown
+from .explanations import Unknown, alike
 from .local_view import NOT_SHOWN, ROUNDED, LocalView
-from .rows import ORDERS, PARENT, POSITIONS, Row, new_session, resolve, without_resolved
+from .rows import ORDERS, PARENT, POSITIONS, RESOLVED, Row, Tables, new_session, resolve, without_resolved
 from .seen import Seen
 
 if TYPE_CHECKING:
@@ -69,6 +70,20 @@ def fold(view: LocalView, seen: Seen) -> bool:
         why = f"{operation.name} was never seen with such letters in {texts}, which code may change"
         change.doubts |= {(table, id_, "*"): why for table, id_, _ in change.rows}
     return _apply(view, session_id, change, seen) and sure
+
+
+def foretells(view: LocalView, seen: Seen, after: Tables) -> bool:
+    """Whether what is known of such calls makes of `seen.tables` the rows that are shown `after` the call, or leaves it
+    open what it makes of them.
+    """
+    other, session_id = LocalView(view.shown), seen.notes["session"]
+    other.learning = view.learning
+    other.sessions[session_id] = {**new_session(), "tables": {name: dict(rows) for name, rows in seen.tables.items()}}
+    fold(other, replace(seen, rounds=view.learning.roundings.in_rows(seen.operation.name)))
+    made = other.sessions[session_id]
+    left_open = {RESOLVED, *(table for table, *_ in made["doubts"])}
+    told = {one for one in {*made["tables"], *after} - left_open if one.partition(".")[0] in seen.tables.keys() & after}
+    return all(alike(made["tables"].get(table, {}), after.get(table, {})) for table in told)
 
 
 def fold_beside(view: LocalView, seen: Seen) -> list[Any]:

@@ -37,7 +37,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(Lesson, "look_before", before)
     monkeypatch.setattr(Lesson, "look_after", lambda _: found.append("after"))
-    monkeypatch.setattr(Lesson, "look_at_session", lambda _: None)
+    monkeypatch.setattr(Lesson, "look_at_session", lambda *_: None)
     monkeypatch.setattr(Lesson, "refused", lambda *_: None)
     monkeypatch.setattr(Lesson, "_watch", SimpleNamespace(committed=True, error=None))
     return found
@@ -59,7 +59,7 @@ def follow(made: Witness, view: LocalView, seq: int) -> None:
 
 
 def test_replay_before_its_caller_followed_it_is_looked_at_once(view: LocalView, looked: list[str]) -> None:
-    made = Witness(view, Reads(), lambda _: None)
+    made = Witness(view, Reads(), lambda *_: None)
     replay(made, 1)
     assert looked == ["before", "after"]
     follow(made, view, 1)
@@ -67,7 +67,7 @@ def test_replay_before_its_caller_followed_it_is_looked_at_once(view: LocalView,
 
 
 def test_replay_that_fails_is_looked_at_when_it_is_made_again(view: LocalView, looked: list[str]) -> None:
-    made = Witness(view, Reads(), lambda _: None)
+    made = Witness(view, Reads(), lambda *_: None)
     with pytest.raises(RuntimeError):
         replay(made, 1, RuntimeError)
     follow(made, view, 1)
@@ -99,7 +99,7 @@ def test_lost_connection_is_no_defect_of_a_look(
         raise error
 
     monkeypatch.setattr(Lesson, "look_before", fails)
-    replay(Witness(view, Reads(), lambda _: None), 1)
+    replay(Witness(view, Reads(), lambda *_: None), 1)
     assert ("could not be learned from" in caplog.text) is warned
     assert looked == []
 
@@ -108,4 +108,4 @@ def test_lost_connection_is_raised_as_it_is(view: LocalView, looked: list[str]) 
     """Whoever asks the lost connection for its state gets another error, which is no outage."""
     lost: Any = OperationalError("SELECT 1", None, Exception("gone"))
     with pytest.raises(OperationalError):
-        replay(Witness(view, Reads(), lambda _: None), 1, lost)
+        replay(Witness(view, Reads(), lambda *_: None), 1, lost)

@@ -84,6 +84,35 @@ def test_position_that_may_be_added_to_is_not_answered(postgres_url: str, outbox
         assert {one["symbol"]: one["size"] for one in s.manager.get_active_positions(session)}["BTC"] == 9.0
 
 
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_rows_followed_otherwise_than_made_are_not_answered(postgres_url: str, outbox_dir: Path, before: int) -> None:
+    """The first call that adds to a row shows that such calls do; until then the view had two rows for it, for sure.
+
+    After three calls that made a row none is looked at: it is the answer's id that shows it.
+    """
+    with scene(postgres_url, outbox_dir, Netting) as s:
+        adapter = s.manager._durable.adapter
+        session = s.manager.create_trading_session("s", Decimal(100))
+        for size in range(1, before + 1):
+            bought = s.manager.log_position("ETH", "long", Decimal(size), session)
+            assert s.drain()
+            s.manager.close_position(bought)
+            assert s.drain()
+        first = s.manager.log_position("BTC", "long", Decimal(2), session)
+        assert s.drain()
+        until(lambda: adapter.view.is_sure(session))
+        adapter.keeper.stop()
+        s.manager.log_position("BTC", "long", Decimal(3), session)
+        adapter.keeper.kept.checkpoint()
+        assert s.drain()
+        with pytest.raises(UnknownLocally, match="was seen to change"):
+            adapter.view.open_positions(session)
+        # The read that the manager answers is no test of a rule that is known to be wrong.
+        assert s.manager.get_active_positions(session) == [{"id": first, "symbol": "BTC", "size": 5.0}]
+        assert adapter.view.learning.compared.all_distrusted() == {}
+        assert s.box.status().alarms == {}
+
+
 def test_first_position_of_a_netting_manager_is_answered(postgres_url: str, outbox_dir: Path) -> None:
     """There is nothing that it could be added to."""
     with scene(postgres_url, outbox_dir, Netting) as s:
