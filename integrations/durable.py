@@ -139,6 +139,7 @@ class DurableDatabaseManager:
         *,
         operations: Iterable[Operation | ManagerRead] | None = None,
         write_behind: bool | None = None,
+        wait_s: float | None = None,
         on_halt: Callable[[str], Any] | None = None,
         learned_from: str | PathLike[str] | None = None,
     ) -> None:
@@ -149,10 +150,8 @@ class DurableDatabaseManager:
         stand_in = self._durable
         if operations is not None:
             stand_in.operations = tuple(operations)
-        if write_behind is not None:
-            stand_in.settings["write_behind"] = write_behind
-        if learned_from is not None:
-            stand_in.settings["learned_from"] = learned_from
+        given = {"write_behind": write_behind, "wait_s": wait_s, "learned_from": learned_from}
+        stand_in.settings |= {name: value for name, value in given.items() if value is not None}
         adapter = stand_in.attach(outbox, on_halt)
         classes.cover(type(self), (*adapter.calls, *adapter.passing.reads.names), call)
         _adopt(self)

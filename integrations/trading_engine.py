@@ -264,6 +264,7 @@ def wire(
     halt_method: str | None = None,
     operations: Iterable[Operation | ManagerRead] | None = None,
     write_behind: bool | None = None,
+    wait_s: float | None = None,
     relay_here: bool = True,
     drain_s: float = 10.0,
     hooks: Hooks | None = None,
@@ -276,14 +277,15 @@ def wire(
     `engine` gets a `get_outbox_status()`.  `halt_method` names the method that is called with a reason when trading
     must halt; by default it is `enter_close_only`, and an engine without it is warned of.  `operations` are the
     manager's critical calls, and its reads (`ManagerRead`): by default `TRADING_OPERATIONS`, or those that the engine's
-    `DurableDatabaseManager` was made with.  `write_behind=True` never waits for PostgreSQL.  `relay_here=False`
-    leaves the delivery to a relay in another process.  After `stop`, and at the end of the block, the relay delivers
-    for at most `drain_s` seconds what is left.  PostgreSQL may be away if this store was used before and the engine's
-    manager is one of `DurableDatabaseManager.of(...)`.  Where it is a plain one, the durable one replaces it in
-    everything that can be reached from the engine; a holder that cannot be changed is a `ConfigError`.  `hooks` are
-    called when something happens to the outbox.  `password` returns the password of the relay's connections, and is
-    asked at each, so that it may change while the engine runs; see `PostgresTarget`.  `learned_from`: a file
-    of `atb outbox learned`, for a store that has learned nothing of the manager yet.
+    `DurableDatabaseManager` was made with.  `write_behind=True` never waits for PostgreSQL; calls wait for at most
+    `wait_s` seconds otherwise.  `relay_here=False` leaves the delivery to a relay in another process.  After `stop`,
+    and at the end of the block, the relay delivers for at most `drain_s` seconds what is left.  PostgreSQL may be
+    away if this store was used before and the engine's manager is one of `DurableDatabaseManager.of(...)`.  Where it
+    is a plain one, the durable one replaces it in everything that can be reached from the engine; a holder that
+    cannot be changed is a `ConfigError`.  `hooks` are called when something happens to the outbox.  `password`
+    returns the password of the relay's connections, and is asked at each, so that it may change while the engine
+    runs; see `PostgresTarget`.  `learned_from`: a file of `atb outbox learned`, for a store that has learned nothing
+    of the manager yet.
 
     Raises `ConfigError`, `StoreLocked` and what opening an outbox raises; the engine is then as it was.
     """
@@ -303,8 +305,9 @@ def wire(
         outbox = wiring._open(settings, hooks)
         halt = wiring._find_halt(halt_method)
         durable.attach_outbox(
-            outbox, operations=operations, write_behind=write_behind, on_halt=halt, learned_from=learned_from
-        )
+            outbox, operations=operations, write_behind=write_behind, wait_s=wait_s, on_halt=halt,
+            learned_from=learned_from,
+        )  # fmt: skip
         wiring._undo.append(durable.detach_outbox)
         if durable is not manager:
             wiring._put_durable(manager_attribute, manager, durable)

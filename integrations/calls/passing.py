@@ -17,7 +17,7 @@ from contextlib import (
 )
 from functools import partial
 from inspect import isasyncgen, iscoroutine, isgenerator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 
@@ -125,12 +125,11 @@ class Passing:
                 if isinstance(failed, SQLAlchemyError) and not is_away(failed):
                     # As the manager does where its tables do not fit.
                     raise failed from unknown
-                if not unlikely or is_unreachable(resting) or adapter.outage.delivers is False:
-                    why = None if failed is not None else _NOT_ASKED.get(adapter.outage.delivers)
-                    if why is not None:
-                        raise UnknownLocally(f"{unknown.message}; {why}", hint=unknown.hint) from unknown
-                    raise
+                if failed is not None or is_unreachable(resting) or adapter.outage.delivers is False:
+                    self._raise_unknown(unknown, failed)
                 unanswered = unknown
+        if not unlikely and not adapter.delivery.wait_until_passed():
+            self._raise_unknown(unanswered, failed)
         try:
             return self._ask(None, name, args, kwargs, is_read=True)
         except (NotCaughtUp, SQLAlchemyError) as exc:
@@ -138,6 +137,11 @@ class Passing:
                 raise
             self._resting.fails(name, exc, began)
             raise unanswered from exc
+
+    def _raise_unknown(self, unknown: UnknownLocally, failed: Exception | None) -> NoReturn:
+        """Raise `unknown`, and why the manager was not asked, unless it has `failed`."""
+        why = None if failed is not None else _NOT_ASKED.get(self._adapter.outage.delivers)
+        raise unknown if why is None else UnknownLocally(f"{unknown.message}; {why}", hint=unknown.hint) from unknown
 
     def _wrote(self, name: str, tables: Collection[str]) -> None:
         """A method that is not declared has written, perhaps something that an outage would answer as it was before."""

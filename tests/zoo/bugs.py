@@ -755,7 +755,7 @@ BUGS = (
     Bug(
         "adapter: a refused call leaves its session unanswered where the view was kept with it",
         "integrations/upkeep/kept_view.py",
-        "if entry.seq <= self._base[\"seq\"]:",
+        "if seq <= self._base[\"seq\"]:",
         "if False:",
         ("tests/integration/adapter/test_refusals.py",),
     ),

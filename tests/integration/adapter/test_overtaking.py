@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -14,10 +14,11 @@ import pytest
 from sqlalchemy import create_engine, func, select, text
 from sqlalchemy.exc import OperationalError
 
+from outbox import PostgresTarget
 from outbox.integrations.durable import TRADING_OPERATIONS, ManagerOperation, ManagerRead, NotCaughtUp
 from outbox.integrations.view.local_view import UnknownLocally
 from outbox.testing import PostgresServer
-from tests.unit.fakes.waiting import LONG
+from tests.unit.fakes.waiting import LONG, until
 
 from .small import Order, Scene, SmallManager, Trade, scene
 
@@ -114,6 +115,35 @@ def test_refusal_that_an_outer_method_swallows_is_raised(here: Scene) -> None:
         here.manager.count_or_nothing()
     assert here.drain()
     assert here.manager.count_or_nothing() == 1
+
+
+@pytest.mark.parametrize("call", [lambda m: m.get_current_balance(), lambda m: m.count_trades()])
+def test_first_batch_that_takes_long_is_waited_for_once_more(
+    postgres_url: str, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[Any], Any]
+) -> None:
+    """Over a long line the first call's wait is over before the relay has connected and looked at what it changes."""
+    may_deliver, apply = threading.Event(), PostgresTarget.apply
+
+    def applied_late(*args: Any) -> Any:
+        assert may_deliver.wait(LONG)
+        return apply(*args)
+
+    monkeypatch.setattr(PostgresTarget, "apply", applied_late)
+    with scene(postgres_url, outbox_dir, wait_s=0.05) as s:
+        s.relay.start()
+        until(lambda: bool(s.box.progress.delivering))
+        session = s.manager.create_trading_session("s", Decimal(100))
+        s.manager.update_balance(Decimal(7), "x", session)
+        s.manager.log_trade("IBM")
+        assert s.box.status().pending == 3
+        wait = s.box.progress.wait
+
+        def waits(is_over: Callable[[], bool], _: float) -> bool:
+            may_deliver.set()
+            return wait(is_over, LONG)
+
+        monkeypatch.setattr(s.box.progress, "wait", waits)
+        assert call(s.manager) in (7, 1)
 
 
 class Scoped(SmallManager):

@@ -237,6 +237,14 @@ def test_end_of_the_block_in_an_outage_waits_no_longer_than_drain_s(
     manager.close()
 
 
+def test_wire_tells_calls_how_long_they_wait(postgres_url: str, outbox_dir: Path) -> None:
+    for given, wait_s in ((8.0, 8.0), (None, 3.0)):
+        manager: Any = DurableDatabaseManager.of(Manager, wait_s=3.0)(postgres_url)
+        with wire(Engine(manager), config=config(outbox_dir, postgres_url), wait_s=given):
+            assert manager._adapter.delivery.wait_s == wait_s
+        manager.close()
+
+
 def test_error_in_the_block_comes_out_and_what_is_left_is_delivered(postgres_url: str, outbox_dir: Path) -> None:
     manager: Any = Durable(postgres_url)
     with (
