@@ -117,7 +117,7 @@ FIGURES = (
     _gauge("relay_running", "1 while some process is the relay", lambda s: s.relay.alive),
     Figure("relay_breaker", "gauge", "1 for the state of the relay's circuit breaker", _breaker, ("state",)),
     _gauge("relay_stopped", "1 while PostgreSQL refuses and an operator must act", lambda s: s.relay.stopped),
-    _gauge("relay_stuck", "1 while entries wait, PostgreSQL answers and nothing moves", lambda s: s.relay.stuck),
+    _gauge("relay_stuck", "1 while entries wait, nothing moves and no delivery fails", lambda s: s.relay.stuck),
     _gauge(
         "relay_parked_operations",
         "Parked operations; at most 8 are counted",

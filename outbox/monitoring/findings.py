@@ -17,6 +17,8 @@ _REFUSING_SHARE = 1 + 1 / 16
 _FILLING_SHARE = 0.7
 # A read takes milliseconds, so that a reader which is so many commits behind hangs, or is dead.
 _PINNED_COMMITS = 10_000
+# A relay that delivers nothing for this part of the time after which it is stuck is late.
+_LATE_SHARE = 0.25
 # While the backlog grows, an operator must have this much time to act before enqueueing is refused.
 SHORT_RUNWAY_S = 3600.0
 
@@ -111,6 +113,13 @@ def _ended(relay: RelayStatus) -> str:
     return f" (the relay has ended{''.join(times)})"
 
 
+def _is_late(relay: RelayStatus, config: OutboxConfig) -> bool:
+    """Whether entries wait for a relay that neither fails nor says what they wait for."""
+    waits = relay.parked or relay.parked_best_effort or relay.waiting or relay.slow is not None
+    works = relay.alive and relay.breaker == "closed" and not (relay.stopped or relay.stuck or waits)
+    return works and relay.late_s > _LATE_SHARE * config.stuck_after
+
+
 def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
     relay, said = status.relay, []
     if status.paused is not None:
@@ -124,6 +133,8 @@ def _degraded(status: OutboxStatus, config: OutboxConfig) -> list[str]:
     if status.pending and not relay.alive:
         why = f"; last error: {relay.last_error}{ended}" if relay.last_error and not relay.stopped else ""
         said.append(f"no relay is running and {waiting}; start the engine or its relay{why}")
+    if _is_late(relay, config):
+        said.append(f"nothing was delivered for {relay.late_s:.0f} s, and {waiting}: PostgreSQL is slow, or hangs")
     if status.pending > config.alert_pending:
         said.append(f"{waiting}, more than {config.named('alert_pending')}={config.alert_pending}")
     rates = status.rates

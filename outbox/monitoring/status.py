@@ -44,7 +44,9 @@ class RelayStatus:
     breaker: str = "unknown"
     # True while PostgreSQL refuses and an operator must act.
     stopped: bool = False
-    # True when it is alive, PostgreSQL answers and entries wait, but nothing moved for `stuck_after` seconds.
+    # For how many seconds entries have waited while nothing moved; 0 in a pause.
+    late_s: float = 0.0
+    # True when it is alive, entries wait, and for `stuck_after` seconds nothing moved and no delivery failed.
     stuck: bool = False
     # Why its thread died, or None.
     died: str | None = None
@@ -191,7 +193,7 @@ def snapshot(
         watermark=counters.next_seq - 1 if figures.first_pending is None else figures.first_pending - 1,
         last_seq=counters.next_seq - 1,
         ahead_s=ahead_s,
-        relay=replace(relay, stuck=relay.stuck and paused is None),
+        relay=relay if paused is None else replace(relay, stuck=False, late_s=0.0),
         paused=paused,
         engine_pid=engine_pid,
         halted=halt is not None,
@@ -250,14 +252,17 @@ def _relay_status(
     alive = pid is not None
     breaker = str(state.get("breaker", "unknown"))
     # Both: the relay may have been idle for long before a new entry came.
-    late = min(idle or 0.0, waits_s) > config.stuck_after
-    stuck = alive and breaker == "closed" and late
+    late_s = min(idle or 0.0, waits_s)
+    failed = state.get("failed_at")
+    quiet_s = late_s if failed is None else min(late_s, max(0.0, clock.monotonic() - float(failed)))
+    stuck = alive and breaker == "closed" and quiet_s > config.stuck_after
     parked = state.get("parked") or {}
     return RelayStatus(
         alive=alive,
         pid=pid or None,
         breaker=breaker,
         stopped=bool(state.get("stopped")),
+        late_s=late_s,
         stuck=stuck,
         died=state.get("died"),
         last_error=state.get("last_error"),

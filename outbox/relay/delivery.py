@@ -341,6 +341,7 @@ class Delivery:
         if isinstance(exc, TargetUnavailable) and (exc.stalled or exc.too_much):
             self._size.shrink()
         self.link.failed(exc, now)
+        self.publication.failed_at = now
         self._note_late()
         if self.awaited:
             self._hurried_at = now

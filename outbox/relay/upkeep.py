@@ -97,6 +97,8 @@ class Publication:
         self.inherited: dict[str, object] = {}
         # When deliveries came on last, or had nothing to do (monotonic seconds); and when one was applied.
         self.moved_at = clock.monotonic()
+        # When a delivery failed last; None before any did.  Then the relay is not stuck, though nothing came on.
+        self.failed_at: float | None = None
         self._last_applied_at: str | None = None
         self.pace = Pace()
         # Entries that each lane has delivered; empty while there is one lane.
@@ -160,7 +162,8 @@ class Publication:
         if state == self._said and now < self._again_at and not force:
             return
         self._said, self._again_at = state, now + _PUBLISH_S
-        moving = {"moved_at": self.moved_at, "last_applied_at": self._last_applied_at, "pace": self.pace.published()}
+        moving: dict[str, object] = {"moved_at": self.moved_at, "failed_at": self.failed_at}
+        moving |= {"last_applied_at": self._last_applied_at, "pace": self.pace.published()}
         moving["writing_since"] = self._at_work_since if self._hangs else None
         try:
             self._file.write({**state, **moving, "lanes": self._by_lane, "said_at": self._clock.now().isoformat()})

@@ -286,6 +286,23 @@ def test_a_relay_is_stuck_when_entries_wait_and_nothing_moves(
         lock.release()
 
 
+def test_relay_whose_deliveries_fail_is_late_and_not_stuck(outbox_dir: Path) -> None:
+    """A server that is frozen lets each try wait for long: an operator was told to restart the relay."""
+    clock = FakeClock()
+    with Outbox.open(outbox_dir, OutboxConfig(stuck_after=40), clock=clock) as box:
+        fill(box, 1)
+        moved_at, lock = clock.monotonic(), RoleLock(outbox_dir, Role.RELAY)
+        clock.advance(30)
+        state = {"moved_at": moved_at, "failed_at": clock.monotonic(), "breaker": "closed", "last_error": "gone"}
+        StateFile(outbox_dir / "relay.state").write(state)
+        clock.advance(35)
+        status = box.status()
+        assert (status.relay.stuck, status.relay.late_s, status.health) == (False, 65.0, Health.DEGRADED)
+        clock.advance(6)
+        assert box.status().relay.stuck
+        lock.release()
+
+
 def test_entries_that_are_held_back_do_not_make_a_relay_stuck(outbox_dir: Path) -> None:
     clock = FakeClock()
     with Outbox.open(outbox_dir, OutboxConfig(stuck_after=30), clock=clock) as box:

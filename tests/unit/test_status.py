@@ -55,6 +55,7 @@ def relay(**changes: Any) -> RelayStatus:
         {"pending": 0, "relay": RelayStatus()},
         {"live_bytes": 70 * MIB},
         {"relay": RelayStatus(alive=True)},
+        {"relay": relay(late_s=15.0)},
         {"relay": relay(died="an earlier one", last_error="an earlier one")},
     ],
     ids=str,
@@ -124,6 +125,10 @@ def test_finding_for_an_operator_is_told_in_one_sentence(changes: dict[str, Any]
     [
         ({"relay": relay(breaker="open", last_error="refused")}, "delivery fails and is tried again: refused"),
         ({"relay": relay(breaker="half-open", last_error="refused")}, "delivery fails and is tried again: refused"),
+        (
+            {"relay": relay(late_s=15.1)},
+            "nothing was delivered for 15 s, and 3 entries wait: PostgreSQL is slow, or hangs",
+        ),
         ({"relay": RelayStatus()}, "no relay is running and 3 entries wait; start the engine or its relay"),
         (
             {"relay": RelayStatus(), "pending": 1},
