@@ -134,6 +134,7 @@ class Adapter:
         host, outbox, keeper, replayer = self.host, self.outbox, self.keeper, self.replayer
         block = partial(current, self)
         self.delivery = delivery = DeliveryWaits(outbox, self.outage, replayer, wait_s=wait_s, refused=keeper.refused)
+        outbox.progress.claim_refusals(replayer.answers.claims)
         self.sessions = Sessions(host, keeper.view, block)
         silence = Silence(self.outage.is_on, outbox.progress.ask, outbox.clock.monotonic)
         elsewhere, redefined = replayer.border.statement_elsewhere, self._reserves.redefine
@@ -172,6 +173,7 @@ class Adapter:
         """Keep the view and stop working in the background; may be called twice."""
         if _served.get(self.outbox) is self.host:
             del _served[self.outbox]
+        self.outbox.progress.unclaim_refusals(self.replayer.answers.claims)
         self.keeper.stop()
         self.guard.close()
         self.callers_session.close()
@@ -394,6 +396,7 @@ class Adapter:
                 self.sessions.follow(item.operation, item.session)
         except OutboxError:
             take_back(items)
+            self.replayer.answers.forget(item.ready[0].id for item in items)
             for item in items:
                 self.replayer.contexts.drop(item.ready[0].id)
             raise
@@ -405,6 +408,7 @@ class Adapter:
     def _interrupted(self, items: list[EncodedCall]) -> None:
         """A signal handler has raised while calls were recorded: they may be stored, and folded in part."""
         self.keeper.kept.order.interrupted = True
+        self.replayer.answers.forget(item.ready[0].id for item in items)
         last = self.outbox.store.last_seq()
         self.delivery.noted(last)
         for item in items:

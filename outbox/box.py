@@ -62,7 +62,7 @@ class OperatorAnswers:
     def requeue(self, seq: int) -> list[Entry]:
         """See `Outbox.requeue`."""
         audit = self._audit(REQUEUE, seq)
-        return self._released("requeue", seq, self._store.requeue(seq, audit))
+        return self._released("requeued", seq, self._store.requeue(seq, audit))
 
     def discard(self, seq: int, reason: str, *, free_key: bool) -> list[Entry]:
         """See `Outbox.discard`."""
@@ -75,7 +75,7 @@ class OperatorAnswers:
         else:
             with not_in_delivery(self._store.directory, *members(pending)):
                 released = self._store.withdraw(seq, reason, audit, free_key=free_key)
-        return self._released("discard", seq, released)
+        return self._released("discarded", seq, released)
 
     def forget_unledgered(self, name: str) -> bool:
         """Acknowledge, as alarm `name`, the entries that were completed without a ledger copy; whether any were."""
@@ -89,11 +89,11 @@ class OperatorAnswers:
         require_number(seq)
         return answer(operation, {"seq": seq, **said}, self._new_id().bytes)
 
-    def _released(self, action: str, seq: int, released: list[Record]) -> list[Entry]:
+    def _released(self, done: str, seq: int, released: list[Record]) -> list[Entry]:
         """Let a relay know that the answered entries, or those behind them, may be delivered."""
-        _log.warning(
-            "entry answered by an operator: %(action)s of entry %(seq)s; entries in its transaction: %(entries)s",
-            action=action,
+        _log.info(
+            "entry %(seq)s was %(done)s; entries in its transaction: %(entries)s",
+            done=done,
             seq=seq,
             entries=len(released),
         )
@@ -139,7 +139,7 @@ class Outbox(Enqueueing):
         self.pauses = Pauses(self.store, self.clock)
         self.notices = Notices(self.store)
         self.progress = Progress(clock)
-        self._hook_calls = HookCalls(hooks or Hooks(), self.status, clock)
+        self._hook_calls = HookCalls(hooks or Hooks(), self.status, clock, self.progress.is_claimed)
         self.store.on_halt = self._halted
         if self._hook_calls.wants_settled:
             self.store.on_settled = self._hook_calls.settled
