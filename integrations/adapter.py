@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from .. import AlreadyRejected, DurabilityError, Entry, Operation, Outbox, OutboxError
+from .. import Entry, Operation, Outbox, OutboxError
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
@@ -220,17 +220,9 @@ class Adapter:
                 self.callers_session.follow()
         except OutboxError as exc:
             self._halt.after(exc)
-            # A best-effort call raises nothing; a halted store or a dead letter stops no exit.
-            is_exit = (
-                isinstance(exc, DurabilityError | AlreadyRejected)
-                and operation.never_refused is not None
-                and operation.never_refused(operation.standard(bound))
-            )
-            if not (operation.best_effort or is_exit):
-                raise
-            log = _log.warning if operation.best_effort else _log.critical
-            log("a call of %(operation)s was not recorded: %(error)s", operation=operation.name, error=exc)
-            return None
+            if self._unwritten.is_let_pass(operation, bound, exc):
+                return None
+            raise
 
     def _with_ids(self, make: Callable[[RehearsedCall, bool], Any], item: RehearsedCall) -> Any:
         """Make a call, with ids in reserve: other threads may take them before it has the order of calls."""
