@@ -398,6 +398,8 @@ class Keeper:
     def _adopt(self) -> None:
         """Learn of a session that was begun before there was an outbox."""
         session_id = self.view.otherwise
+        if session_id is None and not self._host.has(self._reads.name(ACTIVE_SESSION)):
+            return
         if session_id is None:
             manager = self._host.undoubled()
             with rolled_back(manager) as transaction:
