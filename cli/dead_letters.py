@@ -90,7 +90,8 @@ def _ask(box: Outbox, seqs: tuple[int, ...]) -> None:
         if sys.stdin.isatty():
             raise
         click.echo()
-        raise click.UsageError("nobody answered, so nothing was given up; --yes does not ask") from None
+        message = "nobody answered, so nothing was given up; give --yes to skip the question"
+        raise click.UsageError(message) from None
     if not confirmed:
         raise click.Abort
 

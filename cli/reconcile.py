@@ -83,11 +83,11 @@ def _by_relay(box: Outbox, order: ReconcileOrder, patience: Patience) -> Reconci
         return None
     _refuse_in_pause(before)
     say(f"the relay of process {before.relay.pid or '?'} compares; waiting for it", err=True)
-    place_order(box, order)
+    placed = place_order(box, order)
     while ordered(box):
         now = box.status()
         if not now.relay.alive or now.paused is not None or patience.is_lost(settled(now)):
-            withdraw_order(box)
+            withdraw_order(box, placed)
             if not now.relay.alive:
                 return None
             _refuse_in_pause(now)

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from .. import AlreadyRejected, DurabilityError, Entry, Operation, Outbox, OutboxError
+from .. import Entry, Operation, Outbox, OutboxError
 from ..errors import ConfigError
 from ..log import Log
 from ..words import first_line
@@ -134,6 +134,7 @@ class Adapter:
         host, outbox, keeper, replayer = self.host, self.outbox, self.keeper, self.replayer
         block = partial(current, self)
         self.delivery = delivery = DeliveryWaits(outbox, self.outage, replayer, wait_s=wait_s, refused=keeper.refused)
+        outbox.progress.claim_refusals(replayer.answers.claims)
         self.sessions = Sessions(host, keeper.view, block)
         silence = Silence(self.outage.is_on, outbox.progress.ask, outbox.clock.monotonic)
         elsewhere, redefined = replayer.border.statement_elsewhere, self._reserves.redefine
@@ -172,6 +173,7 @@ class Adapter:
         """Keep the view and stop working in the background; may be called twice."""
         if _served.get(self.outbox) is self.host:
             del _served[self.outbox]
+        self.outbox.progress.unclaim_refusals(self.replayer.answers.claims)
         self.keeper.stop()
         self.guard.close()
         self.callers_session.close()
@@ -218,17 +220,9 @@ class Adapter:
                 self.callers_session.follow()
         except OutboxError as exc:
             self._halt.after(exc)
-            # A best-effort call raises nothing; a halted store or a dead letter stops no exit.
-            is_exit = (
-                isinstance(exc, DurabilityError | AlreadyRejected)
-                and operation.never_refused is not None
-                and operation.never_refused(operation.standard(bound))
-            )
-            if not (operation.best_effort or is_exit):
-                raise
-            log = _log.warning if operation.best_effort else _log.critical
-            log("a call of %(operation)s was not recorded: %(error)s", operation=operation.name, error=exc)
-            return None
+            if self._unwritten.is_let_pass(operation, bound, exc):
+                return None
+            raise
 
     def _with_ids(self, make: Callable[[RehearsedCall, bool], Any], item: RehearsedCall) -> Any:
         """Make a call, with ids in reserve: other threads may take them before it has the order of calls."""
@@ -394,6 +388,7 @@ class Adapter:
                 self.sessions.follow(item.operation, item.session)
         except OutboxError:
             take_back(items)
+            self.replayer.answers.forget(item.ready[0].id for item in items)
             for item in items:
                 self.replayer.contexts.drop(item.ready[0].id)
             raise
@@ -405,6 +400,7 @@ class Adapter:
     def _interrupted(self, items: list[EncodedCall]) -> None:
         """A signal handler has raised while calls were recorded: they may be stored, and folded in part."""
         self.keeper.kept.order.interrupted = True
+        self.replayer.answers.forget(item.ready[0].id for item in items)
         last = self.outbox.store.last_seq()
         self.delivery.noted(last)
         for item in items:

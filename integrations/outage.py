@@ -1,40 +1,18 @@
 """Outage: whether PostgreSQL answers, as far as this program knows.  The adapter asks it nowhere else.
 
 A relay of this process knows best; one in another process leaves a report.  An error by itself is judged by
-`manager/away.py`.  A warning that holds for a whole outage is logged once.
+`manager/away.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import Outbox
-from ..log import Log
 from ..worker import is_waited_for
 from .manager.away import is_away
 from .manager.host import Host
 from .manager.manager_connection import engine_of, fresh_connection
-
-
-class Repeated:
-    """The warnings of one component that were logged and are not over.  Thread-safe."""
-
-    def __init__(self, log: Log) -> None:
-        self._log = log
-        self._warned: set[str] = set()
-
-    def warn(self, subject: str, message: str, **facts: Any) -> None:
-        """Log a warning about `subject`; at DEBUG if one was logged already."""
-        say = self._log.debug if subject in self._warned else self._log.warning
-        self._warned.add(subject)
-        say(message, **facts)
-
-    def over(self, subject: str) -> None:
-        """End the warning about `subject`: the next one is logged as the first."""
-        self._warned.discard(subject)
-
 
 # For how long a report of a relay in another process is believed.
 _REPORT_S = 1.0

@@ -50,6 +50,7 @@ class StandIn:
     kept: deque[tuple[str, tuple[Any, ...], dict[str, Any], datetime]] = field(
         default_factory=lambda: deque(maxlen=_KEPT)
     )
+    # Operations of which a call was logged that is not durable, or is kept.
     warned: set[str] = field(default_factory=set)
     # The outboxes of other managers of the class whose status shows that this one has none.
     shown: list[Outbox] = field(default_factory=list)
@@ -88,6 +89,7 @@ class StandIn:
     def detach(self) -> None:
         """Stop the background work; may be called twice."""
         adapter, self.adapter, self.detached = self.adapter, None, True
+        self.warned.clear()
         if adapter is not None:
             adapter.close()
 
@@ -201,14 +203,18 @@ def _show(stand_in: StandIn, name: str) -> None:
 
 def _keep(stand_in: StandIn, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], exc: Exception) -> None:
     _show(stand_in, name)
+    is_first = name not in stand_in.warned
+    stand_in.warned.add(name)
     if stand_in.detached:
-        _log.warning("a call of %(operation)s was not recorded: %(error)s", operation=name, error=exc)
+        say = _log.warning if is_first else _log.debug
+        say("a call of %(operation)s was not recorded: %(error)s", operation=name, error=exc)
         return
     with suppress(Exception):
         # The caller may change its lists and dicts before there is an outbox.
         args, kwargs = copy.deepcopy((args, kwargs))
     stand_in.kept.append((name, args, kwargs, stand_in.host.now()))
-    _log.info(
+    say = _log.info if is_first else _log.debug
+    say(
         "a call of %(operation)s is kept until there is an outbox: %(error)s",
         operation=name,
         error=first_line(exc),

@@ -40,6 +40,11 @@ from .store.store import Store
 from .store.withdrawal import members
 from .store.writer import Rank, refuse_at_the_end
 
+_log = Log("outbox")
+
+# The alarm of what the background check of the ledger has found.
+LEDGER_DAMAGED = "ledger-damaged"
+
 
 def require_number(seq: object) -> None:
     """Raise `InvalidEntry` for what is no sequence number."""
@@ -54,7 +59,7 @@ def require_reason(reason: object) -> None:
 
 
 class OperatorAnswers:
-    """Those of one store.  Safe from any thread."""
+    """Carries out an operator's answers to the entries of one store.  Safe from any thread."""
 
     def __init__(self, store: Store, new_id: Callable[[], UUID]) -> None:
         self._store, self._new_id = store, new_id
@@ -62,7 +67,7 @@ class OperatorAnswers:
     def requeue(self, seq: int) -> list[Entry]:
         """See `Outbox.requeue`."""
         audit = self._audit(REQUEUE, seq)
-        return self._released("requeue", seq, self._store.requeue(seq, audit))
+        return self._released("requeued", seq, self._store.requeue(seq, audit))
 
     def discard(self, seq: int, reason: str, *, free_key: bool) -> list[Entry]:
         """See `Outbox.discard`."""
@@ -75,7 +80,7 @@ class OperatorAnswers:
         else:
             with not_in_delivery(self._store.directory, *members(pending)):
                 released = self._store.withdraw(seq, reason, audit, free_key=free_key)
-        return self._released("discard", seq, released)
+        return self._released("discarded", seq, released)
 
     def forget_unledgered(self, name: str) -> bool:
         """Acknowledge, as alarm `name`, the entries that were completed without a ledger copy; whether any were."""
@@ -89,23 +94,17 @@ class OperatorAnswers:
         require_number(seq)
         return answer(operation, {"seq": seq, **said}, self._new_id().bytes)
 
-    def _released(self, action: str, seq: int, released: list[Record]) -> list[Entry]:
+    def _released(self, done: str, seq: int, released: list[Record]) -> list[Entry]:
         """Let a relay know that the answered entries, or those behind them, may be delivered."""
-        _log.warning(
-            "entry answered by an operator: %(action)s of entry %(seq)s; entries in its transaction: %(entries)s",
-            action=action,
+        _log.info(
+            "entry %(seq)s was %(done)s; entries in its transaction: %(entries)s",
+            done=done,
             seq=seq,
             entries=len(released),
         )
         for listener in tuple(self._store.listeners):
             listener()
         return [record.entry(strict=False) for record in released]
-
-
-_log = Log("outbox")
-
-# The alarm of what the background check of the ledger has found.
-LEDGER_DAMAGED = "ledger-damaged"
 
 
 class Outbox(Enqueueing):
@@ -139,7 +138,7 @@ class Outbox(Enqueueing):
         self.pauses = Pauses(self.store, self.clock)
         self.notices = Notices(self.store)
         self.progress = Progress(clock)
-        self._hook_calls = HookCalls(hooks or Hooks(), self.status, clock)
+        self._hook_calls = HookCalls(hooks or Hooks(), self.status, clock, self.progress.is_claimed)
         self.store.on_halt = self._halted
         if self._hook_calls.wants_settled:
             self.store.on_settled = self._hook_calls.settled
@@ -306,12 +305,14 @@ class Outbox(Enqueueing):
     def discard(self, seq: int, reason: str, *, free_key: bool = False) -> list[Entry]:
         """Give up dead letter `seq`, together with the group it belongs to; later entries of its key go on.
 
-        Also the answer to a quarantined entry, whose raw bytes then stay in the ledger for the retention time, and to a
-        pending one that no relay is delivering right now: one that was applied all the same, by a relay that has died,
-        becomes completed as soon as another relay has asked PostgreSQL.  It stays in the ledger with `reason`, which
-        must not be empty.  With `free_key` its idempotency key may be used again: right where the
-        caller has got the rejection as an error.  Raises `EntryNotFound`,
-        `EntryInDelivery`, `InvalidEntry` or `StoreUnavailable`.
+        It stays in the ledger with `reason`, which must not be empty.  With `free_key` its idempotency key may be used
+        again: for a caller that got the rejection as an error and may repeat the call.
+
+        Gives up a quarantined entry too, whose raw bytes then stay in the ledger for the retention time, and a pending
+        one that no relay is delivering right now.  If a relay that has died had applied that one all the same, it
+        becomes completed as soon as another relay has asked PostgreSQL.
+
+        Raises `EntryNotFound`, `EntryInDelivery`, `InvalidEntry` or `StoreUnavailable`.
         """
         with as_unavailable(self.path):
             return self._answers.discard(seq, reason, free_key=free_key)

@@ -48,7 +48,7 @@ class Hooks:
 
     # The halt latch of this process was set, with the reason.
     on_halt: Callable[[str], object] | None = None
-    # A relay of this process has made an entry a dead letter.
+    # A relay of this process has made an entry a dead letter; not where a waiting caller gets the refusal as an error.
     on_dead_letter: Callable[[Entry], object] | None = None
     # A relay of this process has delivered an entry, and the store has recorded that.
     on_delivered: Callable[[Entry], object] | None = None
@@ -65,9 +65,14 @@ class Hooks:
 class HookCalls:
     """The threads of the hooks that were given.  Its methods never block and never raise."""
 
-    def __init__(self, hooks: Hooks, look: Callable[[], OutboxStatus], clock: Clock) -> None:
-        """`look` takes the status.  Raises `StoreUnavailable` where a thread cannot be started."""
-        self._clock = clock
+    def __init__(
+        self, hooks: Hooks, look: Callable[[], OutboxStatus], clock: Clock, is_claimed: Callable[[Record], bool]
+    ) -> None:
+        """`look` takes the status; `is_claimed(record)`: whether a caller answers this dead letter.
+
+        Raises `StoreUnavailable` where a thread cannot be started.
+        """
+        self._clock, self._is_claimed = clock, is_claimed
         self._on_halt = _thread("on_halt", hooks.on_halt)
         self._on_dead_letter = _thread("on_dead_letter", hooks.on_dead_letter)
         self._on_delivered = _thread("on_delivered", hooks.on_delivered)
@@ -102,8 +107,9 @@ class HookCalls:
             delivered = [partial(_delivered, record, result, moved.at_us) for _, record, result in moved.completed]
             self._on_delivered.hand_over(delivered, _weight(records))
         if self._on_dead_letter is not None and moved.dead:
-            dead = [partial(record.entry, strict=False) for record in moved.dead]
-            self._on_dead_letter.hand_over(dead, _weight(moved.dead))
+            records = [record for record in moved.dead if not self._is_claimed(record)]
+            dead = [partial(record.entry, strict=False) for record in records]
+            self._on_dead_letter.hand_over(dead, _weight(records))
 
     @contextmanager
     def ending(self) -> Iterator[None]:

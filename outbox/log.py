@@ -186,6 +186,34 @@ class Log:
         return say
 
 
+class Repeated:
+    """The warnings of one component that were logged and are not over.  Thread-safe."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._warned: set[str] = set()
+
+    def warn(self, subject: str, message: str, **facts: Any) -> None:
+        """Log a warning about `subject`; at DEBUG if one was logged already."""
+        if subject in self._warned:
+            self._log.debug(message, **facts)
+        else:
+            self._warned.add(subject)
+            self._log.warning(message, **facts)
+
+    def error(self, subject: str, message: str) -> None:
+        """Log the exception that is being handled, with its traceback; at DEBUG, and without, if one was logged."""
+        if subject in self._warned:
+            self._log.debug(message)
+        else:
+            self._warned.add(subject)
+            self._log.error(message, trace=True)
+
+    def over(self, subject: str) -> None:
+        """End the warning about `subject`: the next one is logged as the first."""
+        self._warned.discard(subject)
+
+
 def _show_defect() -> None:
     """Print the traceback of what a host's handler has raised, as `logging` does."""
     with suppress(Exception):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .box import Outbox
 from .errors import ConfigError, OutboxError
-from .log import Log
+from .log import Log, Repeated
 from .monitoring.figures import FIGURES, UP
 from .monitoring.status import OutboxStatus
 
@@ -48,7 +48,7 @@ class StatusCollector:
 
         Raises `ConfigError` where prometheus-client is missing.
         """
-        self._look, self._store = look, store
+        self._look, self._store, self._repeated = look, store, Repeated(_log)
         self._core = _prometheus().metrics_core
 
     def describe(self) -> Iterable[Metric]:
@@ -60,11 +60,12 @@ class StatusCollector:
         try:
             status = self._look()
         except (OutboxError, OSError) as exc:
-            _log.warning("metrics cannot be read: %(error)s", error=exc)
+            self._repeated.warn("status", "metrics cannot be read: %(error)s", error=exc)
             down = self._core.GaugeMetricFamily(UP.full_name, UP.meaning, labels=["store"])
             down.add_metric([self._store], 0)
             yield down
             return
+        self._repeated.over("status")
         for figure in FIGURES:
             family = (self._core.CounterMetricFamily if figure.kind == "counter" else self._core.GaugeMetricFamily)(
                 figure.full_name, figure.meaning, labels=["store", *figure.labels]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .box import Outbox
 from .errors import ConfigError, OutboxError
-from .log import Log
+from .log import Log, Repeated
 from .monitoring.figures import FIGURES, UP, Figure
 from .monitoring.status import OutboxStatus
 
@@ -29,7 +29,7 @@ class _Look:
     """The status, taken once for each collection; None where the store cannot be read.  Thread-safe."""
 
     def __init__(self, box: Outbox) -> None:
-        self._box = box
+        self._box, self._repeated = box, Repeated(_log)
         self._mutex = threading.Lock()
         self._taken: tuple[float, OutboxStatus | None] | None = None
 
@@ -42,10 +42,12 @@ class _Look:
 
     def _status(self) -> OutboxStatus | None:
         try:
-            return self._box.status()
+            status = self._box.status()
         except (OutboxError, OSError) as exc:
-            _log.warning("metrics cannot be read: %(error)s", error=exc)
+            self._repeated.warn("status", "metrics cannot be read: %(error)s", error=exc)
             return None
+        self._repeated.over("status")
+        return status
 
 
 def instrument(box: Outbox, provider: MeterProvider | None = None) -> None:

@@ -26,12 +26,11 @@ from sqlalchemy.orm import object_session
 
 from ... import Outbox
 from ...clock import Clock
-from ...log import Log
+from ...log import Log, Repeated
 from ...store.envelope import from_us
 from ..code.signatures import invoke
 from ..manager.away import cannot_take, is_unreachable
 from ..manager.host import Host
-from ..outage import Repeated
 from ..replay.asof import PASSING_IDS, AsOf
 from ..replay.balance import rolled_back
 from ..replay.border import Writes

@@ -14,14 +14,14 @@ from sqlalchemy.exc import PendingRollbackError, SQLAlchemyError
 from sqlalchemy.orm import Session, scoped_session
 
 from ... import OutboxError
-from ...log import Log
+from ...log import Log, Repeated
 from ...words import first_line
 from ..code.class_code import remembered
 from ..code.method_code import facts_of
 from ..manager.away import is_away
 from ..manager.host import Host
 from ..operations import ManagerOperation
-from ..outage import Outage, Repeated
+from ..outage import Outage
 from ..preflight.evidence import Evidence
 from ..replay.sessions import left_open, maker_of
 from ..view.containers import taken_up

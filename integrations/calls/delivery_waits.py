@@ -127,21 +127,25 @@ class DeliveryWaits:
         """
         entry, last = entries[0], entries[-1]
         first = self._outbox.store.first_pending()
-        if not self._outbox.progress.wait(lambda: has_arrived(self._outbox, last.seq), self.wait_s):
+        early = None
+        if not self._wait(entry, lambda: has_arrived(self._outbox, last.seq)):
             self._waited_in_vain(last.seq, first)
             early = self._answers.leave(entry.seq)
-            if early is not None:
-                self._replayer.compare_id(operation, entry, early.value)
-            if passed is not None:
-                passed.numbered(told_id(notes_of(entry)))
-            return local_result(operation, entry, local_answer)
+            # A refusal that came just before was left to this caller to answer.
+            if not has_arrived(self._outbox, last.seq):
+                if early is not None:
+                    self._replayer.compare_id(operation, entry, early.value)
+                if passed is not None:
+                    passed.numbered(told_id(notes_of(entry)))
+                return local_result(operation, entry, local_answer)
         answers = [self._answers.take(one.seq) for one in entries]
-        answer = answers[0]
+        answer = answers[0] = answers[0] or early
         if answer is None:
             # Another handler than this adapter's has applied it: the result is known when it is recorded.
-            self._outbox.progress.wait(lambda: not self._outbox.store.is_pending(last.seq), self.wait_s)
+            self._wait(entry, lambda: not self._outbox.store.is_pending(last.seq))
         settled = self._as_settled(entry)
         if settled.status is not EntryStatus.FAILED:
+            self._answers.forget(one.id.bytes for one in entries)
             id_ = notes_of(entry).get("id")
             if answer is not None and id_ is not None:
                 shown = id_in(answer.value, id_, operation.id_column.column)
@@ -152,6 +156,14 @@ class DeliveryWaits:
                 passed.numbered(id_) if answer is None else passed.changed(answer.call)
             return local_result(operation, settled, local_answer) if answer is None else answer.give()
         return self._given_up(operation, settled, answers)
+
+    def _wait(self, entry: Entry, reached: Callable[[], bool]) -> bool:
+        """Wait for what becomes of a call; where a signal handler raises, a refusal is left to an operator."""
+        try:
+            return self._outbox.progress.wait(reached, self.wait_s)
+        except BaseException:
+            self._answers.leave(entry.seq)
+            raise
 
     def _as_settled(self, entry: Entry) -> Entry:
         """The entry as the store has it; one that is gone was completed, and a full disk kept no copy of it."""

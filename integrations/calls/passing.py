@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 
 from ... import ConfigError, OutboxError
-from ...log import Log
+from ...log import Log, Repeated
 from ...words import first_line
 from ..code.class_code import remembered
 from ..manager.away import cannot_answer, is_away, is_unreachable
 from ..manager.manager_connection import is_used_up
 from ..operations import AFTER_DRAIN
-from ..outage import Repeated
 from ..preflight.evidence import Evidence
 from ..preflight.ways_around import writes
 from ..view.kept_answers import KeptAnswers, WaitingWrites

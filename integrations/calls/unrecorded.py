@@ -17,14 +17,15 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ... import ConfigError, DurabilityError, Outbox
-from ...log import Log
+from ... import AlreadyRejected, ConfigError, DurabilityError, Outbox, OutboxError
+from ...log import Log, Repeated
 from ...words import first_line
 from ..code.class_code import remembered
 from ..code.members import class_member
 from ..code.method_code import facts_of
 from ..manager.away import is_away
 from ..manager.host import Host
+from ..operations import ManagerOperation
 from ..outage import Outage
 from ..preflight import beyond_call, ways_around
 from ..preflight.evidence import Evidence
@@ -89,7 +90,7 @@ _PREFIX = "unwritten:"
 
 
 class Unwritten:
-    """Answers those of one adapter, and shows them.  Safe from any thread."""
+    """Answers those of one adapter, shows them, and logs those that failed.  Safe from any thread."""
 
     def __init__(self, outbox: Outbox, names: Iterable[str], host: Host, order: OrderLock, outage: Outage) -> None:
         """`names`: the operations.  Notices of an earlier run are taken away: the method may be mended since.
@@ -101,6 +102,7 @@ class Unwritten:
         self._reported: set[str] = set()
         # Those of them that were not seen to write since.
         self._shown: set[str] = set()
+        self._repeated = Repeated(_log)
         for notice in outbox.store.figures().notices.keys() & {_PREFIX + name for name in names}:
             outbox.notices.clear(notice)
 
@@ -136,6 +138,24 @@ class Unwritten:
             self._show(operation.name)
         return answer
 
+    def is_let_pass(self, operation: ManagerOperation, bound: Mapping[str, Any], error: OutboxError) -> bool:
+        """Whether a call that could not be recorded raises nothing: a best-effort one, or an exit.  Logs it.
+
+        `bound`: its arguments.  A halted store, or a dead letter of the same order, stops no exit.
+        """
+        message, name = "a call of %(operation)s was not recorded: %(error)s", operation.name
+        if not operation.best_effort:
+            never = operation.never_refused if isinstance(error, DurabilityError | AlreadyRejected) else None
+            if never is None or not never(operation.standard(bound)):
+                return False
+            _log.critical(message, operation=name, error=error)
+        elif isinstance(error, DurabilityError):
+            # Each call fails alike until an operator acts, and the log may be on the disk that is full.
+            self._repeated.warn(name, message, operation=name, error=error)
+        else:
+            _log.warning(message, operation=name, error=error)
+        return True
+
     def _look_at_switches(self, name: str) -> None:
         """Sound an alarm where an outage may be why the manager did not write."""
         cls = self._host.manager_class
@@ -157,6 +177,7 @@ class Unwritten:
 
     def wrote(self, name: str) -> None:
         """A call of operation `name` was recorded."""
+        self._repeated.over(name)
         if name not in self._shown:
             return
         self._shown.discard(name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date
@@ -71,6 +72,18 @@ class Answers:
         """Note that the callers of these are going to wait, before the relay can come to them."""
         with self._lock:
             self._awaited.extend(record.id for record in records)
+
+    def forget(self, ids: Iterable[bytes]) -> None:
+        """Undo `expect`: the callers of these entries wait no longer."""
+        with self._lock:
+            for id_ in ids:
+                with suppress(ValueError):  # many came since, and it was left out
+                    self._awaited.remove(id_)
+
+    def claims(self, record: Record) -> bool:
+        """Whether the caller waits for what becomes of the call, or was told of its refusal."""
+        with self._lock:
+            return record.id in self._awaited and (record.group or record.seq) not in self._left
 
     def is_awaited(self, entry: Entry) -> bool:
         """Whether the caller waits for what becomes of the call."""

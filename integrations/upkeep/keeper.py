@@ -16,14 +16,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ... import Entry, Outbox, OutboxError
 from ...entry import EntryStatus
-from ...log import Log
+from ...log import Log, Repeated
 from ...words import first_line
 from ...worker import Wake
 from ..ids.id_reserves import IdReserves
 from ..manager.host import Host
 from ..manager.manager_connection import engine_of
 from ..operations import ManagerOperation, notes_of
-from ..outage import Outage, Repeated
+from ..outage import Outage
 from ..replay.balance import rolled_back
 from ..replay.looks import Look
 from ..replay.witness import Witness
@@ -400,6 +400,8 @@ class Keeper:
     def _adopt(self) -> None:
         """Learn of a session that was begun before there was an outbox."""
         session_id = self.view.otherwise
+        if session_id is None and not self._host.has(self._reads.name(ACTIVE_SESSION)):
+            return
         if session_id is None:
             manager = self._host.undoubled()
             with rolled_back(manager) as transaction:
@@ -423,4 +425,4 @@ class Keeper:
         except (SQLAlchemyError, OutboxError) as exc:
             self._repeated.warn(what, "%(what)s: %(error)s", what=what, error=first_line(exc))
         except Exception:  # noqa: BLE001 - a manager of another shape must not end the background work
-            _log.error("%(what)s", what=what, trace=True)
+            self._repeated.error(what, what)

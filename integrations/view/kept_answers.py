@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 from ... import EntryStatus, InvalidEntry, Outbox, OutboxError
 from ...codec import decode, encode
 from ...errors import ConfigError
-from ...log import Log
+from ...log import Log, Repeated
 from ...store.envelope import Record
 from ..code.class_code import remembered
 from ..code.tables_named import tables_named
 from ..manager.host import Host
-from ..outage import Repeated
 from .containers import SIMPLE, is_value, put_together, taken_apart
 from .local_view import UnknownLocally
 

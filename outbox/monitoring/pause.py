@@ -83,7 +83,8 @@ class Pauses:
         pause = parse(data, self._clock)
         if forget and data is not None and pause is None:
             try:
-                self._store.delete_meta(PAUSE, despite_halt=True)
+                # An operator may have begun another one meanwhile.
+                self._store.delete_meta(PAUSE, only=data, despite_halt=True)
             except DurabilityError as exc:
                 _log.warning("a pause that has ended could not be removed: %(error)s", error=exc)
         return pause

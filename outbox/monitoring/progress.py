@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from ..clock import Clock
+from ..store.envelope import Record
 from ..worker import is_waited_for
 
 # A relay of this process reports each of its steps; an operator's `discard` may come without one.
@@ -30,6 +31,7 @@ class Progress:
         self._listeners: list[Callable[[], None]] = []
         self._rewound_listeners: list[Callable[[], None]] = []
         self._asked_listeners: list[Callable[[], None]] = []
+        self._claims: list[Callable[[Record], bool]] = []
 
     @property
     def delivering(self) -> bool | None:
@@ -125,6 +127,22 @@ class Progress:
         """Undo `on_asked`; may be called twice."""
         if listener in self._asked_listeners:
             self._asked_listeners.remove(listener)
+
+    def claim_refusals(self, claims: Callable[[Record], bool]) -> None:
+        """Ask `claims(record)` of each new dead letter: whether its caller waits, gets the refusal and discards it.
+
+        Asked by the writer's thread and the relay's, when the dead letter is in the store.  It must be quick.
+        """
+        self._claims.append(claims)
+
+    def unclaim_refusals(self, claims: Callable[[Record], bool]) -> None:
+        """Undo `claim_refusals`; may be called twice."""
+        if claims in self._claims:
+            self._claims.remove(claims)
+
+    def is_claimed(self, record: Record) -> bool:
+        """Whether a caller answers this dead letter, so that it needs no operator."""
+        return any(claims(record) for claims in tuple(self._claims))
 
     def wait(self, reached: Callable[[], bool], timeout: float, *, poll_s: float = 0.01) -> bool:
         """Wait until `reached()`, for at most `timeout` seconds, and no longer than deliveries work.

@@ -15,7 +15,6 @@ from ..config import OutboxConfig
 from ..store.envelope import from_us, to_us
 from ..store.locks import Role, holder
 from ..store.own_files import StateFile
-from ..store.quota import Rates, Room, measure
 from ..store.reads import FORGOTTEN
 from ..store.store import AHEAD_US, Store
 from .held_back import LOOKED_AT, HeldBackCount
@@ -23,6 +22,7 @@ from .notices import Notice
 from .notices import parse as parse_notices
 from .pause import Pause
 from .pause import parse as parse_pause
+from .rates import Rates, Room, measure
 
 
 class Health(IntEnum):

@@ -132,6 +132,7 @@ class PostgresTarget:
             lane.interrupt()
 
     def close(self) -> None:
+        """See `Target.close`.  Ends the lanes' threads, too."""
         for worker in self._workers:
             worker.close()
         for lane in self._lanes:

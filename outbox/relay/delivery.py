@@ -256,11 +256,15 @@ class Delivery:
         )
 
     def _log_dead(self, settlement: Settlement) -> None:
-        record, why = settlement.dead[0]
+        """Log new dead letters, except those that a waiting caller answers."""
+        dead = [(record, why) for record, why in settlement.dead if not self._box.progress.is_claimed(record)]
+        if not dead:
+            return
+        record, why = dead[0]
         _log.error(
             "entries became dead letters: %(entries)s, the first is %(seq)s of operation %(operation)r: %(why)s "
             "(see `atb outbox list`)",
-            entries=len(settlement.dead),
+            entries=len(dead),
             seq=record.seq,
             operation=record.operation,
             why=why,

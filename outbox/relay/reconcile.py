@@ -124,7 +124,7 @@ class Reconciler:
             return None
         # One that is placed from now on is left for the next time: it has not been looked at.
         found = None if order is not None else given_order(self._box)
-        order = order or found
+        order = order or (None if found is None else found[0])
         if order is None and not self.waiting:
             return None
         comparison = self._target.compare(self._store.identity.store_id)
@@ -141,14 +141,14 @@ class Reconciler:
                     self._rise_above(comparison)
                     self._risen = True
                 if found is not None:
-                    withdraw_order(self._box)
+                    withdraw_order(self._box, found[1])
                 raise _for_operator(loss, way_out)
             if loss.of_a_copy and order is None:
                 # It was put back without an operator's order, and one must learn of the copy.
                 self._alarms.sound(COPY, f"{loss.message}; {_RUN_FOR_COPY.format(f'atb outbox acknowledge {COPY}')}")
         done = self._run(comparison, loss, order or ReconcileOrder())
         if found is not None:
-            withdraw_order(self._box)
+            withdraw_order(self._box, found[1])
         self._remember(comparison)
         self._healed()
         return done

@@ -65,10 +65,14 @@ class Reconciliation:
         )
 
 
-def place_order(box: Outbox, order: ReconcileOrder) -> None:
-    """Tell the relay of another process to reconcile; it does so at its next try.  Raises `DurabilityError`."""
-    given = replace(order, marks=fingerprint(box.store.marks()))
-    box.store.put_meta(ORDER, codec.to_json(asdict(given)), despite_halt=True)
+def place_order(box: Outbox, order: ReconcileOrder) -> bytes:
+    """Tell the relay of another process to reconcile; it does so at its next try.  Raises `DurabilityError`.
+
+    Returns what `withdraw_order` takes.
+    """
+    placed = codec.to_json(asdict(replace(order, marks=fingerprint(box.store.marks()))))
+    box.store.put_meta(ORDER, placed, despite_halt=True)
+    return placed
 
 
 def ordered(box: Outbox) -> bool:
@@ -76,13 +80,13 @@ def ordered(box: Outbox) -> bool:
     return box.store.get_meta(ORDER) is not None
 
 
-def withdraw_order(box: Outbox) -> None:
-    """Undo `place_order`.  Raises `DurabilityError`."""
-    box.store.delete_meta(ORDER, despite_halt=True)
+def withdraw_order(box: Outbox, placed: bytes) -> None:
+    """Undo `place_order`, or end an order that was carried out; a later one stays.  Raises `DurabilityError`."""
+    box.store.delete_meta(ORDER, only=placed, despite_halt=True)
 
 
-def given_order(box: Outbox) -> ReconcileOrder | None:
-    """What an operator ordered from another process.
+def given_order(box: Outbox) -> tuple[ReconcileOrder, bytes] | None:
+    """What an operator ordered from another process, and what `withdraw_order` takes.
 
     An order with an option that only a newer version has is withdrawn: without the option it would be another order.
     Raises `DurabilityError`.
@@ -97,9 +101,9 @@ def given_order(box: Outbox) -> ReconcileOrder | None:
             "an order to reconcile is withdrawn, this version does not know its options: %(options)s",
             options=", ".join(newer),
         )
-        withdraw_order(box)
+        withdraw_order(box, data)
         return None
-    return ReconcileOrder(**options)
+    return ReconcileOrder(**options), data
 
 
 def reconciliations(box: Outbox, *, after_seq: int) -> Iterator[Reconciliation]:

@@ -388,7 +388,10 @@ class Store(Reader):
         `despite_halt` is for what draining needs, which goes on while enqueueing is halted.
         """
         if not 0 < len(name.encode()) <= 400 or len(value) > 1 << 20:
-            raise InvalidEntry(f"meta record {name!r} has {len(value)} bytes", hint="allowed: at most 1 MiB")
+            raise InvalidEntry(
+                f"small record {name!r:.100} has {len(value)} bytes",
+                hint="allowed: a name of 1 to 400 bytes, and 1 MiB",
+            )
         with self._write(f"store {name!r}", promises=not despite_halt) as (_, txn):
             self._put_small(txn, name.encode(), value)
 
@@ -400,7 +403,14 @@ class Store(Reader):
         txn.put(key, small.SmallRecord(name, value, stamp).pack())
 
     @_by_writer(Rank.MAINTAIN)
-    def delete_meta(self, name: str, *, despite_halt: bool = False) -> bool:
-        """Delete a small record durably; whether there was one.  Raises `DurabilityError`.  See `put_meta`."""
+    def delete_meta(self, name: str, *, only: bytes | None = None, despite_halt: bool = False) -> bool:
+        """Delete a small record durably; whether there was one.  Raises `DurabilityError`.  See `put_meta`.
+
+        `only`: leave the record alone where its value is another by now, as of another process.
+        """
+        key = small.PREFIX + name.encode()
         with self._write(f"delete {name!r}", promises=not despite_halt) as (_, txn):
-            return bool(txn.delete(small.PREFIX + name.encode()))
+            stored = None if only is None else txn.get(key)
+            if stored is not None and small.unpack(bytes(stored), name.encode()).value != only:
+                return False
+            return bool(txn.delete(key))

@@ -19,7 +19,7 @@ import outbox
 from outbox import ConfigError, Operation, Outbox, OutboxConfig, OutboxStatus, PostgresTarget, Relay, RelayStatus
 from outbox.cli import atb
 from outbox.config import variable_name
-from outbox.store.quota import Rates
+from outbox.monitoring.rates import Rates
 from tests.unit.fakes.database import query
 from tests.unit.fakes.waiting import LONG
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from outbox import DurabilityError, Health, OutboxError, StoreLocked
+from outbox.errors import HistoryRewound
 from outbox.relay import reconcile_orders
 from outbox.relay.reconcile import GONE, Reconciler
 from outbox.relay.reconcile_orders import ORDER, ReconcileOrder, Reconciliation, ordered, place_order, reconciliations
@@ -20,6 +21,7 @@ from outbox.store.envelope import seq_key
 from outbox.store.ledger import MARK_PREFIX, Settlement
 from outbox.store.reads import FORGOTTEN
 from outbox.store.store import Store
+from outbox.target import Comparison
 from outbox.testing import PostgresServer
 from tests.unit.fakes.failover import Desk, Past
 from tests.unit.fakes.rig import damage
@@ -522,6 +524,27 @@ def test_an_order_that_comes_while_the_relay_compares_is_carried_out(
     [done] = desk.reconciliations()
     assert done["put_back"] == len(lost)
     assert desk.problems() == []
+
+
+def test_second_order_during_a_reconciliation_is_carried_out_too(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, carried_out = Reconciler._run, list[ReconcileOrder]()
+
+    def order_meanwhile(
+        reconciler: Reconciler, comparison: Comparison, loss: HistoryRewound | None, order: ReconcileOrder
+    ) -> Reconciliation:
+        if not carried_out:
+            place_order(desk.box, ReconcileOrder(everything=True))
+        carried_out.append(order)
+        return real(reconciler, comparison, loss, order)
+
+    monkeypatch.setattr(Reconciler, "_run", order_meanwhile)
+    desk.trade(3)
+    desk.deliver()
+    place_order(desk.box, ReconcileOrder(accept="the first"))
+    for _ in range(4):
+        desk.relay.step(desk.box.clock.monotonic())
+    assert not ordered(desk.box)
+    assert [(order.accept, order.everything) for order in carried_out] == [("the first", False), (None, True)]
 
 
 def test_an_order_for_another_loss_is_not_carried_out(desk: Desk, past: Past) -> None:

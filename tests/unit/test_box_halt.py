@@ -132,10 +132,10 @@ def test_a_halted_store_still_takes_alarms_and_orders_to_reconcile(
         with pytest.raises(DurabilityError):
             box.enqueue("log", {})
         box.alarms.sound("disk", "it smells")
-        place_order(box, ReconcileOrder())
+        placed = place_order(box, ReconcileOrder())
         assert box.alarms.sounds("disk")
         assert ordered(box)
-        withdraw_order(box)
+        withdraw_order(box, placed)
         assert not ordered(box)
         assert box.alarms.acknowledge("disk")
         with pytest.raises(DurabilityError, match="enqueueing is halted"):

@@ -102,13 +102,23 @@ def test_trouble_of_every_kind_is_in_the_text(outbox_dir: Path, caplog: pytest.L
         rig.enqueue("d")
         rig.settle()
         rig.target.before = None
-        rig.box.discard(bad, "told")
         rig.box.store._latch("enqueue", OSError(5, "Input/output error"))
     said = "\n".join(shown(caplog))
     for fact in ("23505: duplicate key", "P0001: not now", "'books' does not exist", "division of 1 by zero"):
         assert fact in said
-    assert f"discard of entry {bad};" in said
     assert "Input/output error" in said
+
+
+def test_discarded_entry_is_logged_below_warning(outbox_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It was given up on purpose, by an operator or for a caller who got the refusal."""
+    with Rig(outbox_dir) as rig, caplog.at_level(logging.INFO, "outbox"):
+        [bad] = rig.enqueue("a")
+        rig.target.refuse = {bad: permanent("23505: duplicate key")}
+        rig.settle()
+        rig.box.discard(bad, "told")
+    [record] = [one for one in caplog.records if "discarded" in one.getMessage()]
+    assert record.levelno == logging.INFO
+    assert f"entry {bad} was discarded" in record.getMessage()
 
 
 def test_passwords_are_in_neither_text_nor_fields(caplog: pytest.LogCaptureFixture) -> None:

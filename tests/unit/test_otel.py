@@ -29,7 +29,9 @@ def collected(reader: InMemoryMetricReader) -> dict[str, list[tuple[dict[str, ob
     return found
 
 
-def test_the_instruments_are_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_instruments_are_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     reader = InMemoryMetricReader()
     looks: list[OutboxStatus] = []
     with Rig(tmp_path / "outbox") as rig:
@@ -57,6 +59,10 @@ def test_the_instruments_are_the_figures(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.undo()
         rig.clock.advance(1)
     assert collected(reader) == {"lmdb_outbox_up": [(store, 0)]}
+    rig.clock.advance(1)
+    collected(reader)
+    # OpenTelemetry goes on asking until the program ends.
+    assert [record.levelname for record in caplog.records if "metrics cannot be read" in record.message] == ["WARNING"]
 
 
 @pytest.mark.slow

@@ -41,6 +41,26 @@ def test_a_paused_relay_delivers_nothing_and_goes_on_when_told(outbox_dir: Path)
         assert rig.box.status().paused is None
 
 
+def test_pause_that_begins_as_another_ends_lasts(outbox_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relay has read the old one, and an operator begins a new one before the relay takes it out of the store."""
+    with Rig(outbox_dir) as rig:
+        pauses, get_meta = rig.box.pauses, rig.box.store.get_meta
+        pauses.begin("first", 10)
+        rig.clock.advance(11)
+
+        def get_then_begin(name: str) -> bytes | None:
+            found = get_meta(name)
+            monkeypatch.setattr(rig.box.store, "get_meta", get_meta)
+            pauses.begin("second")
+            return found
+
+        monkeypatch.setattr(rig.box.store, "get_meta", get_then_begin)
+        assert pauses.current(forget=True) is None
+        found = pauses.current()
+        assert found is not None
+        assert found.reason == "second"
+
+
 def test_drain_does_not_wait_for_the_end_of_a_pause(outbox_dir: Path) -> None:
     with Rig(outbox_dir) as rig:
         rig.box.pauses.begin("migration 42")

@@ -66,9 +66,10 @@ def test_pause_while_the_command_delivers_ends_it(
 def test_pause_that_begins_after_the_order_withdraws_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.step()  # takes the relay's role
 
-    def place(box: Outbox, order: ReconcileOrder) -> None:
-        place_order(box, order)
+    def place(box: Outbox, order: ReconcileOrder) -> bytes:
+        placed = place_order(box, order)
         box.pauses.begin("migration 42")
+        return placed
 
     monkeypatch.setattr(command, "place_order", place)
     with pytest.raises(Refused, match="nothing was put back: delivery is paused .*migration 42"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import pytest
 from sqlalchemy.exc import OperationalError
 
 from outbox.integrations.durable import DurableDatabaseManager
@@ -28,3 +30,11 @@ def test_best_effort_calls_before_wire_are_kept_up_to_1000() -> None:
         assert manager.log_event(number) is None
     kept = [args for _, args, _, _ in manager._durable.kept]
     assert kept == [(number,) for number in range(3, 1003)]
+
+
+def test_kept_calls_of_an_operation_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    manager: Any = DurableDatabaseManager.of(Away)()
+    with caplog.at_level(logging.INFO, "outbox.integrations"):
+        for number in range(3):
+            manager.log_event(number)
+    assert ["is kept until there is an outbox" in one.message for one in caplog.records] == [True]

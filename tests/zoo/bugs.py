@@ -1399,9 +1399,9 @@ BUGS = (
     ),
     Bug(
         "adapter: an exit stops at the dead letter of its first call",
-        "integrations/adapter.py",
-        "isinstance(exc, DurabilityError | AlreadyRejected)",
-        "isinstance(exc, DurabilityError)",
+        "integrations/calls/unrecorded.py",
+        "isinstance(error, DurabilityError | AlreadyRejected)",
+        "isinstance(error, DurabilityError)",
         ("tests/integration/adapter/test_already_rejected.py",),
     ),
     Bug(

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Integer, Numeric, String, create_engine, func, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
-from outbox import Outbox, OutboxConfig, PostgresTarget, Relay
+from outbox import Hooks, Outbox, OutboxConfig, PostgresTarget, Relay
 from outbox.integrations.durable import TRADING_OPERATIONS, DurableDatabaseManager
 from outbox.integrations.manager.manager_connection import engine_of
 from tests.unit.fakes.waiting import LONG
@@ -186,10 +186,11 @@ def scene(
     operations: Any = TRADING_OPERATIONS,
     *,
     config: OutboxConfig | None = None,
+    hooks: Hooks | None = None,
     **settings: Any,
 ) -> Iterator[Scene]:
     """Without a relay nothing is delivered until `drain`, as in an outage, though PostgreSQL answers."""
-    with Outbox.open(directory, config) as box:
+    with Outbox.open(directory, config, hooks=hooks) as box:
         manager: Any = DurableDatabaseManager(manager_class(url), box, operations, **settings)
         relay = Relay(box, PostgresTarget(url, manager.outbox_operations))
         try:

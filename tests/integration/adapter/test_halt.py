@@ -128,3 +128,18 @@ def test_halt_method_that_a_call_does_not_run_is_refused(
     with pytest.raises(ConfigError, match=f"Engine: the halt method .* {why}"):
         wire(engine, config=OutboxConfig(dir=str(outbox_dir), database_url=postgres_url), halt_method=name)
     engine.db_manager.engine.dispose()
+
+
+def test_events_of_a_full_store_are_warned_of_once(
+    postgres_url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log may be on the same disk."""
+    with full(postgres_url, outbox_dir, lambda *_: None) as here:
+        for _ in range(3):
+            here.manager.log_event("tick")
+        here.box.store._quota._reserve_bytes = 0
+        here.manager.log_event("tick")
+        here.box.store._quota._reserve_bytes = 1 << 60
+        here.manager.log_event("tick")
+    warned = [one.message for one in caplog.records if one.message.startswith("a call of log_event was not recorded")]
+    assert len(warned) == 2

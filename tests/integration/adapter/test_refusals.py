@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
+from outbox import Entry, Hooks
 from outbox.integrations.durable import CallFailed
 from outbox.integrations.replay.looks import Looks
 from outbox.integrations.upkeep.kept_view import KeptView
@@ -85,6 +87,66 @@ def test_block_refused_at_the_commit_raises(wired: Scene) -> None:
         _settle(wired.manager, lambda: wired.manager.log_trade("A"))
 
     assert wired.manager.get_current_balance() == 100
+
+
+@pytest.mark.parametrize("in_block", [False, True])
+def test_refusal_that_the_caller_gets_calls_no_operator(
+    postgres_url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture, in_block: bool
+) -> None:
+    dead: list[Entry] = []
+    with scene(postgres_url, outbox_dir, Refusing, hooks=Hooks(on_dead_letter=dead.append)) as wired:
+        wired.relay.start()
+        wired.manager.create_trading_session("ma", 100)
+        _unique(wired, "")
+        wired.manager.log_trade("A")
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "outbox"), pytest.raises((IntegrityError, CallFailed)):
+            if in_block:
+                _settle(wired.manager)
+            else:
+                wired.manager.log_trade("A")
+        assert wired.box.status().dead_letters == 0
+    assert dead == []
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "one_symbol" in caplog.text
+
+
+def test_refusal_after_the_caller_has_left_calls_an_operator(
+    postgres_url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead: list[Entry] = []
+    with scene(postgres_url, outbox_dir, Refusing, hooks=Hooks(on_dead_letter=dead.append), wait_s=0.2) as wired:
+        wired.relay.start()
+        manager = wired.manager
+        manager.create_trading_session("ma", 100)
+        manager.log_trade("A")
+        _unique(wired, "")
+        with manager.engine.connect() as other:
+            other.execute(text("LOCK TABLE trades IN ACCESS EXCLUSIVE MODE"))
+            # Before PostgreSQL can refuse it.
+            manager.log_trade("A")
+            other.rollback()
+        assert wired.drain()
+        until(lambda: [one.operation for one in dead] == ["log_trade"])
+        assert wired.box.status().dead_letters == 1
+    assert "became dead letters: 1" in caplog.text
+
+
+def test_lost_call_that_is_refused_later_calls_an_operator(
+    postgres_url: str, outbox_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its caller waited once, and has gone on long ago."""
+    with scene(postgres_url, outbox_dir, Refusing) as wired:
+        wired.relay.start()
+        wired.manager.create_trading_session("ma", 100)
+        wired.manager.log_trade("A")
+        wired.relay.stop()
+        wired.change("DELETE FROM outbox_receipts WHERE seq = 2; DELETE FROM trades")
+        wired.change("ALTER TABLE trades ADD CHECK (symbol <> 'A')")
+        wired.relay.reconcile(everything=True)
+        assert wired.drain()
+        assert wired.box.status().dead_letters > 0
+    assert "became dead letters" in caplog.text
 
 
 def test_call_answering_false_by_itself_answers_false(wired: Scene) -> None:

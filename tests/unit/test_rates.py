@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from outbox import Outbox, OutboxConfig, Relay, StoreFull, TargetUnavailable
+from outbox.monitoring.rates import Rates, Room, measure
 from outbox.relay.upkeep import Pace
 from outbox.store.envelope import Record
-from outbox.store.quota import Rates, Room, measure
 from outbox.words import counted, duration, rate
 from tests.unit.fakes.rig import FakeClock, Rig
 

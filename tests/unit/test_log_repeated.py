@@ -1,4 +1,4 @@
-"""Warnings that hold for a whole outage are logged once."""
+"""Warnings that hold for a while are logged once."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import logging
 
 import pytest
 
-from outbox.integrations.outage import Repeated
-from outbox.log import Log
+from outbox.log import Log, Repeated
 
 
 def test_repeated_warning_is_logged_once_until_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
@@ -20,3 +19,17 @@ def test_repeated_warning_is_logged_once_until_it_is_over(caplog: pytest.LogCapt
         repeated.warn("halt", "answered as of %(age_s)s s ago", age_s=4)
     said = [(record.levelname, record.getMessage().split()[3]) for record in caplog.records]
     assert said == [("WARNING", "1"), ("DEBUG", "2"), ("WARNING", "3"), ("WARNING", "4")]
+
+
+def test_repeated_error_has_a_traceback_once(caplog: pytest.LogCaptureFixture) -> None:
+    repeated = Repeated(Log("outbox.integrations"))
+    with caplog.at_level(logging.DEBUG, logger="outbox.integrations"):
+        for _ in range(2):
+            try:
+                raise ValueError("of the manager's")
+            except ValueError:
+                repeated.error("look", "the account could not be looked up")
+    assert [(record.levelname, bool(record.exc_info)) for record in caplog.records] == [
+        ("ERROR", True),
+        ("DEBUG", False),
+    ]
