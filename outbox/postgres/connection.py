@@ -28,7 +28,7 @@ from ..words import first_line
 from .address import Address, Login, completed, places, rotated, sqlstate_of_login
 from .alterations import RefusedStatement
 from .piggyback import PiggybackConnection
-from .transaction_settings import Cursor, TransactionSettings, keeping
+from .transaction_settings import LEFT_BEHIND, Cursor, TransactionSettings, keeping
 from .watchdog import Watchdog, has_unread
 from .watermarks import check_tables, make_tables
 
@@ -328,17 +328,22 @@ class GuardedConnection:
     def opening_cursor(self, connection: Connection) -> Cursor:
         """A driver cursor for the statements of a new transaction; the first one also sets what they depend on."""
         raw = raw_of(connection)
+        if raw.was_left:
+            raw.owe(LEFT_BEHIND)
+            raw.was_left = False
         self.owe_beginning(raw)
         cursor: Cursor = raw.cursor()
         return cursor
 
     def owe_beginning(self, raw: Any) -> None:
         """Set, before the next statement, what the relay's statements depend on: a trigger may have changed it."""
-        raw.owe(self._settings.beginning + self._kept)
+        raw.owe(self._settings.beginning(raw.server_version) + self._kept)
 
     def owe_settings(self, raw: Any) -> None:
         """Undo, before the next statement, whatever a handler has set for its session or transaction."""
-        raw.owe(self._settings.restoring + self._kept)
+        with self.own_statements():
+            raw.close_cursors()
+        raw.owe(self._settings.restoring(raw.server_version) + self._kept)
         if raw.get_parameter_status("client_encoding") != "UTF8":
             # Not together with the next one: PostgreSQL reads a message by the encoding that it finds when it comes.
             raw.send_owed()
@@ -359,6 +364,11 @@ class GuardedConnection:
             raise TargetMisconfigured(
                 "a handler made the relay's transaction read-only", hint="nothing can be delivered with it"
             ) from exc
+        except psycopg2.Error as exc:
+            if self._connection is not None and usable(self._connection):
+                raise
+            # A handler may have set a limit, or ended the connection in another way: a smaller batch shows which.
+            raise TargetUnavailable(f"{type(exc).__name__}: {first_line(exc)}", stalled=True) from exc
 
     def disconnect(self) -> None:
         connection, self._connection = self._connection, None
