@@ -179,3 +179,21 @@ def test_limit_of_the_role_does_not_end_a_batch(url: str, outbox_dir: Path, sett
     query(url, f"ALTER DATABASE {query(url, 'SELECT current_database()')[0][0]} SET {setting} = '50ms'")
     with _bench(outbox_dir, url, lambda _: time.sleep(0.1)) as bench:
         assert completed(bench.apply()) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_drain_within_a_handler_ends_at_once(url: str, outbox_dir: Path, threaded: bool) -> None:
+    """It would wait for its own entry, and a connection that is shut for that delivers nothing."""
+    found: list[bool] = []
+    operations = _operations(lambda _: found.append(relay.drain(timeout=LONG)))
+    with Outbox.open(outbox_dir, None, operations) as box:
+        relay = Relay(box, PostgresTarget(url, operations))
+        box.enqueue("special", {"n": 0})
+        try:
+            if threaded:
+                relay.start()
+            assert relay.drain(timeout=LONG / 2)
+        finally:
+            relay.stop()
+    assert found == [False]
+    assert _effects(url) == [0]
