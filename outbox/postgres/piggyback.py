@@ -7,6 +7,7 @@ statement.  Each cursor of the connection does that, also those of a handler.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -15,6 +16,10 @@ from typing import Any
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
+
+from ..log import Log
+
+_log = Log("outbox.postgres")
 
 # Statements that may commit; a text that only looks like one is taken for one.
 _COMMITS = re.compile(r"\b(COMMIT|END)\b", re.IGNORECASE)
@@ -37,6 +42,8 @@ SELECT set_config('statement_timeout', (setting::int / 4)::text, true) FROM pg_s
 _OPEN_CURSORS = "SELECT quote_ident(name) FROM pg_cursors WHERE name <> '' AND name !~ '^outbox_'"
 # Longer statements are seldom repeated.
 _CACHED_CHARS = 4096
+# Libraries that replace threads, and how they are asked whether they have.
+_GREENLETS = (("gevent.monkey", "is_module_patched", "threading"), ("eventlet.patcher", "is_monkey_patched", "thread"))
 _BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
 
 
@@ -249,6 +256,21 @@ class PiggybackConnection(psycopg2.extensions.connection):
     def _end(self) -> None:
         self._owed, self._savepoints, self._merged, self._shared = [], [], set(), False
         self.keeps_cursors = False
+
+
+@cache
+def warn_of_greenlets() -> None:
+    """Warn once where greenlets have replaced threads and psycopg2 blocks them all; they need a wait callback."""
+    if psycopg2.extensions.get_wait_callback() is None and any(_is_patched(*one) for one in _GREENLETS):
+        _log.warning(
+            "greenlets have replaced threads: a silent PostgreSQL stops the whole program (call psycogreen's "
+            "patch_psycopg(), or run the relay as a process of its own)"
+        )
+
+
+def _is_patched(module: str, question: str, name: str) -> bool:
+    asked = getattr(sys.modules.get(module), question, None)
+    return asked is not None and bool(asked(name))
 
 
 def tried_in_time(cursor: Any, query: str, *parameters: Any) -> Any:
