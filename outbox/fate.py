@@ -86,6 +86,7 @@ class Failed:
 # appendix A.  Whole codes first, then classes (the first two characters).
 _FATES = {
     "2200H": Fate.PARKED,  # sequence_generator_limit_exceeded
+    "25001": Fate.PARKED,  # active_sql_transaction: a handler sets what only the first statement may
     "25006": Fate.OUTAGE,  # read_only_sql_transaction: a standby, or a full disk's read-only mode
     "25P03": Fate.OUTAGE,  # idle_in_transaction_session_timeout
     "25P04": Fate.OUTAGE,  # transaction_timeout
@@ -99,6 +100,7 @@ _FATES = {
     "57": Fate.OUTAGE,  # operator intervention: shutdown, cannot connect now, query canceled
     "58": Fate.OUTAGE,  # system error: I/O error
     "28": Fate.PARKED,  # invalid authorization
+    "2D": Fate.PARKED,  # invalid transaction termination: a procedure or a DO block commits
     "3D": Fate.PARKED,  # no such database
     "3F": Fate.PARKED,  # no such schema
     "42": Fate.PARKED,  # undefined table or column, insufficient privilege, syntax

@@ -123,6 +123,15 @@ class Target(Protocol):
 
 
 @runtime_checkable
+class Reachable(Protocol):
+    """What a target offers besides whose servers can be seen without a login."""
+
+    def accepting(self) -> frozenset[str]:
+        """The servers that accept connections.  Never raises, and takes a second at most."""
+        ...
+
+
+@runtime_checkable
 class Forgetful(Protocol):
     """What a target offers besides that can lose what it acknowledged, as a database can."""
 

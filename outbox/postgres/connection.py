@@ -27,8 +27,9 @@ from ..log import Log
 from ..words import first_line
 from .address import Address, Login, completed, places, rotated, sqlstate_of_login
 from .alterations import RefusedStatement
-from .piggyback import PiggybackConnection
-from .transaction_settings import Cursor, TransactionSettings, keeping
+from .piggyback import PiggybackConnection, warn_of_greenlets
+from .presence import accepting, hosts
+from .transaction_settings import LEFT_BEHIND, Cursor, TransactionSettings, keeping
 from .watchdog import Watchdog, has_unread
 from .watermarks import check_tables, make_tables
 
@@ -41,6 +42,8 @@ DRIVER_ERRORS = (SQLAlchemyError, psycopg2.Error)
 _LAST_WORDS = 4
 # So many open connections that handlers have made are no use of theirs, but forgotten.
 _MANY_BESIDE = 10
+# So long a look at all servers takes at most.
+_LOOK_S = 0.5
 _ASKING = psycopg2.extensions.TRANSACTION_STATUS_ACTIVE
 
 # A statement that PostgreSQL itself ends at the stall timeout shows which it was: shutting the connection comes after.
@@ -74,6 +77,7 @@ class GuardedConnection:
         self.places: frozenset[str] = frozenset()
         # What failed, if the last one that was tried did.
         self._refused: Login | None = None
+        self._servers: tuple[tuple[str, int], ...] = ()
         # How many of the hosts are tried last, because they completed no login.
         self._put_last = 0
         self._new_id = clock.new_id
@@ -277,6 +281,7 @@ class GuardedConnection:
         return failure
 
     def _connect_raw(self) -> Any:
+        warn_of_greenlets()
         given = self._address.parameters()
         self._refused = None
         given = rotated(given, self._put_last)
@@ -324,21 +329,35 @@ class GuardedConnection:
     def _note_refused(self, given: dict[str, Any], info: Any) -> None:
         tried = completed(given)
         self._refused = None if tried is None else Login.of(info, tried)
+        # A service or the environment may name the host that was tried last, and the port.
+        last = {"host": info.host or "", "port": str(info.port)}
+        self._servers = hosts(
+            last | {name: str(given[name]) for name in ("host", "hostaddr", "port") if given.get(name)}
+        )
+
+    def accepting(self) -> frozenset[str]:
+        """See `Reachable.accepting`: of the servers that the last failed connection named."""
+        return accepting(self._servers, _LOOK_S)
 
     def opening_cursor(self, connection: Connection) -> Cursor:
         """A driver cursor for the statements of a new transaction; the first one also sets what they depend on."""
         raw = raw_of(connection)
+        if raw.was_left:
+            raw.owe(LEFT_BEHIND)
+            raw.was_left = False
         self.owe_beginning(raw)
         cursor: Cursor = raw.cursor()
         return cursor
 
     def owe_beginning(self, raw: Any) -> None:
         """Set, before the next statement, what the relay's statements depend on: a trigger may have changed it."""
-        raw.owe(self._settings.beginning + self._kept)
+        raw.owe(self._settings.beginning(raw.server_version) + self._kept)
 
     def owe_settings(self, raw: Any) -> None:
         """Undo, before the next statement, whatever a handler has set for its session or transaction."""
-        raw.owe(self._settings.restoring + self._kept)
+        with self.own_statements():
+            raw.close_cursors()
+        raw.owe(self._settings.restoring(raw.server_version) + self._kept)
         if raw.get_parameter_status("client_encoding") != "UTF8":
             # Not together with the next one: PostgreSQL reads a message by the encoding that it finds when it comes.
             raw.send_owed()
@@ -359,6 +378,11 @@ class GuardedConnection:
             raise TargetMisconfigured(
                 "a handler made the relay's transaction read-only", hint="nothing can be delivered with it"
             ) from exc
+        except psycopg2.Error as exc:
+            if self._connection is not None and usable(self._connection):
+                raise
+            # A handler may have set a limit, or ended the connection in another way: a smaller batch shows which.
+            raise TargetUnavailable(f"{type(exc).__name__}: {first_line(exc)}", stalled=True) from exc
 
     def disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -6,8 +6,11 @@ work.  Each of these is a failure with its own verdict, so that no receipt is co
 
 from __future__ import annotations
 
+import os
+import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -58,13 +61,15 @@ def call_handler(
     options, raw = connection.get_execution_options(), raw_of(connection)
     commits, raw.kept_out = raw.commits, None
     try:
-        with link.commits_refused(partial(_committed, operation)), raw.kept_as_it_is():
+        with link.commits_refused(partial(_committed, operation)), raw.kept_as_it_is(), _in_this_process(operation):
             value = operation.handler(connection, entry)
     except TargetUnavailable:
         raise
     except TargetMisconfigured as exc:
+        raw.was_left = True
         raise broken(operation, exc, position) from exc
     except BaseException as exc:
+        raw.was_left = True
         if is_for_the_thread(exc):
             raise
         failure = _began(exc, connection, operation, position) or link.verdict(exc, position, operation.name)
@@ -102,6 +107,40 @@ def call_handler(
     connection._execution_options = options
     link.owe_settings(raw_of(connection))
     return value
+
+
+@contextmanager
+def _in_this_process(operation: Operation) -> Iterator[None]:
+    """End a process that the block has forked and that leaves the block, by a return or an exception.
+
+    It shares the relay's connection and locks: it would write the next entries once more, and end the transaction.
+    """
+    relays = os.getpid()
+    try:
+        yield
+    except BaseException as exc:
+        if os.getpid() != relays:
+            _end_forked(operation, exc)
+        raise
+    if os.getpid() != relays:
+        _end_forked(operation, None)
+
+
+def _end_forked(operation: Operation, exc: BaseException | None) -> None:
+    code: object = 0
+    with suppress(Exception):
+        if isinstance(exc, SystemExit):
+            code = 0 if exc.code is None else exc.code
+        elif exc is not None:
+            code = 1
+            traceback.print_exception(exc)
+        sys.stderr.write(
+            f"outbox: the handler of {operation.name!r} forked process {os.getpid()} and let it come back; "
+            "it ends here: call os._exit() in it\n"
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code & 0xFF if isinstance(code, int) else 1)
 
 
 def _kept_out(raw: Any, operation: Operation, position: int) -> UnitFailed | None:

@@ -175,6 +175,10 @@ class Lane:
             places=self._link.places,
         )
 
+    def accepting(self) -> frozenset[str]:
+        """See `Reachable.accepting`."""
+        return self._link.accepting()
+
     def interrupt(self) -> None:
         """Make a running `apply` fail soon; from any thread."""
         self._link.interrupt()

@@ -7,6 +7,7 @@ statement.  Each cursor of the connection does that, also those of a handler.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -16,10 +17,15 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
+from ..log import Log
+
+_log = Log("outbox.postgres")
+
 # Statements that may commit; a text that only looks like one is taken for one.
 _COMMITS = re.compile(r"\b(COMMIT|END)\b", re.IGNORECASE)
 # Statements by which savepoints or cursors can end that were made here.
 _ENDS_SAVEPOINTS = re.compile(r"\b(SAVEPOINT|ROLLBACK|RELEASE|COMMIT|ABORT|CLOSE\s+ALL)\b|^\s*END\b", re.IGNORECASE)
+_DECLARES = re.compile(r"\bDECLARE\b", re.IGNORECASE)
 _CLOSES_ALL = re.compile(r"\bCLOSE\s+ALL\b", re.IGNORECASE)
 # An INSERT of VALUES without a condition: it writes a row unless a trigger or a rule of the table keeps it out.
 _IS_CONDITIONAL = re.compile(r"\b(SELECT|NOTHING|WHERE|TABLE)\b", re.IGNORECASE)
@@ -32,8 +38,12 @@ _QUARTER = """
 SAVEPOINT outbox_in_time;
 SELECT set_config('statement_timeout', (setting::int / 4)::text, true) FROM pg_settings WHERE name = 'statement_timeout'
 """
+# Without those of the relay, whose names begin like that.
+_OPEN_CURSORS = "SELECT quote_ident(name) FROM pg_cursors WHERE name <> '' AND name !~ '^outbox_'"
 # Longer statements are seldom repeated.
 _CACHED_CHARS = 4096
+# Libraries that replace threads, and how they are asked whether they have.
+_GREENLETS = (("gevent.monkey", "is_module_patched", "threading"), ("eventlet.patcher", "is_monkey_patched", "thread"))
 _BROKEN = psycopg2.extensions.TRANSACTION_STATUS_INERROR
 
 
@@ -72,6 +82,8 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self.keeps_cursors = False
         # How many statements have committed, or may have.
         self.commits = 0
+        # Whether a cursor may have been declared, and whether a handler has failed since the transaction before began.
+        self.declares = self.was_left = False
         # The table of which the first such row was kept out, until it is reset.
         self.kept_out: str | None = None
         # Called with each statement of a cursor before it is sent, but not for those that it sends itself.
@@ -154,6 +166,7 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self.send_owed()
 
     def _note(self, query: str) -> None:
+        self.declares = self.declares or _declares(query)
         if _ends_savepoints(query):
             if self.keeps_cursors and _CLOSES_ALL.search(query):
                 raise psycopg2.NotSupportedError("CLOSE ALL is refused in a batch: close cursors by their names")
@@ -165,6 +178,20 @@ class PiggybackConnection(psycopg2.extensions.connection):
                 heard(query)
             finally:
                 self.on_statement = heard
+
+    def close_cursors(self) -> None:
+        """Close the cursors that others have declared in PostgreSQL, so that they can be declared again.
+
+        Raises `psycopg2.Error`.
+        """
+        if not self.declares:
+            return
+        with super().cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+            cursor.execute(self.before("") + _OPEN_CURSORS)
+            closing = "; ".join(f"CLOSE {name}" for (name,) in cursor.fetchall())
+            if closing:
+                cursor.execute(closing)
+        self.declares = False
 
     def note_no_row(self, query: Any, cursor: Any) -> None:
         """Note that the INSERT `query` of `cursor` wrote nothing, where it should have."""
@@ -231,6 +258,21 @@ class PiggybackConnection(psycopg2.extensions.connection):
         self.keeps_cursors = False
 
 
+@cache
+def warn_of_greenlets() -> None:
+    """Warn once where greenlets have replaced threads and psycopg2 blocks them all; they need a wait callback."""
+    if psycopg2.extensions.get_wait_callback() is None and any(_is_patched(*one) for one in _GREENLETS):
+        _log.warning(
+            "greenlets have replaced threads: a silent PostgreSQL stops the whole program (call psycogreen's "
+            "patch_psycopg(), or run the relay as a process of its own)"
+        )
+
+
+def _is_patched(module: str, question: str, name: str) -> bool:
+    asked = getattr(sys.modules.get(module), question, None)
+    return asked is not None and bool(asked(name))
+
+
 def tried_in_time(cursor: Any, query: str, *parameters: Any) -> Any:
     """The row that a query finds, or None where it takes more than a quarter of the time that a statement has.
 
@@ -274,6 +316,10 @@ def _ends_savepoints(query: str) -> bool:
     return _searched(query) if len(query) <= _CACHED_CHARS else _ENDS_SAVEPOINTS.search(query) is not None
 
 
+def _declares(query: str) -> bool:
+    return "DECLARE" in query or "declare" in query or _DECLARES.search(query) is not None
+
+
 @lru_cache(maxsize=1024)
 def _searched(query: str) -> bool:
     return _ENDS_SAVEPOINTS.search(query) is not None
@@ -295,6 +341,7 @@ class _Sending:
             sent = self.connection.before(query.decode("latin-1")).encode() + query
         else:
             self.connection.send_before(str(query))
+            self.connection.declares |= self.name is not None
         try:
             result = super().execute(sent, *args, **kwargs)  # type: ignore[misc]
         finally:

@@ -126,6 +126,10 @@ class PostgresTarget:
         """See `Forgetful.compare`.  It ends with the connection, and `apply` goes on with the same one."""
         return self._lanes[0].compare(store_id)
 
+    def accepting(self) -> frozenset[str]:
+        """See `Reachable.accepting`."""
+        return self._lanes[0].accepting()
+
     def interrupt(self) -> None:
         """Shut the connections' sockets, so that a running `apply` fails soon."""
         for lane in self._lanes:

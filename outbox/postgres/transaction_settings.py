@@ -35,6 +35,15 @@ _SYNCHRONOUS = """
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') <> 'remote_apply'"""
 
 
+# SQL: ends what outlasts a transaction, also one that is rolled back.  A handler that makes it again would find it.
+LEFT_BEHIND = "DEALLOCATE ALL; SELECT pg_advisory_unlock_all()"
+
+# The limits of a statement and of idle time, and the relay's own, end a transaction.  Another value than 0 would not
+# move a limit that runs already.
+_HAS_TRANSACTION_TIMEOUT = 170000
+_NO_LIMIT = "SET LOCAL transaction_timeout = 0"
+
+
 # By these a statement finds its tables, and reads naive times.
 _KEPT = ("search_path", "role", "TimeZone")
 
@@ -75,8 +84,15 @@ class TransactionSettings:
             "datestyle": "'ISO'",
         }
         # To be sent with the first statement of a transaction.
-        self.beginning = "; ".join([*(f"SET LOCAL {name} = {value}" for name, value in values.items()), _SYNCHRONOUS])
-        # Undoes in the middle of a transaction what a handler has set for its session or transaction.  A temporary
-        # table hides one of the same name: rows would go into it, and be gone with the connection.
+        self._beginning = "; ".join([*(f"SET LOCAL {name} = {value}" for name, value in values.items()), _SYNCHRONOUS])
+        # A temporary table hides one of the same name: rows would go into it, and be gone with the connection.
         undo = "SET TRANSACTION READ WRITE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP; "
-        self.restoring = undo + self.beginning
+        self._undoing = f"{undo}UNLISTEN *; {LEFT_BEHIND}; "
+
+    def beginning(self, version: int) -> str:
+        """SQL for the first statement of a transaction; `version` as the driver numbers the server's."""
+        return self._beginning if version < _HAS_TRANSACTION_TIMEOUT else f"{self._beginning}; {_NO_LIMIT}"
+
+    def restoring(self, version: int) -> str:
+        """SQL that undoes in the middle of a transaction what a handler has set for its session or transaction."""
+        return self._undoing + self.beginning(version)

@@ -17,7 +17,7 @@ from ..log import Log
 from ..store.ledger import Settlement
 from ..store.reads import PAUSE
 from ..target import Outcome, Target
-from .link import BatchSize, Breaker, Link, LinkState, foreseen, unforeseen
+from .link import BatchSize, Breaker, Link, LinkState, Lookout, foreseen, unforeseen
 from .reconcile import Reconciler
 from .reconcile_orders import ORDER, ReconcileOrder, Reconciliation
 from .scan import Batch, Retry, Scan
@@ -60,6 +60,7 @@ class Delivery:
         self._box, self._target = box, target
         self._scan = Scan(box.store, target)
         self.link = Link(Breaker(config.backoff_base, config.backoff_cap, box.clock.random))
+        self._lookout = Lookout(target, self.link)
         self._refusals = Refusals(self._scan.waits, target, self.link, config.max_retries)
         self._settling = Settling(box, self._scan)
         self._reconciler = Reconciler(box, target, self._settling.memory)
@@ -131,7 +132,7 @@ class Delivery:
             return self._rest(now)
         if self.awaited:
             self._scan.waits.hurry(now + HURRY_S)
-        pause = self.link.wait(now)
+        pause = self._lookout.wait(now)
         if pause > 0:
             return self._came_to(pause)
         try:
@@ -158,7 +159,7 @@ class Delivery:
             self._fail(exc, now)
             self._housekeep(now, idle=False)
             self.publication.tell(self.link.state, self._scan, now)
-            return self._came_to(self.link.wait(now))
+            return self._came_to(self._lookout.wait(now))
         finally:
             self._settling.end_step()
 
@@ -313,7 +314,7 @@ class Delivery:
         idle_s = self._check(now) if self._caught_up else math.inf
         self.publication.tell(self.link.state, self._scan, now)
         if outcome.interruption is not None:
-            return self._came_to(self.link.wait(now))
+            return self._came_to(self._lookout.wait(now))
         if not batch.exhausted or self._reconciler.waiting:
             return self._came_to(0.0)
         wait = min(self._box.config.sync_interval, idle_s)
@@ -365,6 +366,7 @@ class Delivery:
 
     def _recover(self) -> None:
         self.link.recovered()
+        self._lookout.works()
         self.publication.inherited.clear()
 
     def _housekeep(self, now: float, *, idle: bool) -> None:

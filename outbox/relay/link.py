@@ -16,13 +16,16 @@ from ..config import OutboxConfig
 from ..errors import DurabilityError, OutboxError, TargetMisconfigured
 from ..fate import Fate, of_line
 from ..log import Log
-from ..target import Target
+from ..target import Reachable, Target
 
 _log = Log("outbox.relay")
 
 CLOSED, OPEN, HALF_OPEN = "closed", "open", "half-open"
 _THRESHOLD = 3
 _MAX_EXPONENT = 32
+# A server that is back may start for so long, and is then tried after so many seconds at most.
+_STARTING_S = 60.0
+_SOON_S = 2.0
 
 
 class Breaker:
@@ -35,7 +38,7 @@ class Breaker:
     def __init__(self, base_s: float, cap_s: float, random: Callable[[], float]) -> None:
         self._base_s, self._cap_s, self._random = base_s, cap_s, random
         self._failures = 0
-        self._next_at = 0.0
+        self._next_at = self._soon_until = 0.0
         self.state = CLOSED
 
     def wait(self, now: float) -> float:
@@ -50,20 +53,25 @@ class Breaker:
     def failed(self, now: float) -> float:
         """Note a failure; returns the seconds to wait."""
         self._failures += 1
-        delay = self.backoff(self._failures)
+        delay = self.backoff(self._failures, _SOON_S if now < self._soon_until else math.inf)
         self._next_at = now + delay
-        if self._failures >= _THRESHOLD:
+        if self._failures >= _THRESHOLD or self.state == HALF_OPEN:
             self.state = OPEN
         return delay
+
+    def returned(self, now: float) -> None:
+        """A server is there again: try at once, and where it only starts, soon again and again."""
+        self._failures, self._next_at = 1, now
+        self._soon_until = now + _STARTING_S
 
     def succeeded(self) -> None:
         """Note a success: closed again."""
         self._failures = 0
         self.state = CLOSED
 
-    def backoff(self, failures: int) -> float:
+    def backoff(self, failures: int, most_s: float = math.inf) -> float:
         """A jittered delay in seconds for the n-th failure in a row."""
-        ceiling = min(self._cap_s, self._base_s * 2.0 ** min(failures - 1, _MAX_EXPONENT))
+        ceiling = min(self._cap_s, most_s, self._base_s * 2.0 ** min(failures - 1, _MAX_EXPONENT))
         return self._random() * ceiling
 
     def hurry(self, now: float, most_s: float) -> None:
@@ -148,6 +156,41 @@ class Link:
         works = self.breaker.state == CLOSED
         breaker = OPEN if works and self._idle_failures >= _THRESHOLD else self.breaker.state
         return LinkState(breaker, works, last_error, stopped, unreachable)
+
+
+# So often it is looked whether a server is back.
+_LOOK_S = 1.0
+
+
+class Lookout:
+    """Looks between two tries whether a server that was away accepts connections again.  Belongs to one relay's step.
+
+    A server that is away costs one refused connection a second.  One that accepts connections all the time, as a pooler
+    does, is tried by the backoff alone.
+    """
+
+    def __init__(self, target: Target, link: Link) -> None:
+        self._target, self._link = target if isinstance(target, Reachable) else None, link
+        # Servers that accepted connections at the last look, and when the next one is due (monotonic seconds).
+        self._there: frozenset[str] = frozenset()
+        self._next_at = -math.inf
+
+    def works(self) -> None:
+        """Something was delivered: the next outage begins anew."""
+        self._there = frozenset()
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next try or look is due; at 0 the try begins."""
+        pause_s = self._link.wait(now)
+        if pause_s <= 0 or self._target is None or not self._link.state.unreachable:
+            return pause_s
+        if now >= self._next_at:
+            before, self._there = self._there, self._target.accepting()
+            self._next_at = now + _LOOK_S
+            if self._there - before:
+                self._link.breaker.returned(now)
+                return self._link.wait(now)
+        return min(pause_s, self._next_at - now)
 
 
 @contextmanager

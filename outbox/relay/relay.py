@@ -186,9 +186,12 @@ class Relay:
 
         True when that is so (dead letters and what they hold back may remain: see the status), False after `timeout`
         seconds, while deliveries are paused, or when the relay's thread died.  Uses the running thread, or the calling
-        one.  Raises `DurabilityError` at the end of the interpreter.
+        one.  False at once where a handler calls it, or a signal handler that has interrupted a drain: deliveries go
+        on only after it.  Raises `DurabilityError` at the end of the interpreter.
         """
         refuse_at_the_end()
+        if self._driver == threading.get_ident() or self._thread is threading.current_thread():
+            return False
         stops = self._stops
         goal = self._box.store.figures().counters.next_seq - 1
         deadline = self._clock.monotonic() + timeout

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from outbox import Health, TargetUnavailable
+from outbox import Health, Operation, Outbox, PostgresTarget, Relay, TargetUnavailable
 from outbox.testing import PostgresServer
 from tests.unit.fakes.scene import Scene
 from tests.unit.fakes.waiting import LONG, until
@@ -162,3 +162,24 @@ def test_port_with_another_service_is_an_outage_without_loss(postgres_url: str, 
         stranger.close()
         scene.relay.stop()
         scene.target, scene.relay = scene.new_relay(postgres_url)
+
+
+@pytest.mark.parametrize("form", ["url", "environment"])
+def test_target_sees_whether_its_server_is_there(
+    own_postgres: PostgresServer, outbox_dir: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    operations, url = [Operation("log", table="pg_class")], own_postgres.url()
+    if form == "environment":
+        monkeypatch.setenv("PGHOST", "127.0.0.1")
+        monkeypatch.setenv("PGPORT", str(own_postgres.port))
+        url = "postgresql://postgres@/postgres"
+    target = PostgresTarget(url, operations)
+    own_postgres.kill()
+    with Outbox.open(outbox_dir, None, operations) as box:
+        box.enqueue("log", {"relname": "x"})
+        relay = Relay(box, target)
+        relay.step(0.0)
+        assert target.accepting() == frozenset()
+        own_postgres.start()
+        assert target.accepting() == {f"127.0.0.1:{own_postgres.port}"}
+        relay.stop()

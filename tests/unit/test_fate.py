@@ -53,7 +53,9 @@ from outbox.store.envelope import Record
         ("23502", Fate.DEAD),  # not_null_violation
         ("23505", Fate.DEAD),  # unique_violation
         ("44000", Fate.DEAD),  # with_check_option_violation
-        ("25001", Fate.RETRIED),  # active_sql_transaction
+        ("25001", Fate.PARKED),  # active_sql_transaction
+        ("2D000", Fate.PARKED),  # invalid_transaction_termination
+        ("25P02", Fate.RETRIED),  # in_failed_sql_transaction
         ("P0001", Fate.RETRIED),  # raise_exception
         ("XX000", Fate.RETRIED),  # internal_error
         ("ZZZZZ", Fate.RETRIED),
