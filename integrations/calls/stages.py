@@ -142,6 +142,8 @@ class BoundCall:
     operation: ManagerOperation
     # Copies of what was given, and defaults of the method for the rest.
     bound: Mapping[str, Any]
+    # The same by their standard names.
+    standard: Mapping[str, Any]
     defaults: Mapping[str, Any]
     # What to note of the order of the keys in its arguments.
     orders: Mapping[str, Any]

@@ -335,6 +335,10 @@ class Learning:
         is_exact = is_exact and not self.roundings.rounds(read)
         observe(space, "balance", shown, {"note:balance": bare(balance)}, scales=(None,) if is_exact else SCALES)
 
+    def has_sides(self, operation: ManagerOperation) -> bool:
+        """Whether a call may write rows with a reserved id on the side, as far as was seen."""
+        return self.written.side_rows.knows(operation.name)
+
     def sides(self, seen: Seen, bound: Mapping[str, Any] = {}) -> dict[str, int]:
         """How many rows with a reserved id a call with the arguments `bound` may write on the side."""
         name, rows = seen.operation.name, self.written.side_rows
@@ -342,8 +346,6 @@ class Learning:
 
     def _sides_seen(self, seen: Seen) -> Mapping[str, int]:
         """As many as were seen of such calls; of a new kind, as many as others did."""
-        if not any(one.sides for one in (*self.effects.values(), *self.shapes.values())):
-            return {}
         effect = self.effect(seen)
         if effect is not None and effect.count and seen.given <= effect.given:
             return effect.sides
@@ -354,6 +356,8 @@ class Learning:
 
     def learn_sides(self, seen: Seen, taken: Mapping[str, int]) -> None:
         """Take in how many rows with a reserved id a call wrote on the side."""
+        if taken:
+            self.written.side_rows.also.add(seen.operation.name)
         for effect in self._effects(seen):
             sides = {column: max(count, effect.sides.get(column, 0)) for column, count in taken.items()}
             effect.sides = sides if effect.values is None else effect.sides | sides
@@ -391,7 +395,9 @@ class Learning:
         self.merges, self.code = state.get("merges", {}), state.get("code", {})
         self.habits = Habits(state["current"], state.get("resumes", {}))
         self.written.load(state.get("written", {}))
-        self.written.side_rows = SideRows(state.get("side_rows"))
+        self.written.side_rows = side_rows = SideRows(state.get("side_rows"))
+        known = (*self.effects.items(), *self.shapes.items())
+        side_rows.also = {kind.partition("|")[0] for kind, effect in known if effect.sides}
         roundings = self.roundings
         roundings.load(state.get("roundings", {}))
         self.sums = Sums.load(state)

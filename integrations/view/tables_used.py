@@ -115,6 +115,8 @@ class SideRows:
             name: {column: (fewest, list(names)) for column, (fewest, names) in one.items()}
             for name, one in (state or {}).items()
         }
+        # Operations of which the effects have such rows.
+        self.also: set[str] = set()
 
     def learn(self, name: str, call: Mapping[str, Any], taken: Mapping[str, int]) -> bool:
         """Take in how many ids a call took; whether that is new."""
@@ -130,6 +132,10 @@ class SideRows:
             return False
         self._seen[name] = now
         return True
+
+    def knows(self, name: str) -> bool:
+        """Whether calls of an operation were seen to take ids."""
+        return name in self._seen or name in self.also
 
     def by_size(self, name: str, call: Mapping[str, Any]) -> dict[str, int]:
         """How many rows a call writes by the size of an argument, where that explains what was seen."""
