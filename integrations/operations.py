@@ -314,6 +314,21 @@ def call_of(entry: Entry) -> dict[str, Any]:
     return in_orders(call_in_zones(call, notes), notes)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredCall:
+    """One call as its entry holds it: what was noted beside the arguments, and these as the manager takes them."""
+
+    operation: ManagerOperation
+    entry: Entry
+    notes: Mapping[str, Any]
+    given: dict[str, Any]
+
+    @classmethod
+    def of(cls, operation: ManagerOperation, entry: Entry) -> StoredCall:
+        """The call of an entry."""
+        return cls(operation, entry, notes_of(entry), call_of(entry))
+
+
 def _declare(name: str, **fields: Any) -> ManagerOperation:
     return ManagerOperation(name, optional=True, **fields)
 

@@ -350,7 +350,7 @@ class Preparing:
         with view.lock:
             if not view.learning.has_sides(operation):
                 return
-            sides = view.learning.sides(seen_of(view, operation, bound, notes), bound)
+            sides = view.learning.sides(operation.name, partial(seen_of, view, operation, bound, notes), bound)
         for name, count_ in sides.items():
             ids = [self._reserves.take_if_any(*name.split(".")) for _ in range(min(count_, MOST))]
             if ids and None not in ids:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -339,10 +339,12 @@ class Learning:
         """Whether a call may write rows with a reserved id on the side, as far as was seen."""
         return self.written.side_rows.knows(operation.name)
 
-    def sides(self, seen: Seen, bound: Mapping[str, Any] = {}) -> dict[str, int]:
+    def sides(self, name: str, seen: Callable[[], Seen], bound: Mapping[str, Any]) -> dict[str, int]:
         """How many rows with a reserved id a call with the arguments `bound` may write on the side."""
-        name, rows = seen.operation.name, self.written.side_rows
-        return rows.fewest(name) | dict(self._sides_seen(seen)) | rows.by_size(name, bound)
+        rows = self.written.side_rows
+        found = rows.of_all(name)
+        found = self._sides_seen(seen()) if found is None else found
+        return rows.fewest(name) | dict(found) | rows.by_size(name, bound)
 
     def _sides_seen(self, seen: Seen) -> Mapping[str, int]:
         """As many as were seen of such calls; of a new kind, as many as others did."""
@@ -356,11 +358,17 @@ class Learning:
 
     def learn_sides(self, seen: Seen, taken: Mapping[str, int]) -> None:
         """Take in how many rows with a reserved id a call wrote on the side."""
-        if taken:
-            self.written.side_rows.also.add(seen.operation.name)
         for effect in self._effects(seen):
             sides = {column: max(count, effect.sides.get(column, 0)) for column, count in taken.items()}
             effect.sides = sides if effect.values is None else effect.sides | sides
+        self._agree_on_sides()
+
+    def _agree_on_sides(self) -> None:
+        found: dict[str, list[Mapping[str, int]]] = {}
+        for kind, effect in (*self.effects.items(), *self.shapes.items()):
+            found.setdefault(kind.partition("|")[0], []).append(effect.sides)
+        for name, sides in found.items():
+            self.written.side_rows.agree(name, sides)
 
     # -- durability
 
@@ -395,9 +403,8 @@ class Learning:
         self.merges, self.code = state.get("merges", {}), state.get("code", {})
         self.habits = Habits(state["current"], state.get("resumes", {}))
         self.written.load(state.get("written", {}))
-        self.written.side_rows = side_rows = SideRows(state.get("side_rows"))
-        known = (*self.effects.items(), *self.shapes.items())
-        side_rows.also = {kind.partition("|")[0] for kind, effect in known if effect.sides}
+        self.written.side_rows = SideRows(state.get("side_rows"))
+        self._agree_on_sides()
         roundings = self.roundings
         roundings.load(state.get("roundings", {}))
         self.sums = Sums.load(state)
