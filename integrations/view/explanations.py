@@ -35,6 +35,8 @@ FROM_NULL = " from null"
 FARTHEST = ("max", "min")
 # Begins the key of what explained calls before the arguments behind it were first given.
 WITHOUT = "without "
+# Of what no call has changed.
+_KEPT: list[Explanation] = [["keep"]]
 _STRIKES = 2
 _TRUSTED_AGAIN = 3
 # How often an amount must be the same to be a constant: after one call it may be computed in a way that is not known.
@@ -131,6 +133,9 @@ def predict_row(
     """
     row, doubts = dict(old or {}), dict[str, str]()
     for key, space in spaces.items():
+        if space.candidates == _KEPT and not (space.strikes or space.by_given) and key in row:
+            # Most columns: a call changes few of a row.
+            continue
         try:
             if by_values and space.strikes:
                 raise Unknown("it depends on the values of the arguments")
