@@ -80,6 +80,17 @@ class Space:
                 return own.predict(sources, old)
             if self.strikes:
                 raise Unknown("calls with other arguments contradict it")
+        if self.strikes or self.by_given or self.agreed < _SEEN or not self.candidates:
+            self._refuse_doubtful(given)
+        first, *others = self.candidates
+        value = evaluate(first, sources, old)
+        for one in others:
+            if not alike(other := evaluate(one, sources, old), value):
+                raise Unknown(f"it may become {value!r} or {other!r}")
+        return value
+
+    def _refuse_doubtful(self, given: str | None) -> None:
+        """Raise `Unknown` where too little was seen to trust the explanations, or another one."""
         if not self.is_explained:
             raise Unknown("the manager's answers cannot be explained")
         constants = bool(self.strikes) and any(one[0] == "const" for one in self.candidates)
@@ -90,12 +101,6 @@ class Space:
             raise Unknown("another rule was seen, and this one once only since")
         if self.strikes and any(one[0] == "later" for one in self.candidates):
             raise Unknown("another time was seen")
-        first, *others = self.candidates
-        value = evaluate(first, sources, old)
-        for one in others:
-            if not alike(other := evaluate(one, sources, old), value):
-                raise Unknown(f"it may become {value!r} or {other!r}")
-        return value
 
     def before(self, given: str) -> str | None:
         """The key of what explained calls before an argument was first given that is not among these."""
