@@ -47,7 +47,7 @@ from .block import Block
 from .defaults import is_kept_default
 from .delivery_waits import DeliveryWaits, PendingAttributes
 from .sessions import Sessions
-from .stages import BoundCall, EncodedCall, Passed, PreparedCall, RehearsedCall, advanced
+from .stages import BoundCall, EncodedCall, Passed, PreparedCall, RehearsedCall, advanced, in_session
 
 _log = Log("outbox.integrations")
 
@@ -197,7 +197,7 @@ class Preparing:
         while built is not None and tries < 100 and not item.rehearsal.still_fits(built, found):
             item = dataclasses.replace(item, rehearsal=self._rehearse(item.operation, item.bound, item.session))
             tries += 1
-        return dataclasses.replace(item, outdated=outdated)
+        return item if outdated == item.outdated else dataclasses.replace(item, outdated=outdated)
 
     def reserve(self, item: RehearsedCall) -> bool:
         """Ask PostgreSQL for ids, where none are left or the host has begun a sequence anew; whether there are some.
@@ -255,7 +255,7 @@ class Preparing:
         answer = operation.answer_to(bound, notes)
         return advanced(
             PreparedCall,
-            dataclasses.replace(item, session=notes["session"]),
+            in_session(item, notes["session"]),
             notes=notes,
             changes=changes,
             foreseen=foreseen,

@@ -208,14 +208,14 @@ class AsOf:
 
         An id is given also where its column is GENERATED ALWAYS.
         """
-        edits = list[tuple[int, str]]()
-        for one in inserts_in(statement):
+        inserts, edits = inserts_in(statement), list[tuple[int, str]]()
+        for one in inserts:
             values = self._id_for(one, many=many)
             if self._times and self._connection is not None and one.rows_at:
                 defaults = self._catalog.clocks.defaults(self._connection.connection, one.name)
                 values |= {column: sql for column, sql in defaults.items() if not one.gives(column)}
             edits += one.edits(values) if values else ()
-        statement = edited(statement, edits)
+        statement = edited(statement, edits) if edits else statement
         return overriding(statement, self._given_always) if self._given_always else statement
 
     def _id_for(self, insert: InsertText, *, many: bool) -> dict[str, str]:
@@ -285,7 +285,8 @@ class AsOf:
 
     def at_time(self, statement: str) -> str:
         """SQL text that reads the clock of the call instead of the server's."""
-        return rewritten_sql.at_time(statement, self._captured_at) if self._times else statement
+        reads_clock = self._times and rewritten_sql.reads_clock(statement)
+        return rewritten_sql.at_time(statement, self._captured_at) if reads_clock else statement
 
     def restore(self, parameters: Any) -> Any:
         """Parameters of a statement, with the time of the capture where one was read from the real clock."""
